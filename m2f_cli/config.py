@@ -1,0 +1,273 @@
+"""The configuration: one frozen tree, read from YAML, complete and explicit. No torch here.
+
+A preset is a YAML file that `extends` at most one recipe (a YAML in presets/recipes/) and states the rest. Every
+number that identifies a model is in the file: the classes below have no defaults for those.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import ConfigError, nearest, unknown_name
+
+Task = Literal["panoptic", "instance", "semantic"]
+
+
+class Node(BaseModel):
+    """A frozen record: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Component(BaseModel):
+    """A named part of the network and the arguments of its constructor, such as {name: swin, embed_dim: 96, …}."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = Field(description="a name of the group in plugins.py, or module:object")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ModelConfig(Node):
+    method: Literal["mask2former", "maskformer", "mpformer"]
+    backbone: Component
+    pixel_decoder: Component
+    decoder: Component
+
+
+class InputConfig(Node):
+    """How pictures enter the network: RGB, 0 to 255, then (x - mean) / std per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class ResizeConfig(Node):
+    """The size at test time. Either short/max edge with the aspect kept, or a fixed height and width."""
+
+    short_edge: int | None = Field(None, gt=0)
+    max_edge: int | None = Field(None, gt=0)
+    fixed: tuple[int, int] | None = Field(None, description="(height, width), aspect not kept (transformers' processors)")
+
+
+class TestConfig(Node):
+    """Inference as published.
+
+    tasks: what the published model was switched on for. It decides the order of operations: a model for semantic
+        alone resizes score maps, every other one resizes mask logits first (facts 5.1).
+    """
+
+    tasks: tuple[Task, ...]
+    resize: ResizeConfig
+    size_divisor: int = Field(ge=0, description="pictures are padded (bottom, right) to a multiple; 0 or 1: not at all")
+    object_threshold: float = Field(ge=0, le=1, description="panoptic: least class probability of a query")
+    overlap_threshold: float = Field(ge=0, le=1, description="panoptic: least share of a mask that must stay visible")
+    top_k: int = Field(gt=0, description="instance: how many (query, class) pairs are kept")
+
+
+class DataConfig(Node):
+    """`classes` names a table in m2f_cli/data/classes/ (or a YAML file); names and their number come from there."""
+
+    dataset: str
+    classes: str
+
+
+class WeightsSource(Node):
+    """One place of released weights.
+
+    Exactly one of `url` (a file) and `hub` (a Hugging Face repository) is given. `hash_prefix` is the start of the
+    file's SHA-256 or MD5, which the publisher put into the file's name.
+    """
+
+    url: str | None = None
+    hub: str | None = None
+    hash_prefix: str | None = None
+    format: Literal["detectron2", "openmmlab", "huggingface", "m2f"]
+    licence: str
+    note: str | None = None
+
+
+class Published(Node):
+    """One published figure. `verified` is False where reference/facts.md says UNVERIFIED."""
+
+    metric: str
+    value: float
+    source: str
+    setting: str = "single scale"
+    verified: bool = True
+
+
+class Config(Node):
+    name: str
+    summary: str = ""
+    task: Task
+    data: DataConfig
+    model: ModelConfig
+    input: InputConfig
+    test: TestConfig
+    weights: tuple[WeightsSource, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_stem(cls, value: str) -> str:
+        if not value or any(c in value for c in "/\\ "):
+            raise ValueError("a name is a file stem: no slashes, no spaces")
+        return value
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def presets_dir() -> Path:
+    """The folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "presets"
+    return inside if inside.is_dir() else here.parent / "presets"
+
+
+@functools.cache
+def preset_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in presets_dir().glob("*.yaml")))
+
+
+def preset_path(name: str) -> Path:
+    """The file of a shipped preset.
+
+    Raises:
+        ConfigError: there is none of that name; the nearest names are in the message.
+    """
+    path = presets_dir() / f"{name}.yaml"
+    if name not in preset_names():
+        raise unknown_name("preset", name, preset_names())
+    return path
+
+
+def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a preset (by name) or a YAML file (by path) into a checked `Config`.
+
+    Args:
+        ref: a preset's name, or a path that ends in .yaml or .yml.
+        overrides: "key.path=value" pairs, the values in YAML; they win over the file.
+
+    Raises:
+        ConfigError: unknown name, unreadable file, unknown key, wrong value; the message says which.
+    """
+    is_file = str(ref).endswith((".yaml", ".yml"))
+    path = Path(ref) if is_file else preset_path(str(ref))
+    tree = _read_with_base(path)
+    tree.setdefault("name", path.stem)
+    for pair in overrides:
+        _override(tree, pair)
+    return parse(tree, str(path))
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Config:
+    """Check a plain tree against the configuration's classes; `where` names it in error messages."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; `load` reads it back to an equal `Config`."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} should hold a mapping of keys to values, not {type(tree).__name__}.")
+    return tree
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, mappings merged key by key, everything else replaced.
+
+    A mapping with another `name` replaces the one below: the options of one component are no options of another.
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        same_kind = isinstance(below, Mapping) and isinstance(value, Mapping)
+        if same_kind and ("name" not in value or value["name"] == below.get("name")):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_with_base(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path)
+    base_name = tree.pop("extends", None)
+    if base_name is None:
+        return tree
+    candidates = [path.parent / f"{base_name}.yaml", path.parent / str(base_name), presets_dir() / f"{base_name}.yaml"]
+    base = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if base is None:
+        known = [f"recipes/{p.stem}" for p in (presets_dir() / "recipes").glob("*.yaml")] + list(preset_names())
+        raise unknown_name(f"recipe (that {path.name} extends)", str(base_name), known)
+    below = read_yaml(base)
+    if "extends" in below and base.parent.name == "recipes":
+        raise ConfigError(f"{base}: a recipe stands for itself and cannot extend another.")
+    return merge(_read_with_base(base), tree)
+
+
+def _override(tree: dict[str, Any], pair: str) -> None:
+    key, separator, text = pair.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set takes key=value, not {pair!r}.", hint="For example: --set test.object_threshold=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value in --set {pair!r} is not valid YAML.") from error
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {key}: {name!r} is a value, it has no keys below it.")
+    if last not in node and parents and nearest(last, node):
+        raise ConfigError(f"--set {key}: there is no such key.", hint=f"Did you mean {' or '.join(nearest(last, node))}?")
+    node[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(rest)} more)" if rest else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        close = nearest(str(first["loc"][-1]), known)
+        meant = f" Did you mean {' or '.join(close)}?" if close else f" Known: {', '.join(known)}."
+        return f"unknown key {key!r}.{meant}{more}"
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing.{more}"
+    return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation if isinstance(part, str) else model
+        model = next((a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)), annotation)
+    return list(getattr(model, "model_fields", {}))

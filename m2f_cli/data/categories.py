@@ -1,0 +1,129 @@
+"""Class tables: what a data set's classes are called, which of them are countable, and their colours.
+
+The shipped tables are YAML files in `classes/`, one class a line; a user's own table is a file of the same form, where
+only `name` is needed: `id` is then the position, `isthing` true, and the colour one of `default_color`.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import read_yaml
+from ..errors import ConfigError, unknown_name
+from ..types import Categories, Category
+
+_FOLDER = Path(__file__).parent / "classes"
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """A data set's classes. `ignore_index` is the value of pixels without a class in its semantic labels."""
+
+    dataset: str
+    source: str
+    ignore_index: int
+    categories: Categories
+
+
+def class_tables() -> list[str]:
+    """The names of the shipped tables."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_categories(name_or_path: str | Path) -> Categories:
+    """The classes of a table, in the order of their class numbers.
+
+    Args:
+        name_or_path: the name of a shipped table, or a path that ends in .yaml or .yml.
+
+    Raises:
+        ConfigError: unknown name (with the nearest ones), unreadable file, or a table that contradicts itself.
+    """
+    return load_class_table(name_or_path).categories
+
+
+@functools.cache
+def load_class_table(name_or_path: str | Path) -> ClassTable:
+    """As `load_categories`, with what else the table says of the data set. Read once per process."""
+    path = _table_path(name_or_path)
+    tree = read_yaml(path)
+    entries = tree.get("classes")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path}: `classes` should be a list of classes.")
+    ignore_index = tree.get("ignore_index", 255)
+    if not _is_whole(ignore_index):
+        raise ConfigError(f"{path}: ignore_index = {ignore_index!r} should be a whole number from 0 on.")
+    categories = tuple(_category(entry, position, path) for position, entry in enumerate(entries))
+    _refuse_twins([c.id for c in categories], "id", path)
+    _refuse_twins([c.name for c in categories], "name", path)
+    return ClassTable(str(tree.get("dataset", path.stem)), str(tree.get("source", "")), ignore_index, categories)
+
+
+def from_names(names: Sequence[str], things: Collection[str] | None = None) -> Categories:
+    """Classes from their names alone: ids 0, 1, … and default colours.
+
+    Args:
+        things: the countable ones among `names`; None means all of them.
+
+    Raises:
+        ConfigError: a name twice, or a thing that is not among the names.
+    """
+    _refuse_twins(list(names), "name", "the list of class names")
+    for thing in things or ():
+        if thing not in names:
+            raise unknown_name("class", thing, names)
+    return tuple(
+        Category(index, name, things is None or name in things, default_color(index)) for index, name in enumerate(names)
+    )
+
+
+def default_color(index: int) -> tuple[int, int, int]:
+    """The colour (RGB, 0 to 255) of the class number `index` when nobody chose one: always the same, never near black.
+
+    Neighbours differ by the golden angle in hue, and every third turn has another strength.
+    """
+    saturation, value = ((0.85, 0.95), (0.55, 0.75), (0.45, 1.0))[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _table_path(name_or_path: str | Path) -> Path:
+    if str(name_or_path).endswith((".yaml", ".yml")):
+        return Path(name_or_path)
+    if name_or_path not in class_tables():
+        raise unknown_name("class table", str(name_or_path), class_tables())
+    return _FOLDER / f"{name_or_path}.yaml"
+
+
+def _category(entry: Any, position: int, path: Path) -> Category:
+    record = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(record, dict) or not isinstance(record.get("name"), str) or not record["name"].strip():
+        raise ConfigError(f"{path}: class {position} should have a name in text, not {entry!r}.")
+    unknown = record.keys() - {"id", "name", "isthing", "color"}
+    if unknown:
+        raise ConfigError(f"{path}: class {record['name']!r} has an unknown key {sorted(unknown)[0]!r}.")
+    number, isthing = record.get("id", position), record.get("isthing", True)
+    color = record.get("color", default_color(position))
+    if not _is_whole(number):
+        raise ConfigError(f"{path}: class {record['name']!r}: id = {number!r} should be a whole number from 0 on.")
+    if not isinstance(isthing, bool):
+        raise ConfigError(f"{path}: class {record['name']!r}: isthing = {isthing!r} should be true or false.")
+    if len(tuple_of := tuple(color)) != 3 or not all(_is_whole(v) and v <= 255 for v in tuple_of):
+        raise ConfigError(f"{path}: class {record['name']!r}: color = {color!r} should be [red, green, blue], 0 to 255.")
+    return Category(number, record["name"], isthing, tuple_of)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _refuse_twins(values: Sequence[Any], key: str, where: Any) -> None:
+    twins = [value for value in values if values.count(value) > 1]
+    if twins:
+        raise ConfigError(f"{where}: two classes have the {key} {twins[0]!r}.")

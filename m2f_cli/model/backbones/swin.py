@@ -1,0 +1,218 @@
+"""Swin Transformer (Liu et al. 2021) as a backbone for dense prediction, with the facts of section 3.3.
+
+Windows are gathered by index instead of being padded, rolled and cut: only real tokens pass through the projections,
+and only the windows that touch a shifted border get a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops.cache import cached_by_shape
+from ..layers import drop_path
+
+
+class Windows(NamedTuple):
+    """How the tokens of a batch of feature maps fall into windows. T = window², W = windows of the whole batch.
+
+    source: (W·T,) which token stands at each place of each window. Tokens are numbered over the batch; each picture
+        has one more token after its own (number S) that stands for all padding, when `padded`.
+    target: (B·S,) where each token went.
+    plain: the first so many windows need no mask.
+    mask: (W - plain, 1, T, T) what is added to the attention logits of the others: 0, or -100 between regions.
+    """
+
+    source: Tensor
+    target: Tensor
+    plain: int
+    mask: Tensor | None
+    padded: bool
+
+
+@cached_by_shape
+def windows_of(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
+    """The windows of a batch of (height, width) maps, shifted cyclically by `shift` after padding right and bottom."""
+    rows, columns = -(-height // window), -(-width // window)  # windows down and across
+    padded_height, padded_width = rows * window, columns * window
+    padded = (padded_height, padded_width) != (height, width)
+
+    def to_windows(map_HW: Tensor) -> Tensor:
+        return map_HW.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window * window)
+
+    tokens = torch.arange(height * width, device=device).view(height, width)
+    tokens = F.pad(tokens, (0, padded_width - width, 0, padded_height - height), value=height * width)
+    tokens_WT = to_windows(tokens.roll((-shift, -shift), (0, 1)))
+    plain, mask = rows * columns, None
+    if shift:
+        # After the roll, three bands per axis come from places that were never neighbours.
+        band_y, band_x = _bands(padded_height, window, shift, device), _bands(padded_width, window, shift, device)
+        regions_WT = to_windows(band_y[:, None] * 3 + band_x[None])
+        cut = torch.zeros(rows, columns, dtype=torch.bool, device=device)
+        cut[-1], cut[:, -1] = True, True
+        plain = (rows - 1) * (columns - 1)
+        order = torch.argsort(cut.flatten().int(), stable=True)
+        tokens_WT, regions_WT = tokens_WT[order], regions_WT[order][plain:]
+        differ = regions_WT[:, None, :, None] != regions_WT[:, None, None, :]
+        mask = differ.float().mul_(-100.0).repeat(batch, 1, 1, 1)
+    stride = height * width + padded
+    pictures = torch.arange(batch, device=device)[:, None, None] * stride
+    all_WT = [(pictures + part).flatten() for part in (tokens_WT[:plain], tokens_WT[plain:])]
+    source = torch.cat(all_WT)
+    target = torch.empty(batch * stride, dtype=torch.long, device=device)
+    target[source] = torch.arange(len(source), device=device)
+    target = target.view(batch, stride)[:, : height * width].reshape(-1)
+    return Windows(source, target, plain * batch, mask, padded)
+
+
+def _bands(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+    places = torch.arange(size, device=device)
+    return (places >= size - window).long() + (places >= size - shift).long()
+
+
+@cached_by_shape
+def relative_index(window: int, device: torch.device) -> Tensor:
+    """(T·T,) row of the bias table for each (query, key) pair of a window: (dy + w-1)·(2w-1) + dx + w-1."""
+    y, x = torch.meshgrid(torch.arange(window, device=device), torch.arange(window, device=device), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy, dx = y[:, None] - y[None], x[:, None] - x[None]
+    return ((dy + window - 1) * (2 * window - 1) + dx + window - 1).flatten()
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows, with a learned bias for each relative position."""
+
+    def __init__(self, dim: int, num_heads: int, window: int):
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, x_BSC: Tensor, windows: Windows) -> Tensor:
+        if windows.padded:  # norm came before padding: a padded token is a zero vector, and is attended to
+            padded_BSC = F.pad(x_BSC, (0, 0, 0, 1))
+        else:
+            padded_BSC = x_BSC
+        qkv = self.qkv(padded_BSC).flatten(0, 1)[windows.source]
+        tokens = self.window**2
+        q, k, v = qkv.view(-1, tokens, 3, self.num_heads, x_BSC.shape[-1] // self.num_heads).permute(2, 0, 3, 1, 4)
+        bias = self._bias().to(q.dtype)
+        parts = [_attend(q[: windows.plain], k[: windows.plain], v[: windows.plain], bias)]
+        if windows.mask is not None:
+            cut_bias = bias + windows.mask.to(q.dtype)
+            parts.append(_attend(q[windows.plain :], k[windows.plain :], v[windows.plain :], cut_bias))
+        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self.proj(attended[windows.target]).view_as(x_BSC)
+
+    def _bias(self) -> Tensor:
+        tokens = self.window**2
+        table = self.relative_position_bias_table[relative_index(self.window, self.relative_position_bias_table.device)]
+        return table.view(tokens, tokens, self.num_heads).permute(2, 0, 1)[None].contiguous()
+
+
+def _attend(q_WATD: Tensor, k_WATD: Tensor, v_WATD: Tensor, bias: Tensor) -> Tensor:
+    """(W·T, C): attention in each window, tokens in window order."""
+    bias = bias.expand(q_WATD.shape[0], -1, -1, -1)
+    return F.scaled_dot_product_attention(q_WATD, k_WATD, v_WATD, attn_mask=bias).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: window attention, then an MLP with exact GELU."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, shift: int, drop_path_rate: float):
+        super().__init__()
+        self.window, self.shift, self.drop_path_rate = window, shift, drop_path_rate
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x_BSC: Tensor, height: int, width: int) -> Tensor:
+        windows = windows_of(x_BSC.shape[0], height, width, self.window, self.shift, x_BSC.device)
+        x_BSC = x_BSC + drop_path(self.attn(self.norm1(x_BSC), windows), self.drop_path_rate, self.training)
+        mlp = self.fc2(F.gelu(self.fc1(self.norm2(x_BSC))))
+        return x_BSC + drop_path(mlp, self.drop_path_rate, self.training)
+
+
+class PatchMerging(nn.Module):
+    """Halve height and width: four neighbours become one token of twice the channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x_BSC: Tensor, height: int, width: int) -> Tensor:
+        x = F.pad(x_BSC.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
+        # (row, column) parities in the order of the published weights: 00, 10, 01, 11
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+        return self.reduction(self.norm(x.flatten(1, 2)))
+
+
+class PatchEmbed(nn.Module):
+    """4x4 pixels become one token, then LayerNorm. Pictures are padded right and bottom to a multiple of 4."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, 4, stride=4)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, int, int]:
+        height, width = images_BCHW.shape[-2:]
+        x = self.proj(F.pad(images_BCHW, (0, -width % 4, 0, -height % 4)))
+        return self.norm(x.flatten(2).transpose(1, 2)), x.shape[-2], x.shape[-1]
+
+
+class Stage(nn.Module):
+    def __init__(self, dim: int, drop_path_rates: Sequence[float], num_heads: int, window: int, merge: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, window, shift=window // 2 if j % 2 else 0, drop_path_rate=rate)
+            for j, rate in enumerate(drop_path_rates)
+        )
+        self.downsample = PatchMerging(dim) if merge else None
+
+
+class Swin(nn.Module):
+    """Swin-T/S/B/L: features at strides 4, 8, 16, 32, each with a LayerNorm of its own.
+
+    Args:
+        embed_dim, depths, num_heads, window_size: what makes it T, S, B or L (facts, first table).
+        drop_path: stochastic depth of the last block; it rises linearly from 0 over all blocks. 0.3 in every recipe.
+        pretrained: where the ImageNet weights come from; read by training only.
+    """
+
+    def __init__(
+        self, embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], window_size: int, drop_path: float, *,
+        pretrained: str | None = None,
+    ):
+        super().__init__()
+        dims = [embed_dim * 2**i for i in range(len(depths))]
+        self.channels = {4 * 2**i: dim for i, dim in enumerate(dims)}
+        self.patch_embed = PatchEmbed(embed_dim)
+        rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
+        starts = [sum(depths[:i]) for i in range(len(depths))]
+        self.stages = nn.ModuleList(
+            Stage(dim, rates[start : start + depth], heads, window_size, merge=i < len(depths) - 1)
+            for i, (dim, start, depth, heads) in enumerate(zip(dims, starts, depths, num_heads, strict=True))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+
+    def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
+        x, height, width = self.patch_embed(images_BCHW)
+        features = {}
+        for stride, stage, norm in zip(self.channels, self.stages, self.norms, strict=True):
+            for block in stage.blocks:
+                x = block(x, height, width)
+            features[stride] = norm(x).transpose(1, 2).unflatten(2, (height, width))
+            if stage.downsample is not None:
+                x = stage.downsample(x, height, width)
+                height, width = (height + 1) // 2, (width + 1) // 2
+        return features

@@ -1,0 +1,51 @@
+"""Any timm model that gives features at strides 4, 8, 16 and 32 (the extra `m2f-cli[timm]`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError, MissingDependency, unknown_name
+
+
+class Timm(nn.Module):
+    """A timm model through `features_only`.
+
+    Args:
+        model: timm's name of it, such as "convnext_tiny" or "resnet50d".
+        pretrained: read by training only; weights of a whole model come from its checkpoint.
+        options: passed on to `timm.create_model`.
+
+    Raises:
+        MissingDependency: timm is not installed.
+        ConfigError: timm does not know the name, or the model has no features at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, model: str, *, pretrained: str | None = None, **options):
+        super().__init__()
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise MissingDependency("timm", f"The backbone {model!r}", "timm") from error
+        if not timm.is_model(model):
+            raise unknown_name("timm model", model, timm.list_models())
+        self.net = timm.create_model(model, pretrained=False, features_only=True, **options)
+        strides = dict(zip(self.net.feature_info.reduction(), range(10**6), strict=False))
+        missing = [stride for stride in (4, 8, 16, 32) if stride not in strides]
+        if missing:
+            raise ConfigError(
+                f"The timm model {model!r} has features at strides {list(strides)}, but 4, 8, 16 and 32 are needed.",
+                hint="Choose a hierarchical model, such as convnext_tiny, resnet50 or swinv2_tiny_window8_256.",
+            )
+        self.places = {stride: strides[stride] for stride in (4, 8, 16, 32)}
+        channels = self.net.feature_info.channels()
+        self.channels = {stride: channels[place] for stride, place in self.places.items()}
+
+    def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
+        maps = self.net(images_BCHW)
+        return {stride: self._channels_first(maps[place], self.channels[stride]) for stride, place in self.places.items()}
+
+    @staticmethod
+    def _channels_first(x: Tensor, channels: int) -> Tensor:
+        # timm's Swin gives (B, H, W, C)
+        return x if x.shape[1] == channels else torch.movedim(x, -1, 1)

@@ -1,0 +1,47 @@
+"""From a configuration to a network: the one place that knows both."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from .. import plugins
+from ..config import Component, ModelConfig
+from ..errors import ConfigError, unknown_name
+from .classifier import MaskClassifier
+
+
+def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> MaskClassifier:
+    """Make the network that `config` describes, with random weights.
+
+    Args:
+        num_classes: without "no object"; it comes from the data.
+        trust_code: whether the configuration may name code ("module:object").
+
+    Raises:
+        ConfigError: a part or one of its options is unknown, missing or makes no sense.
+    """
+    backbone = _make("backbones", config.backbone, trust_code)
+    pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, channels=backbone.channels)
+    given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}
+    return MaskClassifier(backbone, pixel_decoder, _make("decoders", config.decoder, trust_code, **given))
+
+
+def _make(group: str, component: Component, trust_code: bool, **given: Any) -> Any:
+    part = plugins.get(group, component.name, trust_code=trust_code)
+    parameters = inspect.signature(part).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    options = component.options
+    for option in options:
+        if option not in parameters and not takes_any:
+            raise unknown_name(f"option of {component.name}", option, parameters)
+    missing = [
+        name for name, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in {**options, **given}
+    ]
+    if missing:
+        raise ConfigError(f"The configuration of {component.name} does not say {', '.join(missing)}.")
+    try:
+        return part(**given, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"The configuration of {component.name} makes no sense: {error}.") from error

@@ -1,0 +1,102 @@
+"""The masked-attention decoder of Mask2Former (facts 3.5): queries look only where their last mask was."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...types import LayerOutput, PixelFeatures, Prediction
+from ..layers import MLP, Attention, FeedForward, sine_positions, xavier_init
+
+
+def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
+    """A query whose mask is empty attends everywhere; True = may attend."""
+    return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
+
+
+def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor) -> Tensor:
+    """Where each query may attend: the cells that its mask covers (probability of at least one half).
+
+    Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
+    """
+    logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
+    return open_empty_rows(logits_BQS >= 0)
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm: masked cross-attention, then self-attention, then a feed-forward network."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.cross_attn = Attention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(
+        self, x_BQC: Tensor, position_QC: Tensor | float, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor,
+    ) -> Tensor:
+        x_BQC = self.norm1(x_BQC + self.cross_attn(x_BQC + position_QC, key_BSC, value_BSC, may_attend_BQS))
+        placed_BQC = x_BQC + position_QC
+        x_BQC = self.norm2(x_BQC + self.self_attn(placed_BQC, placed_BQC, x_BQC))
+        return self.norm3(x_BQC + self.ffn(x_BQC))
+
+
+class MaskedDecoder(nn.Module):
+    """Queries to classes and masks.
+
+    Args:
+        num_classes: without "no object".
+        in_dim: channels of the levels; a 1x1 convolution brings them to `dim` where they differ.
+        mask_dim: channels of the mask features.
+        num_layers: 9 in every published model (the original configuration counts one more). Layer i attends to
+            level i mod `num_levels`.
+        piloted: MP-Former (facts 6.1): queries have no learned positions, also at inference, and each class has an
+            embedding that pilot queries start from in training.
+    """
+
+    def __init__(
+        self, num_classes: int, in_dim: int, mask_dim: int, dim: int, num_queries: int, num_layers: int,
+        num_heads: int, ffn_dim: int, num_levels: int = 3, piloted: bool = False,
+    ):
+        super().__init__()
+        self.dim = dim
+        self.input_projs = nn.ModuleList(
+            nn.Conv2d(in_dim, dim, 1) if in_dim != dim else nn.Identity() for _ in range(num_levels)
+        )
+        self.level_embed = nn.Embedding(num_levels, dim)
+        self.query_feat = nn.Embedding(num_queries, dim)
+        self.query_embed = None if piloted else nn.Embedding(num_queries, dim)
+        self.label_embed = nn.Embedding(num_classes, dim) if piloted else None
+        self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim)
+        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.mask_embed = MLP(dim, dim, mask_dim, 3)
+        xavier_init(self.layers)
+
+    def forward(self, features: PixelFeatures, pilots: None = None) -> Prediction:
+        mask_features_BCHW = features.mask_features_BCHW
+        keys, values, small = [], [], []
+        for i, level_BCHW in enumerate(features.levels):
+            size = level_BCHW.shape[-2:]
+            value_BSC = self.input_projs[i](level_BCHW).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
+            values.append(value_BSC)
+            keys.append(value_BSC + sine_positions(*size, self.dim, level_BCHW.device))
+            small.append(F.interpolate(mask_features_BCHW, size=size, mode="bilinear", align_corners=False).flatten(2))
+        position_QC = 0.0 if self.query_embed is None else self.query_embed.weight
+        x_BQC = self.query_feat.weight.expand(mask_features_BCHW.shape[0], -1, -1)
+        outputs = [self.predict(x_BQC)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(keys)
+            may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
+            x_BQC = layer(x_BQC, position_QC, keys[level], values[level], may_attend_BQS)
+            outputs.append(self.predict(x_BQC))
+        return Prediction(mask_features_BCHW, outputs)
+
+    def predict(self, x_BQC: Tensor) -> LayerOutput:
+        """Class logits and mask embeddings of the queries as they stand after a layer."""
+        x_BQC = self.norm(x_BQC)
+        return LayerOutput(self.class_embed(x_BQC), self.mask_embed(x_BQC))

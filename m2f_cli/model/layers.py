@@ -1,0 +1,133 @@
+"""Small parts that several networks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.cache import cached_by_shape
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics and affine numbers are constants (buffers), also in training; eps 1e-5."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.batch_norm(x_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, then a norm, then (optionally) ReLU. Padding keeps the size at stride 1."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, norm: Callable[[int], nn.Module], *,
+        stride: int = 1, dilation: int = 1, bias: bool = False, relu: bool = False,
+    ):
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=bias)
+        self.norm = norm(out_channels)
+        self.relu = relu
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y = self.norm(self.conv(x_BCHW))
+        return F.relu(y, inplace=True) if self.relu else y
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels)
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(x), inplace=True))
+
+
+class MLP(nn.Module):
+    """`num_layers` linear layers with ReLU between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
+        super().__init__()
+        dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x), inplace=True)
+        return self.layers[-1](x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate query, key and value inputs; one packed input projection (q, k, v rows)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None) -> Tensor:
+        """Attend; `may_attend_BQS` is True where a query may look, the same for all heads."""
+        weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        inputs = (query_BQC, key_BSC, value_BSC)
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, w, b in zip(inputs, weights, biases, strict=True)
+        )
+        mask = None if may_attend_BQS is None else may_attend_BQS.unsqueeze(1)
+        attended_BAQD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(attended_BAQD.transpose(1, 2).flatten(2))
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth: in training, zero whole samples of a residual branch with probability `rate`."""
+    if rate == 0.0 or not training:
+        return x
+    keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device, dtype=x.dtype) >= rate
+    return x * keep / (1 - rate)
+
+
+@cached_by_shape
+def sine_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Sine position encoding of a feature map, (S, dim), fp32: y block first, then x block (DETR, facts 3.1).
+
+    The ramp of an axis of n cells is 2π·i / (n + 1e-6), i = 1..n: it starts at one cell, not at zero or at a half.
+    """
+    features = dim // 2
+    exponents = 2 * (torch.arange(features, dtype=torch.float32, device=device) // 2) / features
+    frequencies = 10000.0**exponents
+
+    def encode(count: int) -> Tensor:
+        ramp = torch.arange(1, count + 1, dtype=torch.float32, device=device)
+        angles = (ramp / (count + 1e-6) * (2 * math.pi))[:, None] / frequencies
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1).flatten(1)
+
+    y = encode(height)[:, None].expand(-1, width, -1)
+    x = encode(width)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
+
+
+def xavier_init(module: nn.Module) -> None:
+    """Xavier-uniform for every weight of two or more dimensions below `module` (biases are left alone)."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

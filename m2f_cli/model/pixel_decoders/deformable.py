@@ -1,0 +1,163 @@
+"""The pixel decoder of Mask2Former: a deformable transformer encoder over strides 32, 16, 8, and one FPN step to
+stride 4 (facts 3.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops.cache import cached_by_shape
+from ...ops.deform_attn import deform_attn
+from ...types import PixelFeatures
+from ..layers import ConvNorm, FeedForward, group_norm, sine_positions, xavier_init
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+@cached_by_shape
+def reference_points(shapes: Shapes, device: torch.device) -> Tensor:
+    """(2, S, L, 1): x and y of each token's own centre, in pixels of every level (0 = centre of the first pixel)."""
+    sizes = torch.tensor(shapes, dtype=torch.float32, device=device)
+    points = []
+    for height, width in shapes:
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+        points.append(torch.stack([x.repeat(height), y.repeat_interleave(width)]))
+    relative_2S = torch.cat(points, dim=1)
+    return (relative_2S[:, :, None] * sizes.flip(1).T[:, None] - 0.5)[..., None]
+
+
+class DeformableAttention(nn.Module):
+    """Each query looks at `num_points` places per level and head, around a reference point.
+
+    The rows of `sampling_offsets` are ordered (x or y, head, level, point), so that x and y come out as two blocks.
+    """
+
+    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int):
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(dim, 2 * num_heads * num_levels * num_points)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._init()
+
+    def _init(self) -> None:
+        """Points start on a square around the reference: head h looks in direction 2πh/heads, point p at distance p+1."""
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        for predictor in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(predictor.weight)
+            nn.init.zeros_(predictor.bias)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions_2A = torch.stack([angles.cos(), angles.sin()])
+        directions_2A = directions_2A / directions_2A.abs().amax(0)
+        offsets = directions_2A[:, :, None, None] * torch.arange(1, self.num_points + 1)
+        with torch.no_grad():
+            bias = self.sampling_offsets.bias.view(2, self.num_heads, self.num_levels, self.num_points)
+            bias.copy_(offsets.expand_as(bias))
+
+    def forward(
+        self, query_BNC: Tensor, value_BSC: Tensor, references: Tensor, shapes: Shapes, valid_BS: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            references: x and y in pixels of each level, broadcast to (2, B, N, heads, L, points).
+            valid_BS: False where a value is padding and counts as zero.
+        """
+        B, N, _ = query_BNC.shape
+        heads_levels_points = (self.num_heads, self.num_levels, self.num_points)
+        value_BSC = self.value_proj(value_BSC)
+        if valid_BS is not None:
+            value_BSC = value_BSC * valid_BS[..., None]
+        offsets = self.sampling_offsets(query_BNC).view(B, N, 2, *heads_levels_points)
+        weights = self.attention_weights(query_BNC).view(B, N, self.num_heads, -1).softmax(-1)
+        sampled_BNC = deform_attn(
+            value_BSC.unflatten(-1, (self.num_heads, -1)),
+            shapes,
+            offsets[:, :, 0] + references[0],
+            offsets[:, :, 1] + references[1],
+            weights.view(B, N, *heads_levels_points),
+        )
+        return self.output_proj(sampled_BNC)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm: deformable self-attention, then a feed-forward network. Positions enter the query only."""
+
+    def __init__(self, dim: int, ffn_dim: int, num_levels: int, num_heads: int, num_points: int):
+        super().__init__()
+        self.attn = DeformableAttention(dim, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        xavier_init(self.ffn)
+
+    def forward(self, x_BSC: Tensor, position_SC: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
+        x_BSC = self.norm1(x_BSC + self.attn(x_BSC + position_SC, x_BSC, references, shapes))
+        return self.norm2(x_BSC + self.ffn(x_BSC))
+
+
+class DeformablePixelDecoder(nn.Module):
+    """Multi-scale deformable attention pixel decoder. Always fp32, as published, also under autocast.
+
+    Args:
+        channels: of the backbone's features, by stride.
+        dim: width of the encoder; mask_dim: channels of the mask features.
+        num_layers, ffn_dim, num_heads, num_points: of the encoder. The published feed-forward width is 1024,
+            whatever the original configuration files say.
+    """
+
+    encoder_strides = (32, 16, 8)
+
+    def __init__(
+        self, channels: Mapping[int, int], dim: int, mask_dim: int, num_layers: int, ffn_dim: int, num_heads: int,
+        num_points: int,
+    ):
+        super().__init__()
+        self.dim, self.mask_dim = dim, mask_dim
+        self.input_projs = nn.ModuleList(
+            ConvNorm(channels[stride], dim, 1, group_norm, bias=True) for stride in self.encoder_strides
+        )
+        self.level_embed = nn.Parameter(torch.randn(len(self.encoder_strides), dim))
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, ffn_dim, len(self.encoder_strides), num_heads, num_points) for _ in range(num_layers)
+        )
+        self.lateral = ConvNorm(channels[4], dim, 1, group_norm)
+        self.output = ConvNorm(dim, dim, 3, group_norm, relu=True)
+        self.mask_features = nn.Conv2d(dim, mask_dim, 1)
+        for proj in self.input_projs:
+            nn.init.xavier_uniform_(proj.conv.weight)
+            nn.init.zeros_(proj.conv.bias)
+        for conv in (self.lateral.conv, self.output.conv, self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(self, features: Mapping[int, Tensor]) -> PixelFeatures:
+        device = features[4].device
+        with torch.autocast(device.type, enabled=False):
+            features = {stride: feature.float() for stride, feature in features.items()}
+            levels = self.encode([features[stride] for stride in self.encoder_strides])
+            lateral = self.lateral(features[4])
+            fine = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            return PixelFeatures(self.mask_features(self.output(fine)), levels)
+
+    def encode(self, features: list[Tensor]) -> list[Tensor]:
+        """The deformable encoder: feature maps in and out, coarse to fine."""
+        maps = [proj(feature) for proj, feature in zip(self.input_projs, features, strict=True)]
+        shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
+        device = maps[0].device
+        x_BSC = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        position_SC = torch.cat(
+            [sine_positions(h, w, self.dim, device) + self.level_embed[i] for i, (h, w) in enumerate(shapes)]
+        )
+        references = reference_points(shapes, device)[:, None, :, None]  # (2, 1, S, 1, L, 1)
+        for layer in self.layers:
+            x_BSC = layer(x_BSC, position_SC, references, shapes)
+        parts = x_BSC.split([h * w for h, w in shapes], dim=1)
+        return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,173 @@
+"""Multi-scale deformable attention: a weighted sum of bilinear samples (Deformable DETR, eq. 3).
+
+One function, `deform_attn`, and three ways to compute it that agree to rounding, forward and backward:
+
+* "reference": `grid_sample`, one level after the other. Readable; the one that others are compared with.
+* "bag": each sample is four rows of a table with four weights, and summing weighted rows is what
+  `torch.nn.functional.embedding_bag` does: 20 to 35 times faster than `grid_sample` on a CPU.
+* "gather": the same four rows by indexing. For export: a known inference compiler fuses `GridSample` around this
+  operator into wrong numbers.
+
+`M2F_DEFORM_ATTN` (or the argument `impl`) overrides the choice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import cached_by_shape
+
+IMPLEMENTATIONS = ("reference", "bag", "gather")
+
+
+def choose(device: torch.device) -> str:
+    """The implementation that `deform_attn` uses on a device when nobody says otherwise."""
+    override = os.environ.get("M2F_DEFORM_ATTN", "auto")
+    if override != "auto":
+        return _checked(override)
+    if torch.compiler.is_exporting():
+        return "gather"
+    return "bag" if device.type == "cpu" else "reference"
+
+
+def deform_attn(
+    value_BSAD: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    x_BNALP: Tensor,
+    y_BNALP: Tensor,
+    weights_BNALP: Tensor,
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Sample every level at the given points and sum with the given weights.
+
+    Args:
+        value_BSAD: the table of values, all levels one after the other, row-major; D channels per head A.
+        shapes: (height, width) of each level; their areas sum to S.
+        x_BNALP, y_BNALP: where to sample, in pixels of the level: 0 is the centre of the first pixel. Outside the
+            level the value is zero, as in `grid_sample(padding_mode="zeros", align_corners=False)`.
+        weights_BNALP: the weight of each sample.
+        impl: "reference", "bag" or "gather"; None for the best on this device.
+
+    Returns:
+        (B, N, A·D), heads concatenated.
+    """
+    call = {"reference": _reference, "bag": _bag, "gather": _gather}[_checked(impl or choose(value_BSAD.device))]
+    return call(value_BSAD, tuple(map(tuple, shapes)), x_BNALP, y_BNALP, weights_BNALP)
+
+
+def _checked(name: str) -> str:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"deformable attention has no implementation {name!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
+    return name
+
+
+def _reference(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
+    B, _, A, D = value_BSAD.shape
+    N, P = x_BNALP.shape[1], x_BNALP.shape[-1]
+    per_level = value_BSAD.split([h * w for h, w in shapes], dim=1)
+    samples = []
+    for level, (h, w) in enumerate(shapes):
+        image = per_level[level].permute(0, 2, 3, 1).reshape(B * A, D, h, w)
+        x = 2 * (x_BNALP[:, :, :, level] + 0.5) / w - 1
+        y = 2 * (y_BNALP[:, :, :, level] + 0.5) / h - 1
+        grid = torch.stack([x, y], -1).transpose(1, 2).reshape(B * A, N, P, 2)
+        samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+    samples_LP = torch.stack(samples, dim=-2).flatten(-2)  # (B·A, D, N, L·P)
+    weights = weights_BNALP.transpose(1, 2).reshape(B * A, 1, N, len(shapes) * P)
+    return (samples_LP * weights).sum(-1).reshape(B, A * D, N).transpose(1, 2)
+
+
+class LevelConstants(NamedTuple):
+    """What the sampling needs to know of each level, shaped (L, 1) to broadcast over (…, L, P)."""
+
+    last_x: Tensor  # the last column that has a right neighbour
+    last_y: Tensor
+    width: Tensor
+    start: Tensor  # row of the value table where the level begins
+    corners: Tensor  # (4, L, 1): steps from the upper left corner to all four
+    one_wide: Tensor | None  # where a level has no second column; None when all have
+    one_high: Tensor | None
+
+
+@cached_by_shape
+def _level_constants(shapes: tuple[tuple[int, int], ...], device: torch.device) -> LevelConstants:
+    height, width = torch.tensor(shapes, device=device).T[:, :, None]
+    start = (height * width).cumsum(0) - height * width
+    right, down = (width > 1).long(), (height > 1).long() * width
+    corners = torch.stack([torch.zeros_like(right), right, down, right + down])
+    return LevelConstants(
+        last_x=(width - 2).clamp(min=0).float(),
+        last_y=(height - 2).clamp(min=0).float(),
+        width=width.float(),
+        start=start.int(),
+        corners=corners.int(),
+        one_wide=width == 1 if any(w == 1 for _, w in shapes) else None,
+        one_high=height == 1 if any(h == 1 for h, _ in shapes) else None,
+    )
+
+
+def _hat_weights(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The left of two neighbouring columns and the weights of both.
+
+    A hat function max(0, 1 - |distance|) is the bilinear weight inside, and exactly zero for a column that is
+    further than one pixel away, so clamping the column needs no mask for what lies outside.
+    """
+    left = torch.minimum(x.detach().floor().clamp_(min=0), last)
+    t = x - left
+    w_left, w_right = (1 - t.abs()).relu(), (1 - (t - 1).abs()).relu()
+    if one_wide is not None:
+        w_right = w_right * ~one_wide
+    return left, w_left, w_right
+
+
+def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
+    """Rows of the value table (int32, within one picture and head) and weights of the four corners of each sample.
+
+    Both are (B, N, A, 4, L, P).
+    """
+    level = _level_constants(shapes, x_BNALP.device)
+    left, wx0, wx1 = _hat_weights(x_BNALP, level.last_x, level.one_wide)
+    top, wy0, wy1 = _hat_weights(y_BNALP, level.last_y, level.one_high)
+    rows = (top * level.width).add_(left).to(torch.int32).add_(level.start)
+    wy0, wy1 = wy0 * weights_BNALP, wy1 * weights_BNALP
+    weights = torch.stack([wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1], dim=3)
+    return rows.unsqueeze(3) + level.corners, weights
+
+
+def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
+    B, S, A, D = value_BSAD.shape
+    N = x_BNALP.shape[1]
+    rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
+    rows = rows.mul_(A).add_(_table_starts(B, S, A, value_BSAD.device))
+    bags = F.embedding_bag(
+        rows.view(B * N * A, -1),
+        value_BSAD.reshape(B * S * A, D),
+        mode="sum",
+        per_sample_weights=weights.view(B * N * A, -1),
+    )
+    return bags.view(B, N, A * D)
+
+
+@cached_by_shape
+def _table_starts(B: int, S: int, A: int, device: torch.device) -> Tensor:
+    """Row of the table (B·S·A rows) where picture b and head a begin, shaped (B, 1, A, 1, 1, 1)."""
+    pictures = torch.arange(B, dtype=torch.int32, device=device).view(B, 1, 1, 1, 1, 1) * (S * A)
+    return pictures + torch.arange(A, dtype=torch.int32, device=device).view(1, 1, A, 1, 1, 1)
+
+
+def _gather(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
+    B, S, A, D = value_BSAD.shape
+    N = x_BNALP.shape[1]
+    rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
+    K = rows.shape[3] * rows.shape[4] * rows.shape[5]
+    index = rows.long().transpose(1, 2).reshape(B, A, N * K, 1).expand(-1, -1, -1, D)
+    samples = value_BSAD.transpose(1, 2).gather(2, index).view(B, A, N, K, D)
+    weights = weights.transpose(1, 2).reshape(B, A, N, 1, K)
+    return (weights @ samples).squeeze(3).transpose(1, 2).reshape(B, N, A * D)

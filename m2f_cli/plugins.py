@@ -1,0 +1,97 @@
+"""The table of contents: which names stand for which objects.
+
+Built-in parts and parts of other packages come through the same door: a group and a name give "module:object".
+Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`), and a
+user's own YAML may name an object directly as `my_pkg.mod:Name`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from importlib.metadata import entry_points
+
+from .errors import ConfigError, unknown_name
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "commands": {
+        "predict": "m2f_cli.commands.predict:predict",
+        "presets": "m2f_cli.commands.presets:app",
+        "demo": "m2f_cli.commands.demo:demo",
+        "doctor": "m2f_cli.commands.doctor:doctor",
+    },
+    "backbones": {
+        "resnet": "m2f_cli.model.backbones.resnet:ResNet",
+        "swin": "m2f_cli.model.backbones.swin:Swin",
+        "timm": "m2f_cli.model.backbones.timm:Timm",
+    },
+    "pixel_decoders": {
+        "deformable": "m2f_cli.model.pixel_decoders.deformable:DeformablePixelDecoder",
+    },
+    "decoders": {
+        "masked": "m2f_cli.model.decoders.masked:MaskedDecoder",
+    },
+    "writers": {
+        "overlay": "m2f_cli.inference.output:write_overlay",
+        "coco-panoptic": "m2f_cli.inference.output:write_coco_panoptic",
+        "coco-instance": "m2f_cli.inference.output:write_coco_instance",
+        "label-png": "m2f_cli.inference.output:write_label_png",
+        "color-png": "m2f_cli.inference.output:write_color_png",
+        "polygons": "m2f_cli.inference.output:write_polygons",
+        "crops": "m2f_cli.inference.output:write_crops",
+    },
+}
+
+
+@functools.cache
+def table(group: str) -> dict[str, str]:
+    """All names of a group and their "module:object"; other packages cannot replace a built-in name."""
+    found = {entry.name: entry.value for entry in entry_points(group=f"m2f.{group}")}
+    return {**found, **BUILT_IN.get(group, {})}
+
+
+def names(group: str) -> list[str]:
+    return sorted(table(group))
+
+
+def load(target: str) -> object:
+    """Import "module:object".
+
+    Raises:
+        ConfigError: the module or the object does not exist.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        value = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not module_name.startswith(str(error.name)):
+            raise
+        raise ConfigError(f"The module of {target!r} cannot be imported: {error}.") from error
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            raise ConfigError(f"The module {module_name!r} has no object {attribute!r}.")
+        value = getattr(value, part)
+    return value
+
+
+def get(group: str, name: str, *, trust_code: bool = True) -> object:
+    """The object that `name` stands for in `group`.
+
+    Args:
+        trust_code: whether `name` may be "module:object". False for a name that came inside a checkpoint, since
+            importing a module runs its code.
+
+    Raises:
+        ConfigError: unknown name (with the nearest ones), or "module:object" where it is not trusted.
+    """
+    if ":" in name:
+        if not trust_code:
+            raise ConfigError(
+                f"The checkpoint names code of its own, {name!r}, which would be run by loading it.",
+                hint="Pass --trust-code if you trust whoever made this checkpoint.",
+            )
+        return load(name)
+    known = table(group)
+    if name not in known:
+        raise unknown_name(group.removesuffix("s").replace("_", " "), name, known)
+    return load(known[name])

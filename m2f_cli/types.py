@@ -1,0 +1,248 @@
+"""What travels between the parts: tensors of the network on one side, results for people on the other.
+
+Dimension letters, used as suffixes wherever a layout matters (`mask_logits_BQHW`):
+
+    B images                Q queries             K classes + 1 (the last is "no object")
+    N targets of one image  C channels            H W height, width       S = H·W, flattened
+    L levels                A attention heads     P sampled points        T pilot queries
+
+Class numbers are contiguous, 0-based positions in a `Categories` tuple; the ids of a data set live in `Category.id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import plugins
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Task: TypeAlias = Literal["panoptic", "instance", "semantic"]
+
+
+# --- what a model is trained on and what it returns -------------------------------------------------------------------
+
+
+@dataclass
+class Target:
+    """What one picture of a training batch shows: class numbers (N, int64) and masks (N, H, W, bool or float)."""
+
+    labels_N: Tensor
+    masks_NHW: Tensor
+
+
+@dataclass
+class PixelFeatures:
+    """What a pixel decoder gives to a decoder.
+
+    mask_features_BCHW: stride 4, already projected: a mask is the dot product of an embedding with it.
+    levels: the feature maps that the decoder attends to, coarse to fine.
+    """
+
+    mask_features_BCHW: Tensor
+    levels: list[Tensor]
+
+
+@dataclass
+class LayerOutput:
+    """One decoder layer's answer: class logits (B, Q, K) and mask embeddings (B, Q, C)."""
+
+    class_logits_BQK: Tensor
+    mask_embeds_BQC: Tensor
+
+
+@dataclass
+class Prediction:
+    """The answers of all decoder layers, first to last, over one shared feature map. The last layer is the answer.
+
+    A mask stays a dot product until somebody needs its pixels: `render` gives logits, for few queries and at the size
+    that is needed.
+    """
+
+    mask_features_BCHW: Tensor
+    layers: list[LayerOutput]
+
+    @property
+    def last(self) -> LayerOutput:
+        return self.layers[-1]
+
+    def render(
+        self, size: tuple[int, int] | None = None, *, image: int | None = None, queries: Tensor | None = None,
+        layer: int = -1,
+    ) -> Tensor:
+        """Mask logits of one layer.
+
+        Args:
+            size: (height, width) to resize to, bilinear with half-pixel centres; None keeps stride 4.
+            image: one picture of the batch: the result is (Q, H, W) instead of (B, Q, H, W).
+            queries: indices of the queries to render; needs `image`.
+        """
+        embeds = self.layers[layer].mask_embeds_BQC
+        if image is not None:
+            chosen = embeds[image] if queries is None else embeds[image][queries]
+            logits = torch.einsum("qc,chw->qhw", chosen, self.mask_features_BCHW[image])
+            return logits if size is None else resize_logits(logits, size)
+        if queries is not None:
+            raise ValueError("render(queries=…) needs image=…: each picture keeps queries of its own.")
+        logits = torch.einsum("bqc,bchw->bqhw", embeds, self.mask_features_BCHW)
+        return logits if size is None else resize_logits(logits, size)
+
+
+def resize_logits(logits_QHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (…, Q, H, W), half-pixel centres, no antialiasing: the published resize of mask logits."""
+    if tuple(logits_QHW.shape[-2:]) == tuple(size):
+        return logits_QHW
+    batched = logits_QHW if logits_QHW.dim() == 4 else logits_QHW[None]
+    resized = F.interpolate(batched, size=size, mode="bilinear", align_corners=False)
+    return resized if logits_QHW.dim() == 4 else resized[0]
+
+
+for _cls in (PixelFeatures, LayerOutput, Prediction):
+    torch.export.register_dataclass(_cls)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class: its id in the data set's own files, its name, whether it is countable, and its colour."""
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "name": self.name, "isthing": self.isthing, "color": list(self.color)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Category:
+        return cls(int(record["id"]), str(record["name"]), bool(record["isthing"]), tuple(map(int, record["color"])))
+
+
+Categories: TypeAlias = tuple[Category, ...]
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What was found in one picture. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB)."""
+
+    size: tuple[int, int]
+    categories: Categories
+    image: Path | np.ndarray | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    def plot(self, image: Any = None) -> Image:
+        """The picture with this result drawn over it: outlines, names and scores, one colour per class.
+
+        Args:
+            image: the picture, where the result does not know it (path, array or PIL image).
+        """
+        return plugins.load("m2f_cli.inference.draw:plot")(self, self.image if image is None else image)
+
+    def save(self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None) -> list[Path]:
+        """Write this result in any of the formats of `m2f predict --save`; returns the files written.
+
+        Args:
+            folder: where to; made if it is missing.
+            formats: names of writers, such as "overlay", "coco-panoptic", "label-png".
+            name: the stem of the files; the picture's own stem by default.
+        """
+        save = plugins.load("m2f_cli.inference.output:save")
+        return save(self, Path(folder), [formats] if isinstance(formats, str) else list(formats), name=name)
+
+
+@dataclass
+class SemanticMap(Result):
+    """One class for every pixel: labels_HW holds class numbers (uint8 or uint16), 255 / 65535 where there is none."""
+
+    labels_HW: np.ndarray
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """One record per class present: {"category_id", "segmentation" (RLE), "area"} (COCO stuff results)."""
+        return plugins.load("m2f_cli.inference.convert:semantic_to_coco")(self)
+
+    def to_hf(self) -> list[dict[str, Any]]:
+        """What transformers' image-segmentation pipeline returns: [{"score": None, "label", "mask": PIL image}]."""
+        return plugins.load("m2f_cli.inference.convert:semantic_to_hf")(self)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, one per class present."""
+        return plugins.load("m2f_cli.inference.convert:semantic_to_supervision")(self)
+
+
+@dataclass
+class Segment:
+    """One region of a panoptic map. `label` is a class number, `score` the class probability of its query."""
+
+    id: int
+    label: int
+    score: float
+    area: int
+
+
+@dataclass
+class PanopticMap(Result):
+    """One segment for every pixel: ids_HW (int32) holds ids of `segments`, 0 where there is none (void)."""
+
+    ids_HW: np.ndarray
+    segments: list[Segment]
+
+    def to_coco(self) -> dict[str, Any]:
+        """The annotation of this picture in a COCO panoptic json: {"segments_info": [...]}; ids as in ids_HW."""
+        return plugins.load("m2f_cli.inference.convert:panoptic_to_coco")(self)
+
+    def to_hf(self) -> list[dict[str, Any]]:
+        """What transformers' image-segmentation pipeline returns: [{"score", "label", "mask": PIL image}]."""
+        return plugins.load("m2f_cli.inference.convert:panoptic_to_hf")(self)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, one per segment."""
+        return plugins.load("m2f_cli.inference.convert:panoptic_to_supervision")(self)
+
+
+@dataclass
+class Instances(Result):
+    """Objects that may overlap, best first: class numbers (N), scores (N) and COCO run-length masks (N).
+
+    Each mask is {"size": [H, W], "counts": bytes}, as pycocotools makes them; `masks_NHW()` unpacks them.
+    """
+
+    labels_N: np.ndarray
+    scores_N: np.ndarray
+    rles: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def masks_NHW(self) -> np.ndarray:
+        """All masks as booleans (N, H, W). Large: prefer the run lengths where they will do."""
+        from pycocotools import mask as coco_mask
+
+        if not self.rles:
+            return np.zeros((0, *self.size), dtype=bool)
+        return coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """COCO instance results: [{"category_id", "segmentation" (RLE), "bbox" (x, y, w, h), "score"}]."""
+        return plugins.load("m2f_cli.inference.convert:instances_to_coco")(self)
+
+    def to_hf(self) -> list[dict[str, Any]]:
+        """What transformers' image-segmentation pipeline returns: [{"score", "label", "mask": PIL image}]."""
+        return plugins.load("m2f_cli.inference.convert:instances_to_hf")(self)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, one per object."""
+        return plugins.load("m2f_cli.inference.convert:instances_to_supervision")(self)
