@@ -113,18 +113,37 @@ def _level_constants(shapes: tuple[tuple[int, int], ...], device: torch.device) 
     )
 
 
-def _hat_weights(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The left of two neighbouring columns and the weights of both.
+class _Hat(torch.autograd.Function):
+    """max(0, 1 - |t|): the bilinear weight at a distance of t pixels, and zero from one pixel on.
 
-    A hat function max(0, 1 - |distance|) is the bilinear weight inside, and exactly zero for a column that is
-    further than one pixel away, so clamping the column needs no mask for what lies outside.
+    Its slope is taken from the right, as `grid_sample` does. Freshly initialised offsets are whole numbers, so the
+    kinks are where training starts: plain autograd would give a slope of zero there.
+    """
+
+    @staticmethod
+    def forward(ctx, t: Tensor) -> Tensor:
+        ctx.save_for_backward(t)
+        return (1 - t.abs()).relu_()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (t,) = ctx.saved_tensors
+        return grad * ((t >= -1).to(grad.dtype) - 2 * (t >= 0) + (t >= 1))
+
+
+def _hat(t: Tensor) -> Tensor:
+    return _Hat.apply(t) if t.requires_grad else (1 - t.abs()).relu_()
+
+
+def _neighbours(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The left of two neighbouring columns (always a valid one) and the weights of both.
+
+    Outside the level both columns are more than a pixel away, so their weights are zero and no mask is needed.
     """
     left = torch.minimum(x.detach().floor().clamp_(min=0), last)
     t = x - left
-    w_left, w_right = (1 - t.abs()).relu(), (1 - (t - 1).abs()).relu()
-    if one_wide is not None:
-        w_right = w_right * ~one_wide
-    return left, w_left, w_right
+    w_left, w_right = _hat(t), _hat(t - 1)
+    return left, w_left, w_right if one_wide is None else w_right * ~one_wide
 
 
 def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
@@ -133,8 +152,8 @@ def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
     Both are (B, N, A, 4, L, P).
     """
     level = _level_constants(shapes, x_BNALP.device)
-    left, wx0, wx1 = _hat_weights(x_BNALP, level.last_x, level.one_wide)
-    top, wy0, wy1 = _hat_weights(y_BNALP, level.last_y, level.one_high)
+    left, wx0, wx1 = _neighbours(x_BNALP, level.last_x, level.one_wide)
+    top, wy0, wy1 = _neighbours(y_BNALP, level.last_y, level.one_high)
     rows = (top * level.width).add_(left).to(torch.int32).add_(level.start)
     wy0, wy1 = wy0 * weights_BNALP, wy1 * weights_BNALP
     weights = torch.stack([wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1], dim=3)

@@ -1,0 +1,161 @@
+"""SOURCE… of the command line: files, folders, globs and lists on stdin become a stream of pictures with unique names."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError
+
+PICTURES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()
+)
+VIDEOS = frozenset(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .flv .ts".split())
+RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not pictures to predict
+
+
+class Source(NamedTuple):
+    """One picture: its file, and the name of its results (relative, "/" between folders, no suffix)."""
+
+    path: Path
+    name: str
+
+
+def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[Source]:
+    """Find the pictures behind `sources`, lazily and in a stable order.
+
+    Folders are searched with their sub-folders, sorted, by extension; hidden files and results of earlier runs are
+    left out. A name keeps the sub-folders below its source, so equal stems do not meet; where they would, the later
+    one gets its folder, its extension or a number. A file that is found twice is yielded once.
+
+    Args:
+        sources: files, folders, glob patterns, or "-" for paths on stdin, one per line.
+        stdin: the lines that "-" reads; `sys.stdin` by default.
+
+    Raises:
+        DataError: nothing there, no picture in it, or a video, camera or address, which are not read yet.
+    """
+    names = _Names()
+    seen: set[str] = set()
+    for source in sources:
+        for path, base in _find(str(source), sys.stdin if stdin is None else stdin):
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                yield Source(path, names.give(path, base))
+
+
+def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
+    """The pictures of one source, each with the folder that its name is relative to."""
+    if source == "-":
+        for line in filter(None, map(str.strip, stdin)):
+            # A line that is no picture is not fatal: it fails when it is read, and the stream goes on.
+            yield from _in_folder(Path(line)) if os.path.isdir(line) else [(Path(line), Path(line).parent)]
+    elif os.path.isdir(source):
+        yield from _in_folder(Path(source))
+    elif os.path.exists(source):
+        _refuse_video(Path(source))
+        yield Path(source), Path(source).parent
+    elif glob.has_magic(source):
+        yield from _in_glob(source)
+    else:
+        raise _missing(source)
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
+    found, videos = False, 0
+    for path in _walk(folder, set()):
+        videos += path.suffix.lower() in VIDEOS
+        if path.suffix.lower() in PICTURES:
+            found = True
+            yield path, folder
+    if not found:
+        more = f" It holds {videos} video file(s), which cannot be read yet." if videos else ""
+        raise DataError(
+            f"No pictures in {folder} or below.{more}", hint=f"Looked for {', '.join(sorted(PICTURES))}, in any case."
+        )
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in visited:  # a link that leads back
+        return
+    is_root = not visited
+    visited.add(real)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from error
+    if not is_root and any(entry.name == RUN_MARK for entry in entries):
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), visited)
+        else:
+            yield Path(entry.path)
+
+
+def _in_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
+    fixed = Path(*_until_magic(Path(pattern).parts))
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
+    pictures = [match for match in matches if match.suffix.lower() in PICTURES]
+    if not pictures:
+        what = f"{len(matches)} file(s), none of them a picture" if matches else "nothing"
+        raise DataError(f"The pattern {pattern!r} matches {what}.", hint=f"It was looked up from {Path.cwd()}.")
+    for match in pictures:
+        yield match, fixed
+
+
+def _until_magic(parts: tuple[str, ...]) -> list[str]:
+    fixed = []
+    for part in parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return fixed
+
+
+def _refuse_video(path: Path) -> None:
+    if path.suffix.lower() in VIDEOS:
+        raise DataError(
+            f"{path} is a video; this version reads pictures only.",
+            hint=f"Write its frames to a folder first, for example: ffmpeg -i {path.name} frames/%06d.png",
+        )
+
+
+def _missing(source: str) -> DataError:
+    if source.isdigit():
+        return DataError(f"{source!r} is no file; cameras cannot be read yet.", hint="Give files, folders or globs.")
+    if "://" in source:
+        return DataError(f"{source!r} is an address; pictures are not downloaded.", hint="Download it, give the file.")
+    return DataError(f"There is no file or folder {source!r}.", hint=f"It was looked up from {Path.cwd()}.")
+
+
+class _Names:
+    """Gives each picture a name of its own. Letter case does not tell names apart: some file systems ignore it."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, Path] = {}
+
+    def give(self, path: Path, base: Path) -> str:
+        relative = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
+        plain = relative.with_suffix("").as_posix()
+        name = next(name for name in self._choices(plain, path) if name.casefold() not in self.owners)
+        self.owners[name.casefold()] = path
+        return name
+
+    def _choices(self, plain: str, path: Path) -> Iterator[str]:
+        yield plain
+        folder = path.absolute().parent
+        if folder.name and self.owners[plain.casefold()].absolute().parent != folder:
+            yield f"{folder.name}/{path.stem}"
+        yield f"{plain}_{path.suffix.lstrip('.')}"
+        for number in itertools.count(2):
+            yield f"{plain}-{number}"
