@@ -86,7 +86,8 @@ class Prediction:
             image: one picture of the batch: the result is (Q, H, W) instead of (B, Q, H, W).
             queries: indices of the queries to render; needs `image`.
         """
-        embeds = self.layers[layer].mask_embeds_BQC
+        # Under autocast the embeddings are of lower precision; the masks are as precise as the features.
+        embeds = self.layers[layer].mask_embeds_BQC.to(self.mask_features_BCHW.dtype)
         if image is not None:
             chosen = embeds[image] if queries is None else embeds[image][queries]
             logits = torch.einsum("qc,chw->qhw", chosen, self.mask_features_BCHW[image])
@@ -152,7 +153,9 @@ class Result:
         """
         return plugins.load("m2f_cli.inference.draw:plot")(self, self.image if image is None else image)
 
-    def save(self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None) -> list[Path]:
+    def save(
+        self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None
+    ) -> list[Path]:
         """Write this result in any of the formats of `m2f predict --save`; returns the files written.
 
         Args:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import __version__, console
+from ..errors import ConfigError, unknown_name
+
 if TYPE_CHECKING:
-    from m2f_cli.config import Config, Published
+    from ..config import Config, Published
 
 app = typer.Typer(no_args_is_help=True, help="The shipped configurations: one per row of the published tables.")
 
@@ -18,10 +21,11 @@ Dataset = Annotated[str | None, typer.Option(help="Only this data set, such as c
 Task = Annotated[str | None, typer.Option(help="Only this task: panoptic, instance or semantic.")]
 Backbone = Annotated[str | None, typer.Option(help="Only this backbone, such as swin-l or r50.")]
 Method = Annotated[str | None, typer.Option(help="Only this method, such as mask2former.")]
-Text = Annotated[str | None, typer.Argument(metavar="[FILTER]", help="Only presets with this text in name or summary.")]
+Text = Annotated[str | None, typer.Argument(metavar="FILTER", help="Only presets with this text in name or summary.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 _SWIN_SIZES = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
+_BACKBONE_ORDER = ("r50", "r101", "swin-t", "swin-s", "swin-b", "swin-l")
 _METRICS = {
     "pq": "PQ",
     "ap": "AP",
@@ -39,14 +43,13 @@ def list_presets(
     as_json: AsJson = False,
 ) -> None:
     """List the presets, one a line, each with its first published figure."""
-    from m2f_cli import console
-
     chosen = find(text=text, dataset=dataset, task=task, backbone=backbone, method=method)
     if as_json:
         console.emit_json({"presets": [summary(config) for config in chosen]})
     else:
         columns = ["preset", "task", "backbone", "queries", "published", "weights"]
-        console.show_table(f"{len(chosen)} presets", columns, [_list_row(config) for config in chosen])
+        title = "1 preset" if len(chosen) == 1 else f"{len(chosen)} presets"
+        console.show_table(title, columns, [_list_row(config) for config in chosen])
 
 
 @app.command("table")
@@ -55,8 +58,6 @@ def show_tables(
     as_json: AsJson = False,
 ) -> None:
     """Show the published figures as the tables that they come from, grouped by data set and task."""
-    from m2f_cli import console
-
     found = tables(find(text=text, dataset=dataset, task=task, backbone=backbone, method=method))
     if as_json:
         console.emit_json({"tables": [{"title": t, "columns": columns, "rows": rows} for t, columns, rows in found]})
@@ -68,7 +69,7 @@ def show_tables(
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="A preset, or a YAML file.")], as_json: AsJson = False) -> None:
     """Print a preset with everything that it inherits filled in."""
-    from m2f_cli import config, console
+    from .. import config
 
     found = config.load(name)
     if as_json:
@@ -84,8 +85,6 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Copy a preset, with everything that it inherits filled in, into a file of your own to edit."""
-    from m2f_cli import console
-
     console.out(str(copy_preset(name, path, force=force)))
 
 
@@ -101,7 +100,7 @@ def find(
     Raises:
         ConfigError: no preset at all has that data set, task, backbone or method.
     """
-    from m2f_cli import config
+    from .. import config
 
     presets = [config.load(name) for name in config.preset_names()]
     filters = {
@@ -112,18 +111,14 @@ def find(
     }
     chosen = presets
     for kind, (value, names_of) in filters.items():
-        if value is not None:
-            _refuse_unknown(kind, value, set().union(*map(names_of, presets)))
-            chosen = [c for c in chosen if value in names_of(c)]
+        if value is None:
+            continue
+        known = set().union(*map(names_of, presets))
+        if value not in known:
+            raise unknown_name(kind, value, known)
+        chosen = [c for c in chosen if value in names_of(c)]
     words = (text or "").casefold().split()
     return [c for c in chosen if all(word in f"{c.name} {c.summary}".casefold() for word in words)]
-
-
-def _refuse_unknown(kind: str, value: str, known: Iterable[str]) -> None:
-    from m2f_cli.errors import unknown_name
-
-    if value not in known:
-        raise unknown_name(kind, value, known)
 
 
 def backbone_label(config: Config) -> str:
@@ -163,19 +158,27 @@ def tables(configs: Iterable[Config]) -> list[tuple[str, list[str], list[list[st
     for config in configs:
         sources = " and ".join(dict.fromkeys(figure.source for figure in config.published)) or "nothing published"
         groups.setdefault(f"{config.data.dataset} {config.task}, {config.model.method} ({sources})", []).append(config)
-    return [(title, *_table(members)) for title, members in groups.items()]
+    return [(title, *_table(sorted(members, key=_size))) for title, members in groups.items()]
 
 
 def _table(configs: list[Config]) -> tuple[list[str], list[list[str]]]:
-    figures = [{_column(figure): _value(figure) for figure in config.published} for config in configs]
-    metrics = list(dict.fromkeys(column for found in figures for column in found))
+    columns: dict[str, dict[str, Published]] = {}
+    for config in configs:
+        for figure in config.published:
+            columns.setdefault(_column(figure), {})[config.name] = figure
+    digits = {column: max(map(_decimals, found.values())) for column, found in columns.items()}
     rows = [
-        [_backbone_cell(config), str(config.model.decoder.options.get("num_queries", "-"))]
-        + [found.get(column, "-") for column in metrics]
+        [_backbone_cell(config), _queries(config)]
+        + [_value(found.get(config.name), digits[column]) for column, found in columns.items()]
         + [config.name]
-        for config, found in zip(configs, figures, strict=True)
+        for config in configs
     ]
-    return ["backbone", "queries", *metrics, "preset"], rows
+    return ["backbone", "queries", *columns, "preset"], rows
+
+
+def _size(config: Config) -> int:
+    label = backbone_label(config)
+    return _BACKBONE_ORDER.index(label) if label in _BACKBONE_ORDER else len(_BACKBONE_ORDER)
 
 
 def _list_row(config: Config) -> list[str]:
@@ -184,8 +187,8 @@ def _list_row(config: Config) -> list[str]:
         config.name,
         config.task,
         _backbone_cell(config),
-        str(config.model.decoder.options.get("num_queries", "-")),
-        f"{_column(first)} {_value(first)}" if first else "-",
+        _queries(config),
+        f"{_column(first)} {_value(first, _decimals(first))}" if first else "-",
         ", ".join(dict.fromkeys(source.licence for source in config.weights)) or "-",
     ]
 
@@ -201,8 +204,16 @@ def _column(figure: Published) -> str:
     return name if figure.setting == "single scale" else f"{name} ({figure.setting})"
 
 
-def _value(figure: Published) -> str:
-    return f"{figure.value:g}" + ("" if figure.verified else "?")
+def _queries(config: Config) -> str:
+    return str(config.model.decoder.options.get("num_queries", "-"))
+
+
+def _decimals(figure: Published) -> int:
+    return len(f"{figure.value:g}".partition(".")[2])
+
+
+def _value(figure: Published | None, digits: int) -> str:
+    return "-" if figure is None else f"{figure.value:.{digits}f}" + ("" if figure.verified else "?")
 
 
 # --- copying ----------------------------------------------------------------------------------------------------------
@@ -222,8 +233,7 @@ def copy_preset(name: str, path: Path, *, force: bool = False) -> Path:
         ConfigError: unknown preset, a file that exists (without `force`), not a YAML file, or a folder that cannot be
             written.
     """
-    from m2f_cli import __version__, config
-    from m2f_cli.errors import ConfigError
+    from .. import config
 
     preset = config.load(name)
     target = path / f"{preset.name}.yaml" if path.is_dir() else path
@@ -237,8 +247,6 @@ def copy_preset(name: str, path: Path, *, force: bool = False) -> Path:
 
 
 def _write(target: Path, text: str) -> None:
-    from m2f_cli.errors import ConfigError
-
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

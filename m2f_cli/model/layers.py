@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -28,6 +29,14 @@ class FrozenBatchNorm(nn.Module):
         return F.batch_norm(x_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    """A 1x1 convolution, as a linear layer where channels are innermost already (transformer features): the
+    convolution kernels would copy such a map into another layout and back."""
+    if not x_BCHW.is_contiguous(memory_format=torch.channels_last):
+        return conv(x_BCHW)
+    return F.linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
 class ConvNorm(nn.Module):
     """Convolution, then a norm, then (optionally) ReLU. Padding keeps the size at stride 1."""
 
@@ -42,7 +51,8 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y = self.norm(self.conv(x_BCHW))
+        is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
+        y = self.norm(pointwise(self.conv, x_BCHW) if is_linear else self.conv(x_BCHW))
         return F.relu(y, inplace=True) if self.relu else y
 
 
@@ -68,7 +78,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -85,7 +95,9 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None
+    ) -> Tensor:
         """Attend; `may_attend_BQS` is True where a query may look, the same for all heads."""
         weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         inputs = (query_BQC, key_BSC, value_BSC)

@@ -64,7 +64,8 @@ def deform_attn(
 
 def _checked(name: str) -> str:
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"deformable attention has no implementation {name!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"deformable attention has no implementation {name!r}: it is one of {known}")
     return name
 
 
@@ -85,20 +86,20 @@ def _reference(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
 
 
 class LevelConstants(NamedTuple):
-    """What the sampling needs to know of each level, shaped (L, 1) to broadcast over (…, L, P)."""
+    """What the sampling needs to know of each level, shaped (L, P): a full inner row makes broadcasting vectorise."""
 
     last_x: Tensor  # the last column that has a right neighbour
     last_y: Tensor
     width: Tensor
     start: Tensor  # row of the value table where the level begins
-    corners: Tensor  # (4, L, 1): steps from the upper left corner to all four
+    corners: Tensor  # (4, L, P): steps from the upper left corner to all four
     one_wide: Tensor | None  # where a level has no second column; None when all have
     one_high: Tensor | None
 
 
 @cached_by_shape
-def _level_constants(shapes: tuple[tuple[int, int], ...], device: torch.device) -> LevelConstants:
-    height, width = torch.tensor(shapes, device=device).T[:, :, None]
+def _level_constants(shapes: tuple[tuple[int, int], ...], points: int, device: torch.device) -> LevelConstants:
+    height, width = torch.tensor(shapes, device=device).T[:, :, None].repeat(1, 1, points)
     start = (height * width).cumsum(0) - height * width
     right, down = (width > 1).long(), (height > 1).long() * width
     corners = torch.stack([torch.zeros_like(right), right, down, right + down])
@@ -151,7 +152,7 @@ def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
 
     Both are (B, N, A, 4, L, P).
     """
-    level = _level_constants(shapes, x_BNALP.device)
+    level = _level_constants(shapes, x_BNALP.shape[-1], x_BNALP.device)
     left, wx0, wx1 = _neighbours(x_BNALP, level.last_x, level.one_wide)
     top, wy0, wy1 = _neighbours(y_BNALP, level.last_y, level.one_high)
     rows = (top * level.width).add_(left).to(torch.int32).add_(level.start)
@@ -182,7 +183,7 @@ def _table_starts(B: int, S: int, A: int, device: torch.device) -> Tensor:
 
 
 def _gather(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
-    B, S, A, D = value_BSAD.shape
+    B, _, A, D = value_BSAD.shape
     N = x_BNALP.shape[1]
     rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
     K = rows.shape[3] * rows.shape[4] * rows.shape[5]

@@ -50,9 +50,8 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if depth not in DEPTHS or norm not in NORMS or stem not in ("basic", "deeplab"):
-            raise ValueError(
-                f"resnet takes depth 50 or 101, stem basic or deeplab, norm {', '.join(NORMS)}; not {depth}, {stem}, {norm}"
-            )
+            known = f"depth 50 or 101, stem basic or deeplab, norm {', '.join(NORMS)}"
+            raise ValueError(f"resnet takes {known}; not {depth}, {stem}, {norm}")
         make_norm = NORMS[norm]
         self.stem = nn.Sequential(*_stem(stem, stem_channels, make_norm))
         out_channels = [4 * width * 2**i for i in range(4)]

@@ -119,7 +119,8 @@ class WindowAttention(nn.Module):
 def _attend(q_WATD: Tensor, k_WATD: Tensor, v_WATD: Tensor, bias: Tensor) -> Tensor:
     """(W·T, C): attention in each window, tokens in window order."""
     bias = bias.expand(q_WATD.shape[0], -1, -1, -1)
-    return F.scaled_dot_product_attention(q_WATD, k_WATD, v_WATD, attn_mask=bias).transpose(1, 2).flatten(2).flatten(0, 1)
+    attended_WATD = F.scaled_dot_product_attention(q_WATD, k_WATD, v_WATD, attn_mask=bias)
+    return attended_WATD.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class Block(nn.Module):

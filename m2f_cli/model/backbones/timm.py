@@ -30,7 +30,7 @@ class Timm(nn.Module):
         if not timm.is_model(model):
             raise unknown_name("timm model", model, timm.list_models())
         self.net = timm.create_model(model, pretrained=False, features_only=True, **options)
-        strides = dict(zip(self.net.feature_info.reduction(), range(10**6), strict=False))
+        strides = {stride: place for place, stride in enumerate(self.net.feature_info.reduction())}
         missing = [stride for stride in (4, 8, 16, 32) if stride not in strides]
         if missing:
             raise ConfigError(
@@ -43,7 +43,9 @@ class Timm(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
         maps = self.net(images_BCHW)
-        return {stride: self._channels_first(maps[place], self.channels[stride]) for stride, place in self.places.items()}
+        return {
+            stride: self._channels_first(maps[place], self.channels[stride]) for stride, place in self.places.items()
+        }
 
     @staticmethod
     def _channels_first(x: Tensor, channels: int) -> Tensor:

@@ -1,0 +1,180 @@
+"""From class logits and masks to results: the three published rules (facts 5.1), filtering first, rendering late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from ..types import Categories, Instances, PanopticMap, Segment, SemanticMap
+from .masks import Band, MaskLogits, bands, resized
+
+QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
+
+
+# --- panoptic ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Claims:
+    """What each kept query claims of a picture, counted in pixels.
+
+    owner_HW: number of the kept query with the highest score times probability; sure_HW: whether that query's own
+        probability is at least one half there.
+    owned, covered, visible: per kept query: pixels owned; pixels of probability >= 1/2; pixels of both.
+    """
+
+    owner_HW: Tensor
+    sure_HW: Tensor
+    owned: list[int]
+    covered: list[int]
+    visible: list[int]
+
+
+def panoptic(
+    class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, object_threshold: float,
+    overlap_threshold: float,
+) -> PanopticMap:
+    """Every pixel goes to at most one segment (facts 5.1, step 5).
+
+    Queries whose best class is "no object" or not above `object_threshold` are out. Each pixel belongs to the query of
+    the highest score times probability. In query order, a query becomes a segment where it owns the pixel and is
+    at least half sure, unless less than `overlap_threshold` of its mask stayed visible. Stuff of one class is one
+    segment.
+    """
+    scores_Q, labels_Q = class_logits_QK.float().softmax(-1).max(-1)
+    no_object = class_logits_QK.shape[-1] - 1
+    kept = ((labels_Q != no_object) & (scores_Q > object_threshold)).nonzero().flatten()
+    claims = _claim(masks, kept, scores_Q[kept])
+    scores, labels = scores_Q[kept].tolist(), labels_Q[kept].tolist()
+    segments: list[Segment] = []
+    stuff: dict[int, Segment] = {}
+    id_of_query = [0] * len(labels)
+    for i, (score, label) in enumerate(zip(scores, labels, strict=True)):
+        if not (claims.owned[i] and claims.covered[i] and claims.visible[i]):
+            continue
+        if claims.owned[i] / claims.covered[i] < overlap_threshold:
+            continue
+        segment = stuff.get(label)
+        if segment is None:
+            segment = Segment(id=len(segments) + 1, label=label, score=score, area=0)
+            segments.append(segment)
+            if not categories[label].isthing:
+                stuff[label] = segment
+        segment.area += claims.visible[i]
+        id_of_query[i] = segment.id
+    lookup = torch.tensor([*id_of_query, 0], dtype=torch.int32, device=masks.device)
+    ids_HW = lookup[claims.owner_HW.long()] * claims.sure_HW
+    return PanopticMap(masks.size, categories, ids_HW.to(torch.int32).cpu().numpy(), segments)
+
+
+def _claim(masks: MaskLogits, kept: Tensor, scores: Tensor) -> Claims:
+    count, (height, width) = len(kept), masks.size
+    owner_HW = torch.full(masks.size, count, dtype=torch.int16, device=masks.device)
+    sure_HW = torch.zeros(masks.size, dtype=torch.bool, device=masks.device)
+    covered = torch.zeros(count, dtype=torch.long, device=masks.device)
+    if count:
+        band = masks.at_output(kept)
+        for start, stop in bands(height, width, count):
+            probs = band(start, stop).sigmoid()
+            owner = (probs * scores[:, None, None]).argmax(0)
+            confident = probs >= 0.5
+            covered += confident.sum((1, 2))
+            owner_HW[start:stop] = owner
+            sure_HW[start:stop] = confident.gather(0, owner[None])[0]
+    owner_of_pixel = owner_HW.flatten().long()
+    owned = torch.bincount(owner_of_pixel, minlength=count)[:count]
+    visible = torch.bincount(owner_of_pixel[sure_HW.flatten()], minlength=count)[:count]
+    return Claims(owner_HW, sure_HW, owned.tolist(), covered.tolist(), visible.tolist())
+
+
+# --- instances --------------------------------------------------------------------------------------------------------
+
+
+def instances(
+    class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, top_k: int, only_things: bool,
+    score_threshold: float = 0.0,
+) -> Instances:
+    """The best (query, class) pairs as objects; one query may give several classes (facts 5.1, step 6).
+
+    The score is the class probability times the mean mask probability inside the mask (logit > 0).
+
+    Args:
+        top_k: how many pairs, by class probability, are looked at.
+        only_things: drop stuff classes, after the top k were taken (models that also do panoptic).
+        score_threshold: drop objects whose final score is lower. 0 gives the published result.
+    """
+    probs_QK = class_logits_QK.float().softmax(-1)[:, :-1]
+    num_classes = probs_QK.shape[1]
+    probs, places = probs_QK.flatten().topk(min(top_k, probs_QK.numel()), sorted=True)
+    labels, queries = places % num_classes, places // num_classes
+    keep = probs >= score_threshold  # quality is at most 1, so the others cannot make it
+    if only_things:
+        things = torch.tensor([category.isthing for category in categories], device=labels.device)
+        keep &= things[labels]
+    probs, labels, queries = probs[keep], labels[keep], queries[keep]
+    distinct, place_of_query = queries.unique(return_inverse=True)
+    qualities, rles = _objects(masks, distinct)
+    scores = (probs * qualities[place_of_query]).cpu().numpy()
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= score_threshold]
+    place_of_query = place_of_query.tolist()
+    return Instances(
+        masks.size, categories, labels.cpu().numpy()[order], scores[order], [rles[place_of_query[i]] for i in order]
+    )
+
+
+def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
+    """Mean probability inside each query's mask, and the masks as run lengths."""
+    qualities, rles = [torch.zeros(0, device=masks.device)], []
+    height, width = masks.size
+    for first in range(0, len(queries), QUERIES_AT_ONCE):
+        chunk = queries[first : first + QUERIES_AT_ONCE]
+        band = masks.at_output(chunk)
+        inside_QHW = torch.empty(len(chunk), height, width, dtype=torch.bool, device=masks.device)
+        total = torch.zeros(len(chunk), device=masks.device)
+        for start, stop in bands(height, width, len(chunk)):
+            logits = band(start, stop)
+            inside = logits > 0
+            total += (logits.sigmoid() * inside).sum((1, 2))
+            inside_QHW[:, start:stop] = inside
+        qualities.append(total / (inside_QHW.sum((1, 2)) + 1e-6))
+        rles += coco_mask.encode(np.asfortranarray(inside_QHW.permute(1, 2, 0).cpu().numpy().view(np.uint8)))
+    return torch.cat(qualities), rles
+
+
+# --- semantic ---------------------------------------------------------------------------------------------------------
+
+
+def semantic_scores(class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores: bool) -> Band:
+    """Per-class scores (K - 1, rows, W) at the picture's size, a band of rows at a time (facts 5.1, steps 3 and 4).
+
+    score[class] = Σ over queries of class probability · mask probability; "no object" is dropped, nothing renormalised.
+
+    Args:
+        resize_scores: models for semantic segmentation alone compute scores at the network's input size and resize
+            the scores; all others resize mask logits first.
+    """
+    probs_QK = class_logits_QK.float().softmax(-1)[:, :-1]
+    queries = torch.arange(len(probs_QK), device=masks.device)
+    logits = masks.at_input(queries) if resize_scores else masks.at_output(queries)
+
+    def scores(start: int, stop: int) -> Tensor:
+        return torch.einsum("qk,qhw->khw", probs_QK, logits(start, stop).sigmoid_())
+
+    return resized(scores, masks.valid, masks.size) if resize_scores else scores
+
+
+def semantic(class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, resize_scores: bool) -> SemanticMap:
+    """Each pixel gets the class of the highest score; every pixel gets one."""
+    scores = semantic_scores(class_logits_QK, masks, resize_scores=resize_scores)
+    height, width = masks.size
+    dtype = torch.uint8 if len(categories) < 255 else torch.int32
+    labels_HW = torch.empty(masks.size, dtype=dtype, device=masks.device)
+    for start, stop in bands(height, width, sum(class_logits_QK.shape)):
+        labels_HW[start:stop] = scores(start, stop).argmax(0)
+    labels = labels_HW.cpu().numpy()
+    return SemanticMap(masks.size, categories, labels if dtype is torch.uint8 else labels.astype(np.uint16))

@@ -1,0 +1,265 @@
+"""A model ready for use: pictures in, results out, in three steps that a pipeline can overlap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import Config, ResizeConfig
+from ..errors import ConfigError, M2FError, unknown_name
+from ..types import Categories, Instances, PanopticMap, SemanticMap, Task
+from . import postprocess
+from .loading import load_model
+from .masks import MaskLogits, Size
+from .picture import read_picture
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_MODELS: dict[Task, str] = {
+    "panoptic": "coco-panoptic-swin-t",
+    "instance": "coco-instance-swin-t",
+    "semantic": "ade20k-swin-t",
+}
+DEFAULT_SCORE_THRESHOLD = 0.5  # of instances for people to look at; 0 gives the published top 100
+
+
+@dataclass
+class Prepared:
+    """A picture at the network's input size, (3, h, w) uint8 RGB, and the size that it had."""
+
+    pixels_CHW: Tensor
+    size: Size
+
+
+@dataclass
+class Raw:
+    """The network's answer for one picture: class logits and masks that are not rendered yet."""
+
+    class_logits_QK: Tensor
+    masks: MaskLogits
+
+
+def load(
+    ref: str | Path | None = None,
+    *,
+    task: Task | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    trust_code: bool = False,
+    progress: Callable | None = None,
+) -> Segmenter:
+    """Load a model.
+
+    Args:
+        ref: a preset (its released weights), a run folder, a checkpoint file, a Hugging Face folder or repository, a
+            detectron2 .pkl/.pth, an OpenMMLab .pth. None: the default model of `task` (panoptic without a task).
+        task: what to do when a call does not say; the model's own task by default.
+        device: "auto" (CUDA, then MPS, then CPU), or any device that PyTorch knows.
+        precision: "fp32" as published, or "bf16" / "fp16" autocast (the pixel decoder stays fp32).
+        trust_code: allow a checkpoint's configuration to name code.
+        progress: called with records of a download.
+
+    Raises:
+        WeightsError: no such model, or its weights do not fit; ConfigError: a device or precision that is not there.
+    """
+    if ref is None:
+        ref = DEFAULT_MODELS[task or "panoptic"]
+    chosen = choose_device(device)
+    loaded = load_model(ref, trust_code=trust_code, progress=progress)
+    return Segmenter(
+        loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=precision,
+        source=loaded.source, notes=loaded.notes,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is the fastest kind present.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        hint = "Use --device cpu, or see `m2f doctor`."
+        raise ConfigError(f"The device {name!r} cannot be used: {reason.rstrip('.')}.", hint=hint) from error
+    return device
+
+
+class Segmenter:
+    """A network with its classes and its published way of inference.
+
+    Call it with one picture (path, PIL image or array) or a list of them. A pipeline calls the three steps itself:
+    `prepare` (any thread), `infer` (one thread), `finish` (any thread).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: Config,
+        categories: Categories,
+        *,
+        task: Task | None = None,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        source: str = "",
+        notes: Sequence[str] = (),
+    ):
+        if precision not in DTYPES:
+            raise unknown_name("precision", precision, DTYPES)
+        self.model = model.eval().to(device)
+        self.config, self.categories = config, categories
+        self.device, self.precision = torch.device(device), precision
+        self.source, self.notes = source or config.name, list(notes)
+        self.default_task = self.check_task(task or config.task)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the published model was made for, and so can be asked for."""
+        return self.config.test.tasks
+
+    def check_task(self, task: str) -> Task:
+        """`task`, if this model does it.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if task not in self.tasks:
+            raise ConfigError(
+                f"The model {self.source} does {', '.join(self.tasks)} segmentation, not {task!r}.",
+                hint=f"Use --task {self.tasks[0]}, or a model for {task} (see `m2f presets list`).",
+            )
+        return task
+
+    def __call__(self, images: Any, task: Task | None = None, **thresholds: float | int | None) -> Any:
+        """Segment pictures.
+
+        Args:
+            images: a path, a PIL image, an array (H, W, 3) or (H, W), or a list of these.
+            task: "panoptic", "instance" or "semantic"; the model's own by default.
+            thresholds: object_threshold, overlap_threshold, top_k, score_threshold, as in `finish`.
+
+        Returns:
+            A PanopticMap, Instances or SemanticMap; a list of them for a list.
+
+        Raises:
+            DataError: something is not a picture; ConfigError: the model does not do this task.
+        """
+        if isinstance(images, (list, tuple)):
+            return [self(image, task, **thresholds) for image in images]
+        pixels = read_picture(images)
+        [raw] = self.infer([self.prepare(pixels)])
+        result = self.finish(raw, task, **thresholds)
+        result.image = Path(images) if isinstance(images, (str, os.PathLike)) else pixels
+        return result
+
+    def prepare(self, image_HWC: np.ndarray) -> Prepared:
+        """Resize a picture (H, W, 3, uint8 RGB) to the published test size: PIL bilinear, as the models were tested."""
+        height, width = image_HWC.shape[:2]
+        new_height, new_width = resized_shape(height, width, self.config.test.resize)
+        if (new_height, new_width) != (height, width):
+            image = Image.fromarray(image_HWC).resize((new_width, new_height), Image.Resampling.BILINEAR)
+            image_HWC = np.asarray(image)
+        pixels_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
+        return Prepared(pixels_CHW, (height, width))
+
+    @torch.inference_mode()
+    def infer(self, batch: Sequence[Prepared]) -> list[Raw]:
+        """Run the network. Pictures of a batch are padded to the largest; alone, each gives the published numbers.
+
+        Raises:
+            M2FError: the network's answer is not finite.
+        """
+        images_BCHW = self._collate([prepared.pixels_CHW for prepared in batch])
+        dtype = DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            prediction = self.model(images_BCHW)
+        classes, embeds = prediction.last.class_logits_BQK.float(), prediction.last.mask_embeds_BQC.float()
+        if not (classes.isfinite().all() and embeds.isfinite().all()):
+            raise M2FError(
+                f"The network {self.source} answered with NaN or infinity in {self.precision}.",
+                hint="Use --precision fp32; if it stays, the weights are broken.",
+            )
+        padded = tuple(images_BCHW.shape[-2:])
+        return [
+            Raw(logits_QK, MaskLogits(embeds_QC, features_CHW, padded, tuple(p.pixels_CHW.shape[-2:]), p.size))
+            for logits_QK, embeds_QC, features_CHW, p in zip(
+                classes, embeds, prediction.mask_features_BCHW, batch, strict=True
+            )
+        ]
+
+    def _collate(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""
+        divisor = max(1, self.config.test.size_divisor)
+        height, width = (-(-max(p.shape[axis] for p in pictures) // divisor) * divisor for axis in (1, 2))
+        mean = torch.tensor(self.config.input.mean, device=self.device)[:, None, None]
+        std = torch.tensor(self.config.input.std, device=self.device)[:, None, None]
+        images_BCHW = torch.zeros(len(pictures), 3, height, width, device=self.device)
+        for image_CHW, pixels_CHW in zip(images_BCHW, pictures, strict=True):
+            h, w = pixels_CHW.shape[1:]
+            image_CHW[:, :h, :w] = (pixels_CHW.to(self.device, torch.float32) - mean) / std
+        return images_BCHW
+
+    @torch.inference_mode()
+    def finish(
+        self,
+        raw: Raw,
+        task: Task | None = None,
+        *,
+        object_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+    ) -> PanopticMap | Instances | SemanticMap:
+        """Turn the network's answer into a result at the picture's own size.
+
+        Args:
+            object_threshold, overlap_threshold: panoptic; the preset's values by default.
+            top_k, score_threshold: instance; the preset's top k, and 0.5. A score threshold of 0 gives the published
+                result.
+        """
+        test = self.config.test
+        task = self.check_task(task or self.default_task)
+        if task == "panoptic":
+            return postprocess.panoptic(
+                raw.class_logits_QK, raw.masks, self.categories,
+                object_threshold=test.object_threshold if object_threshold is None else object_threshold,
+                overlap_threshold=test.overlap_threshold if overlap_threshold is None else overlap_threshold,
+            )
+        if task == "instance":
+            return postprocess.instances(
+                raw.class_logits_QK, raw.masks, self.categories,
+                top_k=test.top_k if top_k is None else top_k,
+                only_things="panoptic" in test.tasks,
+                score_threshold=DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold,
+            )
+        return postprocess.semantic(
+            raw.class_logits_QK, raw.masks, self.categories, resize_scores=test.tasks == ("semantic",)
+        )
+
+
+def resized_shape(height: int, width: int, resize: ResizeConfig) -> Size:
+    """(height, width) at test time: the short edge becomes `short_edge` unless the long one would pass `max_edge`.
+
+    Rounded half up, at least one pixel (detectron2's ResizeShortestEdge, facts 2.2).
+    """
+    if resize.fixed is not None:
+        return resize.fixed
+    scale = resize.short_edge / min(height, width) if resize.short_edge else 1.0
+    if resize.max_edge and max(height, width) * scale > resize.max_edge:
+        scale = resize.max_edge / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

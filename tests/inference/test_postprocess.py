@@ -1,0 +1,204 @@
+"""Post-processing against the published results (fixture 06) and against a slow, obvious version of each rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parts import weights_of
+
+from m2f_cli.inference import masks as masks_module
+from m2f_cli.inference import postprocess
+from m2f_cli.inference.masks import MaskLogits
+from m2f_cli.types import Category
+
+THRESHOLDS = {"object_threshold": 0.8, "overlap_threshold": 0.8}
+
+
+def categories(things: int, stuff: int) -> tuple[Category, ...]:
+    return tuple(Category(i + 1, f"class{i}", i < things, (i, 0, 0)) for i in range(things + stuff))
+
+
+@pytest.fixture(params=[0, 1], ids=["image0", "image1"])
+def published(request, golden):
+    """One picture of fixture 06: its raw outputs as `MaskLogits` and its published results."""
+    fixture, i = golden("06_mask2former_full_swin"), request.param
+    tensors = fixture.tensors
+    # The fixture has mask logits, not embeddings: with the identity as embeddings the logits are the features.
+    logits_QHW = tensors["out/pred_masks"][i]
+    masks = MaskLogits(
+        embeds_QC=torch.eye(len(logits_QHW)), features_CHW=logits_QHW,
+        padded=tuple(tensors["mid/padded_normalised_batch"].shape[-2:]),
+        valid=tuple(fixture.info["image_sizes"][i]), size=tuple(fixture.info["target_sizes_hw"][i]),
+    )
+    results = weights_of(tensors, f"post/all.{i}.") | {
+        name: value for name, value in weights_of(tensors, "post/").items() if f"_only.{i}." in name
+    }
+    return tensors["out/pred_logits"][i], masks, results, fixture.info["segments_info"][i]
+
+
+def test_panoptic_is_the_published_map(published):
+    class_logits, masks, results, segments_info = published
+    result = postprocess.panoptic(class_logits, masks, categories(3, 3), **THRESHOLDS)
+    # Rows are interpolated before columns, the published code does both at once: logits differ in the last digit,
+    # which may move a pixel that lies on a border. Here none does.
+    assert np.array_equal(result.ids_HW, results["panoptic_seg"].numpy())
+    ours = [{"id": s.id, "isthing": s.label < 3, "category_id": s.label} for s in result.segments]
+    assert ours == segments_info
+    assert [s.area for s in result.segments] == [int((result.ids_HW == s.id).sum()) for s in result.segments]
+
+
+@pytest.mark.parametrize("kind", ["all", "instance_only"])
+def test_instances_are_the_published_ones(published, kind):
+    class_logits, masks, results, _ = published
+    result = postprocess.instances(class_logits, masks, categories(3, 3), top_k=10, only_things=kind == "all")
+    found = {name.rpartition(".")[2]: value for name, value in results.items()
+             if (name.startswith("instances.") if kind == "all" else name.startswith("instance_only."))}
+    assert len(result) == len(found["scores"])
+    order = torch.argsort(found["scores"], descending=True, stable=True)
+    # scores: one mean over up to 20,000 pixels in fp32
+    np.testing.assert_allclose(result.scores_N, found["scores"][order].numpy(), rtol=2e-5, atol=1e-6)
+    # the order of equal scores means nothing: compare as sets of (class, score, mask)
+    masks_NHW = result.masks_NHW()
+    unmatched = [(int(c), float(s), m.numpy()) for c, s, m in
+                 zip(found["classes"], found["scores"], found["masks"], strict=True)]
+    for label, score, mask in zip(result.labels_N, result.scores_N, masks_NHW, strict=True):
+        same = [entry for entry in unmatched
+                if entry[0] == label and abs(entry[1] - score) < 1e-4 and np.array_equal(entry[2], mask)]
+        assert same, f"no published instance of class {label} with score {score}"
+        unmatched = [entry for entry in unmatched if entry is not same[0]]
+
+
+@pytest.mark.parametrize("kind", ["all", "semantic_only"])
+def test_semantic_scores_are_the_published_ones(published, kind):
+    class_logits, masks, results, _ = published
+    [expected] = [
+        tensor for name, tensor in results.items()
+        if name.endswith("sem_seg") and ("semantic_only" in name) == (kind == "semantic_only")
+    ]
+    scores = postprocess.semantic_scores(class_logits, masks, resize_scores=kind == "semantic_only")
+    torch.testing.assert_close(scores(0, masks.size[0]), expected, atol=2e-5, rtol=1e-5)  # fp32_noise is 6e-6
+    result = postprocess.semantic(class_logits, masks, categories(3, 3), resize_scores=kind == "semantic_only")
+    margin = expected.topk(2, dim=0).values.diff(dim=0)[0].abs() > 4e-5
+    assert np.array_equal(result.labels_HW[margin.numpy()], expected.argmax(0).numpy()[margin.numpy()])
+    assert margin.float().mean() > 0.99
+
+
+# --- slow, obvious versions -------------------------------------------------------------------------------------------
+
+
+def rendered(masks: MaskLogits) -> torch.Tensor:
+    logits = torch.einsum("qc,chw->qhw", masks.embeds_QC, masks.features_CHW)[None]
+    logits = F.interpolate(logits, size=masks.padded, mode="bilinear", align_corners=False)
+    logits = logits[..., : masks.valid[0], : masks.valid[1]]
+    return F.interpolate(logits, size=masks.size, mode="bilinear", align_corners=False)[0]
+
+
+def slow_panoptic(class_logits, masks, cats, object_threshold, overlap_threshold):
+    scores, labels = class_logits.softmax(-1).max(-1)
+    kept = [q for q in range(len(labels)) if labels[q] < len(cats) and scores[q] > object_threshold]
+    ids, segments, stuff = np.zeros(masks.size, np.int32), [], {}
+    if not kept:
+        return ids, segments
+    probs = rendered(masks).sigmoid()
+    owner = (scores[kept, None, None] * probs[kept]).argmax(0)
+    for k, q in enumerate(kept):
+        mine, covered = owner == k, probs[q] >= 0.5
+        if not (mine.sum() and covered.sum() and (mine & covered).sum()):
+            continue
+        if mine.sum() / covered.sum() < overlap_threshold:
+            continue
+        label = int(labels[q])
+        if label in stuff:
+            ids[(mine & covered).numpy()] = stuff[label]
+            continue
+        segments.append((len(segments) + 1, label))
+        ids[(mine & covered).numpy()] = len(segments)
+        if not cats[label].isthing:
+            stuff[label] = len(segments)
+    return ids, segments
+
+
+def random_picture(seed: int, queries: int = 9, classes: int = 4):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(queries, 3, 4, generator=generator)
+    features = F.interpolate(coarse[None], size=(12, 16), mode="bicubic")[0] * 4
+    size = tuple(torch.randint(5, 90, (2,), generator=generator).tolist())
+    masks = MaskLogits(torch.eye(queries), features, padded=(48, 64), valid=(41, 59), size=size)
+    return torch.randn(queries, classes + 1, generator=generator) * 4, masks
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), band=st.sampled_from([1, 500, 10**9]), overlap=st.sampled_from([0.0, 0.5, 0.8]))
+def test_panoptic_equals_the_slow_version(seed, band, overlap):
+    """At any band height; a pixel may differ only where two claims are equal to the last digit."""
+    class_logits, masks = random_picture(seed)
+    cats = categories(2, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks_module, "BAND_ELEMENTS", band)
+        result = postprocess.panoptic(class_logits, masks, cats, object_threshold=0.5, overlap_threshold=overlap)
+    ids, segments = slow_panoptic(class_logits, masks, cats, 0.5, overlap)
+    assert [(s.id, s.label) for s in result.segments] == segments
+    assert (result.ids_HW != ids).sum() <= 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), top_k=st.integers(1, 60), threshold=st.sampled_from([0.0, 0.3]))
+def test_instances_equal_the_slow_version(seed, top_k, threshold):
+    class_logits, masks = random_picture(seed)
+    result = postprocess.instances(
+        class_logits, masks, categories(2, 2), top_k=top_k, only_things=True, score_threshold=threshold
+    )
+    probs = class_logits.softmax(-1)[:, :-1]
+    expected = []
+    for place in probs.flatten().argsort(descending=True)[:top_k].tolist():
+        query, label = divmod(place, 4)
+        logits = rendered(masks)[query]
+        inside = logits > 0
+        score = float(probs[query, label] * (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6))
+        if label < 2 and score >= threshold:
+            expected.append((label, score, int(inside.sum())))
+    expected.sort(key=lambda entry: -entry[1])
+    areas = result.masks_NHW().sum((1, 2)) if len(result) else []
+    assert len(result) == len(expected)
+    for label, score, area, (e_label, e_score, e_area) in zip(
+        result.labels_N, result.scores_N, areas, expected, strict=True
+    ):
+        assert (label, score) == (e_label, pytest.approx(e_score, abs=1e-5)) and abs(int(area) - e_area) <= 1
+
+
+@pytest.mark.parametrize("resize_scores", [False, True])
+def test_semantic_in_bands_is_semantic_at_once(resize_scores, monkeypatch):
+    class_logits, masks = random_picture(3)
+    at_once = postprocess.semantic(class_logits, masks, categories(2, 2), resize_scores=resize_scores).labels_HW
+    monkeypatch.setattr(masks_module, "BAND_ELEMENTS", 1)
+    assert np.array_equal(
+        postprocess.semantic(class_logits, masks, categories(2, 2), resize_scores=resize_scores).labels_HW, at_once
+    )
+
+
+def test_nothing_found():
+    class_logits, masks = random_picture(0)
+    class_logits[:, -1] = 50.0
+    cats = categories(2, 2)
+    result = postprocess.panoptic(class_logits, masks, cats, **THRESHOLDS)
+    assert not result.ids_HW.any() and result.segments == []
+    found = postprocess.instances(class_logits, masks, cats, top_k=10, only_things=True, score_threshold=0.5)
+    assert len(found) == 0 and found.masks_NHW().shape == (0, *masks.size)
+    labels = postprocess.semantic(class_logits, masks, cats, resize_scores=False).labels_HW
+    assert labels.shape == masks.size and labels.max() < 4
+
+
+def test_bands_need_little_memory():
+    """A 4k picture: 100 queries would be 3.3 GB of logits; a band is 16 MiB."""
+    seen = []
+    masks = MaskLogits(torch.randn(100, 8), torch.randn(8, 64, 120), (256, 480), (250, 470), (2160, 3840))
+    band = masks.at_output(torch.arange(100))
+    for start, stop in masks_module.bands(*masks.size, maps=100):
+        seen.append((stop - start) * masks.size[1] * 100)
+        if start == 0:
+            assert band(start, stop).numel() == seen[0]
+    assert max(seen) <= masks_module.BAND_ELEMENTS and sum(seen) == 100 * 2160 * 3840

@@ -1,0 +1,148 @@
+"""What the network must bear: any size, mixed batches, low precision, tracing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from parts import randomise, tiny_config
+
+from m2f_cli.config import Component
+from m2f_cli.errors import ConfigError
+from m2f_cli.model import build
+from m2f_cli.model.backbones.swin import windows_of
+from m2f_cli.model.decoders.masked import open_empty_rows
+
+RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomise(build(tiny_config(), num_classes=5)).eval()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 31), (64, 64), (1, 1000), (600, 2), (75, 101)])
+@torch.no_grad()
+def test_any_size(model, size):
+    prediction = model(torch.randn(1, 3, *size))
+    assert prediction.render(size).shape == (1, 12, *size)
+    assert prediction.render(size).isfinite().all() and prediction.last.class_logits_BQK.shape == (1, 12, 6)
+
+
+def test_every_swin_token_is_in_one_place():
+    for size in [(1, 1), (7, 7), (13, 8), (20, 33)]:
+        for shift in (0, 3):
+            windows = windows_of(2, *size, 7, shift, torch.device("cpu"))
+            stride = size[0] * size[1] + windows.padded
+            tokens = torch.cat([torch.arange(size[0] * size[1]) + picture * stride for picture in range(2)])
+            assert torch.equal(windows.source[windows.target], tokens)
+
+
+def test_empty_masks_attend_everywhere():
+    may_attend = torch.tensor([[[True, False], [False, False]]])
+    assert open_empty_rows(may_attend).tolist() == [[[True, False], [True, True]]]
+
+
+def test_published_parameter_counts():
+    """Facts 3.3: computed with the published code, 133 classes, 100 queries."""
+    full = {"dim": 256, "num_heads": 8}
+    pixel = Component(name="deformable", mask_dim=256, num_layers=6, ffn_dim=1024, num_points=4, **full)
+    decoder = Component(name="masked", num_queries=100, num_layers=9, ffn_dim=2048, **full)
+    sizes = [(96, [2, 2, 6, 2], 7, 47_435_264), (192, [2, 2, 18, 2], 12, 215_484_410)]
+    with torch.device("meta"):
+        for dim, depths, window, expected in sizes:
+            heads = [dim // 32 * 2**i for i in range(4)]
+            swin = Component(
+                name="swin", embed_dim=dim, depths=depths, num_heads=heads, window_size=window, drop_path=0.3
+            )
+            parts = {"backbone": swin, "pixel_decoder": pixel, "decoder": decoder}
+            config = tiny_config().model_copy(update=parts)
+            assert sum(p.numel() for p in build(config, 133).parameters()) == expected
+        resnet = Component(name="resnet", depth=101, stem="basic", norm="frozen_bn")
+        config = config.model_copy(update={"backbone": resnet})
+        assert sum(p.numel() for p in build(config, 133).parameters()) == 62_923_782
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_autocast_stays_close_and_keeps_the_pixel_decoder_in_fp32(model, dtype):
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    exact = model(images)
+    with torch.autocast("cpu", dtype=dtype):
+        cast = model(images)
+        # Features of the exact backbone: the fp32 island gives the exact answer inside autocast.
+        with torch.autocast("cpu", enabled=False):
+            features = model.backbone(images)
+        island = model.pixel_decoder(features)
+    assert island.mask_features_BCHW.dtype == torch.float32
+    torch.testing.assert_close(island.mask_features_BCHW, exact.mask_features_BCHW, atol=0, rtol=0)
+    # bf16 has 8 bits: features of a random network, normalised, stay within a few percent of their magnitude.
+    error = (cast.mask_features_BCHW - exact.mask_features_BCHW).abs().mean() / exact.mask_features_BCHW.abs().mean()
+    assert error < 0.03 and cast.render().isfinite().all()
+
+
+def test_gradients_reach_every_parameter():
+    model = randomise(build(tiny_config(), num_classes=5)).eval()  # drop path would silence whole blocks
+    prediction = model(torch.randn(2, 3, 64, 64))
+    sum(out.class_logits_BQK.square().sum() + prediction.render(layer=i).square().mean()
+        for i, out in enumerate(prediction.layers)).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+
+
+def test_training_after_inference_mode(model):
+    """Constants cached under inference_mode must be usable by autograd."""
+    images = torch.randn(1, 3, 45, 53)
+    with torch.inference_mode():
+        model(images)
+    model(images).render().sum().backward()
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("backbone", [None, RESNET])
+@torch.no_grad()
+def test_export_gives_the_same_numbers(backbone):
+    model = randomise(build(tiny_config(**(backbone or {})), num_classes=5)).eval()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    exported = torch.export.export(model, (images,), strict=False).module()
+    ours, theirs = model(images), exported(images)
+    torch.testing.assert_close(theirs.last.class_logits_BQK, ours.last.class_logits_BQK, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs.render(), ours.render(), atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_export_avoids_grid_sample(model):
+    graph = torch.export.export(model, (torch.randn(1, 3, 64, 96),), strict=False).graph
+    assert not [node for node in graph.nodes if "grid_sample" in str(node.target)]
+
+
+@torch.no_grad()
+def test_dynamo_traces_the_whole_network(model):
+    images = torch.randn(1, 3, 64, 96)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images).render(), model(images).render(), atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_timm_backbone():
+    pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
+    model = build(tiny_config(name="timm", model="resnet18"), num_classes=3).eval()
+    assert model.backbone.channels == {4: 64, 8: 128, 16: 256, 32: 512}
+    assert model(torch.randn(1, 3, 64, 96)).render().shape == (1, 12, 16, 24)
+    swin = build(tiny_config(name="timm", model="swin_tiny_patch4_window7_224", img_size=64), num_classes=3).eval()
+    assert swin(torch.randn(1, 3, 64, 64)).render().shape == (1, 12, 16, 16)
+
+
+def test_configurations_that_make_no_sense():
+    with pytest.raises(ConfigError, match="option of swin named 'embed_dims'.*embed_dim"):
+        build(tiny_config(name="swin", embed_dims=96), 3)
+    with pytest.raises(ConfigError, match="does not say depths, num_heads, window_size, drop_path"):
+        build(tiny_config(name="swin", embed_dim=96), 3)
+    with pytest.raises(ConfigError, match="no backbone named 'swim'.*swin"):
+        build(tiny_config(name="swim"), 3)
+    with pytest.raises(ConfigError, match="depth 50 or 101"):
+        build(tiny_config(**{**RESNET, "depth": 18}), 3)
+    with pytest.raises(ConfigError, match="code of its own, 'os:system'.*--trust-code"):
+        build(tiny_config(name="os:system"), 3, trust_code=False)
+    with pytest.raises(ConfigError, match=r"strides \[2, 4, 8, 16\]"):
+        pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
+        build(tiny_config(name="timm", model="resnet18", output_stride=16, out_indices=(0, 1, 2, 3)), 3)

@@ -1,0 +1,75 @@
+"""All implementations of deformable attention against the readable one, in values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, deform_attn
+
+FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
+
+
+def outputs_and_gradients(impl, value, shapes, x, y, weights):
+    inputs = [t.detach().clone().requires_grad_() for t in (value, x, y, weights)]
+    output = deform_attn(inputs[0], shapes, *inputs[1:], impl=impl)
+    cotangent = torch.linspace(-1, 1, output.numel()).view_as(output)
+    (output * cotangent).sum().backward()
+    return [output.detach(), *(t.grad for t in inputs)]
+
+
+def make(shapes, seed=0, batch=2, heads=3, dim=8, queries=11, points=4):
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.randn(batch, sum(h * w for h, w in shapes), heads, dim, generator=generator)
+    size = (batch, queries, heads, len(shapes), points)
+    x, y = (torch.rand(size, generator=generator) * 14 - 3 for _ in range(2))
+    return value, shapes, x, y, torch.rand(size, generator=generator)
+
+
+@pytest.mark.parametrize("impl", FAST)
+@settings(max_examples=25, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31), batch=st.integers(1, 3), points=st.integers(1, 4),
+)
+def test_equals_the_reference(impl, shapes, seed, batch, points):
+    """Any level sizes, also one pixel wide or high, points inside and far outside."""
+    inputs = make(tuple(shapes), seed, batch=batch, points=points)
+    names = ("output", "value", "x", "y", "weights")
+    for name, ours, theirs in zip(
+        names, outputs_and_gradients(impl, *inputs), outputs_and_gradients("reference", *inputs), strict=True
+    ):
+        # fp32: grid_sample rounds coordinates once more (to [-1, 1] and back); slopes are differences of values
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_slope_at_whole_pixels_is_that_of_grid_sample(impl):
+    """Fresh networks sample exactly at pixels, where bilinear weights have a kink: the right-hand slope counts.
+
+    Sizes are powers of two, so that grid_sample's own coordinates are exact.
+    """
+    shapes = ((4, 8), (8, 1), (1, 4), (2, 2))
+    value, _, x, y, weights = make(shapes, queries=40)
+    inputs = (value, shapes, x.round(), y.round(), weights)
+    ours, theirs = outputs_and_gradients(impl, *inputs), outputs_and_gradients("reference", *inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+    assert ours[2].abs().max() > 0.1, "no gradient reaches the sampling points"
+
+
+def test_far_outside_is_zero():
+    value, shapes, x, y, weights = make(((5, 7), (3, 4)))
+    for impl in IMPLEMENTATIONS:
+        assert not deform_attn(value, shapes, x + 1e6, y, weights, impl=impl).any()
+
+
+def test_override(monkeypatch):
+    assert choose(torch.device("cpu")) == "bag"
+    monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
+    assert choose(torch.device("cpu")) == "gather"
+    monkeypatch.setenv("M2F_DEFORM_ATTN", "fastest")
+    with pytest.raises(ValueError, match="'fastest'.*reference, bag, gather"):
+        choose(torch.device("cpu"))

@@ -1,0 +1,105 @@
+"""The house rules that a program can check: import arrows, light start, nothing printed by the core."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import m2f_cli
+
+PACKAGE = Path(m2f_cli.__file__).parent
+# Each row may import the rows below it. Within one row of several, none imports another.
+ROWS = [
+    {"__main__"},
+    {"cli"},
+    {"commands"},
+    {"console"},
+    {"training", "exporting", "report"},
+    {"inference"},
+    {"model", "loss", "data", "metrics", "weights"},
+    {"ops"},
+    {"types"},
+    {"config"},
+    {"plugins"},
+    {"errors"},
+    {"__init__"},
+]
+HEIGHT = {name: len(ROWS) - i for i, row in enumerate(ROWS) for name in row}
+HEAVY = ("torch", "numpy", "pydantic", "cv2", "PIL", "transformers", "huggingface_hub")
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """All modules that a file imports anywhere, absolute, with their lines; TYPE_CHECKING blocks are not imports."""
+    tree = ast.parse(path.read_text())
+    package = ["m2f_cli", *path.relative_to(PACKAGE).parts[:-1]]
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    hints = {id(inner) for block in blocks for inner in ast.walk(block)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in hints:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+    unit = unit_of(path)
+    assert unit in HEIGHT, f"{unit} has no row: add it to ROWS and to the design"
+    for module, line in imports(path):
+        if not module.startswith("m2f_cli"):
+            continue
+        parts = module.split(".")
+        other = parts[1] if len(parts) > 1 and parts[1] in HEIGHT else "__init__"
+        allowed = other == unit or HEIGHT[other] < HEIGHT[unit]
+        assert allowed, f"{path.name}:{line} imports {module}: {unit} may only import what lies below it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_who_may_import_what(path):
+    unit = unit_of(path)
+    for module, line in imports(path):
+        top = module.split(".")[0]
+        where = f"{path.name}:{line}"
+        assert top != "click", f"{where}: Typer no longer ships Click"
+        if top in ("typer", "rich"):
+            assert unit in ("cli", "console", "commands"), f"{where}: the core never prints"
+        if top == "torch":
+            light = ("cli", "console", "config", "plugins", "errors", "__init__")
+            assert unit not in light, f"{where}: must stay light"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if unit_of(p) == "commands"], ids=lambda p: p.name)
+def test_commands_import_nothing_heavy_at_the_top(path):
+    top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    for node in top_level:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        heavy = [name for name in names if name.split(".")[0] in (*HEAVY, "scipy")]
+        assert not heavy, f"{path.name}: {heavy}"
+
+
+
+
+
+@pytest.mark.parametrize("code", ["import m2f_cli", "from m2f_cli.cli import run; run(['--help'])"])
+def test_help_imports_nothing_heavy(code):
+    script = (
+        f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("HEAVY []"), done.stdout[-500:]
