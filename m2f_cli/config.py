@@ -54,11 +54,16 @@ class InputConfig(Node):
 
 
 class ResizeConfig(Node):
-    """The size at test time. Either short/max edge with the aspect kept, or a fixed height and width."""
+    """The size at test time. Either short/max edge with the aspect kept, or a fixed height and width.
+
+    resampling: "pillow" (bilinear that averages when it shrinks, detectron2's) or "opencv" (bilinear between four
+        pixels, OpenMMLab's). They give visibly different pixels when a picture shrinks.
+    """
 
     short_edge: int | None = Field(None, gt=0)
     max_edge: int | None = Field(None, gt=0)
     fixed: tuple[int, int] | None = Field(None, description="(height, width), aspect lost (transformers' processors)")
+    resampling: Literal["pillow", "opencv"] = "pillow"
 
     @model_validator(mode="after")
     def _one_kind(self) -> ResizeConfig:

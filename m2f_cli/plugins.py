@@ -33,6 +33,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "writers": {
         "overlay": "m2f_cli.inference.output:write_overlay",
+        "overlay-png": "m2f_cli.inference.output:write_overlay_png",
         "coco-panoptic": "m2f_cli.inference.output:write_coco_panoptic",
         "coco-instance": "m2f_cli.inference.output:write_coco_instance",
         "label-png": "m2f_cli.inference.output:write_label_png",

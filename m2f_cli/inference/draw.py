@@ -40,7 +40,7 @@ def plot(result: Result, image: Any) -> Image.Image:
     canvas_HW3 = _canvas(result, image)
     scale = np.sqrt(canvas_HW3.shape[0] * canvas_HW3.shape[1])
     line = max(1, round(scale / 500))
-    font_size = max(9, round(scale / 46))
+    font_size = max(9, round(scale / 50))
     labels = []
     for region, color in colored(backwards(result)):
         category = result.categories[region.label]
@@ -107,7 +107,8 @@ def _outline(canvas_HW3: np.ndarray, region: Region, color: Color, line: int) ->
     mask = np.pad(region.mask_HW, padding).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
     inner = cv2.erode(mask, kernel)[up : up + bottom - top, before : before + right - left]
-    canvas_HW3[region.window][region.mask_HW & (inner == 0)] = color
+    lighter = [round(0.6 * channel + 0.4 * 255) for channel in color]  # stands out from its own fill
+    canvas_HW3[region.window][region.mask_HW & (inner == 0)] = lighter
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

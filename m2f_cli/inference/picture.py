@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -29,7 +31,9 @@ _LOOKALIKES = (
 )
 
 
-def read_picture(source: str | Path | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_picture(
+    source: str | os.PathLike[str] | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Read a picture as people see it.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit values keep their high byte; of animations
@@ -50,7 +54,7 @@ def read_picture(source: str | Path | Image.Image | np.ndarray, *, max_pixels: i
         return _from_array(source, f"The array of shape {source.shape} and type {source.dtype}")
     if isinstance(source, Image.Image):
         return _from_pil(source, "The PIL image", max_pixels)
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source), max_pixels)
     raise DataError(
         f"A picture is a path, a PIL image or a NumPy array, not {type(source).__name__}.",
@@ -192,9 +196,17 @@ def _not_a_picture(path: Path, head: bytes) -> DataError:
             return DataError(f"{path} is {what}, not a picture.", hint=advice)
     if head.lstrip()[:1] == b"<":
         return DataError(f"{path} is a web page or XML, not a picture.", hint="A failed download? Fetch it again.")
-    if all(byte in b"\t\n\r\f" or byte >= 32 for byte in head):
+    if _is_text(head):
         return DataError(f"{path} is text, not a picture.", hint="Give JPEG, PNG, WebP, TIFF or BMP files.")
     return DataError(
         f"{path} is not a picture that can be read (it starts with {head[:8].hex(' ')}).",
         hint="Give JPEG, PNG, WebP, TIFF or BMP files.",
     )
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last letter may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter.isspace() for letter in text)

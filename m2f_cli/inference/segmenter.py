@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -100,6 +102,28 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def _memory_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; the CPU's allocator raises a plain one
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        hint = "Use a smaller --batch, a smaller model, or --device cpu."
+        raise M2FError(f"Not enough memory for {what}.", hint=hint) from error
+
+
+def _pillow(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR))
+
+
+def _opencv(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_LINEAR)
+
+
+RESAMPLERS = {"pillow": _pillow, "opencv": _opencv}
+
+
 class Segmenter:
     """A network with its classes and its published way of inference.
 
@@ -168,13 +192,12 @@ class Segmenter:
         return result
 
     def prepare(self, image_HWC: np.ndarray) -> Prepared:
-        """Resize a picture (H, W, 3, uint8 RGB) to the published test size: PIL bilinear, as the models were tested."""
+        """Resize a picture (H, W, 3, uint8 RGB) to the published test size, as the models were tested."""
         height, width = image_HWC.shape[:2]
         new_height, new_width = resized_shape(height, width, self.config.test.resize)
         if (new_height, new_width) != (height, width):
-            image = Image.fromarray(image_HWC).resize((new_width, new_height), Image.Resampling.BILINEAR)
-            image_HWC = np.asarray(image)
-        pixels_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
+            image_HWC = RESAMPLERS[self.config.test.resize.resampling](image_HWC, (new_width, new_height))
+        pixels_CHW = torch.from_numpy(np.array(image_HWC)).permute(2, 0, 1)
         return Prepared(pixels_CHW, (height, width))
 
     @torch.inference_mode()
@@ -182,11 +205,12 @@ class Segmenter:
         """Run the network. Pictures of a batch are padded to the largest; alone, each gives the published numbers.
 
         Raises:
-            M2FError: the network's answer is not finite.
+            M2FError: the network's answer is not finite, or the device has too little memory.
         """
         images_BCHW = self._collate([prepared.pixels_CHW for prepared in batch])
         dtype = DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
+        with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
             prediction = self.model(images_BCHW)
         classes, embeds = prediction.last.class_logits_BQK.float(), prediction.last.mask_embeds_BQC.float()
         if not (classes.isfinite().all() and embeds.isfinite().all()):

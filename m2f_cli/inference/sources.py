@@ -1,4 +1,4 @@
-"""SOURCE… of the command line: files, folders, globs and lists on stdin become a stream of pictures with unique names."""
+"""SOURCE… of the command line: files, folders, globs and lists on stdin become pictures with unique names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from ..errors import DataError
 
-PICTURES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()
-)
-VIDEOS = frozenset(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .flv .ts".split())
+PICTURES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".avif", ".tga",
+))  # fmt: skip
+VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
 RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not pictures to predict
 
 

@@ -1,0 +1,130 @@
+"""The command line: every command of the table in plugins.py, imported when it is needed; errors become one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__, console, plugins
+from .errors import M2FError, unknown_name
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The commands of the table. Another package adds one with an entry point of the group m2f.commands."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return list(plugins.table("commands"))
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        known = plugins.table("commands")
+        if cmd_name.startswith("-"):
+            return super().get_command(ctx, cmd_name)
+        if cmd_name not in known:
+            raise unknown_name("command", cmd_name, known)
+        return mount(cmd_name, known[cmd_name])
+
+
+def mount(name: str, target: str) -> Any:
+    """The command behind "module:object": a function with a signature for Typer, or a Typer app of its own."""
+    try:
+        command = plugins.load(target)
+    except Exception as error:  # a command that cannot be imported must not take the others with it
+        return _broken(name, error)
+    shell = _shell()
+    if isinstance(command, typer.Typer):
+        shell.add_typer(command, name=name)
+    else:
+        shell.command(name)(command)
+    return typer.main.get_group(shell).commands[name]
+
+
+def _shell() -> typer.Typer:
+    return typer.Typer(add_completion=False)
+
+
+def _broken(name: str, error: Exception) -> Any:
+    shell = _shell()
+    reason = f"cannot be loaded: {str(error).rstrip('.') or type(error).__name__}."
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    @shell.command(name, help=reason[0].upper() + reason[1:], context_settings=anything, add_help_option=False)
+    def report() -> None:
+        raise M2FError(f"The command {name!r} {reason}") from error
+
+    return typer.main.get_group(shell).commands[name]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.out(f"m2f {__version__}")
+        raise typer.Exit()
+
+
+app = typer.Typer(
+    name="m2f", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Universal image segmentation with Mask2Former, MaskFormer and MP-Former.",
+    epilog="m2f COMMAND --help says more. Errors: exit code 2 usage, 3 data, 4 weights, 5 export, 1 anything else.",
+)  # fmt: skip
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit with the code of errors.py. M2F_DEBUG=1 adds the traceback to an error."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    try:
+        app(arguments, prog_name="m2f")
+    except SystemExit as end:
+        return _flushed(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except KeyboardInterrupt:
+        return _flushed(INTERRUPTED)
+    except BrokenPipeError:
+        return _silenced()
+    except M2FError as error:
+        _explain(str(error), is_expected=True)
+        return error.exit_code
+    except Exception as error:  # the last resort: a bug, told in one line
+        _explain(f"{type(error).__name__}: {error}", is_expected=False)
+        return 1
+    return 0
+
+
+def _explain(text: str, *, is_expected: bool) -> None:
+    if os.environ.get("M2F_DEBUG", "") not in ("", "0"):
+        traceback.print_exc()
+    elif not is_expected:
+        text = f"{text.rstrip('.')}. This is a bug in m2f or in a package that it uses: set M2F_DEBUG=1 to see where."
+    console.fail(text)
+
+
+def _flushed(code: int) -> int:
+    if code == INTERRUPTED:
+        console.note("interrupted")
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _silenced()
+    return code
+
+
+def _silenced() -> int:
+    """The reader of our output has gone, as `head` does: no error, and no complaint from Python at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

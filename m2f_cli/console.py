@@ -1,0 +1,121 @@
+"""The terminal: results to stdout, progress and remarks to stderr. Beside commands/ the only place that prints.
+
+Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SCHEMA_VERSION = 1
+
+
+def _console(*, stderr: bool) -> Console:
+    """Made anew each time: it looks up sys.stdout and NO_COLOR when it is made."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def out(text: str) -> None:
+    """A line of the result, to stdout, as it is."""
+    _console(stderr=False).print(text)
+
+
+def note(text: str) -> None:
+    """A remark, to stderr."""
+    _console(stderr=True).print(text, style="dim")
+
+
+def warn(text: str) -> None:
+    """Something that the user should know, to stderr."""
+    _console(stderr=True).print(f"warning: {text}", style="yellow")
+
+
+def fail(text: str) -> None:
+    """Why the program stops, to stderr, in one line."""
+    _console(stderr=True).print(f"error: {' '.join(text.split())}", style="red")
+
+
+def emit_json(tree: dict[str, Any]) -> None:
+    """A result for programs, to stdout: one json object that begins with "schema_version"."""
+    _console(stderr=False).out(json.dumps({"schema_version": SCHEMA_VERSION, **tree}, indent=2, ensure_ascii=False))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table, to stdout. Numbers stand to the right; in a pipe it is plain text between tabs, for cut and awk."""
+    console = _console(stderr=False)
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if not console.is_terminal:
+        for row in [list(columns), *texts]:
+            console.file.write("\t".join(row) + "\n")  # Rich would turn tabs into spaces
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        numeric = bool(texts) and all(_is_number(row[i]) for row in texts if row[i])
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in texts:
+        table.add_row(*row)
+    console.print(table, soft_wrap=False)
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None = None, unit: str = "images"
+) -> Iterator[Callable[[str | None], None]]:
+    """A progress bar with a rate, on stderr. Gives `advance(message)`: one step; a message is shown above the bar.
+
+    Without a terminal there is no bar, only the messages.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s")
+
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(message: str | None = None) -> None:
+            if message:
+                console.print(f"warning: {message}", style="yellow")
+            bar.advance(task)
+
+        yield advance
+
+
+@contextmanager
+def downloads() -> Iterator[Callable[[Any], None]]:
+    """Bars for files that are being fetched, on stderr. Gives a function for records with name, received and total
+    (in bytes). Without a terminal there is one line per file."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def show(record: Any) -> None:
+            if record.name not in tasks:
+                tasks[record.name] = bar.add_task(f"Fetching {record.name}", total=record.total)
+                if not console.is_terminal:
+                    note(f"fetching {record.name}")
+            bar.update(tasks[record.name], completed=record.received, total=record.total)
+
+        yield show
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

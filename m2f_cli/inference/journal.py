@@ -1,0 +1,211 @@
+"""The memory of a predict run: a journal with one line per picture, and the json files that all its pictures share.
+
+A line is appended when a picture is finished, so that a run can stop at any time and go on later; the shared files
+are assembled from it at the end, one line at a time. In memory there is only an index of names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import ConfigError, DataError, M2FError
+from ..types import Categories, Result
+from . import output
+from .output import Writer, atomic
+from .sources import RUN_MARK
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A format whose pictures share one json file.
+
+    write: what each picture still writes of its own.  entry: what it adds to the shared file, from the result, its
+    name and its picture's file name.
+    """
+
+    file: str
+    write: Writer
+    entry: Callable[[Result, str, str], Any]
+
+
+SHARED = {
+    "coco-panoptic": Shared("panoptic.json", output.write_panoptic_png, output.panoptic_entry),
+    "coco-instance": Shared("instances.json", lambda result, stem: [], output.instance_entry),
+}
+PREDICTIONS = "predictions.json"
+
+
+class Journal:
+    """The journal of a folder. Its first line, the head, says what made it; each other line is one picture's entry:
+    {"record": {"name", "file", …}, "shared": {format: what it adds to the shared file}}."""
+
+    def __init__(self, folder: Path, head: dict[str, Any]):
+        """Open or start the journal.
+
+        Raises:
+            ConfigError: the folder's journal has another head: another model, task, format or threshold.
+            DataError: the file is no journal.
+            M2FError: the folder cannot be written.
+        """
+        self.folder = folder
+        self.head = head
+        self.offsets: dict[str, int] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = (folder / RUN_MARK).open("a+b")
+        except OSError as error:
+            raise M2FError(f"Cannot write to {folder}: {error.strerror}.") from error
+        try:
+            self._index()
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def append(self, entry: dict[str, Any]) -> None:
+        self.offsets[entry["record"]["name"]] = self._write(entry)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The newest entry of a picture."""
+        if name not in self.offsets:
+            return None
+        self.file.seek(self.offsets[name])
+        return json.loads(self.file.readline())
+
+    def entries(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        return (entry for entry in map(self.get, names) if entry is not None)
+
+    def is_finished(self, name: str, file: str) -> bool:
+        """Whether a picture was done without error and all its files are still there."""
+        entry = self.get(name)
+        if entry is None or "error" in entry["record"] or entry["record"]["file"] != file:
+            return False
+        return all((self.folder / each).is_file() for each in entry["record"]["files"])
+
+    def _write(self, line: dict[str, Any]) -> int:
+        offset = self.file.seek(0, 2)
+        try:
+            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise M2FError(f"Cannot write {self.folder / RUN_MARK}: {error.strerror}.") from error
+        return offset
+
+    def _index(self) -> None:
+        offset = 0
+        self.file.seek(0)
+        for line in self.file:
+            if not line.endswith(b"\n"):  # the run was killed while it wrote this line
+                break
+            self._index_line(line, offset)
+            offset += len(line)
+        self.file.truncate(offset)
+        if offset == 0:
+            self._write(self.head)
+
+    def _index_line(self, line: bytes, offset: int) -> None:
+        try:
+            tree = json.loads(line)
+            if offset:
+                self.offsets[tree["record"]["name"]] = offset
+        except (ValueError, KeyError, TypeError) as error:
+            hint = "Use --overwrite or another --out."
+            raise DataError(f"{self.folder / RUN_MARK} is damaged.", hint=hint) from error
+        if offset == 0:
+            _check_head(self.folder, tree, self.head)
+
+
+def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    for key in new:
+        if old.get(key) != new[key]:
+            raise ConfigError(
+                f"{folder} holds predictions with {key} {old.get(key)!r}, not {new[key]!r}.",
+                hint="Choose another --out, or --overwrite to start again.",
+            )
+
+
+def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless that was asked for.
+
+    Raises:
+        ConfigError: the folder is a file, or holds something and neither option was given.
+    """
+    if skip_existing and overwrite:
+        raise ConfigError("--skip-existing and --overwrite exclude each other.")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; --out takes a folder.")
+    if folder.is_dir() and not (skip_existing or overwrite) and any(folder.iterdir()):
+        raise ConfigError(
+            f"The output folder {folder} is not empty.", hint="Use --skip-existing to go on, or --overwrite."
+        )
+
+
+def erase(folder: Path) -> None:
+    """Remove what an earlier run wrote to the folder, by its journal, and nothing else."""
+    path = folder / RUN_MARK
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        next(file, None)
+        for line in file:
+            try:
+                files = json.loads(line)["record"].get("files", [])
+            except (ValueError, KeyError, TypeError):  # half a line of a run that was killed: its files are overwritten
+                continue
+            for name in files:
+                if not Path(name).is_absolute() and ".." not in Path(name).parts:
+                    (folder / name).unlink(missing_ok=True)
+    for name in (PREDICTIONS, *(shared.file for shared in SHARED.values()), RUN_MARK):
+        (folder / name).unlink(missing_ok=True)
+
+
+# --- the shared files -------------------------------------------------------------------------------------------------
+
+
+def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], categories: Categories) -> None:
+    """Write predictions.json and the shared files of `formats`, pictures in the order of `names`. Pictures of the
+    journal that are not named come first: they belong to earlier runs into the same folder."""
+    named = set(names)
+    order = [name for name in journal.offsets if name not in named] + list(names)
+    records = (entry["record"] for entry in journal.entries(order))
+    _write_lists(journal.folder / PREDICTIONS, journal.head, {"predictions": records})
+
+    def shared(format_name: str, key: str | None = None) -> Iterator[Any]:
+        for entry in journal.entries(order):
+            if format_name in entry.get("shared", ()):
+                yield entry["shared"][format_name] if key is None else entry["shared"][format_name][key]
+
+    for name in formats:
+        if name == "coco-panoptic":
+            lists = {key: shared(name, key) for key in ("images", "annotations")}
+            head = {"categories": output.coco_categories(categories)}
+            _write_lists(journal.folder / SHARED[name].file, head, lists)
+        elif name == "coco-instance":
+            with atomic(journal.folder / SHARED[name].file) as part, part.open("w", encoding="utf-8") as file:
+                _write_list(file, (record for records in shared(name) for record in records))
+
+
+def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any]]) -> None:
+    with atomic(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(head, ensure_ascii=False)[:-1])
+        for key, items in lists.items():
+            file.write(f', "{key}": ')
+            _write_list(file, items)
+        file.write("}\n")
+
+
+def _write_list(file: IO[str], items: Iterable[Any]) -> None:
+    separator = "[\n"
+    for item in items:
+        file.write(separator + json.dumps(item, ensure_ascii=False))
+        separator = ",\n"
+    file.write("[]" if separator == "[\n" else "\n]")

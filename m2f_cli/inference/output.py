@@ -1,0 +1,297 @@
+"""Results out: one function per format of `m2f predict --save`, and `save` for a single result.
+
+Layout below the output folder; NAME may hold sub-folders:
+
+    overlay/NAME.jpg              the picture with the result drawn over it
+    panoptic/NAME.png             COCO panoptic: segment id = R + 256 G + 65536 B, 0 is void
+    labels/NAME.png               the category id of each pixel; 255 (8 bits) or 65535 (16 bits) where there is none
+    color/NAME.png                the regions in their colours on black
+    polygons/NAME.json            outlines and holes of the regions (`write_polygons` has the schema)
+    crops/NAME/000_person.png     the regions cut out, RGBA
+    panoptic.json instances.json predictions.json      one per run, see journal.py; `save` writes the first two as
+                                  panoptic/NAME.json and instances/NAME.json, for its one picture
+
+All files are written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .. import plugins
+from ..errors import ConfigError, DataError, M2FError
+from ..types import Categories, Instances, PanopticMap, Result, SemanticMap, Task
+from . import convert, draw
+from .picture import read_picture
+
+Writer: TypeAlias = Callable[[Result, Path], list[Path]]
+
+SCHEMA_VERSION = 1
+JPEG_EDGE = 65_500  # the format's limit
+FOLDERS = {
+    "coco-panoptic": "panoptic",
+    "coco-instance": "instances",
+    "label-png": "labels",
+    "color-png": "color",
+}
+FITS: dict[str, tuple[Task, ...]] = {
+    "coco-panoptic": ("panoptic",),
+    "coco-instance": ("instance",),
+    "label-png": ("panoptic", "semantic"),
+}
+
+
+def save(result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None) -> list[Path]:
+    """Write one result in some formats; returns the files.
+
+    Args:
+        folder: the output folder; each format has a sub-folder there.
+        formats: names of writers, or "module:function".
+        name: the stem of the files, "/" for sub-folders; the picture's own stem by default.
+
+    Raises:
+        ConfigError: an unknown format, or one that does not fit the result.
+        DataError: the format shows the picture and the result does not know it.
+        M2FError: a file cannot be written.
+    """
+    writers = writers_for(formats, task_of(result))
+    if name is None:
+        name = Path(result.image).stem if isinstance(result.image, (str, Path)) else "image"
+    return [path for each, write in writers.items() for path in write(result, stem_for(folder, each, name))]
+
+
+def writers_for(formats: Sequence[str], task: Task) -> dict[str, Writer]:
+    """The writers of some formats, in that order.
+
+    Raises:
+        ConfigError: an unknown format, or one that does not fit the task.
+    """
+    writers: dict[str, Any] = {}
+    for name in formats:
+        writers[name] = plugins.get("writers", name)
+        if task not in FITS.get(name, (task,)):
+            fitting = [known for known in plugins.names("writers") if task in FITS.get(known, (task,))]
+            raise ConfigError(
+                f"The format {name!r} is for {' and '.join(FITS[name])} results, not for {task} ones.",
+                hint=f"For {task}: {', '.join(fitting)}.",
+            )
+    return writers
+
+
+def stem_for(folder: Path, format_name: str, name: str) -> Path:
+    """Where a format puts the result called `name`: a path without its suffix."""
+    plain = format_name.rpartition(":")[2]
+    return folder / FOLDERS.get(plain, plain) / name
+
+
+def task_of(result: Result) -> Task:
+    for kind, task in ((PanopticMap, "panoptic"), (Instances, "instance"), (SemanticMap, "semantic")):
+        if isinstance(result, kind):
+            return task
+    raise TypeError(f"{type(result).__name__} is no result of this package")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it at the end, removed if anything goes wrong.
+
+    Raises:
+        M2FError: the file cannot be written: no space, no permission.
+    """
+    part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise M2FError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def add_suffix(stem: Path, suffix: str) -> Path:
+    """`Path.with_suffix` would eat the end of names such as "photo.v2"."""
+    return stem.with_name(stem.name + suffix)
+
+
+def write_json(path: Path, tree: Any) -> list[Path]:
+    with atomic(path) as part:
+        part.write_text(json.dumps(tree, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [path]
+
+
+def _write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
+    with atomic(path) as part:
+        image.save(part, **options)
+    return [path]
+
+
+# --- writers ----------------------------------------------------------------------------------------------------------
+
+
+def write_overlay(result: Result, stem: Path) -> list[Path]:
+    """STEM.jpg: the picture with the result drawn over it; STEM.png where JPEG cannot hold the size."""
+    if max(result.size) > JPEG_EDGE:
+        return write_overlay_png(result, stem)
+    # 4:4:4 keeps thin coloured outlines crisp.
+    return _write_image(add_suffix(stem, ".jpg"), result.plot(), format="JPEG", quality=92, subsampling=0)
+
+
+def write_overlay_png(result: Result, stem: Path) -> list[Path]:
+    """STEM.png: the picture with the result drawn over it, without loss."""
+    return _write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
+
+
+def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
+    """STEM.png: the segment ids as colours, R + 256 G + 65536 B; 0 is void."""
+    ids_HW = result.ids_HW
+    rgb_HW3 = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
+    return _write_image(add_suffix(stem, ".png"), Image.fromarray(rgb_HW3), format="PNG")
+
+
+def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
+    """STEM.png and STEM.json: a complete COCO panoptic document of one picture. A run shares one panoptic.json."""
+    files = write_panoptic_png(result, stem)
+    entry = panoptic_entry(result, stem.name, stem.name)
+    document = {**entry, "categories": coco_categories(result.categories)}
+    return files + write_json(add_suffix(stem, ".json"), {key: _listed(value) for key, value in document.items()})
+
+
+def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
+    """STEM.json: COCO instance results of one picture. A run shares one instances.json."""
+    return write_json(add_suffix(stem, ".json"), instance_entry(result, stem.name, stem.name))
+
+
+def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]:
+    """STEM.png: the category id of each pixel. 16 bits where an id is above 254; the highest value is "none".
+
+    Raises:
+        ConfigError: an id that 16 bits cannot hold.
+    """
+    ids = [category.id for category in result.categories]
+    if min(ids) < 0 or max(ids) > 65534:
+        raise ConfigError(f"label-png holds category ids from 0 to 65534, not {min(ids)} to {max(ids)}.")
+    kind = np.uint8 if max(ids) < 255 else np.uint16
+    labels_HW = np.full(result.size, np.iinfo(kind).max, dtype=kind)
+    for region in convert.regions(result):
+        labels_HW[region.window][region.mask_HW] = ids[region.label]
+    return _write_image(add_suffix(stem, ".png"), Image.fromarray(labels_HW), format="PNG")
+
+
+def write_color_png(result: Result, stem: Path) -> list[Path]:
+    """STEM.png: the regions in their colours on black. Semantic maps have exactly the colours of their categories."""
+    color_HW3 = np.zeros((*result.size, 3), dtype=np.uint8)
+    for region, color in draw.colored(convert.backwards(result)):
+        color_HW3[region.window][region.mask_HW] = color
+    return _write_image(add_suffix(stem, ".png"), Image.fromarray(color_HW3), format="PNG")
+
+
+def write_polygons(result: Result, stem: Path) -> list[Path]:
+    """STEM.json: exact outlines of the regions.
+
+        {"schema_version": 1, "task", "width", "height",
+         "regions": [{"label", "category_id", "isthing", "score", "area", "bbox": [x, y, width, height],
+                      "polygons": [{"outline": [[x, y], …], "holes": [[[x, y], …], …]}]}]}
+
+    Coordinates are corners of pixels: (0, 0) is the outer corner of the top left pixel. The area of the outlines less
+    that of the holes is the number of pixels. Score is null in semantic results.
+    """
+    records = []
+    for region in convert.regions(result):
+        category = result.categories[region.label]
+        records.append({
+            "label": category.name, "category_id": category.id, "isthing": category.isthing, "score": region.score,
+            "area": region.area, "bbox": region.coco_box, "polygons": polygons(region),
+        })  # fmt: skip
+    height, width = result.size
+    head = {"schema_version": SCHEMA_VERSION, "task": task_of(result), "width": width, "height": height}
+    return write_json(add_suffix(stem, ".json"), {**head, "regions": records})
+
+
+def write_crops(result: Result, stem: Path) -> list[Path]:
+    """STEM/000_person.png, …: each region cut out of the picture at its own box, transparent around it."""
+    if result.image is None:
+        raise DataError("Crops need the picture, and the result does not know it.", hint="Set result.image.")
+    image_HW3 = read_picture(result.image)
+    files = []
+    for k, region in enumerate(convert.regions(result)):
+        alpha = region.mask_HW.astype(np.uint8) * 255
+        cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
+        label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"
+        files += _write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
+    return files
+
+
+# --- shared with the run's own files ----------------------------------------------------------------------------------
+
+
+def image_id(name: str) -> int | str:
+    """COCO's own pictures (twelve digits) are known by number, all others by name."""
+    return int(name) if re.fullmatch(r"\d{12}", name) else name
+
+
+def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
+    """What one picture adds to panoptic.json: one record of each list."""
+    height, width = result.size
+    number = image_id(name)
+    return {
+        "images": {"id": number, "file_name": file_name, "width": width, "height": height},
+        "annotations": {"image_id": number, "file_name": f"{name}.png", **result.to_coco()},
+    }
+
+
+def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
+    """What one picture adds to instances.json: one record per object."""
+    return [{"image_id": image_id(name), **record} for record in result.to_coco()]
+
+
+def coco_categories(categories: Categories) -> list[dict[str, Any]]:
+    return [{**category.to_dict(), "isthing": int(category.isthing)} for category in categories]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def polygons(region: convert.Region) -> list[dict[str, Any]]:
+    """Outlines and holes of a region, in corners of pixels.
+
+    OpenCV walks through the centres of border pixels, which cuts half a pixel off everywhere. In the mask at twice
+    its size both borders of a pixel have a place of their own, so rounding outwards gives the exact edge.
+    """
+    double = cv2.resize(region.mask_HW.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    offset = np.array([region.box[1], region.box[0]])
+    outlines: dict[int, dict[str, Any]] = {}
+    holes: list[tuple[int, list[list[int]]]] = []
+    for i, contour in enumerate(contours):
+        corners = _corners((contour[:, 0].astype(np.int64) + 1) // 2) + offset
+        parent = int(tree[0][i][3])
+        if parent < 0:
+            outlines[i] = {"outline": corners.tolist(), "holes": []}
+        else:
+            holes.append((parent, corners.tolist()))
+    for parent, hole in holes:
+        outlines[parent]["holes"].append(hole)
+    return list(outlines.values())
+
+
+def _corners(points_N2: np.ndarray) -> np.ndarray:
+    """The turning points of a closed path along the grid."""
+    points_N2 = points_N2[(points_N2 != np.roll(points_N2, 1, axis=0)).any(axis=1)]
+    before, after = points_N2 - np.roll(points_N2, 1, axis=0), np.roll(points_N2, -1, axis=0) - points_N2
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    reverses = (before * after).sum(axis=1) < 0
+    return points_N2[turns | reverses]

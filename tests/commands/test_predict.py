@@ -1,0 +1,130 @@
+"""m2f predict from the command line, over a segmenter without a network."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from fake_segmenter import FakeSegmenter, scene
+from PIL import Image
+
+from m2f_cli import cli
+from m2f_cli.commands.predict import next_folder
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    from m2f_cli.inference import segmenter
+
+    made = FakeSegmenter()
+    made.loads = []
+
+    def load(ref=None, **options):
+        made.loads.append((ref, options))
+        return made
+
+    monkeypatch.setattr(segmenter, "load", load)
+    return made
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        Image.fromarray(scene()).save(tmp_path / "in" / f"{name}.png")
+    return tmp_path
+
+
+def predictions(folder):
+    return json.loads((folder / "predictions.json").read_text())
+
+
+def test_the_short_way(pictures, fake, capsys):
+    assert cli.run(["predict", "in"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("3 done in ") and out.endswith("Results: runs/predict/1\n") and err == ""
+    assert sorted(path.name for path in (pictures / "runs/predict/1/overlay").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert cli.run(["predict", "in/a.png"]) == 0
+    assert (pictures / "runs/predict/2/overlay/a.jpg").is_file()
+
+
+def test_every_option_arrives(pictures, fake):
+    options = (
+        "predict in/*.png --task instance --model my/model --out out --save overlay,coco-instance --save polygons "
+        "--device cpu --precision bf16 --batch 2 --workers 1 --object-threshold 0.1 --overlap-threshold 0.2 "
+        "--score-threshold 0 --top-k 7 --trust-code"
+    )
+    assert cli.run(options.split()) == 0
+    (ref, loading), = fake.loads
+    progress = loading.pop("progress")
+    assert callable(progress) and ref == "my/model"
+    assert loading == {"task": "instance", "device": "cpu", "precision": "bf16", "trust_code": True}
+    thresholds = {"object_threshold": 0.1, "overlap_threshold": 0.2, "score_threshold": 0.0, "top_k": 7}
+    assert fake.thresholds == [thresholds] * 3 and fake.batches == [2, 1]
+    document = predictions(pictures / "out")
+    assert document["formats"] == ["overlay", "coco-instance", "polygons"] and document["thresholds"] == thresholds
+    assert (document["model"], document["task"]) == ("my/model", "instance")
+    assert len(json.loads((pictures / "out/instances.json").read_text())) == 3
+
+
+def test_the_default_score_threshold_is_a_half(pictures, fake):
+    assert cli.run(["predict", "in", "--task", "instance"]) == 0
+    assert fake.thresholds == [{"score_threshold": 0.5}] * 3
+
+
+def test_some_failed(pictures, fake, capsys):
+    (pictures / "in" / "b.png").write_text("no picture")
+    assert cli.run(["predict", "in", "--out", "out", "--json"]) == 3
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["schema_version"], summary["done"], summary["out"]) == (1, 2, "out")
+    assert [failure["file"] for failure in summary["failed"]] == ["in/b.png"]
+    assert err.startswith("warning: in/b.png is text")
+    assert [("error" in record) for record in predictions(pictures / "out")["predictions"]] == [False, True, False]
+
+
+def test_going_on(pictures, fake, capsys):
+    assert cli.run(["predict", "in/a.png", "--out", "out"]) == 0
+    assert cli.run(["predict", "in", "--out", "out"]) == 2
+    assert "--skip-existing to go on, or --overwrite" in capsys.readouterr().err
+    assert cli.run(["predict", "in", "--out", "out", "--skip-existing"]) == 0
+    assert capsys.readouterr().out.startswith("2 done in")
+    assert cli.run(["predict", "in", "--out", "out", "--overwrite"]) == 0
+    assert capsys.readouterr().out.startswith("3 done in")
+
+
+def test_paths_on_stdin(pictures, fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", iter(["in/c.png\n", "in/a.png\n"]))
+    assert cli.run(["predict", "-", "--out", "out"]) == 0
+    assert [record["name"] for record in predictions(pictures / "out")["predictions"]] == ["c", "a"]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    ("in --task panoptc", 2, "no task named 'panoptc'. Did you mean panoptic"),
+    ("in --precision fp8", 2, "no precision named 'fp8'"),
+    ("in --save overlai", 2, "no format named 'overlai'. Did you mean overlay"),
+    ("in --save ,", 2, "names no format"),
+    ("in --task semantic --save coco-instance", 2, "not for semantic"),
+    ("in --object-threshold 1.5", 2, "--object-threshold"),
+    ("gone.jpg", 3, "no file or folder 'gone.jpg'"),
+    ("in/a.png --out in/b.png", 2, "is a file"),
+    ("in --skip-existing --overwrite", 2, "exclude each other"),
+])  # fmt: skip
+def test_wrong_requests_fail_before_the_model_is_loaded(pictures, fake, capsys, arguments, code, message):
+    assert cli.run(["predict", *arguments.split()]) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert fake.loads == [] and not (pictures / "runs").exists()
+
+
+def test_a_task_that_the_model_cannot_do(pictures, fake, capsys):
+    fake.tasks = ("semantic",)
+    assert cli.run(["predict", "in", "--task", "panoptic"]) == 2
+    assert "does semantic, not 'panoptic'" in capsys.readouterr().err
+
+
+def test_next_folder(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "3").mkdir()
+    assert next_folder(tmp_path) == tmp_path / "2"

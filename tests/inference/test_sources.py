@@ -1,0 +1,95 @@
+"""SOURCE…: which pictures, in which order, under which names."""
+
+from __future__ import annotations
+
+import pytest
+
+from m2f_cli.errors import DataError
+from m2f_cli.inference.sources import RUN_MARK, expand
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.jpg", "day/a.jpg", "day/night/z.WebP", ".git/x.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "in"
+
+
+def names(*sources, **options):
+    return [source.name for source in expand(sources, **options)]
+
+
+def test_a_folder_is_searched_in_a_stable_order(tree):
+    assert names(tree) == ["a", "b", "day/a", "day/night/z"]
+    assert [source.path for source in expand([tree])][1] == tree / "b.PNG"
+
+
+def test_stems_never_meet(tree):
+    (tree / "a.png").touch()
+    (tree / "A.jpeg").touch()
+    found = names(tree)
+    assert len({name.casefold() for name in found}) == len(found) == 6
+    assert names("in/a.jpg", "in/day/a.jpg", "in/a.png") == ["a", "day/a", "a_png"]
+
+
+def test_equal_folders_below_two_sources(tree, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.jpg").touch()
+    assert names("in/a.jpg", "other") == ["a", "other/a"]
+
+
+def test_the_same_file_is_done_once(tree):
+    assert names("in/a.jpg", "./in/a.jpg", str(tree / "a.jpg"), "in") == ["a", "b", "day/a", "day/night/z"]
+
+
+def test_globs_keep_the_folders_below_their_fixed_part(tree):
+    assert names("in/*.jpg") == ["a"]
+    assert names("in/**/*.*") == ["a", "b", "day/a", "day/night/z"]
+    assert names("in/*/*.jpg") == ["day/a"]
+
+
+def test_brackets_in_a_real_name_are_no_glob(tree):
+    (tree / "a[1].jpg").touch()
+    assert names("in/a[1].jpg") == ["a[1]"]
+
+
+def test_paths_on_stdin(tree):
+    lines = ["in/a.jpg\n", "\n", "in/day\n", "in/gone.jpg\n"]
+    assert names("-", stdin=lines) == ["a", "day/a", "night/z", "gone"]
+
+
+def test_the_stream_is_lazy(tree):
+    def endless():
+        while True:
+            yield "in/a.jpg"
+
+    assert next(expand(["-"], stdin=endless())).name == "a"
+
+
+def test_results_of_an_earlier_run_are_no_pictures(tree):
+    (tree / "runs" / "overlay").mkdir(parents=True)
+    (tree / "runs" / "overlay" / "a.jpg").touch()
+    assert "runs/overlay/a" in names(tree)
+    (tree / "runs" / RUN_MARK).touch()
+    assert "runs/overlay/a" not in names(tree)
+    assert names(tree / "runs") == ["overlay/a"]
+
+
+def test_a_link_that_leads_back_ends(tree):
+    (tree / "day" / "loop").symlink_to(tree, target_is_directory=True)
+    assert names(tree) == ["a", "b", "day/a", "day/night/z"]
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("gone.jpg", "There is no file or folder 'gone.jpg'"), ("0", "camera"), ("https://x.org/a.jpg", "address"),
+    ("in/*.bmp", "matches nothing"), ("in/*.txt", "none of them a picture"), ("clip.MP4", "is a video"),
+    ("empty", r"No pictures in empty.*1 video.*\.avif"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_said(tree, tmp_path, source, message):
+    (tmp_path / "clip.MP4").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "clip.mov").touch()
+    with pytest.raises(DataError, match=message):
+        names(source)
