@@ -40,6 +40,7 @@ Writer: TypeAlias = Callable[[Result, Path], list[Path]]
 SCHEMA_VERSION = 1
 JPEG_EDGE = 65_500  # the format's limit
 FOLDERS = {
+    "overlay-png": "overlay",
     "coco-panoptic": "panoptic",
     "coco-instance": "instances",
     "label-png": "labels",

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .cache import cached_by_shape
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 IMPLEMENTATIONS = ("reference", "bag", "gather")
 
 
@@ -31,7 +32,7 @@ def choose(device: torch.device) -> str:
     override = os.environ.get("M2F_DEFORM_ATTN", "auto")
     if override != "auto":
         return _checked(override)
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return "gather"
     return "bag" if device.type == "cpu" else "reference"
 

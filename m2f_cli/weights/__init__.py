@@ -1,0 +1,15 @@
+"""Weights: one door, `load`, whatever a reference names and whoever wrote the file.
+
+    load("coco-panoptic-swin-t")             released weights of a preset
+    load("runs/train/nuclei")                a run: its best checkpoint, else its last
+    load("facebook/mask2former-swin-…")      a repository of the Hugging Face hub
+    load("model_final_94dc52.pkl")           detectron2, OpenMMLab, transformers or m2f files and folders
+"""
+
+from __future__ import annotations
+
+from .checkpoint import Checkpoint, save
+from .hub import Download, Progress
+from .refs import load
+
+__all__ = ["Checkpoint", "Download", "Progress", "load", "save"]

@@ -28,6 +28,7 @@ FILES = {
     "label-png": {"labels/a.png"},
     "color-png": {"color/a.png"},
     "polygons": {"polygons/a.json"},
+    "overlay-png": {"overlay/a.png"},
     "crops": {"crops/a/000_sky.png", "crops/a/001_grass.png", "crops/a/002_person.png"},
 }
 

@@ -1,0 +1,169 @@
+"""From a reference to a network that is ready to run: the place where weights, configuration and classes meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from .. import model as networks
+from .. import weights
+from ..config import Config, DataConfig, ResizeConfig, TestConfig
+from ..data.categories import class_tables, from_names, load_categories
+from ..errors import WeightsError
+from ..model import MaskClassifier
+from ..types import Categories
+from ..weights import Checkpoint, Progress
+from ..weights.huggingface import IMAGENET, write_folder
+
+
+@dataclass
+class LoadedModel:
+    """A network in evaluation mode on the CPU, and what is known of it.
+
+    source: where the weights came from. notes: what had to be assumed, in sentences for people.
+    """
+
+    model: MaskClassifier
+    config: Config
+    categories: Categories
+    source: str
+    notes: list[str]
+
+
+def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress | None = None) -> LoadedModel:
+    """Load whatever `ref` names: see `weights.load`.
+
+    The network is made without memory of its own and takes the tensors of the file as they are: those of a
+    checkpoint of ours stay mapped, so that even Swin-L is in memory once.
+
+    Raises:
+        WeightsError: nothing there, damaged, unsafe, or weights that do not fit.
+        ConfigError: the checkpoint's configuration makes no sense, or names code without `trust_code`.
+    """
+    checkpoint = weights.load(ref, progress=progress, trust_code=trust_code)
+    notes = list(checkpoint.notes)
+    categories, table = _categories(checkpoint, notes)
+    config = checkpoint.config or _assumed_config(checkpoint, categories, table, notes)
+    network = _network(checkpoint, trust_code)
+    return LoadedModel(network.eval(), config, categories, checkpoint.source, notes)
+
+
+def _network(checkpoint: Checkpoint, trust_code: bool) -> MaskClassifier:
+    build = partial(networks.build, checkpoint.model, checkpoint.num_classes, trust_code=trust_code)
+    with torch.device("meta"):
+        network = build()
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = checkpoint.state_for(shapes)
+    network.load_state_dict(state, strict=True, assign=True)
+    if any(buffer.is_meta for buffer in network.buffers()):
+        # Constants that no file holds (some of timm's backbones have them) exist only in a network really made.
+        network = build()
+        network.load_state_dict(state, strict=True)
+    return network
+
+
+def save_huggingface(folder: str | Path, model: MaskClassifier, config: Config, categories: Categories) -> Path:
+    """Write a folder that transformers' Mask2FormerForUniversalSegmentation.from_pretrained loads.
+
+    Raises:
+        ExportError: transformers has no such network, or the folder exists already.
+    """
+    return write_folder(folder, model.state_dict(), config, categories)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def _categories(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, str]:
+    """The classes of a checkpoint and the name of their table ("" for none), as many as the network has."""
+    count = checkpoint.num_classes
+    if checkpoint.categories is not None:
+        categories, table = checkpoint.categories, ""
+    elif checkpoint.config is not None:
+        table = checkpoint.config.data.classes
+        categories = load_categories(table)
+    elif checkpoint.class_names is not None and len(checkpoint.class_names) == count:
+        categories, table = _from_names(checkpoint.class_names, notes)
+    else:
+        categories, table = _from_count(count, notes)
+    if len(categories) != count:
+        raise WeightsError(
+            f"{checkpoint.source} has {count} classes, but {table or 'its header'} names {len(categories)}.",
+            hint="If the file is fine-tuned and only called like a released one, rename it.",
+        )
+    return categories, table
+
+
+def _from_names(names: Sequence[str], notes: list[str]) -> tuple[Categories, str]:
+    folded = [_fold(name) for name in names]
+    for table in class_tables():
+        known = load_categories(table)
+        if [_fold(category.name) for category in known] == folded:
+            return known, table
+    notes.append("The file does not say which classes are countable: all were taken as things.")
+    return from_names(_distinct(names)), ""
+
+
+def _from_count(count: int, notes: list[str]) -> tuple[Categories, str]:
+    fitting = [table for table in class_tables() if len(load_categories(table)) == count]
+    if len(fitting) == 1:
+        notes.append(f"The file does not name its {count} classes; {fitting[0]} has as many and was taken.")
+        return load_categories(fitting[0]), fitting[0]
+    notes.append(f"The file does not name its {count} classes: they are numbered, and all were taken as things.")
+    return from_names([f"class {i}" for i in range(count)]), ""
+
+
+def _fold(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number behind those that are there twice: our tables need them to differ."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, notes: list[str]) -> Config:
+    """The configuration of weights that bring none: input and test size from a processor, else the usual ones."""
+    if checkpoint.input is None:
+        notes.append("The file does not say how pictures are normalised: ImageNet's mean and deviation were assumed.")
+    if checkpoint.resize is None:
+        notes.append("The file does not say at what size it was tested: 800 by at most 1333 was assumed.")
+    semantic = "semantic" in _name_of(checkpoint.source).lower()
+    tasks = ("semantic",) if semantic else ("panoptic", "instance", "semantic")
+    return Config(
+        name=_name_of(checkpoint.source),
+        summary=f"read from {checkpoint.source}",
+        task=tasks[0],
+        data=DataConfig(dataset=table or "unknown", classes=table or "checkpoint"),
+        model=checkpoint.model,
+        input=checkpoint.input or IMAGENET,
+        test=TestConfig(
+            tasks=tasks, resize=checkpoint.resize or _usual_resize(checkpoint.format), size_divisor=32,
+            object_threshold=0.8, overlap_threshold=0.8, top_k=100,
+        ),
+    )
+
+
+def _usual_resize(file_format: str) -> ResizeConfig:
+    """The test size of detectron2 and MMDetection, where nothing says more."""
+    return ResizeConfig(
+        short_edge=800, max_edge=1333, resampling="opencv" if file_format == "openmmlab" else "pillow"
+    )
+
+
+def _name_of(source: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(source).name).strip("-") or "model"
+

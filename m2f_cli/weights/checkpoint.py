@@ -1,0 +1,167 @@
+"""What a set of weights comes with, and our own file of it: one .safetensors whose header describes the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__, config, plugins
+from ..config import Config, InputConfig, ModelConfig, ResizeConfig
+from ..errors import ConfigError, WeightsError
+from ..types import Categories, Category
+from .containers import Container
+from .names import OurView, Shape, to_ours
+from .tables import TABLES
+
+SCHEMA_VERSION = 1
+_HEADER = "m2f"
+
+
+@dataclass
+class Checkpoint:
+    """Weights of any origin, and everything that came with them.
+
+    source: where they came from, for people.
+    format: a name of `tables.TABLES`.
+    tensors: as in the file, under its names.
+    model: the network that they fit.
+    config: everything, where the origin is a preset or a checkpoint of ours.
+    categories, class_names: what the file says of its classes; names alone where it says no more.
+    input, resize: what a Hugging Face processor says of them.
+    notes: what had to be assumed, in sentences for people.
+    """
+
+    source: str
+    format: str
+    tensors: Mapping[str, Tensor]
+    model: ModelConfig
+    config: Config | None = None
+    categories: Categories | None = None
+    class_names: list[str] | None = None
+    input: InputConfig | None = None
+    resize: ResizeConfig | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        """Without "no object"."""
+        return OurView(TABLES[self.format], self.tensors)["decoder.class_embed.weight"][0] - 1
+
+    def state_for(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+        """The weights under our names, exactly those of `shapes`, floating point ones in fp32.
+
+        Tensors that are mapped from a file stay mapped where neither layout nor type has to change.
+
+        Raises:
+            WeightsError: anything missing, left over or misshapen, or a value that is not finite.
+        """
+        state = to_ours(TABLES[self.format], self.tensors, shapes)
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                state[name] = tensor = tensor.float()
+                _refuse_infinite(name, tensor)
+        return state
+
+
+def _refuse_infinite(name: str, tensor: Tensor) -> None:
+    # A sum is one pass without a temporary; only where it is odd are the values looked at.
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise WeightsError(
+            f"The weights are broken: {bad} of {tensor.numel()} values of {name!r} are NaN or infinite.",
+            hint="The training that wrote them had diverged; use an earlier checkpoint.",
+        )
+
+
+# --- our own file -----------------------------------------------------------------------------------------------------
+
+
+def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
+    """Write a checkpoint of ours: weights, resolved configuration and classes in one file, or nothing at all.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    path = Path(path)
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "m2f": __version__,
+        "config": config.model_dump(mode="json", exclude_none=True),
+        "categories": [category.to_dict() for category in categories],
+    }
+    # safetensors refuses tensors that share memory; a copy is made where one is not its own
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_safetensors(path, tensors, {_HEADER: json.dumps(header, ensure_ascii=False)})
+    return path
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write under a temporary name, then rename: nothing half-written stays behind.
+
+    Raises:
+        WeightsError: the folder or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            save_file(tensors, temporary, metadata)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"Cannot write {path}: {error}.") from error
+
+
+def is_ours(container: Container) -> bool:
+    return _HEADER in container.extra
+
+
+def from_container(container: Container, source: str, *, trust_code: bool) -> Checkpoint:
+    """A checkpoint of ours, as read.
+
+    Raises:
+        WeightsError: written by a newer m2f, or its header is damaged.
+        ConfigError: it names code and `trust_code` is false.
+    """
+    try:
+        header = json.loads(container.extra[_HEADER])
+        version = header["schema_version"]
+        if version > SCHEMA_VERSION:
+            raise WeightsError(
+                f"{source} was written by m2f {header.get('m2f', '?')} in version {version} of the format; this m2f "
+                f"{__version__} reads version {SCHEMA_VERSION}.",
+                hint="Run: pip install --upgrade m2f-cli",
+            )
+        resolved = config.parse(header["config"], source)
+        categories = tuple(Category.from_dict(record) for record in header["categories"])
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise WeightsError(f"The header of {source} is damaged: {error}.") from error
+    if not trust_code:
+        refuse_code(resolved.model)
+    return Checkpoint(source, "m2f", container.tensors, resolved.model, config=resolved, categories=categories)
+
+
+def refuse_code(model: ModelConfig) -> None:
+    """Refuse a configuration that came inside a checkpoint and names "module:object".
+
+    Raises:
+        ConfigError: it does.
+    """
+    parts: dict[str, Any] = {
+        "backbones": model.backbone, "pixel_decoders": model.pixel_decoder, "decoders": model.decoder,
+    }
+    for group, part in parts.items():
+        if ":" in part.name:
+            plugins.get(group, part.name, trust_code=False)

@@ -1,0 +1,293 @@
+"""Folders of Hugging Face transformers: config.json and preprocessor_config.json to our configuration, and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Component, Config, InputConfig, ModelConfig, ResizeConfig
+from ..errors import ExportError, WeightsError
+from ..types import Categories
+from . import containers, names
+from .checkpoint import Checkpoint, write_safetensors
+from .hub import WEIGHT_FILES
+from .tables import HUGGINGFACE
+
+# transformers leaves values out of config.json that equal its defaults; these are the defaults (release 5.23)
+_DEFAULTS: dict[str, Any] = {
+    "feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256, "encoder_feedforward_dim": 1024,
+    "encoder_layers": 6, "decoder_layers": 10, "num_attention_heads": 8, "dim_feedforward": 2048, "num_queries": 100,
+}
+_SWIN_DEFAULTS: dict[str, Any] = {
+    "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "drop_path_rate": 0.1,
+}
+_RESNET_DEFAULTS: dict[str, Any] = {
+    "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3],
+}
+# Variants that transformers can express and that no published model is of: what each has to be.
+_FIXED = {
+    "activation_function": "relu", "pre_norm": False, "common_stride": 4, "enforce_input_projection": False,
+    "feature_strides": [4, 8, 16, 32],
+}
+_SWIN_FIXED = {
+    "patch_size": 4, "num_channels": 3, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu",
+    "use_absolute_embeddings": False, "layer_norm_eps": 1e-5,
+}
+_RESNET_FIXED = {
+    "layer_type": "bottleneck", "hidden_act": "relu", "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False, "num_channels": 3,
+}
+_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}
+IMAGENET = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+
+def read_folder(folder: Path, source: str) -> Checkpoint:
+    """A folder with config.json and weights.
+
+    Raises:
+        WeightsError: no weights in it, damaged files, or a network that m2f does not have.
+    """
+    config = _read_json(folder / "config.json")
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is None:
+        raise WeightsError(f"{folder} has a config.json but no weights: none of {', '.join(WEIGHT_FILES)}.")
+    model = model_config(config, source)
+    checkpoint = Checkpoint(source, "huggingface", containers.read(weights).tensors, model)
+    checkpoint.class_names = _class_names(config, checkpoint.num_classes)
+    _read_processor(folder / "preprocessor_config.json", checkpoint)
+    return checkpoint
+
+
+def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
+    """The network of a config.json.
+
+    Raises:
+        WeightsError: it is no Mask2Former, or a variant that m2f does not have.
+    """
+    kind = config.get("model_type")
+    if kind != "mask2former":
+        raise WeightsError(f"{source} is a transformers model of the kind {kind!r}; m2f reads 'mask2former'.")
+    _refuse_variants(config, _FIXED, source)
+    number = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
+    return ModelConfig(
+        method="mask2former",
+        backbone=_backbone(config, source),
+        pixel_decoder=Component(
+            name="deformable", dim=number["feature_size"], mask_dim=number["mask_feature_size"],
+            num_layers=number["encoder_layers"], ffn_dim=number["encoder_feedforward_dim"],
+            num_heads=number["num_attention_heads"], num_points=4,
+        ),
+        decoder=Component(
+            name="masked", dim=number["hidden_dim"], num_queries=number["num_queries"],
+            # transformers counts the prediction on the raw queries, too
+            num_layers=number["decoder_layers"] - 1, num_heads=number["num_attention_heads"],
+            ffn_dim=number["dim_feedforward"],
+        ),
+    )
+
+
+def _backbone(config: Mapping[str, Any], source: str) -> Component:
+    if config.get("use_timm_backbone") or (config.get("backbone") and not config.get("backbone_config")):
+        name = config.get("backbone")
+        raise WeightsError(f"{source} has the backbone {name!r} of another library; m2f reads swin and resnet.")
+    inner = config.get("backbone_config") or {"model_type": "swin", "depths": [2, 2, 18, 2], "drop_path_rate": 0.3}
+    kind = inner.get("model_type")
+    if kind == "swin":
+        _refuse_variants(inner, _SWIN_FIXED, source)
+        value = {key: inner.get(key, default) for key, default in _SWIN_DEFAULTS.items()}
+        return Component(name="swin", drop_path=value.pop("drop_path_rate"), **value)
+    if kind == "resnet":
+        return _resnet(inner, source)
+    raise WeightsError(f"{source} has a backbone of the kind {kind!r}; of transformers' m2f reads 'swin' and 'resnet'.")
+
+
+def _resnet(inner: Mapping[str, Any], source: str) -> Component:
+    _refuse_variants(inner, _RESNET_FIXED, source)
+    value = {key: inner.get(key, default) for key, default in _RESNET_DEFAULTS.items()}
+    width, depth = value["hidden_sizes"][0] // 4, _DEPTHS.get(tuple(value["depths"]))
+    if depth is None or list(value["hidden_sizes"]) != [4 * width * 2**i for i in range(4)]:
+        found = f"depths {value['depths']} and widths {value['hidden_sizes']}"
+        raise WeightsError(f"{source} has a ResNet of {found}, neither R50 nor R101.")
+    widths = {"stem_channels": value["embedding_size"], "width": width}
+    narrow = {name: number for name, number in widths.items() if number != 64}
+    return Component(name="resnet", depth=depth, stem="basic", norm="bn", **narrow)
+
+
+def _refuse_variants(config: Mapping[str, Any], fixed: Mapping[str, Any], source: str) -> None:
+    for key, wanted in fixed.items():
+        if config.get(key, wanted) != wanted:
+            raise WeightsError(f"{source} has {key} = {config[key]!r}; m2f has networks with {wanted!r} only.")
+
+
+def _class_names(config: Mapping[str, Any], count: int) -> list[str] | None:
+    table = config.get("id2label") or {}
+    names_of = {int(number): str(name) for number, name in table.items()}
+    return [names_of[i] for i in range(count)] if set(names_of) == set(range(count)) else None
+
+
+def _read_processor(path: Path, checkpoint: Checkpoint) -> None:
+    if not path.is_file():
+        checkpoint.notes.append("There is no preprocessor_config.json: ImageNet normalisation was assumed.")
+        checkpoint.input = IMAGENET
+        return
+    processor = _read_json(path)
+    try:
+        checkpoint.input = _input(processor)
+        checkpoint.resize = _resize(processor)
+    except (TypeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} makes no sense: {error}.") from error
+
+
+def _input(processor: Mapping[str, Any]) -> InputConfig:
+    """Their mean and std are of rescaled pixels: (x · rescale - mean) / std."""
+    scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    normalise = processor.get("do_normalize", True)
+    mean = processor.get("image_mean", [0.485, 0.456, 0.406]) if normalise else [0.0] * 3
+    std = processor.get("image_std", [0.229, 0.224, 0.225]) if normalise else [1.0] * 3
+    # 255 times a short decimal is one again: without rounding, 0.485 would become 123.67499999999998
+    mean, std = ([round(v / scale, 6) for v in values] for values in (mean, std))
+    return InputConfig(mean=mean, std=std)
+
+
+def _resize(processor: Mapping[str, Any]) -> ResizeConfig:
+    if not processor.get("do_resize", True):
+        return ResizeConfig()
+    size = processor.get("size", {"shortest_edge": 800, "longest_edge": 1333})
+    if isinstance(size, int):
+        return ResizeConfig(short_edge=size, max_edge=processor.get("max_size"))
+    if "height" in size:
+        return ResizeConfig(fixed=(size["height"], size["width"]))
+    return ResizeConfig(short_edge=size["shortest_edge"], max_edge=size.get("longest_edge"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{path} should hold keys and values, not a {type(tree).__name__}.")
+    return tree
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
+    """A folder that transformers' Mask2FormerForUniversalSegmentation.from_pretrained loads without a missing or
+    unexpected key: config.json, model.safetensors, preprocessor_config.json. It appears complete or not at all.
+
+    Raises:
+        ExportError: transformers has no such network, or the folder exists already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} exists already.", hint="Choose another folder, or remove it first.")
+    tree = to_config_json(config.model, categories)
+    tensors = to_tensors(state, config.model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir()
+        write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"})
+        processor = to_processor_json(config, categories)
+        for name, record in (("config.json", tree), ("preprocessor_config.json", processor)):
+            (temporary / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Our weights under the hub's names, with what transformers wants besides.
+
+    MP-Former's queries have no learned positions; transformers always adds them, so they are zeros.
+    """
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.label_embed.")}
+    if "decoder.query_embed.weight" not in kept:
+        kept["decoder.query_embed.weight"] = torch.zeros_like(kept["decoder.query_feat.weight"], device="cpu")
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in names.to_theirs(HUGGINGFACE, kept).items()
+    }
+    classes = tensors["class_predictor.bias"].shape[0]
+    tensors["criterion.empty_weight"] = torch.tensor([1.0] * (classes - 1) + [0.1])
+    encoder = "model.pixel_level_module.encoder."
+    if model.backbone.name == "swin":
+        last = tensors[encoder + "hidden_states_norms.stage4.weight"]
+        tensors[encoder + "swin.layernorm.weight"] = torch.ones_like(last)
+        tensors[encoder + "swin.layernorm.bias"] = torch.zeros_like(last)
+    for name in [name for name in tensors if name.endswith(".running_var")]:
+        counter = name.removesuffix("running_var") + "num_batches_tracked"
+        tensors.setdefault(counter, torch.zeros((), dtype=torch.long))
+    return tensors
+
+
+def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]:
+    """The config.json of a network of ours.
+
+    Raises:
+        ExportError: transformers has no such network.
+    """
+    pixel, decoder = model.pixel_decoder.options, model.decoder.options
+    if (model.pixel_decoder.name, model.decoder.name) != ("deformable", "masked"):
+        names_of = f"{model.pixel_decoder.name} and {model.decoder.name}"
+        raise ExportError(f"transformers has no Mask2Former with {names_of} decoders.")
+    if pixel["num_heads"] != decoder["num_heads"] or pixel["num_points"] != 4 or decoder.get("num_levels", 3) != 3:
+        raise ExportError("transformers' Mask2Former has one number of heads, 4 points and 3 levels; this one differs.")
+    labels = {str(i): category.name for i, category in enumerate(categories)}
+    return {
+        "architectures": ["Mask2FormerForUniversalSegmentation"],
+        "model_type": "mask2former",
+        "backbone_config": _to_backbone_json(model.backbone),
+        "feature_size": pixel["dim"], "mask_feature_size": pixel["mask_dim"], "hidden_dim": decoder["dim"],
+        "encoder_feedforward_dim": pixel["ffn_dim"], "encoder_layers": pixel["num_layers"],
+        "decoder_layers": decoder["num_layers"] + 1, "num_attention_heads": decoder["num_heads"],
+        "dim_feedforward": decoder["ffn_dim"], "num_queries": decoder["num_queries"],
+        **_FIXED,
+        "no_object_weight": 0.1,
+        "id2label": labels,
+        "label2id": {name: int(number) for number, name in labels.items()},
+        "torch_dtype": "float32",
+    }
+
+
+def _to_backbone_json(backbone: Component) -> dict[str, Any]:
+    options = backbone.options
+    stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    if backbone.name == "swin":
+        keys = {key: options[key] for key in ("embed_dim", "depths", "num_heads", "window_size")}
+        return {"model_type": "swin", **keys, "drop_path_rate": options["drop_path"], **_SWIN_FIXED, **stages}
+    if backbone.name == "resnet" and options["stem"] == "basic":
+        depths = next(list(depths) for depths, depth in _DEPTHS.items() if depth == options["depth"])
+        widths = [4 * options.get("width", 64) * 2**i for i in range(4)]
+        sizes = {"embedding_size": options.get("stem_channels", 64), "hidden_sizes": widths, "depths": depths}
+        return {"model_type": "resnet", **sizes, **_RESNET_FIXED, **stages}
+    raise ExportError(f"transformers' Mask2Former cannot have this backbone: {backbone.name} {options}.")
+
+
+def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
+    """The preprocessor_config.json of our input and test sizes."""
+    resize = config.test.resize
+    if resize.fixed:
+        size = {"height": resize.fixed[0], "width": resize.fixed[1]}
+    else:
+        size = {"shortest_edge": resize.short_edge or 800, "longest_edge": resize.max_edge or 1333}
+    return {
+        "image_processor_type": "Mask2FormerImageProcessor",
+        "do_resize": bool(resize.fixed or resize.short_edge), "size": size, "resample": 2,
+        "size_divisor": max(config.test.size_divisor, 1),
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(v / 255, 6) for v in config.input.mean],
+        "image_std": [round(v / 255, 6) for v in config.input.std],
+        "ignore_index": 255, "do_reduce_labels": False, "num_labels": len(categories),
+    }

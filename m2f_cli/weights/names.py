@@ -1,0 +1,290 @@
+"""How foreign tensors become ours and back: one mechanism for every name table (the tables are in `tables.py`).
+
+A rule says what one of our names is called elsewhere and how the numbers are laid out there. Everything starts from
+OUR names, so a load is strict by construction: each of our tensors has a source, and what remains of the file must be
+on the table's list of harmless things.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError, nearest
+
+Shape = tuple[int, ...]
+SHOWN = 5  # names of a kind in one error message
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+class Same:
+    """The tensor as it is. The other layouts override what differs."""
+
+    def their_shapes(self, ours: Shape) -> list[Shape]:
+        return [ours]
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        return theirs[0]
+
+    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+        return [ours]
+
+
+@dataclass(frozen=True)
+class Packed(Same):
+    """Ours is `parts` of theirs, one below the other (query, key and value rows of one projection)."""
+
+    parts: int = 3
+
+    def their_shapes(self, ours: Shape) -> list[Shape]:
+        return [(ours[0] // self.parts, *ours[1:])] * self.parts
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(theirs))
+
+    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+        return list(ours.chunk(self.parts))
+
+
+class LastPairFirst(Same):
+    """Their rows are ordered (…, xy), ours (xy, …): the rows of `sampling_offsets`."""
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        return theirs[0].unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+
+    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+        return [ours.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)]
+
+
+class ChannelMajor(Same):
+    """Patch merging of OpenMMLab: the last axis is (channel, row, column) there and (column, row, channel) here."""
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        return self._turn(theirs[0].unflatten(-1, (-1, 2, 2)))
+
+    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+        return [self._turn(ours.unflatten(-1, (2, 2, -1)))]
+
+    @staticmethod
+    def _turn(x: Tensor) -> Tensor:
+        return x.transpose(-1, -3).flatten(-3)
+
+
+SAME = Same()
+
+
+# --- rules and tables -------------------------------------------------------------------------------------------------
+
+
+class Rule:
+    """One of our name patterns, what it is called there, and the layout there.
+
+    In our pattern `{i}`, `{j}`, `{k}` stand for numbers, `{rest}` for anything, every other `{word}` for one component.
+    Their patterns may use the same words and, for a number, `{i-1}`, `{i+1}`, `{i+2}` and `{2i}`.
+    """
+
+    def __init__(self, ours: str, *theirs: str, layout: Same = SAME):
+        self.theirs, self.layout = theirs, layout
+        kinds = {"i": r"\d+", "j": r"\d+", "k": r"\d+", "rest": ".+"}
+        parts = re.split(r"\{(\w+)\}", ours)
+        words = [f"(?P<{word}>{kinds.get(word, '[^.]+')})" for word in parts[1::2]]
+        literals = [re.escape(text) for text in parts[0::2]]
+        self.pattern = re.compile("".join(a + b for a, b in zip(literals, [*words, ""], strict=True)))
+
+    def names(self, ours: str) -> list[str] | None:
+        """Their names of one of our names; None when this rule does not speak of it."""
+        match = self.pattern.fullmatch(ours)
+        if match is None:
+            return None
+        values: dict[str, str | int] = {}
+        for word, text in match.groupdict().items():
+            values[word] = text
+            if text.isdigit():
+                number = int(text)
+                values.update({f"{word}{shift:+}": number + shift for shift in (-1, 1, 2)})
+                values[f"2{word}"] = 2 * number
+        return [re.sub(r"\{([^}]+)\}", lambda m: str(values[m[1]]), pattern) for pattern in self.theirs]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A foreign format.
+
+    marks: a name that begins with one of these tells the format.
+    spellings: (pattern, replacement) pairs that bring older and other spellings to the one of the rules, in order.
+    harmless: (pattern, reason) of what a file may hold that no network needs.
+    """
+
+    format: str
+    marks: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    spellings: tuple[tuple[str, str], ...] = ()
+    harmless: tuple[tuple[str, str], ...] = ()
+
+    def find(self, ours: str) -> tuple[list[str], Same]:
+        """Their names of our `ours`, and the layout.
+
+        Raises:
+            WeightsError: the format has no name for it.
+        """
+        found = _find(self, ours)
+        if found is None:
+            raise WeightsError(
+                f"The {self.format} format has no place for {ours!r}.",
+                hint="It holds the published networks only: swin or resnet, deformable, masked.",
+            )
+        return found
+
+    def spell(self, name: str) -> str:
+        for pattern, replacement in self.spellings:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def is_harmless(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern, _ in self.harmless)
+
+
+@functools.lru_cache(maxsize=8192)
+def _find(table: Table, ours: str) -> tuple[list[str], Same] | None:
+    for rule in table.rules:
+        names = rule.names(ours)
+        if names is not None:
+            return names, rule.layout
+    return None
+
+
+def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the spelling of the table's rules.
+
+    Raises:
+        WeightsError: two names of the file mean the same tensor.
+    """
+    result: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        key = table.spell(name)
+        if key in result:
+            raise WeightsError(f"The file has two tensors for the same place: {origin[key]!r} and {name!r}.")
+        result[key], origin[key] = tensor, name
+    return result
+
+
+def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """Their tensors under our names, exactly those of `shapes`.
+
+    `num_batches_tracked` may be missing from a file (frozen batch norm has none): it is then zero.
+
+    Raises:
+        WeightsError: anything missing, left over, or of another shape; the message names them all or the first few.
+    """
+    theirs = spelled(table, tensors)
+    left_over = set(theirs)
+    state: dict[str, Tensor] = {}
+    missing, misshapen = [], []
+    for ours, shape in shapes.items():
+        names, layout = table.find(ours)
+        absent = [name for name in names if name not in theirs]
+        if absent:
+            if ours.endswith("num_batches_tracked"):
+                state[ours] = torch.zeros((), dtype=torch.long)
+            else:
+                missing += absent
+            continue
+        left_over -= set(names)
+        parts = [theirs[name] for name in names]
+        wrong = [
+            f"{name} is {_text(part.shape)} and should be {_text(wanted)}"
+            for name, part, wanted in zip(names, parts, layout.their_shapes(tuple(shape)), strict=True)
+            if tuple(part.shape) != wanted
+        ]
+        if wrong:
+            misshapen += wrong
+        else:
+            state[ours] = layout.to_ours(parts)
+    left_over = {name for name in left_over if not table.is_harmless(name)}
+    refuse(missing, sorted(left_over), misshapen)
+    return state
+
+
+def to_theirs(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their names, laid out as there.
+
+    Raises:
+        WeightsError: the format has no place for one of them.
+    """
+    tensors = {}
+    for ours, tensor in state.items():
+        names, layout = table.find(ours)
+        tensors.update(zip(names, layout.to_theirs(tensor), strict=True))
+    return tensors
+
+
+def refuse(missing: Sequence[str], left_over: Sequence[str], misshapen: Sequence[str]) -> None:
+    """Raise the error for weights that do not fit; nothing when they do.
+
+    Raises:
+        WeightsError: any of the three is not empty.
+    """
+    problems = []
+    if misshapen:
+        problems.append(f"{len(misshapen)} of another shape: {_some(misshapen, '; ')}")
+    if missing:
+        shown = [_with_nearest(name, left_over) for name in missing[:SHOWN]]
+        problems.append(f"{len(missing)} missing: {_some([*shown, *missing[SHOWN:]])}")
+    if left_over:
+        problems.append(f"{len(left_over)} left over: {_some(left_over)}")
+    if problems:
+        raise WeightsError(f"The weights do not fit the network: {'. '.join(problems)}.")
+
+
+def _with_nearest(name: str, left_over: Sequence[str]) -> str:
+    close = nearest(name, left_over, count=1)
+    return f"{name} (nearest left over: {close[0]})" if close else name
+
+
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + more
+
+
+def _text(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+# --- looking at a foreign file with our names -------------------------------------------------------------------------
+
+
+class OurView:
+    """The shapes of a foreign file, asked for by our names; used to infer what network the file is of."""
+
+    def __init__(self, table: Table, tensors: Mapping[str, Tensor]):
+        self.table = table
+        self.shapes = {table.spell(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def __contains__(self, ours: str) -> bool:
+        found = _find(self.table, ours)
+        return found is not None and all(name in self.shapes for name in found[0])
+
+    def __getitem__(self, ours: str) -> Shape:
+        """The shape that our tensor of this name would have."""
+        names, _ = self.table.find(ours)
+        first = self.shapes[names[0]]
+        return (sum(self.shapes[name][0] for name in names), *first[1:]) if first else first
+
+    def count(self, pattern: str) -> int:
+        """How many of "… {} …" there are, counted from 0."""
+        number = 0
+        while pattern.format(number) in self:
+            number += 1
+        return number
+
+    def numel(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())

@@ -1,0 +1,261 @@
+"""Downloads, against servers on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from weights.models import CATEGORIES, assert_equal, config_of, network_of, shapes_of
+from weights.servers import FileHost, Hub, serving
+
+from m2f_cli import weights
+from m2f_cli.errors import WeightsError
+from m2f_cli.weights import hub, huggingface
+
+CONTENT = random.Random(0).randbytes(5_000_000)
+SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2F_HOME", str(tmp_path))
+    for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def host():
+    with serving(FileHost, files={"/a/model_final.pkl": CONTENT}, cuts=[], ranges=True, etags=True) as server:
+        server.address = server.url + "/a/model_final.pkl"
+        yield server
+
+
+def left_behind(home):
+    return sorted(p.name for p in (home / "weights").iterdir() if not p.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("prefix", [None, SHA256[:8], SHA256[:8].upper(), MD5[:6]])
+def test_a_file_is_fetched_once(host, home, prefix):
+    records = []
+    path = hub.download(host.address, hash_prefix=prefix, progress=records.append)
+    assert path == home / "weights" / "model_final.pkl"
+    assert path.read_bytes() == CONTENT
+    assert left_behind(home) == ["model_final.pkl"]
+    assert records[-1] == hub.Download("model_final.pkl", len(CONTENT), len(CONTENT))
+    assert [r.received for r in records] == sorted(r.received for r in records)
+    assert hub.download(host.address) == path
+    assert len(host.requests) == 1
+
+
+def test_a_cut_connection_is_taken_up_where_it_was_cut(host):
+    host.cuts = [1_000_000, 2_500_000]
+    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert [headers.get("Range") for _, headers in host.requests] == [None, "bytes=1000000-", "bytes=3500000-"]
+
+
+def test_a_later_call_goes_on(host, home):
+    host.cuts = [100_000] * hub.ATTEMPTS
+    with pytest.raises(WeightsError, match="connection was cut") as caught:
+        hub.download(host.address)
+    assert str(home / "weights" / "model_final.pkl") in caught.value.hint
+    assert not (home / "weights" / "model_final.pkl").exists()
+    host.requests.clear()
+    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert [headers.get("Range") for _, headers in host.requests] == [f"bytes={100_000 * hub.ATTEMPTS}-"]
+
+
+@pytest.mark.parametrize("setting", [{"ranges": False}, {"etags": False}])
+def test_a_server_without_ranges_or_tags_starts_again(host, setting):
+    vars(host).update(setting)
+    host.cuts = [1_000_000]
+    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_in_between_is_fetched_anew(host):
+    host.files["/a/model_final.pkl"] = b"old" * 1_000_000
+    host.cuts = [100_000] * hub.ATTEMPTS
+    with pytest.raises(WeightsError):
+        hub.download(host.address)
+    host.files["/a/model_final.pkl"] = CONTENT
+    assert hub.download(host.address, hash_prefix=SHA256[:8]).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_complete_already_is_fetched_anew(host, home):
+    """The process died between the last byte and the renaming: there is no rest to ask for."""
+    part = home / "weights" / "model_final.pkl.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT)
+    tag = '"' + hashlib.sha1(CONTENT).hexdigest() + '"'
+    part.with_name(part.name + ".json").write_text(json.dumps([host.address, tag]))
+    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert [headers.get("Range") for _, headers in host.requests] == [f"bytes={len(CONTENT)}-", None]
+
+
+def test_another_content_is_refused_and_deleted(host, home):
+    with pytest.raises(WeightsError, match=f"({SHA256[:8]}|{MD5[:8]}).*begins with abcdef"):
+        hub.download(host.address, hash_prefix="abcdef")
+    assert left_behind(home) == []
+
+
+def test_a_file_that_is_not_there(host, home):
+    address = host.url + "/b/model_final_94dc52.pkl"
+    with pytest.raises(WeightsError, match="the server says 404") as caught:
+        hub.download(address)
+    assert address in str(caught.value)
+    assert f"put it at {home}/weights/model_final_94dc52.pkl" in caught.value.hint
+
+
+def test_no_network():
+    with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9/x\.pkl cannot be reached"):
+        hub.download("http://127.0.0.1:9/x.pkl")
+
+
+@pytest.mark.parametrize("variable", ["M2F_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline(host, home, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(WeightsError, match="switched off") as caught:
+        hub.download(host.address)
+    assert host.requests == []
+    (home / "weights").mkdir()
+    (home / "weights" / "model_final.pkl").write_bytes(CONTENT)
+    assert str(home / "weights" / "model_final.pkl") in caught.value.hint
+    assert hub.download(host.address).read_bytes() == CONTENT
+
+
+def test_a_silent_server_is_given_up(host, monkeypatch):
+    monkeypatch.setattr(hub, "TIMEOUT", 0.05)
+    monkeypatch.setattr(hub, "ATTEMPTS", 2)
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.pkl"
+        with pytest.raises(WeightsError, match="nothing came|timed out"):
+            hub.download(address)
+
+
+def test_a_folder_that_cannot_be_written(host, home):
+    (home / "weights").write_text("a file where the folder should be")
+    with pytest.raises(WeightsError, match="Cannot write") as caught:
+        hub.download(host.address)
+    assert "M2F_HOME" in caught.value.hint
+
+
+def test_many_at_once_fetch_it_once(host):
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(lambda _: hub.download(host.address, hash_prefix=MD5[:6]), range(6)))
+    assert all(path.read_bytes() == CONTENT for path in paths)
+    assert len(host.requests) == 1
+
+
+def test_two_processes_fetch_it_once(host):
+    script = "import sys; from m2f_cli.weights.hub import download; download(sys.argv[1], hash_prefix=sys.argv[2])"
+    command = [sys.executable, "-c", script, host.address, MD5[:6]]
+    for process in [subprocess.Popen(command) for _ in range(2)]:
+        assert process.wait(60) == 0
+    assert len(host.requests) == 1
+
+
+# --- the Hugging Face hub ---------------------------------------------------------------------------------------------
+
+REPO = "someone/mask2former-swin-nano-cells"
+LOAD = """
+import json, sys
+from m2f_cli import weights
+from m2f_cli.errors import WeightsError
+records = []
+try:
+    found = weights.load(sys.argv[1], progress=records.append)
+except WeightsError as error:
+    print(json.dumps({"error": str(error)}))
+else:
+    print(json.dumps({"source": found.source, "classes": found.class_names, "tensors": len(found.tensors),
+                      "resize": found.resize.model_dump(), "records": [[r.name, r.received] for r in records]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    settings = config_of(heads=4)
+    network = network_of(settings)
+    folder = tmp_path_factory.mktemp("repo") / "model"
+    huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
+    return folder
+
+
+@pytest.fixture
+def server(repository):
+    files = {path.name: path.read_bytes() for path in repository.iterdir()}
+    extra = {"README.md": b"# hello", "pytorch_model.bin": b"never fetched", "runs/log.txt": b"never fetched"}
+    with serving(Hub, repo=REPO, files={**files, **extra}) as running:
+        yield running
+
+
+def load_in_process(ref, endpoint, home, **environment):
+    """In a process of its own: huggingface_hub reads the environment when it is imported."""
+    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    hub_settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", LOAD, ref]
+    done = subprocess.run(command, env={**kept, **hub_settings, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_repository(server, home, repository):
+    found, stderr = load_in_process(REPO, server.url, home)
+    assert found["source"] == REPO
+    assert found["classes"] == [c.name for c in CATEGORIES]
+    assert (found["resize"]["short_edge"], found["resize"]["max_edge"]) == (96, 160)
+    size = (repository / "model.safetensors").stat().st_size
+    assert found["records"][-1][0] == REPO
+    assert found["records"][-1][1] >= size
+    assert stderr == ""
+    fetched = {path.rpartition("/")[2] for method, path in server.requests if method == "GET" and "/resolve/" in path}
+    assert fetched == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+    server.requests.clear()  # and again, without network
+    again, _ = load_in_process(REPO, server.url, home, HF_HUB_OFFLINE="1")
+    assert again["tensors"] == found["tensors"]
+    assert server.requests == []
+    again, _ = load_in_process(REPO, "http://127.0.0.1:9", home)
+    assert again["tensors"] == found["tensors"]
+
+
+def test_a_repository_that_is_not_there(server, home):
+    found, _ = load_in_process("someone/mask2former-swin-nino-cells", server.url, home)
+    assert "no repository 'someone/mask2former-swin-nino-cells'" in found["error"]
+    found, _ = load_in_process("someone/else", server.url, home, M2F_OFFLINE="1")
+    assert "not in the local cache" in found["error"]
+    assert "switched off" in found["error"]
+    found, _ = load_in_process("someone/else", "http://127.0.0.1:9", home)
+    assert "cannot be fetched from http://127.0.0.1:9" in found["error"]
+
+
+def test_a_repository_without_weights(server, home):
+    server.files = {"config.json": b"{}"}
+    found, _ = load_in_process(REPO, server.url, home)
+    assert "holds no transformers model: it has no model.safetensors" in found["error"]
+
+
+def test_which_files_are_wanted():
+    sharded = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = ["config.json", "README.md", "model.safetensors.index.json", *sharded, "pytorch_model.bin"]
+    assert hub._wanted("x", names) == ["config.json", "model.safetensors.index.json", *sharded]
+    assert hub._wanted("x", ["pytorch_model.bin", "config.json"]) == ["config.json", "pytorch_model.bin"]
+
+
+def test_the_tensors_of_a_repository_are_the_network(repository):
+    network = network_of(config_of(heads=4))
+    assert_equal(weights.load(repository).state_for(shapes_of(network)), network.state_dict())
+
+
+def test_m2f_home_has_a_default(monkeypatch):
+    monkeypatch.delenv("M2F_HOME")
+    assert hub.weights_dir() == Path.home() / ".cache" / "m2f" / "weights"
