@@ -233,14 +233,15 @@ def hostile(marker):
     }
 
 
-@pytest.mark.parametrize("name", list(hostile("x")))
-@pytest.mark.parametrize("kind", ["plain", "torch"])
+HOSTILE = [(name, "plain") for name in hostile("x")]
+HOSTILE += [(name, "torch") for name, payload in hostile("x").items() if not isinstance(payload, bytes)]
+
+
+@pytest.mark.parametrize(("name", "kind"), HOSTILE)
 def test_hostile_files_are_refused_and_do_not_run(tmp_path, name, kind):
     marker, path = tmp_path / "ran", tmp_path / "model_final.pkl"
     payload = hostile(marker)[name]
     if kind == "torch":
-        if isinstance(payload, bytes):
-            pytest.skip("torch.save makes its own pickle")
         torch.save(payload, path)
     else:
         path.write_bytes(payload if isinstance(payload, bytes) else pickle.dumps(payload))
