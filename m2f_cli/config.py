@@ -125,6 +125,66 @@ class Published(Node):
     verified: bool = True
 
 
+class OptimizerConfig(Node):
+    """AdamW, a group per kind of parameter (facts 2.1). Multipliers apply to `learning_rate`, decays are absolute."""
+
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    norm_weight_decay: float = Field(ge=0, description="weights and biases of every norm layer")
+    embedding_weight_decay: float = Field(ge=0, description="nn.Embedding weights and relative position bias tables")
+    backbone_multiplier: float = Field(gt=0)
+    clip_norm: float = Field(ge=0, description="global L2 norm of all gradients; 0 is off")
+
+
+class ScheduleConfig(Node):
+    """The learning rate's course. poly: (1 - it/iterations)^power; step: times gamma at each of `steps`."""
+
+    name: Literal["poly", "step", "cosine", "constant"]
+    power: float = 0.9
+    steps: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_iterations: int = Field(0, ge=0)
+    warmup_factor: float = Field(1.0, gt=0, description="the first iteration's share of the learning rate; linear")
+
+
+class LossConfig(Node):
+    """Weights of the losses, which are also those of the matching costs (facts 4)."""
+
+    class_weight: float
+    mask_weight: float
+    dice_weight: float
+    no_object_weight: float
+    num_points: int = Field(gt=0)
+    oversample_ratio: float = Field(ge=1)
+    importance_ratio: float = Field(ge=0, le=1)
+
+
+class TrainConfig(Node):
+    """Training as published, for the published batch; fewer GPUs accumulate gradients to reach it.
+
+    augment: the steps in order; each is a name of the group "transforms" and its options.
+    batch: pictures per optimiser step over all processes.
+    precision: of the forward pass; the pixel decoder, costs and losses are fp32 in any case.
+    drop_empty: leave out pictures without an annotated (non-crowd) object.
+    """
+
+    iterations: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    augment: tuple[Component, ...]
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    precision: Literal["fp32", "bf16", "fp16"]
+    drop_empty: bool
+    group_by_aspect: bool
+    eval_every: int = Field(ge=0, description="iterations; 0 is only at the end")
+    checkpoint_every: int = Field(gt=0)
+    seed: int = 0
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 is off")
+    repeat_factor_threshold: float = Field(0.0, ge=0, description="LVIS repeat-factor sampling; 0 is off")
+    class_weights: tuple[float, ...] = Field((), description="of the class loss, one per class; () is all 1")
+
+
 class Config(Node):
     name: str
     summary: str = ""
@@ -133,6 +193,7 @@ class Config(Node):
     model: ModelConfig
     input: InputConfig
     test: TestConfig
+    train: TrainConfig | None = None
     weights: tuple[WeightsSource, ...] = ()
     published: tuple[Published, ...] = ()
 

@@ -31,6 +31,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "decoders": {
         "masked": "m2f_cli.model.decoders.masked:MaskedDecoder",
     },
+    "transforms": {
+        "flip": "m2f_cli.data.transforms:Flip",
+        "resize_choice": "m2f_cli.data.transforms:ResizeChoice",
+        "large_scale_jitter": "m2f_cli.data.transforms:LargeScaleJitter",
+        "fixed_crop": "m2f_cli.data.transforms:FixedCrop",
+        "crop": "m2f_cli.data.transforms:RandomCrop",
+        "color_jitter": "m2f_cli.data.transforms:ColorJitter",
+        "pad": "m2f_cli.data.transforms:Pad",
+    },
     "writers": {
         "overlay": "m2f_cli.inference.output:write_overlay",
         "overlay-png": "m2f_cli.inference.output:write_overlay_png",

@@ -34,10 +34,44 @@ Task: TypeAlias = Literal["panoptic", "instance", "semantic"]
 
 @dataclass
 class Target:
-    """What one picture of a training batch shows: class numbers (N, int64) and masks (N, H, W, bool or float)."""
+    """What one picture of a training batch shows: N class numbers (int64), and where each is.
+
+    Exactly one of the two forms is given. Masks may overlap; an id map is one plane however many targets there are:
+    200 segments of a 4k picture are 33 MB instead of 1.7 GB.
+
+    masks_NHW: (N, H, W), bool or uint8.
+    owner_HW: (H, W), int16 or int32: the number of the target that a pixel belongs to, -1 where there is none.
+
+    H, W are those of the picture itself; a batch's padding belongs to no target and is not stored.
+    """
 
     labels_N: Tensor
-    masks_NHW: Tensor
+    masks_NHW: Tensor | None = None
+    owner_HW: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.masks_NHW is None) == (self.owner_HW is None):
+            raise ValueError("a Target has either masks_NHW or owner_HW")
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        plane = self.masks_NHW if self.masks_NHW is not None else self.owner_HW
+        return plane.shape[-2], plane.shape[-1]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Target:
+        moved = (None if x is None else x.to(device, non_blocking=non_blocking)
+                 for x in (self.labels_N, self.masks_NHW, self.owner_HW))
+        return Target(*moved)
+
+    def masks(self) -> Tensor:
+        """(N, H, W) bool, whichever form is stored. For tests and pictures: large."""
+        if self.masks_NHW is not None:
+            return self.masks_NHW.bool()
+        numbers = torch.arange(len(self), device=self.owner_HW.device)
+        return self.owner_HW[None] == numbers[:, None, None]
 
 
 @dataclass
@@ -132,6 +166,63 @@ class Category:
 
 
 Categories: TypeAlias = tuple[Category, ...]
+
+
+# --- truth ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TrueSegment:
+    """One annotated region of a panoptic map. `label` is a class number; a crowd is a group that is not separated."""
+
+    id: int
+    label: int
+    iscrowd: bool = False
+
+
+@dataclass
+class PanopticTruth:
+    """An annotated picture: ids_HW (int32) holds ids of `segments`, 0 where nothing is annotated (void)."""
+
+    ids_HW: np.ndarray
+    segments: list[TrueSegment]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.ids_HW.shape
+
+
+@dataclass
+class SemanticTruth:
+    """An annotated picture: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts."""
+
+    labels_HW: np.ndarray
+    ignore: int = 255
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.labels_HW.shape
+
+
+@dataclass
+class TrueObject:
+    """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE."""
+
+    label: int
+    shape: list[np.ndarray] | dict[str, Any]
+    iscrowd: bool = False
+    area: float | None = None  # as annotated; COCO's size ranges use it
+
+
+@dataclass
+class InstanceTruth:
+    """An annotated picture: objects that may overlap. `size` is (height, width)."""
+
+    size: tuple[int, int]
+    objects: list[TrueObject]
+
+
+Truth: TypeAlias = PanopticTruth | SemanticTruth | InstanceTruth
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

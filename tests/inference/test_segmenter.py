@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model.test_golden import full_model
+from parts import randomise, tiny_config, weights_of
 from PIL import Image
 
 import m2f_cli
@@ -17,8 +19,6 @@ from m2f_cli.errors import ConfigError, M2FError
 from m2f_cli.inference.segmenter import Segmenter, choose_device, resized_shape
 from m2f_cli.model import build
 from m2f_cli.types import Instances, PanopticMap, SemanticMap
-from parts import randomise, tiny_config, weights_of
-from model.test_golden import full_model
 
 NAMES = ["cat", "dog", "bus", "sky", "road", "wall"]
 
