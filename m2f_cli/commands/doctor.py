@@ -1,0 +1,52 @@
+"""m2f doctor: what this machine has, what will be used, what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import console
+
+if TYPE_CHECKING:
+    from ..inference.diagnose import Finding
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as json on stdout.")] = False,
+) -> None:
+    """Examine this machine: packages, devices, caches, and whether the operators compute right.
+
+    Exit code 1: something that m2f needs is missing or broken.
+    """
+    from ..inference.diagnose import diagnose
+
+    findings = diagnose()
+    problems = [finding for finding in findings if finding.status == "problem"]
+    if as_json:
+        console.emit_json({"problems": len(problems), "findings": [dataclasses.asdict(each) for each in findings]})
+    else:
+        _show(findings)
+        console.out(verdict(problems))
+    if problems:
+        raise typer.Exit(1)
+
+
+def verdict(problems: list[Finding]) -> str:
+    """The last line: what is wrong, or that nothing is."""
+    if not problems:
+        return "everything that m2f needs is here"
+    named = "; ".join(f"{each.name} ({each.group}): {each.value}" for each in problems)
+    return f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {named}"
+
+
+def _show(findings: list[Finding]) -> None:
+    """A section per group, its name above the first column: there it is also in a pipe."""
+    for group, members in itertools.groupby(findings, key=lambda finding: finding.group):
+        rows = [[each.name, each.value, each.status, each.hint] for each in members]
+        columns = [group, "found", "status", "what to do"]
+        if not any(each[-1] for each in rows):
+            rows, columns = [each[:-1] for each in rows], columns[:-1]
+        console.show_table("", columns, rows)

@@ -1,0 +1,122 @@
+"""Every command and every line of Python that the README shows is run, in a folder with pictures of its own.
+
+Weights that would be downloaded are random ones of the released shape, put where downloads are kept: the network is
+switched off, everything else is what a user gets.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from m2f_cli import config, plugins
+from m2f_cli.data.categories import load_categories
+from m2f_cli.model import build
+from m2f_cli.weights.names import to_theirs
+from m2f_cli.weights.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEST_COMMAND = 'pip install -e ".[test]" && pytest'
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for kind, text in fenced if kind == language]
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A user's folder: pictures, and the weights of three presets where downloads are kept."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "images").mkdir()
+    (folder / "m2f" / "weights").mkdir(parents=True)
+    for path in ("photo.jpg", "images/a.jpg", "images/b.jpg"):
+        pixels = np.random.default_rng(len(path)).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / path), cv2.resize(pixels, (96, 64), interpolation=cv2.INTER_CUBIC))
+    for name in ("coco-panoptic-swin-t", "coco-instance-swin-t", "ade20k-swin-t-paper"):
+        preset = config.load(name)
+        torch.manual_seed(0)
+        model = build(preset.model, len(load_categories(preset.data.classes)))
+        weights = to_theirs(TABLES["detectron2"], model.state_dict())
+        file = folder / "m2f" / "weights" / preset.weights[0].url.rpartition("/")[2]
+        with file.open("wb") as stream:
+            pickle.dump({"model": {k: v.numpy() for k, v in weights.items()}, "__author__": "test"}, stream)
+    yield folder
+    for file in (folder / "m2f" / "weights").iterdir():
+        file.unlink()  # 600 MB
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "M2F_HOME": str(folder / "m2f"), "M2F_OFFLINE": "1", "NO_COLOR": "1"}
+    return subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=550, check=False
+    )
+
+
+def test_the_readme_shows_commands():
+    assert len(COMMANDS) >= 10 and TEST_COMMAND in COMMANDS and len(blocks("python")) >= 1
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != TEST_COMMAND])
+def test_command(home, command):
+    installed = "pip install -e . && "  # a test does not install; tests/test_readme.py runs where that has been done
+    done = run(command.removeprefix(installed), home)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    words = shlex.split(command)
+    if "--out" in words:
+        out = home / words[words.index("--out") + 1]
+        assert (out / "predictions.json").is_file()
+
+
+def test_the_test_command_is_what_ci_runs():
+    assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
+    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", README)}:
+        assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python(home, code):
+    (home / "block.py").write_text(code)
+    done = run("python block.py", home)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_tree_is_the_tree():
+    """Each name in the architecture's tree exists, and each part of the package is in it."""
+    tree = next(block for block in blocks("") if "m2f_cli/" in block)
+    package = ROOT / "m2f_cli"
+    named = set(re.findall(r"^    ([\w]+(?:/|\.py))", tree, re.MULTILINE))
+    present = {f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    present |= {p.name for p in package.glob("*.py") if not p.name.startswith("__")}
+    assert named == present
+
+
+def test_formats_and_links():
+    for name in plugins.names("writers"):
+        assert f"`{name}`" in README, f"the format {name} is not in the README"
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"the README points to {target}, which is not there"
+
+
+@pytest.mark.slow
+def test_benchmark_against_transformers():
+    """The README's command; its speed is read by people, on a quiet machine."""
+    done = run(f"{sys.executable} {ROOT / 'benchmarks' / 'forward_vs_transformers.py'}", ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    speed, memory = re.search(r"speed ratio ([\d.]+)x.*memory ratio ([\d.]+)", done.stdout).groups()
+    assert float(memory) <= 0.7 and float(speed) > 1.0, done.stdout
