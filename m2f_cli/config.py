@@ -92,6 +92,10 @@ class DataConfig(Node):
 
     dataset: str
     classes: str
+    ignore_index: int | None = Field(None, description="label maps: the pixel value that counts nowhere")
+    label_map: dict[int, str | int | None] | None = Field(
+        None, description="label maps: pixel value to class name or number, null for what counts nowhere"
+    )
 
 
 class WeightsSource(Node):
@@ -141,6 +145,7 @@ class ScheduleConfig(Node):
 
     name: Literal["poly", "step", "cosine", "constant"]
     power: float = 0.9
+    floor: float = Field(0.0, ge=0, le=1, description="least share of the learning rate, after the warm-up")
     steps: tuple[int, ...] = ()
     gamma: float = 0.1
     warmup_iterations: int = Field(0, ge=0)

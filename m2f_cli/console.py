@@ -21,6 +21,11 @@ def _console(*, stderr: bool) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+def stderr() -> Console:
+    """Where progress goes."""
+    return _console(stderr=True)
+
+
 def out(text: str) -> None:
     """A line of the result, to stdout, as it is."""
     _console(stderr=False).print(text)

@@ -15,6 +15,7 @@ from .errors import ConfigError, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "commands": {
+        "train": "m2f_cli.commands.train:train",
         "predict": "m2f_cli.commands.predict:predict",
         "presets": "m2f_cli.commands.presets:app",
         "demo": "m2f_cli.commands.demo:demo",
@@ -39,6 +40,22 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "crop": "m2f_cli.data.transforms:RandomCrop",
         "color_jitter": "m2f_cli.data.transforms:ColorJitter",
         "pad": "m2f_cli.data.transforms:Pad",
+        "drop_vanished": "m2f_cli.data.transforms:DropVanished",
+    },
+    "metrics": {
+        "pq": "m2f_cli.metrics.panoptic_quality:PanopticQuality",
+        "ap": "m2f_cli.metrics.average_precision:AveragePrecision",
+        "miou": "m2f_cli.metrics.miou:MeanIoU",
+    },
+    "formats": {
+        "ade20k": "m2f_cli.data.formats.ade20k:FORMAT",
+        "cityscapes": "m2f_cli.data.formats.cityscapes:FORMAT",
+        "coco-instance": "m2f_cli.data.formats.coco_instance:FORMAT",
+        "coco-panoptic": "m2f_cli.data.formats.coco_panoptic:FORMAT",
+        "label-maps": "m2f_cli.data.formats.label_maps:FORMAT",
+        "mapillary": "m2f_cli.data.formats.mapillary:FORMAT",
+        "roboflow-coco": "m2f_cli.data.formats.roboflow_coco:FORMAT",
+        "yolo-seg": "m2f_cli.data.formats.yolo_seg:FORMAT",
     },
     "writers": {
         "overlay": "m2f_cli.inference.output:write_overlay",

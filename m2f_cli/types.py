@@ -206,7 +206,10 @@ class SemanticTruth:
 
 @dataclass
 class TrueObject:
-    """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE."""
+    """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE.
+
+    While a picture is augmented, the mask of an RLE travels as a `data.geometry.Cutout`.
+    """
 
     label: int
     shape: list[np.ndarray] | dict[str, Any]

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.picture import read_picture
 from ..errors import DataError
 from ..types import Category, Result, SemanticMap
 from .convert import Region, backwards, regions
-from .picture import read_picture
 
 Color = tuple[int, int, int]
 

@@ -100,10 +100,10 @@ def _categories(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, s
 
 
 def _from_names(names: Sequence[str], notes: list[str]) -> tuple[Categories, str]:
-    folded = [_fold(name) for name in names]
+    folded = [fold_name(name) for name in names]
     for table in class_tables():
         known = load_categories(table)
-        if [_fold(category.name) for category in known] == folded:
+        if [fold_name(category.name) for category in known] == folded:
             return known, table
     notes.append("The file does not say which classes are countable: all were taken as things.")
     return from_names(_distinct(names)), ""
@@ -118,7 +118,7 @@ def _from_count(count: int, notes: list[str]) -> tuple[Categories, str]:
     return from_names([f"class {i}" for i in range(count)]), ""
 
 
-def _fold(name: str) -> str:
+def fold_name(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 

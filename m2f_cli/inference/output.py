@@ -30,10 +30,10 @@ import numpy as np
 from PIL import Image
 
 from .. import plugins
+from ..data.picture import read_picture
 from ..errors import ConfigError, DataError, M2FError
 from ..types import Categories, Instances, PanopticMap, Result, SemanticMap, Task
 from . import convert, draw
-from .picture import read_picture
 
 Writer: TypeAlias = Callable[[Result, Path], list[Path]]
 

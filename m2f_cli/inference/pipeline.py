@@ -20,11 +20,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..data.picture import read_picture
 from ..errors import ConfigError, M2FError
 from ..types import Instances, PanopticMap, Result, SemanticMap, Task
 from .journal import SHARED, Journal, assemble, check_folder, erase
 from .output import SCHEMA_VERSION, Writer, stem_for, writers_for
-from .picture import read_picture
 from .sources import Source
 
 In = TypeVar("In")
@@ -144,10 +144,10 @@ class _Run:
         summary = Summary()
         jobs = (_Job(each, skipped=journal.is_finished(each.name, str(each.path))) for each in sources)
         try:
-            with _pool(self.workers) as readers, _pool(self.workers) as finishers:
-                loaded = _in_order(readers, self._load, jobs, self.workers + self.batch)
+            with thread_pool(self.workers) as readers, thread_pool(self.workers) as finishers:
+                loaded = in_order(readers, self._load, jobs, self.workers + self.batch)
                 answered = itertools.chain.from_iterable(map(self._infer, _batches(loaded, self.batch)))
-                for job in _in_order(finishers, self._finish, answered, self.workers + self.batch):
+                for job in in_order(finishers, self._finish, answered, self.workers + self.batch):
                     names.append(job.source.name)
                     if job.entry is not None:
                         journal.append(job.entry)
@@ -245,7 +245,7 @@ def contents(result: Result) -> dict[str, list[dict[str, Any]]]:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool
@@ -253,7 +253,7 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], depth: int
 ) -> Iterator[Out]:
     """`map(function, items)` in threads: in order, with at most `depth` items between taken and handed on."""

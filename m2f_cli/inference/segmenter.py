@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config, ResizeConfig
+from ..data.picture import read_picture
 from ..errors import ConfigError, M2FError, unknown_name
 from ..types import Categories, Instances, PanopticMap, SemanticMap, Task
 from . import postprocess
 from .loading import load_model
 from .masks import MaskLogits, Size
-from .picture import read_picture
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,6 +1,6 @@
 """The networks."""
 
-from .build import build
+from .build import build, checkpoint_activations
 from .classifier import MaskClassifier
 
-__all__ = ["MaskClassifier", "build"]
+__all__ = ["MaskClassifier", "build", "checkpoint_activations"]

@@ -8,7 +8,12 @@ from typing import Any
 from .. import plugins
 from ..config import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
+from .backbones.resnet import Bottleneck
+from .backbones.swin import Block
 from .classifier import MaskClassifier
+from .decoders.masked import DecoderLayer
+from .layers import recompute
+from .pixel_decoders.deformable import EncoderLayer
 
 
 def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> MaskClassifier:
@@ -25,6 +30,18 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> 
     pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, channels=backbone.channels)
     given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}
     return MaskClassifier(backbone, pixel_decoder, _make("decoders", config.decoder, trust_code, **given))
+
+
+def checkpoint_activations(model: MaskClassifier) -> None:
+    """Trade time for memory in training: blocks of the backbone and layers of both decoders are computed twice.
+
+    Gradients stay the same. Backbones of timm have a switch of their own for it.
+    """
+    if hasattr(model.backbone, "net"):
+        model.backbone.net.set_grad_checkpointing(True)
+    for module in model.modules():
+        if isinstance(module, (Block, Bottleneck, EncoderLayer, DecoderLayer)):
+            recompute(module)
 
 
 def _make(group: str, component: Component, trust_code: bool, **given: Any) -> Any:

@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
-
-from ..ops.cache import cached_by_shape
 
 
 class FrozenBatchNorm(nn.Module):
@@ -118,11 +117,11 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * keep / (1 - rate)
 
 
-@cached_by_shape
 def sine_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     """Sine position encoding of a feature map, (S, dim), fp32: y block first, then x block (DETR, facts 3.1).
 
     The ramp of an axis of n cells is 2π·i / (n + 1e-6), i = 1..n: it starts at one cell, not at zero or at a half.
+    Not kept: sines are few (one axis at a time), the whole is large.
     """
     features = dim // 2
     exponents = 2 * (torch.arange(features, dtype=torch.float32, device=device) // 2) / features
@@ -143,3 +142,15 @@ def xavier_init(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
+
+
+def recompute(module: nn.Module) -> None:
+    """Keep no intermediate results of `module` in training: they are computed again for the gradient."""
+    forward = module.forward
+
+    def checkpointed(*args):
+        if not torch.is_grad_enabled():
+            return forward(*args)
+        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
+
+    module.forward = checkpointed

@@ -1,4 +1,4 @@
-"""Constants that depend only on shapes (grids, window orders, masks) are made once and kept."""
+"""Constants that depend only on shapes (grids, window orders, masks) are made once and kept for a few shapes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 F = TypeVar("F", bound=Callable)
+KEPT = 16  # results per function: two picture sizes of a Swin; pictures of many sizes must not fill the memory
 
 
 def cached_by_shape(make: F) -> F:
@@ -17,7 +18,7 @@ def cached_by_shape(make: F) -> F:
     The tensors are ordinary ones even when they are first needed under `inference_mode`, so that training can use
     them later. While PyTorch traces (compile, export) nothing is kept: a tracer's tensors must not leak out.
     """
-    kept = functools.lru_cache(maxsize=64)(make)
+    kept = functools.lru_cache(maxsize=KEPT)(make)
 
     @functools.wraps(make)
     def call(*args):

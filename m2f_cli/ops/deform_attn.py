@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .bags import weighted_bags
 from .cache import cached_by_shape
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
@@ -167,12 +168,7 @@ def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
     N = x_BNALP.shape[1]
     rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
     rows = rows.mul_(A).add_(_table_starts(B, S, A, value_BSAD.device))
-    bags = F.embedding_bag(
-        rows.view(B * N * A, -1),
-        value_BSAD.reshape(B * S * A, D),
-        mode="sum",
-        per_sample_weights=weights.view(B * N * A, -1),
-    )
+    bags = weighted_bags(value_BSAD.reshape(B * S * A, D), rows.view(B * N * A, -1), weights.view(B * N * A, -1))
     return bags.view(B, N, A * D)
 
 

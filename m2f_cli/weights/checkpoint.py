@@ -69,11 +69,11 @@ class Checkpoint:
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 state[name] = tensor = tensor.float()
-                _refuse_infinite(name, tensor)
+                refuse_infinite(name, tensor)
         return state
 
 
-def _refuse_infinite(name: str, tensor: Tensor) -> None:
+def refuse_infinite(name: str, tensor: Tensor) -> None:
     # A sum is one pass without a temporary; only where it is odd are the values looked at.
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())

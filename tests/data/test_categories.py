@@ -22,6 +22,7 @@ TABLES = {
     "coco-instance": (80, 80, 255),
     "coco-panoptic": (133, 80, 255),
     "mapillary-vistas": (65, 37, 65),
+    "synthetic": (9, 4, 255),
 }
 
 

@@ -146,3 +146,13 @@ def test_configurations_that_make_no_sense():
     with pytest.raises(ConfigError, match=r"strides \[2, 4, 8, 16\]"):
         pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
         build(tiny_config(name="timm", model="resnet18", output_stride=16, out_indices=(0, 1, 2, 3)), 3)
+
+
+@pytest.mark.parametrize(("size", "shift"), [((9, 17), 3), ((14, 7), 3), ((5, 5), 0)])
+def test_window_order_has_the_gradient_of_indexing(size, shift):
+    windows = windows_of(2, *size, 7, shift, torch.device("cpu"))
+    tokens = size[0] * size[1]
+    x = torch.randn(2 * (tokens + windows.padded), 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(windows.gather, x) and torch.equal(windows.gather(x), x[windows.source])
+    y = torch.randn(len(windows.source), 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(windows.scatter, y) and torch.equal(windows.scatter(y), y[windows.target])

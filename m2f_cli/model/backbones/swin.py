@@ -23,15 +23,68 @@ class Windows(NamedTuple):
     source: (W·T,) which token stands at each place of each window. Tokens are numbered over the batch; each picture
         has one more token after its own (number S) that stands for all padding, when `padded`.
     target: (B·S,) where each token went.
+    pads: (B, places) the places that padding fills, when `padded`.
     plain: the first so many windows need no mask.
     mask: (W - plain, 1, T, T) what is added to the attention logits of the others: 0, or -100 between regions.
     """
 
     source: Tensor
     target: Tensor
+    pads: Tensor | None
     plain: int
     mask: Tensor | None
-    padded: bool
+
+    @property
+    def padded(self) -> bool:
+        return self.pads is not None
+
+    def gather(self, x_RC: Tensor) -> Tensor:
+        """(B·(S + padded), C) tokens → (W·T, C) in window order."""
+        return _Gather.apply(x_RC, self) if x_RC.requires_grad else x_RC.index_select(0, self.source)
+
+    def scatter(self, x_RC: Tensor) -> Tensor:
+        """(W·T, C) in window order → (B·S, C) tokens; padding is dropped."""
+        return _Scatter.apply(x_RC, self) if x_RC.requires_grad else x_RC.index_select(0, self.target)
+
+    def with_padding(self, x_RC: Tensor, padding_BC: Tensor) -> Tensor:
+        """(B·S, C) tokens and one padding token per picture → (B·(S + 1), C)."""
+        x_BSC = x_RC.unflatten(0, (len(padding_BC), -1))
+        return torch.cat([x_BSC, padding_BC[:, None]], dim=1).flatten(0, 1)
+
+
+class _Gather(torch.autograd.Function):
+    """`Windows.gather`, whose gradient is the way back. PyTorch's own would add up the padding's gradients in an order
+    that depends on its threads: two equal runs would differ in the last digit."""
+
+    @staticmethod
+    def forward(ctx, x_RC: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        return x_RC.index_select(0, windows.source)
+
+    @staticmethod
+    def backward(ctx, grad_RC: Tensor) -> tuple[Tensor, None]:
+        windows = ctx.windows
+        tokens_RC = grad_RC.index_select(0, windows.target)
+        if windows.pads is None:
+            return tokens_RC, None
+        padding_BC = grad_RC.index_select(0, windows.pads.flatten()).unflatten(0, windows.pads.shape).sum(1)
+        return windows.with_padding(tokens_RC, padding_BC), None
+
+
+class _Scatter(torch.autograd.Function):
+    """`Windows.scatter`, whose gradient is the way there: nothing comes from the padding."""
+
+    @staticmethod
+    def forward(ctx, x_RC: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        return x_RC.index_select(0, windows.target)
+
+    @staticmethod
+    def backward(ctx, grad_RC: Tensor) -> tuple[Tensor, None]:
+        windows = ctx.windows
+        if windows.pads is not None:
+            grad_RC = windows.with_padding(grad_RC, grad_RC.new_zeros(len(windows.pads), grad_RC.shape[1]))
+        return grad_RC.index_select(0, windows.source), None
 
 
 @cached_by_shape
@@ -66,7 +119,12 @@ def windows_of(batch: int, height: int, width: int, window: int, shift: int, dev
     target = torch.empty(batch * stride, dtype=torch.long, device=device)
     target[source] = torch.arange(len(source), device=device)
     target = target.view(batch, stride)[:, : height * width].reshape(-1)
-    return Windows(source, target, plain * batch, mask, padded)
+    pads = None
+    if padded:
+        is_pad = source % stride == height * width
+        pads = is_pad.nonzero().flatten()
+        pads = pads[torch.argsort(source[pads], stable=True)].view(batch, -1)
+    return Windows(source, target, pads, plain * batch, mask)
 
 
 def _bands(size: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -99,7 +157,7 @@ class WindowAttention(nn.Module):
             padded_BSC = F.pad(x_BSC, (0, 0, 0, 1))
         else:
             padded_BSC = x_BSC
-        qkv = self.qkv(padded_BSC).flatten(0, 1)[windows.source]
+        qkv = windows.gather(self.qkv(padded_BSC).flatten(0, 1))
         tokens = self.window**2
         q, k, v = qkv.view(-1, tokens, 3, self.num_heads, x_BSC.shape[-1] // self.num_heads).permute(2, 0, 3, 1, 4)
         bias = self._bias().to(q.dtype)
@@ -108,7 +166,7 @@ class WindowAttention(nn.Module):
             cut_bias = bias + windows.mask.to(q.dtype)
             parts.append(_attend(q[windows.plain :], k[windows.plain :], v[windows.plain :], cut_bias))
         attended = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return self.proj(attended[windows.target]).view_as(x_BSC)
+        return self.proj(windows.scatter(attended)).view_as(x_BSC)
 
     def _bias(self) -> Tensor:
         tokens = self.window**2

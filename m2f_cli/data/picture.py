@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
 
@@ -60,6 +60,20 @@ def read_picture(
         f"A picture is a path, a PIL image or a NumPy array, not {type(source).__name__}.",
         hint="For a tensor: pass tensor.permute(1, 2, 0).numpy()." if hasattr(source, "permute") else None,
     )
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the pixels that `read_picture` gives, from the head of the file where that is possible.
+
+    Raises:
+        DataError: as `read_picture`.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size if turned else image.size[::-1]
+    except (Image.DecompressionBombError, *_DAMAGE):
+        return read_picture(path).shape[:2]  # it knows rare TIFFs, and says what is wrong with the others
 
 
 def _from_file(path: Path, max_pixels: int) -> np.ndarray:

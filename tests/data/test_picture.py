@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2f_cli.data.picture import picture_size, read_picture
 from m2f_cli.errors import DataError
-from m2f_cli.inference.picture import read_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
 GREY16 = np.random.default_rng(1).integers(0, 65536, (7, 9), dtype=np.uint16)
@@ -157,3 +157,21 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = saved(tmp_path, Image.new("1", (20_000, 20_000)), "bomb.png")
     with pytest.raises(DataError, match="too large"):
         read_picture(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_picture_that_is_read(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(RGB), "a.jpg", exif=exif)
+    assert picture_size(path) == read_picture(path).shape[:2] == ((7, 9) if orientation < 5 else (9, 7))
+
+
+def test_size_of_what_pillow_does_not_know_and_of_what_is_no_picture(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.tiff"), np.zeros((7, 9, 3), np.float32))
+    assert picture_size(tmp_path / "deep.tiff") == (7, 9)
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(DataError, match="is text"):
+        picture_size(tmp_path / "a.png")
+    with pytest.raises(DataError, match="There is no file"):
+        picture_size(tmp_path / "gone.png")

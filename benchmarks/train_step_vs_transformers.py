@@ -1,0 +1,164 @@
+"""One training step of Mask2Former on a CPU, ours against transformers', same weights, one run on one machine.
+
+    python benchmarks/train_step_vs_transformers.py [--size 512 512] [--rounds 5] [--threads 2] [--profile]
+
+Forward, loss and backward of Swin-T, batch 1, 8 targets, fp32, without drop path and without the optimiser. Each side
+runs in a process of its own, so that memory can be measured; rounds alternate. Losses differ by their random points;
+that the gradients are the same given the same points is shown in tests/loss/test_transformers_oracle.py. On a machine
+that does other things only the CPU time of --threads 1 means anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from forward_vs_transformers import Side, make_model, peak_mib
+
+TARGETS = 8
+
+
+def make_targets(height: int, width: int):
+    """Eight rectangles, each inside a vertical strip of its own: labels and boolean masks."""
+    import torch
+
+    owner_HW = torch.full((height, width), -1, dtype=torch.int16)
+    for i in range(TARGETS):
+        left, right = i * width // TARGETS, (i + 1) * width // TARGETS
+        owner_HW[height * i // 20 : height * (i + 10) // 20, left + 2 : right - 2] = i
+    labels = torch.arange(TARGETS) * 16
+    return labels, owner_HW[None] == torch.arange(TARGETS)[:, None, None]
+
+
+def ours(folder: str, labels, masks):
+    from m2f_cli.config import LossConfig
+    from m2f_cli.inference.loading import load_model
+    from m2f_cli.loss import Criterion
+    from m2f_cli.types import Target
+
+    model = load_model(folder).model.requires_grad_()
+    criterion = Criterion(133, LossConfig(
+        class_weight=2, mask_weight=5, dice_weight=5, no_object_weight=0.1, num_points=12544, oversample_ratio=3,
+        importance_ratio=0.75,
+    ))
+
+    def loss_of(images):
+        size = images.shape[-2:]
+        losses = criterion(model(images), [Target(labels, masks[:, : size[0], : size[1]])], tuple(size))
+        return sum(losses.values())
+
+    return model, loss_of
+
+
+def theirs(folder: str, labels, masks):
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
+    masks = masks.float()
+
+    def loss_of(images):
+        size = images.shape[-2:]
+        output = model(pixel_values=images, class_labels=[labels], mask_labels=[masks[:, : size[0], : size[1]]])
+        return output.loss.sum()
+
+    return model, loss_of
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """Load one side, then answer each line on stdin with one timed step."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model, loss_of = {"ours": ours, "theirs": theirs}[arguments.worker](
+        arguments.folder, *make_targets(*arguments.size)
+    )
+    images = torch.randn(1, 3, *arguments.size, generator=torch.Generator().manual_seed(1))
+
+    def step(pictures):
+        model.zero_grad(set_to_none=True)
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = loss_of(pictures)
+        loss.backward()
+        return {"loss": loss.item(), "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+    step(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
+    before = peak_mib()
+    first = step(images)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
+    print(json.dumps({**first, "growth": peak_mib() - before, "norm": norm}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(step(images)), flush=True)
+    if arguments.profile:
+        with torch.profiler.profile() as profile:
+            step(images)
+        table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)
+        print(table, file=sys.stderr)
+
+
+class StepSide(Side):
+    """`Side` of the forward benchmark, with a worker of this file."""
+
+    def __init__(self, name: str, folder: str, options: list[str]):
+        command = [sys.executable, __file__, "--worker", name, "--folder", folder, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.first = self.answer()
+        self.steps: list[dict] = []
+
+    def run(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.steps.append(self.answer())
+
+    def median(self, key: str) -> float:
+        return statistics.median(step[key] for step in self.steps)
+
+
+def options_of(arguments: argparse.Namespace) -> list[str]:
+    size = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
+    return [*size, "--profile"] if arguments.profile else size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs=2, type=int, default=[512, 512], metavar=("H", "W"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="print where one more step of each side spends its time")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return worker(arguments)
+
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder))
+        sides = {name: StepSide(name, folder, options_of(arguments)) for name in ("theirs", "ours")}
+        for _ in range(arguments.rounds):
+            for side in sides.values():
+                side.run()
+        for side in sides.values():
+            side.process.stdin.close()
+            side.process.wait()
+    height, width = arguments.size
+    print(f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, fp32, "
+          f"{arguments.threads} threads, torch {torch.__version__}, median of {arguments.rounds}")
+    print(f"{'':14}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}{'gradient norm':>16}")
+    for name, side in (("transformers", sides["theirs"]), ("m2f", sides["ours"])):
+        print(f"{name:14}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}"
+              f"{side.first['growth']:18.0f}{side.first['loss']:12.3f}{side.first['norm']:16.3f}")
+    ratios = [sides["ours"].median(key) / sides["theirs"].median(key) for key in ("seconds", "cpu")]
+    memory = sides["ours"].first["growth"] / sides["theirs"].first["growth"]
+    print(f"ours / theirs: time {ratios[0]:.2f} (CPU {ratios[1]:.2f}), memory {memory:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""m2f train: from annotated pictures to a model that works."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import console
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..inference.evaluate import EvalResult
+    from ..training.loop import Step
+    from ..training.run import Options, Outcome, Run
+
+INTERRUPTED = 130
+
+
+def train(
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset, or a YAML file.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Annotated pictures; the format is recognised.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Weights to start from; random: nothing; by default the backbone's ImageNet."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run; by default runs/train/<preset>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, exactly where it was.")] = False,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N", help="Pictures per step; by default the preset's. auto: fill the GPU.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at once; the rest of a step is accumulated.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the preset; repeatable.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="backbone, backbone.stages.0, …; repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    precision: Annotated[str | None, typer.Option(metavar="FORMAT", help="fp32, bf16 or fp16.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and augment pictures.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Less memory, more time.")
+    ] = False,
+    logger: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio; repeatable.")] = None,
+    keep: Annotated[int, typer.Option(min=0, help="Numbered checkpoints to keep beside last and best.")] = 0,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and go on.")
+    ] = False,
+    val_pictures: Annotated[int | None, typer.Option(min=1, help="Evaluate on at most so many.")] = None,
+    replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Look at a step that was skipped.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The outcome as json on stdout.")] = False,
+) -> None:
+    """Train a model on your pictures, or reproduce a published one."""
+    if replay is not None:
+        return _replay(replay, device)
+    if devices > 1 and "RANK" not in os.environ:
+        from ..training import distributed
+
+        raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
+    from ..training import run as training
+
+    settings, folder = _settings(preset, out, resume, set_, batch, precision, seed)
+    options = training.Options(
+        data=data, init=init, freeze=tuple(freeze or ()), micro_batch=micro_batch, device=device, resume=resume,
+        workers=_workers(workers, devices), loggers=tuple(logger or ()), compile=compile_, keep=keep,
+        checkpoint_activations=checkpoint_activations, skip_broken=skip_broken, val_pictures=val_pictures,
+    )
+    if resume:
+        options = _as_before(folder, options)
+    with console.downloads() as fetched, _Display(settings.train.iterations) as display:
+        listener = training.Listener(
+            on_start=display.start, on_step=display.step, on_evaluated=display.evaluated, on_note=console.warn,
+            on_download=fetched,
+        )
+        outcome = training.start(settings, folder, options, listener, ["m2f", *sys.argv[1:]])
+    (_emit if as_json else _print)(outcome)
+    if outcome.stopped is not None:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _settings(
+    preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: str | None,
+    precision: str | None, seed: int | None,
+) -> tuple[Config, Path]:
+    """The configuration and the folder of the run."""
+    from .. import config
+    from ..training.run import CONFIG
+
+    if preset is None and not (resume and out is not None):
+        raise ConfigError("Nothing says what to train.", hint="Pass --preset NAME; m2f presets list shows them.")
+    folder = out or Path("runs/train") / Path(str(preset)).stem
+    if resume:
+        changed = [name for name, value in (("--set", overrides), ("--batch", batch), ("--seed", seed)) if value]
+        if changed:
+            raise ConfigError(f"{changed[0]} cannot change a run that goes on.", hint="Start a new one with --init.")
+        path = folder / CONFIG
+        if not path.is_file():
+            raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
+        return config.load(path), folder
+    extra = [*(overrides or [])]
+    if batch not in (None, "auto"):
+        if not str(batch).isdigit() or int(str(batch)) < 1:
+            raise ConfigError(f"--batch is a number of pictures or auto, not {batch!r}.")
+        extra.append(f"train.batch={batch}")
+    extra += [f"train.precision={precision}"] if precision else []
+    extra += [f"train.seed={seed}"] if seed is not None else []
+    return config.load(str(preset), extra), folder
+
+
+def _workers(asked: int | None, devices: int) -> int:
+    if asked is not None:
+        return asked
+    return max(1, min(4, (os.cpu_count() or 2) // devices - 1))
+
+
+def _as_before(folder: Path, options: Options) -> Options:
+    """What the run was started with; what is given now wins."""
+    import dataclasses
+    import json
+
+    from ..training.run import ENVIRONMENT, Options
+
+    before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["options"]
+    fresh = Options()
+    kept: dict[str, Any] = {}
+    for field in dataclasses.fields(Options):
+        old = before.get(field.name)
+        if field.name in ("resume", "device", "workers") or getattr(options, field.name) != getattr(fresh, field.name):
+            continue
+        kept[field.name] = Path(old) if field.name == "data" and old else tuple(old) if isinstance(old, list) else old
+    return dataclasses.replace(options, **kept)
+
+
+class _Display:
+    """Progress on stderr: a bar where there is a terminal, a line now and then where there is none."""
+
+    every_seconds = 15.0
+
+    def __init__(self, iterations: int):
+        self.iterations = iterations
+        self.slow_data = 0.0
+        self.shown = 0.0
+
+    def __enter__(self) -> _Display:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        stderr = console.stderr()
+        self.is_terminal = stderr.is_terminal
+        columns = (TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[numbers]}"))
+        self.bar = Progress(*columns, console=stderr, disable=not self.is_terminal)
+        self.task = self.bar.add_task("train", total=self.iterations, numbers="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, run: Run) -> None:
+        data, val = run.train_data, run.val_data
+        things = sum(category.isthing for category in data.categories)
+        classes = f"{len(data.categories)} classes ({things} things, {len(data.categories) - things} stuff)"
+        held_back = f"{len(val.records)} to evaluate on" if val else "nothing to evaluate on"
+        console.note(f"Data: {data.format}, {len(data.records)} pictures to train on, {held_back}, {classes}.")
+        for text in run.notes:
+            console.warn(text)
+        train = run.settings.train
+        micro = train.batch // run.parts.accumulate
+        console.note(
+            f"{train.iterations} iterations of {train.batch} pictures ({run.parts.accumulate} x {micro}), "
+            f"{train.precision}, on {run.parts.device}, in {run.folder}."
+        )
+        rows = [[part, f"{trainable:,}", f"{every:,}"] for part, trainable, every in run.trainable()]
+        for part, trainable, every in rows:
+            console.note(f"  {part:14} {trainable:>12} of {every:>12} numbers are trained")
+        self.bar.update(self.task, completed=run.state.iteration)
+
+    def step(self, step: Step) -> None:
+        self.slow_data = 0.95 * self.slow_data + 0.05 * step.data_seconds / step.seconds
+        losses = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in step.losses.items())
+        numbers = f"loss {step.total:.3f} ({losses}) lr {step.learning_rate:.1e} {step.images / step.seconds:.1f} img/s"
+        if self.slow_data > 0.3:
+            numbers += f" - {100 * self.slow_data:.0f} % of the time waits for data (more --workers)"
+        self.bar.update(self.task, completed=step.iteration + 1, numbers=numbers)
+        now = time.monotonic()
+        if not self.is_terminal and (now - self.shown > self.every_seconds or step.iteration + 1 == self.iterations):
+            self.shown = now
+            console.note(f"iteration {step.iteration + 1}/{self.iterations}: {numbers}")
+
+    def evaluated(self, iteration: int, result: EvalResult) -> None:
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in list(result.figures.items())[:4] if value == value)
+        console.note(f"evaluated after {iteration}: {figures} ({result.images} pictures, {result.seconds:.0f} s)")
+
+
+def _print(outcome: Outcome) -> None:
+    best = outcome.best
+    figures = f" Best {best['metric']} {best['value']:.2f} after {best['iteration']} iterations." if best else ""
+    skipped = f" {outcome.skipped} steps were skipped." if outcome.skipped else ""
+    if outcome.stopped is not None:
+        done = f"{outcome.iteration} of {outcome.iterations} iterations"
+        console.out(f"Stopped by {outcome.stopped} after {done}.{figures}{skipped}")
+        console.out(f"To go on: m2f train --out {outcome.folder} --resume")
+        return
+    console.out(f"Trained {outcome.iterations} iterations in {outcome.seconds:.0f} s.{figures}{skipped}")
+    console.out(f"Now try it: m2f predict YOUR_PICTURES --model {outcome.folder}")
+
+
+def _emit(outcome: Outcome) -> None:
+    console.emit_json({
+        "run": str(outcome.folder), "iteration": outcome.iteration, "iterations": outcome.iterations,
+        "best": outcome.best, "skipped": outcome.skipped, "seconds": round(outcome.seconds, 3),
+        "stopped": outcome.stopped,
+    })  # fmt: skip
+
+
+def _replay(path: Path, device: str) -> None:
+    from ..inference.segmenter import choose_device
+    from ..training.replay import look_at
+
+    rows = look_at(path, choose_device(device))
+    console.show_table(f"The step in {path}, repeated", ["what", "finding"], [list(row) for row in rows])

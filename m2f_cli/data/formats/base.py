@@ -1,0 +1,53 @@
+"""What a format is: how its folder is recognised, and how one split of it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import DataError
+from ...types import Task
+from ..records import DataSet
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may say about a data set, as in `detect.open_data`; None where nothing was said."""
+
+    task: Task | None = None
+    classes: str | Path | None = None
+    ignore_index: int | None = None
+    label_map: Mapping[int, str | int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A reader of data sets, one line of the group "formats" in plugins.py.
+
+    layout: what lies in such a folder, in a few words, for error messages.
+    finds: whether a folder looks like it; must be quick.
+    open: (folder, split, options) to a DataSet.
+    generic: its layout is so plain that any other format that is found goes before it.
+    raw_values: masks hold numbers whose meaning `ignore_index` and `label_map` may say.
+    """
+
+    layout: str
+    finds: Callable[[Path], bool]
+    open: Callable[[Path, str, Options], DataSet]
+    generic: bool = False
+    raw_values: bool = False
+
+
+def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> Task:
+    """The task that was asked for, or the first (richest) of `supported`.
+
+    Raises:
+        DataError: this data has no truth for the task.
+    """
+    if asked is None or asked in supported:
+        return asked or supported[0]
+    raise DataError(
+        f"{where} has no annotations for the task {asked!r}, only for: {', '.join(supported)}.",
+        hint=f"Use the task {supported[0]!r}, or another data set.",
+    )

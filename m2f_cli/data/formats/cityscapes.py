@@ -1,0 +1,89 @@
+"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (facts 8.4). Its classes are shipped tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...types import PanopticTruth, Task, TrueSegment
+from ..categories import load_categories
+from ..picture import picture_size
+from ..records import DataSet, Record, check_size
+from .base import Format, Options, choose_task
+from .class_map import ClassMap, map_classes
+from .derive import ReadAs
+from .files import read_values, values_in
+from .label_maps import Folders, label_records
+from .layout import find_split, pictures_below
+from .value_map import ValueMap, value_map
+
+OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
+_IMAGE, _LABELS, _INSTANCES = "_leftImg8bit", "_gtFine_labelIds", "_gtFine_instanceIds"
+LABEL_IDS = range(34)
+POLYGONS = "objects are those of the instanceIds pictures; published training takes them from the polygons"
+
+
+@dataclass(frozen=True)
+class InstanceIds:
+    """Reads the segments of one picture: ids are the instance ids, groups of things are crowds, what is not evaluated
+    is void. The same as the official panoptic json and PNG, without making them first."""
+
+    png: Path
+    image: Path
+    classes: ClassMap
+
+    def __call__(self) -> PanopticTruth:
+        """
+        Raises:
+            DataError: the picture of ids is missing, unreadable, or of another size.
+        """
+        values_HW = read_values(self.png)
+        check_size(self.image, picture_size(self.image), values_HW.shape, self.png)
+        present = [int(value) for value in values_in(values_HW)]
+        numbers = {value: self.classes.numbers.get(value if value < OBJECTS else value // OBJECTS) for value in present}
+        kept = [value for value in present if numbers[value] is not None]
+        own_ids = np.zeros(present[-1] + 1, dtype=np.int32)
+        own_ids[kept] = kept
+        segments = [TrueSegment(value, numbers[value], self._is_group(value, numbers[value])) for value in kept]
+        return PanopticTruth(own_ids[values_HW], segments)
+
+    def _is_group(self, value: int, label: int) -> bool:
+        return value < OBJECTS and self.classes.categories[label].isthing
+
+
+def label_ids(classes: ClassMap) -> ValueMap:
+    """The pixel values of labelIds pictures; what has no class is ignored."""
+    return value_map(classes.numbers, classes.categories, set(LABEL_IDS) - classes.numbers.keys())
+
+
+def open_split(folder: Path, split: str, options: Options) -> DataSet:
+    task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
+    folders, _, notes = find_split(folder, split, lambda name: _folders_at(folder, name))
+    table = "cityscapes-instance" if task == "instance" else "cityscapes"
+    classes = map_classes(load_categories(table), options.classes, folder)
+    if task == "semantic":
+        records, more = label_records(folders, label_ids(classes), image_end=_IMAGE, mask_end=_LABELS)
+    else:
+        records, more = tuple(_record(path, folders, classes, task) for path in pictures_below(folders.images)), ()
+    notes = (*notes, *more, *classes.notes, *((POLYGONS,) if task == "instance" else ()))
+    return DataSet(folder.name, "cityscapes", split, task, classes.categories, records, notes)
+
+
+def _record(image: Path, folders: Folders, classes: ClassMap, task: Task) -> Record:
+    name = image.relative_to(folders.images).with_suffix("").as_posix().removesuffix(_IMAGE)
+    read = InstanceIds(folders.masks / f"{name}{_INSTANCES}.png", image, classes)
+    return Record(name, image, read if task == "panoptic" else ReadAs(read, task, classes.categories))
+
+
+def _folders_at(folder: Path, name: str) -> Folders | None:
+    folders = Folders(folder / "leftImg8bit" / name, folder / "gtFine" / name)
+    return folders if folders.images.is_dir() and folders.masks.is_dir() else None
+
+
+FORMAT = Format(
+    layout="leftImg8bit/{train,val}/CITY and gtFine/{train,val}/CITY",
+    finds=lambda folder: (folder / "leftImg8bit").is_dir() and (folder / "gtFine").is_dir(),
+    open=open_split,
+)

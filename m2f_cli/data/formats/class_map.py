@@ -1,0 +1,162 @@
+"""From the categories of a data set's own files to class numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config import read_yaml
+from ...errors import ConfigError, DataError
+from ...types import Categories, Category
+from ..categories import ClassTable, default_color, from_names, load_categories, load_class_table
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """numbers: the data's id to class number. dropped: ids of the data's categories that are no class here."""
+
+    categories: Categories
+    numbers: Mapping[int, int]
+    dropped: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def number(self, category_id: Any, where: str) -> int | None:
+        """The class number of an id; None where its category is no class here.
+
+        Raises:
+            DataError: an id that no category has.
+        """
+        # A list, or another thing that is not hashable, must not end in a TypeError.
+        if isinstance(category_id, int):
+            if category_id in self.numbers:
+                return self.numbers[category_id]
+            if category_id in self.dropped:
+                return None
+        known = sorted({*self.numbers, *self.dropped})
+        raise DataError(
+            f"{where} has the category_id {category_id!r}; the {len(known)} categories have ids "
+            f"from {known[0]} to {known[-1]}.",
+            hint="Add the category, or correct the annotation.",
+        )
+
+    def labels(self, category_ids: Iterable[Any]) -> tuple[int, ...]:
+        """The class numbers of ids, ascending, without repeats; ids that are no class are left out."""
+        known = {key for key in category_ids if isinstance(key, int)} & self.numbers.keys()
+        return tuple(sorted({self.numbers[key] for key in known}))
+
+    def without_stuff(self) -> ClassMap:
+        """The things alone, numbered anew."""
+        kept = [number for number, category in enumerate(self.categories) if category.isthing]
+        renumbered = {old: new for new, old in enumerate(kept)}
+        numbers = {key: renumbered[old] for key, old in self.numbers.items() if old in renumbered}
+        dropped = self.dropped | (self.numbers.keys() - numbers.keys())
+        return ClassMap(tuple(self.categories[old] for old in kept), numbers, dropped, self.notes)
+
+
+def parse_categories(rows: list[Any], path: Path, *, isthing: bool | None = None) -> Categories:
+    """The categories of a COCO json, in the order of their ids.
+
+    Args:
+        isthing: what a category is that does not say it; None refuses such a category.
+
+    Raises:
+        DataError: a category without id, name or (where needed) isthing, or two with the same.
+    """
+    found = [_parse_category(row, path, isthing) for row in rows]
+    for key in ("id", "name"):
+        values = [getattr(category, key) for category in found]
+        twin = next((value for value in values if values.count(value) > 1), None)
+        if twin is not None:
+            raise DataError(f"{path}: two categories have the {key} {twin!r}.", hint="Merge or rename them.")
+    if not found:
+        raise DataError(f"{path} has no categories.")
+    ordered = sorted(found, key=lambda category: category.id)
+    return tuple(
+        category if category.color else dataclasses.replace(category, color=default_color(number))
+        for number, category in enumerate(ordered)
+    )
+
+
+def _parse_category(row: Any, path: Path, isthing: bool | None) -> Category:
+    fits = isinstance(row, dict) and isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
+    if not fits:
+        raise DataError(f"{path}: a category should have a whole number `id` and a text `name`, not {str(row)[:80]}.")
+    said = row.get("isthing", isthing)
+    if said is None:
+        raise DataError(f"{path}: the category {row['name']!r} does not say `isthing`.", hint="Add 1 or 0 to each.")
+    return Category(row["id"], row["name"], bool(said), tuple(row.get("color", ())))
+
+
+def map_classes(own: Categories, classes: str | Path | None, where: Path) -> ClassMap:
+    """Number the data's own categories, or those of the class table that a person named.
+
+    A table's classes are found by name where all names of one side are on the other, else by id in the same way.
+
+    Raises:
+        ConfigError: an unknown or broken table.
+        DataError: the table is about other classes.
+    """
+    if classes is None:
+        return ClassMap(own, {category.id: number for number, category in enumerate(own)})
+    table = load_categories(classes)
+    for key in ("name", "id"):
+        there = {getattr(category, key): number for number, category in enumerate(table)}
+        here = {getattr(category, key): category.id for category in own}
+        if here.keys() <= there.keys() or there.keys() <= here.keys():
+            numbers = {own_id: there[value] for value, own_id in here.items() if value in there}
+            dropped = frozenset(category.id for category in own) - numbers.keys()
+            notes = (f"{len(dropped)} categories are no class of {classes}: their regions are left out",)
+            return ClassMap(table, numbers, dropped, notes if dropped else ())
+    strange = [category.name for category in own if category.name not in {c.name for c in table}]
+    raise DataError(
+        f"The {len(own)} categories of {where} are not those of the class table {classes}: it has no "
+        f"{', '.join(map(repr, strange[:_SHOWN]))}{' …' if len(strange) > _SHOWN else ''}.",
+        hint="Leave `classes` out to take the data's own categories, or name another table.",
+    )
+
+
+def read_class_file(path: Path) -> ClassTable:
+    """Classes that lie beside label maps: classes.txt with a name per line, or classes.yaml, which is either a class
+    table (`classes:`) or has `names:` (a list, or position to name) and perhaps `colors:` and `ignore_index:`.
+
+    Raises:
+        ConfigError: unreadable or contradicting itself.
+    """
+    if path.suffix == ".txt":
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return ClassTable(path.parent.name, str(path), 255, _as_stuff(from_names(names)))
+    tree = read_yaml(path)
+    if "names" not in tree:
+        return load_class_table(path)
+    categories = _as_stuff(from_names(listed(tree["names"], "names", path)))
+    if "colors" in tree:
+        colors = listed(tree["colors"], "colors", path)
+        categories = tuple(
+            dataclasses.replace(category, color=tuple(color))
+            for category, color in zip(categories, colors, strict=False)
+        )
+    if tree.get("num_classes", len(categories)) != len(categories):
+        raise ConfigError(f"{path}: num_classes = {tree['num_classes']}, but there are {len(categories)} names.")
+    return ClassTable(path.parent.name, str(path), tree.get("ignore_index", 255), categories)
+
+
+def _as_stuff(categories: Categories) -> Categories:
+    return tuple(dataclasses.replace(category, isthing=False) for category in categories)
+
+
+def listed(values: Any, key: str, path: Path) -> list[Any]:
+    """A list, or a mapping of the positions 0, 1, … to values, as a list.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if isinstance(values, dict) and sorted(values) == list(range(len(values))):
+        values = [values[position] for position in range(len(values))]
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{path}: {key} should be a list, or a mapping of 0, 1, 2, … without gaps.")
+    return values

@@ -1,0 +1,145 @@
+"""COCO panoptic: annotations/panoptic_{split}.json and PNGs whose colours are the ids of segments (facts 8.1)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import DataError
+from ...types import Categories, PanopticTruth, Task, TrueSegment
+from ..picture import picture_size
+from ..records import DataSet, Record, check_size
+from . import coco_instance
+from .base import Format, Options, choose_task
+from .class_map import ClassMap, map_classes, parse_categories
+from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
+from .derive import ReadAs
+from .files import read_ids, values_in
+from .layout import folder_at, picture_folder, record_name
+
+KIND = "panoptic"
+_KEYS = ("id", "category_id", "iscrowd")
+
+
+@dataclass(frozen=True)
+class SegmentsOfPicture:
+    """Reads the segments of one picture. `packed` is a pickle of its `segments_info`: ids, category ids, crowds."""
+
+    file: Path
+    png: Path
+    image: Path
+    size: tuple[int, int] | None
+    classes: ClassMap
+    packed: bytes
+
+    def __call__(self) -> PanopticTruth:
+        """Segments of dropped categories become void. A segment of the json without a pixel stays: it counts as missed.
+
+        Raises:
+            DataError: the PNG is missing, unreadable, of another size, or has ids that the json does not know.
+        """
+        ids_HW = read_ids(self.png)
+        check_size(self.image, self.size or picture_size(self.image), ids_HW.shape, self.png)
+        rows = pickle.loads(self.packed)
+        where = f"{self.file.name}: a segment of {self.png.name}"
+        labels = {row[0]: self.classes.number(row[1], where) for row in rows}
+        self._refuse_strangers(values_in(ids_HW), labels)
+        dropped = [key for key, label in labels.items() if label is None]
+        if dropped:
+            ids_HW[np.isin(ids_HW, dropped)] = 0
+        segments = [TrueSegment(key, labels[key], bool(crowd)) for key, _, crowd in rows if labels[key] is not None]
+        return PanopticTruth(ids_HW, segments)
+
+    def _refuse_strangers(self, present: np.ndarray, known: Iterable[int]) -> None:
+        strange = set(present.tolist()) - {0, *known}
+        if strange:
+            raise DataError(
+                f"{self.png} has pixels of the segment {min(strange)}, which {self.file.name} does not list for it.",
+                hint="Json and PNGs must be of one export: copy both again.",
+            )
+
+
+def read_panoptic(
+    coco: CocoFile, pngs: Path, candidates: list[Path], options: Options, task: Task
+) -> tuple[Categories, tuple[Record, ...], tuple[str, ...]]:
+    """The classes, a record per annotated picture, and notes.
+
+    Args:
+        pngs: the folder of the PNGs.
+        candidates: folders in which the pictures may be, best first.
+        task: other than "panoptic", truths are derived: instances are the things as they are visible, unless named by
+            `classes` numbered without the stuff; semantic labels are the classes of all segments, with crowds.
+    """
+    classes = map_classes(parse_categories(coco.categories, coco.path), options.classes, coco.path)
+    if task == "instance" and options.classes is None:
+        classes = classes.without_stuff()
+    pictures = picture_folder(coco.file_names(), candidates, coco.path)
+    annotated = [key for key in coco.images if key in coco.annotations]
+    records = tuple(_record(coco, key, pngs, pictures, classes, task) for key in annotated)
+    missing = len(coco.images) - len(annotated)
+    notes = (f"{missing} pictures of {coco.path.name} have no annotation and are left out",) if missing else ()
+    if not records:
+        raise DataError(f"{coco.path} has no annotated pictures.", hint="Export the data again.")
+    return classes.categories, records, (*coco.notes, *classes.notes, *notes)
+
+
+def _record(coco: CocoFile, key: int | str, pngs: Path, pictures: Path, classes: ClassMap, task: Task) -> Record:
+    annotation, size, file_name = coco.annotations[key][0], coco.size(key), coco.images[key]["file_name"]
+    rows = _segment_rows(annotation, coco.path)
+    packed = pickle.dumps(rows, protocol=pickle.HIGHEST_PROTOCOL)
+    read = SegmentsOfPicture(coco.path, pngs / annotation["file_name"], pictures / file_name, size, classes, packed)
+    read_truth = read if task == "panoptic" else ReadAs(read, task, classes.categories)
+    labels = classes.labels(category_id for _, category_id, crowd in rows if not crowd)
+    if task == "instance":
+        labels = tuple(label for label in labels if classes.categories[label].isthing)
+    return Record(record_name(file_name), pictures / file_name, read_truth, *(size or (None, None)), labels)
+
+
+def _segment_rows(annotation: dict[str, Any], path: Path) -> list[tuple[Any, ...]]:
+    infos = annotation.get("segments_info")
+    named = isinstance(annotation.get("file_name"), str)
+    if not named or not isinstance(infos, list) or not all(map(_has_id, infos)):
+        raise DataError(
+            f"{path}: the annotation of image {annotation['image_id']!r} lacks file_name, segments_info or ids in it.",
+            hint="This is not a panoptic json: for instances, name the format coco-instance.",
+        )
+    return [tuple(info.get(key) for key in _KEYS) for info in infos]
+
+
+def _has_id(info: Any) -> bool:
+    return isinstance(info, dict) and isinstance(info.get("id"), int)
+
+
+def png_folder(path: Path) -> Path:
+    """The folder of a panoptic json's PNGs: of the json's name, beside it or one level up, or the json's own.
+
+    Raises:
+        DataError: none of them holds PNGs.
+    """
+    candidates = (path.with_suffix(""), path.parent.parent / path.stem, path.parent)
+    found = folder_at(*(folder for folder in candidates if any(folder.glob("*.png"))))
+    if found is None:
+        raise DataError(f"The PNGs of {path} are missing.", hint=f"Put them into {candidates[0]} or {candidates[1]}.")
+    return found
+
+
+def open_split(folder: Path, split: str, options: Options) -> DataSet:
+    task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
+    path, found_notes = find_json(folder, KIND, split)
+    if task == "instance" and path.with_name(path.name.replace(KIND, coco_instance.KIND)).is_file():
+        return coco_instance.open_split(folder, split, options)  # whole polygons, not only what is visible
+    candidates = picture_folders(folder, path, KIND, split)
+    categories, records, notes = read_panoptic(read_coco(path), png_folder(path), candidates, options, task)
+    return DataSet(folder.name, "coco-panoptic", split, task, categories, records, (*found_notes, *notes))
+
+
+FORMAT = Format(
+    layout="annotations/panoptic_{train,val}*.json and a folder of PNGs of that name",
+    finds=lambda folder: has_json(folder, KIND),
+    open=open_split,
+)

@@ -1,0 +1,86 @@
+"""Files of annotations: json, and pictures whose pixels are numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...errors import DataError
+from ..picture import read_picture
+
+_ONE_VALUE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a json file that holds an object with lists under `keys`.
+
+    Raises:
+        DataError: unreadable, damaged (with line and column), or not such an object.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid json: {error}.", hint="Copy, download or export it again.") from error
+    for key in keys:
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+            raise DataError(f"{path} has no list {key!r}.", hint=f"It should be an object with {', '.join(keys)}.")
+    return tree
+
+
+def read_values(path: Path) -> np.ndarray:
+    """Read a mask whose pixels are numbers: (H, W), uint8, uint16 or int32. Of palette pictures, the indices.
+
+    Grey pictures that were saved as RGB are accepted; colours are not numbers.
+
+    Raises:
+        DataError: missing, unreadable, or in colours.
+    """
+    with _opened(path) as image:
+        if image.mode in _ONE_VALUE:
+            values_HW = np.array(image)
+            return values_HW.astype(np.uint8) if values_HW.dtype == bool else values_HW
+        values_HWC = np.array(image)
+    if values_HWC.dtype == np.uint8 and values_HWC.ndim == 3 and (values_HWC[..., 1:3] == values_HWC[..., :1]).all():
+        return np.ascontiguousarray(values_HWC[..., 0])
+    raise DataError(
+        f"{path} holds colours ({values_HWC.shape[-1]} channels), where one class number per pixel is expected.",
+        hint="Convert the colours to class numbers, one 8-bit or 16-bit channel.",
+    )
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Read a COCO panoptic PNG: (H, W) int32, id = R + 256 G + 65536 B.
+
+    Raises:
+        DataError: missing, unreadable, or not in colours.
+    """
+    with _opened(path) as image:
+        if image.mode not in ("RGB", "RGBA", "P"):
+            raise DataError(f"{path} is of the kind {image.mode!r}, where ids as RGB colours are expected.")
+        rgba_HW4 = np.array(image.convert("RGBA"))
+    return rgba_HW4.view("<u4")[..., 0].astype(np.int32) & 0xFFFFFF
+
+
+def values_in(plane_HW: np.ndarray) -> np.ndarray:
+    """The different values of a plane, ascending."""
+    flat = plane_HW.ravel()
+    # Neighbours are mostly equal: sorting the starts of runs is some twenty times faster than sorting all pixels.
+    return np.unique(flat[np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)])
+
+
+def _opened(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise DataError(f"The mask {path} is missing.", hint="Copy it there, or leave its picture out.")
+    try:
+        image = Image.open(path)
+        image.load()
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        read_picture(path)  # says what is wrong with it
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    return image

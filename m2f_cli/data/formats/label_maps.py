@@ -1,0 +1,132 @@
+"""Label maps: a picture and a mask of the same name, whose pixel values are class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import DataError
+from ...types import SemanticTruth
+from ..categories import ClassTable, load_class_table
+from ..picture import picture_size
+from ..records import DataSet, Record, check_size
+from .base import Format, Options, choose_task
+from .class_map import read_class_file
+from .files import read_values, values_in
+from .layout import NAMES, find_split, folder_at, pictures_below, record_name
+from .value_map import ValueMap, named_values, value_map
+
+MASKS = ("labels", "annotations", "masks")
+_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # what keeps numbers as they are
+_CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt")
+_LOOKED_AT = 10  # masks, to say which values there are
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """Reads the labels of one picture."""
+
+    mask: Path
+    image: Path
+    values: ValueMap
+
+    def __call__(self) -> SemanticTruth:
+        """
+        Raises:
+            DataError: the mask is missing, unreadable, of another size than the picture, or has unknown values.
+        """
+        values_HW = read_values(self.mask)
+        check_size(self.image, picture_size(self.image), values_HW.shape, self.mask)
+        return self.values.labels(values_HW, self.mask)
+
+
+class Folders(NamedTuple):
+    """Where the pictures and the masks of a split are."""
+
+    images: Path
+    masks: Path
+
+
+def label_records(
+    folders: Folders, values: ValueMap, *, image_end: str = "", mask_end: str = ""
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """A record per picture, and notes.
+
+    Args:
+        image_end, mask_end: what picture names and mask names end in, after what they have in common.
+
+    Raises:
+        DataError: no pictures, or no mask for any of them.
+    """
+    masks = {p.relative_to(folders.masks).with_suffix("").as_posix(): p for p in _masks_below(folders.masks)}
+    records = []
+    for image in pictures_below(folders.images):
+        stem = record_name(image.relative_to(folders.images)).removesuffix(image_end)
+        mask = masks.pop(stem + mask_end, folders.masks / f"{stem}{mask_end}.png")
+        records.append(Record(stem, image, LabelFile(mask, image, values)))
+    if not any(record.read_truth.mask.is_file() for record in records):
+        raise DataError(
+            f"No picture of {folders.images} has a mask in {folders.masks}, such as {records[0].read_truth.mask.name}.",
+            hint="A mask has the name of its picture and ends in .png (JPEG changes its values).",
+        )
+    return tuple(records), (f"{len(masks)} masks in {folders.masks} belong to no picture",) if masks else ()
+
+
+def _masks_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+
+
+def folders_at(folder: Path, name: str) -> Folders | None:
+    """images/{name} with labels/{name}, or {name}/images with {name}/labels."""
+    for images, above in ((folder / "images" / name, None), (folder / name / "images", folder / name)):
+        masks = folder_at(*((above / kind) if above else (folder / kind / name) for kind in MASKS))
+        if images.is_dir() and masks is not None:
+            return Folders(images, masks)
+    return None
+
+
+def open_split(folder: Path, split: str, options: Options) -> DataSet:
+    choose_task(options.task, ("semantic",), folder)
+    folders, _, found_notes = find_split(folder, split, lambda name: folders_at(folder, name))
+    table = _classes(folder, folders, options)
+    ignored = {_ignored_value(table) if options.ignore_index is None else options.ignore_index}
+    if options.label_map is None:
+        values = value_map({number: number for number in range(len(table.categories))}, table.categories, ignored)
+    else:
+        values = named_values(options.label_map, table.categories, ignored)
+    records, notes = label_records(folders, values)
+    return DataSet(folder.name, "label-maps", split, "semantic", table.categories, records, (*found_notes, *notes))
+
+
+def _ignored_value(table: ClassTable) -> int:
+    """255 is what a table says that says nothing; of more than 255 classes it is one."""
+    return 65535 if table.ignore_index == 255 < len(table.categories) else table.ignore_index
+
+
+def _classes(folder: Path, folders: Folders, options: Options) -> ClassTable:
+    if options.classes is not None:
+        return load_class_table(options.classes)
+    for name in _CLASS_FILES:
+        if (folder / name).is_file():
+            return read_class_file(folder / name)
+    values = sorted({int(v) for mask in _masks_below(folders.masks)[:_LOOKED_AT] for v in values_in(read_values(mask))})
+    raise DataError(
+        f"{folder} does not say what its classes are called; its first masks hold the values {_short(values)}.",
+        hint="Write classes.txt into it, one name per line for 0, 1, 2, …, or name a class table with `classes`.",
+    )
+
+
+def _short(values: Sequence[int]) -> str:
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:8], "…", *shown[-3:]])
+
+
+FORMAT = Format(
+    layout="images/{train,val}/NAME.jpg and labels|annotations|masks/{train,val}/NAME.png, classes.yaml or classes.txt",
+    finds=lambda folder: any(folders_at(folder, name) for name in NAMES),
+    open=open_split,
+    generic=True,
+    raw_values=True,
+)

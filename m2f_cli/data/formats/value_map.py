@@ -1,0 +1,85 @@
+"""From the pixel values of masks to class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import ConfigError, DataError, unknown_name
+from ...types import Categories, SemanticTruth
+from .files import values_in
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class ValueMap:
+    """What the pixel values of masks mean.
+
+    lookup: (largest known value + 1,) int32: the class number of a value, `ignore`, or -1 for a value without meaning.
+    ignore: of the labels that are made: 255, or 65535 where there are more than 255 classes.
+    """
+
+    lookup: np.ndarray = field(repr=False)
+    ignore: int
+
+    def labels(self, values_HW: np.ndarray, where: Path) -> SemanticTruth:
+        """Labels (H, W), uint8 or uint16, from the values of a mask.
+
+        Raises:
+            DataError: a value without meaning.
+        """
+        present = values_in(values_HW)
+        strange = [int(v) for v in present if not 0 <= v < len(self.lookup) or self.lookup[v] < 0]
+        if strange:
+            raise DataError(
+                f"{where} holds the value {strange[0]}; known are {self._known()}.",
+                hint="Say with label_map what each value means (a class, or null: ignore), or with ignore_index which "
+                "one counts nowhere.",
+            )
+        return SemanticTruth(self.lookup.astype(np.uint8 if self.ignore == 255 else np.uint16)[values_HW], self.ignore)
+
+    def _known(self) -> str:
+        classes = np.flatnonzero((self.lookup >= 0) & (self.lookup != self.ignore))
+        ignored = np.flatnonzero(self.lookup == self.ignore)[:_SHOWN]
+        known = f"{classes[0]} to {classes[-1]}" if len(classes) else "no classes"
+        return known + "".join(f", {value} (ignored)" for value in ignored)
+
+
+def value_map(meanings: Mapping[int, int], categories: Categories, ignored: Iterable[int] = ()) -> ValueMap:
+    """Values with their class numbers, and values that count nowhere; one that is in both is ignored."""
+    ignore = 255 if len(categories) <= 255 else 65535
+    everything = {**meanings, **dict.fromkeys(ignored, ignore)}
+    lookup = np.full(max(everything) + 1, -1, dtype=np.int32)
+    lookup[list(everything)] = list(everything.values())
+    return ValueMap(lookup, ignore)
+
+
+def named_values(
+    label_map: Mapping[int, str | int | None], categories: Categories, ignored: Iterable[int] = ()
+) -> ValueMap:
+    """Values with the meanings that a person gave: a class name or number, or None for what counts nowhere. Other
+    values have no meaning: that 0 stays 0 where only 1 and 2 are named would be a silent mistake.
+
+    Raises:
+        ConfigError: an unknown class, or a key that is no pixel value.
+    """
+    for value in label_map:
+        if not isinstance(value, int) or not 0 <= value <= 65535:
+            raise ConfigError(f"label_map: {value!r} should be a pixel value, a whole number from 0 to 65535.")
+    named = {value: _class_number(m, categories) for value, m in label_map.items() if m is not None}
+    return value_map(named, categories, {*ignored, *label_map} - named.keys())
+
+
+def _class_number(meaning: str | int, categories: Categories) -> int:
+    names = [category.name for category in categories]
+    if meaning in names:
+        return names.index(meaning)
+    if not isinstance(meaning, int):
+        raise unknown_name("class", str(meaning), names)
+    if not 0 <= meaning < len(names):
+        raise ConfigError(f"label_map: there is no class number {meaning}; there are 0 to {len(names) - 1}.")
+    return meaning

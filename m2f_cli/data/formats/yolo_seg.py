@@ -1,0 +1,142 @@
+"""YOLO segmentation: data.yaml, and beside images/ a folder labels/ with a text file of polygons per picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...config import read_yaml
+from ...errors import ConfigError, DataError
+from ...types import InstanceTruth, TrueObject
+from ..categories import from_names
+from ..picture import picture_size
+from ..records import DataSet, Record
+from .base import Format, Options, choose_task
+from .class_map import ClassMap, listed, map_classes
+from .layout import find_split, pictures_below, record_name
+
+_SLACK = 1e-3  # of the picture's edge: coordinates are often rounded outwards
+
+
+@dataclass(frozen=True)
+class PolygonFile:
+    """Reads the objects of one picture. A picture without a file shows no objects."""
+
+    labels: Path
+    image: Path
+    classes: ClassMap
+
+    def __call__(self) -> InstanceTruth:
+        """
+        Raises:
+            DataError: a line that is no polygon, an unknown class, or coordinates that are no shares of the picture.
+        """
+        height, width = picture_size(self.image)
+        lines = _read_lines(self.labels) if self.labels.is_file() else []
+        objects = [self._object(line, number, (width, height)) for number, line in enumerate(lines, 1) if line.strip()]
+        return InstanceTruth((height, width), [item for item in objects if item is not None])
+
+    def _object(self, line: str, number: int, edges: tuple[int, int]) -> TrueObject | None:
+        where = f"{self.labels}, line {number}"
+        try:
+            values = [float(word) for word in line.split()]
+        except ValueError as error:
+            raise DataError(f"{where} should be numbers, not {line[:60]!r}.") from error
+        if len(values) == 5:
+            raise DataError(f"{where} is a box, not a polygon.", hint="Boxes are not enough to segment.")
+        if len(values) < 7 or len(values) % 2 == 0 or not values[0].is_integer():
+            raise DataError(f"{where} should be `class x y x y x y …`, not {line[:60]!r}.")
+        shares_P2 = np.array(values[1:]).reshape(-1, 2)
+        if not ((shares_P2 >= -_SLACK) & (shares_P2 <= 1 + _SLACK)).all():
+            raise DataError(
+                f"{where} has coordinates from {shares_P2.min():g} to {shares_P2.max():g}, which should be 0 to 1.",
+                hint="Divide x by the picture's width and y by its height.",
+            )
+        label = self.classes.number(int(values[0]), where)
+        return None if label is None else TrueObject(label, [np.clip(shares_P2, 0, 1) * edges])
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def find_yaml(folder: Path) -> Path | None:
+    """data.yaml, or the one other YAML file that has names and splits."""
+    for path in (folder / "data.yaml", folder / "data.yml", *sorted(folder.glob("*.y*ml"))):
+        if path.is_file() and _is_description(path):
+            return path
+    return None
+
+
+def _is_description(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    keys = {line.split(":")[0] for line in text.splitlines() if ":" in line and not line[:1].isspace()}
+    return "names" in keys and bool(keys & {"train", "val"})
+
+
+def open_split(folder: Path, split: str, options: Options) -> DataSet:
+    choose_task(options.task, ("instance",), folder)
+    path = find_yaml(folder)
+    if path is None:
+        raise DataError(f"{folder} has no data.yaml.", hint="Write one with the keys train, val and names.")
+    tree = read_yaml(path)
+    names = [str(name) for name in listed(tree["names"], "names", path)]
+    if tree.get("nc", len(names)) != len(names):
+        raise ConfigError(f"{path}: nc = {tree['nc']}, but there are {len(names)} names.", hint="Correct one of them.")
+    classes = map_classes(from_names(names), options.classes, path)
+    pictures, _, notes = find_split(folder, split, lambda name: _pictures(path, tree, name))
+    records = tuple(_record(image, classes) for image in pictures)
+    if not any(record.read_truth.labels.is_file() for record in records):
+        raise DataError(
+            f"No picture of the split {split!r} has polygons, such as {records[0].read_truth.labels}.",
+            hint="The text files lie in a folder `labels` beside `images`, with the names of the pictures.",
+        )
+    return DataSet(folder.name, "yolo-seg", split, "instance", classes.categories, records, (*notes, *classes.notes))
+
+
+def _pictures(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None:
+    """The pictures of a split: it names a folder, several, or a text file with a picture per line."""
+    places = tree.get(split)
+    if places is None:
+        return None
+    found = []
+    for place in [places] if isinstance(places, str) else places:
+        there = _resolve(path, tree, place)
+        found += _listed(path, tree, there) if there.suffix == ".txt" else pictures_below(there)
+    if not found:
+        raise DataError(f"{path}: the split {split!r} has no pictures.")
+    return found
+
+
+def _listed(path: Path, tree: dict[str, Any], text: Path) -> list[Path]:
+    return [_resolve(path, tree, line.strip()) for line in _read_lines(text) if line.strip()]
+
+
+def _resolve(path: Path, tree: dict[str, Any], place: Any) -> Path:
+    """Exporters write paths from the root of the data, from the yaml, or from a folder that does not exist."""
+    plain, root = Path(str(place)), Path(str(tree.get("path") or ""))
+    below = Path(*(part for part in plain.parts if part not in ("..", ".")))
+    candidates = (path.parent / root / plain, path.parent / plain, path.parent / below)
+    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+
+
+def _record(image: Path, classes: ClassMap) -> Record:
+    parts = list(image.parts)
+    if "images" not in parts:
+        raise DataError(f"{image} is in no folder `images`, beside which `labels` would be.", hint="Rename its folder.")
+    at = len(parts) - 1 - parts[::-1].index("images")
+    labels = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+    return Record(record_name(Path(*parts[at + 1 :])), image, PolygonFile(labels, image, classes))
+
+
+FORMAT = Format(
+    layout="data.yaml, images/{train,val} and labels/{train,val}/NAME.txt",
+    finds=lambda folder: find_yaml(folder) is not None,
+    open=open_split,
+)

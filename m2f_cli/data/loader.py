@@ -1,0 +1,247 @@
+"""From training samples to batches: an endless shuffled stream that can be continued anywhere, bit by bit the same."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..config import Config, InputConfig
+from ..errors import ConfigError, M2FError
+from ..types import Target
+from .dataset import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide, labels_of
+from .records import DataSet
+from .transforms import build_transforms
+
+
+@dataclass
+class Batch:
+    """What one process trains on at once.
+
+    images_BCHW: float32, normalised; each picture lies in the upper left, the rest is 0.
+    targets: one for each picture, of the picture's own size.
+    position: the number of this batch in its process, from 0 on; `start` of a loader that begins with this one.
+    skipped: what was wrong with records that could not be used.
+    """
+
+    images_BCHW: Tensor
+    targets: list[Target]
+    names: list[str]
+    position: int = 0
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        return self.images_BCHW.shape[-2], self.images_BCHW.shape[-1]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        images = self.images_BCHW.to(device, non_blocking=non_blocking)
+        targets = [target.to(device, non_blocking=non_blocking) for target in self.targets]
+        return replace(self, images_BCHW=images, targets=targets)
+
+    def pin_memory(self) -> Batch:
+        """In memory from which a GPU copies while it computes. DataLoader calls it."""
+        planes = ((t.labels_N, t.masks_NHW, t.owner_HW) for t in self.targets)
+        targets = [Target(*(None if plane is None else plane.pin_memory() for plane in three)) for three in planes]
+        return replace(self, images_BCHW=self.images_BCHW.pin_memory(), targets=targets)
+
+
+def collate(samples: Sequence[TrainingSample], normalise: InputConfig, size_divisor: int) -> Batch:
+    """Normalise pictures and lay them into one tensor, padded with 0 at the bottom and the right.
+
+    Its size is the largest height and width of pictures and canvases, up to a multiple of `size_divisor` (0: as it is).
+    """
+    mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
+    sizes = [edges for sample in samples for edges in (sample.image_CHW.shape[1:], sample.canvas)]
+    divisor = max(1, size_divisor)
+    height, width = (math.ceil(max(edges) / divisor) * divisor for edges in zip(*sizes, strict=True))
+    images_BCHW = torch.zeros(len(samples), 3, height, width)
+    for room, sample in zip(images_BCHW, samples, strict=True):
+        patch = room[:, : sample.image_CHW.shape[1], : sample.image_CHW.shape[2]]
+        torch.sub(sample.image_CHW, mean, out=patch)
+        patch.div_(std)
+    skipped = tuple(message for sample in samples for message in sample.skipped)
+    return Batch(images_BCHW, [s.target for s in samples], [s.name for s in samples], skipped=skipped)
+
+
+# --- the order of samples ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The draws of one process, without end: each epoch is shuffled anew, and the processes take turns.
+
+    count: how many records there are. repeats: how often each occurs in an epoch on average, at least once.
+    """
+
+    count: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    repeats: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.rank < self.world:
+            who = f"process {self.rank} of {self.world}"
+            raise ConfigError(f"{self.count} records for {who}: it takes at least one, and processes count from 0.")
+
+    def __iter__(self) -> Iterator[Draw]:
+        begin = 0
+        for epoch in itertools.count():
+            order = self.epoch(epoch)
+            first = (self.rank - begin) % self.world
+            for offset, index in enumerate(order[first :: self.world].tolist()):
+                yield Draw(begin + first + offset * self.world, index)
+            begin += len(order)
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The records of one epoch in order, for all processes. A repeat of 2.3 is 2 or, in 3 of 10 epochs, 3."""
+        rng = np.random.default_rng((self.seed, number))
+        indices = np.arange(self.count)
+        if self.repeats is not None:
+            indices = np.repeat(indices, np.floor(self.repeats + rng.random(self.count)).astype(int))
+        return rng.permutation(indices)
+
+
+def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndarray:
+    """How often each picture occurs in an epoch (Gupta et al. 2019, LVIS, appendix B).
+
+    A class in a share f of all pictures asks for max(1, sqrt(threshold / f)); a picture gets the most that one of its
+    classes asks for, 1 without classes.
+
+    Args:
+        labels: the class numbers in each picture.
+    """
+    frequencies = Counter(label for found in labels for label in set(found))
+    asked = {label: max(1.0, math.sqrt(threshold * len(labels) / count)) for label, count in frequencies.items()}
+    return np.array([max((asked[label] for label in found), default=1.0) for found in labels])
+
+
+def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
+    """Draws in batches of `size`; with `wide` (one for each record) a batch is of wide pictures or of others."""
+    waiting: dict[bool, list[Draw]] = {False: [], True: []}
+    for draw in draws:
+        group = bool(wide is not None and wide[draw.index])
+        waiting[group].append(draw)
+        if len(waiting[group]) == size:
+            yield waiting[group]
+            waiting[group] = []
+
+
+# --- the loader -------------------------------------------------------------------------------------------------------
+
+
+class Loader:
+    """Batches without end for one process, the same ones however many workers make them.
+
+    Iterating goes on where the last batch left off; `state()` is that place, to be given as `start` another time.
+
+    Args:
+        batch: pictures of this process.
+        workers: processes that read and augment; 0 is this one.
+        start: how many batches to leave out; they are counted, not made.
+        wide: see `batches`.
+        pin: whether batches come in pinned memory, for a GPU.
+    """
+
+    def __init__(
+        self, samples: TrainingSet, stream: Stream, normalise: InputConfig, *, batch: int, size_divisor: int = 32,
+        wide: Sequence[bool] | None = None, workers: int = 0, start: int = 0, pin: bool = False,
+    ):
+        if batch < 1 or workers < 0 or start < 0:
+            raise ConfigError(f"batch = {batch}, workers = {workers}, start = {start} should be 1, 0 and 0 or more.")
+        self.stream, self.batch, self.wide = stream, batch, wide
+        self.workers, self.pin = workers, pin
+        self._maker = _BatchMaker(samples, normalise, size_divisor)
+        self._position = start
+
+    def state(self) -> int:
+        """How many batches were taken."""
+        return self._position
+
+    def __iter__(self) -> Iterator[Batch]:
+        """
+        Raises:
+            DataError: a record cannot be read.
+        """
+        draws = itertools.islice(batches(self.stream, self.batch, self.wide), self._position, None)
+        made = DataLoader(
+            self._maker, batch_size=None, sampler=draws, num_workers=self.workers, collate_fn=_as_it_is,
+            worker_init_fn=_one_thread, pin_memory=self.pin, generator=torch.Generator(),
+        )  # fmt: skip
+        for batch in made:
+            if isinstance(batch, M2FError):
+                raise batch
+            batch.position = self._position
+            self._position += 1
+            yield batch
+
+
+class _BatchMaker(torch.utils.data.Dataset):
+    def __init__(self, samples: TrainingSet, normalise: InputConfig, size_divisor: int):
+        self.samples, self.normalise, self.size_divisor = samples, normalise, size_divisor
+
+    def __getitem__(self, draws: list[Draw]) -> Batch | M2FError:
+        """An error is handed over, not raised: DataLoader would bury its sentence in a worker's traceback."""
+        try:
+            return collate([self.samples[draw] for draw in draws], self.normalise, self.size_divisor)
+        except M2FError as error:
+            return error
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism; torch sets its own threads to 1
+
+
+def training_loader(
+    config: Config, data: DataSet, *, batch: int, workers: int = 0, rank: int = 0, world: int = 1, start: int = 0,
+    on_error: OnError = "raise", pin: bool = False, trust_code: bool = True,
+) -> Loader:
+    """The loader that a configuration with a `train` section describes.
+
+    Args:
+        batch: pictures of this process at once; `config.train.batch` counts those of all processes and steps.
+
+    Raises:
+        ConfigError: no train section, unknown augmentation, or annotations that cannot train the task.
+        DataError: no picture is left to train on.
+    """
+    train = config.train
+    if train is None:
+        raise ConfigError(f"{config.name} has no train section: it does not say how to train.")
+    if train.drop_empty:
+        data = drop_empty(data, config.task)
+    steps = build_transforms(train.augment, trust_code=trust_code)
+    samples = TrainingSet(data, steps, config.task, seed=train.seed, on_error=on_error)
+    threshold = train.repeat_factor_threshold
+    repeats = repeat_factors([labels_of(record) for record in data.records], threshold) if threshold else None
+    stream = Stream(len(samples), train.seed, rank, world, repeats)
+    wide = [is_wide(record) for record in data.records] if train.group_by_aspect else None
+    return Loader(samples, stream, config.input, batch=batch, size_divisor=config.test.size_divisor, wide=wide,
+                  workers=workers, start=start, pin=pin)
+
+
+def images_per_second(loader: Loader, count: int = 20) -> float:
+    """How fast the loader alone is, over `count` batches; those that fill the queue in the beginning do not count."""
+    made = iter(loader)
+    for _ in range(2 * loader.workers + 1):
+        next(made)
+    begin = time.perf_counter()
+    images = sum(len(next(made)) for _ in range(count))
+    return images / (time.perf_counter() - begin)

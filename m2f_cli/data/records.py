@@ -1,0 +1,108 @@
+"""Records: the annotated pictures of one split, each small enough to hold them all, and read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..types import Categories, Task, Truth
+from .picture import read_picture
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """Reads a picture, (H, W, 3) uint8 RGB. `size` is the (height, width) that its annotation was made for."""
+
+    path: Path
+    size: tuple[int, int] | None = None
+
+    def __call__(self) -> np.ndarray:
+        """
+        Raises:
+            DataError: missing or unreadable, or of another size than its annotation.
+        """
+        if not self.path.exists():
+            raise DataError(f"The annotated picture {self.path} is missing.", hint="Copy it there, or drop its entry.")
+        image_HW3 = read_picture(self.path)
+        if self.size is not None:
+            check_size(self.path, image_HW3.shape[:2], self.size)
+        return image_HW3
+
+
+def check_size(picture: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
+    """Refuse a picture of another (height, width) than its annotation.
+
+    Args:
+        mask: the file of the annotation, where each picture has one.
+
+    Raises:
+        DataError: they differ.
+    """
+    if tuple(size) == tuple(annotated):
+        return
+    hint = "Annotation and picture must have the same size: export one of them again."
+    if tuple(size) == tuple(annotated)[::-1]:
+        hint = "It may have been annotated without its EXIF orientation: save it upright, or turn the annotation."
+    raise DataError(
+        f"{picture} has {size[0]} x {size[1]} pixels (height x width), its annotation "
+        f"{mask or ''}{' ' if mask else ''}{annotated[0]} x {annotated[1]}.",
+        hint=hint,
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One annotated picture. It can be pickled: its readers are small frozen objects, not functions.
+
+    name: unique in its split: the picture's path in the folder of pictures, "/" between folders, without suffix.
+    image: its file; None where the picture is made and not read.
+    read_truth: reads the annotation; DataError where it is damaged or does not fit the picture.
+    height, width: in pixels, as the annotation says; None where that would have to be read from the picture.
+    labels: the class numbers of which there is an object that is no crowd, ascending, without repeats; None where the
+        annotation would have to be read for it.
+    read_image: reads the pixels, (H, W, 3) uint8 RGB; of the file `image` by default.
+    """
+
+    name: str
+    image: Path | None
+    read_truth: Callable[[], Truth]
+    height: int | None = None
+    width: int | None = None
+    labels: tuple[int, ...] | None = None
+    read_image: Callable[[], np.ndarray] = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.read_image is not None:
+            return
+        if self.image is None:
+            raise ValueError(f"record {self.name!r} has neither image nor read_image")
+        size = None if self.height is None or self.width is None else (self.height, self.width)
+        object.__setattr__(self, "read_image", PictureFile(self.image, size))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One split of an annotated data set.
+
+    name: of its folder.
+    format: the name of the reader, in the group "formats" of plugins.py.
+    task: what the truths are made for: "panoptic" gives PanopticTruth, "instance" InstanceTruth, "semantic"
+        SemanticTruth. The richest that the data supports, unless one was asked for.
+    categories: the classes; a class number is a position here.
+    notes: what a person should know: what was assumed, and what was left out.
+    """
+
+    name: str
+    format: str
+    split: str
+    task: Task
+    categories: Categories
+    records: Sequence[Record] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)

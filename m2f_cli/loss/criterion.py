@@ -1,0 +1,195 @@
+"""The loss of Mask2Former: classes of all queries, masks of the matched ones, in every layer (facts 4.2).
+
+Masks are compared at points: mostly where a query is undecided, some anywhere (PointRend). Only matched queries are
+rendered, at stride 4, and that of all layers in one matrix product per picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import LossConfig
+from ..errors import ConfigError
+from ..ops.points import Rand, sample_matched, sample_points, uniform
+from ..types import Prediction, Target
+from .masks import bce, dice
+from .matcher import Matcher, Pairs
+
+_PAIRS_AT_ONCE = 64  # whose candidate points are in memory together: 30 MB at 12544 points
+
+
+def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
+    """What the sums of mask losses are divided by: the mean number of targets per process, at least 1.
+
+    A tensor without dimensions, on the device of the targets: nobody waits for it.
+
+    Args:
+        targets: all that this process sees in one optimiser step.
+        parts: into how many forward passes that step is cut; their gradients are taken to be averaged.
+    """
+    count = torch.tensor(float(sum(map(len, targets))), device=targets[0].labels_N.device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(count)
+        parts = parts * dist.get_world_size()
+    return (count / parts).clamp(min=1)
+
+
+@dataclass
+class Piloted:
+    """The answers to MP-Former's pilot queries (facts 6.5): their pairs are known, nothing is matched.
+
+    groups: how often each target is piloted.
+    """
+
+    prediction: Prediction
+    pairs: list[Pairs]
+    groups: int
+
+
+class Criterion(nn.Module):
+    """Compares a prediction with targets.
+
+    After each call `stats` holds plain numbers for the log: "matched" pairs of one layer, "unmatched_targets" (more
+    targets than queries) and "non_finite_costs" of all layers.
+
+    Args:
+        num_classes: without "no object".
+        class_weights: of the class loss, one per class; () is all 1. "No object" has `config.no_object_weight`.
+        rand: where random points come from.
+
+    Raises:
+        ConfigError: the number of class weights is not that of the classes.
+    """
+
+    def __init__(
+        self, num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform
+    ):
+        super().__init__()
+        if class_weights and len(class_weights) != num_classes:
+            raise ConfigError(
+                f"train.class_weights has {len(class_weights)} numbers for {num_classes} classes.",
+                hint="Give one per class, in the order of the data set's classes, or none.",
+            )
+        weights_K = torch.tensor([*(class_weights or [1.0] * num_classes), config.no_object_weight])
+        self.register_buffer("class_weights_K", weights_K, persistent=False)
+        self.loss_weights = {"ce": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
+        self.num_points = config.num_points
+        self.num_candidates = int(config.oversample_ratio * config.num_points)
+        self.num_uncertain = int(config.importance_ratio * config.num_points)
+        self.rand = rand
+        self.matcher = Matcher(config.class_weight, config.mask_weight, config.dice_weight, config.num_points, rand)
+        self.stats: dict[str, int] = {}
+
+    def forward(
+        self,
+        prediction: Prediction,
+        targets: list[Target],
+        padded_size: tuple[int, int],
+        num_masks: Tensor | float | None = None,
+        pilots: Piloted | None = None,
+    ) -> dict[str, Tensor]:
+        """All losses, weighted; their sum is the total. fp32 also under autocast.
+
+        Args:
+            targets: one per picture, on the device of the prediction; each may be empty.
+            padded_size: (height, width) of the padded batch in pixels.
+            num_masks: see `normaliser`, which is asked when this is None.
+
+        Returns:
+            "loss_ce", "loss_mask", "loss_dice" of the last layer, and with "_0", "_1", … of the earlier ones, first to
+            last. With pilots also "loss_ce_dn", …, "loss_ce_dn_0", ….
+        """
+        if num_masks is None:
+            num_masks = normaliser(targets)
+        matching = self.matcher(prediction, targets, padded_size)
+        matched = sum(pairs.queries_LM.shape[1] for pairs in matching.pairs)
+        self.stats = {
+            "matched": matched,
+            "unmatched_targets": sum(map(len, targets)) - matched,
+            "non_finite_costs": matching.non_finite,
+        }
+        losses = self.supervise(prediction, matching.pairs, targets, padded_size, num_masks)
+        if pilots is not None:
+            num_pilots = num_masks * pilots.groups
+            losses |= self.supervise(pilots.prediction, pilots.pairs, targets, padded_size, num_pilots, suffix="_dn")
+        return losses
+
+    def supervise(
+        self,
+        prediction: Prediction,
+        pairs: list[Pairs],
+        targets: list[Target],
+        padded_size: tuple[int, int],
+        num_masks: Tensor | float,
+        suffix: str = "",
+    ) -> dict[str, Tensor]:
+        """The weighted losses for given pairs, one `Pairs` per picture."""
+        with torch.autocast(prediction.mask_features_BCHW.device.type, enabled=False):
+            class_loss_L = self._class_loss(prediction, pairs, targets)
+            mask_loss_L, dice_loss_L = self._mask_losses(prediction, pairs, targets, padded_size)
+            per_kind = {"ce": class_loss_L, "mask": mask_loss_L / num_masks, "dice": dice_loss_L / num_masks}
+        numbers = [*(f"_{i}" for i in range(len(prediction.layers) - 1)), ""]
+        return {
+            f"loss_{kind}{suffix}{number}": self.loss_weights[kind] * loss
+            for kind, loss_L in per_kind.items()
+            for number, loss in zip(numbers, loss_L.unbind(), strict=True)
+        }
+
+    def _class_loss(self, prediction: Prediction, pairs: list[Pairs], targets: list[Target]) -> Tensor:
+        """Weighted mean over all queries of the batch, unmatched ones being "no object": (L,)."""
+        logits_LBQK = torch.stack([layer.class_logits_BQK for layer in prediction.layers]).float()
+        L, B, Q, K = logits_LBQK.shape
+        classes_LBQ = torch.full((L, B, Q), K - 1, device=logits_LBQK.device)
+        for b, (pair, target) in enumerate(zip(pairs, targets, strict=True)):
+            classes_LBQ[:, b].scatter_(1, pair.queries_LM, target.labels_N[pair.targets_LM])
+        weights_LN = self.class_weights_K[classes_LBQ].view(L, B * Q)
+        losses = F.cross_entropy(logits_LBQK.view(-1, K), classes_LBQ.view(-1), reduction="none")
+        return (losses.view(L, B * Q) * weights_LN).sum(1) / weights_LN.sum(1)
+
+    def _mask_losses(
+        self, prediction: Prediction, pairs: list[Pairs], targets: list[Target], padded_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy and dice, summed over the pairs of the batch: (L,) each.
+
+        Pictures without targets take part with zero pairs: so every parameter has a gradient on every process.
+        """
+        embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
+        features = prediction.mask_features_BCHW.float().unbind(0)  # one gradient of the whole map, not one per picture
+        losses = [
+            self._picture_losses(*picture, padded_size)
+            for picture in zip(features, embeds_LBQC.unbind(1), pairs, targets, strict=True)
+        ]
+        mask_losses, dice_losses = zip(*losses, strict=True)
+        return sum(mask_losses), sum(dice_losses)
+
+    def _picture_losses(
+        self, features_CHW: Tensor, embeds_LQC: Tensor, pairs: Pairs, target: Target, padded_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        (L, M), C = pairs.queries_LM.shape, len(features_CHW)
+        chosen_LMC = embeds_LQC.gather(1, pairs.queries_LM[..., None].expand(-1, -1, C))
+        logits_RHW = (chosen_LMC.view(L * M, C) @ features_CHW.flatten(1)).view(L * M, *features_CHW.shape[1:])
+        points, truths = [], []
+        numbers_R = pairs.targets_LM.reshape(-1)
+        for few_RHW, few_R in zip(
+            logits_RHW.detach().split(_PAIRS_AT_ONCE), numbers_R.split(_PAIRS_AT_ONCE), strict=True
+        ):
+            points.append(self._choose_points(few_RHW))
+            truths.append(sample_matched(target, few_R, points[-1], padded_size))
+        logits_RP = sample_points(logits_RHW[:, None], torch.cat(points)).squeeze(1)
+        truth_RP = torch.cat(truths)
+        return tuple(loss(logits_RP, truth_RP).view(L, M).sum(1) for loss in (bce, dice))
+
+    def _choose_points(self, logits_RHW: Tensor) -> Tensor:
+        """Points for each mask, (R, P, 2): the most undecided of many random ones, and some more anywhere."""
+        R, device = len(logits_RHW), logits_RHW.device
+        candidates = self.rand((R, self.num_candidates, 2), device)
+        certainty = sample_points(logits_RHW[:, None], candidates).squeeze(1).abs()
+        undecided = certainty.topk(self.num_uncertain, largest=False, sorted=False).indices
+        anywhere = self.rand((R, self.num_points - self.num_uncertain, 2), device)
+        return torch.cat([candidates.gather(1, undecided[..., None].expand(-1, -1, 2)), anywhere], 1)

@@ -1,0 +1,35 @@
+"""How right results are: panoptic quality, mask average precision, mean intersection over union."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..types import Instances, PanopticMap, SemanticMap, Task, Truth
+
+Figures = dict[str, Any]
+
+
+class Metric(Protocol):
+    """Collects pictures, then says how right they were. A constructor takes the categories first; it pickles.
+
+    task: which kind of result `update` eats. The truth may be of any kind that holds what the metric needs.
+    """
+
+    task: Task
+
+    def update(self, result: PanopticMap | Instances | SemanticMap, truth: Truth) -> None:
+        """Add one picture.
+
+        Raises:
+            DataError: result and truth do not fit each other; nothing was added.
+        """
+
+    def merge(self, other: Metric) -> None:
+        """Add what `other` collected, after what is here. Parts that are merged in the order of their pictures give
+        the figures of one metric that saw all of them, to the last bit."""
+
+    def compute(self) -> Figures:
+        """Name → percent, 0 to 100, and "per_class": class name → (name → percent or count).
+
+        NaN says that there was nothing to measure, such as a class that does not occur. Calling it changes nothing.
+        """

@@ -1,0 +1,63 @@
+"""Mean intersection over union of semantic maps, from one confusion matrix over all pictures (facts 9)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..types import Categories, SemanticMap, Truth
+from . import Figures
+from .convert import check_labels, check_sizes, semantic_truth
+from .runs import pair_counts
+
+
+class MeanIoU:
+    """mIoU and its relatives, in percent. Pixels whose truth is `ignore` count neither as truth nor as result.
+
+    miou: mean over the classes that occur in the truth (detectron2 today, OpenMMLab up to classes nobody has).
+    miou_union: the same sum over the number of classes in the truth or in the results (detectron2 when the papers
+        were written; it matters where classes are rare: ADE20K-Full, Mapillary).
+    fwiou: IoU weighted by the class's share of the true pixels.
+    macc, pacc: mean of the classes' accuracies, and accuracy of the pixels.
+
+    A pixel that the result leaves without a class is a miss of its true class.
+    """
+
+    task = "semantic"
+
+    def __init__(self, categories: Categories):
+        self.categories = categories
+        count = len(categories)
+        self.confusion = np.zeros((count, count + 1), dtype=np.int64)  # true class, found class; last: none
+
+    def update(self, result: SemanticMap, truth: Truth) -> None:
+        check_sizes(result, truth)
+        truth, count = semantic_truth(truth, self.categories), len(self.categories)
+        true, found, pixels = pair_counts(truth.labels_HW, result.labels_HW)
+        counted = true != truth.ignore
+        true, found, pixels = true[counted], np.minimum(found[counted], count), pixels[counted]
+        check_labels(true.tolist(), count)
+        np.add.at(self.confusion, (true, found), pixels)
+
+    def merge(self, other: MeanIoU) -> None:
+        self.confusion += other.confusion
+
+    def compute(self) -> Figures:
+        hits = np.diagonal(self.confusion).astype(np.float64)
+        true = self.confusion.sum(1).astype(np.float64)
+        found = self.confusion[:, :-1].sum(0).astype(np.float64)
+        union = true + found - hits
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: nothing to measure
+            iou, accuracy, share = hits / union, hits / true, true / true.sum()
+            present = true > 0
+            figures = {
+                "miou": iou[present].sum() / present.sum(),
+                "miou_union": iou[present].sum() / (union > 0).sum(),
+                "fwiou": (iou[present] * share[present]).sum() if present.any() else np.nan,
+                "macc": accuracy[present].sum() / present.sum(),
+                "pacc": hits.sum() / true.sum(),
+            }
+        iou[~present] = np.nan
+        names = [category.name for category in self.categories]
+        rows = [{"iou": 100 * float(i), "acc": 100 * float(a)} for i, a in zip(iou, accuracy, strict=True)]
+        percent = {name: 100 * float(value) for name, value in figures.items()}
+        return {**percent, "per_class": dict(zip(names, rows, strict=True))}

@@ -1,0 +1,157 @@
+"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by the rules of panopticapi (facts 9)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import DataError
+from ..types import Categories, PanopticMap, PanopticTruth, SemanticMap, Task, Truth
+from . import Figures
+from .convert import check_labels, check_sizes, panoptic_result, panoptic_truth
+from .runs import pair_counts
+
+VOID = 0
+
+
+@dataclass
+class Matches:
+    """How one picture was matched: class number and IoU of each hit, class numbers of what was found wrongly (false
+    positives) and of what was missed (false negatives)."""
+
+    hits: list[tuple[int, float]] = field(default_factory=list)
+    wrong: list[int] = field(default_factory=list)
+    missed: list[int] = field(default_factory=list)
+
+
+class PanopticQuality:
+    """PQ, SQ and RQ over all classes, things, stuff and per class.
+
+    PQ of a class is Σ IoU of its hits / (hits + half of the wrong + half of the missed); SQ is the mean IoU of the
+    hits, RQ the rest of the product. The means are over classes that occur in results or truth. Figures are equal to
+    panopticapi's, run in one process over the same pictures in the same order, to the last bit.
+
+    Args:
+        task: "panoptic", or "semantic" for maps of classes, where each class of a picture is one segment (the PQ of
+            semantic models in the MaskFormer paper).
+    """
+
+    def __init__(self, categories: Categories, *, task: Task = "panoptic"):
+        self.categories, self.task = categories, task
+        self._seen = Matches()
+
+    def update(self, result: PanopticMap | SemanticMap, truth: Truth) -> None:
+        check_sizes(result, truth)
+        found = match(panoptic_result(result), panoptic_truth(truth), len(self.categories))
+        self._add(found)
+
+    def merge(self, other: PanopticQuality) -> None:
+        self._add(other._seen)
+
+    def _add(self, found: Matches) -> None:
+        self._seen.hits += found.hits
+        self._seen.wrong += found.wrong
+        self._seen.missed += found.missed
+
+    def compute(self) -> Figures:
+        rows = self._rows()
+        things = [row for row, category in zip(rows, self.categories, strict=True) if category.isthing]
+        stuff = [row for row, category in zip(rows, self.categories, strict=True) if not category.isthing]
+        figures: Figures = {}
+        for suffix, group in (("", rows), ("_things", things), ("_stuff", stuff)):
+            figures |= {key + suffix: _mean(row[key] for row in group) for key in ("pq", "sq", "rq")}
+        names = [category.name for category in self.categories]
+        return {**figures, "per_class": dict(zip(names, map(_in_percent, rows), strict=True))}
+
+    def _rows(self) -> list[dict[str, float]]:
+        count, seen = len(self.categories), self._seen
+        labels = np.array([label for label, _ in seen.hits], dtype=np.int64)
+        # bincount adds up in the order of its input: the order of the pictures.
+        ious = np.bincount(labels, weights=[iou for _, iou in seen.hits], minlength=count).tolist()
+        hits, wrong, missed = (
+            np.bincount(np.array(kind, dtype=np.int64), minlength=count).tolist()
+            for kind in (labels, seen.wrong, seen.missed)
+        )
+        return [_row(*values) for values in zip(ious, hits, wrong, missed, strict=True)]
+
+
+def match(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Matches:
+    """Match the segments of one picture, by the rules of panopticapi.
+
+    A found and a true segment of one class are a hit when their IoU is above 0.5; the union leaves out what of the
+    found one lies on void. A crowd is never hit and never missed. A found segment without a hit does not count when
+    more than half of it lies on void and the crowd of its class (the last one, where a picture lists several).
+
+    Raises:
+        DataError: a class number that does not exist, or ids in the result's map that are no segments.
+    """
+    true = {segment.id: segment for segment in truth.segments}
+    found = {segment.id: segment for segment in result.segments}
+    check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
+    shared, true_area, found_area = _areas(result, truth)
+    _check_ids(found_area, found)
+    matches, matched_true, matched_found = Matches(), set(), set()
+    for (true_id, found_id), overlap in shared.items():
+        if true_id not in true or found_id not in found:
+            continue
+        if true[true_id].iscrowd or true[true_id].label != found[found_id].label:
+            continue
+        union = found_area[found_id] + true_area[true_id] - overlap - shared.get((VOID, found_id), 0)
+        iou = overlap / union
+        if iou > 0.5:
+            matches.hits.append((true[true_id].label, iou))
+            matched_true.add(true_id)
+            matched_found.add(found_id)
+    matches.missed = [each.label for i, each in true.items() if not each.iscrowd and i not in matched_true]
+    crowds = {each.label: i for i, each in true.items() if each.iscrowd}
+    for found_id, area in found_area.items():
+        if found_id == VOID or found_id in matched_found:
+            continue
+        label = found[found_id].label
+        excused = shared.get((VOID, found_id), 0) + shared.get((crowds.get(label), found_id), 0)
+        if excused / area <= 0.5:
+            matches.wrong.append(label)
+    return matches
+
+
+def _areas(
+    result: PanopticMap, truth: PanopticTruth
+) -> tuple[dict[tuple[int, int], int], dict[int, int], dict[int, int]]:
+    """Pixels of each pair (true id, found id) in ascending order, of each true id, and of each found id."""
+    true_ids, found_ids, counts = (values.tolist() for values in pair_counts(truth.ids_HW, result.ids_HW))
+    shared, true_area, found_area = {}, {}, {}
+    for true_id, found_id, count in zip(true_ids, found_ids, counts, strict=True):
+        shared[true_id, found_id] = count
+        true_area[true_id] = true_area.get(true_id, 0) + count
+        found_area[found_id] = found_area.get(found_id, 0) + count
+    return shared, true_area, found_area
+
+
+def _check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
+    unknown = sorted(set(in_map) - set(known) - {VOID})
+    if unknown:
+        raise DataError(f"The map of the result has the id {unknown[0]}, which none of its segments has.")
+
+
+def _row(iou: float, hits: int, wrong: int, missed: int) -> dict[str, float]:
+    if not hits + wrong + missed:
+        return {"pq": math.nan, "sq": math.nan, "rq": math.nan, "tp": 0, "fp": 0, "fn": 0}
+    weight = hits + 0.5 * wrong + 0.5 * missed
+    return {"pq": iou / weight, "sq": iou / hits if hits else 0.0, "rq": hits / weight,
+            "tp": hits, "fp": wrong, "fn": missed}  # fmt: skip
+
+
+def _mean(shares: Iterable[float]) -> float:
+    """In percent, over those that are numbers; NaN when there are none."""
+    present = [share for share in shares if not math.isnan(share)]
+    # One addition after another, as panopticapi: the `sum` of Python 3.12 and later rounds in another way.
+    return 100 * (functools.reduce(operator.add, present, 0.0) / len(present)) if present else math.nan
+
+
+def _in_percent(row: dict[str, float]) -> dict[str, float]:
+    return {key: 100 * value if key in ("pq", "sq", "rq") else value for key, value in row.items()}

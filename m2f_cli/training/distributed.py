@@ -1,0 +1,90 @@
+"""Several processes: who am I, and what do all of us say together. One process needs none of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..errors import ConfigError
+
+
+def is_active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_active() else 1
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did; gives the device of this process.
+
+    NCCL on CUDA, gloo elsewhere. Under torchrun on CUDA each process takes the GPU of its local rank.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network for training in this group: gradients are averaged over the processes, batch norms synchronised."""
+    if not is_active():
+        return model
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def from_main(value: Any) -> Any:
+    """What the first process says, in all of them."""
+    if not is_active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_of_us(flag: bool, device: torch.device) -> bool:
+    """Whether any process says yes: decisions to stop or skip must be those of all."""
+    if not is_active():
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def launch(devices: int, arguments: Sequence[str]) -> int:
+    """Run `m2f` with the same arguments in `devices` processes on this machine, through torchrun; its exit code.
+
+    Raises:
+        ConfigError: fewer GPUs than asked for.
+    """
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise ConfigError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs.")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
+        "-m", "m2f_cli", *arguments,
+    ]
+    return subprocess.run(command, check=False).returncode

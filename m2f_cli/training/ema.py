@@ -1,0 +1,49 @@
+"""An exponential moving average of a network's numbers, for evaluation and for keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """average ← decay · average + (1 - decay) · value, after each step; early steps count more.
+
+    The decay is at most (1 + updates) / (10 + updates), so that the average forgets the random start quickly.
+    Numbers that are not floating point are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.updates = 0
+        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                self.average[name].lerp_(tensor, 1 - decay)
+            else:
+                self.average[name].copy_(tensor)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the network has the averaged numbers; afterwards its own again."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+        return {"updates": self.updates, "average": self.average}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = state["updates"]
+        self.average = state["average"]

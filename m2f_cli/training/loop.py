@@ -1,0 +1,188 @@
+"""The training loop. It is visible: everything that happens in an iteration is in `step` and `train`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..data.loader import Batch
+from ..errors import M2FError
+from ..loss.criterion import normaliser
+from . import distributed
+from .ema import EMA
+from .optimizer import clip_gradients, set_learning_rate
+from .schedule import factor
+from .state import RunState
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = 5  # steps in a row that may be skipped before training stops
+
+
+@dataclass
+class Parts:
+    """What a step works with. `network` is `model`, or its wrapper for several processes."""
+
+    config: TrainConfig
+    model: nn.Module
+    network: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: EMA | None
+    device: torch.device
+    accumulate: int
+
+
+@dataclass
+class Step:
+    """What one iteration did, for progress and logs. Losses are weighted and summed over layers."""
+
+    iteration: int
+    losses: dict[str, float]
+    learning_rate: float
+    gradient_norm: float
+    images: int
+    data_seconds: float
+    seconds: float
+    skipped: bool = False
+    scale: float | None = None
+
+    @property
+    def total(self) -> float:
+        return sum(self.losses.values())
+
+
+@dataclass
+class Trouble:
+    """A step whose loss or gradient was not finite: everything to do it again."""
+
+    iteration: int
+    losses: dict[str, float]
+    gradient_norm: float
+    batches: Sequence[Batch]
+    random_state: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        broken = [name for name, value in self.losses.items() if not math.isfinite(value)]
+        what = f"the loss {broken[0]} is {self.losses[broken[0]]}" if broken else "a gradient is not finite"
+        names = [name for batch in self.batches for name in batch.names]
+        return f"in iteration {self.iteration} {what} (pictures: {', '.join(names[:4])})"
+
+
+def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses and clipped gradients of one optimiser step over several batches, as if they were one.
+
+    The number of masks that normalises the losses is that of all batches and processes: accumulating 8 times 2
+    pictures gives the gradients that 8 GPUs with 2 pictures each give.
+
+    Returns:
+        The losses by name, averaged over the batches, and the norm of the gradients; both stay on the device.
+    """
+    parts.optimizer.zero_grad(set_to_none=True)
+    batches = [batch.to(parts.device, non_blocking=True) for batch in batches]
+    num_masks = normaliser([target for batch in batches for target in batch.targets], parts=len(batches))
+    totals: dict[str, Tensor] = {}
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        alone = contextlib.nullcontext() if last or parts.network is parts.model else parts.network.no_sync()
+        with alone:
+            losses = losses_of(parts, batch, num_masks)
+            parts.scaler.scale(sum(losses.values()) / len(batches)).backward()
+        for name, loss in losses.items():
+            totals[name] = totals.get(name, 0) + loss.detach() / len(batches)
+    parts.scaler.unscale_(parts.optimizer)
+    return totals, clip_gradients(parts.model, parts.config.optimizer.clip_norm)
+
+
+def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor]:
+    """The weighted losses of one batch."""
+    dtype = DTYPES[parts.config.precision]
+    with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        prediction = parts.network(batch.images_BCHW)
+    return parts.criterion(prediction, batch.targets, batch.padded_size, num_masks)
+
+
+def train(
+    parts: Parts,
+    batches: Iterator[Batch],
+    state: RunState,
+    *,
+    on_step: Callable[[Step], None],
+    on_trouble: Callable[[Trouble], None],
+    on_due: Callable[[int], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train from `state.iteration` to the end.
+
+    Args:
+        batches: an endless stream that begins where the state says.
+        on_step: is told of every iteration.
+        on_trouble: is told of a step that was skipped because a number was not finite.
+        on_due: called after each iteration with the number of iterations done; evaluates and saves when it is time.
+        should_stop: asked after each iteration; a signal may say yes in one process, then all stop.
+
+    Returns:
+        Whether the end was reached.
+
+    Raises:
+        M2FError: several steps in a row were not finite.
+    """
+    config, in_a_row = parts.config, 0
+    parts.model.train()
+    while state.iteration < config.iterations:
+        began = time.perf_counter()
+        chosen = [next(batches) for _ in range(parts.accumulate)]
+        data_seconds = time.perf_counter() - began
+        rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
+        set_learning_rate(parts.optimizer, rate)
+        losses, norm = step(parts, chosen)
+        values, norm_value = _to_host(losses, norm)
+        finite = math.isfinite(sum(values.values())) and math.isfinite(norm_value)
+        overflow = not finite and parts.scaler.is_enabled() and math.isfinite(sum(values.values()))
+        if finite or overflow:  # the scaler leaves out a step that overflowed, and lowers its scale
+            parts.scaler.step(parts.optimizer)
+            in_a_row = 0
+        parts.scaler.update()
+        if finite and parts.ema is not None:
+            parts.ema.update(parts.model)
+        if not finite and not overflow:
+            in_a_row += 1
+            state.skipped += 1
+            trouble = Trouble(state.iteration, values, norm_value, chosen)
+            on_trouble(trouble)
+            if in_a_row >= PATIENCE:
+                raise M2FError(
+                    f"Training stopped: {PATIENCE} steps in a row were not finite; {trouble}.",
+                    hint="Lower train.optimizer.learning_rate, or use --precision fp32; --replay repeats the step.",
+                )
+        images = sum(len(batch.names) for batch in chosen) * distributed.world_size()
+        seconds = time.perf_counter() - began
+        scale = parts.scaler.get_scale() if parts.scaler.is_enabled() else None
+        on_step(Step(state.iteration, values, rate, norm_value, images, data_seconds, seconds, not finite, scale))
+        state.iteration += 1
+        on_due(state.iteration)
+        if distributed.any_of_us(should_stop(), parts.device):
+            return state.iteration >= config.iterations
+    return True
+
+
+def _to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], float]:
+    """Losses summed over layers (loss_ce, loss_mask, loss_dice) and the norm, in one transfer: the ranks' mean."""
+    kinds: dict[str, Tensor] = {}
+    for name, loss in losses.items():
+        kind = name.rstrip("0123456789").rstrip("_")
+        kinds[kind] = kinds.get(kind, 0) + loss
+    values = torch.stack([*kinds.values(), norm.to(next(iter(kinds.values())))]).double()
+    if distributed.is_active():
+        torch.distributed.all_reduce(values)
+        values /= distributed.world_size()
+    *numbers, norm_value = values.tolist()
+    return dict(zip(kinds, numbers, strict=True)), norm_value

@@ -1,0 +1,131 @@
+"""AdamW as published: which parameter gets which learning rate and decay (facts 2.1), and clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import OptimizerConfig
+from ..errors import ConfigError, nearest
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one parameter is trained: learning rate relative to the base, and decay."""
+
+    multiplier: float
+    weight_decay: float
+
+
+def settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Setting]:
+    """The setting of every trainable parameter, by name.
+
+    The backbone learns slower. Norm layers, embeddings and position tables do not decay; everything else does,
+    biases and the pixel decoder's raw level embedding included.
+    """
+    found = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full_name = f"{module_name}.{name}" if module_name else name
+            if not parameter.requires_grad or full_name in found:
+                continue
+            multiplier = config.backbone_multiplier if "backbone" in module_name.split(".") else 1.0
+            found[full_name] = Setting(multiplier, _decay(module, name, config))
+    return found
+
+
+def _decay(module: nn.Module, name: str, config: OptimizerConfig) -> float:
+    if isinstance(module, NORMS):
+        return config.norm_weight_decay
+    if isinstance(module, nn.Embedding) or name in POSITION_TABLES:
+        return config.embedding_weight_decay
+    return config.weight_decay
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW (betas 0.9 and 0.999, eps 1e-8) with one group per setting; each group knows its `multiplier`.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    groups: dict[Setting, list[Tensor]] = {}
+    for name, setting in settings(model, config).items():
+        groups.setdefault(setting, []).append(parameters[name])
+    if not groups:
+        raise ConfigError("Every parameter is frozen: there is nothing to train.", hint="Freeze less.")
+    return torch.optim.AdamW(
+        [
+            {"params": tensors, "lr": config.learning_rate * setting.multiplier,
+             "weight_decay": setting.weight_decay, "multiplier": setting.multiplier}
+            for setting, tensors in groups.items()
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["multiplier"]
+
+
+def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
+    """Stop training every parameter whose name begins with one of `prefixes`; returns how many numbers that are.
+
+    Norm layers with running statistics below a prefix stay in evaluation mode, also when training begins.
+
+    Raises:
+        ConfigError: a prefix that nothing begins with.
+    """
+    frozen = 0
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        begins = [name for name in names if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
+        if not begins:
+            known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
+            close = nearest(prefix, known) or known[:4]
+            hint = f"Did you mean {' or '.join(close)}?"
+            raise ConfigError(f"Nothing in the network is called {prefix!r}.", hint=hint)
+        for name, parameter in model.named_parameters():
+            if name in begins and parameter.requires_grad:
+                parameter.requires_grad_(False)
+                frozen += parameter.numel()
+    return frozen
+
+
+def frozen_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """Batch norms whose own parameters are frozen: their statistics must not move either."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                yield module
+
+
+def trainable_table(model: nn.Module) -> list[tuple[str, int, int]]:
+    """(part, trainable numbers, all numbers) for each part of the network, for people."""
+    rows = []
+    for part, module in model.named_children():
+        parameters = list(module.parameters())
+        rows.append((part, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)))
+    return rows
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale all gradients so that their global L2 norm is at most `max_norm` (0: leave them); returns the norm.
+
+    Under a gradient scaler this comes after unscaling (facts 2.1). The norm stays on the device.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], max_norm, norm)
+    return norm

@@ -1,0 +1,61 @@
+"""Repeat a step that was skipped, to see where its numbers break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .. import model as networks
+from ..config import Config
+from ..data.loader import Batch
+from ..loss.criterion import Criterion
+from ..types import Target
+from . import state
+from .optimizer import clip_gradients
+
+
+def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
+    """Rows (what, finding): weights, pictures, the answers of each layer, the losses, the gradients; all in fp32.
+
+    Random points are drawn anew, so a loss may come out a little different.
+
+    Raises:
+        WeightsError: the file is not what a run left behind.
+    """
+    tree = state.read(path)
+    settings = Config.model_validate_json(tree["config"])
+    model = networks.build(settings.model, tree["num_classes"]).to(device)
+    model.load_state_dict(tree["model"])
+    model.train()
+    criterion = Criterion(tree["num_classes"], settings.train.loss, settings.train.class_weights).to(device)
+    rows = [("skipped in iteration", str(tree["iteration"]))]
+    rows += [(f"then {name}", f"{value:.6g}") for name, value in tree["losses"].items()]
+    bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    rows.append(("weights", f"not finite: {', '.join(bad[:4])}" if bad else "finite"))
+    for entry in tree["batches"]:
+        targets = [Target(t["labels"], t["masks"], t["owner"]).to(device) for t in entry["targets"]]
+        batch = Batch(entry["images"].to(device), targets, entry["names"])
+        rows += _repeat(model, criterion, batch)
+    rows.append(("gradient norm now", f"{float(clip_gradients(model, 0.0)):.6g}"))
+    return rows
+
+
+def _repeat(model: torch.nn.Module, criterion: Criterion, batch: Batch) -> list[tuple[str, str]]:
+    rows = [("pictures", ", ".join(batch.names)), ("input", _range(batch.images_BCHW))]
+    prediction = model(batch.images_BCHW)
+    rows.append(("mask features", _range(prediction.mask_features_BCHW)))
+    for i, layer in enumerate(prediction.layers):
+        rows.append((f"layer {i}", f"classes {_range(layer.class_logits_BQK)}, masks {_range(layer.mask_embeds_BQC)}"))
+    losses = criterion(prediction, batch.targets, batch.padded_size)
+    rows += [(f"now {name}", f"{loss.item():.6g}") for name, loss in losses.items()]
+    sum(losses.values()).backward()
+    return rows
+
+
+def _range(x: torch.Tensor) -> str:
+    x = x.detach()
+    finite = x.isfinite()
+    if not finite.all():
+        return f"{int((~finite).sum())} of {x.numel()} not finite"
+    return f"{float(x.min()):.4g} to {float(x.max()):.4g}"

@@ -1,0 +1,482 @@
+"""A training run: its folder, its parts, what happens when it is due. The loop itself is in loop.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__, config, weights
+from .. import model as networks
+from ..config import Config, DataConfig
+from ..data.detect import open_data
+from ..data.loader import Loader, training_loader
+from ..data.records import DataSet
+from ..data.synthetic_data import synthetic_dataset
+from ..errors import ConfigError, DataError
+from ..inference.evaluate import EvalResult, default_metrics, evaluate, headline
+from ..inference.initialise import initialise
+from ..inference.segmenter import Segmenter, choose_device
+from ..loss.criterion import Criterion
+from . import distributed, state
+from .ema import EMA
+from .logs import make_loggers
+from .loop import Parts, Step, Trouble, train
+from .optimizer import freeze, frozen_norms, make_optimizer, trainable_table
+from .pictures import draw_batch, draw_curves, draw_results
+from .state import RunState
+
+SYNTHETIC = "synthetic"
+SYNTHETIC_PICTURES = {"train": 512, "val": 64}
+LARGEST_MICRO_BATCH = 2  # as published: 2 pictures on each GPU
+CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train, beside what the configuration says.
+
+    data: the folder of annotated pictures; None for the preset's own (generated pictures only).
+    init: weights to start from; None: the backbone's own ImageNet weights; "random": nothing.
+    micro_batch: pictures per forward pass and process; None is at most 2. The rest of `train.batch` is accumulated.
+    keep: how many numbered checkpoints are kept beside last and best.
+    """
+
+    data: Path | None = None
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
+    micro_batch: int | None = None
+    workers: int = 0
+    device: str = "auto"
+    resume: bool = False
+    loggers: tuple[str, ...] = ()
+    compile: bool = False
+    checkpoint_activations: bool = False
+    keep: int = 0
+    skip_broken: bool = False
+    val_pictures: int | None = None
+
+
+@dataclass
+class Outcome:
+    """How a run ended. `stopped` says why it ended early, if it did."""
+
+    folder: Path
+    iteration: int
+    iterations: int
+    best: dict[str, Any]
+    skipped: int
+    seconds: float
+    stopped: str | None = None
+
+
+@dataclass
+class Listener:
+    """Whom a run tells what it does; each takes plain records. The default tells nobody."""
+
+    on_start: Callable[[Run], None] = lambda run: None
+    on_step: Callable[[Step], None] = lambda step: None
+    on_evaluated: Callable[[int, EvalResult], None] = lambda iteration, result: None
+    on_note: Callable[[str], None] = lambda text: None
+    on_download: Callable[[Any], None] | None = None
+
+
+# --- what is trained on -----------------------------------------------------------------------------------------------
+
+
+def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
+    """A split of the data that a run uses.
+
+    Raises:
+        ConfigError: a preset without data of its own needs a folder. DataError: the folder cannot be used.
+    """
+    if folder is not None:
+        data = settings.data
+        return open_data(
+            folder, split, task=settings.task, ignore_index=data.ignore_index, label_map=data.label_map
+        )
+    if settings.data.dataset == SYNTHETIC:
+        return synthetic_dataset(split, SYNTHETIC_PICTURES[split], task=settings.task)
+    raise ConfigError(
+        f"The preset {settings.name} trains on {settings.data.dataset}, and m2f does not know where that is.",
+        hint="Pass --data DIR.",
+    )
+
+
+def val_split(settings: Config, folder: Path | None, limit: int | None, notes: list[str]) -> DataSet | None:
+    """The pictures to evaluate on; None, with a note, where the data have none."""
+    try:
+        data = open_split(settings, folder, "val")
+    except DataError as error:
+        notes.append(f"Nothing is evaluated while training: {error.message}")
+        return None
+    if limit is not None and len(data.records) > limit:
+        notes.append(f"Evaluation uses the first {limit} of {len(data.records)} pictures.")
+        data = dataclasses.replace(data, records=data.records[:limit])
+    return data
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A run that is ready to go on from `state`."""
+
+    folder: Path
+    settings: Config
+    options: Options
+    train_data: DataSet
+    val_data: DataSet | None
+    parts: Parts
+    loader: Loader
+    state: RunState
+    notes: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def trainable(self) -> list[tuple[str, int, int]]:
+        return trainable_table(self.parts.model)
+
+    # -- saving --
+
+    def save(self) -> None:
+        """Write everything that resuming needs, and the weights for use. Only the first process writes."""
+        if distributed.rank() == 0:
+            tree = {
+                "iteration": self.state.iteration,
+                "skipped": self.state.skipped,
+                "best": self.state.best,
+                "model": self.parts.model.state_dict(),
+                "optimizer": self.parts.optimizer.state_dict(),
+                "scaler": self.parts.scaler.state_dict(),
+                "ema": None if self.parts.ema is None else self.parts.ema.state_dict(),
+                "random": state.random_state(self.parts.device),
+            }
+            state.write(self.checkpoints / state.RESUME, tree)
+            self.save_weights("last")
+
+    def save_weights(self, name: str) -> Path:
+        """A checkpoint that describes itself; averaged weights where there is an average."""
+        tensors = self.parts.model.state_dict() if self.parts.ema is None else self.parts.ema.average
+        return weights.save(
+            self.checkpoints / f"{name}.safetensors", tensors, self.settings, self.train_data.categories
+        )
+
+    def restore(self) -> None:
+        """Go back to where `save` was."""
+        tree = state.read(self.checkpoints / state.RESUME)
+        self.parts.model.load_state_dict(tree["model"])
+        self.parts.optimizer.load_state_dict(tree["optimizer"])
+        self.parts.scaler.load_state_dict(tree["scaler"])
+        if self.parts.ema is not None and tree["ema"] is not None:
+            self.parts.ema.load_state_dict(tree["ema"])
+        state.set_random_state(tree["random"], self.parts.device)
+        self.state = RunState(tree["iteration"], tree["skipped"], tree["best"])
+
+    # -- evaluating --
+
+    def evaluate(self) -> EvalResult | None:
+        """The figures of the network as it stands, on the val split; the network goes on training afterwards."""
+        if self.val_data is None:
+            return None
+        model = self.parts.model
+        averaged = self.parts.ema.applied(model) if self.parts.ema is not None else _as_it_is()
+        with averaged:
+            segmenter = Segmenter(
+                model, self.settings, self.val_data.categories, device=self.parts.device, source=self.settings.name
+            )
+            metrics = default_metrics(self.settings.task, self.val_data.categories)
+            result = evaluate(segmenter, self.val_data.records, metrics, distributed=True)
+            if distributed.rank() == 0:
+                folder = self.folder / "val" / f"{self.state.iteration:07d}"
+                draw_results(segmenter, self.val_data.records[:4], self.settings.task, folder)
+        _train_mode(model)
+        return result
+
+
+def prepare(
+    settings: Config, folder: Path, options: Options, device: torch.device, listener: Listener
+) -> Run:
+    """Make all parts of a run; with `options.resume`, as they were.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something does not fit; nothing has been written then.
+    """
+    if settings.train is None:
+        raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Choose another preset.")
+    notes: list[str] = []
+    torch.manual_seed(settings.train.seed + distributed.rank())
+    train_data = open_split(settings, options.data, "train")
+    val_data = val_split(settings, options.data, options.val_pictures, notes)
+    notes += [*train_data.notes]
+    _same_classes(train_data, val_data)
+    if options.data is not None:
+        data = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
+        settings = settings.model_copy(update={"data": DataConfig.model_validate(data.model_dump())})
+    model = networks.build(settings.model, len(train_data.categories))
+    if not options.resume:
+        notes += _initialise(model, settings, train_data, options, listener)
+    if options.freeze:
+        freeze(model, options.freeze)
+    parts = _parts(model, settings, options, device)
+    run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), notes)
+    if options.resume:
+        run.restore()
+    micro = settings.train.batch // (parts.accumulate * distributed.world_size())
+    run.loader = training_loader(
+        settings, train_data, batch=micro, workers=options.workers, rank=distributed.rank(),
+        world=distributed.world_size(), start=run.state.iteration * parts.accumulate,
+        on_error="skip" if options.skip_broken else "raise", pin=device.type == "cuda",
+    )
+    return run
+
+
+def _initialise(
+    model: nn.Module, settings: Config, data: DataSet, options: Options, listener: Listener
+) -> list[str]:
+    if options.init == "random":
+        return ["The network starts from random numbers."]
+    report = initialise(model, settings, data.categories, init=options.init, progress=listener.on_download)
+    return list(report.notes)
+
+
+def _parts(model: nn.Module, settings: Config, options: Options, device: torch.device) -> Parts:
+    config_ = settings.train
+    model = model.to(device)
+    num_classes = model.decoder.class_embed.out_features - 1
+    criterion = Criterion(num_classes, config_.loss, config_.class_weights).to(device)
+    if options.checkpoint_activations:
+        networks.checkpoint_activations(model)
+    network = distributed.wrap(model, device)
+    if options.compile:
+        network = torch.compile(network)
+    scaler = torch.amp.GradScaler(device.type, enabled=config_.precision == "fp16")
+    ema = EMA(model, config_.ema_decay) if config_.ema_decay else None
+    optimizer = make_optimizer(model, config_.optimizer)
+    accumulate = accumulation(config_.batch, distributed.world_size(), options.micro_batch)
+    return Parts(config_, model, network, criterion, optimizer, scaler, ema, device, accumulate)
+
+
+def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
+    """Forward passes per optimiser step, so that `batch` pictures are seen by `world` processes together.
+
+    Raises:
+        ConfigError: the numbers do not divide.
+    """
+    if batch % world:
+        raise ConfigError(f"A batch of {batch} pictures cannot be shared by {world} processes.", hint="Change --batch.")
+    own = batch // world
+    if micro_batch is None:
+        micro_batch = next(m for m in range(min(LARGEST_MICRO_BATCH, own), 0, -1) if own % m == 0)
+    if own % micro_batch:
+        raise ConfigError(
+            f"{own} pictures per process and step are no multiple of the {micro_batch} that go in at once.",
+            hint="Change --batch or --micro-batch.",
+        )
+    return own // micro_batch
+
+
+def _same_classes(train_data: DataSet, val_data: DataSet | None) -> None:
+    if val_data is None or [c.name for c in val_data.categories] == [c.name for c in train_data.categories]:
+        return
+    raise DataError(
+        f"The train split has {len(train_data.categories)} classes and the val split {len(val_data.categories)}, or "
+        "other names.",
+        hint="Both splits need the same class list.",
+    )
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for norm in frozen_norms(model):
+        norm.eval()
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+# --- from start to end ------------------------------------------------------------------------------------------------
+
+
+def start(
+    settings: Config, folder: Path, options: Options, listener: Listener | None = None, command: Sequence[str] = ()
+) -> Outcome:
+    """Train, in this process or, under torchrun, in this one of several.
+
+    Args:
+        folder: of the run. It must be new, or one to resume.
+        command: what the user typed, for the record.
+
+    Raises:
+        M2FError: anything that cannot be done, in one sentence.
+    """
+    listener = listener or Listener()
+    with distributed.group(choose_device(options.device)) as device:
+        settings = _claim(settings, folder, options)
+        run = prepare(settings, folder, options, device, listener)
+        _write_records(run, command)
+        listener.on_start(run)
+        return _execute(run, listener)
+
+
+def _claim(settings: Config, folder: Path, options: Options) -> Config:
+    """The configuration of the run: the folder's own when it is resumed."""
+    if options.resume:
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start without --resume.")
+        return config.load(folder / CONFIG)
+    if folder.exists() and any(folder.iterdir()) and distributed.rank() == 0:
+        raise ConfigError(f"The run {folder} exists already.", hint="Use --resume to go on, or another --out.")
+    return settings
+
+
+def _write_records(run: Run, command: Sequence[str]) -> None:
+    if distributed.rank() != 0:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / CONFIG).write_text(config.dump(run.settings), encoding="utf-8")
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run.options).items()}
+    environment = {
+        "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "machine": platform.platform(), "device": str(run.parts.device), "processes": distributed.world_size(),
+        "command": list(command), "options": options, "notes": run.notes,
+    }
+    (run.folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2), encoding="utf-8")
+    if not run.options.resume:
+        draw_batch(run.train_data, run.settings, run.folder / "samples")
+
+
+def _execute(run: Run, listener: Listener) -> Outcome:
+    began = time.perf_counter()
+    main = distributed.rank() == 0
+    loggers = []
+    if main:
+        tree = run.settings.model_dump(mode="json")
+        loggers = make_loggers(run.options.loggers, run.folder, tree, from_iteration=run.state.iteration)
+
+    def on_step(step: Step) -> None:
+        values = {**step.losses, "loss": step.total, "lr": step.learning_rate, "gradient_norm": step.gradient_norm,
+                  "images_per_second": step.images / step.seconds, "data_share": step.data_seconds / step.seconds}
+        run.history.append({"iteration": step.iteration, "loss": step.total})
+        for logger in loggers:
+            logger.log("train", step.iteration, values)
+        listener.on_step(step)
+
+    def on_trouble(trouble: Trouble) -> None:
+        path = run.folder / f"trouble_{trouble.iteration:07d}_rank{distributed.rank()}.pt"
+        dump_trouble(run, trouble, path)
+        listener.on_note(f"A step was skipped: {trouble}. To look at it: m2f train --replay {path}")
+
+    def on_due(done: int) -> None:
+        last = done >= run.settings.train.iterations
+        every = run.settings.train.eval_every
+        if last or (every and done % every == 0):
+            _evaluate(run, listener, loggers)
+        if last or done % run.settings.train.checkpoint_every == 0:
+            run.save()
+            _keep_numbered(run)
+
+    with _signals() as asked:
+        try:
+            ended = train(
+                run.parts, iter(run.loader), run.state, on_step=on_step, on_trouble=on_trouble, on_due=on_due,
+                should_stop=lambda: asked.name is not None,
+            )
+            if not ended:
+                run.save()
+        finally:
+            for logger in loggers:
+                logger.close()
+    outcome = Outcome(
+        run.folder, run.state.iteration, run.settings.train.iterations, run.state.best, run.state.skipped,
+        time.perf_counter() - began, None if ended else asked.name,
+    )
+    if main:
+        draw_curves(run.folder / "metrics.jsonl", run.folder / "curves.png")
+        summary = {"schema_version": 1, **{k: str(v) if k == "folder" else v for k, v in vars(outcome).items()}}
+        (run.folder / RESULTS).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    return outcome
+
+
+def _evaluate(run: Run, listener: Listener, loggers: Sequence[Any]) -> None:
+    result = run.evaluate()
+    if result is None:
+        return
+    name = headline(run.settings.task)
+    value = result.figures[name]
+    for logger in loggers:
+        logger.log("val", run.state.iteration, {k: v for k, v in result.figures.items() if v == v})
+    if value == value and value > run.state.best.get("value", float("-inf")):
+        run.state.best = {"metric": name, "value": value, "iteration": run.state.iteration}
+        if distributed.rank() == 0:
+            run.save_weights("best")
+    listener.on_evaluated(run.state.iteration, result)
+
+
+def _keep_numbered(run: Run) -> None:
+    if not run.options.keep or distributed.rank() != 0:
+        return
+    run.save_weights(f"iteration_{run.state.iteration:07d}")
+    for old in sorted(run.checkpoints.glob("iteration_*.safetensors"))[: -run.options.keep]:
+        old.unlink()
+
+
+@dataclass
+class _Asked:
+    name: str | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Asked]:
+    """Ctrl-C and SIGTERM end the run after the step in progress; a second one ends it at once."""
+    asked = _Asked()
+
+    def ask(number: int, _: Any) -> None:
+        if asked.name is not None:
+            raise KeyboardInterrupt
+        asked.name = signal.Signals(number).name
+
+    old = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: a library user's own business
+        old = {}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+# --- trouble ----------------------------------------------------------------------------------------------------------
+
+
+def dump_trouble(run: Run, trouble: Trouble, path: Path) -> None:
+    """Everything to repeat a step: weights, batches, configuration."""
+    batches = [
+        {"images": b.images_BCHW, "names": b.names,
+         "targets": [{"labels": t.labels_N, "masks": t.masks_NHW, "owner": t.owner_HW} for t in b.targets]}
+        for b in trouble.batches
+    ]
+    state.write(path, {
+        "iteration": trouble.iteration, "losses": trouble.losses, "batches": batches,
+        "model": run.parts.model.state_dict(), "config": run.settings.model_dump_json(),
+        "num_classes": len(run.train_data.categories),
+    })

@@ -1,0 +1,31 @@
+"""The learning rate's course, as a pure function of the iteration."""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+from ..config import ScheduleConfig
+
+
+def factor(iteration: int, iterations: int, config: ScheduleConfig) -> float:
+    """What the base learning rate is multiplied with in this iteration (counted from 0).
+
+    poly: (1 - it/iterations)^power. step: gamma^(steps passed). cosine: (1 + cos(π·it/iterations)) / 2.
+    During the warm-up it is also multiplied with a line from `warmup_factor` to 1.
+    """
+    progress = min(iteration / iterations, 1.0)
+    course = {
+        "poly": lambda: (1.0 - progress) ** config.power,
+        "step": lambda: config.gamma ** bisect.bisect_right(sorted(config.steps), iteration),
+        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "constant": lambda: 1.0,
+    }[config.name]()
+    if iteration < config.warmup_iterations:
+        return course * _warmup(iteration, config)
+    return max(course, config.floor)
+
+
+def _warmup(iteration: int, config: ScheduleConfig) -> float:
+    share = iteration / config.warmup_iterations
+    return config.warmup_factor * (1.0 - share) + share

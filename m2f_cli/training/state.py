@@ -1,0 +1,84 @@
+"""Everything that a run must know to go on exactly where it was: one file, replaced whole.
+
+`checkpoints/resume.pt` is complete in itself. `last.safetensors` and `best.safetensors` beside it are for use.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import M2FError, WeightsError
+
+RESUME = "resume.pt"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class RunState:
+    """Where a run stands, beside its tensors.
+
+    iteration: the next one to do. skipped: steps left out for numbers that were not finite. best: the best value of
+    the headline metric so far, and when.
+    """
+
+    iteration: int = 0
+    skipped: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Of every generator that a step draws from. Data draw from their own, which depend on the position alone."""
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def write(path: Path, tree: dict[str, Any]) -> None:
+    """Write a tree of tensors and plain values under a temporary name, onto the disk, then rename.
+
+    Raises:
+        M2FError: the disk is full or the folder cannot be written; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"schema_version": SCHEMA_VERSION, **tree}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise M2FError(f"Cannot write {path}: {error}.", hint="Free some space; the run can be resumed.") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote; nothing in the file is run.
+
+    Raises:
+        WeightsError: missing, damaged, or of a newer m2f.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is nothing to resume: {path} does not exist.", hint="Start without --resume.")
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's readers raise whatever the damage leads them to
+        raise WeightsError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if tree.get("schema_version", 0) > SCHEMA_VERSION:
+        raise WeightsError(f"{path} was written by a newer m2f.", hint="Run: pip install --upgrade m2f-cli")
+    return tree

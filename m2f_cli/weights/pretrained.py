@@ -1,0 +1,291 @@
+"""What a backbone starts from: ImageNet weights as torchvision, detectron2, the Swin authors and timm release them.
+
+A file of a backbone alone has the names of a whole model's file without the prefix "backbone.": torchvision's ResNet is
+OpenMMLab's, detectron2's converted ResNet and the Swin releases are detectron2's. So the name tables are those of
+`tables.py`, and loads are as strict (facts 7.1: suffix matching, as detectron2 does it, is not).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import config
+from ..config import Component
+from ..errors import ConfigError, MissingDependency, WeightsError, unknown_name
+from . import containers, hub, refs
+from .checkpoint import Checkpoint, refuse_infinite
+from .hub import Progress
+from .names import OurView, Rule, Shape, Table, refuse, spelled, to_ours
+from .tables import DETECTRON2, OPENMMLAB, TABLES
+
+BACKBONE = "backbone."
+_OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)")  # of Swin: no ImageNet file has them (facts 3.3)
+_ENCODERS = {"huggingface": "model.pixel_level_module.encoder."}  # how a whole model's backbone is called elsewhere
+_BIAS_TABLE = "relative_position_bias_table"
+_FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's `features_only`, not of its models
+
+
+# --- releases ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published file of ImageNet weights; `hash_prefix` as in `config.WeightsSource`."""
+
+    url: str
+    licence: str
+    hash_prefix: str | None = None
+    note: str | None = None
+
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+_DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+_SWIN_STEMS = (
+    "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window12_384",
+    "swin_base_patch4_window12_384_22k", "swin_large_patch4_window12_384_22k",
+)
+
+SOURCES: dict[str, Release] = {
+    "resnet50": Release(
+        _TORCHVISION + "resnet50-0676ba61.pth", "BSD-3-Clause", "0676ba61",
+        "IMAGENET1K_V1. The published recipes start from R-50, which was made from torchvision's older file "
+        "resnet50-19c8e357; this is the same training, serialised anew (timm pull request 2346).",
+    ),
+    "resnet101": Release(
+        _TORCHVISION + "resnet101-63fe2227.pth", "BSD-3-Clause", "63fe2227",
+        "IMAGENET1K_V1. The published recipes convert this very file to R-101.pkl.",
+    ),
+    "R-50": Release(
+        _DETECTRON2 + "ImageNetPretrained/torchvision/R-50.pkl", "BSD-3-Clause",
+        note="The published recipes' file: torchvision's resnet50-19c8e357 under detectron2's names.",
+    ),
+    "R-103": Release(
+        _DETECTRON2 + "DeepLab/R-103.pkl", "CC-BY-SA-3.0",
+        note="ResNet-101 with the deeplab stem (R101c). The licence is that of detectron2's model zoo (UNVERIFIED).",
+    ),
+    **{stem: Release(f"{_SWIN}{stem}.pth", "MIT") for stem in _SWIN_STEMS},
+}
+
+
+def _release_name(backbone: Component, pretrained: str) -> str:
+    """`torchvision`, as the presets say, is the file of the backbone's depth."""
+    if pretrained != "torchvision":
+        return pretrained
+    if backbone.options.get("stem") == "deeplab":
+        raise ConfigError(
+            "torchvision has released no ResNet with the deeplab stem.", hint="Set model.backbone.pretrained=R-103"
+        )
+    return f"resnet{backbone.options.get('depth')}"
+
+
+# --- name tables of a backbone alone ----------------------------------------------------------------------------------
+
+
+def _alone(table: Table, name: str, marks: tuple[str, ...], *rules: Rule) -> Table:
+    """A whole model's table, for files that leave out "backbone." and have a classifier instead."""
+    return dataclasses.replace(
+        table, format=name, marks=marks, rules=(*rules, *table.rules),
+        spellings=((r"^module\.", ""), (r"^(?!backbone\.)", BACKBONE)),
+        harmless=(*table.harmless, (r"backbone\.(stem\.fc|fc|head|norm)\..*", "the ImageNet classifier")),
+    )
+
+
+BACKBONE_TABLES = (  # the first whose mark is in a file
+    _alone(OPENMMLAB, "torchvision", ("layer1.0.",)),
+    # timm's Swin merges at the start of a stage, the authors' at the end of the one before
+    _alone(DETECTRON2, "timm Swin", ("layers.3.downsample.",),
+           Rule("backbone.stages.{i}.downsample.{rest}", "backbone.layers.{i+1}.downsample.{rest}")),
+    _alone(DETECTRON2, "Swin or detectron2 ResNet", ("layers.0.blocks.", "stem.conv1.")),
+)
+
+
+def _table_of(tensors: Mapping[str, Tensor]) -> Table | None:
+    names = [name.removeprefix("module.") for name in tensors]
+    return next((table for table in BACKBONE_TABLES if any(name.startswith(table.marks) for name in names)), None)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_backbone(
+    backbone: Component, shapes: Mapping[str, Shape], *, resize_windows: bool = False, progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """The weights that `backbone` names as its `pretrained`, under our names, floating point ones in fp32.
+
+    Args:
+        backbone: its `pretrained` is a name of `SOURCES`, "torchvision" (by the depth), a file of a backbone alone, or
+            a reference to a whole model (see `weights.load`), whose backbone is taken. For timm: "timm" (what timm
+            has released for the model), or a file of that timm model.
+        shapes: of the network's tensors; those that do not begin with "backbone." are ignored.
+        resize_windows: resize Swin's tables of relative positions (bicubic) where the windows differ in size.
+
+    Returns:
+        Every tensor of the backbone, but for Swin's output norms where the file has none: they start fresh.
+
+    Raises:
+        WeightsError: no such file, no network, or anything missing, left over or misshapen.
+        ConfigError: `pretrained` is no name that m2f knows.
+        MissingDependency: a timm backbone without timm.
+    """
+    wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+    if backbone.name == "timm":
+        return _load_timm(backbone, wanted, progress)
+    ref = _release_name(backbone, str(backbone.options["pretrained"]))
+    alone = load_alone(ref, wanted, resize_windows=resize_windows, progress=progress)
+    if alone is not None:
+        return alone
+    is_bare_name = Path(ref).name == ref and not Path(ref).exists()
+    if is_bare_name and ref not in config.preset_names():
+        raise unknown_name("file or release of backbone weights", ref, SOURCES)
+    # No code of the checkpoint is run: its tensors go into a network that is there already.
+    whole = refs.load(ref, progress=progress, trust_code=True)
+    return _place(TABLES[whole.format], _backbone_of(whole, wanted), wanted, whole.source, resize_windows)
+
+
+def load_alone(
+    ref: str | Path, shapes: Mapping[str, Shape], *, resize_windows: bool = False, progress: Progress | None = None,
+) -> dict[str, Tensor] | None:
+    """As `load_backbone`, from a name of `SOURCES` or a file of a backbone alone; None where `ref` is neither.
+
+    Raises:
+        WeightsError: as `load_backbone`.
+    """
+    if isinstance(ref, str) and ref in SOURCES:
+        release = SOURCES[ref]
+        path = hub.download(release.url, hash_prefix=release.hash_prefix, progress=progress)
+    else:
+        path = Path(ref).expanduser()
+    if not path.is_file() or str(ref) in config.preset_names():
+        return None
+    tensors = containers.read(path).tensors
+    table = _table_of(tensors)
+    wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+    return None if table is None else _place(table, tensors, wanted, str(path), resize_windows)
+
+
+def without_counters(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """`tensors` but for batch norm's counters that the network does not have: frozen batch norm counts nothing."""
+    return {name: x for name, x in tensors.items() if name in shapes or not name.endswith("num_batches_tracked")}
+
+
+def _backbone_of(whole: Checkpoint, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    prefix = _ENCODERS.get(whole.format, BACKBONE)
+    tensors = spelled(TABLES[whole.format], whole.tensors)
+    part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return without_counters(part, shapes) if whole.format == "m2f" else part
+
+
+def _place(
+    table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], source: str, resize_windows: bool
+) -> dict[str, Tensor]:
+    view = OurView(table, tensors)
+    wanted = {name: shape for name, shape in shapes.items() if name in view or not _OUTPUT_NORMS.fullmatch(name)}
+    if not any(name in view for name in wanted):
+        raise WeightsError(
+            f"The backbone in {source} (names of {table.format}) is of another kind than that of the network.",
+            hint="Check model.backbone: its name, depth or size must be those of the weights.",
+        )
+    if resize_windows:
+        tensors = _resized(table, tensors, wanted)
+    try:
+        state = to_ours(table, tensors, wanted)
+    except WeightsError as error:
+        error.hint = f"They are the backbone of {source}; the network's is described by model.backbone."
+        raise
+    return _checked(state)
+
+
+def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, tensor in result.items():
+        if tensor.is_floating_point():
+            refuse_infinite(name, tensor)
+    return result
+
+
+# --- windows of another size ------------------------------------------------------------------------------------------
+
+
+def _resized(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    result = spelled(table, tensors)
+    for name, shape in shapes.items():
+        theirs = table.find(name)[0][0]
+        if name.endswith(_BIAS_TABLE) and theirs in result:
+            result[theirs] = resize_bias_table(result[theirs], shape[0])
+    return result
+
+
+def resize_bias_table(table_PA: Tensor, rows: int) -> Tensor:
+    """Swin's biases of relative positions, ((2w - 1)², heads), for windows of another size: bicubic, as is the custom.
+
+    Args:
+        rows: (2w - 1)² of the wanted windows.
+    """
+    old, new = math.isqrt(table_PA.shape[0]), math.isqrt(rows)
+    if old == new or old**2 != table_PA.shape[0] or new**2 != rows:
+        return table_PA  # what cannot be resized is refused by its shape
+    plane_1AHW = table_PA.float().T.reshape(1, -1, old, old)
+    resized_1AHW = F.interpolate(plane_1AHW, size=(new, new), mode="bicubic", align_corners=False)
+    return resized_1AHW.flatten(2)[0].T.contiguous()
+
+
+# --- timm -------------------------------------------------------------------------------------------------------------
+
+
+def _load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progress | None) -> dict[str, Tensor]:
+    """timm's own loader into its whole model, where timm is strict; into `features_only` it is not."""
+    options = {key: value for key, value in backbone.options.items() if key not in _FEATURES_ONLY}
+    model, pretrained = options.pop("model"), str(options.pop("pretrained"))
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise MissingDependency("timm", f"The backbone {model!r}", "timm") from error
+    path = _timm_release(timm.get_pretrained_cfg(model), model, progress) if pretrained == "timm" else Path(pretrained)
+    if not path.is_file():
+        raise WeightsError(
+            f"There is no file {str(path)!r} for the timm model {model!r}.",
+            hint="Set model.backbone.pretrained=timm for what timm has released, or give the path of a file.",
+        )
+    tensors = containers.read(path).tensors  # timm's own reader would run code of a pickle
+    try:
+        whole = timm.create_model(model, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}, **options)
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{path} does not fit the timm model {model!r}: {reason}") from error
+    return _checked(_from_whole_timm(whole.state_dict(), shapes))
+
+
+def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
+    """The file that timm has released for a model: from the Hugging Face hub, else from its address."""
+    if release is not None and release.hf_hub_id and not release.hf_hub_filename:
+        folder = hub.fetch_repo(release.hf_hub_id, progress=progress)
+        return next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), folder)
+    if release is not None and release.url:
+        return hub.download(release.url, progress=progress)
+    raise WeightsError(
+        f"timm has released no weights of {model!r} that can be fetched.",
+        hint="Choose another (timm.list_pretrained() names them), or set model.backbone.pretrained=null.",
+    )
+
+
+def _from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """timm's feature networks call "layers.0" "layers_0", or put the whole model under "model."."""
+    theirs = {name.replace("_", "."): tensor for name, tensor in state.items()}
+    sources = {ours: ours.removeprefix("backbone.net.").removeprefix("model.").replace("_", ".") for ours in shapes}
+    missing = [ours for ours, name in sources.items() if name not in theirs]
+    misshapen = [
+        f"{ours} is {tuple(theirs[name].shape)} and should be {tuple(shapes[ours])}"
+        for ours, name in sources.items() if name in theirs and tuple(theirs[name].shape) != tuple(shapes[ours])
+    ]
+    refuse(missing, [], misshapen)
+    return {ours: theirs[name] for ours, name in sources.items()}

@@ -1,0 +1,95 @@
+"""Published criterion cases as predictions and targets of ours, with the random draws in our order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from m2f_cli.config import LossConfig
+from m2f_cli.types import LayerOutput, Prediction, Target
+
+CONFIG = LossConfig(
+    class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=112, oversample_ratio=3.0,
+    importance_ratio=0.75,
+)
+
+
+def prediction_of(class_logits: list[Tensor], mask_logits: list[Tensor]) -> Prediction:
+    """A prediction whose masks are the given ones: they are its features, and the embeddings select them.
+
+    The gradient of layer l's masks is then that of `mask_features_BCHW.split(Q, dim=1)[l]`.
+    """
+    B, Q = mask_logits[0].shape[:2]
+    selectors = torch.eye(len(mask_logits) * Q).split(Q)
+    layers = [
+        LayerOutput(logits, select.expand(B, -1, -1)) for logits, select in zip(class_logits, selectors, strict=True)
+    ]
+    return Prediction(torch.cat(mask_logits, 1), layers)
+
+
+def random_case(
+    masks_per_image: list[int], seed: int = 0, layers: int = 2, queries: int = 6, classes: int = 4, dim: int = 8,
+    size: tuple[int, int] = (7, 9), padded: tuple[int, int] = (28, 36),
+) -> tuple[Prediction, list[Target]]:
+    """Random embeddings over random features (leaves with gradients) and random, overlapping targets."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = len(masks_per_image)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    outputs = [LayerOutput(leaf(batch, queries, classes + 1), leaf(batch, queries, dim)) for _ in range(layers)]
+    targets = [
+        Target(
+            torch.randint(classes, (n,), generator=generator),
+            torch.rand((n, padded[0] - 5 * b, padded[1] - 3 * b), generator=generator) < 0.4,
+        )
+        for b, n in enumerate(masks_per_image)
+    ]
+    return Prediction(leaf(batch, dim, *size), outputs), targets
+
+
+def same_for_all(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Random numbers that depend on all but the first dimension: the same for each mask, however many come at once."""
+    generator = torch.Generator().manual_seed(shape[1])
+    return torch.rand((1, *shape[1:]), generator=generator).expand(shape)
+
+
+def leaves(prediction: Prediction) -> list[Tensor]:
+    """Everything that a loss has a gradient for."""
+    embeds = [layer.mask_embeds_BQC for layer in prediction.layers]
+    return [prediction.mask_features_BCHW, *(layer.class_logits_BQK for layer in prediction.layers), *embeds]
+
+
+class Replay:
+    """Random numbers that were drawn before; each draw must have the shape that is asked for."""
+
+    def __init__(self, draws: list[Tensor]):
+        self.draws = draws
+
+    def __call__(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        if 0 in shape:
+            return torch.empty(shape)
+        draw = self.draws.pop(0)
+        assert tuple(draw.shape) == tuple(shape)
+        return draw
+
+
+def our_order(match_points: list[list[Tensor]], refined: list[tuple[list[list[Tensor]], list[list[Tensor]]]]) -> Replay:
+    """Published draws to ours, which go picture by picture through all layers at once.
+
+    Args:
+        match_points: per picture the (1, P, 2) points of each layer; [] without targets.
+        refined: of each call of `supervise`: per picture the candidates (M, 3P, 2) of each layer, and
+            the random points.
+    """
+    draws = [torch.cat(layers) for layers in match_points if layers]
+    for candidates, anywhere in refined:
+        for picture in zip(candidates, anywhere, strict=True):
+            draws += [torch.cat(layers) for layers in picture if layers[0].numel()]
+    return Replay(draws)
+
+
+def by_picture(draws_per_layer: list[Tensor], pairs_per_picture: list[int]) -> list[list[Tensor]]:
+    """Draws for all pairs of the batch, cut into pictures: picture → layer → (M, …)."""
+    return [list(picture) for picture in zip(*(draw.split(pairs_per_picture) for draw in draws_per_layer), strict=True)]

@@ -1,0 +1,223 @@
+"""Mask AP against pycocotools used by hand, and between the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+import pickle
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from m2f_cli.errors import ConfigError, DataError, MissingDependency
+from m2f_cli.metrics import average_precision
+from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision
+from m2f_cli.metrics.convert import instance_truth, rle_of
+from m2f_cli.types import Category, Instances, InstanceTruth, SemanticTruth, TrueObject
+
+CATEGORIES = (
+    Category(1, "person", True, (0, 0, 0)),
+    Category(187, "sky", False, (0, 0, 0)),
+    Category(3, "car", True, (0, 0, 0)),
+    Category(4, "bus", True, (0, 0, 0)),
+)
+PERSON, SKY, CAR, BUS = range(4)
+STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
+         "ar_large")  # fmt: skip
+INSTALLED = [name for name, module in ENGINES.items() if importlib.util.find_spec(module)]
+engines = pytest.mark.parametrize("engine", INSTALLED)
+SIZE = (160, 200)
+
+
+def box(top, left, height, width, size=SIZE) -> dict:
+    mask = np.zeros(size, np.uint8)
+    mask[top : top + height, left : left + width] = 1
+    return coco_mask.encode(np.asfortranarray(mask))
+
+
+def found(*objects, size=SIZE) -> Instances:
+    """(label, score, rle) each"""
+    labels, scores, rles = zip(*objects, strict=True) if objects else ((), (), ())
+    return Instances(size, CATEGORIES, np.array(labels, np.int64), np.array(scores, np.float32), list(rles))
+
+
+def as_found(truth: InstanceTruth) -> Instances:
+    return found(*((each.label, 1.0, rle_of(each, truth.size)) for each in truth.objects if not each.iscrowd),
+                 size=truth.size)  # fmt: skip
+
+
+def random_picture(seed: int) -> tuple[Instances, InstanceTruth]:
+    """Boxes of all sizes with crowds and annotated areas; the result moves, drops, repeats and renames them."""
+    rng = np.random.default_rng(seed)
+    true, results = [], []
+    for _ in range(int(rng.integers(0, 7))):
+        edge = int(rng.choice([6, 20, 60, 110]))
+        top, left = int(rng.integers(0, 160 - edge)), int(rng.integers(0, 200 - edge))
+        label, crowd = int(rng.choice([PERSON, CAR])), rng.random() < 0.15
+        area = None if rng.random() < 0.5 else float(edge * edge * rng.uniform(0.5, 1.0))
+        polygon = np.array([(left, top), (left + edge, top), (left + edge, top + edge), (left, top + edge)], float)
+        shape = [polygon] if rng.random() < 0.5 and not crowd else box(top, left, edge, edge)
+        true.append(TrueObject(label, shape, bool(crowd), area))
+        for _ in range(int(rng.integers(0, 4))):
+            shift = int(rng.integers(0, 1 + edge // 4))
+            rle = box(max(0, top - shift), left, edge, max(1, edge - shift))
+            renamed = int(rng.choice([PERSON, SKY, CAR])) if rng.random() < 0.2 else label
+            results.append((renamed, float(rng.integers(1, 50)) / 50, rle))
+    return found(*sorted(results, key=lambda each: -each[1])), InstanceTruth(SIZE, true)
+
+
+def by_hand(pictures) -> list[float]:
+    """The twelve official figures: json dictionaries, loadRes, summarize."""
+    annotations, results = [], []
+    for number, (result, truth) in enumerate(pictures, 1):
+        for each in truth.objects:
+            polygons = not isinstance(each.shape, dict)
+            segmentation = [polygon.ravel().tolist() for polygon in each.shape] if polygons else each.shape
+            area = float(coco_mask.area(rle_of(each, truth.size))) if each.area is None else each.area
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": int(each.iscrowd),
+                                "category_id": CATEGORIES[each.label].id, "segmentation": segmentation, "area": area})
+        for label, score, rle in zip(result.labels_N, result.scores_N, result.rles, strict=True):
+            results.append({"image_id": number, "category_id": CATEGORIES[label].id, "segmentation": rle,
+                            "score": float(score)})
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"images": [{"id": i + 1, "height": t.size[0], "width": t.size[1]}
+                                   for i, (_, t) in enumerate(pictures)],
+                        "annotations": annotations, "info": {},
+                        "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES if c.isthing]}  # fmt: skip
+        coco.createIndex()
+        run = COCOeval(coco, coco.loadRes(results), "segm")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return [100 * float(value) for value in run.stats]
+
+
+def of(pictures, **options) -> AveragePrecision:
+    metric = AveragePrecision(CATEGORIES, **options)
+    for result, truth in pictures:
+        metric.update(result, truth)
+    return metric
+
+
+@engines
+@pytest.mark.parametrize("seed", [0, 100, 200])
+def test_the_official_figures(engine, seed):
+    pictures = [random_picture(seed + i) for i in range(12)]
+    figures = of(pictures, engine=engine).compute()
+    assert [figures[name] for name in STATS] == pytest.approx(by_hand(pictures), abs=1e-10)
+    assert 5 < figures["ap"] < 95 and figures["ap50"] != figures["ap75"]
+    per_class = figures["per_class"]
+    assert set(per_class) == {"person", "car", "bus"} and math.isnan(per_class["bus"]["ap"])
+    assert figures["ap"] == pytest.approx((per_class["person"]["ap"] + per_class["car"]["ap"]) / 2)
+
+
+@pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both engines")
+def test_the_engines_agree():
+    pictures = [random_picture(i) for i in range(40)]
+    one, two = (of(pictures, engine=engine).compute() for engine in ENGINES)
+    assert [one[name] for name in STATS] == pytest.approx([two[name] for name in STATS], abs=1e-10)
+
+
+@engines
+def test_parts_merge_to_the_whole_and_compute_changes_nothing(engine):
+    pictures = [random_picture(i) for i in range(9)]
+    whole = pickle.loads(pickle.dumps(of(pictures[:4], engine=engine)))
+    whole.merge(pickle.loads(pickle.dumps(of(pictures[4:4], engine=engine))))
+    whole.merge(pickle.loads(pickle.dumps(of(pictures[4:], engine=engine))))
+    assert str(whole.compute()) == str(of(pictures, engine=engine).compute()) == str(whole.compute())
+
+
+@engines
+def test_by_hand(engine):
+    """Of two persons one is found, after a mistake: precision 1/2 up to recall 1/2, 0 beyond: 51 of 101 points."""
+    truth = InstanceTruth(SIZE, [TrueObject(PERSON, box(0, 0, 40, 40)), TrueObject(PERSON, box(100, 100, 50, 50))])
+    result = found((PERSON, 0.9, box(50, 50, 20, 20)), (PERSON, 0.8, box(0, 0, 40, 40)))
+    figures = of([(result, truth)], engine=engine).compute()
+    assert figures["ap"] == figures["ap50"] == pytest.approx(100 * 0.5 * 51 / 101)
+    assert figures["ar100"] == 50.0 and figures["ar1"] == 0.0
+    assert figures["ap_medium"] == pytest.approx(100 * 51 / 101)  # there the mistake, a small one, does not count
+    assert math.isnan(figures["ap_small"])
+
+
+@engines
+def test_truth_against_itself_is_100(engine):
+    truths = [random_picture(i)[1] for i in range(12)]
+    figures = of([(as_found(truth), truth) for truth in truths], engine=engine).compute()
+    assert [figures[name] for name in STATS if name not in ("ar1", "ar10")] == pytest.approx([100.0] * 10)
+
+
+@engines
+def test_real_things_against_themselves_are_100(engine, coco, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CATEGORIES", coco.categories)
+    truths = [instance_truth(truth, coco.categories) for truth in coco.truths]
+    metric = AveragePrecision(coco.categories, engine=engine)
+    for truth, panoptic in zip(truths, coco.truths, strict=True):
+        metric.update(as_found(truth), panoptic)
+    figures = metric.compute()
+    assert figures["ap"] == figures["ap50"] == figures["ar100"] == 100.0
+    present = {coco.categories[each.label].name for truth in truths for each in truth.objects if not each.iscrowd}
+    assert {name for name, row in figures["per_class"].items() if row["ap"] > 99.999} == present
+
+
+@engines
+def test_max_dets(engine):
+    boxes = [box(10 * i, 10 * j, 8, 8) for i in range(10) for j in range(12)]
+    truth = InstanceTruth(SIZE, [TrueObject(CAR, rle) for rle in boxes])
+    pictures = [(found(*((CAR, 1 - i / 1000, rle) for i, rle in enumerate(boxes))), truth)]
+    few = of(pictures, engine=engine).compute()
+    assert few["ar1"] == pytest.approx(100 / 120) and few["ar100"] == pytest.approx(100 * 100 / 120)
+    many = of(pictures, engine=engine, max_dets=(100, 300)).compute()
+    assert many["ap"] == many["ar300"] == many["ar_small"] == 100.0 and many["ar100"] == few["ar100"]
+
+
+@engines
+@pytest.mark.parametrize("pictures", [
+    [], [(found(), InstanceTruth(SIZE, []))], [(found((CAR, 0.5, box(0, 0, 5, 5))), InstanceTruth(SIZE, []))],
+], ids=["no pictures", "empty", "no truth"])  # fmt: skip
+def test_without_truth_it_is_nan(engine, pictures):
+    figures = of(pictures, engine=engine).compute()
+    assert all(math.isnan(figures[name]) for name in STATS)
+
+
+@engines
+def test_nothing_found_is_0(engine):
+    truth = InstanceTruth(SIZE, [TrueObject(CAR, box(0, 0, 9, 9))])
+    assert of([(found(), truth)], engine=engine).compute()["ap"] == 0.0
+
+
+@engines
+def test_silent(engine, capfd):
+    of([random_picture(1)], engine=engine).compute()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_errors(monkeypatch):
+    with pytest.raises(ConfigError, match="countable"):
+        AveragePrecision(CATEGORIES[1:2])
+    with pytest.raises(ConfigError, match=r"max_dets = \(10, 1\)"):
+        AveragePrecision(CATEGORIES, max_dets=(10, 1))
+    with pytest.raises(ConfigError, match="pycocotool"):
+        AveragePrecision(CATEGORIES, engine="pycocotool")
+    monkeypatch.setattr(average_precision.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match="faster-coco-eval"):
+        AveragePrecision(CATEGORIES, engine="faster-coco-eval")
+
+
+@pytest.mark.parametrize(("truth", "error", "says"), [
+    (InstanceTruth((2, 2), []), DataError, "160 x 200 pixels and its annotation 2 x 2"),
+    (InstanceTruth(SIZE, [TrueObject(SKY, box(0, 0, 2, 2))]), DataError, "class number 1,.* 3 countable classes of 4"),
+    (SemanticTruth(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticTruth"),
+])  # fmt: skip
+def test_what_does_not_fit_is_said(truth, error, says):
+    metric = AveragePrecision(CATEGORIES)
+    with pytest.raises(error, match=says):
+        metric.update(found(), truth)
+    assert metric._pictures == []
+
+

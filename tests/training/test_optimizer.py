@@ -1,0 +1,127 @@
+"""Parameter groups and schedules against golden 10, name by name and point by point."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from parts import randomise, tiny_config
+from torch import nn
+
+from m2f_cli import config as configuration
+from m2f_cli.config import OptimizerConfig, ScheduleConfig
+from m2f_cli.errors import ConfigError
+from m2f_cli.model import build
+from m2f_cli.training.optimizer import (
+    clip_gradients,
+    freeze,
+    frozen_norms,
+    make_optimizer,
+    set_learning_rate,
+    settings,
+    trainable_table,
+)
+from m2f_cli.training.schedule import factor
+from m2f_cli.weights.tables import DETECTRON2
+
+PUBLISHED = OptimizerConfig(
+    learning_rate=1e-4, weight_decay=0.05, norm_weight_decay=0.0, embedding_weight_decay=0.0, backbone_multiplier=0.1,
+    clip_norm=0.01,
+)
+PRESETS = {"swin_tiny": "ade20k-swin-t-paper", "R50": "ade20k-r50-paper"}
+
+
+def golden_optimiser(shared_dir, method="mask2former") -> dict:
+    return json.loads((shared_dir / "golden" / f"10_optimiser_{method}.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["mask2former", "mpformer"])
+def test_groups_are_the_published_ones(shared_dir, method):
+    checked = 0
+    for name, entry in golden_optimiser(shared_dir, method)["models"].items():
+        preset = next((preset for key, preset in PRESETS.items() if key in name or key.lower() in name.lower()), None)
+        if preset is None:
+            continue
+        model_config = configuration.load(preset).model
+        if method == "mpformer":
+            decoder = model_config.decoder.model_copy(update={"piloted": True})
+            model_config = model_config.model_copy(update={"method": "mpformer", "decoder": decoder})
+        with torch.device("meta"):
+            model = build(model_config, 150)
+        expected = {theirs: (multiplier, decay) for theirs, _, multiplier, decay in entry["groups"]}
+        found = {}
+        for ours, setting in settings(model, PUBLISHED).items():
+            (theirs,), _ = DETECTRON2.find(ours)
+            found[theirs] = (setting.multiplier, setting.weight_decay)
+        assert found == expected
+        checked += 1
+    assert checked, "the fixture has no model that m2f builds"
+
+
+@pytest.mark.parametrize("method", ["mask2former", "maskformer", "mpformer"])
+def test_learning_rates_are_the_published_ones(shared_dir, method):
+    curves = golden_optimiser(shared_dir, method)["lr_curves"]
+    assert curves
+    for curve in curves.values():
+        theirs = curve["scheduler"]
+        assert theirs["name"] in ("WarmupPolyLR", "WarmupMultiStepLR")
+        schedule = ScheduleConfig(
+            name="poly" if theirs["name"] == "WarmupPolyLR" else "step", power=theirs.get("poly_power", 0.9),
+            steps=theirs["steps"], gamma=theirs["gamma"], warmup_iterations=theirs["warmup_iters"],
+            warmup_factor=theirs["warmup_factor"], floor=theirs["poly_constant_ending"],
+        )
+        for iteration, head, backbone in curve["points"]:
+            rate = theirs["base_lr"] * factor(iteration, theirs["max_iter"], schedule)
+            # the same formula in double precision
+            assert rate == pytest.approx(head, rel=1e-12, abs=1e-20)
+            assert rate * theirs["backbone_multiplier"] == pytest.approx(backbone, rel=1e-12, abs=1e-20)
+
+
+def test_cosine_and_constant():
+    cosine = ScheduleConfig(name="cosine", warmup_iterations=2, warmup_factor=0.5)
+    assert [factor(i, 4, cosine) for i in (0, 2, 4)] == [0.5, pytest.approx(0.5), pytest.approx(0.0)]
+    assert factor(99, 100, ScheduleConfig(name="constant")) == 1.0
+
+
+def test_learning_rate_reaches_the_groups():
+    model = build(tiny_config(), 3)
+    optimizer = make_optimizer(model, PUBLISHED)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    set_learning_rate(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}
+
+
+def test_freezing():
+    model = build(tiny_config(), 3)
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    assert freeze(model, ("backbone",)) == backbone
+    table = {part: (trainable, everything) for part, trainable, everything in trainable_table(model)}
+    assert table["backbone"] == (0, backbone) and table["decoder"][0] == table["decoder"][1] > 0
+    assert not any(name.startswith("backbone") for name in settings(model, PUBLISHED))
+    with pytest.raises(ConfigError, match="'backbon'.*Did you mean backbone"):
+        freeze(model, ("backbon",))
+    freeze(model, ("pixel_decoder", "decoder"))
+    with pytest.raises(ConfigError, match="nothing to train"):
+        make_optimizer(model, PUBLISHED)
+
+
+def test_frozen_batch_norms_are_found():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    freeze(model, ("0",))
+    assert list(frozen_norms(model)) == [model[0]]
+
+
+def test_clipping_is_global():
+    model = randomise(nn.Linear(20, 30))
+    model(torch.ones(1, 20)).square().sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    norm = clip_gradients(model, 0.01)
+    expected = math.sqrt(sum(float(g.double().square().sum()) for g in before.values()))
+    assert float(norm) == pytest.approx(expected, rel=1e-6)
+    after = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
+    assert after == pytest.approx(0.01, rel=1e-4)  # PyTorch adds 1e-6 to the norm that it divides by
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad / before[name], torch.full_like(p.grad, 0.01 / expected), rtol=2e-4, atol=0)
+    assert clip_gradients(model, 0.0) > 0

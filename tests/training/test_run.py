@@ -1,0 +1,305 @@
+"""A whole run: it learns, it is the same from the same seed, and a run that was killed goes on bit by bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training.tiny import settings
+
+from m2f_cli import config
+from m2f_cli.data import synthetic_data
+from m2f_cli.errors import ConfigError, M2FError
+from m2f_cli.inference.loading import load_model
+from m2f_cli.training import loop, run, state
+from m2f_cli.training.ema import EMA
+from m2f_cli.training.logs import JsonLines, make_loggers
+from m2f_cli.training.run import Listener, Options, accumulation
+
+OPTIONS = Options(init="random", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Few and small scenes."""
+    monkeypatch.setattr(run, "SYNTHETIC_PICTURES", {"train": 12, "val": 3})
+    made = synthetic_data.synthetic_dataset
+    monkeypatch.setattr(run, "synthetic_dataset", lambda *a, **k: made(*a, **{**k, "size": (64, 96)}))
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_model(folder / "checkpoints" / f"{name}.safetensors").model.state_dict()
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def assert_same_tree(one, other) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+    if isinstance(one, (dict, list, tuple)):
+        items = one.items() if isinstance(one, dict) else enumerate(one)
+        for key, value in items:
+            assert_same_tree(value, other[key])
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_run_leaves_what_it_should(tmp_path):
+    notes, steps = [], []
+    listener = Listener(on_note=notes.append, on_step=steps.append)
+    outcome = run.start(settings(), tmp_path / "run", OPTIONS, listener, ["m2f", "train"])
+    folder = tmp_path / "run"
+    assert (outcome.iteration, outcome.stopped, outcome.skipped) == (6, None, 0)
+    assert len(steps) == 6 and all(math.isfinite(step.total) and step.gradient_norm > 0 for step in steps)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["kind"] == "train"] == list(range(6))
+    assert [line["iteration"] for line in lines if line["kind"] == "val"] == [6]
+    assert config.load(folder / "config.yaml").train.iterations == 6
+    environment = json.loads((folder / "env.json").read_text())
+    assert environment["command"] == ["m2f", "train"] and environment["options"]["init"] == "random"
+    assert json.loads((folder / "results.json").read_text())["best"]["metric"] == "pq"
+    assert len(list((folder / "samples").glob("*.jpg"))) == 4 and (folder / "curves.png").is_file()
+    assert len(list((folder / "val" / "0000006").glob("*.jpg"))) == 3
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "best.safetensors", "last.safetensors", "resume.pt",
+    ]
+    loaded = load_model(folder)
+    assert [c.name for c in loaded.categories] == [c.name for c in synthetic_data.CATEGORIES]
+
+
+def test_the_loss_falls(tmp_path):
+    """60 steps on 12 pictures: a loop that does not learn would stay where it is."""
+    steps = []
+    changes = ("train.iterations=60", "train.schedule.name=constant", "train.optimizer.clip_norm=1.0",
+               "train.schedule.warmup_iterations=0")
+    run.start(settings(*changes), tmp_path / "run", OPTIONS, Listener(on_step=steps.append))
+    first, last = (sum(s.total for s in part) / 5 for part in (steps[:5], steps[-5:]))
+    assert last < 0.75 * first
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0)):
+        options = Options(init="random", device="cpu", workers=workers)
+        run.start(settings(f"train.seed={seed}"), tmp_path / name, options)
+    assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "c")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, at):
+    """Interrupted in any step, also between checkpoints: the resumed run ends with the same weights."""
+    changes = ("train.ema_decay=0.9", "train.precision=bf16")
+    run.start(settings(*changes), tmp_path / "whole", OPTIONS)
+
+    def stop(step):
+        if step.iteration == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = run.start(settings(*changes), tmp_path / "cut", OPTIONS, Listener(on_step=stop))
+    assert (outcome.stopped, outcome.iteration) == ("SIGTERM", at + 1)
+    again = run.start(settings(*changes), tmp_path / "cut", Options(device="cpu", resume=True))
+    assert again.iteration == 6
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    trees = [state.read(tmp_path / name / "checkpoints" / "resume.pt") for name in ("whole", "cut")]
+    for key in ("model", "optimizer", "ema", "random"):
+        assert_same_tree(trees[0][key], trees[1][key])
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["kind"] == "train"] == list(range(6))
+
+
+def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
+    """SIGKILL at some moment; whatever was written last is whole."""
+    script = (
+        f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+        "from training.tiny import settings\n"
+        "from m2f_cli.training import run\n"
+        "from m2f_cli.data import synthetic_data\n"
+        "made = synthetic_data.synthetic_dataset\n"
+        "run.SYNTHETIC_PICTURES = {'train': 12, 'val': 3}\n"
+        "run.synthetic_dataset = lambda *a, **k: made(*a, **{**k, 'size': (64, 96)})\n"
+        "from pathlib import Path\n"
+        "options = run.Options(init='random', device='cpu', resume=len(sys.argv) > 2)\n"
+        "run.start(settings('train.iterations=40', 'train.checkpoint_every=2'), Path(sys.argv[1]), options)\n"
+    )
+    resume = tmp_path / "killed" / "checkpoints" / "resume.pt"
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")])
+    deadline = time.time() + 120
+    while not resume.exists() and time.time() < deadline and child.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert 0 < state.read(resume)["iteration"] < 40
+    for name, extra in (("killed", ["resume"]), ("whole", [])):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name), *extra], check=True)
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    leftovers = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
+    assert len(leftovers) <= 1, "a killed writer may leave its temporary file, never a damaged one"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "resume.pt"
+    state.write(path, {"iteration": 3})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(M2FError, match=r"Cannot write .*resume.pt.*No space left"):
+        state.write(path, {"iteration": 4})
+    assert state.read(path)["iteration"] == 3 and [p.name for p in path.parent.iterdir()] == ["resume.pt"]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    """Four pictures at once or one after the other: the same gradients, normalised by the masks of all four.
+
+    Class losses are means over the queries of each forward pass, as on as many GPUs: to compare them, all queries
+    count the same.
+    """
+    changes = ("train.loss.no_object_weight=1.0", "train.iterations=1")
+    gradients = {}
+    fixed = torch.rand(4096, 2, generator=torch.Generator().manual_seed(0))
+
+    def rand(shape, device):
+        """The same points for every picture and layer, so that only the order of sums differs."""
+        return fixed[: shape[-2]].expand(shape)
+
+    for micro in (4, 1):
+        options = Options(init="random", device="cpu", micro_batch=micro)
+        prepared = run.prepare(settings(*changes), tmp_path, options, torch.device("cpu"), Listener())
+        prepared.parts.criterion.rand = rand
+        object.__setattr__(prepared.parts.criterion.matcher, "rand", rand)
+        prepared.parts.model.eval()  # no drop path
+        stream = iter(prepared.loader)
+        loop.step(prepared.parts, [next(stream) for _ in range(prepared.parts.accumulate)])
+        gradients[micro] = {n: p.grad.clone() for n, p in prepared.parts.model.named_parameters() if p.grad is not None}
+    assert gradients[4].keys() == gradients[1].keys()
+    largest = max(float(g.abs().max()) for g in gradients[4].values())
+    for name, gradient in gradients[4].items():
+        assert (gradient - gradients[1][name]).abs().max() < 1e-3 * largest, name
+
+
+def test_steps_that_are_not_finite_are_skipped_dumped_and_then_stop(tmp_path, monkeypatch):
+    real = loop.losses_of
+    seen = []
+
+    def sometimes(parts, batch, num_masks):
+        losses = real(parts, batch, num_masks)
+        seen.append(batch)
+        return {k: v * (float("nan") if k == "loss_dice_1" and len(seen) in broken else 1.0) for k, v in losses.items()}
+
+    monkeypatch.setattr(loop, "losses_of", sometimes)
+    broken, notes = {3, 4}, []  # both micro-batches of the second step
+    outcome = run.start(settings(), tmp_path / "once", OPTIONS, Listener(on_note=notes.append))
+    assert outcome.skipped == 1 and outcome.iteration == 6
+    [dump] = (tmp_path / "once").glob("trouble_*.pt")
+    assert "in iteration 1 the loss loss_dice is nan" in notes[0] and str(dump) in notes[0]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "once").values())
+
+    from m2f_cli.training.replay import look_at
+
+    rows = dict(look_at(dump, torch.device("cpu")))
+    assert rows["weights"] == "finite" and rows["skipped in iteration"] == "1" and "now loss_dice_1" in rows
+
+    broken = set(range(10_000))
+    with pytest.raises(M2FError, match="5 steps in a row were not finite.*loss_dice is nan"):
+        run.start(settings("train.iterations=50"), tmp_path / "always", OPTIONS)
+
+
+def test_gloo_processes_train_as_one(tmp_path):
+    """`torchrun` with two processes: both end with the same weights, and the run is written once."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from training.tiny import settings\n"
+        "from m2f_cli.training import run, distributed\n"
+        "from m2f_cli.data import synthetic_data\n"
+        "from pathlib import Path\n"
+        "made = synthetic_data.synthetic_dataset\n"
+        "run.SYNTHETIC_PICTURES = {'train': 12, 'val': 3}\n"
+        "run.synthetic_dataset = lambda *a, **k: made(*a, **{**k, 'size': (64, 96)})\n"
+        "seen = []\n"
+        "class L(run.Listener):\n    pass\n"
+        "listener = run.Listener(on_start=lambda r: seen.append(r))\n"
+        f"run.start(settings(), Path({str(tmp_path / 'run')!r}), run.Options(init='random', device='cpu'), listener)\n"
+        "import os\n"
+        f"torch.save(seen[0].parts.model.state_dict(), {str(tmp_path)!r} + '/rank' + os.environ['RANK'] + '.pt')\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (torch.load(tmp_path / f"rank{i}.pt") for i in range(2))
+    assert_equal(one, other)
+    assert_equal(one, weights(tmp_path / "run"))
+
+
+def test_accumulation():
+    assert accumulation(16, 1, None) == 8 and accumulation(16, 8, None) == 1 and accumulation(3, 1, None) == 3
+    assert accumulation(16, 2, 8) == 1
+    with pytest.raises(ConfigError, match="16 pictures cannot be shared by 3"):
+        accumulation(16, 3, None)
+    with pytest.raises(ConfigError, match="8 pictures per process and step are no multiple of the 3"):
+        accumulation(16, 2, 3)
+
+
+def test_existing_runs_are_kept(tmp_path):
+    run.start(settings("train.iterations=1"), tmp_path / "run", OPTIONS)
+    with pytest.raises(ConfigError, match="exists already.*--resume"):
+        run.start(settings(), tmp_path / "run", OPTIONS)
+    with pytest.raises(ConfigError, match="no run that could be resumed"):
+        run.start(settings(), tmp_path / "none", Options(resume=True, device="cpu"))
+
+
+def test_presets_need_data(tmp_path):
+    with pytest.raises(ConfigError, match="trains on coco.*--data DIR"):
+        run.start(config.load("coco-panoptic-r50"), tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_average_of_weights():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema = EMA(model, 0.9)
+    torch.nn.init.ones_(model.weight)
+    expected = 0.0
+    for update in range(1, 200):
+        ema.update(model)
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay)
+        assert float(ema.average["weight"]) == pytest.approx(expected, abs=1e-6)
+    with ema.applied(model):
+        assert float(model.weight) == pytest.approx(expected, abs=1e-6)
+    assert float(model.weight) == 1.0
+
+
+def test_logs(tmp_path):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    for i in range(4):
+        log.log("train", i, {"loss": float(i)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tr')  # killed while writing
+    JsonLines(tmp_path / "metrics.jsonl", from_iteration=2).close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [0.0, 1.0]
+    with pytest.raises(ConfigError, match="no logger named 'tensorbord'.*tensorboard"):
+        make_loggers(["tensorbord"], tmp_path, {}, from_iteration=0)
