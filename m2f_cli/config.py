@@ -87,11 +87,22 @@ class TestConfig(Node):
     top_k: int = Field(gt=0, description="instance: how many (query, class) pairs are kept")
 
 
+class ScenesConfig(Node):
+    """Generated pictures (the data set `synthetic`): how many, how large (height, width), how hard."""
+
+    train: int = Field(gt=0)
+    val: int = Field(gt=0)
+    size: tuple[int, int]
+    objects: tuple[int, int] = Field(description="least and most objects in a scene")
+    difficulty: float = Field(ge=0, le=1)
+
+
 class DataConfig(Node):
     """`classes` names a table in m2f_cli/data/classes/ (or a YAML file); names and their number come from there."""
 
     dataset: str
     classes: str
+    scenes: ScenesConfig | None = None
     ignore_index: int | None = Field(None, description="label maps: the pixel value that counts nowhere")
     label_map: dict[int, str | int | None] | None = Field(
         None, description="label maps: pixel value to class name or number, null for what counts nowhere"

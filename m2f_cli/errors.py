@@ -4,6 +4,7 @@
     ├── ConfigError         exit 2   a preset, option or argument that makes no sense
     ├── DataError           exit 3   a picture, annotation or folder that cannot be used
     ├── WeightsError        exit 4   a checkpoint that is missing, unsafe, or does not fit
+    │   └── Unreachable     exit 4   …because there is no way to where it is published
     ├── ExportError         exit 5   an exported file that cannot be written or is wrong
     └── MissingDependency   exit 1   an optional package that is not installed
 """
@@ -43,6 +44,10 @@ class DataError(M2FError):
 
 class WeightsError(M2FError):
     exit_code = 4
+
+
+class Unreachable(WeightsError):
+    pass
 
 
 class ExportError(M2FError):

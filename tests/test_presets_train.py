@@ -152,4 +152,4 @@ def test_tiny_is_small():
     assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
     with torch.inference_mode():
         prediction = model(torch.zeros(1, 3, 64, 96))
-    assert len(prediction.layers) == 4 and prediction.last.class_logits_BQK.shape == (1, 20, len(CATEGORIES) + 1)
+    assert len(prediction.layers) == 4 and prediction.last.class_logits_BQK.shape == (1, 12, len(CATEGORIES) + 1)

@@ -75,7 +75,10 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != TEST_COMMAND])
 def test_command(home, command):
     installed = "pip install -e . && "  # a test does not install; tests/test_readme.py runs where that has been done
-    done = run(command.removeprefix(installed), home)
+    command = command.removeprefix(installed)
+    if command == "m2f demo":
+        command += " --iterations 10"  # three minutes of training are tests/training/test_demo.py, marked slow
+    done = run(command, home)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     words = shlex.split(command)
     if "--out" in words:

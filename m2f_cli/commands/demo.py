@@ -1,4 +1,4 @@
-"""m2f demo: the whole of prediction, offline, on generated pictures."""
+"""m2f demo: the main job from end to end, offline, on generated pictures."""
 
 from __future__ import annotations
 
@@ -11,33 +11,50 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
-    from ..inference.demo import Step
+    from ..training.demo import Step
 
-RANDOM = (
-    "The weights of this network are random, so the masks that it predicts mean nothing yet. For real ones run: "
-    "m2f predict photo.jpg --task panoptic (the first time it downloads released weights)."
-)
+STORY = {
+    "pictures": "Scenes to look at were generated; training never sees them.",
+    "truth": "Their true segmentation was drawn.",
+    "train": "A small Mask2Former learned from other scenes, from nothing.",
+    "evaluate": "It was measured on scenes that it never saw.",
+    "panoptic": "Every pixel: one segment.",
+    "semantic": "Every pixel: one class.",
+    "instance": "Every object: a mask and a score.",
+    "page": "All of it is on one page.",
+}
 
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("runs/demo"),
-    pictures: Annotated[int, typer.Option(min=1, max=100, help="How many scenes to generate.")] = 4,
+    pictures: Annotated[int, typer.Option(min=1, max=100, help="How many scenes to look at.")] = 4,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Steps of training; fewer are quicker and worse.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The steps as json on stdout.")] = False,
 ) -> None:
-    """Show everything at once, offline: scenes are generated, drawn, and segmented by a small network.
+    """Show everything at once, offline: generate pictures, train on them, evaluate, predict. About three minutes.
 
     Run again, it replaces its own files in the folder, and no others.
     """
-    from ..inference import demo as core
+    from ..training import demo as core
+    from ..training.run import Listener
+    from .train import Display
 
-    with console.progress("Running the demo", core.STEPS, unit="steps") as advance:
-        steps = core.run(out, pictures, on_step=lambda step: advance(None))
+    total = core.demo_config(iterations).train.iterations
+    console.note(f"A small Mask2Former will learn generated scenes on this machine, in {total} steps.")
+    with Display(total) as display:
+        listener = Listener(on_start=display.start, on_step=display.step, on_evaluated=display.evaluated)
+        steps = core.run(out, pictures, iterations=iterations, on_step=_tell, listener=listener)
     if as_json:
-        _emit(steps, out)
-        return
+        return _emit(steps, out)
     rows = [[step.name, step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]
     console.show_table("m2f demo", ["step", "what", "seconds", "where"], rows)
-    console.out(RANDOM)
+    console.out(f"Look at {out / 'index.html'}. Then your own pictures: m2f predict photo.jpg --task panoptic")
+
+
+def _tell(step: Step) -> None:
+    console.note(f"{STORY[step.name]} {step.what[0].upper()}{step.what[1:]} ({step.seconds:.0f} s).")
 
 
 def _emit(steps: list[Step], out: Path) -> None:
@@ -47,5 +64,4 @@ def _emit(steps: list[Step], out: Path) -> None:
         "steps": [
             {**dataclasses.asdict(step), "seconds": round(step.seconds, 3), "where": str(step.where)} for step in steps
         ],
-        "note": RANDOM,
     })  # fmt: skip

@@ -34,7 +34,7 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run; by default runs/train/<preset>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, exactly where it was.")] = False,
     batch: Annotated[
-        str | None, typer.Option(metavar="N", help="Pictures per step; by default the preset's. auto: fill the GPU.")
+        int | None, typer.Option(min=1, metavar="N", help="Pictures per step of all processes; default: the preset's.")
     ] = None,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Pictures at once; the rest of a step is accumulated.")
@@ -80,7 +80,7 @@ def train(
     )
     if resume:
         options = _as_before(folder, options)
-    with console.downloads() as fetched, _Display(settings.train.iterations) as display:
+    with console.downloads() as fetched, Display(settings.train.iterations) as display:
         listener = training.Listener(
             on_start=display.start, on_step=display.step, on_evaluated=display.evaluated, on_note=console.warn,
             on_download=fetched,
@@ -92,7 +92,7 @@ def train(
 
 
 def _settings(
-    preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: str | None,
+    preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: int | None,
     precision: str | None, seed: int | None,
 ) -> tuple[Config, Path]:
     """The configuration and the folder of the run."""
@@ -111,10 +111,7 @@ def _settings(
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
         return config.load(path), folder
     extra = [*(overrides or [])]
-    if batch not in (None, "auto"):
-        if not str(batch).isdigit() or int(str(batch)) < 1:
-            raise ConfigError(f"--batch is a number of pictures or auto, not {batch!r}.")
-        extra.append(f"train.batch={batch}")
+    extra += [f"train.batch={batch}"] if batch else []
     extra += [f"train.precision={precision}"] if precision else []
     extra += [f"train.seed={seed}"] if seed is not None else []
     return config.load(str(preset), extra), folder
@@ -144,7 +141,7 @@ def _as_before(folder: Path, options: Options) -> Options:
     return dataclasses.replace(options, **kept)
 
 
-class _Display:
+class Display:
     """Progress on stderr: a bar where there is a terminal, a line now and then where there is none."""
 
     every_seconds = 15.0
@@ -154,7 +151,7 @@ class _Display:
         self.slow_data = 0.0
         self.shown = 0.0
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Display:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         stderr = console.stderr()

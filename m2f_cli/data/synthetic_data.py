@@ -17,9 +17,9 @@ MOST = 1 << 20  # scenes of one split
 
 
 @functools.lru_cache(maxsize=64)
-def _scene(seed: int, height: int, width: int, difficulty: float) -> Scene:
+def _scene(seed: int, height: int, width: int, objects: tuple[int, int], difficulty: float) -> Scene:
     """Picture and truth are asked for one after the other. Their arrays are shared: nobody may write into them."""
-    made = scene(seed, height, width, difficulty=difficulty)
+    made = scene(seed, height, width, objects=objects, difficulty=difficulty)
     made.image_HW3.flags.writeable = made.ids_HW.flags.writeable = False
     return made
 
@@ -28,10 +28,11 @@ def _scene(seed: int, height: int, width: int, difficulty: float) -> Scene:
 class _SceneReader:
     seed: int
     size: tuple[int, int]
+    objects: tuple[int, int]
     difficulty: float
 
     def scene(self) -> Scene:
-        return _scene(self.seed, *self.size, self.difficulty)
+        return _scene(self.seed, *self.size, self.objects, self.difficulty)
 
 
 class _ReadImage(_SceneReader):
@@ -64,7 +65,7 @@ _READERS: dict[Task, type[_SceneReader]] = {
 
 def synthetic_dataset(
     split: str = "train", count: int = 512, seed: int = 0, size: tuple[int, int] = (160, 240),
-    task: Task = "panoptic", difficulty: float = 0.5,
+    task: Task = "panoptic", objects: tuple[int, int] = (3, 8), difficulty: float = 0.5,
 ) -> DataSet:
     """A data set of generated scenes; the same arguments give the same pixels on every machine.
 
@@ -73,7 +74,7 @@ def synthetic_dataset(
         count: how many scenes, at most 2^20.
         size: (height, width) in pixels.
         task: what the truths are made for.
-        difficulty: 0 to 1, see `synthetic.scene`.
+        objects, difficulty: see `synthetic.scene`.
 
     Raises:
         ConfigError: an unknown split, or a number that makes no sense.
@@ -83,10 +84,13 @@ def synthetic_dataset(
     if not 0 < count <= MOST or seed < 0:
         raise ConfigError(f"count = {count}, seed = {seed} should be 1 to {MOST} scenes, and 0 or more.")
     first = (seed * len(SPLITS) + SPLITS.index(split)) * MOST
-    records = [_record(first + number, number, tuple(size), task, difficulty) for number in range(count)]
+    how = tuple(size), tuple(objects), task, difficulty
+    records = [_record(first + number, number, *how) for number in range(count)]
     return DataSet("synthetic", "synthetic", split, task, CATEGORIES, records)
 
 
-def _record(seed: int, number: int, size: tuple[int, int], task: Task, difficulty: float) -> Record:
-    what = seed, size, difficulty
+def _record(
+    seed: int, number: int, size: tuple[int, int], objects: tuple[int, int], task: Task, difficulty: float
+) -> Record:
+    what = seed, size, objects, difficulty
     return Record(f"scene-{number:06d}", None, _READERS[task](*what), *size, read_image=_ReadImage(*what))

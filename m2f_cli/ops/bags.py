@@ -23,11 +23,18 @@ def weighted_bags(table_RD: Tensor, rows_NK: Tensor, weights_NK: Tensor) -> Tens
     Args:
         rows_NK: int32 or int64; a row may be in a bag more than once.
     """
-    supported = table_RD.device.type == "cpu" and table_RD.dtype == torch.float32 and not torch.compiler.is_compiling()
-    fits = rows_NK.shape[1] <= len(table_RD)  # sampled_addmm refuses more entries than a matrix has cells
-    if supported and fits and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and has_own_gradients(table_RD, len(table_RD), rows_NK.shape[1]):
         return _WeightedBags.apply(table_RD, rows_NK, weights_NK)
     return F.embedding_bag(rows_NK, table_RD, mode="sum", per_sample_weights=weights_NK)
+
+
+def has_own_gradients(table: Tensor, rows: int, bag: int) -> bool:
+    """Whether the gradients below can be taken, for bags of so many of so many rows.
+
+    They are for fp32 on a CPU while nobody traces; and sampled_addmm refuses more entries than a matrix has cells.
+    """
+    plain = table.device.type == "cpu" and table.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return plain and bag <= rows
 
 
 class _WeightedBags(torch.autograd.Function):
@@ -43,13 +50,14 @@ class _WeightedBags(torch.autograd.Function):
         for_table, _, for_weights = ctx.needs_input_grad
         grad_ND = grad_ND.contiguous()
         return (
-            _table_gradient(grad_ND, rows_NK, weights_NK, len(table_RD)) if for_table else None,
+            table_gradient(grad_ND, rows_NK, weights_NK, len(table_RD)) if for_table else None,
             None,
-            _weights_gradient(grad_ND, rows_NK, table_RD) if for_weights else None,
+            weights_gradient(grad_ND, rows_NK, table_RD) if for_weights else None,
         )
 
 
-def _table_gradient(grad_ND: Tensor, rows_NK: Tensor, weights_NK: Tensor, count: int) -> Tensor:
+def table_gradient(grad_ND: Tensor, rows_NK: Tensor, weights_NK: Tensor, count: int) -> Tensor:
+    """(count, D): what each row of the table gets from the bags that it is in."""
     N, K = rows_NK.shape
     ends = np.arange(0, N * K + 1, K, dtype=np.int32 if rows_NK.dtype == torch.int32 else np.int64)
     bags = csr_array((weights_NK.numpy().ravel(), rows_NK.numpy().ravel(), ends), shape=(N, count)).tocsc()
@@ -57,7 +65,8 @@ def _table_gradient(grad_ND: Tensor, rows_NK: Tensor, weights_NK: Tensor, count:
     return F.embedding_bag(index, grad_ND, starts, mode="sum", per_sample_weights=weights)
 
 
-def _weights_gradient(grad_ND: Tensor, rows_NK: Tensor, table_RD: Tensor) -> Tensor:
+def weights_gradient(grad_ND: Tensor, rows_NK: Tensor, table_RD: Tensor) -> Tensor:
+    """(N, K): the dot product of each bag's gradient with each of its rows."""
     N, K = rows_NK.shape
     ends = torch.arange(0, N * K + 1, K, dtype=rows_NK.dtype)
     with warnings.catch_warnings():

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .bags import weighted_bags
+from .bags import has_own_gradients, table_gradient, weights_gradient
 from .cache import cached_by_shape
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
@@ -130,8 +131,11 @@ class _Hat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        (t,) = ctx.saved_tensors
-        return grad * ((t >= -1).to(grad.dtype) - 2 * (t >= 0) + (t >= 1))
+        return grad * _hat_slope(ctx.saved_tensors[0])
+
+
+def _hat_slope(t: Tensor) -> Tensor:
+    return (t >= -1).to(t.dtype) - 2 * (t >= 0) + (t >= 1)
 
 
 def _hat(t: Tensor) -> Tensor:
@@ -164,12 +168,62 @@ def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
 
 
 def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
+    inputs = (value_BSAD, x_BNALP, y_BNALP, weights_BNALP)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    rows, bag = value_BSAD.shape[:3].numel(), 4 * x_BNALP.shape[3:].numel()
+    if wanted and has_own_gradients(value_BSAD, rows, bag):
+        return _Bag.apply(*inputs, shapes)
+    table, rows, weights = _table_of(*inputs, shapes)
+    bags = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+    return bags.view(*x_BNALP.shape[:2], -1)
+
+
+def _table_of(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes) -> tuple[Tensor, Tensor, Tensor]:
+    """The sampling as weighted sums of rows: the table (B·S·A, D), rows and weights (B·N·A, 4·L·P)."""
     B, S, A, D = value_BSAD.shape
-    N = x_BNALP.shape[1]
     rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
     rows = rows.mul_(A).add_(_table_starts(B, S, A, value_BSAD.device))
-    bags = weighted_bags(value_BSAD.reshape(B * S * A, D), rows.view(B * N * A, -1), weights.view(B * N * A, -1))
-    return bags.view(B, N, A * D)
+    bags = B * x_BNALP.shape[1] * A
+    return value_BSAD.reshape(B * S * A, D), rows.view(bags, -1), weights.view(bags, -1)
+
+
+class _Bag(torch.autograd.Function):
+    """Keeps the four inputs and nothing of what is made of them (a tenth of the memory): rows and weights of the
+    corners are made again for the gradient, which is written out."""
+
+    @staticmethod
+    def forward(ctx, value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes):
+        ctx.save_for_backward(value_BSAD, x_BNALP, y_BNALP, weights_BNALP)
+        ctx.shapes = shapes
+        table, rows, weights = _table_of(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes)
+        bags = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+        return bags.view(*x_BNALP.shape[:2], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BNC):
+        value_BSAD, x_BNALP, y_BNALP, weights_BNALP = ctx.saved_tensors
+        table, rows, weights = _table_of(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, ctx.shapes)
+        grad_bags = grad_BNC.reshape(len(rows), -1).contiguous()
+        grad_value = table_gradient(grad_bags, rows, weights, len(table)).view_as(value_BSAD)
+        grad_corners = weights_gradient(grad_bags, rows, table).view(*x_BNALP.shape[:3], 4, *x_BNALP.shape[3:])
+        level = _level_constants(ctx.shapes, x_BNALP.shape[-1], x_BNALP.device)
+        (wx0, wx1), slopes_x = _hats(x_BNALP, level.last_x, level.one_wide)
+        (wy0, wy1), slopes_y = _hats(y_BNALP, level.last_y, level.one_high)
+        g00, g01, g10, g11 = grad_corners.unbind(3)  # upper left, upper right, lower left, lower right
+        upper, lower = g00 * wx0 + g01 * wx1, g10 * wx0 + g11 * wx1
+        grad_weights = upper * wy0 + lower * wy1
+        grad_y = weights_BNALP * (upper * slopes_y[0] + lower * slopes_y[1])
+        left, right = g00 * wy0 + g10 * wy1, g01 * wy0 + g11 * wy1
+        grad_x = weights_BNALP * (left * slopes_x[0] + right * slopes_x[1])
+        return grad_value, grad_x, grad_y, grad_weights, None
+
+
+def _hats(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Weights of both neighbours of `_neighbours`, and their slopes."""
+    left, w_left, w_right = _neighbours(x, last, one_wide)
+    slope_left, slope_right = _hat_slope(x - left), _hat_slope(x - left - 1)
+    return (w_left, w_right), (slope_left, slope_right if one_wide is None else slope_right * ~one_wide)
 
 
 @cached_by_shape

@@ -19,11 +19,12 @@ from torch import nn
 from .. import __version__, config, weights
 from .. import model as networks
 from ..config import Config, DataConfig
+from ..data.checks import check
 from ..data.detect import open_data
 from ..data.loader import Loader, training_loader
 from ..data.records import DataSet
 from ..data.synthetic_data import synthetic_dataset
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, Unreachable
 from ..inference.evaluate import EvalResult, default_metrics, evaluate, headline
 from ..inference.initialise import initialise
 from ..inference.segmenter import Segmenter, choose_device
@@ -36,8 +37,7 @@ from .optimizer import freeze, frozen_norms, make_optimizer, trainable_table
 from .pictures import draw_batch, draw_curves, draw_results
 from .state import RunState
 
-SYNTHETIC = "synthetic"
-SYNTHETIC_PICTURES = {"train": 512, "val": 64}
+CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
 LARGEST_MICRO_BATCH = 2  # as published: 2 pictures on each GPU
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
 
@@ -105,8 +105,12 @@ def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
         return open_data(
             folder, split, task=settings.task, ignore_index=data.ignore_index, label_map=data.label_map
         )
-    if settings.data.dataset == SYNTHETIC:
-        return synthetic_dataset(split, SYNTHETIC_PICTURES[split], task=settings.task)
+    scenes = settings.data.scenes
+    if scenes is not None:
+        return synthetic_dataset(
+            split, getattr(scenes, split), size=scenes.size, objects=scenes.objects, difficulty=scenes.difficulty,
+            task=settings.task,
+        )
     raise ConfigError(
         f"The preset {settings.name} trains on {settings.data.dataset}, and m2f does not know where that is.",
         hint="Pass --data DIR.",
@@ -224,6 +228,8 @@ def prepare(
     val_data = val_split(settings, options.data, options.val_pictures, notes)
     notes += [*train_data.notes]
     _same_classes(train_data, val_data)
+    if options.data is not None and not options.resume and distributed.rank() == 0:
+        notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
     if options.data is not None:
         data = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
         settings = settings.model_copy(update={"data": DataConfig.model_validate(data.model_dump())})
@@ -250,7 +256,16 @@ def _initialise(
 ) -> list[str]:
     if options.init == "random":
         return ["The network starts from random numbers."]
-    report = initialise(model, settings, data.categories, init=options.init, progress=listener.on_download)
+    try:
+        report = initialise(model, settings, data.categories, init=options.init, progress=listener.on_download)
+    except Unreachable as error:
+        if options.init is not None:
+            raise
+        # A machine without network can still train; but nobody should find out at the end that it was from nothing.
+        return [
+            "THE BACKBONE STARTS FROM RANDOM NUMBERS, not from ImageNet as published: expect clearly lower figures. "
+            f"{error} Or say --init random to be content with that, --init REF for other weights."
+        ]
     return list(report.notes)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import WeightsError
+from ..errors import Unreachable, WeightsError
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # a cut connection is taken up again where it was cut
@@ -74,7 +74,7 @@ def download(url: str, *, hash_prefix: str | None = None, progress: Progress | N
     by_hand = f"You can also fetch it elsewhere and put it at {target}."
     if offline():
         off = "the network is switched off (M2F_OFFLINE or HF_HUB_OFFLINE)"
-        raise WeightsError(f"{url} is not here yet, and {off}.", hint=by_hand)
+        raise Unreachable(f"{url} is not here yet, and {off}.", hint=by_hand)
     part = target.with_name(name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def _fetch(url: str, part: Path, progress: Progress | None, by_hand: str) -> Non
             answer = f"the server says {error.code} {error.reason}"
             raise WeightsError(f"{url} cannot be downloaded: {answer}.", hint=by_hand) from error
         except urllib.error.URLError as error:
-            raise WeightsError(f"{url} cannot be reached: {error.reason}.", hint=by_hand) from error
+            raise Unreachable(f"{url} cannot be reached: {error.reason}.", hint=by_hand) from error
         except TimeoutError:
             reason = f"nothing came for {TIMEOUT:.0f} seconds"
         except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
@@ -233,7 +233,7 @@ def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:
         return Path(snapshot_download(repo, local_files_only=True, allow_patterns=["config.json"]))
     except (LocalEntryNotFoundError, OSError) as error:
         endpoint = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
-        raise WeightsError(
+        raise Unreachable(
             f"The repository {repo!r} is not in the local cache and cannot be fetched from {endpoint}: {reason}.",
             hint="You can also fetch it elsewhere (git clone, or its web page) and give m2f the folder.",
         ) from (cause or error)
