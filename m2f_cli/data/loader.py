@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -207,6 +208,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; torch sets its own threads to 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process says when it is over
 
 
 def training_loader(

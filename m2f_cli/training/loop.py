@@ -139,7 +139,12 @@ def train(
     parts.model.train()
     while state.iteration < config.iterations:
         began = time.perf_counter()
-        chosen = [next(batches) for _ in range(parts.accumulate)]
+        try:
+            chosen = [next(batches) for _ in range(parts.accumulate)]
+        except RuntimeError:  # a signal to all processes also ends the workers that read
+            if should_stop():
+                return False
+            raise
         data_seconds = time.perf_counter() - began
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)

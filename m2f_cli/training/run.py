@@ -223,6 +223,9 @@ def prepare(
     if settings.train is None:
         raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Choose another preset.")
     notes: list[str] = []
+    if device.type == "cpu" and settings.train.precision == "fp16":
+        notes.append("fp16 is for GPUs and many times slower on a CPU: training is in fp32.")
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
     torch.manual_seed(settings.train.seed + distributed.rank())
     train_data = open_split(settings, options.data, "train")
     val_data = val_split(settings, options.data, options.val_pictures, notes)

@@ -27,14 +27,6 @@ from m2f_cli.training.run import Listener, Options, accumulation
 OPTIONS = Options(init="random", device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Few and small scenes."""
-    monkeypatch.setattr(run, "SYNTHETIC_PICTURES", {"train": 12, "val": 3})
-    made = synthetic_data.synthetic_dataset
-    monkeypatch.setattr(run, "synthetic_dataset", lambda *a, **k: made(*a, **{**k, "size": (64, 96)}))
-
-
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return load_model(folder / "checkpoints" / f"{name}.safetensors").model.state_dict()
 
@@ -130,10 +122,6 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
         "from training.tiny import settings\n"
         "from m2f_cli.training import run\n"
-        "from m2f_cli.data import synthetic_data\n"
-        "made = synthetic_data.synthetic_dataset\n"
-        "run.SYNTHETIC_PICTURES = {'train': 12, 'val': 3}\n"
-        "run.synthetic_dataset = lambda *a, **k: made(*a, **{**k, 'size': (64, 96)})\n"
         "from pathlib import Path\n"
         "options = run.Options(init='random', device='cpu', resume=len(sys.argv) > 2)\n"
         "run.start(settings('train.iterations=40', 'train.checkpoint_every=2'), Path(sys.argv[1]), options)\n"
@@ -232,11 +220,7 @@ def test_gloo_processes_train_as_one(tmp_path):
         "import torch; torch.set_num_threads(1)\n"
         "from training.tiny import settings\n"
         "from m2f_cli.training import run, distributed\n"
-        "from m2f_cli.data import synthetic_data\n"
         "from pathlib import Path\n"
-        "made = synthetic_data.synthetic_dataset\n"
-        "run.SYNTHETIC_PICTURES = {'train': 12, 'val': 3}\n"
-        "run.synthetic_dataset = lambda *a, **k: made(*a, **{**k, 'size': (64, 96)})\n"
         "seen = []\n"
         "class L(run.Listener):\n    pass\n"
         "listener = run.Listener(on_start=lambda r: seen.append(r))\n"
@@ -250,6 +234,27 @@ def test_gloo_processes_train_as_one(tmp_path):
     one, other = (torch.load(tmp_path / f"rank{i}.pt") for i in range(2))
     assert_equal(one, other)
     assert_equal(one, weights(tmp_path / "run"))
+
+
+def test_fp16_on_a_cpu_is_fp32_and_says_so(tmp_path):
+    prepared = run.prepare(settings("train.precision=fp16"), tmp_path, OPTIONS, torch.device("cpu"), Listener())
+    assert prepared.settings.train.precision == "fp32" and "fp16 is for GPUs" in " ".join(prepared.notes)
+
+
+def test_a_signal_that_also_ends_the_workers_is_no_bug(tmp_path):
+    """`timeout` and cluster schedulers send SIGTERM to the whole group."""
+    prepared = run.prepare(settings(), tmp_path, OPTIONS, torch.device("cpu"), Listener())
+    asked = []
+
+    def killed():
+        asked.append(True)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+        yield
+
+    nobody = {"on_step": lambda s: None, "on_trouble": lambda t: None, "on_due": lambda n: None}
+    assert loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: bool(asked), **nobody) is False
+    with pytest.raises(RuntimeError, match="pid 7"):
+        loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: False, **nobody)
 
 
 def test_accumulation():
