@@ -83,7 +83,7 @@ def test_command(home, command):
     words = shlex.split(command)
     if "--out" in words:
         out = home / words[words.index("--out") + 1]
-        assert (out / "predictions.json").is_file()
+        assert (out / {"predict": "predictions.json", "train": "results.json"}[words[words.index("m2f") + 1]]).is_file()
 
 
 def test_the_test_command_is_what_ci_runs():

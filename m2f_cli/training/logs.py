@@ -100,15 +100,22 @@ class Trackio(_Tracker):
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
+def check_names(names: Iterable[str]) -> None:
+    """
+    Raises:
+        ConfigError: a logger that does not exist.
+    """
+    for name in names:
+        if name not in LOGGERS:
+            raise unknown_name("logger", name, LOGGERS)
+
+
 def make_loggers(names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int) -> list[Logger]:
     """metrics.jsonl, and the loggers asked for.
 
     Raises:
         ConfigError: an unknown name; MissingDependency: a package that is not installed.
     """
-    loggers: list[Logger] = [JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration)]
-    for name in names:
-        if name not in LOGGERS:
-            raise unknown_name("logger", name, LOGGERS)
-        loggers.append(LOGGERS[name](folder, config))
-    return loggers
+    check_names(names)
+    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration)
+    return [first, *(LOGGERS[name](folder, config) for name in names)]

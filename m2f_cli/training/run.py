@@ -31,7 +31,7 @@ from ..inference.segmenter import Segmenter, choose_device
 from ..loss.criterion import Criterion
 from . import distributed, state
 from .ema import EMA
-from .logs import make_loggers
+from .logs import check_names, make_loggers
 from .loop import Parts, Step, Trouble, train
 from .optimizer import freeze, frozen_norms, make_optimizer, trainable_table
 from .pictures import draw_batch, draw_curves, draw_results
@@ -344,6 +344,7 @@ def start(
     Raises:
         M2FError: anything that cannot be done, in one sentence.
     """
+    check_names(options.loggers)
     listener = listener or Listener()
     with distributed.group(choose_device(options.device)) as device:
         settings = _claim(settings, folder, options)

@@ -292,8 +292,8 @@ def test_average_of_weights():
         expected = decay * expected + (1 - decay)
         assert float(ema.average["weight"]) == pytest.approx(expected, abs=1e-6)
     with ema.applied(model):
-        assert float(model.weight) == pytest.approx(expected, abs=1e-6)
-    assert float(model.weight) == 1.0
+        assert model.weight.item() == pytest.approx(expected, abs=1e-6)
+    assert model.weight.item() == 1.0
 
 
 def test_logs(tmp_path):
