@@ -135,7 +135,7 @@ def train(
     Raises:
         M2FError: several steps in a row were not finite.
     """
-    config, in_a_row = parts.config, 0
+    config = parts.config
     parts.model.train()
     while state.iteration < config.iterations:
         began = time.perf_counter()
@@ -148,35 +148,49 @@ def train(
         data_seconds = time.perf_counter() - began
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)
-        losses, norm = step(parts, chosen)
-        values, norm_value = _to_host(losses, norm)
-        finite = math.isfinite(sum(values.values())) and math.isfinite(norm_value)
-        overflow = not finite and parts.scaler.is_enabled() and math.isfinite(sum(values.values()))
-        if finite or overflow:  # the scaler leaves out a step that overflowed, and lowers its scale
-            parts.scaler.step(parts.optimizer)
-            in_a_row = 0
-        parts.scaler.update()
-        if finite and parts.ema is not None:
-            parts.ema.update(parts.model)
-        if not finite and not overflow:
-            in_a_row += 1
-            state.skipped += 1
-            trouble = Trouble(state.iteration, values, norm_value, chosen)
-            on_trouble(trouble)
-            if in_a_row >= PATIENCE:
-                raise M2FError(
-                    f"Training stopped: {PATIENCE} steps in a row were not finite; {trouble}.",
-                    hint="Lower train.optimizer.learning_rate, or use --precision fp32; --replay repeats the step.",
-                )
+        values, norm = _to_host(*step(parts, chosen))
+        finite = _apply(parts, values, norm)
+        if finite is None:
+            _note_trouble(state, Trouble(state.iteration, values, norm, chosen), on_trouble)
+        else:
+            state.in_a_row = 0
         images = sum(len(batch.names) for batch in chosen) * distributed.world_size()
         seconds = time.perf_counter() - began
         scale = parts.scaler.get_scale() if parts.scaler.is_enabled() else None
-        on_step(Step(state.iteration, values, rate, norm_value, images, data_seconds, seconds, not finite, scale))
+        on_step(Step(state.iteration, values, rate, norm, images, data_seconds, seconds, not finite, scale))
         state.iteration += 1
         on_due(state.iteration)
         if distributed.any_of_us(should_stop(), parts.device):
             return state.iteration >= config.iterations
     return True
+
+
+def _apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:
+    """Step with the gradients as they are: True. False: fp16 overflowed, which the scaler answers by leaving the step
+    out and lowering its scale. None: the loss, or a gradient without a scaler, is not finite; nothing was changed."""
+    usable = math.isfinite(sum(values.values()))
+    finite = usable and math.isfinite(norm)
+    if finite or (usable and parts.scaler.is_enabled()):
+        parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    if finite and parts.ema is not None:
+        parts.ema.update(parts.model)
+    return finite if finite or (usable and parts.scaler.is_enabled()) else None
+
+
+def _note_trouble(state: RunState, trouble: Trouble, on_trouble: Callable[[Trouble], None]) -> None:
+    """
+    Raises:
+        M2FError: it was one too many.
+    """
+    state.in_a_row += 1
+    state.skipped += 1
+    on_trouble(trouble)
+    if state.in_a_row >= PATIENCE:
+        raise M2FError(
+            f"Training stopped: {PATIENCE} steps in a row were not finite; {trouble}.",
+            hint="Lower train.optimizer.learning_rate, or use --precision fp32; --replay repeats the step.",
+        )
 
 
 def _to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], float]:

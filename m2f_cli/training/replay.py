@@ -1,4 +1,4 @@
-"""Repeat a step that was skipped, to see where its numbers break."""
+"""Keep a step that was skipped, and repeat it, to see where its numbers break."""
 
 from __future__ import annotations
 
@@ -12,7 +12,25 @@ from ..data.loader import Batch
 from ..loss.criterion import Criterion
 from ..types import Target
 from . import state
+from .loop import Trouble
 from .optimizer import clip_gradients
+
+
+def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings: Config) -> None:
+    """Write everything to repeat a step: weights, batches, configuration.
+
+    Raises:
+        M2FError: it cannot be written.
+    """
+    batches = [
+        {"images": b.images_BCHW, "names": b.names,
+         "targets": [{"labels": t.labels_N, "masks": t.masks_NHW, "owner": t.owner_HW} for t in b.targets]}
+        for b in trouble.batches
+    ]
+    state.write(path, {
+        "iteration": trouble.iteration, "losses": trouble.losses, "batches": batches, "model": model.state_dict(),
+        "config": settings.model_dump_json(), "num_classes": model.decoder.class_embed.out_features - 1,
+    })  # fmt: skip
 
 
 def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:

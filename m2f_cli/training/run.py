@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import signal
@@ -20,21 +19,21 @@ from .. import __version__, config, weights
 from .. import model as networks
 from ..config import Config, DataConfig
 from ..data.checks import check
-from ..data.detect import open_data
 from ..data.loader import Loader, training_loader
 from ..data.records import DataSet
-from ..data.synthetic_data import synthetic_dataset
-from ..errors import ConfigError, DataError, Unreachable
+from ..errors import ConfigError, Unreachable
 from ..inference.evaluate import EvalResult, default_metrics, evaluate, headline
 from ..inference.initialise import initialise
 from ..inference.segmenter import Segmenter, choose_device
 from ..loss.criterion import Criterion
 from . import distributed, state
+from .data import open_split, same_classes, val_split
 from .ema import EMA
 from .logs import check_names, make_loggers
 from .loop import Parts, Step, Trouble, train
 from .optimizer import freeze, frozen_norms, make_optimizer, trainable_table
 from .pictures import draw_batch, draw_curves, draw_results
+from .replay import dump_trouble
 from .state import RunState
 
 CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
@@ -89,45 +88,6 @@ class Listener:
     on_evaluated: Callable[[int, EvalResult], None] = lambda iteration, result: None
     on_note: Callable[[str], None] = lambda text: None
     on_download: Callable[[Any], None] | None = None
-
-
-# --- what is trained on -----------------------------------------------------------------------------------------------
-
-
-def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
-    """A split of the data that a run uses.
-
-    Raises:
-        ConfigError: a preset without data of its own needs a folder. DataError: the folder cannot be used.
-    """
-    if folder is not None:
-        data = settings.data
-        return open_data(
-            folder, split, task=settings.task, ignore_index=data.ignore_index, label_map=data.label_map
-        )
-    scenes = settings.data.scenes
-    if scenes is not None:
-        return synthetic_dataset(
-            split, getattr(scenes, split), size=scenes.size, objects=scenes.objects, difficulty=scenes.difficulty,
-            task=settings.task,
-        )
-    raise ConfigError(
-        f"The preset {settings.name} trains on {settings.data.dataset}, and m2f does not know where that is.",
-        hint="Pass --data DIR.",
-    )
-
-
-def val_split(settings: Config, folder: Path | None, limit: int | None, notes: list[str]) -> DataSet | None:
-    """The pictures to evaluate on; None, with a note, where the data have none."""
-    try:
-        data = open_split(settings, folder, "val")
-    except DataError as error:
-        notes.append(f"Nothing is evaluated while training: {error.message}")
-        return None
-    if limit is not None and len(data.records) > limit:
-        notes.append(f"Evaluation uses the first {limit} of {len(data.records)} pictures.")
-        data = dataclasses.replace(data, records=data.records[:limit])
-    return data
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -230,7 +190,7 @@ def prepare(
     train_data = open_split(settings, options.data, "train")
     val_data = val_split(settings, options.data, options.val_pictures, notes)
     notes += [*train_data.notes]
-    _same_classes(train_data, val_data)
+    same_classes(train_data, val_data)
     if options.data is not None and not options.resume and distributed.rank() == 0:
         notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
     if options.data is not None:
@@ -306,16 +266,6 @@ def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
             hint="Change --batch or --micro-batch.",
         )
     return own // micro_batch
-
-
-def _same_classes(train_data: DataSet, val_data: DataSet | None) -> None:
-    if val_data is None or [c.name for c in val_data.categories] == [c.name for c in train_data.categories]:
-        return
-    raise DataError(
-        f"The train split has {len(train_data.categories)} classes and the val split {len(val_data.categories)}, or "
-        "other names.",
-        hint="Both splits need the same class list.",
-    )
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -399,7 +349,7 @@ def _execute(run: Run, listener: Listener) -> Outcome:
 
     def on_trouble(trouble: Trouble) -> None:
         path = run.folder / f"trouble_{trouble.iteration:07d}_rank{distributed.rank()}.pt"
-        dump_trouble(run, trouble, path)
+        dump_trouble(path, trouble, run.parts.model, run.settings)
         listener.on_note(f"A step was skipped: {trouble}. To look at it: m2f train --replay {path}")
 
     def on_due(done: int) -> None:
@@ -482,20 +432,3 @@ def _signals() -> Iterator[_Asked]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-# --- trouble ----------------------------------------------------------------------------------------------------------
-
-
-def dump_trouble(run: Run, trouble: Trouble, path: Path) -> None:
-    """Everything to repeat a step: weights, batches, configuration."""
-    batches = [
-        {"images": b.images_BCHW, "names": b.names,
-         "targets": [{"labels": t.labels_N, "masks": t.masks_NHW, "owner": t.owner_HW} for t in b.targets]}
-        for b in trouble.batches
-    ]
-    state.write(path, {
-        "iteration": trouble.iteration, "losses": trouble.losses, "batches": batches,
-        "model": run.parts.model.state_dict(), "config": run.settings.model_dump_json(),
-        "num_classes": len(run.train_data.categories),
-    })

@@ -23,13 +23,14 @@ SCHEMA_VERSION = 1
 class RunState:
     """Where a run stands, beside its tensors.
 
-    iteration: the next one to do. skipped: steps left out for numbers that were not finite. best: the best value of
-    the headline metric so far, and when.
+    iteration: the next one to do. skipped: steps left out for numbers that were not finite, in_a_row: of those, the
+    last ones without a good one between. best: the best value of the headline metric so far, and when.
     """
 
     iteration: int = 0
     skipped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    in_a_row: int = 0
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
