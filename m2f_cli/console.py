@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 SCHEMA_VERSION = 1
+MOST_NAME = 40  # columns of a terminal that the first column of a table may claim
 
 
 def _console(*, stderr: bool) -> Console:
@@ -59,10 +61,13 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         for row in [list(columns), *texts]:
             console.file.write("\t".join(row) + "\n")  # Rich would turn tabs into spaces
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                  show_edge=False)
     for i, column in enumerate(columns):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts if row[i])
-        table.add_column(column, justify="right" if numeric else "left")
+        # Rows are known by their first column: a name that is cut short is of no use to anybody.
+        is_name = i == 0 and all(len(row[0]) <= MOST_NAME for row in texts)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=is_name)
     for row in texts:
         table.add_row(*row)
     console.print(table, soft_wrap=False)
