@@ -33,10 +33,7 @@ class Windows(NamedTuple):
     pads: Tensor | None
     plain: int
     mask: Tensor | None
-
-    @property
-    def padded(self) -> bool:
-        return self.pads is not None
+    padded: bool
 
     def gather(self, x_RC: Tensor) -> Tensor:
         """(B·(S + padded), C) tokens → (W·T, C) in window order."""
@@ -65,7 +62,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, grad_RC: Tensor) -> tuple[Tensor, None]:
         windows = ctx.windows
         tokens_RC = grad_RC.index_select(0, windows.target)
-        if windows.pads is None:
+        if not windows.padded:
             return tokens_RC, None
         padding_BC = grad_RC.index_select(0, windows.pads.flatten()).unflatten(0, windows.pads.shape).sum(1)
         return windows.with_padding(tokens_RC, padding_BC), None
@@ -82,7 +79,7 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_RC: Tensor) -> tuple[Tensor, None]:
         windows = ctx.windows
-        if windows.pads is not None:
+        if windows.padded:
             grad_RC = windows.with_padding(grad_RC, grad_RC.new_zeros(len(windows.pads), grad_RC.shape[1]))
         return grad_RC.index_select(0, windows.source), None
 
@@ -116,15 +113,11 @@ def windows_of(batch: int, height: int, width: int, window: int, shift: int, dev
     pictures = torch.arange(batch, device=device)[:, None, None] * stride
     all_WT = [(pictures + part).flatten() for part in (tokens_WT[:plain], tokens_WT[plain:])]
     source = torch.cat(all_WT)
-    target = torch.empty(batch * stride, dtype=torch.long, device=device)
-    target[source] = torch.arange(len(source), device=device)
-    target = target.view(batch, stride)[:, : height * width].reshape(-1)
-    pads = None
-    if padded:
-        is_pad = source % stride == height * width
-        pads = is_pad.nonzero().flatten()
-        pads = pads[torch.argsort(source[pads], stable=True)].view(batch, -1)
-    return Windows(source, target, pads, plain * batch, mask)
+    # In the order of tokens, each picture has its tokens once, then its padding as often as it stands somewhere.
+    places_BS = torch.argsort(source, stable=True).view(batch, -1)
+    target = places_BS[:, : height * width].reshape(-1)
+    pads = places_BS[:, height * width :] if padded else None
+    return Windows(source, target, pads, plain * batch, mask, padded)
 
 
 def _bands(size: int, window: int, shift: int, device: torch.device) -> Tensor:
