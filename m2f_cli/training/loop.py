@@ -18,7 +18,7 @@ from ..errors import M2FError
 from ..loss.criterion import normaliser
 from . import distributed
 from .ema import EMA
-from .optimizer import clip_gradients, set_learning_rate
+from .optimizer import clip_gradients, set_learning_rate, train_mode
 from .schedule import factor
 from .state import RunState
 
@@ -92,7 +92,7 @@ def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Ten
     totals: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
-        alone = contextlib.nullcontext() if last or parts.network is parts.model else parts.network.no_sync()
+        alone = contextlib.nullcontext() if last or not distributed.is_active() else parts.network.no_sync()
         with alone:
             losses = losses_of(parts, batch, num_masks)
             parts.scaler.scale(sum(losses.values()) / len(batches)).backward()
@@ -136,7 +136,7 @@ def train(
         M2FError: several steps in a row were not finite.
     """
     config = parts.config
-    parts.model.train()
+    train_mode(parts.model)
     while state.iteration < config.iterations:
         began = time.perf_counter()
         try:

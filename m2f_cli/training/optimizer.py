@@ -110,6 +110,13 @@ def frozen_norms(model: nn.Module) -> Iterator[nn.Module]:
                 yield module
 
 
+def train_mode(model: nn.Module) -> None:
+    """Training mode for the network, except for frozen batch norms."""
+    model.train()
+    for norm in frozen_norms(model):
+        norm.eval()
+
+
 def trainable_table(model: nn.Module) -> list[tuple[str, int, int]]:
     """(part, trainable numbers, all numbers) for each part of the network, for people."""
     rows = []

@@ -31,7 +31,7 @@ from .data import open_split, same_classes, val_split
 from .ema import EMA
 from .logs import check_names, make_loggers
 from .loop import Parts, Step, Trouble, train
-from .optimizer import freeze, frozen_norms, make_optimizer, trainable_table
+from .optimizer import freeze, make_optimizer, train_mode, trainable_table
 from .pictures import draw_batch, draw_curves, draw_results
 from .replay import dump_trouble
 from .state import RunState
@@ -148,7 +148,10 @@ class Run:
         self.parts.scaler.load_state_dict(tree["scaler"])
         if self.parts.ema is not None and tree["ema"] is not None:
             self.parts.ema.load_state_dict(tree["ema"])
-        state.set_random_state(tree["random"], self.parts.device)
+        if distributed.rank() == 0:
+            state.set_random_state(tree["random"], self.parts.device)
+        else:  # only the first process's is kept; the others must not draw the same numbers
+            torch.manual_seed(hash((self.settings.train.seed, tree["iteration"], distributed.rank())) % 2**63)
         self.state = RunState(tree["iteration"], tree["skipped"], tree["best"])
 
     # -- evaluating --
@@ -168,7 +171,7 @@ class Run:
             if distributed.rank() == 0:
                 folder = self.folder / "val" / f"{self.state.iteration:07d}"
                 draw_results(segmenter, self.val_data.records[:4], self.settings.task, folder)
-        _train_mode(model)
+        train_mode(model)
         return result
 
 
@@ -266,12 +269,6 @@ def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
             hint="Change --batch or --micro-batch.",
         )
     return own // micro_batch
-
-
-def _train_mode(model: nn.Module) -> None:
-    model.train()
-    for norm in frozen_norms(model):
-        norm.eval()
 
 
 @contextmanager

@@ -257,6 +257,33 @@ def test_a_signal_that_also_ends_the_workers_is_no_bug(tmp_path):
         loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: False, **nobody)
 
 
+def test_frozen_batch_norms_stand_still_from_the_first_step(tmp_path):
+    tiny = config.load("tiny", ["train.iterations=2", "train.batch=2", "train.loss.num_points=32", "data.scenes.val=2"])
+    before = {}
+    listener = Listener(on_start=lambda r: before.update({k: v.clone() for k, v in r.parts.model.state_dict().items()}))
+    run.start(tiny, tmp_path / "run", Options(init="random", device="cpu", freeze=("backbone",)), listener)
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_compiled_network_accumulates(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network: _Compiled(network))
+    options = Options(init="random", device="cpu", compile=True, micro_batch=1)
+    assert run.start(settings("train.iterations=1"), tmp_path / "run", options).iteration == 1
+
+
+class _Compiled(torch.nn.Module):
+    """As torch.compile's wrapper: another module than the one inside, and no wrapper for several processes."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.inside = network
+
+    def forward(self, *args):
+        return self.inside(*args)
+
+
 def test_accumulation():
     assert accumulation(16, 1, None) == 8 and accumulation(16, 8, None) == 1 and accumulation(3, 1, None) == 3
     assert accumulation(16, 2, 8) == 1
