@@ -153,3 +153,11 @@ def test_tiny_is_small():
     with torch.inference_mode():
         prediction = model(torch.zeros(1, 3, 64, 96))
     assert len(prediction.layers) == 4 and prediction.last.class_logits_BQK.shape == (1, 12, len(CATEGORIES) + 1)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_the_small_presets_differ_in_their_task_alone(task):
+    small, common = ALL[f"small-{task}"], ALL["small-panoptic"]
+    assert (small.task, small.train, small.input) == (task, common.train, common.input)
+    assert task in small.test.tasks and small.model.backbone == common.model.backbone
+    assert build_transforms(small.train.augment)

@@ -31,6 +31,9 @@ def train(
         str | None,
         typer.Option(metavar="REF", help="Weights to start from; random: nothing; by default the backbone's ImageNet."),
     ] = None,
+    init_partial: Annotated[
+        bool, typer.Option("--init-partial", help="--init names a backbone's file that may lack a part of it.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run; by default runs/train/<preset>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, exactly where it was.")] = False,
     batch: Annotated[
@@ -74,7 +77,7 @@ def train(
 
     settings, folder = _settings(preset, out, resume, set_, batch, precision, seed)
     options = training.Options(
-        data=data, init=init, freeze=tuple(freeze or ()), micro_batch=micro_batch, device=device, resume=resume,
+        data=data, init=init, init_partial=init_partial, freeze=tuple(freeze or ()), micro_batch=micro_batch, device=device, resume=resume,
         workers=_workers(workers, devices), loggers=tuple(logger or ()), compile=compile_, keep=keep,
         checkpoint_activations=checkpoint_activations, skip_broken=skip_broken, val_pictures=val_pictures,
     )

@@ -59,6 +59,7 @@ class InitReport:
 def initialise(
     model: MaskClassifier, config: Config, categories: Categories, *, init: str | Path | None = None,
     progress: Progress | None = None, strict_classes: bool = False, resize_windows: bool = False,
+    partial: bool = False,
 ) -> InitReport:
     """Fill a freshly made network with what training starts from. It is filled as reported, or left as it is.
 
@@ -74,6 +75,7 @@ def initialise(
             `weights.pretrained.SOURCES`).
         strict_classes: refuse a file of other classes.
         resize_windows: of weights of a backbone alone; see `weights.pretrained.load_backbone`.
+        partial: a file of a backbone alone may lack tensors, which start fresh.
 
     Raises:
         WeightsError: nothing there, damaged, or weights that do not fit; the message lists what does not.
@@ -82,7 +84,7 @@ def initialise(
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     backbone = config.model.backbone
     if init is not None:
-        alone = load_alone(init, shapes, resize_windows=resize_windows, progress=progress)
+        alone = load_alone(init, shapes, resize_windows=resize_windows, partial=partial, progress=progress)
         if alone is None:
             # No code of the checkpoint is run: its tensors go into a network that is there already.
             checkpoint = weights.load(init, progress=progress, trust_code=True)

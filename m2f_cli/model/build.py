@@ -8,7 +8,7 @@ from typing import Any
 from .. import plugins
 from ..config import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
-from .backbones.resnet import Bottleneck
+from .backbones.resnet import BasicBlock, Bottleneck
 from .backbones.swin import Block
 from .classifier import MaskClassifier
 from .decoders.masked import DecoderLayer
@@ -29,6 +29,7 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> 
     backbone = _make("backbones", config.backbone, trust_code)
     pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, channels=backbone.channels)
     given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}
+    given |= _for_pilots(config)
     return MaskClassifier(backbone, pixel_decoder, _make("decoders", config.decoder, trust_code, **given))
 
 
@@ -40,8 +41,16 @@ def checkpoint_activations(model: MaskClassifier) -> None:
     if hasattr(model.backbone, "net"):
         model.backbone.net.set_grad_checkpointing(True)
     for module in model.modules():
-        if isinstance(module, (Block, Bottleneck, EncoderLayer, DecoderLayer)):
+        if isinstance(module, (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer)):
             recompute(module)
+
+
+def _for_pilots(config: ModelConfig) -> dict[str, bool]:
+    """What mask-piloted training asks of the decoder; MP-Former itself has no learned positions (facts 6.1)."""
+    if config.piloting is None:
+        return {}
+    kept = config.piloting.query_positions
+    return {"piloted": True, "query_positions": config.method != "mpformer" if kept is None else kept}
 
 
 def _make(group: str, component: Component, trust_code: bool, **given: Any) -> Any:

@@ -47,12 +47,14 @@ class Options:
 
     data: the folder of annotated pictures; None for the preset's own (generated pictures only).
     init: weights to start from; None: the backbone's own ImageNet weights; "random": nothing.
+    init_partial: `init` is a file of a backbone alone and may lack a part of it, which starts fresh.
     micro_batch: pictures per forward pass and process; None is at most 2. The rest of `train.batch` is accumulated.
     keep: how many numbered checkpoints are kept beside last and best.
     """
 
     data: Path | None = None
     init: str | None = None
+    init_partial: bool = False
     freeze: tuple[str, ...] = ()
     micro_batch: int | None = None
     workers: int = 0
@@ -223,7 +225,10 @@ def _initialise(
     if options.init == "random":
         return ["The network starts from random numbers."]
     try:
-        report = initialise(model, settings, data.categories, init=options.init, progress=listener.on_download)
+        report = initialise(
+            model, settings, data.categories, init=options.init, partial=options.init_partial,
+            progress=listener.on_download,
+        )
     except Unreachable as error:
         if options.init is not None:
             raise

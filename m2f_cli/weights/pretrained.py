@@ -28,7 +28,7 @@ from .names import OurView, Rule, Shape, Table, refuse, spelled, to_ours
 from .tables import DETECTRON2, OPENMMLAB, TABLES
 
 BACKBONE = "backbone."
-_OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)")  # of Swin: no ImageNet file has them (facts 3.3)
+_OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")  # of Swin: no ImageNet file has them (facts 3.3)
 _ENCODERS = {"huggingface": "model.pixel_level_module.encoder."}  # how a whole model's backbone is called elsewhere
 _BIAS_TABLE = "relative_position_bias_table"
 _FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's `features_only`, not of its models
@@ -56,6 +56,8 @@ _SWIN_STEMS = (
 )
 
 SOURCES: dict[str, Release] = {
+    "resnet18": Release(_TORCHVISION + "resnet18-f37072fd.pth", "BSD-3-Clause", "f37072fd", "IMAGENET1K_V1."),
+    "resnet34": Release(_TORCHVISION + "resnet34-b627a593.pth", "BSD-3-Clause", "b627a593", "IMAGENET1K_V1."),
     "resnet50": Release(
         _TORCHVISION + "resnet50-0676ba61.pth", "BSD-3-Clause", "0676ba61",
         "IMAGENET1K_V1. The published recipes start from R-50, which was made from torchvision's older file "
@@ -153,9 +155,13 @@ def load_backbone(
 
 
 def load_alone(
-    ref: str | Path, shapes: Mapping[str, Shape], *, resize_windows: bool = False, progress: Progress | None = None,
+    ref: str | Path, shapes: Mapping[str, Shape], *, resize_windows: bool = False, partial: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor] | None:
     """As `load_backbone`, from a name of `SOURCES` or a file of a backbone alone; None where `ref` is neither.
+
+    Args:
+        partial: the file may lack tensors of the network. It may hold nothing that the network lacks in any case.
 
     Raises:
         WeightsError: as `load_backbone`.
@@ -170,7 +176,7 @@ def load_alone(
     tensors = containers.read(path).tensors
     table = _table_of(tensors)
     wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
-    return None if table is None else _place(table, tensors, wanted, str(path), resize_windows)
+    return None if table is None else _place(table, tensors, wanted, str(path), resize_windows, partial)
 
 
 def without_counters(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
@@ -186,10 +192,12 @@ def _backbone_of(whole: Checkpoint, shapes: Mapping[str, Shape]) -> dict[str, Te
 
 
 def _place(
-    table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], source: str, resize_windows: bool
+    table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], source: str, resize_windows: bool,
+    partial: bool = False,
 ) -> dict[str, Tensor]:
     view = OurView(table, tensors)
-    wanted = {name: shape for name, shape in shapes.items() if name in view or not _OUTPUT_NORMS.fullmatch(name)}
+    may_lack = re.compile("") if partial else _OUTPUT_NORMS
+    wanted = {name: shape for name, shape in shapes.items() if name in view or not may_lack.match(name)}
     if not any(name in view for name in wanted):
         raise WeightsError(
             f"The backbone in {source} (names of {table.format}) is of another kind than that of the network.",
@@ -200,7 +208,8 @@ def _place(
     try:
         state = to_ours(table, tensors, wanted)
     except WeightsError as error:
-        error.hint = f"They are the backbone of {source}; the network's is described by model.backbone."
+        error.hint = f"They are the backbone of {source}; the network's is described by model.backbone. " \
+            "Where the file lacks a part on purpose, --init-partial leaves that part fresh."
         raise
     return _checked(state)
 

@@ -90,6 +90,43 @@ def test_torchvision_gives_torchvisions_features(torchvision_resnet, torchvision
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """torchvision's network, a file of it, and a file without its last stage."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = randomise(torchvision.models.resnet18(weights=None)).eval()
+    folder = tmp_path_factory.mktemp("resnet18")
+    torch.save(net.state_dict(), folder / "whole.pth")
+    torch.save({k: v for k, v in net.state_dict().items() if "layer4" not in k}, folder / "part.pth")
+    return net, folder / "whole.pth", folder / "part.pth"
+
+
+def test_the_small_resnet_is_torchvisions_too(resnet18):
+    net, whole, _ = resnet18
+    ours = ResNet(18, "basic", "frozen_bn")
+    fill(ours, load_backbone(component("resnet", whole), shapes_of(ours)))
+    for found, expected in zip(features(ours), torchvision_features(net), strict=True):
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_part_of_a_backbone_only_when_asked_for(resnet18):
+    net, _, part = resnet18
+    shapes = shapes_of(ResNet(18, "basic", "frozen_bn"))
+    with pytest.raises(WeightsError, match="missing: backbone.layer4.0.conv1.weight.*") as caught:
+        load_alone(part, shapes)
+    assert "--init-partial" in caught.value.hint
+    state = load_alone(part, shapes, partial=True)
+    assert set(shapes) - set(state) == {name for name in shapes if name.startswith("backbone.stages.3.")}
+    assert torch.equal(state["backbone.stages.2.1.conv2.conv.weight"], net.layer3[1].conv2.weight)
+
+
+def test_a_part_of_another_backbone_is_refused(resnet18):
+    with pytest.raises(WeightsError):
+        load_alone(resnet18[2], shapes_of(ResNet(50, "basic", "frozen_bn")), partial=True)
+
+
 def as_detectron2(name):
     """The renaming of the published conversion (facts 7.1)."""
     name = name if "layer" in name else f"stem.{name}"

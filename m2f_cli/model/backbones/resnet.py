@@ -10,18 +10,37 @@ from torch import Tensor, nn
 
 from ..layers import ConvNorm, FrozenBatchNorm
 
-DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 # SyncBN is ordinary batch norm until training converts it for several processes.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen_bn": FrozenBatchNorm, "sync_bn": nn.BatchNorm2d, "bn": nn.BatchNorm2d,
 }
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (stride, dilation), 1x1 convolutions and a shortcut."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, the first with the stride, and a shortcut: the block of ResNet-18 and -34."""
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, stride: int, dilation: int, norm: Callable):
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Callable):
         super().__init__()
+        self.conv1 = ConvNorm(in_channels, width, 3, norm, stride=stride, dilation=dilation, relu=True)
+        self.conv2 = ConvNorm(width, width, 3, norm)
+        changes = in_channels != width or stride != 1
+        self.shortcut = ConvNorm(in_channels, width, 1, norm, stride=stride) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (stride, dilation), 1x1 convolutions and a shortcut: the block of ResNet-50 and -101."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Callable):
+        super().__init__()
+        out_channels = self.expansion * width
         self.conv1 = ConvNorm(in_channels, width, 1, norm, relu=True)
         self.conv2 = ConvNorm(width, width, 3, norm, stride=stride, dilation=dilation, relu=True)
         self.conv3 = ConvNorm(width, out_channels, 1, norm)
@@ -33,10 +52,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-50 or -101.
+    """ResNet-50 or -101, as published; or one of the small ones, for small data and small machines.
 
     Args:
-        depth: 50 or 101.
+        depth: 18, 34, 50 or 101.
         stem: "basic" is one 7x7 convolution; "deeplab" is three 3x3 ones and dilations 1, 2, 4 in the last stage
             (R50c / R101c), the strides unchanged.
         norm: "frozen_bn" (constants), "sync_bn" or "bn" (trained).
@@ -50,11 +69,12 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if depth not in DEPTHS or norm not in NORMS or stem not in ("basic", "deeplab"):
-            known = f"depth 50 or 101, stem basic or deeplab, norm {', '.join(NORMS)}"
+            known = f"depth 18, 34, 50 or 101, stem basic or deeplab, norm {', '.join(NORMS)}"
             raise ValueError(f"resnet takes {known}; not {depth}, {stem}, {norm}")
         make_norm = NORMS[norm]
         self.stem = nn.Sequential(*_stem(stem, stem_channels, make_norm))
-        out_channels = [4 * width * 2**i for i in range(4)]
+        block = BasicBlock if depth < 50 else Bottleneck
+        out_channels = [block.expansion * width * 2**i for i in range(4)]
         dilations = [(1,)] * 3 + [(1, 2, 4) if stem == "deeplab" else (1,)]
         self.stages = nn.ModuleList()
         in_channels = stem_channels
@@ -63,7 +83,7 @@ class ResNet(nn.Module):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
                 dilation = dilations[i][j % len(dilations[i])]
-                stage.append(Bottleneck(in_channels, width * 2**i, out_channels[i], stride, dilation, make_norm))
+                stage.append(block(in_channels, width * 2**i, stride, dilation, make_norm))
                 in_channels = out_channels[i]
             self.stages.append(stage)
         self.channels = dict(zip((4, 8, 16, 32), out_channels, strict=True))
