@@ -1,20 +1,21 @@
-"""The same training twice, by m2f and by transformers' Mask2Former with its own loss: what is learned per step and per minute.
+"""The same training twice, by m2f and by transformers' Mask2Former with its own loss: figures per step and per minute.
 
     python benchmarks/learning_vs_transformers.py --preset small-semantic --data DIR [--init FILE] [--steps 300]
 
-Both sides start from the same numbers (our network's, under transformers' names), see the same batches in the same order,
-use AdamW with the same groups, schedule and clipping, and freeze the same parts. They differ in how they compute, and in the
-random points of their losses. Steps alternate in one process; only training is timed. Both are judged by our network and
-metric with their weights (that the networks agree is shown in tests/weights/test_transformers_oracle.py).
+Both sides start from the same numbers (our network's, under transformers' names), see the same batches in the same
+order, use AdamW with the same groups, schedule and clipping, and freeze the same parts. They differ in how they compute
+and in the random points of the losses. Steps alternate in one process; only training is timed. Both are judged by our
+network and metric with their weights (that the networks agree is shown in tests/weights/test_transformers_oracle.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import math
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from m2f_cli.training import loop, run
 from m2f_cli.training.optimizer import clip_gradients, settings
 from m2f_cli.training.schedule import factor
 from m2f_cli.weights.huggingface import to_tensors
-from m2f_cli.weights.names import to_ours, to_theirs
+from m2f_cli.weights.names import to_ours
 from m2f_cli.weights.tables import HUGGINGFACE
 
 BASIC = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
@@ -48,10 +49,11 @@ def their_model(ours: run.Run, folder: Path) -> nn.Module:
         feature_size=pixel["dim"], mask_feature_size=pixel["mask_dim"], hidden_dim=decoder["dim"],
         encoder_feedforward_dim=pixel["ffn_dim"], encoder_layers=pixel["num_layers"],
         decoder_layers=decoder["num_layers"] + 1, num_attention_heads=decoder["num_heads"],
-        dim_feedforward=decoder["ffn_dim"], num_queries=decoder["num_queries"], num_labels=len(ours.train_data.categories),
+        dim_feedforward=decoder["ffn_dim"], num_queries=decoder["num_queries"],
+        num_labels=len(ours.train_data.categories),
         class_weight=loss.class_weight, mask_weight=loss.mask_weight, dice_weight=loss.dice_weight,
-        no_object_weight=loss.no_object_weight, train_num_points=loss.num_points, oversample_ratio=loss.oversample_ratio,
-        importance_sample_ratio=loss.importance_ratio,
+        no_object_weight=loss.no_object_weight, train_num_points=loss.num_points,
+        oversample_ratio=loss.oversample_ratio, importance_sample_ratio=loss.importance_ratio,
     )  # fmt: skip
     tree.save_pretrained(folder)
     save_file(to_tensors(ours.parts.model.state_dict(), model), folder / "model.safetensors", metadata={"format": "pt"})
@@ -120,9 +122,8 @@ class Theirs:
         self.optimizer.zero_grad(set_to_none=True)
         height, width = batch.padded_size
         masks = [pad(target.masks().float(), height, width) for target in batch.targets]
-        output = self.model(
-            pixel_values=batch.images_BCHW, mask_labels=masks, class_labels=[target.labels_N for target in batch.targets]
-        )
+        labels = [target.labels_N for target in batch.targets]
+        output = self.model(pixel_values=batch.images_BCHW, mask_labels=masks, class_labels=labels)
         loss = output.loss.sum()
         loss.backward()
         clip_gradients(self.model, self.train.optimizer.clip_norm)
@@ -144,25 +145,61 @@ def pad(masks_NHW: Tensor, height: int, width: int) -> Tensor:
     return nn.functional.pad(masks_NHW, (0, width - masks_NHW.shape[2], 0, height - masks_NHW.shape[1]))
 
 
-def our_step(ours: run.Run, batch: Batch, rate: float) -> float:
-    loop.set_learning_rate(ours.parts.optimizer, rate)
-    loop.train_mode(ours.parts.model)
-    losses, _ = loop.step(ours.parts, [batch])
-    ours.parts.optimizer.step()
-    return float(sum(losses.values()))
+class Ours:
+    """Our training, a step at a time."""
+
+    def __init__(self, prepared: run.Run):
+        self.run = prepared
+        self.parts = prepared.parts
+
+    def step(self, batch: Batch, rate: float) -> float:
+        loop.set_learning_rate(self.parts.optimizer, rate)
+        loop.train_mode(self.parts.model)
+        losses, _ = loop.step(self.parts, [batch])
+        self.parts.optimizer.step()
+        return float(sum(losses.values()))
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
+
+    def judge(self, state: dict[str, Tensor]) -> float:
+        """The headline figure of our network with these weights, which it has for the moment only."""
+        own = self.state()
+        self.parts.model.load_state_dict(state)
+        value = self.run.evaluate().figures[headline(self.run.settings.task)]
+        self.parts.model.load_state_dict(own)
+        return value
 
 
-def judged(ours: run.Run, state: dict[str, Tensor] | None) -> float:
-    """The headline figure of our network, with other weights for the moment."""
-    own = {name: tensor.clone() for name, tensor in ours.parts.model.state_dict().items()}
-    if state is not None:
-        ours.parts.model.load_state_dict(state)
-    value = ours.evaluate().figures[headline(ours.settings.task)]
-    ours.parts.model.load_state_dict(own)
-    return value
+def compare(ours: Ours, theirs: Theirs, every: int, clock: Callable[[], float]) -> Iterator[dict]:
+    """Train both; after each `every` steps and at the end, what each has learned in how many minutes."""
+    train = ours.run.settings.train
+    sides = {"ours": ours, "theirs": theirs}
+    seconds = dict.fromkeys(sides, 0.0)
+    for number, batch in enumerate(itertools.islice(ours.run.loader, train.iterations), 1):
+        rate = train.optimizer.learning_rate * factor(number - 1, train.iterations, train.schedule)
+        losses = {}
+        for name, side in sides.items():
+            began = clock()
+            losses[name] = side.step(batch, rate)
+            seconds[name] += clock() - began
+        if number % every == 0 or number == train.iterations:
+            found = {
+                name: {"figure": ours.judge(side.state()), "minutes": seconds[name] / 60, "loss": losses[name]}
+                for name, side in sides.items()
+            }
+            yield {"step": number, **found}
 
 
-def main() -> None:
+def show(rows: list[dict], name: str) -> None:
+    print(f"\n{'step':>6} {'m2f ' + name:>12} {'minutes':>8} {'transformers ' + name:>18} {'minutes':>8}")
+    for row in rows:
+        ours, theirs = row["ours"], row["theirs"]
+        print(f"{row['step']:>6} {ours['figure']:>12.2f} {ours['minutes']:>8.2f} "
+              f"{theirs['figure']:>18.2f} {theirs['minutes']:>8.2f}")
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small-semantic")
     parser.add_argument("--data", type=Path, required=True)
@@ -177,44 +214,28 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="of the process, for a machine that does other things")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--json", type=Path, help="where to write the table")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    return parser.parse_args()
 
-    overrides = [f"train.iterations={arguments.steps}", f"train.batch={arguments.batch}", f"train.seed={arguments.seed}"]
-    tree = config.load(arguments.preset, [*overrides, *arguments.overrides])
+
+def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    given = {"iterations": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
+    tree = config.load(arguments.preset, [f"train.{k}={v}" for k, v in given.items()] + arguments.overrides)
     options = run.Options(
         data=arguments.data, init=arguments.init or "random", init_partial=True, freeze=tuple(arguments.freeze),
         micro_batch=arguments.batch, val_pictures=arguments.limit,
     )
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        torch.manual_seed(arguments.seed)
-        ours = run.prepare(tree, Path(scratch) / "run", options, torch.device("cpu"), run.Listener())
-        theirs = Theirs(ours, Path(scratch))
-        start = to_theirs(HUGGINGFACE, {"decoder.query_feat.weight": ours.parts.model.decoder.query_feat.weight})
-        assert all(torch.equal(tensor, dict(theirs.model.named_parameters())[name]) for name, tensor in start.items())
-        seconds = {"ours": 0.0, "theirs": 0.0}
-        losses = {"ours": math.nan, "theirs": math.nan}
-        batches = iter(ours.loader)
-        for number in range(arguments.steps):
-            batch = next(batches)
-            rate = tree.train.optimizer.learning_rate * factor(number, arguments.steps, tree.train.schedule)
-            for side, step in (("ours", lambda: our_step(ours, batch, rate)), ("theirs", lambda: theirs.step(batch, rate))):
-                began = clock()
-                losses[side] = step()
-                seconds[side] += clock() - began
-            if (number + 1) % arguments.every == 0 or number + 1 == arguments.steps:
-                values = {"ours": judged(ours, None), "theirs": judged(ours, theirs.state())}
-                rows.append({"step": number + 1, **{
-                    side: {"figure": values[side], "minutes": seconds[side] / 60, "loss": losses[side]} for side in values
-                }})  # fmt: skip
-                print(json.dumps(rows[-1]), flush=True)
-    name = headline(tree.task)
-    print(f"\n{'step':>6} {'m2f ' + name:>12} {'minutes':>8} {'transformers ' + name:>18} {'minutes':>8}")
-    for row in rows:
-        print(f"{row['step']:>6} {row['ours']['figure']:>12.2f} {row['ours']['minutes']:>8.2f} "
-              f"{row['theirs']['figure']:>18.2f} {row['theirs']['minutes']:>8.2f}")
+        ours = Ours(run.prepare(tree, Path(scratch) / "run", options, torch.device("cpu"), run.Listener()))
+        theirs = Theirs(ours.run, Path(scratch))
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        for row in compare(ours, theirs, arguments.every, clock):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    show(rows, headline(tree.task))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
