@@ -16,6 +16,7 @@ from .errors import ConfigError, unknown_name
 BUILT_IN: dict[str, dict[str, str]] = {
     "commands": {
         "train": "m2f_cli.commands.train:train",
+        "eval": "m2f_cli.commands.eval:evaluate",
         "predict": "m2f_cli.commands.predict:predict",
         "presets": "m2f_cli.commands.presets:app",
         "demo": "m2f_cli.commands.demo:demo",
@@ -28,9 +29,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "pixel_decoders": {
         "deformable": "m2f_cli.model.pixel_decoders.deformable:DeformablePixelDecoder",
+        "fapn": "m2f_cli.model.pixel_decoders.fapn:AlignedPixelDecoder",
+        "fpn": "m2f_cli.model.pixel_decoders.fpn:FPNPixelDecoder",
+        "transformer_fpn": "m2f_cli.model.pixel_decoders.transformer_fpn:TransformerFPNPixelDecoder",
     },
     "decoders": {
         "masked": "m2f_cli.model.decoders.masked:MaskedDecoder",
+        "plain": "m2f_cli.model.decoders.plain:PlainDecoder",
+        "per_pixel": "m2f_cli.model.per_pixel:PerPixelDecoder",
+        "per_pixel_plus": "m2f_cli.model.per_pixel:PerPixelPlusDecoder",
     },
     "transforms": {
         "flip": "m2f_cli.data.transforms:Flip",
@@ -38,6 +45,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "large_scale_jitter": "m2f_cli.data.transforms:LargeScaleJitter",
         "fixed_crop": "m2f_cli.data.transforms:FixedCrop",
         "crop": "m2f_cli.data.transforms:RandomCrop",
+        "sometimes_crop": "m2f_cli.data.sometimes_crop:SometimesCrop",
         "color_jitter": "m2f_cli.data.transforms:ColorJitter",
         "pad": "m2f_cli.data.transforms:Pad",
         "drop_vanished": "m2f_cli.data.transforms:DropVanished",
@@ -46,6 +54,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "pq": "m2f_cli.metrics.panoptic_quality:PanopticQuality",
         "ap": "m2f_cli.metrics.average_precision:AveragePrecision",
         "miou": "m2f_cli.metrics.miou:MeanIoU",
+        "boundary-ap": "m2f_cli.metrics.average_precision:BoundaryAveragePrecision",
+        "boundary-iou": "m2f_cli.metrics.boundary:BoundaryIoU",
+        "boundary-iou-mass13k": "m2f_cli.metrics.boundary:MaSS13KBoundaryIoU",
+        "pq-stuff": "m2f_cli.metrics.panoptic_quality:StuffQuality",
+        "pq-per-picture": "m2f_cli.metrics.picture_quality:PictureQuality",
+        "pq-errors": "m2f_cli.metrics.errors:PanopticErrors",
+        "calibration": "m2f_cli.metrics.calibration:PanopticCalibration",
+        "calibration-instance": "m2f_cli.metrics.calibration:InstanceCalibration",
+        "cityscapes-pixels": "m2f_cli.inference.cityscapes_scores:CityscapesPixels",
+        "cityscapes-ap": "m2f_cli.inference.cityscapes_scores:CityscapesObjects",
     },
     "formats": {
         "ade20k": "m2f_cli.data.formats.ade20k:FORMAT",
@@ -66,6 +84,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "color-png": "m2f_cli.inference.output:write_color_png",
         "polygons": "m2f_cli.inference.output:write_polygons",
         "crops": "m2f_cli.inference.output:write_crops",
+        "coco-panoptic-zip": "m2f_cli.inference.server_formats:write_coco_panoptic_zip",
+        "cityscapes-semantic": "m2f_cli.inference.server_formats:write_cityscapes_semantic",
+        "cityscapes-instance": "m2f_cli.inference.server_formats:write_cityscapes_instance",
     },
 }
 

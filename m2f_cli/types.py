@@ -182,10 +182,12 @@ class TrueSegment:
 
 @dataclass
 class PanopticTruth:
-    """An annotated picture: ids_HW (int32) holds ids of `segments`, 0 where nothing is annotated (void)."""
+    """An annotated picture: ids_HW (int32) holds ids of `segments`, 0 where nothing is annotated (void). `source` is
+    the file that it was read from, for official tools that read it themselves."""
 
     ids_HW: np.ndarray
     segments: list[TrueSegment]
+    source: Path | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -194,10 +196,12 @@ class PanopticTruth:
 
 @dataclass
 class SemanticTruth:
-    """An annotated picture: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts."""
+    """An annotated picture: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts.
+    `source` is the file that it was read from."""
 
     labels_HW: np.ndarray
     ignore: int = 255
+    source: Path | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -219,10 +223,12 @@ class TrueObject:
 
 @dataclass
 class InstanceTruth:
-    """An annotated picture: objects that may overlap. `size` is (height, width)."""
+    """An annotated picture: objects that may overlap. `size` is (height, width), `source` the file of a picture that
+    the objects were read from."""
 
     size: tuple[int, int]
     objects: list[TrueObject]
+    source: Path | None = field(default=None, kw_only=True, repr=False, compare=False)
 
 
 Truth: TypeAlias = PanopticTruth | SemanticTruth | InstanceTruth
@@ -233,11 +239,13 @@ Truth: TypeAlias = PanopticTruth | SemanticTruth | InstanceTruth
 
 @dataclass
 class Result:
-    """What was found in one picture. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB)."""
+    """What was found in one picture. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB);
+    `image_id` is the picture's id in its data set's own files, for the COCO formats."""
 
     size: tuple[int, int]
     categories: Categories
     image: Path | np.ndarray | None = field(default=None, kw_only=True, repr=False, compare=False)
+    image_id: int | str | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     def plot(self, image: Any = None) -> Image:
         """The picture with this result drawn over it: outlines, names and scores, one colour per class.

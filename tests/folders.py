@@ -153,6 +153,17 @@ def yolo_seg(folder: Path, lines: str = "1 0.1 0.2 0.5 0.2 0.5 0.7 0.1 0.7\n", *
     return folder
 
 
+def labelme(folder: Path, shapes: list[dict] | None = None, **more: object) -> Path:
+    """One picture with a polygon of a dog, 12 by 10 pixels, or other shapes."""
+    points = [[3, 4], [15, 4], [15, 14], [3, 14]]
+    polygon = {"label": "dog", "shape_type": "polygon", "points": points, "group_id": None, "flags": {}}
+    tree = {"version": "5.5.0", "flags": {}, "shapes": [polygon] if shapes is None else shapes, "imagePath": "a.jpg",
+            "imageData": None, "imageHeight": SIZE[0], "imageWidth": SIZE[1], **more}  # fmt: skip
+    write_picture(folder / "a.jpg")
+    write_json(folder / "a.json", tree)
+    return folder
+
+
 def roboflow(folder: Path) -> Path:
     pairs = [("cells", "none"), ("red", "cells"), ("white", "cells")]
     categories = [{"id": key, "name": name, "supercategory": above} for key, (name, above) in enumerate(pairs)]

@@ -59,6 +59,20 @@ def predict(
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Instance: objects kept before the score; default: the model's own.")
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Look at each picture in several sizes and mirrored; slower, a little better.")
+    ] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=32, metavar="N",
+            help="Do pictures above N pixels in windows of N x N; each is resized to the model's test size, so a "
+            "smaller N shows more detail.",
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float, typer.Option(min=0.01, max=0.5, help="Share of a tile that neighbours have in common.")
+    ] = 0.25,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Go on with an earlier run into --out: finished pictures are kept.")
     ] = False,
@@ -82,6 +96,7 @@ def predict(
 
     from ..inference import journal, pipeline, segmenter
     from ..inference.output import writers_for
+    from ..inference.wrapper import wrapped
 
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
@@ -91,6 +106,8 @@ def predict(
         loaded = segmenter.load(
             model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched
         )
+    source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
+    loaded = wrapped(loaded, tta=tta, tile=tile, overlap=tile_overlap)
     for remark in loaded.notes:
         console.note(remark)
     thresholds = {
@@ -104,11 +121,18 @@ def predict(
 
         summary = pipeline.predict(
             loaded, pictures, task, folder, formats, batch=batch, workers=workers, skip_existing=skip_existing,
-            overwrite=overwrite, thresholds=thresholds, model=model, on_progress=show,
+            overwrite=overwrite, thresholds=thresholds, model=source, on_progress=show,
         )  # fmt: skip
     (_emit if as_json else _print)(summary, folder)
     if summary.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _described(model: str, *, tta: bool, tile: int | None, tile_overlap: float) -> str:
+    """The model and how it looks at pictures; an earlier run goes on only where this is the same."""
+    parts = ["with test-time augmentation"] if tta else []
+    parts += [f"in tiles of {tile}, overlap {tile_overlap:g}"] if tile is not None else []
+    return ", ".join([model, *parts])
 
 
 def next_folder(parent: Path) -> Path:

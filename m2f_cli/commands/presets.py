@@ -25,7 +25,7 @@ Text = Annotated[str | None, typer.Argument(metavar="FILTER", help="Only presets
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 _SWIN_SIZES = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
-_BACKBONE_ORDER = ("r50", "r101", "swin-t", "swin-s", "swin-b", "swin-l")
+_BACKBONE_ORDER = ("r50", "r101", "r101c", "swin-t", "swin-s", "swin-b", "swin-l")
 _METRICS = {
     "pq": "PQ",
     "ap": "AP",
@@ -125,7 +125,7 @@ def backbone_label(config: Config) -> str:
     """A backbone as preset names spell it: r50, swin-t; the component's name for any other."""
     name, options = config.model.backbone.name, config.model.backbone.options
     if name == "resnet":
-        return f"r{options['depth']}"
+        return f"r{options['depth']}{'c' if options['stem'] == 'deeplab' else ''}"
     if name == "swin":
         return _SWIN_SIZES.get((options["embed_dim"], options["depths"][2]), name)
     return name

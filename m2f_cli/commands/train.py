@@ -37,7 +37,11 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run; by default runs/train/<preset>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, exactly where it was.")] = False,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Pictures per step of all processes; default: the preset's.")
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Pictures per step of all processes; default: the preset's. auto: that, as many at once as fit.",
+        ),
     ] = None,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Pictures at once; the rest of a step is accumulated.")
@@ -63,6 +67,9 @@ def train(
         bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and go on.")
     ] = False,
     val_pictures: Annotated[int | None, typer.Option(min=1, help="Evaluate on at most so many.")] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Do not train: sweep the learning rate and suggest one.")
+    ] = False,
     replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Look at a step that was skipped.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The outcome as json on stdout.")] = False,
 ) -> None:
@@ -77,25 +84,30 @@ def train(
 
     settings, folder = _settings(preset, out, resume, set_, batch, precision, seed)
     options = training.Options(
-        data=data, init=init, init_partial=init_partial, freeze=tuple(freeze or ()), micro_batch=micro_batch, device=device, resume=resume,
+        data=data, init=init, init_partial=init_partial, freeze=tuple(freeze or ()),
+        micro_batch=_micro_batch(batch, micro_batch), device=device, resume=resume,
         workers=_workers(workers, devices), loggers=tuple(logger or ()), compile=compile_, keep=keep,
         checkpoint_activations=checkpoint_activations, skip_broken=skip_broken, val_pictures=val_pictures,
     )
     if resume:
         options = _as_before(folder, options)
+    if find_lr:
+        return _find_lr(settings, folder, options, as_json)
     with console.downloads() as fetched, Display(settings.train.iterations) as display:
         listener = training.Listener(
             on_start=display.start, on_step=display.step, on_evaluated=display.evaluated, on_note=console.warn,
             on_download=fetched,
         )
+        listener = listener if _speaks() else training.Listener(on_note=console.warn)
         outcome = training.start(settings, folder, options, listener, ["m2f", *sys.argv[1:]])
-    (_emit if as_json else _print)(outcome)
+    if _speaks():
+        (_emit if as_json else _print)(outcome)
     if outcome.stopped is not None:
         raise typer.Exit(INTERRUPTED)
 
 
 def _settings(
-    preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: int | None,
+    preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: str | None,
     precision: str | None, seed: int | None,
 ) -> tuple[Config, Path]:
     """The configuration and the folder of the run."""
@@ -114,10 +126,23 @@ def _settings(
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
         return config.load(path), folder
     extra = [*(overrides or [])]
-    extra += [f"train.batch={batch}"] if batch else []
+    extra += [f"train.batch={batch}"] if batch not in (None, "auto") else []
     extra += [f"train.precision={precision}"] if precision else []
     extra += [f"train.seed={seed}"] if seed is not None else []
     return config.load(str(preset), extra), folder
+
+
+def _micro_batch(batch: str | None, micro_batch: int | None) -> int | str | None:
+    if batch != "auto":
+        return micro_batch
+    if micro_batch is not None:
+        raise ConfigError(f"--batch auto finds what --micro-batch {micro_batch} says.", hint="Leave one of them out.")
+    return "auto"
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of several that tells how it goes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _workers(asked: int | None, devices: int) -> int:
@@ -170,6 +195,8 @@ class Display:
         self.bar.stop()
 
     def start(self, run: Run) -> None:
+        from ..training import distributed
+
         data, val = run.train_data, run.val_data
         things = sum(category.isthing for category in data.categories)
         classes = f"{len(data.categories)} classes ({things} things, {len(data.categories) - things} stuff)"
@@ -178,9 +205,11 @@ class Display:
         for text in run.notes:
             console.warn(text)
         train = run.settings.train
-        micro = train.batch // run.parts.accumulate
+        processes = distributed.world_size()
+        cut = [run.parts.accumulate, train.batch // (run.parts.accumulate * processes)]
+        shape = " x ".join(map(str, [*([processes] if processes > 1 else []), *cut]))
         console.note(
-            f"{train.iterations} iterations of {train.batch} pictures ({run.parts.accumulate} x {micro}), "
+            f"{train.iterations} iterations of {train.batch} pictures ({shape}), "
             f"{train.precision}, on {run.parts.device}, in {run.folder}."
         )
         rows = [[part, f"{trainable:,}", f"{every:,}"] for part, trainable, every in run.trainable()]
@@ -224,6 +253,33 @@ def _emit(outcome: Outcome) -> None:
         "best": outcome.best, "skipped": outcome.skipped, "seconds": round(outcome.seconds, 3),
         "stopped": outcome.stopped,
     })  # fmt: skip
+
+
+def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) -> None:
+    from ..training import lr_finder
+    from ..training.run import Listener
+
+    if options.resume:
+        raise ConfigError("--find-lr looks for the rate of a new run.", hint="Leave out --resume.")
+    steps = min(lr_finder.STEPS, settings.train.iterations)
+    with console.downloads() as fetched, console.progress("Sweep", steps, "steps") as advance:
+
+        def start(run: Run) -> None:
+            for text in run.notes:
+                console.warn(text)
+
+        listener = Listener(on_start=start, on_download=fetched) if _speaks() else Listener()
+        found = lr_finder.search(settings, folder, options, listener, lambda tried: advance(None))
+    if not _speaks():
+        return
+    files = [str(folder / name) for name in lr_finder.FILES]
+    option = f"--set {lr_finder.KEY}={found.suggested:g}"
+    if as_json:
+        return console.emit_json({"suggested": found.suggested, "option": option, "files": files})
+    ended = "the loss diverged" if found.diverged else "the highest rate that is tried"
+    console.note(f"{len(found.rates)} steps from {found.rates[0]:.0e} to {found.rates[-1]:.0e}: {ended}.")
+    console.out(f"Suggested: {option} (the preset has {settings.train.optimizer.learning_rate:g})")
+    console.out(f"The curve: {files[1]}")
 
 
 def _replay(path: Path, device: str) -> None:

@@ -65,6 +65,7 @@ class Record:
     labels: the class numbers of which there is an object that is no crowd, ascending, without repeats; None where the
         annotation would have to be read for it.
     read_image: reads the pixels, (H, W, 3) uint8 RGB; of the file `image` by default.
+    image_id: the picture's id in the data set's own files; None where those know it by its name.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Record:
     width: int | None = None
     labels: tuple[int, ...] | None = None
     read_image: Callable[[], np.ndarray] = field(default=None, repr=False)
+    image_id: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.read_image is not None:

@@ -25,6 +25,7 @@ from .loading import fold_name
 POSITIONS, LABELS = "decoder.query_embed.weight", "decoder.label_embed.weight"
 QUERIES = ("decoder.query_feat.weight", POSITIONS)
 CLASS_HEAD = ("decoder.class_embed.weight", "decoder.class_embed.bias")
+PIXEL_HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")  # of a per-pixel baseline: without "no object"
 _ONE_SIDED = {  # Mask2Former alone has the first, MP-Former the second (facts 10, trap 1): (wanted, given)
     POSITIONS: (
         "The file has no positions of queries, as MP-Former has none: they start fresh, and until they are trained "
@@ -124,7 +125,9 @@ def _from_checkpoint(
     notes: list[str] = []
     rows = _class_rows(checkpoint, categories, strict_classes, notes)
     head_rows = [*rows, (len(categories), checkpoint.num_classes)]
-    kept = {**dict.fromkeys(CLASS_HEAD, head_rows), LABELS: rows, **_query_rows(shapes, view, notes)}
+    kept = {**dict.fromkeys(CLASS_HEAD, head_rows), **dict.fromkeys((LABELS, *PIXEL_HEAD), rows)}
+    queries_are_classes = POSITIONS in shapes and CLASS_HEAD[0] not in shapes
+    kept |= {POSITIONS: rows} if queries_are_classes else _query_rows(shapes, view, notes)
     for name, (wanted, given) in _ONE_SIDED.items():
         if (name in shapes) != (name in state):
             notes.append(wanted if name in shapes else given)
@@ -134,7 +137,7 @@ def _from_checkpoint(
 def _expected(view: OurView, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """What the file must hold: what the network does, in as many rows as the file has where that may differ."""
     expected = dict(shapes)
-    for name in (*QUERIES, *CLASS_HEAD, LABELS):
+    for name in (*QUERIES, *CLASS_HEAD, *PIXEL_HEAD, LABELS):
         if name in view and name in shapes:
             expected[name] = (view[name][0], *shapes[name][1:])
         elif name in view and name in _ONE_SIDED:
@@ -158,8 +161,8 @@ def _refuse_other_heads(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def _query_rows(shapes: Mapping[str, Shape], view: OurView, notes: list[str]) -> dict[str, Rows]:
-    name = QUERIES[0]
-    if name not in shapes or name not in view:
+    name = next((query for query in QUERIES if query in shapes and query in view), None)
+    if name is None:
         return {}
     ours, theirs = shapes[name][0], view[name][0]
     if ours != theirs:

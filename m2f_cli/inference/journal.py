@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ..errors import ConfigError, DataError, M2FError
 from ..types import Categories, Result
-from . import output
+from . import output, server_formats
 from .output import Writer, atomic
 from .sources import RUN_MARK
 
@@ -24,16 +24,23 @@ class Shared:
     """A format whose pictures share one json file.
 
     write: what each picture still writes of its own.  entry: what it adds to the shared file, from the result, its
-    name and its picture's file name.
+    name and its picture's file name.  pack: what is made of the folder in the end, from it and the journal's head;
+    `packed` is the pattern of its name.
     """
 
     file: str
     write: Writer
     entry: Callable[[Result, str, str], Any]
+    pack: Callable[[Path, dict[str, Any]], Path] | None = None
+    packed: str | None = None
 
 
 SHARED = {
     "coco-panoptic": Shared("panoptic.json", output.write_panoptic_png, output.panoptic_entry),
+    "coco-panoptic-zip": Shared(
+        "panoptic.json", output.write_panoptic_png, output.panoptic_entry,
+        pack=server_formats.pack_run, packed=server_formats.PACKED,
+    ),
     "coco-instance": Shared("instances.json", lambda result, stem: [], output.instance_entry),
 }
 PREDICTIONS = "predictions.json"
@@ -164,8 +171,10 @@ def erase(folder: Path) -> None:
             for name in files:
                 if not Path(name).is_absolute() and ".." not in Path(name).parts:
                     (folder / name).unlink(missing_ok=True)
-    for name in (PREDICTIONS, *(shared.file for shared in SHARED.values()), RUN_MARK):
-        (folder / name).unlink(missing_ok=True)
+    packed = [path for shared in SHARED.values() if shared.packed for path in folder.glob(shared.packed)]
+    files = [folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values()), RUN_MARK)]
+    for path in (*packed, *files):
+        path.unlink(missing_ok=True)
 
 
 # --- the shared files -------------------------------------------------------------------------------------------------
@@ -185,13 +194,15 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
                 yield entry["shared"][format_name] if key is None else entry["shared"][format_name][key]
 
     for name in formats:
-        if name == "coco-panoptic":
+        if name.startswith("coco-panoptic"):
             lists = {key: shared(name, key) for key in ("images", "annotations")}
             head = {"categories": output.coco_categories(categories)}
             _write_lists(journal.folder / SHARED[name].file, head, lists)
         elif name == "coco-instance":
             with atomic(journal.folder / SHARED[name].file) as part, part.open("w", encoding="utf-8") as file:
                 _write_list(file, (record for records in shared(name) for record in records))
+        if name in SHARED and SHARED[name].pack is not None:
+            SHARED[name].pack(journal.folder, journal.head)
 
 
 def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any]]) -> None:

@@ -16,7 +16,7 @@ from ..config import Config, DataConfig, ResizeConfig, TestConfig
 from ..data.categories import class_tables, from_names, load_categories
 from ..errors import WeightsError
 from ..model import MaskClassifier
-from ..types import Categories
+from ..types import Categories, Task
 from ..weights import Checkpoint, Progress
 from ..weights.huggingface import IMAGENET, write_folder
 
@@ -68,7 +68,7 @@ def _network(checkpoint: Checkpoint, trust_code: bool) -> MaskClassifier:
 
 
 def save_huggingface(folder: str | Path, model: MaskClassifier, config: Config, categories: Categories) -> Path:
-    """Write a folder that transformers' Mask2FormerForUniversalSegmentation.from_pretrained loads.
+    """Write a folder that from_pretrained of transformers' Mask2Former or MaskFormer loads.
 
     Raises:
         ExportError: transformers has no such network, or the folder exists already.
@@ -141,8 +141,12 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
         notes.append("The file does not say how pictures are normalised: ImageNet's mean and deviation were assumed.")
     if checkpoint.resize is None:
         notes.append("The file does not say at what size it was tested: 800 by at most 1333 was assumed.")
-    semantic = "semantic" in _name_of(checkpoint.source).lower()
-    tasks = ("semantic",) if semantic else ("panoptic", "instance", "semantic")
+    maskformer = checkpoint.model.method == "maskformer"
+    per_pixel = checkpoint.model.decoder.name.startswith("per_pixel")
+    if per_pixel or "semantic" in _name_of(checkpoint.source).lower():
+        tasks: tuple[Task, ...] = ("semantic",)
+    else:
+        tasks = ("panoptic", "semantic") if maskformer else ("panoptic", "instance", "semantic")
     return Config(
         name=_name_of(checkpoint.source),
         summary=f"read from {checkpoint.source}",
@@ -152,7 +156,8 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
         input=checkpoint.input or IMAGENET,
         test=TestConfig(
             tasks=tasks, resize=checkpoint.resize or _usual_resize(checkpoint.format), size_divisor=32,
-            object_threshold=0.8, overlap_threshold=0.8, top_k=100,
+            object_threshold=0.8, overlap_threshold=0.8, top_k=100, only_sure_pixels=not maskformer,
+            semantic_scores="logits" if per_pixel else "probabilities",
         ),
     )
 

@@ -8,6 +8,7 @@ Layout below the output folder; NAME may hold sub-folders:
     color/NAME.png                the regions in their colours on black
     polygons/NAME.json            outlines and holes of the regions (`write_polygons` has the schema)
     crops/NAME/000_person.png     the regions cut out, RGBA
+    cityscapes-semantic, cityscapes-instance, panoptic_*_results.zip      for evaluation servers, see server_formats.py
     panoptic.json instances.json predictions.json      one per run, see journal.py; `save` writes the first two as
                                   panoptic/NAME.json and instances/NAME.json, for its one picture
 
@@ -45,11 +46,15 @@ FOLDERS = {
     "coco-instance": "instances",
     "label-png": "labels",
     "color-png": "color",
+    "coco-panoptic-zip": "panoptic",
 }
 FITS: dict[str, tuple[Task, ...]] = {
     "coco-panoptic": ("panoptic",),
     "coco-instance": ("instance",),
     "label-png": ("panoptic", "semantic"),
+    "coco-panoptic-zip": ("panoptic",),
+    "cityscapes-semantic": ("panoptic", "semantic"),
+    "cityscapes-instance": ("instance",),
 }
 
 
@@ -133,7 +138,7 @@ def write_json(path: Path, tree: Any) -> list[Path]:
     return [path]
 
 
-def _write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
+def write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
     with atomic(path) as part:
         image.save(part, **options)
     return [path]
@@ -147,19 +152,23 @@ def write_overlay(result: Result, stem: Path) -> list[Path]:
     if max(result.size) > JPEG_EDGE:
         return write_overlay_png(result, stem)
     # 4:4:4 keeps thin coloured outlines crisp.
-    return _write_image(add_suffix(stem, ".jpg"), result.plot(), format="JPEG", quality=92, subsampling=0)
+    return write_image(add_suffix(stem, ".jpg"), result.plot(), format="JPEG", quality=92, subsampling=0)
 
 
 def write_overlay_png(result: Result, stem: Path) -> list[Path]:
     """STEM.png: the picture with the result drawn over it, without loss."""
-    return _write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
+    return write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
 
 
 def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
     """STEM.png: the segment ids as colours, R + 256 G + 65536 B; 0 is void."""
+    return write_image(add_suffix(stem, ".png"), panoptic_image(result), format="PNG")
+
+
+def panoptic_image(result: PanopticMap) -> Image.Image:
     ids_HW = result.ids_HW
     rgb_HW3 = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
-    return _write_image(add_suffix(stem, ".png"), Image.fromarray(rgb_HW3), format="PNG")
+    return Image.fromarray(rgb_HW3)
 
 
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
@@ -188,7 +197,7 @@ def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]
     labels_HW = np.full(result.size, np.iinfo(kind).max, dtype=kind)
     for region in convert.regions(result):
         labels_HW[region.window][region.mask_HW] = ids[region.label]
-    return _write_image(add_suffix(stem, ".png"), Image.fromarray(labels_HW), format="PNG")
+    return write_image(add_suffix(stem, ".png"), Image.fromarray(labels_HW), format="PNG")
 
 
 def write_color_png(result: Result, stem: Path) -> list[Path]:
@@ -196,7 +205,7 @@ def write_color_png(result: Result, stem: Path) -> list[Path]:
     color_HW3 = np.zeros((*result.size, 3), dtype=np.uint8)
     for region, color in draw.colored(convert.backwards(result)):
         color_HW3[region.window][region.mask_HW] = color
-    return _write_image(add_suffix(stem, ".png"), Image.fromarray(color_HW3), format="PNG")
+    return write_image(add_suffix(stem, ".png"), Image.fromarray(color_HW3), format="PNG")
 
 
 def write_polygons(result: Result, stem: Path) -> list[Path]:
@@ -231,22 +240,25 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
         alpha = region.mask_HW.astype(np.uint8) * 255
         cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
         label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"
-        files += _write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
+        files += write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
     return files
 
 
 # --- shared with the run's own files ----------------------------------------------------------------------------------
 
 
-def image_id(name: str) -> int | str:
-    """COCO's own pictures (twelve digits) are known by number, all others by name."""
+def image_id(result: Result, name: str) -> int | str:
+    """The picture's id in its data set; where nobody said it, COCO's own pictures (twelve digits) are known by
+    number, all others by name."""
+    if result.image_id is not None:
+        return result.image_id
     return int(name) if re.fullmatch(r"\d{12}", name) else name
 
 
 def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
     """What one picture adds to panoptic.json: one record of each list."""
     height, width = result.size
-    number = image_id(name)
+    number = image_id(result, name)
     return {
         "images": {"id": number, "file_name": file_name, "width": width, "height": height},
         "annotations": {"image_id": number, "file_name": f"{name}.png", **result.to_coco()},
@@ -255,7 +267,8 @@ def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, 
 
 def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
     """What one picture adds to instances.json: one record per object."""
-    return [{"image_id": image_id(name), **record} for record in result.to_coco()]
+    number = image_id(result, name)
+    return [{"image_id": number, **record} for record in result.to_coco()]
 
 
 def coco_categories(categories: Categories) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..types import Categories, Instances, PanopticMap, Segment, SemanticMap
-from .masks import Band, MaskLogits, bands, resized
+from .masks import Band, MaskLogits, Size, bands, resized
 
 QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
 
@@ -36,7 +36,7 @@ class Claims:
 
 def panoptic(
     class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, object_threshold: float,
-    overlap_threshold: float,
+    overlap_threshold: float, only_sure_pixels: bool = True,
 ) -> PanopticMap:
     """Every pixel goes to at most one segment (facts 5.1, step 5).
 
@@ -44,17 +44,21 @@ def panoptic(
     the highest score times probability. In query order, a query becomes a segment where it owns the pixel and is
     at least half sure, unless less than `overlap_threshold` of its mask stayed visible. Stuff of one class is one
     segment.
+
+    Args:
+        only_sure_pixels: False is MaskFormer's rule: a segment is all that its query owns, sure or not.
     """
     scores_Q, labels_Q = class_logits_QK.float().softmax(-1).max(-1)
     no_object = class_logits_QK.shape[-1] - 1
     kept = ((labels_Q != no_object) & (scores_Q > object_threshold)).nonzero().flatten()
     claims = _claim(masks, kept, scores_Q[kept])
+    shown = claims.visible if only_sure_pixels else claims.owned
     scores, labels = scores_Q[kept].tolist(), labels_Q[kept].tolist()
     segments: list[Segment] = []
     stuff: dict[int, Segment] = {}
     id_of_query = [0] * len(labels)
     for i, (score, label) in enumerate(zip(scores, labels, strict=True)):
-        if not (claims.owned[i] and claims.covered[i] and claims.visible[i]):
+        if not (claims.owned[i] and claims.covered[i] and shown[i]):
             continue
         if claims.owned[i] / claims.covered[i] < overlap_threshold:
             continue
@@ -64,10 +68,12 @@ def panoptic(
             segments.append(segment)
             if not categories[label].isthing:
                 stuff[label] = segment
-        segment.area += claims.visible[i]
+        segment.area += shown[i]
         id_of_query[i] = segment.id
     lookup = torch.tensor([*id_of_query, 0], dtype=torch.int32, device=masks.device)
-    ids_HW = lookup[claims.owner_HW.long()] * claims.sure_HW
+    ids_HW = lookup[claims.owner_HW.long()]
+    if only_sure_pixels:
+        ids_HW = ids_HW * claims.sure_HW
     return PanopticMap(masks.size, categories, ids_HW.to(torch.int32).cpu().numpy(), segments)
 
 
@@ -149,7 +155,9 @@ def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
 # --- semantic ---------------------------------------------------------------------------------------------------------
 
 
-def semantic_scores(class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores: bool) -> Band:
+def semantic_scores(
+    class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores: bool, of_logits: bool = False
+) -> Band:
     """Per-class scores (K - 1, rows, W) at the picture's size, a band of rows at a time (facts 5.1, steps 3 and 4).
 
     score[class] = Σ over queries of class probability · mask probability; "no object" is dropped, nothing renormalised.
@@ -157,24 +165,35 @@ def semantic_scores(class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores
     Args:
         resize_scores: models for semantic segmentation alone compute scores at the network's input size and resize
             the scores; all others resize mask logits first.
+        of_logits: sum mask logits in place of probabilities: for models whose queries are classes, so that it is the
+            class's own logit. Probabilities of large logits round to 1 and would tie.
     """
     probs_QK = class_logits_QK.float().softmax(-1)[:, :-1]
     queries = torch.arange(len(probs_QK), device=masks.device)
     logits = masks.at_input(queries) if resize_scores else masks.at_output(queries)
 
     def scores(start: int, stop: int) -> Tensor:
-        return torch.einsum("qk,qhw->khw", probs_QK, logits(start, stop).sigmoid_())
+        masks_QHW = logits(start, stop)
+        return torch.einsum("qk,qhw->khw", probs_QK, masks_QHW if of_logits else masks_QHW.sigmoid_())
 
     return resized(scores, masks.valid, masks.size) if resize_scores else scores
 
 
-def semantic(class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, resize_scores: bool) -> SemanticMap:
-    """Each pixel gets the class of the highest score; every pixel gets one."""
-    scores = semantic_scores(class_logits_QK, masks, resize_scores=resize_scores)
-    height, width = masks.size
+def semantic(
+    class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, resize_scores: bool, of_logits: bool = False
+) -> SemanticMap:
+    """Each pixel gets the class of the highest score; every pixel gets one. Options as of `semantic_scores`."""
+    scores = semantic_scores(class_logits_QK, masks, resize_scores=resize_scores, of_logits=of_logits)
+    return best_classes(scores, masks.size, categories, maps=sum(class_logits_QK.shape), device=masks.device)
+
+
+def best_classes(
+    scores: Band, size: Size, categories: Categories, *, maps: int, device: torch.device | str
+) -> SemanticMap:
+    """The class of the highest score at each pixel. `maps`: how many planes a band of scores needs while it is made."""
     dtype = torch.uint8 if len(categories) < 255 else torch.int32
-    labels_HW = torch.empty(masks.size, dtype=dtype, device=masks.device)
-    for start, stop in bands(height, width, sum(class_logits_QK.shape)):
+    labels_HW = torch.empty(size, dtype=dtype, device=device)
+    for start, stop in bands(*size, maps):
         labels_HW[start:stop] = scores(start, stop).argmax(0)
     labels = labels_HW.cpu().numpy()
-    return SemanticMap(masks.size, categories, labels if dtype is torch.uint8 else labels.astype(np.uint16))
+    return SemanticMap(size, categories, labels if dtype is torch.uint8 else labels.astype(np.uint16))

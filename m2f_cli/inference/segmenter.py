@@ -21,7 +21,7 @@ from ..errors import ConfigError, M2FError, unknown_name
 from ..types import Categories, Instances, PanopticMap, SemanticMap, Task
 from . import postprocess
 from .loading import load_model
-from .masks import MaskLogits, Size
+from .masks import Band, MaskLogits, Size
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,10 +76,15 @@ def load(
         ref = DEFAULT_MODELS[task or "panoptic"]
     chosen = choose_device(device)
     loaded = load_model(ref, trust_code=trust_code, progress=progress)
-    return Segmenter(
+    segmenter = Segmenter(
         loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=precision,
         source=loaded.source, notes=loaded.notes,
     )
+    if loaded.config.test.slide is None:
+        return segmenter
+    from .slide import sliding  # it stands around a Segmenter
+
+    return sliding(segmenter)
 
 
 def choose_device(name: str) -> torch.device:
@@ -263,6 +268,7 @@ class Segmenter:
                 raw.class_logits_QK, raw.masks, self.categories,
                 object_threshold=test.object_threshold if object_threshold is None else object_threshold,
                 overlap_threshold=test.overlap_threshold if overlap_threshold is None else overlap_threshold,
+                only_sure_pixels=test.only_sure_pixels,
             )
         if task == "instance":
             return postprocess.instances(
@@ -271,8 +277,15 @@ class Segmenter:
                 only_things="panoptic" in test.tasks,
                 score_threshold=DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold,
             )
-        return postprocess.semantic(
-            raw.class_logits_QK, raw.masks, self.categories, resize_scores=test.tasks == ("semantic",)
+        scores, maps = self.semantic_scores(raw), sum(raw.class_logits_QK.shape)
+        return postprocess.best_classes(scores, raw.masks.size, self.categories, maps=maps, device=raw.masks.device)
+
+    def semantic_scores(self, raw: Raw) -> Band:
+        """Class scores (classes, rows, W) of a picture at its own size, a band of rows at a time."""
+        test = self.config.test
+        return postprocess.semantic_scores(
+            raw.class_logits_QK, raw.masks, resize_scores=test.tasks == ("semantic",),
+            of_logits=test.semantic_scores == "logits",
         )
 
 

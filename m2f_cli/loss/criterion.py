@@ -1,7 +1,7 @@
-"""The loss of Mask2Former: classes of all queries, masks of the matched ones, in every layer (facts 4.2).
+"""The loss of mask classification: classes of all queries, masks of the matched ones, in every layer (facts 4.2, 4.3).
 
-Masks are compared at points: mostly where a query is undecided, some anywhere (PointRend). Only matched queries are
-rendered, at stride 4, and that of all layers in one matrix product per picture.
+Mask2Former compares masks at points, MaskFormer at all pixels: see `places`. Only matched queries are rendered, at
+stride 4, and that of all layers in one matrix product per picture.
 """
 
 from __future__ import annotations
@@ -13,15 +13,40 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import LossConfig
 from ..errors import ConfigError
-from ..ops.points import Rand, sample_matched, sample_points, uniform
+from ..ops.points import Rand, uniform
 from ..types import Prediction, Target
-from .masks import bce, dice
+from .masks import bce, dice, focal
 from .matcher import Matcher, Pairs
+from .per_pixel import PerPixelCriterion
+from .places import make_places
 
-_PAIRS_AT_ONCE = 64  # whose candidate points are in memory together: 30 MB at 12544 points
+MASK_LOSSES = {"bce": bce, "focal": focal}
+
+
+def make_criterion(
+    num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform
+) -> Criterion | PerPixelCriterion:
+    """The criterion that a configuration asks for.
+
+    Args:
+        num_classes: without "no object".
+        class_weights: of the class loss, one per class; () is all 1.
+
+    Raises:
+        ConfigError: the number of class weights is not that of the classes.
+    """
+    if class_weights and len(class_weights) != num_classes:
+        raise ConfigError(
+            f"train.class_weights has {len(class_weights)} numbers for {num_classes} classes.",
+            hint="Give one per class, in the order of the data set's classes, or none.",
+        )
+    if config.masks == "per_pixel":
+        return PerPixelCriterion(num_classes, config.class_weight, class_weights)
+    return Criterion(num_classes, config, class_weights, rand)
 
 
 def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
@@ -62,28 +87,20 @@ class Criterion(nn.Module):
         num_classes: without "no object".
         class_weights: of the class loss, one per class; () is all 1. "No object" has `config.no_object_weight`.
         rand: where random points come from.
-
-    Raises:
-        ConfigError: the number of class weights is not that of the classes.
     """
 
     def __init__(
         self, num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform
     ):
         super().__init__()
-        if class_weights and len(class_weights) != num_classes:
-            raise ConfigError(
-                f"train.class_weights has {len(class_weights)} numbers for {num_classes} classes.",
-                hint="Give one per class, in the order of the data set's classes, or none.",
-            )
         weights_K = torch.tensor([*(class_weights or [1.0] * num_classes), config.no_object_weight])
         self.register_buffer("class_weights_K", weights_K, persistent=False)
         self.loss_weights = {"ce": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
-        self.num_points = config.num_points
-        self.num_candidates = int(config.oversample_ratio * config.num_points)
-        self.num_uncertain = int(config.importance_ratio * config.num_points)
-        self.rand = rand
-        self.matcher = Matcher(config.class_weight, config.mask_weight, config.dice_weight, config.num_points, rand)
+        self.places = make_places(config, rand)
+        self.mask_loss = MASK_LOSSES[config.mask_loss]
+        self.matcher = Matcher(
+            config.class_weight, config.mask_weight, config.dice_weight, self.places, config.mask_loss
+        )
         self.stats: dict[str, int] = {}
 
     def forward(
@@ -154,8 +171,8 @@ class Criterion(nn.Module):
 
     def _mask_losses(
         self, prediction: Prediction, pairs: list[Pairs], targets: list[Target], padded_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Cross entropy and dice, summed over the pairs of the batch: (L,) each.
+    ) -> Tensor:
+        """Mask and dice loss, summed over the pairs of the batch: (2, L).
 
         Pictures without targets take part with zero pairs: so every parameter has a gradient on every process.
         """
@@ -165,31 +182,28 @@ class Criterion(nn.Module):
             self._picture_losses(*picture, padded_size)
             for picture in zip(features, embeds_LBQC.unbind(1), pairs, targets, strict=True)
         ]
-        mask_losses, dice_losses = zip(*losses, strict=True)
-        return sum(mask_losses), sum(dice_losses)
+        return sum(losses)
 
     def _picture_losses(
         self, features_CHW: Tensor, embeds_LQC: Tensor, pairs: Pairs, target: Target, padded_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         (L, M), C = pairs.queries_LM.shape, len(features_CHW)
         chosen_LMC = embeds_LQC.gather(1, pairs.queries_LM[..., None].expand(-1, -1, C))
         logits_RHW = (chosen_LMC.view(L * M, C) @ features_CHW.flatten(1)).view(L * M, *features_CHW.shape[1:])
-        points, truths = [], []
         numbers_R = pairs.targets_LM.reshape(-1)
-        for few_RHW, few_R in zip(
-            logits_RHW.detach().split(_PAIRS_AT_ONCE), numbers_R.split(_PAIRS_AT_ONCE), strict=True
-        ):
-            points.append(self._choose_points(few_RHW))
-            truths.append(sample_matched(target, few_R, points[-1], padded_size))
-        logits_RP = sample_points(logits_RHW[:, None], torch.cat(points)).squeeze(1)
-        truth_RP = torch.cat(truths)
-        return tuple(loss(logits_RP, truth_RP).view(L, M).sum(1) for loss in (bce, dice))
+        if self.places.chunk is None:
+            losses_2R = self._pair_losses(logits_RHW, target, numbers_R, padded_size)
+        else:
+            chunks = zip(logits_RHW.split(self.places.chunk), numbers_R.split(self.places.chunk), strict=True)
+            losses_2R = torch.cat([
+                checkpoint(self._pair_losses, few_RHW, target, few_R, padded_size, use_reentrant=False)
+                for few_RHW, few_R in chunks
+            ], dim=1)
+        return losses_2R.view(2, L, M).sum(2)
 
-    def _choose_points(self, logits_RHW: Tensor) -> Tensor:
-        """Points for each mask, (R, P, 2): the most undecided of many random ones, and some more anywhere."""
-        R, device = len(logits_RHW), logits_RHW.device
-        candidates = self.rand((R, self.num_candidates, 2), device)
-        certainty = sample_points(logits_RHW[:, None], candidates).squeeze(1).abs()
-        undecided = certainty.topk(self.num_uncertain, largest=False, sorted=False).indices
-        anywhere = self.rand((R, self.num_points - self.num_uncertain, 2), device)
-        return torch.cat([candidates.gather(1, undecided[..., None].expand(-1, -1, 2)), anywhere], 1)
+    def _pair_losses(
+        self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: tuple[int, int]
+    ) -> Tensor:
+        """Mask and dice loss of each pair: (2, R)."""
+        logits_RP, truth_RP = self.places.of_pairs(logits_RHW, target, numbers_R, padded_size)
+        return torch.stack([self.mask_loss(logits_RP, truth_RP), dice(logits_RP, truth_RP)])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..ops.points import Rand, sample_points, sample_target, uniform
 from ..types import Prediction, Target
-from .masks import pairwise_bce, pairwise_dice
+from .masks import pairwise_bce, pairwise_dice, pairwise_focal
+from .places import AllPixels, RandomPoints
+
+MASK_COSTS = {"bce": pairwise_bce, "focal": pairwise_focal}
 
 # A pair whose cost is not a number is chosen only when no other is left. Small enough that float64, which scipy works
 # in, still tells ordinary costs apart beside it.
@@ -38,18 +40,16 @@ class Matching:
 class Matcher:
     """Weighs class, mask and dice cost and assigns.
 
-    A layer's masks are compared at `num_points` random points per picture, shared by all queries and targets. The mask
-    *features* are sampled there and then multiplied with the embeddings: no mask is rendered.
-
     Args:
-        rand: where random points come from; it is asked once per picture that has targets, for (L, num_points, 2).
+        places: where masks are compared.
+        mask_cost: "bce" or "focal", of every query with every target.
     """
 
     class_weight: float
     mask_weight: float
     dice_weight: float
-    num_points: int
-    rand: Rand = uniform
+    places: RandomPoints | AllPixels
+    mask_cost: Literal["bce", "focal"] = "bce"
 
     def __call__(self, prediction: Prediction, targets: list[Target], padded_size: tuple[int, int]) -> Matching:
         """Assign in all layers and pictures; targets beyond the number of queries stay without one."""
@@ -60,30 +60,23 @@ class Matcher:
         """The costs of each picture: (L, Q, N), fp32 also under autocast, on the device."""
         features_BCHW = prediction.mask_features_BCHW
         with torch.autocast(features_BCHW.device.type, enabled=False):
-            features_BCHW = features_BCHW.float().contiguous(memory_format=torch.channels_last)
             embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
             probs_LBQK = torch.stack([layer.class_logits_BQK for layer in prediction.layers]).float().softmax(-1)
             return [
-                self._picture_costs(features_BCHW[b : b + 1], embeds_LBQC[:, b], probs_LBQK[:, b], target, padded_size)
-                for b, target in enumerate(targets)
+                self._picture_costs(features_CHW.float(), embeds_LBQC[:, b], probs_LBQK[:, b], target, padded_size)
+                for b, (features_CHW, target) in enumerate(zip(features_BCHW, targets, strict=True))
             ]
 
-    def _picture_costs(self, features_1CHW, embeds_LQC, probs_LQK, target, padded_size) -> Tensor:
+    def _picture_costs(self, features_CHW, embeds_LQC, probs_LQK, target, padded_size) -> Tensor:
         L, Q, _ = embeds_LQC.shape
         if not len(target):
             return embeds_LQC.new_empty(L, Q, 0)
-        points_LP2 = self.rand((L, self.num_points, 2), embeds_LQC.device)
         class_costs_LQN = -probs_LQK[:, :, target.labels_N]
-        # One layer after the other: (P, C) features of all layers would be the largest tensor of the whole step.
-        mask_costs = [
-            self._mask_costs(embeds_QC @ sample_points(features_1CHW, points_P2[None])[0],
-                             sample_target(target, points_P2, padded_size))
-            for embeds_QC, points_P2 in zip(embeds_LQC, points_LP2, strict=True)
-        ]
-        return self.class_weight * class_costs_LQN + torch.stack(mask_costs)
+        compared = self.places.for_matching(features_CHW, embeds_LQC, target, padded_size)
+        return self.class_weight * class_costs_LQN + torch.stack([self._mask_costs(*pair) for pair in compared])
 
     def _mask_costs(self, logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
-        return (self.mask_weight * pairwise_bce(logits_QP, truth_NP)
+        return (self.mask_weight * MASK_COSTS[self.mask_cost](logits_QP, truth_NP)
                 + self.dice_weight * pairwise_dice(logits_QP, truth_NP))
 
 

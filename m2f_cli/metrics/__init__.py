@@ -1,4 +1,4 @@
-"""How right results are: panoptic quality, mask average precision, mean intersection over union."""
+"""How right results are: panoptic quality, mask average precision, mean intersection over union and the like."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from ..types import Instances, PanopticMap, SemanticMap, Task, Truth
 
 Figures = dict[str, Any]
+State = dict[str, Any]
 
 
 class Metric(Protocol):
@@ -28,8 +29,22 @@ class Metric(Protocol):
         """Add what `other` collected, after what is here. Parts that are merged in the order of their pictures give
         the figures of one metric that saw all of them, to the last bit."""
 
+    def fresh(self) -> Metric:
+        """An empty one with the same settings."""
+
+    def state(self) -> State:
+        """What was collected, as plain values that survive json to the last bit; of one picture, a few kB."""
+
+    def restore(self, state: State) -> None:
+        """Add what a state holds, as if the metric that it came from was merged.
+
+        Raises:
+            DataError: the state is damaged, or came from a metric with other settings; nothing was added.
+        """
+
     def compute(self) -> Figures:
-        """Name → percent, 0 to 100, and "per_class": class name → (name → percent or count).
+        """Name → percent, 0 to 100; "per_class": class name → (name → percent or count); "tables", where there are
+        any: name → plain lists and dictionaries.
 
         NaN says that there was nothing to measure, such as a class that does not occur. Calling it changes nothing.
         """

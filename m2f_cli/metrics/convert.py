@@ -49,6 +49,18 @@ def check_labels(labels: Iterable[int], num_classes: int) -> None:
         )
 
 
+def check_found(labels: np.ndarray, num_classes: int) -> None:
+    """Refuse a map of classes with numbers that stand for nothing; 255 and 65535 stand for "none".
+
+    Args:
+        labels: the values that occur, int64.
+
+    Raises:
+        DataError: a class number that does not exist.
+    """
+    check_labels(labels[(labels != 255) & (labels != 65535)].tolist(), num_classes)
+
+
 def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
     """The objects of an annotation: of a panoptic one its things, crowds included, as run lengths.
 
@@ -99,11 +111,33 @@ def panoptic_truth(truth: Truth) -> PanopticTruth:
     return PanopticTruth(ids_HW, [TrueSegment(label + 1, label) for label in labels])
 
 
+def flat_truth(truth: Truth) -> PanopticTruth:
+    """An annotation as segments: objects are numbered from 1 on, and where they overlap the later one is on top.
+
+    Raises:
+        ConfigError: the annotation knows no objects; DataError: an object has no shape.
+    """
+    if isinstance(truth, PanopticTruth):
+        return truth
+    if not isinstance(truth, InstanceTruth):
+        raise _wrong_kind("objects", "instance or panoptic", truth)
+    ids_HW = np.zeros(truth.size, dtype=np.int32)
+    for number, each in enumerate(truth.objects, 1):
+        ids_HW[coco_mask.decode(rle_of(each, truth.size)) > 0] = number
+    segments = [TrueSegment(number, each.label, each.iscrowd) for number, each in enumerate(truth.objects, 1)]
+    return PanopticTruth(ids_HW, segments)
+
+
 def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
-    """A result as segments: of a semantic map each class is one segment of score 1; pixels without a class are void."""
+    """A result as segments: of a semantic map each class is one segment of score 1; pixels without a class are void.
+
+    Raises:
+        DataError: a class number that does not exist.
+    """
     if isinstance(result, PanopticMap):
         return result
     labels, _, areas = pair_counts(result.labels_HW, result.labels_HW)
+    check_found(labels, len(result.categories))
     segments = [
         Segment(int(label) + 1, int(label), 1.0, int(area))
         for label, area in zip(labels, areas, strict=True) if label < len(result.categories)

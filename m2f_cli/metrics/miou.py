@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..types import Categories, SemanticMap, Truth
-from . import Figures
-from .convert import check_labels, check_sizes, semantic_truth
+from . import Figures, State
+from .convert import check_found, check_labels, check_sizes, semantic_truth
 from .runs import pair_counts
+from .states import reading, whole
 
 
 class MeanIoU:
@@ -18,6 +19,8 @@ class MeanIoU:
         were written; it matters where classes are rare: ADE20K-Full, Mapillary).
     fwiou: IoU weighted by the class's share of the true pixels.
     macc, pacc: mean of the classes' accuracies, and accuracy of the pixels.
+
+    tables.confusion: pixels, a row for each true class and a column for each found class; the last column is "none".
 
     A pixel that the result leaves without a class is a miss of its true class.
     """
@@ -33,6 +36,7 @@ class MeanIoU:
         check_sizes(result, truth)
         truth, count = semantic_truth(truth, self.categories), len(self.categories)
         true, found, pixels = pair_counts(truth.labels_HW, result.labels_HW)
+        check_found(found, count)
         counted = true != truth.ignore
         true, found, pixels = true[counted], np.minimum(found[counted], count), pixels[counted]
         check_labels(true.tolist(), count)
@@ -40,6 +44,21 @@ class MeanIoU:
 
     def merge(self, other: MeanIoU) -> None:
         self.confusion += other.confusion
+
+    def fresh(self) -> MeanIoU:
+        return MeanIoU(self.categories)
+
+    def state(self) -> State:
+        """{"pixels": [[true class, found class (the number of classes: none), pixels], …]}, of pairs that occur."""
+        true, found = np.nonzero(self.confusion)
+        return {"pixels": np.stack([true, found, self.confusion[true, found]], axis=1).tolist()}
+
+    def restore(self, state: State) -> None:
+        part, count = self.fresh(), len(self.categories)
+        with reading(self):
+            for true, found, pixels in state["pixels"]:
+                part.confusion[whole(true, count), whole(found, count + 1)] += whole(pixels, 2**62)
+        self.merge(part)
 
     def compute(self) -> Figures:
         hits = np.diagonal(self.confusion).astype(np.float64)
@@ -60,4 +79,5 @@ class MeanIoU:
         names = [category.name for category in self.categories]
         rows = [{"iou": 100 * float(i), "acc": 100 * float(a)} for i, a in zip(iou, accuracy, strict=True)]
         percent = {name: 100 * float(value) for name, value in figures.items()}
-        return {**percent, "per_class": dict(zip(names, rows, strict=True))}
+        table = {"classes": names, "pixels": self.confusion.tolist()}
+        return {**percent, "per_class": dict(zip(names, rows, strict=True)), "tables": {"confusion": table}}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from ..types import Categories, PanopticMap, PanopticTruth, SemanticMap, Task, Truth
-from . import Figures
+from ..types import Categories, PanopticMap, PanopticTruth, Segment, SemanticMap, Task, TrueSegment, Truth
+from . import Figures, State
 from .convert import check_labels, check_sizes, panoptic_result, panoptic_truth
 from .runs import pair_counts
+from .states import reading, share, whole
 
 VOID = 0
 
@@ -36,27 +39,52 @@ class PanopticQuality:
     hits, RQ the rest of the product. The means are over classes that occur in results or truth. Figures are equal to
     panopticapi's, run in one process over the same pictures in the same order, to the last bit.
 
+    Kept of each picture are the IoUs of its hits, 8 bytes each: sums of sums would not be equal to the last bit.
+
     Args:
-        task: "panoptic", or "semantic" for maps of classes, where each class of a picture is one segment (the PQ of
-            semantic models in the MaskFormer paper).
+        task: "panoptic", or "semantic" for maps of classes, where each class of a picture is one segment.
     """
 
     def __init__(self, categories: Categories, *, task: Task = "panoptic"):
         self.categories, self.task = categories, task
-        self._seen = Matches()
+        self._ious = [array("d") for _ in categories]
+        self._wrong = np.zeros(len(categories), dtype=np.int64)
+        self._missed = np.zeros(len(categories), dtype=np.int64)
 
     def update(self, result: PanopticMap | SemanticMap, truth: Truth) -> None:
         check_sizes(result, truth)
         found = match(panoptic_result(result), panoptic_truth(truth), len(self.categories))
-        self._add(found)
+        for label, iou in found.hits:
+            self._ious[label].append(iou)
+        for label in found.wrong:
+            self._wrong[label] += 1
+        for label in found.missed:
+            self._missed[label] += 1
 
     def merge(self, other: PanopticQuality) -> None:
-        self._add(other._seen)
+        for own, others in zip(self._ious, other._ious, strict=True):
+            own.extend(others)
+        self._wrong += other._wrong
+        self._missed += other._missed
 
-    def _add(self, found: Matches) -> None:
-        self._seen.hits += found.hits
-        self._seen.wrong += found.wrong
-        self._seen.missed += found.missed
+    def fresh(self) -> PanopticQuality:
+        return PanopticQuality(self.categories, task=self.task)
+
+    def state(self) -> State:
+        """{"classes": [[class number, IoUs of the hits in order, number of wrong, number of missed], …]}, of those
+        classes that occur."""
+        counts = zip(self._ious, self._wrong.tolist(), self._missed.tolist(), strict=True)
+        rows = [[label, ious.tolist(), wrong, missed] for label, (ious, wrong, missed) in enumerate(counts)]
+        return {"classes": [row for row in rows if row[1] or row[2] or row[3]]}
+
+    def restore(self, state: State) -> None:
+        part = self.fresh()
+        with reading(self):
+            for label, ious, wrong, missed in state["classes"]:
+                part._ious[whole(label, len(self.categories))].extend(map(share, ious))
+                part._wrong[label] += whole(wrong)
+                part._missed[label] += whole(missed)
+        self.merge(part)
 
     def compute(self) -> Figures:
         rows = self._rows()
@@ -65,19 +93,32 @@ class PanopticQuality:
         figures: Figures = {}
         for suffix, group in (("", rows), ("_things", things), ("_stuff", stuff)):
             figures |= {key + suffix: _mean(row[key] for row in group) for key in ("pq", "sq", "rq")}
-        names = [category.name for category in self.categories]
-        return {**figures, "per_class": dict(zip(names, map(_in_percent, rows), strict=True))}
+        return {**figures, "per_class": self._per_class(rows)}
 
     def _rows(self) -> list[dict[str, float]]:
-        count, seen = len(self.categories), self._seen
-        labels = np.array([label for label, _ in seen.hits], dtype=np.int64)
-        # bincount adds up in the order of its input: the order of the pictures.
-        ious = np.bincount(labels, weights=[iou for _, iou in seen.hits], minlength=count).tolist()
-        hits, wrong, missed = (
-            np.bincount(np.array(kind, dtype=np.int64), minlength=count).tolist()
-            for kind in (labels, seen.wrong, seen.missed)
-        )
-        return [_row(*values) for values in zip(ious, hits, wrong, missed, strict=True)]
+        # One addition after another, in the order of the pictures, as panopticapi: not `sum`, not numpy's pairs.
+        ious = [functools.reduce(operator.add, each, 0.0) for each in self._ious]
+        hits = map(len, self._ious)
+        return [_row(*values) for values in zip(ious, hits, self._wrong.tolist(), self._missed.tolist(), strict=True)]
+
+    def _per_class(self, rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+        return {category.name: _in_percent(row) for category, row in zip(self.categories, rows, strict=True)}
+
+
+class StuffQuality(PanopticQuality):
+    """PQ of semantic models (MaskFormer paper, PQ^St): each class of a map is one segment, whether countable or not,
+    and what the truth ignores is void. pq_stuff, sq_stuff, rq_stuff: over all classes."""
+
+    def __init__(self, categories: Categories):
+        super().__init__(categories, task="semantic")
+
+    def fresh(self) -> StuffQuality:
+        return StuffQuality(self.categories)
+
+    def compute(self) -> Figures:
+        rows = self._rows()
+        figures = {f"{key}_stuff": _mean(row[key] for row in rows) for key in ("pq", "sq", "rq")}
+        return {**figures, "per_class": self._per_class(rows)}
 
 
 def match(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Matches:
@@ -88,11 +129,14 @@ def match(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Matche
     more than half of it lies on void and the crowd of its class (the last one, where a picture lists several).
 
     Raises:
-        DataError: a class number that does not exist, or ids in the result's map that are no segments.
+        DataError: a class number that does not exist, two segments of one id, or ids in the result's map that are no
+            segments.
     """
     true = {segment.id: segment for segment in truth.segments}
     found = {segment.id: segment for segment in result.segments}
     check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
+    _check_unique(truth.segments, true, "annotation")
+    _check_unique(result.segments, found, "result")
     shared, true_area, found_area = _areas(result, truth)
     _check_ids(found_area, found)
     matches, matched_true, matched_found = Matches(), set(), set()
@@ -132,6 +176,13 @@ def _areas(
     return shared, true_area, found_area
 
 
+def _check_unique(segments: Sequence[Segment | TrueSegment], by_id: Mapping[int, Any], whose: str) -> None:
+    if len(by_id) != len(segments):
+        ids = [segment.id for segment in segments]
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DataError(f"The {whose} has several segments of the id {twice}.")
+
+
 def _check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
     unknown = sorted(set(in_map) - set(known) - {VOID})
     if unknown:
@@ -149,7 +200,7 @@ def _row(iou: float, hits: int, wrong: int, missed: int) -> dict[str, float]:
 def _mean(shares: Iterable[float]) -> float:
     """In percent, over those that are numbers; NaN when there are none."""
     present = [share for share in shares if not math.isnan(share)]
-    # One addition after another, as panopticapi: the `sum` of Python 3.12 and later rounds in another way.
+    # Not `sum`, which from Python 3.12 on rounds in another way than panopticapi.
     return 100 * (functools.reduce(operator.add, present, 0.0) / len(present)) if present else math.nan
 
 

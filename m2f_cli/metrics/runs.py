@@ -9,10 +9,11 @@ import numpy as np
 
 def starts_of_runs(*maps_HW: np.ndarray) -> np.ndarray:
     """Flat positions (int64, ascending) where any of some maps of one size changes its value; 0 is the first."""
-    flat = [map_HW.ravel() for map_HW in maps_HW]
-    changes = np.zeros(flat[0].size, dtype=bool)
+    first, *others = (map_HW.ravel() for map_HW in maps_HW)
+    changes = np.empty(first.size, dtype=bool)
     changes[:1] = True
-    for values in flat:
+    np.not_equal(first[1:], first[:-1], out=changes[1:])
+    for values in others:
         changes[1:] |= values[1:] != values[:-1]
     return np.flatnonzero(changes)
 
@@ -21,18 +22,20 @@ def pair_counts(first_HW: np.ndarray, second_HW: np.ndarray) -> tuple[np.ndarray
     """Which pairs of values two maps have at the same pixel, and how often.
 
     Args:
-        first_HW, second_HW: whole numbers from 0 to 2^31 - 1, of one size.
+        first_HW, second_HW: whole numbers from -2^31 to 2^31 - 1, of one size.
 
     Returns:
         The values of the first, those of the second, and the counts in pixels (int64 each), ascending by the first
-        value, then by the second.
+        value, then by the second (negative ones after the others).
     """
     starts = starts_of_runs(first_HW, second_HW)
     lengths = np.diff(starts, append=first_HW.size)
-    pairs = (first_HW.ravel()[starts].astype(np.int64) << 32) | second_HW.ravel()[starts].astype(np.int64)
-    pairs, place = np.unique(pairs, return_inverse=True)
-    counts = np.bincount(place, weights=lengths, minlength=len(pairs)).astype(np.int64)
-    return pairs >> 32, pairs & 0xFFFFFFFF, counts
+    first, second = (values.ravel()[starts].astype(np.int64) for values in (first_HW, second_HW))
+    pairs = (first << 32) | (second & 0xFFFFFFFF)
+    present = np.unique(pairs)
+    place = np.searchsorted(present, pairs)  # a third faster than `return_inverse`, which sorts positions
+    counts = np.bincount(place, weights=lengths, minlength=len(present)).astype(np.int64)
+    return present >> 32, present.astype(np.int32).astype(np.int64), counts
 
 
 def renamed(map_HW: np.ndarray, names: Mapping[int, int], other: int, dtype: type) -> np.ndarray:

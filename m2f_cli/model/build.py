@@ -12,8 +12,12 @@ from .backbones.resnet import BasicBlock, Bottleneck
 from .backbones.swin import Block
 from .classifier import MaskClassifier
 from .decoders.masked import DecoderLayer
+from .decoders.plain import PlainLayer
 from .layers import recompute
 from .pixel_decoders.deformable import EncoderLayer
+from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
+
+_RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
 def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> MaskClassifier:
@@ -30,7 +34,8 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> 
     pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, channels=backbone.channels)
     given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}
     given |= _for_pilots(config)
-    return MaskClassifier(backbone, pixel_decoder, _make("decoders", config.decoder, trust_code, **given))
+    decoder = _make("decoders", config.decoder, trust_code, **given)
+    return MaskClassifier(backbone, pixel_decoder, decoder, num_classes)
 
 
 def checkpoint_activations(model: MaskClassifier) -> None:
@@ -41,7 +46,7 @@ def checkpoint_activations(model: MaskClassifier) -> None:
     if hasattr(model.backbone, "net"):
         model.backbone.net.set_grad_checkpointing(True)
     for module in model.modules():
-        if isinstance(module, (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer)):
+        if isinstance(module, _RECOMPUTED):
             recompute(module)
 
 
@@ -50,7 +55,8 @@ def _for_pilots(config: ModelConfig) -> dict[str, bool]:
     if config.piloting is None:
         return {}
     kept = config.piloting.query_positions
-    return {"piloted": True, "query_positions": config.method != "mpformer" if kept is None else kept}
+    asked = {"piloted": True, "query_positions": config.method != "mpformer" if kept is None else kept}
+    return {name: value for name, value in asked.items() if name not in config.decoder.options}
 
 
 def _make(group: str, component: Component, trust_code: bool, **given: Any) -> Any:

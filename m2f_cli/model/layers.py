@@ -60,15 +60,16 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, linear."""
+    """Linear, ReLU, dropout, linear."""
 
-    def __init__(self, dim: int, hidden_dim: int):
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, dim)
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(x), inplace=True))
+        return self.linear2(dropout(F.relu(self.linear1(x), inplace=True), self.dropout, self.training))
 
 
 class MLP(nn.Module):
@@ -86,27 +87,37 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate query, key and value inputs; one packed input projection (q, k, v rows)."""
+    """Multi-head attention with separate query, key and value inputs; one packed input projection (q, k, v rows).
 
-    def __init__(self, dim: int, num_heads: int):
+    dropout: of the attention weights, in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(
         self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None
     ) -> Tensor:
-        """Attend; `may_attend_BQS` is True where a query may look, the same for all heads."""
+        """Attend; `may_attend_BQS` is True where a query may look, the same for all heads, or (B, A, Q, S)."""
         weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         inputs = (query_BQC, key_BSC, value_BSC)
         q, k, v = (
             F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, w, b in zip(inputs, weights, biases, strict=True)
         )
-        mask = None if may_attend_BQS is None else may_attend_BQS.unsqueeze(1)
-        attended_BAQD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        per_head = may_attend_BQS is None or may_attend_BQS.dim() == 4
+        mask = may_attend_BQS if per_head else may_attend_BQS.unsqueeze(1)
+        rate = self.dropout if self.training else 0.0
+        attended_BAQD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return self.out_proj(attended_BAQD.transpose(1, 2).flatten(2))
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """`F.dropout` that costs nothing, and draws no random numbers, where it does nothing."""
+    return F.dropout(x, rate) if training and rate > 0 else x
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:

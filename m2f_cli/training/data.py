@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config
 from ..data.detect import open_data
-from ..data.records import DataSet
+from ..data.records import DataSet, Record
 from ..data.synthetic_data import synthetic_dataset
 from ..errors import ConfigError, DataError
+from ..types import InstanceTruth
+
+Splits = tuple[DataSet, DataSet | None]  # to train on, to evaluate on
+
+
+def open_splits(settings: Config, folder: Path | None, val_limit: int | None, notes: list[str]) -> Splits:
+    """What a run trains and evaluates on; `notes` takes what a person should know. See `open_split`, `val_split`."""
+    return open_split(settings, folder, "train"), val_split(settings, folder, val_limit, notes)
 
 
 def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
     """A split of the data that a run uses.
 
+    For instances the classes are the things alone: a class that nothing is ever annotated with would be trained to be
+    absent, and would count as a class in every mean.
+
     Raises:
-        ConfigError: a preset without data of its own needs a folder. DataError: the folder cannot be used.
+        ConfigError: a preset without data of its own needs a folder. DataError: the folder cannot be used, or has no
+            things to train instances on.
     """
+    data = _open(settings, folder, split)
+    return things_only(data) if settings.task == "instance" else data
+
+
+def _open(settings: Config, folder: Path | None, split: str) -> DataSet:
     if folder is not None:
         data = settings.data
         return open_data(
@@ -33,6 +52,44 @@ def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
         f"The preset {settings.name} trains on {settings.data.dataset}, and m2f does not know where that is.",
         hint="Pass --data DIR.",
     )
+
+
+def things_only(data: DataSet) -> DataSet:
+    """A data set of instances without its stuff classes; the things are numbered anew.
+
+    Raises:
+        DataError: there are no things.
+    """
+    numbers = {label: new for new, label in enumerate(i for i, c in enumerate(data.categories) if c.isthing)}
+    if len(numbers) == len(data.categories):
+        return data
+    if not numbers:
+        raise DataError(
+            f"None of the {len(data.categories)} classes of {data.name} is a thing: there are no instances.",
+            hint="Train the task semantic, or mark the things in the annotations.",
+        )
+    records = [_of_things(record, numbers) for record in data.records]
+    return dataclasses.replace(data, categories=tuple(data.categories[old] for old in numbers), records=records)
+
+
+def _of_things(record: Record, numbers: Mapping[int, int]) -> Record:
+    labels = record.labels and tuple(numbers[label] for label in record.labels if label in numbers)
+    return dataclasses.replace(record, labels=labels, read_truth=ReadThings(record.read_truth, numbers))
+
+
+@dataclass(frozen=True)
+class ReadThings:
+    """Reads the objects of a picture and gives those of the classes in `numbers` their new numbers."""
+
+    read: Callable[[], InstanceTruth]
+    numbers: Mapping[int, int]
+
+    def __call__(self) -> InstanceTruth:
+        truth = self.read()
+        kept = (item for item in truth.objects if item.label in self.numbers)
+        return dataclasses.replace(
+            truth, objects=[dataclasses.replace(item, label=self.numbers[item.label]) for item in kept]
+        )
 
 
 def val_split(settings: Config, folder: Path | None, limit: int | None, notes: list[str]) -> DataSet | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import subprocess
+import signal
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import ConfigError
+
+INTERRUPTED = 130
 
 
 def is_active() -> bool:
@@ -76,15 +80,33 @@ def any_of_us(flag: bool, device: torch.device) -> bool:
 
 
 def launch(devices: int, arguments: Sequence[str]) -> int:
-    """Run `m2f` with the same arguments in `devices` processes on this machine, through torchrun; its exit code.
+    """Run `m2f` with the same arguments in `devices` processes on this machine, as torchrun would.
+
+    Returns:
+        The exit code of the first that failed, which has said why; 0 when none did.
 
     Raises:
         ConfigError: fewer GPUs than asked for.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise ConfigError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs.")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
-        "-m", "m2f_cli", *arguments,
-    ]
-    return subprocess.run(command, check=False).returncode
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would tell of the failure again
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    where = LaunchConfig(1, 1, devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                         max_restarts=0)  # fmt: skip
+    try:
+        elastic_launch(where, sys.executable)("-m", "m2f_cli", *arguments)
+    except ChildFailedError as error:
+        return _shell_code(error.get_first_failure()[1].exitcode)
+    except SignalException as stop:
+        return INTERRUPTED if stop.sigval == signal.SIGINT else _shell_code(-stop.sigval)
+    return 0
+
+
+def _shell_code(code: int) -> int:
+    """As a shell gives it: 128 and the signal that ended a process."""
+    return code if code >= 0 else 128 - code

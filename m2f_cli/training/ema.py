@@ -46,4 +46,5 @@ class EMA:
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]
-        self.average = state["average"]
+        for name, tensor in state["average"].items():
+            self.average[name].copy_(tensor)

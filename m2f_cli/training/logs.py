@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,14 +54,12 @@ def _forget_after(path: Path, iteration: int) -> None:
 
 
 class TensorBoard:
-    """TensorBoard event files in the run's folder."""
+    """TensorBoard event files in the run's folder. Steps that a resumed run does again replace the old ones."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise MissingDependency("tensorboard", "--logger tensorboard", "tensorboard") from error
-        self.writer = SummaryWriter(str(folder))
+    package, module = "tensorboard", "torch.utils.tensorboard"
+
+    def __init__(self, folder: Path, config: dict[str, Any], from_iteration: int = 0):
+        self.writer = _module_of(type(self)).SummaryWriter(str(folder), purge_step=from_iteration or None)
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -69,45 +70,63 @@ class TensorBoard:
 
 
 class _Tracker:
-    """wandb, and trackio which has the same three calls."""
+    """wandb, and trackio which has the same three calls. A resumed run is a further one of the same name there."""
 
     package: str
+    module: str
 
-    def __init__(self, folder: Path, config: dict[str, Any]):
-        import importlib
+    def __init__(self, folder: Path, config: dict[str, Any], from_iteration: int = 0):
+        self.tracker = _module_of(type(self))
+        with contextlib.redirect_stdout(sys.stderr):  # they tell where the run is; stdout is for results
+            self.tracker.init(project="m2f", name=folder.name, config=config, **self.where(folder))
 
-        try:
-            self.module = importlib.import_module(self.package)
-        except ModuleNotFoundError as error:
-            raise MissingDependency(self.package, f"--logger {self.package}", self.package) from error
-        self.module.init(project="m2f", name=folder.name, config=config)
+    def where(self, folder: Path) -> dict[str, str]:
+        """Options of `init` that say where files are kept."""
+        return {}
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
-        self.module.log({f"{kind}/{name}": value for name, value in values.items()}, step=iteration)
+        self.tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=iteration)
 
     def close(self) -> None:
-        self.module.finish()
+        with contextlib.redirect_stdout(sys.stderr):
+            self.tracker.finish()
 
 
 class WandB(_Tracker):
-    package = "wandb"
+    """Weights & Biases: in the run's folder, and online unless WANDB_MODE=offline."""
+
+    package = module = "wandb"
+
+    def where(self, folder: Path) -> dict[str, str]:
+        return {"dir": str(folder)}
 
 
 class Trackio(_Tracker):
-    package = "trackio"
+    """Trackio: in its own database (TRACKIO_DIR), where `trackio show` finds all runs."""
+
+    package = module = "trackio"
 
 
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
-def check_names(names: Iterable[str]) -> None:
-    """
+def check_loggers(names: Iterable[str]) -> None:
+    """Before anything is written.
+
     Raises:
-        ConfigError: a logger that does not exist.
+        ConfigError: a logger that does not exist. MissingDependency: its package is not installed.
     """
     for name in names:
         if name not in LOGGERS:
             raise unknown_name("logger", name, LOGGERS)
+        _module_of(LOGGERS[name])
+
+
+def _module_of(logger: type[TensorBoard | _Tracker]) -> Any:
+    try:
+        return importlib.import_module(logger.module)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(logger.package, f"--logger {logger.package}", logger.package) from error
 
 
 def make_loggers(names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int) -> list[Logger]:
@@ -116,6 +135,6 @@ def make_loggers(names: Iterable[str], folder: Path, config: dict[str, Any], *, 
     Raises:
         ConfigError: an unknown name; MissingDependency: a package that is not installed.
     """
-    check_names(names)
+    check_loggers(names)
     first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration)
-    return [first, *(LOGGERS[name](folder, config) for name in names)]
+    return [first, *(LOGGERS[name](folder, config, from_iteration) for name in names)]

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..data.loader import Batch
 from ..errors import M2FError
-from ..loss.criterion import normaliser
+from ..loss import Pairs, Piloted, normaliser
+from ..model.piloting import Piloting, Pilots
+from ..types import Prediction
 from . import distributed
 from .ema import EMA
 from .optimizer import clip_gradients, set_learning_rate, train_mode
@@ -28,7 +30,10 @@ PATIENCE = 5  # steps in a row that may be skipped before training stops
 
 @dataclass
 class Parts:
-    """What a step works with. `network` is `model`, or its wrapper for several processes."""
+    """What a step works with. `network` is `model`, or its wrapper for several processes. `frozen`: see `freeze`.
+
+    piloting: makes MP-Former's pilots; None without them.
+    """
 
     config: TrainConfig
     model: nn.Module
@@ -39,6 +44,8 @@ class Parts:
     ema: EMA | None
     device: torch.device
     accumulate: int
+    frozen: tuple[str, ...] = ()
+    piloting: Piloting | None = None
 
 
 @dataclass
@@ -103,11 +110,34 @@ def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Ten
 
 
 def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor]:
-    """The weighted losses of one batch."""
+    """The weighted losses of one batch; with pilots their losses too."""
     dtype = DTYPES[parts.config.precision]
+    pilots = None if parts.piloting is None else parts.piloting(batch.targets, batch.padded_size)
     with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32):
-        prediction = parts.network(batch.images_BCHW)
-    return parts.criterion(prediction, batch.targets, batch.padded_size, num_masks)
+        prediction = parts.network(batch.images_BCHW, *([] if pilots is None else [pilots]))
+    truth = (batch.targets, batch.padded_size, num_masks)
+    if pilots is None:
+        return parts.criterion(prediction, *truth)
+    prediction, answers = pilots.split(prediction)
+    if len(pilots):
+        losses = parts.criterion(prediction, *truth, pilots=_supervised(pilots, answers))
+    else:  # every process reports the same losses, whatever it sees
+        losses = parts.criterion(prediction, *truth)
+        losses |= {_of_pilots(name): torch.zeros_like(loss) for name, loss in losses.items()}
+    if not pilots.config.class_loss:
+        losses = {name: loss for name, loss in losses.items() if not name.startswith("loss_ce_dn")}
+    return losses
+
+
+def _supervised(pilots: Pilots, answers: Prediction) -> Piloted:
+    pairs = [Pairs(*picture) for picture in pilots.pairs(len(answers.layers))]
+    return Piloted(answers, pairs, pilots.groups)
+
+
+def _of_pilots(name: str) -> str:
+    """loss_ce_0 → loss_ce_dn_0."""
+    first, kind, *number = name.split("_")
+    return "_".join([first, kind, "dn", *number])
 
 
 def train(
@@ -136,7 +166,7 @@ def train(
         M2FError: several steps in a row were not finite.
     """
     config = parts.config
-    train_mode(parts.model)
+    train_mode(parts.model, parts.frozen)
     while state.iteration < config.iterations:
         began = time.perf_counter()
         try:
@@ -148,8 +178,8 @@ def train(
         data_seconds = time.perf_counter() - began
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)
-        values, norm = _to_host(*step(parts, chosen))
-        finite = _apply(parts, values, norm)
+        values, norm = to_host(*step(parts, chosen))
+        finite = apply(parts, values, norm)
         if finite is None:
             _note_trouble(state, Trouble(state.iteration, values, norm, chosen), on_trouble)
         else:
@@ -165,7 +195,7 @@ def train(
     return True
 
 
-def _apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:
+def apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:
     """Step with the gradients as they are: True. False: fp16 overflowed, which the scaler answers by leaving the step
     out and lowering its scale. None: the loss, or a gradient without a scaler, is not finite; nothing was changed."""
     usable = math.isfinite(sum(values.values()))
@@ -193,7 +223,7 @@ def _note_trouble(state: RunState, trouble: Trouble, on_trouble: Callable[[Troub
         )
 
 
-def _to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], float]:
+def to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], float]:
     """Losses summed over layers (loss_ce, loss_mask, loss_dice) and the norm, in one transfer: the ranks' mean."""
     kinds: dict[str, Tensor] = {}
     for name, loss in losses.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +80,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
     """Stop training every parameter whose name begins with one of `prefixes`; returns how many numbers that are.
 
-    Norm layers with running statistics below a prefix stay in evaluation mode, also when training begins.
+    The statistics of batch norms below a prefix are to stand still too: tell `train_mode` the prefixes.
 
     Raises:
         ConfigError: a prefix that nothing begins with.
@@ -88,7 +88,7 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
     frozen = 0
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:
-        begins = [name for name in names if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
+        begins = [name for name in names if _below(name, prefix)]
         if not begins:
             known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
             close = nearest(prefix, known) or known[:4]
@@ -101,20 +101,25 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
     return frozen
 
 
-def frozen_norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Batch norms whose own parameters are frozen: their statistics must not move either."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                yield module
+def frozen_norms(model: nn.Module, prefixes: Sequence[str]) -> Iterator[nn.Module]:
+    """Batch norms in frozen parts: their statistics must not move either.
+
+    Names say it, not `requires_grad`: MMSegmentation fixes scale and shift while the statistics move (facts 2.6).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(_below(name, prefix) for prefix in prefixes):
+            yield module
 
 
-def train_mode(model: nn.Module) -> None:
-    """Training mode for the network, except for frozen batch norms."""
+def train_mode(model: nn.Module, frozen: Sequence[str] = ()) -> None:
+    """Training mode for the network, except for the batch norms of its frozen parts."""
     model.train()
-    for norm in frozen_norms(model):
+    for norm in frozen_norms(model, frozen):
         norm.eval()
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
 def trainable_table(model: nn.Module) -> list[tuple[str, int, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..data.dataset import Draw, TrainingSample, TrainingSet, drop_empty
 from ..data.records import DataSet, Record
 from ..data.transforms import build_transforms
 from ..inference.draw import plot
-from ..inference.output import write_overlay
+from ..inference.output import atomic, write_overlay
 from ..inference.segmenter import Segmenter
 from ..types import Categories, Instances, PanopticMap, Segment, Target, Task
 
@@ -85,6 +86,18 @@ def draw_curves(metrics: Path, path: Path) -> Path:
     return path
 
 
+def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float, path: Path) -> Path:
+    """The losses of a learning-rate sweep over the logarithm of the rate, and where the suggestion lies."""
+    points = [(math.log10(rate), loss) for rate, loss in zip(rates, losses, strict=True)]
+    nearest = min(points, key=lambda point: abs(point[0] - math.log10(suggested)))
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    curves = {"loss": points, f"suggested {suggested:.1e}": [nearest]}
+    _panel(ImageDraw.Draw(picture), 0, "learning rate", curves, points[0][0], lambda x: f"{10**x:.0e}")
+    with atomic(path) as part:
+        picture.save(part, "PNG")
+    return path
+
+
 def _smooth(points: list[tuple[int, float]], weight: float = 0.95) -> list[tuple[int, float]]:
     """Exponential average, without the pull of its start."""
     smoothed, average, total = [], 0.0, 0.0
@@ -97,7 +110,10 @@ def _smooth(points: list[tuple[int, float]], weight: float = 0.95) -> list[tuple
 COLORS = ("#1f5fbf", "#c23b22", "#2b8a3e", "#7b3fa0")
 
 
-def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
+def _panel(
+    draw: ImageDraw.ImageDraw, top: int, title: str, curves: dict[str, list[tuple[float, float]]], first: float = 0.0,
+    x_label: Callable[[float], str] = lambda x: f"{int(x)}",
+) -> None:
     font = ImageFont.load_default(13)
     draw.text((MARGIN, top + 8), title, fill="black", font=font)
     if not curves:
@@ -105,18 +121,18 @@ def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, curves: dict[str, li
         return
     xs, ys = zip(*(point for curve in curves.values() for point in curve), strict=True)
     low, high = min(ys), max(ys) if max(ys) > min(ys) else min(ys) + 1.0
-    last = max(max(xs), 1)
+    last = max(max(xs), first + 1)
 
-    def place(point: tuple[int, float]) -> tuple[float, float]:
-        x = MARGIN + point[0] / last * (WIDTH - 2 * MARGIN)
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        x = MARGIN + (point[0] - first) / (last - first) * (WIDTH - 2 * MARGIN)
         return x, top + HEIGHT - 32 - (point[1] - low) / (high - low) * (HEIGHT - 72)
 
     for value in np.linspace(low, high, 5):
-        y = place((0, float(value)))[1]
+        y = place((first, float(value)))[1]
         draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill="#e4e4e4")
         draw.text((6, y - 8), f"{value:.3g}", fill="gray", font=font)
-    for value in np.linspace(0, last, 5):
-        draw.text((place((int(value), low))[0] - 12, top + HEIGHT - 24), f"{int(value)}", fill="gray", font=font)
+    for value in np.linspace(first, last, 5):
+        draw.text((place((value, low))[0] - 12, top + HEIGHT - 24), x_label(value), fill="gray", font=font)
     for i, (name, curve) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
         places = [place(point) for point in curve]

@@ -9,7 +9,7 @@ import torch
 from .. import model as networks
 from ..config import Config
 from ..data.loader import Batch
-from ..loss.criterion import Criterion
+from ..loss.criterion import make_criterion
 from ..types import Target
 from . import state
 from .loop import Trouble
@@ -29,7 +29,7 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
     ]
     state.write(path, {
         "iteration": trouble.iteration, "losses": trouble.losses, "batches": batches, "model": model.state_dict(),
-        "config": settings.model_dump_json(), "num_classes": model.decoder.class_embed.out_features - 1,
+        "config": settings.model_dump_json(), "num_classes": model.num_classes,
     })  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     model = networks.build(settings.model, tree["num_classes"]).to(device)
     model.load_state_dict(tree["model"])
     model.train()
-    criterion = Criterion(tree["num_classes"], settings.train.loss, settings.train.class_weights).to(device)
+    criterion = make_criterion(tree["num_classes"], settings.train.loss, settings.train.class_weights).to(device)
     rows = [("skipped in iteration", str(tree["iteration"]))]
     rows += [(f"then {name}", f"{value:.6g}") for name, value in tree["losses"].items()]
     bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
@@ -59,7 +59,7 @@ def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     return rows
 
 
-def _repeat(model: torch.nn.Module, criterion: Criterion, batch: Batch) -> list[tuple[str, str]]:
+def _repeat(model: torch.nn.Module, criterion: torch.nn.Module, batch: Batch) -> list[tuple[str, str]]:
     rows = [("pictures", ", ".join(batch.names)), ("input", _range(batch.images_BCHW))]
     prediction = model(batch.images_BCHW)
     rows.append(("mask features", _range(prediction.mask_features_BCHW)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import platform
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,55 +18,31 @@ from torch import nn
 
 from .. import __version__, config, weights
 from .. import model as networks
-from ..config import Config, DataConfig
+from ..config import Config
 from ..data.checks import check
-from ..data.loader import Loader, training_loader
+from ..data.loader import Batch, Loader, training_loader
 from ..data.records import DataSet
 from ..errors import ConfigError, Unreachable
 from ..inference.evaluate import EvalResult, default_metrics, evaluate, headline
 from ..inference.initialise import initialise
 from ..inference.segmenter import Segmenter, choose_device
-from ..loss.criterion import Criterion
-from . import distributed, state
-from .data import open_split, same_classes, val_split
+from ..loss.criterion import make_criterion
+from ..model.piloting import piloting_of
+from . import batch_size, distributed, state
+from .data import Splits, open_splits, same_classes
 from .ema import EMA
-from .logs import check_names, make_loggers
+from .logs import check_loggers, make_loggers
 from .loop import Parts, Step, Trouble, train
 from .optimizer import freeze, make_optimizer, train_mode, trainable_table
+from .options import Options
 from .pictures import draw_batch, draw_curves, draw_results
 from .replay import dump_trouble
+from .signals import asked_to_stop
 from .state import RunState
 
 CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
-LARGEST_MICRO_BATCH = 2  # as published: 2 pictures on each GPU
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train, beside what the configuration says.
-
-    data: the folder of annotated pictures; None for the preset's own (generated pictures only).
-    init: weights to start from; None: the backbone's own ImageNet weights; "random": nothing.
-    init_partial: `init` is a file of a backbone alone and may lack a part of it, which starts fresh.
-    micro_batch: pictures per forward pass and process; None is at most 2. The rest of `train.batch` is accumulated.
-    keep: how many numbered checkpoints are kept beside last and best.
-    """
-
-    data: Path | None = None
-    init: str | None = None
-    init_partial: bool = False
-    freeze: tuple[str, ...] = ()
-    micro_batch: int | None = None
-    workers: int = 0
-    device: str = "auto"
-    resume: bool = False
-    loggers: tuple[str, ...] = ()
-    compile: bool = False
-    checkpoint_activations: bool = False
-    keep: int = 0
-    skip_broken: bool = False
-    val_pictures: int | None = None
+LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before its run
 
 
 @dataclass
@@ -122,17 +99,8 @@ class Run:
     def save(self) -> None:
         """Write everything that resuming needs, and the weights for use. Only the first process writes."""
         if distributed.rank() == 0:
-            tree = {
-                "iteration": self.state.iteration,
-                "skipped": self.state.skipped,
-                "best": self.state.best,
-                "model": self.parts.model.state_dict(),
-                "optimizer": self.parts.optimizer.state_dict(),
-                "scaler": self.parts.scaler.state_dict(),
-                "ema": None if self.parts.ema is None else self.parts.ema.state_dict(),
-                "random": state.random_state(self.parts.device),
-            }
-            state.write(self.checkpoints / state.RESUME, tree)
+            done = {"iteration": self.state.iteration, "skipped": self.state.skipped, "best": self.state.best}
+            state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
             self.save_weights("last")
 
     def save_weights(self, name: str) -> Path:
@@ -145,11 +113,7 @@ class Run:
     def restore(self) -> None:
         """Go back to where `save` was."""
         tree = state.read(self.checkpoints / state.RESUME)
-        self.parts.model.load_state_dict(tree["model"])
-        self.parts.optimizer.load_state_dict(tree["optimizer"])
-        self.parts.scaler.load_state_dict(tree["scaler"])
-        if self.parts.ema is not None and tree["ema"] is not None:
-            self.parts.ema.load_state_dict(tree["ema"])
+        state.restore(self.parts, tree)
         if distributed.rank() == 0:
             state.set_random_state(tree["random"], self.parts.device)
         else:  # only the first process's is kept; the others must not draw the same numbers
@@ -173,14 +137,18 @@ class Run:
             if distributed.rank() == 0:
                 folder = self.folder / "val" / f"{self.state.iteration:07d}"
                 draw_results(segmenter, self.val_data.records[:4], self.settings.task, folder)
-        train_mode(model)
+        train_mode(model, self.parts.frozen)
         return result
 
 
 def prepare(
-    settings: Config, folder: Path, options: Options, device: torch.device, listener: Listener
+    settings: Config, folder: Path, options: Options, device: torch.device, listener: Listener,
+    data: Splits | None = None,
 ) -> Run:
     """Make all parts of a run; with `options.resume`, as they were.
+
+    Args:
+        data: what to train and evaluate on, instead of what `options.data` or the preset names.
 
     Raises:
         ConfigError, DataError, WeightsError: something does not fit; nothing has been written then.
@@ -192,30 +160,34 @@ def prepare(
         notes.append("fp16 is for GPUs and many times slower on a CPU: training is in fp32.")
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
     torch.manual_seed(settings.train.seed + distributed.rank())
-    train_data = open_split(settings, options.data, "train")
-    val_data = val_split(settings, options.data, options.val_pictures, notes)
+    is_own = data is not None or options.data is not None
+    train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
     notes += [*train_data.notes]
     same_classes(train_data, val_data)
-    if options.data is not None and not options.resume and distributed.rank() == 0:
+    if is_own and not options.resume and distributed.rank() == 0:
         notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
-    if options.data is not None:
-        data = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
-        settings = settings.model_copy(update={"data": DataConfig.model_validate(data.model_dump())})
+    if is_own:
+        described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
+        settings = settings.model_copy(update={"data": described})
     model = networks.build(settings.model, len(train_data.categories))
     if not options.resume:
         notes += _initialise(model, settings, train_data, options, listener)
     if options.freeze:
         freeze(model, options.freeze)
     parts = _parts(model, settings, options, device)
+    make_loader = functools.partial(
+        training_loader, settings, train_data, rank=distributed.rank(), world=distributed.world_size(),
+        on_error="skip" if options.skip_broken else "raise", pin=device.type == "cuda",
+    )
+    if options.micro_batch == "auto":
+        options = _measure(parts, options, lambda size: iter(make_loader(batch=size)), notes)
+    parts = _complete(parts, options)
     run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), notes)
     if options.resume:
         run.restore()
     micro = settings.train.batch // (parts.accumulate * distributed.world_size())
-    run.loader = training_loader(
-        settings, train_data, batch=micro, workers=options.workers, rank=distributed.rank(),
-        world=distributed.world_size(), start=run.state.iteration * parts.accumulate,
-        on_error="skip" if options.skip_broken else "raise", pin=device.type == "cuda",
-    )
+    start_at = run.state.iteration * parts.accumulate
+    run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)
     return run
 
 
@@ -241,39 +213,36 @@ def _initialise(
 
 
 def _parts(model: nn.Module, settings: Config, options: Options, device: torch.device) -> Parts:
+    """What one process alone works with; see `_complete`."""
     config_ = settings.train
     model = model.to(device)
-    num_classes = model.decoder.class_embed.out_features - 1
-    criterion = Criterion(num_classes, config_.loss, config_.class_weights).to(device)
+    criterion = make_criterion(model.num_classes, config_.loss, config_.class_weights).to(device)
     if options.checkpoint_activations:
         networks.checkpoint_activations(model)
-    network = distributed.wrap(model, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=config_.precision == "fp16")
+    optimizer = make_optimizer(model, config_.optimizer)
+    piloting = piloting_of(settings.model, model.num_classes)
+    return Parts(config_, model, model, criterion, optimizer, scaler, None, device, 1, options.freeze, piloting)
+
+
+def _measure(
+    parts: Parts, options: Options, batches: Callable[[int], Iterator[Batch]], notes: list[str]
+) -> Options:
+    """The options with the number of pictures that the memory holds instead of "auto"."""
+    own = batch_size.share_of(parts.config.batch, distributed.world_size())
+    chosen = batch_size.measured_micro_batch(parts, own, batches)
+    notes.append(f"--batch auto: {chosen} of the {own} pictures of a process and step fit into memory at once.")
+    return dataclasses.replace(options, micro_batch=chosen)
+
+
+def _complete(parts: Parts, options: Options) -> Parts:
+    """Join the other processes. The average begins afterwards, with the numbers of the first process."""
+    network = distributed.wrap(parts.model, parts.device)
     if options.compile:
         network = torch.compile(network)
-    scaler = torch.amp.GradScaler(device.type, enabled=config_.precision == "fp16")
-    ema = EMA(model, config_.ema_decay) if config_.ema_decay else None
-    optimizer = make_optimizer(model, config_.optimizer)
-    accumulate = accumulation(config_.batch, distributed.world_size(), options.micro_batch)
-    return Parts(config_, model, network, criterion, optimizer, scaler, ema, device, accumulate)
-
-
-def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
-    """Forward passes per optimiser step, so that `batch` pictures are seen by `world` processes together.
-
-    Raises:
-        ConfigError: the numbers do not divide.
-    """
-    if batch % world:
-        raise ConfigError(f"A batch of {batch} pictures cannot be shared by {world} processes.", hint="Change --batch.")
-    own = batch // world
-    if micro_batch is None:
-        micro_batch = next(m for m in range(min(LARGEST_MICRO_BATCH, own), 0, -1) if own % m == 0)
-    if own % micro_batch:
-        raise ConfigError(
-            f"{own} pictures per process and step are no multiple of the {micro_batch} that go in at once.",
-            hint="Change --batch or --micro-batch.",
-        )
-    return own // micro_batch
+    ema = EMA(parts.model, parts.config.ema_decay) if parts.config.ema_decay else None
+    accumulate = batch_size.accumulation(parts.config.batch, distributed.world_size(), options.micro_batch)
+    return dataclasses.replace(parts, network=network, ema=ema, accumulate=accumulate)
 
 
 @contextmanager
@@ -285,22 +254,24 @@ def _as_it_is() -> Iterator[None]:
 
 
 def start(
-    settings: Config, folder: Path, options: Options, listener: Listener | None = None, command: Sequence[str] = ()
+    settings: Config, folder: Path, options: Options, listener: Listener | None = None, command: Sequence[str] = (),
+    data: Splits | None = None,
 ) -> Outcome:
     """Train, in this process or, under torchrun, in this one of several.
 
     Args:
         folder: of the run. It must be new, or one to resume.
         command: what the user typed, for the record.
+        data: see `prepare`; a run that is resumed is given it again.
 
     Raises:
         M2FError: anything that cannot be done, in one sentence.
     """
-    check_names(options.loggers)
+    check_loggers(options.loggers)
     listener = listener or Listener()
     with distributed.group(choose_device(options.device)) as device:
         settings = _claim(settings, folder, options)
-        run = prepare(settings, folder, options, device, listener)
+        run = prepare(settings, folder, options, device, listener, data)
         _write_records(run, command)
         listener.on_start(run)
         return _execute(run, listener)
@@ -312,7 +283,8 @@ def _claim(settings: Config, folder: Path, options: Options) -> Config:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start without --resume.")
         return config.load(folder / CONFIG)
-    if folder.exists() and any(folder.iterdir()) and distributed.rank() == 0:
+    taken = folder.exists() and any(path.name not in LR_FINDER for path in folder.iterdir())
+    if distributed.from_main(taken):
         raise ConfigError(f"The run {folder} exists already.", hint="Use --resume to go on, or another --out.")
     return settings
 
@@ -363,7 +335,7 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             run.save()
             _keep_numbered(run)
 
-    with _signals() as asked:
+    with asked_to_stop() as asked:
         try:
             ended = train(
                 run.parts, iter(run.loader), run.state, on_step=on_step, on_trouble=on_trouble, on_due=on_due,
@@ -406,31 +378,3 @@ def _keep_numbered(run: Run) -> None:
     run.save_weights(f"iteration_{run.state.iteration:07d}")
     for old in sorted(run.checkpoints.glob("iteration_*.safetensors"))[: -run.options.keep]:
         old.unlink()
-
-
-@dataclass
-class _Asked:
-    name: str | None = None
-
-
-@contextmanager
-def _signals() -> Iterator[_Asked]:
-    """Ctrl-C and SIGTERM end the run after the step in progress; a second one ends it at once."""
-    asked = _Asked()
-
-    def ask(number: int, _: Any) -> None:
-        if asked.name is not None:
-            raise KeyboardInterrupt
-        asked.name = signal.Signals(number).name
-
-    old = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread: a library user's own business
-        old = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import M2FError, WeightsError
+
+if TYPE_CHECKING:
+    from .loop import Parts
 
 RESUME = "resume.pt"
 SCHEMA_VERSION = 1
@@ -45,6 +51,46 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def snapshot(parts: Parts) -> dict[str, Any]:
+    """Everything of `parts` that training changes, random numbers included. The tensors are the living ones."""
+    return {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
+        "ema": None if parts.ema is None else parts.ema.state_dict(),
+        "random": random_state(parts.device),
+    }
+
+
+def restore(parts: Parts, tree: dict[str, Any]) -> None:
+    """Put back what `snapshot` took, but for random numbers."""
+    parts.model.load_state_dict(tree["model"])
+    parts.optimizer.load_state_dict(tree["optimizer"])
+    parts.scaler.load_state_dict(tree["scaler"])
+    if parts.ema is not None and tree["ema"] is not None:
+        parts.ema.load_state_dict(tree["ema"])
+
+
+@contextmanager
+def unchanged(parts: Parts) -> Iterator[None]:
+    """Inside, steps may be tried out; afterwards the parts are as before. The copy is on the host: no GPU memory."""
+    before = _on_host(snapshot(parts))
+    try:
+        yield
+    finally:
+        parts.optimizer.zero_grad(set_to_none=True)
+        restore(parts, before)
+        set_random_state(before["random"], parts.device)
+
+
+def _on_host(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _on_host(value) for key, value in tree.items()}
+    return [_on_host(value) for value in tree] if isinstance(tree, list) else copy.deepcopy(tree)
 
 
 def write(path: Path, tree: dict[str, Any]) -> None:

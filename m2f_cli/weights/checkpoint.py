@@ -20,6 +20,7 @@ from ..config import Config, InputConfig, ModelConfig, ResizeConfig
 from ..errors import ConfigError, WeightsError
 from ..types import Categories, Category
 from .containers import Container
+from .infer import num_classes
 from .names import OurView, Shape, to_ours
 from .tables import TABLES
 
@@ -55,7 +56,7 @@ class Checkpoint:
     @property
     def num_classes(self) -> int:
         """Without "no object"."""
-        return OurView(TABLES[self.format], self.tensors)["decoder.class_embed.weight"][0] - 1
+        return num_classes(OurView(TABLES[self.format], self.tensors))
 
     def state_for(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
         """The weights under our names, exactly those of `shapes`, floating point ones in fp32.

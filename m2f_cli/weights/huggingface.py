@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -25,6 +26,11 @@ _DEFAULTS: dict[str, Any] = {
     "feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256, "encoder_feedforward_dim": 1024,
     "encoder_layers": 6, "decoder_layers": 10, "num_attention_heads": 8, "dim_feedforward": 2048, "num_queries": 100,
 }
+_MASKFORMER_DEFAULTS = {"fpn_feature_size": 256, "mask_feature_size": 256}
+_DETR_DEFAULTS: dict[str, Any] = {
+    "d_model": 256, "num_queries": 100, "decoder_layers": 6, "decoder_attention_heads": 8, "decoder_ffn_dim": 2048,
+    "dropout": 0.1,
+}
 _SWIN_DEFAULTS: dict[str, Any] = {
     "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "drop_path_rate": 0.1,
 }
@@ -35,6 +41,14 @@ _RESNET_DEFAULTS: dict[str, Any] = {
 _FIXED = {
     "activation_function": "relu", "pre_norm": False, "common_stride": 4, "enforce_input_projection": False,
     "feature_strides": [4, 8, 16, 32],
+}
+_DETR_FIXED = {"model_type": "detr", "activation_function": "relu"}
+_BACKBONES = {  # what a config.json without a backbone_config means
+    "mask2former": {"model_type": "swin", "depths": [2, 2, 18, 2], "drop_path_rate": 0.3},
+    "maskformer": {
+        "model_type": "swin", "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32],
+        "window_size": 12, "drop_path_rate": 0.3,
+    },
 }
 _SWIN_FIXED = {
     "patch_size": 4, "num_channels": 3, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu",
@@ -69,11 +83,14 @@ def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     """The network of a config.json.
 
     Raises:
-        WeightsError: it is no Mask2Former, or a variant that m2f does not have.
+        WeightsError: it is no Mask2Former and no MaskFormer, or a variant that m2f does not have.
     """
     kind = config.get("model_type")
+    if kind == "maskformer":
+        return _maskformer(config, source)
     if kind != "mask2former":
-        raise WeightsError(f"{source} is a transformers model of the kind {kind!r}; m2f reads 'mask2former'.")
+        known = "'mask2former' and 'maskformer'"
+        raise WeightsError(f"{source} is a transformers model of the kind {kind!r}; m2f reads {known}.")
     _refuse_variants(config, _FIXED, source)
     number = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
     return ModelConfig(
@@ -93,13 +110,30 @@ def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     )
 
 
+def _maskformer(config: Mapping[str, Any], source: str) -> ModelConfig:
+    pyramid = {key: config.get(key, default) for key, default in _MASKFORMER_DEFAULTS.items()}
+    detr = config.get("decoder_config") or {}
+    _refuse_variants(detr, _DETR_FIXED, source)
+    number = {key: detr.get(key, default) for key, default in _DETR_DEFAULTS.items()}
+    return ModelConfig(
+        method="maskformer",
+        backbone=_backbone(config, source),
+        pixel_decoder=Component(name="fpn", dim=pyramid["fpn_feature_size"], mask_dim=pyramid["mask_feature_size"]),
+        decoder=Component(
+            name="plain", dim=number["d_model"], num_queries=number["num_queries"],
+            num_layers=number["decoder_layers"], num_heads=number["decoder_attention_heads"],
+            ffn_dim=number["decoder_ffn_dim"], dropout=number["dropout"],
+        ),
+    )
+
+
 def _backbone(config: Mapping[str, Any], source: str) -> Component:
     if config.get("use_timm_backbone") or (config.get("backbone") and not config.get("backbone_config")):
         name = config.get("backbone")
         raise WeightsError(f"{source} has the backbone {name!r} of another library; m2f reads swin and resnet.")
-    inner = config.get("backbone_config") or {"model_type": "swin", "depths": [2, 2, 18, 2], "drop_path_rate": 0.3}
+    inner = config.get("backbone_config") or _BACKBONES[config["model_type"]]
     kind = inner.get("model_type")
-    if kind == "swin":
+    if kind in ("swin", "maskformer-swin"):
         _refuse_variants(inner, _SWIN_FIXED, source)
         value = {key: inner.get(key, default) for key, default in _SWIN_DEFAULTS.items()}
         return Component(name="swin", drop_path=value.pop("drop_path_rate"), **value)
@@ -181,8 +215,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
-    """A folder that transformers' Mask2FormerForUniversalSegmentation.from_pretrained loads without a missing or
-    unexpected key: config.json, model.safetensors, preprocessor_config.json. It appears complete or not at all.
+    """A folder that from_pretrained of transformers' Mask2FormerForUniversalSegmentation or
+    MaskFormerForInstanceSegmentation loads without a missing or unexpected key: config.json, model.safetensors,
+    preprocessor_config.json. It appears complete or not at all.
 
     Raises:
         ExportError: transformers has no such network, or the folder exists already.
@@ -211,24 +246,47 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
     """Our weights under the hub's names, with what transformers wants besides.
 
     MP-Former's queries have no learned positions; transformers always adds them, so they are zeros.
+
+    Raises:
+        ExportError: transformers has no place for one of them.
     """
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.label_embed.")}
     if "decoder.query_embed.weight" not in kept:
         kept["decoder.query_embed.weight"] = torch.zeros_like(kept["decoder.query_feat.weight"], device="cpu")
+    projection = kept.get("decoder.input_proj.weight")
+    if projection is not None and projection.shape[0] == projection.shape[1]:
+        raise ExportError("transformers' MaskFormer projects its level only where widths differ; here they are equal.")
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in names.to_theirs(HUGGINGFACE, kept).items()
     }
     classes = tensors["class_predictor.bias"].shape[0]
     tensors["criterion.empty_weight"] = torch.tensor([1.0] * (classes - 1) + [0.1])
-    encoder = "model.pixel_level_module.encoder."
     if model.backbone.name == "swin":
-        last = tensors[encoder + "hidden_states_norms.stage4.weight"]
-        tensors[encoder + "swin.layernorm.weight"] = torch.ones_like(last)
-        tensors[encoder + "swin.layernorm.bias"] = torch.zeros_like(last)
+        _add_swin_extras(tensors, model.method)
     for name in [name for name in tensors if name.endswith(".running_var")]:
         counter = name.removesuffix("running_var") + "num_batches_tracked"
         tensors.setdefault(counter, torch.zeros((), dtype=torch.long))
     return tensors
+
+
+def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
+    """The classifier's last norm, which transformers makes and nothing uses, and MaskFormer's constants."""
+    encoder = "model.pixel_level_module.encoder."
+    last, place = ("3", "model.") if method == "maskformer" else ("stage4", "swin.")
+    norm = tensors[f"{encoder}hidden_states_norms.{last}.weight"]
+    tensors[f"{encoder}{place}layernorm.weight"] = torch.ones_like(norm)
+    tensors[f"{encoder}{place}layernorm.bias"] = torch.zeros_like(norm)
+    if method == "maskformer":
+        for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
+            window = (math.isqrt(len(tensors[name])) + 1) // 2
+            tensors[name.replace("bias_table", "index")] = _relative_position_index(window)
+
+
+def _relative_position_index(window: int) -> Tensor:
+    """Which row of the bias table each pair of a window's tokens uses (facts 3.3)."""
+    rows, columns = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
+    down, right = (places[:, None] - places + window - 1 for places in (rows, columns))
+    return down * (2 * window - 1) + right
 
 
 def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]:
@@ -237,13 +295,25 @@ def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]
     Raises:
         ExportError: transformers has no such network.
     """
+    labels = {str(i): category.name for i, category in enumerate(categories)}
+    shared = {
+        "no_object_weight": 0.1,
+        "id2label": labels,
+        "label2id": {name: int(number) for number, name in labels.items()},
+        "torch_dtype": "float32",
+    }
+    parts = (model.pixel_decoder.name, model.decoder.name)
+    if parts == ("deformable", "masked"):
+        return {**_to_mask2former_json(model), **shared}
+    if parts == ("fpn", "plain"):
+        return {**_to_maskformer_json(model), **shared}
+    raise ExportError(f"transformers has no network with {' and '.join(parts)} decoders.")
+
+
+def _to_mask2former_json(model: ModelConfig) -> dict[str, Any]:
     pixel, decoder = model.pixel_decoder.options, model.decoder.options
-    if (model.pixel_decoder.name, model.decoder.name) != ("deformable", "masked"):
-        names_of = f"{model.pixel_decoder.name} and {model.decoder.name}"
-        raise ExportError(f"transformers has no Mask2Former with {names_of} decoders.")
     if pixel["num_heads"] != decoder["num_heads"] or pixel["num_points"] != 4 or decoder.get("num_levels", 3) != 3:
         raise ExportError("transformers' Mask2Former has one number of heads, 4 points and 3 levels; this one differs.")
-    labels = {str(i): category.name for i, category in enumerate(categories)}
     return {
         "architectures": ["Mask2FormerForUniversalSegmentation"],
         "model_type": "mask2former",
@@ -253,10 +323,25 @@ def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]
         "decoder_layers": decoder["num_layers"] + 1, "num_attention_heads": decoder["num_heads"],
         "dim_feedforward": decoder["ffn_dim"], "num_queries": decoder["num_queries"],
         **_FIXED,
-        "no_object_weight": 0.1,
-        "id2label": labels,
-        "label2id": {name: int(number) for number, name in labels.items()},
-        "torch_dtype": "float32",
+    }
+
+
+def _to_maskformer_json(model: ModelConfig) -> dict[str, Any]:
+    pixel, decoder = model.pixel_decoder.options, model.decoder.options
+    if decoder.get("pre_norm"):
+        raise ExportError("transformers' MaskFormer normalises after each part; this one does before.")
+    return {
+        "architectures": ["MaskFormerForInstanceSegmentation"],
+        "model_type": "maskformer",
+        "backbone_config": _to_backbone_json(model.backbone),
+        "fpn_feature_size": pixel["dim"], "mask_feature_size": pixel["mask_dim"],
+        "decoder_config": {
+            **_DETR_FIXED,
+            "d_model": decoder["dim"], "num_queries": decoder["num_queries"],
+            "decoder_layers": decoder["num_layers"], "decoder_attention_heads": decoder["num_heads"],
+            "decoder_ffn_dim": decoder["ffn_dim"], "dropout": decoder["dropout"],
+            "attention_dropout": 0.0, "activation_dropout": 0.0, "decoder_layerdrop": 0.0,
+        },
     }
 
 
@@ -271,18 +356,18 @@ def _to_backbone_json(backbone: Component) -> dict[str, Any]:
         widths = [4 * options.get("width", 64) * 2**i for i in range(4)]
         sizes = {"embedding_size": options.get("stem_channels", 64), "hidden_sizes": widths, "depths": depths}
         return {"model_type": "resnet", **sizes, **_RESNET_FIXED, **stages}
-    raise ExportError(f"transformers' Mask2Former cannot have this backbone: {backbone.name} {options}.")
+    raise ExportError(f"transformers cannot have this backbone: {backbone.name} {options}.")
 
 
 def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
     """The preprocessor_config.json of our input and test sizes."""
-    resize = config.test.resize
+    resize, is_maskformer = config.test.resize, config.model.method == "maskformer"
     if resize.fixed:
         size = {"height": resize.fixed[0], "width": resize.fixed[1]}
     else:
         size = {"shortest_edge": resize.short_edge or 800, "longest_edge": resize.max_edge or 1333}
     return {
-        "image_processor_type": "Mask2FormerImageProcessor",
+        "image_processor_type": f"{'Mask' if is_maskformer else 'Mask2'}FormerImageProcessor",
         "do_resize": bool(resize.fixed or resize.short_edge), "size": size, "resample": 2,
         "size_divisor": max(config.test.size_divisor, 1),
         "do_rescale": True, "rescale_factor": 1 / 255,

@@ -11,29 +11,57 @@ from .names import OurView
 
 HEADS = 8  # attention heads of every published pixel decoder and decoder: the shapes do not tell
 DROP_PATH = 0.3  # of every published Swin (facts, first table); matters in training only
+DROPOUT = 0.1  # of every published MaskFormer (facts 2.4); matters in training only
 _RESNET_DEPTHS = {6: 50, 23: 101}  # by the number of blocks of the third stage
+_MASK2FORMER = ("pixel_decoder.level_embed", "decoder.class_embed.weight", "decoder.query_feat.weight")
+_MASKFORMER = ("pixel_decoder.top.conv.weight", "pixel_decoder.mask_features.weight")
 
 
 def infer(view: OurView) -> tuple[ModelConfig, list[str]]:
     """The network that a file is of, and what had to be assumed.
 
     Raises:
-        WeightsError: it is no Mask2Former or MP-Former with a backbone that m2f knows.
+        WeightsError: it is no Mask2Former, MaskFormer or MP-Former with a backbone that m2f knows.
     """
-    for needed in ("pixel_decoder.level_embed", "decoder.class_embed.weight", "decoder.query_feat.weight"):
-        if needed not in view:
-            raise WeightsError(
-                f"The file is in the {view.table.format} format, but it is no Mask2Former: it has no "
-                f"{view.table.find(needed)[0][0]!r}."
-            )
-    decoder = _decoder(view)
+    if all(name in view for name in _MASKFORMER):
+        method, pixel_decoder, decoder = "maskformer", _pyramid(view), _maskformer_decoder(view)
+    else:
+        _require(view, _MASK2FORMER)
+        pixel_decoder, decoder = _deformable(view), _masked_decoder(view)
+        method = "mpformer" if decoder.get("piloted") else "mask2former"
     config = ModelConfig(
-        method="mpformer" if decoder.get("piloted") else "mask2former",
+        method=method,
         backbone=Component(**_backbone(view)),
-        pixel_decoder=Component(**_pixel_decoder(view)),
+        pixel_decoder=Component(**pixel_decoder),
         decoder=Component(**decoder),
     )
+    if "num_heads" not in {**pixel_decoder, **decoder}:
+        return config, []
     return config, [f"The file does not say how many attention heads there are: {HEADS}, as published, was assumed."]
+
+
+def num_classes(view: OurView) -> int:
+    """How many classes a file's network tells apart, without "no object".
+
+    Raises:
+        WeightsError: it has none of the heads that m2f knows.
+    """
+    if "decoder.class_embed.weight" in view:
+        return view["decoder.class_embed.weight"][0] - 1
+    per_pixel = ("decoder.classifier.weight", "decoder.query_embed.weight")  # the two baselines of MaskFormer
+    for name in per_pixel:
+        if name in view:
+            return view[name][0]
+    raise WeightsError(f"The file is in the {view.table.format} format, but it has no classifier.")
+
+
+def _require(view: OurView, names: tuple[str, ...]) -> None:
+    for needed in names:
+        if needed not in view:
+            raise WeightsError(
+                f"The file is in the {view.table.format} format, but it is no Mask2Former and no MaskFormer: it has no "
+                f"{view.table.find(needed)[0][0]!r}."
+            )
 
 
 def _backbone(view: OurView) -> dict[str, Any]:
@@ -69,7 +97,7 @@ def _resnet(view: OurView) -> dict[str, Any]:
     return {"name": "resnet", "depth": _RESNET_DEPTHS[blocks], "stem": stem, "norm": norm, **narrow}
 
 
-def _pixel_decoder(view: OurView) -> dict[str, Any]:
+def _deformable(view: OurView) -> dict[str, Any]:
     levels, dim = view["pixel_decoder.level_embed"]
     return {
         "name": "deformable",
@@ -82,7 +110,7 @@ def _pixel_decoder(view: OurView) -> dict[str, Any]:
     }
 
 
-def _decoder(view: OurView) -> dict[str, Any]:
+def _masked_decoder(view: OurView) -> dict[str, Any]:
     queries, dim = view["decoder.query_feat.weight"]
     levels = view["decoder.level_embed.weight"][0]
     return {
@@ -97,11 +125,49 @@ def _decoder(view: OurView) -> dict[str, Any]:
     }
 
 
+def _pyramid(view: OurView) -> dict[str, Any]:
+    mask_dim, dim = view["pixel_decoder.mask_features.weight"][:2]
+    pyramid = {"name": "fpn", "dim": dim, "mask_dim": mask_dim}
+    if "pixel_decoder.input_proj.weight" not in view:
+        return pyramid
+    return {
+        **pyramid,
+        "name": "transformer_fpn",
+        "num_layers": view.count("pixel_decoder.layers.{}.norm1.weight"),
+        "num_heads": HEADS,
+        "ffn_dim": view["pixel_decoder.layers.0.ffn.linear1.weight"][0],
+        "dropout": DROPOUT,
+    }
+
+
+def _maskformer_decoder(view: OurView) -> dict[str, Any]:
+    if "decoder.classifier.weight" in view:
+        return {"name": "per_pixel"}
+    _require(view, ("decoder.query_embed.weight",))
+    queries, dim = view["decoder.query_embed.weight"]
+    classifies = "decoder.class_embed.weight" in view
+    return {
+        **({"name": "plain", "num_queries": queries} if classifies else {"name": "per_pixel_plus"}),
+        "dim": dim,
+        "num_layers": view.count("decoder.blocks.{}.norm1.weight"),
+        "num_heads": HEADS,
+        "ffn_dim": view["decoder.blocks.0.ffn.linear1.weight"][0],
+        "dropout": DROPOUT,
+        **({"enforce_input_proj": True} if _projects_what_fits(view, dim) else {}),
+    }
+
+
+def _projects_what_fits(view: OurView, dim: int) -> bool:
+    projection = "decoder.input_proj.weight"
+    return projection in view and view[projection][1] == dim
+
+
 def same_network(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether two configurations hold the same tensors; training settings, batch norm's kind and heads do not count."""
 
     def essence(config: ModelConfig) -> list[Any]:
-        ignored = {"drop_path", "pretrained", "norm", "piloted", "num_levels", "num_points"}
+        ignored = {"drop_path", "pretrained", "norm", "piloted", "num_levels", "num_points", "dropout",
+                   "deep_supervision", "enforce_input_proj"}
         parts = (config.backbone, config.pixel_decoder, config.decoder)
         options = [{k: v for k, v in part.options.items() if k not in ignored} for part in parts]
         for part in options[1:]:

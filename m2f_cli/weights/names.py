@@ -88,7 +88,8 @@ class Rule:
     """One of our name patterns, what it is called there, and the layout there.
 
     In our pattern `{i}`, `{j}`, `{k}` stand for numbers, `{rest}` for anything, every other `{word}` for one component.
-    Their patterns may use the same words and, for a number, `{i-1}`, `{i+1}`, `{i+2}` and `{2i}`.
+    Their patterns may use the same words and, for a number, `{i-1}`, `{i+1}`, `{i+2}`, `{2i}`, `{2-i}` and
+    `{3-i}`.
     """
 
     def __init__(self, ours: str, *theirs: str, layout: Same = SAME):
@@ -110,7 +111,7 @@ class Rule:
             if text.isdigit():
                 number = int(text)
                 values.update({f"{word}{shift:+}": number + shift for shift in (-1, 1, 2)})
-                values[f"2{word}"] = 2 * number
+                values.update({f"2{word}": 2 * number, f"2-{word}": 2 - number, f"3-{word}": 3 - number})
         return [re.sub(r"\{([^}]+)\}", lambda m: str(values[m[1]]), pattern) for pattern in self.theirs]
 
 
@@ -121,6 +122,8 @@ class Table:
     marks: a name that begins with one of these tells the format.
     spellings: (pattern, replacement) pairs that bring older and other spellings to the one of the rules, in order.
     harmless: (pattern, reason) of what a file may hold that no network needs.
+    maskformer_names: pairs that give names of the rules the spelling that MaskFormer's files have.
+    maskformer_spellings: pairs that come before the others in a file without `query_feat`, such as a MaskFormer's.
     """
 
     format: str
@@ -128,6 +131,8 @@ class Table:
     rules: tuple[Rule, ...]
     spellings: tuple[tuple[str, str], ...] = ()
     harmless: tuple[tuple[str, str], ...] = ()
+    maskformer_spellings: tuple[tuple[str, str], ...] = ()
+    maskformer_names: tuple[tuple[str, str], ...] = ()
 
     def find(self, ours: str) -> tuple[list[str], Same]:
         """Their names of our `ours`, and the layout.
@@ -139,17 +144,25 @@ class Table:
         if found is None:
             raise WeightsError(
                 f"The {self.format} format has no place for {ours!r}.",
-                hint="It holds the published networks only: swin or resnet, deformable, masked.",
+                hint="It holds the published networks only, with a backbone swin or resnet.",
             )
         return found
 
-    def spell(self, name: str) -> str:
-        for pattern, replacement in self.spellings:
-            name = re.sub(pattern, replacement, name)
-        return name
+    def spell(self, names: Iterable[str]) -> dict[str, str]:
+        """Each name of a file in the spelling of the rules."""
+        names = list(names)
+        is_mask2former = any(".query_feat." in name for name in names)
+        pairs = self.spellings if is_mask2former else (*self.maskformer_spellings, *self.spellings)
+        return {name: _respelled(name, pairs) for name in names}
 
     def is_harmless(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern, _ in self.harmless)
+
+
+def _respelled(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in pairs:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 @functools.lru_cache(maxsize=8192)
@@ -169,8 +182,9 @@ def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     result: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
+    spelling = table.spell(tensors)
     for name, tensor in tensors.items():
-        key = table.spell(name)
+        key = spelling[name]
         if key in result:
             raise WeightsError(f"The file has two tensors for the same place: {origin[key]!r} and {name!r}.")
         result[key], origin[key] = tensor, name
@@ -224,6 +238,8 @@ def to_theirs(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for ours, tensor in state.items():
         names, layout = table.find(ours)
         tensors.update(zip(names, layout.to_theirs(tensor), strict=True))
+    if any(ours.startswith("decoder.blocks.") for ours in state):
+        tensors = {_respelled(name, table.maskformer_names): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -267,7 +283,8 @@ class OurView:
 
     def __init__(self, table: Table, tensors: Mapping[str, Tensor]):
         self.table = table
-        self.shapes = {table.spell(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+        spelling = table.spell(tensors)
+        self.shapes = {spelling[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def __contains__(self, ours: str) -> bool:
         found = _find(self.table, ours)

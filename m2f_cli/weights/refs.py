@@ -150,8 +150,6 @@ def _load_file(path: Path, trust_code: bool) -> Checkpoint:
 
 def _table_of(container: Container, path: Path) -> Table:
     present = [name.removeprefix("module.") for name in container.tensors]
-    if any(name.startswith("sem_seg_head.predictor.transformer.") for name in present):
-        raise WeightsError(f"{path} is a MaskFormer; this version of m2f reads Mask2Former and MP-Former.")
     for table in TABLES.values():
         if any(name.startswith(table.marks) for name in present):
             return table

@@ -1,6 +1,7 @@
 """The name tables: our names, and what detectron2, Hugging Face and OpenMMLab call the same tensors.
 
-Sources: facts 7.2 to 7.5. Another network (MaskFormer) or format is another list of rules here, and a line in `TABLES`.
+Sources: facts 7.2 to 7.5. A rule speaks of one of our names wherever it occurs: Mask2Former's `decoder.layers` and
+MaskFormer's `decoder.blocks` are called differently here because they are elsewhere. Another format is another table.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _CRITERION = (r"criterion\..*", "class weights of the loss")
 
 _PIXEL = "sem_seg_head.pixel_decoder."
 _HEAD = "sem_seg_head.predictor."
+_BLOCKS = _HEAD + "transformer.decoder.layers.{i}."
 
 DETECTRON2 = Table(
     format="detectron2",
@@ -42,6 +44,10 @@ DETECTRON2 = Table(
             _PIXEL + "transformer.encoder.layers.{i}.self_attn.sampling_offsets.{p}",
             layout=_XY,
         ),
+        Rule(  # MaskFormer's encoder has ordinary attention
+            "pixel_decoder.layers.{i}.attn.in_proj.{p}",
+            _PIXEL + "transformer.encoder.layers.{i}.self_attn.in_proj_{p}",
+        ),
         Rule("pixel_decoder.layers.{i}.attn.{rest}", _PIXEL + "transformer.encoder.layers.{i}.self_attn.{rest}"),
         Rule("pixel_decoder.layers.{i}.ffn.{rest}", _PIXEL + "transformer.encoder.layers.{i}.{rest}"),
         Rule("pixel_decoder.layers.{i}.{rest}", _PIXEL + "transformer.encoder.layers.{i}.{rest}"),
@@ -50,6 +56,13 @@ DETECTRON2 = Table(
         Rule("pixel_decoder.output.conv.weight", _PIXEL + "layer_1.weight"),
         Rule("pixel_decoder.output.norm.{p}", _PIXEL + "layer_1.norm.{p}"),
         Rule("pixel_decoder.mask_features.{p}", _PIXEL + "mask_features.{p}"),
+        Rule("pixel_decoder.input_proj.{p}", _PIXEL + "input_proj.{p}"),
+        Rule("pixel_decoder.top.conv.weight", _PIXEL + "layer_4.weight"),
+        Rule("pixel_decoder.top.norm.{p}", _PIXEL + "layer_4.norm.{p}"),
+        Rule("pixel_decoder.laterals.{i}.conv.weight", _PIXEL + "adapter_{3-i}.weight"),
+        Rule("pixel_decoder.laterals.{i}.norm.{p}", _PIXEL + "adapter_{3-i}.norm.{p}"),
+        Rule("pixel_decoder.outputs.{i}.conv.weight", _PIXEL + "layer_{3-i}.weight"),
+        Rule("pixel_decoder.outputs.{i}.norm.{p}", _PIXEL + "layer_{3-i}.norm.{p}"),
         Rule("decoder.input_projs.{i}.{p}", _HEAD + "input_proj.{i}.{p}"),
         Rule(
             "decoder.layers.{i}.cross_attn.in_proj.{p}",
@@ -72,6 +85,14 @@ DETECTRON2 = Table(
         Rule("decoder.layers.{i}.ffn.{rest}", _HEAD + "transformer_ffn_layers.{i}.{rest}"),
         Rule("decoder.layers.{i}.norm3.{p}", _HEAD + "transformer_ffn_layers.{i}.norm.{p}"),
         Rule("decoder.norm.{p}", _HEAD + "decoder_norm.{p}"),
+        Rule("decoder.blocks.{i}.self_attn.in_proj.{p}", _BLOCKS + "self_attn.in_proj_{p}"),
+        Rule("decoder.blocks.{i}.self_attn.out_proj.{p}", _BLOCKS + "self_attn.out_proj.{p}"),
+        Rule("decoder.blocks.{i}.cross_attn.in_proj.{p}", _BLOCKS + "multihead_attn.in_proj_{p}"),
+        Rule("decoder.blocks.{i}.cross_attn.out_proj.{p}", _BLOCKS + "multihead_attn.out_proj.{p}"),
+        Rule("decoder.blocks.{i}.ffn.{rest}", _BLOCKS + "{rest}"),
+        Rule("decoder.blocks.{i}.{rest}", _BLOCKS + "{rest}"),
+        Rule("decoder.output_norm.{p}", _HEAD + "transformer.decoder.norm.{p}"),
+        Rule("decoder.classifier.{p}", _HEAD + "{p}"),  # PerPixelBaseline
         Rule("decoder.label_embed.{p}", _HEAD + "label_enc.{p}"),  # MP-Former
         Rule("decoder.{rest}", _HEAD + "{rest}"),
     ),
@@ -101,6 +122,11 @@ _BLOCK = _ENC + "encoder.layers.{i}.blocks.{j}."
 HUGGINGFACE = Table(
     format="huggingface",
     marks=("model.pixel_level_module.", "class_predictor."),
+    maskformer_names=(
+        (r"^(model\.pixel_level_module\.encoder\.)(embeddings|encoder\.layers|layernorm)\.", r"\1model.\2."),
+        *((rf"\.hidden_states_norms\.stage{i + 1}\.", f".hidden_states_norms.{i}.") for i in range(4)),
+        (r"^model\.transformer_module\.decoder\.mask_predictor\.", ""),
+    ),
     rules=(
         Rule("backbone.patch_embed.proj.{p}", _ENC + "embeddings.patch_embeddings.projection.{p}"),
         Rule("backbone.patch_embed.norm.{p}", _ENC + "embeddings.norm.{p}"),
@@ -143,6 +169,13 @@ HUGGINGFACE = Table(
         Rule("pixel_decoder.output.conv.weight", _PIX + "layer_1.0.weight"),
         Rule("pixel_decoder.output.norm.{p}", _PIX + "layer_1.1.{p}"),
         Rule("pixel_decoder.mask_features.{p}", _PIX + "mask_projection.{p}"),
+        Rule("pixel_decoder.top.conv.weight", _PIX + "fpn.stem.0.weight"),
+        Rule("pixel_decoder.top.norm.{p}", _PIX + "fpn.stem.1.{p}"),
+        Rule("pixel_decoder.laterals.{i}.conv.weight", _PIX + "fpn.layers.{i}.proj.0.weight"),
+        Rule("pixel_decoder.laterals.{i}.norm.{p}", _PIX + "fpn.layers.{i}.proj.1.{p}"),
+        Rule("pixel_decoder.outputs.{i}.conv.weight", _PIX + "fpn.layers.{i}.block.0.weight"),
+        Rule("pixel_decoder.outputs.{i}.norm.{p}", _PIX + "fpn.layers.{i}.block.1.{p}"),
+        Rule("decoder.input_proj.{p}", _DEC + "input_projection.{p}"),
         Rule("decoder.input_projs.{i}.{p}", _DEC + "input_projections.{i}.{p}"),
         Rule("decoder.query_feat.weight", _DEC + "queries_features.weight"),
         Rule("decoder.query_embed.weight", _DEC + "queries_embedder.weight"),
@@ -159,14 +192,35 @@ HUGGINGFACE = Table(
         Rule("decoder.layers.{i}.norm1.{p}", _DEC + "decoder.layers.{i}.cross_attn_layer_norm.{p}"),
         Rule("decoder.layers.{i}.norm2.{p}", _DEC + "decoder.layers.{i}.self_attn_layer_norm.{p}"),
         Rule("decoder.layers.{i}.norm3.{p}", _DEC + "decoder.layers.{i}.final_layer_norm.{p}"),
+        *(
+            Rule(
+                f"decoder.blocks.{{i}}.{ours}.in_proj.{{p}}",
+                *(_DEC + f"decoder.layers.{{i}}.{theirs}.{part}_proj.{{p}}" for part in "qkv"),
+                layout=_QKV,
+            )
+            for ours, theirs in (("self_attn", "self_attn"), ("cross_attn", "encoder_attn"))
+        ),
+        Rule("decoder.blocks.{i}.self_attn.out_proj.{p}", _DEC + "decoder.layers.{i}.self_attn.out_proj.{p}"),
+        Rule("decoder.blocks.{i}.cross_attn.out_proj.{p}", _DEC + "decoder.layers.{i}.encoder_attn.out_proj.{p}"),
+        Rule("decoder.blocks.{i}.ffn.linear{k}.{p}", _DEC + "decoder.layers.{i}.fc{k}.{p}"),
+        Rule("decoder.blocks.{i}.norm1.{p}", _DEC + "decoder.layers.{i}.self_attn_layer_norm.{p}"),
+        Rule("decoder.blocks.{i}.norm2.{p}", _DEC + "decoder.layers.{i}.encoder_attn_layer_norm.{p}"),
+        Rule("decoder.blocks.{i}.norm3.{p}", _DEC + "decoder.layers.{i}.final_layer_norm.{p}"),
         Rule("decoder.norm.{p}", _DEC + "decoder.layernorm.{p}"),
+        Rule("decoder.output_norm.{p}", _DEC + "decoder.layernorm.{p}"),
         Rule("decoder.mask_embed.layers.{i}.{p}", _DEC + "decoder.mask_predictor.mask_embedder.{i}.0.{p}"),
         Rule("decoder.class_embed.{p}", "class_predictor.{p}"),
     ),
     spellings=(
         (r"^module\.", ""),
+        # MaskFormer's backbone and mask head have names of their own; `maskformer_names` gives them back
+        (r"^(model\.pixel_level_module\.encoder\.)model\.", r"\1"),
+        *((rf"(\.hidden_states_norms\.){i}\.", rf"\g<1>stage{i + 1}.") for i in range(4)),
+        (r"^mask_embedder\.", "model.transformer_module.decoder.mask_predictor.mask_embedder."),
         # transformers >= 5 has other names inside the running model than on disk
         (r"^(model\.pixel_level_module\.encoder\.)swin\.", r"\1"),
+        (r"^(model\.transformer_module\.decoder\..*_attn\.)o_proj\.", r"\1out_proj."),
+        (r"^(model\.transformer_module\.decoder\.layers\.\d+\.)mlp\.", r"\1"),
         (r"\.attention\.q_proj\.", ".attention.self.query."),
         (r"\.attention\.k_proj\.", ".attention.self.key."),
         (r"\.attention\.v_proj\.", ".attention.self.value."),
@@ -215,6 +269,12 @@ OPENMMLAB = Table(
             _MM_PIXEL + "encoder.layers.{i}.self_attn.sampling_offsets.{p}",
             layout=_XY,
         ),
+        Rule(
+            "pixel_decoder.layers.{i}.attn.in_proj.{p}", _MM_PIXEL + "encoder.layers.{i}.self_attn.attn.in_proj_{p}"
+        ),
+        Rule(
+            "pixel_decoder.layers.{i}.attn.out_proj.{p}", _MM_PIXEL + "encoder.layers.{i}.self_attn.attn.out_proj.{p}"
+        ),
         Rule("pixel_decoder.layers.{i}.attn.{rest}", _MM_PIXEL + "encoder.layers.{i}.self_attn.{rest}"),
         Rule("pixel_decoder.layers.{i}.ffn.linear1.{p}", _MM_PIXEL + "encoder.layers.{i}.ffn.layers.0.0.{p}"),
         Rule("pixel_decoder.layers.{i}.ffn.linear2.{p}", _MM_PIXEL + "encoder.layers.{i}.ffn.layers.1.{p}"),
@@ -225,6 +285,14 @@ OPENMMLAB = Table(
         Rule("pixel_decoder.output.conv.weight", _MM_PIXEL + "output_convs.0.conv.weight"),
         Rule("pixel_decoder.output.norm.{p}", _MM_PIXEL + "output_convs.0.gn.{p}"),
         Rule("pixel_decoder.mask_features.{p}", _MM_PIXEL + "mask_feature.{p}"),
+        Rule("pixel_decoder.input_proj.{p}", _MM_PIXEL + "encoder_in_proj.{p}"),
+        Rule("pixel_decoder.top.conv.weight", _MM_PIXEL + "last_feat_conv.conv.weight"),
+        Rule("pixel_decoder.top.norm.{p}", _MM_PIXEL + "last_feat_conv.gn.{p}"),
+        Rule("pixel_decoder.laterals.{i}.conv.weight", _MM_PIXEL + "lateral_convs.{2-i}.conv.weight"),
+        Rule("pixel_decoder.laterals.{i}.norm.{p}", _MM_PIXEL + "lateral_convs.{2-i}.gn.{p}"),
+        Rule("pixel_decoder.outputs.{i}.conv.weight", _MM_PIXEL + "output_convs.{2-i}.conv.weight"),
+        Rule("pixel_decoder.outputs.{i}.norm.{p}", _MM_PIXEL + "output_convs.{2-i}.gn.{p}"),
+        Rule("decoder.input_proj.{p}", _MM + "decoder_input_proj.{p}"),
         Rule("decoder.input_projs.{i}.{p}", _MM + "decoder_input_projs.{i}.{p}"),
         Rule("decoder.query_feat.weight", _MM + "query_feat.weight"),
         Rule("decoder.query_embed.weight", _MM + "query_embed.weight"),
@@ -236,22 +304,35 @@ OPENMMLAB = Table(
         Rule("decoder.layers.{i}.norm1.{p}", _MM_LAYER + "norms.0.{p}"),
         Rule("decoder.layers.{i}.norm2.{p}", _MM_LAYER + "norms.1.{p}"),
         Rule("decoder.layers.{i}.norm3.{p}", _MM_LAYER + "norms.2.{p}"),
+        Rule("decoder.blocks.{i}.{a}_attn.in_proj.{p}", _MM_LAYER + "{a}_attn.attn.in_proj_{p}"),
+        Rule("decoder.blocks.{i}.{a}_attn.out_proj.{p}", _MM_LAYER + "{a}_attn.attn.out_proj.{p}"),
+        Rule("decoder.blocks.{i}.ffn.linear1.{p}", _MM_LAYER + "ffn.layers.0.0.{p}"),
+        Rule("decoder.blocks.{i}.ffn.linear2.{p}", _MM_LAYER + "ffn.layers.1.{p}"),
+        Rule("decoder.blocks.{i}.norm{k}.{p}", _MM_LAYER + "norms.{k-1}.{p}"),
         Rule("decoder.norm.{p}", _MM + "transformer_decoder.post_norm.{p}"),
+        Rule("decoder.output_norm.{p}", _MM + "transformer_decoder.post_norm.{p}"),
         Rule("decoder.class_embed.{p}", _MM + "cls_embed.{p}"),
         Rule("decoder.mask_embed.layers.{i}.{p}", _MM + "mask_embed.{2i}.{p}"),
     ),
     spellings=(
         (r"^module\.", ""),
         (r"^panoptic_head\.", "decode_head."),
+        (r"^(decode_head\.pixel_decoder\.)encoder_out_proj\.", r"\1last_feat_conv."),  # where there is an encoder
         # before mmdetection 3.0 (UNVERIFIED in detail, facts 7.5): lists of attentions and feed-forward networks
         (r"^(decode_head\.pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
         (r"^(decode_head\.transformer_decoder\.layers\.\d+)\.attentions\.0\.", r"\1.cross_attn."),
         (r"^(decode_head\.transformer_decoder\.layers\.\d+)\.attentions\.1\.", r"\1.self_attn."),
         (r"^(decode_head\..*layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
     ),
+    maskformer_spellings=(  # there, self-attention comes first
+        (r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.0\.",
+         r"decode_head.\1.self_attn."),
+        (r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.1\.",
+         r"decode_head.\1.cross_attn."),
+    ),
     harmless=(
         _INDEX, _BATCHES,
-        (r"decode_head\.conv_seg\..*", "a classifier of the base class, which Mask2Former does not use"),
+        (r"decode_head\.conv_seg\..*", "a classifier of the base class, which nothing uses"),
         (r"data_preprocessor\..*", "normalisation, which the configuration holds"),
     ),
 )

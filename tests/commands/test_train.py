@@ -62,6 +62,10 @@ def test_a_run_is_not_overwritten_and_goes_on_as_it_was_started(tmp_path, capsys
         ([*SMALL, "--freeze", "backbon"], 2, "Did you mean backbone"),
         ([*SMALL, "--logger", "tensorbord"], 2, "Did you mean tensorboard"),
         ([*SMALL, "--micro-batch", "3"], 2, "no multiple of the 3"),
+        ([*SMALL, "--batch", "many"], 2, "train.batch = 'many'"),
+        ([*SMALL, "--batch", "0"], 2, "train.batch = 0"),
+        ([*SMALL, "--batch", "auto", "--micro-batch", "2"], 2, "Leave one of them out"),
+        (["train", "--out", "r", "--resume", "--find-lr"], 2, "no run that could be resumed"),
         (["train", "--out", "none", "--resume"], 2, "no run that could be resumed"),
         (["train", "--replay", "none.pt"], 4, "none.pt does not exist"),
     ],
@@ -71,3 +75,24 @@ def test_what_is_wrong_is_one_sentence(arguments, code, says, capsys):
     _, err = capsys.readouterr()
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and says in errors[0]
+
+
+def test_find_lr_suggests_a_rate_and_leaves_room_for_the_run(tmp_path, capsys):
+    sweep = [*SMALL, "--out", "r", "--set", "train.iterations=10", "--set", "train.optimizer.clip_norm=1.0"]
+    assert cli.run([*sweep, "--find-lr", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["option"] == f"--set train.optimizer.learning_rate={found['suggested']:g}"
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["lr_finder.json", "lr_finder.png"]
+    assert cli.run([*sweep, "--find-lr"]) == 0
+    out, err = capsys.readouterr()
+    assert f"Suggested: {found['option']} (the preset has 0.002)" in out and "lr_finder.png" in out
+    assert "starts from random numbers" in err
+    assert cli.run([*sweep, *found["option"].split(), "--set", "train.iterations=1"]) == 0
+    assert config.load(tmp_path / "r" / "config.yaml").train.optimizer.learning_rate == found["suggested"]
+
+
+def test_batch_auto_is_said_once_and_kept_for_resuming(tmp_path, capsys):
+    assert cli.run([*SMALL, "--batch", "auto", "--set", "train.batch=4", "--out", "r"]) == 0
+    assert capsys.readouterr().err.count("--batch auto: ") == 1
+    kept = json.loads((tmp_path / "r" / "env.json").read_text())["options"]["micro_batch"]
+    assert kept in (1, 2, 4) and config.load(tmp_path / "r" / "config.yaml").train.batch == 4

@@ -16,12 +16,16 @@ from m2f_cli.types import Category
 # name: (classes, things, ignore index)
 TABLES = {
     "ade20k": (150, 100, 255),
+    "ade20k-full": (847, 0, 65535),
     "ade20k-instance": (100, 100, 255),
     "cityscapes": (19, 8, 255),
     "cityscapes-instance": (8, 8, 255),
     "coco-instance": (80, 80, 255),
     "coco-panoptic": (133, 80, 255),
+    "coco-stuff-10k": (171, 80, 255),
     "mapillary-vistas": (65, 37, 65),
+    "mass13k": (7, 0, 255),
+    "nuinsseg": (1, 1, 255),
     "synthetic": (9, 4, 255),
 }
 
@@ -99,6 +103,19 @@ def test_colours_are_those_of_the_class_lists(shared_dir, table, file):
     lines = (shared_dir / "reference" / "class_lists" / f"{file}.tsv").read_text().splitlines()[1:]
     listed = [tuple(map(int, line.split("\t")[-1].split(","))) for line in lines]
     assert [c.color for c in load_categories(table)] == listed
+
+
+def test_large_tables_are_those_of_the_class_lists(shared_dir):
+    """Names are as listed, or the first synonym alone where no other class has it."""
+    for table, file in (("ade20k-full", "ade20k_full_847"), ("coco-stuff-10k", "coco_stuff10k_171")):
+        lines = (shared_dir / "reference" / "class_lists" / f"{file}.tsv").read_text().splitlines()[1:]
+        listed, ours = [line.split("\t") for line in lines], load_categories(table)
+        assert len(ours) == len(listed)
+        for i, (found, row) in enumerate(zip(ours, listed, strict=True)):
+            number, name = (i, row[2]) if table == "ade20k-full" else (int(row[1]), row[2])
+            assert found.id == number and int(row[0]) == i
+            assert found.name in (name, name.split(",")[0])
+    assert [c.id for c in load_categories("coco-stuff-10k")[:80]] == [c.id for c in load_categories("coco-instance")]
 
 
 # --- users' own -------------------------------------------------------------------------------------------------------

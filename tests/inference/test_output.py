@@ -37,7 +37,14 @@ def read(path):
     return np.asarray(Image.open(path))
 
 
-@pytest.mark.parametrize("name", plugins.names("writers"))
+SERVER = {"coco-panoptic-zip", "cityscapes-semantic", "cityscapes-instance"}  # in test_server_formats.py
+
+
+def test_every_format_has_a_layout_here():
+    assert set(plugins.names("writers")) == FILES.keys() | SERVER
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_every_format_writes_the_files_that_the_layout_names(tmp_path, name):
     make = instances if name == "coco-instance" else panoptic
     files = make(LABELS, image=scene()).save(tmp_path, name, name="a")

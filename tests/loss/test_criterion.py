@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, grid_sample
 from torch.testing import assert_close
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.loss import Criterion, criterion, normaliser
+from m2f_cli.loss import Criterion, make_criterion, normaliser, places
 from m2f_cli.types import LayerOutput, Prediction, Target
 
 PADDED = (28, 36)
@@ -72,7 +72,7 @@ def test_class_loss_by_hand():
 
 def test_class_weights_must_be_as_many_as_classes():
     with pytest.raises(ConfigError, match="3 numbers for 4 classes"):
-        Criterion(4, CONFIG, class_weights=[1, 1, 1])
+        make_criterion(4, CONFIG, [1, 1, 1])
 
 
 def test_both_forms_of_a_target_give_the_same_losses():
@@ -92,7 +92,7 @@ def test_both_forms_of_a_target_give_the_same_losses():
 def test_pairs_in_portions_are_the_same(monkeypatch):
     prediction, targets = random_case([5, 3])
     expected, expected_gradients, _ = losses_and_gradients(prediction, targets)
-    monkeypatch.setattr(criterion, "_PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(places, "_PAIRS_AT_ONCE", 3)
     found, gradients, _ = losses_and_gradients(prediction, targets)
     assert found == expected
     assert all(map(torch.equal, gradients, expected_gradients))
@@ -102,7 +102,7 @@ def test_points_are_where_masks_are_undecided():
     """With every point an important one, those taken have the smallest |logits| of all candidates."""
     config = CONFIG.model_copy(update={"importance_ratio": 1.0})
     logits_RHW = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
-    points_RP2 = Criterion(4, config, rand=same_for_all)._choose_points(logits_RHW)
+    points_RP2 = Criterion(4, config, rand=same_for_all).places.choose(logits_RHW)
     candidates_RP2 = same_for_all((2, 336, 2), logits_RHW.device)
     taken_RP, all_RP = (
         grid_sample(logits_RHW[:, None], 2 * x[:, None] - 1, align_corners=False)[:, 0, 0].abs().sort(-1).values

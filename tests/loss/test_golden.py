@@ -8,6 +8,7 @@ from loss.cases import CONFIG, by_picture, our_order, prediction_of
 from torch.testing import assert_close
 
 from m2f_cli.loss import Criterion, Pairs, Piloted
+from m2f_cli.loss.places import RandomPoints
 from m2f_cli.types import Target
 
 CASES = ["A_3_and_0", "B_5", "C_3_0_5", "D_none", "E_more_targets_than_queries"]
@@ -65,8 +66,8 @@ def test_pairs(case):
 def test_points(case, monkeypatch):
     """The chosen points as sets: their order means nothing."""
     found = []
-    choose = case.criterion._choose_points
-    monkeypatch.setattr(case.criterion, "_choose_points", lambda logits: found.append(choose(logits)) or found[-1])
+    choose = RandomPoints.choose
+    monkeypatch.setattr(RandomPoints, "choose", lambda *args: found.append(choose(*args)) or found[-1])
     case.criterion(case.prediction, case.targets, PADDED)
     pairs = [min(12, len(target)) for target in case.targets]
     published = by_picture([case[f"points/{s}final"] for s in SETS], pairs)

@@ -12,9 +12,10 @@ from loss.cases import random_case, same_for_all
 from torch.testing import assert_close
 
 from m2f_cli.loss.matcher import UNUSABLE, Matcher, assign
+from m2f_cli.loss.places import RandomPoints
 from m2f_cli.types import LayerOutput, Prediction, Target
 
-MATCHER = Matcher(2.0, 5.0, 5.0, num_points=50, rand=same_for_all)
+MATCHER = Matcher(2.0, 5.0, 5.0, RandomPoints(50, 3.0, 0.75, same_for_all))
 PADDED = (28, 36)
 COUNTS = st.lists(st.integers(0, 8), min_size=1, max_size=3)
 

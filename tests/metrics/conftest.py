@@ -13,19 +13,32 @@ from m2f_cli.data.categories import load_categories
 from m2f_cli.types import PanopticTruth, TrueSegment
 
 
+class Pack:
+    """The 80 annotated pictures of COCO in a data pack: `.folder`, `.categories`, `.names` (file stems)."""
+
+    def __init__(self, folder):
+        self.folder, self.categories = folder, load_categories("coco-panoptic")
+        document = json.loads((folder / "annotations" / "panoptic_val2017.json").read_text())
+        self.records = {record["file_name"].removesuffix(".png"): record for record in document["annotations"]}
+        self.names = list(self.records)
+
+    def truth(self, name: str) -> PanopticTruth:
+        number = {category.id: label for label, category in enumerate(self.categories)}
+        rgb = np.asarray(Image.open(self.folder / "panoptic_val2017" / f"{name}.png")).astype(np.int32)
+        segments = [TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"]))
+                    for s in self.records[name]["segments_info"]]  # fmt: skip
+        return PanopticTruth(rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2], segments)
+
+
 @pytest.fixture(scope="session")
-def coco(shared_dir):
-    """Ten annotated pictures of COCO, three of them with crowds: `.truths`, `.categories`, `.names` (file stems) and
-    `.folder` of the data pack."""
-    folder = shared_dir / "data" / "coco_panoptic_160"
-    categories = load_categories("coco-panoptic")
-    number = {category.id: label for label, category in enumerate(categories)}
-    document = json.loads((folder / "annotations" / "panoptic_val2017.json").read_text())
-    records = sorted(document["annotations"], key=lambda r: -sum(s["iscrowd"] for s in r["segments_info"]))[:10]
-    truths = []
-    for record in records:
-        rgb = np.asarray(Image.open(folder / "panoptic_val2017" / record["file_name"])).astype(np.int32)
-        segments = [TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"])) for s in record["segments_info"]]
-        truths.append(PanopticTruth(rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2], segments))
-    names = [record["file_name"].removesuffix(".png") for record in records]
-    return SimpleNamespace(truths=truths, categories=categories, names=names, folder=folder)
+def coco_pack(shared_dir) -> Pack:
+    return Pack(shared_dir / "data" / "coco_panoptic_160")
+
+
+@pytest.fixture(scope="session")
+def coco(coco_pack):
+    """Ten pictures of the pack, three of them with crowds: `.truths`, `.categories`, `.names` and `.folder`."""
+    crowds = {name: sum(s["iscrowd"] for s in record["segments_info"]) for name, record in coco_pack.records.items()}
+    names = sorted(crowds, key=lambda name: -crowds[name])[:10]
+    truths = [coco_pack.truth(name) for name in names]
+    return SimpleNamespace(truths=truths, categories=coco_pack.categories, names=names, folder=coco_pack.folder)

@@ -84,6 +84,9 @@ def test_by_hand_with_both_averages():
     table = figures["per_class"]
     assert table["sky"] == {"iou": 75.0, "acc": 75.0} and table["grass"] == {"iou": 100.0, "acc": 100.0}
     assert all(math.isnan(value) for name in ("water", "sand") for value in table[name].values())
+    confusion = figures["tables"]["confusion"]
+    assert confusion["classes"] == ["sky", "grass", "water", "sand"]
+    assert confusion["pixels"] == [[3, 0, 1, 0, 0], [0, 2, 0, 0, 0], [0] * 5, [0] * 5]
 
 
 @pytest.mark.parametrize(("none", "dtype"), [(255, np.uint8), (65535, np.uint16)])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.metrics.panoptic_quality import PanopticQuality, match
+from m2f_cli.metrics.panoptic_quality import PanopticQuality, StuffQuality, match
 from m2f_cli.types import (
     Category,
     InstanceTruth,
@@ -267,19 +267,29 @@ def test_semantic_maps_have_one_segment_per_class(ignore, none):
     assert PanopticQuality(CATEGORIES, task="semantic").task == "semantic"
 
 
+def test_stuff_quality_is_over_all_classes():
+    truth = SemanticTruth(np.array([[SKY, SKY, SKY, CAR, 255]], np.uint8))
+    result = SemanticMap((1, 5), CATEGORIES, np.array([[SKY, SKY, GRASS, CAR, CAR]], np.uint8))
+    metric = StuffQuality(CATEGORIES)
+    metric.update(result, truth)
+    figures = metric.compute()
+    assert figures["pq_stuff"] == pytest.approx(100 * (2 / 3 + 1 + 0) / 3)  # sky, car, and grass that is not there
+    assert figures["rq_stuff"] == pytest.approx(100 * 2 / 3) and metric.task == "semantic"
+    assert set(figures) == {"pq_stuff", "sq_stuff", "rq_stuff", "per_class"}
+
+
 # --- real annotations -------------------------------------------------------------------------------------------------
 
 
-def test_truth_against_itself_is_100(coco):
-    categories, truths = coco.categories, coco.truths
-    metric = PanopticQuality(categories)
-    for truth in truths:
-        metric.update(as_result(truth, categories), truth)
+def test_truth_against_itself_is_100(coco_pack):
+    metric, segments = PanopticQuality(coco_pack.categories), 0
+    for name in coco_pack.names:
+        truth = coco_pack.truth(name)
+        metric.update(as_result(truth, coco_pack.categories), truth)
+        segments += sum(not segment.iscrowd for segment in truth.segments)
     figures = metric.compute()
     assert [figures[key] for key in FIGURES] == [100.0] * 9
-    assert sum(row["tp"] for row in figures["per_class"].values()) == sum(
-        not segment.iscrowd for truth in truths for segment in truth.segments
-    )
+    assert len(coco_pack.names) == 80 and sum(row["tp"] for row in figures["per_class"].values()) == segments
 
 
 def test_damaged_truth_against_the_oracle(coco):

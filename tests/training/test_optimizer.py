@@ -21,6 +21,7 @@ from m2f_cli.training.optimizer import (
     make_optimizer,
     set_learning_rate,
     settings,
+    train_mode,
     trainable_table,
 )
 from m2f_cli.training.schedule import factor
@@ -110,7 +111,9 @@ def test_freezing():
 def test_frozen_batch_norms_are_found():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     freeze(model, ("0",))
-    assert list(frozen_norms(model)) == [model[0]]
+    assert list(frozen_norms(model, ("0",))) == [model[0]]
+    train_mode(model, ("0",))
+    assert [norm.training for norm in model] == [False, True]
 
 
 def test_clipping_is_global():
@@ -125,3 +128,26 @@ def test_clipping_is_global():
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad / before[name], torch.full_like(p.grad, 0.01 / expected), rtol=2e-4, atol=0)
     assert clip_gradients(model, 0.0) > 0
+
+
+def test_fixed_affine_batch_norms_move_their_statistics_alone():
+    """MMSegmentation's norm: what is trained is everything but scale and shift; frozen, nothing of it moves."""
+    resnet = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "fixed_affine_bn", "stem_channels": 8, "width": 8}
+    model = build(tiny_config(**resnet), 3)
+    norm = model.backbone.stem[0].norm
+    assert not norm.weight.requires_grad and not norm.bias.requires_grad
+    trained = settings(model, PUBLISHED)
+    assert "backbone.stem.0.conv.weight" in trained
+    assert not [name for name in trained if name.startswith("backbone.") and ".norm." in name]
+    for frozen, moves in (((), True), (("backbone",), False)):
+        if frozen:
+            freeze(model, frozen)
+        train_mode(model, frozen)
+        before = {name: buffer.clone() for name, buffer in norm.named_buffers()} | {"weight": norm.weight.clone()}
+        model.backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(norm.running_mean, before["running_mean"]) is not moves
+        assert torch.equal(norm.weight, before["weight"])
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model).backbone.stem[0].norm
+    assert isinstance(synchronised, nn.SyncBatchNorm) and not synchronised.weight.requires_grad
+    train_mode(model, ("backbone",))
+    assert not synchronised.training

@@ -95,7 +95,7 @@ def test_a_transformers_file_without_its_folder(tmp_path, network):
     [
         (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a backbone alone"),
         (["layer1.0.conv1.weight", "fc.weight"], "a backbone alone"),
-        (["sem_seg_head.predictor.transformer.decoder.norm.weight"], "is a MaskFormer"),
+        (["sem_seg_head.predictor.transformer.decoder.norm.weight"], "no Mask2Former and no MaskFormer"),
         (["encoder.weight", "head.bias"], "names in .* are of no format"),
         (["sem_seg_head.predictor.query_feat.weight"], "no Mask2Former"),
     ],
@@ -149,7 +149,8 @@ def test_defaults_of_transformers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "maskformer"}, "of the kind 'maskformer'"),
+        ({"model_type": "oneformer"}, "of the kind 'oneformer'"),
+        ({"model_type": "maskformer", "decoder_config": {"activation_function": "gelu"}}, "activation_function = 'ge"),
         ({"model_type": None}, "of the kind None"),
         ({"pre_norm": True}, "pre_norm = True"),
         ({"backbone_config": {"model_type": "convnext"}}, "backbone of the kind 'convnext'"),

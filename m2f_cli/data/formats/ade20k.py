@@ -47,7 +47,7 @@ def _choose(folder: Path, jsons: dict[Task, Path], options: Options) -> Task:
     if options.task in jsons and options.task not in prepared:
         raise DataError(
             f"{jsons[options.task]} is missing, which the task {options.task!r} needs.",
-            hint="Make it from annotations_instance, as the published data preparation does.",
+            hint=f"Make it from annotations_instance: m2f data prepare ade20k --root {folder}",
         )
     richest = [task for task in prepared if task == "panoptic"]
     return choose_task(options.task, (*richest, "semantic", "instance"), folder)

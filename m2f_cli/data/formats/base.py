@@ -39,15 +39,19 @@ class Format:
     raw_values: bool = False
 
 
+class NoTask(DataError):
+    """A data set has no truths for that task; for others it may be fine."""
+
+
 def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> Task:
     """The task that was asked for, or the first (richest) of `supported`.
 
     Raises:
-        DataError: this data has no truth for the task.
+        NoTask: this data has no truth for the task.
     """
     if asked is None or asked in supported:
         return asked or supported[0]
-    raise DataError(
+    raise NoTask(
         f"{where} has no annotations for the task {asked!r}, only for: {', '.join(supported)}.",
         hint=f"Use the task {supported[0]!r}, or another data set.",
     )

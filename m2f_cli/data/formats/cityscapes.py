@@ -1,4 +1,5 @@
-"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (facts 8.4). Its classes are shipped tables."""
+"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (facts 8.4). Its classes are shipped tables; other
+data in this style bring theirs in classes.yaml."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...types import PanopticTruth, Task, TrueSegment
+from ...types import Categories, PanopticTruth, Task, TrueSegment
 from ..categories import load_categories
 from ..picture import picture_size
 from ..records import DataSet, Record, check_size
@@ -22,6 +23,7 @@ from .value_map import ValueMap, value_map
 OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
 _IMAGE, _LABELS, _INSTANCES = "_leftImg8bit", "_gtFine_labelIds", "_gtFine_instanceIds"
 LABEL_IDS = range(34)
+CLASSES = "classes.yaml"
 POLYGONS = "objects are those of the instanceIds pictures; published training takes them from the polygons"
 
 
@@ -47,7 +49,7 @@ class InstanceIds:
         own_ids = np.zeros(present[-1] + 1, dtype=np.int32)
         own_ids[kept] = kept
         segments = [TrueSegment(value, numbers[value], self._is_group(value, numbers[value])) for value in kept]
-        return PanopticTruth(own_ids[values_HW], segments)
+        return PanopticTruth(own_ids[values_HW], segments, source=self.png)
 
     def _is_group(self, value: int, label: int) -> bool:
         return value < OBJECTS and self.classes.categories[label].isthing
@@ -61,8 +63,7 @@ def label_ids(classes: ClassMap) -> ValueMap:
 def open_split(folder: Path, split: str, options: Options) -> DataSet:
     task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
     folders, _, notes = find_split(folder, split, lambda name: _folders_at(folder, name))
-    table = "cityscapes-instance" if task == "instance" else "cityscapes"
-    classes = map_classes(load_categories(table), options.classes, folder)
+    classes = map_classes(_own_classes(folder, task), options.classes, folder)
     if task == "semantic":
         records, more = label_records(folders, label_ids(classes), image_end=_IMAGE, mask_end=_LABELS)
     else:
@@ -75,6 +76,13 @@ def _record(image: Path, folders: Folders, classes: ClassMap, task: Task) -> Rec
     name = image.relative_to(folders.images).with_suffix("").as_posix().removesuffix(_IMAGE)
     read = InstanceIds(folders.masks / f"{name}{_INSTANCES}.png", image, classes)
     return Record(name, image, read if task == "panoptic" else ReadAs(read, task, classes.categories))
+
+
+def _own_classes(folder: Path, task: Task) -> Categories:
+    own = folder / CLASSES
+    if not own.is_file():
+        return load_categories("cityscapes-instance" if task == "instance" else "cityscapes")
+    return tuple(category for category in load_categories(own) if category.isthing or task != "instance")
 
 
 def _folders_at(folder: Path, name: str) -> Folders | None:

@@ -57,14 +57,14 @@ def read_instances(
     """The classes, a record per picture (also of those without annotation), and notes.
 
     Args:
-        candidates: folders in which the pictures may be, best first.
+        candidates: folders in which the pictures may be, best first; none where nobody will read them.
 
     Raises:
         DataError: broken categories, classes of another table, no pictures, or a task that is not "instance".
     """
     choose_task(options.task, ("instance",), coco.path)
     classes = map_classes(parse_categories(coco.categories, coco.path, isthing=True), options.classes, coco.path)
-    pictures = picture_folder(coco.file_names(), candidates, coco.path)
+    pictures = picture_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
     records = tuple(_record(coco, key, pictures, classes) for key in coco.images)
     return classes.categories, records, (*coco.notes, *classes.notes)
 
@@ -74,7 +74,8 @@ def _record(coco: CocoFile, key: int | str, pictures: Path, classes: ClassMap) -
     packed = pickle.dumps([tuple(row.get(key) for key in _KEYS) for row in rows], protocol=pickle.HIGHEST_PROTOCOL)
     labels = classes.labels(row.get("category_id") for row in rows if not row.get("iscrowd"))
     read_truth = ObjectsOfPicture(coco.path, pictures / file_name, size, classes, packed)
-    return Record(record_name(file_name), pictures / file_name, read_truth, *(size or (None, None)), labels)
+    sizes = size or (None, None)
+    return Record(record_name(file_name), pictures / file_name, read_truth, *sizes, labels, image_id=key)
 
 
 def open_split(folder: Path, split: str, options: Options) -> DataSet:

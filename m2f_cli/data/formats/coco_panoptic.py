@@ -71,14 +71,14 @@ def read_panoptic(
 
     Args:
         pngs: the folder of the PNGs.
-        candidates: folders in which the pictures may be, best first.
+        candidates: folders in which the pictures may be, best first; none where nobody will read them.
         task: other than "panoptic", truths are derived: instances are the things as they are visible, unless named by
             `classes` numbered without the stuff; semantic labels are the classes of all segments, with crowds.
     """
     classes = map_classes(parse_categories(coco.categories, coco.path), options.classes, coco.path)
     if task == "instance" and options.classes is None:
         classes = classes.without_stuff()
-    pictures = picture_folder(coco.file_names(), candidates, coco.path)
+    pictures = picture_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
     annotated = [key for key in coco.images if key in coco.annotations]
     records = tuple(_record(coco, key, pngs, pictures, classes, task) for key in annotated)
     missing = len(coco.images) - len(annotated)
@@ -97,7 +97,8 @@ def _record(coco: CocoFile, key: int | str, pngs: Path, pictures: Path, classes:
     labels = classes.labels(category_id for _, category_id, crowd in rows if not crowd)
     if task == "instance":
         labels = tuple(label for label in labels if classes.categories[label].isthing)
-    return Record(record_name(file_name), pictures / file_name, read_truth, *(size or (None, None)), labels)
+    sizes = size or (None, None)
+    return Record(record_name(file_name), pictures / file_name, read_truth, *sizes, labels, image_id=key)
 
 
 def _segment_rows(annotation: dict[str, Any], path: Path) -> list[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,8 +24,10 @@ class ReadAs:
     def __call__(self) -> Truth:
         truth = self.read()
         if self.task == "semantic":
-            return semantic_truth(truth, len(self.categories))
-        return instance_truth(truth, self.categories)
+            derived = semantic_truth(truth, len(self.categories))
+        else:
+            derived = instance_truth(truth, self.categories)
+        return dataclasses.replace(derived, source=truth.source)
 
 
 def semantic_truth(truth: PanopticTruth, num_classes: int) -> SemanticTruth:

@@ -19,6 +19,7 @@ from .layout import NAMES, find_split, folder_at, pictures_below, record_name
 from .value_map import ValueMap, named_values, value_map
 
 MASKS = ("labels", "annotations", "masks")
+_PREPARED = ("images_detectron2", "annotations_detectron2")  # what `m2f data prepare` and the published scripts write
 _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # what keeps numbers as they are
 _CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt")
 _LOOKED_AT = 10  # masks, to say which values there are
@@ -79,7 +80,10 @@ def _masks_below(folder: Path) -> list[Path]:
 
 
 def folders_at(folder: Path, name: str) -> Folders | None:
-    """images/{name} with labels/{name}, or {name}/images with {name}/labels."""
+    """images/{name} with labels/{name}, {name}/images with {name}/labels, or what was prepared."""
+    prepared = Folders(*(folder / kind / name for kind in _PREPARED))
+    if all(each.is_dir() for each in prepared):
+        return prepared
     for images, above in ((folder / "images" / name, None), (folder / name / "images", folder / name)):
         masks = folder_at(*((above / kind) if above else (folder / kind / name) for kind in MASKS))
         if images.is_dir() and masks is not None:

@@ -11,6 +11,11 @@ from ...errors import DataError
 
 Found = TypeVar("Found")
 
+
+class NoSplit(DataError):
+    """A data set has no split of that name; its other splits may be fine."""
+
+
 # How people call their splits, best first. Many data sets have no other second split than "test".
 SPELLINGS = {
     "train": ("train", "train2017", "training"),
@@ -38,7 +43,7 @@ def find_split(folder: Path, split: str, at: Callable[[str], Found | None]) -> t
         What was found, its name in the folder, and notes.
 
     Raises:
-        DataError: no such split; says which there are.
+        NoSplit: no such split; says which there are.
     """
     for name in spellings(split):
         found = at(name)
@@ -46,7 +51,7 @@ def find_split(folder: Path, split: str, at: Callable[[str], Found | None]) -> t
             borrowed = name == "test" != split
             return found, name, (f"there is no split {split!r}: {name!r} is used",) if borrowed else ()
     known = [name for name in NAMES if at(name) is not None]
-    raise DataError(f"{folder} has no split {split!r}.", hint=f"It has: {', '.join(known) or 'none that is known'}.")
+    raise NoSplit(f"{folder} has no split {split!r}.", hint=f"It has: {', '.join(known) or 'none that is known'}.")
 
 
 def folder_at(*candidates: Path) -> Path | None:

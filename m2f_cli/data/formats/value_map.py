@@ -40,7 +40,8 @@ class ValueMap:
                 hint="Say with label_map what each value means (a class, or null: ignore), or with ignore_index which "
                 "one counts nowhere.",
             )
-        return SemanticTruth(self.lookup.astype(np.uint8 if self.ignore == 255 else np.uint16)[values_HW], self.ignore)
+        labels_HW = self.lookup.astype(np.uint8 if self.ignore == 255 else np.uint16)[values_HW]
+        return SemanticTruth(labels_HW, self.ignore, source=where)
 
     def _known(self) -> str:
         classes = np.flatnonzero((self.lookup >= 0) & (self.lookup != self.ignore))

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from ..layers import ConvNorm, FrozenBatchNorm
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def fixed_affine_bn(channels: int) -> nn.BatchNorm2d:
+    """Batch norm whose scale and shift are not trained while its statistics move, as in MMSegmentation (facts 2.6)."""
+    return nn.BatchNorm2d(channels).requires_grad_(False)
+
+
 # SyncBN is ordinary batch norm until training converts it for several processes.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "frozen_bn": FrozenBatchNorm, "sync_bn": nn.BatchNorm2d, "bn": nn.BatchNorm2d,
+    "frozen_bn": FrozenBatchNorm, "fixed_affine_bn": fixed_affine_bn, "sync_bn": nn.BatchNorm2d, "bn": nn.BatchNorm2d,
 }
 
 
@@ -58,7 +65,7 @@ class ResNet(nn.Module):
         depth: 18, 34, 50 or 101.
         stem: "basic" is one 7x7 convolution; "deeplab" is three 3x3 ones and dilations 1, 2, 4 in the last stage
             (R50c / R101c), the strides unchanged.
-        norm: "frozen_bn" (constants), "sync_bn" or "bn" (trained).
+        norm: "frozen_bn" (constants), "fixed_affine_bn" (statistics move), "sync_bn" or "bn" (trained).
         stem_channels, width: 64 and 64 in every published network; narrower ones are for tests.
         pretrained: where the ImageNet weights come from; read by training only.
     """

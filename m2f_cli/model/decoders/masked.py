@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...types import LayerOutput, PixelFeatures, Prediction
 from ..layers import MLP, Attention, FeedForward, sine_positions, xavier_init
+
+if TYPE_CHECKING:
+    from ..piloting import Pilots
 
 
 def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
@@ -37,10 +43,11 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self, x_BQC: Tensor, position_QC: Tensor | float, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor,
+        may_see_1QQ: Tensor | None = None,
     ) -> Tensor:
         x_BQC = self.norm1(x_BQC + self.cross_attn(x_BQC + position_QC, key_BSC, value_BSC, may_attend_BQS))
         placed_BQC = x_BQC + position_QC
-        x_BQC = self.norm2(x_BQC + self.self_attn(placed_BQC, placed_BQC, x_BQC))
+        x_BQC = self.norm2(x_BQC + self.self_attn(placed_BQC, placed_BQC, x_BQC, may_see_1QQ))
         return self.norm3(x_BQC + self.ffn(x_BQC))
 
 
@@ -53,22 +60,24 @@ class MaskedDecoder(nn.Module):
         mask_dim: channels of the mask features.
         num_layers: 9 in every published model (the original configuration counts one more). Layer i attends to
             level i mod `num_levels`.
-        piloted: MP-Former (facts 6.1): queries have no learned positions, also at inference, and each class has an
-            embedding that pilot queries start from in training.
+        piloted: each class has an embedding that pilot queries start from in training (MP-Former, facts 6.1).
+        query_positions: whether queries have learned positions; None: unless `piloted`, as published.
     """
 
     def __init__(
         self, num_classes: int, in_dim: int, mask_dim: int, dim: int, num_queries: int, num_layers: int,
         num_heads: int, ffn_dim: int, num_levels: int = 3, piloted: bool = False,
+        query_positions: bool | None = None,
     ):
         super().__init__()
-        self.dim = dim
+        has_positions = not piloted if query_positions is None else query_positions
+        self.dim, self.num_heads = dim, num_heads
         self.input_projs = nn.ModuleList(
             nn.Conv2d(in_dim, dim, 1) if in_dim != dim else nn.Identity() for _ in range(num_levels)
         )
         self.level_embed = nn.Embedding(num_levels, dim)
         self.query_feat = nn.Embedding(num_queries, dim)
-        self.query_embed = None if piloted else nn.Embedding(num_queries, dim)
+        self.query_embed = nn.Embedding(num_queries, dim) if has_positions else None
         self.label_embed = nn.Embedding(num_classes, dim) if piloted else None
         self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
@@ -76,24 +85,40 @@ class MaskedDecoder(nn.Module):
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         xavier_init(self.layers)
 
-    def forward(self, features: PixelFeatures, pilots: None = None) -> Prediction:
+    def forward(self, features: PixelFeatures, pilots: Pilots | None = None) -> Prediction:
+        """
+        Args:
+            pilots: MP-Former's queries of this batch; they come before the ordinary ones in every layer's answers.
+        """
         mask_features_BCHW = features.mask_features_BCHW
+        sizes = [tuple(level_BCHW.shape[-2:]) for level_BCHW in features.levels]
         keys, values, small = [], [], []
-        for i, level_BCHW in enumerate(features.levels):
-            size = level_BCHW.shape[-2:]
+        for i, (level_BCHW, size) in enumerate(zip(features.levels, sizes, strict=True)):
             value_BSC = self.input_projs[i](level_BCHW).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
             values.append(value_BSC)
             keys.append(value_BSC + sine_positions(*size, self.dim, level_BCHW.device))
             small.append(F.interpolate(mask_features_BCHW, size=size, mode="bilinear", align_corners=False).flatten(2))
-        position_QC = 0.0 if self.query_embed is None else self.query_embed.weight
-        x_BQC = self.query_feat.weight.expand(mask_features_BCHW.shape[0], -1, -1)
+        x_BQC, position_QC, may_see_1QQ = self.queries(mask_features_BCHW.shape[0], pilots)
         outputs = [self.predict(x_BQC)]
         for i, layer in enumerate(self.layers):
             level = i % len(keys)
             may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
-            x_BQC = layer(x_BQC, position_QC, keys[level], values[level], may_attend_BQS)
+            if pilots is not None:
+                may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
+            x_BQC = layer(x_BQC, position_QC, keys[level], values[level], may_attend_BQS, may_see_1QQ)
             outputs.append(self.predict(x_BQC))
         return Prediction(mask_features_BCHW, outputs)
+
+    def queries(self, batch: int, pilots: Pilots | None) -> tuple[Tensor, Tensor | float, Tensor | None]:
+        """What the queries start from, their positions, and who sees whom in self-attention (None: all see all)."""
+        x_BQC = self.query_feat.weight.expand(batch, -1, -1)
+        position_QC = 0.0 if self.query_embed is None else self.query_embed.weight
+        if pilots is None:
+            return x_BQC, position_QC, None
+        x_BQC = torch.cat([pilots.content(self.label_embed), x_BQC], dim=1)
+        if self.query_embed is not None:  # pilots have none: their masks say where they are
+            position_QC = F.pad(position_QC, (0, 0, len(pilots), 0))
+        return x_BQC, position_QC, pilots.visibility(len(self.query_feat.weight))
 
     def predict(self, x_BQC: Tensor) -> LayerOutput:
         """Class logits and mask embeddings of the queries as they stand after a layer."""

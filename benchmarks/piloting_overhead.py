@@ -1,0 +1,155 @@
+"""What one group of pilots costs: a training step of MP-Former against one of Mask2Former, one run on one machine.
+
+    python benchmarks/piloting_overhead.py [--preset coco-panoptic-swin-t] [--size 512 512] [--targets 8] [--groups 1]
+                                           [--rounds 5] [--threads 2] [--device cpu]
+
+Forward, losses and backward as the training loop does them, batch 1, fp32, random weights and rectangles as targets,
+without the optimiser. Each side runs in a process of its own, so that memory can be measured; rounds alternate. On a
+machine that does other things only the CPU time of --threads 1 means anything. The goal is a ratio of at most 1.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from forward_vs_transformers import Side, peak_mib
+
+GOAL = 1.15
+
+
+def make_parts(arguments: argparse.Namespace):
+    """What `losses_of` needs, of a network with or without pilots."""
+    import torch
+
+    from m2f_cli import config
+    from m2f_cli.loss import Criterion
+    from m2f_cli.model import build
+    from m2f_cli.model.piloting import piloting_of
+    from m2f_cli.training.loop import Parts
+
+    piloted = arguments.worker == "piloted"
+    settings = config.load(arguments.preset, [
+        "model.backbone.drop_path=0", "train.precision=fp32",
+        *([f"model.piloting.groups={arguments.groups}", "model.piloting.query_positions=false"] if piloted else []),
+    ])  # fmt: skip
+    device = torch.device(arguments.device)
+    model = build(settings.model, arguments.classes).to(device).train()
+    criterion = Criterion(arguments.classes, settings.train.loss).to(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    piloting = piloting_of(settings.model, arguments.classes)
+    return Parts(settings.train, model, model, criterion, None, scaler, None, device, 1, piloting=piloting)
+
+
+def make_batch(height: int, width: int, targets: int, device: str):
+    """Rectangles, each inside a vertical strip of its own, as an id map."""
+    import torch
+
+    from m2f_cli.data.loader import Batch
+    from m2f_cli.types import Target
+
+    owner_HW = torch.full((height, width), -1, dtype=torch.int16)
+    for i in range(targets):
+        left, right = i * width // targets, (i + 1) * width // targets
+        owner_HW[height * i // (3 * targets) : height * (i + targets) // (3 * targets), left + 1 : right - 1] = i
+    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    return Batch(images, [Target(torch.arange(targets), owner_HW=owner_HW)], ["rectangles"]).to(device)
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """Make one side, then answer each line on stdin with one timed step."""
+    import torch
+
+    from m2f_cli.training.loop import losses_of
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    parts = make_parts(arguments)
+    on_gpu = parts.device.type == "cuda"
+
+    def step(batch):
+        parts.model.zero_grad(set_to_none=True)
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = sum(losses_of(parts, batch, None).values())
+        loss.backward()
+        value = loss.item()  # waits for the GPU
+        return {"loss": value, "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+    def peak():
+        return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_mib()
+
+    step(make_batch(64, 64, min(8, arguments.targets), arguments.device))  # lazy imports are not part of the growth
+    batch = make_batch(*arguments.size, arguments.targets, arguments.device)
+    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else peak_mib()
+    first = step(batch)
+    print(json.dumps({**first, "growth": peak() - before}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(step(batch)), flush=True)
+
+
+class StepSide(Side):
+    """`Side` of the forward benchmark, with a worker of this file."""
+
+    def __init__(self, name: str, options: list[str]):
+        command = [sys.executable, __file__, "--worker", name, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.first = self.answer()
+        self.steps: list[dict] = []
+
+    def run(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.steps.append(self.answer())
+
+    def median(self, key: str) -> float:
+        return statistics.median(step[key] for step in self.steps)
+
+
+def options_of(arguments: argparse.Namespace) -> list[str]:
+    plain = ("preset", "targets", "groups", "classes", "threads", "device")
+    return ["--size", *map(str, arguments.size), *(f"--{name}={getattr(arguments, name)}" for name in plain)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="coco-panoptic-swin-t", help="a Mask2Former preset; Swin backbones only")
+    parser.add_argument("--size", nargs=2, type=int, default=[512, 512], metavar=("H", "W"))
+    parser.add_argument("--targets", type=int, default=8)
+    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--classes", type=int, default=133)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return worker(arguments)
+
+    import torch
+
+    sides = {name: StepSide(name, options_of(arguments)) for name in ("plain", "piloted")}
+    for _ in range(arguments.rounds):
+        for side in sides.values():
+            side.run()
+    for side in sides.values():
+        side.process.stdin.close()
+        side.process.wait()
+    height, width = arguments.size
+    print(f"{arguments.preset}, forward + losses + backward, 1 x 3 x {height} x {width}, {arguments.targets} targets, "
+          f"{arguments.groups} groups of pilots, fp32, {arguments.device}, {arguments.threads} threads, "
+          f"torch {torch.__version__}, median of {arguments.rounds}")
+    print(f"{'':10}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}")
+    for name, side in sides.items():
+        print(f"{name:10}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}{side.first['growth']:18.0f}"
+              f"{side.first['loss']:12.3f}")
+    time_ratio, cpu_ratio = (sides["piloted"].median(k) / sides["plain"].median(k) for k in ("seconds", "cpu"))
+    memory_ratio = sides["piloted"].first["growth"] / sides["plain"].first["growth"]
+    print(f"piloted / plain: time {time_ratio:.2f} (CPU {cpu_ratio:.2f}), memory {memory_ratio:.2f}; goal {GOAL}")
+
+
+if __name__ == "__main__":
+    main()

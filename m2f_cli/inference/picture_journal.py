@@ -1,0 +1,191 @@
+"""The memory of an evaluation: pictures.jsonl, one line for each picture that was scored.
+
+    {"header": {…}}                                                       what was evaluated, and how
+    {"name", "number", "seconds", "metrics": {metric: state}}             a scored picture
+    {"name", "number", "seconds", "error": "…"}                           one that could not be scored
+
+`number` is the picture's place in its split, from 0; a state is what `Metric.restore` takes. A line is written when
+its picture is done, so that an evaluation can stop at any time; half a line at the end is of one that was killed, and
+is ignored. Further processes of one evaluation write pictures.1.jsonl and so on, until all are put together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError, DataError, M2FError
+from .output import atomic
+
+NAME = "pictures.jsonl"
+Line = dict[str, Any]
+
+
+def journal_of(folder: Path, rank: int = 0) -> Path:
+    return folder / (f"pictures.{rank}.jsonl" if rank else NAME)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        DataError: the file is no journal.
+    """
+    with path.open("rb") as file:
+        return _parsed(file.readline(), path, "header")["header"]
+
+
+def read(path: Path) -> Iterator[Line]:
+    """The pictures of a journal, in the order of the file.
+
+    Raises:
+        DataError: a damaged line, other than half a one at the end.
+    """
+    return (line for _, line in _places(path))
+
+
+def finished(folder: Path) -> set[int]:
+    """The numbers of the pictures that were scored; those that failed are worth another try."""
+    path = journal_of(folder)
+    return {line["number"] for line in read(path) if "error" not in line} if path.is_file() else set()
+
+
+@contextmanager
+def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], None]]:
+    """Go on with a journal, or start one; gives the function that adds a line, which is on its way to the disk then.
+
+    Raises:
+        M2FError: the file cannot be written.
+    """
+    with _writing(path):
+        end = _whole_bytes(path) if path.is_file() else 0
+        file = path.open("r+b" if end else "wb")
+
+    def add(line: Line) -> None:
+        with _writing(path):
+            file.write(_encoded(line))
+            file.flush()
+
+    with file:
+        file.truncate(end)
+        file.seek(end)
+        if not end:
+            add({"header": header})
+        yield add
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise M2FError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def check_header(folder: Path, header: dict[str, Any]) -> None:
+    """Refuse to go on with another evaluation than that of the folder.
+
+    Raises:
+        ConfigError: it differs; says in what. DataError: a damaged journal.
+    """
+    for path in _journals(folder):
+        if not _whole_bytes(path):  # killed before its first line was complete
+            continue
+        old = read_header(path)
+        for key, new in header.items():
+            if old.get(key) != new:
+                raise ConfigError(
+                    f"{folder} holds an evaluation with {key} {_short(old.get(key))}, not {_short(new)}.",
+                    hint="Choose another --out, or evaluate as it was begun.",
+                )
+
+
+def consolidate(folder: Path, header: dict[str, Any]) -> None:
+    """Put the journals of all processes into one, a line for each picture, in the order of the split. Of several lines
+    about one picture that with a score is kept."""
+    paths = [path for path in _journals(folder) if _whole_bytes(path)]
+    chosen: dict[int, _Place] = {}
+    in_order = len(paths) == 1
+    for path in paths:
+        last = -1
+        for place, line in _places(path):
+            number = line["number"]
+            in_order &= number > last
+            last = number
+            if "error" not in line or number not in chosen:
+                chosen[number] = place
+    if in_order and paths[0] == journal_of(folder):
+        return
+    with atomic(journal_of(folder)) as part, part.open("wb") as file:
+        file.write(_encoded({"header": header}))
+        file.writelines(_raw([chosen[number] for number in sorted(chosen)], paths))
+    for path in _journals(folder):
+        if path != journal_of(folder):
+            path.unlink()
+
+
+class _Place(NamedTuple):
+    path: Path
+    offset: int
+
+
+def _journals(folder: Path) -> list[Path]:
+    """Of all processes, that of the first one first."""
+    others = folder.glob("pictures.*.jsonl")
+    return [path for path in (journal_of(folder), *sorted(others)) if path.is_file()]
+
+
+def _places(path: Path) -> Iterator[tuple[_Place, Line]]:
+    with path.open("rb") as file:
+        offset = len(file.readline())
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                return
+            yield _Place(path, offset), _parsed(raw, path, "name", "number")
+            offset += len(raw)
+
+
+def _raw(places: Iterable[_Place], paths: Iterable[Path]) -> Iterator[bytes]:
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(path.open("rb")) for path in paths}
+        for path, offset in places:
+            files[path].seek(offset)
+            yield files[path].readline()
+
+
+def _whole_bytes(path: Path) -> int:
+    """The length of a file without half a line at its end."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        while position:
+            start = max(0, position - 65536)
+            file.seek(start)
+            found = file.read(position - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            position = start
+    return 0
+
+
+def _encoded(line: Line) -> bytes:
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _parsed(raw: bytes, path: Path, *keys: str) -> Line:
+    try:
+        line = json.loads(raw)
+        return line if all(key in line for key in keys) else _refuse(path)
+    except (ValueError, TypeError):
+        return _refuse(path)
+
+
+def _refuse(path: Path) -> Line:
+    raise DataError(f"The journal {path} is damaged.", hint="Choose another --out, and evaluate again.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}…"

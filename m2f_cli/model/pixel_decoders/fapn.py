@@ -1,0 +1,106 @@
+"""The feature-aligned pyramid network (FaPN, Huang et al., ICCV 2021): a pixel decoder that selects and aligns.
+
+A feature pyramid adds an upsampled coarse map to a fine one, although its edges are somewhere else by then. FaPN first
+weighs the fine map's channels (feature selection, section 3.2), then lets a modulated deformable convolution move the
+coarse map onto it (feature alignment, section 3.1), and adds the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from ...types import PixelFeatures
+from ..layers import ConvNorm, group_norm
+
+KERNEL = 3
+
+
+class FeatureSelection(nn.Module):
+    """Keep what matters of a fine map: x + gate·x with a gate per channel, then a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, dim: int):
+        super().__init__()
+        self.gate = nn.Conv2d(in_channels, in_channels, 1)
+        self.project = ConvNorm(in_channels, dim, 1, group_norm)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        gate_BC11 = self.gate(x_BCHW.mean((2, 3), keepdim=True)).sigmoid()
+        return self.project(x_BCHW + gate_BC11 * x_BCHW)
+
+
+class FeatureAlignment(nn.Module):
+    """Move a coarse map, upsampled, onto a fine one: a 3x3 deformable convolution with modulation (DCN v2), ReLU.
+
+    Offsets and modulations come from both maps. They start at 0, which is a plain 3x3 convolution, half modulated.
+
+    Args:
+        groups: of channels; each has offsets of its own.
+    """
+
+    def __init__(self, dim: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.compare = ConvNorm(2 * dim, dim, 1, group_norm)
+        self.offsets = nn.Conv2d(dim, 3 * groups * KERNEL**2, KERNEL, padding=KERNEL // 2)
+        self.align = nn.Conv2d(dim, dim, KERNEL, padding=KERNEL // 2)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)
+
+    def forward(self, fine_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
+        """Both of the fine map's size; the coarse one comes back, moved."""
+        found = self.offsets(self.compare(torch.cat([fine_BCHW, 2 * coarse_BCHW], dim=1)))
+        places = 2 * self.groups * KERNEL**2  # y and x of each point, then how much it counts
+        moved_BCHW = deform_conv2d(
+            coarse_BCHW, found[:, :places], self.align.weight, self.align.bias, padding=KERNEL // 2,
+            mask=found[:, places:].sigmoid(),
+        )
+        return F.relu(moved_BCHW)
+
+
+class AlignedPixelDecoder(nn.Module):
+    """FaPN over strides 32 to 4. Always fp32, also under autocast.
+
+    How Mask2Former's authors put FaPN below their decoder was not published. Ours: as their other pixel decoders, the
+    three coarse maps of the pyramid are the decoder's levels, and a 1x1 convolution of the finest makes mask features.
+
+    Args:
+        channels: of the backbone's features, by stride.
+        dim: width of the pyramid, a multiple of 32; mask_dim: channels of the mask features.
+        groups: of each deformable convolution (8 in FaPN).
+    """
+
+    strides = (32, 16, 8, 4)
+
+    def __init__(self, channels: Mapping[int, int], dim: int, mask_dim: int, groups: int):
+        super().__init__()
+        if dim % groups:
+            raise ValueError(f"dim {dim} is no multiple of groups {groups}")
+        self.dim, self.mask_dim = dim, mask_dim
+        self.top = ConvNorm(channels[32], dim, 1, group_norm)
+        self.selections = nn.ModuleList(FeatureSelection(channels[stride], dim) for stride in self.strides[1:])
+        self.alignments = nn.ModuleList(FeatureAlignment(dim, groups) for _ in self.strides[1:])
+        self.outputs = nn.ModuleList(ConvNorm(dim, dim, 3, group_norm, relu=True) for _ in self.strides)
+        self.mask_features = nn.Conv2d(dim, mask_dim, 1)
+        for conv in [self.top.conv, self.mask_features, *(output.conv for output in self.outputs)]:
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(self, features: Mapping[int, Tensor]) -> PixelFeatures:
+        with torch.autocast(features[4].device.type, enabled=False):
+            maps = self.pyramid({stride: feature.float() for stride, feature in features.items()})
+            *levels, finest = [output(x) for output, x in zip(self.outputs, maps, strict=True)]
+            return PixelFeatures(self.mask_features(finest), levels)
+
+    def pyramid(self, features: Mapping[int, Tensor]) -> list[Tensor]:
+        """The aligned maps, coarse to fine."""
+        maps = [self.top(features[32])]
+        for stride, select, align in zip(self.strides[1:], self.selections, self.alignments, strict=True):
+            fine = select(features[stride])
+            coarse = F.interpolate(maps[-1], size=fine.shape[-2:], mode="bilinear", align_corners=False)
+            maps.append(fine + align(fine, coarse))
+        return maps

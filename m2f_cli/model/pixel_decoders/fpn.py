@@ -1,0 +1,53 @@
+"""The pixel decoder of MaskFormer: a feature pyramid network (facts 3.6; MaskFormer, section 4.1). The original
+configurations call it BasePixelDecoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...types import PixelFeatures
+from ..layers import ConvNorm, group_norm
+
+
+class FPNPixelDecoder(nn.Module):
+    """From stride 32 down to stride 4: upsample (nearest), add, convolve.
+
+    The one level that a decoder attends to is the backbone's stride 32 as it is.
+
+    Args:
+        channels: of the backbone's features, by stride.
+        dim: width of the pyramid; mask_dim: channels of the mask features.
+    """
+
+    lateral_strides = (16, 8, 4)
+
+    def __init__(self, channels: Mapping[int, int], dim: int, mask_dim: int):
+        super().__init__()
+        self.dim, self.mask_dim = self._top_channels(channels, dim), mask_dim
+        self.top = ConvNorm(self.dim, dim, 3, group_norm, relu=True)
+        self.laterals = nn.ModuleList(ConvNorm(channels[stride], dim, 1, group_norm) for stride in self.lateral_strides)
+        self.outputs = nn.ModuleList(ConvNorm(dim, dim, 3, group_norm, relu=True) for _ in self.lateral_strides)
+        self.mask_features = nn.Conv2d(dim, mask_dim, 3, padding=1)
+        for conv in (*(part.conv for part in (self.top, *self.laterals, *self.outputs)), self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    @staticmethod
+    def _top_channels(channels: Mapping[int, int], dim: int) -> int:
+        """The width of the map that the pyramid starts from, which is also the level for the decoder."""
+        return channels[32]
+
+    def forward(self, features: Mapping[int, Tensor]) -> PixelFeatures:
+        level_BCHW = self.encode(features[32])
+        y = self.top(level_BCHW)
+        for stride, lateral, output in zip(self.lateral_strides, self.laterals, self.outputs, strict=True):
+            x = lateral(features[stride])
+            y = output(x + F.interpolate(y, size=x.shape[-2:], mode="nearest"))
+        return PixelFeatures(self.mask_features(y), [level_BCHW])
+
+    def encode(self, coarsest_BCHW: Tensor) -> Tensor:
+        """What happens to the coarsest map before the pyramid: nothing here."""
+        return coarsest_BCHW

@@ -1,0 +1,125 @@
+"""The learning-rate finder: a short sweep from tiny rates to huge ones, from the weights that training starts with."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Config
+from ..data.loader import Batch
+from ..errors import M2FError
+from ..inference.output import write_json
+from ..inference.segmenter import choose_device
+from . import distributed, state
+from .loop import Parts, apply, step, to_host
+from .optimizer import set_learning_rate, train_mode
+from .pictures import draw_sweep
+from .run import LR_FINDER as FILES
+from .run import Listener, Options, prepare
+
+LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
+NEIGHBOURS = 2  # steps to each side that the smoothed loss is the mean of
+DIVERGED = 2.0  # times the least smoothed loss: higher rates tell nothing more
+MARGIN = 10.0  # the suggestion is so much below the rate at which the loss is least
+KEY = "train.optimizer.learning_rate"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One step of the sweep: the learning rate that it was done with, and the loss before it."""
+
+    number: int
+    rate: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """suggested: the learning rate, with two digits. smoothed: the losses as centred means; diverged: whether the sweep
+    ended before its highest rate."""
+
+    suggested: float
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    diverged: bool
+
+
+def find_learning_rate(
+    parts: Parts, batches: Iterator[Batch], *, lowest: float = LOWEST, highest: float = HIGHEST, steps: int = STEPS,
+    on_step: Callable[[Tried], None] = lambda tried: None,
+) -> Found:
+    """Raise the learning rate exponentially, a step each, until the loss diverges (Smith 2017, arXiv 1506.01186).
+
+    The suggestion is a tenth of the rate at which the smoothed loss is least: there training is about to diverge.
+    Relative rates of the groups stay. Weights, optimiser and random numbers are as before afterwards.
+
+    Raises:
+        M2FError: the loss does not fall at any rate.
+    """
+    tried: list[Tried] = []
+    with state.unchanged(parts):
+        train_mode(parts.model, parts.frozen)
+        for number in range(steps):
+            rate = lowest * (highest / lowest) ** (number / max(1, steps - 1))
+            set_learning_rate(parts.optimizer, rate)
+            losses, norm = to_host(*step(parts, list(itertools.islice(batches, parts.accumulate))))
+            loss = sum(losses.values())
+            diverged = apply(parts, losses, norm) is None or _has_diverged([*(t.loss for t in tried), loss])
+            if math.isfinite(loss):
+                tried.append(Tried(number, rate, loss))
+                on_step(tried[-1])
+            if diverged:
+                break
+    return _conclude(tried, diverged)
+
+
+def _conclude(tried: list[Tried], diverged: bool) -> Found:
+    rates, losses = [t.rate for t in tried], [t.loss for t in tried]
+    smoothed = smooth(losses)
+    least = smoothed.index(min(smoothed)) if smoothed else 0
+    if least == 0:
+        raise M2FError(
+            f"The loss does not fall at any of {len(tried)} learning rates from {LOWEST:.0e} on: nothing is learnt.",
+            hint="Look at the pictures in samples/ of a short run, and at train.optimizer.clip_norm.",
+        )
+    return Found(float(f"{rates[least] / MARGIN:.1e}"), rates, losses, smoothed, diverged)
+
+
+def smooth(losses: list[float]) -> list[float]:
+    """Means of each loss and its neighbours on both sides; a mean of past losses alone would lag behind."""
+    windows = (losses[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1] for i in range(len(losses)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _has_diverged(losses: list[float]) -> bool:
+    width = 2 * NEIGHBOURS + 1
+    means = [sum(losses[i : i + width]) / width for i in range(len(losses) - width + 1)]
+    return bool(means) and not means[-1] <= DIVERGED * min(means)
+
+
+def search(
+    settings: Config, folder: Path, options: Options, listener: Listener | None = None,
+    on_step: Callable[[Tried], None] = lambda tried: None,
+) -> Found:
+    """The sweep of a run that is not started yet, with its data, first weights and batch; at most its iterations long.
+
+    Writes lr_finder.json and lr_finder.png into `folder`, and nothing else; a run may be started there afterwards.
+
+    Raises:
+        M2FError: anything that would keep the run from starting, or a loss that does not fall.
+    """
+    listener = listener or Listener()
+    with distributed.group(choose_device(options.device)) as device:
+        run = prepare(settings, folder, options, device, listener)
+        listener.on_start(run)
+        steps = min(STEPS, run.settings.train.iterations)
+        found = find_learning_rate(run.parts, iter(run.loader), steps=steps, on_step=on_step)
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / FILES[0], {"schema_version": 1, **vars(found)})
+            draw_sweep(found.rates, found.smoothed, found.suggested, folder / FILES[1])
+    return found

@@ -1,0 +1,38 @@
+"""Four real pictures are learned by heart: -m slow, many minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from m2f_cli import config
+from m2f_cli.training import run
+from m2f_cli.training.data import open_split
+from m2f_cli.training.run import Options
+
+PICTURES = 4
+TARGET = 90.0  # PQ on the pictures trained on
+PRESET = "small-panoptic"
+WEIGHTS = "resnet18_imagenet_stem_to_layer3_bnfolded.pth"
+RECIPE = (
+    "train.iterations=1000", "train.batch=4", "train.seed=0", "train.eval_every=0", "train.checkpoint_every=1000",
+    "train.augment=[{name: resize_choice, short_edges: [320], max_edge: 640}]",
+    "train.optimizer.learning_rate=0.0005", "train.optimizer.backbone_multiplier=1.0",
+    "train.schedule.name=cosine", "train.loss.num_points=2048",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_four_real_pictures_are_learned(shared_dir, tmp_path):
+    pack, weights = shared_dir / "data" / "coco_panoptic_160", shared_dir / "data" / "weights" / WEIGHTS
+    for needed in (pack, weights):
+        if not needed.exists():
+            pytest.skip(f"needs {needed}")
+    settings = config.load(PRESET, RECIPE)
+    whole = open_split(settings, pack, "train")
+    few = dataclasses.replace(whole, records=whole.records[:PICTURES])
+    options = Options(init=str(weights), init_partial=True, micro_batch=PICTURES)
+    outcome = run.start(settings, tmp_path / "run", options, data=(few, dataclasses.replace(few, split="val")))
+    assert outcome.best["metric"] == "pq" and outcome.best["value"] >= TARGET

@@ -1,0 +1,188 @@
+"""Training with pilots: the published losses and gradients from end to end, and what a run does with them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from loss.cases import CONFIG
+from loss.test_golden import recorded_draws
+from pilots import CASES, PADDED, Recorded, decoder_of, features_of, piloting_config, targets_of
+from torch import nn
+from torch.testing import assert_close
+from training import piloting_worker
+from training.tiny import settings
+
+from m2f_cli import config
+from m2f_cli.config import ModelConfig
+from m2f_cli.data.loader import Batch
+from m2f_cli.errors import ConfigError
+from m2f_cli.inference.loading import load_model
+from m2f_cli.loss import Criterion
+from m2f_cli.model.piloting import Piloting
+from m2f_cli.training import run
+from m2f_cli.training.loop import losses_of
+from m2f_cli.training.run import Listener, Options
+from m2f_cli.types import PixelFeatures
+
+OPTIONS = Options(init="random", device="cpu")
+
+
+class DecoderAlone(nn.Module):
+    """A network whose pictures are of no account: its features are given."""
+
+    def __init__(self, decoder: nn.Module, features: PixelFeatures):
+        super().__init__()
+        self.decoder, self.features = decoder, features
+
+    def forward(self, images_BCHW, pilots=None):
+        return self.decoder(self.features, pilots)
+
+
+class Streams:
+    """Recorded random points as one stream per number of points: however many masks are asked for at once."""
+
+    def __init__(self, draws: list[torch.Tensor]):
+        counts = {draw.shape[1] for draw in draws}
+        self.left = {count: torch.cat([draw for draw in draws if draw.shape[1] == count]) for count in counts}
+
+    def __call__(self, shape, device) -> torch.Tensor:
+        if not shape[0]:
+            return torch.empty(shape)
+        taken, self.left[shape[1]] = self.left[shape[1]].tensor_split([shape[0]])
+        assert taken.shape == shape
+        return taken
+
+
+def golden_parts(file, **piloting):
+    """What `losses_of` needs, with the recorded random numbers."""
+    settings_, counts = file.info["config"], file.info["masks_per_image"]
+    decoder, features = decoder_of(file), features_of(file)
+    for tensor in (features.mask_features_BCHW, *features.levels):
+        tensor.requires_grad_()
+    rand = Streams([])
+    if file.info["groups"]:
+        rand = Streams(recorded_draws(file, counts, file.info["groups"], settings_["decoder_layers"] + 1).draws)
+    loss = CONFIG.model_copy(update={"num_points": settings_["num_points"]})
+    config_ = piloting_config(settings_).model_copy(update=piloting)
+    parts = SimpleNamespace(
+        config=SimpleNamespace(precision="fp32"), device=torch.device("cpu"),
+        network=DecoderAlone(decoder, features), criterion=Criterion(settings_["num_classes"], loss, rand=rand),
+        piloting=Piloting(config_, settings_["num_classes"], Recorded(file)),
+        draws=rand,
+    )
+    targets = targets_of(file)
+    return parts, Batch(torch.zeros(len(targets), 3, *PADDED), targets, [""] * len(targets))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_gradients_as_published(golden, name):
+    file = golden(name)
+    parts, batch = golden_parts(file)
+    losses = losses_of(parts, batch, None)
+    assert not parts.piloting.rand.draws and not any(map(len, parts.draws.left.values())), "left-over draws"
+    assert losses.keys() == file.info["losses"].keys()
+    weights = {"ce": 2.0, "mask": 5.0, "dice": 5.0}
+    for key, loss in losses.items():
+        published = weights[key.split("_")[1]] * file.info["losses"][key]
+        assert_close(loss.item(), published, atol=2e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+    sum(losses.values()).backward()
+    decoder, features = parts.network.decoder, parts.network.features
+    found = {
+        "in/mask_features": features.mask_features_BCHW, "weights/label_enc.weight": decoder.label_embed.weight,
+        "weights/query_feat.weight": decoder.query_feat.weight,
+        **{f"in/multi_scale.{i}": level for i, level in enumerate(features.levels)},
+    }
+    for key, tensor in found.items():
+        published = file.tensors[f"grad/{key}"]
+        ours = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad  # two layers never see the third level
+        allowed = 2e-5 * float(published.abs().max())
+        assert_close(ours, published, atol=allowed, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    assert decoder.query_feat.weight.grad.abs().max() > 0.01
+
+
+def test_without_the_class_loss(golden):
+    """DN_NO_LB: the pilots answer for masks only; nothing else changes."""
+    whole, masks_only = (losses_of(*golden_parts(golden(CASES[0]), class_loss=given), None) for given in (True, False))
+    dropped = {name for name in whole if name.startswith("loss_ce_dn")}
+    assert len(dropped) == 5 and masks_only.keys() == whole.keys() - dropped
+    for name, loss in masks_only.items():
+        assert torch.equal(loss, whole[name])
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def piloted(*overrides: str, method: str = "mask2former", **piloting) -> config.Config:
+    plain = settings(*overrides)
+    tree = {**plain.model.model_dump(), "method": method, "piloting": {"groups": 2, "mask_noise": 0.1, **piloting}}
+    return plain.model_copy(update={"model": ModelConfig.model_validate(tree)})
+
+
+def run_of(folder: Path, tree: config.Config, **options) -> tuple[dict, list]:
+    steps = []
+    run.start(tree, folder, Options(**{**vars(OPTIONS), **options}), Listener(on_step=steps.append))
+    return load_model(folder / "checkpoints" / "last.safetensors").model.state_dict(), steps
+
+
+def test_a_run_has_losses_of_its_pilots_and_a_plain_one_has_not(tmp_path):
+    weights, steps = run_of(tmp_path / "piloted", piloted(method="mpformer"))
+    assert set(steps[0].losses) == {f"loss_{kind}{dn}" for kind in ("ce", "mask", "dice") for dn in ("", "_dn")}
+    assert "decoder.query_embed.weight" not in weights
+    _, steps = run_of(tmp_path / "plain", settings())
+    assert set(steps[0].losses) == {"loss_ce", "loss_mask", "loss_dice"}
+
+
+def test_lower_precision_accumulation_and_recomputed_activations(tmp_path):
+    tree = piloted("train.precision=bf16", "train.iterations=2", noise_per_head=True)
+    _, steps = run_of(tmp_path / "run", tree, micro_batch=1, checkpoint_activations=True)
+    assert len(steps) == 2 and not any(step.skipped for step in steps) and steps[0].losses["loss_dice_dn"] > 0
+
+
+def test_a_resumed_run_draws_the_same_noise(tmp_path):
+    tree = piloted()
+    straight, _ = run_of(tmp_path / "straight", tree)
+
+    class Stop(Exception):
+        pass
+
+    def on_step(step):
+        if step.iteration == 3:  # checkpoint_every is 3: the checkpoint of iteration 3 is there
+            raise Stop
+
+    with pytest.raises(Stop):
+        run.start(tree, tmp_path / "cut", OPTIONS, Listener(on_step=on_step))
+    resumed, _ = run_of(tmp_path / "cut", tree, resume=True)
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_an_mpformer_without_piloting_is_not_trained(tmp_path):
+    plain = settings()
+    tree = {**plain.model.model_dump(), "method": "mpformer"}
+    with pytest.raises(ConfigError, match="model.piloting"):
+        run.start(plain.model_copy(update={"model": ModelConfig.model_validate(tree)}), tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_one_without_targets(tmp_path):
+    """They report the same losses and end with the same averaged gradients: nobody waits for anybody."""
+    command = [sys.executable, Path(piloting_worker.__file__)]
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", tmp_path / "store", tmp_path / f"{rank}.pt"],
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one["losses"] == other["losses"] and one["losses"]["loss_mask_dn"] > 0
+    assert one["gradient"].abs().max() > 0 and torch.equal(one["gradient"], other["gradient"])

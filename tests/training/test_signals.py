@@ -1,0 +1,23 @@
+"""Asked to stop: once by whoever is impatient, twice at the same moment by a terminal and a launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from m2f_cli.training import signals
+
+
+def test_the_same_wish_twice_is_one_and_a_later_one_is_obeyed_at_once(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with signals.asked_to_stop() as asked:
+        assert asked.name is None
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.name == "SIGINT"
+        monkeypatch.setattr(signals, "PATIENCE", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
