@@ -75,8 +75,14 @@ def evaluate(
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Test-time augmentation: several sizes, mirrored.")] = False,
     tile: Annotated[int | None, typer.Option(min=32, metavar="N", help="Large pictures in tiles of N pixels.")] = None,
+    tile_overlap: Annotated[
+        float, typer.Option(min=0.01, max=0.5, help="Share of a tile that neighbours have in common.")
+    ] = 0.25,
     sweep: Annotated[
         bool, typer.Option("--sweep-thresholds", help="Panoptic: which thresholds would have been best on this data.")
+    ] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose-queries", help="How much each decoder layer changes masks and matches.")
     ] = False,
     save: Annotated[
         list[str] | None, typer.Option(metavar="FORMAT,…", help="Write predictions, too, as m2f predict; repeatable.")
@@ -113,7 +119,8 @@ def evaluate(
     request = Request(
         preset=preset, model=model, data=data, split=split, metrics=_listed(metric), task=task, device=device,
         precision=precision, limit=limit, workers=workers, thresholds=thresholds, max_dets=max_dets,
-        save=_listed(save), tta=tta, tile=tile, overrides=tuple(set_ or ()), sweep=sweep, trust_code=trust_code,
+        save=_listed(save), tta=tta, tile=tile, tile_overlap=tile_overlap, overrides=tuple(set_ or ()), sweep=sweep,
+        diagnose=diagnose, trust_code=trust_code,
     )
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
@@ -266,6 +273,11 @@ def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
     tree = outcome.tree
     _print_figures(outcome.result, tree["model"]["name"], per_class, outcome.names)
     _show(outcome.sweep.tables() if outcome.sweep is not None else [])
+    if outcome.diagnosis is not None:
+        from ..inference.query_diagnosis import COLUMNS, rows
+
+        table = [list(row) for row in rows(outcome.diagnosis)]
+        console.show_table("Queries through the layers (%)", list(COLUMNS), table)
     if outcome.published:
         columns = ["figure", "measured", "published", "difference", "setting", "source"]
         console.show_table("Measured and published (?: unverified)", columns, published_rows(outcome.published))

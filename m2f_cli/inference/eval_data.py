@@ -29,6 +29,10 @@ LAYOUT = {  # below $DETECTRON2_DATASETS (facts 8)
     "ade20k": "ADEChallengeData2016",
     "cityscapes": "cityscapes",
     "mapillary-vistas": "mapillary_vistas",
+    "coco-stuff-10k": "coco/coco_stuff_10k",
+    "ade20k-full": "ADE20K_2021_17_01",
+    "mass13k": "mass13k",
+    "nuinsseg": "nuinsseg",
 }
 FULL_SPLITS = {  # pictures (facts 8)
     ("coco", "val"): 5000,
@@ -85,7 +89,7 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
     if not folder.is_dir():
         raise ConfigError(
             f"{config.name} is evaluated on {config.data.dataset}, and there is no {folder}.",
-            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {folder.name}/.",
+            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {LAYOUT[config.data.dataset]}/.",
         )
     return folder
 

@@ -9,6 +9,7 @@
      "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
      "published": [{"metric", "value", "measured", "difference", "setting", "source", "verified", "comparable"}],
      "threshold_sweep": {…},                                 `thresholds.Sweep`, where it was asked for
+     "query_diagnosis": {…},                                 `query_diagnosis.QueryDiagnosis`, where it was asked for
      "failures":  [{"name", "message"}],
      "seconds": 12.3, "images_per_second": 6.5,              of the last run, which may have gone on with an earlier one
      "settings":  {"thresholds", "precision", "tta", "tile", "limit", "max_dets", …},

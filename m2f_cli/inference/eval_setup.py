@@ -24,13 +24,15 @@ from .eval_results import Comparison
 from .eval_run import EvalRun, header_of, run, scored_names
 from .evaluate import EvalResult, Progress, place
 from .output import atomic, write_json
+from .query_diagnosis import QueryDiagnosis, diagnose_queries
 from .segmenter import DEFAULT_MODELS, Segmenter
 from .slide import sliding
 from .thresholds import Sweep, sweep
-from .wrapper import wrapped
+from .wrapper import Wrapper, wrapped
 
 CONFIG, ENVIRONMENT = "config.yaml", "env.json"
 MAY_CHANGE = ("test", "data", "input")
+SETTINGS = ("thresholds", "max_dets", "precision", "tta", "tile", "tile_overlap", "test")
 PUBLISHED_SCORE_THRESHOLD = 0.0  # keeps the published top k
 
 
@@ -43,6 +45,7 @@ class Request:
     thresholds: object_threshold, overlap_threshold, score_threshold, top_k; without a value as published.
     overrides: "key=value" pairs below test, data and input.
     sweep: whether the network runs once more to find out which thresholds would have been best.
+    diagnose: whether it runs once more to find out what each layer changes (MP-Former's measures).
     """
 
     preset: str | None = None
@@ -60,8 +63,10 @@ class Request:
     save: Sequence[str] = ()
     tta: bool = False
     tile: int | None = None
+    tile_overlap: float = 0.25
     overrides: Sequence[str] = ()
     sweep: bool = False
+    diagnose: bool = False
     trust_code: bool = False
 
     @property
@@ -124,10 +129,11 @@ def prepare(request: Request, folder: Path, *, progress: Callable | None = None)
     header = header_of(
         model, [record.name for record in data.records], split=request.split, data=data.name,
         metrics=sorted(metrics), thresholds=thresholds, max_dets=request.max_dets, precision=request.precision,
-        tta=request.tta, tile=request.tile, save=list(request.save),
+        tta=request.tta, tile=request.tile, tile_overlap=request.tile_overlap if request.tile else None,
+        save=list(request.save),
     )
     used = tuple(task for task in needed if task in data.tasks)
-    seen = wrapped(model, tta=request.tta, tile=request.tile, tasks=used)
+    seen = wrapped(model, tta=request.tta, tile=request.tile, overlap=request.tile_overlap, tasks=used)
     evaluation = EvalRun(
         folder, seen, data.records, metrics, header, request.limit, request.workers, request.save, thresholds
     )
@@ -173,7 +179,7 @@ def _use_preset(model: Segmenter, preset: Config) -> None:
 class Outcome:
     """What came of an evaluation: the figures, how they stand to published ones, and the tree of results.json.
 
-    names: of the scored pictures, in their order. sweep: where it was asked for.
+    names: of the scored pictures, in their order. sweep, diagnosis: where they were asked for.
     """
 
     result: EvalResult
@@ -181,6 +187,7 @@ class Outcome:
     tree: dict[str, Any]
     names: list[str]
     sweep: Sweep | None = None
+    diagnosis: QueryDiagnosis | None = None
 
 
 def execute(
@@ -202,7 +209,8 @@ def execute(
 
     result = run(evaluation.run, resume=resume, on_progress=on_progress, on_start=started)
     found = _sweep(evaluation) if evaluation.request.sweep and is_main else None
-    outcome = _outcome(evaluation, result, found)
+    diagnosis = _diagnose(evaluation) if evaluation.request.diagnose and is_main else None
+    outcome = _outcome(evaluation, result, found, diagnosis)
     if is_main:
         eval_results.write(evaluation.run.folder, outcome.tree)
     return outcome
@@ -213,7 +221,15 @@ def _sweep(evaluation: Evaluation) -> Sweep:
     return sweep(evaluation.run.segmenter, records, workers=evaluation.run.workers)
 
 
-def _outcome(evaluation: Evaluation, result: EvalResult, found: Sweep | None) -> Outcome:
+def _diagnose(evaluation: Evaluation) -> QueryDiagnosis:
+    run = evaluation.run
+    plain = run.segmenter.inner if isinstance(run.segmenter, Wrapper) else run.segmenter
+    return diagnose_queries(plain, run.records[: run.count], task=evaluation.request.task)
+
+
+def _outcome(
+    evaluation: Evaluation, result: EvalResult, found: Sweep | None, diagnosis: QueryDiagnosis | None
+) -> Outcome:
     request, data, header = evaluation.request, evaluation.data, evaluation.run.header
     chosen = [value for value in request.thresholds.values() if value is not None]
     as_published = not (chosen or request.tile or request.overrides or request.max_dets)
@@ -226,7 +242,7 @@ def _outcome(evaluation: Evaluation, result: EvalResult, found: Sweep | None) ->
         model={"name": evaluation.config.name, "source": header["model"], "weights": header["weights"]},
         data={"name": data.name, "format": data.format, "folder": data.folder and str(data.folder),
               "split": data.split, "pictures": len(data), "full_split": data.full},
-        settings={key: header[key] for key in ("thresholds", "max_dets", "precision", "tta", "tile", "test")}
+        settings={key: header[key] for key in SETTINGS}
         | {"limit": request.limit, "overrides": list(request.overrides)},
         published=published,
         notes=evaluation.notes,
@@ -235,7 +251,9 @@ def _outcome(evaluation: Evaluation, result: EvalResult, found: Sweep | None) ->
     _name_pictures(tree, names)
     if found is not None:
         tree["threshold_sweep"] = found.to_dict()
-    return Outcome(result, published, tree, names, found)
+    if diagnosis is not None:
+        tree["query_diagnosis"] = diagnosis.to_dict()
+    return Outcome(result, published, tree, names, found, diagnosis)
 
 
 def _name_pictures(tree: Mapping[str, Any], names: Sequence[str]) -> None:

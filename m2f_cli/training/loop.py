@@ -115,14 +115,21 @@ def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor
     pilots = None if parts.piloting is None else parts.piloting(batch.targets, batch.padded_size)
     with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32):
         prediction = parts.network(batch.images_BCHW, *([] if pilots is None else [pilots]))
+    return supervise(parts.criterion, prediction, pilots, batch, num_masks)
+
+
+def supervise(
+    criterion: nn.Module, prediction: Prediction, pilots: Pilots | None, batch: Batch, num_masks: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The weighted losses of a prediction, of whose queries the first ones are the `pilots`, where there are any."""
     truth = (batch.targets, batch.padded_size, num_masks)
     if pilots is None:
-        return parts.criterion(prediction, *truth)
+        return criterion(prediction, *truth)
     prediction, answers = pilots.split(prediction)
     if len(pilots):
-        losses = parts.criterion(prediction, *truth, pilots=_supervised(pilots, answers))
+        losses = criterion(prediction, *truth, pilots=_supervised(pilots, answers))
     else:  # every process reports the same losses, whatever it sees
-        losses = parts.criterion(prediction, *truth)
+        losses = criterion(prediction, *truth)
         losses |= {_of_pilots(name): torch.zeros_like(loss) for name, loss in losses.items()}
     if not pilots.config.class_loss:
         losses = {name: loss for name, loss in losses.items() if not name.startswith("loss_ce_dn")}

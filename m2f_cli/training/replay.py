@@ -10,9 +10,10 @@ from .. import model as networks
 from ..config import Config
 from ..data.loader import Batch
 from ..loss.criterion import make_criterion
+from ..model.piloting import Piloting, piloting_of
 from ..types import Target
 from . import state
-from .loop import Trouble
+from .loop import Trouble, supervise
 from .optimizer import clip_gradients
 
 
@@ -36,7 +37,7 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
 def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     """Rows (what, finding): weights, pictures, the answers of each layer, the losses, the gradients; all in fp32.
 
-    Random points are drawn anew, so a loss may come out a little different.
+    Random points (and the noise of pilots) are drawn anew, so a loss may come out a little different.
 
     Raises:
         WeightsError: the file is not what a run left behind.
@@ -47,6 +48,7 @@ def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     model.load_state_dict(tree["model"])
     model.train()
     criterion = make_criterion(tree["num_classes"], settings.train.loss, settings.train.class_weights).to(device)
+    piloting = piloting_of(settings.model, tree["num_classes"])
     rows = [("skipped in iteration", str(tree["iteration"]))]
     rows += [(f"then {name}", f"{value:.6g}") for name, value in tree["losses"].items()]
     bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
@@ -54,18 +56,21 @@ def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     for entry in tree["batches"]:
         targets = [Target(t["labels"], t["masks"], t["owner"]).to(device) for t in entry["targets"]]
         batch = Batch(entry["images"].to(device), targets, entry["names"])
-        rows += _repeat(model, criterion, batch)
+        rows += _repeat(model, criterion, piloting, batch)
     rows.append(("gradient norm now", f"{float(clip_gradients(model, 0.0)):.6g}"))
     return rows
 
 
-def _repeat(model: torch.nn.Module, criterion: torch.nn.Module, batch: Batch) -> list[tuple[str, str]]:
+def _repeat(
+    model: torch.nn.Module, criterion: torch.nn.Module, piloting: Piloting | None, batch: Batch
+) -> list[tuple[str, str]]:
     rows = [("pictures", ", ".join(batch.names)), ("input", _range(batch.images_BCHW))]
-    prediction = model(batch.images_BCHW)
+    pilots = None if piloting is None else piloting(batch.targets, batch.padded_size)
+    prediction = model(batch.images_BCHW, *([] if pilots is None else [pilots]))
     rows.append(("mask features", _range(prediction.mask_features_BCHW)))
     for i, layer in enumerate(prediction.layers):
         rows.append((f"layer {i}", f"classes {_range(layer.class_logits_BQK)}, masks {_range(layer.mask_embeds_BQC)}"))
-    losses = criterion(prediction, batch.targets, batch.padded_size)
+    losses = supervise(criterion, prediction, pilots, batch)
     rows += [(f"now {name}", f"{loss.item():.6g}") for name, loss in losses.items()]
     sum(losses.values()).backward()
     return rows

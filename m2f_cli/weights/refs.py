@@ -174,9 +174,12 @@ def _class_names(extra: Mapping[str, Any]) -> list[str] | None:
 
 
 def _released_as(path: Path, found: Checkpoint) -> Config | None:
-    """The preset that a file is the released weights of: by its name, else by its hash."""
+    """The preset that a file is the released weights of: by its name, else by its hash.
+
+    Only a name with a hash in it says anything: every detectron2 training ends with a `model_final.pth`.
+    """
     released = [(p, s) for p in _presets().values() for s in p.weights if s.url and same_network(p.model, found.model)]
-    by_name = next((p for p, s in released if str(s.url).rsplit("/", 1)[-1] == path.name), None)
+    by_name = next((p for p, s in released if s.hash_prefix and str(s.url).rsplit("/", 1)[-1] == path.name), None)
     if by_name is not None or not released:
         return by_name
     hashes = hub.file_hashes(path)

@@ -296,3 +296,21 @@ def test_where_the_data_of_a_preset_are(tmp_path, capsys, monkeypatch):
     out, _ = capsys.readouterr()
     assert "Scored 1 of 5000 pictures" in out and results("runs/eval/own")["data"]["full_split"] == 5000
     assert results("runs/eval/own")["data"]["folder"] == str(tmp_path / "sets" / "coco")
+
+
+def test_what_each_layer_changes(capsys):
+    assert cli.run([*MINE, "--metric", "pq", "--diagnose-queries", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["query_diagnosis"]
+    assert len(found["utilisation"]) == len(found["mask_consistency"]) + 1
+    assert found["utilisation"][-1] == 100.0 and 0 <= found["matched_in_all_layers"] <= 100
+    assert cli.run([*MINE, "--metric", "pq", "--diagnose-queries", "--out", "o"]) == 0
+    assert "targets with their final query" in capsys.readouterr().out
+
+
+def test_the_overlap_of_tiles_is_a_part_of_the_evaluation(capsys):
+    tiles = [*MINE, "--metric", "miou", "--tile", "32", "--limit", "1"]
+    assert cli.run([*tiles, "--tile-overlap", "0.5"]) == 0
+    assert "overlap by 16" in capsys.readouterr().err
+    assert results()["settings"]["tile_overlap"] == 0.5
+    assert cli.run([*tiles, "--resume"]) == 2
+    assert "holds an evaluation with tile_overlap" in one_error(capsys)

@@ -136,6 +136,8 @@ def test_sizes_flip_and_defaults():
         "ade20k-swin-t-paper": ((256, 384, 512, 640, 768, 896), 3584),
         "ade20k-swin-l-paper": ((320, 480, 640, 800, 960, 1120), 4480),
         "cityscapes-swin-t-paper": ((512, 768, 1024, 1280, 1536, 1792), 4096),
+        "maskformer-ade20k-r50": ((256, 384, 512, 640, 768, 896), 3584),
+        "maskformer-coco-stuff-10k-r50": ((320, 480, 640, 800, 960, 1120), 4480),
     }
     for name, (edges, limit) in published_sizes.items():
         plan = configuration.load(name).test.tta

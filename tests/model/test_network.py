@@ -139,8 +139,8 @@ def test_configurations_that_make_no_sense():
         build(tiny_config(name="swin", embed_dim=96), 3)
     with pytest.raises(ConfigError, match="no backbone named 'swim'.*swin"):
         build(tiny_config(name="swim"), 3)
-    with pytest.raises(ConfigError, match="depth 50 or 101"):
-        build(tiny_config(**{**RESNET, "depth": 18}), 3)
+    with pytest.raises(ConfigError, match="depth 18, 34, 50 or 101"):
+        build(tiny_config(**{**RESNET, "depth": 20}), 3)
     with pytest.raises(ConfigError, match="code of its own, 'os:system'.*--trust-code"):
         build(tiny_config(name="os:system"), 3, trust_code=False)
     with pytest.raises(ConfigError, match=r"strides \[2, 4, 8, 16\]"):

@@ -123,7 +123,7 @@ def png_folder(path: Path) -> Path:
         DataError: none of them holds PNGs.
     """
     candidates = (path.with_suffix(""), path.parent.parent / path.stem, path.parent)
-    found = folder_at(*(folder for folder in candidates if any(folder.glob("*.png"))))
+    found = folder_at(*(folder for folder in candidates if any(folder.rglob("*.png"))))
     if found is None:
         raise DataError(f"The PNGs of {path} are missing.", hint=f"Put them into {candidates[0]} or {candidates[1]}.")
     return found

@@ -1,0 +1,246 @@
+"""m2f data: what a folder of annotated pictures is, whether it can be trained on, and what it looks like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import console
+from ..errors import ConfigError, DataError, unknown_name
+from .data_convert import convert, parse_label_map
+from .data_prepare import prepare
+from .data_split import split as split_command
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..data.records import DataSet
+    from ..data.report import DataReport, SplitReport
+
+app = typer.Typer(no_args_is_help=True, help="Annotated pictures: prepare, check, view, convert, split.")
+app.command("prepare")(prepare)
+
+TASKS = ("panoptic", "instance", "semantic")
+PAGES, SHEETS = (".html", ".htm"), (".jpg", ".jpeg", ".png", ".webp")
+MOST_WORKERS = 8  # by default
+SHOWN_CLASSES = 30
+WOULD_FAIL = DataError.exit_code
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of annotated pictures, of any known format.")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Read the data as training with this preset does; excludes the "
+                             "options below about reading.")
+]  # fmt: skip
+FormatName = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="Of the folder, where it cannot be recognised.")
+]
+Task = Annotated[
+    str | None, typer.Option(metavar="TASK", help=f"{', '.join(TASKS)}; by default the richest that the data has.")
+]
+Classes = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="A class table instead of the data's own classes.")
+]
+Ignore = Annotated[
+    int | None, typer.Option(metavar="VALUE", help="Label maps: the pixel value that counts nowhere.")
+]
+LabelMap = Annotated[
+    list[str] | None,
+    typer.Option(metavar="VALUE=CLASS,…", help="Label maps: what pixel values mean; VALUE= counts nowhere."),
+]
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("check")
+def check(
+    folder: Folder,
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this split; repeatable. By default all.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with figures and pictures, too.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help=f"Threads; by default one per core, {MOST_WORKERS} at most.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 for warnings, too.")] = False,
+    preset: Preset = None, format_: FormatName = None, task: Task = None, classes: Classes = None,
+    ignore_index: Ignore = None, label_map: LabelMap = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything that was found, as JSON.")] = False,
+) -> None:
+    """Look at every picture and annotation, count, and find what would spoil a training.
+
+    Exit code 3: training would fail.
+    """
+    _check_suffix("--page", page, PAGES)
+    settings, open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
+    from ..data import report as reports
+
+    opened, findings = reports.open_splits(open_split, split or ())
+    if settings is not None:
+        _require_trains(opened, settings)
+    with console.progress("Looking at pictures", sum(map(len, opened))) as advance:
+        found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
+    if page is not None:
+        from ..inference.data_page import write_check_page
+
+        write_check_page(found, opened, page)
+    if as_json:
+        console.emit_json({"data": str(folder), "page": page and str(page), **found.to_dict()})
+    else:
+        _show(found, opened[0], page)
+    if found.errors or (strict and found.findings):
+        raise typer.Exit(WOULD_FAIL)
+
+
+def _threads() -> int:
+    return min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
+    from ..data.targets import require_trains
+
+    for data in opened:
+        require_trains(data.task, settings.task)
+
+
+def _show(found: DataReport, data: DataSet, page: Path | None) -> None:
+    """For people: tables and findings on stdout."""
+    from ..data.report import edge_names
+
+    for note in dict.fromkeys(note for split in found.splits for note in split.notes):
+        console.note(note)
+    title = f"{data.name}: {data.format}, {data.task}, {len(data.categories)} classes"
+    columns = ["split", "pictures", "unusable", "empty", "objects", "per picture", "most", "sizes", "MB"]
+    console.show_table(title, columns, map(_split_row, found.splits))
+    names = [split.split for split in found.splits]
+    rows = _class_rows(found.splits)
+    columns = ["class", "kind", *(f"{name} {what}" for name in names for what in ("pictures", "objects"))]
+    console.show_table("Classes", columns, rows[:SHOWN_CLASSES])
+    if len(rows) > SHOWN_CLASSES:
+        console.note(f"{len(rows) - SHOWN_CLASSES} more classes are in --json and on the --page.")
+    edges = zip(edge_names(), *(split.object_edges for split in found.splits), strict=True)
+    console.show_table("Objects by the root of their area", ["pixels", *names], edges)
+    for finding in found.findings:
+        console.out(f"{finding.level} ({finding.kind}, {finding.split}): {finding.message} {finding.hint}")
+    console.out("Training would fail." if found.errors else "Nothing was found that would stop training.")
+    if page is not None:
+        console.note(f"wrote {page}")
+
+
+def _split_row(split: SplitReport) -> list[Any]:
+    found = split.description
+    objects = sum(found.objects)
+    return [
+        split.split, found.pictures, len(split.problems), split.num_empty, objects,
+        f"{objects / max(1, found.looked_at):.1f}", max(found.objects, default=0), _span(found.sizes),
+        f"{split.num_bytes / 1e6:.1f}",
+    ]  # fmt: skip
+
+
+def _span(sizes: Iterable[tuple[int, int]]) -> str:
+    """Smallest to largest, as width x height."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    ends = dict.fromkeys(f"{width}x{height}" for height, width in (*ordered[:1], *ordered[-1:]))
+    return " – ".join(ends)
+
+
+def _class_rows(splits: Sequence[SplitReport]) -> list[list[Any]]:
+    from ..data.report import class_rows
+
+    return [
+        [first.name, "thing" if first.isthing else "stuff",
+         *(cell for each in counts for cell in ((each.pictures, each.objects) if each else ("", "")))]
+        for first, counts in class_rows(splits)
+    ]  # fmt: skip
+
+
+# --- view -------------------------------------------------------------------------------------------------------------
+
+
+@app.command("view")
+def view(
+    folder: Folder,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Of the data.")] = "train",
+    count: Annotated[int, typer.Option(min=1, max=400, metavar="N", help="How many pictures.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Which pictures, and how they are augmented.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A picture (.jpg, .png, .webp) or a page (.html); by default "
+                     "runs/data/view/<folder>-<split>.jpg."),
+    ] = None,
+    preset: Preset = None, format_: FormatName = None, task: Task = None, classes: Classes = None,
+    ignore_index: Ignore = None, label_map: LabelMap = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the file and the pictures on it as JSON.")] = False,
+) -> None:
+    """Show pictures with their annotations; with --preset, before and after its augmentation."""
+    _check_suffix("--out", out, (*PAGES, *SHEETS))
+    settings, open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
+    steps = _augmentation(settings)
+    from ..inference import data_page, data_pictures
+
+    data = open_split(split)
+    with console.progress("Drawing", min(count, len(data))) as advance:
+        shown = []
+        for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):
+            shown.append(each)
+            advance(None)
+    path = out or Path("runs/data/view") / f"{data.name}-{data.split}.jpg"
+    if path.suffix.lower() in PAGES:
+        data_page.write_view_page(data, shown, path)
+    else:
+        data_pictures.write_sheet(shown, path)
+    if as_json:
+        console.emit_json({"file": str(path), "split": data.split, "pictures": [each.name for each in shown]})
+    else:
+        console.out(str(path))
+
+
+def _augmentation(settings: Config | None) -> list[Any]:
+    if settings is None:
+        return []
+    if settings.train is None:
+        raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Name another, or none.")
+    from ..data.transforms import build_transforms
+
+    return build_transforms(settings.train.augment)
+
+
+app.command("convert")(convert)
+app.command("split")(split_command)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _reading(
+    folder: Path, preset: str | None, format_: str | None, task: str | None, classes: str | None,
+    ignore_index: int | None, label_map: list[str] | None,
+) -> tuple[Config | None, Callable[[str], DataSet]]:
+    """The preset, and what opens a split: as training does, or as the options say."""
+    said = {"format": format_, "task": task, "classes": classes, "ignore_index": ignore_index,
+            "label_map": parse_label_map(label_map)}  # fmt: skip
+    if task is not None and task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+    if preset is None:
+        from ..data.detect import open_data
+
+        return None, lambda split: open_data(folder, split, **said)
+    given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
+    if given:
+        raise ConfigError(f"--preset says how the data is read; {', '.join(given)} would say it again.",
+                          hint="Leave one of both out.")  # fmt: skip
+    from .. import config
+    from ..training.data import open_split
+
+    settings = config.load(preset)
+    return settings, lambda split: open_split(settings, folder, split)
+
+
+def _check_suffix(option: str, path: Path | None, known: tuple[str, ...]) -> None:
+    if path is not None and path.suffix.lower() not in known:
+        raise ConfigError(f"{option} {path} should end in {', '.join(known[:-1])} or {known[-1]}.")

@@ -1,0 +1,248 @@
+"""LabelMe: a json with shapes for each picture, in {split}/ or in one folder without splits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco_mask
+
+from ...errors import DataError
+from ...types import Categories, InstanceTruth, TrueObject
+from ..categories import from_names
+from ..picture import picture_size, read_picture
+from ..records import DataSet, Record, check_size
+from .base import Format, Options, choose_task
+from .class_map import ClassMap, map_classes, read_class_file
+from .files import read_json
+from .layout import NAMES, PICTURES, find_split, record_name
+
+CROWD = "iscrowd"  # the flag of a shape that is a group; LabelMe keeps it
+NO_CLASSES = ("__ignore__", "_background_")  # what LabelMe's own examples put into labels.txt
+_CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt", "labels.txt")
+_ALL = "train"  # the split of a folder without splits
+_CIRCLE = 64  # corners
+_TRIED, _SHOWN = 3, 8
+_LARGEST = 64 << 20  # bytes of a json that is opened to recognise the format
+
+
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """Reads the picture that a json holds itself."""
+
+    file: Path
+
+    def __call__(self) -> np.ndarray:
+        """
+        Raises:
+            DataError: no picture in it, or a damaged one.
+        """
+        data = read_json(self.file, "shapes").get("imageData")
+        if not isinstance(data, str):
+            raise DataError(f"The picture of {self.file} is missing.", hint="Put it beside the json.")
+        try:
+            return read_picture(Image.open(io.BytesIO(base64.b64decode(data))))
+        except (binascii.Error, UnidentifiedImageError) as error:
+            raise DataError(f"{self.file}: its imageData is no picture: {error}.") from error
+
+
+@dataclass(frozen=True)
+class ShapesOfPicture:
+    """Reads the objects of one picture: polygons, rectangles, circles and masks; shapes of one label and group_id are
+    one object. Points and lines have no area and are passed over. `image` is None where the json holds the picture."""
+
+    file: Path
+    image: Path | None
+    classes: ClassMap
+    ids: Mapping[str, int]
+
+    def __call__(self) -> InstanceTruth:
+        """
+        Raises:
+            DataError: a damaged json or shape, an unknown label, or another size than that of the picture.
+        """
+        tree = read_json(self.file, "shapes")
+        size = self._size(tree)
+        found = [self._object(group, size) for group in _groups(tree["shapes"], self.file)]
+        return InstanceTruth(size, [item for item in found if item is not None], source=self.file)
+
+    def _size(self, tree: dict[str, Any]) -> tuple[int, int]:
+        height, width = tree.get("imageHeight"), tree.get("imageWidth")
+        said = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        if self.image is None:
+            return said or EmbeddedPicture(self.file)().shape[:2]
+        size = picture_size(self.image)
+        if said is not None:
+            check_size(self.image, size, said, self.file)
+        return size
+
+    def _object(self, group: list[dict[str, Any]], size: tuple[int, int]) -> TrueObject | None:
+        name = str(group[0].get("label"))
+        if name in NO_CLASSES:
+            return None
+        if name not in self.ids:
+            raise DataError(
+                f"{self.file} has the label {name!r}; known are {', '.join(list(self.ids)[:_SHOWN])}.",
+                hint="Add it to the file of classes, or correct the shape.",
+            )
+        label = self.classes.number(self.ids[name], str(self.file))
+        shapes = [shape for shape in (_read_shape(shape, size, self.file) for shape in group) if shape is not None]
+        if label is None or not shapes:
+            return None
+        crowd = any(isinstance(s.get("flags"), dict) and s["flags"].get(CROWD) is True for s in group)
+        return TrueObject(label, _union(shapes, size), crowd)
+
+
+def _groups(shapes: list[Any], file: Path) -> list[list[dict[str, Any]]]:
+    """The shapes of each object, in the order of their first ones."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for number, shape in enumerate(shapes):
+        if not isinstance(shape, dict):
+            raise DataError(f"{file}: a shape should be an object, not {str(shape)[:60]}.")
+        group = shape.get("group_id")
+        groups.setdefault(number if group is None else (str(shape.get("label")), str(group)), []).append(shape)
+    return list(groups.values())
+
+
+def _read_shape(shape: dict[str, Any], size: tuple[int, int], file: Path) -> np.ndarray | dict[str, Any] | None:
+    """A polygon (points, 2), a run-length mask, or None for what has no area."""
+    kind = shape.get("shape_type") or "polygon"
+    if kind not in ("polygon", "rectangle", "circle", "mask"):
+        return None
+    try:
+        points_P2 = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file}: the points of a {kind} should be pairs of numbers.") from error
+    if not np.isfinite(points_P2).all() or (kind != "polygon" and len(points_P2) != 2):
+        raise DataError(f"{file}: a {kind} has the points {points_P2.tolist()}."[:300], hint="Draw it again.")
+    if kind == "mask":
+        return _read_mask(shape.get("mask"), points_P2, size, file)
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points_P2
+        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    if kind == "circle":
+        turn = np.arange(_CIRCLE) * 2 * np.pi / _CIRCLE
+        radius = np.hypot(*(points_P2[1] - points_P2[0]))
+        return points_P2[0] + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    return points_P2 if len(points_P2) >= 3 else None
+
+
+def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: Path) -> dict[str, Any]:
+    """A PNG whose corner pixels have their centres at `corners_22`."""
+    try:
+        inside_HW = np.array(Image.open(io.BytesIO(base64.b64decode(data)))) > 0
+    except (TypeError, binascii.Error, UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"{file}: a shape of the type mask holds no PNG: {error}.") from error
+    left, top = (int(edge) for edge in corners_22[0])
+    mask_HW = np.zeros(size, dtype=np.uint8, order="F")
+    window = mask_HW[max(top, 0) : top + inside_HW.shape[0], max(left, 0) : left + inside_HW.shape[1]]
+    if inside_HW.ndim != 2 or window.shape != inside_HW.shape:
+        raise DataError(f"{file}: a mask of {inside_HW.shape} pixels at x = {left}, y = {top} leaves the picture.")
+    window[...] = inside_HW
+    return coco_mask.encode(mask_HW)
+
+
+def _union(shapes: list[np.ndarray | dict[str, Any]], size: tuple[int, int]) -> list[np.ndarray] | dict[str, Any]:
+    polygons = [shape for shape in shapes if isinstance(shape, np.ndarray)]
+    if len(polygons) == len(shapes):
+        return polygons
+    drawn = coco_mask.frPyObjects([points_P2.ravel().tolist() for points_P2 in polygons], *size) if polygons else []
+    return coco_mask.merge([*drawn, *(shape for shape in shapes if isinstance(shape, dict))])
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def open_split(folder: Path, split: str, options: Options) -> DataSet:
+    choose_task(options.task, ("instance",), folder)
+    files, name, notes = find_split(folder, split, lambda name: _files_at(folder, name))
+    own = _own_classes(folder)
+    classes = map_classes(own, options.classes, folder)
+    ids = {category.name: category.id for category in own}
+    below = folder / name if (folder / name).is_dir() else folder
+    records = tuple(_record(file, below, classes, ids) for file in files)
+    loose = _pictures(below) - {record.image for record in records}
+    more = (f"{len(loose)} pictures have no json and are left out: nobody annotated them",) if loose else ()
+    notes = (*notes, *more, *classes.notes)
+    return DataSet(folder.name, "labelme", split, "instance", classes.categories, records, notes)
+
+
+def _record(file: Path, below: Path, classes: ClassMap, ids: dict[str, int]) -> Record:
+    image = _picture_of(file)
+    name = record_name(file.relative_to(below))
+    read_image = EmbeddedPicture(file) if image is None else None
+    return Record(name, image, ShapesOfPicture(file, image, classes, ids), read_image=read_image)
+
+
+def _picture_of(file: Path) -> Path | None:
+    """The picture beside a json, else where the json says; None where only the json itself may hold it."""
+    beside = next((path for path in map(file.with_suffix, PICTURES) if path.is_file()), None)
+    if beside is not None:
+        return beside
+    said = read_json(file, "shapes").get("imagePath")
+    # LabelMe on Windows writes backslashes.
+    there = file.parent / PureWindowsPath(said).as_posix() if isinstance(said, str) and said else file
+    return there if there != file and there.is_file() else None
+
+
+def _own_classes(folder: Path) -> Categories:
+    """Of a file of classes beside the splits, else all labels of all splits, in the order of the alphabet."""
+    path = next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
+    if path is not None and path.suffix != ".txt":
+        return tuple(dataclasses.replace(category, isthing=True) for category in read_class_file(path).categories)
+    if path is not None:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        shapes = itertools.chain(*(read_json(file, "shapes")["shapes"] for file in sorted(_jsons(folder))))
+        names = sorted({str(shape.get("label")) for shape in shapes if isinstance(shape, dict)})
+    names = [name for name in names if name not in NO_CLASSES]
+    if not names:
+        raise DataError(f"{path or folder} names no class.", hint="Give the shapes labels first.")
+    return from_names(names)
+
+
+def _files_at(folder: Path, name: str) -> list[Path] | None:
+    if (folder / name).is_dir():
+        return sorted(_jsons(folder / name)) or None
+    has_splits = any((folder / each).is_dir() and any(_jsons(folder / each)) for each in NAMES)
+    return None if has_splits or name != _ALL else sorted(_jsons(folder)) or None
+
+
+def _jsons(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*.json") if not path.name.startswith((".", "_")))
+
+
+def _pictures(folder: Path) -> set[Path]:
+    return {p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith(".")}
+
+
+def _finds(folder: Path) -> bool:
+    splits = [folder / name for name in NAMES if (folder / name).is_dir()]
+    candidates = (folder.glob("*.json"), *(place.glob(kind) for place in splits for kind in ("*.json", "*/*.json")))
+    return any(_is_labelme(path) for found in candidates for path in itertools.islice(found, _TRIED))
+
+
+def _is_labelme(path: Path) -> bool:
+    if path.stat().st_size > _LARGEST:
+        return False
+    try:
+        tree = read_json(path, "shapes")
+    except DataError:
+        return False
+    return "imagePath" in tree
+
+
+FORMAT = Format(
+    layout="{train,val}/NAME.jpg with NAME.json of LabelMe beside it, or all of them in one folder",
+    finds=_finds,
+    open=open_split,
+)

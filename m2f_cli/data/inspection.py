@@ -1,0 +1,178 @@
+"""One annotated picture, looked at: can it be used, what is on it, how large. Nothing of its pixels is kept."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from pycocotools import mask as coco_mask
+
+from ..errors import DataError
+from ..types import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from .fingerprints import difference_hash, digest
+from .picture import read_picture
+from .records import PictureFile, Record, check_size
+
+DRAFT_EDGE = 64  # least pixels of a JPEG that its hash is made of: libjpeg decodes it reduced, and still to the end
+_JPEG = b"\xff\xd8"
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, Image.DecompressionBombError)
+# What is wrong, by the words of our own readers; the first that is found counts.
+_WORDS = (
+    ("missing-file", ("is missing", "There is no file")),
+    ("size-mismatch", ("pixels (height x width)", "run lengths cover", "the size of its mask is")),
+    ("unknown-class", ("holds the value", "has the category_id", "has the class number", "pixels of the segment")),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a picture cannot be used. kind: missing-file, damaged-picture, damaged-annotation, size-mismatch (picture and
+    annotation disagree) or unknown-class (an id that is out of range or not listed)."""
+
+    name: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The annotated regions of a picture that are no crowds: class numbers and areas in pixels, in one order.
+
+    crowds: how many more are crowds. hidden: regions, crowds among them, without a pixel. ignored: pixels without a
+    class.
+    """
+
+    labels: tuple[int, ...]
+    areas: tuple[int, ...]
+    crowds: int = 0
+    hidden: int = 0
+    ignored: int = 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a picture: `regions` or the `problem` that it has. exact, look: see fingerprints; None where the
+    picture itself cannot be read. num_bytes: of its file."""
+
+    name: str
+    size: tuple[int, int] | None = None
+    exact: bytes | None = None
+    look: bytes | None = None
+    num_bytes: int = 0
+    regions: Regions | None = None
+    problem: Problem | None = None
+
+
+def look_at(record: Record, num_classes: int) -> Look:
+    """Read a picture and its annotation whole, as training does, and say what is there."""
+    try:
+        picture = _picture(record)
+    except DataError as error:
+        return Look(record.name, problem=_problem(record, error, "damaged-picture"))
+    try:
+        truth = record.read_truth()
+        check_size(record.image or Path(record.name), picture["size"], truth.size)
+        found = regions_of(truth)
+        _check_labels(found.labels, num_classes)
+    except DataError as error:
+        return Look(record.name, **picture, problem=_problem(record, error, "damaged-annotation"))
+    return Look(record.name, **picture, regions=found)
+
+
+def _problem(record: Record, error: DataError, otherwise: str) -> Problem:
+    kinds = (kind for kind, words in _WORDS if any(word in error.message for word in words))
+    return Problem(record.name, next(kinds, otherwise), error.message)
+
+
+def _check_labels(labels: Sequence[int], num_classes: int) -> None:
+    wrong = [label for label in labels if not 0 <= label < num_classes]
+    if wrong:
+        raise DataError(f"The annotation has the class number {wrong[0]}; there are {num_classes} classes.")
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def _picture(record: Record) -> dict[str, Any]:
+    if not isinstance(record.read_image, PictureFile):  # it is made, or lies in another file
+        image_HW3 = record.read_image()
+        small, content = Image.fromarray(image_HW3), image_HW3.tobytes()
+        return {"size": image_HW3.shape[:2], "exact": digest(content), "look": difference_hash(small), "num_bytes": 0}
+    content = _content(record.image)
+    small, size = _reduced(content) or _whole(record.image)
+    return {"size": size, "exact": digest(content), "look": difference_hash(small), "num_bytes": len(content)}
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"The annotated picture {path} is missing.", hint="Copy it there, or drop its entry.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _reduced(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
+    """A JPEG decoded to the end, but small, and its whole (height, width); None where that does not work."""
+    if not content.startswith(_JPEG):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            size = image.size if turned else image.size[::-1]
+            image.draft("L", (DRAFT_EDGE, DRAFT_EDGE))
+            return ImageOps.exif_transpose(image), size
+    except _DAMAGE:
+        return None  # `read_picture` says what is wrong, or can read it after all
+
+
+def _whole(path: Path) -> tuple[Image.Image, tuple[int, int]]:
+    image_HW3 = read_picture(path)
+    return Image.fromarray(image_HW3), image_HW3.shape[:2]
+
+
+# --- the annotation ---------------------------------------------------------------------------------------------------
+
+
+def regions_of(truth: Truth) -> Regions:
+    """Count and measure. Of a semantic truth, each class that is present is one region; masks that are run lengths are
+    measured without unpacking them."""
+    if isinstance(truth, SemanticTruth):
+        areas = areas_in(truth.labels_HW)
+        ignored = areas.pop(int(truth.ignore), 0)
+        return Regions(tuple(areas), tuple(areas.values()), ignored=ignored)
+    if isinstance(truth, PanopticTruth):
+        areas = areas_in(truth.ids_HW)
+        found = [(segment, areas.get(segment.id, 0)) for segment in truth.segments]
+        ignored = areas.get(0, 0)
+    else:
+        found = [(item, _area(item.shape, truth)) for item in truth.objects]
+        ignored = 0
+    plain = [(region.label, area) for region, area in found if not region.iscrowd]
+    hidden = sum(area == 0 for _, area in found)
+    labels, areas = zip(*plain, strict=True) if plain else ((), ())
+    return Regions(labels, areas, crowds=len(found) - len(plain), hidden=hidden, ignored=ignored)
+
+
+def areas_in(plane_HW: np.ndarray) -> dict[int, int]:
+    """The different values of a plane, ascending, and how many pixels have each."""
+    flat = plane_HW.ravel()
+    starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)  # runs are some hundred times fewer than pixels
+    values, which = np.unique(flat[starts], return_inverse=True)
+    areas = np.bincount(which.ravel(), weights=np.diff(np.append(starts, flat.size)))
+    return {int(value): int(area) for value, area in zip(values, areas, strict=True)}
+
+
+def _area(shape: list[np.ndarray] | dict[str, Any], truth: InstanceTruth) -> int:
+    if isinstance(shape, dict):
+        return int(coco_mask.area(shape))
+    if not shape:
+        return 0
+    rles = coco_mask.frPyObjects([points_P2.ravel().tolist() for points_P2 in shape], *truth.size)
+    return int(coco_mask.area(rles[0] if len(rles) == 1 else coco_mask.merge(rles)))
