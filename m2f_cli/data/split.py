@@ -1,7 +1,7 @@
 """Shares the pictures of a data set out to splits: by chance but the same every time, groups whole, classes alike.
 
 Classes are shared out by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class first, each
-of its pictures to the split that still lacks most of it.
+of its pictures to the split that still lacks most of it; then single groups move as long as that brings shares closer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRAIN, VAL, TEST = "train", "val", "test"
 BY_FOLDER = "folder"
 # Formats that are read but not written, and what is written instead for each task.
 _SUBSTITUTES: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-maps"}
-_EVERYTHING = -1  # the label that every picture has where classes do not matter
+_EVERYTHING = "pictures"  # a label that every picture has
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,51 @@ def _stratified(
     """
     weights = {key: Counter(_labels(members, stratify)) for key, members in groups.items()}
     totals = sum(weights.values(), Counter())
-    pictures = sum(map(len, groups.values())) or 1
+    pictures = totals[_EVERYTHING] or 1
     lacking = {split: {label: count * number / pictures for label, count in totals.items()}
                for split, number in asked.items()}  # fmt: skip
-    room = dict(asked)
     left = {label: {key for key, weight in weights.items() if label in weight} for label in totals}
     chosen: dict[str, str] = {}
     while left := {label: keys for label, keys in left.items() if keys}:
-        rarest = min(left, key=lambda label: (len(left[label]), _chance(seed, label)))
+        rarest = min(left, key=lambda label: (len(left[label]), label == _EVERYTHING, _chance(seed, label)))
         for key in sorted(left[rarest], key=lambda key: (-weights[key][rarest], _chance(seed, key))):
-            split = max(asked, key=lambda each: (lacking[each][rarest], room[each], _chance(seed, key, each)))
-            chosen[key] = split
-            room[split] -= len(groups[key])
+            chosen[key] = max(asked, key=lambda split: (lacking[split][rarest], lacking[split][_EVERYTHING],
+                                                        _chance(seed, key, split)))  # fmt: skip
             for label, count in weights[key].items():
-                lacking[split][label] -= count
+                lacking[chosen[key]][label] -= count
                 left[label].discard(key)
+    order = sorted(chosen, key=lambda key: _chance(seed, key))
+    while any([_move(key, chosen, weights[key], lacking) for key in order]):
+        pass
     return chosen
 
 
+def _move(
+    key: str, chosen: dict[str, str], weight: Mapping[Hashable, int], lacking: dict[str, dict[Hashable, float]]
+) -> bool:
+    """Move a group to where it brings the squares of `lacking` down, if it does: where classes appear together, the
+    greedy order alone ends several pictures off. Every move lowers their sum, so moves come to an end."""
+    here = lacking[chosen[key]]
+
+    def change(split: str) -> float:
+        return sum(count * (here[label] - lacking[split][label] + count) for label, count in weight.items())
+
+    best = min(lacking, key=change)  # to stay would be a rise: the group would weigh twice
+    if change(best) > -1e-6:  # rounding must not move a group to and fro
+        return False
+    for label, count in weight.items():
+        here[label] += count
+        lacking[best][label] -= count
+    chosen[key] = best
+    return True
+
+
 def _labels(members: Iterable[Item], stratify: bool) -> list[Hashable]:
-    """Pictures that show nothing are a class of their own: they, too, should be shared out."""
-    return [label for item in members for label in ((set(item.labels) or {None}) if stratify else {_EVERYTHING})]
+    """Of each picture its classes, and what all pictures have. Pictures that show nothing are a class of their own:
+    they, too, should be shared out."""
+    classes = ((set(item.labels) or {None}) if stratify else () for item in members)
+    # Sorted, so that sums of floats do not depend on the order of files either.
+    return sorted((label for shown in classes for label in (*shown, _EVERYTHING)), key=repr)
 
 
 def _chance(*what: Any) -> bytes:
