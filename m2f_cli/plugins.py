@@ -19,6 +19,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "eval": "m2f_cli.commands.eval:evaluate",
         "predict": "m2f_cli.commands.predict:predict",
         "presets": "m2f_cli.commands.presets:app",
+        "reproduce": "m2f_cli.commands.reproduce:reproduce",
         "data": "m2f_cli.commands.data:app",
         "demo": "m2f_cli.commands.demo:demo",
         "doctor": "m2f_cli.commands.doctor:doctor",

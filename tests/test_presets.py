@@ -14,7 +14,7 @@ from m2f_cli.commands import presets as command
 
 NAME = re.compile(
     r"(?P<dataset>coco|cityscapes|ade20k|mapillary-vistas)(-(?P<task>panoptic|instance|semantic))?"
-    r"-(?P<backbone>r50|r101|swin-[tsbl])(-(?P<pretraining>in1k|in22k))?(-(?P<source>paper))?"
+    r"-(?P<backbone>r50|r101|swin-[tsbl])(-(?P<pretraining>in1k|in22k))?(-(?P<source>paper|mmdet))?"
 )
 PRETRAINED = {
     "swin-t": "swin_tiny_patch4_window7_224",
@@ -30,7 +30,7 @@ SWIN = {  # embed_dim, depth of the third stage, first heads, window: facts.md, 
     "swin-b": (128, 18, 4, 12),
     "swin-l": (192, 18, 6, 12),
 }
-ZOO, MMSEG = "Mask2Former model zoo", "MMSegmentation"
+ZOO, MMSEG, MMDET = "Mask2Former model zoo", "MMSegmentation", "MMDetection"
 MMSEG_HASHES = {  # of the files as re-published in 2023 (pull request 2532 of MMSegmentation); facts.md has none
     "cityscapes-r50": "ffd9d750",
     "cityscapes-r101": "43e68666",
@@ -59,7 +59,7 @@ def test_how_many():
     own = [name for name in config.preset_names() if not name.startswith(ELSEWHERE)]
     assert [name for name in own if not config.load(name).published] == [*UNPUBLISHED]
     sources = Counter(preset.published[0].source for preset in ALL.values())
-    assert sources == {ZOO: 47, MMSEG: 13}
+    assert sources == {ZOO: 47, MMSEG: 13, MMDET: 11}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,7 +71,8 @@ def test_the_name_says_what_is_inside(name):
     unnamed = preset.task == "semantic" and preset.data.dataset in ("cityscapes", "ade20k")
     assert said["task"] == (None if unnamed else preset.task)
     assert said["backbone"] == command.backbone_label(preset)
-    assert (said["source"] == "paper") == (unnamed and preset.published[0].source == ZOO)
+    source = preset.published[0].source
+    assert said["source"] == {ZOO: "paper" if unnamed else None, MMDET: "mmdet", MMSEG: None}[source]
     wide = said["backbone"] == "swin-l" and preset.task != "semantic"
     assert preset.model.decoder.options["num_queries"] == (200 if wide else 100)
     assert ("200 queries" in preset.summary) == wide
@@ -117,7 +118,8 @@ def test_a_preset_extends_one_recipe_and_is_short(name):
     text = (config.presets_dir() / f"{name}.yaml").read_text()
     tree = yaml.safe_load(text)
     assert tree["extends"].startswith("recipes/")
-    longer = {"train"} if name in ("coco-panoptic-swin-l", "coco-instance-swin-l") else set()  # 100 epochs, not 50
+    # twice the GPUs, and on COCO 100 epochs, not 50
+    longer = {"train"} if "swin-l" in name and ALL[name].published[0].source != MMSEG else set()
     assert set(tree) == {"extends", "summary", "model", "weights", "published"} | longer
     assert len(text.splitlines()) <= 32
 
@@ -164,6 +166,7 @@ def test_inference_settings(name):
     assert (test.resize.short_edge, test.resize.max_edge) == size[dataset]
     tasks = {"panoptic": {"panoptic", "instance", "semantic"}, "instance": {"instance"}, "semantic": {"semantic"}}
     expected = {"panoptic", "semantic"} if name.startswith("mapillary-vistas-panoptic") else tasks[task]
+    expected = expected - {"semantic"} if name.endswith("mmdet") else expected
     assert set(test.tasks) == expected
     unpadded = preset.published[0].source == MMSEG and size[dataset] == (640, 2560)
     assert test.size_divisor == (0 if unpadded else 32)
@@ -193,7 +196,7 @@ def test_the_heads_are_the_same_everywhere(name):
 def test_weights(name):
     preset = ALL[name]
     first, *others = preset.weights
-    if preset.published[0].source == MMSEG:
+    if preset.published[0].source in (MMSEG, MMDET):
         assert (first.format, first.licence, others) == ("openmmlab", "Apache-2.0", [])
         assert first.url.endswith(f"-{first.hash_prefix}.pth") and len(first.hash_prefix) == 8
         return
@@ -276,7 +279,7 @@ def test_every_row_of_the_zoo_is_there_once(shared_dir):
 
 def test_every_row_of_mmsegmentation_is_there_once(shared_dir):
     table, *_ = markdown_tables(facts_section(shared_dir, "## 1.3 ", "## 1.4 "))
-    ours = {p.weights[0].url.split("/")[-2]: p for p in ALL.values() if p.weights[0].format == "openmmlab"}
+    ours = {p.weights[0].url.split("/")[-2]: p for p in ALL.values() if p.published[0].source == MMSEG}
     assert sorted(row["config"] for row in table) == sorted(ours)
     for row in table:
         preset = ours[row["config"]]

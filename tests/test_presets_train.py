@@ -17,6 +17,10 @@ JITTER = {"brightness": 32, "contrast": [0.5, 1.5], "saturation": [0.5, 1.5], "h
 EDGES = {base: [int(base * k / 10) for k in range(5, 21)] for base in (512, 640, 1024, 2048)}
 
 
+def is_mmdet(preset) -> bool:
+    return preset.published[0].source == "MMDetection"
+
+
 def is_mmseg(preset) -> bool:
     return preset.published[0].source == "MMSegmentation"
 
@@ -57,7 +61,7 @@ def test_what_all_recipes_share(name):
 def test_how_long_and_how(name):
     preset, train = ALL[name], ALL[name].train
     dataset = preset.data.dataset
-    longer = dataset == "coco" and name.endswith("swin-l")
+    longer = dataset == "coco" and "swin-l" in name
     iterations = {"coco": 737500 if longer else 368750, "cityscapes": 90000, "ade20k": 160000,
                   "mapillary-vistas": 300000}
     assert train.iterations == iterations[dataset]
@@ -66,7 +70,7 @@ def test_how_long_and_how(name):
         assert train.schedule.steps == ((655556, 710184) if longer else (327778, 355092))
     else:
         assert (train.schedule.name, train.schedule.power, train.schedule.steps) == ("poly", 0.9, ())
-    assert train.precision == ("fp32" if is_mmseg(preset) else "fp16")
+    assert train.precision == ("fp32" if is_mmseg(preset) or is_mmdet(preset) else "fp16")
     assert train.drop_empty == (preset.task == "instance")
     assert train.group_by_aspect == (not is_mmseg(preset))
     assert train.eval_every == (0 if dataset == "mapillary-vistas" else 5000)
@@ -81,6 +85,11 @@ def test_large_scale_jitter(name):
     }
     if ALL[name].task == "instance":
         expected["drop_vanished"] = {}
+    if is_mmdet(ALL[name]):
+        jitter = {**expected["large_scale_jitter"], "resampling": "opencv"}
+        crop = {"height": 1024, "width": 1024, "category_max_area": 1.0}
+        expected = {"flip": {"p": 0.5}, "large_scale_jitter": jitter, "crop": crop,
+                    "pad": {"size": 1024, "value": "mean"}, "drop_vanished": {}}  # fmt: skip
     assert [*steps(ALL[name]).items()] == [*expected.items()]
 
 

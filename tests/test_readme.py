@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+from folders import image_entry, write_ids, write_json
+
 from m2f_cli import config, plugins
 from m2f_cli.data.categories import load_categories
 from m2f_cli.model import build
@@ -40,13 +42,14 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A user's folder: pictures, and the weights of three presets where downloads are kept."""
+    """A user's folder: pictures, COCO annotations, and the weights of three presets where downloads are kept."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "images").mkdir()
     (folder / "m2f" / "weights").mkdir(parents=True)
     for path in ("photo.jpg", "images/a.jpg", "images/b.jpg"):
         pixels = np.random.default_rng(len(path)).integers(0, 256, (4, 6, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / path), cv2.resize(pixels, (96, 64), interpolation=cv2.INTER_CUBIC))
+    write_coco(folder / "coco")
     for name in ("coco-panoptic-swin-t", "coco-instance-swin-t", "ade20k-swin-t-paper"):
         preset = config.load(name)
         torch.manual_seed(0)
@@ -58,6 +61,33 @@ def home(tmp_path_factory):
     yield folder
     for file in (folder / "m2f" / "weights").iterdir():
         file.unlink()  # 600 MB
+
+
+def write_coco(folder: Path) -> None:
+    """Two pictures in each split, a person on grass, and predictions of the held-back ones."""
+    classes = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in load_categories("coco-panoptic")]
+    person, grass = (next(c["id"] for c in classes if name in c["name"]) for name in ("person", "grass"))
+    ids_HW = np.full((64, 96), 2, np.int32)
+    ids_HW[10:50, 20:60] = 1
+    segments = [
+        {"id": i, "category_id": category, "iscrowd": 0, "area": int((ids_HW == i).sum()), "bbox": [0, 0, 96, 64]}
+        for i, category in ((1, person), (2, grass))
+    ]
+    for split in ("train2017", "val2017"):
+        (folder / split).mkdir(parents=True)
+        for i in (1, 2):
+            pixels = np.random.default_rng([i, len(split)]).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / split / f"{i}.jpg"), cv2.resize(pixels, (96, 64)))
+            write_ids(folder / f"panoptic_{split}" / f"{i}.png", ids_HW)
+        tree = {
+            "images": [image_entry(i, f"{i}.jpg", (64, 96)) for i in (1, 2)],
+            "annotations": [{"image_id": i, "file_name": f"{i}.png", "segments_info": segments} for i in (1, 2)],
+            "categories": classes,
+        }
+        write_json(folder / "annotations" / f"panoptic_{split}.json", tree)
+    write_json(folder / "predictions.json", {"annotations": tree["annotations"]})
+    for i in (1, 2):
+        write_ids(folder / "predictions" / f"{i}.png", ids_HW)
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
@@ -83,7 +113,9 @@ def test_command(home, command):
     words = shlex.split(command)
     if "--out" in words:
         out = home / words[words.index("--out") + 1]
-        assert (out / {"predict": "predictions.json", "train": "results.json"}[words[words.index("m2f") + 1]]).is_file()
+        kept = {"predict": "predictions.json", "train": "results.json", "eval": "results.json"}
+        name = words[words.index("m2f") + 1]
+        assert (out / kept[name]).is_file() if name in kept else out.is_file()
 
 
 def test_the_test_command_is_what_ci_runs():

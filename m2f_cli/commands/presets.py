@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +10,11 @@ import typer
 
 from .. import __version__, console
 from ..errors import ConfigError, unknown_name
+from ..inference import reference_table
+from ..inference.reference_table import backbone_cell, backbone_label, label
 
 if TYPE_CHECKING:
-    from ..config import Config, Published
+    from ..config import Config
 
 app = typer.Typer(no_args_is_help=True, help="The shipped configurations: one per row of the published tables.")
 
@@ -24,17 +25,7 @@ Method = Annotated[str | None, typer.Option(help="Only this method, such as mask
 Text = Annotated[str | None, typer.Argument(metavar="FILTER", help="Only presets with this text in name or summary.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-_SWIN_SIZES = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
-_BACKBONE_ORDER = ("r50", "r101", "r101c", "swin-t", "swin-s", "swin-b", "swin-l")
-_METRICS = {
-    "pq": "PQ",
-    "ap": "AP",
-    "ap50": "AP50",
-    "boundary_ap": "boundary AP",
-    "miou": "mIoU",
-    "fps_a100": "fps",
-    "train_memory_mib": "train MiB",
-}
+FORMATS = ("terminal", "markdown", "json", "csv")
 
 
 @app.command("list")
@@ -55,15 +46,29 @@ def list_presets(
 @app.command("table")
 def show_tables(
     text: Text = None, dataset: Dataset = None, task: Task = None, backbone: Backbone = None, method: Method = None,
+    format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "terminal",
+    runs: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where m2f eval, reproduce and bench wrote: the columns 'here'.")
+    ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show the published figures as the tables that they come from, grouped by data set and task."""
-    found = tables(find(text=text, dataset=dataset, task=task, backbone=backbone, method=method))
-    if as_json:
-        console.emit_json({"tables": [{"title": t, "columns": columns, "rows": rows} for t, columns, rows in found]})
-        return
-    for title, columns, rows in found:
-        console.show_table(title, columns, rows)
+    """Print the reference tables again, with what was measured on this machine.
+
+    ? after a figure: nobody verified it. * after a measured one: other pictures or settings than the published one.
+    """
+    if format_ not in FORMATS:
+        raise unknown_name("format", format_, FORMATS)
+    configs = find(text=text, dataset=dataset, task=task, backbone=backbone, method=method)
+    lines = reference_table.lines(configs, reference_table.measured_in(runs))
+    if as_json or format_ == "json":
+        console.emit_json({"rows": reference_table.document(lines)})
+    elif format_ == "csv":
+        console.out(reference_table.comma_separated(lines))
+    elif format_ == "markdown":
+        console.out(reference_table.markdown(reference_table.tables(lines)))
+    else:
+        for title, columns, rows in reference_table.tables(lines):
+            console.show_table(title, columns, rows)
 
 
 @app.command("show")
@@ -121,16 +126,6 @@ def find(
     return [c for c in chosen if all(word in f"{c.name} {c.summary}".casefold() for word in words)]
 
 
-def backbone_label(config: Config) -> str:
-    """A backbone as preset names spell it: r50, swin-t; the component's name for any other."""
-    name, options = config.model.backbone.name, config.model.backbone.options
-    if name == "resnet":
-        return f"r{options['depth']}{'c' if options['stem'] == 'deeplab' else ''}"
-    if name == "swin":
-        return _SWIN_SIZES.get((options["embed_dim"], options["depths"][2]), name)
-    return name
-
-
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
@@ -149,71 +144,26 @@ def summary(config: Config) -> dict[str, Any]:
     }
 
 
-def tables(configs: Iterable[Config]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, columns, rows) for every method × data set × task × source among the presets, as the sources print them.
-
-    A figure that was not verified carries a question mark; "-" is a figure that the source does not give.
-    """
-    groups: dict[str, list[Config]] = {}
-    for config in configs:
-        sources = " and ".join(dict.fromkeys(figure.source for figure in config.published)) or "nothing published"
-        groups.setdefault(f"{config.data.dataset} {config.task}, {config.model.method} ({sources})", []).append(config)
-    return [(title, *_table(sorted(members, key=_size))) for title, members in groups.items()]
-
-
-def _table(configs: list[Config]) -> tuple[list[str], list[list[str]]]:
-    columns: dict[str, dict[str, Published]] = {}
-    for config in configs:
-        for figure in config.published:
-            columns.setdefault(_column(figure), {})[config.name] = figure
-    digits = {column: max(map(_decimals, found.values())) for column, found in columns.items()}
-    rows = [
-        [_backbone_cell(config), _queries(config)]
-        + [_value(found.get(config.name), digits[column]) for column, found in columns.items()]
-        + [config.name]
-        for config in configs
-    ]
-    return ["backbone", "queries", *columns, "preset"], rows
-
-
-def _size(config: Config) -> int:
-    label = backbone_label(config)
-    return _BACKBONE_ORDER.index(label) if label in _BACKBONE_ORDER else len(_BACKBONE_ORDER)
-
-
 def _list_row(config: Config) -> list[str]:
-    first = config.published[0] if config.published else None
     return [
         config.name,
         config.task,
-        _backbone_cell(config),
+        backbone_cell(config),
         _queries(config),
-        f"{_column(first)} {_value(first, _decimals(first))}" if first else "-",
+        _first_figure(config),
         ", ".join(dict.fromkeys(source.licence for source in config.weights)) or "-",
     ]
-
-
-def _backbone_cell(config: Config) -> str:
-    label = backbone_label(config)
-    in22k = str(config.model.backbone.options.get("pretrained", "")).endswith("_22k")
-    return f"{label} in22k" if in22k else label
-
-
-def _column(figure: Published) -> str:
-    name = _METRICS.get(figure.metric, figure.metric)
-    return name if figure.setting == "single scale" else f"{name} ({figure.setting})"
 
 
 def _queries(config: Config) -> str:
     return str(config.model.decoder.options.get("num_queries", "-"))
 
 
-def _decimals(figure: Published) -> int:
-    return len(f"{figure.value:g}".partition(".")[2])
-
-
-def _value(figure: Published | None, digits: int) -> str:
-    return "-" if figure is None else f"{figure.value:.{digits}f}" + ("" if figure.verified else "?")
+def _first_figure(config: Config) -> str:
+    if not config.published:
+        return "-"
+    first = config.published[0]
+    return f"{label(first.metric, first.setting)} {first.value:g}{'' if first.verified else '?'}"
 
 
 # --- copying ----------------------------------------------------------------------------------------------------------

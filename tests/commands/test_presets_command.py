@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from folders import write_json
 from typer.testing import CliRunner
 
 from m2f_cli import config
 from m2f_cli.commands import presets as command
-from m2f_cli.errors import ConfigError
+from m2f_cli.errors import ConfigError, DataError
+from m2f_cli.inference import reference_table
 
 NAMES = config.preset_names()
 
@@ -22,7 +26,7 @@ def test_find_filters():
     assert [c.name for c in command.find(**wanted)] == ["cityscapes-swin-l", "cityscapes-swin-l-paper"]
     assert len(command.find(backbone="swin")) + len(command.find(backbone="resnet")) == len(NAMES)
     wide = command.find(text="coco 200", method="mask2former")
-    assert {c.name for c in wide} == {"coco-instance-swin-l", "coco-panoptic-swin-l"}
+    assert {c.name for c in wide} == {"coco-instance-swin-l", "coco-panoptic-swin-l", "coco-panoptic-swin-l-mmdet"}
     assert command.find(text="no such words") == []
     assert len(command.find(method="mask2former")) == sum(not n.startswith(("maskformer-", "mpformer-")) for n in NAMES)
 
@@ -41,16 +45,55 @@ def test_a_filter_that_nothing_has_names_the_nearest(filters, nearest):
         command.find(**filters)
 
 
+def table_of(title: str, *, measured=None) -> tuple[list[str], list[list[str]]]:
+    found = reference_table.tables(reference_table.lines(command.find(), measured))
+    return next((columns, rows) for name, columns, rows in found if name == title)
+
+
 def test_tables_read_like_the_published_ones():
-    found = {title: (columns, rows) for title, columns, rows in command.tables(command.find())}
-    columns, rows = found["cityscapes semantic, mask2former (MMSegmentation)"]
-    assert columns[2] == "mIoU" and columns[3].startswith("fps")
-    assert [row[2] for row in rows] == ["80.44", "80.80", "81.71", "82.57", "83.52", "83.65"]
-    assert rows[-1] == ["swin-l in22k", "100", "83.65", "2.86", "16207", "cityscapes-swin-l"]
-    columns, rows = found["mapillary-vistas semantic, mask2former (Mask2Former model zoo)"]
-    assert columns == ["backbone", "queries", "mIoU", "mIoU (multi-scale + flip)", "preset"]
-    assert [row[3] for row in rows] == ["59.0?", "64.7?"]
-    assert sum(len(rows) for _, rows in found.values()) == len(NAMES)
+    columns, rows = table_of("cityscapes semantic")
+    assert columns == ["Method", "Backbone", "Crop", "Schedule", "Mem (GiB)", "fps", "Device", "mIoU", "mIoU ms+flip",
+                       "mIoU (derived)", "Preset"]  # fmt: skip
+    assert [row[7] for row in rows[:6]] == ["80.44", "80.80", "81.71", "82.57", "83.52", "83.65"]
+    assert rows[5] == ["Mask2Former", "swin-l in22k", "512x1024", "90k", "15.83", "2.86", "8 A100", "83.65", "-", "-",
+                       "cityscapes-swin-l"]  # fmt: skip
+    [r101c] = [row for row in rows if row[1] == "r101c"]
+    assert r101c[:-1] == ["MaskFormer", "r101c", "512x1024", "90k", "7.04", "-", "8 V100", "79.7", "81.4", "-"]
+    columns, rows = table_of("mapillary-vistas semantic")
+    at = columns.index("mIoU ms+flip")
+    assert [row[at] for row in rows if row[0] == "Mask2Former"] == ["59.0?", "64.7?"]
+    published = sum(bool(config.load(name).published) for name in NAMES)
+    assert sum(len(rows) for _, _, rows in reference_table.tables(reference_table.lines(command.find()))) == published
+
+
+def results(name: str, value: float, *, source: str = "", tta: bool = False, comparable: bool = True) -> dict:
+    setting = "multi-scale + flip" if tta else "single scale"
+    figure = {"metric": "miou", "setting": setting, "measured": value, "comparable": comparable}
+    model = {"name": name, "source": source or f"{name} (https://example.org/model.pth)"}
+    return {"model": model, "settings": {"tta": tta}, "published": [figure]}
+
+
+def test_what_was_measured_here_stands_beside_it(tmp_path):
+    write_json(tmp_path / "eval" / "a" / "results.json", results("ade20k-r50", 47.9))
+    write_json(tmp_path / "eval" / "b" / "results.json", results("ade20k-r50", 12.3, comparable=False))
+    write_json(tmp_path / "eval" / "c" / "results.json", results("ade20k-r50", 99.0, source="runs/mine"))
+    write_json(tmp_path / "reproduce" / "x" / "ms" / "results.json", results("ade20k-r50-paper", 49.26, tta=True))
+    write_json(tmp_path / "eval" / "d" / "results.json", results("ade20k-r101", 33.3, comparable=False))
+    speed = {"model": {"name": "ade20k-r50"}, "device": "H200", "images_per_second": 31.415}
+    write_json(tmp_path / "bench" / "ade20k-r50.json", speed)
+    write_json(tmp_path / "bench" / "train.json", {**speed, "images_per_second": None, "train_memory_gib": 3.456})
+    write_json(tmp_path / "bench" / "forward.json", {"model": {"name": "ade20k-r101"}, "device": "H200"})
+    columns, rows = table_of("ade20k semantic", measured=reference_table.measured_in(tmp_path))
+    by_name = {row[-1]: dict(zip(columns, row, strict=True)) for row in rows}
+    assert by_name["ade20k-r50"]["mIoU here"] == "47.90"
+    assert (by_name["ade20k-r50"]["fps here"], by_name["ade20k-r50"]["on"]) == ("31.41", "H200")
+    assert by_name["ade20k-r50"]["Mem here"] == "3.46"
+    assert (by_name["ade20k-r101"]["mIoU here"], by_name["ade20k-r101"]["on"]) == ("33.30*", "-")
+    paper = by_name["ade20k-r50-paper"]
+    assert (paper["mIoU here"], paper["mIoU ms+flip here"]) == ("-", "49.26")
+    (tmp_path / "bench" / "bad.json").write_text("{")
+    with pytest.raises(DataError, match="bad.json is damaged"):
+        reference_table.measured_in(tmp_path)
 
 
 def test_summary_is_plain_data():
@@ -112,18 +155,33 @@ def test_list(shown):
     run("list", "--dataset", "coco", "--task", "instance", "--backbone", "r50", "--method", "mask2former")
     run("list", "200", "--method", "mask2former", "--json")
     title, columns, rows = shown[0]
-    assert title == "1 preset"
-    assert rows == [["coco-instance-r50", "instance", "r50", "100", "AP 43.7", "CC-BY-NC-4.0"]]
+    assert title == "2 presets"
+    assert rows[0] == ["coco-instance-r50", "instance", "r50", "100", "AP 43.7", "CC-BY-NC-4.0"]
+    assert rows[1] == ["coco-instance-r50-mmdet", "instance", "r50", "100", "AP 42.9", "Apache-2.0"]
     assert len(columns) == len(rows[0])
-    assert [preset["num_queries"] for preset in shown[1]["presets"]] == [200] * 7
+    assert [preset["num_queries"] for preset in shown[1]["presets"]] == [200] * 8
 
 
 def test_table(shown):
-    run("table", "--dataset", "cityscapes", "--task", "semantic", "--method", "mask2former")
-    run("table", "--dataset", "cityscapes", "--task", "semantic", "--method", "mask2former", "--json")
-    assert [len(rows) for _, _, rows in shown[:2]] == [6, 6]
-    assert all(len(row) == len(columns) for _, columns, rows in shown[:2] for row in rows)
-    assert [(t["title"], t["columns"], t["rows"]) for t in shown[2]["tables"]] == shown[:2]
+    only = ["--dataset", "cityscapes", "--task", "semantic", "--method", "mask2former"]
+    run("table", *only)
+    [(title, columns, rows)] = shown
+    assert title == "cityscapes semantic" and len(rows) == 12 and all(len(row) == len(columns) for row in rows)
+    run("table", *only, "--format", "markdown")
+    _, _, head, dashes, *bars = shown[1].splitlines()
+    assert head.startswith("| Method | Backbone | Crop | Schedule |") and set(dashes) <= set("| -") and len(bars) == 12
+    assert all(line.count("|") == head.count("|") for line in [dashes, *bars])
+    run("table", *only, "--format", "csv")
+    found = {row["preset"]: row for row in csv.DictReader(io.StringIO(shown[2]))}
+    assert len(found) == 12 and found["cityscapes-swin-l"]["mIoU"] == "83.65"
+    assert (found["cityscapes-r50-paper"]["mIoU ms+flip"], found["cityscapes-r50-paper"]["mIoU here"]) == ("82.2", "")
+    run("table", *only, "--json")
+    run("table", *only, "--format", "json")
+    assert shown[3] == shown[4] and len(shown[3]["rows"]) == 12
+    figures = {row["preset"]: row["figures"][0] for row in shown[3]["rows"]}
+    assert (figures["cityscapes-r50"]["published"], figures["cityscapes-r50"]["measured"]) == (80.44, None)
+    result = CliRunner().invoke(command.app, ["table", "--format", "html"])
+    assert isinstance(result.exception, ConfigError) and "no format named 'html'" in str(result.exception)
 
 
 def test_show(shown):

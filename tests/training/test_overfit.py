@@ -15,11 +15,11 @@ PICTURES = 4
 TARGET = 90.0  # PQ on the pictures trained on
 PRESET = "small-panoptic"
 WEIGHTS = "resnet18_imagenet_stem_to_layer3_bnfolded.pth"
-RECIPE = (
-    "train.iterations=1000", "train.batch=4", "train.seed=0", "train.eval_every=0", "train.checkpoint_every=1000",
-    "train.augment=[{name: resize_choice, short_edges: [320], max_edge: 640}]",
-    "train.optimizer.learning_rate=0.0005", "train.optimizer.backbone_multiplier=1.0",
-    "train.schedule.name=cosine", "train.loss.num_points=2048",
+EARLY = ("backbone.stem", "backbone.stages.0", "backbone.stages.1")  # as they are: the weights of ImageNet fit
+RECIPE = (  # reached 96.7 after 125 of 250 iterations, 98.2 at their end
+    "train.iterations=160", "train.batch=4", "train.seed=0", "train.eval_every=0", "train.checkpoint_every=160",
+    "train.augment=[{name: resize_choice, short_edges: [320], max_edge: 480}]",
+    "train.optimizer.learning_rate=0.001", "model.piloting.groups=1",
 )  # fmt: skip
 
 
@@ -33,6 +33,6 @@ def test_four_real_pictures_are_learned(shared_dir, tmp_path):
     settings = config.load(PRESET, RECIPE)
     whole = open_split(settings, pack, "train")
     few = dataclasses.replace(whole, records=whole.records[:PICTURES])
-    options = Options(init=str(weights), init_partial=True, micro_batch=PICTURES)
+    options = Options(init=str(weights), init_partial=True, freeze=EARLY, micro_batch=PICTURES)
     outcome = run.start(settings, tmp_path / "run", options, data=(few, dataclasses.replace(few, split="val")))
     assert outcome.best["metric"] == "pq" and outcome.best["value"] >= TARGET

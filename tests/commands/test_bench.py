@@ -1,0 +1,101 @@
+"""m2f bench from the command line, over results that nobody had to measure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from m2f_cli import cli
+from m2f_cli.errors import ExportError
+
+
+def tree_of(case, options=None) -> dict:
+    side = {
+        "seconds": [0.5], "median": 0.5, "low": 0.5, "high": 0.5, "images_per_second": 2.0, "cpu_seconds": 1.0,
+        "other_cores": 0.0, "joules_per_image": None, "stages": None,
+        "memory": {"resident_growth_mib": 512.0, "device_peak_mib": None, "device_reserved_mib": None},
+    }  # fmt: skip
+    return {
+        "schema_version": 1, "what": case.what, "precision": case.precision, "batch": case.batch,
+        "compile": case.compile, "engine": case.engine, "threads": 1, "rounds": 1, "warm_up": 1, "device": "a cpu",
+        "protocol": "…", "model": {"name": case.preset or "model", "weights": "random", "parameters": {}},
+        "network_input": list(case.size or (64, 96)), "matmul_peak": 1e9, "share_of_peak": None, "sides": {"m2f": side},
+        "machine": {"allocator": {"name": "glibc", "settings": {}}, "torch": "2", "load_before": 0.1,
+                    "load_after": 0.2, "energy": "not told"},
+        "peer": None, "ratio": None, "difference": None, "flops": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What would have been measured."""
+    from m2f_cli.inference.bench import race, results
+
+    made = []
+
+    def fake(case, options, on_round=None):
+        made.append((case, options))
+        if case.preset == "ade20k-r50":
+            raise ExportError("It does not fit.")
+        return tree_of(case)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(race, "bench", fake)
+    monkeypatch.setattr(results, "bench", fake)
+    return made
+
+
+def test_every_option_arrives(calls, tmp_path, capsys):
+    options = (
+        "bench --preset cityscapes-swin-t --what picture --device cpu --precision bf16 --size 64 96 --batch 2 "
+        "--pictures 3 --against huggingface-compiled --peer-precision fp32 --rounds 7 --warm-up 3 --threads 1 "
+        "--compile --out here --json"
+    )
+    assert cli.run(options.split()) == 0
+    [(case, chosen)] = calls
+    assert (case.preset, case.model, case.what, case.device) == ("cityscapes-swin-t", None, "picture", "cpu")
+    assert (case.precision, case.size, case.batch, case.pictures, case.threads) == ("bf16", (64, 96), 2, 3, 1)
+    assert case.compile and case.engine == "pytorch" and not case.trust_code
+    assert (chosen.rounds, chosen.warm_up, chosen.peer, chosen.peer_compile) == (7, 3, "huggingface", True)
+    assert chosen.peer_precision == "fp32"
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1 and found["sides"]["m2f"]["median"] == 0.5
+    file = tmp_path / "here" / "cityscapes-swin-t-picture-bf16-64x96-b2-compiled.json"
+    assert json.loads(file.read_text())["what"] == "picture" and file.with_suffix(".png").is_file()
+
+
+def test_the_short_way_is_the_network_alone(calls, tmp_path, capsys):
+    assert cli.run(["bench", "--model", "some/where"]) == 0
+    [(case, options)] = calls
+    assert (case.what, case.model, case.preset, case.size) == ("forward", "some/where", None, None)
+    assert (options.peer, options.peer_compile) == (None, False)
+    out = capsys.readouterr().out
+    assert out.startswith("forward of model (random weights), 1 x 3 x 64 x 96, fp32, on a cpu, 1 threads, glibc")
+    assert "m2f\t0.5\t" in out and "energy: not told" in out and "Results: runs/bench/model-forward" in out
+
+
+def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch):
+    from m2f_cli import config
+    from m2f_cli.inference.bench import results
+
+    names = ["cityscapes-swin-t", "ade20k-r50"]
+    monkeypatch.setattr(results, "table_presets", lambda: [config.load(name) for name in names])
+    assert cli.run(["bench", "--preset", "all", "--precision", "bf16"]) == 1  # one of them failed
+    out, err = capsys.readouterr()
+    assert "cityscapes-swin-t\t2\t0.50\ta cpu, bf16" in out and "1 of 2 presets measured, in runs/bench" in out
+    assert "ade20k-r50: It does not fit." in err
+    assert [case.what for case, _ in calls] == ["picture", "picture"]
+    assert cli.run(["presets", "table", "cityscapes-swin-t", "--format", "json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"][:1]
+    assert (row["preset"], row["measured_fps"], row["measured_on"]) == ("cityscapes-swin-t", 2.0, "a cpu, bf16")
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ("--what forwards", "Did you mean forward?"), ("--against torch", "huggingface"), ("--precision int8", "int8"),
+    ("--engine warp", "warp"), ("--preset a --model b", "exclude each other"), ("--preset all --against huggingface",
+    "do one of them"), ("--preset all --what forward", "picture or train"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_said_before_anything_is_measured(calls, capsys, options, words):
+    assert cli.run(["bench", *options.split()]) == 2
+    assert words in capsys.readouterr().err and not calls
