@@ -53,6 +53,9 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}.")
     ] = "fp32",
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What runs an exported file; by default what its name says.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read, and as many that finish results.")] = 2,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change how it is tested; repeatable.")
@@ -120,7 +123,7 @@ def evaluate(
         preset=preset, model=model, data=data, split=split, metrics=_listed(metric), task=task, device=device,
         precision=precision, limit=limit, workers=workers, thresholds=thresholds, max_dets=max_dets,
         save=_listed(save), tta=tta, tile=tile, tile_overlap=tile_overlap, overrides=tuple(set_ or ()), sweep=sweep,
-        diagnose=diagnose, trust_code=trust_code,
+        diagnose=diagnose, trust_code=trust_code, engine=engine,
     )
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")

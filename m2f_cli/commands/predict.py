@@ -28,7 +28,11 @@ def predict(
         str | None, typer.Option(metavar="TASK", help=f"{', '.join(TASKS)}; by default what the model is for.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="REF", help="Preset, run folder, checkpoint or Hugging Face repository.")
+        str | None,
+        typer.Option(metavar="REF", help="Preset, run folder, checkpoint, Hugging Face repository or exported file."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What runs an exported file; by default what its name says.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where results go; by default runs/predict/1, 2, …")
@@ -90,6 +94,7 @@ def predict(
     """
     _one_of("task", task, TASKS)
     _one_of("precision", precision, PRECISIONS)
+    _one_of("engine", engine, tuple(plugins.table("engines")))
     formats = _formats(save)
     folder = out or next_folder(Path("runs/predict"))
     pictures, total = _pictures(source)
@@ -104,7 +109,7 @@ def predict(
     _silence_pillow()
     with console.downloads() as fetched:
         loaded = segmenter.load(
-            model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched
+            model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched, engine=engine
         )
     source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
     loaded = wrapped(loaded, tta=tta, tile=tile, overlap=tile_overlap)

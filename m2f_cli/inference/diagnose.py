@@ -247,16 +247,19 @@ def _deform_attn() -> Iterator[Finding]:
     from ..ops import deform_attn as op
 
     group, override = "deformable attention", os.environ.get("M2F_DEFORM_ATTN", "auto")
-    if override not in ("auto", *op.IMPLEMENTATIONS):
-        hint = f"Unset it, or choose one of {', '.join(op.IMPLEMENTATIONS)}."
+    if override not in ("auto", *op.KNOWN):
+        hint = f"Unset it, or choose one of {', '.join(op.KNOWN)}."
         yield Finding(group, "M2F_DEFORM_ATTN", f"{override!r} is no implementation", "problem", hint)
     elif override != "auto":
         yield Finding(group, "M2F_DEFORM_ATTN", override, "note", "Unset it for the fastest on each device.")
-    is_known = override in ("auto", *op.IMPLEMENTATIONS)
     truth = outputs_and_gradients("reference", "cpu")
     for device in devices():
-        used = op.choose(device) if is_known else ""
-        for impl in op.IMPLEMENTATIONS:
+        running = op.implementations(device)
+        used = op.choose(device) if override == "auto" else override
+        if used in op.KNOWN and used not in running:
+            hint = f"Unset M2F_DEFORM_ATTN: here run {', '.join(running)}."
+            yield Finding(group, f"{device} {used}", "does not run on this device", "problem", hint)
+        for impl in running:
             yield _agreement(impl, device, truth, is_used=impl == used)
 
 

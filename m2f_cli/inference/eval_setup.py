@@ -68,6 +68,7 @@ class Request:
     sweep: bool = False
     diagnose: bool = False
     trust_code: bool = False
+    engine: str | None = None
 
     @property
     def weights(self) -> str:
@@ -81,7 +82,7 @@ class Request:
         path = Path(stem)
         if path.parent.name == "checkpoints":
             path = path.parent.parent
-        parts = [path.name if path.is_dir() else re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt)$", "", path.name)]
+        parts = [path.name if path.is_dir() else re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt2?|onnx|xml)$", "", path.name)]
         parts += [self.split] if self.split != "val" else []
         parts += ["tta"] if self.tta else []
         return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts) or "model"
@@ -146,7 +147,7 @@ def _load(request: Request, progress: Callable | None) -> Segmenter:
         raise ConfigError(f"{request.preset} is a configuration without weights.", hint="Pass --model REF, too.")
     model = segmenter.load(
         request.weights, device=request.device, precision=request.precision, trust_code=request.trust_code,
-        progress=progress,
+        progress=progress, engine=request.engine,
     )
     if preset is not None and request.model is not None:
         _use_preset(model, preset)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.cache import cached_by_shape
+
 Size = tuple[int, int]
 Band = Callable[[int, int], Tensor]  # (start, stop) → (…, stop - start, W)
 
@@ -61,22 +63,24 @@ def resized(band: Band, from_size: Size, to_size: Size) -> Band:
         return band
 
     def rows(start: int, stop: int) -> Tensor:
-        low, high, weight = _source_rows(start, stop, from_size[0], to_size[0])
-        first = int(low[0])
-        x = band(first, int(high[-1]) + 1)
-        low, high, weight = (low - first).to(x.device), (high - first).to(x.device), weight.to(x.device)[:, None]
-        x = torch.lerp(x.index_select(-2, low), x.index_select(-2, high), weight)
+        low, high, _ = _source_rows(from_size[0], to_size[0], torch.device("cpu"))
+        first = int(low[start])
+        x = band(first, int(high[stop - 1]) + 1)
+        low, high, weight = (part[start:stop] for part in _source_rows(from_size[0], to_size[0], x.device))
+        x = torch.lerp(x.index_select(-2, low - first), x.index_select(-2, high - first), weight[:, None])
         return F.interpolate(x[None], size=(stop - start, to_size[1]), mode="bilinear", align_corners=False)[0]
 
     return rows
 
 
-def _source_rows(start: int, stop: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which two source rows each target row lies between, and the weight of the second."""
-    place = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (source / target) - 0.5
+@cached_by_shape
+def _source_rows(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Which two source rows each target row lies between, and the weight of the second. Not every device can compute
+    them (float64); once per size they are copied there."""
+    place = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5
     place = place.clamp_(min=0)
     low = place.floor().long().clamp_(max=source - 1)
-    return low, (low + 1).clamp_(max=source - 1), (place - low).float()
+    return low.to(device), (low + 1).clamp_(max=source - 1).to(device), (place - low).float().to(device)
 
 
 def bands(height: int, width: int, maps: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,8 @@
-"""From class logits and masks to results: the three published rules (facts 5.1), filtering first, rendering late."""
+"""From class logits and masks to results: the three published rules (facts 5.1), filtering first, rendering late.
+
+Pixels stay on the device of the masks; what is as small as a list of queries is decided on the host. A GPU is waited
+for a few times per picture (the classes, the counts, the finished map), never once per segment or band of rows.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +52,10 @@ def panoptic(
     Args:
         only_sure_pixels: False is MaskFormer's rule: a segment is all that its query owns, sure or not.
     """
-    scores_Q, labels_Q = class_logits_QK.float().softmax(-1).max(-1)
+    scores_Q, labels_Q = (best.cpu() for best in class_logits_QK.float().softmax(-1).max(-1))
     no_object = class_logits_QK.shape[-1] - 1
     kept = ((labels_Q != no_object) & (scores_Q > object_threshold)).nonzero().flatten()
-    claims = _claim(masks, kept, scores_Q[kept])
+    claims = _claim(masks, kept.to(masks.device), scores_Q[kept].to(masks.device))
     shown = claims.visible if only_sure_pixels else claims.owned
     scores, labels = scores_Q[kept].tolist(), labels_Q[kept].tolist()
     segments: list[Segment] = []
@@ -91,10 +95,10 @@ def _claim(masks: MaskLogits, kept: Tensor, scores: Tensor) -> Claims:
             covered += confident.sum((1, 2))
             owner_HW[start:stop] = owner
             sure_HW[start:stop] = confident.gather(0, owner[None])[0]
-    owner_of_pixel = owner_HW.flatten().long()
-    owned = torch.bincount(owner_of_pixel, minlength=count)[:count]
-    visible = torch.bincount(owner_of_pixel[sure_HW.flatten()], minlength=count)[:count]
-    return Claims(owner_HW, sure_HW, owned.tolist(), covered.tolist(), visible.tolist())
+    kinds_HW = owner_HW.int().mul_(2).add_(sure_HW)
+    unsure, visible = torch.bincount(kinds_HW.flatten(), minlength=2 * count + 2).view(-1, 2)[:count].T
+    owned, covered, visible = torch.stack([unsure + visible, covered, visible]).tolist()
+    return Claims(owner_HW, sure_HW, owned, covered, visible)
 
 
 # --- instances --------------------------------------------------------------------------------------------------------
@@ -115,21 +119,21 @@ def instances(
     """
     probs_QK = class_logits_QK.float().softmax(-1)[:, :-1]
     num_classes = probs_QK.shape[1]
-    probs, places = probs_QK.flatten().topk(min(top_k, probs_QK.numel()), sorted=True)
+    probs, places = (best.cpu() for best in probs_QK.flatten().topk(min(top_k, probs_QK.numel()), sorted=True))
     labels, queries = places % num_classes, places // num_classes
     keep = probs >= score_threshold  # quality is at most 1, so the others cannot make it
     if only_things:
-        things = torch.tensor([category.isthing for category in categories], device=labels.device)
+        things = torch.tensor([category.isthing for category in categories])
         keep &= things[labels]
     probs, labels, queries = probs[keep], labels[keep], queries[keep]
     distinct, place_of_query = queries.unique(return_inverse=True)
-    qualities, rles = _objects(masks, distinct)
-    scores = (probs * qualities[place_of_query]).cpu().numpy()
+    qualities, rles = _objects(masks, distinct.to(masks.device))
+    scores = (probs * qualities.cpu()[place_of_query]).numpy()
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= score_threshold]
     place_of_query = place_of_query.tolist()
     return Instances(
-        masks.size, categories, labels.cpu().numpy()[order], scores[order], [rles[place_of_query[i]] for i in order]
+        masks.size, categories, labels.numpy()[order], scores[order], [rles[place_of_query[i]] for i in order]
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import Config, ResizeConfig
+from ..config import Config, ResizeConfig, preset_names
 from ..data.picture import read_picture
 from ..errors import ConfigError, M2FError, unknown_name
+from ..ops.cache import cached_by_shape
 from ..types import Categories, Instances, PanopticMap, SemanticMap, Task
 from . import postprocess
 from .loading import load_model
@@ -55,36 +57,55 @@ def load(
     task: Task | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
+    channels_last: bool = False,
     trust_code: bool = False,
     progress: Callable | None = None,
+    engine: str | None = None,
 ) -> Segmenter:
     """Load a model.
 
     Args:
         ref: a preset (its released weights), a run folder, a checkpoint file, a Hugging Face folder or repository, a
-            detectron2 .pkl/.pth, an OpenMMLab .pth. None: the default model of `task` (panoptic without a task).
+            detectron2 .pkl/.pth, an OpenMMLab .pth, or what `m2f export` wrote. None: the default model of `task`
+            (panoptic without a task).
         task: what to do when a call does not say; the model's own task by default.
         device: "auto" (CUDA, then MPS, then CPU), or any device that PyTorch knows.
         precision: "fp32" as published, or "bf16" / "fp16" autocast (the pixel decoder stays fp32).
-        trust_code: allow a checkpoint's configuration to name code.
+        channels_last: keep the backbone's convolutions in the memory format that tensor cores work in: for a ResNet on
+            CUDA, in bf16 or fp16 above all. The numbers are the same to rounding. Not measured on a GPU.
+        trust_code: allow a checkpoint's configuration to name code, and an exported file to be a program (.pt2).
         progress: called with records of a download.
+        engine: what runs an exported file; by default what its name says (see `engines`).
 
     Raises:
         WeightsError: no such model, or its weights do not fit; ConfigError: a device or precision that is not there.
     """
     if ref is None:
         ref = DEFAULT_MODELS[task or "panoptic"]
+    exported = _exported(ref, engine)
+    if exported is not None:
+        return exported(task=task, device=device, precision=precision, trust_code=trust_code)
     chosen = choose_device(device)
     loaded = load_model(ref, trust_code=trust_code, progress=progress)
     segmenter = Segmenter(
         loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=precision,
-        source=loaded.source, notes=loaded.notes,
+        channels_last=channels_last, source=loaded.source, notes=loaded.notes,
     )
     if loaded.config.test.slide is None:
         return segmenter
     from .slide import sliding  # it stands around a Segmenter
 
     return sliding(segmenter)
+
+
+def _exported(ref: str | Path, engine: str | None) -> Callable[..., Segmenter] | None:
+    """How to open `ref` with an engine, if it is an exported file or somebody says so."""
+    from . import engines  # they stand around a Segmenter
+
+    path = Path(ref).expanduser()
+    if engine is None and not (path.exists() and ref not in preset_names() and engines.engine_for(path)):
+        return None
+    return functools.partial(engines.load, path, engine=engine)
 
 
 def choose_device(name: str) -> torch.device:
@@ -145,12 +166,15 @@ class Segmenter:
         task: Task | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
+        channels_last: bool = False,
         source: str = "",
         notes: Sequence[str] = (),
     ):
         if precision not in DTYPES:
             raise unknown_name("precision", precision, DTYPES)
         self.model = model.eval().to(device)
+        if channels_last:  # convolutions answer in the format of their weights, so that the pictures need no change
+            self.model.backbone.to(memory_format=torch.channels_last)
         self.config, self.categories = config, categories
         self.device, self.precision = torch.device(device), precision
         self.source, self.notes = source or config.name, list(notes)
@@ -199,11 +223,17 @@ class Segmenter:
     def prepare(self, image_HWC: np.ndarray) -> Prepared:
         """Resize a picture (H, W, 3, uint8 RGB) to the published test size, as the models were tested."""
         height, width = image_HWC.shape[:2]
-        new_height, new_width = resized_shape(height, width, self.config.test.resize)
+        new_height, new_width = self.input_shape(height, width)
         if (new_height, new_width) != (height, width):
             image_HWC = RESAMPLERS[self.config.test.resize.resampling](image_HWC, (new_width, new_height))
-        pixels_CHW = torch.from_numpy(np.array(image_HWC)).permute(2, 0, 1)
-        return Prepared(pixels_CHW, (height, width))
+        pixels_HWC = torch.from_numpy(np.array(image_HWC))
+        if self.device.type == "cuda":  # the copy to the device then overlaps with what runs there
+            pixels_HWC = pixels_HWC.pin_memory()
+        return Prepared(pixels_HWC.permute(2, 0, 1), (height, width))
+
+    def input_shape(self, height: int, width: int) -> Size:
+        """The size at which the network sees a picture of this size, without padding."""
+        return resized_shape(height, width, self.config.test.resize)
 
     @torch.inference_mode()
     def infer(self, batch: Sequence[Prepared]) -> list[Raw]:
@@ -213,12 +243,11 @@ class Segmenter:
             M2FError: the network's answer is not finite, or the device has too little memory.
         """
         images_BCHW = self._collate([prepared.pixels_CHW for prepared in batch])
-        dtype = DTYPES[self.precision]
+        dtype = DTYPES.get(self.precision, torch.float32)  # the int8 of an exported file is its own affair
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
-            prediction = self.model(images_BCHW)
-        classes, embeds = prediction.last.class_logits_BQK.float(), prediction.last.mask_embeds_BQC.float()
-        if not (classes.isfinite().all() and embeds.isfinite().all()):
+            classes, embeds, features = self._forward(images_BCHW)
+        if not (classes.isfinite().all() & embeds.isfinite().all()):  # one answer to wait for, not two
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
                 hint="Use --precision fp32; if it stays, the weights are broken.",
@@ -226,22 +255,35 @@ class Segmenter:
         padded = tuple(images_BCHW.shape[-2:])
         return [
             Raw(logits_QK, MaskLogits(embeds_QC, features_CHW, padded, tuple(p.pixels_CHW.shape[-2:]), p.size))
-            for logits_QK, embeds_QC, features_CHW, p in zip(
-                classes, embeds, prediction.mask_features_BCHW, batch, strict=True
-            )
+            for logits_QK, embeds_QC, features_CHW, p in zip(classes, embeds, features, batch, strict=True)
         ]
+
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits, mask embeddings and mask features: a mask is the dot product of the last two."""
+        prediction = self.model(images_BCHW)
+        last = prediction.last
+        return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
 
     def _collate(self, pictures: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""
-        divisor = max(1, self.config.test.size_divisor)
-        height, width = (-(-max(p.shape[axis] for p in pictures) // divisor) * divisor for axis in (1, 2))
-        mean = torch.tensor(self.config.input.mean, device=self.device)[:, None, None]
-        std = torch.tensor(self.config.input.std, device=self.device)[:, None, None]
+        height, width = self.padded_size(pictures)
+        mean, std = (_per_channel(values, self.device) for values in (self.config.input.mean, self.config.input.std))
         images_BCHW = torch.zeros(len(pictures), 3, height, width, device=self.device)
         for image_CHW, pixels_CHW in zip(images_BCHW, pictures, strict=True):
             h, w = pixels_CHW.shape[1:]
-            image_CHW[:, :h, :w] = (pixels_CHW.to(self.device, torch.float32) - mean) / std
+            pixels_CHW = pixels_CHW.to(self.device, non_blocking=self.device.type == "cuda")  # bytes, not floats
+            image_CHW[:, :h, :w] = (pixels_CHW.float() - mean) / std
         return images_BCHW
+
+    @property
+    def divisor(self) -> int:
+        """Height and width of the network's input are multiples of this."""
+        return max(1, self.config.test.size_divisor)
+
+    def padded_size(self, pictures: Sequence[Tensor]) -> Size:
+        """The size of a batch of these pictures."""
+        height, width = (-(-max(p.shape[axis] for p in pictures) // self.divisor) * self.divisor for axis in (1, 2))
+        return height, width
 
     @torch.inference_mode()
     def finish(
@@ -287,6 +329,11 @@ class Segmenter:
             raw.class_logits_QK, raw.masks, resize_scores=test.tasks == ("semantic",),
             of_logits=test.semantic_scores == "logits",
         )
+
+
+@cached_by_shape
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def resized_shape(height: int, width: int, resize: ResizeConfig) -> Size:

@@ -58,7 +58,8 @@ def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
         targets: all that this process sees in one optimiser step.
         parts: into how many forward passes that step is cut; their gradients are taken to be averaged.
     """
-    count = torch.tensor(float(sum(map(len, targets))), device=targets[0].labels_N.device)
+    # Filled on the device: copied from the host, a GPU would have to be waited for.
+    count = torch.full((), float(sum(map(len, targets))), device=targets[0].labels_N.device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)
         parts = parts * dist.get_world_size()

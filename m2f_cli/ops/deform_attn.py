@@ -1,18 +1,20 @@
 """Multi-scale deformable attention: a weighted sum of bilinear samples (Deformable DETR, eq. 3).
 
-One function, `deform_attn`, and three ways to compute it that agree to rounding, forward and backward:
+One function, `deform_attn`, and four ways to compute it that agree to rounding, forward and backward:
 
 * "reference": `grid_sample`, one level after the other. Readable; the one that others are compared with.
 * "bag": each sample is four rows of a table with four weights, and summing weighted rows is what
   `torch.nn.functional.embedding_bag` does: 20 to 35 times faster than `grid_sample` on a CPU.
 * "gather": the same four rows by indexing. For export: a known inference compiler fuses `GridSample` around this
   operator into wrong numbers.
+* "triton": one kernel each way, for GPUs; see `deform_attn_triton`.
 
 `M2F_DEFORM_ATTN` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,11 +24,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import MissingDependency
 from .bags import has_own_gradients, table_gradient, weights_gradient
 from .cache import cached_by_shape
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
-IMPLEMENTATIONS = ("reference", "bag", "gather")
+IMPLEMENTATIONS = ("reference", "bag", "gather")  # those that run on every device
+KNOWN = (*IMPLEMENTATIONS, "triton")  # see `implementations`
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def implementations(device: torch.device) -> tuple[str, ...]:
+    """Those that run on a device."""
+    return KNOWN if _runs_triton(device) else IMPLEMENTATIONS
+
+
+def _runs_triton(device: torch.device) -> bool:
+    """Triton compiles for Volta (7.0) and later."""
+    return _HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 7
 
 
 def choose(device: torch.device) -> str:
@@ -36,7 +51,9 @@ def choose(device: torch.device) -> str:
         return _checked(override)
     if _is_exporting():
         return "gather"
-    return "bag" if device.type == "cpu" else "reference"
+    if device.type == "cpu":
+        return "bag"
+    return "triton" if _runs_triton(device) else "reference"
 
 
 def deform_attn(
@@ -56,18 +73,22 @@ def deform_attn(
         x_BNALP, y_BNALP: where to sample, in pixels of the level: 0 is the centre of the first pixel. Outside the
             level the value is zero, as in `grid_sample(padding_mode="zeros", align_corners=False)`.
         weights_BNALP: the weight of each sample.
-        impl: "reference", "bag" or "gather"; None for the best on this device.
+        impl: "reference", "bag", "gather" or "triton"; None for the best on this device.
 
     Returns:
         (B, N, A·D), heads concatenated.
+
+    Raises:
+        MissingDependency, ConfigError: "triton" was asked for and is not installed, or the tensors are on a CPU.
     """
-    call = {"reference": _reference, "bag": _bag, "gather": _gather}[_checked(impl or choose(value_BSAD.device))]
+    ways = {"reference": _reference, "bag": _bag, "gather": _gather, "triton": _triton}
+    call = ways[_checked(impl or choose(value_BSAD.device))]
     return call(value_BSAD, tuple(map(tuple, shapes)), x_BNALP, y_BNALP, weights_BNALP)
 
 
 def _checked(name: str) -> str:
-    if name not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
+    if name not in KNOWN:
+        known = ", ".join(KNOWN)
         raise ValueError(f"deformable attention has no implementation {name!r}: it is one of {known}")
     return name
 
@@ -242,3 +263,11 @@ def _gather(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
     samples = value_BSAD.transpose(1, 2).gather(2, index).view(B, A, N, K, D)
     weights = weights.transpose(1, 2).reshape(B, A, N, 1, K)
     return (weights @ samples).squeeze(3).transpose(1, 2).reshape(B, N, A * D)
+
+
+def _triton(*inputs):
+    try:
+        from .deform_attn_triton import sampled  # only here: importing Triton takes a second
+    except ImportError as error:
+        raise MissingDependency("triton", "M2F_DEFORM_ATTN=triton") from error
+    return sampled(*inputs)

@@ -49,14 +49,14 @@ def calls(monkeypatch, tmp_path):
 def test_every_option_arrives(calls, tmp_path, capsys):
     options = (
         "bench --preset cityscapes-swin-t --what picture --device cpu --precision bf16 --size 64 96 --batch 2 "
-        "--pictures 3 --against huggingface-compiled --peer-precision fp32 --rounds 7 --warm-up 3 --threads 1 "
-        "--compile --out here --json"
+        "--pictures 3 --source photos --against huggingface-compiled --peer-precision fp32 --rounds 7 --warm-up 3 "
+        "--threads 1 --compile --out here --json"
     )
     assert cli.run(options.split()) == 0
     [(case, chosen)] = calls
     assert (case.preset, case.model, case.what, case.device) == ("cityscapes-swin-t", None, "picture", "cpu")
     assert (case.precision, case.size, case.batch, case.pictures, case.threads) == ("bf16", (64, 96), 2, 3, 1)
-    assert case.compile and case.engine == "pytorch" and not case.trust_code
+    assert case.source == "photos" and case.compile and case.engine is None and not case.trust_code
     assert (chosen.rounds, chosen.warm_up, chosen.peer, chosen.peer_compile) == (7, 3, "huggingface", True)
     assert chosen.peer_precision == "fp32"
     found = json.loads(capsys.readouterr().out)
@@ -92,7 +92,7 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ("--what forwards", "Did you mean forward?"), ("--against torch", "huggingface"), ("--precision int8", "int8"),
+    ("--what forwards", "Did you mean forward"), ("--against torch", "huggingface"), ("--precision int8", "int8"),
     ("--engine warp", "warp"), ("--preset a --model b", "exclude each other"), ("--preset all --against huggingface",
     "do one of them"), ("--preset all --what forward", "picture or train"),
 ])  # fmt: skip

@@ -60,7 +60,7 @@ def test_every_option_arrives(pictures, fake):
     (ref, loading), = fake.loads
     progress = loading.pop("progress")
     assert callable(progress) and ref == "my/model"
-    assert loading == {"task": "instance", "device": "cpu", "precision": "bf16", "trust_code": True}
+    assert loading == {"task": "instance", "device": "cpu", "precision": "bf16", "trust_code": True, "engine": None}
     thresholds = {"object_threshold": 0.1, "overlap_threshold": 0.2, "score_threshold": 0.0, "top_k": 7}
     assert fake.thresholds == [thresholds] * 3 and fake.batches == [2, 1]
     document = predictions(pictures / "out")

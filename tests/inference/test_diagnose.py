@@ -361,3 +361,11 @@ def test_plug_ins_of_others(monkeypatch):
     assert "swin" in plugins.BUILT_IN["backbones"] and findings["backbones swin"].status == "note"
     monkeypatch.setattr(metadata, "distributions", list)
     assert [each.value for each in doctor._plugins()] == ["none"]
+
+
+def test_an_implementation_that_does_not_run_here(monkeypatch):
+    monkeypatch.setenv("M2F_DEFORM_ATTN", "triton")
+    found = list(doctor._deform_attn())
+    [finding] = [each for each in found if each.name == "cpu triton"]
+    assert finding.status == "problem" and "M2F_DEFORM_ATTN" in finding.hint
+    assert any(each.name == "cpu reference" for each in found)

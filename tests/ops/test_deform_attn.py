@@ -6,26 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.samples import make, outputs_and_gradients
 
 from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, deform_attn
 
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
-
-
-def outputs_and_gradients(impl, value, shapes, x, y, weights):
-    inputs = [t.detach().clone().requires_grad_() for t in (value, x, y, weights)]
-    output = deform_attn(inputs[0], shapes, *inputs[1:], impl=impl)
-    cotangent = torch.linspace(-1, 1, output.numel()).view_as(output)
-    (output * cotangent).sum().backward()
-    return [output.detach(), *(t.grad for t in inputs)]
-
-
-def make(shapes, seed=0, batch=2, heads=3, dim=8, queries=11, points=4):
-    generator = torch.Generator().manual_seed(seed)
-    value = torch.randn(batch, sum(h * w for h, w in shapes), heads, dim, generator=generator)
-    size = (batch, queries, heads, len(shapes), points)
-    x, y = (torch.rand(size, generator=generator) * 14 - 3 for _ in range(2))
-    return value, shapes, x, y, torch.rand(size, generator=generator)
 
 
 @pytest.mark.parametrize("impl", FAST)
@@ -71,5 +56,5 @@ def test_override(monkeypatch):
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
     assert choose(torch.device("cpu")) == "gather"
     monkeypatch.setenv("M2F_DEFORM_ATTN", "fastest")
-    with pytest.raises(ValueError, match="'fastest'.*reference, bag, gather"):
+    with pytest.raises(ValueError, match="'fastest'.*reference, bag, gather, triton"):
         choose(torch.device("cpu"))

@@ -86,38 +86,69 @@ class _Scatter(torch.autograd.Function):
 
 @cached_by_shape
 def windows_of(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
-    """The windows of a batch of (height, width) maps, shifted cyclically by `shift` after padding right and bottom."""
+    """The windows of a batch of (height, width) maps, shifted cyclically by `shift` after padding right and bottom.
+
+    Arithmetic on coordinates alone, no sorting: some compilers of exported graphs sort no more than a few thousand
+    numbers. While a graph for any size is traced, sizes are symbols: then nothing depends on what they are.
+    """
+    is_free = any(isinstance(number, torch.SymInt) for number in (batch, height, width))
     rows, columns = -(-height // window), -(-width // window)  # windows down and across
     padded_height, padded_width = rows * window, columns * window
-    padded = (padded_height, padded_width) != (height, width)
-
-    def to_windows(map_HW: Tensor) -> Tensor:
-        return map_HW.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window * window)
-
-    tokens = torch.arange(height * width, device=device).view(height, width)
-    tokens = F.pad(tokens, (0, padded_width - width, 0, padded_height - height), value=height * width)
-    tokens_WT = to_windows(tokens.roll((-shift, -shift), (0, 1)))
-    plain, mask = rows * columns, None
+    padded = is_free or (padded_height, padded_width) != (height, width)
+    every = rows * columns
+    plain = every if not shift else 0 if is_free else (rows - 1) * (columns - 1)
+    mask = None
     if shift:
-        # After the roll, three bands per axis come from places that were never neighbours.
+        # After the shift, three bands per axis come from places that were never neighbours.
         band_y, band_x = _bands(padded_height, window, shift, device), _bands(padded_width, window, shift, device)
-        regions_WT = to_windows(band_y[:, None] * 3 + band_x[None])
-        cut = torch.zeros(rows, columns, dtype=torch.bool, device=device)
-        cut[-1], cut[:, -1] = True, True
-        plain = (rows - 1) * (columns - 1)
-        order = torch.argsort(cut.flatten().int(), stable=True)
-        tokens_WT, regions_WT = tokens_WT[order], regions_WT[order][plain:]
+        regions_HW = band_y[:, None] * 3 + band_x
+        regions_WT = _plain_first(_cut(regions_HW, rows, columns, window), plain)[plain:]
         differ = regions_WT[:, None, :, None] != regions_WT[:, None, None, :]
         mask = differ.float().mul_(-100.0).repeat(batch, 1, 1, 1)
     stride = height * width + padded
-    pictures = torch.arange(batch, device=device)[:, None, None] * stride
-    all_WT = [(pictures + part).flatten() for part in (tokens_WT[:plain], tokens_WT[plain:])]
-    source = torch.cat(all_WT)
-    # In the order of tokens, each picture has its tokens once, then its padding as often as it stands somewhere.
-    places_BS = torch.argsort(source, stable=True).view(batch, -1)
-    target = places_BS[:, : height * width].reshape(-1)
-    pads = places_BS[:, height * width :] if padded else None
-    return Windows(source, target, pads, plain * batch, mask, padded)
+    pictures = torch.arange(batch, device=device)[:, None, None]
+
+    # Which token stands at each place: window by window, back through the shift.
+    y = ((torch.arange(padded_height, device=device) + shift) % padded_height)[:, None]
+    x = (torch.arange(padded_width, device=device) + shift) % padded_width
+    tokens_HW = torch.where((y < height) & (x < width), y * width + x, height * width)
+    tokens_WT = _plain_first(_cut(tokens_HW, rows, columns, window), plain)
+    all_WT = [(pictures * stride + part).flatten() for part in (tokens_WT[:plain], tokens_WT[plain:])]
+
+    # And at which place each token stands: through the shift, into its window.
+    y = ((torch.arange(padded_height, device=device) - shift) % padded_height)[:, None]
+    x = (torch.arange(padded_width, device=device) - shift) % padded_width
+    numbers_HW = _number(y // window, x // window, rows, columns, plain)
+    before = torch.where(numbers_HW < plain, pictures * plain, (batch - 1) * plain + pictures * (every - plain))
+    places_BHW = (before + numbers_HW) * window**2 + y % window * window + x % window
+    target = places_BHW[:, :height, :width].flatten()
+    pads = None
+    if padded:
+        parts = (places_BHW[:, height:], places_BHW[:, :height, width:])
+        pads = torch.cat([part.flatten(1) for part in parts], dim=1).sort(dim=1).values
+    return Windows(torch.cat(all_WT), target, pads, plain * batch, mask, padded)
+
+
+def _cut(map_HW: Tensor, rows: int, columns: int, window: int) -> Tensor:
+    """A padded map in windows, (rows, columns, T)."""
+    return map_HW.view(rows, window, columns, window).transpose(1, 2).flatten(2)
+
+
+def _plain_first(windows_RCT: Tensor, plain: int) -> Tensor:
+    """(W, T): the windows that no shift has cut, then those of the last column and row; all in rows where there are
+    none of one kind."""
+    if isinstance(plain, torch.SymInt) or plain in (0, windows_RCT.shape[:2].numel()):
+        return windows_RCT.flatten(0, 1)
+    return torch.cat([windows_RCT[:-1, :-1].flatten(0, 1), windows_RCT[:-1, -1], windows_RCT[-1]])
+
+
+def _number(row: Tensor, column: Tensor, rows: int, columns: int, plain: int) -> Tensor:
+    """The number of a window in the order of `_plain_first`."""
+    if isinstance(plain, torch.SymInt) or plain in (0, rows * columns):
+        return row * columns + column
+    above = row < rows - 1
+    cut = plain + torch.where(above, row, rows - 1 + column)
+    return torch.where(above & (column < columns - 1), row * (columns - 1) + column, cut)
 
 
 def _bands(size: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -154,11 +185,14 @@ class WindowAttention(nn.Module):
         tokens = self.window**2
         q, k, v = qkv.view(-1, tokens, 3, self.num_heads, x_BSC.shape[-1] // self.num_heads).permute(2, 0, 3, 1, 4)
         bias = self._bias().to(q.dtype)
-        parts = [_attend(q[: windows.plain], k[: windows.plain], v[: windows.plain], bias)]
-        if windows.mask is not None:
-            cut_bias = bias + windows.mask.to(q.dtype)
-            parts.append(_attend(q[windows.plain :], k[windows.plain :], v[windows.plain :], cut_bias))
-        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if windows.mask is None:
+            attended = _attend(q, k, v, bias)
+        else:
+            attended = _attend(q[windows.plain :], k[windows.plain :], v[windows.plain :],
+                               bias + windows.mask.to(q.dtype))  # fmt: skip
+            if windows.plain:
+                uncut = _attend(q[: windows.plain], k[: windows.plain], v[: windows.plain], bias)
+                attended = torch.cat([uncut, attended])
         return self.proj(windows.scatter(attended)).view_as(x_BSC)
 
     def _bias(self) -> Tensor:
@@ -179,15 +213,14 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int, shift: int, drop_path_rate: float):
         super().__init__()
-        self.window, self.shift, self.drop_path_rate = window, shift, drop_path_rate
+        self.shift, self.drop_path_rate = shift, drop_path_rate
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window)
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x_BSC: Tensor, height: int, width: int) -> Tensor:
-        windows = windows_of(x_BSC.shape[0], height, width, self.window, self.shift, x_BSC.device)
+    def forward(self, x_BSC: Tensor, windows: Windows) -> Tensor:
         x_BSC = x_BSC + drop_path(self.attn(self.norm1(x_BSC), windows), self.drop_path_rate, self.training)
         mlp = self.fc2(F.gelu(self.fc1(self.norm2(x_BSC))))
         return x_BSC + drop_path(mlp, self.drop_path_rate, self.training)
@@ -225,11 +258,22 @@ class PatchEmbed(nn.Module):
 class Stage(nn.Module):
     def __init__(self, dim: int, drop_path_rates: Sequence[float], num_heads: int, window: int, merge: bool):
         super().__init__()
+        self.window = window
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, window, shift=window // 2 if j % 2 else 0, drop_path_rate=rate)
             for j, rate in enumerate(drop_path_rates)
         )
         self.downsample = PatchMerging(dim) if merge else None
+
+    def forward(self, x_BSC: Tensor, height: int, width: int) -> Tensor:
+        """All blocks; what makes it smaller comes after the stage's norm."""
+        shifts = {block.shift for block in self.blocks}
+        windows = {
+            shift: windows_of(x_BSC.shape[0], height, width, self.window, shift, x_BSC.device) for shift in shifts
+        }
+        for block in self.blocks:
+            x_BSC = block(x_BSC, windows[block.shift])
+        return x_BSC
 
 
 class Swin(nn.Module):
@@ -261,10 +305,9 @@ class Swin(nn.Module):
         x, height, width = self.patch_embed(images_BCHW)
         features = {}
         for stride, stage, norm in zip(self.channels, self.stages, self.norms, strict=True):
-            for block in stage.blocks:
-                x = block(x, height, width)
+            x = stage(x, height, width)
             features[stride] = norm(x).transpose(1, 2).unflatten(2, (height, width))
             if stage.downsample is not None:
                 x = stage.downsample(x, height, width)
-                height, width = (height + 1) // 2, (width + 1) // 2
+                height, width = (height + height % 2) // 2, (width + width % 2) // 2
         return features

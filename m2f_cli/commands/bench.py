@@ -1,0 +1,165 @@
+"""m2f bench: how fast, with how much memory, beside whom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import console, plugins
+from ..errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from ..inference.bench.case import Case
+    from ..inference.bench.race import Round
+
+ALL = "all"
+PRECISIONS = ("fp32", "bf16", "fp16")
+SOME_FAILED = 1
+COMPILED = "-compiled"
+
+
+def bench(
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Time it with random weights; all: every row of the tables.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="REF", help="Time these weights instead.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORK",
+            help="forward (default): the network; picture: with post-processing; predict: from files to files; post, "
+            "eval, load, train.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}.")
+    ] = "fp32",
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="Of the picture, which is not resized; default: usual of the preset's data."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures of one run of predict and eval.")] = 4,
+    source: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Real pictures for predict; default: generated ones.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PEER",
+            help="The same weights and inputs there, in turns: huggingface, huggingface-compiled; published: "
+            "post-processing in the published order.",
+        ),
+    ] = None,
+    peer_precision: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Number format of the peer; default: as --precision.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each side.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="Runs before them, beside the very first.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: its own choice.")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile backbone and decoders; the stages are not told then.")
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What runs an exported file; default: by its name.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and NAME.png go.")] = Path("runs/bench"),
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as json on stdout.")] = False,
+) -> None:
+    """Time a piece of work, alone or beside a peer that does the same with the same weights.
+
+    Do it on a quiet machine: the load that was there is in the result.
+    """
+    what = what or ("picture" if preset == ALL else "forward")
+    _check(what, precision, engine, against, preset, model)
+
+    from ..inference.bench.case import Case
+
+    case = Case(
+        what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch,
+        pictures=pictures, source=source, threads=threads, compile=compile_, engine=engine, trust_code=trust_code,
+    )  # fmt: skip
+    if preset == ALL:
+        _all(case, out, as_json)
+        return
+
+    from ..inference.bench import race, results
+
+    peer = None if against is None else against.removesuffix(COMPILED)
+    options = race.Options(
+        rounds=rounds, warm_up=warm_up, peer=peer, peer_compile=against != peer, peer_precision=peer_precision
+    )
+    tree = race.bench(case, options, _show_round)
+    files = results.write(tree, out)
+    if as_json:
+        console.emit_json({**tree, "files": [str(path) for path in files]})
+    else:
+        _print(tree, files)
+
+
+def _check(
+    what: str, precision: str, engine: str | None, against: str | None, preset: str | None, model: str | None
+) -> None:
+    if what not in plugins.table("workloads"):
+        raise unknown_name("work", what, plugins.table("workloads"))
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if engine is not None and engine not in plugins.table("engines"):
+        raise unknown_name("engine", engine, plugins.table("engines"))
+    if against is not None and against.removesuffix(COMPILED) not in plugins.table("peers"):
+        raise unknown_name("peer", against, plugins.table("peers"))
+    if preset is not None and model is not None:
+        raise ConfigError("--preset and --model exclude each other.",
+                          hint="A preset is timed with random weights, a model with its own.")  # fmt: skip
+    if preset == ALL and against is not None:
+        raise ConfigError("--preset all measures for the reference table, --against compares: do one of them.")
+
+
+def _show_round(each: Round) -> None:
+    console.note(f"{each.phase} {each.number + 1}: {each.side} {each.seconds:.4g} s")
+
+
+def _all(case: Case, out: Path, as_json: bool) -> None:
+    from ..inference.bench import results
+
+    presets = results.table_presets()
+    rows: list[list[str]] = []
+    trees: list[dict[str, Any]] = []
+    failed = []
+    with console.progress("Measuring", len(presets), "presets") as advance:
+        for name, found in results.sweep(case, presets, out, console.note):
+            is_tree = isinstance(found, dict)
+            advance(None if is_tree else f"{name}: {found}")
+            if not is_tree:
+                failed.append({"preset": name, "error": str(found)})
+                continue
+            trees.append(found)
+            gib = found.get("memory_gib", found.get("train_memory_gib"))
+            speed = found["sides"]["m2f"]["images_per_second"]
+            rows.append([name, f"{speed:.4g}", results.told(gib, ".2f"), found["device"]])
+    if as_json:
+        console.emit_json({"rows": trees, "failed": failed, "out": str(out)})
+    else:
+        console.show_table(f"{case.what}, {case.precision}", ["preset", "images/s", "memory GiB", "on"], rows)
+        console.out(f"{len(rows)} of {len(presets)} presets measured, in {out}; see: m2f presets table")
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _print(tree: dict[str, Any], files: list[Path]) -> None:
+    from ..inference.bench import results
+
+    console.out(results.headline(tree))
+    console.show_table("", *results.rows(tree))
+    columns, stages = results.stage_rows(tree)
+    if stages:
+        console.show_table("", columns, stages)
+    for line in results.findings(tree):
+        console.out(line)
+    console.out(f"Results: {', '.join(map(str, files))}")

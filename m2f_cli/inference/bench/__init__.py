@@ -1,0 +1,21 @@
+"""What `m2f bench` does: one piece of work timed in a process of its own, alone or in turns with a peer's.
+
+A `Case` says what is done. A `Workload` does it once: ours are lines of the group "workloads" in plugins.py, made from
+(case, segmenter); a peer is a line of the group "peers", a function of (case, segmenter, folder of the converted
+weights) that makes its own. `race.bench` runs them and gives the tree that is written, one json object a file
+(schema_version 1):
+
+    model             {"name", "source", "weights": "random" | "as loaded", "parameters": {part: count, "total"}}
+    what, device (its name), precision, picture, network_input, batch, threads, compile, engine, rounds, warm_up,
+    protocol (a sentence), peer ({"name", "compile", "precision"}; null without one)
+    machine           where and beside what: cpu, gpu, cores, torch, allocator, load average before and after
+    sides             name → {"seconds": [of each round], "median", "low", "high" (quartiles), "images_per_second",
+                      "cpu_seconds", "other_cores", "joules_per_image" | null, "stages": {stage: seconds} | null,
+                      "memory": {"resident_growth_mib", "device_peak_mib", "device_reserved_mib"}; null: not told}
+    ratio             {"time" | "resident_growth" | "device_peak": {"value", "low", "high"}} peer / ours; null: no peer
+    difference        name of an output → how far the two sides are apart; null without a peer
+    flops             {part: FLOPs of one run, "total", "not_counted"}; null where nothing is computed by the network
+    matmul_peak       FLOP/s of a large matrix product on this machine; share_of_peak: ours of it, null without flops
+    images_per_second, memory_gib, train_memory_gib      only in results that were measured by the protocol of the
+                      reference tables (`--preset all`): `m2f presets table` reads them
+"""

@@ -1,0 +1,190 @@
+"""Results of benchmarks as files and rows for people, and a whole table of presets measured one after the other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ... import config as configuration
+from ...config import Config
+from ...errors import ConfigError, M2FError
+from ..output import write_image, write_json
+from .case import Case, training_size
+from .chart import chart
+from .race import OnRound, Options, bench
+from .worker import OURS
+
+TABLE_PROTOCOL = (
+    "As MMSegmentation's: batch 1, a whole picture of the data set's usual size at the preset's test size, random "
+    "weights; normalise, network and post-processing, not reading and resizing; after a warm-up, synchronised. Class "
+    "logits of panoptic and instance models are replaced, as of a trained model. Training: 2 pictures of the crop."
+)
+TABLE_OPTIONS = {"picture": Options(rounds=20, warm_up=4, watched=2), "train": Options(rounds=5, warm_up=1, watched=1)}
+TRAIN_BATCH = 2  # pictures of a GPU in the reference tables
+
+
+def write(tree: dict[str, Any], out: Path) -> list[Path]:
+    """NAME.json and NAME.png below `out`, NAME.json complete or not at all; earlier results stay, under their names.
+
+    Raises:
+        M2FError: the folder cannot be written.
+    """
+    stem = free_stem(out, name_of(tree))
+    files = write_json(out / f"{stem}.json", tree)
+    return files + write_image(out / f"{stem}.png", chart(tree), format="PNG")
+
+
+def name_of(tree: dict[str, Any]) -> str:
+    """Such as cityscapes-swin-t-forward-fp32-512x1024-b1-vs-huggingface."""
+    size = "x".join(map(str, tree["network_input"]))
+    parts = [tree["model"]["name"], tree["what"], tree["precision"], size, f"b{tree['batch']}"]
+    parts += ["compiled"] if tree["compile"] else []
+    parts += [tree["engine"]] if tree["engine"] else []
+    parts += [f"vs-{tree['peer']['name']}"] if tree["peer"] else []
+    return "-".join(parts)
+
+
+def free_stem(out: Path, name: str) -> str:
+    """`name`, or name-2, name-3, … where there is such a result already."""
+    numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(stem for stem in numbered if not (out / f"{stem}.json").exists())
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a row per side."""
+    columns = ["side", "seconds", "quartiles", "images/s", "cpu s", "other cores", "resident MiB", "device MiB",
+               "J/image"]  # fmt: skip
+    cells = []
+    for name, side in tree["sides"].items():
+        memory = side["memory"]
+        cells.append([
+            name, f"{side['median']:.4g}", f"{side['low']:.4g}-{side['high']:.4g}", f"{side['images_per_second']:.4g}",
+            f"{side['cpu_seconds']:.4g}", told(side["other_cores"], ".2f"), told(memory["resident_growth_mib"], ".0f"),
+            told(memory["device_peak_mib"], ".0f"), told(side["joules_per_image"], ".4g"),
+        ])  # fmt: skip
+    return columns, cells
+
+
+def told(value: float | None, spec: str) -> str:
+    return "not told" if value is None else format(value, spec)
+
+
+def stage_rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a row per stage, in milliseconds of one run, with what is computed there."""
+    sides = {name: side["stages"] for name, side in tree["sides"].items() if side["stages"]}
+    flops, parameters = tree["flops"] or {}, tree["model"]["parameters"]
+    names = list(dict.fromkeys(stage for stages in sides.values() for stage in stages))
+    columns = ["stage", *(f"{name} ms" for name in sides), "GFLOP", "parameters"]
+    return columns, [
+        [stage, *(told(None if stage not in stages else 1000 * stages[stage], ".1f").replace("not told", "-")
+                  for stages in sides.values()),
+         f"{flops[stage] / 1e9:.1f}" if stage in flops else "-",
+         f"{parameters[stage] / 1e6:.1f} M" if stage in parameters else "-"]
+        for stage in names
+    ]  # fmt: skip
+
+
+def headline(tree: dict[str, Any]) -> str:
+    """What was timed, in one line."""
+    size = " x ".join(map(str, (tree["batch"], 3, *tree["network_input"])))
+    model, machine = tree["model"], tree["machine"]
+    weights = "random weights" if model["weights"] == "random" else "its own weights"
+    return (f"{tree['what']} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
+            f"{tree['threads']} threads, {machine['allocator']['name']}, torch {machine['torch']}, load "
+            f"{machine['load_before']} before and {machine['load_after']} after, {tree['rounds']} rounds")  # fmt: skip
+
+
+def findings(tree: dict[str, Any]) -> list[str]:
+    """Ratios, differences, FLOPs and the like, a sentence each."""
+    lines = []
+    for name, each in (tree["ratio"] or {}).items():
+        sure = "" if each["low"] is None else f" (95 %: {each['low']:.2f} to {each['high']:.2f})"
+        lines.append(f"{name.replace('_', ' ')}: {tree['peer']['name']} / m2f = {each['value']:.2f}{sure}")
+    for name, each in (tree["difference"] or {}).items():
+        lines.append(f"difference of {name}: " + ", ".join(f"{key} {_number(value)}" for key, value in each.items()))
+    if tree["flops"]:
+        lines.append(f"{tree['flops']['total'] / 1e9:.1f} GFLOP a run, {100 * tree['share_of_peak']:.0f} % of the "
+                     f"{tree['matmul_peak'] / 1e9:.0f} GFLOP/s of a large matrix product here")  # fmt: skip
+    return [*lines, f"energy: {tree['machine']['energy']}"]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+# --- the reference table ----------------------------------------------------------------------------------------------
+
+
+def table_presets() -> list[Config]:
+    """The rows of the reference tables."""
+    return [each for each in map(configuration.load, configuration.preset_names()) if each.published]
+
+
+def sweep(
+    case: Case, presets: Sequence[Config], out: Path, on_start: Callable[[str], None] | None = None,
+    on_round: OnRound | None = None,
+) -> Iterator[tuple[str, dict[str, Any] | M2FError]]:
+    """Measure presets by the protocol of the tables, each in a process of its own, and write a file for each.
+
+    Presets that are the same work (other weights, other recipes) are measured once. One that cannot be measured gives
+    its error, and the others go on.
+
+    Args:
+        case: what ("picture" or "train"), device, precision, threads and the like; its preset and size do not count.
+
+    Raises:
+        ConfigError: another what.
+    """
+    if case.what not in TABLE_OPTIONS:
+        raise ConfigError(f"--preset all measures {' or '.join(TABLE_OPTIONS)}, not {case.what!r}.")
+    known: dict[str, dict[str, Any] | M2FError] = {}
+    for preset in presets:
+        key = work_of(preset, case)
+        if key not in known:
+            if on_start is not None:
+                on_start(preset.name)
+            known[key] = _measured(replace(case, preset=preset.name, **_of_table(case)), on_round)
+        found = known[key]
+        if isinstance(found, dict):
+            found = {**found, "model": {**found["model"], "name": preset.name, "measured_as": found["model"]["name"]}}
+            write(found, out)
+        yield preset.name, found
+
+
+def _of_table(case: Case) -> dict[str, Any]:
+    return {"model": None, "size": None, "batch": TRAIN_BATCH if case.what == "train" else 1}
+
+
+def work_of(preset: Config, case: Case) -> str:
+    """Two presets with the same one are the same work."""
+    common = [preset.model.model_dump_json(exclude={"backbone": {"pretrained"}}), preset.data.dataset,
+              preset.data.classes, preset.task]  # fmt: skip
+    if case.what == "train":
+        loss = preset.train.loss.model_dump_json() if preset.train else ""
+        return "\n".join([*common, loss, str(training_size(replace(case, **_of_table(case)), preset))])
+    return "\n".join([*common, preset.test.model_dump_json(exclude={"tta"})])
+
+
+def _measured(case: Case, on_round: OnRound | None) -> dict[str, Any] | M2FError:
+    try:
+        tree = bench(case, TABLE_OPTIONS[case.what], on_round)
+    except M2FError as error:
+        return error
+    return for_table(tree)
+
+
+def for_table(tree: dict[str, Any]) -> dict[str, Any]:
+    """A result with what `m2f presets table` reads: speed or training memory, and on what."""
+    ours = tree["sides"][OURS]
+    memory = ours["memory"]["device_peak_mib"] or ours["memory"]["resident_growth_mib"]
+    gib = None if memory is None else memory / 1024
+    figures = {"train_memory_gib": gib} if tree["what"] == "train" else {
+        "images_per_second": ours["images_per_second"], "memory_gib": gib}  # fmt: skip
+    device = tree["device"] if tree["precision"] == "fp32" else f"{tree['device']}, {tree['precision']}"
+    return {**tree, "device": device, "protocol": f"{TABLE_PROTOCOL} {tree['protocol']}", **figures}

@@ -1,0 +1,203 @@
+"""One side of a race, in a process of its own: so its memory can be told, and nothing that another one does matters."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import errors, plugins
+from ...errors import M2FError
+from ..segmenter import DTYPES, choose_device
+from . import machine
+from .case import Case, network_size, picture_size, training_size
+from .flops import NOT_COUNTED, flops_of, parameters_of
+from .stages import Stages, split, synchronise
+from .subject import compiled, core, load_subject, share
+
+OURS = "m2f"
+NO_FLOPS = ("post", "load", "train", "predict", "eval")  # where a run is not one forward pass of known size
+
+
+@dataclass
+class Sample:
+    """One run. other_cores: how many cores, on average, worked for somebody else; None, joules too: not told."""
+
+    seconds: float
+    cpu_seconds: float
+    other_cores: float | None
+    joules: float | None
+    stages: dict[str, float] | None = None
+
+
+class Host:
+    """What a worker answers to: its methods, called by name."""
+
+    def __init__(self, case: Case, side: str, folder: Path | None):
+        if case.threads is not None:
+            torch.set_num_threads(case.threads)
+        self.case, self.device = case, choose_device(case.device)
+        self.segmenter = load_subject(case)
+        self.parameters: dict[str, int] = {}
+        if side == OURS:
+            self.parameters = parameters_of(self.segmenter.model)
+            self.workload: Any = None
+        else:
+            core(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
+            self.workload = plugins.get("peers", side)(case, self.segmenter, folder)  # type: ignore[operator]
+        self.energy = machine.Energy(self.device)
+
+    def share(self, folder: Path) -> None:
+        """Write the weights for a peer."""
+        share(self.segmenter, folder)
+
+    def start(self) -> dict[str, Any]:
+        """Make the work ready, do it for the first time, and say by how much that raises memory."""
+        if self.workload is None:
+            make = plugins.get("workloads", self.case.what)
+            if self.case.compile:
+                compiled(self.segmenter)
+            self.workload = make(self.case, self.segmenter)  # type: ignore[operator]
+        self.workload.touch()
+        synchronise(self.device)
+        memory = machine.Memory(self.device)
+        self.run()
+        return {"memory": memory.growth(), "images": self.workload.images, "machine": machine.describe(self.device),
+                "energy": self.energy.source}  # fmt: skip
+
+    def run(self, *, watched: bool = False) -> Sample:
+        stages = Stages(self.device, live=watched)
+        parts = {} if self.case.compile else self.workload.parts
+        synchronise(self.device)
+        busy, joules = machine.busy_seconds(), self.energy.joules()
+        started, cpu = time.perf_counter(), time.process_time()
+        with stages.watching(parts):
+            self.workload.run(stages)
+        synchronise(self.device)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        others = None if busy is None else max(0.0, (machine.busy_seconds() - busy - cpu) / seconds)
+        used = None if joules is None else self.energy.joules() - joules
+        return Sample(seconds, cpu, others, used, split(stages.seconds, seconds) if watched else None)
+
+    def answer(self) -> dict[str, Any]:
+        return self.workload.answer()
+
+    def describe(self) -> dict[str, Any]:
+        """What is known without a clock, and the speed of a matrix product. The last thing that is asked."""
+        case, config = self.case, self.segmenter.config
+        trained = case.what == "train"
+        size = training_size(case, config) if trained else network_size(case, config)
+        counted = None
+        if case.what not in NO_FLOPS:
+            counted = flops_of(config.model, len(self.segmenter.categories), case.batch, size)
+            counted = {**counted, "not_counted": NOT_COUNTED}
+        return {
+            "model": {"name": config.name, "source": self.segmenter.source, "parameters": self.parameters,
+                      "weights": "random" if case.is_random else "as loaded"},
+            "picture": list(size if trained else picture_size(case, config)), "network_input": list(size),
+            "device": machine.device_name(self.device), "flops": counted,
+            "matmul_peak": machine.matmul_peak(self.device, DTYPES[case.precision]),
+        }  # fmt: skip
+
+
+# --- talking ----------------------------------------------------------------------------------------------------------
+
+
+def _serve(connection: Connection, case: Case, side: str, folder: Path | None, space: str) -> None:
+    """Answer until the other end hangs up. What libraries print goes to stderr: stdout belongs to the command."""
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other end's, which then ends this one
+    tempfile.tempdir = space
+    host: Host | None = None
+    with connection:
+        while (request := _received(connection)) is not None:
+            method, options = request
+            try:
+                if host is None:
+                    host = Host(case, side, folder)
+                value = None if method == "ready" else getattr(host, method)(**options)
+                connection.send((value, None))
+            except M2FError as error:
+                connection.send((None, (type(error).__name__, error.message, error.hint)))
+
+
+def _received(connection: Connection) -> tuple[str, dict[str, Any]] | None:
+    try:
+        return connection.recv()
+    except EOFError:
+        return None
+
+
+class Side:
+    """The end that asks."""
+
+    def __init__(self, case: Case, name: str, folder: Path | None = None):
+        self.name = name
+        self.space = tempfile.TemporaryDirectory(prefix="m2f-bench-")  # files of the worker, whatever becomes of it
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        arguments = (theirs, case, name, folder, self.space.name)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, method: str, **options: Any) -> Any:
+        """Call a method of the `Host`.
+
+        Raises:
+            M2FError: what the worker raised, or that it has ended.
+        """
+        try:
+            self.connection.send((method, options))
+            value, problem = self.connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self.process.join()
+            raise M2FError(
+                f"The process that timed {self.name} ended early, with code {self.process.exitcode}.",
+                hint="Its last words are above; -9 is usually a lack of memory: use a smaller --size or --batch.",
+            ) from error
+        if problem is not None:
+            raise _raised(*problem)
+        return value
+
+    def close(self, *, now: bool = False) -> None:
+        """End the worker: when it has answered, or `now`."""
+        self.connection.close()
+        if now:
+            self.process.kill()
+        self.process.join()
+        self.space.cleanup()
+
+
+def _raised(kind: str, message: str, hint: str | None) -> M2FError:
+    """The worker's error again; constructors differ, so it is made without one."""
+    cls = getattr(errors, kind, M2FError)
+    error = cls.__new__(cls)
+    M2FError.__init__(error, message, hint=hint)
+    return error
+
+
+@contextmanager
+def side(case: Case, name: str, folder: Path | None = None) -> Iterator[Side]:
+    """A worker for the length of a block, ready to be asked."""
+    made = Side(case, name, folder)
+    try:
+        made.ask("ready")
+        yield made
+    except BaseException:
+        made.close(now=True)
+        raise
+    made.close()
+
+

@@ -1,0 +1,176 @@
+"""What happens around an exporter: staging, comparing, the record, and nothing left of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from copy import copy, deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from exporting.tiny import tiny_segmenter
+from small_segmenter import NAMES
+
+from m2f_cli.data.categories import from_names
+from m2f_cli.errors import ConfigError, ExportError
+from m2f_cli.exporting import base, verify
+from m2f_cli.exporting.base import Options
+from m2f_cli.types import Instances, PanopticMap, Segment, SemanticMap
+
+CATEGORIES = from_names(NAMES, things=NAMES[:3])
+
+
+class Copies:
+    """An exporter whose file is empty and whose answers are those of the model, disturbed."""
+
+    suffix = ".copy"
+    packages = ("numpy", "no-such-package")
+    noise = 0.0
+    fails = None
+
+    def check(self, model, options):
+        pass
+
+    def write(self, model, path, options):
+        path.write_bytes(b"12345")
+        path.with_name("beside.txt").write_text("with it")
+        if self.fails:
+            raise self.fails
+
+    def open(self, path, model, options):
+        assert path.read_bytes() == b"12345"
+        other = copy(model)
+        other.model = deepcopy(model.model)
+        with torch.no_grad():
+            other.model.decoder.mask_embed.layers[-1].bias.add_(self.noise)
+        return other
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    module = types.ModuleType("fake_exporter")
+    module.Exporter = type("Exporter", (Copies,), {})
+    monkeypatch.setitem(sys.modules, "fake_exporter", module)
+    return module.Exporter
+
+
+def export(path, **options):
+    return base.export(tiny_segmenter(), path, "fake_exporter:Exporter", Options(**options))
+
+
+def test_a_right_file_gets_its_name_and_a_record(copies, tmp_path):
+    model, steps = tiny_segmenter(), []
+    report = base.export(
+        model, tmp_path / "new" / "a.copy", "fake_exporter:Exporter", on_step=lambda step: steps.append(step.message)
+    )
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.copy", "beside.txt", "export.json"]
+    record = json.loads((tmp_path / "new" / "export.json").read_text())
+    assert record == json.loads(json.dumps(report.to_dict())) and record["bytes"] == 5 + len("with it")
+    assert record["versions"]["numpy"] == np.__version__ and record["versions"]["no-such-package"] == "not installed"
+    assert record["weight_bytes"] == sum(4 * tensor.numel() for tensor in model.model.state_dict().values())
+    assert record["largest"]["mask_logits.largest"] == 0 and record["largest"]["maps.panoptic"] == 0
+    assert [each["kind"] for each in record["comparisons"]] == ["scene", "random"] * 3
+    assert steps[:2] == ["Writing fake_exporter:Exporter", "Running what was written"] and len(steps) == 8
+
+
+def test_a_wrong_file_leaves_nothing(copies, tmp_path):
+    copies.noise = 0.5
+    with pytest.raises(ExportError, match=r"a.copy is not the model: .*% .* differ") as caught:
+        export(tmp_path / "a.copy")
+    assert caught.value.exit_code == 5 and not list(tmp_path.iterdir())
+
+
+def test_a_small_difference_is_recorded_and_the_tolerance_decides(copies, tmp_path):
+    copies.noise = 1e-6
+    report = export(tmp_path / "a.copy")
+    share = report.to_dict()["largest"]["mask_logits.largest_share"]
+    assert 0 < share < 1e-4
+    with pytest.raises(ExportError, match="of the queries differ"):
+        export(tmp_path / "b.copy", tolerance=verify.Tolerance(share / 100, 0.02, 1.0))
+    assert not (tmp_path / "b.copy").exists()
+
+
+@pytest.mark.parametrize("error", [ExportError("broken"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_nothing(copies, tmp_path, error):
+    copies.fails = error
+    expected = ExportError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match="No space left" if isinstance(error, OSError) else None):
+        export(tmp_path / "a.copy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_file_is_replaced_only_on_request(copies, tmp_path):
+    (tmp_path / "a.copy").write_text("mine")
+    with pytest.raises(ConfigError, match="exists already"):
+        export(tmp_path / "a.copy")
+    assert (tmp_path / "a.copy").read_text() == "mine"
+    base.export(tiny_segmenter(), tmp_path / "a.copy", "fake_exporter:Exporter", overwrite=True)
+    assert (tmp_path / "a.copy").read_bytes() == b"12345"
+
+
+def test_requests_that_make_no_sense(copies, tmp_path):
+    with pytest.raises(ConfigError, match=r"ends in .copy"):
+        export(tmp_path / "a.onnx")
+    with pytest.raises(ConfigError, match="no multiple of 32"):
+        export(tmp_path / "a.copy", size=(64, 100))
+    with pytest.raises(ConfigError, match="does panoptic, semantic segmentation, not 'instance'"):
+        base.export(tiny_segmenter("maskformer-resnet"), tmp_path / "a.copy", "fake_exporter:Exporter",
+                    Options(postprocess="instance"))  # fmt: skip
+    with pytest.raises(ConfigError, match="has no --opset"):
+        base.refuse_options("copy", Options(opset=18), "size", "opset")
+
+
+def test_inputs_are_of_the_sizes_that_a_network_takes():
+    model = tiny_segmenter()
+    cases = verify.default_cases(model, model)
+    assert {case.kind for case in cases} == {"scene", "random"} and {len(case.batch) for case in cases} == {1, 2}
+    for case in cases:
+        assert all(edge % 32 == 0 for edge in case.size)
+        for prepared in case.batch:
+            assert prepared.pixels_CHW.shape == (3, *case.size) and prepared.pixels_CHW.dtype == torch.uint8
+    again = verify.default_cases(model, model)
+    assert all(torch.equal(a.batch[0].pixels_CHW, b.batch[0].pixels_CHW) for a, b in zip(cases, again, strict=True))
+
+
+# --- differing maps ---------------------------------------------------------------------------------------------------
+
+
+def panoptic(ids, labels):
+    ids_HW = np.array(ids, np.int32)
+    return PanopticMap(ids_HW.shape, CATEGORIES, ids_HW, [Segment(i, label, 1.0, 1) for i, label in labels.items()])
+
+
+def test_names_of_segments_do_not_matter_and_classes_do():
+    left = panoptic([[1, 1, 2, 0]], {1: 0, 2: 3})
+    assert verify.differing(left, panoptic([[7, 7, 4, 0]], {7: 0, 4: 3})) == 0
+    assert verify.differing(left, panoptic([[7, 7, 4, 0]], {7: 1, 4: 3})) == 0.5
+    assert verify.differing(left, panoptic([[1, 2, 2, 0]], {1: 0, 2: 3})) == 0.25
+    assert verify.differing(left, panoptic([[1, 3, 2, 0]], {1: 0, 2: 3, 3: 0})) == 0.25  # split in two
+    assert verify.differing(left, panoptic([[0, 0, 0, 0]], {})) == 0.75
+
+
+def test_semantic_maps_and_instances():
+    first, second = (SemanticMap((1, 4), CATEGORIES, np.array([row], np.uint8)) for row in ([0, 0, 1, 2], [0, 1, 1, 0]))
+    assert verify.differing(first, first) == 0 and verify.differing(first, second) == 0.5
+    from pycocotools import mask as coco_mask
+
+    def instances(*rows, labels):
+        rles = [coco_mask.encode(np.asfortranarray([row], np.uint8)) for row in rows]
+        return Instances((1, 4), CATEGORIES, np.array(labels), np.linspace(1, 0.5, len(rows)), rles)
+
+    two = instances([1, 1, 0, 0], [0, 1, 1, 0], labels=[0, 1])
+    assert verify.differing(two, two) == 0
+    assert verify.differing(two, instances([0, 1, 1, 0], [1, 1, 0, 0], labels=[1, 0])) == 0.25  # who is in front
+    assert verify.differing(two, instances([1, 1, 0, 0], labels=[0])) == 0.25
+
+
+def test_not_a_number_is_out_of_tolerance():
+    model = tiny_segmenter()
+    [case, *_] = verify.default_cases(model, model)
+    comparison = verify.compare_case(model, model, case, verify.tolerance_for("fp32"))
+    verify.check([comparison], verify.tolerance_for("fp32"), "a")
+    with pytest.raises(ExportError, match="nan%"):
+        verify.check([replace(comparison, moved=float("nan"))], verify.tolerance_for("fp32"), "a")

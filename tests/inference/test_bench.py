@@ -1,0 +1,447 @@
+"""Benchmarks: what they compute is right and what two sides do is the same; no test here looks at a clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parts import tiny_config
+from small_segmenter import NAMES, picture, small_segmenter
+from torch import nn
+
+from m2f_cli import config as configuration
+from m2f_cli.data.categories import from_names
+from m2f_cli.errors import ConfigError, ExportError
+from m2f_cli.inference import postprocess
+from m2f_cli.inference.bench import huggingface, machine, ours, published, race, results, stats, worker
+from m2f_cli.inference.bench.case import Case, network_size, picture_size, training_size
+from m2f_cli.inference.bench.chart import chart
+from m2f_cli.inference.bench.flops import parameters_of
+from m2f_cli.inference.bench.stages import Stages, split
+from m2f_cli.inference.bench.subject import KEPT, Plausible, class_logits, compiled, load_subject, plausible, share
+from m2f_cli.inference.bench.targets import OBJECTS, training_batch
+from m2f_cli.inference.masks import MaskLogits
+from m2f_cli.inference.reference_table import measured_in
+from m2f_cli.inference.segmenter import Segmenter
+from m2f_cli.model import build
+
+CPU = torch.device("cpu")
+SIZE = (64, 96)
+CASE = Case(size=SIZE, pictures=2)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_of_medians_and_its_interval_is_over_pairs():
+    ours_, theirs = [1.0, 2.0, 9.0], [3.0, 6.0, 27.0]  # every round: exactly three times
+    found = stats.ratio(theirs, ours_)
+    assert found["value"] == 3.0
+    assert stats.ratio([4.0, 4.0, 4.0], [2.0, 2.0, 2.0]) == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert found["low"] == pytest.approx(3.0) and found["high"] == pytest.approx(3.0)  # unpaired, it would be wide
+    noisy = stats.ratio([3.0, 5.0, 4.0, 4.5, 3.5], [1.0, 1.2, 0.9, 1.1, 1.0])
+    assert noisy["low"] < noisy["value"] == 4.0 < noisy["high"]
+    assert stats.ratio([2.0, 2.0], [1.0, 1.0])["low"] is None
+    with pytest.raises(ValueError, match="2 and 1"):
+        stats.ratio([1.0, 2.0], [1.0])
+
+
+def test_summary_and_difference():
+    assert stats.summary([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert stats.difference(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == {"share": 0.25}
+    assert stats.difference(np.array([1.0, 2.0]), np.array([1.5, 2.0])) == {"largest": 0.5, "mean": 0.25}
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+        stats.difference(np.zeros(2), np.zeros(3))
+
+
+def test_stages_are_those_of_modules_and_blocks_and_only_when_live(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("m2f_cli.inference.bench.stages.time.perf_counter", lambda: float(next(ticks)))
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for live, expected in ((True, {"backbone": 2.0, "post": 1.0}), (False, {})):
+        stages = Stages(CPU, live=live)
+        with stages.watching({"backbone": net[0]}):
+            net(torch.zeros(1, 2))
+            net(torch.zeros(1, 2))
+        with stages("post"):
+            pass
+        net(torch.zeros(1, 2))  # nobody watches any more
+        assert stages.seconds == expected
+    ordered = [("backbone", 2.0), ("post", 1.0), ("other", 2.0)]
+    assert list(split({"post": 1.0, "backbone": 2.0}, 5.0).items()) == ordered
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def test_memory_tells_the_peak_of_what_was_done():
+    memory = machine.Memory(CPU)
+    if memory.start is None:
+        pytest.skip("this system does not tell the peak of a process (/proc/self/clear_refs)")
+    filled = np.ones(64 << 17)  # 64 MiB
+    del filled
+    growth = memory.growth()
+    assert 60 < growth["resident_growth_mib"] < 120 and growth["device_peak_mib"] is None
+    assert machine.Memory(CPU).growth()["resident_growth_mib"] < 8  # the peak begins anew
+
+
+def test_energy_is_the_sum_of_packages_or_not_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "RAPL", tmp_path)
+    energy = machine.Energy(CPU)
+    assert not energy.told and energy.joules() is None and energy.source == "not told"
+    for name, value in (("intel-rapl:0", 3_000_000), ("intel-rapl:1", 500_000), ("intel-rapl:0:0", 9_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+    energy = machine.Energy(CPU)
+    assert energy.told and energy.joules() == 3.5  # the sub-domain is part of its package
+
+
+def test_busy_seconds_leave_out_idle_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    assert machine.busy_seconds() is None
+    (tmp_path / "stat").write_text("cpu  100 20 30 99999 88888 1 2 3 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    assert machine.busy_seconds() == pytest.approx(156 / machine.os.sysconf("SC_CLK_TCK"))
+
+
+def test_a_description_says_what_a_timing_depends_on(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    found = machine.describe(CPU)
+    assert found["threads"] == torch.get_num_threads() and found["cores"] >= 1 and found["device"] == found["cpu"]
+    assert found["allocator"]["settings"]["THP_MEM_ALLOC_ENABLE"] == "1" and found["allocator"]["name"]
+
+
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """FLOPs of some (layers, batch, size): in a process of its own, since it keeps fake tensors by shape."""
+    wanted = [(1, 2, SIZE), (3, 2, SIZE), (1, 1, (128, 256)), (1, 1, (4096, 8192))]
+    code = (
+        "import json, sys; from parts import tiny_config; from m2f_cli.inference.bench.flops import flops_of\n"
+        "def layers(n):\n"
+        "    model = tiny_config()\n"
+        "    part = model.pixel_decoder.model_copy(update={'num_layers': n})\n"
+        "    return model.model_copy(update={'pixel_decoder': part})\n"
+        f"print(json.dumps([flops_of(layers(n), 6, batch, size) for n, batch, size in {wanted}]))"
+    )
+    tests = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tests)
+    return json.loads(done.stdout)
+
+
+def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):
+    few, many = counted[:2]
+    tokens = 2 * (2 * 3 + 4 * 6 + 8 * 12)  # of both pictures, strides 32, 16, 8
+    dim, ffn, samples = 64, 64, 4 * 3 * 4  # heads, levels, points
+    linear = 2 * tokens * dim * (dim + dim + 2 * samples + samples + 2 * ffn)
+    sampling = 2 * 4 * (3 * 4) * tokens * dim
+    assert many["pixel decoder"] - few["pixel decoder"] == 2 * (linear + sampling)
+    assert {name: value for name, value in few.items() if name not in ("pixel decoder", "total")} == {
+        name: value for name, value in many.items() if name not in ("pixel decoder", "total")
+    }
+    assert few["render"] == 2 * 2 * 12 * 32 * (16 * 24)  # pictures, queries, channels, stride 4
+    assert few["total"] == sum(value for name, value in few.items() if name != "total")
+
+
+def test_counting_computes_nothing_however_large(counted):
+    small, large = counted[2:]  # minutes and gigabytes, were it computed
+    assert large["backbone"] == pytest.approx(1024 * small["backbone"], rel=0.1)  # windows are padded
+
+
+def test_parameters_are_counted_by_part():
+    network = build(tiny_config(), 6)
+    counts = parameters_of(network)
+    assert counts["backbone"] + counts["pixel decoder"] + counts["decoder"] == counts["total"]
+    assert counts["total"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+# --- the published order ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), task=st.sampled_from(["panoptic", "instance", "semantic"]), alone=st.booleans())
+def test_the_published_order_gives_what_ours_gives(seed, task, alone):
+    generator = torch.Generator().manual_seed(seed)
+    features = nn.functional.interpolate(torch.randn(1, 9, 3, 4, generator=generator), size=(12, 16), mode="bicubic")[0]
+    size = tuple(torch.randint(5, 90, (2,), generator=generator).tolist())
+    sizes = {"padded": (48, 64), "valid": (41, 59), "size": size}
+    classes = torch.randn(9, 5, generator=generator) * 4
+    categories = from_names(["a", "b", "c", "d"], things=["a", "b"])
+    tasks = ("semantic",) if alone else ("panoptic", "instance", "semantic")
+    test = small_segmenter().config.test.model_copy(update={"tasks": tasks, "object_threshold": 0.5, "top_k": 20})
+    found = published.finish(task, classes, published.Rendered(features * 4, **sizes), categories, test)
+    masks = MaskLogits(torch.eye(9), features * 4, **sizes)
+    if task == "semantic":
+        mine = postprocess.semantic(classes, masks, categories, resize_scores=alone)
+        assert (mine.labels_HW != found.labels_HW).sum() <= 2  # ties to the last digit
+    elif task == "panoptic":
+        mine = postprocess.panoptic(classes, masks, categories, object_threshold=0.5,
+                                    overlap_threshold=test.overlap_threshold)  # fmt: skip
+        assert [(s.id, s.label) for s in mine.segments] == [(s.id, s.label) for s in found.segments]
+        assert (mine.ids_HW != found.ids_HW).sum() <= 2
+    else:
+        mine = postprocess.instances(classes, masks, categories, top_k=20, only_things=not alone)
+        np.testing.assert_allclose(mine.scores_N, found.scores_N, atol=1e-5)
+        assert abs(int(mine.masks_NHW().sum()) - int(found.masks_NHW().sum())) <= 4
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    """Six classes, tiny, on pictures as they are."""
+    made = small_segmenter("coco-panoptic-r50")
+    test = made.config.test.model_copy(update={"resize": configuration.ResizeConfig()})
+    return Segmenter(made.model, made.config.model_copy(update={"test": test}), made.categories)
+
+
+@pytest.fixture(scope="module")
+def folder(segmenter, tmp_path_factory):
+    path = tmp_path_factory.mktemp("shared") / "model"
+    share(segmenter, path)
+    return path
+
+
+def done(workload) -> dict[str, np.ndarray]:
+    workload.touch()
+    stages = Stages(CPU, live=True)
+    with stages.watching(workload.parts):
+        workload.run(stages)
+    workload.stages = stages.seconds
+    return workload.answer()
+
+
+@pytest.mark.parametrize(("what", "stages"), [
+    ("forward", {"backbone", "pixel decoder", "decoder", "render"}),
+    ("picture", {"backbone", "pixel decoder", "decoder", "post"}),
+    ("predict", {"read", "preprocess", "backbone", "pixel decoder", "decoder", "post", "write"}),
+    ("post", {"post"}), ("load", set()),
+])  # fmt: skip
+def test_both_sides_do_the_same(segmenter, folder, what, stages):
+    from m2f_cli import plugins
+
+    case = dataclasses.replace(CASE, what=what)
+    subject = plausible(segmenter)
+    mine = plugins.get("workloads", what)(case, subject)
+    theirs = plugins.get("peers", "huggingface")(case, subject, folder)
+    answers = done(mine), done(theirs)
+    assert set(mine.stages) == stages and set(theirs.stages) <= stages | {"preprocess"}
+    assert mine.images == theirs.images
+    assert answers[0].keys() == answers[1].keys()
+    for name in answers[0]:
+        apart = stats.difference(answers[1][name], answers[0][name])
+        # their image processor resizes nothing here, but rounds differently when it normalises
+        assert apart.get("share", 0) < 0.01 and apart.get("largest", 0) < 5e-3, (name, apart)
+    if what == "post":
+        assert len(np.unique(answers[0]["segment ids"])) > 2
+
+
+def test_predict_at_full_speed_writes_what_the_stages_write(segmenter):
+    predict = ours.Predict(dataclasses.replace(CASE, what="predict"), segmenter)
+    predict.run(Stages(CPU, live=False))
+    predict.run(Stages(CPU, live=True))
+    quick, slow = (sorted(p.name for p in (predict.files[0].parent / f"run-{n}" / "panoptic").glob("*.png"))
+                   for n in (0, 1))  # fmt: skip
+    assert quick == slow == ["picture-000.png", "picture-001.png"]
+
+
+def test_pictures_of_ones_own(segmenter, folder, tmp_path):
+    ours.write_pictures(tmp_path / "in", (50, 70), 3)
+    case = Case(what="predict", size=SIZE, pictures=2, source=str(tmp_path / "in"))
+    sides = ours.Predict(case, segmenter), huggingface.workload(case, segmenter, folder)
+    for each in sides:
+        done(each)
+        assert each.images == 2 and [path.parent for path in each.files] == [tmp_path / "in"] * 2
+    assert len(list((tmp_path / "in").iterdir())) == 3  # nothing is written beside a user's pictures
+
+
+def test_evaluate_gives_figures(segmenter):
+    evaluate = ours.Evaluate(dataclasses.replace(CASE, what="eval"), segmenter)
+    answer = done(evaluate)
+    assert evaluate.last.images == 2 and 0 <= answer["pq"][0] <= 100
+    with pytest.raises(ConfigError, match="nothing of transformers"):
+        huggingface.workload(dataclasses.replace(CASE, what="eval"), segmenter, None)
+
+
+def test_random_weights_find_as_much_as_trained_ones():
+    logits = class_logits(100, 134)
+    assert int((logits.softmax(-1)[:, :-1].max(-1).values > 0.8).sum()) == KEPT
+    assert torch.equal(logits, class_logits(100, 134))
+    made = small_segmenter("coco-panoptic-r50")
+    wrapped = plausible(made)
+    [raw] = wrapped.infer([wrapped.prepare(picture())])
+    assert isinstance(wrapped, Plausible) and torch.equal(raw.class_logits_QK, class_logits(12, len(NAMES) + 1))
+
+
+def test_training_step_changes_both_sides(segmenter, folder):
+    import copy
+
+    from m2f_cli.training.bench import Train
+
+    full = configuration.load("coco-panoptic-r50")
+    trained = copy.deepcopy(segmenter)
+    loss = full.train.loss.model_copy(update={"num_points": 64})
+    trained.config = trained.config.model_copy(update={"train": full.train.model_copy(update={"loss": loss})})
+    case = dataclasses.replace(CASE, what="train", batch=2)
+    before = trained.model.decoder.class_embed.weight.detach().clone()
+    mine, theirs = Train(case, trained), huggingface.workload(case, segmenter, folder)
+    done(mine), done(theirs)
+    wanted = {"backbone", "pixel decoder", "decoder", "loss", "backward", "optimizer"}
+    assert set(mine.stages) == wanted == set(theirs.stages)
+    assert not torch.equal(before, trained.model.decoder.class_embed.weight)
+
+
+def test_an_exported_file_runs_as_it_is(segmenter):
+    class File(Segmenter):
+        def __init__(self):
+            self.config, self.categories, self.device, self.model = segmenter.config, segmenter.categories, CPU, None
+            self.source = "a.onnx"
+
+        def outputs(self, batch):
+            assert [tuple(each.pixels_CHW.shape) for each in batch] == [(3, *SIZE)] * 2
+            return {"class_logits": torch.zeros(2, 12, 7), "mask_logits": torch.ones(2, 12, 16, 24)}
+
+    case = dataclasses.replace(CASE, batch=2)
+    work = ours.forward(case, File())
+    answer = done(work)
+    assert work.images == 2 and answer["class logits"].shape == (12, 7) and answer["mask logits"].shape == (12, 16, 24)
+    assert isinstance(ours.forward(case, segmenter), ours.Forward) and parameters_of(None) == {}
+    for function in (compiled, lambda each: share(each, Path("nowhere"))):
+        with pytest.raises(ConfigError, match="exported file"):
+            function(File())
+    with pytest.raises(ConfigError, match="--engine onnx"):
+        load_subject(Case(engine="onnx"))
+
+
+def test_training_batch_has_the_objects_it_promises():
+    images, targets = training_batch(2, size=SIZE, classes=5)
+    assert images.shape == (2, 3, *SIZE) and len(targets) == 2
+    assert targets[0].masks().flatten(1).any(1).tolist() == [True] * OBJECTS and int(targets[0].labels_N.max()) < 5
+
+
+def test_sizes():
+    cityscapes, ade = configuration.load("cityscapes-swin-t"), configuration.load("ade20k-swin-t")
+    assert picture_size(Case(), cityscapes) == network_size(Case(), cityscapes) == (1024, 2048)
+    assert picture_size(Case(), ade) == (512, 683) and network_size(Case(), ade)[1] % 32 == 0
+    assert training_size(Case(), cityscapes) == (512, 1024)
+    odd = Case(size=(65, 100))
+    assert network_size(odd, cityscapes) == training_size(odd, cityscapes) == (96, 128)
+
+
+# --- the race ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path, segmenter):
+    """A preset of one's own: the tiny network, with the classes of Cityscapes."""
+    config = segmenter.config.model_copy(update={"data": configuration.load("cityscapes-swin-t").data})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(configuration.dump(config, named=False))
+    return str(path)
+
+
+def test_a_race_in_processes_of_their_own(tiny, tmp_path):
+    seen = []
+    case = Case(what="forward", preset=tiny, device="cpu", size=SIZE, threads=1)
+    tree = race.bench(case, race.Options(rounds=3, warm_up=0, watched=1, peer="huggingface"), seen.append)
+    assert [(each.side, each.phase) for each in seen] == [
+        (name, "timed") for name in ("huggingface", "m2f", "m2f", "huggingface", "huggingface", "m2f")
+    ] + [("huggingface", "stages"), ("m2f", "stages")]
+    assert tree["model"]["name"] == "tiny" and tree["network_input"] == [*SIZE] and tree["threads"] == 1
+    assert all(len(side["seconds"]) == 3 for side in tree["sides"].values())
+    assert tree["ratio"]["time"]["low"] <= tree["ratio"]["time"]["value"] <= tree["ratio"]["time"]["high"]
+    assert tree["difference"]["mask logits"]["largest"] < 1e-3  # the same weights, converted
+    assert set(tree["sides"]["m2f"]["stages"]) == {"backbone", "pixel decoder", "decoder", "render", "other"}
+    assert tree["flops"]["total"] > 0 and tree["share_of_peak"] > 0
+    files = results.write(tree, tmp_path / "out")
+    name = "tiny-forward-fp32-64x96-b1-vs-huggingface"
+    assert [path.name for path in files] == [f"{name}.json", f"{name}.png"]
+    assert results.write(tree, tmp_path / "out")[0].name == f"{name}-2.json"
+
+
+def test_errors_of_a_worker_are_those_of_the_command():
+    with pytest.raises(ConfigError, match="cityscapes-swin-t") as caught:
+        race.bench(Case(preset="cityscapes-swin-tt", device="cpu"), race.Options())
+    assert "Did you mean" in caught.value.hint
+    assert isinstance(worker._raised("ExportError", "a", "b"), ExportError)
+    assert str(worker._raised("MissingDependency", "a", "b")) == "a b"
+    with pytest.raises(ConfigError, match="rounds = 0"):
+        race.Options(rounds=0)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def a_tree(case: Case, *, peer: bool = False) -> dict:
+    side = {
+        "seconds": [0.5, 0.5], "median": 0.5, "low": 0.4, "high": 0.6, "images_per_second": 2.0, "cpu_seconds": 1.0,
+        "other_cores": None, "joules_per_image": None, "stages": {"backbone": 0.3, "other": 0.1},
+        "memory": {"resident_growth_mib": 512.0, "device_peak_mib": None, "device_reserved_mib": None},
+    }  # fmt: skip
+    sides = {"m2f": side, **({"huggingface": {**side, "stages": None}} if peer else {})}
+    return {
+        "schema_version": 1, "what": case.what, "precision": case.precision, "batch": case.batch, "compile": False,
+        "engine": None, "threads": 1, "rounds": 2, "warm_up": 1, "device": "a cpu", "protocol": "…",
+        "model": {"name": case.preset, "source": "", "weights": "random", "parameters": {"backbone": 10**6}},
+        "picture": [64, 96], "network_input": [64, 96], "matmul_peak": 1e9, "share_of_peak": 0.5,
+        "machine": {"allocator": {"name": "glibc", "settings": {}}, "torch": "2", "load_before": 0.1,
+                    "load_after": 0.2, "energy": "not told"},
+        "sides": sides, "peer": {"name": "huggingface", "compile": False, "precision": "fp32"} if peer else None,
+        "ratio": {"time": {"value": 2.0, "low": 1.9, "high": 2.1}} if peer else None,
+        "difference": {"mask logits": {"largest": 1e-4}} if peer else None,
+        "flops": {"backbone": 10**9, "total": 10**9, "not_counted": "…"},
+    }  # fmt: skip
+
+
+def test_what_people_read():
+    tree = a_tree(Case(preset="a-b"), peer=True)
+    columns, rows = results.rows(tree)
+    assert [row[0] for row in rows] == ["m2f", "huggingface"] and all(len(row) == len(columns) for row in rows)
+    assert rows[0][columns.index("J/image")] == "not told" and rows[0][columns.index("resident MiB")] == "512"
+    assert results.stage_rows(tree)[1][0] == ["backbone", "300.0", "1.0", "1.0 M"]
+    assert any("huggingface / m2f = 2.00 (95 %: 1.90 to 2.10)" in line for line in results.findings(tree))
+    image = chart(tree)
+    assert image.getpixel((200, 100)) == (0x4E, 0x79, 0xA7)  # the first stage of the first bar
+
+
+def test_the_table_is_measured_once_for_each_work_and_read_again(monkeypatch, tmp_path):
+    cases = []
+
+    def fake(case, options, on_round=None):
+        cases.append(case)
+        if case.preset == "maskformer-ade20k-r50":
+            raise ExportError("no.")
+        return a_tree(case)
+
+    monkeypatch.setattr(results, "bench", fake)
+    names = ["mpformer-ade20k-r50", "cityscapes-swin-t", "maskformer-ade20k-r50", "cityscapes-swin-b-in1k"]
+    names = [name for name in names if name in configuration.preset_names()]
+    twin = configuration.load("cityscapes-swin-t").model_copy(update={"name": "twin"})
+    presets = [*map(configuration.load, names), twin]
+    out = tmp_path / "bench"
+    found = dict(results.sweep(Case(what="picture", precision="bf16", batch=7, size=(1, 1)), presets, out))
+    assert [case.preset for case in cases] == names and all((c.batch, c.size) == (1, None) for c in cases)
+    assert found["twin"]["model"]["measured_as"] == "cityscapes-swin-t"
+    costs = measured_in(tmp_path).costs
+    assert costs["twin"] == costs["cityscapes-swin-t"] == {"images_per_second": 2.0, "device": "a cpu, bf16"}
+    assert set(costs) == {*found} - {"maskformer-ade20k-r50"}
+    if "maskformer-ade20k-r50" in names:
+        assert isinstance(found["maskformer-ade20k-r50"], ExportError)
+    with pytest.raises(ConfigError, match="'forward'"):
+        next(results.sweep(Case(), presets, out))
+
+
+def test_training_gives_memory_and_no_speed(tmp_path):
+    tree = results.for_table(a_tree(Case(what="train", preset="a")))
+    results.write(tree, tmp_path / "bench")
+    assert measured_in(tmp_path).costs == {"a": {"train_memory_gib": 0.5, "device": "a cpu"}}
