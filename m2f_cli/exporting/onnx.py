@@ -1,7 +1,8 @@
 """ONNX: `torch.onnx.export` (dynamo) of the graph that `graph.py` describes, slimmed, with a description inside.
 
 fp16: the backbone and the decoder compute in half precision; the pixel decoder, whose sampling places need more digits,
-mask products and post-processing stay fp32, as under the published mixed precision. Inputs and outputs are fp32.
+mask products and post-processing stay fp32, as under the published mixed precision. Inputs and outputs are of type
+fp32; what they hold was rounded to half precision.
 """
 
 from __future__ import annotations
@@ -123,11 +124,15 @@ def _nodes(proto: Any) -> Iterable[Any]:
 
 def _halved(proto: Any) -> Any:
     """Half precision in the parts of IN_HALF."""
+    import onnx_ir
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     in_full = [node.name for node in proto.graph.node if not _scopes(node) & set(IN_HALF)]
     blocked = [*DEFAULT_OP_BLOCK_LIST, "Sin", "Cos", "Range", "LayerNormalization"]
-    return convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, node_block_list=in_full)
+    halved = convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, node_block_list=in_full)
+    unsorted = onnx_ir.serde.deserialize_model(halved)  # its casts stand at the end
+    unsorted.graph.sort()
+    return onnx_ir.serde.serialize_model(unsorted)
 
 
 def _scopes(node: Any) -> set[str]:

@@ -85,11 +85,12 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
     if config.data.dataset not in LAYOUT:
         raise ConfigError(f"The model {config.name} does not say where pictures to evaluate it on are.", hint=hint)
     root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
-    folder = root / LAYOUT[config.data.dataset]
+    place = LAYOUT[config.data.dataset]
+    folder = root / place
     if not folder.is_dir():
         raise ConfigError(
             f"{config.name} is evaluated on {config.data.dataset}, and there is no {folder}.",
-            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {LAYOUT[config.data.dataset]}/.",
+            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {place}/.",
         )
     return folder
 
