@@ -84,9 +84,9 @@ def write_coco(folder: Path) -> None:
             "categories": classes,
         }
         write_json(folder / "annotations" / f"panoptic_{split}.json", tree)
-    write_json(folder / "predictions.json", {"annotations": tree["annotations"]})
+    write_json(folder / "panoptic_results.json", {"annotations": tree["annotations"]})
     for i in (1, 2):
-        write_ids(folder / "predictions" / f"{i}.png", ids_HW)
+        write_ids(folder / "panoptic_results" / f"{i}.png", ids_HW)
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
