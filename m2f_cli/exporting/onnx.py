@@ -130,7 +130,11 @@ def _halved(proto: Any) -> Any:
     in_full = [node.name for node in proto.graph.node if not _scopes(node) & set(IN_HALF)]
     blocked = [*DEFAULT_OP_BLOCK_LIST, "Sin", "Cos", "Range", "LayerNormalization"]
     halved = convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, node_block_list=in_full)
-    unsorted = onnx_ir.serde.deserialize_model(halved)  # its casts stand at the end
+    nodes = {node.output[0]: node for node in halved.graph.node}  # it makes some casts twice, under one name
+    ordered = list(nodes.values())
+    del halved.graph.node[:]
+    halved.graph.node.extend(ordered)
+    unsorted = onnx_ir.serde.deserialize_model(halved)  # and they stand at the end
     unsorted.graph.sort()
     return onnx_ir.serde.serialize_model(unsorted)
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
+
 
 class FrozenBatchNorm(nn.Module):
     """Batch norm whose statistics and affine numbers are constants (buffers), also in training; eps 1e-5."""
@@ -30,8 +32,9 @@ class FrozenBatchNorm(nn.Module):
 
 def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     """A 1x1 convolution, as a linear layer where channels are innermost already (transformer features): the
-    convolution kernels would copy such a map into another layout and back."""
-    if not x_BCHW.is_contiguous(memory_format=torch.channels_last):
+    convolution kernels would copy such a map into another layout and back. An exported graph has the convolution: its
+    compiler chooses layouts, and for a free size the tracer ponders the linear layer's shapes for minutes."""
+    if _is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     return F.linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 

@@ -84,6 +84,11 @@ class _Scatter(torch.autograd.Function):
         return grad_RC.index_select(0, windows.source), None
 
 
+def ceil_div(a: int, b: int) -> int:
+    """Of positive numbers, rounded up; in a form of which a tracer with symbols for sizes can simplify chains."""
+    return (a - 1) // b + 1
+
+
 @cached_by_shape
 def windows_of(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
     """The windows of a batch of (height, width) maps, shifted cyclically by `shift` after padding right and bottom.
@@ -92,33 +97,34 @@ def windows_of(batch: int, height: int, width: int, window: int, shift: int, dev
     numbers. While a graph for any size is traced, sizes are symbols: then nothing depends on what they are.
     """
     is_free = any(isinstance(number, torch.SymInt) for number in (batch, height, width))
-    rows, columns = -(-height // window), -(-width // window)  # windows down and across
+    rows, columns = ceil_div(height, window), ceil_div(width, window)  # windows down and across
     padded_height, padded_width = rows * window, columns * window
     padded = is_free or (padded_height, padded_width) != (height, width)
     every = rows * columns
-    plain = every if not shift else 0 if is_free else (rows - 1) * (columns - 1)
+    is_split = bool(shift) and not is_free and rows > 1 and columns > 1  # windows with a mask stand behind the others
+    plain = (rows - 1) * (columns - 1) if is_split else 0 if shift else every
     mask = None
     if shift:
         # After the shift, three bands per axis come from places that were never neighbours.
         band_y, band_x = _bands(padded_height, window, shift, device), _bands(padded_width, window, shift, device)
         regions_HW = band_y[:, None] * 3 + band_x
-        regions_WT = _plain_first(_cut(regions_HW, rows, columns, window), plain)[plain:]
+        regions_WT = _in_order(_cut(regions_HW, rows, columns, window), is_split)[plain:]
         differ = regions_WT[:, None, :, None] != regions_WT[:, None, None, :]
         mask = differ.float().mul_(-100.0).repeat(batch, 1, 1, 1)
     stride = height * width + padded
     pictures = torch.arange(batch, device=device)[:, None, None]
 
     # Which token stands at each place: window by window, back through the shift.
-    y = ((torch.arange(padded_height, device=device) + shift) % padded_height)[:, None]
-    x = (torch.arange(padded_width, device=device) + shift) % padded_width
+    y = torch.arange(padded_height, device=device).roll(-shift)[:, None]
+    x = torch.arange(padded_width, device=device).roll(-shift)
     tokens_HW = torch.where((y < height) & (x < width), y * width + x, height * width)
-    tokens_WT = _plain_first(_cut(tokens_HW, rows, columns, window), plain)
+    tokens_WT = _in_order(_cut(tokens_HW, rows, columns, window), is_split)
     all_WT = [(pictures * stride + part).flatten() for part in (tokens_WT[:plain], tokens_WT[plain:])]
 
     # And at which place each token stands: through the shift, into its window.
-    y = ((torch.arange(padded_height, device=device) - shift) % padded_height)[:, None]
-    x = (torch.arange(padded_width, device=device) - shift) % padded_width
-    numbers_HW = _number(y // window, x // window, rows, columns, plain)
+    y = torch.arange(padded_height, device=device).roll(shift)[:, None]
+    x = torch.arange(padded_width, device=device).roll(shift)
+    numbers_HW = _number(y // window, x // window, rows, columns, is_split)
     before = torch.where(numbers_HW < plain, pictures * plain, (batch - 1) * plain + pictures * (every - plain))
     places_BHW = (before + numbers_HW) * window**2 + y % window * window + x % window
     target = places_BHW[:, :height, :width].flatten()
@@ -134,20 +140,19 @@ def _cut(map_HW: Tensor, rows: int, columns: int, window: int) -> Tensor:
     return map_HW.view(rows, window, columns, window).transpose(1, 2).flatten(2)
 
 
-def _plain_first(windows_RCT: Tensor, plain: int) -> Tensor:
-    """(W, T): the windows that no shift has cut, then those of the last column and row; all in rows where there are
-    none of one kind."""
-    if isinstance(plain, torch.SymInt) or plain in (0, windows_RCT.shape[:2].numel()):
+def _in_order(windows_RCT: Tensor, is_split: bool) -> Tensor:
+    """(W, T): windows row by row; or first those that no shift has cut, then those of the last column and row."""
+    if not is_split:
         return windows_RCT.flatten(0, 1)
     return torch.cat([windows_RCT[:-1, :-1].flatten(0, 1), windows_RCT[:-1, -1], windows_RCT[-1]])
 
 
-def _number(row: Tensor, column: Tensor, rows: int, columns: int, plain: int) -> Tensor:
-    """The number of a window in the order of `_plain_first`."""
-    if isinstance(plain, torch.SymInt) or plain in (0, rows * columns):
+def _number(row: Tensor, column: Tensor, rows: int, columns: int, is_split: bool) -> Tensor:
+    """The number of a window in the order of `_in_order`."""
+    if not is_split:
         return row * columns + column
     above = row < rows - 1
-    cut = plain + torch.where(above, row, rows - 1 + column)
+    cut = (rows - 1) * (columns - 1) + torch.where(above, row, rows - 1 + column)
     return torch.where(above & (column < columns - 1), row * (columns - 1) + column, cut)
 
 
@@ -235,7 +240,8 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x_BSC: Tensor, height: int, width: int) -> Tensor:
-        x = F.pad(x_BSC.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
+        padding = (0, 0, 0, 2 * ceil_div(width, 2) - width, 0, 2 * ceil_div(height, 2) - height)
+        x = F.pad(x_BSC.unflatten(1, (height, width)), padding)
         # (row, column) parities in the order of the published weights: 00, 10, 01, 11
         x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
         return self.reduction(self.norm(x.flatten(1, 2)))
@@ -251,8 +257,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, int, int]:
         height, width = images_BCHW.shape[-2:]
-        x = self.proj(F.pad(images_BCHW, (0, -width % 4, 0, -height % 4)))
-        return self.norm(x.flatten(2).transpose(1, 2)), x.shape[-2], x.shape[-1]
+        rows, columns = ceil_div(height, 4), ceil_div(width, 4)
+        x = self.proj(F.pad(images_BCHW, (0, 4 * columns - width, 0, 4 * rows - height)))
+        return self.norm(x.flatten(2).transpose(1, 2)), rows, columns
 
 
 class Stage(nn.Module):
@@ -309,5 +316,5 @@ class Swin(nn.Module):
             features[stride] = norm(x).transpose(1, 2).unflatten(2, (height, width))
             if stage.downsample is not None:
                 x = stage.downsample(x, height, width)
-                height, width = (height + height % 2) // 2, (width + width % 2) // 2
+                height, width = ceil_div(height, 2), ceil_div(width, 2)
         return features
