@@ -149,6 +149,8 @@ def _load(request: Request, progress: Callable | None) -> Segmenter:
         request.weights, device=request.device, precision=request.precision, trust_code=request.trust_code,
         progress=progress, engine=request.engine,
     )
+    # Settings are changed before anything stands around the model: a checkpoint may itself ask for sliding windows.
+    model = model.inner if isinstance(model, Wrapper) else model
     if preset is not None and request.model is not None:
         _use_preset(model, preset)
     wrong = [pair for pair in request.overrides if pair.partition(".")[0] not in MAY_CHANGE]

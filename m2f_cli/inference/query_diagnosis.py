@@ -125,6 +125,11 @@ def diagnose_queries(
         M2FError: no picture could be used.
     """
     task = segmenter.check_task(task or segmenter.default_task)
+    if segmenter.model is None:
+        raise ConfigError(
+            f"{segmenter.source} is an exported file, which answers with its last layer only.",
+            hint="Diagnose the model that it was made from.",
+        )
     matcher = _matcher(segmenter, seed)
     found: QueryDiagnosis | None = None
     failures: list[Failure] = []

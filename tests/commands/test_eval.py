@@ -314,3 +314,14 @@ def test_the_overlap_of_tiles_is_a_part_of_the_evaluation(capsys):
     assert results()["settings"]["tile_overlap"] == 0.5
     assert cli.run([*tiles, "--resume"]) == 2
     assert "holds an evaluation with tile_overlap" in one_error(capsys)
+
+
+def test_a_checkpoint_that_asks_for_sliding_windows(capsys):
+    test = settings().test.model_copy(update={"slide": config.SlideConfig(crop=(32, 32), stride=(16, 16))})
+    write_run(Path("runs/train/slides"), test=test)
+    slides = ["eval", "--model", "runs/train/slides", "--device", "cpu", "--metric", "miou"]
+    assert cli.run(slides) == 0
+    assert cli.run([*slides, "--set", "test.slide=null", "--out", "whole"]) == 0
+    capsys.readouterr()
+    assert results("runs/eval/slides")["settings"]["test"]["slide"] is not None
+    assert results("runs/eval/slides")["figures"]["miou"] != results("whole")["figures"]["miou"]

@@ -132,3 +132,11 @@ def test_one_layer_cannot_disagree(segmenter, records):
 
     with pytest.raises(ConfigError, match="answers once"):
         diagnose_queries(Segmenter(Last(), segmenter.config, CATEGORIES), records)
+
+
+def test_an_exported_file_has_no_layers(segmenter, records):
+    exported = SimpleNamespace(
+        model=None, source="model.onnx", default_task="panoptic", check_task=segmenter.check_task
+    )
+    with pytest.raises(ConfigError, match="model.onnx is an exported file"):
+        diagnose_queries(exported, records)
