@@ -1,11 +1,14 @@
 """Does piloting help? The same training with and without pilots, several seeds: curves as a picture, and a table.
 
     python benchmarks/piloting_evidence.py --preset tiny --seeds 3 --out runs/piloting/scenes -- --init random \\
-        --set train.iterations=300 --set train.eval_every=50
-    python benchmarks/piloting_evidence.py --preset small-instance --seeds 3 --out runs/piloting/nuclei -- --data DIR
+        --set train.iterations=240 --set train.eval_every=40
+    python benchmarks/piloting_evidence.py --nuclei DIR [--weights FILE] --out runs/piloting/nuclei
 
 What follows -- is handed to `m2f train`. A pair of runs differs in `model.piloting.groups` alone (--pilots changes what
 "with pilots" means): same seed, same batches, same budget of steps. Runs that are complete are not repeated.
+
+--nuclei trains as `real_data.py nuclei` does, on crops; whole pictures say little of such a network, so each third of
+the training leaves a checkpoint, which is evaluated in tiles on the first 30 pictures of val.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from real_data import EVALUATIONS, NUCLEI
 
 SIDES = {"without pilots": "#1f5fbf", "with pilots": "#c23b22"}
 FIGURES = {"pq", "ap", "miou"}
@@ -26,23 +30,47 @@ WIDTH, HEIGHT, MARGIN = 760, 400, 50
 Curve = list[tuple[int, float]]
 
 
-def train(folder: Path, preset: str, seed: int, extra: list[str]) -> Path:
+def nuclei_options(data: str, weights: str | None, iterations: int) -> list[str]:
+    start = ["--init", weights, "--init-partial"] if weights else []
+    pace = {"iterations": iterations, "eval_every": 0, "checkpoint_every": iterations // 3}
+    return [
+        *NUCLEI, "--data", data, *start, "--keep", "3", "--workers", "0", "--set", "model.piloting.groups=0",
+        *(f"--set=train.{name}={number}" for name, number in pace.items()),
+    ]  # fmt: skip
+
+
+def evaluated(run: Path, data: str) -> Curve:
+    """AP of each checkpoint of a training on nuclei."""
+    points = []
+    for checkpoint in sorted(run.glob("checkpoints/iteration_*.safetensors")):
+        folder = run / f"eval_{checkpoint.stem}"
+        if not (folder / "results.json").is_file():
+            options = ["--model", str(checkpoint), "--data", data, "--limit", "30", "--out", str(folder)]
+            command = [sys.executable, "-m", "m2f_cli", "eval", *options, *EVALUATIONS["nuclei"][0]]
+            subprocess.run(command, check=True)
+        figures = json.loads((folder / "results.json").read_text(encoding="utf-8"))["figures"]
+        points.append((int(checkpoint.stem.split("_")[1]), figures["ap"]))
+    return points
+
+
+def train(folder: Path, seed: int, extra: list[str]) -> Path:
     """One run, unless it is there already; its metrics.jsonl."""
     if not (folder / "results.json").is_file():
-        command = [sys.executable, "-m", "m2f_cli", "train", "--preset", preset, "--seed", str(seed)]
-        resume = ["--resume"] if (folder / "checkpoints").is_dir() else []
-        subprocess.run([*command, "--out", str(folder), *(resume or extra)], check=True)
+        resume = ["--resume"] if (folder / "checkpoints").is_dir() else ["--seed", str(seed), *extra]
+        subprocess.run([sys.executable, "-m", "m2f_cli", "train", "--out", str(folder), *resume], check=True)
     return folder / "metrics.jsonl"
 
 
-def curve(metrics: Path, figure: str | None) -> tuple[str, Curve, float]:
-    """The figure's name, its value after each evaluation, and the seconds that the steps took."""
+def entries_of(metrics: Path, kind: str) -> list[dict]:
     entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    val = {entry["iteration"]: entry for entry in entries if entry["kind"] == "val"}
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def curve(metrics: Path, figure: str | None) -> tuple[str, Curve]:
+    """The figure's name, and its value after each evaluation."""
+    val = {entry["iteration"]: entry for entry in entries_of(metrics, "val")}
     name = figure or next(key for key in next(iter(val.values())) if key in FIGURES)
-    steps = [entry for entry in entries if entry["kind"] == "train"]
-    seconds = sum(1 / entry["images_per_second"] for entry in steps)
-    return name, [(i, entry.get(name, 0.0)) for i, entry in sorted(val.items())], seconds
+    return name, [(i, entry.get(name, 0.0)) for i, entry in sorted(val.items())]
 
 
 def draw(curves: dict[str, list[Curve]], name: str, path: Path) -> None:
@@ -82,9 +110,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/piloting/scenes"))
     parser.add_argument("--pilots", nargs="+", default=["model.piloting.groups=1"], metavar="KEY=VALUE")
     parser.add_argument("--figure", help="of the evaluation; default: the task's own")
+    parser.add_argument("--nuclei", metavar="DIR", help="Data Science Bowl 2018 as COCO instances")
+    parser.add_argument("--weights", help="with --nuclei: a file of ResNet-18, or of its first stages")
+    parser.add_argument("--iterations", type=int, default=240, help="with --nuclei")
     parser.add_argument("train", nargs="*", help="options of m2f train, after --")
     arguments = parser.parse_args()
     os.environ.setdefault("PYTHONHASHSEED", "0")
+    options = arguments.train
+    if arguments.nuclei:
+        options = [*nuclei_options(arguments.nuclei, arguments.weights, arguments.iterations), *options]
+    else:
+        options = ["--preset", arguments.preset, *options]
     settings = {"without pilots": [], "with pilots": [f"--set={pair}" for pair in arguments.pilots]}
     curves: dict[str, list[Curve]] = {side: [] for side in settings}
     seconds: dict[str, list[float]] = {side: [] for side in settings}
@@ -92,10 +128,13 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for side, extra in settings.items():
             folder = arguments.out / f"{side.replace(' ', '_')}_{seed}"
-            metrics = train(folder, arguments.preset, seed, [*arguments.train, *extra])
-            name, found, spent = curve(metrics, arguments.figure)
+            metrics = train(folder, seed, [*options, *extra])
+            if arguments.nuclei:
+                name, found = "ap", evaluated(folder, arguments.nuclei)
+            else:
+                name, found = curve(metrics, arguments.figure)
             curves[side].append(found)
-            seconds[side].append(spent)
+            seconds[side].append(sum(1 / entry["images_per_second"] for entry in entries_of(metrics, "train")))
     draw(curves, name, arguments.out / "curves.png")
     iterations = [x for x, _ in curves["with pilots"][0]]
     print(f"| {name} after | " + " | ".join(map(str, iterations)) + " | time per picture |")

@@ -387,12 +387,31 @@ def _plugin(entry: metadata.EntryPoint, owner: str) -> Finding:
     return Finding("plug-ins", name, f"{entry.value} of {owner}")
 
 
+# --- linear layers ----------------------------------------------------------------------------------------------------
+
+
+def _linear() -> Iterator[Finding]:
+    from ..ops import linear as op
+
+    group, override = "linear layers", os.environ.get("M2F_LINEAR", "auto")
+    if override not in ("auto", *op.IMPLEMENTATIONS):
+        hint = f"Unset it, or choose one of {', '.join(op.IMPLEMENTATIONS)}."
+        yield Finding(group, "M2F_LINEAR", f"{override!r} is no implementation", "problem", hint)
+        return
+    if override != "auto":
+        yield Finding(group, "M2F_LINEAR", override, "note", "Unset it for the fastest on this processor.")
+    why = "MKL's matrix products are slow on this processor" if op.is_blas_slow() else "this machine's matrix products"
+    used = op.choose(torch.zeros(op.MIN_ROWS, 1))
+    yield Finding(group, "cpu fp32", used if override != "auto" else f"{used}: {why}")
+
+
 EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "packages": _packages,
     "optional packages": _optional_packages,
     "devices": _devices,
     "precision": _precisions,
     "deformable attention": _deform_attn,
+    "linear layers": _linear,
     "caches": _caches,
     "configuration": _configuration,
     "plug-ins": _plugins,

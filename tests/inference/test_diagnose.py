@@ -16,6 +16,7 @@ from m2f_cli.inference import requirements
 from m2f_cli.inference.diagnose import Finding, diagnose
 from m2f_cli.inference.requirements import Requirement, is_older
 from m2f_cli.ops import deform_attn as op
+from m2f_cli.ops import linear
 
 
 def found(examine):
@@ -297,6 +298,19 @@ def test_the_override_is_shown(only_cpu, monkeypatch):
     findings = found(doctor._deform_attn)
     assert findings["M2F_DEFORM_ATTN"].status == "problem" and "'fastest'" in findings["M2F_DEFORM_ATTN"].value
     assert findings["cpu bag"].status == "ok"
+
+
+def test_the_way_of_linear_layers_is_shown(monkeypatch):
+    monkeypatch.delenv("M2F_LINEAR", raising=False)
+    monkeypatch.setattr(linear, "is_blas_slow", lambda: True)
+    assert found(doctor._linear)["cpu fp32"].value == "convolution: MKL's matrix products are slow on this processor"
+    monkeypatch.setattr(linear, "is_blas_slow", lambda: False)
+    assert found(doctor._linear)["cpu fp32"].value == "blas: this machine's matrix products"
+    monkeypatch.setenv("M2F_LINEAR", "convolution")
+    findings = found(doctor._linear)
+    assert (findings["M2F_LINEAR"].status, findings["cpu fp32"].value) == ("note", "convolution")
+    monkeypatch.setenv("M2F_LINEAR", "fastest")
+    assert found(doctor._linear)["M2F_LINEAR"].status == "problem"
 
 
 # --- files and settings -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.linear import Linear
 from ...types import LayerOutput, PixelFeatures, Prediction
 from ..layers import MLP, Attention, FeedForward, sine_positions, xavier_init
 
@@ -81,7 +82,7 @@ class MaskedDecoder(nn.Module):
         self.label_embed = nn.Embedding(num_classes, dim) if piloted else None
         self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.class_embed = Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         xavier_init(self.layers)
 

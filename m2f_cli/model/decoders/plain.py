@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...ops.linear import Linear
 from ...types import LayerOutput, PixelFeatures, Prediction
 from ..layers import MLP, Attention, FeedForward, dropout, pointwise, sine_positions, xavier_init
 
@@ -70,7 +71,7 @@ class PlainDecoder(nn.Module):
             PlainLayer(dim, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_layers)
         )
         self.output_norm = nn.LayerNorm(dim)
-        self.class_embed: nn.Module = nn.Linear(dim, num_classes + 1)
+        self.class_embed: nn.Module = Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         if self.input_proj is not None:
             nn.init.kaiming_uniform_(self.input_proj.weight, a=1)

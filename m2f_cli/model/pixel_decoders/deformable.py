@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
 from ...ops.deform_attn import deform_attn
+from ...ops.linear import Linear
 from ...types import PixelFeatures
-from ..layers import ConvNorm, FeedForward, group_norm, pointwise, sine_positions, xavier_init
+from ..layers import ConvNorm, FeedForward, channels_last, group_norm, pointwise, sine_positions, xavier_init
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -47,10 +48,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(dim, 2 * num_heads * num_levels * num_points)
-        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.sampling_offsets = Linear(dim, 2 * num_heads * num_levels * num_points)
+        self.attention_weights = Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         self._init()
 
     def _init(self) -> None:
@@ -151,8 +152,9 @@ class DeformablePixelDecoder(nn.Module):
         with torch.autocast(device.type, enabled=False):
             features = {stride: feature.float() for stride, feature in features.items()}
             levels = self.encode([features[stride] for stride in self.encoder_strides])
-            lateral = self.lateral(features[4])
-            fine = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            lateral = channels_last(self.lateral(features[4]))
+            coarse = channels_last(levels[-1])
+            fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             return PixelFeatures(pointwise(self.mask_features, self.output(fine)), levels)
 
     def encode(self, features: list[Tensor]) -> list[Tensor]:
