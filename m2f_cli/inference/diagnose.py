@@ -391,6 +391,8 @@ def _plugin(entry: metadata.EntryPoint, owner: str) -> Finding:
 
 
 def _linear() -> Iterator[Finding]:
+    import torch
+
     from ..ops import linear as op
 
     group, override = "linear layers", os.environ.get("M2F_LINEAR", "auto")
