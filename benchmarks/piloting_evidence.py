@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from real_data import EVALUATIONS, NUCLEI
+from real_data import EVALUATIONS, PLAIN_NUCLEI
 
 SIDES = {"without pilots": "#1f5fbf", "with pilots": "#c23b22"}
 FIGURES = {"pq", "ap", "miou"}
@@ -34,7 +34,7 @@ def nuclei_options(data: str, weights: str | None, iterations: int) -> list[str]
     start = ["--init", weights, "--init-partial"] if weights else []
     pace = {"iterations": iterations, "eval_every": 0, "checkpoint_every": iterations // 3}
     return [
-        *NUCLEI, "--data", data, *start, "--keep", "3", "--workers", "0", "--set", "model.piloting.groups=0",
+        *PLAIN_NUCLEI, "--data", data, *start, "--keep", "3", "--workers", "0",
         *(f"--set=train.{name}={number}" for name, number in pace.items()),
     ]  # fmt: skip
 

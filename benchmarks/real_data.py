@@ -22,14 +22,15 @@ SEMANTIC = [
     "--set", "train.eval_every=400",
 ]  # fmt: skip
 # Small crops hold few nuclei, which queries learn to tell apart early; tiles show them at the scale of training.
-NUCLEI = [
+PLAIN_NUCLEI = [
     "--preset", "small-instance", *EARLY, "--batch", "8", "--micro-batch", "8", "--val-pictures", "8",
     "--set", "train.iterations=500", "--set", "train.eval_every=250", "--set", "train.optimizer.learning_rate=0.001",
-    "--set", "model.piloting.groups=1", "--set", "model.decoder.num_queries=60",
+    "--set", "model.decoder.num_queries=60",
     "--set", "test.resize.short_edge=128", "--set", "test.resize.max_edge=256", "--set",
     "train.augment=[{name: resize_choice, short_edges: [256, 288, 320, 352, 384], max_edge: 768}, "
     "{name: crop, height: 128, width: 128, category_max_area: 1.0}, {name: flip, p: 0.5}]",
 ]  # fmt: skip
+NUCLEI = [*PLAIN_NUCLEI, "--set", "model.piloting.groups=1"]
 PANOPTIC = [
     "--preset", "small-panoptic", *EARLY, "--batch", "4", "--micro-batch", "4", "--set", "train.iterations=300",
     "--set", "train.eval_every=0", "--set", "test.object_threshold=0.3",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..types import Prediction
+from .layers import full_precision
 
 if TYPE_CHECKING:
     from .piloting import Pilots
@@ -33,4 +34,7 @@ class MaskClassifier(nn.Module):
         """
         features = self.backbone(images_BCHW)
         pixel_features = self.pixel_decoder(features)
-        return self.decoder(pixel_features, pilots)
+        if self.training:  # as published: the decoder takes part in mixed precision
+            return self.decoder(pixel_features, pilots)
+        with full_precision(images_BCHW.device):  # few numbers, but they decide which pixels are looked at
+            return self.decoder(pixel_features, pilots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -39,6 +40,13 @@ def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     if _is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     return linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """fp32 inside, also under autocast. Nothing at all without autocast: an exported graph then has no mark of it."""
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:

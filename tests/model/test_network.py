@@ -64,17 +64,37 @@ def test_published_parameter_counts():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_autocast_stays_close_and_keeps_the_pixel_decoder_in_fp32(model, dtype):
+def test_training_under_autocast_keeps_the_pixel_decoder_in_fp32(model, dtype):
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    exact = model(images)
+    model.pixel_decoder.train()
+    features = model.backbone(images)
+    exact = model.pixel_decoder(features)
     with torch.autocast("cpu", dtype=dtype):
-        cast = model(images)
-        # Features of the exact backbone: the fp32 island gives the exact answer inside autocast.
-        with torch.autocast("cpu", enabled=False):
-            features = model.backbone(images)
         island = model.pixel_decoder(features)
+    model.pixel_decoder.eval()
     assert island.mask_features_BCHW.dtype == torch.float32
     torch.testing.assert_close(island.mask_features_BCHW, exact.mask_features_BCHW, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_inference_under_autocast_stays_close(model, dtype):
+    """Of lower precision: the backbone, the encoder's feed-forward networks, the convolutions at stride 4."""
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    exact, seen, hooks = model(images), {}, []
+    for name, layer in model.named_modules():
+        if not list(layer.children()) and any(True for _ in layer.parameters(recurse=False)):
+            note = lambda _, __, output, name=name: seen.update({name: output.dtype})  # noqa: E731
+            hooks.append(layer.register_forward_hook(note))
+    with torch.autocast("cpu", dtype=dtype):
+        cast = model(images)
+    for hook in hooks:
+        hook.remove()
+    lowered = {name for name, kind in seen.items() if kind == dtype and not name.startswith("backbone")}
+    assert lowered
+    assert all(".ffn." in name or name.startswith("pixel_decoder.") for name in lowered)
+    assert not any("attn" in name or "mask_features" in name or "input_projs" in name for name in lowered)
+    assert cast.mask_features_BCHW.dtype == cast.last.class_logits_BQK.dtype == torch.float32
     # bf16 has 8 bits: features of a random network, normalised, stay within a few percent of their magnitude.
     error = (cast.mask_features_BCHW - exact.mask_features_BCHW).abs().mean() / exact.mask_features_BCHW.abs().mean()
     assert error < 0.03 and cast.render().isfinite().all()
