@@ -79,8 +79,14 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="On a CPU: faster, with more memory; freed memory stays (glibc).")
+    ] = False,
 ) -> None:
-    pass
+    if keep_memory:
+        from .allocator import keep_memory as keep  # only here: half a millisecond of ctypes
+
+        keep()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"console"},
+    {"console", "allocator"},
     {"training", "exporting", "report"},
     {"inference"},
     {"model", "loss", "data", "metrics", "weights"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -64,6 +65,35 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 def test_version():
     done = m2f("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"m2f {version('m2f-cli')}\n", "")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_keep_memory_keeps_what_was_freed():
+    """256 MiB, freed, leave the process unless it was told to keep them; its children are told too."""
+    code = (
+        "import ctypes, os; from pathlib import Path; from m2f_cli.cli import run\n"
+        "from m2f_cli import plugins; plugins.table = lambda group: {'here': '__main__:here'}\n"
+        "def resident():\n"
+        "    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') >> 20\n"
+        "def here() -> None:\n"
+        "    libc, before = ctypes.CDLL(None), resident()\n"
+        "    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "    block = libc.malloc(256 << 20); ctypes.memset(ctypes.c_void_p(block), 1, 256 << 20); libc.free(block)\n"
+        "    print(resident() - before, os.environ.get('MALLOC_MMAP_THRESHOLD_'))\n"
+        "run(WORDS)"
+    )  # fmt: skip
+    kept, returned = (
+        subprocess.check_output([sys.executable, "-c", code.replace("WORDS", str(words))], text=True)
+        for words in (["--keep-memory", "here"], ["here"])
+    )
+    assert int(kept.split()[0]) > 200 and kept.split()[1] == str(1 << 30)
+    assert int(returned.split()[0]) < 50 and returned.split()[1] == "None"
+
+
+def test_keep_memory_says_where_it_means_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert cli.run(["--keep-memory", "presets", "list"]) == errors.ConfigError.exit_code
+    assert "is a setting of glibc" in capsys.readouterr().err
 
 
 def test_a_command_is_imported_only_when_it_is_called(commands, capsys):
