@@ -1,17 +1,20 @@
 """The masks of one picture as dot products, rendered a band of rows at a time.
 
 The published order of resizing is: stride 4 → the padded network input → (crop the padding) → the picture's own size,
-bilinear each time (facts 5.1). A `Band` function gives rows [start, stop) of such a stack of maps; resizing a Band
-makes another Band. So any number of rows at any size is rendered without anything larger ever existing.
+bilinear each time (facts 5.1). A `Band` function gives rows [start, stop) of such a stack of maps at the last size,
+by two small matrix products from stride 4: nothing larger than a band ever exists, not even at the size in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..ops.cache import cached_by_shape
@@ -19,7 +22,7 @@ from ..ops.cache import cached_by_shape
 Size = tuple[int, int]
 Band = Callable[[int, int], Tensor]  # (start, stop) → (…, stop - start, W)
 
-BAND_ELEMENTS = 2**22  # values in one band: 16 MiB of floats
+BAND_ELEMENTS = 2**20  # values in one band: 4 MiB of floats, near what a core's cache holds
 
 
 @dataclass
@@ -40,21 +43,120 @@ class MaskLogits:
     def device(self) -> torch.device:
         return self.embeds_QC.device
 
+    def coarse(self, queries: Tensor) -> CoarseMasks:
+        """Logits of the chosen queries at stride 4: the last thing that is as large as queries times pixels."""
+        embeds_QC, (height, width) = self.embeds_QC[queries].float(), self.features_CHW.shape[-2:]
+        logits_QS = embeds_QC @ self.features_CHW.float().flatten(1)
+        return CoarseMasks(logits_QS.unflatten(1, (height, width)), self.padded, self.valid, self.size)
+
+    def objects(self, queries: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few queries at a time: where their logits are positive, (Q, W, H), columns one after the other as run
+        lengths want them, and the sum of their probabilities there."""
+        for few in self.coarse(queries).turned().split(at_once) if len(queries) else ():
+            count, (width, height), band = len(few.logits_QHW), few.size, few.at(few.size)
+            inside_QWH = torch.empty(count, width, height, dtype=torch.bool, device=self.device)
+            total = torch.zeros(count, device=self.device)
+            for start, stop in bands(width, height, count):
+                logits = band(start, stop)
+                inside = torch.gt(logits, 0, out=inside_QWH[:, start:stop])
+                total += logits.sigmoid_().mul_(inside).sum((1, 2))
+            yield inside_QWH, total
+
     def at_input(self, queries: Tensor) -> Band:
         """Logits of the chosen queries at the size of the network's input, padding cropped."""
-        embeds_QC, features_CHW = self.embeds_QC[queries].float(), self.features_CHW
-
-        def coarse(start: int, stop: int) -> Tensor:
-            rows_CHW = features_CHW[:, start:stop].float()
-            return torch.einsum("qc,chw->qhw", embeds_QC, rows_CHW)
-
-        full = resized(coarse, tuple(features_CHW.shape[-2:]), self.padded)
-        width = self.valid[1]
-        return lambda start, stop: full(start, stop)[..., :width]
+        return self.coarse(queries).at(self.valid)
 
     def at_output(self, queries: Tensor) -> Band:
         """Logits of the chosen queries at the size of the picture."""
-        return resized(self.at_input(queries), self.valid, self.size)
+        return self.coarse(queries).at(self.size)
+
+
+@dataclass
+class CoarseMasks:
+    """Mask logits at stride 4, and the sizes that they go through (as in `MaskLogits`)."""
+
+    logits_QHW: Tensor
+    padded: Size
+    valid: Size
+    size: Size
+
+    def turned(self) -> CoarseMasks:
+        """Rows and columns exchanged: for who wants columns at a time, or one after the other in memory."""
+        sizes = (size[::-1] for size in (self.padded, self.valid, self.size))
+        return CoarseMasks(self.logits_QHW.transpose(1, 2).contiguous(), *sizes)
+
+    def split(self, count: int) -> Iterator[CoarseMasks]:
+        """A few queries at a time."""
+        for logits_QHW in self.logits_QHW.split(count):
+            yield CoarseMasks(logits_QHW, self.padded, self.valid, self.size)
+
+    def at(self, size: Size) -> Band:
+        """Rows of the masks at the size of the network's input without padding (`valid`), or beyond that at another."""
+        device, lengths = self.logits_QHW.device, self.logits_QHW.shape[-2:]
+        stages = zip(lengths, self.padded, self.valid, size, strict=True)
+        rows, columns = (resize_weights(*stage, device) for stage in stages)
+        blocks = columns.blocks(device)
+
+        def band(start: int, stop: int) -> Tensor:
+            first, last, weights = rows.block(start, stop)
+            x = weights @ self.logits_QHW[:, first:last]
+            return torch.cat([x[..., low:high] @ part.T for low, high, part in blocks], dim=-1)
+
+        return band
+
+
+class ResizeWeights(NamedTuple):
+    """How each of T places along an axis is a weighted sum of a few neighbouring places of a shorter one.
+
+    first, last: of the neighbours, on the host. sources_TK: all of them; weights_TK: what they count, fp32.
+    """
+
+    first: list[int]
+    last: list[int]
+    sources_TK: Tensor
+    weights_TK: Tensor
+
+    def block(self, start: int, stop: int) -> tuple[int, int, Tensor]:
+        """Of places [start, stop): the range of sources that they need, and their weights as a matrix."""
+        low, high = self.first[start], self.last[stop - 1] + 1
+        weights = self.weights_TK.new_zeros(stop - start, high - low)
+        return low, high, weights.scatter_add_(1, self.sources_TK[start:stop] - low, self.weights_TK[start:stop])
+
+    def blocks(self, device: torch.device) -> list[tuple[int, int, Tensor]]:
+        """All places. In short blocks, almost everything that a matrix product multiplies is not zero; a GPU would
+        rather be called less often."""
+        step, count = 64 if device.type == "cpu" else 1024, len(self.first)
+        return [self.block(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+@cached_by_shape
+def resize_weights(coarse: int, padded: int, valid: int, size: int, device: torch.device) -> ResizeWeights:
+    """Both published resizes of one axis in one: stride 4 to the padded input, cropped to what is valid, to the
+    picture. Resizing is linear, so the weights of the two multiply; nothing of the input's size is ever made."""
+    weights = csr_array(_bilinear(valid, size) @ _bilinear(coarse, padded)[:valid])
+    weights.eliminate_zeros()
+    weights.sort_indices()
+    counts, ends = np.diff(weights.indptr), weights.indptr[1:]
+    first, last = weights.indices[weights.indptr[:-1]], weights.indices[ends - 1]
+    steps = np.arange(counts.max())
+    places = np.minimum(weights.indptr[:-1, None] + steps, ends[:, None] - 1)
+    values = np.where(steps < counts[:, None], weights.data[places], 0).astype(np.float32)
+    sources = weights.indices[places].astype(np.int64)
+    return ResizeWeights(
+        first.tolist(), last.tolist(), torch.from_numpy(sources).to(device), torch.from_numpy(values).to(device)
+    )
+
+
+def _bilinear(source: int, target: int) -> csr_array:
+    """(target, source): half-pixel centres, no antialiasing. Places are rounded to fp32 at every step, as PyTorch's."""
+    scale, half = np.float32(source) / np.float32(target), np.float32(0.5)
+    place = np.maximum(scale * (np.arange(target, dtype=np.float32) + half) - half, np.float32(0))
+    low = np.minimum(place.astype(np.int64), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    part = np.minimum(place - low, np.float32(1)).astype(np.float64)
+    rows = np.arange(target)
+    entries = (np.concatenate([1 - part, part]), (np.concatenate([rows, rows]), np.concatenate([low, high])))
+    return csr_array(entries, shape=(target, source))
 
 
 def resized(band: Band, from_size: Size, to_size: Size) -> Band:

@@ -7,7 +7,7 @@ through the published post-processing like the queries of one view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,3 +137,16 @@ class MergedMasks:
             return (total / counts[:, None, None]).clamp_(CERTAIN, 1 - CERTAIN).logit()
 
         return rows
+
+    def objects(self, chosen: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As of `MaskLogits`."""
+        height, width = self.size
+        for few in chosen.split(at_once) if len(chosen) else ():
+            band, total = self.at_output(few), torch.zeros(len(few), device=self.device)
+            inside_QWH = torch.empty(len(few), width, height, dtype=torch.bool, device=self.device)
+            for start, stop in bands(height, width, len(few)):
+                logits = band(start, stop)
+                inside = logits > 0
+                total += (logits.sigmoid() * inside).sum((1, 2))
+                inside_QWH[..., start:stop] = inside.transpose(1, 2)
+            yield inside_QWH, total

@@ -89,16 +89,35 @@ def _claim(masks: MaskLogits, kept: Tensor, scores: Tensor) -> Claims:
     if count:
         band = masks.at_output(kept)
         for start, stop in bands(height, width, count):
-            probs = band(start, stop).sigmoid()
-            owner = (probs * scores[:, None, None]).argmax(0)
+            probs = band(start, stop).sigmoid_()
             confident = probs >= 0.5
-            covered += confident.sum((1, 2))
+            covered += count_true(confident)
+            owner = first_argmax(probs.mul_(scores[:, None, None]))
             owner_HW[start:stop] = owner
             sure_HW[start:stop] = confident.gather(0, owner[None])[0]
     kinds_HW = owner_HW.int().mul_(2).add_(sure_HW)
     unsure, visible = torch.bincount(kinds_HW.flatten(), minlength=2 * count + 2).view(-1, 2)[:count].T
     owned, covered, visible = torch.stack([unsure + visible, covered, visible]).tolist()
     return Claims(owner_HW, sure_HW, owned, covered, visible)
+
+
+def count_true(mask_QHW: Tensor) -> Tensor:
+    """(Q,) int64: the pixels of each mask. On a CPU by numpy, which does not make numbers of them first."""
+    if mask_QHW.device.type == "cpu":
+        return torch.tensor([np.count_nonzero(each) for each in mask_QHW.numpy()], dtype=torch.long)
+    return mask_QHW.sum((1, 2))
+
+
+def first_argmax(values_QHW: Tensor) -> Tensor:
+    """(H, W): which of Q values is the largest, the first of equal ones. On a CPU plane by plane: PyTorch walks down
+    the planes for each pixel, several times slower."""
+    if values_QHW.device.type != "cpu":
+        return values_QHW.argmax(0)
+    best, owner = values_QHW[0].clone(), torch.zeros(values_QHW.shape[1:], dtype=torch.int16)
+    for number in range(1, len(values_QHW)):
+        owner.masked_fill_(values_QHW[number] > best, number)
+        torch.maximum(best, values_QHW[number], out=best)
+    return owner.long()
 
 
 # --- instances --------------------------------------------------------------------------------------------------------
@@ -140,19 +159,9 @@ def instances(
 def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
     """Mean probability inside each query's mask, and the masks as run lengths."""
     qualities, rles = [torch.zeros(0, device=masks.device)], []
-    height, width = masks.size
-    for first in range(0, len(queries), QUERIES_AT_ONCE):
-        chunk = queries[first : first + QUERIES_AT_ONCE]
-        band = masks.at_output(chunk)
-        inside_QHW = torch.empty(len(chunk), height, width, dtype=torch.bool, device=masks.device)
-        total = torch.zeros(len(chunk), device=masks.device)
-        for start, stop in bands(height, width, len(chunk)):
-            logits = band(start, stop)
-            inside = logits > 0
-            total += (logits.sigmoid() * inside).sum((1, 2))
-            inside_QHW[:, start:stop] = inside
-        qualities.append(total / (inside_QHW.sum((1, 2)) + 1e-6))
-        rles += coco_mask.encode(np.asfortranarray(inside_QHW.permute(1, 2, 0).cpu().numpy().view(np.uint8)))
+    for inside_QWH, total in masks.objects(queries, QUERIES_AT_ONCE):
+        qualities.append(total / (count_true(inside_QWH) + 1e-6))
+        rles += coco_mask.encode(inside_QWH.cpu().numpy().view(np.uint8).transpose(2, 1, 0))
     return torch.cat(qualities), rles
 
 
@@ -178,7 +187,9 @@ def semantic_scores(
 
     def scores(start: int, stop: int) -> Tensor:
         masks_QHW = logits(start, stop)
-        return torch.einsum("qk,qhw->khw", probs_QK, masks_QHW if of_logits else masks_QHW.sigmoid_())
+        masks_QP = (masks_QHW if of_logits else masks_QHW.sigmoid_()).flatten(1)
+        # The classes of a pixel lie side by side in memory: that is how the best of them is found fast.
+        return (masks_QP.T @ probs_QK).unflatten(0, masks_QHW.shape[1:]).permute(2, 0, 1)
 
     return resized(scores, masks.valid, masks.size) if resize_scores else scores
 
