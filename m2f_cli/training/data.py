@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config
+from ..config import Component, Config
 from ..data.detect import open_data
+from ..data.formats.base import NoTask
 from ..data.records import DataSet, Record
 from ..data.synthetic_data import synthetic_dataset
 from ..errors import ConfigError, DataError
@@ -20,6 +21,32 @@ Splits = tuple[DataSet, DataSet | None]  # to train on, to evaluate on
 def open_splits(settings: Config, folder: Path | None, val_limit: int | None, notes: list[str]) -> Splits:
     """What a run trains and evaluates on; `notes` takes what a person should know. See `open_split`, `val_split`."""
     return open_split(settings, folder, "train"), val_split(settings, folder, val_limit, notes)
+
+
+def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
+    """The configuration for the task that the data has, where it has another one than the preset's.
+
+    Mask classification is trained alike for all tasks (Mask2Former, section 3): the task says which truth is read and
+    which figure is measured. A crop that limits a class's share needs a class for every pixel, and does not without.
+
+    Raises:
+        NoTask: the same again, for a network that is made for one task alone.
+    """
+    if settings.train is None or settings.train.loss.masks == "per_pixel":
+        raise error
+    task = error.supported[0]
+    notes.append(f"The preset {settings.name} is for {settings.task} segmentation and these annotations are for "
+                 f"{' or '.join(error.supported)}: this run's task is {task}.")  # fmt: skip
+    augment = settings.train.augment
+    if task == "instance":
+        limit = {"category_max_area": 1.0}
+        augment = tuple(
+            Component(name=each.name, **{**each.options, **limit}) if limit.keys() & each.options else each
+            for each in augment
+        )
+    train = settings.train.model_copy(update={"augment": augment})
+    test = settings.test.model_copy(update={"tasks": (task,)})
+    return settings.model_copy(update={"task": task, "train": train, "test": test})
 
 
 def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:

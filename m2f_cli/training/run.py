@@ -20,6 +20,7 @@ from .. import __version__, config, weights
 from .. import model as networks
 from ..config import Config
 from ..data.checks import check
+from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, training_loader
 from ..data.records import DataSet
 from ..errors import ConfigError, Unreachable
@@ -29,7 +30,7 @@ from ..inference.segmenter import Segmenter, choose_device
 from ..loss.criterion import make_criterion
 from ..model.piloting import piloting_of
 from . import batch_size, distributed, state
-from .data import Splits, open_splits, same_classes
+from .data import Splits, open_splits, same_classes, with_task_of
 from .ema import EMA
 from .logs import check_loggers, make_loggers
 from .loop import Parts, Step, Trouble, train
@@ -161,7 +162,11 @@ def prepare(
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
     torch.manual_seed(settings.train.seed + distributed.rank())
     is_own = data is not None or options.data is not None
-    train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
+    try:
+        train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
+    except NoTask as error:
+        settings = with_task_of(settings, error, notes)
+        train_data, val_data = open_splits(settings, options.data, options.val_pictures, notes)
     notes += [*train_data.notes]
     same_classes(train_data, val_data)
     if is_own and not options.resume and distributed.rank() == 0:

@@ -111,3 +111,35 @@ def test_stuff_alone_has_no_instances(tmp_path):
 def test_other_tasks_keep_all_classes():
     for task in ("panoptic", "semantic"):
         assert names(open_split(settings(f"task={task}"), None, "val")) == [c.name for c in synthetic_data.CATEGORIES]
+
+
+# --- a task that the data does not have -------------------------------------------------------------------------------
+
+
+def instances_in(folder) -> None:
+    for split in ("train2017", "val2017"):
+        one = [folders.annotation(1, 1, 17, [folders.rectangle(2, 2, 20, 15)])]
+        folders.coco_instances(folder, one, name=split, pictures=split)
+
+
+def test_a_preset_of_another_task_takes_that_of_the_data(tmp_path):
+    """A semantic preset on instance annotations: truth, crop, figure and checkpoint are of instances."""
+    instances_in(tmp_path)
+    chosen = settings("task=semantic", "train.augment=[{name: crop, height: 32, width: 32, category_max_area: 0.75}]")
+    options = Options(data=tmp_path, init="random", device="cpu")
+    prepared = run.prepare(chosen, tmp_path / "run", options, torch.device("cpu"), Listener())
+    assert prepared.settings.task == "instance" and prepared.settings.test.tasks == ("instance",)
+    assert prepared.settings.train.augment[0].options == {"height": 32, "width": 32, "category_max_area": 1.0}
+    assert isinstance(prepared.train_data.records[0].read_truth(), InstanceTruth)
+    assert [note for note in prepared.notes if "this run's task is instance" in note]
+    next(iter(prepared.loader))  # a crop with a limit would refuse
+
+
+def test_a_network_made_for_one_task_refuses_another(tmp_path):
+    instances_in(tmp_path)
+    chosen = settings("task=semantic")
+    loss = chosen.train.loss.model_copy(update={"masks": "per_pixel"})
+    chosen = chosen.model_copy(update={"train": chosen.train.model_copy(update={"loss": loss})})
+    options = Options(data=tmp_path, init="random", device="cpu")
+    with pytest.raises(DataError, match="no annotations for the task 'semantic', only for: instance"):
+        run.prepare(chosen, tmp_path / "run", options, torch.device("cpu"), Listener())

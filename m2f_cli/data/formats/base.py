@@ -40,7 +40,9 @@ class Format:
 
 
 class NoTask(DataError):
-    """A data set has no truths for that task; for others it may be fine."""
+    """A data set has no truths for that task, but for those in `supported`, the richest first."""
+
+    supported: tuple[Task, ...] = ()
 
 
 def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> Task:
@@ -51,7 +53,9 @@ def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> T
     """
     if asked is None or asked in supported:
         return asked or supported[0]
-    raise NoTask(
+    error = NoTask(
         f"{where} has no annotations for the task {asked!r}, only for: {', '.join(supported)}.",
         hint=f"Use the task {supported[0]!r}, or another data set.",
     )
+    error.supported = tuple(supported)
+    raise error
