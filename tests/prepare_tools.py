@@ -25,6 +25,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def zipped(folder: Path, target: Path, above: str = "") -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w") as archive:
         for path in folder.rglob("*"):
             if path.is_file():

@@ -29,7 +29,8 @@ def prepare(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Make everything again, compare, and replace what differs.")
+        bool, typer.Option("--verify", help="Check published hashes of archives, make everything again, compare, and "
+                     "replace what differs.")
     ] = False,
     partial: Annotated[bool, typer.Option("--partial", help="A part of the published pictures is enough.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,

@@ -11,7 +11,7 @@ import typer
 from .. import __version__, console
 from ..errors import ConfigError, unknown_name
 from ..inference import reference_table
-from ..inference.reference_table import backbone_cell, backbone_label, label
+from ..inference.reference_table import backbone_cell, backbone_label, decimals, label
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -48,7 +48,8 @@ def show_tables(
     text: Text = None, dataset: Dataset = None, task: Task = None, backbone: Backbone = None, method: Method = None,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "terminal",
     runs: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where m2f eval, reproduce and bench wrote: the columns 'here'.")
+        Path, typer.Option(metavar="DIR", help="Where m2f eval, reproduce and bench --preset all wrote: the columns "
+                     "'here'.")
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -163,7 +164,8 @@ def _first_figure(config: Config) -> str:
     if not config.published:
         return "-"
     first = config.published[0]
-    return f"{label(first.metric, first.setting)} {first.value:g}{'' if first.verified else '?'}"
+    value = f"{first.value:.{decimals(first.value)}f}"
+    return f"{label(first.metric, first.setting)} {value}{'' if first.verified else '?'}"
 
 
 # --- copying ----------------------------------------------------------------------------------------------------------

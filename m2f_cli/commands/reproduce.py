@@ -11,6 +11,7 @@ import typer
 
 from .. import console
 from ..errors import unknown_name
+from ..inference.reference_table import decimals
 
 if TYPE_CHECKING:
     from ..inference.evaluate import Progress
@@ -105,4 +106,5 @@ def _print(found: list[Reproduced], rule: str) -> None:
 def _figures(check: Check) -> list[str]:
     published, measured = check.published, check.measured
     difference = "-" if published is None or measured is None else f"{measured - published:+.2f}"
-    return ["-" if published is None else f"{published:g}", "-" if measured is None else f"{measured:.2f}", difference]
+    said = "-" if published is None else f"{published:.{decimals(published)}f}"
+    return [said, "-" if measured is None else f"{measured:.2f}", difference]

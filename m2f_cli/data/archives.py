@@ -6,6 +6,7 @@ Names are relative to the tree, with "/" between folders. A tree can be pickled;
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import struct
 import tarfile
@@ -20,6 +21,7 @@ from ..errors import DataError
 
 LARGEST = 4 << 30  # bytes of one file of an archive: more is no data set but a bomb
 SUFFIXES = (".zip", ".tar")
+_CHUNK = 1 << 20  # bytes
 _IGNORED = ("__MACOSX/", "PaxHeader/")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"(\xb5/\xfd": "zstd"}
 _DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error, zlib.error)
@@ -173,6 +175,34 @@ def open_tree(path: Path) -> Tree:
     archive = Archive(path)
     archive._index()
     return archive
+
+
+def archive_files(tree: Tree) -> list[Path]:
+    """The zip and tar files that a tree is read from."""
+    if isinstance(tree, Layers):
+        return list(dict.fromkeys(file for each in tree.trees for file in archive_files(each)))
+    return [tree.file] if isinstance(tree, Archive) else []
+
+
+def refuse_other_content(file: Path, published: str) -> None:
+    """
+    Args:
+        published: the file's MD5 or SHA-1 in hexadecimal digits, as data sets publish it: it finds damage, not malice.
+
+    Raises:
+        DataError: the file cannot be read, or has another one.
+    """
+    digest = hashlib.new({32: "md5", 40: "sha1"}[len(published)], usedforsecurity=False)
+    try:
+        with file.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+    if digest.hexdigest() != published:
+        hint = "The download is damaged, or of another release: fetch it again."
+        raise DataError(f"{file} has the {digest.name.upper()} {digest.hexdigest()}; {published} is published.",
+                        hint=hint)  # fmt: skip
 
 
 # --- what is in an archive --------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ..errors import DataError
-from ..types import Categories, InstanceTruth, PanopticTruth, SemanticTruth, Truth
-from .formats.files import values_in
+from ..types import Categories, Truth
 from .picture import picture_size
 from .records import DataSet, Record, check_size
+from .regions import Regions, regions_of
 
 BACKGROUNDS = frozenset(("background", "bg", "_background_", "unlabeled", "unlabelled", "void", "ignore", "none"))
 LEAST_EDGE, MOST_PIXELS = 32, 50_000_000  # 32 is the stride of the coarsest features
@@ -79,17 +78,6 @@ class Description:
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Of one picture: its size, the labels of its regions (crowds apart), and pixels without a class."""
-
-    size: tuple[int, int]
-    labels: list[int]
-    crowds: int
-    hidden: int
-    ignored: int
-
-
 def describe(
     data: DataSet, limit: int | None = None, *, pixels: bool = False, on_picture: Callable[[int], None] | None = None
 ) -> Description:
@@ -105,7 +93,7 @@ def describe(
         try:
             truth = record.read_truth()
             _check_picture(record, truth, pixels)
-            found.append(_count(truth))
+            found.append((_size(truth), regions_of(truth)))
         except DataError as error:
             failures.append((record.name, str(error)))
         if on_picture is not None:
@@ -113,20 +101,27 @@ def describe(
     return _sum_up(data, found, failures)
 
 
-def _sum_up(data: DataSet, found: list[_Counts], failures: list[tuple[str, str]]) -> Description:
-    pictures_of = Counter(label for counts in found for label in set(counts.labels))
-    objects_of = Counter(label for counts in found for label in counts.labels)
+def _size(truth: Truth) -> tuple[int, int]:
+    return truth.size[0], truth.size[1]
+
+
+def _sum_up(
+    data: DataSet, found: list[tuple[tuple[int, int], Regions]], failures: list[tuple[str, str]]
+) -> Description:
+    sizes, counted = [size for size, _ in found], [regions for _, regions in found]
+    pictures_of = Counter(label for regions in counted for label in set(regions.labels))
+    objects_of = Counter(label for regions in counted for label in regions.labels)
     numbers = range(len(data.categories))
-    area = sum(counts.size[0] * counts.size[1] for counts in found)
+    area = sum(height * width for height, width in sizes)
     return Description(
         name=data.name, format=data.format, split=data.split, task=data.task, categories=data.categories,
         pictures=len(data.records), looked_at=len(found), failures=tuple(failures),
-        objects=tuple(len(counts.labels) for counts in found),
+        objects=tuple(len(regions.labels) for regions in counted),
         pictures_of=tuple(pictures_of[number] for number in numbers),
         objects_of=tuple(objects_of[number] for number in numbers),
-        crowds=sum(counts.crowds for counts in found), hidden=sum(counts.hidden for counts in found),
-        ignored=None if data.task == "instance" else sum(counts.ignored for counts in found) / max(1, area),
-        sizes=dict(Counter(counts.size for counts in found)),
+        crowds=sum(regions.crowds for regions in counted), hidden=sum(regions.hidden for regions in counted),
+        ignored=None if data.task == "instance" else sum(regions.ignored for regions in counted) / max(1, area),
+        sizes=dict(Counter(sizes)),
     )  # fmt: skip
 
 
@@ -141,29 +136,6 @@ def _check_picture(record: Record, truth: Truth, pixels: bool) -> None:
         check_size(Path(record.name), record.read_image().shape[:2], truth.size)
     else:
         check_size(record.image, picture_size(record.image), truth.size)
-
-
-def _count(truth: Truth) -> _Counts:
-    size = truth.size[0], truth.size[1]
-    if isinstance(truth, SemanticTruth):
-        labels = [int(label) for label in values_in(truth.labels_HW) if label != truth.ignore]
-        return _Counts(size, labels, 0, 0, int(np.count_nonzero(truth.labels_HW == truth.ignore)))
-    if isinstance(truth, PanopticTruth):
-        regions, present = truth.segments, set(values_in(truth.ids_HW).tolist())
-        hidden = sum(segment.id not in present for segment in regions)
-        ignored = int(np.count_nonzero(truth.ids_HW == 0))
-    else:
-        regions, ignored = truth.objects, 0
-        hidden = sum(_is_hidden(item.shape, truth) for item in regions)
-    labels = [region.label for region in regions if not region.iscrowd]
-    return _Counts(size, labels, len(regions) - len(labels), hidden, ignored)
-
-
-def _is_hidden(shape: list[np.ndarray] | dict[str, Any], truth: InstanceTruth) -> bool:
-    if isinstance(shape, dict):
-        return not coco_mask.area(shape)
-    rles = coco_mask.frPyObjects([points_P2.ravel().tolist() for points_P2 in shape], *truth.size)
-    return not coco_mask.area(coco_mask.merge(rles))
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -210,7 +182,7 @@ def _binary(found: Description) -> DataWarning | None:
         "binary-masks",
         f"Every pixel is {found.categories[0].name!r} (value 0) or ignored ({found.ignored:.0%}): "
         "these look like masks of 0 and 255.",
-        "If 255 is the object, say so: label_map {0: class of the rest, 255: class of the object}.",
+        "If 255 is the object, say so: --label-map 0=REST,255=OBJECT, or data.label_map in a preset.",
     )
 
 
@@ -221,7 +193,7 @@ def _background(found: Description) -> DataWarning | None:
     number = [category.name for category in found.categories].index(names[0])
     hint = "Remove the category: what was not annotated needs none."
     if found.task == "semantic":
-        hint = f"If it means that nothing was annotated, ignore its pixels: ignore_index={number}."
+        hint = f"If it means that nothing was annotated, ignore its pixels: data.ignore_index={number}."
     return DataWarning("background-class", f"The class {number}, {names[0]!r}, is learned like any other.", hint)
 
 

@@ -26,7 +26,7 @@ def detect(folder: str | Path) -> str:
     if len(names) == 1:
         return names[0]
     if names:
-        raise DataError(f"{folder} looks like {' and like '.join(names)}.", hint="Say which with `format`.")
+        raise DataError(f"{folder} looks like {' and like '.join(names)}.", hint="Say which it is (--format).")
     raise _unrecognised(folder)
 
 
@@ -86,6 +86,8 @@ def _found_in(folder: Path) -> list[str]:
 
 
 def _unrecognised(folder: Path) -> DataError:
+    if not any(folder.iterdir()):
+        return DataError(f"The data folder {folder} is empty.", hint="Give the folder of a data set.")
     inside = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
     shown = ", ".join(inside[:_SHOWN]) + (", …" if len(inside) > _SHOWN else "")
     nested = [path for path in sorted(folder.iterdir()) if path.is_dir() and _found_in(path)]
@@ -94,7 +96,7 @@ def _unrecognised(folder: Path) -> DataError:
     else:
         layouts = (f"{name}: {plugins.get('formats', name).layout}" for name in plugins.names("formats"))
         hint = f"Known are {'; '.join(layouts)}."
-    return DataError(f"{folder} has no known format; it holds {shown or 'nothing'}.", hint=hint)
+    return DataError(f"{folder} has no known format; it holds {shown}.", hint=hint)
 
 
 def _refuse_twins(data: DataSet, folder: Path) -> None:

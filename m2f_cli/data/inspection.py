@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from pycocotools import mask as coco_mask
 
 from ..errors import DataError
-from ..types import InstanceTruth, PanopticTruth, SemanticTruth, Truth
 from .fingerprints import difference_hash, digest
 from .picture import read_picture
 from .records import PictureFile, Record, check_size
+from .regions import Regions, regions_of
 
 DRAFT_EDGE = 64  # least pixels of a JPEG that its hash is made of: libjpeg decodes it reduced, and still to the end
 _JPEG = b"\xff\xd8"
@@ -38,21 +36,6 @@ class Problem:
     name: str
     kind: str
     message: str
-
-
-@dataclass(frozen=True)
-class Regions:
-    """The annotated regions of a picture that are no crowds: class numbers and areas in pixels, in one order.
-
-    crowds: how many more are crowds. hidden: regions, crowds among them, without a pixel. ignored: pixels without a
-    class.
-    """
-
-    labels: tuple[int, ...]
-    areas: tuple[int, ...]
-    crowds: int = 0
-    hidden: int = 0
-    ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,44 +118,3 @@ def _reduced(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
 def _whole(path: Path) -> tuple[Image.Image, tuple[int, int]]:
     image_HW3 = read_picture(path)
     return Image.fromarray(image_HW3), image_HW3.shape[:2]
-
-
-# --- the annotation ---------------------------------------------------------------------------------------------------
-
-
-def regions_of(truth: Truth) -> Regions:
-    """Count and measure. Of a semantic truth, each class that is present is one region; masks that are run lengths are
-    measured without unpacking them."""
-    if isinstance(truth, SemanticTruth):
-        areas = areas_in(truth.labels_HW)
-        ignored = areas.pop(int(truth.ignore), 0)
-        return Regions(tuple(areas), tuple(areas.values()), ignored=ignored)
-    if isinstance(truth, PanopticTruth):
-        areas = areas_in(truth.ids_HW)
-        found = [(segment, areas.get(segment.id, 0)) for segment in truth.segments]
-        ignored = areas.get(0, 0)
-    else:
-        found = [(item, _area(item.shape, truth)) for item in truth.objects]
-        ignored = 0
-    plain = [(region.label, area) for region, area in found if not region.iscrowd]
-    hidden = sum(area == 0 for _, area in found)
-    labels, areas = zip(*plain, strict=True) if plain else ((), ())
-    return Regions(labels, areas, crowds=len(found) - len(plain), hidden=hidden, ignored=ignored)
-
-
-def areas_in(plane_HW: np.ndarray) -> dict[int, int]:
-    """The different values of a plane, ascending, and how many pixels have each."""
-    flat = plane_HW.ravel()
-    starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)  # runs are some hundred times fewer than pixels
-    values, which = np.unique(flat[starts], return_inverse=True)
-    areas = np.bincount(which.ravel(), weights=np.diff(np.append(starts, flat.size)))
-    return {int(value): int(area) for value, area in zip(values, areas, strict=True)}
-
-
-def _area(shape: list[np.ndarray] | dict[str, Any], truth: InstanceTruth) -> int:
-    if isinstance(shape, dict):
-        return int(coco_mask.area(shape))
-    if not shape:
-        return 0
-    rles = coco_mask.frPyObjects([points_P2.ravel().tolist() for points_P2 in shape], *truth.size)
-    return int(coco_mask.area(rles[0] if len(rles) == 1 else coco_mask.merge(rles)))

@@ -8,14 +8,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from .checks import DataWarning, Description, check
+from .checks import Description
+from .findings import Finding, of_classes, of_leftovers, of_no_split, of_split, of_twins
 from .fingerprints import Prints, Twin, repeats, twins
 from .inspection import Look, Problem, look_at
+from .leftovers import leftovers
 from .records import DataSet
 
 SPLITS = ("train", "val", "test")
@@ -93,17 +95,6 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that a person should know. An error stops training; a warning spoils its result."""
-
-    level: Literal["error", "warning"]
-    kind: str
-    split: str
-    message: str
-    hint: str
-
-
-@dataclass(frozen=True)
 class DataReport:
     """All splits that were looked at, pictures that are in two of them, and what is wrong."""
 
@@ -136,7 +127,8 @@ def class_rows(splits: Sequence[SplitReport]) -> list[tuple[ClassCount, list[Cla
 
 
 def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[DataSet], list[Finding]]:
-    """The splits of a folder: those that were asked for, or train, val and test as far as they are there.
+    """The splits of a folder: those that were asked for, or train, val and test as far as they are there; and what is
+    wrong with it as a whole: splits that are missing, files that are in none.
 
     Raises:
         DataError: a split that was asked for cannot be opened, or none at all can.
@@ -154,18 +146,12 @@ def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[Data
                 opened.append(data)
     if not opened:
         raise failed["train"]
-    return opened, [_no_split(name, error) for name, error in failed.items() if name != "test"]
+    missing = [of_no_split(name, error) for name, error in failed.items() if name != "test"]
+    return opened, [*missing, *map(of_leftovers, leftovers(opened))]
 
 
 def _same_pictures(data: DataSet, other: DataSet) -> bool:
     return data.records[0].image is not None and data.records[0].image == other.records[0].image
-
-
-def _no_split(split: str, error: DataError) -> Finding:
-    """Training needs its split; without val it runs, and says that nothing is evaluated."""
-    level = "error" if split == "train" else "warning"
-    return Finding(level, f"no-{split}-split", split, f"{split} cannot be used: {error.message}",
-                   error.hint or "Look at the splits that there are with --split.")  # fmt: skip
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -262,7 +248,7 @@ class _Tally:
         )  # fmt: skip
 
 
-# --- judging ----------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def report(
@@ -278,77 +264,5 @@ def report(
     splits = [inspect(data, workers=workers, on_look=on_look) for data in opened]
     pairs = itertools.combinations(splits, 2)
     shared = [twin for first, second in pairs for twin in twins(second.prints, first.prints)]
-    findings = [*before, *_of_classes(splits)]
-    for data, split in zip(opened, splits, strict=True):
-        findings += [*_of_problems(split), *_of_labels(split), *_of_mistakes(data, split), *_of_repeats(split)]
-    return DataReport(tuple(splits), tuple(shared), tuple([*findings, *_of_twins(shared)]))
-
-
-def _of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
-    """Training refuses splits of other classes."""
-    first = [each.name for each in splits[0].classes]
-    found = []
-    for split in splits[1:]:
-        names = [each.name for each in split.classes]
-        if names != first:
-            strange = [name for name in names if name not in first] or [name for name in first if name not in names]
-            message = (f"{split.split} has {len(names)} classes and {splits[0].split} {len(first)}; "
-                       f"they differ in {', '.join(strange[:5]) or 'their order'}.")  # fmt: skip
-            found.append(Finding("error", "other-classes", split.split, message, "Both need the same class list."))
-    return found
-
-
-def _of_problems(split: SplitReport) -> list[Finding]:
-    by_kind: dict[str, list[Problem]] = {}
-    for problem in split.problems:
-        by_kind.setdefault(problem.kind, []).append(problem)
-    return [
-        Finding("error", kind, split.split, f"{_pictures(len(found))} of {split.description.pictures} cannot be used; "
-                f"the first: {found[0].message}", "Repair them, leave them out, or train with --skip-broken.")
-        for kind, found in by_kind.items()
-    ]  # fmt: skip
-
-
-def _of_labels(split: SplitReport) -> list[Finding]:
-    nothing = split.description.looked_at and not any(split.description.objects_of)
-    if not nothing:
-        return []
-    level = "error" if split.split == "train" else "warning"
-    return [Finding(level, "nothing-annotated", split.split, f"No picture of {split.split} has an annotated object.",
-                    "Check that annotations and pictures belong together.")]  # fmt: skip
-
-
-def _of_mistakes(data: DataSet, split: SplitReport) -> list[Finding]:
-    """The classic ones of `data.checks`; pictures that cannot be used have findings of their own."""
-    known: list[DataWarning] = check(data, description=split.description)
-    return [Finding("warning", w.kind, split.split, w.message, w.hint) for w in known if w.kind != "unusable"]
-
-
-def _of_repeats(split: SplitReport) -> list[Finding]:
-    if not split.repeats:
-        return []
-    first = split.repeats[0]
-    return [Finding("warning", "repeated-pictures", split.split, f"{_pictures(len(split.repeats))} of {split.split} "
-                    f"repeat another, such as {first.name} and {first.other}.", "Remove the copies.")]  # fmt: skip
-
-
-def _of_twins(shared: Sequence[Twin]) -> list[Finding]:
-    groups: dict[tuple[str, str, bool], list[Twin]] = {}
-    for twin in shared:
-        groups.setdefault((twin.split, twin.other_split, twin.identical), []).append(twin)
-    return [_of_twin_group(*key, found) for key, found in groups.items()]
-
-
-def _of_twin_group(split: str, other: str, identical: bool, found: list[Twin]) -> Finding:
-    count, first = _pictures(len(found)), found[0]
-    if identical:
-        return Finding("warning", "shared-pictures", split, f"{count} of {split} are in {other} too, such as "
-                       f"{first.name} and {first.other}.",
-                       "Results on pictures that were trained on mean nothing: remove them from one.")  # fmt: skip
-    return Finding("warning", "near-duplicates", split, f"{count} of {split} look like pictures of {other}, such as "
-                   f"{first.name} and {first.other}.",
-                   "Keep copies and frames of one scene in one split, or the results will flatter.")  # fmt: skip
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' if count != 1 else ''}"
+    of_each = [each for data, split in zip(opened, splits, strict=True) for each in of_split(data, split)]
+    return DataReport(tuple(splits), tuple(shared), (*before, *of_classes(splits), *of_each, *of_twins(shared)))

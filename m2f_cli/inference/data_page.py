@@ -46,7 +46,8 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
     """
     data = opened[0]
     fails = len(report.errors)
-    verdict = f"{fails} errors: training would fail." if fails else "Nothing was found that would stop training."
+    errors = f"{fails} error{'s' if fails != 1 else ''}"
+    verdict = f"{errors}: training would fail." if fails else "Nothing was found that would stop training."
     body = [
         f"<h1>{escape(data.name)}</h1>",
         f"<p>{escape(data.format)} · {data.task} · {len(data.categories)} classes · {verdict}</p>",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,15 +149,17 @@ def sheet(shown: Sequence[View], columns: int | None = None) -> Image.Image:
     """
     each = max(len(view.pictures) for view in shown)
     columns = columns or max(1, min(len(shown), round((len(shown) / each) ** 0.5)))
-    rows = -(-len(shown) // columns)
-    cell = each * (EDGE + GAP) + GAP, EDGE + CAPTION + GAP
-    page = Image.new("RGB", (columns * cell[0], rows * cell[1] + GAP), "white")
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    heights = [max(picture.height for view in row for picture in view.pictures) + CAPTION + GAP for row in rows]
+    width = each * (EDGE + GAP) + GAP
+    page = Image.new("RGB", (columns * width, sum(heights) + GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    for number, view in enumerate(shown):
-        left, top = number % columns * cell[0] + GAP, number // columns * cell[1] + GAP
-        draw.text((left, top), _shortened(view.name, draw, font, cell[0] - 2 * GAP), fill="black", font=font)
-        for place, picture in enumerate(view.pictures):
-            page.paste(picture, (left + place * (EDGE + GAP), top + CAPTION))
+    for row, top in zip(rows, itertools.accumulate(heights, initial=GAP), strict=False):
+        for number, view in enumerate(row):
+            left = number * width + GAP
+            draw.text((left, top), _shortened(view.name, draw, font, width - 2 * GAP), fill="black", font=font)
+            for place, picture in enumerate(view.pictures):
+                page.paste(picture, (left + place * (EDGE + GAP), top + CAPTION))
     return page
 
 

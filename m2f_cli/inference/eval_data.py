@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from .. import plugins
 from ..config import Config
 from ..data.categories import class_tables, load_categories
 from ..data.detect import open_data
@@ -39,6 +40,8 @@ FULL_SPLITS = {  # pictures (facts 8)
     ("ade20k", "val"): 2000,
     ("cityscapes", "val"): 500,
     ("mapillary-vistas", "val"): 2000,
+    ("coco-stuff-10k", "val"): 1000,
+    ("ade20k-full", "val"): 2000,
 }
 OWN_CLASS_TABLES = ("ade20k", "cityscapes", "mapillary")  # formats that bring their classes
 TASKS: tuple[Task, ...] = ("panoptic", "instance", "semantic")
@@ -73,6 +76,7 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
 
     Raises:
         ConfigError: nobody says where.
+        DataError: the known data set is not there; says how to get it.
     """
     if data is not None:
         return data
@@ -88,11 +92,17 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
     place = LAYOUT[config.data.dataset]
     folder = root / place
     if not folder.is_dir():
-        raise ConfigError(
+        raise DataError(
             f"{config.name} is evaluated on {config.data.dataset}, and there is no {folder}.",
-            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {place}/.",
+            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {place}/.{_how_to_get(place)}",
         )
     return folder
+
+
+def _how_to_get(place: str) -> str:
+    """What prepares the data set that lies at `place`, and says where it comes from."""
+    names = [name for name in plugins.names("preparers") if plugins.get("preparers", name).folder == place]
+    return f" m2f data prepare {names[0]} says where to get it and prepares it." if names else ""
 
 
 def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:

@@ -26,13 +26,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from .. import plugins
 from ..data.picture import read_picture
 from ..errors import ConfigError, DataError, M2FError
+from ..ops.outlines import outlines
 from ..types import Categories, Instances, PanopticMap, Result, SemanticMap, Task
 from . import convert, draw
 
@@ -280,32 +280,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def polygons(region: convert.Region) -> list[dict[str, Any]]:
-    """Outlines and holes of a region, in corners of pixels.
-
-    OpenCV walks through the centres of border pixels, which cuts half a pixel off everywhere. In the mask at twice
-    its size both borders of a pixel have a place of their own, so rounding outwards gives the exact edge.
-    """
-    double = cv2.resize(region.mask_HW.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    contours, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    """Outlines and holes of a region, in corners of pixels."""
     offset = np.array([region.box[1], region.box[0]])
-    outlines: dict[int, dict[str, Any]] = {}
-    holes: list[tuple[int, list[list[int]]]] = []
-    for i, contour in enumerate(contours):
-        corners = _corners((contour[:, 0].astype(np.int64) + 1) // 2) + offset
-        parent = int(tree[0][i][3])
-        if parent < 0:
-            outlines[i] = {"outline": corners.tolist(), "holes": []}
-        else:
-            holes.append((parent, corners.tolist()))
-    for parent, hole in holes:
-        outlines[parent]["holes"].append(hole)
-    return list(outlines.values())
-
-
-def _corners(points_N2: np.ndarray) -> np.ndarray:
-    """The turning points of a closed path along the grid."""
-    points_N2 = points_N2[(points_N2 != np.roll(points_N2, 1, axis=0)).any(axis=1)]
-    before, after = points_N2 - np.roll(points_N2, 1, axis=0), np.roll(points_N2, -1, axis=0) - points_N2
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    reverses = (before * after).sum(axis=1) < 0
-    return points_N2[turns | reverses]
+    return [
+        {"outline": (outer_P2 + offset).tolist(), "holes": [(hole_P2 + offset).tolist() for hole_P2 in holes]}
+        for outer_P2, holes in outlines(region.mask_HW)
+    ]

@@ -165,7 +165,9 @@ def crop_of(config: Config) -> str | None:
 
 
 def decimals(value: float) -> int:
-    return len(f"{value:g}".partition(".")[2])
+    """Digits behind the point with which a figure was published. YAML drops a last zero; no table prints fewer than
+    one."""
+    return max(1, len(f"{value:g}".partition(".")[2]))
 
 
 # --- as tables --------------------------------------------------------------------------------------------------------

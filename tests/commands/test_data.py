@@ -127,7 +127,7 @@ def test_a_page_stands_for_itself(folder, tmp_path):
     page = (tmp_path / "new/page.html").read_text()
     assert "http" not in page and "<script" not in page
     assert "&lt;a&gt;" in page and "<a>" not in page
-    assert "1 picture of val are in train too" in page
+    assert "1 picture of val is in train too" in page
     shown = pictures_in(page)
     assert [picture.size for picture in shown] == [SIZE[::-1]] * 5  # 2 + 1 annotated, and a pair
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/page.html"]
@@ -153,7 +153,7 @@ def test_view_as_a_picture(folder, capsys, monkeypatch):
     assert m2f("view", ".") == 0
     path = capsys.readouterr().out.strip()
     assert path == f"runs/data/view/{folder.name}-train.jpg"
-    assert Image.open(path).size == (EDGE + 2 * GAP, 2 * (EDGE + CAPTION + GAP) + GAP)
+    assert Image.open(path).size == (EDGE + 2 * GAP, 2 * (SIZE[0] + CAPTION + GAP) + GAP)
 
 
 def test_view_before_and_after_augmentation(folder, tmp_path, capsys):
@@ -221,7 +221,7 @@ def test_large_pictures_become_small(tmp_path):
     (view,) = views(open_data(tmp_path, "train"))
     assert view.before.size == (EDGE, EDGE // 2)
     page = sheet([view] * 5)
-    assert page.size == (2 * (EDGE + 2 * GAP), 3 * (EDGE + CAPTION + GAP) + GAP)
+    assert page.size == (2 * (EDGE + 2 * GAP), 3 * (EDGE // 2 + CAPTION + GAP) + GAP)
 
 
 def test_the_other_commands_are_there(capsys):

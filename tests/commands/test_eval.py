@@ -289,7 +289,7 @@ def test_where_the_data_of_a_preset_are(tmp_path, capsys, monkeypatch):
     (tmp_path / "coco").symlink_to(tmp_path / "sets" / "coco")
     write_run(tmp_path / "own", _coco_classes(), data=tree.data)
     command = ["eval", "--model", "own", "--device", "cpu"]
-    assert cli.run(command) == 2
+    assert cli.run(command) == 3
     assert "and there is no datasets/coco. Pass --data DIR, or set DETECTRON2_DATASETS" in one_error(capsys)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
     assert cli.run(command) == 0

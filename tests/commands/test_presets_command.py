@@ -160,6 +160,8 @@ def test_list(shown):
     assert rows[1] == ["coco-instance-r50-mmdet", "instance", "r50", "100", "AP 42.9", "Apache-2.0"]
     assert len(columns) == len(rows[0])
     assert [preset["num_queries"] for preset in shown[1]["presets"]] == [200] * 8
+    run("list", "cityscapes-instance-swin-b")
+    assert shown[2][2][0][4] == "AP 42.0", "as published, and not as YAML keeps it"
 
 
 def test_table(shown):

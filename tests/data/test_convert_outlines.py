@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from m2f_cli.data.convert.labelme import _parts
-from m2f_cli.data.convert.outlines import joined, outlines, polygons_rle, rle_of, same_pixels
+from m2f_cli.data.convert.outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
 from m2f_cli.data.convert.yolo_seg import polygon_line
 from m2f_cli.types import TrueObject
 
@@ -37,13 +37,13 @@ def ring():
 def test_an_outline_runs_along_the_edges_of_pixels():
     mask_HW = np.zeros((6, 9), np.uint8)
     mask_HW[1:4, 2:7] = 1
-    (outer,), holes = outlines(encode(mask_HW))
+    (outer,), holes = rle_outlines(encode(mask_HW))
     assert holes == []
     assert sorted(map(tuple, outer.tolist())) == [(2, 1), (2, 4), (7, 1), (7, 4)]
 
 
 def test_holes_and_islands():
-    outer, holes = outlines(encode(ring()))
+    outer, holes = rle_outlines(encode(ring()))
     assert (len(outer), len(holes)) == (2, 1)
     # Filled without regard for holes, the outlines alone are more than the mask.
     assert pixels(outer, ring().shape).sum() == 80
@@ -51,13 +51,13 @@ def test_holes_and_islands():
 
 
 def test_nothing_has_no_outline():
-    assert outlines(encode(np.zeros((3, 4)))) == ([], [])
+    assert rle_outlines(encode(np.zeros((3, 4)))) == ([], [])
 
 
 @settings(max_examples=150, deadline=None)
 @given(MASKS)
 def test_one_path_with_seams_has_the_pixels_of_the_mask(mask_HW):
-    outer, holes = outlines(encode(mask_HW))
+    outer, holes = rle_outlines(encode(mask_HW))
     if mask_HW.any():
         assert np.array_equal(pixels([joined([*outer, *holes])], mask_HW.shape), mask_HW)
     else:

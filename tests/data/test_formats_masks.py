@@ -226,7 +226,9 @@ def test_cityscapes_panoptic(tmp_path):
 
 
 def test_cityscapes_semantic(tmp_path):
-    truth = only_truth(open_data(cityscapes(tmp_path), "val", task="semantic"))
+    data = open_data(cityscapes(tmp_path), "val", task="semantic")
+    assert data.notes == (), "instanceIds beside labelIds are no masks without picture"
+    truth = only_truth(data)
     labels, counts = np.unique(truth.labels_HW, return_counts=True)
     areas = dict(zip(labels.tolist(), counts.tolist(), strict=True))
     assert areas == {0: 226, 10: 150, 11: 27, 13: 32, 255: 165}  # train ids

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from prepare_tools import zipped
 
 from m2f_cli import plugins
 from m2f_cli.data.prepare import ade20k, run
@@ -145,6 +147,28 @@ def test_other_counts_than_published_are_refused(ade):
     assert any("5 pictures; 20210" in note for note in prepare(ade).notes)
 
 
+def test_archives_are_compared_with_their_published_hashes(ade, tmp_path, monkeypatch):
+    monkeypatch.setattr(ade20k, "_SPLITS", {"training": ("train", COUNT), "validation": ("val", 2)})
+    path = zipped(ade, tmp_path / "packed" / "ADEChallengeData2016.zip", "ADEChallengeData2016/")
+    prepare(path, partial=False)
+    prepare(path, verify=True)
+    with pytest.raises(DataError, match=r"ADEChallengeData2016.zip has the SHA1 .*; 219e1696.* is published"):
+        prepare(path, partial=False, verify=True)
+    seen = []
+    monkeypatch.setitem(ade20k.PREPARER.hashes, path.name, hashlib.sha1(path.read_bytes()).hexdigest())
+    prepare(path, partial=False, verify=True, on_progress=seen.append)
+    assert (seen[0].stage, seen[0].done, seen[0].total, seen[0].name) == ("hashes of archives", 1, 1, path.name)
+
+
+def test_a_split_without_pictures_is_refused(tmp_path):
+    for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+        save(tmp_path / folder / "train" / f"1.{suffix}", np.zeros((4, 5), np.uint8))
+    with pytest.raises(DataError, match="the split val has 0 pictures; 500 are published"):
+        run.prepare("mass13k", tmp_path, workers=1)
+    report = run.prepare("mass13k", tmp_path, workers=1, partial=True)
+    assert any("the split train has 1 picture; 11348 are published (a figure" in note for note in report.notes)
+
+
 def test_half_a_copy_is_refused(ade):
     (ade / "annotations" / "training" / "ADE_train_00000004.png").unlink()
     with pytest.raises(DataError, match=r"1 of 5 files have no annotation, such as .*ADE_train_00000004.jpg"):
@@ -214,6 +238,16 @@ def test_a_folder_that_cannot_be_written(ade, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(M2FError, match="Cannot write"):
         prepare(ade, tmp_path / "file" / "out")
+
+
+def test_labels_out_of_range_are_refused(ade):
+    path = ade / "annotations" / "training" / "ADE_train_00000002.png"
+    save(path, np.full((20, 30), 150, np.uint8))
+    prepare(ade)
+    for pixels in (np.full((20, 30), 151, np.uint8), np.full((20, 30), 256, np.uint16)):
+        save(path, pixels)
+        with pytest.raises(DataError, match=rf"00000002.png holds the value {pixels.max()}; the classes are 1 to 150"):
+            prepare(ade, verify=True)
 
 
 def test_objects_of_two_classes_are_refused(ade):

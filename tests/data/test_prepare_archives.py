@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -125,6 +126,24 @@ def test_a_compressed_tar_says_what_to_do(tmp_path, kind):
     path = write_tar(tmp_path / "x.tar", FILES, f"w:{kind}")
     with pytest.raises(DataError, match="compressed as a whole.*plain .tar"):
         open_tree(path)
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha1"])
+def test_other_content_than_published(tmp_path, kind):
+    path = write_zip(tmp_path / "x.zip", {"a.png": b"x" * 3_000_000})
+    digest = hashlib.new(kind, path.read_bytes()).hexdigest()
+    archives.refuse_other_content(path, digest)
+    with pytest.raises(DataError, match=f"has the {kind.upper()} {digest}; 0+ is published.*fetch it again"):
+        archives.refuse_other_content(path, "0" * len(digest))
+
+
+def test_which_archives_a_tree_is_read_from(tmp_path):
+    write_folder(tmp_path / "d", {"train/a.png": b""})
+    one = write_zip(tmp_path / "d" / "b.zip", {"set/train/b.png": b""})
+    two = write_tar(tmp_path / "d" / "c.tar", {"set/train/c.png": b""})
+    tree = open_tree(tmp_path / "d")
+    assert archives.archive_files(tree) == archives.archive_files(tree.rooted(["train"], "set")) == [one, two]
+    assert archives.archive_files(Folder(tmp_path)) == []
 
 
 def test_an_archive_that_is_replaced_is_read_anew(tmp_path):

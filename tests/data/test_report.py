@@ -33,8 +33,10 @@ from pycocotools import mask as coco_mask
 
 from m2f_cli.data.checks import describe
 from m2f_cli.data.detect import open_data
-from m2f_cli.data.fingerprints import MOST_BITS, Prints, Twin, difference_hash, repeats, twins
-from m2f_cli.data.inspection import areas_in, look_at, regions_of
+from m2f_cli.data.fingerprints import MOST_BITS, Twin, difference_hash
+from m2f_cli.data.inspection import look_at
+from m2f_cli.data.leftovers import leftovers
+from m2f_cli.data.regions import areas_in, regions_of
 from m2f_cli.data.report import EDGES, class_rows, edge_names, inspect, open_splits, report
 from m2f_cli.errors import DataError
 from m2f_cli.types import InstanceTruth, TrueObject
@@ -266,49 +268,48 @@ def test_copies_within_a_split(tmp_path):
     assert kinds(found) == {("warning", "repeated-pictures", "train")}
 
 
-def prints(split, hashes):
-    found = Prints(split)
-    for number, look in enumerate(hashes):
-        found.add(str(number), f"{split}{number}".encode(), look)
-    return found
+# --- files that nobody uses -------------------------------------------------------------------------------------------
 
 
-def test_no_near_copy_is_missed():
-    """The bands against all pairs. A third of `mine` are copies of `theirs` with 1 to 12 bits turned."""
-    rng = np.random.default_rng(0)
-    theirs = rng.integers(0, 2, (200, 128), dtype=np.uint8)
-    mine = rng.integers(0, 2, (90, 128), dtype=np.uint8)
-    for i in range(0, 90, 3):
-        mine[i] = theirs[i] ^ np.isin(np.arange(128), rng.permutation(128)[: 1 + i % 12])
-    distances = (mine[:, None] != theirs[None]).sum(axis=2)
-    expected = {str(i): int(row.min()) for i, row in enumerate(distances) if row.min() <= MOST_BITS}
-    packed = [[None, *(np.packbits(row).tobytes() for row in rows)] for rows in (mine, theirs)]
-    found = twins(prints("val", packed[0]), prints("train", packed[1]))
-    assert {str(int(twin.name) - 1): twin.bits for twin in found} == expected
-    assert 10 < len(expected) < 30
-    assert all(distances[int(t.name) - 1, int(t.other) - 1] == t.bits for t in found)
+def test_a_label_without_its_picture_and_a_picture_without_its_label(tmp_path):
+    folder = label_maps(tmp_path, [SOUND] * 3)
+    (folder / "images/train/1.jpg").unlink()
+    write_picture(folder / "images/train/.hidden.jpg")
+    write_mask(folder / "labels/train/7.png", SOUND)
+    found = [f for f in report_of(folder).findings if f.kind.startswith("unused")]
+    assert [(f.level, f.kind, f.split) for f in found] == [("warning", "unused-annotations", "train")]
+    assert found[0].message == f"2 annotation files in {folder}/labels/train belong to no picture, such as 1.png."
+    assert not [f for f in report_of(folder, "train").findings if f.kind.startswith("unused")]
 
 
-def test_nothing_to_compare_with():
-    some = prints("val", [b"\0" * 16, None])
-    assert twins(some, prints("train", [])) == twins(prints("train", []), some) == repeats(some) == []
+def test_pictures_that_no_json_lists(tmp_path):
+    rows = [annotation(n, 1, category, [rectangle(0, 0, 9, 9)]) for n, category in enumerate((3, 17))]
+    for name in ("train2017", "val2017"):  # both splits have their pictures in one folder
+        coco_instances(tmp_path, rows, name=name, pictures="images")
+    write_picture(tmp_path / "images/5.jpg")
+    (tmp_path / "images/notes.txt").write_text("no picture")
+    found = [f for f in report_of(tmp_path).findings if f.kind.startswith("unused")]
+    assert [(f.kind, f.message) for f in found] == [
+        ("unused-pictures", f"1 picture in {tmp_path}/images is in no split, such as 5.jpg."),
+    ]  # fmt: skip
 
 
-def test_flat_pictures_look_like_nothing():
-    assert difference_hash(Image.new("RGB", (40, 30), "gray")) is None
-    assert len(difference_hash(scene(0))) == 16
+@pytest.mark.parametrize("make", [cityscapes, coco_panoptic, yolo_seg, roboflow])
+def test_sound_folders_have_no_unused_files(tmp_path, make):
+    folder = make(tmp_path)
+    assert not leftovers([open_data(folder, "val")])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_hashes_are_robust(seed):
-    def differing(one, other):
-        return sum(bin(a ^ b).count("1") for a, b in zip(one, other, strict=True))
-
-    picture = scene(seed)
-    brighter = picture.point(lambda value: min(255, int(0.8 * value) + 20))
-    for copy in (picture.resize((80, 60)), brighter, picture.convert("L")):
-        assert differing(difference_hash(picture), difference_hash(copy)) <= MOST_BITS
-    assert differing(difference_hash(picture), difference_hash(scene(seed + 50))) > 3 * MOST_BITS
+def test_several_files_of_one_picture_in_one_folder(tmp_path):
+    """Cityscapes: instanceIds are read, labelIds beside them are not unused for that."""
+    folder = cityscapes(tmp_path)
+    for part in ("leftImg8bit", "gtFine"):
+        for path in sorted((folder / part / "val/aachen").iterdir()):
+            for number in "12":
+                shutil.copy(path, path.with_name(path.name.replace("aachen_000000", f"aachen_00000{number}")))
+    (folder / "leftImg8bit/val/aachen/aachen_000002_000019_leftImg8bit.png").unlink()
+    [found] = leftovers([open_data(folder, "val")])
+    assert (found.kind, found.count, found.first) == ("annotations", 1, "aachen_000002_000019_gtFine_instanceIds.png")
 
 
 # --- splits and verdicts ----------------------------------------------------------------------------------------------
@@ -345,7 +346,7 @@ def test_a_split_that_was_asked_for_is_missing(tmp_path):
 @pytest.mark.parametrize("prepare", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
 def test_no_data(tmp_path, prepare):
     prepare(tmp_path / "data")
-    with pytest.raises(DataError, match="does not exist|no known format|is a file"):
+    with pytest.raises(DataError, match="does not exist|is empty|is a file"):
         report_of(tmp_path / "data")
 
 
@@ -365,6 +366,7 @@ def test_splits_of_other_classes(tmp_path):
 def test_nothing_annotated(tmp_path):
     folder = coco_instances(tmp_path, [], name="train2017", pictures="train2017", count=2)
     found = report_of(folder, "train")
+    assert {kind for _, kind, _ in kinds(found)} == {"nothing-annotated", "absurd-sizes"}, "not what follows"
     assert ("error", "nothing-annotated", "train") in kinds(found)
     assert found.splits[0].empty == ("1", "2")
     assert found.splits[0].num_empty == 2

@@ -13,7 +13,7 @@ from m2f_cli import config
 from m2f_cli.data.categories import from_names, load_categories
 from m2f_cli.data.synthetic_data import CATEGORIES as SCENES
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.inference.eval_data import check_classes, folder_of, open_for
+from m2f_cli.inference.eval_data import FULL_SPLITS, LAYOUT, _how_to_get, check_classes, folder_of, open_for
 from m2f_cli.inference.evaluate import Truths, truth_for
 from m2f_cli.types import InstanceTruth, PanopticTruth, SemanticTruth
 
@@ -121,10 +121,18 @@ def test_generated_pictures():
         open_for(own, CAT_DOG_SKY, None, "val", ["panoptic"])
 
 
+def test_every_published_data_set_has_a_place_and_a_preparer():
+    names = {config.load(name).data.dataset for name in config.preset_names() if config.load(name).published}
+    assert names == set(LAYOUT)
+    assert all("m2f data prepare " in _how_to_get(place) for place in LAYOUT.values())
+    released = {config.load(name).data.dataset for name in config.preset_names() if config.load(name).weights}
+    assert {name for name, _ in FULL_SPLITS} == released, "without it, reproducing a row would judge nothing"
+
+
 def test_where_data_are(tmp_path, monkeypatch):
     coco = config.load("coco-panoptic-r50")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(ConfigError, match="there is no .*coco. Pass --data DIR, or set DETECTRON2_DATASETS"):
+    with pytest.raises(DataError, match="there is no .*coco. Pass --data DIR, .* m2f data prepare coco-panoptic says"):
         folder_of(coco, None, None)
     for name, layout in (("coco-panoptic-r50", "coco"), ("ade20k-r50", "ADEChallengeData2016"),
                          ("cityscapes-r50", "cityscapes")):

@@ -69,11 +69,13 @@ class Target:
     task: which truths it is made of.
     keeps: of "category ids", "colours", "image ids", "areas": what travels.
     open: (classes, name of the data set) to a writer. Raises ConfigError where the format cannot hold such classes.
+    lacks: of the kinds of losses in run.TEXTS, what such data sets usually have and the writer leaves out.
     """
 
     task: Task
     keeps: frozenset[str]
     open: Callable[[Categories, str], Writer]
+    lacks: tuple[str, ...] = ()
 
 
 # --- shared by writers ------------------------------------------------------------------------------------------------

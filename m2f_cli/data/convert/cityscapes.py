@@ -84,4 +84,10 @@ def open_writer(categories: Categories, name: str) -> CityscapesStyle:
     return CityscapesStyle(categories, name)
 
 
-TARGET = Target(task="panoptic", keeps=frozenset({"category ids", "colours"}), open=open_writer)
+TARGET = Target(
+    task="panoptic",
+    keeps=frozenset({"category ids", "colours"}),
+    open=open_writer,
+    # Drawn again, polygons could not give the ids of objects that others cut in two.
+    lacks=("polygons",),
+)

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from ...types import Categories, InstanceTruth, TrueObject
 from ..formats.labelme import CROWD
 from .base import Lost, Place, Rows, Target, save_classes, save_text
-from .outlines import outlines, rle_of
+from .outlines import rle_of, rle_outlines
 
 _VERSION = "5.5.0"  # of LabelMe, whose masks these are
 
@@ -62,7 +62,7 @@ def _parts(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
     if isinstance(item.shape, list):
         return [_polygon(points_P2) for points_P2 in item.shape]
     rle = rle_of(item, size)
-    outer, holes = outlines(rle)
+    outer, holes = rle_outlines(rle)
     return [_mask(rle)] if holes else [_polygon(points_P2) for points_P2 in outer]
 
 

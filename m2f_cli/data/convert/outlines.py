@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.spatial import cKDTree
 
+from ...ops.outlines import outlines
 from ...types import TrueObject
 
 Size = tuple[int, int]
@@ -37,23 +37,12 @@ def same_pixels(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return len(areas) == 1
 
 
-def outlines(rle: dict[str, Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The closed paths around a mask and around its holes, each (points, 2) int64 x, y: corners of pixels.
-
-    OpenCV walks through the centres of border pixels, which cuts half a pixel off everywhere. In the mask at twice
-    its size both borders of a pixel have a place of their own, so rounding outwards gives the exact edge.
-    """
+def rle_outlines(rle: dict[str, Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The closed paths around a mask and around its holes, each (points, 2) int64 x, y: corners of pixels."""
     left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
-    if not width or not height:
-        return [], []
-    mask_HW = coco_mask.decode(rle)[top : top + height, left : left + width]
-    double = cv2.resize(mask_HW, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    contours, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    found = outlines(coco_mask.decode(rle)[top : top + height, left : left + width]) if width else []
     offset = np.array([left, top])
-    paths = [_corners((contour[:, 0].astype(np.int64) + 1) // 2) + offset for contour in contours]
-    is_hole = (tree[0][:, 3] >= 0).tolist()
-    return ([path for path, hole in zip(paths, is_hole, strict=True) if not hole],
-            [path for path, hole in zip(paths, is_hole, strict=True) if hole])  # fmt: skip
+    return [each.outer_P2 + offset for each in found], [hole + offset for each in found for hole in each.holes]
 
 
 def joined(rings: Sequence[np.ndarray]) -> np.ndarray:
@@ -68,12 +57,3 @@ def joined(rings: Sequence[np.ndarray]) -> np.ndarray:
         at = int(nearest[start])
         path = np.concatenate([path[: at + 1], ring[start:], ring[: start + 1], path[at:]])
     return path
-
-
-def _corners(points_P2: np.ndarray) -> np.ndarray:
-    """The turning points of a closed path along the grid."""
-    points_P2 = points_P2[(points_P2 != np.roll(points_P2, 1, axis=0)).any(axis=1)]
-    before, after = points_P2 - np.roll(points_P2, 1, axis=0), np.roll(points_P2, -1, axis=0) - points_P2
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    reverses = (before * after).sum(axis=1) < 0
-    return points_P2[turns | reverses]

@@ -12,7 +12,7 @@ from ... import plugins
 from ...errors import ConfigError
 from ..categories import default_color
 from ..records import Record
-from .base import Lost, Target
+from .base import CLASSES, Lost, Target
 from .recast import BACKGROUND, Recast, plan
 from .source import Source, open_source
 from .writing import Outcome, Written, refuse_existing, write_splits
@@ -26,6 +26,7 @@ TEXTS = {
     "groups": "regions of countable classes are crowds, because nobody told their objects apart",
     "merged": "segments of one class became one: this format holds one region of stuff, and one crowd, per class",
     "stuff": "classes have no objects and are left out",
+    "unevaluated": "regions of labels that Cityscapes does not evaluate, such as caravans or parking, became void",
     "void": "pixels of no class can no longer be told from background",
     "background": f"pixels of no object became the class {BACKGROUND!r}",
     "nobody": "pixels of no object became void: they count nowhere",
@@ -33,6 +34,7 @@ TEXTS = {
     "colours": "colours of classes have no place in this format",
     "image ids": "ids of pictures have no place in this format",
     "areas": "areas as annotated have no place in this format; they are counted from the pixels",
+    "polygons": "gtFine_polygons.json files are not written; published training of instances takes its masks from them",
     "json extras": "supercategories, licences and further keys of the json are not copied",
 }
 
@@ -152,7 +154,7 @@ def _counted(lost: Lost) -> Iterable[Loss]:
 
 
 def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]:
-    kinds: dict[str, int | None] = {}
+    kinds: dict[str, int | None] = dict.fromkeys(target.lacks)
     before, after = opened.task, target.task
     stuff = set(opened.dropped) | ({c.name for c in recast.source} - {c.name for c in recast.categories})
     if stuff:
@@ -163,6 +165,8 @@ def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]
         kinds["objects"] = None
     if before == "instance" != after:
         kinds["background" if after == "semantic" else "nobody"] = None
+    if opened.format == "cityscapes" and not (opened.folder / CLASSES).is_file():
+        kinds["unevaluated"] = None
     if "coco" in opened.format:
         kinds["json extras"] = None
     has = _own(opened, recast)

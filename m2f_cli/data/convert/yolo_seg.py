@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from ...types import Categories, InstanceTruth, TrueObject
 from .base import Lost, Place, Rows, Target, save_text
-from .outlines import joined, outlines, polygons_rle, rle_of, same_pixels
+from .outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
 
 # In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
 _NUDGE = 1e-5
@@ -62,7 +62,7 @@ def polygon_line(item: TrueObject, size: tuple[int, int]) -> str | None:
         line = _shares(points_P2 + _NUDGE, size)
         if same_pixels(polygons_rle([_points(line, size)], size), rle):
             return line
-    outer, holes = outlines(rle)
+    outer, holes = rle_outlines(rle)
     return _shares(joined([*outer, *holes]), size)
 
 

@@ -116,7 +116,7 @@ def map_classes(own: Categories, classes: str | Path | None, where: Path) -> Cla
     raise DataError(
         f"The {len(own)} categories of {where} are not those of the class table {classes}: it has no "
         f"{', '.join(map(repr, strange[:_SHOWN]))}{' …' if len(strange) > _SHOWN else ''}.",
-        hint="Leave `classes` out to take the data's own categories, or name another table.",
+        hint="Leave the class table (--classes) out to take the data's own categories, or name another table.",
     )
 
 

@@ -72,7 +72,8 @@ def label_records(
             f"No picture of {folders.images} has a mask in {folders.masks}, such as {records[0].read_truth.mask.name}.",
             hint="A mask has the name of its picture and ends in .png (JPEG changes its values).",
         )
-    return tuple(records), (f"{len(masks)} masks in {folders.masks} belong to no picture",) if masks else ()
+    loose = sum(name.endswith(mask_end) for name in masks)  # Cityscapes has other pictures of labels beside them
+    return tuple(records), (f"{loose} masks in {folders.masks} belong to no picture",) if loose else ()
 
 
 def _masks_below(folder: Path) -> list[Path]:
@@ -118,7 +119,7 @@ def _classes(folder: Path, folders: Folders, options: Options) -> ClassTable:
     values = sorted({int(v) for mask in _masks_below(folders.masks)[:_LOOKED_AT] for v in values_in(read_values(mask))})
     raise DataError(
         f"{folder} does not say what its classes are called; its first masks hold the values {_short(values)}.",
-        hint="Write classes.txt into it, one name per line for 0, 1, 2, …, or name a class table with `classes`.",
+        hint="Write classes.txt into it, one name per line for 0, 1, 2, …, or name a class table (--classes).",
     )
 
 

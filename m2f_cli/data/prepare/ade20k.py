@@ -20,13 +20,23 @@ from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, ste
 from .pixels import box_of, encode, ids_to_rgb, image_info, read_rgb, read_values, segment_info
 
 _SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
+_CLASSES = 150
 _NEAR = 30  # grey levels by which the colour of a further object of a class may differ from the class's own
 
 
 def labels_minus_one(tree: Tree, item: Item) -> Made:
-    """0 (other) becomes 255, class k becomes k - 1."""
+    """0 (other) becomes 255, class k becomes k - 1.
+
+    Raises:
+        DataError: missing, damaged, or a value that is no class.
+    """
     [name] = item.sources
-    return Made(encode(read_values(tree, name).astype(np.uint8) - np.uint8(1)))
+    labels_HW = read_values(tree, name)
+    most = labels_HW.max()
+    if most > _CLASSES:
+        hint = "These are not the labels of SceneParse150; those of the full release: m2f data prepare ade20k-full."
+        raise DataError(f"{tree}: {name} holds the value {most}; the classes are 1 to {_CLASSES}.", hint=hint)
+    return Made(encode(labels_HW.astype(np.uint8) - np.uint8(1)))
 
 
 @dataclass(frozen=True)
@@ -225,4 +235,5 @@ PREPARER = Preparer(
     "sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar",
     licence="non-commercial research and education",
     plan=plan,
+    hashes={"ADEChallengeData2016.zip": "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,6 +86,7 @@ class Preparer:
     marks: folders of which at least one is there, whatever else is missing.
     layout: what must be there; origin: where a user gets it; licence: its terms.
     plan: (tree, partial) to what is to be done; `partial`: whether a part of the data is enough.
+    hashes: MD5 or SHA-1 of its archives by their names, as far as they are published.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Preparer:
     origin: str
     licence: str
     plan: Callable[[Tree, bool], Plan]
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def how_to_get(self) -> str:

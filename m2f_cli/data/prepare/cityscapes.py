@@ -127,4 +127,6 @@ PREPARER = Preparer(
     "gtFine_trainvaltest.zip, which may stay packed",
     licence="non-commercial, the data set's own terms",
     plan=plan,
+    hashes={"gtFine_trainvaltest.zip": "4237c19de34c8a376e9ba46b495d6f66",
+            "leftImg8bit_trainvaltest.zip": "0a6e97e94b616a514066c9e2adb0c97f"},
 )

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ... import plugins
 from ...errors import DataError, M2FError
-from ..archives import Folder, Layers, Tree, open_tree
+from ..archives import Folder, Layers, Tree, archive_files, open_tree, refuse_other_content
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
 from .journal import Journal
 
@@ -85,7 +85,8 @@ def prepare(
         out: where to; by default the folder of the data set, or one of its usual name beside an archive. Elsewhere,
             pictures are linked if they can be, else copied.
         workers: processes; by default one per core that this process may use.
-        verify: make everything again and compare with what is there; what differs is replaced.
+        verify: compare archives with their published hashes, as far as there are any (with `partial`, none is
+            compared); make everything again and compare with what is there; what differs is replaced.
         partial: a part of the published pictures is enough.
 
     Raises:
@@ -97,6 +98,8 @@ def prepare(
     tree, folder = find(preparer, root, out)
     plan = preparer.plan(tree, partial)
     notes = (*check_counts(plan, preparer, partial), *plan.notes)
+    if verify and not partial:
+        check_archives(tree, preparer, on_progress)
     stages = (*_placing(tree, plan, folder), *plan.stages)
     everything = tree if _is_at(tree, folder) else Layers((tree, Folder(folder)))
     with _mapping(workers or cores(), [__name__, preparer.plan.__module__]) as map_:
@@ -151,12 +154,25 @@ def check_counts(plan: Plan, preparer: Preparer, partial: bool) -> list[str]:
         raise DataError(f"There are no pictures of {preparer.title}.", hint=preparer.how_to_get)
     notes = []
     for count in plan.counts:
-        text = f"the split {count.split} has {count.found} pictures; {count.expected} are published"
-        if count.differs and count.sure and not partial:
+        pictures = "1 picture" if count.found == 1 else f"{count.found} pictures"
+        text = f"the split {count.split} has {pictures}; {count.expected} are published"
+        if count.differs and (count.sure or not count.found) and not partial:
             hint = f"The copy or download is incomplete: complete it, or use --partial. {preparer.how_to_get}"
             raise DataError(f"{preparer.title}: {text}.", hint=hint)
         notes += [f"{text}{'' if count.sure else ' (a figure that is not verified)'}"] if count.differs else []
     return notes
+
+
+def check_archives(tree: Tree, preparer: Preparer, on_progress: Callable[[Progress], None] | None) -> None:
+    """
+    Raises:
+        DataError: an archive is not the published one.
+    """
+    known = [file for file in archive_files(tree) if file.name in preparer.hashes]
+    for number, file in enumerate(known, start=1):
+        refuse_other_content(file, preparer.hashes[file.name])
+        if on_progress is not None:
+            on_progress(Progress("hashes of archives", number, len(known), file.name))
 
 
 def check_output(stages: Sequence[Stage], folder: Path) -> None:
