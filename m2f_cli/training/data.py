@@ -36,7 +36,7 @@ def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
         raise error
     task = error.supported[0]
     notes.append(f"The preset {settings.name} is for {settings.task} segmentation and these annotations are for "
-                 f"{' or '.join(error.supported)}: this run's task is {task}.")  # fmt: skip
+                 f"{' or '.join(error.supported)} segmentation: this run's task is {task}.")  # fmt: skip
     augment = settings.train.augment
     if task == "instance":
         limit = {"category_max_area": 1.0}
