@@ -116,7 +116,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "detectron2-pkl": "m2f_cli.exporting.detectron2:Detectron2Pickle",
         "huggingface": "m2f_cli.exporting.huggingface:HuggingFace",
         "onnx": "m2f_cli.exporting.onnx:OnnxExporter",
-        "onnx-int8": "m2f_cli.exporting.quantise:OnnxInt8",
         "openvino": "m2f_cli.exporting.openvino:OpenVino",
         "safetensors": "m2f_cli.exporting.safetensors:Safetensors",
         "torch": "m2f_cli.exporting.torch_export:TorchExport",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..inference.evaluate import EvalResult, Progress
 
 TASKS = ("panoptic", "instance", "semantic")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 SOME_FAILED = 3
 SHOWN_FAILURES = 5
 SHOWN_CLASSES = 20

@@ -53,7 +53,10 @@ def export(
     ] = None,
     measure: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Annotated pictures: measure what the export costs in quality there."),
+        typer.Option(metavar="DIR", help="Annotated pictures: measure what the export costs in quality, on their val."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Measure on the first N pictures only.")
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -82,6 +85,8 @@ def export(
     _one_of("precision", precision, PRECISIONS)
     if ":" not in format_:
         _one_of("format", format_, tuple(plugins.names("exporters")))
+    if limit is not None and measure is None:
+        raise ConfigError("--limit is for --measure DIR.", hint="Leave it out, or say where to measure.")
     batch_size = _batch(batch)
     extra = dict(_pair(text) for text in option or ())
     target = plugins.get("exporters", format_)
@@ -95,7 +100,7 @@ def export(
     options = base.Options(
         size=size, batch=batch_size, precision=precision, postprocess=postprocess, normalise=normalise, opset=opset,
         runner=with_runner, pictures=tuple(each.path for each in expand(pictures or ())), tolerance=given,
-        measure=measure, extra=extra,
+        measure=measure, measure_limit=limit, extra=extra,
     )
     with console.downloads() as fetched:
         loaded = segmenter.load(model, device="cpu", trust_code=trust_code, progress=fetched)

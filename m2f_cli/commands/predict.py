@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..inference.pipeline import Progress, Summary
 
 TASKS = ("panoptic", "instance", "semantic")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 SOME_FAILED = 3
 SHOWN_FAILURES = 5
 

@@ -20,16 +20,18 @@ from typing import Any, Protocol
 
 from .. import __version__, plugins
 from ..errors import ConfigError, DataError, ExportError
-from ..inference.engines import Description, described
+from ..inference.engines import RECORD, Description, described
+from ..inference.eval_data import EvalData
 from ..inference.masks import Size
 from ..inference.output import write_json
 from ..inference.segmenter import Segmenter
 from ..inference.wrapper import Wrapper
 from ..types import Task
+from .quantise import measure, open_measured
 from .verify import Comparison, Tolerance, check, compare, default_cases, tolerance_for
 
-RECORD = "export.json"
 SCHEMA_VERSION = 1
+_FLAGS = {"extra": "option", "runner": "with-runner"}  # of the command line, where they are called differently
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Options:
     runner: whether a small program that runs the file stands beside it.
     pictures: real ones that the file is compared on, and calibrated with where a format needs that.
     tolerance: None: that of the precision.
-    measure: a folder of annotated pictures on which the quality of model and file is measured.
+    measure: a folder of annotated pictures on which the quality of model and file is measured; measure_limit: on the
+        first so many of them alone.
     extra: what one format alone knows; plain values.
     """
 
@@ -59,6 +62,7 @@ class Options:
     pictures: Sequence[Path] = ()
     tolerance: Tolerance | None = None
     measure: Path | None = None
+    measure_limit: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -111,7 +115,7 @@ class Report:
     quality: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        elsewhere = ("pictures", "tolerance", "measure")
+        elsewhere = ("pictures", "tolerance", "measure", "measure_limit")
         options = {key: value for key, value in asdict(self.options).items() if key not in elsewhere}
         return {
             "schema_version": SCHEMA_VERSION, "file": self.path.name, "format": self.format, "model": self.model,
@@ -152,6 +156,7 @@ def export(
     exporter: Exporter = plugins.get("exporters", format)()
     plain = model.inner if isinstance(model, Wrapper) else model
     _check_request(plain, path, exporter, options, overwrite)
+    data = _measured(plain, options)
     with _staging(path) as part:
         tell(Step(f"Writing {format}"))
         exporter.write(plain, part, options)
@@ -162,7 +167,10 @@ def export(
         tolerance = options.tolerance or tolerance_for(options.precision)
         comparisons = compare(plain, exported, cases, tolerance, on_case=lambda text: tell(Step(text)))
         check(comparisons, tolerance, path.name)
-        quality = _quality(plain, exported, options, tell)
+        quality = None
+        if data is not None:
+            limit = options.measure_limit
+            quality = measure(plain, exported, data, limit=limit, on_start=lambda text: tell(Step(text)))
         report = Report(
             path, format, model.source, options, comparisons, tolerance, size, weight_bytes(plain),
             time.perf_counter() - started, _versions(exporter.packages), quality,
@@ -188,8 +196,9 @@ def refuse_options(format: str, options: Options, *names: str) -> None:
     unset = Options()
     for name in names:
         if getattr(options, name) != getattr(unset, name):
-            flag = name.replace("_", "-")
-            raise ConfigError(f"The format {format} has no --{flag}.", hint="Leave it out, or choose --format onnx.")
+            flag = _FLAGS.get(name, name)
+            other = ", or choose --format onnx" if format != "onnx" and name != "extra" else ""
+            raise ConfigError(f"The format {format} has no --{flag}.", hint=f"Leave it out{other}.")
 
 
 def weight_bytes(model: Segmenter) -> int:
@@ -200,14 +209,16 @@ def weight_bytes(model: Segmenter) -> int:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _quality(
-    model: Segmenter, exported: Segmenter, options: Options, tell: Callable[[Step], None]
-) -> dict[str, Any] | None:
+def _measured(model: Segmenter, options: Options) -> EvalData | None:
+    """
+    Raises:
+        DataError, ConfigError: `options.measure` has no annotated pictures for this model.
+    """
     if options.measure is None:
         return None
-    from .quantise import measure  # it stands above this file
-
-    return measure(model, exported, options.measure, on_progress=lambda at: tell(Step(f"Measuring: {at.name}")))
+    if not options.measure.is_dir():
+        raise DataError(f"There is no folder {options.measure} to measure the quality on.")
+    return open_measured(model, options.measure)
 
 
 def _check_request(model: Segmenter, path: Path, exporter: Exporter, options: Options, overwrite: bool) -> None:
@@ -219,10 +230,11 @@ def _check_request(model: Segmenter, path: Path, exporter: Exporter, options: Op
     if path.exists() and not is_empty and not overwrite:
         raise ConfigError(f"{path} exists already.", hint="Choose another --out, or pass --overwrite.")
     check_size(model, options)
-    if options.measure is not None and not options.measure.is_dir():
-        raise DataError(f"There is no folder {options.measure} to measure the quality on.")
-    if options.postprocess is not None:
-        model.check_task(options.postprocess)
+    if options.postprocess not in (None, *model.tasks):
+        raise ConfigError(
+            f"The model {model.source} does {', '.join(model.tasks)} segmentation, not {options.postprocess!r}.",
+            hint=f"Use --postprocess {model.tasks[0]}.",
+        )
     exporter.check(model, options)
 
 

@@ -42,7 +42,7 @@ OUTPUTS: dict[Task, tuple[str, ...]] = {
 }
 LARGEST = 8192  # pixels of an edge, of a file that takes any size
 MOST = 512  # pictures of a batch, of a file that takes any
-TRACED = (4, 6)  # the multiples (height, width) at which a file for any size is traced
+BEYOND = 2  # cells by which the coarsest map is larger than a window when a file for any size is traced
 
 
 def output_names(options: Options) -> list[str]:
@@ -188,9 +188,11 @@ class Semantic(nn.Module):
 
 
 def example(model: Segmenter, options: Options) -> Tensor:
-    """An input of the right shape. Where the shape is free it is one that no special case of the network takes."""
+    """An input of the right shape. Where the shape is free it is one that no special case of the network takes: the
+    coarsest map has several windows (of Swin) in both directions, none of them whole."""
     multiple = described(model).multiple
-    size = options.size or tuple(count * multiple for count in TRACED)
+    window = model.config.model.backbone.options.get("window_size", 2)
+    size = options.size or ((window + BEYOND) * multiple, (2 * window + BEYOND) * multiple)
     batch = options.batch or 2
     generator = torch.Generator().manual_seed(0)
     return torch.rand(batch, 3, *size, generator=generator).mul(255 if options.normalise else 1).to(model.device)

@@ -3,12 +3,15 @@
 fp16: the backbone and the decoder compute in half precision; the pixel decoder, whose sampling places need more digits,
 mask products and post-processing stay fp32, as under the published mixed precision. Inputs and outputs are of type
 fp32; what they hold was rounded to half precision.
+
+int8: linear layers alone, for processors; see `quantise.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,10 +27,12 @@ from ..inference import engines
 from ..inference.segmenter import Segmenter
 from . import graph
 from .base import Options, description_of, refuse_options
+from .quantise import quantise_onnx
+from .safetensors import refuse_precision
 
 OPSET = 18  # LayerNormalization came with 17; TensorRT and onnxruntime know all of 18 for years
 NEWEST = 23
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 IN_HALF = ("model.backbone", "model.decoder")  # of graph.Exported: what computes in half precision
 LARGE = 2_000_000_000  # bytes; protobuf ends at 2 GiB, so larger weights go into a file of their own
 FOLDED = 4096  # numbers: larger constants (positions, windows) stay formulas, or the file would be full of them
@@ -50,9 +55,7 @@ class OnnxExporter:
         for package in self.packages:
             if find_spec(package) is None:
                 raise MissingDependency(package, "Exporting to ONNX", "onnx")
-        if options.precision not in PRECISIONS:
-            hint = "For int8: --format onnx-int8." if options.precision == "int8" else None
-            raise ConfigError(f"ONNX is exported in {' or '.join(PRECISIONS)}, not {options.precision}.", hint=hint)
+        refuse_precision("onnx", options, *PRECISIONS)
         if options.opset is not None and not OPSET <= options.opset <= NEWEST:
             raise ConfigError(
                 f"The opset {options.opset} will not do: it is from {OPSET} to {NEWEST}.", hint=f"Use --opset {OPSET}."
@@ -68,12 +71,23 @@ class OnnxExporter:
         _slim(proto)
         described = description_of(model, options, opset=opset, torch=torch.__version__)
         _describe(proto, model, described)
-        _save(proto, path)
+        if options.precision == "int8":
+            _save_quantised(proto, path)
+        else:
+            _save(proto, path)
         if options.runner:
             shutil.copyfile(Path(__file__).with_name("runner_template.py"), path.with_name(RUNNER))
 
     def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
         return engines.load(path, engine="onnx", device="cpu", task=model.default_task)
+
+
+def _save_quantised(proto: Any, path: Path) -> None:
+    """By way of a file in full precision: the quantiser reads and writes files."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+        whole = Path(folder) / path.name
+        _save(proto, whole)
+        quantise_onnx(whole, path)
 
 
 def _translated(program: torch.export.ExportedProgram, model: Segmenter, options: Options, opset: int) -> Any:
@@ -97,8 +111,8 @@ def _translated(program: torch.export.ExportedProgram, model: Segmenter, options
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own optimisations."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    """Without the remarks of exporter and quantiser (which speaks through the root logger) on their optimisations."""
+    loggers = [logging.getLogger(name) for name in (None, "onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

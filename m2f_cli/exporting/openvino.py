@@ -76,7 +76,7 @@ def convert(model: Segmenter, options: Options) -> Any:
         path = Path(folder) / "model.onnx"
         OnnxExporter().write(model, path, _as_onnx(options))
         try:
-            return openvino.convert_model(path)
+            return openvino.Core().read_model(path)
         except Exception as error:  # what its frontend raises are errors of many kinds, none of a common one
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ExportError(f"OpenVINO cannot convert the network of {model.source}: {reason[:300]}") from error

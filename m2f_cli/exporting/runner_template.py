@@ -4,8 +4,9 @@
     python run_onnx.py photo.jpg --model model.onnx --out result.png
 
 A model for panoptic segmentation gives a map as COCO has it: the id of a segment is R + 256 G + 65536 B,
-0 is no segment; the json lists the segments. A model for semantic segmentation alone gives class ids, 255 is none. Copy
-this file, change it, ship it: it is under the Apache licence 2.0.
+0 is no segment; the json lists the segments. A model for instance segmentation alone gives the same of its objects, the
+surest in front. A model for semantic segmentation alone gives class ids. Pictures are resized by Pillow. Copy this
+file, change it, ship it: it is under the Apache licence 2.0.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
+
+LEAST_SCORE = 0.5  # of an object, of a model for instance segmentation alone
 
 
 def input_size(height, width, about):
@@ -102,6 +105,26 @@ def panoptic(class_logits, mask_at, size, about):
     return ids, segments
 
 
+def instance(class_logits, mask_at, size, about):
+    """Object ids (H, W) and the objects, by the published rule; where they overlap, the surest is seen."""
+    probs = softmax(class_logits)[:, :-1]
+    best, found = np.argsort(-probs, axis=None, kind="stable")[: about["config"]["test"]["top_k"]], []
+    for place in best[probs.ravel()[best] >= LEAST_SCORE]:  # its mask can only lower the score
+        query, label = divmod(int(place), probs.shape[1])
+        mask = mask_at(query)
+        inside = mask > 0
+        score = float(probs[query, label] * (sigmoid(mask) * inside).sum() / (inside.sum() + 1e-6))
+        if score >= LEAST_SCORE:
+            found.append((score, label, inside))
+    ids, segments = np.zeros(size, np.int32), []
+    for number, (score, label, inside) in reversed(list(enumerate(sorted(found, key=lambda each: -each[0]), 1))):
+        ids[inside] = number
+        category = about["categories"][label]
+        segments.insert(0, {"id": number, "category_id": category["id"], "name": category["name"],
+                            "isthing": category["isthing"], "score": score, "area": int(inside.sum())})
+    return ids, segments
+
+
 def semantic(class_logits, mask_at, size, about):
     """Category ids (H, W)."""
     of_logits = about["config"]["test"].get("semantic_scores") == "logits"
@@ -113,9 +136,22 @@ def semantic(class_logits, mask_at, size, about):
     return np.array([category["id"] for category in about["categories"]])[scores.argmax(0)]
 
 
+def opened(model):
+    """The file, ready to run, and what it says of itself."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise SystemExit(f"{model} cannot be opened: {error}") from error
+    about = session.get_modelmeta().custom_metadata_map.get("m2f")
+    if about is None:
+        raise SystemExit(f"{model} was not exported by m2f.")
+    return session, json.loads(about)
+
+
 def run(model, picture, out):
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    about = json.loads(session.get_modelmeta().custom_metadata_map["m2f"])
+    session, about = opened(model)
     image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
     size = (image.height, image.width)
     valid, padded = input_size(*size, about)
@@ -126,13 +162,11 @@ def run(model, picture, out):
         return resize(resize(masks[0, query], padded)[: valid[0], : valid[1]], size)
 
     tasks = about["config"]["test"]["tasks"]
-    if "panoptic" in tasks:
-        ids, segments = panoptic(classes[0], mask_at, size, about)
+    if "panoptic" in tasks or "semantic" not in tasks:
+        ids, segments = (panoptic if "panoptic" in tasks else instance)(classes[0], mask_at, size, about)
         Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)).save(out)
         out.with_suffix(".json").write_text(json.dumps({"segments": segments}, indent=2) + "\n")
         return f"{len(segments)} segments: {out}"
-    if "semantic" not in tasks:
-        raise SystemExit("This program writes panoptic and semantic maps; the model does instances alone.")
     labels = semantic(classes[0], mask_at, size, about)
     Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(out)
     return f"{len(np.unique(labels))} classes: {out}"
@@ -144,8 +178,11 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, help="by default the one .onnx beside this file")
     parser.add_argument("--out", type=Path, help="by default PICTURE-segments.png")
     given = parser.parse_args()
-    model = given.model or next(iter(sorted(Path(__file__).parent.glob("*.onnx"))), None)
-    if model is None:
-        parser.error("there is no .onnx file beside this program: pass --model")
+    beside = [given.model] if given.model else list(Path(__file__).parent.glob("*.onnx"))
+    if len(beside) != 1:
+        parser.error(f"there are {len(beside)} .onnx files beside this program: pass --model")
     out = given.out or given.picture.with_name(f"{given.picture.stem}-segments.png")
-    sys.stdout.write(run(model, given.picture, out) + "\n")
+    try:
+        sys.stdout.write(run(beside[0], given.picture, out) + "\n")
+    except OSError as error:
+        parser.error(str(error))

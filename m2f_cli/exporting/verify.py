@@ -125,12 +125,15 @@ class Comparison:
 
 
 def default_cases(model: Segmenter, exported: Segmenter, pictures: Sequence[Path] = (), seed: int = 0) -> list[Case]:
-    """Noise, and real pictures (generated scenes where there are none), in sizes and batches that the file takes.
+    """Noise, and real pictures (generated scenes where there are none), in sizes and batches that the file takes:
+    three of each kind at least.
 
     All are of exactly the size of a network input, so that no padding makes a difference of its own.
     """
     described = exported.description if isinstance(exported, EngineSegmenter) else None
-    sizes = [described.size] if described is not None and described.size else _sizes(model, exported.divisor)
+    sizes = _sizes(model, exported.divisor)
+    if described is not None and described.size:
+        sizes = [described.size] * len(sizes)
     fixed = described.batch if described is not None else None
     rng = np.random.default_rng(seed)
     found: list[Case] = []

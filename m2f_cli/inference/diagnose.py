@@ -218,14 +218,17 @@ def _bytes(count: int) -> str:
 
 
 def _precisions() -> Iterator[Finding]:
+    for device in devices():
+        yield Finding("precision", str(device), f"good at {', '.join(good_precisions(device))}")
+
+
+def good_precisions(device: torch.device) -> list[str]:
+    """Number formats that a device computes fast."""
     import torch
 
-    for device in devices():
-        if device.type == "cuda":
-            good = gpu_precisions(torch.cuda.get_device_capability(device))
-        else:
-            good = ["fp32", "fp16"] if device.type == "mps" else cpu_precisions()
-        yield Finding("precision", str(device), f"good at {', '.join(good)}")
+    if device.type == "cuda":
+        return gpu_precisions(torch.cuda.get_device_capability(device))
+    return ["fp32", "fp16"] if device.type == "mps" else cpu_precisions()
 
 
 def gpu_precisions(capability: tuple[int, int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ class OnnxEngine:
         except _failures() as error:
             raise WeightsError(
                 f"onnxruntime cannot open {path}: {_reason(error)}.",
-                hint="Is the file complete, with its .data file beside it if it had one? Else export it again.",
+                hint="Is it a whole ONNX file, with its .data file beside it if it had one? Else export it again.",
             ) from error
         described = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         if described is None:
@@ -70,7 +71,9 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300].rstrip(".")
+    """What onnxruntime says, without its own name, number and kind of the error."""
+    line = str(error).strip().splitlines()[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", line)[:300].rstrip(". ")
 
 
 def _providers(runtime: Any, device: str) -> list[Any]:

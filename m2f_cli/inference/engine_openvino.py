@@ -1,4 +1,5 @@
-"""The engine of OpenVINO: runs the folder (model.xml, model.bin) that `m2f export --format openvino` writes."""
+"""The engine of OpenVINO: runs the folder (model.xml, model.bin) that `m2f export --format openvino` writes, and the
+file of `--format onnx` where somebody asks for this engine."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class OpenVinoEngine:
         name = _known_device(core, device)
         model = read_model(core, xml_of(path))
         self.description = description_of(model, path)
+        self._names = [output.any_name for output in model.outputs]  # compiled, an output may have others besides
         self._compiled = core.compile_model(model, name, _settings(name, self.description.precision))
-        self._names = [next(iter(output.names)) for output in self._compiled.outputs]
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -59,18 +60,18 @@ def xml_of(path: Path) -> Path:
     return path / XML if path.is_dir() else path
 
 
-def read_model(core: Any, xml: Path) -> Any:
+def read_model(core: Any, path: Path) -> Any:
     """
     Raises:
-        WeightsError: missing, damaged, or no file of OpenVINO.
+        WeightsError: missing, damaged, or no file that OpenVINO reads.
     """
-    binary = xml.with_suffix(".bin")
-    if not binary.is_file():
-        raise WeightsError(f"{xml} has no weights beside it: there is no {binary}.", hint="Copy both files.")
+    binary = path.with_suffix(".bin")
+    if path.suffix == ".xml" and not binary.is_file():
+        raise WeightsError(f"{path} has no weights beside it: there is no {binary}.", hint="Copy both files.")
     try:
-        return core.read_model(xml)
+        return core.read_model(path)
     except RuntimeError as error:
-        raise WeightsError(f"{xml} is damaged or no OpenVINO file: {_reason(error)}.") from error
+        raise WeightsError(f"{path} is damaged or no OpenVINO file: {_reason(error)}.") from error
 
 
 def description_of(model: Any, path: Path) -> Description:
@@ -78,9 +79,10 @@ def description_of(model: Any, path: Path) -> Description:
     Raises:
         WeightsError: the file has no description, or a damaged one.
     """
-    if not model.has_rt_info([KEY]):
+    place = next((each for each in ([KEY], ["framework", KEY]) if model.has_rt_info(each)), None)  # own, of ONNX
+    if place is None:
         raise not_ours(path)
-    return Description.from_json(model.get_rt_info([KEY]).astype(str), str(path))
+    return Description.from_json(model.get_rt_info(place).astype(str), str(path))
 
 
 def _known_device(core: Any, device: str) -> str:

@@ -28,6 +28,7 @@ from .segmenter import Prepared, Segmenter, resized_shape
 
 SCHEMA_VERSION = 1
 KEY = "m2f"  # of the metadata in which a file keeps its Description
+RECORD = "export.json"  # beside what `m2f export` wrote
 MULTIPLE = 32  # network inputs are multiples of the coarsest stride
 LEAST = 2  # multiples: a map of one cell is a case of its own, which a graph for any size does not have
 CLASS_LOGITS, MASK_LOGITS = "class_logits", "mask_logits"
@@ -122,6 +123,22 @@ def not_ours(path: Path) -> WeightsError:
     )
 
 
+def file_in(path: Path) -> Path:
+    """The file that `m2f export` wrote into a folder; `path` itself where it is no such folder.
+
+    Raises:
+        WeightsError: the record of the export is damaged.
+    """
+    record = path / RECORD
+    if not record.is_file() or engine_for(path) is not None:
+        return path
+    try:
+        file = path / json.loads(record.read_text(encoding="utf-8"))["file"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.") from error
+    return file if file.is_file() else path
+
+
 def engine_for(path: Path) -> str | None:
     """The name of the engine that runs a file or folder; None for what is no exported file."""
     found = (name for name in plugins.names("engines") if plugins.get("engines", name).recognises(path))
@@ -143,7 +160,7 @@ def load(
         WeightsError: no such file, damaged, or not ours. MissingDependency: its runtime is not installed.
         ConfigError: no such engine, device, or precision, or a program without `trust_code`.
     """
-    path = Path(path).expanduser()
+    path = file_in(Path(path).expanduser())
     if not path.exists():
         raise WeightsError(f"There is no file or folder {str(path)!r}.", hint="Check the path.")
     name = engine or engine_for(path)

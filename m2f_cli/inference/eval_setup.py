@@ -129,7 +129,7 @@ def prepare(request: Request, folder: Path, *, progress: Callable | None = None)
     # Hashed before it is wrapped: a wrapper is no network.
     header = header_of(
         model, [record.name for record in data.records], split=request.split, data=data.name,
-        metrics=sorted(metrics), thresholds=thresholds, max_dets=request.max_dets, precision=request.precision,
+        metrics=sorted(metrics), thresholds=thresholds, max_dets=request.max_dets, precision=model.precision,
         tta=request.tta, tile=request.tile, tile_overlap=request.tile_overlap if request.tile else None,
         save=list(request.save),
     )

@@ -56,7 +56,7 @@ def load(
     *,
     task: Task | None = None,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: Precision | Literal["auto"] = "fp32",
     channels_last: bool = False,
     trust_code: bool = False,
     progress: Callable | None = None,
@@ -71,7 +71,8 @@ def load(
         task: what to do when a call does not say; the model's own task by default.
         device: "auto" (CUDA, then MPS, then CPU), or any device that PyTorch knows.
         precision: "fp32" as published, or "bf16" / "fp16": the backbone, the encoder's feed-forward networks
-            and the convolutions at stride 4 in that format, everything else in fp32.
+            and the convolutions at stride 4 in that format, everything else in fp32. "auto": the fastest for which the
+            device has instructions.
         channels_last: keep the backbone's convolutions in the memory format that tensor cores work in: for a ResNet on
             CUDA, in bf16 or fp16 above all. The numbers are the same to rounding. Not measured on a GPU.
         trust_code: allow a checkpoint's configuration to name code, and an exported file to be a program (.pt2).
@@ -83,20 +84,33 @@ def load(
     """
     if ref is None:
         ref = DEFAULT_MODELS[task or "panoptic"]
+    ref = _file_of_export(ref)
     exported = _exported(ref, engine)
     if exported is not None:
-        return exported(task=task, device=device, precision=precision, trust_code=trust_code)
-    chosen = choose_device(device)
-    loaded = load_model(ref, trust_code=trust_code, progress=progress)
-    segmenter = Segmenter(
-        loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=precision,
-        channels_last=channels_last, source=loaded.source, notes=loaded.notes,
-    )
-    if loaded.config.test.slide is None:
+        known = "fp32" if precision == "auto" else precision  # an exported file has its own
+        segmenter = exported(task=task, device=device, precision=known, trust_code=trust_code)
+    else:
+        chosen = choose_device(device)
+        loaded = load_model(ref, trust_code=trust_code, progress=progress)
+        format = choose_precision(precision, chosen)
+        notes = [*loaded.notes, *([f"The network runs in {format}."] if precision == "auto" else [])]
+        segmenter = Segmenter(
+            loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=format,
+            channels_last=channels_last, source=loaded.source, notes=notes,
+        )
+    if segmenter.config.test.slide is None:
         return segmenter
     from .slide import sliding  # it stands around a Segmenter
 
     return sliding(segmenter)
+
+
+def _file_of_export(ref: str | Path) -> str | Path:
+    """The file in a folder of `m2f export`; `ref` itself where it is something else."""
+    from . import engines  # they stand around a Segmenter
+
+    path = Path(ref).expanduser()
+    return engines.file_in(path) if path.is_dir() and ref not in preset_names() else ref
 
 
 def _exported(ref: str | Path, engine: str | None) -> Callable[..., Segmenter] | None:
@@ -107,6 +121,16 @@ def _exported(ref: str | Path, engine: str | None) -> Callable[..., Segmenter] |
     if engine is None and not (path.exists() and ref not in preset_names() and engines.engine_for(path)):
         return None
     return functools.partial(engines.load, path, engine=engine)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`name`; for "auto" bf16, else fp16, where the device computes it fast, and fp32 where neither."""
+    if name != "auto":
+        return name
+    from .diagnose import good_precisions  # only here: it knows much else
+
+    good = good_precisions(device)
+    return next((each for each in ("bf16", "fp16") if each in good), "fp32")
 
 
 def choose_device(name: str) -> torch.device:

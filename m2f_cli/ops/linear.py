@@ -37,12 +37,12 @@ def choose(x: Tensor) -> str:
     if override != "auto":
         return _checked(override)
     suits = (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() >= MIN_ROWS * x.shape[-1]
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()  # first: sizes that are symbols must not be compared
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() >= MIN_ROWS * x.shape[-1]
     )
     return "convolution" if suits and is_blas_slow() else "blas"
 

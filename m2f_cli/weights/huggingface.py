@@ -35,7 +35,7 @@ _SWIN_DEFAULTS: dict[str, Any] = {
     "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "drop_path_rate": 0.1,
 }
 _RESNET_DEFAULTS: dict[str, Any] = {
-    "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3],
+    "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "layer_type": "bottleneck",
 }
 # Variants that transformers can express and that no published model is of: what each has to be.
 _FIXED = {
@@ -55,10 +55,13 @@ _SWIN_FIXED = {
     "use_absolute_embeddings": False, "layer_norm_eps": 1e-5,
 }
 _RESNET_FIXED = {
-    "layer_type": "bottleneck", "hidden_act": "relu", "downsample_in_first_stage": False,
-    "downsample_in_bottleneck": False, "num_channels": 3,
+    "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False, "num_channels": 3,
 }
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}
+_RESNETS = {  # kind of block, blocks of the four stages
+    18: ("basic", [2, 2, 2, 2]), 34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3]),
+}
+_EXPANSION = {"basic": 1, "bottleneck": 4}  # of a block's width, in what it gives
 IMAGENET = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
@@ -145,10 +148,13 @@ def _backbone(config: Mapping[str, Any], source: str) -> Component:
 def _resnet(inner: Mapping[str, Any], source: str) -> Component:
     _refuse_variants(inner, _RESNET_FIXED, source)
     value = {key: inner.get(key, default) for key, default in _RESNET_DEFAULTS.items()}
-    width, depth = value["hidden_sizes"][0] // 4, _DEPTHS.get(tuple(value["depths"]))
-    if depth is None or list(value["hidden_sizes"]) != [4 * width * 2**i for i in range(4)]:
-        found = f"depths {value['depths']} and widths {value['hidden_sizes']}"
-        raise WeightsError(f"{source} has a ResNet of {found}, neither R50 nor R101.")
+    kind = (value["layer_type"], list(value["depths"]))
+    depth = next((depth for depth, known in _RESNETS.items() if known == kind), None)
+    expansion = _EXPANSION.get(value["layer_type"], 1)
+    width = value["hidden_sizes"][0] // expansion
+    if depth is None or list(value["hidden_sizes"]) != [expansion * width * 2**i for i in range(4)]:
+        found = f"{kind[0]} blocks, depths {value['depths']} and widths {value['hidden_sizes']}"
+        raise WeightsError(f"{source} has a ResNet of {found}, none of R18, R34, R50 and R101.")
     widths = {"stem_channels": value["embedding_size"], "width": width}
     narrow = {name: number for name, number in widths.items() if number != 64}
     return Component(name="resnet", depth=depth, stem="basic", norm="bn", **narrow)
@@ -352,9 +358,10 @@ def _to_backbone_json(backbone: Component) -> dict[str, Any]:
         keys = {key: options[key] for key in ("embed_dim", "depths", "num_heads", "window_size")}
         return {"model_type": "swin", **keys, "drop_path_rate": options["drop_path"], **_SWIN_FIXED, **stages}
     if backbone.name == "resnet" and options["stem"] == "basic":
-        depths = next(list(depths) for depths, depth in _DEPTHS.items() if depth == options["depth"])
-        widths = [4 * options.get("width", 64) * 2**i for i in range(4)]
-        sizes = {"embedding_size": options.get("stem_channels", 64), "hidden_sizes": widths, "depths": depths}
+        block, depths = _RESNETS[options["depth"]]
+        widths = [_EXPANSION[block] * options.get("width", 64) * 2**i for i in range(4)]
+        sizes = {"embedding_size": options.get("stem_channels", 64), "hidden_sizes": widths, "depths": depths,
+                 "layer_type": block}  # fmt: skip
         return {"model_type": "resnet", **sizes, **_RESNET_FIXED, **stages}
     raise ExportError(f"transformers cannot have this backbone: {backbone.name} {options}.")
 

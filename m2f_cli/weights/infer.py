@@ -12,7 +12,7 @@ from .names import OurView
 HEADS = 8  # attention heads of every published pixel decoder and decoder: the shapes do not tell
 DROP_PATH = 0.3  # of every published Swin (facts, first table); matters in training only
 DROPOUT = 0.1  # of every published MaskFormer (facts 2.4); matters in training only
-_RESNET_DEPTHS = {6: 50, 23: 101}  # by the number of blocks of the third stage
+_RESNET_DEPTHS = {(2, 2): 18, (6, 2): 34, (6, 3): 50, (23, 3): 101}  # (blocks, convolutions in each), third stage
 _MASK2FORMER = ("pixel_decoder.level_embed", "decoder.class_embed.weight", "decoder.query_feat.weight")
 _MASKFORMER = ("pixel_decoder.top.conv.weight", "pixel_decoder.mask_features.weight")
 
@@ -87,14 +87,16 @@ def _swin(view: OurView) -> dict[str, Any]:
 
 def _resnet(view: OurView) -> dict[str, Any]:
     blocks = view.count("backbone.stages.2.{}.conv1.conv.weight")
-    if blocks not in _RESNET_DEPTHS:
-        raise WeightsError(f"The ResNet has {blocks} blocks in its third stage; m2f knows 6 (R50) and 23 (R101).")
+    kind = (blocks, 3 if "backbone.stages.2.0.conv3.conv.weight" in view else 2)
+    if kind not in _RESNET_DEPTHS:
+        found = f"{blocks} blocks of {kind[1]} convolutions in its third stage"
+        raise WeightsError(f"The ResNet has {found}; m2f knows R18, R34, R50 and R101.")
     norm = "sync_bn" if "backbone.stem.0.norm.num_batches_tracked" in view else "frozen_bn"
     stem = "deeplab" if "backbone.stem.2.conv.weight" in view else "basic"
     last = "backbone.stem.2.conv.weight" if stem == "deeplab" else "backbone.stem.0.conv.weight"
     widths = {"stem_channels": view[last][0], "width": view["backbone.stages.0.0.conv1.conv.weight"][0]}
     narrow = {name: width for name, width in widths.items() if width != 64}
-    return {"name": "resnet", "depth": _RESNET_DEPTHS[blocks], "stem": stem, "norm": norm, **narrow}
+    return {"name": "resnet", "depth": _RESNET_DEPTHS[kind], "stem": stem, "norm": norm, **narrow}
 
 
 def _deformable(view: OurView) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_out_of_tolerance_is_exit_code_5_and_no_file(fake, tmp_path, capsys):
     ("--batch many", 2, "a number from 1 on, or dynamic, not 'many'"),
     ("--batch 0", 2, "a number from 1 on"),
     ("--option fast", 2, "takes key=value, not 'fast'"),
+    ("--limit 5", 2, "--limit is for --measure DIR"),
 ])  # fmt: skip
 def test_wrong_requests_fail_before_the_model_is_loaded(fake, capsys, arguments, code, message):
     assert cli.run(["export", "--model", "m", "--format", "fake", *arguments.split()]) == code

@@ -14,13 +14,14 @@ from m2f_cli.config import Config
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.model import build
 
-MODELS = ("mask2former", "resnet", "maskformer", "maskformer+6enc", "mpformer", "per-pixel")
+MODELS = ("mask2former", "resnet", "resnet18", "maskformer", "maskformer+6enc", "mpformer", "per-pixel")
 
 
 def config_for(name: str) -> Config:
     made = {
         "mask2former": lambda: config_of(heads=4),
         "resnet": lambda: config_of(RESNET, heads=4),
+        "resnet18": lambda: config_of({**RESNET, "depth": 18}, heads=4),
         "maskformer": lambda: tiny("fpn"),
         "maskformer+6enc": lambda: tiny("transformer_fpn"),
         "mpformer": lambda: config_of(heads=4, piloted=True),

@@ -23,7 +23,7 @@ def front_matter(text: str) -> dict:
     return yaml.safe_load(head)
 
 
-@pytest.mark.parametrize("name", ["mask2former", "resnet", "maskformer", "mpformer"])
+@pytest.mark.parametrize("name", ["mask2former", "resnet", "resnet18", "maskformer", "mpformer"])
 def test_transformers_gives_the_same_answers(tmp_path, name):
     model = segmenter_of(name)
     report = export(model, tmp_path / "folder", "huggingface")

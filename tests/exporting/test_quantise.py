@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from m2f_cli.errors import ConfigError, DataError, ExportError, MissingDependenc
 from m2f_cli.exporting import quantise
 from m2f_cli.exporting.base import Options, export
 from m2f_cli.exporting.verify import Tolerance
+from m2f_cli.inference.eval_data import EvalData
 from m2f_cli.inference.segmenter import load
 from m2f_cli.types import PanopticTruth, TrueSegment
 
@@ -32,8 +34,8 @@ def files(tmp_path_factory):
     """The same network in fp32 and int8."""
     folder, model = tmp_path_factory.mktemp("files"), tiny_segmenter()
     whole = export(model, folder / "fp32" / "model.onnx", "onnx", Options(size=SIZE))
-    options = Options(size=SIZE, precision="int8", tolerance=LOOSE)
-    return whole, export(model, folder / "int8" / "model.onnx", "onnx-int8", options)
+    options = Options(size=SIZE, precision="int8", tolerance=LOOSE, postprocess="semantic", runner=True)
+    return whole, export(model, folder / "int8" / "model.onnx", "onnx", options)
 
 
 def test_linear_layers_are_int8_and_the_rest_is_not(files):
@@ -50,28 +52,29 @@ def test_linear_layers_are_int8_and_the_rest_is_not(files):
 
 def test_only_the_file_and_its_record_stay(files):
     report = files[1]
-    assert sorted(path.name for path in report.path.parent.iterdir()) == ["export.json", "model.onnx"]
+    files_there = sorted(path.name for path in report.path.parent.iterdir())
+    assert files_there == ["export.json", "model.onnx", "run_onnx.py"]
     record = json.loads(report.path.with_name("export.json").read_text())
-    assert (record["format"], record["options"]["precision"]) == ("onnx-int8", "int8")
+    assert (record["format"], record["options"]["precision"]) == ("onnx", "int8")
     assert 0 < record["largest"]["mask_logits.largest_share"] < 0.5
     loaded = load(report.path, device="cpu")
-    assert loaded.precision == "int8"
+    assert (loaded.precision, loaded.description.postprocess) == ("int8", "semantic")
     assert loaded.categories == tiny_segmenter().categories
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(Options(), "no precision 'fp32'"), (Options(precision="int8", postprocess="panoptic"), "--postprocess")],
+    [(Options(precision="int4"), "no precision 'int4'"), (Options(precision="int8", size=(65, 96)), "no multiple")],
 )
 def test_what_it_cannot_do(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        export(tiny_segmenter(), tmp_path / "model.onnx", "onnx-int8", options)
+        export(tiny_segmenter(), tmp_path / "model.onnx", "onnx", options)
 
 
 def test_without_onnxruntime(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependency, match="onnxruntime"):
-        export(tiny_segmenter(), tmp_path / "model.onnx", "onnx-int8", Options(precision="int8"))
+        quantise.quantise_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")
 
 
 # --- quality ----------------------------------------------------------------------------------------------------------
@@ -105,27 +108,36 @@ def own_data(monkeypatch):
         truth = PanopticTruth(found.ids_HW, [TrueSegment(each.id, each.label) for each in found.segments])
         return SimpleNamespace(name=str(seed), read_image=lambda: image, read_truth=lambda: truth)
 
-    data = SimpleNamespace(name="own", records=[record(seed) for seed in range(3)])
-    monkeypatch.setattr(quantise, "open_for", lambda config, categories, folder, split, tasks: data)
-    return data
+    def opened(config, categories, folder, split, tasks):
+        return EvalData("own", "own", split, folder, tuple(tasks), [record(seed) for seed in range(3)])
+
+    monkeypatch.setattr(quantise, "open_for", opened)
+    return opened(None, None, Path("somewhere"), "val", ["panoptic"])
 
 
 def test_what_an_export_costs(own_data, tmp_path):
     model = tiny_segmenter()
-    same = quantise.measure(model, model, tmp_path)
+    same = quantise.measure(model, model, own_data)
     assert (same["task"], same["pictures"], same["model"]["pq"]) == ("panoptic", 3, 100.0)
     assert same["difference"]["pq"] == 0
-    worse = quantise.measure(model, Worse(model), tmp_path, limit=2)
+    worse = quantise.measure(model, Worse(model), own_data, limit=2)
     assert worse["pictures"] == 2
     assert worse["exported"]["pq"] < 100
     assert worse["difference"]["pq"] == worse["exported"]["pq"] - 100
 
 
 def test_it_is_measured_by_the_command_that_exports(own_data, tmp_path):
+    steps = []
     report = export(tiny_segmenter(), tmp_path / "model.safetensors", "safetensors", Options(measure=tmp_path))
     record = json.loads((tmp_path / "export.json").read_text())
     assert record["quality"] == report.quality
     assert (record["quality"]["folder"], record["quality"]["difference"]["pq"]) == (str(tmp_path), 0)
+    limited = export(
+        tiny_segmenter(), tmp_path / "two" / "model.safetensors", "safetensors",
+        Options(measure=tmp_path, measure_limit=2), on_step=lambda step: steps.append(step.message),
+    )
+    assert limited.quality["pictures"] == 2
+    assert steps[-2:] == ["Measuring the model on 2 pictures", "Measuring the file on 2 pictures"]
     with pytest.raises(DataError, match="no folder"):
         export(tiny_segmenter(), tmp_path / "other.safetensors", "safetensors", Options(measure=tmp_path / "nothing"))
 

@@ -116,11 +116,15 @@ def test_requests_that_make_no_sense(copies, tmp_path):
         export(tmp_path / "a.onnx")
     with pytest.raises(ConfigError, match="no multiple of 32"):
         export(tmp_path / "a.copy", size=(64, 100))
-    with pytest.raises(ConfigError, match="does panoptic, semantic segmentation, not 'instance'"):
+    with pytest.raises(ConfigError, match="panoptic, semantic segmentation, not 'instance'. Use --postprocess panopt"):
         base.export(tiny_segmenter("maskformer-resnet"), tmp_path / "a.copy", "fake_exporter:Exporter",
                     Options(postprocess="instance"))  # fmt: skip
     with pytest.raises(ConfigError, match="has no --opset"):
         base.refuse_options("copy", Options(opset=18), "size", "opset")
+    with pytest.raises(ConfigError, match="has no --with-runner. Leave it out, or choose --format onnx"):
+        base.refuse_options("copy", Options(runner=True), "runner")
+    with pytest.raises(ConfigError, match="has no --option. Leave it out.$"):
+        base.refuse_options("onnx", Options(extra={"fast": True}), "extra")
 
 
 def test_inputs_are_of_the_sizes_that_a_network_takes():
@@ -131,6 +135,9 @@ def test_inputs_are_of_the_sizes_that_a_network_takes():
         assert all(edge % 32 == 0 for edge in case.size)
         for prepared in case.batch:
             assert prepared.pixels_CHW.shape == (3, *case.size) and prepared.pixels_CHW.dtype == torch.uint8
+    assert {case.kind: len([each for each in cases if each.kind == case.kind]) for case in cases} == {
+        "scene": 3, "random": 3,
+    }
     again = verify.default_cases(model, model)
     assert all(torch.equal(a.batch[0].pixels_CHW, b.batch[0].pixels_CHW) for a, b in zip(cases, again, strict=True))
 

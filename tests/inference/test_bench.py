@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,11 +27,21 @@ from m2f_cli.inference.bench.case import Case, network_size, picture_size, train
 from m2f_cli.inference.bench.chart import chart
 from m2f_cli.inference.bench.flops import parameters_of
 from m2f_cli.inference.bench.stages import Stages, split
-from m2f_cli.inference.bench.subject import KEPT, Plausible, class_logits, compiled, load_subject, plausible, share
+from m2f_cli.inference.bench.subject import (
+    KEPT,
+    Plausible,
+    class_logits,
+    compiled,
+    fixed_size,
+    load_subject,
+    plausible,
+    share,
+)
 from m2f_cli.inference.bench.targets import OBJECTS, training_batch
 from m2f_cli.inference.masks import MaskLogits
 from m2f_cli.inference.reference_table import measured_in
 from m2f_cli.inference.segmenter import Segmenter
+from m2f_cli.inference.wrapper import Wrapper
 from m2f_cli.model import build
 
 CPU = torch.device("cpu")
@@ -321,6 +332,17 @@ def test_an_exported_file_runs_as_it_is(segmenter):
             function(File())
     with pytest.raises(ConfigError, match="--engine onnx"):
         load_subject(Case(engine="onnx"))
+
+
+def test_an_exported_file_of_one_size_is_timed_at_that_size(segmenter):
+    config = segmenter.config
+    assert network_size(Case(), config, (256, 384)) == network_size(Case(size=(256, 384)), config, (256, 384))
+    assert network_size(Case(), config, (256, 384)) == (256, 384) != network_size(Case(), config)
+    with pytest.raises(ConfigError, match="takes pictures of 256 x 384, not of 64 x 64"):
+        network_size(Case(size=(64, 64)), config, (256, 384))
+    assert fixed_size(segmenter) is None
+    segmenter = Wrapper(SimpleNamespace(description=SimpleNamespace(size=(256, 384))))
+    assert fixed_size(segmenter) == (256, 384)
 
 
 def test_training_batch_has_the_objects_it_promises():

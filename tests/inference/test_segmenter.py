@@ -16,7 +16,8 @@ from m2f_cli import config as configuration
 from m2f_cli.config import ResizeConfig
 from m2f_cli.data.categories import from_names
 from m2f_cli.errors import ConfigError, M2FError
-from m2f_cli.inference.segmenter import Segmenter, choose_device, resized_shape
+from m2f_cli.inference import diagnose
+from m2f_cli.inference.segmenter import Segmenter, choose_device, choose_precision, resized_shape
 from m2f_cli.model import build
 from m2f_cli.types import Instances, PanopticMap, SemanticMap
 
@@ -136,6 +137,15 @@ def test_a_network_that_answers_nan_says_so(segmenter):
     torch.nn.init.constant_(model.decoder.class_embed.bias, float("nan"))
     with pytest.raises(M2FError, match="NaN or infinity in fp32"):
         Segmenter(model, segmenter.config, segmenter.categories)(picture())
+
+
+@pytest.mark.parametrize(
+    ("good", "chosen"), [(["fp32"], "fp32"), (["fp32", "fp16"], "fp16"), (["fp32", "fp16", "bf16"], "bf16")]
+)
+def test_auto_is_the_fastest_precision_of_the_device(good, chosen, monkeypatch):
+    monkeypatch.setattr(diagnose, "good_precisions", lambda device: good)
+    assert choose_precision("auto", torch.device("cpu")) == chosen
+    assert choose_precision("fp32", torch.device("cpu")) == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -83,7 +83,9 @@ def test_the_two_tables_agree_with_the_table_of_names(shared_dir):
     assert found == wanted
 
 
-@pytest.mark.parametrize("backbone", [None, RESNET, {**RESNET, "norm": "bn"}])
+@pytest.mark.parametrize(
+    "backbone", [None, RESNET, {**RESNET, "norm": "bn"}, {**RESNET, "depth": 18}, {**RESNET, "depth": 34}]
+)
 @pytest.mark.parametrize(
     ("table", "piloted"),
     [*((table, False) for table in TABLES.values()), (DETECTRON2, True)],  # MP-Former was released for detectron2 only

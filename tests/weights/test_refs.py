@@ -155,8 +155,10 @@ def test_defaults_of_transformers():
         ({"pre_norm": True}, "pre_norm = True"),
         ({"backbone_config": {"model_type": "convnext"}}, "backbone of the kind 'convnext'"),
         ({"backbone_config": {"model_type": "swin", "mlp_ratio": 2}}, "mlp_ratio = 2"),
-        ({"backbone_config": {"model_type": "resnet", "depths": [2, 2, 2, 2]}}, "neither R50 nor R101"),
-        ({"backbone_config": {"model_type": "resnet", "layer_type": "basic"}}, "layer_type = 'basic'"),
+        ({"backbone_config": {"model_type": "resnet", "depths": [2, 2, 2, 2]}}, "none of R18, R34, R50 and R101"),
+        ({"backbone_config": {"model_type": "resnet", "layer_type": "basic", "hidden_sizes": [64, 128, 256, 2048]}},
+         "basic blocks, .* and widths .64"),
+        ({"backbone_config": {"model_type": "resnet", "layer_type": "dense"}}, "dense blocks"),
         ({"backbone_config": None, "backbone": "resnet50", "use_timm_backbone": True}, "'resnet50' of another library"),
     ],
 )

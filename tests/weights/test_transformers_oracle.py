@@ -19,6 +19,8 @@ BACKBONES = {
              "window_size": 4, **STAGES},
     "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [32, 64, 128, 256],
                "depths": [3, 4, 6, 3], **STAGES},
+    "resnet18": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 32, 64],
+                 "depths": [2, 2, 2, 2], "layer_type": "basic", **STAGES},
 }
 SIZES = [(64, 64), (65, 97), (96, 33), (30, 128)]  # also odd, no multiple of 32, of the window, or of 4
 TOLERANCE = 1e-4  # of the spread of the logits; group norm over maps of four pixels amplifies rounding
@@ -54,7 +56,8 @@ def assert_same_answers(theirs, ours, sizes=SIZES):
 @pytest.mark.parametrize(
     ("backbone", "seed", "feature_size"),
     # with 64 and a decoder of 32, 1x1 convolutions lie between the two
-    [("swin", 3, 32), ("swin", 5, 32), ("resnet", 2, 32), ("resnet", 3, 32), ("swin", 5, 64), ("resnet", 3, 64)],
+    [("swin", 3, 32), ("swin", 5, 32), ("resnet", 2, 32), ("resnet", 3, 32), ("swin", 5, 64), ("resnet", 3, 64),
+     ("resnet18", 2, 32)],
 )
 def test_their_folder_in_our_network(tmp_path, backbone, seed, feature_size):
     theirs = theirs_of(backbone, seed, feature_size)

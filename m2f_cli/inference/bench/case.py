@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from ...config import Config
+from ...errors import ConfigError
 from ..masks import Size
 from ..reference_table import crop_of
 from ..segmenter import resized_shape
@@ -81,8 +82,19 @@ def picture_size(case: Case, config: Config) -> Size:
     return case.size or case.picture or PICTURE_SIZES.get(config.data.dataset, USUAL_SIZE)
 
 
-def network_size(case: Case, config: Config) -> Size:
-    """(height, width) that the network sees in inference, with padding."""
+def network_size(case: Case, config: Config, fixed: Size | None = None) -> Size:
+    """(height, width) that the network sees in inference, with padding; `fixed` of an exported file.
+
+    Raises:
+        ConfigError: a size is asked for that is not the file's.
+    """
+    if fixed is not None:
+        if case.size not in (None, fixed):
+            raise ConfigError(
+                f"The file takes pictures of {fixed[0]} x {fixed[1]}, not of {case.size[0]} x {case.size[1]}.",
+                hint="Leave --size out, or export the model for that size.",
+            )
+        return fixed
     resized = case.size or resized_shape(*picture_size(case, config), config.test.resize)
     divisor = max(1, config.test.size_divisor)
     return tuple(-(-edge // divisor) * divisor for edge in resized)

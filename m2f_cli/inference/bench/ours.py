@@ -38,7 +38,7 @@ from ..segmenter import Prepared, Raw, load
 from ..sources import Source, expand
 from .case import Case, network_size, picture_size
 from .stages import Stages
-from .subject import autocast, class_logits, parts_of, picture
+from .subject import autocast, class_logits, fixed_size, parts_of, picture
 
 PUBLISHED = {"score_threshold": 0.0}  # of instances: the published top 100
 FORMAT: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-png"}
@@ -83,7 +83,8 @@ class ForwardOfFile:
     def __init__(self, case: Case, segmenter: Any):
         self.segmenter, self.images = segmenter, case.batch
         self.parts: dict[str, nn.Module] = {}
-        generator, size = torch.Generator().manual_seed(1), network_size(case, segmenter.config)
+        size = network_size(case, segmenter.config, fixed_size(segmenter))
+        generator = torch.Generator().manual_seed(1)
         pixels_BCHW = torch.randint(0, 256, (case.batch, 3, *size), dtype=torch.uint8, generator=generator)
         self.batch = [Prepared(pixels_CHW, size) for pixels_CHW in pixels_BCHW]
 

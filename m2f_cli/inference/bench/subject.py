@@ -52,6 +52,11 @@ def core(segmenter: Any) -> Segmenter:
     return segmenter
 
 
+def fixed_size(segmenter: Any) -> tuple[int, int] | None:
+    """(height, width) of an exported file that takes no other input."""
+    return getattr(getattr(segmenter, "description", None), "size", None)
+
+
 def _random(case: Case, config: Config) -> Any:
     categories = load_categories(config.data.classes)
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from . import machine
 from .case import Case, network_size, picture_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
 from .stages import Stages, split, synchronise
-from .subject import compiled, core, load_subject, share
+from .subject import compiled, core, fixed_size, load_subject, share
 
 OURS = "m2f"
 NO_FLOPS = ("post", "load", "train", "predict", "eval")  # where a run is not one forward pass of known size
@@ -97,7 +97,7 @@ class Host:
         """What is known without a clock, and the speed of a matrix product. The last thing that is asked."""
         case, config = self.case, self.segmenter.config
         trained = case.what == "train"
-        size = training_size(case, config) if trained else network_size(case, config)
+        size = network_size(case, config, fixed_size(self.segmenter)) if not trained else training_size(case, config)
         counted = None
         if case.what not in NO_FLOPS:
             counted = flops_of(config.model, len(self.segmenter.categories), case.batch, size)
