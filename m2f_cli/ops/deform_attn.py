@@ -182,7 +182,7 @@ def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
     level = _level_constants(shapes, x_BNALP.shape[-1], x_BNALP.device)
     left, wx0, wx1 = _neighbours(x_BNALP, level.last_x, level.one_wide)
     top, wy0, wy1 = _neighbours(y_BNALP, level.last_y, level.one_high)
-    rows = (top * level.width).add_(left).to(torch.int32).add_(level.start)
+    rows = (top * level.width).add_(left).to(torch.int32) + level.start  # not in place: torch 2.6 could not export it
     wy0, wy1 = wy0 * weights_BNALP, wy1 * weights_BNALP
     weights = torch.stack([wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1], dim=3)
     return rows.unsqueeze(3) + level.corners, weights

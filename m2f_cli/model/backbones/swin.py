@@ -111,7 +111,7 @@ def windows_of(batch: int, height: int, width: int, window: int, shift: int, dev
         regions_HW = band_y[:, None] * 3 + band_x
         regions_WT = _in_order(_cut(regions_HW, rows, columns, window), is_split)[plain:]
         differ = regions_WT[:, None, :, None] != regions_WT[:, None, None, :]
-        mask = differ.float().mul_(-100.0).repeat(batch, 1, 1, 1)
+        mask = (differ.float() * -100.0).repeat(batch, 1, 1, 1)
     stride = height * width + padded
     pictures = torch.arange(batch, device=device)[:, None, None]
 
