@@ -20,6 +20,7 @@ The thresholds are those of the model's configuration. The whole input counts as
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,10 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ExportError
 from ..inference.engines import CLASS_LOGITS, LEAST, MASK_LOGITS, described
 from ..inference.segmenter import Segmenter
+from ..model.layers import ConvNorm, FrozenBatchNorm
 from ..types import Task
 from .base import Options
 
@@ -217,6 +220,8 @@ def exported_program(model: Segmenter, options: Options) -> torch.export.Exporte
         ExportError: the network cannot be traced.
     """
     whole = network(model, options)
+    if not hasattr(torch.compiler, "is_exporting"):  # torch 2.6: its translator to ONNX fails on batch norms
+        whole = fused(whole)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             program = torch.export.export(
@@ -228,6 +233,19 @@ def exported_program(model: Segmenter, options: Options) -> torch.export.Exporte
             f"The network of {model.source} cannot be traced: {_first_line(error)}",
             hint="A fixed --size H W and --batch N ask least of it; a backbone of timm may not be traceable at all.",
         ) from error
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation, with its batch norms inside the convolutions before them."""
+    network = copy.deepcopy(network)
+    for layer in [module for module in network.modules() if isinstance(module, ConvNorm)]:
+        conv, norm = layer.conv, layer.norm
+        if isinstance(norm, (FrozenBatchNorm, nn.BatchNorm2d)):
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            conv.weight, conv.bias, layer.norm = nn.Parameter(weight), nn.Parameter(bias), nn.Identity()
+    return network
 
 
 def _decompositions() -> dict:
