@@ -405,9 +405,12 @@ def _linear() -> Iterator[Finding]:
         return
     if override != "auto":
         yield Finding(group, "M2F_LINEAR", override, "note", "Unset it for the fastest on this processor.")
-    why = "MKL's matrix products are slow on this processor" if op.is_blas_slow() else "this machine's matrix products"
-    used = op.choose(torch.zeros(op.MIN_ROWS, 1))
-    yield Finding(group, "cpu fp32", used if override != "auto" else f"{used}: {why}")
+    x = torch.zeros(op.MIN_ROWS, 1)
+    trained = op.choose(x)
+    with torch.no_grad():
+        predicted = op.choose(x)
+    slow = "; MKL's matrix products are slow on this processor" if op.is_blas_slow() else ""
+    yield Finding(group, "cpu", f"training {trained}, prediction {predicted}{'' if override != 'auto' else slow}")
 
 
 EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {

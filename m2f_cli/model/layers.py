@@ -12,7 +12,9 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ..ops.linear import Linear, linear
+from ..ops import winograd
+from ..ops.cache import derived
+from ..ops.linear import Linear, linear, relu
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 
@@ -66,7 +68,12 @@ def convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     as long on a CPU. (The parameter itself stays as it is, for checkpoints.)"""
     if _is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
-    weight = conv.weight.contiguous(memory_format=torch.channels_last)
+    weight = conv.weight
+    is_plain = conv.padding == conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    if is_plain and conv.kernel_size == (3, 3) and winograd.choose(x_BCHW, conv.out_channels) == "winograd":
+        kernel_PCO = derived(conv, "winograd", lambda: winograd.transformed(weight), weight)
+        return winograd.conv3x3(x_BCHW, weight, conv.bias, kernel_PCO=kernel_PCO, impl="winograd")
+    weight = weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -86,7 +93,7 @@ class ConvNorm(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
         y = self.norm(pointwise(self.conv, x_BCHW) if is_linear else convolved(self.conv, x_BCHW))
-        return _relu(y) if self.relu else y
+        return relu(y) if self.relu else y
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -102,8 +109,8 @@ class FeedForward(nn.Module):
         self.linear2 = Linear(hidden_dim, dim)
         self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(dropout(_relu(self.linear1(x)), self.dropout, self.training))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.linear2(dropout(self.linear1(x, "relu"), self.dropout, self.training), residual=residual)
 
 
 class MLP(nn.Module):
@@ -116,7 +123,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = _relu(layer(x))
+            x = layer(x, "relu")
         return self.layers[-1](x)
 
 
@@ -147,11 +154,6 @@ class Attention(nn.Module):
         rate = self.dropout if self.training else 0.0
         attended_BAQD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return self.out_proj(attended_BAQD.transpose(1, 2).flatten(2))
-
-
-def _relu(x: Tensor) -> Tensor:
-    """In place while nothing is kept for a gradient (of a view, that gradient would be copied)."""
-    return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:

@@ -1,12 +1,14 @@
-"""Constants that depend only on shapes (grids, window orders, masks) are made once and kept for a few shapes."""
+"""What is made once and kept: constants that depend only on shapes (grids, window orders, masks), for a few shapes; and
+parameters in another form (number format, layout), until they change."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable)
 KEPT = 16  # results per function: two picture sizes of a Swin; pictures of many sizes must not fill the memory
@@ -29,3 +31,21 @@ def cached_by_shape(make: F) -> F:
 
     call.cache_clear = kept.cache_clear
     return call
+
+
+def derived(owner: nn.Module, name: str, make: Callable[[], Tensor], parameter: Tensor, *settings: Any) -> Tensor:
+    """What `make` makes of a parameter, kept by its module as long as neither the parameter nor the settings change.
+
+    Args:
+        name: tells the things that a module keeps apart.
+        settings: what else the result depends on (a number format, say).
+    """
+    if parameter.is_inference():  # nobody counts its changes
+        return make()
+    kept = owner.__dict__.setdefault("_derived", {})
+    # An optimiser raises the version; `.to(device)` and `.data = …` do not, but move the numbers.
+    state = (parameter._version, parameter.data_ptr(), *settings)
+    if name not in kept or kept[name][0] is not parameter or kept[name][1] != state:
+        with torch.inference_mode(False), torch.no_grad():
+            kept[name] = (parameter, state, make())
+    return kept[name][2]

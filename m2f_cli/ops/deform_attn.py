@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import MissingDependency
 from .bags import has_own_gradients, table_gradient, weights_gradient
 from .cache import cached_by_shape
+from .pieces import is_tracing
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 IMPLEMENTATIONS = ("reference", "bag", "gather")  # those that run on every device
@@ -110,31 +111,38 @@ def _reference(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
 
 
 class LevelConstants(NamedTuple):
-    """What the sampling needs to know of each level, shaped (L, P): a full inner row makes broadcasting vectorise."""
+    """What the sampling needs to know of the level of each sample, shaped (A·L·P,), the same for all heads: one long
+    inner row makes broadcasting vectorise."""
 
     last_x: Tensor  # the last column that has a right neighbour
     last_y: Tensor
     width: Tensor
     start: Tensor  # row of the value table where the level begins
-    corners: Tensor  # (4, L, P): steps from the upper left corner to all four
+    corners: Tensor  # (4, A·L·P): steps from the upper left corner to all four
     one_wide: Tensor | None  # where a level has no second column; None when all have
     one_high: Tensor | None
 
 
 @cached_by_shape
-def _level_constants(shapes: tuple[tuple[int, int], ...], points: int, device: torch.device) -> LevelConstants:
-    height, width = torch.tensor(shapes, device=device).T[:, :, None].repeat(1, 1, points)
+def _level_constants(
+    shapes: tuple[tuple[int, int], ...], heads: int, points: int, device: torch.device
+) -> LevelConstants:
+    height, width = torch.tensor(shapes, device=device).T
     start = (height * width).cumsum(0) - height * width
     right, down = (width > 1).long(), (height > 1).long() * width
     corners = torch.stack([torch.zeros_like(right), right, down, right + down])
+
+    def per_sample(of_levels: Tensor) -> Tensor:
+        return of_levels.repeat_interleave(points, -1).repeat(*[1] * (of_levels.dim() - 1), heads)
+
     return LevelConstants(
-        last_x=(width - 2).clamp(min=0).float(),
-        last_y=(height - 2).clamp(min=0).float(),
-        width=width.float(),
-        start=start.int(),
-        corners=corners.int(),
-        one_wide=width == 1 if any(w == 1 for _, w in shapes) else None,
-        one_high=height == 1 if any(h == 1 for h, _ in shapes) else None,
+        last_x=per_sample((width - 2).clamp(min=0).float()),
+        last_y=per_sample((height - 2).clamp(min=0).float()),
+        width=per_sample(width.float()),
+        start=per_sample(start.int()),
+        corners=per_sample(corners.int()),
+        one_wide=per_sample(width == 1) if any(w == 1 for _, w in shapes) else None,
+        one_high=per_sample(height == 1) if any(h == 1 for h, _ in shapes) else None,
     )
 
 
@@ -174,18 +182,29 @@ def _neighbours(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[Tenso
     return left, w_left, w_right if one_wide is None else w_right * ~one_wide
 
 
+def _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP):
+    """Of each sample, all (B, N, A·L·P): the row of the value table (int32, within one picture and head) where its
+    upper left corner lies, the weights of the left and right column, and those of the upper and lower row, which have
+    the sample's own weight in them."""
+    level = _level_constants(shapes, *x_BNALP.shape[2:5:2], x_BNALP.device)
+    x, y, weights = (t.flatten(2) for t in (x_BNALP, y_BNALP, weights_BNALP))
+    left, wx0, wx1 = _neighbours(x, level.last_x, level.one_wide)
+    top, wy0, wy1 = _neighbours(y, level.last_y, level.one_high)
+    rows = (top * level.width).add_(left).to(torch.int32) + level.start  # not in place: torch 2.6 could not export it
+    return rows, (wx0, wx1), (wy0 * weights, wy1 * weights)
+
+
 def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
     """Rows of the value table (int32, within one picture and head) and weights of the four corners of each sample.
 
     Both are (B, N, A, 4, L, P).
     """
-    level = _level_constants(shapes, x_BNALP.shape[-1], x_BNALP.device)
-    left, wx0, wx1 = _neighbours(x_BNALP, level.last_x, level.one_wide)
-    top, wy0, wy1 = _neighbours(y_BNALP, level.last_y, level.one_high)
-    rows = (top * level.width).add_(left).to(torch.int32) + level.start  # not in place: torch 2.6 could not export it
-    wy0, wy1 = wy0 * weights_BNALP, wy1 * weights_BNALP
-    weights = torch.stack([wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1], dim=3)
-    return rows.unsqueeze(3) + level.corners, weights
+    rows, (wx0, wx1), (wy0, wy1) = _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP)
+    steps = _level_constants(shapes, *x_BNALP.shape[2:5:2], x_BNALP.device).corners
+    A_LP = x_BNALP.shape[2:]
+    rows = torch.stack([(rows + step).unflatten(2, A_LP) for step in steps], dim=3)
+    weights = [(wy * wx).unflatten(2, A_LP) for wy in (wy0, wy1) for wx in (wx0, wx1)]
+    return rows, torch.stack(weights, dim=3)
 
 
 def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
@@ -202,10 +221,23 @@ def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
 def _table_of(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes) -> tuple[Tensor, Tensor, Tensor]:
     """The sampling as weighted sums of rows: the table (B·S·A, D), rows and weights (B·N·A, 4·L·P)."""
     B, S, A, D = value_BSAD.shape
-    rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
-    rows = rows.mul_(A).add_(_table_starts(B, S, A, value_BSAD.device))
-    bags = B * x_BNALP.shape[1] * A
-    return value_BSAD.reshape(B * S * A, D), rows.view(bags, -1), weights.view(bags, -1)
+    L, P = x_BNALP.shape[3:]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x_BNALP, y_BNALP, weights_BNALP))
+    if wanted or is_tracing():
+        rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
+        rows = rows.mul_(A).add_(_table_starts(B, S, A, 1, value_BSAD.device)[..., None, None])
+        return value_BSAD.reshape(B * S * A, D), rows.view(-1, 4 * L * P), weights.view(-1, 4 * L * P)
+
+    # The same, each number written once, where it belongs.
+    rows, columns, lines = _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP)
+    rows = rows.mul_(A).add_(_table_starts(B, S, A, L * P, value_BSAD.device).flatten(2))
+    steps = _level_constants(shapes, A, P, value_BSAD.device).corners * A
+    all_rows, weights = (rows.new_empty((*x_BNALP.shape[:3], 4, L * P), dtype=t.dtype) for t in (rows, lines[0]))
+    for corner, step in enumerate(steps):
+        torch.add(rows.unflatten(2, (A, -1)), step.unflatten(0, (A, -1)), out=all_rows[:, :, :, corner])
+        line, column = lines[corner // 2], columns[corner % 2]
+        torch.mul(line.unflatten(2, (A, -1)), column.unflatten(2, (A, -1)), out=weights[:, :, :, corner])
+    return value_BSAD.reshape(B * S * A, D), all_rows.view(-1, 4 * L * P), weights.view(-1, 4 * L * P)
 
 
 class _Bag(torch.autograd.Function):
@@ -228,9 +260,10 @@ class _Bag(torch.autograd.Function):
         grad_bags = grad_BNC.reshape(len(rows), -1).contiguous()
         grad_value = table_gradient(grad_bags, rows, weights, len(table)).view_as(value_BSAD)
         grad_corners = weights_gradient(grad_bags, rows, table).view(*x_BNALP.shape[:3], 4, *x_BNALP.shape[3:])
-        level = _level_constants(ctx.shapes, x_BNALP.shape[-1], x_BNALP.device)
-        (wx0, wx1), slopes_x = _hats(x_BNALP, level.last_x, level.one_wide)
-        (wy0, wy1), slopes_y = _hats(y_BNALP, level.last_y, level.one_high)
+        level = _level_constants(ctx.shapes, *x_BNALP.shape[2:5:2], x_BNALP.device)
+        A_LP = x_BNALP.shape[2:]
+        (wx0, wx1), slopes_x = _hats(x_BNALP.flatten(2), level.last_x, level.one_wide, A_LP)
+        (wy0, wy1), slopes_y = _hats(y_BNALP.flatten(2), level.last_y, level.one_high, A_LP)
         g00, g01, g10, g11 = grad_corners.unbind(3)  # upper left, upper right, lower left, lower right
         upper, lower = g00 * wx0 + g01 * wx1, g10 * wx0 + g11 * wx1
         grad_weights = upper * wy0 + lower * wy1
@@ -240,18 +273,24 @@ class _Bag(torch.autograd.Function):
         return grad_value, grad_x, grad_y, grad_weights, None
 
 
-def _hats(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Weights of both neighbours of `_neighbours`, and their slopes."""
+def _hats(
+    x: Tensor, last: Tensor, one_wide: Tensor | None, shape: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights of both neighbours of `_neighbours`, and their slopes; the last dimension in this shape."""
     left, w_left, w_right = _neighbours(x, last, one_wide)
     slope_left, slope_right = _hat_slope(x - left), _hat_slope(x - left - 1)
-    return (w_left, w_right), (slope_left, slope_right if one_wide is None else slope_right * ~one_wide)
+    if one_wide is not None:
+        slope_right = slope_right * ~one_wide
+    weights, slopes = (w_left, w_right), (slope_left, slope_right)
+    return [t.unflatten(2, shape) for t in weights], [t.unflatten(2, shape) for t in slopes]
 
 
 @cached_by_shape
-def _table_starts(B: int, S: int, A: int, device: torch.device) -> Tensor:
-    """Row of the table (B·S·A rows) where picture b and head a begin, shaped (B, 1, A, 1, 1, 1)."""
-    pictures = torch.arange(B, dtype=torch.int32, device=device).view(B, 1, 1, 1, 1, 1) * (S * A)
-    return pictures + torch.arange(A, dtype=torch.int32, device=device).view(1, 1, A, 1, 1, 1)
+def _table_starts(B: int, S: int, A: int, samples: int, device: torch.device) -> Tensor:
+    """Row of the table (B·S·A rows) where picture b and head a begin, (B, 1, A, samples): repeated for each sample."""
+    pictures = torch.arange(B, dtype=torch.int32, device=device).view(B, 1, 1, 1) * (S * A)
+    heads = torch.arange(A, dtype=torch.int32, device=device).view(1, 1, A, 1)
+    return (pictures + heads).repeat(1, 1, 1, samples)
 
 
 def _gather(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):

@@ -1,9 +1,13 @@
-"""Linear layers in fp32 on a CPU: `y = x Wᵀ + b`, one function, two ways to compute it that agree to rounding.
+"""Linear layers on a CPU: `y = activation(x Wᵀ + b) + residual`, one function, three ways that agree to rounding.
 
-* "blas": `torch.nn.functional.linear`, the reference.
-* "convolution": a convolution with a 1x1 kernel, channels innermost, and its gradient written out. The same product by
-  another library (oneDNN). PyTorch's matrix products come from Intel's MKL, which on other makers' processors runs
-  slower code: measured on an AMD EPYC with AVX-512, 5376 rows, 256 to 1024 channels: 184 against 131 GFLOP/s.
+* "blas": `torch.nn.functional.linear` and what follows it, the reference.
+* "convolution": fp32, a convolution with a 1x1 kernel, channels innermost, and its gradient written out. The same
+  product by another library (oneDNN). PyTorch's matrix products come from Intel's MKL, which on other makers'
+  processors runs slower code: measured on an AMD EPYC with AVX-512, 5376 rows, 256 to 1024 channels: 184 against
+  131 GFLOP/s.
+* "fused": fp32 or bf16 without a gradient, oneDNN's product that adds the residual or applies the activation to what
+  it still holds in registers. A GELU of its own costs as much as two thirds of the product before it. This is the
+  operator that PyTorch's compiler uses; as it is not documented, `has_fused` tries it first.
 
 `M2F_LINEAR` (or the argument `impl`) overrides the choice.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,15 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-IMPLEMENTATIONS = ("blas", "convolution")
+from .cache import derived
+from .pieces import is_tracing
+
+IMPLEMENTATIONS = ("blas", "convolution", "fused")
 CPU_INFO = Path("/proc/cpuinfo")
 MIN_ROWS = 256  # below, preparing the convolution costs more than it gains (measured: 100 rows slower, 256 faster)
+MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains (measured: 25 rows slower, 100 as fast)
 
 
 def choose(x: Tensor) -> str:
     """The implementation that `linear` uses for an input when nobody says otherwise.
 
-    Convolutions are for fp32 on a CPU while nobody traces or casts, and for many rows.
+    The other ways are for many rows on an x86 CPU while nobody traces: fused where no gradient is wanted, else
+    convolutions where matrix products are slow and nobody casts.
 
     Raises:
         ValueError: `M2F_LINEAR` is no implementation.
@@ -36,15 +46,21 @@ def choose(x: Tensor) -> str:
     override = os.environ.get("M2F_LINEAR", "auto")
     if override != "auto":
         return _checked(override)
-    suits = (
-        not torch.compiler.is_compiling()  # first: sizes that are symbols must not be compared
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() >= MIN_ROWS * x.shape[-1]
-    )
-    return "convolution" if suits and is_blas_slow() else "blas"
+    if is_tracing() or x.device.type != "cpu":  # first: sizes that are symbols must not be compared
+        return "blas"
+    dtype, rows = _computed_in(x), x.numel() // max(x.shape[-1], 1)
+    if not torch.is_grad_enabled() and dtype in (torch.float32, torch.bfloat16) and rows >= MIN_ROWS_FUSED:
+        return "fused" if has_fused() else _by_product(dtype, rows)
+    return _by_product(dtype, rows)
+
+
+def _by_product(dtype: torch.dtype, rows: int) -> str:
+    return "convolution" if dtype == torch.float32 and rows >= MIN_ROWS and is_blas_slow() else "blas"
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The number format of the product: autocast's, where it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 @functools.cache
@@ -63,6 +79,21 @@ def _maker() -> str:
     return platform.processor() or "Intel"
 
 
+@functools.cache
+def has_fused() -> bool:
+    """Whether the product with an epilogue is there and right, in fp32; and not much slower than others: on x86."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    x, weight, bias = torch.linspace(-1, 1, 24).view(3, 8), torch.linspace(-1, 1, 32).view(4, 8), torch.ones(4)
+    expected = F.linear(x, weight, bias)
+    try:
+        with torch.no_grad():
+            found = (_fused(x, weight, bias, "gelu", None), _fused(x, weight, bias, None, expected))
+    except (AttributeError, RuntimeError):  # no such operator, or other arguments: a PyTorch that we do not know
+        return False
+    return torch.allclose(found[0], F.gelu(expected), atol=1e-5) and torch.allclose(found[1], 2 * expected, atol=1e-5)
+
+
 def _checked(name: str) -> str:
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
@@ -70,14 +101,49 @@ def _checked(name: str) -> str:
     return name
 
 
-def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, impl: str | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: (..., I) → (..., O).
+def relu(x: Tensor) -> Tensor:
+    """In place while nothing is kept for a gradient (of a view, that gradient would be copied)."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": F.gelu}
+
+
+def linear(
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, activation: str | None = None,
+    residual: Tensor | None = None, impl: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.linear`: (..., I) → (..., O), and what follows it.
 
     Args:
-        impl: "blas" or "convolution"; None for the better one on this machine.
+        activation: "relu" or "gelu" (exact), applied to the product.
+        residual: added at the end, shaped like the result.
+        impl: one of `IMPLEMENTATIONS`; None for the best one on this machine.
     """
-    if _checked(impl or choose(x)) == "blas":
-        return F.linear(x, weight_OI, bias_O)
+    impl = _checked(impl or choose(x))
+    if impl == "fused":
+        return _fused(x, weight_OI, bias_O, activation, residual)
+    y = F.linear(x, weight_OI, bias_O) if impl == "blas" else _convolved(x, weight_OI, bias_O)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y if residual is None else residual + y
+
+
+def _fused(
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    dtype = _computed_in(x)
+    x, weight_OI = x.to(dtype), weight_OI.to(dtype)
+    bias_O = None if bias_O is None else bias_O.to(dtype)
+    operator = torch.ops.mkldnn._linear_pointwise
+    if residual is not None and activation is None and residual.dtype == dtype:
+        return operator.binary(x, residual.expand(*x.shape[:-1], -1), weight_OI, bias_O, "add")
+    exact = "none" if activation == "gelu" else ""  # of two ways to compute a GELU
+    y = operator(x, weight_OI, bias_O, activation or "none", [], exact)
+    return y if residual is None else residual + y
+
+
+def _convolved(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     image_1I1R = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # one row of pixels, channels innermost
     convolve = _Pointwise.apply if torch.is_grad_enabled() else _pointwise
     return convolve(image_1I1R, weight_OI, bias_O).permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight_OI))
@@ -110,7 +176,15 @@ class _Pointwise(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by `linear`: same parameters, same start."""
+    """`torch.nn.Linear` by `linear`: same parameters, same start; the call takes an activation and a residual too.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    For a lower number format the weights are converted once, and again when they have changed.
+    """
+
+    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if not torch.is_grad_enabled() and not is_tracing() and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            weight = derived(self, "weight", lambda: weight.to(dtype), weight, dtype)
+            bias = None if bias is None else derived(self, "bias", lambda: bias.to(dtype), bias, dtype)
+        return linear(x, weight, bias, activation=activation, residual=residual)

@@ -303,12 +303,17 @@ def test_the_override_is_shown(only_cpu, monkeypatch):
 def test_the_way_of_linear_layers_is_shown(monkeypatch):
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(linear, "is_blas_slow", lambda: True)
-    assert found(doctor._linear)["cpu fp32"].value == "convolution: MKL's matrix products are slow on this processor"
+    monkeypatch.setattr(linear, "has_fused", lambda: True)
+    slow = "MKL's matrix products are slow on this processor"
+    assert found(doctor._linear)["cpu"].value == f"training convolution, prediction fused; {slow}"
     monkeypatch.setattr(linear, "is_blas_slow", lambda: False)
-    assert found(doctor._linear)["cpu fp32"].value == "blas: this machine's matrix products"
+    monkeypatch.setattr(linear, "has_fused", lambda: False)
+    assert found(doctor._linear)["cpu"].value == "training blas, prediction blas"
     monkeypatch.setenv("M2F_LINEAR", "convolution")
     findings = found(doctor._linear)
-    assert (findings["M2F_LINEAR"].status, findings["cpu fp32"].value) == ("note", "convolution")
+    assert (findings["M2F_LINEAR"].status, findings["cpu"].value) == (
+        "note", "training convolution, prediction convolution"
+    )
     monkeypatch.setenv("M2F_LINEAR", "fastest")
     assert found(doctor._linear)["M2F_LINEAR"].status == "problem"
 

@@ -93,7 +93,9 @@ def test_deformable_attention_module_and_gradients(golden):
     attention.load_state_dict({short: ours(name, tensors[name]) for name, short in names.items()})
     query, value = (tensors[f"module/in/{name}"].clone().requires_grad_() for name in ("query", "input_flatten"))
     sizes = torch.tensor([[w, h] for h, w in shapes], dtype=torch.float32)
-    references = (tensors["module/in/reference_points"] * sizes - 0.5).permute(3, 0, 1, 2)[:, :, :, None, :, None]
+    references = (tensors["module/in/reference_points"] * sizes - 0.5).permute(0, 1, 3, 2)  # (B, N, 2, L)
+    references = references[:, :, :, None, :, None].expand(-1, -1, -1, attention.num_heads, -1, attention.num_points)
+    references = references.flatten(2)
     output = attention(query, value, references, shapes, valid_BS=~tensors["module/in/padding_mask"])
     (output * tensors["module/in/cotangent"]).sum().backward()
     # The fixture gives no noise for the module: sums of 32 products of magnitude one, then 12 samples, in fp32.

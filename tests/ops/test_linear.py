@@ -1,4 +1,4 @@
-"""Linear layers as convolutions give what matrix products give, in values and gradients."""
+"""Linear layers by other libraries give what matrix products give, in values and gradients."""
 
 from __future__ import annotations
 
@@ -73,6 +73,60 @@ def test_a_frozen_layer_passes_gradients_on():
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(300, -1), **ROUNDING)
 
 
+needs_fused = pytest.mark.skipif(not op.has_fused(), reason="this PyTorch or processor has no fused product")
+
+
+@pytest.mark.parametrize("impl", ["blas", "convolution", pytest.param("fused", marks=needs_fused)])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("shape", [(300, 64), (2, 150, 64), (3, 7, 11, 48), (1, 1, 64)])
+@torch.no_grad()
+def test_what_follows_the_product(shape, residual, activation, impl):
+    x, weight, bias = inputs(*shape, out=40)
+    added = torch.randn(*shape[:-1], 40, generator=torch.Generator().manual_seed(1)) if residual else None
+    kept = x.clone(), None if added is None else added.clone()
+    found = linear(x, weight, bias, activation=activation, residual=added, impl=impl)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    expected = getattr(torch.nn.functional, activation)(expected) if activation else expected
+    expected = expected if added is None else expected + added
+    torch.testing.assert_close(found.double(), expected, **ROUNDING)
+    assert torch.equal(x, kept[0])
+    assert added is None or torch.equal(added, kept[1])
+
+
+@needs_fused
+@pytest.mark.parametrize("residual", [None, torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_fused_computes_in_the_precision_of_autocast(residual):
+    x, weight, bias = inputs(2, 150, 64, out=40)
+    added = None if residual is None else torch.ones(2, 150, 40, dtype=residual)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear(x, weight, bias, residual=added, impl="fused")
+    assert found.dtype == (residual or torch.bfloat16)
+    expected = torch.nn.functional.linear(x, weight, bias) + (0 if added is None else added.float())
+    # bf16 keeps 8 bits: each factor and the result are off by at most 1/512 of themselves, sums of 64 terms by less.
+    torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=2**-7)
+
+
+@torch.no_grad()
+def test_weights_are_lowered_once_and_again_when_they_change(monkeypatch: pytest.MonkeyPatch):
+    layer, x = Linear(8, 4), torch.ones(300, 8)
+    seen = []
+    call = op.linear
+    monkeypatch.setattr(op, "linear", lambda x, weight, *etc, **kw: seen.append(weight) or call(x, weight, *etc, **kw))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x), layer(x)
+        assert seen[0] is seen[1] and seen[0].dtype == torch.bfloat16
+        layer.weight.fill_(1)
+        layer.bias.zero_()
+        assert torch.equal(layer(x), torch.full((300, 4), 8, dtype=torch.bfloat16))
+        layer.weight.data = torch.full((4, 8), 2.0)  # as `.to(device)` does: no version tells it
+        assert torch.equal(layer(x), torch.full((300, 4), 16, dtype=torch.bfloat16))
+    layer(x)
+    assert seen[-1] is layer.weight
+    assert set(layer.state_dict()) == {"weight", "bias"}
+
+
 @pytest.mark.parametrize(
     ("x", "chosen"),
     [
@@ -88,6 +142,27 @@ def test_choice_where_matrix_products_are_slow(x: torch.Tensor, chosen: str, mon
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(op, "is_blas_slow", lambda: True)
     assert op.choose(x) == chosen
+
+
+def test_choice_without_a_gradient(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("M2F_LINEAR", raising=False)
+    monkeypatch.setattr(op, "is_blas_slow", lambda: False)
+    few, many = torch.zeros(op.MIN_ROWS_FUSED - 1, 8), torch.zeros(op.MIN_ROWS_FUSED, 8)
+    with torch.no_grad():
+        monkeypatch.setattr(op, "has_fused", lambda: True)
+        assert [op.choose(x) for x in (few, many, many.bfloat16(), many.double())] == ["blas", "fused", "fused", "blas"]
+        monkeypatch.setattr(op, "has_fused", lambda: False)
+        assert op.choose(many) == "blas"
+
+
+def test_a_pytorch_without_the_fused_product_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    def missing(*_):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(op, "_fused", missing)
+    assert op.has_fused.__wrapped__() is False
+    monkeypatch.setattr(op, "_fused", lambda x, *_: torch.zeros(3, 4))
+    assert op.has_fused.__wrapped__() is False  # it is there and wrong
 
 
 def test_choice_where_they_are_not_or_numbers_are_cast(monkeypatch: pytest.MonkeyPatch):
@@ -107,7 +182,7 @@ def test_override(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("M2F_LINEAR", "blas")
     assert op.choose(torch.zeros(10_000, 8)) == "blas"
     monkeypatch.setenv("M2F_LINEAR", "fast")
-    with pytest.raises(ValueError, match="'fast': it is one of blas, convolution"):
+    with pytest.raises(ValueError, match="'fast': it is one of blas, convolution, fused"):
         linear(torch.zeros(1, 8), torch.zeros(8, 8))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
 from ...ops.linear import Linear
+from ...ops.pieces import in_pieces
 from ..layers import drop_path
 
 
@@ -182,7 +183,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x_BSC: Tensor, windows: Windows) -> Tensor:
+    def forward(self, x_BSC: Tensor, windows: Windows, residual: Tensor | None = None) -> Tensor:
         if windows.padded:  # norm came before padding: a padded token is a zero vector, and is attended to
             padded_BSC = F.pad(x_BSC, (0, 0, 0, 1))
         else:
@@ -199,7 +200,7 @@ class WindowAttention(nn.Module):
             if windows.plain:
                 uncut = _attend(q[: windows.plain], k[: windows.plain], v[: windows.plain], bias)
                 attended = torch.cat([uncut, attended])
-        return self.proj(windows.scatter(attended)).view_as(x_BSC)
+        return self.proj(windows.scatter(attended).view_as(x_BSC), residual=residual)
 
     def _bias(self) -> Tensor:
         tokens = self.window**2
@@ -227,9 +228,14 @@ class Block(nn.Module):
         self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x_BSC: Tensor, windows: Windows) -> Tensor:
-        x_BSC = x_BSC + drop_path(self.attn(self.norm1(x_BSC), windows), self.drop_path_rate, self.training)
-        mlp = self.fc2(F.gelu(self.fc1(self.norm2(x_BSC))))
-        return x_BSC + drop_path(mlp, self.drop_path_rate, self.training)
+        if self.training and self.drop_path_rate:
+            x_BSC = x_BSC + drop_path(self.attn(self.norm1(x_BSC), windows), self.drop_path_rate, True)
+            return x_BSC + drop_path(self.mlp(x_BSC), self.drop_path_rate, True)
+        x_BSC = self.attn(self.norm1(x_BSC), windows, residual=x_BSC)
+        return in_pieces(lambda x: self.mlp(x, residual=x), self.fc1.out_features, x_BSC)
+
+    def mlp(self, x_BSC: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.fc2(self.fc1(self.norm2(x_BSC), "gelu"), residual=residual)
 
 
 class PatchMerging(nn.Module):

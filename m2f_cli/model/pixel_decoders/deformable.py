@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...ops.cache import cached_by_shape
 from ...ops.deform_attn import deform_attn
 from ...ops.linear import Linear
+from ...ops.pieces import in_pieces
 from ...types import PixelFeatures
 from ..layers import (
     ConvNorm,
@@ -30,17 +31,29 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 @cached_by_shape
-def reference_points(shapes: Shapes, points: int, device: torch.device) -> Tensor:
-    """(2, S, L, P): x and y of each token's own centre, in pixels of every level (0 = centre of the first pixel);
-    repeated for each of the `points`, which makes adding offsets vectorise."""
-    sizes = torch.tensor(shapes, dtype=torch.float32, device=device)
-    centres = []
+def centres(shapes: Shapes, device: torch.device) -> Tensor:
+    """(S, 2): x and y of each token's own centre, as parts of width and height."""
+    parts = []
     for height, width in shapes:
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-        centres.append(torch.stack([x.repeat(height), y.repeat_interleave(width)]))
-    relative_2S = torch.cat(centres, dim=1)
-    return (relative_2S[:, :, None] * sizes.flip(1).T[:, None] - 0.5)[..., None].repeat(1, 1, 1, points)
+        parts.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1))
+    return torch.cat(parts)
+
+
+@cached_by_shape
+def level_sizes(shapes: Shapes, heads: int, points: int, device: torch.device) -> Tensor:
+    """(2, 2·A·L·P): what x and y of a centre are multiplied by to be pixels of each level, in the order of the sampling
+    offsets: a block of x, where y counts nothing, and a block of y."""
+    heights, widths = torch.tensor(shapes, dtype=torch.float32, device=device).T[:, :, None].repeat(1, heads, points)
+    blocks = widths.view(heads, -1, points).flatten(), heights.view(heads, -1, points).flatten()
+    return torch.block_diag(*blocks)
+
+
+def reference_points(centres_S2: Tensor, sizes_2X: Tensor) -> Tensor:
+    """(S, 2·A·L·P): centres in pixels of every level (0 = centre of the first pixel), in the order of the sampling
+    offsets. Made anew where it is needed: that costs less than to read it, and at 2048 x 2048 it would be 66 MB."""
+    return torch.addmm(sizes_2X.new_full((), -0.5), centres_S2, sizes_2X)
 
 
 def softmax_of_few(x: Tensor) -> Tensor:
@@ -81,29 +94,36 @@ class DeformableAttention(nn.Module):
             bias.copy_(offsets.expand_as(bias))
 
     def forward(
-        self, query_BNC: Tensor, value_BSC: Tensor, references: Tensor, shapes: Shapes, valid_BS: Tensor | None = None,
+        self, query_BNC: Tensor, value_BSC: Tensor, references: Tensor, shapes: Shapes,
+        valid_BS: Tensor | None = None, residual: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
-            references: x and y in pixels of each level, broadcast to (2, B, N, heads, L, points).
+            references: (N, 2·A·L·P) or (B, N, 2·A·L·P), where each query looks from, in pixels of each level: the same
+                for all heads and points, in the order of the sampling offsets.
             valid_BS: False where a value is padding and counts as zero.
+            residual: added to the result.
         """
-        B, N, _ = query_BNC.shape
-        heads_levels_points = (self.num_heads, self.num_levels, self.num_points)
+        return self.sample(query_BNC, self.values(value_BSC, valid_BS), references, shapes, residual)
+
+    def values(self, value_BSC: Tensor, valid_BS: Tensor | None = None) -> Tensor:
+        """What `sample` sums, (B, S, A, D)."""
         value_BSC = self.value_proj(value_BSC)
         if valid_BS is not None:
             value_BSC = value_BSC * valid_BS[..., None]
-        offsets = self.sampling_offsets(query_BNC).view(B, N, 2, *heads_levels_points)
-        weights = self.attention_weights(query_BNC).view(B, N, self.num_heads, -1)
-        weights = softmax_of_few(weights)
-        sampled_BNC = deform_attn(
-            value_BSC.unflatten(-1, (self.num_heads, -1)),
-            shapes,
-            offsets[:, :, 0] + references[0],
-            offsets[:, :, 1] + references[1],
-            weights.view(B, N, *heads_levels_points),
-        )
-        return self.output_proj(sampled_BNC)
+        return value_BSC.unflatten(-1, (self.num_heads, -1))
+
+    def sample(
+        self, query_BNC: Tensor, value_BSAD: Tensor, references: Tensor, shapes: Shapes, residual: Tensor | None = None
+    ) -> Tensor:
+        """The rest of `forward`, of which each query is independent of the others."""
+        B, N, _ = query_BNC.shape
+        heads_levels_points = (self.num_heads, self.num_levels, self.num_points)
+        places_BNX = self.sampling_offsets(query_BNC, residual=references.expand(B, -1, -1))
+        x, y = places_BNX.view(B, N, 2, *heads_levels_points).unbind(2)
+        weights = softmax_of_few(self.attention_weights(query_BNC).view(B, N, self.num_heads, -1))
+        sampled_BNC = deform_attn(value_BSAD, shapes, x, y, weights.view(B, N, *heads_levels_points))
+        return self.output_proj(sampled_BNC, residual=residual)
 
 
 class EncoderLayer(nn.Module):
@@ -117,11 +137,19 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         xavier_init(self.ffn)
 
-    def forward(self, x_BSC: Tensor, position_SC: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, x_BSC: Tensor, position_SC: Tensor, centres_S2: Tensor, shapes: Shapes) -> Tensor:
         """fp32 but, under autocast, the feed-forward network between its input and its output."""
         with full_precision(x_BSC.device):
-            x_BSC = self.norm1(x_BSC + self.attn(x_BSC + position_SC, x_BSC, references, shapes))
-        return self.norm2(x_BSC + self.ffn(x_BSC).float())
+            value_BSAD = self.attn.values(x_BSC)
+        sizes = level_sizes(shapes, self.attn.num_heads, self.attn.num_points, x_BSC.device)
+
+        def of_some(x_BNC: Tensor, position_NC: Tensor, centres_N2: Tensor) -> Tensor:
+            with full_precision(x_BNC.device):
+                references = reference_points(centres_N2, sizes)
+                x_BNC = self.norm1(self.attn.sample(x_BNC + position_NC, value_BSAD, references, shapes, x_BNC))
+            return self.norm2(self.ffn(x_BNC, residual=x_BNC).float())
+
+        return in_pieces(of_some, self.ffn.linear1.out_features, x_BSC, position_SC, centres_S2)
 
 
 class DeformablePixelDecoder(nn.Module):
@@ -145,7 +173,7 @@ class DeformablePixelDecoder(nn.Module):
         num_points: int,
     ):
         super().__init__()
-        self.dim, self.mask_dim, self.num_points = dim, mask_dim, num_points
+        self.dim, self.mask_dim = dim, mask_dim
         self.input_projs = nn.ModuleList(
             ConvNorm(channels[stride], dim, 1, group_norm, bias=True) for stride in self.encoder_strides
         )
@@ -184,8 +212,8 @@ class DeformablePixelDecoder(nn.Module):
         position_SC = torch.cat(
             [sine_positions(h, w, self.dim, device) + self.level_embed[i] for i, (h, w) in enumerate(shapes)]
         )
-        references = reference_points(shapes, self.num_points, device)[:, None, :, None]  # (2, 1, S, 1, L, P)
+        centres_S2 = centres(shapes, device)
         for layer in self.layers:
-            x_BSC = layer(x_BSC, position_SC, references, shapes)
+            x_BSC = layer(x_BSC, position_SC, centres_S2, shapes)
         parts = x_BSC.split([h * w for h, w in shapes], dim=1)
         return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]

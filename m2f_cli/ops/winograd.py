@@ -1,0 +1,113 @@
+"""3x3 convolutions of many channels on a CPU in a quarter of the multiplications (Winograd's F(4x4, 3x3); Lavin and
+Gray 2016, section 4.3): one function, two ways that agree to rounding.
+
+* "direct": `torch.nn.functional.conv2d`, the reference.
+* "winograd": 4x4 pixels of the result at a time. Each tile of 6x6 pixels is transformed (a fixed matrix from the left
+  and the right), multiplied with the transformed kernel, one matrix product per place of the tile, and transformed
+  back. Measured with 256 channels at 128 x 256, two threads: 115 ms against 190 ms. Its rounding error is four times
+  the direct one's (5e-5 against 1.2e-5 of a result with a spread of 1), so it stays fp32, and training never uses it.
+
+`M2F_CONV3X3` (or the argument `impl`) overrides the choice.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import cached_by_shape
+from .pieces import PIECE, is_tracing
+
+IMPLEMENTATIONS = ("direct", "winograd")
+MIN_CHANNELS = 128  # the transforms' work grows with the channels, what they save with their square
+MIN_TILES = 256
+
+# Interpolation at 0, 1, -1, 2, -2 and infinity.
+_TILE_TO_PLACES = (
+    (4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1),
+)  # fmt: skip
+_KERNEL_TO_PLACES = (
+    (1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
+)  # fmt: skip
+_PLACES_TO_RESULT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+
+
+def choose(x_BCHW: Tensor, out_channels: int) -> str:
+    """The implementation that `conv3x3` uses for an input when nobody says otherwise.
+
+    Raises:
+        ValueError: `M2F_CONV3X3` is no implementation.
+    """
+    override = os.environ.get("M2F_CONV3X3", "auto")
+    if override != "auto":
+        return _checked(override)
+    if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu":
+        return "direct"
+    B, C, H, W = x_BCHW.shape
+    is_fp32 = x_BCHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_large = min(C, out_channels) >= MIN_CHANNELS and B * H * W >= 16 * MIN_TILES
+    suits = is_fp32 and is_large and x_BCHW.is_contiguous(memory_format=torch.channels_last)
+    return "winograd" if suits else "direct"
+
+
+def _checked(name: str) -> str:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"3x3 convolutions have no implementation {name!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
+    return name
+
+
+def transformed(weight_OCHW: Tensor) -> Tensor:
+    """The kernel at the 36 places, (36, C, O)."""
+    G = torch.tensor(_KERNEL_TO_PLACES, dtype=torch.float64, device=weight_OCHW.device)
+    return torch.einsum("ih,ochw,jw->ijco", G, weight_OCHW.double(), G).flatten(0, 1).float()
+
+
+def conv3x3(
+    x_BCHW: Tensor, weight_OCHW: Tensor, bias_O: Tensor | None = None, *, kernel_PCO: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """`conv2d` with a kernel of 3x3, stride 1 and padding 1.
+
+    Args:
+        kernel_PCO: what `transformed` makes of the weights, where it is at hand.
+        impl: "direct" or "winograd"; None for the better one.
+
+    Returns:
+        (B, O, H, W); of "winograd" with channels innermost.
+    """
+    if _checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
+        return F.conv2d(x_BCHW, weight_OCHW, bias_O, padding=1)
+    kernel_PCO = transformed(weight_OCHW) if kernel_PCO is None else kernel_PCO
+    y_BHWO = torch.stack([_winograd(x_CHW.permute(1, 2, 0), kernel_PCO) for x_CHW in x_BCHW])
+    return (y_BHWO if bias_O is None else y_BHWO.add_(bias_O)).permute(0, 3, 1, 2)
+
+
+@cached_by_shape
+def _transforms(device: torch.device) -> tuple[Tensor, Tensor]:
+    """From a tile's 36 pixels to 36 places, and from those to 16 pixels: both axes at once (Kronecker products)."""
+    there, back = (torch.tensor(m, dtype=torch.float32, device=device) for m in (_TILE_TO_PLACES, _PLACES_TO_RESULT))
+    return torch.kron(there, there), torch.kron(back, back)
+
+
+def _winograd(x_HWC: Tensor, kernel_PCO: Tensor) -> Tensor:
+    H, W, C = x_HWC.shape
+    out_channels = kernel_PCO.shape[2]
+    down, across = -(-H // 4), -(-W // 4)  # tiles
+    padded = F.pad(x_HWC, (0, 0, 1, 4 * across - W + 1, 1, 4 * down - H + 1))
+    y, x, c = padded.stride()
+    there, back = _transforms(x_HWC.device)
+    result = x_HWC.new_empty((down, 4, across, 4, out_channels))
+    step = max(1, PIECE // (36 * across * max(C, out_channels)))  # rows of tiles at a time
+    for start in range(0, down, step):
+        count = min(step, down - start)
+        band = padded[4 * start :]
+        tiles = band.as_strided((6, 6, count, across, C), (y, x, 4 * y, 4 * x, c), band.storage_offset())
+        places_PTC = (there @ tiles.reshape(36, -1)).view(36, -1, C)
+        pixels = back @ torch.bmm(places_PTC, kernel_PCO).view(36, -1)
+        result[start : start + count] = pixels.view(4, 4, count, across, out_channels).permute(2, 0, 3, 1, 4)
+    return result.view(4 * down, 4 * across, out_channels)[:H, :W]

@@ -1,0 +1,97 @@
+"""3x3 convolutions by Winograd's transforms give what the direct ones give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m2f_cli.model.layers import convolved
+from m2f_cli.ops import pieces, winograd
+from m2f_cli.ops.winograd import conv3x3
+
+
+def inputs(*shape: int, out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(out, shape[1], 3, 3, generator=generator) / (9 * shape[1]) ** 0.5
+    return x, weight, torch.randn(out, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8, 12), (2, 5, 7, 9), (1, 3, 1, 1), (3, 4, 4, 4), (1, 6, 2, 33), (1, 16, 41, 3)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_implementations_agree(shape, bias, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(winograd, "PIECE", 36 * 3 * 16)  # bands of few tiles: their borders count
+    x, weight, b = inputs(*shape, out=7)
+    b = b if bias else None
+    found = conv3x3(x, weight, b, impl="winograd")
+    expected = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=1)
+    assert found.shape == expected.shape
+    # Results have a spread of 1; the transforms multiply by up to 8 on both axes before they cancel.
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(conv3x3(x, weight, b, impl="direct").double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_exact_where_numbers_are_small_integers_and_the_kernel_a_shift():
+    x = torch.arange(2 * 9 * 10.0).view(1, 2, 9, 10) % 7
+    shift = torch.zeros(2, 2, 3, 3)
+    shift[[0, 1], [0, 1], 0, 2] = 1  # what stands one up and one to the right
+    expected = F.pad(x, (0, 1, 1, 0))[..., :9, 1:]
+    torch.testing.assert_close(conv3x3(x, shift, impl="winograd"), expected, atol=1e-5, rtol=0)
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("M2F_CONV3X3", raising=False)
+    large = torch.zeros(1, 128, 64, 64).contiguous(memory_format=torch.channels_last)
+    assert winograd.choose(large, 128) == "direct"  # somebody may want a gradient
+    with torch.no_grad():
+        assert winograd.choose(large, 128) == "winograd"
+        assert winograd.choose(large, 64) == "direct"
+        assert winograd.choose(large[..., :32], 128) == "direct"
+        assert winograd.choose(large.bfloat16(), 128) == "direct"
+        assert winograd.choose(torch.zeros(1, 128, 64, 64), 128) == "direct"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert winograd.choose(large, 128) == "direct"
+    monkeypatch.setenv("M2F_CONV3X3", "winograd")
+    assert winograd.choose(large, 8) == "winograd"
+    monkeypatch.setenv("M2F_CONV3X3", "fft")
+    with pytest.raises(ValueError, match="'fft': it is one of direct, winograd"):
+        conv3x3(large, torch.zeros(1, 128, 3, 3))
+
+
+@torch.no_grad()
+def test_a_layer_transforms_its_kernel_once_and_again_when_it_changed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("M2F_CONV3X3", "winograd")
+    calls = []
+    transformed = winograd.transformed
+    monkeypatch.setattr(winograd, "transformed", lambda weight: calls.append(1) or transformed(weight))
+    conv = torch.nn.Conv2d(8, 8, 3, padding=1)
+    x, weight, _ = inputs(1, 8, 8, 8, out=8)
+    first = convolved(conv, x)
+    assert torch.equal(convolved(conv, x), first)
+    assert len(calls) == 1
+    conv.weight.copy_(weight)
+    torch.testing.assert_close(convolved(conv, x), F.conv2d(x, weight, conv.bias, padding=1), atol=2e-5, rtol=1e-5)
+    assert len(calls) == 2
+
+
+def test_pieces(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pieces, "PIECE", 40)
+    seen = []
+
+    def function(a_SX, b_SX):
+        seen.append(a_SX.shape[-2])
+        return a_SX * 2 + b_SX
+
+    a, b = torch.randn(2, 10, 3), torch.randn(10, 3)
+    with torch.no_grad():
+        assert torch.equal(pieces.in_pieces(function, 5, a, b), a * 2 + b)
+        assert seen == [4, 4, 2]  # 2 x 10 rows of 5 numbers are three pieces
+        assert torch.equal(pieces.in_pieces(function, 5, a[:, :0], b[:0]), torch.zeros(2, 0, 3))
+    seen.clear()
+    pieces.in_pieces(function, 5, a.requires_grad_(), b).sum().backward()
+    assert seen == [10]
