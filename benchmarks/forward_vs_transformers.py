@@ -1,16 +1,22 @@
 """Forward pass of Mask2Former on a CPU, ours against transformers' (eager), same weights, one run on one machine.
 
-    python benchmarks/forward_vs_transformers.py [--size 512 1024] [--rounds 5] [--threads 2]
+    python benchmarks/forward_vs_transformers.py [--size 512 1024] [--rounds 5] [--threads 2] [--backbone t|l]
+        [--sides theirs ours theirs:bf16 ours:bf16 ours:keep ours:keep:bf16 openvino openvino:bf16 …]
+
+A side is "theirs" (transformers), "ours", or "openvino" (OpenVINO's conversion of transformers' model), and what is
+different about it: "bf16", or "keep" (`m2f --keep-memory`: glibc keeps freed memory). All else is the same, nothing is
+compiled. The first side is the one that the others are compared with.
 
 Weights are random, with sampling offsets, attention weights and position biases that are not degenerate. Each side
-runs in a process of its own, so that memory can be measured; rounds alternate between the two, so that a slow moment
-of the machine hits both. The ratio is that of the medians.
+runs in a process of its own, so that memory can be measured; rounds alternate between them, so that a slow moment of
+the machine hits all. The ratio is that of the medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,18 +24,23 @@ import tempfile
 import time
 from pathlib import Path
 
+SWIN = {
+    "t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
+    "l": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
+}
+QUERIES = {"t": 100, "l": 200}
 
-def make_model(folder: Path) -> None:
-    """A transformers Swin-T Mask2Former with random weights that matter, as a folder."""
+
+def make_model(folder: Path, backbone: str = "t") -> None:
+    """A transformers Swin Mask2Former with random weights that matter, as a folder."""
     import torch
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
     torch.manual_seed(0)
-    swin = SwinConfig(
-        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, drop_path_rate=0.3,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=swin, num_labels=133))
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    swin = SwinConfig(**SWIN[backbone], drop_path_rate=0.3, out_features=stages)
+    config = Mask2FormerConfig(backbone_config=swin, num_labels=133, num_queries=QUERIES[backbone])
+    model = Mask2FormerForUniversalSegmentation(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "sampling_offsets" in name or "attention_weights" in name or "position_bias_table" in name:
@@ -46,25 +57,24 @@ def peak_mib() -> float:
 
 def worker(side: str, folder: str, height: int, width: int, threads: int) -> None:
     """Load one side, then answer each line on stdin with one timed forward pass."""
+    name, *settings = side.split(":")
+    if "keep" in settings:
+        from m2f_cli.allocator import keep_memory
+
+        keep_memory()
     import torch
 
     torch.set_num_threads(threads)
-    if side == "ours":
-        from m2f_cli.inference.loading import load_model
-
-        model = load_model(folder).model
-        forward = _ours(model)
-    else:
-        from transformers import Mask2FormerForUniversalSegmentation
-
-        forward = _theirs(Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval())
+    precision = torch.bfloat16 if "bf16" in settings else torch.float32
     images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    forward = {"ours": ours, "theirs": theirs, "openvino": openvino}[name](folder, images, precision, threads)
     with torch.inference_mode():
-        forward(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
+        if name != "openvino":  # its graph is for one size
+            forward(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
         before = peak_mib()
         classes, masks = forward(images)
         growth = peak_mib() - before
-        torch.save((classes, masks), Path(folder) / f"{side}.pt")
+        torch.save((classes.float(), masks.float()), Path(folder) / f"{side}.pt")
         print(json.dumps({"growth": growth}), flush=True)
         for _ in sys.stdin:
             start = time.perf_counter()
@@ -72,18 +82,60 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
             print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
-def _ours(model):
+def ours(folder, images, precision, threads):
+    import torch
+
+    from m2f_cli.inference.loading import load_model
+
+    model = load_model(folder).model.eval()
+
     def forward(images):
-        prediction = model(images)
-        return prediction.last.class_logits_BQK, prediction.render()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+            prediction = model(images)
+            return prediction.last.class_logits_BQK, prediction.render()
 
     return forward
 
 
-def _theirs(model):
+def theirs(folder, images, precision, threads):
+    import torch
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
+
     def forward(images):
-        output = model(pixel_values=images)
-        return output.class_queries_logits, output.masks_queries_logits
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+            output = model(pixel_values=images)
+            return output.class_queries_logits, output.masks_queries_logits
+
+    return forward
+
+
+def openvino(folder, images, precision, threads):
+    import openvino as ov
+    import torch
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    class Logits(torch.nn.Module):
+        """The two outputs that ours has, and none of the layers before."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = Mask2FormerForUniversalSegmentation.from_pretrained(folder)
+
+        def forward(self, images):
+            answer = self.model(pixel_values=images)
+            return answer.class_queries_logits, answer.masks_queries_logits
+
+    with torch.no_grad():
+        converted = ov.convert_model(Logits().eval(), example_input=images, input=list(images.shape))
+    hint = "bf16" if precision is torch.bfloat16 else "f32"
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    compiled = ov.Core().compile_model(converted, "CPU", settings)
+
+    def forward(images):
+        answers = compiled([images.numpy()])
+        return torch.from_numpy(answers[0].copy()), torch.from_numpy(answers[1].copy())
 
     return forward
 
@@ -91,7 +143,9 @@ def _theirs(model):
 class Side:
     def __init__(self, name: str, folder: str, options: list[str]):
         command = [sys.executable, __file__, "--worker", name, "--folder", folder, *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = name
+        quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
         self.growth = self.answer()["growth"]
         self.seconds: list[float] = []
 
@@ -114,6 +168,8 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=[512, 1024], metavar=("H", "W"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backbone", choices=SWIN, default="t")
+    parser.add_argument("--sides", nargs="+", default=["theirs", "ours"])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -124,27 +180,27 @@ def main() -> None:
 
     options = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder))
-        theirs, ours = Side("theirs", folder, options), Side("ours", folder, options)
+        make_model(Path(folder), arguments.backbone)
+        sides = [Side(name, folder, options) for name in arguments.sides]
         for _ in range(arguments.rounds):
-            theirs.run()
-            ours.run()
-        for side in (theirs, ours):
+            for side in sides:
+                side.run()
+        for side in sides:
             side.process.stdin.close()
             side.process.wait()
-        (their_classes, their_masks), (our_classes, our_masks) = (
-            torch.load(Path(folder) / f"{name}.pt") for name in ("theirs", "ours")
-        )
+        answers = {side.name: torch.load(Path(folder) / f"{side.name}.pt") for side in sides}
     height, width = arguments.size
-    print(f"Mask2Former Swin-T, 1 x 3 x {height} x {width}, fp32, {arguments.threads} threads, "
-          f"torch {torch.__version__}, median of {arguments.rounds}")
-    print(f"{'':14}{'seconds':>10}{'(best)':>10}{'peak growth MiB':>18}")
-    for name, side in (("transformers", theirs), ("m2f", ours)):
-        print(f"{name:14}{statistics.median(side.seconds):10.3f}{min(side.seconds):10.3f}{side.growth:18.0f}")
-    print(f"speed ratio {statistics.median(theirs.seconds) / statistics.median(ours.seconds):.2f}x "
-          f"(best {min(theirs.seconds) / min(ours.seconds):.2f}x), memory ratio {ours.growth / theirs.growth:.2f}")
-    print(f"largest difference: classes {(their_classes - our_classes).abs().max():.1e}, "
-          f"masks {(their_masks - our_masks).abs().max():.1e} (mean {(their_masks - our_masks).abs().mean():.1e})")
+    print(f"Mask2Former Swin-{arguments.backbone.upper()}, 1 x 3 x {height} x {width}, {arguments.threads} threads, "
+          f"torch {torch.__version__}, median of {arguments.rounds}, load {os.getloadavg()[0]:.1f}")
+    first = sides[0]
+    print(f"{'':18}{'seconds':>9}{'best':>8}{'speed':>8}{'best':>7}{'growth MiB':>12}{'ratio':>7}   "
+          f"largest (mean) difference of classes, masks from {first.name}")
+    for side in sides:
+        middle, best = statistics.median(side.seconds), min(side.seconds)
+        differences = ", ".join(f"{(a - b).abs().max():.1e} ({(a - b).abs().mean():.1e})"
+                                for a, b in zip(answers[first.name], answers[side.name], strict=True))
+        print(f"{side.name:18}{middle:9.3f}{best:8.3f}{statistics.median(first.seconds) / middle:7.2f}x"
+              f"{min(first.seconds) / best:6.2f}x{side.growth:12.0f}{side.growth / first.growth:7.2f}   {differences}")
 
 
 if __name__ == "__main__":
