@@ -85,13 +85,14 @@ def has_fused() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = torch.linspace(-1, 1, 24).view(3, 8), torch.linspace(-1, 1, 32).view(4, 8), torch.ones(4)
-    expected = F.linear(x, weight, bias)
-    try:
-        with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # whoever asks first may be casting
+        expected = F.linear(x, weight, bias)
+        try:
             found = (_fused(x, weight, bias, "gelu", None), _fused(x, weight, bias, None, expected))
-    except (AttributeError, RuntimeError):  # no such operator, or other arguments: a PyTorch that we do not know
-        return False
-    return torch.allclose(found[0], F.gelu(expected), atol=1e-5) and torch.allclose(found[1], 2 * expected, atol=1e-5)
+        except (AttributeError, RuntimeError):  # no such operator, or other arguments: a PyTorch that we do not know
+            return False
+        pairs = zip(found, (F.gelu(expected), 2 * expected), strict=True)
+        return all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
 
 
 def _checked(name: str) -> str:

@@ -155,6 +155,12 @@ def test_choice_without_a_gradient(monkeypatch: pytest.MonkeyPatch):
         assert op.choose(many) == "blas"
 
 
+@needs_fused
+def test_the_fused_product_is_found_by_whoever_asks_first():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert op.has_fused.__wrapped__()
+
+
 def test_a_pytorch_without_the_fused_product_is_noticed(monkeypatch: pytest.MonkeyPatch):
     def missing(*_):
         raise AttributeError("no such operator")
