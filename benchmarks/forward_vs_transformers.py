@@ -4,8 +4,8 @@
         [--sides theirs ours theirs:bf16 ours:bf16 ours:keep ours:keep:bf16 openvino openvino:bf16 …]
 
 A side is "theirs" (transformers), "ours", or "openvino" (OpenVINO's conversion of transformers' model), and what is
-different about it: "bf16", or "keep" (`m2f --keep-memory`: glibc keeps freed memory). All else is the same, nothing is
-compiled. The first side is the one that the others are compared with.
+different about it: "bf16", "keep" (`m2f --keep-memory`: glibc keeps freed memory), "compile" (ours only: the corners of
+deformable attention). All else is the same. The first side is the one that the others are compared with.
 
 Weights are random, with sampling offsets, attention weights and position biases that are not degenerate. Each side
 runs in a process of its own, so that memory can be measured; rounds alternate between them, so that a slow moment of
@@ -67,7 +67,9 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
     torch.set_num_threads(threads)
     precision = torch.bfloat16 if "bf16" in settings else torch.float32
     images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
-    forward = {"ours": ours, "theirs": theirs, "openvino": openvino}[name](folder, images, precision, threads)
+    forward = {"ours": ours, "theirs": theirs, "openvino": openvino}[name](
+        folder, images, precision, threads, "compile" in settings
+    )
     with torch.inference_mode():
         if name != "openvino":  # its graph is for one size
             forward(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
@@ -82,12 +84,15 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
             print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
-def ours(folder, images, precision, threads):
+def ours(folder, images, precision, threads, compile):
     import torch
 
     from m2f_cli.inference.loading import load_model
+    from m2f_cli.ops.deform_attn import compile_corners
 
     model = load_model(folder).model.eval()
+    if compile:
+        compile_corners()
 
     def forward(images):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
@@ -97,7 +102,7 @@ def ours(folder, images, precision, threads):
     return forward
 
 
-def theirs(folder, images, precision, threads):
+def theirs(folder, images, precision, threads, compile):
     import torch
     from transformers import Mask2FormerForUniversalSegmentation
 
@@ -111,7 +116,7 @@ def theirs(folder, images, precision, threads):
     return forward
 
 
-def openvino(folder, images, precision, threads):
+def openvino(folder, images, precision, threads, compile):
     import openvino as ov
     import torch
     from transformers import Mask2FormerForUniversalSegmentation

@@ -1,11 +1,13 @@
 """One training step of Mask2Former on a CPU, ours against transformers', same weights, one run on one machine.
 
-    python benchmarks/train_step_vs_transformers.py [--size 512 512] [--rounds 5] [--threads 2] [--profile]
+    python benchmarks/train_step_vs_transformers.py [--size 512 512] [--rounds 5] [--threads 2] [--precision bf16]
+        [--profile]
 
-Forward, loss and backward of Swin-T, batch 1, 8 targets, fp32, without drop path and without the optimiser. Each side
-runs in a process of its own, so that memory can be measured; rounds alternate. Losses differ by their random points;
-that the gradients are the same given the same points is shown in tests/loss/test_transformers_oracle.py. On a machine
-that does other things only the CPU time of --threads 1 means anything.
+Forward, loss and backward of Swin-T, batch 1, 8 targets, fp32 or both under bf16 autocast, without drop path and
+without the optimiser. Each side runs in a process of its own, so that memory can be measured; rounds alternate. Losses
+differ by their random points; that the gradients are the same given the same points is shown in
+tests/loss/test_transformers_oracle.py. On a machine that does other things only the CPU time of --threads 1 means
+anything.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ def worker(arguments: argparse.Namespace) -> None:
     def step(pictures):
         model.zero_grad(set_to_none=True)
         wall, cpu = time.perf_counter(), time.process_time()
-        loss = loss_of(pictures)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
+            loss = loss_of(pictures)
         loss.backward()
         return {"loss": loss.item(), "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
@@ -122,6 +125,7 @@ class StepSide(Side):
 
 def options_of(arguments: argparse.Namespace) -> list[str]:
     size = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
+    size += ["--precision", arguments.precision]
     return [*size, "--profile"] if arguments.profile else size
 
 
@@ -130,6 +134,7 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=[512, 512], metavar=("H", "W"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--profile", action="store_true", help="print where one more step of each side spends its time")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -149,8 +154,9 @@ def main() -> None:
             side.process.stdin.close()
             side.process.wait()
     height, width = arguments.size
-    print(f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, fp32, "
-          f"{arguments.threads} threads, torch {torch.__version__}, median of {arguments.rounds}")
+    print(f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, "
+          f"{arguments.precision}, {arguments.threads} threads, torch {torch.__version__}, "
+          f"median of {arguments.rounds}")
     print(f"{'':14}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}{'gradient norm':>16}")
     for name, side in (("transformers", sides["theirs"]), ("m2f", sides["ours"])):
         print(f"{name:14}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}"

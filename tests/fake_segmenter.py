@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 
 from m2f_cli.errors import ConfigError
@@ -63,6 +64,7 @@ class FakeSegmenter:
     def __init__(self, tasks=("panoptic", "instance", "semantic")):
         self.categories = CATEGORIES
         self.source = "fake"
+        self.device = torch.device("cuda")  # where the network leaves the processor to the threads beside it
         self.notes: list[str] = []
         self.tasks = tasks
         self.default_task = tasks[0]

@@ -61,7 +61,7 @@ def bench(
     warm_up: Annotated[int, typer.Option(min=0, help="Runs before them, beside the very first.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: its own choice.")] = None,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile backbone and decoders; the stages are not told then.")
+        bool, typer.Option("--compile", help="With torch.compile: what helps on the device. No stages then.")
     ] = False,
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="What runs an exported file; default: by its name.")

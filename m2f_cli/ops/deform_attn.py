@@ -182,11 +182,10 @@ def _neighbours(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[Tenso
     return left, w_left, w_right if one_wide is None else w_right * ~one_wide
 
 
-def _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP):
-    """Of each sample, all (B, N, A·L·P): the row of the value table (int32, within one picture and head) where its
+def _upper_left(level: LevelConstants, x_BNALP, y_BNALP, weights_BNALP):
+    """Of each sample, all (B, N, A·L·P): the row of its level's table (int32, within one picture and head) where its
     upper left corner lies, the weights of the left and right column, and those of the upper and lower row, which have
     the sample's own weight in them."""
-    level = _level_constants(shapes, *x_BNALP.shape[2:5:2], x_BNALP.device)
     x, y, weights = (t.flatten(2) for t in (x_BNALP, y_BNALP, weights_BNALP))
     left, wx0, wx1 = _neighbours(x, level.last_x, level.one_wide)
     top, wy0, wy1 = _neighbours(y, level.last_y, level.one_high)
@@ -194,17 +193,39 @@ def _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP):
     return rows, (wx0, wx1), (wy0 * weights, wy1 * weights)
 
 
-def _corners(shapes, x_BNALP, y_BNALP, weights_BNALP):
-    """Rows of the value table (int32, within one picture and head) and weights of the four corners of each sample.
+def _corners(level: LevelConstants, starts: Tensor, x_BNALP, y_BNALP, weights_BNALP):
+    """Rows of the value table (int32) and weights of the four corners of each sample, both (B, N, A, 4, L·P)."""
+    rows, columns, lines = _upper_left(level, x_BNALP, y_BNALP, weights_BNALP)
+    heads = (starts.shape[2], -1)
+    rows = rows.unflatten(2, heads) * heads[0] + starts
+    steps = (level.corners * heads[0]).unflatten(1, heads)
+    weights = [(line * column).unflatten(2, heads) for line in lines for column in columns]
+    return torch.stack([rows + step for step in steps], dim=3), torch.stack(weights, dim=3)
 
-    Both are (B, N, A, 4, L, P).
-    """
-    rows, (wx0, wx1), (wy0, wy1) = _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP)
-    steps = _level_constants(shapes, *x_BNALP.shape[2:5:2], x_BNALP.device).corners
-    A_LP = x_BNALP.shape[2:]
-    rows = torch.stack([(rows + step).unflatten(2, A_LP) for step in steps], dim=3)
-    weights = [(wy * wx).unflatten(2, A_LP) for wy in (wy0, wy1) for wx in (wx0, wx1)]
-    return rows, torch.stack(weights, dim=3)
+
+def _corners_in_place(level: LevelConstants, starts: Tensor, x_BNALP, y_BNALP, weights_BNALP):
+    """`_corners`, each number written once, where it belongs; without gradients."""
+    rows, columns, lines = _upper_left(level, x_BNALP, y_BNALP, weights_BNALP)
+    heads = (starts.shape[2], -1)
+    rows = rows.mul_(heads[0]).add_(starts.flatten(2)).unflatten(2, heads)
+    steps = (level.corners * heads[0]).unflatten(1, heads)
+    shape = (*rows.shape[:3], 4, rows.shape[3])
+    all_rows, weights = rows.new_empty(shape), lines[0].new_empty(shape)
+    for corner, step in enumerate(steps):
+        line, column = lines[corner // 2].unflatten(2, heads), columns[corner % 2].unflatten(2, heads)
+        torch.add(rows, step, out=all_rows[:, :, :, corner])
+        torch.mul(line, column, out=weights[:, :, :, corner])
+    return all_rows, weights
+
+
+_on_cpu = _corners_in_place  # what `compile_corners` replaces
+
+
+def compile_corners() -> None:
+    """From now on, let torch.compile make one loop of what prepares the samples on a CPU (a C++ compiler is needed;
+    compiling takes seconds and is kept on disk). Everything else is matrix products, which compiling does not help."""
+    global _on_cpu
+    _on_cpu = torch.compile(_corners, dynamic=True)
 
 
 def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
@@ -223,21 +244,11 @@ def _table_of(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes) -> tuple[Tens
     B, S, A, D = value_BSAD.shape
     L, P = x_BNALP.shape[3:]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x_BNALP, y_BNALP, weights_BNALP))
-    if wanted or is_tracing():
-        rows, weights = _corners(shapes, x_BNALP, y_BNALP, weights_BNALP)
-        rows = rows * A + _table_starts(B, S, A, 1, value_BSAD.device)[..., None, None]
-        return value_BSAD.reshape(-1, D), rows.view(-1, 4 * L * P), weights.view(-1, 4 * L * P)
-
-    # The same, each number written once, where it belongs.
-    rows, columns, lines = _upper_left(shapes, x_BNALP, y_BNALP, weights_BNALP)
-    rows = rows.mul_(A).add_(_table_starts(B, S, A, L * P, value_BSAD.device).flatten(2))
-    steps = _level_constants(shapes, A, P, value_BSAD.device).corners * A
-    all_rows, weights = (rows.new_empty((*x_BNALP.shape[:3], 4, L * P), dtype=t.dtype) for t in (rows, lines[0]))
-    for corner, step in enumerate(steps):
-        torch.add(rows.unflatten(2, (A, -1)), step.unflatten(0, (A, -1)), out=all_rows[:, :, :, corner])
-        line, column = lines[corner // 2], columns[corner % 2]
-        torch.mul(line.unflatten(2, (A, -1)), column.unflatten(2, (A, -1)), out=weights[:, :, :, corner])
-    return value_BSAD.reshape(B * S * A, D), all_rows.view(-1, 4 * L * P), weights.view(-1, 4 * L * P)
+    make = _corners if wanted or is_tracing() or value_BSAD.device.type != "cpu" else _on_cpu
+    level = _level_constants(shapes, A, P, value_BSAD.device)
+    starts = _table_starts(B, S, A, L * P, value_BSAD.device)
+    rows, weights = make(level, starts, x_BNALP, y_BNALP, weights_BNALP)
+    return value_BSAD.reshape(-1, D), rows.view(-1, 4 * L * P), weights.view(-1, 4 * L * P)
 
 
 class _Bag(torch.autograd.Function):

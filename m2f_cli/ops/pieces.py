@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -13,9 +15,23 @@ from torch import Tensor
 PIECE = 2**22
 
 
+_plainly = ContextVar("plainly", default=False)
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Inside, operators are computed as a graph would state them: PyTorch's documented ones, all rows at once."""
+    token = _plainly.set(True)
+    try:
+        yield
+    finally:
+        _plainly.reset(token)
+
+
 def is_tracing() -> bool:
-    """Whether PyTorch is making a graph (compile, export): sizes may be symbols then."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether PyTorch is making a graph (compile, export), in which sizes may be symbols, or somebody wants what such a
+    graph would hold (`plain_operators`)."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _plainly.get()
 
 
 def in_pieces(function: Callable[..., Tensor], width: int, *inputs_SX: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from fake_segmenter import FakeSegmenter, scene, scene_labels
 from PIL import Image
 
@@ -151,6 +152,20 @@ def test_memory_is_bounded_when_the_network_is_slow(folder, batch, workers):
     assert predict(folder, segmenter, batch=batch, workers=workers, formats=["label-png"]).done == COUNT + 30
     assert segmenter.most_alive <= workers + 2 * batch
     assert segmenter._alive == 0
+
+
+def test_beside_a_network_on_the_cpu_nothing_runs(folder, monkeypatch):
+    threads = set()
+
+    def write(result, stem):
+        threads.add(threading.get_ident())
+        return []
+
+    monkeypatch.setattr(output, "write_label_png", write)
+    segmenter = FakeSegmenter()
+    segmenter.device = torch.device("cpu")
+    assert predict(folder, segmenter, workers=2, formats=["label-png"]).done == COUNT
+    assert threads == segmenter.infer_threads == {threading.get_ident()}
 
 
 def test_results_do_not_pile_up_when_writing_is_slow(folder, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.samples import make, outputs_and_gradients
 
-from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, deform_attn
+from m2f_cli.ops import deform_attn as op
+from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, compile_corners, deform_attn
 
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
 
@@ -28,6 +31,36 @@ def test_equals_the_reference(impl, shapes, seed, batch, points):
     ):
         # fp32: grid_sample rounds coordinates once more (to [-1, 1] and back); slopes are differences of values
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("impl", FAST)
+@settings(max_examples=25, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31), batch=st.integers(1, 3), points=st.integers(1, 4),
+)
+def test_equals_the_reference_without_gradients(impl, shapes, seed, batch, points):
+    """Then the samples are prepared in place."""
+    inputs = make(tuple(shapes), seed, batch=batch, points=points)
+    kept = [tensor.clone() for tensor in inputs if isinstance(tensor, torch.Tensor)]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            deform_attn(*inputs, impl=impl), deform_attn(*inputs, impl="reference"), atol=1e-4, rtol=1e-4
+        )
+    tensors = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor)]
+    assert all(torch.equal(*pair) for pair in zip(tensors, kept, strict=True))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs a C++ compiler")
+@torch.no_grad()
+def test_compiled_corners_are_the_same_for_all_sizes(monkeypatch):
+    monkeypatch.setattr(op, "_on_cpu", op._on_cpu)  # put back afterwards
+    expected = [deform_attn(*make(((5, 7), (3, 4)), queries=n), impl="bag") for n in (7, 20, 33)]
+    compile_corners()
+    assert op._on_cpu is not op._corners_in_place
+    found = [deform_attn(*make(((5, 7), (3, 4)), queries=n), impl="bag") for n in (7, 20, 33)]
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair, atol=1e-6, rtol=1e-6)  # a compiler may multiply and add in one step
 
 
 @pytest.mark.parametrize("impl", FAST)

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ... import model as networks
 from ...config import ModelConfig
-from ...model.pixel_decoders.deformable import DeformableAttention
+from ...model.pixel_decoders.deformable import EncoderLayer
+from ...ops.pieces import plain_operators
 
 PARTS = {"backbone": "backbone", "pixel_decoder": "pixel decoder", "decoder": "decoder"}
 NOT_COUNTED = (
@@ -46,9 +47,9 @@ def _counted(network: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     sampled = dict.fromkeys(PARTS, 0)
     with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
         for name, part in network.named_modules():
-            if isinstance(part, DeformableAttention):
+            if isinstance(part, EncoderLayer):
                 hooks.callback(part.register_forward_hook(_adding(sampled, name.partition(".")[0])).remove)
-        with counter:
+        with counter, plain_operators():
             run()
     by_module = counter.get_flop_counts()
     root = type(network).__name__
@@ -63,8 +64,8 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 
 
 def _adding(sampled: dict[str, int], part: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-    def add(module: nn.Module, _: tuple, output_BNC: Tensor) -> None:
-        sampled[part] += 2 * CORNERS * module.num_levels * module.num_points * output_BNC.numel()
+    def add(layer: nn.Module, _: tuple, output_BSC: Tensor) -> None:
+        sampled[part] += 2 * CORNERS * layer.attn.num_levels * layer.attn.num_points * output_BSC.numel()
 
     return add
 

@@ -14,6 +14,7 @@ from ...config import Config, ResizeConfig
 from ...data.categories import load_categories
 from ...data.synthetic import LEAST_EDGE, Scene, scene
 from ...errors import ConfigError
+from ...ops.deform_attn import compile_corners
 from ..loading import save_huggingface
 from ..segmenter import DTYPES, Raw, Segmenter, choose_device, load
 from ..slide import sliding
@@ -86,13 +87,16 @@ def shape(network: nn.Module) -> None:
 
 
 def compiled(segmenter: Any) -> None:
-    """Compile the parts of the network, in place: each when it first runs.
+    """Compile the parts of the network, in place, each when it first runs; on a CPU only what prepares deformable
+    attention: the rest is libraries' matrix products, which torch.compile makes slower.
 
     Raises:
         ConfigError: it is an exported file.
     """
     if segmenter.model is None:
         raise ConfigError(f"--compile is for networks of PyTorch; {segmenter.source} is an exported file.")
+    if segmenter.device.type == "cpu":
+        return compile_corners()
     for part in parts_of(segmenter.model).values():
         part.compile()
 

@@ -43,17 +43,16 @@ def centres(shapes: Shapes, device: torch.device) -> Tensor:
 
 @cached_by_shape
 def level_sizes(shapes: Shapes, heads: int, points: int, device: torch.device) -> Tensor:
-    """(2, 2·A·L·P): what x and y of a centre are multiplied by to be pixels of each level, in the order of the sampling
-    offsets: a block of x, where y counts nothing, and a block of y."""
-    heights, widths = torch.tensor(shapes, dtype=torch.float32, device=device).T[:, :, None].repeat(1, heads, points)
-    blocks = widths.view(heads, -1, points).flatten(), heights.view(heads, -1, points).flatten()
-    return torch.block_diag(*blocks)
+    """(2, A·L·P): width and height of the level of each sample, in the order of the sampling offsets."""
+    sizes_L2 = torch.tensor(shapes, dtype=torch.float32, device=device).flip(1)
+    return sizes_L2.T.repeat_interleave(points, 1).repeat(1, heads)
 
 
 def reference_points(centres_S2: Tensor, sizes_2X: Tensor) -> Tensor:
     """(S, 2·A·L·P): centres in pixels of every level (0 = centre of the first pixel), in the order of the sampling
-    offsets. Made anew where it is needed: that costs less than to read it, and at 2048 x 2048 it would be 66 MB."""
-    return torch.addmm(sizes_2X.new_full((), -0.5), centres_S2, sizes_2X)
+    offsets: a block of x, a block of y. Made anew where it is needed: that costs less than to read it, and at 2048 x
+    2048 it would be 66 MB."""
+    return torch.addcmul(sizes_2X.new_full((), -0.5), centres_S2[:, :, None], sizes_2X).flatten(1)
 
 
 def softmax_of_few(x: Tensor) -> Tensor:
