@@ -44,6 +44,9 @@ AVOIDED = ("GridSample", "NonZero", "Unique", "Compress", "Loop", "Scan", "If", 
            "StringNormalizer", "NonMaxSuppression", "Multinomial", "RandomNormal", "RandomUniform")  # fmt: skip
 
 
+TAKES_ANY_SIZE = hasattr(torch.compiler, "is_exporting")  # torch 2.7; 2.6 wants concrete numbers in resizes
+
+
 class OnnxExporter:
     """See `base.Exporter`."""
 
@@ -59,6 +62,11 @@ class OnnxExporter:
         if options.opset is not None and not OPSET <= options.opset <= NEWEST:
             raise ConfigError(
                 f"The opset {options.opset} will not do: it is from {OPSET} to {NEWEST}.", hint=f"Use --opset {OPSET}."
+            )
+        if None in (options.size, options.batch) and not TAKES_ANY_SIZE:
+            raise ConfigError(
+                f"A graph for any size or batch is more than PyTorch {torch.__version__} can translate to ONNX.",
+                hint="Pass --size H W (and --batch N), or update PyTorch to 2.7 or newer.",
             )
 
     def write(self, model: Segmenter, path: Path, options: Options) -> None:

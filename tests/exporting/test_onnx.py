@@ -229,6 +229,9 @@ def test_large_weights_go_into_a_file_of_their_own(exported, tmp_path, monkeypat
         segmenters.load(tmp_path / "model.onnx", device="cpu")
 
 
+needs_free_sizes = pytest.mark.skipif(not exporting_onnx.TAKES_ANY_SIZE, reason="torch 2.7 or newer takes any size")
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (Options(opset=11), "opset 11 will not do: it is from 18"),
     (Options(size=(100, 96)), "100 x 96 is no multiple of 32.*nearest is --size 96 96"),
@@ -248,6 +251,14 @@ def test_a_missing_extra(tmp_path, monkeypatch):
         base.export(tiny_segmenter(), tmp_path / "model.onnx", "onnx")
 
 
+@pytest.mark.parametrize("options", [Options(), Options(size=(64, 96), batch=None)])
+def test_an_old_pytorch_is_asked_for_fixed_sizes_only(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(exporting_onnx, "TAKES_ANY_SIZE", False)
+    with pytest.raises(ConfigError, match="any size or batch is more than PyTorch.*Pass --size H W"):
+        base.export(tiny_segmenter(), tmp_path / "model.onnx", "onnx", options)
+
+
+@needs_free_sizes
 def test_any_size_and_batch(tmp_path):
     model = tiny_segmenter("mask2former-resnet")
     report = base.export(model, tmp_path / "model.onnx", "onnx", Options(batch=None))
@@ -263,6 +274,7 @@ def test_any_size_and_batch(tmp_path):
     assert exporting_onnx.operators(onnx.load(report.path)) <= TENSORRT
 
 
+@needs_free_sizes
 @pytest.mark.slow  # a minute or more: the tracer reasons about every window
 def test_any_size_with_windows(tmp_path):
     model = tiny_segmenter("mask2former-swin")

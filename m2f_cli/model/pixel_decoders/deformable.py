@@ -52,7 +52,7 @@ def reference_points(centres_S2: Tensor, sizes_2X: Tensor) -> Tensor:
     """(S, 2·A·L·P): centres in pixels of every level (0 = centre of the first pixel), in the order of the sampling
     offsets: a block of x, a block of y. Made anew where it is needed: that costs less than to read it, and at 2048 x
     2048 it would be 66 MB."""
-    return torch.addcmul(sizes_2X.new_full((), -0.5), centres_S2[:, :, None], sizes_2X).flatten(1)
+    return (centres_S2[:, :, None] * sizes_2X - 0.5).flatten(1)
 
 
 def softmax_of_few(x: Tensor) -> Tensor:
