@@ -184,8 +184,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
         weight, bias = self.weight, self.bias
-        if not torch.is_grad_enabled() and not is_tracing() and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        kind = x.device.type
+        is_kept = kind in ("cpu", "cuda") and not torch.is_grad_enabled() and not is_tracing()
+        if is_kept and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
             weight = derived(self, "weight", lambda: weight.to(dtype), weight, dtype)
             bias = None if bias is None else derived(self, "bias", lambda: bias.to(dtype), bias, dtype)
         return linear(x, weight, bias, activation=activation, residual=residual)

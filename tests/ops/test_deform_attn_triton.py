@@ -3,6 +3,7 @@ chosen where one would be."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -75,6 +76,8 @@ def test_compiles_without_a_gpu(kernel, capability, dtype, tmp_path, monkeypatch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    if "constexprs" not in inspect.signature(ASTSource).parameters:
+        pytest.skip("Triton before 3.3 (torch 2.6) names the arguments of ASTSource otherwise")
     from m2f_cli.ops import deform_attn_triton as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
