@@ -50,7 +50,7 @@ def choose(x: Tensor) -> str:
         return "blas"
     dtype, rows = _computed_in(x), x.numel() // max(x.shape[-1], 1)
     if not torch.is_grad_enabled() and dtype in (torch.float32, torch.bfloat16) and rows >= MIN_ROWS_FUSED:
-        return "fused" if has_fused() else _by_product(dtype, rows)
+        return "fused" if has_fused(dtype) else _by_product(dtype, rows)
     return _by_product(dtype, rows)
 
 
@@ -80,19 +80,21 @@ def _maker() -> str:
 
 
 @functools.cache
-def has_fused() -> bool:
-    """Whether the product with an epilogue is there and right, in fp32; and not much slower than others: on x86."""
+def has_fused(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the product with an epilogue is there for a number format, and right. On x86 only: elsewhere untimed."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = torch.linspace(-1, 1, 24).view(3, 8), torch.linspace(-1, 1, 32).view(4, 8), torch.ones(4)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):  # whoever asks first may be casting
         expected = F.linear(x, weight, bias)
+        lowered = [tensor.to(dtype) for tensor in (x, weight, bias)]
         try:
-            found = (_fused(x, weight, bias, "gelu", None), _fused(x, weight, bias, None, expected))
-        except (AttributeError, RuntimeError):  # no such operator, or other arguments: a PyTorch that we do not know
+            found = (_fused(*lowered, "gelu", None), _fused(*lowered, None, expected.to(dtype)))
+        except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
         pairs = zip(found, (F.gelu(expected), 2 * expected), strict=True)
-        return all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
+        rounding = 8 * torch.finfo(dtype).eps  # of numbers up to 10
+        return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
 
 
 def _checked(name: str) -> str:

@@ -303,11 +303,11 @@ def test_the_override_is_shown(only_cpu, monkeypatch):
 def test_the_way_of_linear_layers_is_shown(monkeypatch):
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(linear, "is_blas_slow", lambda: True)
-    monkeypatch.setattr(linear, "has_fused", lambda: True)
+    monkeypatch.setattr(linear, "has_fused", lambda dtype: True)
     slow = "MKL's matrix products are slow on this processor"
     assert found(doctor._linear)["cpu"].value == f"training convolution, prediction fused; {slow}"
     monkeypatch.setattr(linear, "is_blas_slow", lambda: False)
-    monkeypatch.setattr(linear, "has_fused", lambda: False)
+    monkeypatch.setattr(linear, "has_fused", lambda dtype: False)
     assert found(doctor._linear)["cpu"].value == "training blas, prediction blas"
     monkeypatch.setenv("M2F_LINEAR", "convolution")
     findings = found(doctor._linear)

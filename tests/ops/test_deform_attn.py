@@ -16,14 +16,16 @@ from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, compile_corners, de
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
 
 
-@pytest.mark.parametrize("impl", FAST)
-@settings(max_examples=25, deadline=None)
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
-    seed=st.integers(0, 2**31), batch=st.integers(1, 3), points=st.integers(1, 4),
-)
-def test_equals_the_reference(impl, shapes, seed, batch, points):
+def any_levels(test):
     """Any level sizes, also one pixel wide or high, points inside and far outside."""
+    sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4)
+    given_them = given(shapes=sizes, seed=st.integers(0, 2**31), batch=st.integers(1, 3), points=st.integers(1, 4))
+    return settings(max_examples=25, deadline=None)(given_them(test))
+
+
+@pytest.mark.parametrize("impl", FAST)
+@any_levels
+def test_equals_the_reference(impl, shapes, seed, batch, points):
     inputs = make(tuple(shapes), seed, batch=batch, points=points)
     names = ("output", "value", "x", "y", "weights")
     for name, ours, theirs in zip(
@@ -34,11 +36,7 @@ def test_equals_the_reference(impl, shapes, seed, batch, points):
 
 
 @pytest.mark.parametrize("impl", FAST)
-@settings(max_examples=25, deadline=None)
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
-    seed=st.integers(0, 2**31), batch=st.integers(1, 3), points=st.integers(1, 4),
-)
+@any_levels
 def test_equals_the_reference_without_gradients(impl, shapes, seed, batch, points):
     """Then the samples are prepared in place."""
     inputs = make(tuple(shapes), seed, batch=batch, points=points)

@@ -149,16 +149,18 @@ def test_choice_without_a_gradient(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(op, "is_blas_slow", lambda: False)
     few, many = torch.zeros(op.MIN_ROWS_FUSED - 1, 8), torch.zeros(op.MIN_ROWS_FUSED, 8)
     with torch.no_grad():
-        monkeypatch.setattr(op, "has_fused", lambda: True)
+        monkeypatch.setattr(op, "has_fused", lambda dtype: True)
         assert [op.choose(x) for x in (few, many, many.bfloat16(), many.double())] == ["blas", "fused", "fused", "blas"]
-        monkeypatch.setattr(op, "has_fused", lambda: False)
-        assert op.choose(many) == "blas"
+        monkeypatch.setattr(op, "has_fused", lambda dtype: dtype == torch.float32)  # a processor without bf16
+        assert [op.choose(x) for x in (many, many.bfloat16())] == ["fused", "blas"]
 
 
 @needs_fused
 def test_the_fused_product_is_found_by_whoever_asks_first():
+    expected = [op.has_fused.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert op.has_fused.__wrapped__()
+        assert [op.has_fused.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)] == expected
+    assert expected[0]
 
 
 def test_a_pytorch_without_the_fused_product_is_noticed(monkeypatch: pytest.MonkeyPatch):
