@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import tiny_config
 from small_segmenter import NAMES, picture, small_segmenter
 from torch import nn
 
@@ -22,11 +18,11 @@ from m2f_cli import config as configuration
 from m2f_cli.data.categories import from_names
 from m2f_cli.errors import ConfigError, ExportError
 from m2f_cli.inference import postprocess
-from m2f_cli.inference.bench import huggingface, machine, ours, published, race, results, stats, worker
+from m2f_cli.inference.bench import huggingface, ours, published, race, results, stats, worker
 from m2f_cli.inference.bench.case import Case, network_size, picture_size, training_size
 from m2f_cli.inference.bench.chart import chart
 from m2f_cli.inference.bench.flops import parameters_of
-from m2f_cli.inference.bench.stages import Stages, split
+from m2f_cli.inference.bench.stages import Stages
 from m2f_cli.inference.bench.subject import (
     KEPT,
     Plausible,
@@ -42,137 +38,10 @@ from m2f_cli.inference.masks import MaskLogits
 from m2f_cli.inference.reference_table import measured_in
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.inference.wrapper import Wrapper
-from m2f_cli.model import build
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
 CASE = Case(size=SIZE, pictures=2)
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_ratio_is_of_medians_and_its_interval_is_over_pairs():
-    ours_, theirs = [1.0, 2.0, 9.0], [3.0, 6.0, 27.0]  # every round: exactly three times
-    found = stats.ratio(theirs, ours_)
-    assert found["value"] == 3.0
-    assert stats.ratio([4.0, 4.0, 4.0], [2.0, 2.0, 2.0]) == {"value": 2.0, "low": 2.0, "high": 2.0}
-    assert found["low"] == pytest.approx(3.0) and found["high"] == pytest.approx(3.0)  # unpaired, it would be wide
-    noisy = stats.ratio([3.0, 5.0, 4.0, 4.5, 3.5], [1.0, 1.2, 0.9, 1.1, 1.0])
-    assert noisy["low"] < noisy["value"] == 4.0 < noisy["high"]
-    assert stats.ratio([2.0, 2.0], [1.0, 1.0])["low"] is None
-    with pytest.raises(ValueError, match="2 and 1"):
-        stats.ratio([1.0, 2.0], [1.0])
-
-
-def test_summary_and_difference():
-    assert stats.summary([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
-    assert stats.difference(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == {"share": 0.25}
-    assert stats.difference(np.array([1.0, 2.0]), np.array([1.5, 2.0])) == {"largest": 0.5, "mean": 0.25}
-    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
-        stats.difference(np.zeros(2), np.zeros(3))
-
-
-def test_stages_are_those_of_modules_and_blocks_and_only_when_live(monkeypatch):
-    ticks = iter(range(1000))
-    monkeypatch.setattr("m2f_cli.inference.bench.stages.time.perf_counter", lambda: float(next(ticks)))
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    for live, expected in ((True, {"backbone": 2.0, "post": 1.0}), (False, {})):
-        stages = Stages(CPU, live=live)
-        with stages.watching({"backbone": net[0]}):
-            net(torch.zeros(1, 2))
-            net(torch.zeros(1, 2))
-        with stages("post"):
-            pass
-        net(torch.zeros(1, 2))  # nobody watches any more
-        assert stages.seconds == expected
-    ordered = [("backbone", 2.0), ("post", 1.0), ("other", 2.0)]
-    assert list(split({"post": 1.0, "backbone": 2.0}, 5.0).items()) == ordered
-
-
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-
-def test_memory_tells_the_peak_of_what_was_done():
-    memory = machine.Memory(CPU)
-    if memory.start is None:
-        pytest.skip("this system does not tell the peak of a process (/proc/self/clear_refs)")
-    filled = np.ones(64 << 17)  # 64 MiB
-    del filled
-    growth = memory.growth()
-    assert 60 < growth["resident_growth_mib"] < 120 and growth["device_peak_mib"] is None
-    assert machine.Memory(CPU).growth()["resident_growth_mib"] < 8  # the peak begins anew
-
-
-def test_energy_is_the_sum_of_packages_or_not_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "RAPL", tmp_path)
-    energy = machine.Energy(CPU)
-    assert not energy.told and energy.joules() is None and energy.source == "not told"
-    for name, value in (("intel-rapl:0", 3_000_000), ("intel-rapl:1", 500_000), ("intel-rapl:0:0", 9_000_000)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
-    energy = machine.Energy(CPU)
-    assert energy.told and energy.joules() == 3.5  # the sub-domain is part of its package
-
-
-def test_busy_seconds_leave_out_idle_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "PROC", tmp_path)
-    assert machine.busy_seconds() is None
-    (tmp_path / "stat").write_text("cpu  100 20 30 99999 88888 1 2 3 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
-    assert machine.busy_seconds() == pytest.approx(156 / machine.os.sysconf("SC_CLK_TCK"))
-
-
-def test_a_description_says_what_a_timing_depends_on(monkeypatch):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    found = machine.describe(CPU)
-    assert found["threads"] == torch.get_num_threads() and found["cores"] >= 1 and found["device"] == found["cpu"]
-    assert found["allocator"]["settings"]["THP_MEM_ALLOC_ENABLE"] == "1" and found["allocator"]["name"]
-
-
-# --- FLOPs ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def counted():
-    """FLOPs of some (layers, batch, size): in a process of its own, since it keeps fake tensors by shape."""
-    wanted = [(1, 2, SIZE), (3, 2, SIZE), (1, 1, (128, 256)), (1, 1, (4096, 8192))]
-    code = (
-        "import json, sys; from parts import tiny_config; from m2f_cli.inference.bench.flops import flops_of\n"
-        "def layers(n):\n"
-        "    model = tiny_config()\n"
-        "    part = model.pixel_decoder.model_copy(update={'num_layers': n})\n"
-        "    return model.model_copy(update={'pixel_decoder': part})\n"
-        f"print(json.dumps([flops_of(layers(n), 6, batch, size) for n, batch, size in {wanted}]))"
-    )
-    tests = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tests)
-    return json.loads(done.stdout)
-
-
-def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):
-    few, many = counted[:2]
-    tokens = 2 * (2 * 3 + 4 * 6 + 8 * 12)  # of both pictures, strides 32, 16, 8
-    dim, ffn, samples = 64, 64, 4 * 3 * 4  # heads, levels, points
-    linear = 2 * tokens * dim * (dim + dim + 2 * samples + samples + 2 * ffn)
-    sampling = 2 * 4 * (3 * 4) * tokens * dim
-    assert many["pixel decoder"] - few["pixel decoder"] == 2 * (linear + sampling)
-    assert {name: value for name, value in few.items() if name not in ("pixel decoder", "total")} == {
-        name: value for name, value in many.items() if name not in ("pixel decoder", "total")
-    }
-    assert few["render"] == 2 * 2 * 12 * 32 * (16 * 24)  # pictures, queries, channels, stride 4
-    assert few["total"] == sum(value for name, value in few.items() if name != "total")
-
-
-def test_counting_computes_nothing_however_large(counted):
-    small, large = counted[2:]  # minutes and gigabytes, were it computed
-    assert large["backbone"] == pytest.approx(1024 * small["backbone"], rel=0.1)  # windows are padded
-
-
-def test_parameters_are_counted_by_part():
-    network = build(tiny_config(), 6)
-    counts = parameters_of(network)
-    assert counts["backbone"] + counts["pixel decoder"] + counts["decoder"] == counts["total"]
-    assert counts["total"] == sum(parameter.numel() for parameter in network.parameters())
 
 
 # --- the published order ----------------------------------------------------------------------------------------------
