@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from forward_vs_transformers import make_model
+from forward_vs_transformers import logits_of, make_model
 
 ENGINES = ("onnxruntime", "openvino")
 EAGER = "eager"
@@ -45,20 +45,8 @@ def export_ours(folder: Path, engine: str, size: tuple[int, int]) -> None:
 
 def export_theirs(folder: Path, engine: str, size: tuple[int, int]) -> None:
     import torch
-    from transformers import Mask2FormerForUniversalSegmentation
 
-    class Logits(torch.nn.Module):
-        """The two outputs that ours has, and none of the layers before."""
-
-        def __init__(self, model: torch.nn.Module):
-            super().__init__()
-            self.model = model
-
-        def forward(self, images):
-            answer = self.model(pixel_values=images)
-            return answer.class_queries_logits, answer.masks_queries_logits
-
-    model = Logits(Mask2FormerForUniversalSegmentation.from_pretrained(folder / "weights")).eval()
+    model = logits_of(folder / "weights")
     images = torch.zeros(1, 3, *size)
     target = folder / f"theirs-{engine}"
     target.mkdir()

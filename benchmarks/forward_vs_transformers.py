@@ -116,14 +116,12 @@ def theirs(folder, images, precision, threads, compile):
     return forward
 
 
-def openvino(folder, images, precision, threads, compile):
-    import openvino as ov
+def logits_of(folder):
+    """Transformers' model with the two outputs that ours has, and none of the layers before."""
     import torch
     from transformers import Mask2FormerForUniversalSegmentation
 
     class Logits(torch.nn.Module):
-        """The two outputs that ours has, and none of the layers before."""
-
         def __init__(self):
             super().__init__()
             self.model = Mask2FormerForUniversalSegmentation.from_pretrained(folder)
@@ -132,8 +130,15 @@ def openvino(folder, images, precision, threads, compile):
             answer = self.model(pixel_values=images)
             return answer.class_queries_logits, answer.masks_queries_logits
 
+    return Logits().eval()
+
+
+def openvino(folder, images, precision, threads, compile):
+    import openvino as ov
+    import torch
+
     with torch.no_grad():
-        converted = ov.convert_model(Logits().eval(), example_input=images, input=list(images.shape))
+        converted = ov.convert_model(logits_of(folder), example_input=images, input=list(images.shape))
     hint = "bf16" if precision is torch.bfloat16 else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     compiled = ov.Core().compile_model(converted, "CPU", settings)
