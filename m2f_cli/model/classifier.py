@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..types import Prediction
-from .layers import full_precision
 
 if TYPE_CHECKING:
     from .piloting import Pilots
@@ -27,14 +26,10 @@ class MaskClassifier(nn.Module):
         self.decoder = decoder
 
     def forward(self, images_BCHW: Tensor, pilots: Pilots | None = None) -> Prediction:
-        """Normalised pictures of any size to the predictions of every decoder layer.
+        """Normalised pictures of any size to the predictions of every decoder layer. Each part knows what of it takes
+        part in mixed precision.
 
         Args:
             pilots: MP-Former's queries of this batch, in training only; their answers come before the ordinary ones.
         """
-        features = self.backbone(images_BCHW)
-        pixel_features = self.pixel_decoder(features)
-        if self.training:  # as published: the decoder takes part in mixed precision
-            return self.decoder(pixel_features, pilots)
-        with full_precision(images_BCHW.device):  # few numbers, but they decide which pixels are looked at
-            return self.decoder(pixel_features, pilots)
+        return self.decoder(self.pixel_decoder(self.backbone(images_BCHW)), pilots)

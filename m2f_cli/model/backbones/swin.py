@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.attention import attention
 from ...ops.cache import cached_by_shape
 from ...ops.linear import Linear
 from ...ops.pieces import in_pieces
@@ -191,12 +192,12 @@ class WindowAttention(nn.Module):
         qkv = windows.gather(self.qkv(padded_BSC).flatten(0, 1))
         tokens = self.window**2
         q, k, v = qkv.view(-1, tokens, 3, self.num_heads, x_BSC.shape[-1] // self.num_heads).permute(2, 0, 3, 1, 4)
-        bias = self._bias().to(q.dtype)
+        bias = self._bias()
         if windows.mask is None:
             attended = _attend(q, k, v, bias)
         else:
             attended = _attend(q[windows.plain :], k[windows.plain :], v[windows.plain :],
-                               bias + windows.mask.to(q.dtype))  # fmt: skip
+                               bias + windows.mask)  # fmt: skip
             if windows.plain:
                 uncut = _attend(q[: windows.plain], k[: windows.plain], v[: windows.plain], bias)
                 attended = torch.cat([uncut, attended])
@@ -210,8 +211,7 @@ class WindowAttention(nn.Module):
 
 def _attend(q_WATD: Tensor, k_WATD: Tensor, v_WATD: Tensor, bias: Tensor) -> Tensor:
     """(W·T, C): attention in each window, tokens in window order."""
-    bias = bias.expand(q_WATD.shape[0], -1, -1, -1)
-    attended_WATD = F.scaled_dot_product_attention(q_WATD, k_WATD, v_WATD, attn_mask=bias)
+    attended_WATD = attention(q_WATD, k_WATD, v_WATD, bias)
     return attended_WATD.transpose(1, 2).flatten(2).flatten(0, 1)
 
 

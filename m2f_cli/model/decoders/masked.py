@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +12,15 @@ from torch import Tensor, nn
 
 from ...ops.linear import Linear
 from ...types import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, sine_positions, xavier_init
+from ..layers import (
+    MLP,
+    Attention,
+    FeedForward,
+    full_precision,
+    keys_and_values,
+    sine_positions,
+    xavier_init,
+)
 
 if TYPE_CHECKING:
     from ..piloting import Pilots
@@ -46,7 +56,8 @@ class DecoderLayer(nn.Module):
         self, x_BQC: Tensor, position_QC: Tensor | float, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor,
         may_see_1QQ: Tensor | None = None,
     ) -> Tensor:
-        x_BQC = self.norm1(x_BQC + self.cross_attn(x_BQC + position_QC, key_BSC, value_BSC, may_attend_BQS))
+        """Keys and values are those of `keys_and_values`."""
+        x_BQC = self.norm1(x_BQC + self.cross_attn.attend(x_BQC + position_QC, key_BSC, value_BSC, may_attend_BQS))
         placed_BQC = x_BQC + position_QC
         x_BQC = self.norm2(x_BQC + self.self_attn(placed_BQC, placed_BQC, x_BQC, may_see_1QQ))
         return self.norm3(x_BQC + self.ffn(x_BQC))
@@ -91,22 +102,41 @@ class MaskedDecoder(nn.Module):
         Args:
             pilots: MP-Former's queries of this batch; they come before the ordinary ones in every layer's answers.
         """
+        device = features.mask_features_BCHW.device
+        memories = self.memories(features.levels)
+        # Outside training the rest is fp32: few numbers, but they decide which pixels are looked at.
+        with contextlib.nullcontext() if self.training else full_precision(device):
+            return self.decode(features, memories, pilots)
+
+    def memories(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values, projected; layers that look at the same level share the products."""
+        memories: list[tuple[Tensor, Tensor]] = [None] * len(self.layers)
+        for i, level_BCHW in enumerate(levels):
+            with full_precision(level_BCHW.device):
+                value_BSC = self.input_projs[i](level_BCHW).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
+                key_BSC = value_BSC + sine_positions(*level_BCHW.shape[-2:], self.dim, level_BCHW.device)
+            attentions = [layer.cross_attn for layer in self.layers[i :: len(levels)]]
+            memories[i :: len(levels)] = keys_and_values(attentions, key_BSC, value_BSC)
+        return memories
+
+    def decode(
+        self, features: PixelFeatures, memories: Sequence[tuple[Tensor, Tensor]], pilots: Pilots | None
+    ) -> Prediction:
+        """`forward` from the layers' keys and values on."""
         mask_features_BCHW = features.mask_features_BCHW
         sizes = [tuple(level_BCHW.shape[-2:]) for level_BCHW in features.levels]
-        keys, values, small = [], [], []
-        for i, (level_BCHW, size) in enumerate(zip(features.levels, sizes, strict=True)):
-            value_BSC = self.input_projs[i](level_BCHW).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
-            values.append(value_BSC)
-            keys.append(value_BSC + sine_positions(*size, self.dim, level_BCHW.device))
-            small.append(F.interpolate(mask_features_BCHW, size=size, mode="bilinear", align_corners=False).flatten(2))
+        small = [
+            F.interpolate(mask_features_BCHW, size=size, mode="bilinear", align_corners=False).flatten(2)
+            for size in sizes
+        ]
         x_BQC, position_QC, may_see_1QQ = self.queries(mask_features_BCHW.shape[0], pilots)
         outputs = [self.predict(x_BQC)]
-        for i, layer in enumerate(self.layers):
-            level = i % len(keys)
+        for i, (layer, memory) in enumerate(zip(self.layers, memories, strict=True)):
+            level = i % len(sizes)
             may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
             if pilots is not None:
                 may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
-            x_BQC = layer(x_BQC, position_QC, keys[level], values[level], may_attend_BQS, may_see_1QQ)
+            x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
             outputs.append(self.predict(x_BQC))
         return Prediction(mask_features_BCHW, outputs)
 

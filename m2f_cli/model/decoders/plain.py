@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...ops.linear import Linear
 from ...types import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, dropout, pointwise, sine_positions, xavier_init
+from ..layers import MLP, Attention, FeedForward, dropout, full_precision, pointwise, sine_positions, xavier_init
 
 
 class PlainLayer(nn.Module):
@@ -88,6 +89,11 @@ class PlainDecoder(nn.Module):
                 "Pilot queries steer masked attention, and MaskFormer's decoder has none.",
                 hint="Use a Mask2Former preset, or train without model.piloting.",
             )
+        # Outside training fp32, as Mask2Former's.
+        with contextlib.nullcontext() if self.training else full_precision(features.mask_features_BCHW.device):
+            return self.decode(features)
+
+    def decode(self, features: PixelFeatures) -> Prediction:
         [level_BCHW] = features.levels
         position_SC = sine_positions(*level_BCHW.shape[-2:], self.dim, level_BCHW.device)
         level_BCHW = level_BCHW if self.input_proj is None else pointwise(self.input_proj, level_BCHW)

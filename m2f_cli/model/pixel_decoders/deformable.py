@@ -107,7 +107,7 @@ class DeformableAttention(nn.Module):
 
     def values(self, value_BSC: Tensor, valid_BS: Tensor | None = None) -> Tensor:
         """What `sample` sums, (B, S, A, D)."""
-        value_BSC = self.value_proj(value_BSC)
+        value_BSC = self.value_proj(value_BSC).float()
         if valid_BS is not None:
             value_BSC = value_BSC * valid_BS[..., None]
         return value_BSC.unflatten(-1, (self.num_heads, -1))
@@ -115,13 +115,14 @@ class DeformableAttention(nn.Module):
     def sample(
         self, query_BNC: Tensor, value_BSAD: Tensor, references: Tensor, shapes: Shapes, residual: Tensor | None = None
     ) -> Tensor:
-        """The rest of `forward`, of which each query is independent of the others."""
-        B, N, _ = query_BNC.shape
-        heads_levels_points = (self.num_heads, self.num_levels, self.num_points)
-        places_BNX = self.sampling_offsets(query_BNC, residual=references.expand(B, -1, -1))
-        x, y = places_BNX.view(B, N, 2, *heads_levels_points).unbind(2)
-        weights = softmax_of_few(self.attention_weights(query_BNC).view(B, N, self.num_heads, -1))
-        sampled_BNC = deform_attn(value_BSAD, shapes, x, y, weights.view(B, N, *heads_levels_points))
+        """The rest of `forward`, of which each query is independent of the others. fp32 up to the last product."""
+        with full_precision(query_BNC.device):
+            B, N, _ = query_BNC.shape
+            heads_levels_points = (self.num_heads, self.num_levels, self.num_points)
+            places_BNX = self.sampling_offsets(query_BNC, residual=references.expand(B, -1, -1))
+            x, y = places_BNX.view(B, N, 2, *heads_levels_points).unbind(2)
+            weights = softmax_of_few(self.attention_weights(query_BNC).view(B, N, self.num_heads, -1))
+            sampled_BNC = deform_attn(value_BSAD, shapes, x, y, weights.view(B, N, *heads_levels_points))
         return self.output_proj(sampled_BNC, residual=residual)
 
 
@@ -137,15 +138,13 @@ class EncoderLayer(nn.Module):
         xavier_init(self.ffn)
 
     def forward(self, x_BSC: Tensor, position_SC: Tensor, centres_S2: Tensor, shapes: Shapes) -> Tensor:
-        """fp32 but, under autocast, the feed-forward network between its input and its output."""
-        with full_precision(x_BSC.device):
-            value_BSAD = self.attn.values(x_BSC)
+        """fp32 but, under autocast, the products: of the values, of what was sampled, of the feed-forward network."""
+        value_BSAD = self.attn.values(x_BSC)
         sizes = level_sizes(shapes, self.attn.num_heads, self.attn.num_points, x_BSC.device)
 
         def of_some(x_BNC: Tensor, position_NC: Tensor, centres_N2: Tensor) -> Tensor:
-            with full_precision(x_BNC.device):
-                references = reference_points(centres_N2, sizes)
-                x_BNC = self.norm1(self.attn.sample(x_BNC + position_NC, value_BSAD, references, shapes, x_BNC))
+            references = reference_points(centres_N2, sizes)
+            x_BNC = self.norm1(self.attn.sample(x_BNC + position_NC, value_BSAD, references, shapes, x_BNC).float())
             return self.norm2(self.ffn(x_BNC, residual=x_BNC).float())
 
         return in_pieces(of_some, self.ffn.linear1.out_features, x_BSC, position_SC, centres_S2)
@@ -154,9 +153,9 @@ class EncoderLayer(nn.Module):
 class DeformablePixelDecoder(nn.Module):
     """Multi-scale deformable attention pixel decoder.
 
-    Under autocast: training is fp32 throughout, as published. Inference has its feed-forward networks and its
-    convolutions at stride 4 in the lower precision, which is most of its arithmetic and little of its error; places,
-    weights and sums of the attention, norms and what comes out stay fp32.
+    Under autocast: training is fp32 throughout, as published. Inference has its feed-forward networks, the projections
+    of what is sampled and all of stride 4 in the lower precision, which is most of its arithmetic and little of its
+    error; places, weights and sums of the attention, the encoder's norms and what comes out stay fp32.
 
     Args:
         channels: of the backbone's features, by stride.
@@ -194,12 +193,10 @@ class DeformablePixelDecoder(nn.Module):
         device = features[4].device
         with full_precision(device) if self.training else contextlib.nullcontext():
             levels = self.encode([features[stride].float() for stride in self.encoder_strides])
-            lateral = channels_last(self.lateral(features[4].float()))
-            coarse = channels_last(levels[-1])
+            lateral = channels_last(self.lateral(features[4].float() if self.training else features[4]))
+            coarse = channels_last(levels[-1].to(lateral.dtype))
             fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            output = self.output(fine).float()
-        with full_precision(device):
-            return PixelFeatures(pointwise(self.mask_features, output), levels)
+            return PixelFeatures(pointwise(self.mask_features, self.output(fine)).float(), levels)
 
     def encode(self, features: list[Tensor]) -> list[Tensor]:
         """The deformable encoder: feature maps in and out, coarse to fine."""
