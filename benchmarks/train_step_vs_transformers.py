@@ -1,11 +1,13 @@
 """One training step of Mask2Former on a CPU, ours against transformers', same weights, one run on one machine.
 
     python benchmarks/train_step_vs_transformers.py [--size 512 512] [--rounds 5] [--threads 2] [--precision bf16]
-        [--profile]
+        [--sides theirs ours ours:keep ours:keep:compile theirs:keep] [--profile]
 
-Forward, loss and backward of Swin-T, batch 1, 8 targets, fp32 or both under bf16 autocast, without drop path and
-without the optimiser. Each side runs in a process of its own, so that memory can be measured; rounds alternate. Losses
-differ by their random points; that the gradients are the same given the same points is shown in
+Forward, loss and backward of Swin-T, batch 1, 8 targets, fp32 or all under bf16 autocast, without drop path and
+without the optimiser. A side is "theirs" (transformers) or "ours", and what is different about it: "keep" (`m2f
+--keep-memory`: glibc keeps freed memory), "compile" (the corners of deformable attention). The first side is the one
+that the others are compared with. Each runs in a process of its own, so that memory can be measured; rounds alternate.
+Losses differ by their random points; that the gradients are the same given the same points is shown in
 tests/loss/test_transformers_oracle.py. On a machine that does other things only the CPU time of --threads 1 means
 anything.
 """
@@ -44,7 +46,10 @@ def ours(folder: str, labels, masks):
     from m2f_cli.loss import Criterion
     from m2f_cli.types import Target
 
-    model = load_model(folder).model.requires_grad_()
+    model = load_model(folder).model.requires_grad_().train()  # of what tells training apart, all but drop path
+    for module in model.modules():
+        if hasattr(module, "drop_path_rate"):
+            module.drop_path_rate = 0.0
     criterion = Criterion(133, LossConfig(
         class_weight=2, mask_weight=5, dice_weight=5, no_object_weight=0.1, num_points=12544, oversample_ratio=3,
         importance_ratio=0.75,
@@ -74,11 +79,20 @@ def theirs(folder: str, labels, masks):
 
 def worker(arguments: argparse.Namespace) -> None:
     """Load one side, then answer each line on stdin with one timed step."""
+    name, *settings = arguments.worker.split(":")
+    if "keep" in settings:
+        from m2f_cli.allocator import keep_memory
+
+        keep_memory()
+    if "compile" in settings:
+        from m2f_cli.ops.deform_attn import compile_corners
+
+        compile_corners()
     import torch
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model, loss_of = {"ours": ours, "theirs": theirs}[arguments.worker](
+    model, loss_of = {"ours": ours, "theirs": theirs}[name](
         arguments.folder, *make_targets(*arguments.size)
     )
     images = torch.randn(1, 3, *arguments.size, generator=torch.Generator().manual_seed(1))
@@ -135,6 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--sides", nargs="+", default=["theirs", "ours"])
     parser.add_argument("--profile", action="store_true", help="print where one more step of each side spends its time")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -146,7 +161,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
-        sides = {name: StepSide(name, folder, options_of(arguments)) for name in ("theirs", "ours")}
+        sides = {name: StepSide(name, folder, options_of(arguments)) for name in arguments.sides}
         for _ in range(arguments.rounds):
             for side in sides.values():
                 side.run()
@@ -157,13 +172,13 @@ def main() -> None:
     print(f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, "
           f"{arguments.precision}, {arguments.threads} threads, torch {torch.__version__}, "
           f"median of {arguments.rounds}")
-    print(f"{'':14}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}{'gradient norm':>16}")
-    for name, side in (("transformers", sides["theirs"]), ("m2f", sides["ours"])):
-        print(f"{name:14}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}"
-              f"{side.first['growth']:18.0f}{side.first['loss']:12.3f}{side.first['norm']:16.3f}")
-    ratios = [sides["ours"].median(key) / sides["theirs"].median(key) for key in ("seconds", "cpu")]
-    memory = sides["ours"].first["growth"] / sides["theirs"].first["growth"]
-    print(f"ours / theirs: time {ratios[0]:.2f} (CPU {ratios[1]:.2f}), memory {memory:.2f}")
+    print(f"{'':18}{'seconds':>9}{'CPU':>9}{'growth MiB':>12}{'loss':>10}{'gradient':>10}{'time':>7}{'memory':>8}")
+    first = sides[arguments.sides[0]]
+    for name, side in sides.items():
+        print(f"{name:18}{side.median('seconds'):9.3f}{side.median('cpu'):9.3f}{side.first['growth']:12.0f}"
+              f"{side.first['loss']:10.3f}{side.first['norm']:10.3f}"
+              f"{side.median('seconds') / first.median('seconds'):7.2f}"
+              f"{side.first['growth'] / first.first['growth']:8.2f}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from m2f_cli.loss import Pairs, make_criterion, matcher, normaliser
 from m2f_cli.loss.matcher import Matching
 from m2f_cli.model import build
 from m2f_cli.model.piloting import piloting_of
+from m2f_cli.ops import points
 from m2f_cli.training import optimizer
 from m2f_cli.training.loop import supervise, to_host
 from m2f_cli.training.optimizer import clip_gradients
@@ -140,8 +141,9 @@ def test_meta_tensors_would_tell():
             waits()
 
 
-def test_matching_waits_once_and_the_step_once_more():
+def test_matching_waits_once_and_the_step_once_more(monkeypatch):
     """However many pictures and layers: all costs go to the host together, and all losses."""
+    monkeypatch.setattr(points, "choose", lambda device: "pixels")  # as on a GPU
     model = build(tiny_config(), 6).train()
     criterion = make_criterion(6, published_loss())
     with Waits() as waits:

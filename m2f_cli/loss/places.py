@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import LossConfig
+from ..ops.linear import linear
 from ..ops.points import Rand, sample_matched, sample_points, sample_target, uniform
 from ..types import Target
 
@@ -54,19 +55,17 @@ class RandomPoints:
         """
         features_1CHW = features_CHW[None].contiguous(memory_format=torch.channels_last)
         points_LP2 = self.rand((len(embeds_LQC), self.num_points, 2), embeds_LQC.device)
-        for embeds_QC, points_P2 in zip(embeds_LQC, points_LP2, strict=True):
+        truth_NX = sample_target(target, points_LP2.flatten(0, 1), padded_size)
+        truths = truth_NX.split(self.num_points, dim=1)
+        for embeds_QC, points_P2, truth_NP in zip(embeds_LQC, points_LP2, truths, strict=True):
             sampled_CP = sample_points(features_1CHW, points_P2[None])[0]
-            yield embeds_QC @ sampled_CP, sample_target(target, points_P2, padded_size)
+            yield linear(embeds_QC, sampled_CP.T), truth_NP
 
     def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
         """(R, P) logits and truth of pairs, each at points of its own."""
-        points, truths = [], []
-        for few_RHW, few_R in zip(
-            logits_RHW.detach().split(_PAIRS_AT_ONCE), numbers_R.split(_PAIRS_AT_ONCE), strict=True
-        ):
-            points.append(self.choose(few_RHW))
-            truths.append(sample_matched(target, few_R, points[-1], padded_size))
-        return sample_points(logits_RHW[:, None], torch.cat(points)).squeeze(1), torch.cat(truths)
+        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(_PAIRS_AT_ONCE)])
+        truth_RP = sample_matched(target, numbers_R, points_RP2, padded_size)
+        return sample_points(logits_RHW[:, None], points_RP2).squeeze(1), truth_RP
 
     def choose(self, logits_RHW: Tensor) -> Tensor:
         """Points for each mask, (R, P, 2): the most undecided of many random ones, and some more anywhere."""

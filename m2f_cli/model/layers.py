@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..ops import winograd
 from ..ops.attention import attention
 from ..ops.cache import derived
+from ..ops.feed_forward import feed_forward
 from ..ops.linear import Linear, linear, relu
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
@@ -50,6 +51,12 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def is_half(device: torch.device) -> bool:
+    """Whether autocast is on and means fp16."""
+    kind = device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
@@ -111,7 +118,9 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.linear2(dropout(self.linear1(x, "relu"), self.dropout, self.training), residual=residual)
+        if self.training and self.dropout:
+            return self.linear2(F.dropout(self.linear1(x, "relu"), self.dropout), residual=residual)
+        return feed_forward(x, self.linear1, self.linear2, "relu", residual)
 
 
 class MLP(nn.Module):

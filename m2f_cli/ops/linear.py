@@ -1,13 +1,11 @@
-"""Linear layers on a CPU: `y = activation(x Wᵀ + b) + residual`, one function, three ways that agree to rounding.
+"""Linear layers on a CPU: `y = activation(x Wᵀ + b) + residual`, one function, two ways that agree to rounding.
 
 * "blas": `torch.nn.functional.linear` and what follows it, the reference.
-* "convolution": fp32, a convolution with a 1x1 kernel, channels innermost, and its gradient written out. The same
-  product by another library (oneDNN). PyTorch's matrix products come from Intel's MKL, which on other makers'
-  processors runs slower code: measured on an AMD EPYC with AVX-512, 5376 rows, 256 to 1024 channels: 184 against
-  131 GFLOP/s.
-* "fused": fp32 or bf16 without a gradient, oneDNN's product that adds the residual or applies the activation to what
-  it still holds in registers. A GELU of its own costs as much as two thirds of the product before it. This is the
-  operator that PyTorch's compiler uses; as it is not documented, `has_fused` tries it first.
+* "fused": oneDNN's product, which adds the residual or applies the activation to what it still holds in registers (with
+  a gradient: the product alone). A GELU of its own costs as much as two thirds of the product before it. And PyTorch's
+  fp32 products come from Intel's MKL, which on other makers' processors runs slower code: measured on an AMD EPYC with
+  AVX-512, 5376 rows, 256 to 1024 channels: 200 against 131 GFLOP/s. This is the operator that PyTorch's compiler
+  uses; as it is not documented, `has_fused` tries it first.
 
 `M2F_LINEAR` (or the argument `impl`) overrides the choice.
 """
@@ -28,17 +26,17 @@ from torch.autograd.function import once_differentiable
 from .cache import derived
 from .pieces import is_tracing
 
-IMPLEMENTATIONS = ("blas", "convolution", "fused")
+IMPLEMENTATIONS = ("blas", "fused")
 CPU_INFO = Path("/proc/cpuinfo")
-MIN_ROWS = 256  # below, preparing the convolution costs more than it gains (measured: 100 rows slower, 256 faster)
 MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains (measured: 25 rows slower, 100 as fast)
+MIN_ROWS = 256  # the same with a gradient, of which a part does not gain
 
 
 def choose(x: Tensor) -> str:
     """The implementation that `linear` uses for an input when nobody says otherwise.
 
-    The other ways are for many rows on an x86 CPU while nobody traces: fused where no gradient is wanted, else
-    convolutions where matrix products are slow and nobody casts.
+    The other way is for many rows on an x86 CPU while nobody traces; with a gradient only in fp32 and where PyTorch's
+    own products are slow.
 
     Raises:
         ValueError: `M2F_LINEAR` is no implementation.
@@ -48,17 +46,15 @@ def choose(x: Tensor) -> str:
         return _checked(override)
     if is_tracing() or x.device.type != "cpu":  # first: sizes that are symbols must not be compared
         return "blas"
-    dtype, rows = _computed_in(x), x.numel() // max(x.shape[-1], 1)
-    if not torch.is_grad_enabled() and dtype in (torch.float32, torch.bfloat16) and rows >= MIN_ROWS_FUSED:
-        return "fused" if has_fused(dtype) else _by_product(dtype, rows)
-    return _by_product(dtype, rows)
+    dtype, rows = computed_in(x), x.numel() // max(x.shape[-1], 1)
+    if torch.is_grad_enabled():
+        gains = dtype == torch.float32 and rows >= MIN_ROWS and is_blas_slow()
+    else:
+        gains = dtype in (torch.float32, torch.bfloat16) and rows >= MIN_ROWS_FUSED
+    return "fused" if gains and has_fused(dtype) else "blas"
 
 
-def _by_product(dtype: torch.dtype, rows: int) -> str:
-    return "convolution" if dtype == torch.float32 and rows >= MIN_ROWS and is_blas_slow() else "blas"
-
-
-def _computed_in(x: Tensor) -> torch.dtype:
+def computed_in(x: Tensor) -> torch.dtype:
     """The number format of the product: autocast's, where it is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
@@ -124,9 +120,15 @@ def linear(
         impl: one of `IMPLEMENTATIONS`; None for the best one on this machine.
     """
     impl = _checked(impl or choose(x))
-    if impl == "fused":
+    if impl == "fused" and not torch.is_grad_enabled():
         return _fused(x, weight_OI, bias_O, activation, residual)
-    y = F.linear(x, weight_OI, bias_O) if impl == "blas" else _convolved(x, weight_OI, bias_O)
+    if impl == "fused":
+        dtype = computed_in(x)
+        x_RI = x.reshape(-1, x.shape[-1]).to(dtype)
+        y_RO = _Fused.apply(x_RI, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+        y = y_RO.view(*x.shape[:-1], -1)
+    else:
+        y = F.linear(x, weight_OI, bias_O)
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     return y if residual is None else residual + y
@@ -135,7 +137,7 @@ def linear(
 def _fused(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
-    dtype = _computed_in(x)
+    dtype = computed_in(x)
     x, weight_OI = x.to(dtype), weight_OI.to(dtype)
     bias_O = None if bias_O is None else bias_O.to(dtype)
     operator = torch.ops.mkldnn._linear_pointwise
@@ -146,36 +148,26 @@ def _fused(
     return y if residual is None else residual + y
 
 
-def _convolved(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    image_1I1R = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # one row of pixels, channels innermost
-    convolve = _Pointwise.apply if torch.is_grad_enabled() else _pointwise
-    return convolve(image_1I1R, weight_OI, bias_O).permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight_OI))
-
-
-def _pointwise(x_1I1R: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    # Dilation means nothing to a kernel of one place; without it, PyTorch with one thread takes a slow way of its own.
-    return F.conv2d(x_1I1R, weight_OI[:, :, None, None], bias_O, dilation=2)
-
-
-class _Pointwise(torch.autograd.Function):
-    """PyTorch's own gradient of a convolution is slower than these three products."""
+class _Fused(torch.autograd.Function):
+    """The product and its gradient for the input by the fused operator; the weights' gradient is a plain product."""
 
     @staticmethod
-    def forward(ctx, x_1I1R: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_1I1R, weight_OI)
-        return _pointwise(x_1I1R, weight_OI, bias_O)
+    def forward(ctx, x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_RI, weight_OI)
+        return _fused(x_RI, weight_OI, bias_O, None, None)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_1O1R: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x_1I1R, weight_OI = ctx.saved_tensors
+    def backward(ctx, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_RI, weight_OI = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        grad_OR = grad_1O1R[0, :, 0]
-        return (
-            _pointwise(grad_1O1R, weight_OI.T, None) if for_x else None,
-            grad_OR @ x_1I1R[0, :, 0].T if for_weight else None,
-            grad_OR.sum(1) if for_bias else None,
-        )
+        grad_RO = grad_RO.contiguous()
+        with torch.autocast("cpu", enabled=False):
+            return (
+                _fused(grad_RO, weight_OI.T, None, None, None) if for_x else None,
+                grad_RO.T @ x_RI if for_weight else None,
+                grad_RO.sum(0) if for_bias else None,
+            )
 
 
 class Linear(nn.Linear):

@@ -18,6 +18,8 @@ from .bags import weighted_bags
 
 Rand: TypeAlias = Callable[[tuple[int, ...], torch.device], Tensor]  # shape, device → uniform numbers in [0, 1)
 Corner: TypeAlias = tuple[Tensor, Tensor, Tensor]  # row, column and weight of a pixel beside each point
+_PAIRS_AT_ONCE = 64  # whose pixels are in memory together
+_PIXELS_PER_POINT = 16  # up to so many, masks in another order pay
 _MANY_CHANNELS = 32  # from here on whole rows of channels beat one plane after the other on a CPU
 
 
@@ -67,7 +69,7 @@ def sample_target(target: Target, points_P2: Tensor, padded_size: tuple[int, int
     """
     corners = _target_corners(target, points_P2, padded_size)
     if target.masks_NHW is not None:
-        return sum(target.masks_NHW[:, y, x] * weight for y, x, weight in corners)
+        return _sample_masks(target.masks_NHW, corners)
     N = len(target)
     # One row more takes what belongs to nobody. A corner at a time: no two writes then meet, the sum is reproducible.
     shares = points_P2.new_zeros(N + 1, len(points_P2), dtype=torch.float32)
@@ -77,11 +79,42 @@ def sample_target(target: Target, points_P2: Tensor, padded_size: tuple[int, int
     return shares[:N]
 
 
-def sample_matched(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int]) -> Tensor:
+def _sample_masks(masks_NHW: Tensor, corners: list[Corner]) -> Tensor:
+    """(N, P): all masks at the same points."""
+    pixels = masks_NHW.shape[1:].numel()
+    if masks_NHW.device.type != "cpu" or pixels > _PIXELS_PER_POINT * len(corners[0][0]):
+        return sum(masks_NHW[:, y, x] * weight for y, x, weight in corners)
+    # All masks of a pixel side by side, once: to pick rows of them is 20 times as fast as to pick from every mask.
+    table = masks_NHW.flatten(1).T.contiguous()
+    width = masks_NHW.shape[2]
+    return sum(table.index_select(0, y * width + x) * weight[:, None] for y, x, weight in corners).T
+
+
+def choose(device: torch.device) -> str:
+    """The way of `sample_matched` on a device: one mask after the other on a CPU (a GPU would wait for the host)."""
+    return "masks" if device.type == "cpu" else "pixels"
+
+
+def sample_matched(
+    target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int], *, impl: str | None = None
+) -> Tensor:
     """The masks with the given numbers, each at points of its own: (M, P) float32. See `sample_target`.
 
-    Only the pixels around the points are read: neither is a mask copied for each pair, nor made floating-point.
+    No mask is copied for each pair that it is in.
+
+    Args:
+        impl: "pixels" (the reference) picks the pixels around each point; "masks" reads a mask at all its points.
     """
+    if (impl or choose(points_MP2.device)) == "masks":
+        return _sample_by_target(target, numbers_M, points_MP2, padded_size)
+    if not len(numbers_M):
+        return points_MP2.new_zeros(points_MP2.shape[:2], dtype=torch.float32)
+    parts = zip(numbers_M.split(_PAIRS_AT_ONCE), points_MP2.split(_PAIRS_AT_ONCE), strict=True)
+    return torch.cat([_sample_pairs(target, *part, padded_size) for part in parts])
+
+
+def _sample_pairs(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int]) -> Tensor:
+    """The pixels around the points, picked: nothing waits for the host."""
     numbers_M1 = numbers_M[:, None]
     corners = _target_corners(target, points_MP2, padded_size)
     if target.masks_NHW is not None:
@@ -89,11 +122,29 @@ def sample_matched(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded
     return sum((target.owner_HW[y, x] == numbers_M1) * weight for y, x, weight in corners)
 
 
+def _sample_by_target(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int]) -> Tensor:
+    """One mask after the other at the points of all pairs that it is in: 8 masks at a million points take 6 ms, and 31
+    where the pixels around each point are picked."""
+    _check_size(target, padded_size)
+    sizes = [torch.tensor(size, dtype=torch.float32).flip(0) for size in (padded_size, target.size)]
+    sampled_MP = torch.empty(points_MP2.shape[:2])
+    for number in numbers_M.unique().tolist():
+        of_number = (numbers_M == number).nonzero().squeeze(1)
+        mask_HW = target.owner_HW == number if target.masks_NHW is None else target.masks_NHW[number]
+        points_1X2 = points_MP2[of_number].detach().float().flatten(0, 1)[None] * (sizes[0] / sizes[1])
+        sampled_MP[of_number] = _sample_reference(mask_HW[None, None].float(), points_1X2).view(len(of_number), -1)
+    return sampled_MP
+
+
 def _target_corners(target: Target, points: Tensor, padded_size: tuple[int, int]) -> list[Corner]:
+    _check_size(target, padded_size)
+    return _corners(points.detach().float(), padded_size, target.size)
+
+
+def _check_size(target: Target, padded_size: tuple[int, int]) -> None:
     (h, w), (padded_h, padded_w) = target.size, padded_size
     if h > padded_h or w > padded_w:
         raise ValueError(f"a target of {h} x {w} pixels cannot lie in a batch padded to {padded_h} x {padded_w}")
-    return _corners(points.detach().float(), padded_size, (h, w))
 
 
 def _corners(points: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> list[Corner]:

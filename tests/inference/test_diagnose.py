@@ -305,15 +305,13 @@ def test_the_way_of_linear_layers_is_shown(monkeypatch):
     monkeypatch.setattr(linear, "is_blas_slow", lambda: True)
     monkeypatch.setattr(linear, "has_fused", lambda dtype: True)
     slow = "MKL's matrix products are slow on this processor"
-    assert found(doctor._linear)["cpu"].value == f"training convolution, prediction fused; {slow}"
+    assert found(doctor._linear)["cpu"].value == f"training fused, prediction fused; {slow}"
     monkeypatch.setattr(linear, "is_blas_slow", lambda: False)
     monkeypatch.setattr(linear, "has_fused", lambda dtype: False)
     assert found(doctor._linear)["cpu"].value == "training blas, prediction blas"
-    monkeypatch.setenv("M2F_LINEAR", "convolution")
+    monkeypatch.setenv("M2F_LINEAR", "fused")
     findings = found(doctor._linear)
-    assert (findings["M2F_LINEAR"].status, findings["cpu"].value) == (
-        "note", "training convolution, prediction convolution"
-    )
+    assert (findings["M2F_LINEAR"].status, findings["cpu"].value) == ("note", "training fused, prediction fused")
     monkeypatch.setenv("M2F_LINEAR", "fastest")
     assert found(doctor._linear)["M2F_LINEAR"].status == "problem"
 

@@ -62,14 +62,13 @@ def test_published_parameter_counts():
         assert sum(p.numel() for p in build(config, 133).parameters()) == 62_923_782
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_training_under_autocast_keeps_the_pixel_decoder_in_fp32(model, dtype):
+def test_training_in_half_precision_keeps_the_pixel_decoder_in_fp32(model):
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     model.pixel_decoder.train()
     features = model.backbone(images)
     exact = model.pixel_decoder(features)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=torch.float16):
         island = model.pixel_decoder(features)
     model.pixel_decoder.eval()
     assert island.mask_features_BCHW.dtype == torch.float32

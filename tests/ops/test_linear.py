@@ -26,6 +26,10 @@ def results(impl: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
     return out.detach(), *torch.autograd.grad((out * weights).sum() / out.shape[-2], tensors)
 
 
+needs_fused = pytest.mark.skipif(not op.has_fused(), reason="this PyTorch or processor has no fused product")
+
+
+@needs_fused
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(300, 64), (1, 300, 64), (2, 150, 64), (3, 7, 11, 48), (257, 33), (1, 1, 64)])
@@ -34,7 +38,7 @@ def test_implementations_agree(shape: tuple[int, ...], bias: bool, threads: int)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        pairs = zip(results("convolution", tensors), results("blas", tensors), strict=True)
+        pairs = zip(results("fused", tensors), results("blas", tensors), strict=True)
         for found, expected in pairs:
             assert found.shape == expected.shape
             torch.testing.assert_close(found, expected, **ROUNDING)
@@ -42,41 +46,42 @@ def test_implementations_agree(shape: tuple[int, ...], bias: bool, threads: int)
         torch.set_num_threads(before)
 
 
+@needs_fused
 def test_what_is_not_contiguous_is_taken_as_it_is():
     base = torch.randn(64, 2, 200, generator=torch.Generator().manual_seed(0))
     x = base.permute(1, 2, 0).requires_grad_()
     weight = inputs(1, 64, out=40)[1]
-    for found, expected in zip(results("convolution", (x, weight)), results("blas", (x, weight)), strict=True):
+    for found, expected in zip(results("fused", (x, weight)), results("blas", (x, weight)), strict=True):
         torch.testing.assert_close(found, expected, **ROUNDING)
 
 
+@needs_fused
 def test_results_are_contiguous_and_may_be_changed_in_place():
     x, weight, bias = inputs(2, 300, 64, out=40)
-    out = linear(x, weight, bias, impl="convolution")
+    out = linear(x, weight, bias, impl="fused")
     assert out.is_contiguous()
     out.relu_().sum().backward()
     expected = torch.autograd.grad(linear(x, weight, bias, impl="blas").relu().sum(), x)[0]
     torch.testing.assert_close(x.grad, expected, **ROUNDING)
 
 
+@needs_fused
 def test_only_the_gradients_that_are_wanted_are_computed():
     x, weight, bias = inputs(300, 64, out=40)
-    linear(x.detach(), weight, bias.detach(), impl="convolution").sum().backward()
+    linear(x.detach(), weight, bias.detach(), impl="fused").sum().backward()
     assert x.grad is None
     assert bias.grad is None
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(40, -1), **ROUNDING)
 
 
+@needs_fused
 def test_a_frozen_layer_passes_gradients_on():
     x, weight, bias = inputs(300, 64, out=40)
-    linear(x, weight.detach(), bias.detach(), impl="convolution").sum().backward()
+    linear(x, weight.detach(), bias.detach(), impl="fused").sum().backward()
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(300, -1), **ROUNDING)
 
 
-needs_fused = pytest.mark.skipif(not op.has_fused(), reason="this PyTorch or processor has no fused product")
-
-
-@pytest.mark.parametrize("impl", ["blas", "convolution", pytest.param("fused", marks=needs_fused)])
+@pytest.mark.parametrize("impl", ["blas", pytest.param("fused", marks=needs_fused)])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("shape", [(300, 64), (2, 150, 64), (3, 7, 11, 48), (1, 1, 64)])
@@ -130,7 +135,7 @@ def test_weights_are_lowered_once_and_again_when_they_change(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("x", "chosen"),
     [
-        (torch.zeros(op.MIN_ROWS, 8), "convolution"),
+        (torch.zeros(op.MIN_ROWS, 8), "fused"),
         (torch.zeros(op.MIN_ROWS - 1, 8), "blas"),
         (torch.zeros(op.MIN_ROWS, 8, dtype=torch.bfloat16), "blas"),
         (torch.zeros(op.MIN_ROWS, 8, dtype=torch.float64), "blas"),
@@ -141,7 +146,10 @@ def test_weights_are_lowered_once_and_again_when_they_change(monkeypatch: pytest
 def test_choice_where_matrix_products_are_slow(x: torch.Tensor, chosen: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(op, "is_blas_slow", lambda: True)
+    monkeypatch.setattr(op, "has_fused", lambda dtype: True)
     assert op.choose(x) == chosen
+    monkeypatch.setattr(op, "has_fused", lambda dtype: False)
+    assert op.choose(x) == "blas"
 
 
 def test_choice_without_a_gradient(monkeypatch: pytest.MonkeyPatch):
@@ -185,12 +193,12 @@ def test_choice_where_they_are_not_or_numbers_are_cast(monkeypatch: pytest.Monke
 
 
 def test_override(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("M2F_LINEAR", "convolution")
-    assert op.choose(torch.zeros(1, 8)) == "convolution"
+    monkeypatch.setenv("M2F_LINEAR", "fused")
+    assert op.choose(torch.zeros(1, 8)) == "fused"
     monkeypatch.setenv("M2F_LINEAR", "blas")
     assert op.choose(torch.zeros(10_000, 8)) == "blas"
     monkeypatch.setenv("M2F_LINEAR", "fast")
-    with pytest.raises(ValueError, match="'fast': it is one of blas, convolution, fused"):
+    with pytest.raises(ValueError, match="'fast': it is one of blas, fused"):
         linear(torch.zeros(1, 8), torch.zeros(8, 8))
 
 

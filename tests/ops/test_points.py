@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -97,11 +99,30 @@ def test_each_at_points_of_its_own(size, seed, chosen):
     """Row m of `sample_matched` is that row of `sample_target` at m's points; numbers may repeat."""
     padded_size = (size[0] + 2, size[1] + 3)
     where = some_points(len(chosen), 7, seed=seed) if chosen else torch.zeros(0, 7, 2)
-    for target in make_target(size, 4, seed):
-        found = sample_matched(target, torch.tensor(chosen, dtype=torch.long), where, padded_size)
+    numbers = torch.tensor(chosen, dtype=torch.long)
+    for target, impl in itertools.product(make_target(size, 4, seed), ("masks", "pixels")):
+        found = sample_matched(target, numbers, where, padded_size, impl=impl)
         assert found.shape == (len(chosen), 7)
         for number, row, found_P in zip(chosen, where, found, strict=True):
-            assert_close(found_P, sample_target(target, row, padded_size)[number])
+            # A coordinate of up to 12 is rounded twice on one of the ways.
+            assert_close(found_P, sample_target(target, row, padded_size)[number], atol=5e-6, rtol=1e-5)
+
+
+def test_more_pairs_than_are_read_together(monkeypatch: pytest.MonkeyPatch):
+    target, numbers, where = make_target((9, 7), 4, 0)[0], torch.arange(10) % 4, some_points(10, 7, seed=0)
+    expected = sample_matched(target, numbers, where, (9, 7), impl="pixels")
+    monkeypatch.setattr(points, "_PAIRS_AT_ONCE", 3)
+    assert torch.equal(sample_matched(target, numbers, where, (9, 7), impl="pixels"), expected)
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_masks_in_another_order_read_the_same(few, monkeypatch: pytest.MonkeyPatch):
+    target, where = make_target((9, 7), 4, 0)[1], some_points(6)
+    expected = sum(
+        target.masks_NHW[:, y, x] * weight for y, x, weight in points._corners(where, (11, 8), (9, 7))
+    )
+    monkeypatch.setattr(points, "_PIXELS_PER_POINT", few)
+    assert torch.equal(sample_target(target, where, (11, 8)), expected)
 
 
 def test_no_targets():

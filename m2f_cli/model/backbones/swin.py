@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...ops.attention import attention
 from ...ops.cache import cached_by_shape
+from ...ops.feed_forward import feed_forward
 from ...ops.linear import Linear
 from ...ops.pieces import in_pieces
 from ..layers import drop_path
@@ -235,7 +236,7 @@ class Block(nn.Module):
         return in_pieces(lambda x: self.mlp(x, residual=x), self.fc1.out_features, x_BSC)
 
     def mlp(self, x_BSC: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.fc2(self.fc1(self.norm2(x_BSC), "gelu"), residual=residual)
+        return feed_forward(self.norm2(x_BSC), self.fc1, self.fc2, "gelu", residual)
 
 
 class PatchMerging(nn.Module):

@@ -22,6 +22,7 @@ from ..layers import (
     channels_last,
     full_precision,
     group_norm,
+    is_half,
     pointwise,
     sine_positions,
     xavier_init,
@@ -153,9 +154,10 @@ class EncoderLayer(nn.Module):
 class DeformablePixelDecoder(nn.Module):
     """Multi-scale deformable attention pixel decoder.
 
-    Under autocast: training is fp32 throughout, as published. Inference has its feed-forward networks, the projections
-    of what is sampled and all of stride 4 in the lower precision, which is most of its arithmetic and little of its
-    error; places, weights and sums of the attention, the encoder's norms and what comes out stay fp32.
+    Under autocast, its feed-forward networks, the projections of what is sampled and all of stride 4 are of the lower
+    precision, which is most of its arithmetic and little of its error; places, weights and sums of the attention, the
+    encoder's norms and what comes out stay fp32. But training in fp16 is fp32 throughout, as published: its gradients
+    leave the range of fp16, and bf16 has that of fp32.
 
     Args:
         channels: of the backbone's features, by stride.
@@ -191,9 +193,10 @@ class DeformablePixelDecoder(nn.Module):
 
     def forward(self, features: Mapping[int, Tensor]) -> PixelFeatures:
         device = features[4].device
-        with full_precision(device) if self.training else contextlib.nullcontext():
+        is_exact = self.training and is_half(device)
+        with full_precision(device) if is_exact else contextlib.nullcontext():
             levels = self.encode([features[stride].float() for stride in self.encoder_strides])
-            lateral = channels_last(self.lateral(features[4].float() if self.training else features[4]))
+            lateral = channels_last(self.lateral(features[4].float() if is_exact else features[4]))
             coarse = channels_last(levels[-1].to(lateral.dtype))
             fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             return PixelFeatures(pointwise(self.mask_features, self.output(fine)).float(), levels)
