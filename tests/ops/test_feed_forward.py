@@ -61,8 +61,8 @@ def test_lower_precision_is_as_close_as_two_layers(piece, activation, monkeypatc
     for found, rival, expected in zip(own, layers, exact, strict=True):
         assert found.dtype == rival.dtype
         # Both round to 8 bits in the same places, but that of a bias the sums of three pieces are rounded, which are
-        # larger than their total. (Single numbers cannot be compared: where what enters a ReLU rounds to another sign, a
-        # whole term comes or goes.)
+        # larger than their total. (Single numbers cannot be compared: where what enters a ReLU rounds to another sign,
+        # a whole term comes or goes.)
         assert (found - expected).norm() < 4 * (rival - expected).norm() + 1e-6
         assert (found - expected).norm() < 0.05 * expected.norm()
 
