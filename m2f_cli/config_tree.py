@@ -275,7 +275,8 @@ class TrainConfig(Node):
 
     augment: the steps in order; each is a name of the group "transforms" and its options.
     batch: pictures per optimiser step over all processes.
-    precision: of the forward pass; the pixel decoder, costs and losses are fp32 in any case.
+    precision: of the forward pass; places and weights of the pixel decoder, costs and losses are fp32 in any case, in
+        fp16 the whole pixel decoder.
     hardware: what the published run was trained on, such as 8 V100; "" where nobody says. Nothing reads it but tables.
     drop_empty: leave out pictures without an annotated (non-crowd) object.
     """

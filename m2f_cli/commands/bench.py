@@ -63,6 +63,10 @@ def bench(
     compile_: Annotated[
         bool, typer.Option("--compile", help="With torch.compile: what helps on the device. No stages then.")
     ] = False,
+    quality: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Annotated pictures: what --precision costs there beside fp32; with --model."),
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="What runs an exported file; default: by its name.")
     ] = None,
@@ -86,16 +90,25 @@ def bench(
         pictures=pictures, source=source, threads=threads, compile=compile_, engine=engine, trust_code=trust_code,
     )  # fmt: skip
     if preset == ALL:
+        if quality is not None:
+            raise ConfigError("--quality needs trained weights, and those of --preset all are random.")
         _all(case, out, as_json)
         return
 
     from ..inference.bench import race, results
+    from ..inference.bench.quality import check, lost
+
+    if quality is not None:
+        check(case)  # before minutes of timing
 
     peer = None if against is None else against.removesuffix(COMPILED)
     options = race.Options(
         rounds=rounds, warm_up=warm_up, peer=peer, peer_compile=against != peer, peer_precision=peer_precision
     )
     tree = race.bench(case, options, _show_round)
+    if quality is not None:
+        console.note(f"Evaluating on {quality}, in fp32 and in {precision}.")
+        tree["quality"] = lost(case, quality)
     files = results.write(tree, out)
     if as_json:
         console.emit_json({**tree, "files": [str(path) for path in files]})

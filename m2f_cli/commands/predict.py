@@ -48,6 +48,9 @@ def predict(
     precision: Annotated[
         str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}.")
     ] = "fp32",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Through torch.compile, what gains from it: slower to start, then faster.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures, and as many that write.")] = 2,
     object_threshold: Annotated[
@@ -100,6 +103,7 @@ def predict(
     pictures, total = _pictures(source)
 
     from ..inference import journal, pipeline, segmenter
+    from ..inference.compiling import compile_parts
     from ..inference.output import writers_for
     from ..inference.wrapper import wrapped
 
@@ -111,6 +115,8 @@ def predict(
         loaded = segmenter.load(
             model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched, engine=engine
         )
+    if compile_:
+        compile_parts(loaded)
     source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
     loaded = wrapped(loaded, tta=tta, tile=tile, overlap=tile_overlap)
     for remark in loaded.notes:

@@ -13,8 +13,8 @@ from ..data.loader import Batch
 from ..errors import ConfigError
 from ..inference.bench.case import Case, training_size
 from ..inference.bench.stages import Stages
-from ..inference.bench.subject import parts_of
 from ..inference.bench.targets import OBJECTS, training_batch
+from ..inference.compiling import parts_of
 from ..loss.criterion import make_criterion
 from ..model.piloting import piloting_of
 from .loop import Parts, losses_of

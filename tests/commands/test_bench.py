@@ -65,6 +65,35 @@ def test_every_option_arrives(calls, tmp_path, capsys):
     assert json.loads(file.read_text())["what"] == "picture" and file.with_suffix(".png").is_file()
 
 
+def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypatch):
+    from m2f_cli.inference.bench import quality
+
+    found = {"name": "PQ", "a": 60.0, "b": 59.9, "difference": -0.1, "low": -0.3, "high": 0.2, "pictures": 64,
+             "data": "photos"}  # fmt: skip
+    asked = []
+    monkeypatch.setattr(quality, "lost", lambda case, data: asked.append((case.precision, str(data))) or found)
+    assert cli.run(["bench", "--model", "mine", "--precision", "bf16", "--quality", "photos"]) == 0
+    assert asked == [("bf16", "photos")]
+    out = capsys.readouterr().out
+    line = "quality in bf16: PQ 59.90 beside 60.00 in fp32, -0.10 (95 %: -0.30 to +0.20) over 64 pictures of photos"
+    assert line in out
+    [file] = (tmp_path / "runs" / "bench").glob("*.json")
+    assert json.loads(file.read_text())["quality"] == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--preset all", "--preset all are random"),
+        ("--preset ade20k-swin-t --precision bf16", "these are random"),
+        ("--model mine", "compares a number format with fp32"),
+    ],
+)
+def test_quality_needs_trained_weights_and_another_format(arguments, says, calls, capsys):
+    assert cli.run(["bench", *arguments.split(), "--quality", "photos"]) == 2
+    assert says in capsys.readouterr().err and not calls
+
+
 def test_the_short_way_is_the_network_alone(calls, tmp_path, capsys):
     assert cli.run(["bench", "--model", "some/where"]) == 0
     [(case, options)] = calls

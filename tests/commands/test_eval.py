@@ -15,6 +15,8 @@ from training.tiny import settings
 from m2f_cli import cli, config, weights
 from m2f_cli.data.synthetic_data import CATEGORIES as SCENES
 from m2f_cli.inference import segmenter
+from m2f_cli.inference.bench.case import Case
+from m2f_cli.inference.bench.quality import lost
 from m2f_cli.model import build
 
 
@@ -305,6 +307,15 @@ def test_what_each_layer_changes(capsys):
     assert found["utilisation"][-1] == 100.0 and 0 <= found["matched_in_all_layers"] <= 100
     assert cli.run([*MINE, "--metric", "pq", "--diagnose-queries", "--out", "o"]) == 0
     assert "targets with their final query" in capsys.readouterr().out
+
+
+def test_what_a_number_format_costs():
+    case = Case(model="runs/train/mine", device="cpu", precision="bf16")
+    found = lost(case, None)
+    assert cli.run([*MINE, "--precision", "bf16"]) == 0
+    assert found["name"] == "pq" and found["b"] == pytest.approx(results()["figures"]["pq"])
+    assert found["difference"] == pytest.approx(found["b"] - found["a"]) and found["low"] <= found["high"]
+    assert found["pictures"] == results()["scored"]
 
 
 def test_the_overlap_of_tiles_is_a_part_of_the_evaluation(capsys):

@@ -41,6 +41,15 @@ def predictions(folder):
     return json.loads((folder / "predictions.json").read_text())
 
 
+def test_compile_reaches_the_network(pictures, fake, monkeypatch):
+    from m2f_cli.inference import compiling
+
+    compiled = []
+    monkeypatch.setattr(compiling, "compile_parts", compiled.append)
+    assert cli.run(["predict", "in/a.png"]) == 0 and not compiled
+    assert cli.run(["predict", "in/a.png", "--compile"]) == 0 and compiled == [fake]
+
+
 def test_the_short_way(pictures, fake, capsys):
     assert cli.run(["predict", "in"]) == 0
     out, err = capsys.readouterr()

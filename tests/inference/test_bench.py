@@ -27,13 +27,13 @@ from m2f_cli.inference.bench.subject import (
     KEPT,
     Plausible,
     class_logits,
-    compiled,
     fixed_size,
     load_subject,
     plausible,
     share,
 )
 from m2f_cli.inference.bench.targets import OBJECTS, training_batch
+from m2f_cli.inference.compiling import compile_parts
 from m2f_cli.inference.masks import MaskLogits
 from m2f_cli.inference.reference_table import measured_in
 from m2f_cli.inference.segmenter import Segmenter
@@ -196,7 +196,7 @@ def test_an_exported_file_runs_as_it_is(segmenter):
     answer = done(work)
     assert work.images == 2 and answer["class logits"].shape == (12, 7) and answer["mask logits"].shape == (12, 16, 24)
     assert isinstance(ours.forward(case, segmenter), ours.Forward) and parameters_of(None) == {}
-    for function in (compiled, lambda each: share(each, Path("nowhere"))):
+    for function in (compile_parts, lambda each: share(each, Path("nowhere"))):
         with pytest.raises(ConfigError, match="exported file"):
             function(File())
     with pytest.raises(ConfigError, match="--engine onnx"):

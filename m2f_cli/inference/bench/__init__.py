@@ -16,6 +16,8 @@ weights) that makes its own. `race.bench` runs them and gives the tree that is w
     difference        name of an output → how far the two sides are apart; null without a peer
     flops             {part: FLOPs of one run, "total", "not_counted"}; null where nothing is computed by the network
     matmul_peak       FLOP/s of a large matrix product on this machine; share_of_peak: ours of it, null without flops
+    quality           what the number format costs, where `--quality` asked: {"name" of the figure, "a" in fp32, "b" in
+                      `precision`, "difference", "low", "high", "pictures", "data"}
     images_per_second, memory_gib, train_memory_gib      only in results that were measured by the protocol of the
                       reference tables (`--preset all`): `m2f presets table` reads them
 """

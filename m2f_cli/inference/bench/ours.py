@@ -29,6 +29,7 @@ from ...types import (
     Truth,
 )
 from ...weights.checkpoint import save
+from ..compiling import parts_of
 from ..engines import CLASS_LOGITS, MASK_LOGITS
 from ..evaluate import default_metrics, evaluate
 from ..masks import MaskLogits, Size
@@ -38,7 +39,7 @@ from ..segmenter import Prepared, Raw, load
 from ..sources import Source, expand
 from .case import Case, network_size, picture_size
 from .stages import Stages
-from .subject import autocast, class_logits, fixed_size, parts_of, picture
+from .subject import autocast, class_logits, fixed_size, picture
 
 PUBLISHED = {"score_threshold": 0.0}  # of instances: the published top 100
 FORMAT: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-png"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +112,15 @@ def findings(tree: dict[str, Any]) -> list[str]:
     if tree["flops"]:
         lines.append(f"{tree['flops']['total'] / 1e9:.1f} GFLOP a run, {100 * tree['share_of_peak']:.0f} % of the "
                      f"{tree['matmul_peak'] / 1e9:.0f} GFLOP/s of a large matrix product here")  # fmt: skip
+    if tree.get("quality"):
+        lines.append(_quality(tree["quality"], tree["precision"]))
     return [*lines, f"energy: {tree['machine']['energy']}"]
+
+
+def _quality(found: dict[str, Any], precision: str) -> str:
+    interval = "" if math.isnan(found["low"]) else f" (95 %: {found['low']:+.2f} to {found['high']:+.2f})"
+    return (f"quality in {precision}: {found['name']} {found['b']:.2f} beside {found['a']:.2f} in fp32, "
+            f"{found['difference']:+.2f}{interval} over {found['pictures']} pictures of {found['data']}")  # fmt: skip
 
 
 def _number(value: Any) -> str:

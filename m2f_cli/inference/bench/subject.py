@@ -14,7 +14,6 @@ from ...config import Config, ResizeConfig
 from ...data.categories import load_categories
 from ...data.synthetic import LEAST_EDGE, Scene, scene
 from ...errors import ConfigError
-from ...ops.deform_attn import compile_corners
 from ..loading import save_huggingface
 from ..segmenter import DTYPES, Raw, Segmenter, choose_device, load
 from ..slide import sliding
@@ -84,27 +83,6 @@ def shape(network: nn.Module) -> None:
         for name, parameter in network.named_parameters():
             if any(each in name for each in _SHAPED):
                 parameter.normal_(0, 0.5 if name.endswith("bias") else 0.05)
-
-
-def compiled(segmenter: Any) -> None:
-    """Compile the parts of the network, in place, each when it first runs; on a CPU only what prepares deformable
-    attention: the rest is libraries' matrix products, which torch.compile makes slower.
-
-    Raises:
-        ConfigError: it is an exported file.
-    """
-    if segmenter.model is None:
-        raise ConfigError(f"--compile is for networks of PyTorch; {segmenter.source} is an exported file.")
-    if segmenter.device.type == "cpu":
-        return compile_corners()
-    for part in parts_of(segmenter.model).values():
-        part.compile()
-
-
-def parts_of(network: nn.Module | None) -> dict[str, nn.Module]:
-    """The three parts of our network by the names of their stages; nothing of an exported file."""
-    names = {"backbone": "backbone", "pixel decoder": "pixel_decoder", "decoder": "decoder"}
-    return {shown: getattr(network, name) for shown, name in names.items() if hasattr(network, name)}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -19,12 +19,13 @@ from torch import nn
 
 from ... import errors, plugins
 from ...errors import M2FError
+from ..compiling import compile_parts
 from ..segmenter import DTYPES, choose_device
 from . import machine
 from .case import Case, network_size, picture_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
 from .stages import Stages, split, synchronise
-from .subject import compiled, core, fixed_size, load_subject, share
+from .subject import core, fixed_size, load_subject, share
 
 OURS = "m2f"
 NO_FLOPS = ("post", "load", "train", "predict", "eval")  # where a run is not one forward pass of known size
@@ -67,7 +68,7 @@ class Host:
         if self.workload is None:
             make = plugins.get("workloads", self.case.what)
             if self.case.compile:
-                compiled(self.segmenter)
+                compile_parts(self.segmenter)
             self.workload = make(self.case, self.segmenter)  # type: ignore[operator]
         self.workload.touch()
         synchronise(self.device)

@@ -17,7 +17,7 @@ from ...ops.attention import attention
 from ...ops.cache import cached_by_shape
 from ...ops.feed_forward import feed_forward
 from ...ops.linear import Linear
-from ...ops.pieces import in_pieces
+from ...ops.pieces import PIECE, in_pieces, is_tracing
 from ..layers import drop_path
 
 
@@ -190,19 +190,41 @@ class WindowAttention(nn.Module):
             padded_BSC = F.pad(x_BSC, (0, 0, 0, 1))
         else:
             padded_BSC = x_BSC
-        qkv = windows.gather(self.qkv(padded_BSC).flatten(0, 1))
-        tokens = self.window**2
-        q, k, v = qkv.view(-1, tokens, 3, self.num_heads, x_BSC.shape[-1] // self.num_heads).permute(2, 0, 3, 1, 4)
-        bias = self._bias()
-        if windows.mask is None:
-            attended = _attend(q, k, v, bias)
+        tokens_RC, bias = padded_BSC.flatten(0, 1), self._bias()
+        step = self._windows_at_once(tokens_RC, len(windows.source))
+        if step is None:
+            attended = self._attended(windows.gather(self.qkv(tokens_RC)), windows, 0, bias)
         else:
-            attended = _attend(q[windows.plain :], k[windows.plain :], v[windows.plain :],
-                               bias + windows.mask)  # fmt: skip
-            if windows.plain:
-                uncut = _attend(q[: windows.plain], k[: windows.plain], v[: windows.plain], bias)
-                attended = torch.cat([uncut, attended])
+            parts = windows.source.split(step * self.window**2)
+            attended = torch.cat([
+                self._attended(self.qkv(tokens_RC.index_select(0, part)), windows, i * step, bias)
+                for i, part in enumerate(parts)
+            ])
         return self.proj(windows.scatter(attended).view_as(x_BSC), residual=residual)
+
+    def _windows_at_once(self, tokens_RC: Tensor, places: int) -> int | None:
+        """How many windows to project and attend in together; None: all, each token projected once.
+
+        In prediction on a CPU the projections of a large map are the largest tensors of the backbone; beyond 32 MiB the
+        C library asks the system for new pages each time. In pieces padding is projected too, a few percent of a
+        large map. Measured at 512 x 1024, the whole backbone: 0.71 against 0.77 s in fp32, 0.38 against 0.43 s in bf16.
+        """
+        C = tokens_RC.shape[-1]
+        if torch.is_grad_enabled() or is_tracing() or tokens_RC.device.type != "cpu":
+            return None
+        return max(1, PIECE // (3 * C * self.window**2)) if 3 * C * places > 2 * PIECE else None
+
+    def _attended(self, qkv_RC: Tensor, windows: Windows, first: int, bias: Tensor) -> Tensor:
+        """(W·T, C): attention in the windows from number `first` on."""
+        tokens = self.window**2
+        channels = qkv_RC.shape[1] // 3 // self.num_heads
+        q, k, v = qkv_RC.view(-1, tokens, 3, self.num_heads, channels).permute(2, 0, 3, 1, 4)
+        plain = max(0, windows.plain - first)  # of these windows
+        if windows.mask is None or plain >= len(q):
+            return _attend(q, k, v, bias)
+        mask = windows.mask[first + plain - windows.plain :][: len(q) - plain]
+        cut = _attend(q[plain:], k[plain:], v[plain:], bias + mask)
+        return torch.cat([_attend(q[:plain], k[:plain], v[:plain], bias), cut]) if plain else cut
 
     def _bias(self) -> Tensor:
         tokens = self.window**2

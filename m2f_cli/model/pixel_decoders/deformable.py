@@ -198,7 +198,8 @@ class DeformablePixelDecoder(nn.Module):
             levels = self.encode([features[stride].float() for stride in self.encoder_strides])
             lateral = channels_last(self.lateral(features[4].float() if is_exact else features[4]))
             coarse = channels_last(levels[-1].to(lateral.dtype))
-            fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            upsampled = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            fine = upsampled.add_(lateral)  # in place: the largest map there is
             return PixelFeatures(pointwise(self.mask_features, self.output(fine)).float(), levels)
 
     def encode(self, features: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,55 @@
+"""What --compile compiles, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small_segmenter import picture, small_segmenter
+
+from m2f_cli.errors import ConfigError
+from m2f_cli.inference import compiling
+from m2f_cli.ops import deform_attn
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+
+
+def test_on_a_cpu_the_corners_alone(monkeypatch):
+    called = []
+    monkeypatch.setattr(compiling, "compile_corners", lambda: called.append(True))
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: "/usr/bin/" + name)
+    compiling.compile_parts(small_segmenter())
+    assert called == [True]
+
+
+def test_elsewhere_the_parts_of_the_network(monkeypatch):
+    segmenter, called = copy.copy(small_segmenter()), []
+    segmenter.device = torch.device("meta")
+    for name, part in compiling.parts_of(segmenter.model).items():
+        monkeypatch.setattr(part, "compile", lambda name=name: called.append(name))
+    compiling.compile_parts(segmenter)
+    assert called == ["backbone", "pixel decoder", "decoder"]
+
+
+def test_without_a_compiler_there_is_one_sentence(no_compiler):
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler, and none of c\\+\\+, g\\+\\+") as error:
+        compiling.compile_parts(small_segmenter())
+    assert "CXX" in error.value.hint
+
+
+@pytest.mark.skipif(not any(map(compiling.shutil.which, compiling.COMPILERS)), reason="there is no C++ compiler")
+def test_the_answer_is_the_same(monkeypatch):
+    monkeypatch.setattr(deform_attn, "_on_cpu", deform_attn._on_cpu)  # put back what is replaced
+    segmenter = small_segmenter()
+    batch = [segmenter.prepare(picture())]
+    [before] = segmenter.infer(batch)
+    compiling.compile_parts(segmenter)
+    assert deform_attn._on_cpu is not deform_attn._corners_in_place
+    [after] = segmenter.infer(batch)
+    torch.testing.assert_close(after.class_logits_QK, before.class_logits_QK, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after.masks.embeds_QC, before.masks.embeds_QC, atol=1e-4, rtol=1e-4)
