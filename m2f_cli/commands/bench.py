@@ -99,7 +99,7 @@ def bench(
     from ..inference.bench.quality import check, lost
 
     if quality is not None:
-        check(case)  # before minutes of timing
+        check(case, quality)
 
     peer = None if against is None else against.removesuffix(COMPILED)
     options = race.Options(

@@ -15,16 +15,24 @@ from .case import Case
 EXACT = "fp32"
 
 
-def check(case: Case) -> None:
-    """Whether there is something to compare.
+def check(case: Case, data: Path | None) -> None:
+    """Whether there is something to compare, found out before minutes of timing.
 
     Raises:
-        ConfigError: the weights are random, or the format is fp32 itself.
+        ConfigError: the weights are random, or the format is fp32 itself; M2FError: what `prepare` finds wrong.
     """
     if case.model is None:
         raise ConfigError("--quality needs trained weights, and these are random.", hint="Pass --model REF.")
     if case.precision == EXACT:
         raise ConfigError(f"--quality compares a number format with {EXACT}.", hint="Pass --precision bf16, say.")
+    prepare(_request(case, data), Path("."))
+
+
+def _request(case: Case, data: Path | None) -> Request:
+    return Request(
+        model=case.model, data=data, device=case.device, precision=case.precision, trust_code=case.trust_code,
+        engine=case.engine,
+    )  # fmt: skip
 
 
 def lost(case: Case, data: Path | None) -> dict[str, Any]:
@@ -36,15 +44,14 @@ def lost(case: Case, data: Path | None) -> dict[str, Any]:
             model was trained on.
 
     Raises:
-        M2FError: as of `check`, and whatever an evaluation raises.
+        M2FError: as of `check`.
     """
-    check(case)
-    request = Request(model=case.model, data=data, device=case.device, trust_code=case.trust_code, engine=case.engine)
+    check(case, data)
     with tempfile.TemporaryDirectory(prefix="m2f-quality-") as folder:
         runs = []
         for precision in (EXACT, case.precision):
             run = Path(folder) / precision
-            execute(prepare(replace(request, precision=precision), run))
+            execute(prepare(replace(_request(case, data), precision=precision), run))
             runs.append(run)
         found = compare(*runs)
     return {**asdict(found.figures[0]), "pictures": found.pictures, "data": str(data)}
