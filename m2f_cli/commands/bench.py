@@ -18,6 +18,7 @@ ALL = "all"
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOME_FAILED = 1
 COMPILED = "-compiled"
+ROUNDS, WARM_UP = 5, 1
 
 
 def bench(
@@ -57,8 +58,13 @@ def bench(
     peer_precision: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Number format of the peer; default: as --precision.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each side.")] = 5,
-    warm_up: Annotated[int, typer.Option(min=0, help="Runs before them, beside the very first.")] = 1,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Timed runs of each side; default: 5; of --preset all 20 (train: 5).")
+    ] = None,
+    warm_up: Annotated[
+        int | None,
+        typer.Option(min=0, help="Runs before them, beside the very first; default: 1; of --preset all 4 (train: 1)."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: its own choice.")] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="With torch.compile: what helps on the device. No stages then.")
@@ -71,6 +77,9 @@ def bench(
         str | None, typer.Option(metavar="NAME", help="What runs an exported file; default: by its name.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and NAME.png go.")] = Path("runs/bench"),
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="--preset all goes on: rows that --out has are not measured again.")
+    ] = False,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
     ] = False,
@@ -92,7 +101,7 @@ def bench(
     if preset == ALL:
         if quality is not None:
             raise ConfigError("--quality needs trained weights, and those of --preset all are random.")
-        _all(case, out, as_json)
+        _all(case, out, (rounds, warm_up), skip_existing=skip_existing, as_json=as_json)
         return
 
     from ..inference.bench import race, results
@@ -103,7 +112,8 @@ def bench(
 
     peer = None if against is None else against.removesuffix(COMPILED)
     options = race.Options(
-        rounds=rounds, warm_up=warm_up, peer=peer, peer_compile=against != peer, peer_precision=peer_precision
+        rounds=rounds or ROUNDS, warm_up=WARM_UP if warm_up is None else warm_up, peer=peer,
+        peer_compile=against != peer, peer_precision=peer_precision
     )
     tree = race.bench(case, options, _show_round)
     if quality is not None:
@@ -138,15 +148,18 @@ def _show_round(each: Round) -> None:
     console.note(f"{each.phase} {each.number + 1}: {each.side} {each.seconds:.4g} s")
 
 
-def _all(case: Case, out: Path, as_json: bool) -> None:
+def _all(
+    case: Case, out: Path, rounds: tuple[int | None, int | None], *, skip_existing: bool, as_json: bool
+) -> None:
     from ..inference.bench import results
 
+    options = results.table_options(case.what, *rounds)
     presets = results.table_presets()
     rows: list[list[str]] = []
     trees: list[dict[str, Any]] = []
     failed = []
     with console.progress("Measuring", len(presets), "presets") as advance:
-        for name, found in results.sweep(case, presets, out, console.note):
+        for name, found in results.sweep(case, presets, out, options, console.note, skip_existing=skip_existing):
             is_tree = isinstance(found, dict)
             advance(None if is_tree else f"{name}: {found}")
             if not is_tree:

@@ -274,19 +274,24 @@ def measured_in(runs: Path) -> Measured:
         DataError: a file that is no json.
     """
     figures: dict[tuple[str, str, str], tuple[float, bool]] = {}
-    for tree in _read(runs, "eval/*/results.json", "reproduce/*/*/results.json"):
+    for tree in read_trees(runs, "eval/*/results.json", "reproduce/*/*/results.json"):
         for key, value in _figures_of(tree):
             if value[1] or not figures.get(key, (0.0, False))[1]:
                 figures[key] = value
     costs: dict[str, dict[str, Any]] = {}
-    for tree in _read(runs, "bench/*.json", "reproduce/*/row.json"):
+    for tree in read_trees(runs, "bench/*.json", "reproduce/*/row.json"):
         found = {key: tree[key] for key in COSTS if tree.get(key) is not None}
         if found:
             costs.setdefault(str(tree.get("model", {}).get("name")), {}).update(found, device=tree.get("device"))
     return Measured(figures, costs)
 
 
-def _read(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:
+def read_trees(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:
+    """The results below a folder, the oldest first.
+
+    Raises:
+        DataError: a file that is no json.
+    """
     paths = [path for pattern in patterns for path in runs.glob(pattern)]
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         try:

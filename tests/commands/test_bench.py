@@ -115,7 +115,10 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
     out, err = capsys.readouterr()
     assert "cityscapes-swin-t\t2\t0.50\ta cpu, bf16" in out and "1 of 2 presets measured, in runs/bench" in out
     assert "ade20k-r50: It does not fit." in err
-    assert [case.what for case, _ in calls] == ["picture", "picture"]
+    assert [(case.what, options.rounds, options.warm_up) for case, options in calls] == [("picture", 20, 4)] * 2
+    assert cli.run(["bench", "--preset", "all", "--precision", "bf16", "--rounds", "2", "--skip-existing"]) == 1
+    assert [(case.preset, options.rounds) for case, options in calls[2:]] == [("ade20k-r50", 2)]
+    capsys.readouterr()
     assert cli.run(["presets", "table", "cityscapes-swin-t", "--format", "json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["rows"][:1]
     assert (row["preset"], row["measured_fps"], row["measured_on"]) == ("cityscapes-swin-t", 2.0, "a cpu, bf16")

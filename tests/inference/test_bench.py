@@ -320,7 +320,8 @@ def test_the_table_is_measured_once_for_each_work_and_read_again(monkeypatch, tm
     twin = configuration.load("cityscapes-swin-t").model_copy(update={"name": "twin"})
     presets = [*map(configuration.load, names), twin]
     out = tmp_path / "bench"
-    found = dict(results.sweep(Case(what="picture", precision="bf16", batch=7, size=(1, 1)), presets, out))
+    case, options = Case(what="picture", precision="bf16", batch=7, size=(1, 1)), results.table_options("picture")
+    found = dict(results.sweep(case, presets, out, options))
     assert [case.preset for case in cases] == names and all((c.batch, c.size) == (1, None) for c in cases)
     assert found["twin"]["model"]["measured_as"] == "cityscapes-swin-t"
     costs = measured_in(tmp_path).costs
@@ -329,7 +330,15 @@ def test_the_table_is_measured_once_for_each_work_and_read_again(monkeypatch, tm
     if "maskformer-ade20k-r50" in names:
         assert isinstance(found["maskformer-ade20k-r50"], ExportError)
     with pytest.raises(ConfigError, match="'forward'"):
-        next(results.sweep(Case(), presets, out))
+        results.table_options("forward")
+    del cases[:]
+    again = dict(results.sweep(case, presets, out, options, skip_existing=True))
+    assert [case.preset for case in cases] == ["maskformer-ade20k-r50"]  # it had failed
+    assert again.keys() == found.keys()
+    assert again["twin"]["model"]["measured_as"] == "cityscapes-swin-t" and len([*out.glob("*.json")]) == len(found) - 1
+    exact = dataclasses.replace(case, precision="fp32")
+    assert dict(results.sweep(exact, presets[:1], out, options, skip_existing=True)) and len(cases) == 2  # other work
+    assert (results.table_options("picture", 3).rounds, results.table_options("train", None, 0).warm_up) == (3, 0)
 
 
 def test_training_gives_memory_and_no_speed(tmp_path):

@@ -13,6 +13,7 @@ from ... import config as configuration
 from ...config import Config
 from ...errors import ConfigError, M2FError
 from ..output import write_image, write_json
+from ..reference_table import read_trees
 from .case import Case, training_size
 from .chart import chart
 from .race import OnRound, Options, bench
@@ -24,6 +25,7 @@ TABLE_PROTOCOL = (
     "logits of panoptic and instance models are replaced, as of a trained model. Training: 2 pictures of the crop."
 )
 TABLE_OPTIONS = {"picture": Options(rounds=20, warm_up=4, watched=2), "train": Options(rounds=5, warm_up=1, watched=1)}
+FIGURES = {"images_per_second", "train_memory_gib"}  # what only results of the tables have
 TRAIN_BATCH = 2  # pictures of a GPU in the reference tables
 
 
@@ -135,9 +137,21 @@ def table_presets() -> list[Config]:
     return [each for each in map(configuration.load, configuration.preset_names()) if each.published]
 
 
+def table_options(what: str, rounds: int | None = None, warm_up: int | None = None) -> Options:
+    """Rounds of the protocol of the tables, unless somebody wants others.
+
+    Raises:
+        ConfigError: another what than the tables have.
+    """
+    if what not in TABLE_OPTIONS:
+        raise ConfigError(f"--preset all measures {' or '.join(TABLE_OPTIONS)}, not {what!r}.")
+    asked = {"rounds": rounds, "warm_up": warm_up}
+    return replace(TABLE_OPTIONS[what], **{key: value for key, value in asked.items() if value is not None})
+
+
 def sweep(
-    case: Case, presets: Sequence[Config], out: Path, on_start: Callable[[str], None] | None = None,
-    on_round: OnRound | None = None,
+    case: Case, presets: Sequence[Config], out: Path, options: Options, on_start: Callable[[str], None] | None = None,
+    on_round: OnRound | None = None, *, skip_existing: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any] | M2FError]]:
     """Measure presets by the protocol of the tables, each in a process of its own, and write a file for each.
 
@@ -146,24 +160,37 @@ def sweep(
 
     Args:
         case: what ("picture" or "train"), device, precision, threads and the like; its preset and size do not count.
+        options: of `table_options`.
+        skip_existing: what `out` has of the same work in the same precision is not measured again.
 
     Raises:
-        ConfigError: another what.
+        DataError: a file in `out` that is no json, where there is something to skip.
     """
-    if case.what not in TABLE_OPTIONS:
-        raise ConfigError(f"--preset all measures {' or '.join(TABLE_OPTIONS)}, not {case.what!r}.")
+    before = _measured_before(case, out) if skip_existing else {}
     known: dict[str, dict[str, Any] | M2FError] = {}
     for preset in presets:
         key = work_of(preset, case)
+        if preset.name in before:
+            known.setdefault(key, before[preset.name])
+            yield preset.name, before[preset.name]
+            continue
         if key not in known:
             if on_start is not None:
                 on_start(preset.name)
-            known[key] = _measured(replace(case, preset=preset.name, **_of_table(case)), on_round)
+            known[key] = _measured(replace(case, preset=preset.name, **_of_table(case)), options, on_round)
         found = known[key]
         if isinstance(found, dict):
             found = {**found, "model": {**found["model"], "name": preset.name, "measured_as": found["model"]["name"]}}
             write(found, out)
         yield preset.name, found
+
+
+def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the table that are there already, by preset."""
+    return {
+        tree["model"]["name"]: tree for tree in read_trees(out, "*.json")
+        if (tree.get("what"), tree.get("precision")) == (case.what, case.precision) and FIGURES & tree.keys()
+    }  # fmt: skip
 
 
 def _of_table(case: Case) -> dict[str, Any]:
@@ -180,9 +207,9 @@ def work_of(preset: Config, case: Case) -> str:
     return "\n".join([*common, preset.test.model_dump_json(exclude={"tta"})])
 
 
-def _measured(case: Case, on_round: OnRound | None) -> dict[str, Any] | M2FError:
+def _measured(case: Case, options: Options, on_round: OnRound | None) -> dict[str, Any] | M2FError:
     try:
-        tree = bench(case, TABLE_OPTIONS[case.what], on_round)
+        tree = bench(case, options, on_round)
     except M2FError as error:
         return error
     return for_table(tree)
