@@ -70,9 +70,9 @@ def load(
             (panoptic without a task).
         task: what to do when a call does not say; the model's own task by default.
         device: "auto" (CUDA, then MPS, then CPU), or any device that PyTorch knows.
-        precision: "fp32" as published, or "bf16" / "fp16": the backbone, the encoder's feed-forward networks
-            and the convolutions at stride 4 in that format, everything else in fp32. "auto": the fastest for which the
-            device has instructions.
+        precision: "fp32" as published, or "bf16" / "fp16": the backbone, the pixel decoder's products but those that
+            say where to look, and the decoder's keys and values in that format, everything else in fp32. "auto": the
+            fastest for which the device has instructions.
         channels_last: keep the backbone's convolutions in the memory format that tensor cores work in: for a ResNet on
             CUDA, in bf16 or fp16 above all. The numbers are the same to rounding. Not measured on a GPU.
         trust_code: allow a checkpoint's configuration to name code, and an exported file to be a program (.pt2).

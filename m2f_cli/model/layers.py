@@ -174,8 +174,6 @@ def keys_and_values(
     attentions: Sequence[Attention], key_BSC: Tensor, value_BSC: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """What each of several attentions over the same keys and values makes of them: one product for all of a kind."""
-    if not attentions:
-        return []
     dim = key_BSC.shape[-1]
 
     def project(x_BSC: Tensor, rows: slice) -> tuple[Tensor, ...]:

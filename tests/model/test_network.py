@@ -10,6 +10,7 @@ from m2f_cli.config import Component
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
 from m2f_cli.model.backbones.swin import windows_of
+from m2f_cli.model.decoders import masked
 from m2f_cli.model.decoders.masked import open_empty_rows
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
@@ -98,6 +99,27 @@ def test_inference_under_autocast_stays_close(model, dtype):
     # bf16 has 8 bits: features of a random network, normalised, stay within a few percent of their magnitude.
     error = (cast.mask_features_BCHW - exact.mask_features_BCHW).abs().mean() / exact.mask_features_BCHW.abs().mean()
     assert error < 0.03 and cast.render().isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_layers_of_a_level_share_products_where_they_are_small(dtype, monkeypatch):
+    config = tiny_config()
+    decoder = Component(name="masked", **{**config.decoder.options, "num_layers": 5})
+    model = randomise(build(config.model_copy(update={"decoder": decoder}), num_classes=5)).eval()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    asked, project = [], masked.keys_and_values
+    monkeypatch.setattr(
+        masked, "keys_and_values", lambda layers, *pair: asked.append(len(layers)) or project(layers, *pair)
+    )
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        shared = model(images)
+        assert asked == [2, 2, 1]  # five layers look at three levels in turns
+        monkeypatch.setattr(masked, "PIECE", 0)
+        alone = model(images)
+    assert asked[3:] == [1] * 5
+    rounding = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(alone.render(), shared.render(), atol=rounding, rtol=rounding)
 
 
 def test_gradients_reach_every_parameter():

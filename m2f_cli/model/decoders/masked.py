@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.linear import Linear
+from ...ops.pieces import PIECE, is_tracing
 from ...types import LayerOutput, PixelFeatures, Prediction
 from ..layers import (
     MLP,
@@ -38,6 +40,12 @@ def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor) -> Tensor:
     """
     logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
     return open_empty_rows(logits_BQS >= 0)
+
+
+def _is_shared(key_BSC: Tensor, layers: int) -> bool:
+    if is_tracing() or torch.is_grad_enabled() or key_BSC.device.type != "cpu":
+        return True
+    return layers * key_BSC.numel() <= PIECE
 
 
 class DecoderLayer(nn.Module):
@@ -102,43 +110,45 @@ class MaskedDecoder(nn.Module):
         Args:
             pilots: MP-Former's queries of this batch; they come before the ordinary ones in every layer's answers.
         """
-        device = features.mask_features_BCHW.device
-        memories = self.memories(features.levels)
-        # Outside training the rest is fp32: few numbers, but they decide which pixels are looked at.
-        with contextlib.nullcontext() if self.training else full_precision(device):
-            return self.decode(features, memories, pilots)
-
-    def memories(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values, projected; layers that look at the same level share the products."""
-        memories: list[tuple[Tensor, Tensor]] = [None] * len(self.layers)
-        for i, level_BCHW in enumerate(levels):
-            with full_precision(level_BCHW.device):
-                value_BSC = self.input_projs[i](level_BCHW).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
-                key_BSC = value_BSC + sine_positions(*level_BCHW.shape[-2:], self.dim, level_BCHW.device)
-            attentions = [layer.cross_attn for layer in self.layers[i :: len(levels)]]
-            memories[i :: len(levels)] = keys_and_values(attentions, key_BSC, value_BSC)
-        return memories
-
-    def decode(
-        self, features: PixelFeatures, memories: Sequence[tuple[Tensor, Tensor]], pilots: Pilots | None
-    ) -> Prediction:
-        """`forward` from the layers' keys and values on."""
         mask_features_BCHW = features.mask_features_BCHW
+        # Outside training all but keys and values is fp32: few numbers, but they decide which pixels are looked at.
+        exact = contextlib.nullcontext if self.training else partial(full_precision, mask_features_BCHW.device)
         sizes = [tuple(level_BCHW.shape[-2:]) for level_BCHW in features.levels]
         small = [
             F.interpolate(mask_features_BCHW, size=size, mode="bilinear", align_corners=False).flatten(2)
             for size in sizes
         ]
         x_BQC, position_QC, may_see_1QQ = self.queries(mask_features_BCHW.shape[0], pilots)
-        outputs = [self.predict(x_BQC)]
-        for i, (layer, memory) in enumerate(zip(self.layers, memories, strict=True)):
+        with exact():
+            outputs = [self.predict(x_BQC)]
+        for i, (layer, memory) in enumerate(zip(self.layers, self.memories(features.levels), strict=True)):
             level = i % len(sizes)
-            may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
-            if pilots is not None:
-                may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
-            x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
-            outputs.append(self.predict(x_BQC))
+            with exact():
+                may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
+                if pilots is not None:
+                    may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
+                x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
+                outputs.append(self.predict(x_BQC))
         return Prediction(mask_features_BCHW, outputs)
+
+    def memories(self, levels: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values, projected. Layers that look at the same level share the products; but not those
+        of a large level in prediction on a CPU, where that gains no time and all layers' are more than one's."""
+        inputs = []
+        for i, level_BCHW in enumerate(levels):
+            with full_precision(level_BCHW.device):
+                value_BSC = self.input_projs[i](level_BCHW).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
+                key_BSC = value_BSC + sine_positions(*level_BCHW.shape[-2:], self.dim, level_BCHW.device)
+                inputs.append((key_BSC, value_BSC))
+        ready: dict[int, tuple[Tensor, Tensor]] = {}
+        for i in range(len(self.layers)):
+            if i not in ready:
+                memory = inputs[i % len(levels)]
+                same = range(i, len(self.layers), len(levels))
+                numbers = same if _is_shared(memory[0], len(same)) else [i]
+                attentions = [self.layers[number].cross_attn for number in numbers]
+                ready.update(zip(numbers, keys_and_values(attentions, *memory), strict=True))
+            yield ready.pop(i)
 
     def queries(self, batch: int, pilots: Pilots | None) -> tuple[Tensor, Tensor | float, Tensor | None]:
         """What the queries start from, their positions, and who sees whom in self-attention (None: all see all)."""
