@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console, plugins
+from .cores import choose_threads
 from .errors import M2FError, unknown_name
 
 INTERRUPTED = 130
@@ -79,10 +80,15 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of PyTorch and the like, per process; fewer where others work on this machine."),
+    ] = None,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="On a CPU: faster, with more memory; freed memory stays (glibc).")
     ] = False,
 ) -> None:
+    choose_threads(threads)
     if keep_memory:
         from .allocator import keep_memory as keep  # only here: half a millisecond of ctypes
 

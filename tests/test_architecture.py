@@ -26,7 +26,7 @@ ROWS = [
     {"config"},
     {"config_tree"},
     {"plugins"},
-    {"errors"},
+    {"errors", "cores"},
     {"__init__"},
 ]
 HEIGHT = {name: len(ROWS) - i for i, row in enumerate(ROWS) for name in row}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
+from ..cores import usable_cores
 from ..errors import ConfigError, DataError, unknown_name
 from .data_convert import convert, parse_label_map
 from .data_prepare import prepare
@@ -98,7 +98,7 @@ def check(
 
 
 def _threads() -> int:
-    return min(MOST_WORKERS, os.cpu_count() or 1)
+    return min(MOST_WORKERS, usable_cores())
 
 
 def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:

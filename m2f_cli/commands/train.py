@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
+from ..cores import usable_cores
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _speaks() -> bool:
 def _workers(asked: int | None, devices: int) -> int:
     if asked is not None:
         return asked
-    return max(1, min(4, (os.cpu_count() or 2) // devices - 1))
+    return max(1, min(4, usable_cores() // devices - 1))
 
 
 def _as_before(folder: Path, options: Options) -> Options:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from .. import __version__
+from ..cores import usable_cores
 from .requirements import DISTRIBUTION, Requirement, is_older, required_python, requirements
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ def _devices() -> Iterator[Finding]:
 
     from .segmenter import choose_device
 
-    yield Finding("devices", "cpu", f"{_cpu_name()}, cores: {_cores()}, threads of torch: {torch.get_num_threads()}")
+    threads = f"cores: {usable_cores()}, threads of torch: {torch.get_num_threads()}"
+    yield Finding("devices", "cpu", f"{_cpu_name()}, {threads}")
     yield Finding("devices", "memory", _memory())
     with warnings.catch_warnings(record=True) as caught:  # torch tells of drivers that are too old, and of old GPUs
         warnings.simplefilter("always")
@@ -196,11 +198,6 @@ def _cpu_info(key: str) -> str:
     """What Linux says of its first core; nothing on other systems."""
     found = re.search(rf"^{key}\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE) if CPU_INFO.is_file() else None
     return found[1].strip() if found else ""
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -12,15 +12,15 @@ The softmax is fp32 in both. `M2F_ATTENTION` (or the argument `impl`) overrides 
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .pieces import PIECE, is_tracing
+from .ways import Ways
 
 IMPLEMENTATIONS = ("sdpa", "products")
+WAYS = Ways("attention", "M2F_ATTENTION", IMPLEMENTATIONS)
 MAX_KEYS = 256  # without a gradient; many keys and few queries suit PyTorch's loops
 NEVER = 1e30  # taken from the score of what must not be attended to: its weight is 0 exactly
 
@@ -31,9 +31,9 @@ def choose(q: Tensor, num_keys: int) -> str:
     Raises:
         ValueError: `M2F_ATTENTION` is no implementation.
     """
-    override = os.environ.get("M2F_ATTENTION", "auto")
-    if override != "auto":
-        return _checked(override)
+    override = WAYS.override()
+    if override is not None:
+        return override
     if is_tracing() or q.device.type != "cpu":
         return "sdpa"
     if torch.is_grad_enabled():
@@ -41,12 +41,6 @@ def choose(q: Tensor, num_keys: int) -> str:
     else:
         gains = q.dtype == torch.bfloat16 and num_keys <= MAX_KEYS
     return "products" if gains else "sdpa"
-
-
-def _checked(name: str) -> str:
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"attention has no implementation {name!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
-    return name
 
 
 def attention(
@@ -62,7 +56,7 @@ def attention(
         dropout: the rate at which weights are dropped.
         impl: one of `IMPLEMENTATIONS`; None for the better one on this machine.
     """
-    impl = _checked(impl or choose(q_BAQD, k_BASD.shape[2]))
+    impl = WAYS.checked(impl or choose(q_BAQD, k_BASD.shape[2]))
     if may_attend is not None and q_BAQD.device.type == "cpu" and not is_tracing():
         # PyTorch's own way from bool to float, a fill where it is true, takes five times as long.
         bias, may_attend = (may_attend.float() - 1).mul_(NEVER), None

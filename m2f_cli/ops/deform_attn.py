@@ -15,7 +15,6 @@ One function, `deform_attn`, and four ways to compute it that agree to rounding,
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,10 +27,12 @@ from ..errors import MissingDependency
 from .bags import has_own_gradients, table_gradient, weights_gradient
 from .cache import cached_by_shape
 from .pieces import is_tracing
+from .ways import Ways
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 IMPLEMENTATIONS = ("reference", "bag", "gather")  # those that run on every device
 KNOWN = (*IMPLEMENTATIONS, "triton")  # see `implementations`
+WAYS = Ways("deformable attention", "M2F_DEFORM_ATTN", KNOWN)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -47,9 +48,9 @@ def _runs_triton(device: torch.device) -> bool:
 
 def choose(device: torch.device) -> str:
     """The implementation that `deform_attn` uses on a device when nobody says otherwise."""
-    override = os.environ.get("M2F_DEFORM_ATTN", "auto")
-    if override != "auto":
-        return _checked(override)
+    override = WAYS.override()
+    if override is not None:
+        return override
     if _is_exporting():
         return "gather"
     if device.type == "cpu":
@@ -83,15 +84,8 @@ def deform_attn(
         MissingDependency, ConfigError: "triton" was asked for and is not installed, or the tensors are on a CPU.
     """
     ways = {"reference": _reference, "bag": _bag, "gather": _gather, "triton": _triton}
-    call = ways[_checked(impl or choose(value_BSAD.device))]
+    call = ways[WAYS.checked(impl or choose(value_BSAD.device))]
     return call(value_BSAD, tuple(map(tuple, shapes)), x_BNALP, y_BNALP, weights_BNALP)
-
-
-def _checked(name: str) -> str:
-    if name not in KNOWN:
-        known = ", ".join(KNOWN)
-        raise ValueError(f"deformable attention has no implementation {name!r}: it is one of {known}")
-    return name
 
 
 def _reference(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):

@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,8 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from .linear import MIN_ROWS, Linear, computed_in, linear
 from .pieces import PIECE, in_pieces, is_tracing
+from .ways import Ways
 
 IMPLEMENTATIONS = ("layers", "own")
+WAYS = Ways("feed-forward networks", "M2F_FEED_FORWARD", IMPLEMENTATIONS)
 
 
 def choose(x: Tensor) -> str:
@@ -29,20 +29,13 @@ def choose(x: Tensor) -> str:
     Raises:
         ValueError: `M2F_FEED_FORWARD` is no implementation.
     """
-    override = os.environ.get("M2F_FEED_FORWARD", "auto")
-    if override != "auto":
-        return _checked(override)
+    override = WAYS.override()
+    if override is not None:
+        return override
     if is_tracing() or not torch.is_grad_enabled() or x.device.type != "cpu":
         return "layers"
     is_large = x.numel() >= MIN_ROWS * x.shape[-1]
     return "own" if is_large and computed_in(x) in (torch.float32, torch.bfloat16) else "layers"
-
-
-def _checked(name: str) -> str:
-    if name not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"feed-forward networks have no implementation {name!r}: it is one of {known}")
-    return name
 
 
 def feed_forward(
@@ -55,7 +48,7 @@ def feed_forward(
         activation: "relu" or "gelu" (exact).
         impl: one of `IMPLEMENTATIONS`; None for the best one here.
     """
-    if _checked(impl or choose(x)) == "layers":
+    if WAYS.checked(impl or choose(x)) == "layers":
         return second(first(x, activation), residual=residual)
     x_RI = x.flatten(0, -2).to(computed_in(x))
     parameters = (first.weight, first.bias, second.weight, second.bias)

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,10 @@ from torch.autograd.function import once_differentiable
 
 from .cache import derived
 from .pieces import is_tracing
+from .ways import Ways
 
 IMPLEMENTATIONS = ("blas", "fused")
+WAYS = Ways("linear layers", "M2F_LINEAR", IMPLEMENTATIONS)
 CPU_INFO = Path("/proc/cpuinfo")
 MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains (measured: 25 rows slower, 100 as fast)
 MIN_ROWS = 256  # the same with a gradient, of which a part does not gain
@@ -41,9 +42,9 @@ def choose(x: Tensor) -> str:
     Raises:
         ValueError: `M2F_LINEAR` is no implementation.
     """
-    override = os.environ.get("M2F_LINEAR", "auto")
-    if override != "auto":
-        return _checked(override)
+    override = WAYS.override()
+    if override is not None:
+        return override
     if is_tracing() or x.device.type != "cpu":  # first: sizes that are symbols must not be compared
         return "blas"
     dtype, rows = computed_in(x), x.numel() // max(x.shape[-1], 1)
@@ -93,13 +94,6 @@ def has_fused(dtype: torch.dtype = torch.float32) -> bool:
         return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
 
 
-def _checked(name: str) -> str:
-    if name not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"linear layers have no implementation {name!r}: it is one of {known}")
-    return name
-
-
 def relu(x: Tensor) -> Tensor:
     """In place while nothing is kept for a gradient (of a view, that gradient would be copied)."""
     return F.relu(x, inplace=not torch.is_grad_enabled())
@@ -119,7 +113,7 @@ def linear(
         residual: added at the end, shaped like the result.
         impl: one of `IMPLEMENTATIONS`; None for the best one on this machine.
     """
-    impl = _checked(impl or choose(x))
+    impl = WAYS.checked(impl or choose(x))
     if impl == "fused" and not torch.is_grad_enabled():
         return _fused(x, weight_OI, bias_O, activation, residual)
     if impl == "fused":

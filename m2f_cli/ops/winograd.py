@@ -12,16 +12,16 @@ Gray 2016, section 4.3): one function, two ways that agree to rounding.
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import cached_by_shape
 from .pieces import PIECE, is_tracing
+from .ways import Ways
 
 IMPLEMENTATIONS = ("direct", "winograd")
+WAYS = Ways("3x3 convolutions", "M2F_CONV3X3", IMPLEMENTATIONS)
 MIN_CHANNELS = 128  # the transforms' work grows with the channels, what they save with their square
 MIN_TILES = 256
 
@@ -43,9 +43,9 @@ def choose(x_BCHW: Tensor, out_channels: int) -> str:
     Raises:
         ValueError: `M2F_CONV3X3` is no implementation.
     """
-    override = os.environ.get("M2F_CONV3X3", "auto")
-    if override != "auto":
-        return _checked(override)
+    override = WAYS.override()
+    if override is not None:
+        return override
     if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu":
         return "direct"
     B, C, H, W = x_BCHW.shape
@@ -53,12 +53,6 @@ def choose(x_BCHW: Tensor, out_channels: int) -> str:
     is_large = min(C, out_channels) >= MIN_CHANNELS and B * H * W >= 16 * MIN_TILES
     suits = is_fp32 and is_large and x_BCHW.is_contiguous(memory_format=torch.channels_last)
     return "winograd" if suits else "direct"
-
-
-def _checked(name: str) -> str:
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"3x3 convolutions have no implementation {name!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
-    return name
 
 
 def transformed(weight_OCHW: Tensor) -> Tensor:
@@ -80,7 +74,7 @@ def conv3x3(
     Returns:
         (B, O, H, W); of "winograd" with channels innermost.
     """
-    if _checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
+    if WAYS.checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
         return F.conv2d(x_BCHW, weight_OCHW, bias_O, padding=1)
     kernel_PCO = transformed(weight_OCHW) if kernel_PCO is None else kernel_PCO
     y_BHWO = torch.stack([_winograd(x_CHW.permute(1, 2, 0), kernel_PCO) for x_CHW in x_BCHW])

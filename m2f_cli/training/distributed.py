@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..cores import usable_cores
 from ..errors import ConfigError
 
 INTERRUPTED = 130
@@ -95,7 +96,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise ConfigError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs.")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would tell of the failure again
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
     where = LaunchConfig(1, 1, devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
                          max_restarts=0)  # fmt: skip
     try:

@@ -96,5 +96,5 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("M2F_ATTENTION", "sdpa")
     assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="'flash': it is one of sdpa, products"):
+    with pytest.raises(ValueError, match="'flash' is no implementation of attention: it is one of sdpa, products"):
         module.choose(q, 49)

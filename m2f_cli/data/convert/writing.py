@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import cv2
 
+from ...cores import usable_cores
 from ...errors import ConfigError, DataError, M2FError
 from ..records import Record, check_size
 from .base import Lost, Place, Rows, Writer, save_png
@@ -99,7 +100,7 @@ def write_splits(
     """
     work = {split: _placed(records, split) for split, records in parts.items()}
     if workers is None:
-        workers = _cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
+        workers = usable_cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
     with _folder(destination) as root, _pool(workers) as pool:
         write = WritePicture(root, writer, recast, link)
         written = [_write_split(split, items, write, pool, workers, on_picture) for split, items in work.items()]
@@ -159,10 +160,6 @@ def _pool(workers: int) -> Iterator[Executor | None]:
                        hint="If the memory was not enough, pass a smaller --workers.") from error  # fmt: skip
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ... import plugins
+from ...cores import usable_cores
 from ...errors import DataError, M2FError
 from ..archives import Folder, Layers, Tree, archive_files, open_tree, refuse_other_content
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
@@ -102,17 +103,11 @@ def prepare(
         check_archives(tree, preparer, on_progress)
     stages = (*_placing(tree, plan, folder), *plan.stages)
     everything = tree if _is_at(tree, folder) else Layers((tree, Folder(folder)))
-    with _mapping(workers or cores(), [__name__, preparer.plan.__module__]) as map_:
+    with _mapping(workers or usable_cores(), [__name__, preparer.plan.__module__]) as map_:
         job = _Job(everything, folder, verify, map_, on_progress)
         reports = tuple(job.run(stage) for stage in stages)
     check_output(stages, folder)
     return Report(dataset, str(tree), folder, plan.counts, reports, notes)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ...cores import usable_cores
 from .stages import synchronise
 
 PROC = Path("/proc")
@@ -27,7 +28,7 @@ ALLOCATOR_SETTINGS = ("LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_
 def describe(device: torch.device) -> dict[str, Any]:
     """Facts that a timing means nothing without; of the process that is timed."""
     found = {
-        "device": device_name(device), "cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(),
+        "device": device_name(device), "cpu": cpu_name(), "cores": usable_cores(), "threads": torch.get_num_threads(),
         "allocator": allocator(), "torch": torch.__version__, "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -49,11 +50,6 @@ def cpu_name() -> str:
     path = PROC / "cpuinfo"
     found = re.search(r"^model name\s*:(.*)$", path.read_text(), re.MULTILINE) if path.is_file() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_average() -> float | None:

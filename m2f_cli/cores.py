@@ -1,0 +1,55 @@
+"""How many processor cores are ours, and as many threads: more make each other wait, which slows a network down many
+times (its threads meet after every operator).
+
+Libraries count the cores that they see. What a container may use of them (`docker --cpus`) they do not see; nor other
+processes that do the same on this machine. Nothing here imports PyTorch: the number is read when that is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+VARIABLE = "OMP_NUM_THREADS"
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: those that it is bound to (taskset, Slurm), at most its container's share,
+    rounded up."""
+    seen = _seen()
+    quota = _quota()
+    return seen if quota is None else max(1, min(seen, math.ceil(quota)))
+
+
+def _seen() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota() -> float | None:
+    """Cores that the container's control group grants; None where it sets no limit or nobody can tell."""
+    try:
+        if (CGROUP / "cpu.max").is_file():  # version 2
+            quota, period = (CGROUP / "cpu.max").read_text().split()
+        else:
+            quota = (CGROUP / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (CGROUP / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        return None if quota == "max" or float(quota) <= 0 else float(quota) / float(period)
+    except (OSError, ValueError):
+        return None
+
+
+def choose_threads(count: int | None = None) -> None:
+    """Let the libraries of this process, and of those that it starts, use `count` threads.
+
+    None: as many as cores are usable, where libraries would see more; `OMP_NUM_THREADS` wins if it is set.
+    """
+    if count is None and (VARIABLE in os.environ or usable_cores() >= _seen()):
+        return
+    count = count or usable_cores()
+    os.environ[VARIABLE] = str(count)
+    torch = sys.modules.get("torch")
+    if torch is not None:  # it has read the variable already
+        torch.set_num_threads(count)
