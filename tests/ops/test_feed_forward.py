@@ -90,5 +90,5 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("M2F_FEED_FORWARD", "layers")
     assert module.choose(x) == "layers"
     monkeypatch.setenv("M2F_FEED_FORWARD", "quick")
-    with pytest.raises(ValueError, match="'quick' is no implementation of feed-forward networks: it is one of layers, own"):
+    with pytest.raises(ValueError, match="'quick' is no implementation of feed-.*: it is one of layers, own"):
         module.choose(x)
