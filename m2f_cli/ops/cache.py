@@ -42,10 +42,20 @@ def derived(owner: nn.Module, name: str, make: Callable[[], Tensor], parameter: 
     """
     if parameter.is_inference():  # nobody counts its changes
         return make()
-    kept = owner.__dict__.setdefault("_derived", {})
+    kept = owner.__dict__.setdefault("_derived", _Kept())
     # An optimiser raises the version; `.to(device)` and `.data = …` do not, but move the numbers.
     state = (parameter._version, parameter.data_ptr(), *settings)
     if name not in kept or kept[name][0] is not parameter or kept[name][1] != state:
         with torch.inference_mode(False), torch.no_grad():
             kept[name] = (parameter, state, make())
     return kept[name][2]
+
+
+class _Kept(dict):
+    """Stays behind when its module is copied or sent away: it can be made again, and not every layout can be copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return _Kept()
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()

@@ -4,8 +4,11 @@
 * "fused": oneDNN's product, which adds the residual or applies the activation to what it still holds in registers (with
   a gradient: the product alone). A GELU of its own costs as much as two thirds of the product before it. And PyTorch's
   fp32 products come from Intel's MKL, which on other makers' processors runs slower code: measured on an AMD EPYC with
-  AVX-512, 5376 rows, 256 to 1024 channels: 200 against 131 GFLOP/s. This is the operator that PyTorch's compiler
-  uses; as it is not documented, `has_fused` tries it first.
+  AVX-512, 5376 rows, 256 to 1024 channels: 200 against 131 GFLOP/s. These are the operators that PyTorch's compiler
+  uses; as they are not documented, `has_fused` tries them first.
+
+A `Linear` keeps its weights in oneDNN's own order where that costs little memory: else every call puts them so (that is
+1 of the 10 ms that 3570 rows, 256 to 1024 channels take).
 
 `M2F_LINEAR` (or the argument `impl`) overrides the choice.
 """
@@ -31,6 +34,7 @@ WAYS = Ways("linear layers", "M2F_LINEAR", IMPLEMENTATIONS)
 CPU_INFO = Path("/proc/cpuinfo")
 MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains (measured: 25 rows slower, 100 as fast)
 MIN_ROWS = 256  # the same with a gradient, of which a part does not gain
+MAX_PACKED = 2**18  # weights of a layer that are kept twice in fp32: those of many rows, in all 5 % of a Swin-T's
 
 
 def choose(x: Tensor) -> str:
@@ -86,10 +90,12 @@ def has_fused(dtype: torch.dtype = torch.float32) -> bool:
         expected = F.linear(x, weight, bias)
         lowered = [tensor.to(dtype) for tensor in (x, weight, bias)]
         try:
-            found = (_fused(*lowered, "gelu", None), _fused(*lowered, None, expected.to(dtype)))
+            in_order = packed(lowered[1], len(x))
+            found = (_fused(*lowered, "gelu", None), _fused(*lowered, None, expected.to(dtype)),
+                     _fused(lowered[0], in_order, lowered[2], None, None))  # fmt: skip
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
-        pairs = zip(found, (F.gelu(expected), 2 * expected), strict=True)
+        pairs = zip(found, (F.gelu(expected), 2 * expected, expected), strict=True)
         rounding = 8 * torch.finfo(dtype).eps  # of numbers up to 10
         return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
 
@@ -128,11 +134,17 @@ def linear(
     return y if residual is None else residual + y
 
 
+def packed(weight_OI: Tensor, rows: int) -> Tensor:
+    """The weights as oneDNN wants them for about so many rows: a tensor for "fused" alone, right for any number."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), rows)
+
+
 def _fused(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
+    """`weight_OI` may be `packed`."""
     dtype = computed_in(x)
-    x, weight_OI = x.to(dtype), weight_OI.to(dtype)
+    x, weight_OI = x.to(dtype), weight_OI if weight_OI.is_mkldnn else weight_OI.to(dtype)
     bias_O = None if bias_O is None else bias_O.to(dtype)
     operator = torch.ops.mkldnn._linear_pointwise
     if residual is not None and activation is None and residual.dtype == dtype:
@@ -167,15 +179,27 @@ class _Fused(torch.autograd.Function):
 class Linear(nn.Linear):
     """`torch.nn.Linear` by `linear`: same parameters, same start; the call takes an activation and a residual too.
 
-    For a lower number format the weights are converted once, and again when they have changed.
+    In prediction the weights are converted once, and again when they have changed: to a lower number format, to the
+    order of the fused product.
     """
 
     def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
         weight, bias = self.weight, self.bias
         kind = x.device.type
         is_kept = kind in ("cpu", "cuda") and not torch.is_grad_enabled() and not is_tracing()
-        if is_kept and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+        impl, is_lowered = choose(x), is_kept and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if is_lowered else weight.dtype
+        if is_kept and impl == "fused" and self._is_worth_packing(x, dtype):
+            rows = x.numel() // x.shape[-1]
+            weight = derived(self, "packed", lambda: packed(weight.to(dtype), rows), weight, dtype)
+        elif is_lowered:
             weight = derived(self, "weight", lambda: weight.to(dtype), weight, dtype)
-            bias = None if bias is None else derived(self, "bias", lambda: bias.to(dtype), bias, dtype)
-        return linear(x, weight, bias, activation=activation, residual=residual)
+        if is_lowered and bias is not None:
+            bias = derived(self, "bias", lambda: bias.to(dtype), bias, dtype)
+        return linear(x, weight, bias, activation=activation, residual=residual, impl=impl)
+
+    def _is_worth_packing(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """In fp32 they are kept beside the parameter itself, in other formats instead of its copy."""
+        if x.numel() < MIN_ROWS * x.shape[-1] or self.weight.is_inference():  # of the latter nothing is kept
+            return False
+        return dtype != self.weight.dtype or self.weight.numel() <= MAX_PACKED

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -127,9 +130,47 @@ def test_weights_are_lowered_once_and_again_when_they_change(monkeypatch: pytest
         assert torch.equal(layer(x), torch.full((300, 4), 8, dtype=torch.bfloat16))
         layer.weight.data = torch.full((4, 8), 2.0)  # as `.to(device)` does: no version tells it
         assert torch.equal(layer(x), torch.full((300, 4), 16, dtype=torch.bfloat16))
-    layer(x)
+    layer(x[:1])
     assert seen[-1] is layer.weight
     assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+@needs_fused
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_weights_in_the_order_of_the_product_are_right_for_any_number_of_rows(dtype: torch.dtype):
+    if not op.has_fused(dtype):
+        pytest.skip("this processor has no fused product in bf16")
+    x, weight, bias = (tensor.to(dtype) for tensor in inputs(1000, 70, out=50))
+    packed, rounding = op.packed(weight, 300), ROUNDING if dtype == torch.float32 else {"atol": 0, "rtol": 2**-7}
+    for rows in (1, 7, 300, 1000):  # the same numbers in the same sums, whoever puts them in order
+        found, expected = (op._fused(x[:rows], each, bias, "relu", None) for each in (packed, weight))
+        torch.testing.assert_close(found, expected, **rounding)
+
+
+@needs_fused
+@torch.no_grad()
+def test_a_layer_keeps_its_weights_in_order_until_they_change(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    pack = op.packed
+    monkeypatch.setattr(op, "packed", lambda weight, rows: made.append(weight.dtype) or pack(weight, rows))
+    layer, x = Linear(8, 4), torch.ones(300, 8)
+    layer(x), layer(x)
+    assert made == [torch.float32]
+    layer.weight.fill_(1), layer.bias.zero_()
+    assert torch.equal(layer(x), torch.full((300, 4), 8.0))
+    copied = copy.deepcopy(layer)
+    copied.weight.fill_(3)
+    assert torch.equal(copied(x), torch.full((300, 4), 24.0)) and torch.equal(layer(x), torch.full((300, 4), 8.0))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), torch.full((300, 4), 8.0))
+    made.clear()
+    monkeypatch.setattr(op, "MAX_PACKED", 31)  # too large to be kept twice, but in bf16 it is not kept as it is
+    large = Linear(8, 4)
+    large(x)
+    assert made == []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        large(x)
+    assert made == ([torch.bfloat16] if op.has_fused(torch.bfloat16) else [])
 
 
 @pytest.mark.parametrize(
