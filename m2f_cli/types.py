@@ -75,15 +75,49 @@ class Target:
 
 
 @dataclass
+class Projection:
+    """The last linear map of mask features, not applied to them: weights (M, C), bias (M,).
+
+    A mask is the dot product of an embedding with projected features, and the map can go to the other side:
+    e · (W y + b) = (Wᵀ e) · y + e · b. Embeddings are a hundred, pixels of stride 4 are tens of thousands.
+    """
+
+    weight_MC: Tensor
+    bias_M: Tensor
+
+    def of_pixels(self, features_BCHW: Tensor) -> Tensor:
+        """(B, M, H, W): the features as the method describes them."""
+        return F.conv2d(features_BCHW, self.weight_MC[:, :, None, None], self.bias_M)
+
+    def of_queries(self, embeds_BQM: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, Q, C), embeddings for features as they are, and (…, Q, 1), to be added to their products. fp32."""
+        with torch.autocast(embeds_BQM.device.type, enabled=False):
+            embeds_BQM = embeds_BQM.float()
+            return embeds_BQM @ self.weight_MC, embeds_BQM @ self.bias_M[:, None]
+
+
+@dataclass
 class PixelFeatures:
     """What a pixel decoder gives to a decoder.
 
-    mask_features_BCHW: stride 4, already projected: a mask is the dot product of an embedding with it.
+    mask_features_BCHW: stride 4: a mask is the dot product of an embedding with it, when both are `projected`.
     levels: the feature maps that the decoder attends to, coarse to fine.
+    projection: what is still to be applied to the mask features, or to embeddings instead; never in training.
     """
 
     mask_features_BCHW: Tensor
     levels: list[Tensor]
+    projection: Projection | None = None
+
+    def projected(self) -> PixelFeatures:
+        """The same with the projection applied."""
+        if self.projection is None:
+            return self
+        return PixelFeatures(self.projection.of_pixels(self.mask_features_BCHW), self.levels)
+
+    def of_queries(self, embeds_BQM: Tensor) -> tuple[Tensor, Tensor | float]:
+        """What to multiply the mask features with as they are, and what to add then."""
+        return (embeds_BQM, 0.0) if self.projection is None else self.projection.of_queries(embeds_BQM)
 
 
 @dataclass
@@ -99,15 +133,28 @@ class Prediction:
     """The answers of all decoder layers, first to last, over one shared feature map. The last layer is the answer.
 
     A mask stays a dot product until somebody needs its pixels: `render` gives logits, for few queries and at the size
-    that is needed.
+    that is needed. `projection` is that of `PixelFeatures`.
     """
 
     mask_features_BCHW: Tensor
     layers: list[LayerOutput]
+    projection: Projection | None = None
 
     @property
     def last(self) -> LayerOutput:
         return self.layers[-1]
+
+    def projected(self) -> Prediction:
+        """The same with the projection applied to the mask features."""
+        if self.projection is None:
+            return self
+        return Prediction(self.projection.of_pixels(self.mask_features_BCHW), self.layers)
+
+    def of_queries(self, layer: int = -1) -> tuple[Tensor, Tensor | None]:
+        """(B, Q, C) and (B, Q, 1): one layer's masks are the products of the first with the mask features as they are,
+        plus the second, where there is one."""
+        embeds_BQM = self.layers[layer].mask_embeds_BQC
+        return (embeds_BQM, None) if self.projection is None else self.projection.of_queries(embeds_BQM)
 
     def render(
         self, size: tuple[int, int] | None = None, *, image: int | None = None, queries: Tensor | None = None,
@@ -121,14 +168,17 @@ class Prediction:
             queries: indices of the queries to render; needs `image`.
         """
         # Under autocast the embeddings are of lower precision; the masks are as precise as the features.
-        embeds = self.layers[layer].mask_embeds_BQC.to(self.mask_features_BCHW.dtype)
+        embeds, offsets = self.of_queries(layer)
+        embeds = embeds.to(self.mask_features_BCHW.dtype)
         if image is not None:
-            chosen = embeds[image] if queries is None else embeds[image][queries]
-            logits = torch.einsum("qc,chw->qhw", chosen, self.mask_features_BCHW[image])
-            return logits if size is None else resize_logits(logits, size)
-        if queries is not None:
+            few = slice(None) if queries is None else queries
+            logits = torch.einsum("qc,chw->qhw", embeds[image][few], self.mask_features_BCHW[image])
+            offsets = None if offsets is None else offsets[image][few]
+        elif queries is not None:
             raise ValueError("render(queries=…) needs image=…: each picture keeps queries of its own.")
-        logits = torch.einsum("bqc,bchw->bqhw", embeds, self.mask_features_BCHW)
+        else:
+            logits = torch.einsum("bqc,bchw->bqhw", embeds, self.mask_features_BCHW)
+        logits = logits if offsets is None else logits.add_(offsets[..., None])
         return logits if size is None else resize_logits(logits, size)
 
 

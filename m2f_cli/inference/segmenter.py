@@ -271,23 +271,26 @@ class Segmenter:
         dtype = DTYPES.get(self.precision, torch.float32)  # the int8 of an exported file is its own affair
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
-            classes, embeds, features = self._forward(images_BCHW)
+            classes, embeds, features, offsets = self._forward(images_BCHW)
         if not (classes.isfinite().all() & embeds.isfinite().all()):  # one answer to wait for, not two
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
                 hint="Use --precision fp32; if it stays, the weights are broken.",
             )
         padded = tuple(images_BCHW.shape[-2:])
-        return [
-            Raw(logits_QK, MaskLogits(embeds_QC, features_CHW, padded, tuple(p.pixels_CHW.shape[-2:]), p.size))
-            for logits_QK, embeds_QC, features_CHW, p in zip(classes, embeds, features, batch, strict=True)
-        ]
+        masks = [
+            MaskLogits(embeds[i], features[i], padded, tuple(picture.pixels_CHW.shape[-2:]), picture.size,
+                       None if offsets is None else offsets[i])
+            for i, picture in enumerate(batch)
+        ]  # fmt: skip
+        return [Raw(*answer) for answer in zip(classes, masks, strict=True)]
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits, mask embeddings and mask features: a mask is the dot product of the last two."""
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Class logits, mask embeddings, mask features, offsets: a mask is the dot product of the second and the third,
+        plus the last (of each query) where there are any."""
         prediction = self.model(images_BCHW)
-        last = prediction.last
-        return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
+        embeds_BQC, offsets_BQ1 = prediction.of_queries()
+        return prediction.last.class_logits_BQK.float(), embeds_BQC.float(), prediction.mask_features_BCHW, offsets_BQ1
 
     def _collate(self, pictures: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.loss import Criterion, make_criterion, normaliser, places
-from m2f_cli.types import LayerOutput, Prediction, Target
+from m2f_cli.types import LayerOutput, Prediction, Projection, Target
 
 PADDED = (28, 36)
 
@@ -125,6 +125,16 @@ def test_float32_under_autocast():
         found = Criterion(4, CONFIG, rand=same_for_all)(half, targets, PADDED)
     assert found == expected
     assert {loss.dtype for loss in found.values()} == {torch.float32}
+
+
+def test_a_projection_that_is_left_is_applied_to_the_pixels():
+    """Not to the queries: beyond the border there is nothing, and no bias either."""
+    prediction, targets = random_case([3, 2])
+    generator = torch.Generator().manual_seed(5)
+    projection = Projection(torch.randn(8, 8, generator=generator), torch.randn(8, generator=generator))
+    left = Prediction(prediction.mask_features_BCHW, prediction.layers, projection)
+    expected = Criterion(4, CONFIG, rand=same_for_all)(left.projected(), targets, PADDED)
+    assert Criterion(4, CONFIG, rand=same_for_all)(left, targets, PADDED) == expected
 
 
 def test_nan_in_one_query_does_not_stop_training_data_from_being_matched():

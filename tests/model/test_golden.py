@@ -117,7 +117,7 @@ def test_pixel_decoder(golden):
         config["heads"], config["points"],
     )
     load_published(decoder, "pixel_decoder", weights_of(tensors))
-    result = decoder({4 * 2**i: tensors[f"in/res{i + 2}"] for i in range(4)})
+    result = decoder({4 * 2**i: tensors[f"in/res{i + 2}"] for i in range(4)}).projected()
     noise = fixture.info["fp32_noise"]
     assert_close(result.mask_features_BCHW, tensors["out/mask_features"], noise["mask_features"], "mask features")
     for i, level in enumerate(result.levels):
@@ -185,7 +185,9 @@ def test_full_model(golden):
     for i, stride in enumerate((4, 8, 16, 32), start=2):
         torch.testing.assert_close(features[stride], tensors[f"mid/backbone.res{i}"], atol=1e-5, rtol=1e-5)
     prediction = model(images)
-    torch.testing.assert_close(prediction.mask_features_BCHW, tensors["mid/mask_features"], atol=2e-5, rtol=1e-5)
+    assert prediction.projection is not None  # in prediction it is the queries' affair; the masks below are of that
+    projected = prediction.projected().mask_features_BCHW
+    torch.testing.assert_close(projected, tensors["mid/mask_features"], atol=2e-5, rtol=1e-5)
     for i in range(4):
         prefix = "out/" if i == 3 else f"out/aux.{i}."
         classes, masks = prediction.layers[i].class_logits_BQK, prediction.render(layer=i)

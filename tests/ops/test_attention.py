@@ -89,8 +89,8 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     assert module.choose(q.half(), 49) == module.choose(q.double(), 49) == "sdpa"
     assert module.choose(torch.zeros(1, 1, 2, 4, device="meta"), 49) == "sdpa"
     with torch.no_grad():
-        assert module.choose(q, 49) == module.choose(q.bfloat16(), 4096) == "sdpa"
-        assert module.choose(q.bfloat16(), 49) == "products"
+        assert module.choose(q, 144) == module.choose(q.bfloat16(), 4096) == "sdpa"
+        assert module.choose(q, 49) == module.choose(q.bfloat16(), 49) == "products"
     with pieces.plain_operators():
         assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "sdpa")

@@ -33,13 +33,16 @@ def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
     return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
 
 
-def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor) -> Tensor:
+def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor, offsets_BQ1: Tensor | float = 0.0) -> Tensor:
     """Where each query may attend: the cells that its mask covers (probability of at least one half).
 
     Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
+
+    Args:
+        offsets_BQ1: what is added to the products.
     """
     logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
-    return open_empty_rows(logits_BQS >= 0)
+    return open_empty_rows(logits_BQS >= -offsets_BQ1)
 
 
 def _is_shared(key_BSC: Tensor, layers: int) -> bool:
@@ -124,12 +127,13 @@ class MaskedDecoder(nn.Module):
         for i, (layer, memory) in enumerate(zip(self.layers, self.memories(features.levels), strict=True)):
             level = i % len(sizes)
             with exact():
-                may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
+                embeds_BQC, offsets_BQ1 = features.of_queries(outputs[-1].mask_embeds_BQC)
+                may_attend_BQS = masked_attention(embeds_BQC, small[level], offsets_BQ1)
                 if pilots is not None:
                     may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
                 x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
                 outputs.append(self.predict(x_BQC))
-        return Prediction(mask_features_BCHW, outputs)
+        return Prediction(mask_features_BCHW, outputs, features.projection)
 
     def memories(self, levels: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer's keys and values, projected. Layers that look at the same level share the products; but not those

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ...ops.cache import cached_by_shape
 from ...ops.deform_attn import deform_attn
 from ...ops.linear import Linear
-from ...ops.pieces import in_pieces
-from ...types import PixelFeatures
+from ...ops.pieces import in_pieces, is_tracing
+from ...types import PixelFeatures, Projection
 from ..layers import (
     ConvNorm,
     FeedForward,
@@ -200,7 +200,16 @@ class DeformablePixelDecoder(nn.Module):
             coarse = channels_last(levels[-1].to(lateral.dtype))
             upsampled = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             fine = upsampled.add_(lateral)  # in place: the largest map there is
-            return PixelFeatures(pointwise(self.mask_features, self.output(fine)).float(), levels)
+            y_BCHW = self.output(fine)
+            if self._is_left_to_queries(device):
+                projection = Projection(self.mask_features.weight.flatten(1), self.mask_features.bias)
+                return PixelFeatures(y_BCHW.float(), levels, projection)
+            return PixelFeatures(pointwise(self.mask_features, y_BCHW).float(), levels)
+
+    def _is_left_to_queries(self, device: torch.device) -> bool:
+        """Whether the last projection is the queries' affair. The loss reads features between pixels and beyond the
+        border, where there is nothing and no bias; and a graph should have the published shape."""
+        return not (self.training or torch.is_grad_enabled() or is_tracing() or device.type == "meta")
 
     def encode(self, features: list[Tensor]) -> list[Tensor]:
         """The deformable encoder: feature maps in and out, coarse to fine."""
