@@ -4,8 +4,8 @@
         [--sides theirs ours theirs:bf16 ours:bf16 ours:keep ours:keep:bf16 openvino openvino:bf16 …]
 
 A side is "theirs" (transformers), "ours", or "openvino" (OpenVINO's conversion of transformers' model), and what is
-different about it: "bf16", "keep" (`m2f --keep-memory`: glibc keeps freed memory), "compile" (ours only: the corners of
-deformable attention). All else is the same. The first side is the one that the others are compared with.
+different about it: "bf16", "keep" (`m2f --keep-memory`: glibc keeps freed memory), "compile" (ours only: a few
+operators, as `m2f predict --compile`). All else is the same. The others are compared with the first side.
 
 Weights are random, with sampling offsets, attention weights and position biases that are not degenerate. Each side
 runs in a process of its own, so that memory can be measured; rounds alternate between them, so that a slow moment of
@@ -87,12 +87,12 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
 def ours(folder, images, precision, threads, compile):
     import torch
 
+    from m2f_cli.inference.compiling import compile_operators
     from m2f_cli.inference.loading import load_model
-    from m2f_cli.ops.deform_attn import compile_corners
 
     model = load_model(folder).model.eval()
     if compile:
-        compile_corners()
+        compile_operators()
 
     def forward(images):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..errors import ConfigError
-from ..ops.deform_attn import compile_corners
+from ..model.pixel_decoders.deformable import softmax_on_cpu
+from ..ops.deform_attn import corners
+from ..ops.winograd import to_pixels, to_places
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -19,7 +21,7 @@ COMPILERS = ("c++", "g++", "clang++", "cl")
 
 def compile_parts(segmenter: Segmenter) -> None:
     """Compile the parts of the network, in place, each when it first runs; on a CPU only what prepares deformable
-    attention: the rest is libraries' matrix products, which torch.compile makes slower.
+    attention and a Winograd convolution: the rest is libraries' matrix products, which torch.compile makes slower.
 
     Raises:
         ConfigError: it is an exported file, or on a CPU there is no C++ compiler.
@@ -35,7 +37,13 @@ def compile_parts(segmenter: Segmenter) -> None:
             f"--compile on a CPU needs a C++ compiler, and none of {', '.join(COMPILERS)} is on the path.",
             hint="Install one, name one in CXX, or leave --compile out.",
         )
-    compile_corners()
+    compile_operators()
+
+
+def compile_operators() -> None:
+    """What gains on a CPU: see `ops.compiled`."""
+    for each in (corners, softmax_on_cpu, to_places, to_pixels):
+        each.compile()
 
 
 def parts_of(network: nn.Module | None) -> dict[str, nn.Module]:

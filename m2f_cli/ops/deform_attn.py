@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import MissingDependency
 from .bags import has_own_gradients, table_gradient, weights_gradient
 from .cache import cached_by_shape
+from .compiled import Compilable
 from .pieces import is_tracing
 from .ways import Ways
 
@@ -212,14 +213,7 @@ def _corners_in_place(level: LevelConstants, starts: Tensor, x_BNALP, y_BNALP, w
     return all_rows, weights
 
 
-_on_cpu = _corners_in_place  # what `compile_corners` replaces
-
-
-def compile_corners() -> None:
-    """From now on, let torch.compile make one loop of what prepares the samples on a CPU (a C++ compiler is needed;
-    compiling takes seconds and is kept on disk). Everything else is matrix products, which compiling does not help."""
-    global _on_cpu
-    _on_cpu = torch.compile(_corners, dynamic=True)
+corners = Compilable(_corners_in_place, _corners)  # on a CPU, without gradients
 
 
 def _bag(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
@@ -238,7 +232,7 @@ def _table_of(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes) -> tuple[Tens
     B, S, A, D = value_BSAD.shape
     L, P = x_BNALP.shape[3:]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x_BNALP, y_BNALP, weights_BNALP))
-    make = _corners if wanted or is_tracing() or value_BSAD.device.type != "cpu" else _on_cpu
+    make = _corners if wanted or is_tracing() or value_BSAD.device.type != "cpu" else corners
     level = _level_constants(shapes, A, P, value_BSAD.device)
     starts = _table_starts(B, S, A, L * P, value_BSAD.device)
     rows, weights = make(level, starts, x_BNALP, y_BNALP, weights_BNALP)

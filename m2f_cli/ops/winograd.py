@@ -12,11 +12,14 @@ Gray 2016, section 4.3): one function, two ways that agree to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import cached_by_shape
+from .compiled import Compilable
 from .pieces import PIECE, is_tracing
 from .ways import Ways
 
@@ -81,6 +84,24 @@ def conv3x3(
     return (y_BHWO if bias_O is None else y_BHWO.add_(bias_O)).permute(0, 3, 1, 2)
 
 
+def _winograd(x_HWC: Tensor, kernel_PCO: Tensor) -> Tensor:
+    H, W, C = x_HWC.shape
+    out_channels = kernel_PCO.shape[2]
+    down, across = -(-H // 4), -(-W // 4)  # tiles
+    padded = F.pad(x_HWC, (0, 0, 1, 4 * across - W + 1, 1, 4 * down - H + 1))
+    result = x_HWC.new_empty((down, 4, across, 4, out_channels))
+    step = max(1, PIECE // (36 * across * max(C, out_channels)))  # rows of tiles at a time
+    for start in range(0, down, step):
+        count = min(step, down - start)
+        places_PTC = to_places(padded[4 * start : 4 * (start + count) + 2]).view(36, -1, C)
+        pixels = to_pixels(torch.bmm(places_PTC, kernel_PCO).view(36, -1))
+        result[start : start + count] = pixels.view(4, 4, count, across, out_channels).permute(2, 0, 3, 1, 4)
+    return result.view(4 * down, 4 * across, out_channels)[:H, :W]
+
+
+# --- the transforms, as one matrix product each or as sums to be compiled ---------------------------------------------
+
+
 @cached_by_shape
 def _transforms(device: torch.device) -> tuple[Tensor, Tensor]:
     """From a tile's 36 pixels to 36 places, and from those to 16 pixels: both axes at once (Kronecker products)."""
@@ -88,20 +109,37 @@ def _transforms(device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.kron(there, there), torch.kron(back, back)
 
 
-def _winograd(x_HWC: Tensor, kernel_PCO: Tensor) -> Tensor:
-    H, W, C = x_HWC.shape
-    out_channels = kernel_PCO.shape[2]
-    down, across = -(-H // 4), -(-W // 4)  # tiles
-    padded = F.pad(x_HWC, (0, 0, 1, 4 * across - W + 1, 1, 4 * down - H + 1))
-    y, x, c = padded.stride()
-    there, back = _transforms(x_HWC.device)
-    result = x_HWC.new_empty((down, 4, across, 4, out_channels))
-    step = max(1, PIECE // (36 * across * max(C, out_channels)))  # rows of tiles at a time
-    for start in range(0, down, step):
-        count = min(step, down - start)
-        band = padded[4 * start :]
-        tiles = band.as_strided((6, 6, count, across, C), (y, x, 4 * y, 4 * x, c), band.storage_offset())
-        places_PTC = (there @ tiles.reshape(36, -1)).view(36, -1, C)
-        pixels = back @ torch.bmm(places_PTC, kernel_PCO).view(36, -1)
-        result[start : start + count] = pixels.view(4, 4, count, across, out_channels).permute(2, 0, 3, 1, 4)
-    return result.view(4 * down, 4 * across, out_channels)[:H, :W]
+def places_by_product(band_HWC: Tensor) -> Tensor:
+    """(36, T·C): the tiles of a few rows of tiles, with the border of one pixel, at the places."""
+    H, W, C = band_HWC.shape
+    y, x, c = band_HWC.stride()
+    shape, stride = (6, 6, (H - 2) // 4, (W - 2) // 4, C), (y, x, 4 * y, 4 * x, c)
+    tiles = band_HWC.as_strided(shape, stride, band_HWC.storage_offset())
+    return _transforms(band_HWC.device)[0] @ tiles.reshape(36, -1)
+
+
+def pixels_by_product(places_PN: Tensor) -> Tensor:
+    """(16, N): 4x4 pixels from the 36 places."""
+    return _transforms(places_PN.device)[1] @ places_PN
+
+
+def places_by_sums(band_HWC: Tensor) -> Tensor:
+    tiles = band_HWC.unfold(0, 6, 4).unfold(1, 6, 4)  # (down, across, C, 6, 6)
+    rows = _summed(_TILE_TO_PLACES, [tiles[..., i, :] for i in range(6)])
+    places = [_summed(_TILE_TO_PLACES, [row[..., i] for i in range(6)]) for row in rows]
+    return torch.stack([place for row in places for place in row]).flatten(1)
+
+
+def pixels_by_sums(places_PN: Tensor) -> Tensor:
+    rows = _summed(_PLACES_TO_RESULT, places_PN.unflatten(0, (6, 6)).unbind(0))
+    return torch.stack([pixel for row in rows for pixel in _summed(_PLACES_TO_RESULT, row.unbind(0))])
+
+
+def _summed(matrix: Sequence[Sequence[float]], parts: Sequence[Tensor]) -> list[Tensor]:
+    """The product of a small matrix with a stack of tensors, without its zeros."""
+    return [sum(factor * part for factor, part in zip(row, parts, strict=True) if factor) for row in matrix]
+
+
+# Measured with 256 channels, 408 tiles: compiled 1.5 ms, plain 8.5 ms for both, beside 20 ms of matrix products.
+to_places = Compilable(places_by_product, places_by_sums)
+to_pixels = Compilable(pixels_by_product, pixels_by_sums)

@@ -10,7 +10,8 @@ from small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import compiling
-from m2f_cli.ops import deform_attn
+from m2f_cli.model.pixel_decoders import deformable
+from m2f_cli.ops import deform_attn, winograd
 
 
 @pytest.fixture
@@ -19,12 +20,22 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
 
 
-def test_on_a_cpu_the_corners_alone(monkeypatch):
-    called = []
-    monkeypatch.setattr(compiling, "compile_corners", lambda: called.append(True))
+OPERATORS = (deform_attn.corners, deformable.softmax_on_cpu, winograd.to_places, winograd.to_pixels)
+
+
+@pytest.fixture
+def plain_again(monkeypatch):
+    for each in OPERATORS:
+        monkeypatch.setattr(each, "runs", each.plain)  # put back afterwards
+
+
+def test_on_a_cpu_a_few_operators(monkeypatch, plain_again):
     monkeypatch.setattr(compiling.shutil, "which", lambda name: "/usr/bin/" + name)
-    compiling.compile_parts(small_segmenter())
-    assert called == [True]
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: (function, dynamic))
+    segmenter = small_segmenter()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: pytest.fail("a part of the network"))
+    compiling.compile_parts(segmenter)
+    assert [each.runs for each in OPERATORS] == [(each.loop, True) for each in OPERATORS]
 
 
 def test_elsewhere_the_parts_of_the_network(monkeypatch):
@@ -43,13 +54,12 @@ def test_without_a_compiler_there_is_one_sentence(no_compiler):
 
 
 @pytest.mark.skipif(not any(map(compiling.shutil.which, compiling.COMPILERS)), reason="there is no C++ compiler")
-def test_the_answer_is_the_same(monkeypatch):
-    monkeypatch.setattr(deform_attn, "_on_cpu", deform_attn._on_cpu)  # put back what is replaced
+def test_the_answer_is_the_same(plain_again):
     segmenter = small_segmenter()
     batch = [segmenter.prepare(picture())]
     [before] = segmenter.infer(batch)
     compiling.compile_parts(segmenter)
-    assert deform_attn._on_cpu is not deform_attn._corners_in_place
+    assert deform_attn.corners.runs is not deform_attn.corners.plain
     [after] = segmenter.infer(batch)
     torch.testing.assert_close(after.class_logits_QK, before.class_logits_QK, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(after.masks.embeds_QC, before.masks.embeds_QC, atol=1e-4, rtol=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ops.samples import make, outputs_and_gradients
 
 from m2f_cli.ops import deform_attn as op
-from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, compile_corners, deform_attn
+from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, choose, deform_attn
 
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
 
@@ -52,10 +52,10 @@ def test_equals_the_reference_without_gradients(impl, shapes, seed, batch, point
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs a C++ compiler")
 @torch.no_grad()
 def test_compiled_corners_are_the_same_for_all_sizes(monkeypatch):
-    monkeypatch.setattr(op, "_on_cpu", op._on_cpu)  # put back afterwards
+    monkeypatch.setattr(op.corners, "runs", op.corners.plain)  # put back afterwards
     expected = [deform_attn(*make(((5, 7), (3, 4)), queries=n), impl="bag") for n in (7, 20, 33)]
-    compile_corners()
-    assert op._on_cpu is not op._corners_in_place
+    op.corners.compile()
+    assert op.corners.runs is not op.corners.plain
     found = [deform_attn(*make(((5, 7), (3, 4)), queries=n), impl="bag") for n in (7, 20, 33)]
     for pair in zip(found, expected, strict=True):
         torch.testing.assert_close(*pair, atol=1e-6, rtol=1e-6)  # a compiler may multiply and add in one step

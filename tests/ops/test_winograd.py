@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,28 @@ def test_implementations_agree(shape, bias, monkeypatch: pytest.MonkeyPatch):
     # Results have a spread of 1; the transforms multiply by up to 8 on both axes before they cancel.
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(conv3x3(x, weight, b, impl="direct").double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_transforms_as_sums_are_those_as_products():
+    """What a compiler is given, not compiled. Fewer terms, in the same order: rounding of numbers up to 50."""
+    band = torch.randn(10, 4 * 5 + 2, 3, generator=torch.Generator().manual_seed(0))
+    rounding = {"atol": 1e-4, "rtol": 1e-5}
+    places = winograd.places_by_product(band)
+    assert places.shape == (36, 2 * 5 * 3)
+    torch.testing.assert_close(winograd.places_by_sums(band), places, **rounding)
+    torch.testing.assert_close(winograd.pixels_by_sums(places), winograd.pixels_by_product(places), **rounding)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs a C++ compiler")
+@torch.no_grad()
+def test_compiled_transforms_give_the_same_for_all_sizes(monkeypatch: pytest.MonkeyPatch):
+    cases = [inputs(*shape, out=7)[:2] for shape in ((1, 8, 8, 12), (1, 16, 41, 3), (1, 8, 5, 7))]
+    expected = [conv3x3(*case, impl="winograd") for case in cases]
+    for each in (winograd.to_places, winograd.to_pixels):
+        monkeypatch.setattr(each, "runs", each.plain)  # put back afterwards
+        each.compile()
+    for case, result in zip(cases, expected, strict=True):
+        torch.testing.assert_close(conv3x3(*case, impl="winograd"), result, atol=2e-5, rtol=1e-5)
 
 
 @torch.no_grad()

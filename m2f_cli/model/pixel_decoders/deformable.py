@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
+from ...ops.compiled import Compilable
 from ...ops.deform_attn import deform_attn
 from ...ops.linear import Linear
 from ...ops.pieces import in_pieces, is_tracing
@@ -58,8 +59,15 @@ def reference_points(centres_S2: Tensor, sizes_2X: Tensor) -> Tensor:
 
 def softmax_of_few(x: Tensor) -> Tensor:
     """Softmax over a short last axis. Written out: PyTorch's CPU kernel is 5 times slower on rows of 12."""
+    return _softmax(x) if torch.is_grad_enabled() or is_tracing() or x.device.type != "cpu" else softmax_on_cpu(x)
+
+
+def _softmax(x: Tensor) -> Tensor:
     exponentials = (x - x.amax(-1, keepdim=True).detach()).exp()
     return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+softmax_on_cpu = Compilable(_softmax)  # without gradients
 
 
 class DeformableAttention(nn.Module):
