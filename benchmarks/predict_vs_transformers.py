@@ -1,8 +1,9 @@
 """The whole of `m2f predict` over a folder, beside a plain loop over transformers; reading and writing included.
 
-    python benchmarks/predict_vs_transformers.py [--pictures 20] [--rounds 5] [--threads 2] [--model REF] [--json FILE]
+    python benchmarks/predict_vs_transformers.py [--pictures 20] [--rounds 5] [--threads 2] [--model REF]
+        [--compile] [--no-keep-memory] [--precision bf16] [--json FILE]
 
-Ours is the pipeline that the command runs: reading, network, post-processing and writing overlap. The loop is what a
+Ours is the pipeline that the command runs, with its defaults: on glibc it keeps freed memory. The loop is what a
 user of transformers writes: Pillow, the image processor, the network, the published post-processing, PNG and json.
 Both have the same weights: random ones of the preset, with class logits as of a trained model (18 queries are sure), or
 those of --model. Each side is a process of its own, rounds alternate, and each round does all the pictures.
@@ -15,6 +16,7 @@ import os
 import platform
 from pathlib import Path
 
+from m2f_cli.allocator import is_kept_by
 from m2f_cli.inference.bench import race, results
 from m2f_cli.inference.bench.case import Case
 from m2f_cli.inference.output import write_json
@@ -33,12 +35,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--compile", action="store_true", help="`m2f predict --compile`, on our side")
+    parser.add_argument("--no-keep-memory", action="store_true", help="`m2f --no-keep-memory predict`, on our side")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     case = Case(
         what="predict", preset=None if arguments.model else arguments.preset, model=arguments.model,
         device=arguments.device, precision=arguments.precision, pictures=arguments.pictures,
-        source=str(arguments.source), threads=arguments.threads,
+        source=str(arguments.source), threads=arguments.threads, compile=arguments.compile,
+        keep_memory=is_kept_by("predict") and not arguments.no_keep_memory,
     )  # fmt: skip
     tree = race.bench(case, race.Options(rounds=arguments.rounds, peer="huggingface", peer_precision="fp32"))
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores")

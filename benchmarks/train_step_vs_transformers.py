@@ -6,7 +6,7 @@
 Forward, loss and backward of Swin-T, batch 1, 8 targets, fp32 or all under bf16 autocast, without drop path and
 without the optimiser. A side is "theirs" (transformers) or "ours", and what is different about it: "keep" (`m2f
 --keep-memory`: glibc keeps freed memory), "compile" (a few operators, as `m2f predict --compile`). The
-others are compared with the first side. Each runs in a process of its own, so that memory can be told; rounds alternate.
+others are compared with the first side. Each runs in a process of its own, so memory can be told; rounds alternate.
 Losses differ by their random points; that the gradients are the same given the same points is shown in
 tests/loss/test_transformers_oracle.py. On a machine that does other things only the CPU time of --threads 1 means
 anything.

@@ -15,6 +15,7 @@ from .cores import choose_threads
 from .errors import M2FError, unknown_name
 
 INTERRUPTED = 130
+OWN_PROCESS = "own"  # the process does nothing but this command
 
 
 class Commands(TyperGroup):
@@ -77,6 +78,7 @@ app = typer.Typer(
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
@@ -85,24 +87,33 @@ def root(
         typer.Option(min=1, help="Of PyTorch and the like, per process; fewer where others work on this machine."),
     ] = None,
     keep_memory: Annotated[
-        bool, typer.Option("--keep-memory", help="On a CPU: faster, with more memory; freed memory stays (glibc).")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--keep-memory/--no-keep-memory",
+            help="On a CPU: faster, with more memory; freed memory stays (glibc). Default: for predict and eval.",
+        ),
+    ] = None,
 ) -> None:
     choose_threads(threads)
-    if keep_memory:
-        from .allocator import keep_memory as keep  # only here: half a millisecond of ctypes
+    if keep_memory or (keep_memory is None and context.obj == OWN_PROCESS):
+        from . import allocator  # only here: half a millisecond of ctypes
 
-        keep()
+        if keep_memory or allocator.is_kept_by(context.invoked_subcommand):
+            allocator.keep_memory()
 
 
 def main() -> None:
     """Run the command line and exit with the code of errors.py. M2F_DEBUG=1 adds the traceback to an error."""
-    sys.exit(run())
+    sys.exit(run(process=OWN_PROCESS))
 
 
-def run(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None = None, process: str | None = None) -> int:
+    """
+    Args:
+        process: `OWN_PROCESS` lets commands choose settings of the whole process.
+    """
     try:
-        app(arguments, prog_name="m2f")
+        app(arguments, prog_name="m2f", obj=process)
     except SystemExit as end:
         return _flushed(end.code if isinstance(end.code, int) else int(end.code is not None))
     except KeyboardInterrupt:

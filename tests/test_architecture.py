@@ -17,7 +17,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"console", "allocator"},
+    {"console"},
     {"training", "exporting", "report"},
     {"inference"},
     {"model", "loss", "data", "metrics", "weights"},
@@ -25,7 +25,7 @@ ROWS = [
     {"types"},
     {"config"},
     {"config_tree"},
-    {"plugins"},
+    {"plugins", "allocator"},
     {"errors", "cores"},
     {"__init__"},
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console, plugins
+from .. import allocator, console, plugins
 from ..errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -69,6 +69,14 @@ def bench(
     compile_: Annotated[
         bool, typer.Option("--compile", help="With torch.compile: what helps on the device. No stages then.")
     ] = False,
+    keep_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-memory/--no-keep-memory",
+            help="Our side keeps freed memory (glibc); default: for predict and eval, as the commands do. Both sides: "
+            "m2f --keep-memory bench.",
+        ),
+    ] = None,
     quality: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Annotated pictures: what --precision costs there beside fp32; with --model."),
@@ -97,6 +105,7 @@ def bench(
     case = Case(
         what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch,
         pictures=pictures, source=source, threads=threads, compile=compile_, engine=engine, trust_code=trust_code,
+        keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
     )  # fmt: skip
     if preset == ALL:
         if quality is not None:

@@ -50,19 +50,37 @@ def test_what_may_not_be_attended_to_counts_nothing(impl, shape):
     assert attention(q, k, v, may_attend=may_attend, impl=impl).abs().max() < 10  # a weight of exactly 0
 
 
+@pytest.mark.parametrize("by_head", [True, False])
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (5, 7)])
 @torch.no_grad()
-def test_pieces_change_nothing(shape, monkeypatch: pytest.MonkeyPatch):
+def test_pieces_change_nothing(shape, by_head: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BY_HEAD", {torch.float32: 0} if by_head else {})
     tensors = inputs()
     bias = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     whole = attention(*tensors, bias, impl="products")
     monkeypatch.setattr(module, "PIECE", 2 * 2 * 5 * 7)  # two of three at a time
     torch.testing.assert_close(attention(*tensors, bias, impl="products"), whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(whole, by_hand(*tensors, bias), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        attention(*tensors, impl="products"), by_hand(*tensors, torch.zeros(())), atol=1e-6, rtol=1e-5
+    )
 
 
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
 @torch.no_grad()
-def test_lower_precision_adds_the_bias_in_fp32():
+def test_writes_where_it_is_told_to(impl):
+    """Heads of several windows lie in one tensor, as a projection gives them."""
+    qkv = torch.randn(3, 5, 3, 2, 4, generator=torch.Generator().manual_seed(0)).permute(2, 0, 3, 1, 4)
+    out = torch.full((4, 5, 2, 4), 7.0)
+    found = attention(*qkv, impl=impl, out_BQAD=out[1:])
+    assert found.data_ptr() == out[1:].data_ptr() and (out[0] == 7).all()
+    torch.testing.assert_close(out[1:].transpose(1, 2), by_hand(*qkv, torch.zeros(())), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_head", [True, False])
+@torch.no_grad()
+def test_lower_precision_adds_the_bias_in_fp32(by_head: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BY_HEAD", {torch.bfloat16: 0} if by_head else {})
     q, k, v = inputs(dtype=torch.bfloat16)
     bias = torch.full((5, 7), 1000.0) + torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
     found = attention(q, k, v, bias, impl="products")
@@ -89,8 +107,8 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     assert module.choose(q.half(), 49) == module.choose(q.double(), 49) == "sdpa"
     assert module.choose(torch.zeros(1, 1, 2, 4, device="meta"), 49) == "sdpa"
     with torch.no_grad():
-        assert module.choose(q, 144) == module.choose(q.bfloat16(), 4096) == "sdpa"
-        assert module.choose(q, 49) == module.choose(q.bfloat16(), 49) == "products"
+        assert module.choose(q, 257) == module.choose(q.bfloat16(), 4096) == module.choose(q.half(), 49) == "sdpa"
+        assert module.choose(q, 256) == module.choose(q.bfloat16(), 49) == "products"
     with pieces.plain_operators():
         assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "sdpa")

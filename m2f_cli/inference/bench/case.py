@@ -37,6 +37,7 @@ class Case:
     source: a folder of pictures for "predict"; None: generated ones.
     engine: what runs an exported file (`inference.engines`); None: what its name says.
     threads: of PyTorch; None leaves its choice.
+    keep_memory: the process keeps what it freed (`m2f_cli.allocator`).
     """
 
     what: str = "forward"
@@ -51,6 +52,7 @@ class Case:
     source: str | None = None
     threads: int | None = None
     compile: bool = False
+    keep_memory: bool = False
     engine: str | None = None
     trust_code: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,8 @@ SCHEMA_VERSION = 1
 class Options:
     """rounds: that count. warm_up: before them, beside the very first run. watched: further rounds for the stages.
 
-    peer: a name of the group "peers" in plugins.py. peer_compile, peer_precision: of the peer; None is as ours.
+    peer: a name of the group "peers" in plugins.py. peer_compile, peer_precision: of the peer; None is as ours. It
+    keeps memory only where all processes were told to (`m2f --keep-memory bench`).
     """
 
     rounds: int = 5
@@ -80,7 +81,7 @@ def _peers(case: Case, options: Options, ours: Side, stack: ExitStack) -> list[S
     if case.what != "post":  # post-processing has no weights
         ours.ask("share", folder=folder)
     precision = options.peer_precision or case.precision
-    theirs = Case(**{**asdict(case), "compile": options.peer_compile, "precision": precision})
+    theirs = replace(case, compile=options.peer_compile, precision=precision, keep_memory=False)
     return [stack.enter_context(side(theirs, options.peer, folder))]
 
 
@@ -111,7 +112,7 @@ def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sa
         "cpu_seconds": median(sample.cpu_seconds for sample in samples),
         "other_cores": _median([sample.other_cores for sample in samples]),
         "joules_per_image": None if joules is None else joules / start["images"],
-        "stages": _stages(watched), "memory": start["memory"],
+        "stages": _stages(watched), "memory": start["memory"], "allocator": start["machine"]["allocator"],
     }  # fmt: skip
 
 

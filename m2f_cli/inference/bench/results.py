@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ... import allocator
 from ... import config as configuration
 from ...config import Config
 from ...errors import ConfigError, M2FError
@@ -99,8 +100,16 @@ def headline(tree: dict[str, Any]) -> str:
     model, machine = tree["model"], tree["machine"]
     weights = "random weights" if model["weights"] == "random" else "its own weights"
     return (f"{tree['what']} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
-            f"{tree['threads']} threads, {machine['allocator']['name']}, torch {machine['torch']}, load "
+            f"{tree['threads']} threads, {_allocators(tree)}, torch {machine['torch']}, load "
             f"{machine['load_before']} before and {machine['load_after']} after, {tree['rounds']} rounds")  # fmt: skip
+
+
+def _allocators(tree: dict[str, Any]) -> str:
+    """Such as "glibc (m2f keeps freed memory)"."""
+    keeping = [name for name, side in tree["sides"].items()
+               if allocator.SETTINGS.keys() <= side.get("allocator", {}).get("settings", {}).keys()]  # fmt: skip
+    name = tree["machine"]["allocator"]["name"]
+    return f"{name} ({' and '.join(keeping)} keep{'s' * (len(keeping) == 1)} freed memory)" if keeping else name
 
 
 def findings(tree: dict[str, Any]) -> list[str]:

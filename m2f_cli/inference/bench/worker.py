@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ... import errors, plugins
+from ...allocator import keep_memory
 from ...errors import M2FError
 from ..compiling import compile_parts
 from ..segmenter import DTYPES, choose_device
@@ -46,6 +47,8 @@ class Host:
     """What a worker answers to: its methods, called by name."""
 
     def __init__(self, case: Case, side: str, folder: Path | None):
+        if case.keep_memory:
+            keep_memory()
         if case.threads is not None:
             torch.set_num_threads(case.threads)
         self.case, self.device = case, choose_device(case.device)
