@@ -8,9 +8,12 @@ nothing but a command line's own one calls this: because of --keep-memory, or fo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import subprocess
+import sys
 
 from .errors import ConfigError
 
@@ -37,7 +40,7 @@ def keep_memory() -> None:
     """From now on, in this process and in those that it starts.
 
     Raises:
-        ConfigError: the C library is not glibc.
+        ConfigError: the C library is not glibc, or refuses (glibc before 2.35 knows no such threshold).
     """
     if not is_glibc():
         raise ConfigError(
@@ -47,4 +50,17 @@ def keep_memory() -> None:
     for name, (parameter, value) in SETTINGS.items():
         if not mallopt(parameter, value):
             raise ConfigError(f"--keep-memory: the C library refused {name} = {value}.", hint="Leave it out.")
-        os.environ[name] = str(value)
+    os.environ.update({name: str(value) for name, (_, value) in SETTINGS.items()})
+
+
+def keep_memory_if_possible() -> None:
+    """The same where nobody asked for it: without, results are the same, a little later. `m2f doctor` tells."""
+    with contextlib.suppress(ConfigError):
+        keep_memory()
+
+
+def can_keep_memory() -> bool:
+    """Whether the C library would; this process stays as it is."""
+    code = f"import ctypes; print(all(ctypes.CDLL(None).mallopt(*each) for each in {list(SETTINGS.values())}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return is_glibc() and found.stdout.strip() == "True"

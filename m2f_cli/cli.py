@@ -98,8 +98,10 @@ def root(
     if keep_memory or (keep_memory is None and context.obj == OWN_PROCESS):
         from . import allocator  # only here: half a millisecond of ctypes
 
-        if keep_memory or allocator.is_kept_by(context.invoked_subcommand):
+        if keep_memory:
             allocator.keep_memory()
+        elif allocator.is_kept_by(context.invoked_subcommand):
+            allocator.keep_memory_if_possible()
 
 
 def main() -> None:

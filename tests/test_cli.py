@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -69,7 +70,8 @@ def test_version():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_keep_memory_keeps_what_was_freed():
-    """256 MiB, freed, leave the process unless it was told to keep them; its children are told too."""
+    """256 MiB, freed, leave the process unless it was told to keep them; its children are told too. Some commands are
+    told unless somebody says otherwise."""
     code = (
         "import ctypes, os; from pathlib import Path; from m2f_cli.cli import run\n"
         "from m2f_cli import plugins; plugins.table = lambda group: {'here': '__main__:here'}\n"
@@ -80,14 +82,20 @@ def test_keep_memory_keeps_what_was_freed():
         "    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
         "    block = libc.malloc(256 << 20); ctypes.memset(ctypes.c_void_p(block), 1, 256 << 20); libc.free(block)\n"
         "    print(resident() - before, os.environ.get('MALLOC_MMAP_THRESHOLD_'))\n"
-        "run(WORDS)"
+        "from m2f_cli import allocator; allocator.KEEPING = KEPT\n"
+        "run(WORDS, process=PROCESS)"
     )  # fmt: skip
-    kept, returned = (
-        subprocess.check_output([sys.executable, "-c", code.replace("WORDS", str(words))], text=True)
-        for words in (["--keep-memory", "here"], ["here"])
-    )
-    assert int(kept.split()[0]) > 200 and kept.split()[1] == str(1 << 30)
-    assert int(returned.split()[0]) < 50 and returned.split()[1] == "None"
+
+    def keeps(words: list[str], kept: tuple[str, ...] = (), process: str | None = cli.OWN_PROCESS) -> bool:
+        values = {"KEPT": kept, "WORDS": words, "PROCESS": process}
+        line = re.sub("KEPT|WORDS|PROCESS", lambda name: repr(values[name[0]]), code)
+        grown, setting = subprocess.check_output([sys.executable, "-c", line], text=True).split()
+        assert (int(grown) > 200, int(grown) < 50) == ((True, False) if setting == str(1 << 30) else (False, True))
+        return setting != "None"
+
+    assert keeps(["--keep-memory", "here"]) and not keeps(["here"])
+    assert keeps(["here"], kept=("here",)) and not keeps(["--no-keep-memory", "here"], kept=("here",))
+    assert not keeps(["here"], kept=("here",), process=None)  # somebody else's process is left alone
 
 
 def test_keep_memory_says_where_it_means_nothing(monkeypatch, capsys):

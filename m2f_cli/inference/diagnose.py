@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from .. import __version__
+from ..allocator import can_keep_memory
 from ..cores import usable_cores
 from .requirements import DISTRIBUTION, Requirement, is_older, required_python, requirements
 
@@ -152,6 +153,8 @@ def _devices() -> Iterator[Finding]:
     threads = f"cores: {usable_cores()}, threads of torch: {torch.get_num_threads()}"
     yield Finding("devices", "cpu", f"{_cpu_name()}, {threads}")
     yield Finding("devices", "memory", _memory())
+    kept = "kept by predict and eval" if can_keep_memory() else "given back: this C library is not glibc 2.35 or newer"
+    yield Finding("devices", "freed memory", kept)
     with warnings.catch_warnings(record=True) as caught:  # torch tells of drivers that are too old, and of old GPUs
         warnings.simplefilter("always")
         found = devices()

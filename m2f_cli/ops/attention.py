@@ -83,7 +83,8 @@ def _products(
     (B, A, Q, D), S = q_BAQD.shape, k_BASD.shape[2]
     out_BQAD = v_BASD.new_empty((B, Q, A, D)) if out_BQAD is None else out_BQAD
     bias = None if bias is None else bias.expand(B, A, Q, S)
-    by_head = q_BAQD.dtype in BY_HEAD and B * Q * S >= BY_HEAD[q_BAQD.dtype]
+    least = BY_HEAD.get(q_BAQD.dtype)
+    by_head = least is not None and least <= B * Q * S
     step = max(1, PIECE // max(1, (1 if by_head else A) * Q * S))  # pictures or windows at a time
     for start in range(0, B, step):
         part = slice(start, start + step)

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-# Numbers of the widest result in between: 16 MiB of fp32. Beyond 32 MiB the C library asks the system for pages anew
+# Numbers of fp32 of the widest result in between: 16 MiB. Beyond 32 MiB the C library asks the system for pages anew
 # each time, which finds and zeroes them: 10752 rows of 256 - 1024 - 256 channels took 72 ms at once and 57 ms in three
 # pieces; many small pieces cost more in each product's preparation than a smaller cache gains.
 PIECE = 2**22
@@ -34,6 +34,13 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or _plainly.get()
 
 
+def in_fp32(numbers: int, x: Tensor) -> int:
+    """How many numbers of fp32 take as much memory as these in the format of a product of `x`."""
+    kind = x.device.type
+    size = torch.get_autocast_dtype(kind).itemsize if torch.is_autocast_enabled(kind) else x.element_size()
+    return -(-numbers * size // 4)
+
+
 def in_pieces(function: Callable[..., Tensor], width: int, *inputs_SX: Tensor) -> Tensor:
     """`function(*inputs_SX)`, of which each row of the result depends on the same row of the inputs only.
 
@@ -46,7 +53,7 @@ def in_pieces(function: Callable[..., Tensor], width: int, *inputs_SX: Tensor) -
     if torch.is_grad_enabled() or is_tracing() or first.device.type != "cpu":
         return function(*inputs_SX)
     rows = first.shape[-2]
-    count = -(-max(x.shape[:-1].numel() for x in inputs_SX) * width // PIECE)
+    count = -(-in_fp32(max(x.shape[:-1].numel() for x in inputs_SX) * width, first) // PIECE)
     if count <= 1 or rows <= 1:
         return function(*inputs_SX)
     step = -(-rows // count)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from m2f_cli import cli
+from m2f_cli import allocator, cli
 from m2f_cli.errors import ExportError
 
 
@@ -63,6 +63,17 @@ def test_every_option_arrives(calls, tmp_path, capsys):
     assert found["schema_version"] == 1 and found["sides"]["m2f"]["median"] == 0.5
     file = tmp_path / "here" / "cityscapes-swin-t-picture-bf16-64x96-b2-compiled.json"
     assert json.loads(file.read_text())["what"] == "picture" and file.with_suffix(".png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "keeps"),
+    [("--what predict", True), ("--what forward", False), ("--what forward --keep-memory", True),
+     ("--what predict --no-keep-memory", False)],
+)  # fmt: skip
+def test_our_side_keeps_memory_as_the_command_does(calls, words, keeps, monkeypatch):
+    monkeypatch.setattr(allocator, "is_glibc", lambda: True)
+    assert cli.run(["bench", "--preset", "cityscapes-swin-t", *words.split()]) == 0
+    assert calls[0][0].keep_memory is keeps
 
 
 def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_segmenter import NAMES, picture, small_segmenter
 from torch import nn
 
+from m2f_cli import allocator
 from m2f_cli import config as configuration
 from m2f_cli.data.categories import from_names
 from m2f_cli.errors import ConfigError, ExportError
@@ -243,8 +244,11 @@ def tiny(tmp_path, segmenter):
 
 def test_a_race_in_processes_of_their_own(tiny, tmp_path):
     seen = []
-    case = Case(what="forward", preset=tiny, device="cpu", size=SIZE, threads=1)
+    case = Case(what="forward", preset=tiny, device="cpu", size=SIZE, threads=1, keep_memory=allocator.is_glibc())
     tree = race.bench(case, race.Options(rounds=3, warm_up=0, watched=1, peer="huggingface"), seen.append)
+    keeping = {name: bool(side["allocator"]["settings"]) for name, side in tree["sides"].items()}
+    assert keeping == {"m2f": allocator.is_glibc(), "huggingface": False}  # and it says so
+    assert ("(m2f keeps freed memory)" in results.headline(tree)) == allocator.is_glibc()
     assert [(each.side, each.phase) for each in seen] == [
         (name, "timed") for name in ("huggingface", "m2f", "m2f", "huggingface", "huggingface", "m2f")
     ] + [("huggingface", "stages"), ("m2f", "stages")]

@@ -44,5 +44,9 @@ def test_large_maps_alone_go_in_pieces(monkeypatch: pytest.MonkeyPatch):
     assert attention._windows_at_once(tokens, 4 * 49) is None
     assert attention._windows_at_once(tokens, 5 * 49) == 2
     assert attention._windows_at_once(tokens.to("meta"), 5 * 49) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # half the memory
+        assert attention._windows_at_once(tokens, 8 * 49) is None
+        assert attention._windows_at_once(tokens, 9 * 49) == 4
+    monkeypatch.setattr(attention, "_attended_in_pieces", lambda *_: pytest.fail("in pieces"))
     with torch.enable_grad():
-        assert attention._windows_at_once(tokens, 5 * 49) is None
+        attention(torch.zeros(1, 49, 8), swin.windows_of(1, 7, 7, 7, 0, tokens.device))

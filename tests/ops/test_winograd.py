@@ -116,6 +116,9 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch):
         assert torch.equal(pieces.in_pieces(function, 5, a, b), a * 2 + b)
         assert seen == [4, 4, 2]  # 2 x 10 rows of 5 numbers are three pieces
         assert torch.equal(pieces.in_pieces(function, 5, a[:, :0], b[:0]), torch.zeros(2, 0, 3))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (pieces.in_fp32(10, a), pieces.in_fp32(10, a.bfloat16())) == (5, 5)  # a product's format counts
+        assert (pieces.in_fp32(10, a), pieces.in_fp32(10, a.bfloat16()), pieces.in_fp32(10, a.double())) == (10, 5, 20)
     seen.clear()
     pieces.in_pieces(function, 5, a.requires_grad_(), b).sum().backward()
     assert seen == [10]

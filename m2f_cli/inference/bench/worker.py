@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ... import errors, plugins
-from ...allocator import keep_memory
+from ...allocator import keep_memory_if_possible
 from ...errors import M2FError
 from ..compiling import compile_parts
 from ..segmenter import DTYPES, choose_device
@@ -48,7 +48,7 @@ class Host:
 
     def __init__(self, case: Case, side: str, folder: Path | None):
         if case.keep_memory:
-            keep_memory()
+            keep_memory_if_possible()
         if case.threads is not None:
             torch.set_num_threads(case.threads)
         self.case, self.device = case, choose_device(case.device)

@@ -17,7 +17,7 @@ from ...ops.attention import attention
 from ...ops.cache import cached_by_shape
 from ...ops.feed_forward import feed_forward
 from ...ops.linear import Linear
-from ...ops.pieces import PIECE, in_pieces, is_tracing
+from ...ops.pieces import PIECE, in_fp32, in_pieces, is_tracing
 from ..layers import drop_path
 
 
@@ -221,7 +221,8 @@ class WindowAttention(nn.Module):
         C = tokens_RC.shape[-1]
         if tokens_RC.device.type != "cpu":
             return None
-        return max(1, PIECE // (3 * C * self.window**2)) if 3 * C * places > 2 * PIECE else None
+        window = in_fp32(3 * C * self.window**2, tokens_RC)
+        return max(1, PIECE // window) if in_fp32(3 * C * places, tokens_RC) > 2 * PIECE else None
 
     def _attended(
         self, qkv_RC: Tensor, windows: Windows, first: int, bias: Tensor, out_RC: Tensor | None = None
