@@ -272,7 +272,8 @@ class Segmenter:
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
             classes, embeds, features, offsets = self._forward(images_BCHW)
-        if not (classes.isfinite().all() & embeds.isfinite().all()):  # one answer to wait for, not two
+        answers = (classes, embeds) if offsets is None else (classes, embeds, offsets)
+        if not torch.stack([each.isfinite().all() for each in answers]).all():  # one answer to wait for, not three
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
                 hint="Use --precision fp32; if it stays, the weights are broken.",
