@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .cache import cached_by_shape
 from .compiled import Compilable
+from .linear import has_fused, linear
 from .pieces import PIECE, is_tracing
 from .ways import Ways
 
@@ -80,23 +81,29 @@ def conv3x3(
     if WAYS.checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
         return F.conv2d(x_BCHW, weight_OCHW, bias_O, padding=1)
     kernel_PCO = transformed(weight_OCHW) if kernel_PCO is None else kernel_PCO
-    y_BHWO = torch.stack([_winograd(x_CHW.permute(1, 2, 0), kernel_PCO) for x_CHW in x_BCHW])
-    return (y_BHWO if bias_O is None else y_BHWO.add_(bias_O)).permute(0, 3, 1, 2)
-
-
-def _winograd(x_HWC: Tensor, kernel_PCO: Tensor) -> Tensor:
-    H, W, C = x_HWC.shape
-    out_channels = kernel_PCO.shape[2]
+    bias_O = x_BCHW.new_zeros(len(weight_OCHW)) if bias_O is None else bias_O
+    B, _, H, W = x_BCHW.shape
     down, across = -(-H // 4), -(-W // 4)  # tiles
-    padded = F.pad(x_HWC, (0, 0, 1, 4 * across - W + 1, 1, 4 * down - H + 1))
-    result = x_HWC.new_empty((down, 4, across, 4, out_channels))
-    step = max(1, PIECE // (36 * across * max(C, out_channels)))  # rows of tiles at a time
+    y_BHWO = x_BCHW.new_empty((B, 4 * down, 4 * across, len(weight_OCHW)))
+    tiles = y_BHWO.unflatten(1, (down, 4)).unflatten(3, (across, 4))
+    for b in range(B):
+        _winograd(x_BCHW[b].permute(1, 2, 0), kernel_PCO, bias_O, tiles[b])
+    return y_BHWO[:, :H, :W].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _winograd(x_HWC: Tensor, kernel_PCO: Tensor, bias_O: Tensor, result: Tensor) -> None:
+    """Writes into `result` (down, 4, across, 4, O), which is whole tiles; a few rows of them at a time."""
+    H, W, C = x_HWC.shape
+    down, _, across, _, out_channels = result.shape
+    step = max(1, PIECE // (36 * across * max(C, out_channels)))
     for start in range(0, down, step):
         count = min(step, down - start)
-        places_PTC = to_places(padded[4 * start : 4 * (start + count) + 2]).view(36, -1, C)
-        pixels = to_pixels(torch.bmm(places_PTC, kernel_PCO).view(36, -1))
-        result[start : start + count] = pixels.view(4, 4, count, across, out_channels).permute(2, 0, 3, 1, 4)
-    return result.view(4 * down, 4 * across, out_channels)[:H, :W]
+        first, end = 4 * start - 1, 4 * (start + count) + 1  # rows of the picture, with the border of one pixel
+        above, below = max(-first, 0), max(end - H, 0)
+        band = F.pad(x_HWC[first + above : end - below], (0, 0, 1, 4 * across - W + 1, above, below))
+        places_PTC = to_places(band).view(36, -1, C)
+        pixels = to_pixels(torch.bmm(places_PTC, kernel_PCO).view(36, -1)).view(4, 4, count, across, out_channels)
+        result[start : start + count] = pixels.add_(bias_O).permute(2, 0, 3, 1, 4)
 
 
 # --- the transforms, as one matrix product each or as sums to be compiled ---------------------------------------------
@@ -115,12 +122,16 @@ def places_by_product(band_HWC: Tensor) -> Tensor:
     y, x, c = band_HWC.stride()
     shape, stride = (6, 6, (H - 2) // 4, (W - 2) // 4, C), (y, x, 4 * y, 4 * x, c)
     tiles = band_HWC.as_strided(shape, stride, band_HWC.storage_offset())
-    return _transforms(band_HWC.device)[0] @ tiles.reshape(36, -1)
+    return _product(_transforms(band_HWC.device)[0], tiles.reshape(36, -1))
 
 
 def pixels_by_product(places_PN: Tensor) -> Tensor:
     """(16, N): 4x4 pixels from the 36 places."""
-    return _transforms(places_PN.device)[1] @ places_PN
+    return _product(_transforms(places_PN.device)[1], places_PN)
+
+
+def _product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    return linear(a_MK, b_KN.T, impl="fused" if has_fused() else "blas")
 
 
 def places_by_sums(band_HWC: Tensor) -> Tensor:
