@@ -199,18 +199,32 @@ def _corners(level: LevelConstants, starts: Tensor, x_BNALP, y_BNALP, weights_BN
 
 
 def _corners_in_place(level: LevelConstants, starts: Tensor, x_BNALP, y_BNALP, weights_BNALP):
-    """`_corners`, each number written once, where it belongs; without gradients."""
-    rows, columns, lines = _upper_left(level, x_BNALP, y_BNALP, weights_BNALP)
+    """`_corners` in fewer passes, each number written once, where it belongs; without gradients."""
+    x, y, weights = (t.flatten(2) for t in (x_BNALP, y_BNALP, weights_BNALP))
     heads = (starts.shape[2], -1)
-    rows = rows.mul_(heads[0]).add_(starts.flatten(2)).unflatten(2, heads)
+    left, *columns = _distances(x, level.last_x, level.one_wide)
+    top, *lines = _distances(y, level.last_y, level.one_high)
+    rows = torch.addcmul(left, top, level.width).to(torch.int32)
+    rows = rows.mul_(heads[0]).add_(level.start * heads[0] + starts.flatten(2)).unflatten(2, heads)
     steps = (level.corners * heads[0]).unflatten(1, heads)
+    columns = [distance.unflatten(2, heads) for distance in columns]
+    lines = [torch.addcmul(weights, weights, distance, value=-1).unflatten(2, heads) for distance in lines]
     shape = (*rows.shape[:3], 4, rows.shape[3])
-    all_rows, weights = rows.new_empty(shape), lines[0].new_empty(shape)
+    all_rows, all_weights = rows.new_empty(shape), weights.new_empty(shape)
     for corner, step in enumerate(steps):
-        line, column = lines[corner // 2].unflatten(2, heads), columns[corner % 2].unflatten(2, heads)
+        line, column = lines[corner // 2], columns[corner % 2]
         torch.add(rows, step, out=all_rows[:, :, :, corner])
-        torch.mul(line, column, out=weights[:, :, :, corner])
-    return all_rows, weights
+        torch.addcmul(line, line, column, value=-1, out=all_weights[:, :, :, corner])
+    return all_rows, all_weights
+
+
+def _distances(x: Tensor, last: Tensor, one_wide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_neighbours`, with one minus each weight: the distance in pixels, at most 1."""
+    left = torch.clamp(x, torch.zeros_like(last), last).floor_()
+    beside = x - left
+    to_left = beside.abs().clamp_(max=1)
+    to_right = beside.sub_(1).abs_().clamp_(max=1)
+    return left, to_left, to_right if one_wide is None else to_right.masked_fill_(one_wide, 1)
 
 
 corners = Compilable(_corners_in_place, _corners)  # on a CPU, without gradients
