@@ -37,6 +37,19 @@ def test_implementations_agree(shape, bias, monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(conv3x3(x, weight, b, impl="direct").double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_gradients_agree_where_somebody_asks_for_them():
+    """Training never takes this way by itself; `M2F_CONV3X3=winograd` does."""
+    grads = {}
+    for impl in winograd.IMPLEMENTATIONS:
+        leaves = [each.requires_grad_() for each in inputs(2, 5, 41, 9, out=7)]
+        conv3x3(*leaves, impl=impl).square().sum().backward()
+        grads[impl] = [leaf.grad for leaf in leaves]
+    for name, ours, expected in zip(("x", "weight", "bias"), grads["winograd"], grads["direct"], strict=True):
+        # Rounding of the transforms as above, in sums over all pixels for the second and third.
+        error = (ours - expected).abs().max() / expected.abs().max()
+        assert error < 2e-5, f"{name}: {error}"
+
+
 def test_transforms_as_sums_are_those_as_products():
     """What a compiler is given, not compiled. Fewer terms, in the same order: rounding of numbers up to 50."""
     band = torch.randn(10, 4 * 5 + 2, 3, generator=torch.Generator().manual_seed(0))
