@@ -235,7 +235,9 @@ class WindowAttention(nn.Module):
         plain = max(0, windows.plain - first)  # of these windows
         if windows.mask is None or plain >= len(q):
             return _attend(q, k, v, bias, out)
-        mask = windows.mask[first + plain - windows.plain :][: len(q) - plain]
+        mask = windows.mask
+        if out_RC is not None:  # maybe of some windows only; a tracer would fix the length of what is cut out
+            mask = mask[first + plain - windows.plain :][: len(q) - plain]
         cut = _attend(q[plain:], k[plain:], v[plain:], bias + mask, None if out is None else out[plain:])
         if not plain:
             return cut
