@@ -14,6 +14,7 @@ import torch
 from exporting.tiny import tiny_segmenter
 from PIL import Image
 from small_segmenter import picture
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from m2f_cli.errors import ConfigError, MissingDependency, WeightsError
 from m2f_cli.exporting import base, graph, verify
@@ -21,11 +22,12 @@ from m2f_cli.exporting import onnx as exporting_onnx
 from m2f_cli.exporting.base import Options
 from m2f_cli.exporting.verify import Tolerance, differing
 from m2f_cli.inference import segmenter as segmenters
+from m2f_cli.model.backbones.swin import Stage
 from m2f_cli.model.layers import FrozenBatchNorm
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+optimize = pytest.importorskip("onnxscript.optimizer").optimize
 
 RUNNER = Path(exporting_onnx.__file__).with_name("runner_template.py")
 EXPORTS = {  # tracing and translating takes seconds: three files prove most of it
@@ -272,6 +274,37 @@ def test_any_size_and_batch(tmp_path):
         if model.padded_size([model.prepare(picture(*size)).pixels_CHW]) == padded:
             assert differing(ours, theirs) == 0
     assert exporting_onnx.operators(onnx.load(report.path)) <= TENSORRT
+
+
+@needs_free_sizes
+@pytest.mark.parametrize("step", [2, 4])  # whole windows and cut ones; whole ones alone
+def test_windows_of_any_size(tmp_path, step):
+    """What a network with windows needs of the translator, in seconds: shifted windows, padding, sizes as symbols."""
+
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage = Stage(8, [0.0, 0.0], num_heads=2, window=4, merge=False)
+
+        def forward(self, x_BCHW):
+            height, width = x_BCHW.shape[2:]
+            return self.stage(x_BCHW.flatten(2).transpose(1, 2), height, width)
+
+    model = Shifted().eval()
+    sizes = {axis: step * torch.export.Dim(name, min=2, max=64) for axis, name in ((2, "rows"), (3, "columns"))}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # as `graph.exported_program`
+        x = torch.randn(1, 8, 7 * step, 11 * step)
+        program = torch.export.export(model, (x,), dynamic_shapes=(sizes,), strict=False)
+        program = program.run_decompositions(graph._decompositions())
+    translated = torch.onnx.export(program, dynamo=True, opset_version=18, optimize=False, verbose=False)
+    optimize(translated.model, output_size_limit=exporting_onnx.FOLDED)
+    onnx.save(translated.model_proto, tmp_path / "windows.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "windows.onnx")
+    for rows, columns in ((7, 11), (2, 15), (12, 3), (5, 5)):
+        x = torch.randn(1, 8, step * rows, step * columns, generator=torch.Generator().manual_seed(0))
+        [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(x), atol=1e-5, rtol=1e-5)
 
 
 @needs_free_sizes
