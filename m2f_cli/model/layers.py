@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 
 from ..ops import winograd
 from ..ops.attention import attention
-from ..ops.cache import derived
+from ..ops.cache import derived, forget
+from ..ops.conv import conv2d
 from ..ops.feed_forward import feed_forward
-from ..ops.linear import Linear, linear, relu
+from ..ops.linear import MAX_PACKED, Linear, linear, relu
+from ..ops.pieces import is_tracing
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 
@@ -67,6 +71,8 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
     """
     if _is_exporting():
         return x_BCHW
+    if x_BCHW.stride(1) != 1:
+        return x_BCHW.contiguous(memory_format=torch.channels_last)
     x_BHWC = x_BCHW.permute(0, 2, 3, 1)
     return x_BHWC.flatten(0, 1).unflatten(0, x_BHWC.shape[:2]).permute(0, 3, 1, 2)
 
@@ -77,16 +83,23 @@ def convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     if _is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     weight = conv.weight
+    if torch.is_grad_enabled():
+        forget(conv)
     is_plain = conv.padding == conv.stride == conv.dilation == (1, 1) and conv.groups == 1
     if is_plain and conv.kernel_size == (3, 3) and winograd.choose(x_BCHW, conv.out_channels) == "winograd":
-        kernel_PCO = derived(conv, "winograd", lambda: winograd.transformed(weight), weight)
+        has_gradient = torch.is_grad_enabled()  # which then goes through the transform, too
+        kernel_PCO = None if has_gradient else derived(conv, "winograd", lambda: winograd.transformed(weight), weight)
         return winograd.conv3x3(x_BCHW, weight, conv.bias, kernel_PCO=kernel_PCO, impl="winograd")
     weight = weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class ConvNorm(nn.Module):
-    """Convolution, then a norm, then (optionally) ReLU. Padding keeps the size at stride 1."""
+    """Convolution, then a norm, then (optionally) ReLU. Padding keeps the size at stride 1.
+
+    In prediction a batch norm is part of the convolution: a factor of its weights, and its bias. What is small, or in
+    another number format than the parameters, is kept so; the rest is multiplied anew each time.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, norm: Callable[[int], nn.Module], *,
@@ -98,10 +111,56 @@ class ConvNorm(nn.Module):
         self.norm = norm(out_channels)
         self.relu = relu
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, residual: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            residual: added before the ReLU.
+        """
+        if torch.is_grad_enabled():
+            forget(self)
+        elif is_constant(self.norm) and not is_tracing() and x_BCHW.device.type in ("cpu", "cuda"):
+            return conv2d(self.conv, x_BCHW, *self._folded(x_BCHW), relu=self.relu, residual=residual)
         is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
         y = self.norm(pointwise(self.conv, x_BCHW) if is_linear else convolved(self.conv, x_BCHW))
+        if residual is not None:
+            return F.relu(y + residual, inplace=True) if self.relu else y + residual
         return relu(y) if self.relu else y
+
+    def _folded(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and bias with the norm in them, in the number format and layout that an input wants."""
+        weight, kind = self.conv.weight, x_BCHW.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        is_innermost = x_BCHW.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_innermost else torch.contiguous_format
+        sources = [tensor for tensor in (self.conv.bias, *vars(self.norm)["_parameters"].values(),
+                                         *vars(self.norm)["_buffers"].values()) if tensor is not None]  # fmt: skip
+        state = (dtype, layout, *((tensor._version, tensor.data_ptr()) for tensor in sources))
+
+        def scale_and_shift() -> Tensor:
+            return torch.stack(self._scale_and_shift())
+
+        def scaled() -> Tensor:
+            factors_O111 = scale_O[:, None, None, None].to(weight.dtype)
+            return torch.mul(weight, factors_O111, out=torch.empty_like(weight, memory_format=layout)).to(dtype)
+
+        scale_O, shift_O = derived(self, "norm", scale_and_shift, weight, *state).unbind()
+        is_kept = dtype != weight.dtype or weight.numel() <= MAX_PACKED
+        return derived(self, "folded", scaled, weight, *state) if is_kept else scaled(), shift_O
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What the norm does to each channel, the convolution's own bias included."""
+        norm = self.norm
+        scale_O = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift_O = norm.bias.double() - norm.running_mean.double() * scale_O
+        if self.conv.bias is not None:
+            shift_O = shift_O + self.conv.bias.double() * scale_O
+        return scale_O.float(), shift_O.float()
+
+
+def is_constant(norm: nn.Module) -> bool:
+    """Whether a norm does the same to every picture: a batch norm outside training."""
+    return isinstance(norm, FrozenBatchNorm) or (
+        isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -229,11 +288,11 @@ def xavier_init(module: nn.Module) -> None:
 
 def recompute(module: nn.Module) -> None:
     """Keep no intermediate results of `module` in training: they are computed again for the gradient."""
-    forward = module.forward
+    module.forward = functools.partial(_recomputed, module)  # no closure: it is copied and sent with its module
 
-    def checkpointed(*args):
-        if not torch.is_grad_enabled():
-            return forward(*args)
-        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
 
-    module.forward = checkpointed
+def _recomputed(module: nn.Module, *args: Any) -> Any:
+    forward = functools.partial(type(module).forward, module)
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)

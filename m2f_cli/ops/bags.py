@@ -74,4 +74,4 @@ def weights_gradient(grad_ND: Tensor, rows_NK: Tensor, table_RD: Tensor) -> Tens
         entries = torch.sparse_csr_tensor(
             ends, rows_NK.view(-1), grad_ND.new_zeros(N * K), (N, len(table_RD)), check_invariants=False
         )
-    return torch.sparse.sampled_addmm(entries, grad_ND, table_RD.T, beta=0.0).values().view(N, K)
+        return torch.sparse.sampled_addmm(entries, grad_ND, table_RD.T, beta=0.0).values().view(N, K)

@@ -36,6 +36,9 @@ def cached_by_shape(make: F) -> F:
 def derived(owner: nn.Module, name: str, make: Callable[[], Tensor], parameter: Tensor, *settings: Any) -> Tensor:
     """What `make` makes of a parameter, kept by its module as long as neither the parameter nor the settings change.
 
+    Not every change is seen: PyTorch counts those of a fused optimiser no more than those of `.data`. Before an
+    optimiser's step there is a forward pass with a gradient, though: whoever keeps something calls `forget` in that.
+
     Args:
         name: tells the things that a module keeps apart.
         settings: what else the result depends on (a number format, say).
@@ -43,12 +46,18 @@ def derived(owner: nn.Module, name: str, make: Callable[[], Tensor], parameter: 
     if parameter.is_inference():  # nobody counts its changes
         return make()
     kept = owner.__dict__.setdefault("_derived", _Kept())
-    # An optimiser raises the version; `.to(device)` and `.data = …` do not, but move the numbers.
+    # Most changes in place raise the version; `.to(device)` and `.data = …` do not, but move the numbers.
     state = (parameter._version, parameter.data_ptr(), *settings)
-    if name not in kept or kept[name][0] is not parameter or kept[name][1] != state:
+    entry = kept.get(name)  # asked once: another thread may put an entry of other settings there
+    if entry is None or entry[0] is not parameter or entry[1] != state:
         with torch.inference_mode(False), torch.no_grad():
-            kept[name] = (parameter, state, make())
-    return kept[name][2]
+            entry = kept[name] = (parameter, state, make())
+    return entry[2]
+
+
+def forget(owner: nn.Module) -> None:
+    """Drop what a module keeps of its parameters: they are about to change, and memory is for training."""
+    owner.__dict__.pop("_derived", None)
 
 
 class _Kept(dict):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .cache import derived
+from .cache import derived, forget
 from .pieces import is_tracing
 from .ways import Ways
 
@@ -187,6 +187,8 @@ class Linear(nn.Linear):
         weight, bias = self.weight, self.bias
         kind = x.device.type
         is_kept = kind in ("cpu", "cuda") and not torch.is_grad_enabled() and not is_tracing()
+        if torch.is_grad_enabled() and not is_tracing():
+            forget(self)
         impl, is_lowered = choose(x), is_kept and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if is_lowered else weight.dtype
         if is_kept and impl == "fused" and self._is_worth_packing(x, dtype):

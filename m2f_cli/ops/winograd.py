@@ -80,11 +80,16 @@ def conv3x3(
     """
     if WAYS.checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
         return F.conv2d(x_BCHW, weight_OCHW, bias_O, padding=1)
-    kernel_PCO = transformed(weight_OCHW) if kernel_PCO is None else kernel_PCO
-    bias_O = x_BCHW.new_zeros(len(weight_OCHW)) if bias_O is None else bias_O
+    with torch.autocast(x_BCHW.device.type, enabled=False):  # fp32: the transforms magnify rounding
+        kernel_PCO = transformed(weight_OCHW) if kernel_PCO is None else kernel_PCO
+        bias_O = kernel_PCO.new_zeros(len(weight_OCHW)) if bias_O is None else bias_O.float()
+        return _convolved(x_BCHW.float(), kernel_PCO, bias_O).to(x_BCHW.dtype)
+
+
+def _convolved(x_BCHW: Tensor, kernel_PCO: Tensor, bias_O: Tensor) -> Tensor:
     B, _, H, W = x_BCHW.shape
     down, across = -(-H // 4), -(-W // 4)  # tiles
-    y_BHWO = x_BCHW.new_empty((B, 4 * down, 4 * across, len(weight_OCHW)))
+    y_BHWO = x_BCHW.new_empty((B, 4 * down, 4 * across, len(bias_O)))
     tiles = y_BHWO.unflatten(1, (down, 4)).unflatten(3, (across, 4))
     for b in range(B):
         _winograd(x_BCHW[b].permute(1, 2, 0), kernel_PCO, bias_O, tiles[b])
@@ -131,7 +136,7 @@ def pixels_by_product(places_PN: Tensor) -> Tensor:
 
 
 def _product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
-    return linear(a_MK, b_KN.T, impl="fused" if has_fused() else "blas")
+    return linear(a_MK, b_KN.T, impl="fused" if a_MK.device.type == "cpu" and has_fused() else "blas")
 
 
 def places_by_sums(band_HWC: Tensor) -> Tensor:

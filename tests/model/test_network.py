@@ -12,6 +12,7 @@ from m2f_cli.model import build
 from m2f_cli.model.backbones.swin import windows_of
 from m2f_cli.model.decoders import masked
 from m2f_cli.model.decoders.masked import open_empty_rows
+from m2f_cli.model.layers import channels_last
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
 
@@ -36,6 +37,15 @@ def test_every_swin_token_is_in_one_place():
             stride = size[0] * size[1] + windows.padded
             tokens = torch.cat([torch.arange(size[0] * size[1]) + picture * stride for picture in range(2)])
             assert torch.equal(windows.source[windows.target], tokens)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_are_innermost_whatever_came_before(batch):
+    plain = torch.randn(batch, 8, 4, 5)
+    tokens = torch.randn(batch, 60, 8)[:, 20:40].transpose(1, 2).unflatten(2, (4, 5))  # cut out of a sequence
+    for x_BCHW in (plain, plain.contiguous(memory_format=torch.channels_last), tokens, plain[:, :, :1, :1]):
+        found = channels_last(x_BCHW)
+        assert found.is_contiguous(memory_format=torch.channels_last) and torch.equal(found, x_BCHW)
 
 
 def test_empty_masks_attend_everywhere():
@@ -99,6 +109,33 @@ def test_inference_under_autocast_stays_close(model, dtype):
     # bf16 has 8 bits: features of a random network, normalised, stay within a few percent of their magnitude.
     error = (cast.mask_features_BCHW - exact.mask_features_BCHW).abs().mean() / exact.mask_features_BCHW.abs().mean()
     assert error < 0.03 and cast.render().isfinite().all()
+
+
+@pytest.mark.parametrize("backbone", [RESNET, {}], ids=["resnet", "swin"])
+@pytest.mark.parametrize("size", [(64, 96), (300, 400), (512, 640)])  # tokens at stride 32: 6, 130, 320
+@pytest.mark.parametrize(("pixel_decoder", "decoder"), [
+    ("fpn", "plain"), ("transformer_fpn", "plain"), ("fpn", "per_pixel_plus"), ("fpn", "per_pixel"),
+])  # fmt: skip
+@torch.no_grad()
+def test_maskformers_under_autocast_stay_close(backbone, size, pixel_decoder, decoder):
+    pixel = {"name": pixel_decoder, "dim": 64, "mask_dim": 32}
+    if pixel_decoder == "transformer_fpn":
+        pixel |= {"num_layers": 1, "num_heads": 4, "ffn_dim": 64, "dropout": 0.1}
+    queries = {"plain": {"num_queries": 12}}.get(decoder, {})
+    layers = {"dim": 64, "num_layers": 2, "num_heads": 4, "ffn_dim": 64, "dropout": 0.1}
+    config = tiny_config(**backbone).model_copy(update={
+        "method": "maskformer", "pixel_decoder": Component(**pixel),
+        "decoder": Component(name=decoder, **queries, **({} if decoder == "per_pixel" else layers)),
+    })  # fmt: skip
+    model = randomise(build(config, num_classes=5)).eval()
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    exact = model(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = model(images)
+    assert cast.mask_features_BCHW.dtype == cast.last.class_logits_BQK.dtype == torch.float32
+    for ours, expected in ((cast.mask_features_BCHW, exact.mask_features_BCHW), (cast.render(), exact.render())):
+        error = (ours - expected).abs().mean() / expected.abs().mean()
+        assert error < 0.05, error  # bf16 has 8 bits, and layers of a random network magnify their rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

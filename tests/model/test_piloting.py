@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -284,6 +285,21 @@ def test_recomputed_activations_give_the_same_gradients():
     for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
         if one.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, atol=1e-7, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_network_that_recomputes_is_copied_and_sent_whole():
+    from m2f_cli.model import checkpoint_activations
+
+    model, _ = piloted_network()
+    checkpoint_activations(model.eval())
+    images = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(images).render()
+        twin, sent = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for parameter in model.parameters():
+            parameter.zero_()
+        for other in (twin, sent):  # with weights of their own
+            assert torch.equal(other(images).render(), expected)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,12 @@ def test_gradient_that_is_not_contiguous():
 
 
 def test_no_warning_reaches_the_user(recwarn):
-    output_and_gradients(weighted_bags, *some_bags(7, 5, 3, 4, 0))
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else only the first test that calls it would see one
+    try:
+        output_and_gradients(weighted_bags, *some_bags(7, 5, 3, 4, 0))
+    finally:
+        torch.set_warn_always(always)
     assert not recwarn.list
 
 

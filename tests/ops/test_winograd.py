@@ -50,6 +50,28 @@ def test_gradients_agree_where_somebody_asks_for_them():
         assert error < 2e-5, f"{name}: {error}"
 
 
+def test_a_layer_whose_gradient_goes_through_it_learns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("M2F_CONV3X3", "winograd")
+    conv, (x, _, _) = torch.nn.Conv2d(8, 8, 3, padding=1), inputs(1, 8, 8, 8, out=8)
+    with torch.no_grad():
+        convolved(conv, x)  # keeps a transformed kernel
+    convolved(conv, x).square().sum().backward()
+    found, conv.weight.grad = conv.weight.grad, None
+    conv(x).square().sum().backward()
+    assert (found - conv.weight.grad).abs().max() < 2e-5 * found.abs().max()
+
+
+@torch.no_grad()
+def test_it_is_fp32_whatever_is_cast_around_it():
+    x, weight, b = inputs(1, 8, 12, 12, out=8)
+    expected = conv3x3(x, weight, b, impl="winograd")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(conv3x3(x, weight, b, impl="winograd"), expected)
+    low = conv3x3(x.bfloat16(), weight, b, impl="winograd")
+    assert low.dtype == torch.bfloat16
+    assert torch.equal(low, conv3x3(x.bfloat16().float(), weight, b, impl="winograd").bfloat16())
+
+
 def test_transforms_as_sums_are_those_as_products():
     """What a compiler is given, not compiled. Fewer terms, in the same order: rounding of numbers up to 50."""
     band = torch.randn(10, 4 * 5 + 2, 3, generator=torch.Generator().manual_seed(0))

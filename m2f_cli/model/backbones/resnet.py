@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.pieces import is_tracing
 from ..layers import ConvNorm, FrozenBatchNorm
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -32,12 +34,12 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Callable):
         super().__init__()
         self.conv1 = ConvNorm(in_channels, width, 3, norm, stride=stride, dilation=dilation, relu=True)
-        self.conv2 = ConvNorm(width, width, 3, norm)
+        self.conv2 = ConvNorm(width, width, 3, norm, relu=True)
         changes = in_channels != width or stride != 1
         self.shortcut = ConvNorm(in_channels, width, 1, norm, stride=stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x), inplace=True)
+        return self.conv2(self.conv1(x), residual=self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -50,12 +52,12 @@ class Bottleneck(nn.Module):
         out_channels = self.expansion * width
         self.conv1 = ConvNorm(in_channels, width, 1, norm, relu=True)
         self.conv2 = ConvNorm(width, width, 3, norm, stride=stride, dilation=dilation, relu=True)
-        self.conv3 = ConvNorm(width, out_channels, 1, norm)
+        self.conv3 = ConvNorm(width, out_channels, 1, norm, relu=True)
         changes = in_channels != out_channels or stride != 1
         self.shortcut = ConvNorm(in_channels, out_channels, 1, norm, stride=stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv3(self.conv2(self.conv1(x))) + self.shortcut(x), inplace=True)
+        return self.conv3(self.conv2(self.conv1(x)), residual=self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -99,6 +101,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
+        if images_BCHW.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing():
+            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)  # oneDNN's own, and the decoders'
         x = F.max_pool2d(self.stem(images_BCHW), 3, stride=2, padding=1)
         features = {}
         for stride, stage in zip(self.channels, self.stages, strict=True):

@@ -95,6 +95,7 @@ class PlainDecoder(nn.Module):
 
     def decode(self, features: PixelFeatures) -> Prediction:
         [level_BCHW] = features.levels
+        level_BCHW = level_BCHW if self.training else level_BCHW.float()  # under autocast the backbone's own format
         position_SC = sine_positions(*level_BCHW.shape[-2:], self.dim, level_BCHW.device)
         level_BCHW = level_BCHW if self.input_proj is None else pointwise(self.input_proj, level_BCHW)
         value_BSC = level_BCHW.flatten(2).transpose(1, 2)

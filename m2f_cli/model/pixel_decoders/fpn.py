@@ -46,7 +46,7 @@ class FPNPixelDecoder(nn.Module):
         for stride, lateral, output in zip(self.lateral_strides, self.laterals, self.outputs, strict=True):
             x = lateral(features[stride])
             y = output(x + F.interpolate(y, size=x.shape[-2:], mode="nearest"))
-        return PixelFeatures(self.mask_features(y), [level_BCHW])
+        return PixelFeatures(self.mask_features(y).float(), [level_BCHW])
 
     def encode(self, coarsest_BCHW: Tensor) -> Tensor:
         """What happens to the coarsest map before the pyramid: nothing here."""
