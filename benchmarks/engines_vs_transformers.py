@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from forward_vs_transformers import logits_of, make_model
+from forward_vs_transformers import about, logits_of, make_model, raced
 
 ENGINES = ("onnxruntime", "openvino")
 EAGER = "eager"
@@ -191,6 +191,8 @@ def differences(folder: Path, sides: list[Side]) -> None:
 
 
 def report(sides: list[Side], rounds: int) -> None:
+    from m2f_cli.inference.bench.stats import between, ratio
+
     print(f"{'':22}{'median s':>10}{'best s':>10}")
     for side in sides:
         print(f"  {side.name:20}{side.median:10.3f}{min(side.seconds):10.3f}")
@@ -200,7 +202,8 @@ def report(sides: list[Side], rounds: int) -> None:
         theirs, ours = (by_name.get(f"{side}-{engine}") for side in ("theirs", "ours"))
         if ours and theirs:
             wins = sum(a > b for a, b in zip(theirs.seconds, ours.seconds, strict=True))
-            print(f"{engine}: ours {theirs.median / ours.median:.2f}x the speed of transformers' export "
+            speed = ratio(theirs.seconds, ours.seconds)
+            print(f"{engine}: ours {speed['value']:.2f}x{between(speed)} the speed of transformers' export "
                   f"(faster in {wins} of {rounds} rounds)")
         if ours:
             print(f"{engine}: ours {eager.median / ours.median:.2f}x the speed of our PyTorch network (eager)")
@@ -219,8 +222,6 @@ def main() -> None:
     if arguments.worker:
         return worker(arguments.worker, arguments.folder, size, arguments.threads)
 
-    import torch
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "weights")
@@ -228,11 +229,8 @@ def main() -> None:
                    "--folder", name]  # fmt: skip
         pairs = [*exported(arguments.engines, command), ("ours", EAGER)]
         sides = [Side(side, engine, command) for side, engine in pairs]
-        for _ in range(arguments.rounds):
-            for side in sides:
-                side.run()
-        print(f"Mask2Former Swin-T, 1 x 3 x {size[0]} x {size[1]}, fp32, {arguments.threads} threads, "
-              f"torch {torch.__version__}, {arguments.rounds} rounds")
+        raced(sides, arguments.rounds)
+        print(f"Mask2Former Swin-T, 1 x 3 x {size[0]} x {size[1]}, fp32, {about(arguments.threads, arguments.rounds)}")
         report(sides, arguments.rounds)
         differences(folder, sides)
         for side in sides:

@@ -8,8 +8,9 @@ different about it: "bf16", "keep" (`m2f --keep-memory`: glibc keeps freed memor
 operators, as `m2f predict --compile`). All else is the same. The others are compared with the first side.
 
 Weights are random, with sampling offsets, attention weights and position biases that are not degenerate. Each side
-runs in a process of its own, so that memory can be measured; rounds alternate between them, so that a slow moment of
-the machine hits all. The ratio is that of the medians.
+runs in a process of its own, so that memory can be measured: by how much a first pass raises it at its peak. Rounds
+alternate between the sides, and so does who is first, so that a slow moment of the machine hits all. The ratio is that
+of the medians, with its 95 % interval (with fewer than six rounds: the range of the rounds).
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 SWIN = {
     "t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
     "l": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
@@ -48,11 +52,38 @@ def make_model(folder: Path, backbone: str = "t") -> None:
     model.save_pretrained(folder)
 
 
-def peak_mib() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("this benchmark reads /proc: it needs Linux")
+def growth_of(work: Callable[[], T]) -> tuple[T, float | None]:
+    """What a piece of work gives, and by how many MiB it raises the memory of this process; None: not told here."""
+    import torch
+
+    from m2f_cli.inference.bench.machine import Memory
+
+    memory = Memory(torch.device("cpu"))
+    return work(), memory.growth()["resident_growth_mib"]
+
+
+def raced(sides: Iterable[Side], rounds: int) -> None:
+    """Rounds in turns; who is first changes from round to round."""
+    sides = list(sides)
+    for number in range(rounds):
+        for side in sides if number % 2 else reversed(sides):
+            side.run()
+
+
+def about(threads: int, rounds: int) -> str:
+    """What a timing means nothing without."""
+    import torch
+
+    from m2f_cli.inference.bench import machine
+
+    found = machine.allocator()
+    settings = f" {found['settings']}" if found["settings"] else ""
+    return (f"{machine.cpu_name()}, {threads} threads, {found['name']}{settings}, torch {torch.__version__}, "
+            f"{rounds} rounds, load {machine.load_average()}")  # fmt: skip
+
+
+def share(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.2f}" if part is not None and whole else "not told"
 
 
 def worker(side: str, folder: str, height: int, width: int, threads: int) -> None:
@@ -73,9 +104,7 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
     with torch.inference_mode():
         if name != "openvino":  # its graph is for one size
             forward(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
-        before = peak_mib()
-        classes, masks = forward(images)
-        growth = peak_mib() - before
+        (classes, masks), growth = growth_of(lambda: forward(images))
         torch.save((classes.float(), masks.float()), Path(folder) / f"{side}.pt")
         print(json.dumps({"growth": growth}), flush=True)
         for _ in sys.stdin:
@@ -188,29 +217,31 @@ def main() -> None:
 
     import torch
 
+    from m2f_cli.inference.bench.stats import between, ratio
+
     options = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), arguments.backbone)
         sides = [Side(name, folder, options) for name in arguments.sides]
-        for _ in range(arguments.rounds):
-            for side in sides:
-                side.run()
+        raced(sides, arguments.rounds)
         for side in sides:
             side.process.stdin.close()
             side.process.wait()
         answers = {side.name: torch.load(Path(folder) / f"{side.name}.pt") for side in sides}
     height, width = arguments.size
-    print(f"Mask2Former Swin-{arguments.backbone.upper()}, 1 x 3 x {height} x {width}, {arguments.threads} threads, "
-          f"torch {torch.__version__}, median of {arguments.rounds}, load {os.getloadavg()[0]:.1f}")
+    print(f"Mask2Former Swin-{arguments.backbone.upper()}, 1 x 3 x {height} x {width}, "
+          f"{about(arguments.threads, arguments.rounds)}")
     first = sides[0]
-    print(f"{'':18}{'seconds':>9}{'best':>8}{'speed':>8}{'best':>7}{'growth MiB':>12}{'ratio':>7}   "
+    print(f"{'':22}{'seconds':>9}{'best':>8}{'speed':>8}{'best':>7}{'growth MiB':>12}{'ratio':>9}   "
           f"largest (mean) difference of classes, masks from {first.name}")
     for side in sides:
         middle, best = statistics.median(side.seconds), min(side.seconds)
         differences = ", ".join(f"{(a - b).abs().max():.1e} ({(a - b).abs().mean():.1e})"
                                 for a, b in zip(answers[first.name], answers[side.name], strict=True))
-        print(f"{side.name:18}{middle:9.3f}{best:8.3f}{statistics.median(first.seconds) / middle:7.2f}x"
-              f"{min(first.seconds) / best:6.2f}x{side.growth:12.0f}{side.growth / first.growth:7.2f}   {differences}")
+        speed = ratio(first.seconds, side.seconds)
+        growth = "not told" if side.growth is None else f"{side.growth:.0f}"
+        print(f"{side.name:22}{middle:9.3f}{best:8.3f}{speed['value']:7.2f}x{min(first.seconds) / best:6.2f}x"
+              f"{growth:>12}{share(side.growth, first.growth):>9}   {differences}; speed{between(speed)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from forward_vs_transformers import Side, peak_mib
+from forward_vs_transformers import Side, about, growth_of, raced, share
 
 GOAL = 1.15
 
@@ -79,14 +79,13 @@ def worker(arguments: argparse.Namespace) -> None:
         value = loss.item()  # waits for the GPU
         return {"loss": value, "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
-    def peak():
-        return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_mib()
-
     step(make_batch(64, 64, min(8, arguments.targets), arguments.device))  # lazy imports are not part of the growth
     batch = make_batch(*arguments.size, arguments.targets, arguments.device)
-    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else peak_mib()
-    first = step(batch)
-    print(json.dumps({**first, "growth": peak() - before}), flush=True)
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    first, growth = growth_of(lambda: step(batch))
+    if on_gpu:
+        growth = (torch.cuda.max_memory_allocated() - before) / 2**20
+    print(json.dumps({**first, "growth": growth}), flush=True)
     for _ in sys.stdin:
         print(json.dumps(step(batch)), flush=True)
 
@@ -129,26 +128,26 @@ def main() -> None:
     if arguments.worker:
         return worker(arguments)
 
-    import torch
+    from m2f_cli.inference.bench.stats import between, ratio
 
     sides = {name: StepSide(name, options_of(arguments)) for name in ("plain", "piloted")}
-    for _ in range(arguments.rounds):
-        for side in sides.values():
-            side.run()
+    raced(sides.values(), arguments.rounds)
     for side in sides.values():
         side.process.stdin.close()
         side.process.wait()
     height, width = arguments.size
     print(f"{arguments.preset}, forward + losses + backward, 1 x 3 x {height} x {width}, {arguments.targets} targets, "
-          f"{arguments.groups} groups of pilots, fp32, {arguments.device}, {arguments.threads} threads, "
-          f"torch {torch.__version__}, median of {arguments.rounds}")
+          f"{arguments.groups} groups of pilots, fp32, {arguments.device}, "
+          f"{about(arguments.threads, arguments.rounds)}")
     print(f"{'':10}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}")
     for name, side in sides.items():
-        print(f"{name:10}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}{side.first['growth']:18.0f}"
-              f"{side.first['loss']:12.3f}")
-    time_ratio, cpu_ratio = (sides["piloted"].median(k) / sides["plain"].median(k) for k in ("seconds", "cpu"))
-    memory_ratio = sides["piloted"].first["growth"] / sides["plain"].first["growth"]
-    print(f"piloted / plain: time {time_ratio:.2f} (CPU {cpu_ratio:.2f}), memory {memory_ratio:.2f}; goal {GOAL}")
+        growth = "not told" if side.first["growth"] is None else f"{side.first['growth']:.0f}"
+        print(f"{name:10}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}{growth:>18}{side.first['loss']:12.3f}")
+    both = sides["piloted"], sides["plain"]
+    time, cpu = (ratio(*([step[key] for step in side.steps] for side in both)) for key in ("seconds", "cpu"))
+    memory = share(*(side.first["growth"] for side in both))
+    print(f"piloted / plain: time {time['value']:.2f}{between(time)} (CPU {cpu['value']:.2f}), memory {memory}; "
+          f"goal {GOAL}")
 
 
 if __name__ == "__main__":

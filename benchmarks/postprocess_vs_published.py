@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 
 from m2f_cli import config
 from m2f_cli.config import ResizeConfig
-from m2f_cli.inference.bench import race
+from m2f_cli.inference.bench import machine, race, stats
 from m2f_cli.inference.bench.case import Case
 
 GOALS = {"panoptic": (7, 10), "instance": (4.5, 8), "semantic": (1.8, 3)}  # time, memory
@@ -47,7 +45,7 @@ def measure(task: str, label: str, arguments: argparse.Namespace, folder: Path) 
     tree = race.bench(case, race.Options(rounds=arguments.rounds, watched=0, peer="published"))
     ours, theirs = tree["sides"]["m2f"], tree["sides"]["published"]
     memory = "device_peak_mib" if ours["memory"]["device_peak_mib"] else "resident_growth_mib"
-    apart = {name: max(value.get("share", 0), value.get("largest", 0)) for name, value in tree["difference"].items()}
+    apart = {name: stats.most(value) for name, value in tree["difference"].items()}
     return {
         "task": task, "size": label, "ours": ours["median"], "published": theirs["median"],
         "time": tree["ratio"]["time"], "memory": [theirs["memory"][memory], ours["memory"][memory]],
@@ -57,10 +55,10 @@ def measure(task: str, label: str, arguments: argparse.Namespace, folder: Path) 
 
 def show(row: dict) -> str:
     time, (their_memory, our_memory) = row["time"], row["memory"]
-    sure = "" if time["low"] is None else f" ({time['low']:.1f}-{time['high']:.1f})"
+    sure = stats.between(time, ".1f")
     memory = "not told" if our_memory is None else (
         f"{their_memory:6.0f} -> {our_memory:5.0f} MiB {their_memory / max(our_memory, 1):5.1f}x")  # fmt: skip
-    times = f"{row['published']:7.3f} -> {row['ours']:6.3f} s {time['value']:5.1f}x{sure:14}"
+    times = f"{row['published']:7.3f} -> {row['ours']:6.3f} s {time['value']:5.1f}x{sure:25}"
     goal = f"goal {row['goal'][0]}x, {row['goal'][1]}x"
     apart = max(row["difference"].values())
     return f"{row['task']:9} {row['size']:22} {times} {memory}  {goal}  difference {apart:.1e}"
@@ -75,8 +73,8 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), action="append", help="only these; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {arguments.threads} threads, load "
-          f"{os.getloadavg()[0]:.1f}; medians of {arguments.rounds} rounds, 95 % intervals")
+    print(f"{machine.cpu_name()}, {arguments.threads} threads, {machine.allocator()['name']}, load "
+          f"{machine.load_average()}; ratios of medians of {arguments.rounds} rounds")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for task in arguments.task or GOALS:

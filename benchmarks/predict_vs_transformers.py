@@ -12,8 +12,6 @@ those of --model. Each side is a process of its own, rounds alternate, and each 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 from pathlib import Path
 
 from m2f_cli.allocator import is_kept_by
@@ -46,7 +44,6 @@ def main() -> None:
         keep_memory=is_kept_by("predict") and not arguments.no_keep_memory,
     )  # fmt: skip
     tree = race.bench(case, race.Options(rounds=arguments.rounds, peer="huggingface", peer_precision="fp32"))
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores")
     print(results.headline(tree))
     for name, side in tree["sides"].items():
         stages = ", ".join(f"{stage} {1000 * seconds:.0f}" for stage, seconds in (side["stages"] or {}).items())

@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from forward_vs_transformers import Side, make_model, peak_mib
+from forward_vs_transformers import Side, about, growth_of, make_model, raced, share
 
 TARGETS = 8
 
@@ -106,10 +106,9 @@ def worker(arguments: argparse.Namespace) -> None:
         return {"loss": loss.item(), "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
     step(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
-    before = peak_mib()
-    first = step(images)
+    first, growth = growth_of(lambda: step(images))
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
-    print(json.dumps({**first, "growth": peak_mib() - before, "norm": norm}), flush=True)
+    print(json.dumps({**first, "growth": growth, "norm": norm}), flush=True)
     for _ in sys.stdin:
         print(json.dumps(step(images)), flush=True)
     if arguments.profile:
@@ -157,28 +156,26 @@ def main() -> None:
     if arguments.worker:
         return worker(arguments)
 
-    import torch
+    from m2f_cli.inference.bench.stats import between, ratio
 
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         sides = {name: StepSide(name, folder, options_of(arguments)) for name in arguments.sides}
-        for _ in range(arguments.rounds):
-            for side in sides.values():
-                side.run()
+        raced(sides.values(), arguments.rounds)
         for side in sides.values():
             side.process.stdin.close()
             side.process.wait()
     height, width = arguments.size
     print(f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, "
-          f"{arguments.precision}, {arguments.threads} threads, torch {torch.__version__}, "
-          f"median of {arguments.rounds}")
-    print(f"{'':18}{'seconds':>9}{'CPU':>9}{'growth MiB':>12}{'loss':>10}{'gradient':>10}{'time':>7}{'memory':>8}")
+          f"{arguments.precision}, {about(arguments.threads, arguments.rounds)}")
+    print(f"{'':18}{'seconds':>9}{'CPU':>9}{'growth MiB':>12}{'loss':>10}{'gradient':>10}{'memory':>9}{'time':>7}")
     first = sides[arguments.sides[0]]
     for name, side in sides.items():
-        print(f"{name:18}{side.median('seconds'):9.3f}{side.median('cpu'):9.3f}{side.first['growth']:12.0f}"
+        time = ratio(*([step["seconds"] for step in each.steps] for each in (side, first)))
+        growth = "not told" if side.first["growth"] is None else f"{side.first['growth']:.0f}"
+        print(f"{name:18}{side.median('seconds'):9.3f}{side.median('cpu'):9.3f}{growth:>12}"
               f"{side.first['loss']:10.3f}{side.first['norm']:10.3f}"
-              f"{side.median('seconds') / first.median('seconds'):7.2f}"
-              f"{side.first['growth'] / first.first['growth']:8.2f}")
+              f"{share(side.first['growth'], first.first['growth']):>9}{time['value']:7.2f}{between(time)}")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 ALL = "all"
 PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO, OF_FILES = "auto", "int8"  # chosen for the device; what only an exported file may be in
 SOME_FAILED = 1
 COMPILED = "-compiled"
-ROUNDS, WARM_UP = 5, 1
+ROUNDS, WARM_UP, PICTURES = 6, 1, 4
+# Work that an option changes, for those that do not change all: elsewhere they are errors, not ignored.
+OF_WORK = {
+    "--batch": ("forward", "picture", "predict", "train"), "--pictures": ("predict", "eval"), "--source": ("predict",),
+    "--size": ("forward", "picture", "predict", "post", "eval", "train"),
+    "--compile": ("forward", "picture", "predict", "eval", "train"),
+}  # fmt: skip
+NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the protocol of --preset all has its own
 
 
 def bench(
+    context: typer.Context,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Time it with random weights; all: every row of the tables.")
     ] = None,
@@ -36,14 +45,16 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}.")
+        str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}, {AUTO}.")
     ] = "fp32",
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(metavar="H W", help="Of the picture, which is not resized; default: usual of the preset's data."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures of one run of predict and eval.")] = 4,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per forward pass; default: 1.")] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help=f"Pictures of one run of predict and eval; default: {PICTURES}.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(metavar="DIR", help="Real pictures for predict; default: generated ones.")
     ] = None,
@@ -59,7 +70,7 @@ def bench(
         str | None, typer.Option(metavar="FORMAT", help="Number format of the peer; default: as --precision.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Timed runs of each side; default: 5; of --preset all 20 (train: 5).")
+        int | None, typer.Option(min=1, help="Timed runs of each side; default: 6; of --preset all 20 (train: 5).")
     ] = None,
     warm_up: Annotated[
         int | None,
@@ -98,15 +109,25 @@ def bench(
     Do it on a quiet machine: the load that was there is in the result.
     """
     what = what or ("picture" if preset == ALL else "forward")
-    _check(what, precision, engine, against, preset, model)
+    _check_names(what, precision, engine, against, peer_precision, model)
+    given = {
+        "--batch": batch, "--pictures": pictures, "--source": source, "--size": size, "--compile": compile_ or None,
+        "--against": against, "--engine": engine, "--model": model, "--preset": preset,
+        "--skip-existing": skip_existing or None, "--peer-precision": peer_precision,
+    }  # fmt: skip
+    _check_options(what, {name: value for name, value in given.items() if value is not None})
+    if keep_memory is None:
+        keep_memory = context.parent and context.parent.params.get("keep_memory")  # m2f --no-keep-memory bench
 
     from ..inference.bench.case import Case
+    from ..inference.bench.subject import chosen_precision
 
     case = Case(
-        what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch,
-        pictures=pictures, source=source, threads=threads, compile=compile_, engine=engine, trust_code=trust_code,
-        keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
+        what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch or 1,
+        pictures=pictures or PICTURES, source=source, threads=threads, compile=compile_, engine=engine,
+        trust_code=trust_code, keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
     )  # fmt: skip
+    case = chosen_precision(case)
     if preset == ALL:
         if quality is not None:
             raise ConfigError("--quality needs trained weights, and those of --preset all are random.")
@@ -115,6 +136,7 @@ def bench(
 
     from ..inference.bench import race, results
     from ..inference.bench.quality import check, lost
+    from ..inference.output import write_json
 
     if quality is not None:
         check(case, quality)
@@ -125,32 +147,58 @@ def bench(
         peer_compile=against != peer, peer_precision=peer_precision
     )
     tree = race.bench(case, options, _show_round)
-    if quality is not None:
-        console.note(f"Evaluating on {quality}, in fp32 and in {precision}.")
-        tree["quality"] = lost(case, quality)
     files = results.write(tree, out)
+    if quality is not None:
+        console.note(f"Evaluating on {quality}, in fp32 and in {case.precision}.")
+        tree["quality"] = lost(case, quality)
+        write_json(files[0], tree)  # again: the timing was there already, should the evaluation have failed
     if as_json:
         console.emit_json({**tree, "files": [str(path) for path in files]})
     else:
         _print(tree, files)
 
 
-def _check(
-    what: str, precision: str, engine: str | None, against: str | None, preset: str | None, model: str | None
+def _check_names(
+    what: str, precision: str, engine: str | None, against: str | None, peer_precision: str | None, model: str | None
 ) -> None:
     if what not in plugins.table("workloads"):
         raise unknown_name("work", what, plugins.table("workloads"))
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+    known = (*PRECISIONS, AUTO, *([OF_FILES] if model else []))
+    if precision not in known:
+        raise unknown_name("precision", precision, known)
+    if peer_precision is not None and peer_precision not in PRECISIONS:
+        raise unknown_name("precision", peer_precision, PRECISIONS)
     if engine is not None and engine not in plugins.table("engines"):
         raise unknown_name("engine", engine, plugins.table("engines"))
     if against is not None and against.removesuffix(COMPILED) not in plugins.table("peers"):
         raise unknown_name("peer", against, plugins.table("peers"))
-    if preset is not None and model is not None:
+
+
+def _check_options(what: str, given: dict[str, Any]) -> None:
+    """Raises:
+    ConfigError: options (those that somebody gave, by name) that do not go together, or that would change nothing.
+    """
+    preset, against = given.get("--preset"), given.get("--against")
+    if preset is not None and preset != ALL and "--model" in given:
         raise ConfigError("--preset and --model exclude each other.",
                           hint="A preset is timed with random weights, a model with its own.")  # fmt: skip
-    if preset == ALL and against is not None:
-        raise ConfigError("--preset all measures for the reference table, --against compares: do one of them.")
+    for name in NOT_OF_ALL if preset == ALL else ():
+        if name in given:
+            raise ConfigError(f"--preset all measures for the reference table, by a protocol without {name}.",
+                              hint=f"Leave {name} out, or name one preset.")  # fmt: skip
+    for name, works in OF_WORK.items():
+        if name in given and what not in works:
+            hint = f"It is for --what {', '.join(works)}."
+            raise ConfigError(f"{name} changes nothing about --what {what}.", hint=hint)
+    if min(given.get("--size", (1, 1))) < 1:
+        raise ConfigError(f"--size {' '.join(map(str, given['--size']))}: a picture has at least one row and column.")
+    if "--skip-existing" in given and preset != ALL:
+        raise ConfigError("--skip-existing is for --preset all.", hint="Other results get a file of their own each.")
+    if "--peer-precision" in given and against is None:
+        raise ConfigError("--peer-precision is for --against.", hint="Say --precision, or whom to compare with.")
+    if against is not None and against.endswith(COMPILED) and what not in OF_WORK["--compile"]:
+        raise ConfigError(f"--against {against}: there is nothing to compile in --what {what}.",
+                          hint=f"Compare with {against.removesuffix(COMPILED)}.")  # fmt: skip
 
 
 def _show_round(each: Round) -> None:

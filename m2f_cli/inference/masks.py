@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -98,14 +99,13 @@ class CoarseMasks:
         device, lengths = self.logits_QHW.device, self.logits_QHW.shape[-2:]
         stages = zip(lengths, self.padded, self.valid, size, strict=True)
         rows, columns = (resize_weights(*stage, device) for stage in stages)
-        blocks = columns.blocks(device)
+        return partial(self.band, rows, columns.blocks(device))
 
-        def band(start: int, stop: int) -> Tensor:
-            first, last, weights = rows.block(start, stop)
-            x = weights @ self.logits_QHW[:, first:last]
-            return torch.cat([x[..., low:high] @ part.T for low, high, part in blocks], dim=-1)
-
-        return band
+    def band(self, rows: ResizeWeights, blocks: list[tuple[int, int, Tensor]], start: int, stop: int) -> Tensor:
+        """Rows [start, stop), all their columns in `blocks`."""
+        first, last, weights = rows.block(start, stop)
+        x = weights @ self.logits_QHW[:, first:last]
+        return torch.cat([x[..., low:high] @ part.T for low, high, part in blocks], dim=-1)
 
 
 class ResizeWeights(NamedTuple):

@@ -1,6 +1,7 @@
 """The reference tables again, made from the presets, with what was measured on this machine beside the published.
 
-Measured values come from the folders of runs, and only where the weights are the released ones of the row:
+Measured values come from the folders of runs; figures of quality only where the weights are the released ones of the
+row:
 
     RUNS/eval/*/results.json, RUNS/reproduce/*/*/results.json    figures, as `eval_results` lays them out
     RUNS/bench/*.json, RUNS/reproduce/*/row.json                 speed, memory: one json object a file, one or both of
@@ -91,11 +92,11 @@ class Line:
 class Measured:
     """What the folders of runs say: (preset, metric, setting) → (value, comparable); preset → cost.
 
-    A cost is a mapping of images_per_second, train_memory_gib and device, as far as they were measured.
+    A cost is a mapping of what was measured of images_per_second and train_memory_gib to (value, device).
     """
 
     figures: Mapping[tuple[str, str, str], tuple[float, bool]] = field(default_factory=dict)
-    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, tuple[float, str]]] = field(default_factory=dict)
 
 
 def lines(configs: Iterable[Config], measured: Measured | None = None) -> list[Line]:
@@ -115,8 +116,17 @@ def _line(config: Config, measured: Measured) -> Line:
         (train and train.hardware) or None, config.published[0].source,
         "published" if all(each.verified for each in quality) else "unverified",
         tuple(_figure(each, config.name, measured) for each in quality),
-        cost.get("train_memory_gib"), cost.get("images_per_second"), cost.get("device"),
+        *(cost.get(name, (None, None))[0] for name in ("train_memory_gib", "images_per_second")), _where(cost),
     )  # fmt: skip
+
+
+def _where(cost: Mapping[str, tuple[float, str]]) -> str | None:
+    """The device of what was measured; where speed and memory are of different ones, both."""
+    short = {"images_per_second": "fps", "train_memory_gib": "Mem"}
+    devices = {device for _, device in cost.values()}
+    if len(devices) < 2:
+        return next(iter(devices), None)
+    return "; ".join(f"{short[name]}: {device}" for name, (_, device) in cost.items())
 
 
 def _figure(each: Published, preset: str, measured: Measured) -> Figure:
@@ -278,11 +288,11 @@ def measured_in(runs: Path) -> Measured:
         for key, value in _figures_of(tree):
             if value[1] or not figures.get(key, (0.0, False))[1]:
                 figures[key] = value
-    costs: dict[str, dict[str, Any]] = {}
+    costs: dict[str, dict[str, tuple[float, str]]] = {}
     for tree in read_trees(runs, "bench/*.json", "reproduce/*/row.json"):
-        found = {key: tree[key] for key in COSTS if tree.get(key) is not None}
+        found = {key: (tree[key], str(tree.get("device"))) for key in COSTS if tree.get(key) is not None}
         if found:
-            costs.setdefault(str(tree.get("model", {}).get("name")), {}).update(found, device=tree.get("device"))
+            costs.setdefault(str(tree.get("model", {}).get("name")), {}).update(found)
     return Measured(figures, costs)
 
 

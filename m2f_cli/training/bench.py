@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..config import TrainConfig
 from ..data.loader import Batch
 from ..errors import ConfigError
-from ..inference.bench.case import Case, training_size
+from ..inference.bench.case import Case, Workload, training_size
 from ..inference.bench.stages import Stages
 from ..inference.bench.targets import OBJECTS, training_batch
 from ..inference.compiling import parts_of
@@ -21,7 +20,7 @@ from .loop import Parts, losses_of
 from .optimizer import clip_gradients, make_optimizer, train_mode
 
 
-class Train:
+class Train(Workload):
     """One optimiser step over one batch, in the precision of the case and else as the preset says."""
 
     def __init__(self, case: Case, segmenter: Any):
@@ -53,10 +52,6 @@ class Train:
             clip_gradients(parts.model, parts.config.optimizer.clip_norm)
             parts.scaler.step(parts.optimizer)
             parts.scaler.update()
-
-    def answer(self) -> dict[str, np.ndarray]:
-        """Nothing: the losses of two sides differ by their random points."""
-        return {}
 
 
 def _parts(settings: TrainConfig, segmenter: Any) -> Parts:

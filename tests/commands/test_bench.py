@@ -7,14 +7,15 @@ import json
 import pytest
 
 from m2f_cli import allocator, cli
-from m2f_cli.errors import ExportError
+from m2f_cli.errors import DataError, ExportError
 
 
 def tree_of(case, options=None) -> dict:
     side = {
         "seconds": [0.5], "median": 0.5, "low": 0.5, "high": 0.5, "images_per_second": 2.0, "cpu_seconds": 1.0,
         "other_cores": 0.0, "joules_per_image": None, "stages": None,
-        "memory": {"resident_growth_mib": 512.0, "device_peak_mib": None, "device_reserved_mib": None},
+        "memory": {"resident_growth_mib": 512.0, "resident_peak_mib": 512.0, "device_peak_mib": None,
+                   "device_reserved_mib": None},
     }  # fmt: skip
     return {
         "schema_version": 1, "what": case.what, "precision": case.precision, "batch": case.batch,
@@ -48,31 +49,32 @@ def calls(monkeypatch, tmp_path):
 
 def test_every_option_arrives(calls, tmp_path, capsys):
     options = (
-        "bench --preset cityscapes-swin-t --what picture --device cpu --precision bf16 --size 64 96 --batch 2 "
+        "bench --preset cityscapes-swin-t --what predict --device cpu --precision bf16 --size 64 96 --batch 2 "
         "--pictures 3 --source photos --against huggingface-compiled --peer-precision fp32 --rounds 7 --warm-up 3 "
         "--threads 1 --compile --out here --json"
     )
     assert cli.run(options.split()) == 0
     [(case, chosen)] = calls
-    assert (case.preset, case.model, case.what, case.device) == ("cityscapes-swin-t", None, "picture", "cpu")
+    assert (case.preset, case.model, case.what, case.device) == ("cityscapes-swin-t", None, "predict", "cpu")
     assert (case.precision, case.size, case.batch, case.pictures, case.threads) == ("bf16", (64, 96), 2, 3, 1)
     assert case.source == "photos" and case.compile and case.engine is None and not case.trust_code
     assert (chosen.rounds, chosen.warm_up, chosen.peer, chosen.peer_compile) == (7, 3, "huggingface", True)
     assert chosen.peer_precision == "fp32"
     found = json.loads(capsys.readouterr().out)
     assert found["schema_version"] == 1 and found["sides"]["m2f"]["median"] == 0.5
-    file = tmp_path / "here" / "cityscapes-swin-t-picture-bf16-64x96-b2-compiled.json"
-    assert json.loads(file.read_text())["what"] == "picture" and file.with_suffix(".png").is_file()
+    file = tmp_path / "here" / "cityscapes-swin-t-predict-bf16-64x96-b2-compiled.json"
+    assert json.loads(file.read_text())["what"] == "predict" and file.with_suffix(".png").is_file()
 
 
 @pytest.mark.parametrize(
     ("words", "keeps"),
     [("--what predict", True), ("--what forward", False), ("--what forward --keep-memory", True),
-     ("--what predict --no-keep-memory", False)],
+     ("--what predict --no-keep-memory", False), ("--no-keep-memory", False)],
 )  # fmt: skip
 def test_our_side_keeps_memory_as_the_command_does(calls, words, keeps, monkeypatch):
     monkeypatch.setattr(allocator, "is_glibc", lambda: True)
-    assert cli.run(["bench", "--preset", "cityscapes-swin-t", *words.split()]) == 0
+    before, after = (words.split(), ["--what", "predict"]) if words == "--no-keep-memory" else ([], words.split())
+    assert cli.run([*before, "bench", "--preset", "cityscapes-swin-t", *after]) == 0
     assert calls[0][0].keep_memory is keeps
 
 
@@ -91,6 +93,13 @@ def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypat
     assert line in out
     [file] = (tmp_path / "runs" / "bench").glob("*.json")
     assert json.loads(file.read_text())["quality"] == found
+
+    def broken(case, data):
+        raise DataError("The disk is gone.")
+
+    monkeypatch.setattr(quality, "lost", broken)
+    assert cli.run(["bench", "--model", "mine", "--precision", "bf16", "--quality", "photos"]) == DataError.exit_code
+    assert len(list((tmp_path / "runs" / "bench").glob("*.json"))) == 2  # the minutes of timing are not lost
 
 
 @pytest.mark.parametrize(
@@ -112,7 +121,7 @@ def test_the_short_way_is_the_network_alone(calls, tmp_path, capsys):
     assert (case.what, case.model, case.preset, case.size) == ("forward", "some/where", None, None)
     assert (options.peer, options.peer_compile) == (None, False)
     out = capsys.readouterr().out
-    assert out.startswith("forward of model (random weights), 1 x 3 x 64 x 96, fp32, on a cpu, 1 threads, glibc")
+    assert out.startswith("forward of model (random weights), 1 x 3 x 64 x 96, fp32, on a cpu, torch 2, 1 threads, gl")
     assert "m2f\t0.5\t" in out and "energy: not told" in out and "Results: runs/bench/model-forward" in out
 
 
@@ -124,7 +133,8 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(results, "table_presets", lambda: [config.load(name) for name in names])
     assert cli.run(["bench", "--preset", "all", "--precision", "bf16"]) == 1  # one of them failed
     out, err = capsys.readouterr()
-    assert "cityscapes-swin-t\t2\t0.50\ta cpu, bf16" in out and "1 of 2 presets measured, in runs/bench" in out
+    where = "a cpu, 1 thread, bf16"
+    assert f"cityscapes-swin-t\t2\t0.50\t{where}" in out and "1 of 2 presets measured, in runs/bench" in out
     assert "ade20k-r50: It does not fit." in err
     assert [(case.what, options.rounds, options.warm_up) for case, options in calls] == [("picture", 20, 4)] * 2
     assert cli.run(["bench", "--preset", "all", "--precision", "bf16", "--rounds", "2", "--skip-existing"]) == 1
@@ -132,14 +142,33 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
     capsys.readouterr()
     assert cli.run(["presets", "table", "cityscapes-swin-t", "--format", "json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["rows"][:1]
-    assert (row["preset"], row["measured_fps"], row["measured_on"]) == ("cityscapes-swin-t", 2.0, "a cpu, bf16")
+    assert (row["preset"], row["measured_fps"], row["measured_on"]) == ("cityscapes-swin-t", 2.0, where)
 
 
 @pytest.mark.parametrize(("options", "words"), [
     ("--what forwards", "Did you mean forward"), ("--against torch", "huggingface"), ("--precision int8", "int8"),
     ("--engine warp", "warp"), ("--preset a --model b", "exclude each other"), ("--preset all --against huggingface",
-    "do one of them"), ("--preset all --what forward", "picture or train"),
+    "without --against"), ("--preset all --what forward", "picture or train"),
+    ("--preset all --size 64 64", "without --size"), ("--preset all --batch 2", "without --batch"),
+    ("--what post --batch 2", "--batch changes nothing about --what post"), ("--what load --size 9 9", "--size"),
+    ("--pictures 2", "It is for --what predict, eval"), ("--source photos", "--what forward"),
+    ("--what load --compile", "--compile"), ("--size 0 64", "--size 0 64: a picture has at least one row"),
+    ("--skip-existing", "is for --preset all"), ("--peer-precision fp32", "is for --against"),
+    ("--against huggingface --peer-precision fp33", "fp33"),
+    ("--what post --against published-compiled", "nothing to compile in --what post"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_said_before_anything_is_measured(calls, capsys, options, words):
     assert cli.run(["bench", *options.split()]) == 2
     assert words in capsys.readouterr().err and not calls
+
+
+def test_auto_is_what_the_device_is_good_at(calls, monkeypatch, tmp_path):
+    from m2f_cli.inference import segmenter
+    from m2f_cli.inference.bench import subject
+
+    monkeypatch.setattr(subject, "choose_precision", lambda name, device: "bf16" if name == "auto" else name)
+    assert cli.run(["bench", "--preset", "small-panoptic", "--precision", "auto", "--device", "cpu"]) == 0
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert cli.run(["bench", "--model", "model.onnx", "--precision", "auto"]) == 0
+    assert [case.precision for case, _ in calls] == ["bf16", "fp32"]  # of a file: what it was exported in
+    assert segmenter.choose_precision("fp16", None) == "fp16"

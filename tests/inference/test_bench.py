@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parts import tiny_config
 from small_segmenter import NAMES, picture, small_segmenter
 from torch import nn
 
 from m2f_cli import allocator
 from m2f_cli import config as configuration
 from m2f_cli.data.categories import from_names
-from m2f_cli.errors import ConfigError, ExportError
+from m2f_cli.errors import ConfigError, ExportError, M2FError
 from m2f_cli.inference import postprocess
 from m2f_cli.inference.bench import huggingface, ours, published, race, results, stats, worker
 from m2f_cli.inference.bench.case import Case, network_size, picture_size, training_size
@@ -39,6 +40,7 @@ from m2f_cli.inference.masks import MaskLogits
 from m2f_cli.inference.reference_table import measured_in
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.inference.wrapper import Wrapper
+from m2f_cli.model import build
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -96,7 +98,7 @@ def folder(segmenter, tmp_path_factory):
 def done(workload) -> dict[str, np.ndarray]:
     workload.touch()
     stages = Stages(CPU, live=True)
-    with stages.watching(workload.parts):
+    with stages.watching(workload.parts, workload.methods):
         workload.run(stages)
     workload.stages = stages.seconds
     return workload.answer()
@@ -104,9 +106,9 @@ def done(workload) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("what", "stages"), [
     ("forward", {"backbone", "pixel decoder", "decoder", "render"}),
-    ("picture", {"backbone", "pixel decoder", "decoder", "post"}),
-    ("predict", {"read", "preprocess", "backbone", "pixel decoder", "decoder", "post", "write"}),
-    ("post", {"post"}), ("load", set()),
+    ("picture", {"preprocess", "backbone", "pixel decoder", "decoder", "render", "post"}),
+    ("predict", {"read", "preprocess", "backbone", "pixel decoder", "decoder", "render", "post", "write"}),
+    ("post", {"render", "post"}), ("load", set()),
 ])  # fmt: skip
 def test_both_sides_do_the_same(segmenter, folder, what, stages):
     from m2f_cli import plugins
@@ -116,7 +118,8 @@ def test_both_sides_do_the_same(segmenter, folder, what, stages):
     mine = plugins.get("workloads", what)(case, subject)
     theirs = plugins.get("peers", "huggingface")(case, subject, folder)
     answers = done(mine), done(theirs)
-    assert set(mine.stages) == stages and set(theirs.stages) <= stages | {"preprocess"}
+    assert set(mine.stages) == stages
+    assert set(theirs.stages) == (stages - {"render"} if what == "forward" else stages)  # their decoder renders
     assert mine.images == theirs.images
     assert answers[0].keys() == answers[1].keys()
     for name in answers[0]:
@@ -141,14 +144,19 @@ def test_pictures_of_ones_own(segmenter, folder, tmp_path):
     case = Case(what="predict", size=SIZE, pictures=2, source=str(tmp_path / "in"))
     sides = ours.Predict(case, segmenter), huggingface.workload(case, segmenter, folder)
     for each in sides:
-        done(each)
+        answer = done(each)
+        assert answer["segment ids"].shape == (2 * 50 * 70,)  # all of them are compared
         assert each.images == 2 and [path.parent for path in each.files] == [tmp_path / "in"] * 2
+    assert sides[0].sizes == [((50, 70), (64, 96))] * 2  # what was measured, not what is usual
     assert len(list((tmp_path / "in").iterdir())) == 3  # nothing is written beside a user's pictures
 
 
 def test_evaluate_gives_figures(segmenter):
     evaluate = ours.Evaluate(dataclasses.replace(CASE, what="eval"), segmenter)
+    evaluate.run(Stages(CPU, live=False))
     answer = done(evaluate)
+    network = {"preprocess", "backbone", "pixel decoder", "decoder", "render", "post"}
+    assert set(evaluate.stages) == {"read", "score"} | network
     assert evaluate.last.images == 2 and 0 <= answer["pq"][0] <= 100
     with pytest.raises(ConfigError, match="nothing of transformers"):
         huggingface.workload(dataclasses.replace(CASE, what="eval"), segmenter, None)
@@ -180,6 +188,31 @@ def test_training_step_changes_both_sides(segmenter, folder):
     wanted = {"backbone", "pixel decoder", "decoder", "loss", "backward", "optimizer"}
     assert set(mine.stages) == wanted == set(theirs.stages)
     assert not torch.equal(before, trained.model.decoder.class_embed.weight)
+    assert theirs.net.config.use_auxiliary_loss  # all layers are supervised, as ours are
+
+
+def test_batch_norms_that_are_constants_are_so_on_both_sides(segmenter, tmp_path):
+    resnet = {"name": "resnet", "depth": 18, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
+    model = tiny_config(**resnet)
+    config = segmenter.config.model_copy(update={"model": model})
+    subject = Segmenter(build(model, len(NAMES)), config, segmenter.categories)
+    share(subject, tmp_path / "model")
+    theirs = huggingface.workload(dataclasses.replace(CASE, what="train"), subject, tmp_path / "model")
+    norms = [module for module in theirs.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and theirs.net.training and not any(module.training for module in norms)
+    assert not any(parameter.requires_grad for module in norms for parameter in module.parameters())
+    before = [module.running_mean.clone() for module in norms]
+    done(theirs)
+    assert all(torch.equal(old, module.running_mean) for old, module in zip(before, norms, strict=True))
+
+
+def test_a_step_with_pilots_has_no_peer(segmenter, folder):
+    case = dataclasses.replace(CASE, what="train")
+    piloting = configuration.load("mpformer-coco-instance-r50-50ep").model.piloting
+    model = segmenter.config.model.model_copy(update={"piloting": piloting})
+    piloted = Segmenter(segmenter.model, segmenter.config.model_copy(update={"model": model}), segmenter.categories)
+    with pytest.raises(ConfigError, match="trains with pilots"):
+        huggingface.workload(case, piloted, folder)
 
 
 def test_an_exported_file_runs_as_it_is(segmenter):
@@ -274,6 +307,30 @@ def test_errors_of_a_worker_are_those_of_the_command():
         race.Options(rounds=0)
 
 
+def test_what_a_library_raises_is_one_sentence():
+    with pytest.raises(M2FError, match="'start' failed in the timed process: RuntimeError") as caught:
+        race.bench(Case(preset="small-panoptic", device="cpu", size=(0, 64)), race.Options())
+    assert "M2F_DEBUG" in caught.value.hint
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.\n\nmore")
+    kind, message, hint = worker._told(error, "run")
+    assert (kind, message) == ("M2FError", "Not enough memory: DefaultCPUAllocator: can't allocate memory: 9 bytes.")
+    assert "--size" in hint and worker._told(MemoryError(), "run")[1] == "Not enough memory: no reason given."
+
+
+def test_an_exported_file_is_described_as_it_is(segmenter):
+    """Its own precision and device; code that its description names is not run to count FLOPs."""
+    host = worker.Host.__new__(worker.Host)
+    named = segmenter.config.model.backbone.model_copy(update={"name": "os:system"})
+    model = segmenter.config.model.model_copy(update={"backbone": named})
+    config = segmenter.config.model_copy(update={"model": model})
+    host.segmenter = SimpleNamespace(config=config, precision="int8", source="a.onnx", categories=segmenter.categories)
+    host.case, host.device, host.parameters = Case(model="a.onnx", size=SIZE), CPU, {}
+    host.workload = SimpleNamespace(sizes=None)
+    found = host.describe()
+    assert found["precision"] == "int8" and found["matmul_peak"] is None and found["network_input"] == [*SIZE]
+    assert found["flops"] is None and "os:system" in found["flops_missing"]
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +338,8 @@ def a_tree(case: Case, *, peer: bool = False) -> dict:
     side = {
         "seconds": [0.5, 0.5], "median": 0.5, "low": 0.4, "high": 0.6, "images_per_second": 2.0, "cpu_seconds": 1.0,
         "other_cores": None, "joules_per_image": None, "stages": {"backbone": 0.3, "other": 0.1},
-        "memory": {"resident_growth_mib": 512.0, "device_peak_mib": None, "device_reserved_mib": None},
+        "memory": {"resident_growth_mib": 512.0, "resident_peak_mib": 1024.0, "device_peak_mib": None,
+                   "device_reserved_mib": None},
     }  # fmt: skip
     sides = {"m2f": side, **({"huggingface": {**side, "stages": None}} if peer else {})}
     return {
@@ -291,8 +349,9 @@ def a_tree(case: Case, *, peer: bool = False) -> dict:
         "picture": [64, 96], "network_input": [64, 96], "matmul_peak": 1e9, "share_of_peak": 0.5,
         "machine": {"allocator": {"name": "glibc", "settings": {}}, "torch": "2", "load_before": 0.1,
                     "load_after": 0.2, "energy": "not told"},
-        "sides": sides, "peer": {"name": "huggingface", "compile": False, "precision": "fp32"} if peer else None,
-        "ratio": {"time": {"value": 2.0, "low": 1.9, "high": 2.1}} if peer else None,
+        "sides": sides,
+        "peer": {"name": "huggingface", "compile": False, "precision": "fp32", "batch": 1} if peer else None,
+        "ratio": {"time": {"value": 2.0, "low": 1.9, "high": 2.1, "interval": "95 %"}} if peer else None,
         "difference": {"mask logits": {"largest": 1e-4}} if peer else None,
         "flops": {"backbone": 10**9, "total": 10**9, "not_counted": "…"},
     }  # fmt: skip
@@ -305,6 +364,11 @@ def test_what_people_read():
     assert rows[0][columns.index("J/image")] == "not told" and rows[0][columns.index("resident MiB")] == "512"
     assert results.stage_rows(tree)[1][0] == ["backbone", "300.0", "1.0", "1.0 M"]
     assert any("huggingface / m2f = 2.00 (95 %: 1.90 to 2.10)" in line for line in results.findings(tree))
+    assert "1 x 3 x 64 x 96, fp32, on a cpu" in results.headline(tree)
+    several = {**tree, "network_input": None, "sizes": [[[50, 60], [800, 1088]], [[9, 9], [96, 64]]], "batch": 2}
+    assert "2 pictures, 2 at a time, that the network sees as 96 x 64 to 800 x 1088" in results.headline(several)
+    assert "huggingface takes 1 picture at a time, m2f 2" in results.findings(several)
+    assert results.name_of(several) == "a-b-forward-fp32-several-sizes-b2-vs-huggingface" and chart(several)
     image = chart(tree)
     assert image.getpixel((200, 100)) == (0x4E, 0x79, 0xA7)  # the first stage of the first bar
 
@@ -329,7 +393,7 @@ def test_the_table_is_measured_once_for_each_work_and_read_again(monkeypatch, tm
     assert [case.preset for case in cases] == names and all((c.batch, c.size) == (1, None) for c in cases)
     assert found["twin"]["model"]["measured_as"] == "cityscapes-swin-t"
     costs = measured_in(tmp_path).costs
-    assert costs["twin"] == costs["cityscapes-swin-t"] == {"images_per_second": 2.0, "device": "a cpu, bf16"}
+    assert costs["twin"] == costs["cityscapes-swin-t"] == {"images_per_second": (2.0, "a cpu, 1 thread, bf16")}
     assert set(costs) == {*found} - {"maskformer-ade20k-r50"}
     if "maskformer-ade20k-r50" in names:
         assert isinstance(found["maskformer-ade20k-r50"], ExportError)
@@ -342,10 +406,14 @@ def test_the_table_is_measured_once_for_each_work_and_read_again(monkeypatch, tm
     assert again["twin"]["model"]["measured_as"] == "cityscapes-swin-t" and len([*out.glob("*.json")]) == len(found) - 1
     exact = dataclasses.replace(case, precision="fp32")
     assert dict(results.sweep(exact, presets[:1], out, options, skip_existing=True)) and len(cases) == 2  # other work
+    compiled = dataclasses.replace(case, compile=True)
+    assert dict(results.sweep(compiled, presets[:1], out, options, skip_existing=True)) and len(cases) == 3
     assert (results.table_options("picture", 3).rounds, results.table_options("train", None, 0).warm_up) == (3, 0)
 
 
 def test_training_gives_memory_and_no_speed(tmp_path):
     tree = results.for_table(a_tree(Case(what="train", preset="a")))
     results.write(tree, tmp_path / "bench")
-    assert measured_in(tmp_path).costs == {"a": {"train_memory_gib": 0.5, "device": "a cpu"}}
+    assert measured_in(tmp_path).costs == {"a": {"train_memory_gib": (1.0, "a cpu, 1 thread")}}
+    results.write(results.for_table({**a_tree(Case(what="picture", preset="a")), "device": "b"}), tmp_path / "bench")
+    assert measured_in(tmp_path).costs["a"]["train_memory_gib"] == (1.0, "a cpu, 1 thread")  # and not "b"

@@ -31,11 +31,15 @@ def test_a_ratio_is_of_medians_and_its_interval_is_over_pairs():
     ours_, theirs = [1.0, 2.0, 9.0], [3.0, 6.0, 27.0]  # every round: exactly three times
     found = stats.ratio(theirs, ours_)
     assert found["value"] == 3.0
-    assert stats.ratio([4.0, 4.0, 4.0], [2.0, 2.0, 2.0]) == {"value": 2.0, "low": 2.0, "high": 2.0}
-    assert found["low"] == pytest.approx(3.0) and found["high"] == pytest.approx(3.0)  # unpaired, it would be wide
-    noisy = stats.ratio([3.0, 5.0, 4.0, 4.5, 3.5], [1.0, 1.2, 0.9, 1.1, 1.0])
+    assert found["low"] == found["high"] == pytest.approx(3.0)  # unpaired, it would be wide
+    twice = stats.ratio([*theirs, *theirs], [*ours_, *ours_])
+    assert twice["interval"] == "95 %" and twice["low"] == twice["high"] == pytest.approx(3.0)
+    noisy = stats.ratio([3.0, 5.0, 4.0, 4.5, 3.5, 4.0], [1.0, 1.2, 0.9, 1.1, 1.0, 1.0])
     assert noisy["low"] < noisy["value"] == 4.0 < noisy["high"]
-    assert stats.ratio([2.0, 2.0], [1.0, 1.0])["low"] is None
+    assert stats.between(noisy).startswith(" (95 %: ") and stats.between(stats.ratio([2.0], [1.0])) == ""
+    few = stats.ratio([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])  # too few for an interval: the range of the rounds
+    assert few == {"value": 3.0, "low": 2.0, "high": 4.0, "interval": "3 rounds"}
+    assert stats.between(few) == " (3 rounds: 2.00 to 4.00)"
     with pytest.raises(ValueError, match="2 and 1"):
         stats.ratio([1.0, 2.0], [1.0])
 
@@ -44,6 +48,11 @@ def test_summary_and_difference():
     assert stats.summary([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert stats.difference(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == {"share": 0.25}
     assert stats.difference(np.array([1.0, 2.0]), np.array([1.5, 2.0])) == {"largest": 0.5, "mean": 0.25}
+    nan, inf = float("nan"), float("inf")
+    assert stats.difference(np.array([nan, 1.0, 2.0, inf]), np.array([1.0, nan, nan, 3.0])) == {"not finite": 1.0}
+    assert stats.difference(np.array([nan, 1.0]), np.array([nan, 1.0])) == {"not finite": 0.0}
+    assert stats.most({"not finite": 0.5}) == stats.most({"shapes": [[1], [2]]}) == inf
+    assert stats.most({"share": 0.25}) == 0.25 and stats.most({"largest": 0.5, "mean": 0.1}) == 0.5
     with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
         stats.difference(np.zeros(2), np.zeros(3))
 
@@ -65,6 +74,24 @@ def test_stages_are_those_of_modules_and_blocks_and_only_when_live(monkeypatch):
     assert list(split({"post": 1.0, "backbone": 2.0}, 5.0).items()) == ordered
 
 
+def test_a_stage_inside_another_is_taken_out_of_it(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("m2f_cli.inference.bench.stages.time.perf_counter", lambda: float(next(ticks)))
+
+    class Base:
+        def work(self):
+            return 7
+
+    class Worker(Base):
+        pass
+
+    mine, stages = Worker(), Stages(CPU, live=True)
+    with stages.watching({}, {"render": ((Worker, "work"),), "read": ((mine, "work"),)}), stages("post"):
+        assert mine.work() == 7  # 0 post 1 read 2 render 3 4 5
+    assert stages.seconds == {"post": 2.0, "read": 2.0, "render": 1.0}
+    assert "work" not in vars(Worker) and "work" not in vars(mine) and Worker.work is Base.work  # nothing stays
+
+
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
@@ -76,6 +103,7 @@ def test_memory_tells_the_peak_of_what_was_done():
     del filled
     growth = memory.growth()
     assert 60 < growth["resident_growth_mib"] < 120 and growth["device_peak_mib"] is None
+    assert growth["resident_peak_mib"] == pytest.approx(growth["resident_growth_mib"] + memory.start / machine.MIB)
     assert machine.Memory(CPU).growth()["resident_growth_mib"] < 8  # the peak begins anew
 
 
@@ -88,6 +116,8 @@ def test_energy_is_the_sum_of_packages_or_not_told(tmp_path, monkeypatch):
         (tmp_path / name / "energy_uj").write_text(f"{value}\n")
     energy = machine.Energy(CPU)
     assert energy.told and energy.joules() == 3.5  # the sub-domain is part of its package
+    assert energy.since(1.5) == 2.0 and energy.since(None) is None
+    assert energy.since(9.0) is None  # the counter began anew
 
 
 def test_busy_seconds_leave_out_idle_ones(tmp_path, monkeypatch):
@@ -117,7 +147,7 @@ def counted():
         "    model = tiny_config()\n"
         "    part = model.pixel_decoder.model_copy(update={'num_layers': n})\n"
         "    return model.model_copy(update={'pixel_decoder': part})\n"
-        f"print(json.dumps([flops_of(layers(n), 6, batch, size) for n, batch, size in {wanted}]))"
+        f"print(json.dumps([flops_of(layers(n), 6, batch, size, trust_code=False) for n, batch, size in {wanted}]))"
     )
     tests = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tests)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ from ...errors import ConfigError
 from ..masks import Size
 from ..reference_table import crop_of
 from ..segmenter import resized_shape
-from .stages import Stages
+from .stages import Method, Stages
 
 DEFAULT_PRESET = "coco-panoptic-swin-t"
 # Pictures of the data sets that the shipped rows are tested on: the usual size, (height, width).
@@ -62,13 +64,17 @@ class Case:
 
 
 class Workload(Protocol):
-    """Something that can be done again and again.
+    """Something that can be done again and again: the base of all of them, for what most have not.
 
     images: pictures of one run. parts: modules whose time is a stage of its own; empty where none can be watched.
+    methods: of which calls are one, by the name of the stage. sizes: (height, width) of the pictures and of what the
+    network sees of each, where those are not the case's own.
     """
 
     images: int
-    parts: dict[str, nn.Module]
+    parts: Mapping[str, nn.Module] = MappingProxyType({})
+    methods: Mapping[str, Sequence[Method]] = MappingProxyType({})
+    sizes: list[tuple[Size, Size]] | None = None
 
     def touch(self) -> None:
         """The same on a few pixels: imports and first calls are no part of what a run needs."""
@@ -76,7 +82,8 @@ class Workload(Protocol):
     def run(self, stages: Stages) -> None: ...
 
     def answer(self) -> dict[str, np.ndarray]:
-        """What came out of the last run, to compare: floats by largest difference, whole numbers by share."""
+        """What a run gives, to compare: floats by largest difference, whole numbers by share. Nothing by default."""
+        return {}
 
 
 def picture_size(case: Case, config: Config) -> Size:
@@ -84,8 +91,9 @@ def picture_size(case: Case, config: Config) -> Size:
     return case.size or case.picture or PICTURE_SIZES.get(config.data.dataset, USUAL_SIZE)
 
 
-def network_size(case: Case, config: Config, fixed: Size | None = None) -> Size:
-    """(height, width) that the network sees in inference, with padding; `fixed` of an exported file.
+def network_size(case: Case, config: Config, fixed: Size | None = None, picture: Size | None = None) -> Size:
+    """(height, width) that the network sees in inference, with padding; `fixed` of an exported file, of the case's
+    picture unless it is another `picture`.
 
     Raises:
         ConfigError: a size is asked for that is not the file's.
@@ -97,7 +105,8 @@ def network_size(case: Case, config: Config, fixed: Size | None = None) -> Size:
                 hint="Leave --size out, or export the model for that size.",
             )
         return fixed
-    resized = case.size or resized_shape(*picture_size(case, config), config.test.resize)
+    asked = case.size if picture is None else None
+    resized = asked or resized_shape(*(picture or picture_size(case, config)), config.test.resize)
     divisor = max(1, config.test.size_divisor)
     return tuple(-(-edge // divisor) * divisor for edge in resized)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .words import circumstances, size_of
+
 WIDTH, BAR, GAP, MARGIN, LINE = 1100, 46, 30, 30, 24
 LABEL = 130  # columns for the names of sides
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac")
@@ -21,7 +23,7 @@ def chart(tree: dict[str, Any]) -> Image.Image:
     image = Image.new("RGB", (WIDTH, height), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
     draw.text((MARGIN, MARGIN), _title(tree), INK, font)
-    draw.text((MARGIN, MARGIN + LINE), f"{tree['device']}, {tree['threads']} threads", PALE, font)
+    draw.text((MARGIN, MARGIN + LINE), f"{tree['device']}, {circumstances(tree)}", PALE, font)
     scale = (WIDTH - 2 * MARGIN - LABEL - 150) / max(side["high"] for side in sides.values())
     for number, (name, side) in enumerate(sides.items()):
         top = MARGIN + 2 * LINE + 12 + number * (BAR + GAP)
@@ -32,9 +34,8 @@ def chart(tree: dict[str, Any]) -> Image.Image:
 
 
 def _title(tree: dict[str, Any]) -> str:
-    size = " x ".join(map(str, tree["network_input"]))
     ratio = f": {tree['ratio']['time']['value']:.2f} times as fast" if tree["ratio"] else ""
-    return f"{tree['model']['name']}, {tree['what']}, {tree['batch']} of {size}, {tree['precision']}{ratio}"
+    return f"{tree['model']['name']}, {tree['what']}, {tree['batch']} of {size_of(tree)}, {tree['precision']}{ratio}"
 
 
 def _bar(draw: ImageDraw.ImageDraw, side: dict[str, Any], top: int, scale: float, colors: dict, font: Any) -> None:

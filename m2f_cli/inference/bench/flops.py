@@ -26,11 +26,17 @@ CORNERS = 4
 
 
 def flops_of(
-    config: ModelConfig, num_classes: int, batch: int, size: tuple[int, int], *, trust_code: bool = True
+    config: ModelConfig, num_classes: int, batch: int, size: tuple[int, int], *, trust_code: bool
 ) -> dict[str, int]:
     """FLOPs of one forward pass: backbone, pixel decoder, decoder, render (masks of all queries at stride 4), total.
 
     What is kept by shape is made of fake tensors afterwards: only for a process that computes nothing more.
+
+    Args:
+        trust_code: whether the configuration, which may have come with an exported file, may name code.
+
+    Raises:
+        ConfigError: it names code and `trust_code` is false.
     """
     with torch.device("meta"):
         network = networks.build(config, num_classes, trust_code=trust_code).eval()

@@ -23,8 +23,8 @@ from ...types import Categories, PanopticMap, Result, Target
 from ..output import coco_categories, panoptic_image
 from ..segmenter import Segmenter, resized_shape
 from . import ours
-from .case import Case, network_size, picture_size, training_size
-from .published import Rendered, finish
+from .case import Case, Workload, network_size, picture_size, training_size
+from .published import RENDER, Rendered, finish
 from .published_peer import Post
 from .stages import Stages
 from .subject import autocast, class_logits, picture
@@ -47,7 +47,7 @@ class Model:
             "decoder": inner.transformer_module,
         }  # fmt: skip
         if case.compile:
-            self.net.compile()
+            self.net.compile(dynamic=False)  # for the size that is timed, as who compiles for speed has it
             self.parts = {}
 
     @torch.inference_mode()
@@ -80,13 +80,13 @@ def load(folder: Path, config: Config) -> nn.Module:
     return getattr(transformers, name).from_pretrained(folder).eval()
 
 
-class _Workload:
+class _Workload(Workload):
     """A model, and a run on few pixels."""
 
     def __init__(self, case: Case, segmenter: Any, folder: Path):
         self.images = case.batch
         self.model = Model(case, segmenter, folder)
-        self.parts = self.model.parts
+        self.parts, self.methods = self.model.parts, RENDER
 
     def touch(self) -> None:
         self.model(torch.zeros(1, 3, 64, 64, device=self.model.device))
@@ -167,8 +167,11 @@ class Predict(_Workload):
         return tuple(map(min, resized_shape(size[1], size[0], self.model.config.test.resize), padded))
 
     def answer(self) -> dict[str, np.ndarray]:
-        self._one(self.files[0], Stages(self.model.device, live=False))
-        return ours.plain(self.last)
+        return ours.plain_of_all(self._result(path) for path in self.files)
+
+    def _result(self, path: Path) -> Result:
+        self._one(path, Stages(self.model.device, live=False))
+        return self.last
 
 
 def write(result: Result, path: Path) -> dict[str, Any]:
@@ -182,10 +185,8 @@ def write(result: Result, path: Path) -> dict[str, Any]:
     return {"file_name": path.name, "objects": result.to_coco()}  # type: ignore[attr-defined]
 
 
-class Load:
+class Load(Workload):
     """from_pretrained of the converted folder."""
-
-    parts: dict[str, nn.Module] = {}  # noqa: RUF012
 
     def __init__(self, case: Case, segmenter: Any, folder: Path):
         self.images, self.folder, self.config, self.device = 1, folder, segmenter.config, segmenter.device
@@ -196,9 +197,6 @@ class Load:
     def run(self, stages: Stages) -> None:
         load(self.folder, self.config).to(self.device)
 
-    def answer(self) -> dict[str, np.ndarray]:
-        return {}
-
 
 class Train(_Workload):
     """A training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
@@ -206,10 +204,26 @@ class Train(_Workload):
     def __init__(self, case: Case, segmenter: Any, folder: Path):
         super().__init__(case, segmenter, folder)
         self.net = self.model.net.train()
+        self._as_ours(segmenter.config)
         self.parts = {**self.parts, "loss": self.net.criterion} if self.parts else {}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, weight_decay=0.05)
         self.make = partial(training_batch, case.batch, classes=len(self.model.categories), device=self.model.device)
         self.batch = self.make(size=training_size(case, self.model.config))
+
+    def _as_ours(self, config: Config) -> None:
+        """The work of our step: losses of all decoder layers, and batch norms that are constants stay so.
+
+        Raises:
+            ConfigError: the preset trains with pilots (MP-Former), which transformers has not.
+        """
+        if config.model.piloting is not None:
+            hint = "Compare a preset without; benchmarks/piloting_overhead.py tells what pilots add."
+            raise ConfigError(f"{config.name} trains with pilots, and transformers has none.", hint=hint)
+        self.net.config.use_auxiliary_loss = True
+        if config.model.backbone.options.get("norm") == "frozen_bn":
+            for module in self.net.model.pixel_level_module.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval().requires_grad_(False)
 
     def touch(self) -> None:
         self._step(self.make(size=(64, 64)), Stages(self.model.device, live=False))
@@ -228,10 +242,6 @@ class Train(_Workload):
         with stages("optimizer"):
             nn.utils.clip_grad_norm_(self.net.parameters(), 0.01)
             self.optimizer.step()
-
-    def answer(self) -> dict[str, np.ndarray]:
-        """Nothing: the losses of the two sides differ by their random points."""
-        return {}
 
 
 WORKLOADS = {

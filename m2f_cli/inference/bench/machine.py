@@ -98,11 +98,13 @@ class Memory:
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
 
     def growth(self) -> dict[str, float | None]:
-        """MiB, since this object was made: resident growth to the peak; the device's peak with everything on it."""
-        resident = None if self.start is None else (self._resident("VmHWM:") - self.start) / MIB
+        """MiB, since this object was made: resident peak of the process, and what that is above its start; the device's
+        peak with everything on it."""
+        peak = None if self.start is None else self._resident("VmHWM:")
         on_gpu = self.device.type == "cuda"
         return {
-            "resident_growth_mib": resident,
+            "resident_growth_mib": None if peak is None else (peak - self.start) / MIB,
+            "resident_peak_mib": None if peak is None else peak / MIB,
             "device_peak_mib": torch.cuda.max_memory_allocated(self.device) / MIB if on_gpu else None,
             "device_reserved_mib": torch.cuda.max_memory_reserved(self.device) / MIB if on_gpu else None,
         }
@@ -113,7 +115,10 @@ class Memory:
 
 class Energy:
     """A counter of joules: of the GPU (NVML, with the package pynvml) or of the processor packages (RAPL), which count
-    whatever else runs there, too. It is `told` only where such a counter can be read."""
+    whatever else runs there, too. It is `told` only where such a counter can be read.
+
+    NVML's is refreshed every few tens of milliseconds, so only sums over many short runs mean something.
+    """
 
     def __init__(self, device: torch.device):
         self.source, self._joules = _nvml(device) if device.type == "cuda" else _rapl()
@@ -124,6 +129,11 @@ class Energy:
 
     def joules(self) -> float | None:
         return None if self._joules is None else self._joules()
+
+    def since(self, before: float | None) -> float | None:
+        """Joules since `joules()` was `before`; None too where a counter began anew in between (RAPL's overflow)."""
+        now = self.joules()
+        return None if now is None or before is None or now < before else now - before
 
 
 def _rapl() -> tuple[str, Any]:
@@ -139,10 +149,10 @@ def _nvml(device: torch.device) -> tuple[str, Any]:
         import pynvml
     except ImportError:
         return "not told: the package pynvml (nvidia-ml-py) is not installed", None
-    pynvml.nvmlInit()
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError as error:
         return f"not told: {error}", None

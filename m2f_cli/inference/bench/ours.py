@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from ...config import Config
 from ...data.picture import read_picture
 from ...data.records import Record
+from ...metrics import Metric
 from ...types import (
     Instances,
     InstanceTruth,
@@ -32,22 +34,28 @@ from ...weights.checkpoint import save
 from ..compiling import parts_of
 from ..engines import CLASS_LOGITS, MASK_LOGITS
 from ..evaluate import default_metrics, evaluate
-from ..masks import MaskLogits, Size
+from ..masks import CoarseMasks, MaskLogits, Size
 from ..output import save as save_result
 from ..pipeline import predict
 from ..segmenter import Prepared, Raw, load
 from ..sources import Source, expand
-from .case import Case, network_size, picture_size
-from .stages import Stages
-from .subject import autocast, class_logits, fixed_size, picture
+from .case import Case, Workload, network_size, picture_size
+from .stages import Method, Stages
+from .subject import autocast, class_logits, core, fixed_size, picture
 
 PUBLISHED = {"score_threshold": 0.0}  # of instances: the published top 100
 FORMAT: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-png"}
 STRIDE = 4  # of mask features
+RENDER = {"render": ((MaskLogits, "coarse"), (CoarseMasks, "band"))}  # the stage that makes masks
 _TINY = 64  # pixels
 
 
-class Forward:
+def of_pictures(segmenter: Any) -> dict[str, Sequence[Method]]:
+    """Methods that are stages of work on whole pictures."""
+    return {"preprocess": ((core(segmenter), "_collate"),), **RENDER}
+
+
+class Forward(Workload):
     """The network alone, its last masks rendered at stride 4."""
 
     def __init__(self, case: Case, segmenter: Any):
@@ -78,12 +86,11 @@ def random_images(batch: int, size: Size) -> torch.Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-class ForwardOfFile:
+class ForwardOfFile(Workload):
     """The same of an exported file, on pictures of noise that are not normalised yet."""
 
     def __init__(self, case: Case, segmenter: Any):
         self.segmenter, self.images = segmenter, case.batch
-        self.parts: dict[str, nn.Module] = {}
         size = network_size(case, segmenter.config, fixed_size(segmenter))
         generator = torch.Generator().manual_seed(1)
         pixels_BCHW = torch.randint(0, 256, (case.batch, 3, *size), dtype=torch.uint8, generator=generator)
@@ -105,12 +112,12 @@ def forward(case: Case, segmenter: Any) -> Forward | ForwardOfFile:
     return (ForwardOfFile if segmenter.model is None else Forward)(case, segmenter)
 
 
-class Pictures:
+class Pictures(Workload):
     """Whole pictures in memory at the test size: normalise, network, post-processing (what MMSegmentation's fps is)."""
 
     def __init__(self, case: Case, segmenter: Any):
         self.segmenter, self.images = segmenter, case.batch
-        self.parts = parts_of(segmenter.model)
+        self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
         size = picture_size(case, segmenter.config)
         self.batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
 
@@ -135,19 +142,27 @@ def touch(segmenter: Any) -> None:
 def plain(result: Result) -> dict[str, np.ndarray]:
     """A result as numbers to compare."""
     if isinstance(result, PanopticMap):
-        return {"segment ids": result.ids_HW}
+        labels = np.zeros(1 + max((each.id for each in result.segments), default=0), np.int32)
+        for each in result.segments:
+            labels[each.id] = 1 + each.label
+        return {"segment ids": result.ids_HW, "segment labels": labels}
     if isinstance(result, Instances):
-        return {"scores": result.scores_N, "labels": result.labels_N}
+        bits = np.packbits(result.masks_NHW(), axis=-1)  # bytes of 8 pixels: an eighth of what travels
+        return {"scores": result.scores_N, "labels": result.labels_N, "masks": bits}
     return {"labels": result.labels_HW.astype(np.int32)}
 
 
-class Post:
+def plain_of_all(results: Iterable[Result]) -> dict[str, np.ndarray]:
+    """`plain` of pictures of any size, one after the other."""
+    found = [plain(result) for result in results]
+    return {name: np.concatenate([each[name].ravel() for each in found]) for name in found[0]}
+
+
+class Post(Workload):
     """Post-processing alone, on masks of smooth noise and class logits as of a trained model."""
 
-    parts: dict[str, nn.Module] = {}  # noqa: RUF012
-
     def __init__(self, case: Case, segmenter: Any):
-        self.segmenter, self.images = segmenter, 1
+        self.segmenter, self.images, self.methods = segmenter, 1, RENDER
         queries = segmenter.config.model.decoder.options.get("num_queries", len(segmenter.categories))
         prepared = segmenter.prepare(picture(picture_size(case, segmenter.config)).image_HW3)
         padded = network_size(case, segmenter.config)
@@ -181,16 +196,17 @@ def answer_of_noise(
     return Raw(logits_QK, MaskLogits(embeds_QC.to(device), features_CHW.to(device), padded, valid, size))
 
 
-class Predict:
+class Predict(Workload):
     """From JPEG files to written results, as `m2f predict` does; the stages are those of one picture after another."""
 
     def __init__(self, case: Case, segmenter: Any):
         self.segmenter, self.case = segmenter, case
-        self.parts = parts_of(segmenter.model)
+        self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
         self.format = FORMAT[segmenter.default_task]
         self.folder = tempfile.TemporaryDirectory(prefix="m2f-bench-")
         self.files = pictures_of(case, segmenter.config, Path(self.folder.name))
         self.images = len(self.files)
+        self.sizes = sizes_of(self.files, case, segmenter) if case.source else None
         self.numbers = itertools.count()
 
     def touch(self) -> None:
@@ -217,7 +233,7 @@ class Predict:
             save_result(result, out, [self.format], name=path.stem)
 
     def answer(self) -> dict[str, np.ndarray]:
-        return plain(self.segmenter(self.files[0], **PUBLISHED))
+        return plain_of_all(self.segmenter(path, **PUBLISHED) for path in self.files)
 
 
 def pictures_of(case: Case, config: Config, folder: Path) -> list[Path]:
@@ -225,6 +241,15 @@ def pictures_of(case: Case, config: Config, folder: Path) -> list[Path]:
     if case.source is None:
         return write_pictures(folder, picture_size(case, config), case.pictures)
     return [source.path for source in itertools.islice(expand([case.source]), case.pictures)]
+
+
+def sizes_of(files: Sequence[Path], case: Case, segmenter: Any) -> list[tuple[Size, Size]]:
+    """(height, width) of each picture and of what the network sees of it, one at a time."""
+    found = []
+    for path in files:
+        size = read_picture(path).shape[:2]
+        found.append((size, network_size(case, segmenter.config, fixed_size(segmenter), size)))
+    return found
 
 
 def write_pictures(folder: Path, size: Size, count: int) -> list[Path]:
@@ -237,12 +262,12 @@ def write_pictures(folder: Path, size: Size, count: int) -> list[Path]:
     return files
 
 
-class Evaluate:
+class Evaluate(Workload):
     """Pictures in memory to the figure that the model is judged by, as `m2f eval` does."""
 
     def __init__(self, case: Case, segmenter: Any):
         self.segmenter, self.images = segmenter, case.pictures
-        self.parts = parts_of(segmenter.model)
+        self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
         self.task: Task = segmenter.default_task
         size, classes = picture_size(case, segmenter.config), len(segmenter.categories)
         scenes = [picture(size, number) for number in range(min(2, case.pictures))]
@@ -257,7 +282,25 @@ class Evaluate:
         touch(self.segmenter)
 
     def run(self, stages: Stages) -> None:
-        self.last = evaluate(self.segmenter, self.records, default_metrics(self.task, self.segmenter.categories))
+        metrics = default_metrics(self.task, self.segmenter.categories)
+        if stages.live:
+            for record in self.records:
+                self._one(record, metrics, stages)
+            return
+        self.last = evaluate(self.segmenter, self.records, metrics)
+
+    def _one(self, record: Record, metrics: dict[str, Metric], stages: Stages) -> None:
+        """One picture after another: what `evaluate` does at the same time."""
+        with stages("read"):
+            truth, image_HW3 = record.read_truth(), record.read_image()
+        with stages("preprocess"):
+            prepared = self.segmenter.prepare(image_HW3)
+        [raw] = self.segmenter.infer([prepared])
+        with stages("post"):
+            result = self.segmenter.finish(raw, self.task, **PUBLISHED)
+        with stages("score"):
+            for metric in metrics.values():
+                metric.update(result, truth)
 
     def answer(self) -> dict[str, np.ndarray]:
         return {name: np.array([value]) for name, value in self.last.figures.items()}
@@ -274,10 +317,8 @@ def truth_of(scene: Any, task: Task, classes: int) -> Truth:
     return InstanceTruth(scene.size, [TrueObject(label % classes, rle) for label, rle in pairs])
 
 
-class Load:
+class Load(Workload):
     """Weights from a file to a network on its device. The file is in the cache of the system: no disk is timed."""
-
-    parts: dict[str, nn.Module] = {}  # noqa: RUF012
 
     def __init__(self, case: Case, segmenter: Any):
         self.case, self.images = case, 1
@@ -293,6 +334,3 @@ class Load:
     def run(self, stages: Stages) -> None:
         case = self.case
         load(self.ref, device=case.device, engine=case.engine, trust_code=case.trust_code)
-
-    def answer(self) -> dict[str, np.ndarray]:
-        return {}

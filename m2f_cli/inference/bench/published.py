@@ -35,6 +35,9 @@ class Rendered:
         return _resized(self.at_input(), self.size)
 
 
+RENDER = {"render": ((Rendered, "at_input"), (Rendered, "at_output"))}  # the stage that makes masks
+
+
 def _resized(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 

@@ -10,7 +10,7 @@ import torch
 from ...errors import ConfigError
 from . import ours
 from .case import Case
-from .published import Rendered, finish
+from .published import RENDER, Rendered, finish
 from .stages import Stages
 
 
@@ -19,7 +19,7 @@ class Post(ours.Post):
 
     def __init__(self, case: Case, segmenter: Any, folder: Path | None):
         super().__init__(case, segmenter)
-        masks = self.raw.masks
+        masks, self.methods = self.raw.masks, RENDER
         logits_QHW = torch.einsum("qc,chw->qhw", masks.embeds_QC, masks.features_CHW)
         self.rendered = Rendered(logits_QHW, masks.padded, masks.valid, masks.size)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import ConfigError
 from ..compare import compare
 from ..eval_setup import Request, execute, prepare
+from ..evaluate import without_nan
 from .case import Case
 
 EXACT = "fp32"
@@ -54,4 +55,4 @@ def lost(case: Case, data: Path | None) -> dict[str, Any]:
             execute(prepare(replace(_request(case, data), precision=precision), run))
             runs.append(run)
         found = compare(*runs)
-    return {**asdict(found.figures[0]), "pictures": found.pictures, "data": str(data)}
+    return without_nan({**asdict(found.figures[0]), "pictures": found.pictures, "data": str(data)})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from ...errors import ConfigError
@@ -106,7 +106,7 @@ def _raced(
 def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sample]) -> dict[str, Any]:
     seconds = [sample.seconds for sample in samples]
     middle = stats.summary(seconds)
-    joules = _median([sample.joules for sample in samples])
+    joules = _mean([sample.joules for sample in samples])
     return {
         "seconds": seconds, **middle, "images_per_second": start["images"] / middle["median"],
         "cpu_seconds": median(sample.cpu_seconds for sample in samples),
@@ -119,6 +119,11 @@ def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sa
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return median(known) if known else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 def _stages(watched: Sequence[Sample]) -> dict[str, float] | None:
@@ -140,10 +145,11 @@ def _differences(answers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Peer / ours: time with an interval; memory is measured once."""
     found = {"time": stats.ratio(theirs["seconds"], ours["seconds"])}
-    for name, key in (("resident_growth", "resident_growth_mib"), ("device_peak", "device_peak_mib")):
+    for name in ("resident_growth", "resident_peak", "device_peak"):
+        key = f"{name}_mib"
         a, b = theirs["memory"][key], ours["memory"][key]
         if a and b:
-            found[name] = {"value": a / b, "low": None, "high": None}
+            found[name] = {"value": a / b, "low": None, "high": None, "interval": None}
     return found
 
 
@@ -155,19 +161,20 @@ def _tree(
     speed = None if flops is None else flops["total"] / rows[OURS]["median"]
     peer = rows.get(options.peer or "")
     return {
-        "schema_version": SCHEMA_VERSION, "what": case.what, **known, "precision": case.precision,
-        "batch": case.batch, "compile": case.compile, "engine": case.engine, "threads": machine["threads"],
+        "schema_version": SCHEMA_VERSION, "what": case.what, **known, "batch": case.batch,
+        "compile": case.compile, "engine": case.engine, "threads": machine["threads"],
         "rounds": options.rounds, "warm_up": 1 + options.warm_up, "peer": _peer(case, options), "protocol": PROTOCOL,
         "machine": machine, "sides": rows, "ratio": None if peer is None else _ratios(rows[OURS], peer),
         "difference": differences, "flops": flops,
-        "share_of_peak": None if speed is None else speed / known["matmul_peak"],
+        "share_of_peak": speed / known["matmul_peak"] if speed and known["matmul_peak"] else None,
     }  # fmt: skip
 
 
 PROTOCOL = (
     "Each side in a process of its own; rounds in turns after the warm-up, the first run among it; device synchronised "
-    "around every run; medians, and quartiles as spread; ratios of medians with a 95 % bootstrap interval over rounds; "
-    "stages from further rounds that wait for the device at each of them; memory by the first run after a tiny one."
+    "around every run; medians, and quartiles as spread; ratios of medians with a 95 % bootstrap interval over rounds, "
+    f"with fewer than {stats.SURE} their range; stages from further rounds that wait for the device at each of them; "
+    "memory by the first run after a tiny one, or after the one that compiled."
 )
 
 
@@ -175,4 +182,5 @@ def _peer(case: Case, options: Options) -> dict[str, Any] | None:
     if options.peer is None:
         return None
     return {"name": options.peer, "compile": options.peer_compile,
-            "precision": options.peer_precision or case.precision}  # fmt: skip
+            "precision": options.peer_precision or case.precision,
+            "batch": 1 if case.what == "predict" else case.batch}  # fmt: skip

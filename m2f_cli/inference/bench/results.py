@@ -9,15 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ... import allocator
 from ... import config as configuration
 from ...config import Config
 from ...errors import ConfigError, M2FError
 from ..output import write_image, write_json
 from ..reference_table import read_trees
+from ..segmenter import choose_device
 from .case import Case, training_size
 from .chart import chart
+from .machine import device_name
 from .race import OnRound, Options, bench
+from .stats import between
+from .words import allocators, circumstances, size_of
 from .worker import OURS
 
 TABLE_PROTOCOL = (
@@ -43,7 +46,7 @@ def write(tree: dict[str, Any], out: Path) -> list[Path]:
 
 def name_of(tree: dict[str, Any]) -> str:
     """Such as cityscapes-swin-t-forward-fp32-512x1024-b1-vs-huggingface."""
-    size = "x".join(map(str, tree["network_input"]))
+    size = size_of(tree, "x").replace(" ", "-")
     parts = [tree["model"]["name"], tree["what"], tree["precision"], size, f"b{tree['batch']}"]
     parts += ["compiled"] if tree["compile"] else []
     parts += [tree["engine"]] if tree["engine"] else []
@@ -96,40 +99,45 @@ def stage_rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def headline(tree: dict[str, Any]) -> str:
     """What was timed, in one line."""
-    size = " x ".join(map(str, (tree["batch"], 3, *tree["network_input"])))
-    model, machine = tree["model"], tree["machine"]
+    model = tree["model"]
     weights = "random weights" if model["weights"] == "random" else "its own weights"
+    size = f"{tree['batch']} x 3 x {size_of(tree)}" if tree["network_input"] else _sizes(tree)
     return (f"{tree['what']} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
-            f"{tree['threads']} threads, {_allocators(tree)}, torch {machine['torch']}, load "
-            f"{machine['load_before']} before and {machine['load_after']} after, {tree['rounds']} rounds")  # fmt: skip
+            f"torch {tree['machine']['torch']}, {circumstances(tree)}, {tree['rounds']} rounds")  # fmt: skip
 
 
-def _allocators(tree: dict[str, Any]) -> str:
-    """Such as "glibc (m2f keeps freed memory)"."""
-    keeping = [name for name, side in tree["sides"].items()
-               if allocator.SETTINGS.keys() <= side.get("allocator", {}).get("settings", {}).keys()]  # fmt: skip
-    name = tree["machine"]["allocator"]["name"]
-    return f"{name} ({' and '.join(keeping)} keep{'s' * (len(keeping) == 1)} freed memory)" if keeping else name
+def _sizes(tree: dict[str, Any]) -> str:
+    """Such as "4 pictures that the network sees as 800 x 1088 to 896 x 800", by their pixels."""
+    seen = sorted((seen for _, seen in tree["sizes"]), key=math.prod)
+    first, last = (" x ".join(map(str, size)) for size in (seen[0], seen[-1]))
+    return f"{len(seen)} pictures, {tree['batch']} at a time, that the network sees as {first} to {last}"
 
 
 def findings(tree: dict[str, Any]) -> list[str]:
     """Ratios, differences, FLOPs and the like, a sentence each."""
     lines = []
     for name, each in (tree["ratio"] or {}).items():
-        sure = "" if each["low"] is None else f" (95 %: {each['low']:.2f} to {each['high']:.2f})"
-        lines.append(f"{name.replace('_', ' ')}: {tree['peer']['name']} / m2f = {each['value']:.2f}{sure}")
+        lines.append(f"{name.replace('_', ' ')}: {tree['peer']['name']} / m2f = {each['value']:.2f}{between(each)}")
+    if tree["peer"] and tree["peer"]["batch"] != tree["batch"]:
+        lines.append(f"{tree['peer']['name']} takes {tree['peer']['batch']} picture at a time, m2f {tree['batch']}")
     for name, each in (tree["difference"] or {}).items():
         lines.append(f"difference of {name}: " + ", ".join(f"{key} {_number(value)}" for key, value in each.items()))
     if tree["flops"]:
-        lines.append(f"{tree['flops']['total'] / 1e9:.1f} GFLOP a run, {100 * tree['share_of_peak']:.0f} % of the "
-                     f"{tree['matmul_peak'] / 1e9:.0f} GFLOP/s of a large matrix product here")  # fmt: skip
+        lines.append(f"{tree['flops']['total'] / 1e9:.1f} GFLOP a run{_share(tree)}")
     if tree.get("quality"):
         lines.append(_quality(tree["quality"], tree["precision"]))
     return [*lines, f"energy: {tree['machine']['energy']}"]
 
 
+def _share(tree: dict[str, Any]) -> str:
+    if tree["share_of_peak"] is None:
+        return ""
+    percent, peak = 100 * tree["share_of_peak"], tree["matmul_peak"] / 1e9
+    return f", {percent:.0f} % of the {peak:.0f} GFLOP/s of a large matrix product here"
+
+
 def _quality(found: dict[str, Any], precision: str) -> str:
-    interval = "" if math.isnan(found["low"]) else f" (95 %: {found['low']:+.2f} to {found['high']:+.2f})"
+    interval = "" if found["low"] is None else f" (95 %: {found['low']:+.2f} to {found['high']:+.2f})"
     return (f"quality in {precision}: {found['name']} {found['b']:.2f} beside {found['a']:.2f} in fp32, "
             f"{found['difference']:+.2f}{interval} over {found['pictures']} pictures of {found['data']}")  # fmt: skip
 
@@ -170,7 +178,7 @@ def sweep(
     Args:
         case: what ("picture" or "train"), device, precision, threads and the like; its preset and size do not count.
         options: of `table_options`.
-        skip_existing: what `out` has of the same work in the same precision is not measured again.
+        skip_existing: what `out` has of the same work under the same `conditions` is not measured again.
 
     Raises:
         DataError: a file in `out` that is no json, where there is something to skip.
@@ -187,6 +195,8 @@ def sweep(
             if on_start is not None:
                 on_start(preset.name)
             known[key] = _measured(replace(case, preset=preset.name, **_of_table(case)), options, on_round)
+            if isinstance(known[key], dict):
+                known[key]["conditions"] = conditions(case)
         found = known[key]
         if isinstance(found, dict):
             found = {**found, "model": {**found["model"], "name": preset.name, "measured_as": found["model"]["name"]}}
@@ -196,9 +206,18 @@ def sweep(
 
 def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
     """Rows of the table that are there already, by preset."""
+    wanted = conditions(case)
     return {
         tree["model"]["name"]: tree for tree in read_trees(out, "*.json")
-        if (tree.get("what"), tree.get("precision")) == (case.what, case.precision) and FIGURES & tree.keys()
+        if FIGURES & tree.keys() and tree.get("conditions") == wanted
+    }  # fmt: skip
+
+
+def conditions(case: Case) -> dict[str, Any]:
+    """What makes two measurements of a preset the same one, however often it was run."""
+    return {
+        "what": case.what, "device": device_name(choose_device(case.device)), "precision": case.precision,
+        "threads": case.threads, "compile": case.compile, "keep_memory": case.keep_memory,
     }  # fmt: skip
 
 
@@ -227,9 +246,17 @@ def _measured(case: Case, options: Options, on_round: OnRound | None) -> dict[st
 def for_table(tree: dict[str, Any]) -> dict[str, Any]:
     """A result with what `m2f presets table` reads: speed or training memory, and on what."""
     ours = tree["sides"][OURS]
-    memory = ours["memory"]["device_peak_mib"] or ours["memory"]["resident_growth_mib"]
+    memory = ours["memory"]["device_peak_mib"] or ours["memory"]["resident_peak_mib"]
     gib = None if memory is None else memory / 1024
     figures = {"train_memory_gib": gib} if tree["what"] == "train" else {
         "images_per_second": ours["images_per_second"], "memory_gib": gib}  # fmt: skip
-    device = tree["device"] if tree["precision"] == "fp32" else f"{tree['device']}, {tree['precision']}"
-    return {**tree, "device": device, "protocol": f"{TABLE_PROTOCOL} {tree['protocol']}", **figures}
+    return {**tree, "device": _device_of_table(tree), "protocol": f"{TABLE_PROTOCOL} {tree['protocol']}", **figures}
+
+
+def _device_of_table(tree: dict[str, Any]) -> str:
+    """Where, and all that is not as usual: "NVIDIA H200, bf16, compiled"; on a CPU threads too."""
+    on_cpu = tree["sides"][OURS]["memory"]["device_peak_mib"] is None
+    threads = f"{tree['threads']} thread{'s' * (tree['threads'] != 1)}"
+    found = {tree["device"]: True, threads: on_cpu, tree["precision"]: tree["precision"] != "fp32",
+             "compiled": tree["compile"], "memory kept": "m2f keeps" in allocators(tree)}  # fmt: skip
+    return ", ".join(name for name, is_told in found.items() if is_told)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+Method: TypeAlias = tuple[Any, str]  # a class or an object, and the name of what is called there
 ORDER = ("read", "preprocess", "backbone", "pixel decoder", "decoder", "render", "post", "score", "loss", "backward",
          "optimizer", "write")  # fmt: skip
 
@@ -22,41 +25,65 @@ def synchronise(device: torch.device) -> None:
 
 
 class Stages:
-    """Adds up seconds by the name of a stage. Not live, it costs nothing and adds nothing: watching a stage waits for
-    the device at both its ends, which a run that is timed as a whole must not."""
+    """Adds up seconds by the name of a stage. A stage inside another one is taken out of that. Not live, it costs
+    nothing and adds nothing: watching a stage waits for the device at both its ends, which a run that is timed as a
+    whole must not."""
 
     def __init__(self, device: torch.device, *, live: bool):
         self.device, self.live = device, live
         self.seconds: dict[str, float] = {}
+        self._open: list[tuple[float, float]] = []  # when each stage began, and the seconds of stages inside it
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if not self.live:
             yield
             return
-        started = self._now()
+        self._begin()
         yield
-        self._add(name, started)
+        self._end(name)
 
     @contextmanager
-    def watching(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Time the forward passes of modules."""
+    def watching(
+        self, parts: Mapping[str, nn.Module], methods: Mapping[str, Sequence[Method]] | None = None
+    ) -> Iterator[None]:
+        """Time the forward passes of modules, and calls of methods in this thread."""
         with ExitStack() as hooks:
             for name, part in parts.items() if self.live else ():
-                self._watch(name, part, hooks)
+                hooks.callback(part.register_forward_pre_hook(lambda *_: self._begin()).remove)
+                hooks.callback(part.register_forward_hook(lambda *_, name=name: self._end(name)).remove)
+            for name, owners in (methods or {}).items() if self.live else ():
+                for owner, method in owners:
+                    hooks.callback(_restoring(owner, method))
+                    setattr(owner, method, self._watched(name, getattr(owner, method)))
             yield
 
-    def _watch(self, name: str, part: nn.Module, hooks: ExitStack) -> None:
-        begun: list[float] = []
-        hooks.callback(part.register_forward_pre_hook(lambda *_: begun.append(self._now())).remove)
-        hooks.callback(part.register_forward_hook(lambda *_: self._add(name, begun.pop())).remove)
+    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def watched(*arguments: Any, **options: Any) -> Any:
+            with self(name):
+                return function(*arguments, **options)
 
-    def _now(self) -> float:
+        return watched
+
+    def _begin(self) -> None:
         synchronise(self.device)
-        return time.perf_counter()
+        self._open.append((time.perf_counter(), 0.0))
 
-    def _add(self, name: str, started: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - started
+    def _end(self, name: str) -> None:
+        synchronise(self.device)
+        started, inside = self._open.pop()
+        seconds = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds - inside
+        if self._open:
+            began, others = self._open[-1]
+            self._open[-1] = began, others + seconds
+
+
+def _restoring(owner: Any, method: str) -> Callable[[], None]:
+    """What puts a method back: to where it was, or away where the owner only inherited it."""
+    own = vars(owner)
+    return partial(setattr, owner, method, own[method]) if method in own else partial(delattr, owner, method)
 
 
 def split(seconds: Mapping[str, float], total: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from ...config import Config, ResizeConfig
 from ...data.categories import load_categories
 from ...data.synthetic import LEAST_EDGE, Scene, scene
 from ...errors import ConfigError
+from ..engines import engine_for, file_in
 from ..loading import save_huggingface
-from ..segmenter import DTYPES, Raw, Segmenter, choose_device, load
+from ..segmenter import DTYPES, Raw, Segmenter, choose_device, choose_precision, load
 from ..slide import sliding
 from ..wrapper import Wrapper
 from .case import DEFAULT_PRESET, Case
@@ -43,6 +45,16 @@ def load_subject(case: Case) -> Any:
     )
     core(segmenter).config = at_size(segmenter.config, case)
     return segmenter
+
+
+def chosen_precision(case: Case) -> Case:
+    """The case, with a number format in place of "auto": what its device is good at, or what an exported file is in."""
+    if case.precision != "auto":
+        return case
+    path = None if case.model is None else Path(case.model).expanduser()
+    is_file = path is not None and path.exists() and engine_for(file_in(path)) is not None
+    format = "fp32" if is_file else choose_precision("auto", choose_device(case.device))
+    return replace(case, precision=format)
 
 
 def core(segmenter: Any) -> Segmenter:

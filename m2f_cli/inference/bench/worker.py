@@ -7,7 +7,8 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,9 +20,10 @@ from torch import nn
 
 from ... import errors, plugins
 from ...allocator import keep_memory_if_possible
-from ...errors import M2FError
+from ...errors import ConfigError, M2FError
 from ..compiling import compile_parts
-from ..segmenter import DTYPES, choose_device
+from ..masks import Size
+from ..segmenter import DTYPES
 from . import machine
 from .case import Case, network_size, picture_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
@@ -51,8 +53,8 @@ class Host:
             keep_memory_if_possible()
         if case.threads is not None:
             torch.set_num_threads(case.threads)
-        self.case, self.device = case, choose_device(case.device)
-        self.segmenter = load_subject(case)
+        self.case, self.segmenter = case, load_subject(case)
+        self.device = torch.device(self.segmenter.device)  # an engine may have another one than PyTorch would choose
         self.parameters: dict[str, int] = {}
         if side == OURS:
             self.parameters = parameters_of(self.segmenter.model)
@@ -73,7 +75,10 @@ class Host:
             if self.case.compile:
                 compile_parts(self.segmenter)
             self.workload = make(self.case, self.segmenter)  # type: ignore[operator]
-        self.workload.touch()
+        if self.case.compile:
+            self.run()  # compiles for the size that is timed; the compiler's memory is not that of a run
+        else:
+            self.workload.touch()
         synchronise(self.device)
         memory = machine.Memory(self.device)
         self.run()
@@ -86,33 +91,54 @@ class Host:
         synchronise(self.device)
         busy, joules = machine.busy_seconds(), self.energy.joules()
         started, cpu = time.perf_counter(), time.process_time()
-        with stages.watching(parts):
+        with stages.watching(parts, self.workload.methods):
             self.workload.run(stages)
         synchronise(self.device)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         others = None if busy is None else max(0.0, (machine.busy_seconds() - busy - cpu) / seconds)
-        used = None if joules is None else self.energy.joules() - joules
-        return Sample(seconds, cpu, others, used, split(stages.seconds, seconds) if watched else None)
+        found = split(stages.seconds, seconds) if watched else None
+        return Sample(seconds, cpu, others, self.energy.since(joules), found)
 
     def answer(self) -> dict[str, Any]:
         return self.workload.answer()
 
     def describe(self) -> dict[str, Any]:
         """What is known without a clock, and the speed of a matrix product. The last thing that is asked."""
-        case, config = self.case, self.segmenter.config
-        trained = case.what == "train"
-        size = network_size(case, config, fixed_size(self.segmenter)) if not trained else training_size(case, config)
-        counted = None
-        if case.what not in NO_FLOPS:
-            counted = flops_of(config.model, len(self.segmenter.categories), case.batch, size)
-            counted = {**counted, "not_counted": NOT_COUNTED}
+        case, config, precision = self.case, self.segmenter.config, self.segmenter.precision
+        sizes = self.workload.sizes or [self._size()]
+        counted, why = self._flops(sizes[0][1])
         return {
             "model": {"name": config.name, "source": self.segmenter.source, "parameters": self.parameters,
                       "weights": "random" if case.is_random else "as loaded"},
-            "picture": list(size if trained else picture_size(case, config)), "network_input": list(size),
-            "device": machine.device_name(self.device), "flops": counted,
-            "matmul_peak": machine.matmul_peak(self.device, DTYPES[case.precision]),
+            "precision": precision, "picture": _the_only(picture for picture, _ in sizes),
+            "network_input": _the_only(seen for _, seen in sizes), "sizes": sizes,
+            "device": machine.device_name(self.device), "flops": counted, "flops_missing": why,
+            "matmul_peak": machine.matmul_peak(self.device, DTYPES[precision]) if precision in DTYPES else None,
         }  # fmt: skip
+
+    def _size(self) -> tuple[Size, Size]:
+        """Of the picture, and of what the network sees of it."""
+        case, config = self.case, self.segmenter.config
+        if case.what == "train":
+            return training_size(case, config), training_size(case, config)
+        return picture_size(case, config), network_size(case, config, fixed_size(self.segmenter))
+
+    def _flops(self, size: Size) -> tuple[dict[str, Any] | None, str | None]:
+        """FLOPs of a run by part; or None, and why."""
+        if self.case.what in NO_FLOPS:
+            return None, "a run is not one forward pass of known size"
+        classes, trusted = len(self.segmenter.categories), self.case.trust_code or self.case.is_random
+        try:
+            counted = flops_of(self.segmenter.config.model, classes, self.case.batch, size, trust_code=trusted)
+        except ConfigError as error:
+            return None, str(error)
+        return {**counted, "not_counted": NOT_COUNTED}, None
+
+
+def _the_only(sizes: Iterable[Size]) -> list[int] | None:
+    """The size of all; None where there are several."""
+    found = set(map(tuple, sizes))
+    return list(found.pop()) if len(found) == 1 else None
 
 
 # --- talking ----------------------------------------------------------------------------------------------------------
@@ -134,6 +160,19 @@ def _serve(connection: Connection, case: Case, side: str, folder: Path | None, s
                 connection.send((value, None))
             except M2FError as error:
                 connection.send((None, (type(error).__name__, error.message, error.hint)))
+            except Exception as error:  # whatever a library raises is told where it is asked, and not by a traceback
+                connection.send((None, _told(error, method)))
+
+
+def _told(error: Exception, method: str) -> tuple[str, str, str | None]:
+    """Kind, message and hint of the M2FError that an unforeseen one becomes."""
+    if os.environ.get("M2F_DEBUG"):
+        traceback.print_exception(error)
+    first = (str(error).strip() or "no reason given").splitlines()[0]
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+        return "M2FError", f"Not enough memory: {first.rstrip('.')}.", "Use a smaller --size, --batch or model."
+    message = f"{method!r} failed in the timed process: {type(error).__name__}: {first.rstrip('.')}."
+    return "M2FError", message, "M2F_DEBUG=1 shows where."
 
 
 def _received(connection: Connection) -> tuple[str, dict[str, Any]] | None:
