@@ -21,7 +21,7 @@ from ...config import Config
 from ...errors import ConfigError, MissingDependency
 from ...types import Categories, PanopticMap, Result, Target
 from ..output import coco_categories, panoptic_image
-from ..segmenter import Segmenter, resized_shape
+from ..segmenter import Segmenter
 from . import ours
 from .case import Case, Workload, network_size, picture_size, training_size
 from .published import RENDER, Rendered, finish
@@ -133,7 +133,11 @@ class Pictures(_Workload):
 
 
 class Predict(_Workload):
-    """A plain loop: read, transformers' image processor, network, published-order post-processing, write."""
+    """A plain loop: read, transformers' image processor, network, published-order post-processing, write.
+
+    Left alone, the processor stretches a picture to the next multiple of its size_divisor. It is told not to, and the
+    picture is padded to that as it is published: else the network would see other pictures than ours does.
+    """
 
     def __init__(self, case: Case, segmenter: Any, folder: Path):
         super().__init__(case, segmenter, folder)
@@ -154,17 +158,16 @@ class Predict(_Workload):
         with stages("read"):
             image = Image.open(path).convert("RGB")
         with stages("preprocess"):
-            images_BCHW = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.model.device)
+            found = self.processor(images=image, return_tensors="pt", size_divisor=0)["pixel_values"]
+            valid = tuple(found.shape[-2:])
+            below, right = (-edge % max(1, self.model.config.test.size_divisor) for edge in valid)
+            images_BCHW = nn.functional.pad(found.to(self.model.device), (0, right, 0, below))
         classes, masks = self.model(images_BCHW)
         with stages("post"):
             padded = tuple(images_BCHW.shape[-2:])
-            self.last = self.model.post(classes[0], masks[0], padded, self._valid(image.size, padded), image.size[::-1])
+            self.last = self.model.post(classes[0], masks[0], padded, valid, image.size[::-1])
         with stages("write"):
             return write(self.last, self.out / path.name)
-
-    def _valid(self, size: tuple[int, int], padded: tuple[int, int]) -> tuple[int, int]:
-        """The part of the input that is picture, of PIL's (width, height): the processor does not say."""
-        return tuple(map(min, resized_shape(size[1], size[0], self.model.config.test.resize), padded))
 
     def answer(self) -> dict[str, np.ndarray]:
         return ours.plain_of_all(self._result(path) for path in self.files)
