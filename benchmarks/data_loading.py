@@ -20,6 +20,7 @@ import torch
 
 from m2f_cli import config
 from m2f_cli.data.loader import images_per_second
+from m2f_cli.inference.bench import machine as about
 from m2f_cli.training import loop, run
 
 
@@ -54,6 +55,7 @@ def main() -> None:
             found[f"loader, {workers or 'no'} workers"] = images_per_second(prepared.loader, arguments.pictures)
             if workers == 0:
                 found["training step"] = steps_per_second(prepared, arguments.rounds)
+    print(f"{about.cpu_name()}, {arguments.threads} threads, {about.allocator()['name']}, load {about.load_average()}")
     for name, value in found.items():
         print(f"{name:24} {value:8.2f} pictures/s")
     print(json.dumps({"preset": arguments.preset, "threads": arguments.threads, **found}))

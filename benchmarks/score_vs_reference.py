@@ -18,8 +18,6 @@ import contextlib
 import copy
 import io
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -291,8 +289,12 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for row in rows:
                 row.run()
+    from m2f_cli.cores import usable_cores
+    from m2f_cli.inference.bench import machine as about
+
     figures = [row.summary() for row in rows]
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, numpy {np.__version__}"
+    machine = (f"{about.cpu_name()}, {usable_cores()} cores, numpy {np.__version__}, {about.allocator()['name']}, "
+               f"load {about.load_average()}")  # fmt: skip
     print(f"{machine}; medians of {arguments.rounds} rounds, wall time; in brackets the ratio of CPU time")
     for f in figures:
         goal = f"goal {f['goal']}x" if f["goal"] else ""
