@@ -152,6 +152,9 @@ def test_benchmark_against_transformers():
     """The README's command; its speed is read by people, on a quiet machine."""
     done = run(f"{sys.executable} {ROOT / 'benchmarks' / 'forward_vs_transformers.py'}", ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    *_, speed, _best, _growth, memory = re.search(r"^(ours) +(\S+) +(\S+) +([\d.]+)x +(\S+)x +(\d+) +([\d.]+)",
-                                                  done.stdout, re.MULTILINE).groups()
-    assert float(memory) <= 0.7 and float(speed) > 1.0, done.stdout
+    row = r"^ours +\S+ +\S+ +\S+x +\S+x +\d+ +(?P<memory>[\d.]+) +(?P<classes>\S+) \S+, (?P<masks>\S+) "
+    found = re.search(row, done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    assert float(found["memory"]) <= 0.7, done.stdout
+    # One attention cell within rounding of the threshold moves a query by 1e-3.
+    assert max(float(found["classes"]), float(found["masks"])) < 5e-3, done.stdout
