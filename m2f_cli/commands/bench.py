@@ -20,11 +20,11 @@ AUTO, OF_FILES = "auto", "int8"  # chosen for the device; what only an exported 
 SOME_FAILED = 1
 COMPILED = "-compiled"
 ROUNDS, WARM_UP, PICTURES = 6, 1, 4
-# Work that an option changes, for those that do not change all: elsewhere they are errors, not ignored.
-OF_WORK = {
-    "--batch": ("forward", "picture", "predict", "train"), "--pictures": ("predict", "eval"), "--source": ("predict",),
-    "--size": ("forward", "picture", "predict", "post", "eval", "train"),
-    "--compile": ("forward", "picture", "predict", "eval", "train"),
+# Work of ours that an option does not change: an error, not ignored. What work of a plug-in makes of it is its affair.
+NO_MATTER = {
+    "--batch": ("post", "eval", "load"), "--size": ("load",), "--compile": ("post", "load"),
+    "--pictures": ("forward", "picture", "post", "load", "train"),
+    "--source": ("forward", "picture", "post", "eval", "load", "train"),
 }  # fmt: skip
 NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the protocol of --preset all has its own
 
@@ -186,9 +186,9 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
         if name in given:
             raise ConfigError(f"--preset all measures for the reference table, by a protocol without {name}.",
                               hint=f"Leave {name} out, or name one preset.")  # fmt: skip
-    for name, works in OF_WORK.items():
-        if name in given and what not in works:
-            hint = f"It is for --what {', '.join(works)}."
+    for name, works in NO_MATTER.items():
+        if name in given and what in works:
+            hint = f"It is for --what {', '.join(each for each in plugins.table('workloads') if each not in works)}."
             raise ConfigError(f"{name} changes nothing about --what {what}.", hint=hint)
     if min(given.get("--size", (1, 1))) < 1:
         raise ConfigError(f"--size {' '.join(map(str, given['--size']))}: a picture has at least one row and column.")
@@ -196,7 +196,7 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
         raise ConfigError("--skip-existing is for --preset all.", hint="Other results get a file of their own each.")
     if "--peer-precision" in given and against is None:
         raise ConfigError("--peer-precision is for --against.", hint="Say --precision, or whom to compare with.")
-    if against is not None and against.endswith(COMPILED) and what not in OF_WORK["--compile"]:
+    if against is not None and against.endswith(COMPILED) and what in NO_MATTER["--compile"]:
         raise ConfigError(f"--against {against}: there is nothing to compile in --what {what}.",
                           hint=f"Compare with {against.removesuffix(COMPILED)}.")  # fmt: skip
 

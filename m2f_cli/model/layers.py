@@ -132,9 +132,8 @@ class ConvNorm(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         is_innermost = x_BCHW.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_innermost else torch.contiguous_format
-        sources = [tensor for tensor in (self.conv.bias, *vars(self.norm)["_parameters"].values(),
-                                         *vars(self.norm)["_buffers"].values()) if tensor is not None]  # fmt: skip
-        state = (dtype, layout, *((tensor._version, tensor.data_ptr()) for tensor in sources))
+        norm, bias = self.norm, () if self.conv.bias is None else (self.conv.bias,)
+        sources = (weight, *bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
 
         def scale_and_shift() -> Tensor:
             return torch.stack(self._scale_and_shift())
@@ -143,9 +142,9 @@ class ConvNorm(nn.Module):
             factors_O111 = scale_O[:, None, None, None].to(weight.dtype)
             return torch.mul(weight, factors_O111, out=torch.empty_like(weight, memory_format=layout)).to(dtype)
 
-        scale_O, shift_O = derived(self, "norm", scale_and_shift, weight, *state).unbind()
+        scale_O, shift_O = derived(self, "norm", scale_and_shift, sources).unbind()
         is_kept = dtype != weight.dtype or weight.numel() <= MAX_PACKED
-        return derived(self, "folded", scaled, weight, *state) if is_kept else scaled(), shift_O
+        return derived(self, "folded", scaled, sources, dtype, layout) if is_kept else scaled(), shift_O
 
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What the norm does to each channel, the convolution's own bias included."""

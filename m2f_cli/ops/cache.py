@@ -4,7 +4,7 @@ parameters in another form (number format, layout), until they change."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -33,8 +33,10 @@ def cached_by_shape(make: F) -> F:
     return call
 
 
-def derived(owner: nn.Module, name: str, make: Callable[[], Tensor], parameter: Tensor, *settings: Any) -> Tensor:
-    """What `make` makes of a parameter, kept by its module as long as neither the parameter nor the settings change.
+def derived(
+    owner: nn.Module, name: str, make: Callable[[], Tensor], sources: Tensor | Sequence[Tensor], *settings: Any
+) -> Tensor:
+    """What `make` makes of parameters and buffers, kept by a module as long as neither they nor the settings change.
 
     Not every change is seen: PyTorch counts those of a fused optimiser no more than those of `.data`. Before an
     optimiser's step there is a forward pass with a gradient, though: whoever keeps something calls `forget` in that.
@@ -43,15 +45,16 @@ def derived(owner: nn.Module, name: str, make: Callable[[], Tensor], parameter: 
         name: tells the things that a module keeps apart.
         settings: what else the result depends on (a number format, say).
     """
-    if parameter.is_inference():  # nobody counts its changes
+    sources = (sources,) if isinstance(sources, Tensor) else tuple(sources)
+    if any(source.is_inference() for source in sources):  # nobody counts their changes
         return make()
     kept = owner.__dict__.setdefault("_derived", _Kept())
     # Most changes in place raise the version; `.to(device)` and `.data = …` do not, but move the numbers.
-    state = (parameter._version, parameter.data_ptr(), *settings)
+    state = (*((id(source), source._version, source.data_ptr()) for source in sources), *settings)
     entry = kept.get(name)  # asked once: another thread may put an entry of other settings there
-    if entry is None or entry[0] is not parameter or entry[1] != state:
+    if entry is None or entry[1] != state:
         with torch.inference_mode(False), torch.no_grad():
-            entry = kept[name] = (parameter, state, make())
+            entry = kept[name] = (sources, state, make())  # which keeps the sources alive, and so their ids theirs
     return entry[2]
 
 

@@ -149,6 +149,15 @@ def test_changes_are_noticed(change: str):
     torch.testing.assert_close(layer(x), plainly(layer, x), atol=2e-5, rtol=1e-5)
 
 
+def test_what_was_made_in_inference_mode_is_right_too():
+    """Nobody counts the changes of such tensors, so nothing is kept of them."""
+    with torch.inference_mode():
+        layer, x = layer_of("constants"), picture()
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), plainly(layer, x), atol=2e-5, rtol=1e-5)
+            layer.norm.weight.mul_(2)
+
+
 def test_training_sees_the_batch_norm_itself():
     layer, x = layer_of("statistics of training"), picture()
     with torch.no_grad():

@@ -106,24 +106,19 @@ def _raced(
 def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sample]) -> dict[str, Any]:
     seconds = [sample.seconds for sample in samples]
     middle = stats.summary(seconds)
-    joules = _mean([sample.joules for sample in samples])
+    joules = _of(mean, [sample.joules for sample in samples])
     return {
         "seconds": seconds, **middle, "images_per_second": start["images"] / middle["median"],
         "cpu_seconds": median(sample.cpu_seconds for sample in samples),
-        "other_cores": _median([sample.other_cores for sample in samples]),
+        "other_cores": _of(median, [sample.other_cores for sample in samples]),
         "joules_per_image": None if joules is None else joules / start["images"],
         "stages": _stages(watched), "memory": start["memory"], "allocator": start["machine"]["allocator"],
     }  # fmt: skip
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _of(middle: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return median(known) if known else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
+    return middle(known) if known else None
 
 
 def _stages(watched: Sequence[Sample]) -> dict[str, float] | None:
