@@ -25,7 +25,7 @@ ROWS = [
     {"types"},
     {"config"},
     {"config_tree"},
-    {"plugins", "allocator"},
+    {"plugins", "allocator", "runtime"},
     {"errors", "cores"},
     {"__init__"},
 ]

@@ -86,7 +86,7 @@ def test_an_unknown_preset_names_the_nearest():
 
 
 def test_a_missing_file_and_a_file_that_is_no_yaml(tmp_path):
-    with pytest.raises(ConfigError, match="Cannot read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         config.load(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1, 2")
     with pytest.raises(ConfigError, match="not valid YAML"):

@@ -16,8 +16,8 @@ from ..data.fingerprints import Twin
 from ..data.records import DataSet, Record
 from ..data.report import DataReport, SplitReport, class_rows, edge_names
 from ..errors import DataError
+from ..runtime.files import atomic
 from .data_pictures import View, drawn, plain
-from .output import atomic
 
 SAMPLES = 12  # pictures of each split
 MOST_TWINS, MOST_PROBLEMS, MOST_BARS = 12, 100, 24

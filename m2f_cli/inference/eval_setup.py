@@ -16,6 +16,7 @@ from .. import __version__, config
 from ..config import Config
 from ..data.categories import load_categories
 from ..errors import ConfigError
+from ..runtime.files import atomic
 from ..types import Task
 from . import eval_results, segmenter
 from .eval_data import TASKS, EvalData, folder_of, open_for
@@ -23,7 +24,7 @@ from .eval_metrics import ALL, choose, known_names, task_for
 from .eval_results import Comparison
 from .eval_run import EvalRun, header_of, run, scored_names
 from .evaluate import EvalResult, Progress, place
-from .output import atomic, write_json
+from .output import write_json
 from .query_diagnosis import QueryDiagnosis, diagnose_queries
 from .segmenter import DEFAULT_MODELS, Segmenter
 from .slide import sliding

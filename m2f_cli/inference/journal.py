@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError, M2FError
+from ..runtime.files import atomic
 from ..types import Categories, Result
 from . import output, server_formats
-from .output import Writer, atomic
+from .output import Writer
 from .sources import RUN_MARK
 
 

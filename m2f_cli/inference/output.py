@@ -17,12 +17,8 @@ All files are written under a temporary name and renamed.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,8 +27,10 @@ from PIL import Image
 
 from .. import plugins
 from ..data.picture import read_picture
-from ..errors import ConfigError, DataError, M2FError
+from ..errors import ConfigError, DataError
 from ..ops.outlines import outlines
+from ..runtime import files
+from ..runtime.files import atomic, output_path
 from ..types import Categories, Instances, PanopticMap, Result, SemanticMap, Task
 from . import convert, draw
 
@@ -98,7 +96,7 @@ def writers_for(formats: Sequence[str], task: Task) -> dict[str, Writer]:
 def stem_for(folder: Path, format_name: str, name: str) -> Path:
     """Where a format puts the result called `name`: a path without its suffix."""
     plain = format_name.rpartition(":")[2]
-    return folder / FOLDERS.get(plain, plain) / name
+    return output_path(folder / FOLDERS.get(plain, plain), name)
 
 
 def task_of(result: Result) -> Task:
@@ -108,33 +106,13 @@ def task_of(result: Result) -> Task:
     raise TypeError(f"{type(result).__name__} is no result of this package")
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it at the end, removed if anything goes wrong.
-
-    Raises:
-        M2FError: the file cannot be written: no space, no permission.
-    """
-    part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise M2FError(f"Cannot write {path}: {error.strerror or error}.") from error
-
-
 def add_suffix(stem: Path, suffix: str) -> Path:
     """`Path.with_suffix` would eat the end of names such as "photo.v2"."""
     return stem.with_name(stem.name + suffix)
 
 
 def write_json(path: Path, tree: Any) -> list[Path]:
-    with atomic(path) as part:
-        part.write_text(json.dumps(tree, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(path, tree)
     return [path]
 
 
@@ -173,10 +151,10 @@ def panoptic_image(result: PanopticMap) -> Image.Image:
 
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
     """STEM.png and STEM.json: a complete COCO panoptic document of one picture. A run shares one panoptic.json."""
-    files = write_panoptic_png(result, stem)
+    pngs = write_panoptic_png(result, stem)
     entry = panoptic_entry(result, stem.name, stem.name)
     document = {**entry, "categories": coco_categories(result.categories)}
-    return files + write_json(add_suffix(stem, ".json"), {key: _listed(value) for key, value in document.items()})
+    return pngs + write_json(add_suffix(stem, ".json"), {key: _listed(value) for key, value in document.items()})
 
 
 def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
@@ -235,13 +213,13 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
     if result.image is None:
         raise DataError("Crops need the picture, and the result does not know it.", hint="Set result.image.")
     image_HW3 = read_picture(result.image)
-    files = []
+    crops = []
     for k, region in enumerate(convert.regions(result)):
         alpha = region.mask_HW.astype(np.uint8) * 255
         cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
         label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"
-        files += write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
-    return files
+        crops += write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
+    return crops
 
 
 # --- shared with the run's own files ----------------------------------------------------------------------------------

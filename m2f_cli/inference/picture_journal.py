@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError, M2FError
-from .output import atomic
+from ..runtime.files import atomic
 
 NAME = "pictures.jsonl"
 Line = dict[str, Any]

@@ -23,9 +23,10 @@ from pycocotools import mask as coco_mask
 
 from ..data.categories import load_categories
 from ..errors import ConfigError, DataError
+from ..runtime.files import atomic
 from ..types import Categories, Instances, PanopticMap, SemanticMap
 from . import convert, output
-from .output import add_suffix, atomic, write_image
+from .output import add_suffix, write_image
 
 PACKED = "panoptic_*_results.zip"
 FRAME = re.compile(r"[^/_]+_\d+_\d+")

@@ -26,9 +26,10 @@ from ..data.synthetic_data import MOST, SPLITS
 from ..errors import ConfigError, M2FError
 from ..inference import pipeline, segmenter
 from ..inference.journal import check_folder
-from ..inference.output import atomic, write_overlay
+from ..inference.output import write_overlay
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
+from ..runtime.files import atomic
 from ..types import Task
 from . import run as training
 

@@ -15,8 +15,9 @@ from ..data.dataset import Draw, TrainingSample, TrainingSet, drop_empty
 from ..data.records import DataSet, Record
 from ..data.transforms import build_transforms
 from ..inference.draw import plot
-from ..inference.output import atomic, write_overlay
+from ..inference.output import write_overlay
 from ..inference.segmenter import Segmenter
+from ..runtime.files import atomic
 from ..types import Categories, Instances, PanopticMap, Segment, Target, Task
 
 SAMPLES = 4  # pictures of the first batch

@@ -1,0 +1,1 @@
+"""Facts about this process and machine, and habits that any program needs: files, documents, locks."""

@@ -1,0 +1,64 @@
+"""Files are written whole, and names from data stay below their folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m2f_cli.errors import M2FError
+from m2f_cli.runtime.files import atomic, output_path, safe_name, write_json, write_text
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.v2", ".hidden/x", "été/写真", "with space/x y", "name."])
+def test_a_plain_relative_name_is_kept(name):
+    assert safe_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [("/etc/x", "etc/x"), ("../../x", "x"), ("a/../b", "a/b"), ("C:\\data\\x", "data/x"), ("..\\x", "x"),
+     ("./a//b", "a/b"), ("a\0b", "a_b"), ("ab:c?", "ab_c_"), ("con", "_con"), ("NUL.png", "_NUL.png")],
+)  # fmt: skip
+def test_a_name_that_leads_out_or_is_no_file_name_is_changed(name, safe):
+    assert safe_name(name) == safe
+
+
+@pytest.mark.parametrize("name", ["", "..", "/", "...", " ", "C:"])
+def test_a_name_without_any_part_gets_one_of_its_own(name):
+    assert safe_name(name).startswith("unnamed-")
+    assert safe_name("..") != safe_name("/")
+
+
+def test_long_parts_are_cut_and_stay_different():
+    names = [safe_name("x" * 300 + end) for end in "ab"]
+    assert len(set(names)) == 2
+    assert all(len(os.fsencode(name)) <= 200 for name in names)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.sampled_from(["/", "\\", "C:", "../", ""]))
+def test_no_name_leads_out_of_its_folder(name, prefix):
+    folder = Path("/out")
+    path = Path(os.path.normpath(output_path(folder, prefix + name, ".png")))
+    assert folder in path.parents
+    assert "\\" not in str(path)
+    assert safe_name(safe_name(name)) == safe_name(name)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "sub" / "x.txt"
+    write_text(path, "old\n")
+    with pytest.raises(ZeroDivisionError), atomic(path) as part:
+        part.write_text("half")
+        _ = 1 / 0
+    assert path.read_text() == "old\n"
+    assert [each.name for each in path.parent.iterdir()] == ["x.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(M2FError, match="Cannot write .*x.json: (Not a directory|File exists)"):
+        write_json(tmp_path / "file" / "x.json", {})
