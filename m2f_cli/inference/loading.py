@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from .. import model as networks
 from .. import weights
@@ -54,15 +51,13 @@ def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress 
 
 
 def _network(checkpoint: Checkpoint, trust_code: bool) -> MaskClassifier:
-    build = partial(networks.build, checkpoint.model, checkpoint.num_classes, trust_code=trust_code)
-    with torch.device("meta"):
-        network = build()
+    network = networks.build_shapes(checkpoint.model, checkpoint.num_classes, trust_code=trust_code)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = checkpoint.state_for(shapes)
     network.load_state_dict(state, strict=True, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):
         # Constants that no file holds (some of timm's backbones have them) exist only in a network really made.
-        network = build()
+        network = networks.build(checkpoint.model, checkpoint.num_classes, trust_code=trust_code)
         network.load_state_dict(state, strict=True)
     return network
 

@@ -39,12 +39,15 @@ def wrapped(
     Args:
         tile, overlap, tasks: as in `tiling.tiled`; no tile is the picture as a whole.
     """
-    from .tiling import tiled
-    from .tta import with_tta
-
     if tta:
+        from .tta import with_tta  # only here: it imports scipy.optimize
+
         segmenter = with_tta(segmenter)
-    return segmenter if tile is None else tiled(segmenter, tile, overlap, tasks=tasks)
+    if tile is None:
+        return segmenter
+    from .tiling import tiled
+
+    return tiled(segmenter, tile, overlap, tasks=tasks)
 
 
 def refuse_wrapped(segmenter: Any, what: str) -> None:

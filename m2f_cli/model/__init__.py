@@ -1,6 +1,6 @@
 """The networks."""
 
-from .build import build, checkpoint_activations
+from .build import build, build_shapes, checkpoint_activations
 from .classifier import MaskClassifier
 
-__all__ = ["MaskClassifier", "build", "checkpoint_activations"]
+__all__ = ["MaskClassifier", "build", "build_shapes", "checkpoint_activations"]

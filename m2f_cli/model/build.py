@@ -5,6 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
 from .. import plugins
 from ..config import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
@@ -36,6 +40,26 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> 
     given |= _for_pilots(config)
     decoder = _make("decoders", config.decoder, trust_code, **given)
     return MaskClassifier(backbone, pixel_decoder, decoder, num_classes)
+
+
+def build_shapes(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> MaskClassifier:
+    """Build the network on the meta device: parameters have shapes and no numbers. Arguments and errors as `build`."""
+    with torch.device("meta"), _NoInitialisation():
+        return build(config, num_classes, trust_code=trust_code)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out random numbers for meta tensors, which PyTorch traces in Python and imports its compiler for."""
+
+    drawn = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.drawn or getattr(func, "__module__", None) == nn.init.__name__:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def checkpoint_activations(model: MaskClassifier) -> None:

@@ -8,10 +8,14 @@ import sys
 import numpy as np
 import pytest
 from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene_labels, semantic
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
+from scipy import ndimage
 
 from m2f_cli.errors import MissingDependency
-from m2f_cli.inference.convert import backwards, regions
+from m2f_cli.inference.convert import backwards, regions, windows_of
 from m2f_cli.types import Instances, PanopticMap, Segment
 
 LABELS = scene_labels(48, 64)
@@ -34,6 +38,12 @@ def test_regions_of_large_ids_and_void():
     result = PanopticMap((5, 6), CATEGORIES, ids_HW, [Segment(16_777_215, PERSON, 0.5, 6), Segment(77, SKY, 0.5, 0)])
     (region,) = regions(result)
     assert (region.id, region.box, region.area) == (16_777_215, (1, 2, 3, 5), 6)
+
+
+@given(arrays(np.int32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(-2, 4)))
+def test_windows_are_those_of_scipy(map_HW):
+    found = ndimage.find_objects(map_HW + 3)
+    assert windows_of(map_HW) == {value - 2: window for value, window in enumerate(found) if window is not None}
 
 
 def test_empty_results_have_no_regions():

@@ -193,8 +193,15 @@ def test_resize_weights_are_both_published_resizes(coarse, padded, valid, size):
     found_ST = torch.zeros(coarse, size)
     for number, (low, high, part) in enumerate(weights.blocks(torch.device("cpu"))):
         found_ST[low:high, number * 64 : number * 64 + len(part)] = part.T
-    # A sum of two products, each of two weights of at most 1, which PyTorch rounds four times.
-    torch.testing.assert_close(found_ST, expected_ST, atol=8 * 2.0**-24, rtol=0)
+    # A sum of two products, each of two weights of at most 1, which PyTorch rounds four times. Beside that, a source
+    # coordinate is a rounded scale times a position, and the kernels of PyTorch differ in how they round it: one
+    # last digit of the coordinate, which is a share of a weight. From the second resize it reaches the coarse axis
+    # through the first one's slope.
+    fine_T = torch.arange(1, size + 1) * (valid / size)
+    last_digit_T = fine_T * (coarse / padded) * 2.0**-23
+    difference_T = (found_ST - expected_ST).abs().amax(0)
+    assert (difference_T <= 8 * 2.0**-24 + 2 * last_digit_T).all(), difference_T.max()
+    torch.testing.assert_close(found_ST.sum(0), torch.ones(size), atol=8 * 2.0**-24, rtol=0)
 
 
 def test_the_first_of_equal_values_is_found():

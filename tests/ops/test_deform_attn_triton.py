@@ -90,8 +90,6 @@ def test_compiles_without_a_gpu(kernel, capability, dtype, tmp_path, monkeypatch
     source = ASTSource(function, signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert compiled.asm["cubin"]
-    adds_up = "red.global.gpu.relaxed.add.f32" in compiled.asm["ptx"]
-    assert adds_up == (kernel == "_backward_kernel"), "the table's gradient alone is added up by atomics, in fp32"
 
 
 # --- who is chosen ----------------------------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ def flops_of(
     Raises:
         ConfigError: it names code and `trust_code` is false.
     """
-    with torch.device("meta"):
-        network = networks.build(config, num_classes, trust_code=trust_code).eval()
+    network = networks.build_shapes(config, num_classes, trust_code=trust_code).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu").requires_grad_(False)
         images_BCHW = torch.empty(batch, 3, *size)

@@ -93,10 +93,11 @@ class DeformableAttention(nn.Module):
         for predictor in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(predictor.weight)
             nn.init.zeros_(predictor.bias)
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        # On the CPU also where the parameters are on the meta device: arithmetic there imports PyTorch's compiler.
+        angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions_2A = torch.stack([angles.cos(), angles.sin()])
         directions_2A = directions_2A / directions_2A.abs().amax(0)
-        offsets = directions_2A[:, :, None, None] * torch.arange(1, self.num_points + 1)
+        offsets = directions_2A[:, :, None, None] * torch.arange(1, self.num_points + 1, device="cpu")
         with torch.no_grad():
             bias = self.sampling_offsets.bias.view(2, self.num_heads, self.num_levels, self.num_points)
             bias.copy_(offsets.expand_as(bias))
@@ -185,7 +186,8 @@ class DeformablePixelDecoder(nn.Module):
         self.input_projs = nn.ModuleList(
             ConvNorm(channels[stride], dim, 1, group_norm, bias=True) for stride in self.encoder_strides
         )
-        self.level_embed = nn.Parameter(torch.randn(len(self.encoder_strides), dim))
+        self.level_embed = nn.Parameter(torch.empty(len(self.encoder_strides), dim))
+        nn.init.normal_(self.level_embed)
         self.layers = nn.ModuleList(
             EncoderLayer(dim, ffn_dim, len(self.encoder_strides), num_heads, num_points) for _ in range(num_layers)
         )
