@@ -19,6 +19,7 @@ from ..ops.attention import attention
 from ..ops.cache import derived, forget
 from ..ops.conv import conv2d
 from ..ops.feed_forward import feed_forward
+from ..ops.group_norm import group_norm as ops_group_norm
 from ..ops.linear import MAX_PACKED, Linear, linear, relu
 from ..ops.pieces import is_tracing
 
@@ -121,7 +122,8 @@ class ConvNorm(nn.Module):
         elif is_constant(self.norm) and not is_tracing() and x_BCHW.device.type in ("cpu", "cuda"):
             return conv2d(self.conv, x_BCHW, *self._folded(x_BCHW), relu=self.relu, residual=residual)
         is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
-        y = self.norm(pointwise(self.conv, x_BCHW) if is_linear else convolved(self.conv, x_BCHW))
+        y = pointwise(self.conv, x_BCHW) if is_linear else convolved(self.conv, x_BCHW)
+        y = self.norm(y, overwrite=True) if isinstance(self.norm, GroupNorm) else self.norm(y)
         if residual is not None:
             return F.relu(y + residual, inplace=True) if self.relu else y + residual
         return relu(y) if self.relu else y
@@ -162,8 +164,20 @@ def is_constant(norm: nn.Module) -> bool:
         isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels)
+class GroupNorm(nn.GroupNorm):
+    """Group norm that is exact with channels innermost, too; see `ops.group_norm`."""
+
+    def forward(self, x_BCHW: Tensor, overwrite: bool = False) -> Tensor:
+        """
+        Args:
+            overwrite: the result may take the place of the input.
+        """
+        return ops_group_norm(x_BCHW, self.num_groups, self.weight, self.bias, self.eps, overwrite=overwrite)
+
+
+def group_norm(channels: int) -> GroupNorm:
+    """The group norm of pixel decoders: 32 groups."""
+    return GroupNorm(32, channels)
 
 
 class FeedForward(nn.Module):
