@@ -155,17 +155,16 @@ def _workers(asked: int | None, devices: int) -> int:
 def _as_before(folder: Path, options: Options) -> Options:
     """What the run was started with; what is given now wins."""
     import dataclasses
-    import json
 
-    from ..training.run import ENVIRONMENT, Options
+    from ..training.run import ANEW, Options, read_environment
 
-    before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["options"]
+    before = read_environment(folder).get("options", {})
     fresh = Options()
     kept: dict[str, Any] = {}
     for field in dataclasses.fields(Options):
-        old = before.get(field.name)
-        if field.name in ("resume", "device", "workers") or getattr(options, field.name) != getattr(fresh, field.name):
+        if field.name not in before or field.name in ANEW or getattr(options, field.name) != getattr(fresh, field.name):
             continue
+        old = before[field.name]
         kept[field.name] = Path(old) if field.name == "data" and old else tuple(old) if isinstance(old, list) else old
     return dataclasses.replace(options, **kept)
 

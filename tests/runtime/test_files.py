@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f_cli.errors import M2FError
-from m2f_cli.runtime.files import atomic, is_part, output_path, remove_parts, safe_name, share_as_usual, write_json, write_text
+from m2f_cli.runtime.files import (
+    atomic,
+    is_part,
+    output_path,
+    remove_parts,
+    safe_name,
+    share_as_usual,
+    write_json,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.v2", ".hidden/x", "été/写真", "with space/x y", "name."])
