@@ -13,6 +13,7 @@ import typer
 from .. import console
 from ..cores import usable_cores
 from ..errors import ConfigError
+from ..runtime.files import writing_to
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -122,10 +123,11 @@ def _settings(
         changed = [name for name, value in (("--set", overrides), ("--batch", batch), ("--seed", seed)) if value]
         if changed:
             raise ConfigError(f"{changed[0]} cannot change a run that goes on.", hint="Start a new one with --init.")
-        path = folder / CONFIG
-        if not path.is_file():
+        with writing_to(folder):
+            is_run = (folder / CONFIG).is_file()
+        if not is_run:
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
-        return config.load(path), folder
+        return config.load(folder / CONFIG), folder
     extra = [*(overrides or [])]
     extra += [f"train.batch={batch}"] if batch not in (None, "auto") else []
     extra += [f"train.precision={precision}"] if precision else []

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .files import make_folder, writing_to
+from .files import writing_to
 
 try:
     import fcntl
@@ -47,8 +47,9 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
         ConfigError: another process is at work there; its number and machine are in the message.
         M2FError: the folder cannot be written.
     """
-    path, is_new = folder / LOCK, not folder.exists()
-    with writing_to(folder):
+    path = folder / LOCK
+    with writing_to(shown or folder):
+        is_new = not folder.exists()
         descriptor = _acquired(folder, path)
     if descriptor is None:
         raise ConfigError(
@@ -57,7 +58,7 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
         )
     _held.add(descriptor)
     try:
-        with writing_to(folder):
+        with writing_to(shown or folder):
             _owner_file(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
                                                      "since": time.strftime("%Y-%m-%d %H:%M:%S")}))  # fmt: skip
         yield
@@ -83,7 +84,8 @@ def staged(path: Path, what: str) -> Iterator[Path]:
     with locked(room, what, shown=path):
         inside = room / "new"
         shutil.rmtree(inside, ignore_errors=True)
-        make_folder(inside)
+        with writing_to(path):
+            inside.mkdir()
         try:
             yield inside
         finally:

@@ -32,7 +32,7 @@ from ..loss.criterion import make_criterion
 from ..model.piloting import piloting_of
 from ..runtime import random_state
 from ..runtime.documents import read_json
-from ..runtime.files import is_part, remove_parts, write_json, write_text
+from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from . import batch_size, distributed, state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
@@ -326,18 +326,19 @@ def start(
 def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.ExitStack) -> Config:
     """Make the folder this process's own as long as the stack is open; gives the configuration of the run."""
     stack.enter_context(locked(folder, "A training"))
+    with writing_to(folder):
+        used = [path for path in folder.iterdir() if not (path.name in LR_FINDER or is_lock(path) or is_part(path))]
     if options.resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start without --resume.")
         settings = config.load(folder / CONFIG)
     else:
-        _refuse_used(folder)
+        _refuse_used(folder, used)
     remove_parts(folder)
     return settings
 
 
-def _refuse_used(folder: Path) -> None:
-    used = [path for path in folder.iterdir() if not (path.name in LR_FINDER or is_lock(path) or is_part(path))]
+def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
     if not used:
         return
     if not (folder / CONFIG).is_file():
