@@ -114,7 +114,7 @@ def _of_trees(one: object, other: object, where: str) -> list[str]:
     if isinstance(one, (list, tuple)):
         if len(one) != len(other):
             return [where]
-        return [name for i, pair in enumerate(zip(one, other, strict=True)) for name in _of_trees(*pair, f"{where}/{i}")]
+        return [name for i in range(len(one)) for name in _of_trees(one[i], other[i], f"{where}/{i}")]
     return [] if one == other else [where]
 
 

@@ -31,11 +31,12 @@ class JsonLines:
         M2FError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, *, from_iteration: int = 0):
+    def __init__(self, path: Path, *, from_iteration: int = 0, evaluated: int | None = None):
         self.path = path
         make_folder(path.parent)
         if path.exists():
-            _forget_after(path, from_iteration)
+            last = {"train": from_iteration - 1, "val": from_iteration if evaluated is None else evaluated}
+            _forget_after(last, path)
         with writing_to(path):
             self.file = path.open("ab", buffering=0)  # nothing waits in memory for `close` to fail on
 
@@ -49,23 +50,22 @@ class JsonLines:
         self.file.close()
 
 
-def _forget_after(path: Path, iteration: int) -> None:
-    """Drop lines of iterations that will be done again, and half a line of a run that was killed."""
+def _forget_after(last: Mapping[str, int], path: Path) -> None:
+    """Drop the lines of each kind that will be written again, and half a line of a run that was killed."""
     with writing_to(path):
         lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _is_before(line, iteration)]
+    kept = [line for line in lines if _is_before(line, last)]
     if kept != lines:
         with atomic(path, durable=True) as part:
             part.write_bytes(b"".join(kept))
 
 
-def _is_before(line: bytes, iteration: int) -> bool:
+def _is_before(line: bytes, last: Mapping[str, int]) -> bool:
     try:
         entry = json.loads(line)
-        is_done = entry["iteration"] < iteration or (entry["kind"] == "val" and entry["iteration"] <= iteration)
+        return entry["iteration"] <= last[entry["kind"]] and line.endswith(b"\n")
     except (ValueError, KeyError, TypeError):
         return False
-    return is_done and line.endswith(b"\n")
 
 
 class TensorBoard:
@@ -144,12 +144,18 @@ def _module_of(logger: type[TensorBoard | _Tracker]) -> Any:
         raise MissingDependency(logger.package, f"--logger {logger.package}", logger.package) from error
 
 
-def make_loggers(names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int) -> list[Logger]:
+def make_loggers(
+    names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int, evaluated: int | None = None
+) -> list[Logger]:
     """metrics.jsonl, and the loggers asked for.
+
+    Args:
+        from_iteration: the next one of a run that goes on.
+        evaluated: after how many iterations its last evaluation was; by default after all of them.
 
     Raises:
         ConfigError: an unknown name; MissingDependency: a package that is not installed.
     """
     check_loggers(names)
-    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration)
+    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
     return [first, *(LOGGERS[name](folder, config, from_iteration) for name in names)]

@@ -412,7 +412,9 @@ def _execute(run: Run, listener: Listener) -> Outcome:
     loggers = []
     if main:
         tree = run.settings.model_dump(mode="json")
-        loggers = make_loggers(run.options.loggers, run.folder, tree, from_iteration=run.state.iteration)
+        loggers = make_loggers(
+            run.options.loggers, run.folder, tree, from_iteration=run.state.iteration, evaluated=run.state.evaluated
+        )
 
     def on_step(step: Step) -> None:
         values = {**step.losses, "loss": step.total, "lr": step.learning_rate, "gradient_norm": step.gradient_norm,
