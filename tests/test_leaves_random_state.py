@@ -82,7 +82,7 @@ def test_importing():
         "import random, numpy as np, torch\n"
         "def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()\n"
         "before = states()\n"
-        "import m2f_cli, m2f_cli.inference.segmenter, m2f_cli.training.run, m2f_cli.data.report, m2f_cli.exporting.base\n"
+        "import m2f_cli.inference.segmenter, m2f_cli.training.run, m2f_cli.data.report, m2f_cli.exporting.base\n"
         "assert states() == before\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -105,6 +105,10 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
 
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        return identity(self.train_data)
+
     def trainable(self) -> list[tuple[str, int, int]]:
         return trainable_table(self.parts.model)
 
@@ -115,7 +119,7 @@ class Run:
         if distributed.rank() == 0:
             now = self.state
             done = {"iteration": now.iteration, "skipped": now.skipped, "best": now.best, "in_a_row": now.in_a_row,
-                    "evaluated": now.evaluated, "data": identity(self.train_data)}  # fmt: skip
+                    "evaluated": now.evaluated, "data": self.identity}  # fmt: skip
             state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
             self.saved = now.iteration
             self.save_weights("last")
@@ -380,7 +384,7 @@ def _write_records(run: Run, command: Sequence[str]) -> None:
         before = {
             "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
             "machine": platform.platform(), "device": str(run.parts.device), "processes": distributed.world_size(),
-            "command": list(command), "options": {}, "notes": run.notes, "data": identity(run.train_data),
+            "command": list(command), "options": {}, "notes": run.notes, "data": run.identity,
         }  # fmt: skip
     if _lasting(before.get("options", {})) != _lasting(options):
         write_json(run.folder / ENVIRONMENT, {**before, "options": options}, indent=2, durable=True)

@@ -48,7 +48,8 @@ def model_of(folder: Path) -> dict:
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    assert all(torch.equal(tensor, model_of(other)[name]) for name, tensor in model_of(one).items())
+    ours, theirs = model_of(one), model_of(other)
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def die_in(step):
@@ -65,7 +66,7 @@ def die_in(step):
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path, whole, no_rescue):
     with pytest.raises(Killed):
         run.start(settings(*CHANGES), tmp_path / "run", OPTIONS, die_in(0))
-    with pytest.raises(ConfigError, match="started already and has no checkpoint yet. Use --resume, which begins it anew"):
+    with pytest.raises(ConfigError, match="started already and has no checkpoint yet. Use --resume, which begins it"):
         run.start(settings(*CHANGES), tmp_path / "run", OPTIONS)
     notes = []
     listener = Listener(on_start=lambda started: notes.extend(started.notes))
@@ -175,7 +176,8 @@ def test_other_data_is_refused_with_a_way_to_train_on(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     label_maps(tmp_path / "one", ["a", "b"], 3)
     start = ["train", "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "1",
-             *(word for pair in ("train.iterations=1", "train.loss.num_points=32") for word in ("--set", pair))]  # fmt: skip
+             *(word for pair in ("train.iterations=1", "train.loss.num_points=32")
+               for word in ("--set", pair))]  # fmt: skip
     assert cli.run([*start, "--data", "one", "--out", "run"]) == 0
     config_before = (tmp_path / "run" / "config.yaml").read_bytes()
     resume = ["train", "--out", str(tmp_path / "run"), "--resume", "--device", "cpu", "--workers", "0"]
@@ -272,11 +274,9 @@ def test_numbers_on_a_full_disk_are_one_sentence_and_half_a_line_is_forgotten(tm
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 @pytest.mark.parametrize("umask", [0o022, 0o002])
 def test_all_files_of_a_run_and_of_its_exports_obey_the_umask(tmp_path, umask):
-    from m2f_cli import exporting
     from m2f_cli.exporting.base import export
     from m2f_cli.inference.segmenter import load
 
-    assert exporting
     old = os.umask(umask)
     try:
         run.start(settings(*CHANGES, "train.iterations=1"), tmp_path / "run", replace(OPTIONS, keep=1))
@@ -285,5 +285,5 @@ def test_all_files_of_a_run_and_of_its_exports_obey_the_umask(tmp_path, umask):
         files.write_text(tmp_path / "plain", "")
     finally:
         os.umask(old)
-    wrong = [str(path) for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mode & 0o777 != 0o666 & ~umask]
-    assert not wrong
+    modes = {str(path): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: mode for path, mode in modes.items() if mode != 0o666 & ~umask} == {}
