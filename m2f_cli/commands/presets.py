@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import __version__, console
-from ..errors import ConfigError, unknown_name
+from ..errors import ConfigError, M2FError, unknown_name
 from ..inference import reference_table
 from ..inference.reference_table import backbone_cell, backbone_label, decimals, label
+from ..runtime.files import write_text, writing_to
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -188,22 +188,26 @@ def copy_preset(name: str, path: Path, *, force: bool = False) -> Path:
     from .. import config
 
     preset = config.load(name)
-    target = path / f"{preset.name}.yaml" if path.is_dir() else path
+    try:
+        return _copied(preset, path, force)
+    except ConfigError:
+        raise
+    except M2FError as error:
+        raise ConfigError(error.message) from error
+
+
+def _copied(preset: Config, path: Path, force: bool) -> Path:
+    with writing_to(path):
+        target = path / f"{preset.name}.yaml" if path.is_dir() else path
+        exists, has_folder = target.exists(), target.parent.is_dir()
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{target} should end in .yaml.", hint="That is how m2f tells a file from a preset's name.")
-    if target.exists() and not force:
+    if exists and not force:
         raise ConfigError(f"{target} exists already.", hint="Pass --force to overwrite it.")
+    from .. import config
+
     header = f"# The preset {preset.name} of m2f {__version__}. The name of this one is the stem of its file.\n"
-    _write(target, header + config.dump(preset, named=False))
+    if not has_folder:
+        raise ConfigError(f"Cannot write {target}: there is no folder {target.parent}.")
+    write_text(target, header + config.dump(preset, named=False))
     return target
-
-
-def _write(target: Path, text: str) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {target}: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import typer
 from .. import console
 from ..cores import usable_cores
 from ..errors import ConfigError
+from ..runtime.files import writing_to
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -122,10 +123,11 @@ def _settings(
         changed = [name for name, value in (("--set", overrides), ("--batch", batch), ("--seed", seed)) if value]
         if changed:
             raise ConfigError(f"{changed[0]} cannot change a run that goes on.", hint="Start a new one with --init.")
-        path = folder / CONFIG
-        if not path.is_file():
+        with writing_to(folder):
+            is_run = (folder / CONFIG).is_file()
+        if not is_run:
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
-        return config.load(path), folder
+        return config.load(folder / CONFIG), folder
     extra = [*(overrides or [])]
     extra += [f"train.batch={batch}"] if batch not in (None, "auto") else []
     extra += [f"train.precision={precision}"] if precision else []
@@ -155,17 +157,16 @@ def _workers(asked: int | None, devices: int) -> int:
 def _as_before(folder: Path, options: Options) -> Options:
     """What the run was started with; what is given now wins."""
     import dataclasses
-    import json
 
-    from ..training.run import ENVIRONMENT, Options
+    from ..training.run import ANEW, Options, read_environment
 
-    before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["options"]
+    before = read_environment(folder).get("options", {})
     fresh = Options()
     kept: dict[str, Any] = {}
     for field in dataclasses.fields(Options):
-        old = before.get(field.name)
-        if field.name in ("resume", "device", "workers") or getattr(options, field.name) != getattr(fresh, field.name):
+        if field.name not in before or field.name in ANEW or getattr(options, field.name) != getattr(fresh, field.name):
             continue
+        old = before[field.name]
         kept[field.name] = Path(old) if field.name == "data" and old else tuple(old) if isinstance(old, list) else old
     return dataclasses.replace(options, **kept)
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import cv2
@@ -182,12 +183,54 @@ class Loader:
             self._maker, batch_size=None, sampler=draws, num_workers=self.workers, collate_fn=_as_it_is,
             worker_init_fn=_one_thread, pin_memory=self.pin, generator=torch.Generator(),
         )  # fmt: skip
-        for batch in made:
-            if isinstance(batch, M2FError):
-                raise batch
-            batch.position = self._position
-            self._position += 1
-            yield batch
+        with _held_back():  # a signal may come before a worker has begun
+            produced = iter(made)
+        try:
+            for batch in produced:
+                if isinstance(batch, M2FError):
+                    raise batch
+                batch.position = self._position
+                self._position += 1
+                yield batch
+        finally:
+            _end_workers(produced)
+
+
+def _end_workers(produced: Iterator[Batch | M2FError]) -> None:
+    """End the workers now: otherwise they live as long as an error remembers where it came from."""
+    workers = getattr(produced, "_workers", ())
+    if workers:
+        produced._shutdown_workers()  # PyTorch has no public name for it, and its own last means is SIGTERM
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no process groups to be signalled
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _endings())  # what is born inside keeps it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _endings() -> set[signal.Signals]:
+    return {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+
+
+def of_worker(error: BaseException) -> M2FError | None:
+    """The sentence for an error of PyTorch about a worker that has died, at whatever moment it was noticed."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
+        return None
+    return M2FError(
+        f"A process that reads images has died: {text.splitlines()[0].rstrip('. ')}.",
+        hint="If the memory was not enough, pass a smaller --workers.",
+    )
 
 
 class _BatchMaker(torch.utils.data.Dataset):
@@ -208,7 +251,8 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; torch sets its own threads to 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process says when it is over
+    for number in _endings():  # they reach the whole group; the main process says when it is over
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_loader(

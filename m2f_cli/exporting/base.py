@@ -10,22 +10,24 @@ import os
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import __version__, plugins
-from ..errors import ConfigError, DataError, ExportError
+from ..errors import ConfigError, DataError, ExportError, M2FError
 from ..inference.engines import RECORD, Description, described
 from ..inference.eval_data import EvalData
 from ..inference.masks import Size
 from ..inference.output import write_json
 from ..inference.segmenter import Segmenter
 from ..inference.wrapper import Wrapper
+from ..runtime import random_state
+from ..runtime.files import share_as_usual
+from ..runtime.locks import staged
 from ..types import Task
 from .quantise import measure, open_measured
 from .verify import Comparison, Tolerance, check, compare, default_cases, tolerance_for
@@ -147,7 +149,7 @@ def export(
         overwrite: replace what is there.
 
     Raises:
-        ConfigError: there is something already, or the format cannot do what the options say.
+        ConfigError: there is something already, another process makes it, or the format cannot do what the options say.
         MissingDependency: the format needs an extra.
         ExportError: it cannot be written, or differs from the model more than the tolerance; nothing is left behind.
     """
@@ -157,7 +159,7 @@ def export(
     plain = model.inner if isinstance(model, Wrapper) else model
     _check_request(plain, path, exporter, options, overwrite)
     data = _measured(plain, options)
-    with _staging(path) as part:
+    with random_state.kept(), _staging(path) as part:
         tell(Step(f"Writing {format}"))
         exporter.write(plain, part, options)
         size = _size_of(part.parent)
@@ -261,14 +263,21 @@ def _staging(path: Path) -> Iterator[Path]:
     Raises:
         ExportError: it cannot be written: no space, no permission.
     """
-    folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        folder.mkdir(parents=True)
+    with ExitStack() as stack:
         try:
-            yield folder / path.name
-            _move(folder, path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder = stack.enter_context(staged(path, "An export"))
+        except ConfigError:  # another process is at work
+            raise
+        except M2FError as error:
+            raise ExportError(error.message) from error
+        yield from _moved_from(folder, path)
+
+
+def _moved_from(folder: Path, path: Path) -> Iterator[Path]:
+    try:
+        yield folder / path.name
+        share_as_usual(folder)
+        _move(folder, path)
     except OSError as error:
         raise ExportError(f"Cannot write {path}: {error.strerror or error}.") from error
 

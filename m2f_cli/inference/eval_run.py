@@ -22,6 +22,8 @@ import torch.distributed as dist
 
 from ..errors import ConfigError, M2FError
 from ..metrics import Metric
+from ..runtime.files import is_part, remove_parts, writing_to
+from ..runtime.locks import is_lock, locked
 from . import picture_journal as journal
 from .eval_saving import Saver
 from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, place, scored, share
@@ -68,19 +70,20 @@ def run(
         on_start: is told how many pictures this process will score.
 
     Raises:
-        ConfigError: the folder is in use, or holds another evaluation.
+        ConfigError: the folder is in use, also by another process, or holds another evaluation.
         DataError: a damaged journal. M2FError: nothing could be scored, or a file cannot be written.
     """
     started = time.perf_counter()
     rank, count = place()
-    todo = _from_main(lambda: _claim(evaluation, resume))
-    own = list(share(todo, rank, count))
-    if on_start is not None:
-        on_start(len(own))
-    with _saver(evaluation, rank) as saver:
-        _score(evaluation, own, rank, saver, on_progress)
-    seconds = max(_from_all(time.perf_counter() - started))
-    return _from_main(lambda: _conclude(evaluation, seconds))
+    with ExitStack() as stack:  # of the first process: the folder is this evaluation's alone until it is done
+        todo = _from_main(lambda: _claim(evaluation, resume, stack))
+        own = list(share(todo, rank, count))
+        if on_start is not None:
+            on_start(len(own))
+        with _saver(evaluation, rank) as saver:
+            _score(evaluation, own, rank, saver, on_progress)
+        seconds = max(_from_all(time.perf_counter() - started))
+        return _from_main(lambda: _conclude(evaluation, seconds))
 
 
 def header_of(segmenter: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
@@ -118,19 +121,19 @@ def scored_names(evaluation: EvalRun) -> list[str]:
 # --- parts of a run ---------------------------------------------------------------------------------------------------
 
 
-def _claim(evaluation: EvalRun, resume: bool) -> list[int]:
-    """Make the folder this evaluation's own; the numbers of the pictures that are still to be scored."""
+def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
+    """Make the folder this evaluation's own, for this process alone as long as the stack is open; the numbers of the
+    pictures that are still to be scored."""
     folder, header = evaluation.folder, dict(evaluation.header)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; --out takes a folder.")
-    if not resume and folder.is_dir() and any(folder.iterdir()):
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; --out takes a folder.")
+    stack.enter_context(locked(folder, "An evaluation"))
+    if not resume and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir()):
         raise ConfigError(
             f"The evaluation {folder} exists already.", hint="Use --resume to go on with it, or another --out."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise M2FError(f"Cannot write to {folder}: {error.strerror}.") from error
+    remove_parts(folder)
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)

@@ -16,7 +16,7 @@ from .. import __version__, config
 from ..config import Config
 from ..data.categories import load_categories
 from ..errors import ConfigError
-from ..runtime.files import atomic
+from ..runtime.files import write_text
 from ..types import Task
 from . import eval_results, segmenter
 from .eval_data import TASKS, EvalData, folder_of, open_for
@@ -269,8 +269,7 @@ def _name_pictures(tree: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _write_records(evaluation: Evaluation, command: Sequence[str]) -> None:
     folder, request = evaluation.run.folder, evaluation.request
-    with atomic(folder / CONFIG) as part:
-        part.write_text(config.dump(evaluation.config), encoding="utf-8")
+    write_text(folder / CONFIG, config.dump(evaluation.config))
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(request).items()}
     write_json(folder / ENVIRONMENT, json.loads(json.dumps({
         "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),

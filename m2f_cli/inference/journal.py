@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ConfigError, DataError, M2FError
-from ..runtime.files import atomic
+from ..errors import ConfigError, DataError
+from ..runtime.files import atomic, is_part, writing_to
+from ..runtime.locks import is_lock
 from ..types import Categories, Result
 from . import output, server_formats
 from .output import Writer
@@ -62,11 +63,9 @@ class Journal:
         self.folder = folder
         self.head = head
         self.offsets: dict[str, int] = {}
-        try:
+        with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.file: IO[bytes] = (folder / RUN_MARK).open("a+b")
-        except OSError as error:
-            raise M2FError(f"Cannot write to {folder}: {error.strerror}.") from error
         try:
             self._index()
         except BaseException:
@@ -101,11 +100,9 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> int:
         offset = self.file.seek(0, 2)
-        try:
+        with writing_to(self.folder / RUN_MARK):
             self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
-        except OSError as error:
-            raise M2FError(f"Cannot write {self.folder / RUN_MARK}: {error.strerror}.") from error
         return offset
 
     def _index(self) -> None:
@@ -149,9 +146,11 @@ def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
     """
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing and --overwrite exclude each other.")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; --out takes a folder.")
-    if folder.is_dir() and not (skip_existing or overwrite) and any(folder.iterdir()):
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; --out takes a folder.")
+        is_used = folder.is_dir() and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir())
+    if is_used and not (skip_existing or overwrite):
         raise ConfigError(
             f"The output folder {folder} is not empty.", hint="Use --skip-existing to go on, or --overwrite."
         )

@@ -13,6 +13,7 @@ from ..config import Config, DataConfig, ResizeConfig, TestConfig
 from ..data.categories import class_tables, from_names, load_categories
 from ..errors import WeightsError
 from ..model import MaskClassifier
+from ..runtime import random_state
 from ..types import Categories, Task
 from ..weights import Checkpoint, Progress
 from ..weights.huggingface import IMAGENET, write_folder
@@ -46,7 +47,8 @@ def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress 
     notes = list(checkpoint.notes)
     categories, table = _categories(checkpoint, notes)
     config = checkpoint.config or _assumed_config(checkpoint, categories, table, notes)
-    network = _network(checkpoint, trust_code)
+    with random_state.kept():  # a fresh network draws its weights, also those that are replaced
+        network = _network(checkpoint, trust_code)
     return LoadedModel(network.eval(), config, categories, checkpoint.source, notes)
 
 

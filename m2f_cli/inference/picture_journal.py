@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, DataError, M2FError
-from ..runtime.files import atomic
+from ..errors import ConfigError, DataError
+from ..runtime.files import atomic, writing_to
 
 NAME = "pictures.jsonl"
 Line = dict[str, Any]
@@ -60,12 +60,12 @@ def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], N
     Raises:
         M2FError: the file cannot be written.
     """
-    with _writing(path):
+    with writing_to(path):
         end = _whole_bytes(path) if path.is_file() else 0
         file = path.open("r+b" if end else "wb")
 
     def add(line: Line) -> None:
-        with _writing(path):
+        with writing_to(path):
             file.write(_encoded(line))
             file.flush()
 
@@ -75,14 +75,6 @@ def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], N
         if not end:
             add({"header": header})
         yield add
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise M2FError(f"Cannot write {path}: {error.strerror}.") from error
 
 
 def check_header(folder: Path, header: dict[str, Any]) -> None:

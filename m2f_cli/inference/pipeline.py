@@ -25,6 +25,8 @@ from pycocotools import mask as coco_mask
 
 from ..data.picture import read_picture
 from ..errors import ConfigError, M2FError
+from ..runtime.files import remove_parts
+from ..runtime.locks import locked
 from ..types import Instances, PanopticMap, Result, SemanticMap, Task
 from .journal import SHARED, Journal, assemble, check_folder, erase
 from .output import SCHEMA_VERSION, Writer, stem_for, writers_for
@@ -109,7 +111,7 @@ def predict(
     predictions.json holds what was finished.
 
     Raises:
-        ConfigError: a task or format that does not fit, or an output folder that is in use.
+        ConfigError: a task or format that does not fit, or an output folder that is in use, also by another process.
         M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
     """
     task = segmenter.check_task(task or segmenter.default_task)
@@ -118,15 +120,18 @@ def predict(
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
     check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
-    if overwrite:
-        erase(out)
     head = {
         "schema_version": SCHEMA_VERSION, "model": model or segmenter.source, "task": task,
         "formats": list(writers), "thresholds": thresholds,
     }  # fmt: skip
-    with Journal(out, head) as journal:
-        run = _Run(segmenter, task, out, writers, thresholds, batch, workers)
-        return run(sources, journal, on_progress or (lambda progress: None))
+    with locked(out, "A prediction"):
+        check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
+        remove_parts(out)
+        if overwrite:
+            erase(out)
+        with Journal(out, head) as journal:
+            run = _Run(segmenter, task, out, writers, thresholds, batch, workers)
+            return run(sources, journal, on_progress or (lambda progress: None))
 
 
 @dataclass

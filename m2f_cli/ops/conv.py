@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,8 @@ def has_fused(dtype: torch.dtype = torch.float32) -> bool:
     """Whether the convolution with an epilogue is there for a number format, and right."""
     if not torch.backends.mkldnn.is_available():
         return False
-    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    # No layer: its weights would be drawn from the generator that training draws from.
+    conv = SimpleNamespace(stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=1)
     x, residual = torch.linspace(-1, 1, 50).view(1, 2, 5, 5), torch.linspace(1, -1, 27).view(1, 3, 3, 3)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):  # whoever asks first may be casting
         weight, bias = torch.linspace(-1, 1, 54).view(3, 2, 3, 3), torch.ones(3)

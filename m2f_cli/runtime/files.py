@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import stat
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +17,18 @@ from typing import Any
 from ..errors import M2FError
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
+_PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # control characters, and what Windows does not allow in a name
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes its name at the end and is removed if anything goes wrong.
+
+    Args:
+        durable: have the content on the disk before it gets its name, so that it outlives a machine that goes down.
 
     Raises:
         M2FError: the file cannot be written: no space, no permission, a folder that is a file.
@@ -32,9 +38,60 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
+            share_as_usual(part)
+            if durable:
+                _onto_disk(part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _onto_disk(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def share_as_usual(path: Path) -> None:
+    """Let a new file be read and written by whom the umask, or the folder's own rule, lets read and write new files.
+
+    Some libraries make files that their owner alone may read. Of a folder, all files below it are seen to.
+    """
+    for each in path.rglob("*") if path.is_dir() else (path,):
+        if each.is_symlink() or not each.is_file():
+            continue
+        mode = stat.S_IMODE(each.stat().st_mode)
+        if os.name == "posix" and not mode & 0o077:  # a umask of 077 makes such files, too: the probe tells
+            usual = _usual_mode(each.parent)
+            if usual != mode:
+                each.chmod(usual)
+
+
+def _usual_mode(folder: Path) -> int:
+    """The mode that a new file gets here: asking for the umask itself would change it for other threads."""
+    probe = folder / f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
+    try:
+        with probe.open("xb"):
+            return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def is_part(path: Path) -> bool:
+    """Return True for what `atomic` and `staged` name while it is written: a killed process may leave it behind."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the unfinished files of killed processes below a folder that nobody else writes.
+
+    Raises:
+        M2FError: one cannot be removed.
+    """
+    with writing_to(folder):
+        for place, _, names in os.walk(folder):
+            for name in names:
+                if _PART.match(name):
+                    Path(place, name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -50,23 +107,23 @@ def writing_to(path: Path) -> Iterator[None]:
         raise M2FError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all.
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write UTF-8 text, whole or not at all; see `atomic`.
 
     Raises:
         M2FError: the file cannot be written.
     """
-    with atomic(path) as part:
+    with atomic(path, durable=durable) as part:
         part.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
-def write_json(path: Path, tree: Any, *, indent: int | None = None) -> None:
-    """Write JSON in UTF-8, whole or not at all.
+def write_json(path: Path, tree: Any, *, indent: int | None = None, durable: bool = False) -> None:
+    """Write JSON in UTF-8, whole or not at all; see `atomic`.
 
     Raises:
         M2FError: the file cannot be written.
     """
-    write_text(path, json.dumps(tree, ensure_ascii=False, indent=indent) + "\n")
+    write_text(path, json.dumps(tree, ensure_ascii=False, indent=indent) + "\n", durable=durable)
 
 
 def make_folder(path: Path) -> None:

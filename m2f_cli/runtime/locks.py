@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -11,9 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .files import make_folder, writing_to
+from .files import writing_to
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 LOCK = ".m2f.lock"  # lies in a folder while a process writes there, and holds who it is
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+_held: set[int] = set()
 
 
 def is_lock(path: Path) -> bool:
@@ -22,39 +33,137 @@ def is_lock(path: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made where it is missing.
 
-    The operating system lets go of the lock when its process dies, so a lock that was left behind stops nobody.
+    The operating system lets go of the lock when its process dies, so a lock that was left behind stops nobody. At the
+    end nothing of the lock stays, and no folder that was made for it alone.
 
     Args:
         what: what is done there, such as "A training", for the sentence that refuses the second process.
+        shown: the folder that this sentence names.
 
     Raises:
         ConfigError: another process is at work there; its number and machine are in the message.
         M2FError: the folder cannot be written.
     """
-    import filelock  # only here: commands that lock nothing do not import it
-
-    make_folder(folder)
     path = folder / LOCK
-    lock = filelock.FileLock(path, timeout=0, mode=0o666)
-    with writing_to(path):
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise ConfigError(
-                f"{what} is at work in {folder} already ({_owner(path)}).",
-                hint="Wait until it has ended, stop it, or choose another --out.",
-            ) from error
+    with writing_to(shown or folder):
+        is_new = not folder.exists()
+        descriptor = _acquired(folder, path)
+    if descriptor is None:
+        raise ConfigError(
+            f"{what} is at work in {shown or folder} already ({_owner(path)}).",
+            hint="Wait until it has ended, stop it, or choose another --out.",
+        )
+    _held.add(descriptor)
     try:
-        with writing_to(path):
+        with writing_to(shown or folder):
             _owner_file(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
                                                      "since": time.strftime("%Y-%m-%d %H:%M:%S")}))  # fmt: skip
         yield
     finally:
-        _owner_file(path).unlink(missing_ok=True)
-        lock.release()  # the empty file stays: a process that has it open already must not lock another one
+        with contextlib.suppress(OSError):  # a folder that was removed meanwhile
+            _owner_file(path).unlink(missing_ok=True)
+        _release(descriptor, path)
+        if is_new:
+            with contextlib.suppress(OSError):  # it is in use
+                folder.rmdir()
+
+
+@contextmanager
+def staged(path: Path, what: str) -> Iterator[Path]:
+    """Give an empty folder beside `path` for what is to take that name; nobody else makes the same there meanwhile.
+
+    It is removed at the end. What a killed process left in it is removed in the beginning.
+
+    Raises:
+        ConfigError: another process is at work on `path`. M2FError: the folder cannot be made.
+    """
+    room = path.parent / f".{path.name}.part"
+    with locked(room, what, shown=path):
+        inside = room / "new"
+        shutil.rmtree(inside, ignore_errors=True)
+        with writing_to(path):
+            inside.mkdir()
+        try:
+            yield inside
+        finally:
+            shutil.rmtree(inside, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process is at work there now
+        room.rmdir()
+
+
+# --- the lock itself --------------------------------------------------------------------------------------------------
+
+
+def _acquired(folder: Path, path: Path) -> int | None:
+    """The open file that is the lock; None where another process has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # whoever had the lock removed the folder, too
+            continue
+        try:
+            if not _lock(descriptor, path):
+                os.close(descriptor)
+                return None
+            if _is_at(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # whoever had the lock removed its file: this one locks nothing any more
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    try:
+        if fcntl is None:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        return not _is_alive(path)  # some network file systems lock nothing: the owner's record is all there is
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
+
+
+def _release(descriptor: int, path: Path) -> None:
+    _held.discard(descriptor)
+    if fcntl is not None:  # removed while it is held, so that nobody can have locked it
+        with contextlib.suppress(OSError):
+            if _is_at(descriptor, path):
+                path.unlink()
+    os.close(descriptor)
+    if fcntl is None:
+        with contextlib.suppress(OSError):  # Windows removes no file that is open
+            path.unlink(missing_ok=True)
+
+
+def _forget_in_child() -> None:
+    """Close a child's copies: a worker that outlives its parent for a while must not keep the lock."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+# --- who has it -------------------------------------------------------------------------------------------------------
 
 
 def _owner_file(path: Path) -> Path:
@@ -62,9 +171,27 @@ def _owner_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _owner(path: Path) -> str:
+def _record(path: Path) -> tuple[int, str, str] | None:
     try:
         owner = json.loads(_owner_file(path).read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        return int(owner["pid"]), str(owner["host"]), str(owner["since"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "its process is not known"
+        return None
+
+
+def _owner(path: Path) -> str:
+    found = _record(path)
+    return "its process is not known" if found is None else f"process {found[0]} on {found[1]}, since {found[2]}"
+
+
+def _is_alive(path: Path) -> bool:
+    found = _record(path)
+    if found is None or found[1] != socket.gethostname() or found[0] == os.getpid():
+        return False
+    try:
+        os.kill(found[0], 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import Component, Config
 from ..data.detect import open_data
@@ -144,3 +146,54 @@ def same_classes(train_data: DataSet, val_data: DataSet | None) -> None:
         "other names.",
         hint="Both splits need the same class list.",
     )
+
+
+# --- what a run remembers of its data ---------------------------------------------------------------------------------
+
+
+def identity(data: DataSet) -> dict[str, Any]:
+    """What tells the data of one run from that of another; plain values.
+
+    The fingerprint is that of the list of records, in order, as far as it is known without reading any image.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    for record in data.records:
+        found.update(repr((record.name, record.height, record.width, record.labels)).encode(errors="surrogatepass"))
+    return {
+        "format": data.format, "task": data.task, "classes": [category.name for category in data.categories],
+        "things": [category.isthing for category in data.categories], "images": len(data.records),
+        "fingerprint": found.hexdigest(),
+    }  # fmt: skip
+
+
+def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """Refuse to go on with a run on other data than it was begun with.
+
+    Raises:
+        ConfigError: it differs; says in what, and how to train on.
+    """
+    difference = _difference(before, now)
+    if difference is not None:
+        raise ConfigError(
+            f"The data is not what {run} was trained on: {difference}.",
+            hint=f"To train its weights on this data: m2f train --init {run} --data DIR --out NEW_RUN.",
+        )
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    for key, what in (("format", "the format"), ("task", "the task")):
+        if before[key] != now[key]:
+            return f"{what} was {before[key]} and is {now[key]} now"
+    old, new = before["classes"], now["classes"]
+    if len(old) != len(new):
+        return f"it had {len(old)} classes and has {len(new)} now"
+    for number, (was, now_is) in enumerate(zip(old, new, strict=True)):
+        if was != now_is:
+            return f"class {number} was {was!r} and is {now_is!r} now"
+    if before["things"] != now["things"]:
+        return "other classes are countable"
+    if before["images"] != now["images"]:
+        return f"it had {before['images']} images to train on and has {now['images']} now"
+    if before["fingerprint"] != now["fingerprint"]:
+        return "images have other names, sizes, classes or another order"
+    return None

@@ -29,7 +29,8 @@ from ..inference.journal import check_folder
 from ..inference.output import write_overlay
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
-from ..runtime.files import atomic
+from ..runtime.files import atomic, write_text, writing_to
+from ..runtime.locks import is_lock, locked
 from ..types import Task
 from . import run as training
 
@@ -67,20 +68,22 @@ def run(
         listener: is told of the training.
 
     Raises:
-        ConfigError: `out` is a file, or holds files and no demo; or no pictures.
+        ConfigError: `out` is a file, holds files and no demo, or another demo is at work there; or no pictures.
         M2FError: a file cannot be written.
     """
     if pictures < 1:
         raise ConfigError(f"The demo needs at least one picture, not {pictures}.")
-    claim(out)
+    check_folder(out, skip_existing=True, overwrite=False)
     done: list[Step] = []
     started = time.perf_counter()
-    for name, what, where in _steps(out, pictures, iterations, listener):
-        now = time.perf_counter()
-        done.append(Step(name, what, now - started, where))
-        started = now
-        if on_step:
-            on_step(done[-1])
+    with locked(out, "A demo"):
+        claim(out)
+        for name, what, where in _steps(out, pictures, iterations, listener):
+            now = time.perf_counter()
+            done.append(Step(name, what, now - started, where))
+            started = now
+            if on_step:
+                on_step(done[-1])
     return done
 
 
@@ -168,8 +171,7 @@ Panoptic quality on pictures that it never saw: <b>{value:.1f}</b>.</p>
 It knows circles, triangles, rectangles and stars. For your own classes: <code>m2f train --data DIR</code>.</p>
 """
     page = out / "index.html"
-    with atomic(page) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(page, text)
     return page
 
 
@@ -185,9 +187,9 @@ def claim(out: Path) -> None:
     """
     check_folder(out, skip_existing=True, overwrite=False)
     mark = out / MARK
-    if out.is_dir() and any(out.iterdir()) and not mark.is_file():
+    if out.is_dir() and any(not is_lock(path) for path in out.iterdir()) and not mark.is_file():
         raise ConfigError(f"{out} holds files, and not those of a demo.", hint="Choose another --out.")
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in _recorded(mark) if mark.is_file() else ():
             if name == "run/":
@@ -195,8 +197,6 @@ def claim(out: Path) -> None:
             elif not Path(name).is_absolute() and ".." not in Path(name).parts:
                 (out / name).unlink(missing_ok=True)
         mark.write_text("", encoding="utf-8")
-    except OSError as error:
-        raise M2FError(f"Cannot write to {out}: {error.strerror}.") from error
 
 
 def _recorded(mark: Path) -> list[str]:
@@ -210,8 +210,5 @@ def _recorded(mark: Path) -> list[str]:
 
 def _record(out: Path, name: str) -> None:
     """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
-    try:
-        with (out / MARK).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(name) + "\n")
-    except OSError as error:
-        raise M2FError(f"Cannot write {out / MARK}: {error.strerror}.") from error
+    with writing_to(out / MARK), (out / MARK).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(name) + "\n")

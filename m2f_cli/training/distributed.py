@@ -7,18 +7,19 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ..cores import usable_cores
-from ..errors import ConfigError
+from ..errors import ConfigError, M2FError
 
 INTERRUPTED = 130
+Value = TypeVar("Value")
 
 
 def is_active() -> bool:
@@ -62,13 +63,29 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def from_main(value: Any) -> Any:
-    """What the first process says, in all of them."""
+def on_main(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in all of them; its errors, too."""
     if not is_active():
-        return value
-    box = [value]
+        return make()
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box = [make(), None]
+        except M2FError as error:
+            box = [None, error]
     dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
+
+
+def first_error(own: M2FError | None) -> M2FError | None:
+    """The error of the first process that has one, in all of them: each ends with the same code."""
+    if not is_active():
+        return own
+    errors: list[Any] = [None] * world_size()
+    dist.all_gather_object(errors, own)
+    return next((error for error in errors if error is not None), None)
 
 
 def any_of_us(flag: bool, device: torch.device) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import MissingDependency, unknown_name
+from ..runtime.files import atomic, make_folder, writing_to
 
 
 class Logger(Protocol):
@@ -22,35 +25,47 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """One json object a line: {"kind", "iteration", …}. A resumed run goes on in the same file."""
+    """One json object a line: {"kind", "iteration", …}. A resumed run goes on in the same file.
 
-    def __init__(self, path: Path, *, from_iteration: int = 0):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+        M2FError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, *, from_iteration: int = 0, evaluated: int | None = None):
+        self.path = path
+        make_folder(path.parent)
         if path.exists():
-            _forget_after(path, from_iteration)
-        self.file = path.open("a", encoding="utf-8")
+            last = {"train": from_iteration - 1, "val": from_iteration if evaluated is None else evaluated}
+            _forget_after(last, path)
+        with writing_to(path):
+            self.file = path.open("ab", buffering=0)  # nothing waits in memory for `close` to fail on
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"kind": kind, "iteration": iteration, **values}) + "\n")
-        self.file.flush()
+        line = json.dumps({"kind": kind, "iteration": iteration, **values}).encode() + b"\n"
+        with writing_to(self.path):
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         self.file.close()
 
 
-def _forget_after(path: Path, iteration: int) -> None:
-    """Drop lines of iterations that will be done again, and half a line of a run that was killed."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if entry["iteration"] < iteration or (entry["kind"] == "val" and entry["iteration"] <= iteration):
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+def _forget_after(last: Mapping[str, int], path: Path) -> None:
+    """Drop the lines of each kind that will be written again, and half a line of a run that was killed."""
+    with writing_to(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _is_before(line, last)]
+    if kept != lines:
+        with atomic(path, durable=True) as part:
+            part.write_bytes(b"".join(kept))
+
+
+def _is_before(line: bytes, last: Mapping[str, int]) -> bool:
+    try:
+        entry = json.loads(line)
+        return entry["iteration"] <= last[entry["kind"]] and line.endswith(b"\n")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 class TensorBoard:
@@ -59,7 +74,7 @@ class TensorBoard:
     package, module = "tensorboard", "torch.utils.tensorboard"
 
     def __init__(self, folder: Path, config: dict[str, Any], from_iteration: int = 0):
-        self.writer = _module_of(type(self)).SummaryWriter(str(folder), purge_step=from_iteration or None)
+        self.writer = _module_of(type(self)).SummaryWriter(str(folder), purge_step=from_iteration)
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -129,12 +144,18 @@ def _module_of(logger: type[TensorBoard | _Tracker]) -> Any:
         raise MissingDependency(logger.package, f"--logger {logger.package}", logger.package) from error
 
 
-def make_loggers(names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int) -> list[Logger]:
+def make_loggers(
+    names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int, evaluated: int | None = None
+) -> list[Logger]:
     """metrics.jsonl, and the loggers asked for.
+
+    Args:
+        from_iteration: the next one of a run that goes on.
+        evaluated: after how many iterations its last evaluation was; by default after all of them.
 
     Raises:
         ConfigError: an unknown name; MissingDependency: a package that is not installed.
     """
     check_loggers(names)
-    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration)
+    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
     return [first, *(LOGGERS[name](folder, config, from_iteration) for name in names)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..data.loader import Batch
+from ..data.loader import Batch, of_worker
 from ..errors import M2FError
 from ..loss import Pairs, Piloted, normaliser
 from ..model.piloting import Piloting, Pilots
@@ -22,7 +22,7 @@ from . import distributed
 from .ema import EMA
 from .optimizer import clip_gradients, set_learning_rate, train_mode
 from .schedule import factor
-from .state import RunState
+from .state import LastStep, RunState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 5  # steps in a row that may be skipped before training stops
@@ -170,36 +170,69 @@ def train(
         Whether the end was reached.
 
     Raises:
-        M2FError: several steps in a row were not finite.
+        M2FError: several steps in a row were not finite, or the batch of some process cannot be made. Of an error
+            `state.doing` says what it cut short.
     """
     config = parts.config
     train_mode(parts.model, parts.frozen)
+    last_step = LastStep(parts)
     while state.iteration < config.iterations:
         began = time.perf_counter()
-        try:
-            chosen = [next(batches) for _ in range(parts.accumulate)]
-        except RuntimeError:  # a signal to all processes also ends the workers that read
-            if should_stop():
-                return False
-            raise
+        chosen, failure = _fetched(batches, parts.accumulate)
         data_seconds = time.perf_counter() - began
+        is_asked = should_stop()
+        if distributed.any_of_us(is_asked or failure is not None, parts.device):
+            failure = distributed.first_error(None if is_asked else failure)
+            if failure is not None:
+                raise failure
+            return False
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)
-        values, norm = to_host(*step(parts, chosen))
-        finite = apply(parts, values, norm)
-        if finite is None:
-            _note_trouble(state, Trouble(state.iteration, values, norm, chosen), on_trouble)
-        else:
-            state.in_a_row = 0
+        with _one_step(state, last_step):
+            values, norm = to_host(*step(parts, chosen))
+            state.doing = "changing"
+            finite = apply(parts, values, norm)
+            done, state.iteration = state.iteration, state.iteration + 1
+            last_step.note()
+        state.in_a_row = 0 if finite is not None else state.in_a_row
         images = sum(len(batch.names) for batch in chosen) * distributed.world_size()
         seconds = time.perf_counter() - began
         scale = parts.scaler.get_scale() if parts.scaler.is_enabled() else None
-        on_step(Step(state.iteration, values, rate, norm, images, data_seconds, seconds, not finite, scale))
-        state.iteration += 1
+        if finite is None:
+            _note_trouble(state, Trouble(done, values, norm, chosen), on_trouble)
+        on_step(Step(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
         on_due(state.iteration)
-        if distributed.any_of_us(should_stop(), parts.device):
-            return state.iteration >= config.iterations
     return True
+
+
+def _fetched(batches: Iterator[Batch], count: int) -> tuple[list[Batch], M2FError | None]:
+    """The batches of a step, or what keeps this process from having them: the others must hear of it."""
+    try:
+        return [next(batches) for _ in range(count)], None
+    except M2FError as error:
+        return [], error
+    except RuntimeError as error:
+        failure = of_worker(error)
+        if failure is None:
+            raise
+        return [], failure
+
+
+@contextlib.contextmanager
+def _one_step(state: RunState, last_step: LastStep) -> Iterator[None]:
+    """Inside, `state.doing` says what an error would cut short; one that comes before any weight has changed leaves
+    everything as the last finished step did."""
+    state.doing = "computing"
+    try:
+        yield
+    except BaseException:
+        if state.doing == "computing":
+            state.doing = "changing"  # a GPU that is out of order gives nothing back
+            with contextlib.suppress(RuntimeError):
+                last_step.bring_back()
+                state.doing = "nothing"
+        raise
+    state.doing = "nothing"
 
 
 def apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ..data.loader import Batch
 from ..errors import M2FError
 from ..inference.output import write_json
 from ..inference.segmenter import choose_device
+from ..runtime import random_state
+from ..runtime.locks import locked
 from . import distributed, state
 from .loop import Parts, apply, step, to_host
 from .optimizer import set_learning_rate, train_mode
@@ -113,13 +116,13 @@ def search(
         M2FError: anything that would keep the run from starting, or a loss that does not fall.
     """
     listener = listener or Listener()
-    with distributed.group(choose_device(options.device)) as device:
+    with random_state.kept(), ExitStack() as stack, distributed.group(choose_device(options.device)) as device:
+        distributed.on_main(lambda: stack.enter_context(locked(folder, "A training")))
         run = prepare(settings, folder, options, device, listener)
         listener.on_start(run)
         steps = min(STEPS, run.settings.train.iterations)
         found = find_learning_rate(run.parts, iter(run.loader), steps=steps, on_step=on_step)
         if distributed.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / FILES[0], {"schema_version": 1, **vars(found)})
             draw_sweep(found.rates, found.smoothed, found.suggested, folder / FILES[1])
     return found

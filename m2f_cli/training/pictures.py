@@ -29,13 +29,13 @@ def draw_batch(data: DataSet, settings: Config, folder: Path) -> list[Path]:
     if train.drop_empty:
         data = drop_empty(data, settings.task)
     samples = TrainingSet(data, build_transforms(train.augment), settings.task, seed=train.seed, on_error="skip")
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for position in range(min(SAMPLES, len(samples))):
         sample = samples[Draw(position, position)]
         paths.append(folder / f"{position}_{Path(sample.name).name}.jpg")
         result = as_result(sample, data.categories)
-        plot(result, sample.image_CHW.permute(1, 2, 0).numpy()).save(paths[-1], quality=90)
+        with atomic(paths[-1]) as part:
+            plot(result, sample.image_CHW.permute(1, 2, 0).numpy()).save(part, "JPEG", quality=90)
     return paths
 
 
@@ -83,7 +83,8 @@ def draw_curves(metrics: Path, path: Path) -> Path:
     picture = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
     for i, (title, curves) in enumerate(panels):
         _panel(ImageDraw.Draw(picture), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
-    picture.save(path)
+    with atomic(path) as part:
+        picture.save(part, "PNG")
     return path
 
 

@@ -11,6 +11,7 @@ from ..config import Config
 from ..data.loader import Batch
 from ..loss.criterion import make_criterion
 from ..model.piloting import Piloting, piloting_of
+from ..runtime import random_state
 from ..types import Target
 from . import state
 from .loop import Trouble, supervise
@@ -42,6 +43,11 @@ def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     Raises:
         WeightsError: the file is not what a run left behind.
     """
+    with random_state.kept():
+        return _look_at(path, device)
+
+
+def _look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     tree = state.read(path)
     settings = Config.model_validate_json(tree["config"])
     model = networks.build(settings.model, tree["num_classes"]).to(device)

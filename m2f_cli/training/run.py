@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,16 +22,20 @@ from .. import model as networks
 from ..config import Config
 from ..data.checks import check
 from ..data.formats.base import NoTask
-from ..data.loader import Batch, Loader, training_loader
+from ..data.loader import Batch, Loader, of_worker, training_loader
 from ..data.records import DataSet
-from ..errors import ConfigError, Unreachable
+from ..errors import ConfigError, M2FError, Unreachable
 from ..inference.evaluate import EvalResult, default_metrics, evaluate, headline
 from ..inference.initialise import initialise
 from ..inference.segmenter import Segmenter, choose_device
 from ..loss.criterion import make_criterion
 from ..model.piloting import piloting_of
+from ..runtime import random_state
+from ..runtime.documents import read_json
+from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
+from ..runtime.locks import is_lock, locked
 from . import batch_size, distributed, state
-from .data import Splits, open_splits, same_classes, with_task_of
+from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
 from .ema import EMA
 from .logs import check_loggers, make_loggers
 from .loop import Parts, Step, Trouble, train
@@ -43,6 +48,8 @@ from .state import RunState
 
 CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
+CHECKPOINTS = "checkpoints"
+ANEW = ("resume", "device", "workers")  # options that a resumed run does not take over
 LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before its run
 
 
@@ -75,7 +82,11 @@ class Listener:
 
 @dataclass
 class Run:
-    """A run that is ready to go on from `state`."""
+    """A run that is ready to go on from `state`.
+
+    is_new: whether it begins, which a resumed one without a checkpoint does, too. saved: after how many iterations the
+    last checkpoint was written; None without one.
+    """
 
     folder: Path
     settings: Config
@@ -85,12 +96,18 @@ class Run:
     parts: Parts
     loader: Loader
     state: RunState
+    is_new: bool = True
+    saved: int | None = None
     notes: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        return identity(self.train_data)
 
     def trainable(self) -> list[tuple[str, int, int]]:
         return trainable_table(self.parts.model)
@@ -100,8 +117,11 @@ class Run:
     def save(self) -> None:
         """Write everything that resuming needs, and the weights for use. Only the first process writes."""
         if distributed.rank() == 0:
-            done = {"iteration": self.state.iteration, "skipped": self.state.skipped, "best": self.state.best}
+            now = self.state
+            done = {"iteration": now.iteration, "skipped": now.skipped, "best": now.best, "in_a_row": now.in_a_row,
+                    "evaluated": now.evaluated, "data": self.identity}  # fmt: skip
             state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
+            self.saved = now.iteration
             self.save_weights("last")
 
     def save_weights(self, name: str) -> Path:
@@ -111,30 +131,33 @@ class Run:
             self.checkpoints / f"{name}.safetensors", tensors, self.settings, self.train_data.categories
         )
 
-    def restore(self) -> None:
-        """Go back to where `save` was."""
-        tree = state.read(self.checkpoints / state.RESUME)
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Go back to where `save` was, of which `tree` is what was read."""
         state.restore(self.parts, tree)
+        done = tree["iteration"]
         if distributed.rank() == 0:
             state.set_random_state(tree["random"], self.parts.device)
         else:  # only the first process's is kept; the others must not draw the same numbers
-            torch.manual_seed(hash((self.settings.train.seed, tree["iteration"], distributed.rank())) % 2**63)
-        self.state = RunState(tree["iteration"], tree["skipped"], tree["best"])
+            torch.manual_seed(hash((self.settings.train.seed, done, distributed.rank())) % 2**63)
+        self.state = RunState(
+            done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done)
+        )
+        self.saved = done
 
     # -- evaluating --
 
-    def evaluate(self) -> EvalResult | None:
+    def evaluate(self, on_progress: Callable[[Any], None] | None = None) -> EvalResult | None:
         """The figures of the network as it stands, on the val split; the network goes on training afterwards."""
         if self.val_data is None:
             return None
         model = self.parts.model
         averaged = self.parts.ema.applied(model) if self.parts.ema is not None else _as_it_is()
-        with averaged:
+        with averaged, random_state.kept():
             segmenter = Segmenter(
                 model, self.settings, self.val_data.categories, device=self.parts.device, source=self.settings.name
             )
             metrics = default_metrics(self.settings.task, self.val_data.categories)
-            result = evaluate(segmenter, self.val_data.records, metrics, distributed=True)
+            result = evaluate(segmenter, self.val_data.records, metrics, on_progress=on_progress, distributed=True)
             if distributed.rank() == 0:
                 folder = self.folder / "val" / f"{self.state.iteration:07d}"
                 draw_results(segmenter, self.val_data.records[:4], self.settings.task, folder)
@@ -160,7 +183,9 @@ def prepare(
     if device.type == "cpu" and settings.train.precision == "fp16":
         notes.append("fp16 is for GPUs and many times slower on a CPU: training is in fp32.")
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
-    torch.manual_seed(settings.train.seed + distributed.rank())
+    checkpoint = folder / CHECKPOINTS / state.RESUME
+    is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
+    tree = None if is_new else state.read(checkpoint)
     is_own = data is not None or options.data is not None
     try:
         train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
@@ -169,13 +194,19 @@ def prepare(
         train_data, val_data = open_splits(settings, options.data, options.val_pictures, notes)
     notes += [*train_data.notes]
     same_classes(train_data, val_data)
-    if is_own and not options.resume and distributed.rank() == 0:
+    if options.resume:
+        before = (read_environment(folder) if tree is None else tree).get("data")
+        notes += _as_it_was(before, train_data, folder)
+    if options.resume and is_new:
+        notes.append("No checkpoint was written: the run begins anew, as it was started.")
+    if is_own and is_new and distributed.rank() == 0:
         notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
     if is_own:
         described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
         settings = settings.model_copy(update={"data": described})
+    torch.manual_seed(settings.train.seed + distributed.rank())
     model = networks.build(settings.model, len(train_data.categories))
-    if not options.resume:
+    if is_new:
         notes += _initialise(model, settings, train_data, options, listener)
     if options.freeze:
         freeze(model, options.freeze)
@@ -187,13 +218,25 @@ def prepare(
     if options.micro_batch == "auto":
         options = _measure(parts, options, lambda size: iter(make_loader(batch=size)), notes)
     parts = _complete(parts, options)
-    run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), notes)
-    if options.resume:
-        run.restore()
+    run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), is_new, notes=notes)
+    if tree is not None:
+        run.restore(tree)
     micro = settings.train.batch // (parts.accumulate * distributed.world_size())
     start_at = run.state.iteration * parts.accumulate
     run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)
     return run
+
+
+def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> list[str]:
+    """Notes on whether the data is what a run was begun with.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if before is None:
+        return [f"{folder} does not say what it was trained on: whether this is the same data is not checked."]
+    refuse_other_data(before, identity(data), folder)
+    return []
 
 
 def _initialise(
@@ -274,40 +317,97 @@ def start(
     """
     check_loggers(options.loggers)
     listener = listener or Listener()
-    with distributed.group(choose_device(options.device)) as device:
-        settings = _claim(settings, folder, options)
+    device = choose_device(options.device)
+    # First in, last out: whatever happens, the caller has its random numbers again and the folder is free at the end.
+    with random_state.kept(), contextlib.ExitStack() as stack, distributed.group(device) as device:
+        settings = distributed.on_main(lambda: _claim(settings, folder, options, stack))
         run = prepare(settings, folder, options, device, listener, data)
         _write_records(run, command)
         listener.on_start(run)
         return _execute(run, listener)
 
 
-def _claim(settings: Config, folder: Path, options: Options) -> Config:
-    """The configuration of the run: the folder's own when it is resumed."""
+def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.ExitStack) -> Config:
+    """Make the folder this process's own as long as the stack is open; gives the configuration of the run."""
+    stack.enter_context(locked(folder, "A training"))
+    with writing_to(folder):
+        used = [path for path in folder.iterdir() if not (path.name in LR_FINDER or is_lock(path) or is_part(path))]
     if options.resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start without --resume.")
-        return config.load(folder / CONFIG)
-    taken = folder.exists() and any(path.name not in LR_FINDER for path in folder.iterdir())
-    if distributed.from_main(taken):
-        raise ConfigError(f"The run {folder} exists already.", hint="Use --resume to go on, or another --out.")
+        settings = config.load(folder / CONFIG)
+    else:
+        _refuse_used(folder, used)
+    remove_parts(folder)
     return settings
 
 
+def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
+    if not used:
+        return
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} holds files already, and no run.", hint="Choose another --out, or empty it.")
+    if not (folder / CHECKPOINTS / state.RESUME).is_file():
+        raise ConfigError(
+            f"The run {folder} was started already and has no checkpoint yet.",
+            hint="Use --resume, which begins it anew with its settings, or another --out.",
+        )
+    raise ConfigError(f"The run {folder} exists already.", hint="Use --resume to go on, or another --out.")
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a run's env.json says; nothing where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        return {}
+    try:
+        tree = read_json(path, error=ConfigError)
+        if not isinstance(tree, dict) or not isinstance(tree.get("options", {}), dict):
+            raise ConfigError(f"{path} is not what m2f writes.")
+    except ConfigError as error:
+        hint = "Remove it, and give --data and the other options of the run again."
+        raise ConfigError(error.message, hint=hint) from error
+    return tree
+
+
 def _write_records(run: Run, command: Sequence[str]) -> None:
+    """Say in the folder what the run is; a resumed run only changes what was given anew."""
     if distributed.rank() != 0:
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / CONFIG).write_text(config.dump(run.settings), encoding="utf-8")
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run.options).items()}
-    environment = {
-        "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "machine": platform.platform(), "device": str(run.parts.device), "processes": distributed.world_size(),
-        "command": list(command), "options": options, "notes": run.notes,
-    }
-    (run.folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2), encoding="utf-8")
-    if not run.options.resume:
+    options = _recorded(run.options)
+    before = read_environment(run.folder) if run.options.resume else {}
+    if not before:
+        before = {
+            "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
+            "machine": platform.platform(), "device": str(run.parts.device), "processes": distributed.world_size(),
+            "command": list(command), "options": {}, "notes": run.notes, "data": run.identity,
+        }  # fmt: skip
+    if _lasting(before.get("options", {})) != _lasting(options):
+        write_json(run.folder / ENVIRONMENT, {**before, "options": options}, indent=2, durable=True)
+    if not run.options.resume:  # last: with it, the folder is a run
+        write_text(run.folder / CONFIG, config.dump(run.settings), durable=True)
+    if run.is_new:
         draw_batch(run.train_data, run.settings, run.folder / "samples")
+
+
+def _recorded(options: Options) -> dict[str, Any]:
+    """The options as plain values, which mean the same from any folder."""
+    found = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    if options.init is not None and Path(options.init).exists():
+        found["init"] = str(Path(options.init).absolute())
+    return json.loads(json.dumps(found))
+
+
+def _lasting(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in ANEW}
+
+
+class _Left(Exception):
+    """A signal came in the middle of an evaluation, which can be done another time."""
 
 
 def _execute(run: Run, listener: Listener) -> Outcome:
@@ -316,7 +416,9 @@ def _execute(run: Run, listener: Listener) -> Outcome:
     loggers = []
     if main:
         tree = run.settings.model_dump(mode="json")
-        loggers = make_loggers(run.options.loggers, run.folder, tree, from_iteration=run.state.iteration)
+        loggers = make_loggers(
+            run.options.loggers, run.folder, tree, from_iteration=run.state.iteration, evaluated=run.state.evaluated
+        )
 
     def on_step(step: Step) -> None:
         values = {**step.losses, "loss": step.total, "lr": step.learning_rate, "gradient_norm": step.gradient_norm,
@@ -331,23 +433,39 @@ def _execute(run: Run, listener: Listener) -> Outcome:
         dump_trouble(path, trouble, run.parts.model, run.settings)
         listener.on_note(f"A step was skipped: {trouble}. To look at it: m2f train --replay {path}")
 
+    def on_scored(_: Any) -> None:
+        if main and asked.name is not None:  # the others may wait for each other, and end with the first process
+            raise _Left
+
     def on_due(done: int) -> None:
         last = done >= run.settings.train.iterations
-        every = run.settings.train.eval_every
-        if last or (every and done % every == 0):
-            _evaluate(run, listener, loggers)
+        if _is_to_be_evaluated(run):
+            _evaluate(run, listener, loggers, on_scored)
         if last or done % run.settings.train.checkpoint_every == 0:
             run.save()
             _keep_numbered(run)
 
     with asked_to_stop() as asked:
         try:
-            ended = train(
-                run.parts, iter(run.loader), run.state, on_step=on_step, on_trouble=on_trouble, on_due=on_due,
-                should_stop=lambda: asked.name is not None,
-            )
+            with contextlib.closing(iter(run.loader)) as batches:
+                if run.state.iteration and _is_to_be_evaluated(run):  # it was stopped in that evaluation
+                    on_due(run.state.iteration)
+                ended = train(
+                    run.parts, batches, run.state, on_step=on_step, on_trouble=on_trouble, on_due=on_due,
+                    should_stop=lambda: asked.name is not None,
+                )
             if not ended:
                 run.save()
+        except _Left:
+            ended = False
+            run.save()
+        except BaseException as error:
+            asked.is_saving = True
+            _rescue(run, listener)
+            failure = of_worker(error)
+            if failure is None:
+                raise
+            raise failure from error
         finally:
             for logger in loggers:
                 logger.close()
@@ -358,23 +476,52 @@ def _execute(run: Run, listener: Listener) -> Outcome:
     if main:
         draw_curves(run.folder / "metrics.jsonl", run.folder / "curves.png")
         summary = {"schema_version": 1, **{k: str(v) if k == "folder" else v for k, v in vars(outcome).items()}}
-        (run.folder / RESULTS).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        write_json(run.folder / RESULTS, summary, indent=2)
     return outcome
 
 
-def _evaluate(run: Run, listener: Listener, loggers: Sequence[Any]) -> None:
-    result = run.evaluate()
-    if result is None:
+def _rescue(run: Run, listener: Listener) -> None:
+    """Save what the last finished step left, and say how to go on. The error that ended the run is told by others."""
+    if distributed.rank() != 0 or not run.state.iteration:
         return
-    name = headline(run.settings.task)
-    value = result.figures[name]
-    for logger in loggers:
-        logger.log("val", run.state.iteration, {k: v for k, v in result.figures.items() if v == v})
-    if value == value and value > run.state.best.get("value", float("-inf")):
-        run.state.best = {"metric": name, "value": value, "iteration": run.state.iteration}
-        if distributed.rank() == 0:
-            run.save_weights("best")
-    listener.on_evaluated(run.state.iteration, result)
+    reason = "an error came while the weights were changing" if run.state.doing == "changing" else ""
+    if not reason and run.saved != run.state.iteration:
+        try:
+            run.save()
+        except (M2FError, RuntimeError) as error:  # RuntimeError: a GPU that is out of order
+            reason = str(error)
+    lost = "" if run.saved == run.state.iteration else f" The iterations after that could not be saved: {reason}"
+    if run.saved is None:
+        text = f"Nothing could be saved: {reason}"
+    else:
+        text = f"Saved after {run.saved} iterations. To go on: m2f train --out {run.folder} --resume.{lost}"
+    with contextlib.suppress(OSError):  # a terminal that is closed
+        listener.on_note(text)
+
+
+def _is_to_be_evaluated(run: Run) -> bool:
+    """Whether an evaluation is due after the iterations that are done, and has not been."""
+    done, every = run.state.iteration, run.settings.train.eval_every
+    is_due = done >= run.settings.train.iterations or bool(every and done % every == 0)
+    return is_due and run.state.evaluated != done
+
+
+def _evaluate(
+    run: Run, listener: Listener, loggers: Sequence[Any], on_progress: Callable[[Any], None] | None = None
+) -> None:
+    result = run.evaluate(on_progress)
+    if result is not None:
+        name = headline(run.settings.task)
+        value = result.figures[name]
+        if value == value and value > run.state.best.get("value", float("-inf")):
+            run.state.best = {"metric": name, "value": value, "iteration": run.state.iteration}
+            if distributed.rank() == 0:
+                run.save_weights("best")
+        for logger in loggers:
+            logger.log("val", run.state.iteration, {k: v for k, v in result.figures.items() if v == v})
+    run.state.evaluated = run.state.iteration
+    if result is not None:
+        listener.on_evaluated(run.state.iteration, result)
 
 
 def _keep_numbered(run: Run) -> None:

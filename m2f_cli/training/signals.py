@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked to stop, a run ends after the step in progress."""
+"""Asked to stop by a signal, a run ends after the step in progress and is saved."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 PATIENCE = 1.0  # seconds within which a second signal is the first one again
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; schedulers, systemd and `timeout`; a terminal that is closed
 
 
 @dataclass
 class Asked:
-    """The name of the signal that asked for an end, if one did, and when."""
+    """The name of the signal that asked for an end, if one did, and when.
+
+    is_saving: no further signal interrupts what is saved last.
+    """
 
     name: str | None = None
     at: float = 0.0
+    is_saving: bool = False
 
 
 @contextmanager
@@ -31,12 +36,14 @@ def asked_to_stop() -> Iterator[Asked]:
     def ask(number: int, _: Any) -> None:
         if asked.name is None:
             asked.name, asked.at = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - asked.at > PATIENCE:
+        elif not asked.is_saving and time.monotonic() - asked.at > PATIENCE:
             raise KeyboardInterrupt
 
     old = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
+            if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started with nohup
             old[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: a library user's own business
         old = {}

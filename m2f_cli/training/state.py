@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import copy
-import os
-import uuid
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ..errors import M2FError, WeightsError
+from ..runtime.files import atomic
 
 if TYPE_CHECKING:
     from .loop import Parts
@@ -30,13 +30,18 @@ class RunState:
     """Where a run stands, beside its tensors.
 
     iteration: the next one to do. skipped: steps left out for numbers that were not finite, in_a_row: of those, the
-    last ones without a good one between. best: the best value of the headline metric so far, and when.
+    last ones without a good one between. best: the best value of the headline metric so far, and when. evaluated:
+    after how many iterations the last evaluation was.
+    doing: what would be cut short now. "computing" has changed nothing but what `LastStep` keeps; what is in memory
+    while "changing" weights is of no step.
     """
 
     iteration: int = 0
     skipped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     in_a_row: int = 0
+    evaluated: int = 0
+    doing: Literal["nothing", "computing", "changing"] = "nothing"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -93,25 +98,67 @@ def _on_host(tree: Any) -> Any:
     return [_on_host(value) for value in tree] if isinstance(tree, list) else copy.deepcopy(tree)
 
 
+class LastStep:
+    """What a forward pass changes (random numbers, running statistics) as the last finished step left it.
+
+    An error in the middle of a step leaves weights and optimiser alone, but not these.
+    """
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.buffers = list(parts.model.buffers())
+        self.kept = [buffer.clone() for buffer in self.buffers]
+        self.note()
+
+    @torch.no_grad()
+    def note(self) -> None:
+        self.random = random_state(self.parts.device)
+        if self.buffers:
+            torch._foreach_copy_(self.kept, self.buffers)  # all in one go, and no waiting for a GPU
+
+    @torch.no_grad()
+    def bring_back(self) -> None:
+        set_random_state(self.random, self.parts.device)
+        for buffer, kept in zip(self.buffers, self.kept, strict=True):
+            buffer.copy_(kept)
+
+
+class _Remembering:
+    """A file that remembers why it could not be written: PyTorch tells of it in other words."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def write(path: Path, tree: dict[str, Any]) -> None:
-    """Write a tree of tensors and plain values under a temporary name, onto the disk, then rename.
+    """Write a tree of tensors and plain values, onto the disk, whole or not at all.
 
     Raises:
         M2FError: the disk is full or the folder cannot be written; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                torch.save({"schema_version": SCHEMA_VERSION, **tree}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise M2FError(f"Cannot write {path}: {error}.", hint="Free some space; the run can be resumed.") from error
+        with atomic(path, durable=True) as part, part.open("wb") as file:
+            remembering = _Remembering(file)
+            try:
+                torch.save({"schema_version": SCHEMA_VERSION, **tree}, remembering)
+            except RuntimeError:
+                if remembering.error is not None:
+                    raise remembering.error from None
+                raise
+    except M2FError as error:
+        full = getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        raise M2FError(error.message, hint="Free some space." if full else None) from error.__cause__
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from .. import __version__, config, plugins
 from ..config import Config, InputConfig, ModelConfig, ResizeConfig
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, M2FError, WeightsError
+from ..runtime.files import atomic
 from ..types import Categories, Category
 from .containers import Container
 from .infer import num_classes
@@ -113,15 +112,11 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         WeightsError: the folder or the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            save_file(tensors, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, SafetensorError) as error:
+        with atomic(path, durable=True) as part:
+            save_file(tensors, part, metadata)
+    except M2FError as error:
+        raise WeightsError(error.message) from error
+    except SafetensorError as error:
         raise WeightsError(f"Cannot write {path}: {error}.") from error
 
 

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f_cli.errors import M2FError
-from m2f_cli.runtime.files import atomic, output_path, safe_name, write_json, write_text
+from m2f_cli.runtime.files import (
+    atomic,
+    is_part,
+    output_path,
+    remove_parts,
+    safe_name,
+    share_as_usual,
+    write_json,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.v2", ".hidden/x", "été/写真", "with space/x y", "name."])
@@ -62,3 +71,36 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(M2FError, match="Cannot write .*x.json: (Not a directory|File exists)"):
         write_json(tmp_path / "file" / "x.json", {})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_new_files_obey_the_umask_whoever_made_them(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        with atomic(tmp_path / "x") as part:
+            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+        (tmp_path / "folder").mkdir()
+        os.close(os.open(tmp_path / "folder" / "y", os.O_CREAT | os.O_WRONLY, 0o600))
+        share_as_usual(tmp_path / "folder")
+    finally:
+        os.umask(old)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["x", "y"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "sub").mkdir()
+    mine = {".mine.part", "mine.part", ".1-2.partial"}
+    for name in mine | {".123-456.part"}:
+        (tmp_path / "sub" / name).write_text("")
+    assert is_part(tmp_path / ".123-456.part") and not is_part(tmp_path / "mine.part")
+    remove_parts(tmp_path)
+    assert {path.name for path in (tmp_path / "sub").iterdir()} == mine
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_durable_file_is_like_any_other(tmp_path, durable):
+    write_json(tmp_path / "x.json", {"a": 1}, durable=durable)
+    assert (tmp_path / "x.json").read_text() == '{"a": 1}\n'

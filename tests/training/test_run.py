@@ -252,7 +252,7 @@ def test_a_signal_that_also_ends_the_workers_is_no_bug(tmp_path):
 
     nobody = {"on_step": lambda s: None, "on_trouble": lambda t: None, "on_due": lambda n: None}
     assert loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: bool(asked), **nobody) is False
-    with pytest.raises(RuntimeError, match="pid 7"):
+    with pytest.raises(M2FError, match="has died.*pid 7.*smaller --workers"):
         loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: False, **nobody)
 
 

@@ -21,6 +21,8 @@ import cv2
 
 from ...cores import usable_cores
 from ...errors import ConfigError, DataError, M2FError
+from ...runtime.files import writing_to
+from ...runtime.locks import staged
 from ..records import Record, check_size
 from .base import Lost, Place, Rows, Writer, save_png
 from .recast import Recast
@@ -94,7 +96,7 @@ def write_splits(
             asks for more than 1 needs `if __name__ == "__main__"`, as for any process pool.
 
     Raises:
-        ConfigError: the destination exists.
+        ConfigError: the destination exists, or another process makes it.
         DataError: not a single picture could be used, or two would have the same name.
         M2FError: no space, no permission, or a process that was killed.
     """
@@ -199,15 +201,10 @@ def _suffix(record: Record) -> str:
 def _folder(destination: Path) -> Iterator[Path]:
     """A folder beside `destination` that takes its name in the end, and is removed if anything goes wrong."""
     refuse_existing(destination)
-    part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with writing_to(destination), staged(destination, "A conversion") as part:
         yield part
+        refuse_existing(destination)  # again: somebody else may have made it meanwhile
         os.replace(part, destination)
-    except OSError as error:
-        raise M2FError(f"Cannot write {destination}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def refuse_existing(destination: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import M2FError
+from ...runtime.files import writing_to
 
 
 class Journal:
@@ -23,11 +23,9 @@ class Journal:
         self.file: IO[bytes] | None = None
         if self.path is None:
             return
-        try:
+        with writing_to(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("w+b" if fresh else "a+b")
-        except OSError as error:
-            raise M2FError(f"Cannot write {self.path}: {error.strerror}.") from error
         self._read()
 
     @property
@@ -47,11 +45,9 @@ class Journal:
         # What a later run reads must be what this one has: json knows no tuples and no whole-number keys.
         line = json.dumps([name, entry])
         self.entries[name] = json.loads(line)[1]
-        try:
+        with writing_to(self.path):
             self.file.write(line.encode() + b"\n")
             self.file.flush()
-        except OSError as error:
-            raise M2FError(f"Cannot write {self.path}: {error.strerror}.") from error
 
     def remove(self) -> None:
         if self.file is not None:

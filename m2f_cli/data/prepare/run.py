@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from PIL import Image
 
 from ... import plugins
 from ...cores import usable_cores
-from ...errors import DataError, M2FError
+from ...errors import DataError
+from ...runtime.files import atomic
+from ...runtime.locks import locked
 from ..archives import Folder, Layers, Tree, archive_files, open_tree, refuse_other_content
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
 from .journal import Journal
@@ -91,7 +93,7 @@ def prepare(
         partial: a part of the published pictures is enough.
 
     Raises:
-        ConfigError: an unknown data set.
+        ConfigError: an unknown data set, or another process prepares it there.
         DataError: files are missing (says what was expected and where it comes from), too few or damaged.
         M2FError: the output cannot be written.
     """
@@ -103,7 +105,7 @@ def prepare(
         check_archives(tree, preparer, on_progress)
     stages = (*_placing(tree, plan, folder), *plan.stages)
     everything = tree if _is_at(tree, folder) else Layers((tree, Folder(folder)))
-    with _mapping(workers or usable_cores(), [__name__, preparer.plan.__module__]) as map_:
+    with _alone_in(folder), _mapping(workers or usable_cores(), [__name__, preparer.plan.__module__]) as map_:
         job = _Job(everything, folder, verify, map_, on_progress)
         reports = tuple(job.run(stage) for stage in stages)
     check_output(stages, folder)
@@ -311,16 +313,15 @@ def _put(path: Path, content: bytes | Path) -> None:
     Raises:
         M2FError: no space, or no permission.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _link(content, part) if isinstance(content, Path) else part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise M2FError(f"Cannot write {path}: {error.strerror or error}.") from error
+    with atomic(path) as part:
+        _link(content, part) if isinstance(content, Path) else part.write_bytes(content)
+
+
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Nobody else writes there meanwhile. Where nobody can write, a data set may still be found complete."""
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        return nullcontext()
+    return locked(folder, "A preparation")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -165,7 +165,8 @@ def _nvml(device: torch.device) -> tuple[str, Any]:
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product with the threads that there are: the best of some tries in a second."""
     size = PEAK_SIZE.get(device.type, 2048)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     torch.mm(a, b)
     best, until = float("inf"), time.perf_counter() + PEAK_SECONDS
     for _ in range(PEAK_TRIES):

@@ -15,6 +15,7 @@ from ...config import Config, ResizeConfig
 from ...data.categories import load_categories
 from ...data.synthetic import LEAST_EDGE, Scene, scene
 from ...errors import ConfigError
+from ...runtime import random_state
 from ..engines import engine_for, file_in
 from ..loading import save_huggingface
 from ..segmenter import DTYPES, Raw, Segmenter, choose_device, choose_precision, load
@@ -71,9 +72,10 @@ def fixed_size(segmenter: Any) -> tuple[int, int] | None:
 
 def _random(case: Case, config: Config) -> Any:
     categories = load_categories(config.data.classes)
-    torch.manual_seed(0)
-    network = networks.build(config.model, len(categories))
-    shape(network)
+    with random_state.kept():
+        torch.manual_seed(0)
+        network = networks.build(config.model, len(categories))
+        shape(network)
     config = at_size(config, case)
     segmenter = Segmenter(
         network, config, categories, device=choose_device(case.device), precision=case.precision,  # type: ignore
