@@ -1,8 +1,9 @@
 """The table of contents: which names stand for which objects.
 
 Built-in parts and parts of other packages come through the same door: a group and a name give "module:object".
-Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`), and a
-user's own YAML may name an object directly as `my_pkg.mod:Name`.
+Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`). What a user
+typed, on the command line or in a YAML of their own, may name an object directly as `my_pkg.mod:Name`. Importing a
+module runs its code, so whoever passes such a name on says `trust_code=True`; where nobody says it, it is refused.
 """
 
 from __future__ import annotations
@@ -152,6 +153,14 @@ def names(group: str) -> list[str]:
     return sorted(table(group))
 
 
+def names_code(where: str, name: str) -> ConfigError:
+    """Make the error for a "module:object" that stands in `where` and that nobody trusts."""
+    return ConfigError(
+        f"{where} names code of its own, {name!r}, which would be run.",
+        hint="Pass --trust-code (in Python trust_code=True) if you trust whoever made it.",
+    )
+
+
 def load(target: str) -> object:
     """Import "module:object".
 
@@ -172,22 +181,19 @@ def load(target: str) -> object:
     return value
 
 
-def get(group: str, name: str, *, trust_code: bool = True) -> object:
+def get(group: str, name: str, *, trust_code: bool = False) -> object:
     """The object that `name` stands for in `group`.
 
     Args:
-        trust_code: whether `name` may be "module:object". False for a name that came inside a checkpoint, since
-            importing a module runs its code.
+        trust_code: whether `name` may be "module:object". True only for what the user typed: a name that came inside
+            a file may be anybody's.
 
     Raises:
         ConfigError: unknown name (with the nearest ones), or "module:object" where it is not trusted.
     """
     if ":" in name:
         if not trust_code:
-            raise ConfigError(
-                f"The checkpoint names code of its own, {name!r}, which would be run by loading it.",
-                hint="Pass --trust-code if you trust whoever made this checkpoint.",
-            )
+            raise names_code("What was read", name)
         return load(name)
     known = table(group)
     if name not in known:

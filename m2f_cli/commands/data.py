@@ -207,7 +207,7 @@ def _augmentation(settings: Config | None) -> list[Any]:
         raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Name another, or none.")
     from ..data.transforms import build_transforms
 
-    return build_transforms(settings.train.augment)
+    return build_transforms(settings.train.augment, trust_code=True)
 
 
 app.command("convert")(convert)
@@ -229,7 +229,7 @@ def _reading(
     if preset is None:
         from ..data.detect import open_data
 
-        return None, lambda split: open_data(folder, split, **said)
+        return None, lambda split: open_data(folder, split, trust_code=True, **said)
     given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
     if given:
         raise ConfigError(f"--preset says how the data is read; {', '.join(given)} would say it again.",

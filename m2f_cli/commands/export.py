@@ -10,6 +10,7 @@ import typer
 
 from .. import console, plugins
 from ..errors import ConfigError, unknown_name
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..exporting.base import Options, Report
@@ -72,9 +73,7 @@ def export(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="What one format alone knows; repeatable.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
-    ] = False,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="export.json on stdout.")] = False,
 ) -> None:
     """Write a model for another runtime, and prove it.
@@ -89,7 +88,7 @@ def export(
         raise ConfigError("--limit is for --measure DIR.", hint="Leave it out, or say where to measure.")
     batch_size = _batch(batch)
     extra = dict(_pair(text) for text in option or ())
-    target = plugins.get("exporters", format_)
+    target = plugins.get("exporters", format_, trust_code=True)
     path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
 
     from ..exporting import base, verify
@@ -108,7 +107,8 @@ def export(
     for remark in loaded.notes:
         console.note(remark)
     report = base.export(
-        loaded, path, format_, options, overwrite=overwrite, on_step=lambda step: console.note(step.message)
+        loaded, path, format_, options, overwrite=overwrite, on_step=lambda step: console.note(step.message),
+        trust_code=True,
     )
     if as_json:
         console.emit_json({key: value for key, value in report.to_dict().items() if key != "schema_version"})

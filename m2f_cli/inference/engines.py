@@ -154,7 +154,7 @@ def load(
     Args:
         engine: a name of the group "engines"; by default the one for this kind of file.
         precision: was chosen at the export; anything but "fp32" (the default) must be what the file has.
-        trust_code: allow a file that is a program (.pt2), which opening it runs.
+        trust_code: allow a file that is a program (.pt2), which opening it runs, and `engine` to be "module:object".
 
     Raises:
         WeightsError: no such file, damaged, or not ours. MissingDependency: its runtime is not installed.
@@ -166,7 +166,7 @@ def load(
     name = engine or engine_for(path)
     if name is None:
         raise ConfigError(f"No engine runs {path}.", hint=f"Engines: {', '.join(plugins.names('engines'))}.")
-    chosen: Any = plugins.get("engines", name)
+    chosen: Any = plugins.get("engines", name, trust_code=trust_code)
     if getattr(chosen, "runs_code", False) and not trust_code:
         hint = "Pass --trust-code if you trust whoever made this file."
         raise ConfigError(f"{path} is a program: opening it runs what is in it.", hint=hint)

@@ -38,6 +38,7 @@ class EvalRun:
     header: what identifies the evaluation, plain values; `header_of` makes it. A folder takes only one.
     save: names of writers; the predictions are written while they are scored.
     thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
+    trust_code: whether `save` may name code ("module:function").
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class EvalRun:
     workers: int = 2
     save: Sequence[str] = ()
     thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
+    trust_code: bool = False
 
     @property
     def count(self) -> int:
@@ -141,7 +143,8 @@ def _saver(evaluation: EvalRun, rank: int) -> Saver | ExitStack:
     if not evaluation.save:
         return ExitStack()
     folder = evaluation.folder / PREDICTIONS
-    return Saver(folder, evaluation.save, evaluation.segmenter, evaluation.metrics, evaluation.header, rank)
+    return Saver(folder, evaluation.save, evaluation.segmenter, evaluation.metrics, evaluation.header, rank,
+                 trust_code=evaluation.trust_code)  # fmt: skip
 
 
 def _score(

@@ -56,12 +56,14 @@ FITS: dict[str, tuple[Task, ...]] = {
 }
 
 
-def save(result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None) -> list[Path]:
+def save(
+    result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None, trust_code: bool = False
+) -> list[Path]:
     """Write one result in some formats; returns the files.
 
     Args:
         folder: the output folder; each format has a sub-folder there.
-        formats: names of writers, or "module:function".
+        formats: names of writers, or with `trust_code` "module:function".
         name: the stem of the files, "/" for sub-folders; the picture's own stem by default.
 
     Raises:
@@ -69,21 +71,24 @@ def save(result: Result, folder: Path, formats: Sequence[str], *, name: str | No
         DataError: the format shows the picture and the result does not know it.
         M2FError: a file cannot be written.
     """
-    writers = writers_for(formats, task_of(result))
+    writers = writers_for(formats, task_of(result), trust_code=trust_code)
     if name is None:
         name = Path(result.image).stem if isinstance(result.image, (str, Path)) else "image"
     return [path for each, write in writers.items() for path in write(result, stem_for(folder, each, name))]
 
 
-def writers_for(formats: Sequence[str], task: Task) -> dict[str, Writer]:
+def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False) -> dict[str, Writer]:
     """The writers of some formats, in that order.
 
+    Args:
+        trust_code: whether the formats may be "module:function", as what a user typed may.
+
     Raises:
-        ConfigError: an unknown format, or one that does not fit the task.
+        ConfigError: an unknown format, one that does not fit the task, or code without `trust_code`.
     """
     writers: dict[str, Any] = {}
     for name in formats:
-        writers[name] = plugins.get("writers", name)
+        writers[name] = plugins.get("writers", name, trust_code=trust_code)
         if task not in FITS.get(name, (task,)):
             fitting = [known for known in plugins.names("writers") if task in FITS.get(known, (task,))]
             raise ConfigError(

@@ -89,7 +89,7 @@ def predict(
     segmenter: Any, sources: Iterable[Source], task: Task | None, out: Path, formats: Sequence[str], *,
     batch: int = 1, workers: int = 2, skip_existing: bool = False, overwrite: bool = False,
     thresholds: dict[str, float | int | None] | None = None, model: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None, trust_code: bool = False,
 ) -> Summary:
     """Segment pictures and write the results below `out`, with predictions.json about all of them.
 
@@ -104,6 +104,7 @@ def predict(
         overwrite: remove what an earlier run wrote to `out` first.
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
         model: how the model is called in predictions.json; its source by default.
+        trust_code: whether `formats` may be "module:function", as what a user typed may.
 
     A picture that cannot be read or segmented is reported in the summary and the rest go on. After Ctrl-C
     predictions.json holds what was finished.
@@ -113,7 +114,7 @@ def predict(
         M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
     """
     task = segmenter.check_task(task or segmenter.default_task)
-    writers = writers_for(formats, task)
+    writers = writers_for(formats, task, trust_code=trust_code)
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}

@@ -174,7 +174,7 @@ def prepare(
     if is_own:
         described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
         settings = settings.model_copy(update={"data": described})
-    model = networks.build(settings.model, len(train_data.categories))
+    model = networks.build(settings.model, len(train_data.categories), trust_code=options.trust_code)
     if not options.resume:
         notes += _initialise(model, settings, train_data, options, listener)
     if options.freeze:
@@ -183,6 +183,7 @@ def prepare(
     make_loader = functools.partial(
         training_loader, settings, train_data, rank=distributed.rank(), world=distributed.world_size(),
         on_error="skip" if options.skip_broken else "raise", pin=device.type == "cuda",
+        trust_code=options.trust_code,
     )
     if options.micro_batch == "auto":
         options = _measure(parts, options, lambda size: iter(make_loader(batch=size)), notes)
@@ -307,7 +308,7 @@ def _write_records(run: Run, command: Sequence[str]) -> None:
     }
     (run.folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2), encoding="utf-8")
     if not run.options.resume:
-        draw_batch(run.train_data, run.settings, run.folder / "samples")
+        draw_batch(run.train_data, run.settings, run.folder / "samples", trust_code=run.options.trust_code)
 
 
 def _execute(run: Run, listener: Listener) -> Outcome:

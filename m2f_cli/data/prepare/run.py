@@ -74,6 +74,7 @@ class Done(NamedTuple):
 def prepare(
     dataset: str, root: Path | None = None, out: Path | None = None, *, workers: int | None = None,
     verify: bool = False, partial: bool = False, on_progress: Callable[[Progress], None] | None = None,
+    trust_code: bool = False,
 ) -> Report:
     """Make of a downloaded data set what training and evaluation read.
 
@@ -89,13 +90,14 @@ def prepare(
         verify: compare archives with their published hashes, as far as there are any (with `partial`, none is
             compared); make everything again and compare with what is there; what differs is replaced.
         partial: a part of the published pictures is enough.
+        trust_code: whether `dataset` may be "module:object", as what a user typed may.
 
     Raises:
-        ConfigError: an unknown data set.
+        ConfigError: an unknown data set, or code without `trust_code`.
         DataError: files are missing (says what was expected and where it comes from), too few or damaged.
         M2FError: the output cannot be written.
     """
-    preparer: Preparer = plugins.get("preparers", dataset)
+    preparer: Preparer = plugins.get("preparers", dataset, trust_code=trust_code)
     tree, folder = find(preparer, root, out)
     plan = preparer.plan(tree, partial)
     notes = (*check_counts(plan, preparer, partial), *plan.notes)

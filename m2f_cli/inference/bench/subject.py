@@ -72,7 +72,7 @@ def fixed_size(segmenter: Any) -> tuple[int, int] | None:
 def _random(case: Case, config: Config) -> Any:
     categories = load_categories(config.data.classes)
     torch.manual_seed(0)
-    network = networks.build(config.model, len(categories))
+    network = networks.build(config.model, len(categories), trust_code=case.trust_code)
     shape(network)
     config = at_size(config, case)
     segmenter = Segmenter(
