@@ -11,6 +11,7 @@ import typer
 from .. import console
 from ..cores import usable_cores
 from ..errors import ConfigError, DataError, unknown_name
+from ..runtime.files import output_path
 from .data_convert import convert, parse_label_map
 from .data_prepare import prepare
 from .data_split import split as split_command
@@ -189,7 +190,7 @@ def view(
         for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):
             shown.append(each)
             advance(None)
-    path = out or Path("runs/data/view") / f"{data.name}-{data.split}.jpg"
+    path = out or output_path(Path("runs/data/view"), f"{data.name}-{data.split}", ".jpg")
     if path.suffix.lower() in PAGES:
         data_page.write_view_page(data, shown, path)
     else:

@@ -22,6 +22,7 @@ from .. import __version__, plugins
 from .. import config as configuration
 from ..config import Config
 from ..errors import ConfigError, M2FError, WeightsError
+from ..runtime import documents
 from ..types import Categories, Category, Instances, PanopticMap, Result, Segment, SemanticMap, Task
 from .masks import Size
 from .segmenter import Prepared, Segmenter, resized_shape
@@ -132,11 +133,11 @@ def file_in(path: Path) -> Path:
     record = path / RECORD
     if not record.is_file() or engine_for(path) is not None:
         return path
-    try:
-        file = path / json.loads(record.read_text(encoding="utf-8"))["file"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.") from error
-    return file if file.is_file() else path
+    tree = documents.read_json(record, error=WeightsError)
+    name = tree.get("file") if isinstance(tree, dict) else None
+    if not isinstance(name, str) or name != Path(name).name or "\0" in name:  # of this folder, and of no other
+        raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.")
+    return path / name if (path / name).is_file() else path
 
 
 def engine_for(path: Path) -> str | None:

@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ..errors import ConfigError, M2FError
+from ..errors import ConfigError, DataError, M2FError
 from ..metrics import Metric
+from ..runtime.files import make_folder
 from . import picture_journal as journal
 from .eval_saving import Saver
 from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, place, scored, share
+from .places import Places
 
 PREDICTIONS = "predictions"
 Value = TypeVar("Value")
@@ -129,10 +131,11 @@ def _claim(evaluation: EvalRun, resume: bool) -> list[int]:
         raise ConfigError(
             f"The evaluation {folder} exists already.", hint="Use --resume to go on with it, or another --out."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise M2FError(f"Cannot write to {folder}: {error.strerror}.") from error
+    if evaluation.save:
+        places = Places(folder / PREDICTIONS, evaluation.save)
+        for record in evaluation.records[: evaluation.count]:
+            places.claim(record.name, getattr(record, "image", None))
+    make_folder(folder)
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)
@@ -186,8 +189,12 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
         if "error" in line:
             measured.failures.append(Failure(line["name"], line["error"]))
             continue
+        states = line.get("metrics")
+        if not isinstance(states, dict) or not measured.metrics.keys() <= states.keys():
+            raise DataError(f"The journal of {evaluation.folder} is damaged: {line['name']} lacks a metric.",
+                            hint="Choose another --out, and evaluate again.")  # fmt: skip
         for name, metric in measured.metrics.items():
-            metric.restore(line["metrics"][name])
+            metric.restore(states[name])
         measured.images += 1
     if evaluation.save:
         with _saver(evaluation, 0) as saver:

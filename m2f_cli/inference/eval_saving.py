@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..metrics import Metric
 from ..types import Result, Task
 from .journal import SHARED, Journal, assemble
-from .output import SCHEMA_VERSION, Writer, stem_for, writers_for
+from .output import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
 from .pipeline import contents
 
 SHARD = ".process-{}"
@@ -63,7 +63,7 @@ class Saver:
         main = results[next(iter(self.writers))]
         entry = {"name": record.name, "file": str(image or record.name), "width": main.size[1], "height": main.size[0]}
         entry |= contents(main)
-        return {"record": {**entry, "files": [f.relative_to(self.folder).as_posix() for f in files]}, "shared": shared}
+        return {"record": {**entry, "files": listed(files, self.folder)}, "shared": shared}
 
     def append(self, entry: dict[str, Any]) -> None:
         self.journal.append(entry)

@@ -30,7 +30,7 @@ from ..data.picture import read_picture
 from ..errors import ConfigError, DataError
 from ..ops.outlines import outlines
 from ..runtime import files
-from ..runtime.files import atomic, output_path
+from ..runtime.files import atomic, output_path, safe_name
 from ..types import Categories, Instances, PanopticMap, Result, SemanticMap, Task
 from . import convert, draw
 
@@ -100,8 +100,25 @@ def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False)
 
 def stem_for(folder: Path, format_name: str, name: str) -> Path:
     """Where a format puts the result called `name`: a path without its suffix."""
+    return output_path(folder_of(folder, format_name), name)
+
+
+def folder_of(folder: Path, format_name: str) -> Path:
+    """Where a format puts all its results, below the output folder."""
     plain = format_name.rpartition(":")[2]
-    return output_path(folder / FOLDERS.get(plain, plain), name)
+    return folder / FOLDERS.get(plain, plain)
+
+
+def listed(written: Sequence[Path], folder: Path) -> list[str]:
+    """The files of a result as predictions.json lists them: relative to the output folder.
+
+    Raises:
+        ConfigError: a writer of somebody else's put a file elsewhere.
+    """
+    try:
+        return [path.relative_to(folder).as_posix() for path in written]
+    except ValueError as error:
+        raise ConfigError(f"A writer put a file outside of {folder}: {error}.") from error
 
 
 def task_of(result: Result) -> Task:
@@ -223,7 +240,7 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
         alpha = region.mask_HW.astype(np.uint8) * 255
         cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
         label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"
-        crops += write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
+        crops += write_image(output_path(stem, f"{k:03d}_{label}", ".png"), cut, format="PNG")
     return crops
 
 
@@ -239,12 +256,13 @@ def image_id(result: Result, name: str) -> int | str:
 
 
 def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
-    """What one picture adds to panoptic.json: one record of each list."""
+    """What one picture adds to panoptic.json: one record of each list. The annotation's file is the PNG that was
+    written for `name`; `file_name` is what the data set calls the image."""
     height, width = result.size
     number = image_id(result, name)
     return {
         "images": {"id": number, "file_name": file_name, "width": width, "height": height},
-        "annotations": {"image_id": number, "file_name": f"{name}.png", **result.to_coco()},
+        "annotations": {"image_id": number, "file_name": f"{safe_name(name)}.png", **result.to_coco()},
     }
 
 

@@ -27,7 +27,8 @@ from ..data.picture import read_picture
 from ..errors import ConfigError, M2FError
 from ..types import Instances, PanopticMap, Result, SemanticMap, Task
 from .journal import SHARED, Journal, assemble, check_folder, erase
-from .output import SCHEMA_VERSION, Writer, stem_for, writers_for
+from .output import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
+from .places import Places
 from .sources import Source
 
 In = TypeVar("In")
@@ -119,8 +120,13 @@ def predict(
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
     check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
+    places = Places(out, formats)
+    if isinstance(sources, Sequence):  # else they come one by one, as from a list on stdin
+        sources = list(places.claimed(sources, "path"))
+    else:
+        sources = places.claimed(sources, "path")
     if overwrite:
-        erase(out)
+        erase(out, spared=[source.path for source in sources] if isinstance(sources, list) else ())
     head = {
         "schema_version": SCHEMA_VERSION, "model": model or segmenter.source, "task": task,
         "formats": list(writers), "thresholds": thresholds,
@@ -223,7 +229,7 @@ class _Run:
                     shared[each] = SHARED[each].entry(result, name, file_name)
         height, width = result.size
         record |= {"width": width, "height": height, **contents(result)}
-        record["files"] = [file.relative_to(self.out).as_posix() for file in files]
+        record["files"] = listed(files, self.out)
         return {"record": {**record, "times_ms": job.times_ms}, "shared": shared}
 
 

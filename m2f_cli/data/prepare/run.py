@@ -21,7 +21,7 @@ from PIL import Image
 from ... import plugins
 from ...cores import usable_cores
 from ...errors import DataError, M2FError
-from ..archives import Folder, Layers, Tree, archive_files, open_tree, refuse_other_content
+from ..archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
 from .journal import Journal
 
@@ -254,6 +254,8 @@ class _Job:
 
 
 def _work(make: Callable[[Tree, Item], Made], tree: Tree, out: Path, verify: bool, item: Item) -> Done:
+    if item.target is not None and not is_safe(item.target):
+        raise DataError(f"{tree}: the name {item.target!r} leads out of the folder that is prepared.")
     made = make(tree, item)
     if item.target is None:
         return Done(item.name, "made", made.entry)

@@ -12,6 +12,7 @@ from typing import Any
 from ... import config as configuration
 from ...config import Config
 from ...errors import ConfigError, M2FError
+from ...runtime.files import safe_name
 from ..output import write_image, write_json
 from ..reference_table import read_trees
 from ..segmenter import choose_device
@@ -51,7 +52,7 @@ def name_of(tree: dict[str, Any]) -> str:
     parts += ["compiled"] if tree["compile"] else []
     parts += [tree["engine"]] if tree["engine"] else []
     parts += [f"vs-{tree['peer']['name']}"] if tree["peer"] else []
-    return "-".join(parts)
+    return safe_name("-".join(map(str, parts)).replace("/", "-"))
 
 
 def free_stem(out: Path, name: str) -> str:

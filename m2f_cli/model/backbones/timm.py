@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, MissingDependency, unknown_name
 
-
 # Options by which timm would fetch files or unpickle them; weights come through our own readers alone.
 _FETCHING = ("checkpoint_path", "cache_dir", "pretrained_")
 
