@@ -185,6 +185,7 @@ def view(
     from ..inference import data_page, data_pictures
 
     data = open_split(split)
+    _refuse_own_image(out, data)
     with console.progress("Drawing", min(count, len(data))) as advance:
         shown = []
         for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):
@@ -199,6 +200,15 @@ def view(
         console.emit_json({"file": str(path), "split": data.split, "pictures": [each.name for each in shown]})
     else:
         console.out(str(path))
+
+
+def _refuse_own_image(out: Path | None, data: DataSet) -> None:
+    """What is shown is not written over an image of the data set."""
+    if out is None or not out.exists():
+        return
+    own = (record.image for record in data.records if record.image is not None)
+    if any(image.name == out.name and image.samefile(out) for image in own if image.exists()):
+        raise ConfigError(f"--out {out} is an image of the data set.", hint="Choose another file.")
 
 
 def _augmentation(settings: Config | None) -> list[Any]:

@@ -60,9 +60,9 @@ def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") 
         raise DataError(f"{where} cannot be read: {error.strerror}.") from error
     except (KeyError, TypeError) as error:
         raise DataError(f"{where} holds no predictions of segments: it has no annotations with a file_name.") from error
-    strange = next((png for png in pngs if not isinstance(png, str) or png != safe_name(png)), None)
-    if strange is not None:
-        raise DataError(f"{where} lists a PNG that no folder of predictions holds: {strange!r}.")
+    strange = [png for png in pngs if not isinstance(png, str) or png != f"{safe_name(png.removesuffix('.png'))}.png"]
+    if strange:
+        raise DataError(f"{where} lists a PNG that no folder of predictions holds: {strange[0]!r}.")
     missing = next((png for png in pngs if not (folder / "panoptic" / png).is_file()), None)
     if missing is not None:
         raise DataError(f"{folder / 'panoptic' / missing} is missing, which panoptic.json lists.")
