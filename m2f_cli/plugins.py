@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 
-from .errors import ConfigError, unknown_name
+from .errors import ConfigError, M2FError, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "commands": {
@@ -141,6 +144,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
 }
 
+_TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
 
 @functools.cache
 def table(group: str) -> dict[str, str]:
@@ -161,6 +166,27 @@ def names_code(where: str, name: str) -> ConfigError:
     )
 
 
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Tell in one sentence what code that the user named raises; built-in names are left alone.
+
+    Raises:
+        ConfigError: the code of "module:object" raised something that is no error of m2f.
+    """
+    try:
+        yield
+    except M2FError:
+        raise
+    except Exception as error:  # code of others may raise anything
+        if ":" not in name:
+            raise
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise ConfigError(
+            f"{name!r} cannot be used here: {type(error).__name__}: {reason.rstrip('.')}.",
+            hint="Look into that code; M2F_DEBUG=1 shows where.",
+        ) from error
+
+
 def load(target: str) -> object:
     """Import "module:object".
 
@@ -168,6 +194,8 @@ def load(target: str) -> object:
         ConfigError: the module or the object does not exist.
     """
     module_name, _, attribute = target.partition(":")
+    if not _TARGET.fullmatch(target):
+        raise ConfigError(f"{target!r} names no code.", hint="It is written module:object, such as my_pkg.mod:Name.")
     try:
         value = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -194,7 +222,8 @@ def get(group: str, name: str, *, trust_code: bool = False) -> object:
     if ":" in name:
         if not trust_code:
             raise names_code("What was read", name)
-        return load(name)
+        with using(name):
+            return load(name)
     known = table(group)
     if name not in known:
         raise unknown_name(group.removesuffix("s").replace("_", " "), name, known)

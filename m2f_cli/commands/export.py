@@ -88,8 +88,9 @@ def export(
         raise ConfigError("--limit is for --measure DIR.", hint="Leave it out, or say where to measure.")
     batch_size = _batch(batch)
     extra = dict(_pair(text) for text in option or ())
-    target = plugins.get("exporters", format_, trust_code=True)
-    path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
+    target: Any = plugins.get("exporters", format_, trust_code=True)
+    with plugins.using(format_):
+        path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
 
     from ..exporting import base, verify
     from ..inference import segmenter
@@ -124,18 +125,18 @@ def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
 def _batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch is a number from 1 on, or dynamic, not {text!r}.")
     return int(text)
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    import yaml
+    from ..runtime.documents import parse_yaml
 
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"--option takes key=value, not {text!r}.")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"The value in --option {text!r}")
 
 
 def _name(model: str, format_: str) -> str:

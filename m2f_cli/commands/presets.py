@@ -201,9 +201,10 @@ def copy_preset(name: str, path: Path, *, force: bool = False) -> Path:
 def _write(target: Path, text: str) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"Cannot write {target}: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)

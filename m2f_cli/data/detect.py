@@ -61,13 +61,16 @@ def open_data(
     folder = _existing(folder)
     name = detect(folder) if format is None else format
     reader: Format = plugins.get("formats", name, trust_code=trust_code)
-    if not reader.raw_values and (ignore_index is not None or label_map is not None):
+    with plugins.using(name):
+        raw_values = reader.raw_values
+    if not raw_values and (ignore_index is not None or label_map is not None):
         raise ConfigError(
             f"ignore_index and label_map are for masks of pixel values; {folder} has the format {name}, which says "
             "what its values mean.",
             hint="Leave them out.",
         )
-    data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
+    with plugins.using(name):
+        data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
     _refuse_twins(data, folder)
     return data
 

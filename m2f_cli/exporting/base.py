@@ -153,7 +153,8 @@ def export(
     """
     started, path, options = time.perf_counter(), Path(path), options or Options()
     tell = on_step or (lambda step: None)
-    exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
+    with plugins.using(format):
+        exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
     plain = model.inner if isinstance(model, Wrapper) else model
     _check_request(plain, path, exporter, options, overwrite)
     data = _measured(plain, options)

@@ -41,7 +41,8 @@ def task_of(name: str, *, trust_code: bool = False) -> Task:
         return TASK_OF[name]
     factory = plugins.get("metrics", name, trust_code=trust_code)
     found = getattr(factory, "task", None)
-    return found if isinstance(found, str) else factory(_ANY).task
+    with plugins.using(name):
+        return found if isinstance(found, str) else factory(_ANY).task
 
 
 def choose(
@@ -70,7 +71,8 @@ def choose(
             task = task_of(name, trust_code=trust_code)
             if task not in tasks:
                 raise _does_not_apply(name, task, tasks, model)
-            metrics[name] = _make(plugins.get("metrics", name, trust_code=trust_code), categories, max_dets)
+            with plugins.using(name):
+                metrics[name] = _make(plugins.get("metrics", name, trust_code=trust_code), categories, max_dets)
     if max_dets is not None and not any(
         _takes_max_dets(plugins.get("metrics", name, trust_code=trust_code)) for name in metrics
     ):

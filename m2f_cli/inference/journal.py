@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError, M2FError
-from ..runtime.files import atomic, writing_to
+from ..runtime.files import atomic, lies_in, writing_to
 from ..types import Categories, Result
 from . import output, server_formats
 from .output import Writer
@@ -209,7 +209,6 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
 
 def _files_of(path: Path) -> Iterator[str]:
     """The files that a journal lists, as far as they lie in its own folder, whatever it says and links lead to."""
-    root = os.path.realpath(path.parent)
     with path.open("rb") as file:
         next(file, None)
         for line in file:
@@ -218,11 +217,8 @@ def _files_of(path: Path) -> Iterator[str]:
             except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or a picture that failed
                 continue
             for name in files if isinstance(files, list) else ():
-                if isinstance(name, str) and name and "\0" not in name:
-                    place = os.path.realpath((path.parent / name).parent)
-                    is_inside = place == root or place.startswith(root + os.sep)
-                    if is_inside and not (path.parent / name).is_dir():
-                        yield name
+                if isinstance(name, str) and lies_in(path.parent, name) and not (path.parent / name).is_dir():
+                    yield name
 
 
 # --- the shared files -------------------------------------------------------------------------------------------------

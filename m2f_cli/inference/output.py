@@ -17,6 +17,7 @@ All files are written under a temporary name and renamed.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,7 +89,8 @@ def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False)
     """
     writers: dict[str, Any] = {}
     for name in formats:
-        writers[name] = plugins.get("writers", name, trust_code=trust_code)
+        write: Any = plugins.get("writers", name, trust_code=trust_code)
+        writers[name] = functools.partial(_foreign, name, write) if ":" in name else write
         if task not in FITS.get(name, (task,)):
             fitting = [known for known in plugins.names("writers") if task in FITS.get(known, (task,))]
             raise ConfigError(
@@ -96,6 +98,15 @@ def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False)
                 hint=f"For {task}: {', '.join(fitting)}.",
             )
     return writers
+
+
+def _foreign(name: str, write: Any, result: Result, stem: Path) -> list[Path]:
+    """Call a writer that the user named."""
+    with plugins.using(name):
+        written = write(result, stem)
+        if not isinstance(written, list) or not all(isinstance(path, Path) for path in written):
+            raise TypeError(f"a writer returns the list of the paths that it wrote, not {type(written).__name__}")
+        return written
 
 
 def stem_for(folder: Path, format_name: str, name: str) -> Path:

@@ -100,6 +100,14 @@ def output_path(folder: Path, name: str, suffix: str = "") -> Path:
     return folder / f"{safe_name(name)}{suffix}"
 
 
+def lies_in(folder: Path, name: str) -> bool:
+    """Return True where a name that a file lists leads to something in `folder`, whatever links lie there."""
+    if not name or "\0" in name:
+        return False
+    root, place = os.path.realpath(folder), os.path.realpath((folder / name).parent)
+    return place == root or place.startswith(root.rstrip(os.sep) + os.sep)
+
+
 class Distinct:
     """Names from data that must become different paths; see `safe_name`.
 

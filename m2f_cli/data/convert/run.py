@@ -112,7 +112,9 @@ def convert(
     source, destination = Path(source), Path(destination)
     target: Target = plugins.get("converters", to, trust_code=trust_code)
     check_destination(source, destination)
-    opened = open_source(source, target.task, splits, format=format, classes=classes, ignore_index=ignore_index,
+    with plugins.using(to):
+        task = target.task
+    opened = open_source(source, task, splits, format=format, classes=classes, ignore_index=ignore_index,
                          label_map=label_map, trust_code=trust_code)  # fmt: skip
     parts = {data.split: data.records for data in opened.splits}
     return write_out(opened, parts, destination, to, separate=separate, link=link, workers=workers,

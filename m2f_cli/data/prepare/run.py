@@ -98,8 +98,9 @@ def prepare(
         M2FError: the output cannot be written.
     """
     preparer: Preparer = plugins.get("preparers", dataset, trust_code=trust_code)
-    tree, folder = find(preparer, root, out)
-    plan = preparer.plan(tree, partial)
+    with plugins.using(dataset):
+        tree, folder = find(preparer, root, out)
+        plan = preparer.plan(tree, partial)
     notes = (*check_counts(plan, preparer, partial), *plan.notes)
     if verify and not partial:
         check_archives(tree, preparer, on_progress)

@@ -209,9 +209,17 @@ def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
     """Rows of the table that are there already, by preset."""
     wanted = conditions(case)
     return {
-        tree["model"]["name"]: tree for tree in read_trees(out, "*.json")
-        if FIGURES & tree.keys() and tree.get("conditions") == wanted
+        tree["model"].get("name"): tree for tree in read_trees(out, "*.json")
+        if FIGURES & tree.keys() and tree.get("conditions") == wanted and _is_whole(tree)
     }  # fmt: skip
+
+
+def _is_whole(tree: dict[str, Any]) -> bool:
+    """Whether a result has all that tables and names of files are made of."""
+    sides = tree.get("sides")
+    is_there = {"what", "precision", "batch", "compile", "engine", "peer", "device", "model", "sizes"} <= tree.keys()
+    return is_there and isinstance(sides, dict) and isinstance(sides.get(OURS), dict) \
+        and isinstance(sides[OURS].get("images_per_second"), int | float)
 
 
 def conditions(case: Case) -> dict[str, Any]:
