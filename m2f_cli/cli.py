@@ -125,6 +125,12 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
     except M2FError as error:
         _explain(str(error), is_expected=True)
         return error.exit_code
+    except OSError as error:  # of a file or device of this machine, where nobody said more about it
+        _explain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", is_expected=True)
+        return 1
+    except MemoryError as error:
+        _explain(f"Not enough memory{f': {error}' if str(error) else ''}.", is_expected=True)
+        return 1
     except Exception as error:  # the last resort: a bug, told in one line
         _explain(f"{type(error).__name__}: {error}", is_expected=False)
         return 1

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from . import plugins
 from .config_tree import (
     Component,
     Config,
@@ -43,7 +44,7 @@ __all__ = [
     "Component", "Config", "DataConfig", "InputConfig", "LossConfig", "ModelConfig", "Node", "OptimizerConfig",
     "PilotingConfig", "Published", "ResizeConfig", "ScenesConfig", "ScheduleConfig", "SlideConfig", "Task",
     "TestConfig", "TrainConfig", "TtaConfig", "WeightsSource", "dump", "load", "merge", "overridden", "parse",
-    "preset_names", "preset_path", "presets_dir", "read_yaml",
+    "preset_names", "preset_path", "presets_dir", "read_yaml", "refuse_code",
 ]
 
 _OF_ONE_ROW = ("name", "summary", "published")  # what is said of a preset is not true of another that extends it
@@ -113,6 +114,23 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def refuse_code(settings: Config | ModelConfig, where: str) -> None:
+    """Refuse a configuration of somebody else's that names code ("module:object"); nothing is imported.
+
+    Args:
+        settings: a whole configuration, or that of a network alone.
+        where: what it came in, for the message.
+
+    Raises:
+        ConfigError: it names code.
+    """
+    model = settings.model if isinstance(settings, Config) else settings
+    steps = settings.train.augment if isinstance(settings, Config) and settings.train else ()
+    for part in (model.backbone, model.pixel_decoder, model.decoder, *steps):
+        if ":" in part.name:
+            raise plugins.names_code(where, part.name)
 
 
 class _Dumper(yaml.SafeDumper):

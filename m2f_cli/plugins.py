@@ -1,17 +1,21 @@
 """The table of contents: which names stand for which objects.
 
 Built-in parts and parts of other packages come through the same door: a group and a name give "module:object".
-Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`), and a
-user's own YAML may name an object directly as `my_pkg.mod:Name`.
+Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`). What a user
+typed, on the command line or in a YAML of their own, may name an object directly as `my_pkg.mod:Name`. Importing a
+module runs its code, so whoever passes such a name on says `trust_code=True`; where nobody says it, it is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 
-from .errors import ConfigError, unknown_name
+from .errors import ConfigError, M2FError, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "commands": {
@@ -140,6 +144,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
 }
 
+_TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
 
 @functools.cache
 def table(group: str) -> dict[str, str]:
@@ -152,6 +158,35 @@ def names(group: str) -> list[str]:
     return sorted(table(group))
 
 
+def names_code(where: str, name: str) -> ConfigError:
+    """Make the error for a "module:object" that stands in `where` and that nobody trusts."""
+    return ConfigError(
+        f"{where} names code of its own, {name!r}, which would be run.",
+        hint="Pass --trust-code (in Python trust_code=True) if you trust whoever made it.",
+    )
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Tell in one sentence what code that the user named raises; built-in names are left alone.
+
+    Raises:
+        ConfigError: the code of "module:object" raised something that is no error of m2f.
+    """
+    try:
+        yield
+    except M2FError:
+        raise
+    except Exception as error:  # code of others may raise anything
+        if ":" not in name:
+            raise
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise ConfigError(
+            f"{name!r} cannot be used here: {type(error).__name__}: {reason.rstrip('.')}.",
+            hint="Look into that code; M2F_DEBUG=1 shows where.",
+        ) from error
+
+
 def load(target: str) -> object:
     """Import "module:object".
 
@@ -159,6 +194,8 @@ def load(target: str) -> object:
         ConfigError: the module or the object does not exist.
     """
     module_name, _, attribute = target.partition(":")
+    if not _TARGET.fullmatch(target):
+        raise ConfigError(f"{target!r} names no code.", hint="It is written module:object, such as my_pkg.mod:Name.")
     try:
         value = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -172,23 +209,21 @@ def load(target: str) -> object:
     return value
 
 
-def get(group: str, name: str, *, trust_code: bool = True) -> object:
+def get(group: str, name: str, *, trust_code: bool = False) -> object:
     """The object that `name` stands for in `group`.
 
     Args:
-        trust_code: whether `name` may be "module:object". False for a name that came inside a checkpoint, since
-            importing a module runs its code.
+        trust_code: whether `name` may be "module:object". True only for what the user typed: a name that came inside
+            a file may be anybody's.
 
     Raises:
         ConfigError: unknown name (with the nearest ones), or "module:object" where it is not trusted.
     """
     if ":" in name:
         if not trust_code:
-            raise ConfigError(
-                f"The checkpoint names code of its own, {name!r}, which would be run by loading it.",
-                hint="Pass --trust-code if you trust whoever made this checkpoint.",
-            )
-        return load(name)
+            raise names_code("What was read", name)
+        with using(name):
+            return load(name)
     known = table(group)
     if name not in known:
         raise unknown_name(group.removesuffix("s").replace("_", " "), name, known)

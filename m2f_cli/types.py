@@ -306,7 +306,8 @@ class Result:
         return plugins.load("m2f_cli.inference.draw:plot")(self, self.image if image is None else image)
 
     def save(
-        self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None
+        self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None,
+        trust_code: bool = False,
     ) -> list[Path]:
         """Write this result in any of the formats of `m2f predict --save`; returns the files written.
 
@@ -314,9 +315,11 @@ class Result:
             folder: where to; made if it is missing.
             formats: names of writers, such as "overlay", "coco-panoptic", "label-png".
             name: the stem of the files; the picture's own stem by default.
+            trust_code: whether `formats` may be "module:function".
         """
         save = plugins.load("m2f_cli.inference.output:save")
-        return save(self, Path(folder), [formats] if isinstance(formats, str) else list(formats), name=name)
+        named = [formats] if isinstance(formats, str) else list(formats)
+        return save(self, Path(folder), named, name=name, trust_code=trust_code)
 
 
 @dataclass

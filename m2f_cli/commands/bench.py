@@ -9,6 +9,7 @@ import typer
 
 from .. import allocator, console, plugins
 from ..errors import ConfigError, unknown_name
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..inference.bench.case import Case
@@ -99,9 +100,7 @@ def bench(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="--preset all goes on: rows that --out has are not measured again.")
     ] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
-    ] = False,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as json on stdout.")] = False,
 ) -> None:
     """Time a piece of work, alone or beside a peer that does the same with the same weights.
@@ -125,7 +124,8 @@ def bench(
     case = Case(
         what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch or 1,
         pictures=pictures or PICTURES, source=source, threads=threads, compile=compile_, engine=engine,
-        trust_code=trust_code, keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
+        trust_code=trust_code or model is None,  # a preset is a name of ours or the user's own YAML
+        keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
     )  # fmt: skip
     case = chosen_precision(case)
     if preset == ALL:

@@ -11,6 +11,7 @@ import typer
 from .. import console
 from ..cores import usable_cores
 from ..errors import ConfigError, DataError, unknown_name
+from ..runtime.files import output_path
 from .data_convert import convert, parse_label_map
 from .data_prepare import prepare
 from .data_split import split as split_command
@@ -184,12 +185,13 @@ def view(
     from ..inference import data_page, data_pictures
 
     data = open_split(split)
+    _refuse_own_image(out, data)
     with console.progress("Drawing", min(count, len(data))) as advance:
         shown = []
         for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):
             shown.append(each)
             advance(None)
-    path = out or Path("runs/data/view") / f"{data.name}-{data.split}.jpg"
+    path = out or output_path(Path("runs/data/view"), f"{data.name}-{data.split}", ".jpg")
     if path.suffix.lower() in PAGES:
         data_page.write_view_page(data, shown, path)
     else:
@@ -200,6 +202,15 @@ def view(
         console.out(str(path))
 
 
+def _refuse_own_image(out: Path | None, data: DataSet) -> None:
+    """What is shown is not written over an image of the data set."""
+    if out is None or not out.exists():
+        return
+    own = (record.image for record in data.records if record.image is not None)
+    if any(image.name == out.name and image.samefile(out) for image in own if image.exists()):
+        raise ConfigError(f"--out {out} is an image of the data set.", hint="Choose another file.")
+
+
 def _augmentation(settings: Config | None) -> list[Any]:
     if settings is None:
         return []
@@ -207,7 +218,7 @@ def _augmentation(settings: Config | None) -> list[Any]:
         raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Name another, or none.")
     from ..data.transforms import build_transforms
 
-    return build_transforms(settings.train.augment)
+    return build_transforms(settings.train.augment, trust_code=True)
 
 
 app.command("convert")(convert)
@@ -229,7 +240,7 @@ def _reading(
     if preset is None:
         from ..data.detect import open_data
 
-        return None, lambda split: open_data(folder, split, **said)
+        return None, lambda split: open_data(folder, split, trust_code=True, **said)
     given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
     if given:
         raise ConfigError(f"--preset says how the data is read; {', '.join(given)} would say it again.",

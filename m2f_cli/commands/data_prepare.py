@@ -43,7 +43,8 @@ def prepare(
 
     with ExitStack() as stack:
         report = run.prepare(
-            dataset, root, out, workers=workers, verify=verify, partial=partial, on_progress=_bars(stack)
+            dataset, root, out, workers=workers, verify=verify, partial=partial, on_progress=_bars(stack),
+            trust_code=True,
         )
     for remark in report.notes:
         console.warn(remark)

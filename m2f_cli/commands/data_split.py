@@ -55,7 +55,7 @@ def split(
         division, written = run(
             source, destination, shares, seed=seed, stratify=stratify, group_by=group_by, pinned=pinned,
             splits=tuple(from_ or ()), link=link, workers=workers, format=format_,
-            on_start=progress.start, on_picture=progress.show,
+            on_start=progress.start, on_picture=progress.show, trust_code=True,
         )
     if as_json:
         console.emit_json({"division": division.to_dict(), **written.to_dict()})

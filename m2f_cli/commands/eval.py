@@ -13,6 +13,7 @@ import typer
 
 from .. import console
 from ..errors import ConfigError, unknown_name
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..inference.eval_setup import Outcome, Request
@@ -100,9 +101,7 @@ def evaluate(
         tuple[Path, Path] | None, typer.Option(metavar="RUN_A RUN_B", help="Two evaluations, picture by picture.")
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="All classes in the table, however many.")] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
-    ] = False,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="results.json on stdout.")] = False,
 ) -> None:
     """Measure a model on annotated pictures, score files, or compare two evaluations.
@@ -112,7 +111,7 @@ def evaluate(
     _one_of("task", task, TASKS)
     _one_of("precision", precision, PRECISIONS)
     if compare is not None:
-        return _compare(*compare, _listed(metric), as_json)
+        return _compare(*compare, _listed(metric), as_json, trust_code)
     if predictions is not None or ground_truth is not None:
         return _score_files(predictions, ground_truth, _listed(metric), max_dets, out, split, as_json, per_class)
     from ..inference.eval_setup import Request
@@ -123,7 +122,7 @@ def evaluate(
         preset=preset, model=model, data=data, split=split, metrics=_listed(metric), task=task, device=device,
         precision=precision, limit=limit, workers=workers, thresholds=thresholds, max_dets=max_dets,
         save=_listed(save), tta=tta, tile=tile, tile_overlap=tile_overlap, overrides=tuple(set_ or ()), sweep=sweep,
-        diagnose=diagnose, trust_code=trust_code, engine=engine,
+        diagnose=diagnose, trust_code=trust_code, trust_names=True, engine=engine,
     )
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
@@ -218,7 +217,7 @@ def _score_files(
     with console.progress("Scoring") as advance:
         result = score(
             predictions, ground_truth, names or None, split=split,
-            max_dets=max_dets, on_progress=lambda step: advance(step.message),
+            max_dets=max_dets, on_progress=lambda step: advance(step.message), trust_code=True,
         )
     tree = eval_results.document(
         result, model={"name": str(predictions), "source": str(predictions), "weights": None},
@@ -249,12 +248,15 @@ def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
     return list(choose([ALL], categories, [task], task)[0])
 
 
-def _compare(run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool) -> None:
+def _compare(run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, trust_code: bool) -> None:
     from ..inference.compare import compare
 
     if len(metrics) > 1:
         raise ConfigError(f"--compare takes one --metric, not {', '.join(metrics)}.")
-    comparison = compare(run_a, run_b, metric=metrics[0] if metrics else None)
+    typed = bool(metrics)  # by the user; otherwise the journals name the metric
+    comparison = compare(
+        run_a, run_b, metric=metrics[0] if typed else None, trust_code=trust_code or typed
+    )
     if as_json:
         return console.emit_json(comparison.to_dict())
     _show(comparison.rows())

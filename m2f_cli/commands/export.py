@@ -10,6 +10,7 @@ import typer
 
 from .. import console, plugins
 from ..errors import ConfigError, unknown_name
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..exporting.base import Options, Report
@@ -72,9 +73,7 @@ def export(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="What one format alone knows; repeatable.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
-    ] = False,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="export.json on stdout.")] = False,
 ) -> None:
     """Write a model for another runtime, and prove it.
@@ -89,8 +88,9 @@ def export(
         raise ConfigError("--limit is for --measure DIR.", hint="Leave it out, or say where to measure.")
     batch_size = _batch(batch)
     extra = dict(_pair(text) for text in option or ())
-    target = plugins.get("exporters", format_)
-    path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
+    target: Any = plugins.get("exporters", format_, trust_code=True)
+    with plugins.using(format_):
+        path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
 
     from ..exporting import base, verify
     from ..inference import segmenter
@@ -108,7 +108,8 @@ def export(
     for remark in loaded.notes:
         console.note(remark)
     report = base.export(
-        loaded, path, format_, options, overwrite=overwrite, on_step=lambda step: console.note(step.message)
+        loaded, path, format_, options, overwrite=overwrite, on_step=lambda step: console.note(step.message),
+        trust_code=True,
     )
     if as_json:
         console.emit_json({key: value for key, value in report.to_dict().items() if key != "schema_version"})
@@ -124,18 +125,18 @@ def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
 def _batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch is a number from 1 on, or dynamic, not {text!r}.")
     return int(text)
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    import yaml
+    from ..runtime.documents import parse_yaml
 
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"--option takes key=value, not {text!r}.")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"The value in --option {text!r}")
 
 
 def _name(model: str, format_: str) -> str:

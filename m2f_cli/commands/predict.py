@@ -10,6 +10,7 @@ import typer
 
 from .. import console, plugins
 from ..errors import ConfigError, unknown_name
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Progress, Summary
@@ -86,9 +87,7 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove what an earlier run wrote to --out, and start again.")
     ] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Let the checkpoint run code of its own. Only if you trust its maker.")
-    ] = False,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as json on stdout.")] = False,
 ) -> None:
     """Segment pictures.
@@ -109,7 +108,7 @@ def predict(
 
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
-        writers_for(formats, task)  # type: ignore[arg-type]
+        writers_for(formats, task, trust_code=True)  # type: ignore[arg-type]
     _silence_pillow()
     with console.downloads() as fetched:
         loaded = segmenter.load(
@@ -132,7 +131,7 @@ def predict(
 
         summary = pipeline.predict(
             loaded, pictures, task, folder, formats, batch=batch, workers=workers, skip_existing=skip_existing,
-            overwrite=overwrite, thresholds=thresholds, model=source, on_progress=show,
+            overwrite=overwrite, thresholds=thresholds, model=source, on_progress=show, trust_code=True,
         )  # fmt: skip
     (_emit if as_json else _print)(summary, folder)
     if summary.failed:

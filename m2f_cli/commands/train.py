@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from .. import console
 from ..cores import usable_cores
 from ..errors import ConfigError
 from ..runtime.files import writing_to
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -73,23 +74,25 @@ def train(
         bool, typer.Option("--find-lr", help="Do not train: sweep the learning rate and suggest one.")
     ] = False,
     replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Look at a step that was skipped.")] = None,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="The outcome as json on stdout.")] = False,
 ) -> None:
     """Train a model on your pictures, or reproduce a published one."""
     if replay is not None:
-        return _replay(replay, device)
+        return _replay(replay, device, trust_code)
     if devices > 1 and "RANK" not in os.environ:
         from ..training import distributed
 
         raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
     from ..training import run as training
 
-    settings, folder = _settings(preset, out, resume, set_, batch, precision, seed)
+    settings, folder = _settings(preset, out, resume, set_, batch, precision, seed, trust_code)
     options = training.Options(
         data=data, init=init, init_partial=init_partial, freeze=tuple(freeze or ()),
         micro_batch=_micro_batch(batch, micro_batch), device=device, resume=resume,
         workers=_workers(workers, devices), loggers=tuple(logger or ()), compile=compile_, keep=keep,
         checkpoint_activations=checkpoint_activations, skip_broken=skip_broken, val_pictures=val_pictures,
+        trust_code=trust_code or not resume,  # a new run is as the user wrote it
     )
     if resume:
         options = _as_before(folder, options)
@@ -110,9 +113,9 @@ def train(
 
 def _settings(
     preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: str | None,
-    precision: str | None, seed: int | None,
+    precision: str | None, seed: int | None, trust_code: bool,
 ) -> tuple[Config, Path]:
-    """The configuration and the folder of the run."""
+    """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
     from .. import config
     from ..training.run import CONFIG
 
@@ -127,7 +130,10 @@ def _settings(
             is_run = (folder / CONFIG).is_file()
         if not is_run:
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
-        return config.load(folder / CONFIG), folder
+        settings = config.load(folder / CONFIG)
+        if not trust_code:
+            config.refuse_code(settings, str(folder / CONFIG))
+        return settings, folder
     extra = [*(overrides or [])]
     extra += [f"train.batch={batch}"] if batch not in (None, "auto") else []
     extra += [f"train.precision={precision}"] if precision else []
@@ -158,17 +164,13 @@ def _as_before(folder: Path, options: Options) -> Options:
     """What the run was started with; what is given now wins."""
     import dataclasses
 
-    from ..training.run import ANEW, Options, read_environment
+    from ..training.options import OF_ONE_START, Options, stored_options
+    from ..training.run import ENVIRONMENT
 
-    before = read_environment(folder).get("options", {})
-    fresh = Options()
-    kept: dict[str, Any] = {}
-    for field in dataclasses.fields(Options):
-        if field.name not in before or field.name in ANEW or getattr(options, field.name) != getattr(fresh, field.name):
-            continue
-        old = before[field.name]
-        kept[field.name] = Path(old) if field.name == "data" and old else tuple(old) if isinstance(old, list) else old
-    return dataclasses.replace(options, **kept)
+    before, fresh = stored_options(folder / ENVIRONMENT), Options()
+    names = [field.name for field in dataclasses.fields(Options) if field.name not in OF_ONE_START]
+    unsaid = [name for name in names if getattr(options, name) == getattr(fresh, name)]
+    return dataclasses.replace(options, **{name: getattr(before, name) for name in unsaid})
 
 
 class Display:
@@ -284,9 +286,9 @@ def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) ->
     console.out(f"The curve: {files[1]}")
 
 
-def _replay(path: Path, device: str) -> None:
+def _replay(path: Path, device: str, trust_code: bool) -> None:
     from ..inference.segmenter import choose_device
     from ..training.replay import look_at
 
-    rows = look_at(path, choose_device(device))
+    rows = look_at(path, choose_device(device), trust_code=trust_code)
     console.show_table(f"The step in {path}, repeated", ["what", "finding"], [list(row) for row in rows])

@@ -39,6 +39,7 @@ def open_data(
     classes: str | Path | None = None,
     ignore_index: int | None = None,
     label_map: Mapping[int, str | int | None] | None = None,
+    trust_code: bool = False,
 ) -> DataSet:
     """Open one split. Annotation files are parsed here; pictures and masks when a record is read.
 
@@ -51,6 +52,7 @@ def open_data(
         ignore_index: label maps: the pixel value that counts nowhere.
         label_map: label maps: pixel value to class name or number, or to None for what counts nowhere. Values that are
             not in it are errors then.
+        trust_code: whether `format` may be module:object, as what a user typed may.
 
     Raises:
         DataError: no folder, format, split or pictures, a damaged annotation file, or classes that do not fit.
@@ -58,14 +60,17 @@ def open_data(
     """
     folder = _existing(folder)
     name = detect(folder) if format is None else format
-    reader: Format = plugins.get("formats", name)
-    if not reader.raw_values and (ignore_index is not None or label_map is not None):
+    reader: Format = plugins.get("formats", name, trust_code=trust_code)
+    with plugins.using(name):
+        raw_values = reader.raw_values
+    if not raw_values and (ignore_index is not None or label_map is not None):
         raise ConfigError(
             f"ignore_index and label_map are for masks of pixel values; {folder} has the format {name}, which says "
             "what its values mean.",
             hint="Leave them out.",
         )
-    data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
+    with plugins.using(name):
+        data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
     _refuse_twins(data, folder)
     return data
 

@@ -257,12 +257,13 @@ def _one_thread(worker: int) -> None:
 
 def training_loader(
     config: Config, data: DataSet, *, batch: int, workers: int = 0, rank: int = 0, world: int = 1, start: int = 0,
-    on_error: OnError = "raise", pin: bool = False, trust_code: bool = True,
+    on_error: OnError = "raise", pin: bool = False, trust_code: bool = False,
 ) -> Loader:
     """The loader that a configuration with a `train` section describes.
 
     Args:
         batch: pictures of this process at once; `config.train.batch` counts those of all processes and steps.
+        trust_code: whether the configuration may name code ("module:object").
 
     Raises:
         ConfigError: no train section, unknown augmentation, or annotations that cannot train the task.

@@ -51,11 +51,14 @@ class Transform(Protocol):
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
 
 
-def build_transforms(components: Sequence[Component], *, trust_code: bool = True) -> list[Transform]:
+def build_transforms(components: Sequence[Component], *, trust_code: bool = False) -> list[Transform]:
     """The steps that a configuration lists, in order.
 
+    Args:
+        trust_code: whether the configuration may name code ("module:object").
+
     Raises:
-        ConfigError: an unknown step, or options that are unknown, missing or make no sense.
+        ConfigError: an unknown step, options that are unknown, missing or make no sense, or code without `trust_code`.
     """
     return [_build(component, trust_code) for component in components]
 

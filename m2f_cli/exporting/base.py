@@ -137,7 +137,7 @@ def worst(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 def export(
     model: Segmenter, path: str | Path, format: str, options: Options | None = None, *, overwrite: bool = False,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[Step], None] | None = None, trust_code: bool = False,
 ) -> Report:
     """Write a model in a format, compare what was written with the model, and only then give it its name.
 
@@ -145,7 +145,7 @@ def export(
 
     Args:
         path: the file, or the folder of a format that is one. Its suffix is that of the format.
-        format: a name of the group "exporters", or "module:object".
+        format: a name of the group "exporters", or with `trust_code` "module:object".
         overwrite: replace what is there.
 
     Raises:
@@ -155,7 +155,8 @@ def export(
     """
     started, path, options = time.perf_counter(), Path(path), options or Options()
     tell = on_step or (lambda step: None)
-    exporter: Exporter = plugins.get("exporters", format)()
+    with plugins.using(format):
+        exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
     plain = model.inner if isinstance(model, Wrapper) else model
     _check_request(plain, path, exporter, options, overwrite)
     data = _measured(plain, options)

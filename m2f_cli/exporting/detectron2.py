@@ -8,6 +8,7 @@ second time (facts 7.3; Mask2Former issues 95, 110, 129).
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 from collections import OrderedDict
@@ -16,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import model as networks
 from ..errors import ExportError, WeightsError
 from ..inference.segmenter import Segmenter
 from ..model.backbones.swin import relative_index
@@ -49,7 +49,7 @@ class Detectron2:
         """Our network with the file's weights, read through the same door as anybody's."""
         shapes = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
         state = to_ours(DETECTRON2, containers.read(path).tensors, shapes)
-        network = networks.build(model.config.model, len(model.categories))
+        network = copy.deepcopy(model.model)
         network.load_state_dict(state, strict=True)
         return Segmenter(network, model.config, model.categories, task=model.default_task)
 

@@ -98,7 +98,8 @@ class Comparison:
 
 
 def compare(
-    run_a: Path, run_b: Path, *, metric: str | None = None, resamples: int = 1000, seed: int = 0
+    run_a: Path, run_b: Path, *, metric: str | None = None, resamples: int = 1000, seed: int = 0,
+    trust_code: bool = False,
 ) -> Comparison:
     """Compare two folders of `m2f eval` over the pictures that both scored, paired by name.
 
@@ -110,9 +111,10 @@ def compare(
     Args:
         metric: its name in the journals; the headline of a task that both have by default.
         resamples: draws. Metrics without a fast way take at most 100.
+        trust_code: whether the metric may be code ("module:object") that the journals name.
 
     Raises:
-        ConfigError: resamples makes no sense, or no such metric in both.
+        ConfigError: resamples makes no sense, no such metric in both, or code without `trust_code`.
         DataError: a folder that holds no evaluation, a damaged journal, other classes, no picture in common, or
             annotations that differ.
     """
@@ -125,7 +127,7 @@ def compare(
     common = [each for each in states_a if each in states_b]
     if not common:
         raise DataError(f"{run_a} and {run_b} have no scored picture in common.", hint="Evaluate on the same pictures.")
-    own = _metric(name, a.categories, states_a[common[0]])
+    own = _metric(name, a, states_a[common[0]], trust_code)
     pair = [pictures_of(own, [states[each] for each in common]) for states in (states_a, states_b)]
     _check_truth(pair[0], pair[1], common)
     resamples = min(resamples, pair[0].most_resamples)
@@ -244,10 +246,15 @@ def _metric_name(a: _Run, b: _Run, wanted: str | None) -> str:
     return wanted
 
 
-def _metric(name: str, categories: Categories, state: State) -> Metric:
+def _metric(name: str, run: _Run, state: State, trust_code: bool) -> Metric:
+    if ":" in name and not trust_code:
+        raise plugins.names_code(str(journal.journal_of(run.folder)), name)
+    make: Callable[..., Metric] = plugins.get("metrics", name, trust_code=trust_code)
     settings = {"max_dets": state["max_dets"]} if isinstance(state, dict) and "max_dets" in state else {}
-    make: Callable[..., Metric] = plugins.get("metrics", name)
-    return make(categories, **settings)
+    try:
+        return make(run.categories, **settings)
+    except (TypeError, ValueError) as error:  # limits that are no numbers, or a metric that has none
+        raise _damaged(run.folder) from error
 
 
 def _check_truth(a: Pictures, b: Pictures, names: list[str]) -> None:

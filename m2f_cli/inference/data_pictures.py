@@ -174,7 +174,8 @@ def write_sheet(shown: Sequence[View], path: Path) -> Path:
 
 
 def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The end of a name is what tells pictures apart."""
+    """The end of a name is what tells pictures apart. What no font can draw in a line becomes a question mark."""
+    text = "".join(each if each.isprintable() else "?" for each in text)
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength("…" + text, font=font) > width:

@@ -22,6 +22,7 @@ from .. import __version__, plugins
 from .. import config as configuration
 from ..config import Config
 from ..errors import ConfigError, M2FError, WeightsError
+from ..runtime import documents
 from ..types import Categories, Category, Instances, PanopticMap, Result, Segment, SemanticMap, Task
 from .masks import Size
 from .segmenter import Prepared, Segmenter, resized_shape
@@ -132,11 +133,11 @@ def file_in(path: Path) -> Path:
     record = path / RECORD
     if not record.is_file() or engine_for(path) is not None:
         return path
-    try:
-        file = path / json.loads(record.read_text(encoding="utf-8"))["file"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.") from error
-    return file if file.is_file() else path
+    tree = documents.read_json(record, error=WeightsError)
+    name = tree.get("file") if isinstance(tree, dict) else None
+    if not isinstance(name, str) or name != Path(name).name or "\0" in name:  # of this folder, and of no other
+        raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.")
+    return path / name if (path / name).is_file() else path
 
 
 def engine_for(path: Path) -> str | None:
@@ -154,7 +155,7 @@ def load(
     Args:
         engine: a name of the group "engines"; by default the one for this kind of file.
         precision: was chosen at the export; anything but "fp32" (the default) must be what the file has.
-        trust_code: allow a file that is a program (.pt2), which opening it runs.
+        trust_code: allow a file that is a program (.pt2), which opening it runs, and `engine` to be "module:object".
 
     Raises:
         WeightsError: no such file, damaged, or not ours. MissingDependency: its runtime is not installed.
@@ -166,7 +167,7 @@ def load(
     name = engine or engine_for(path)
     if name is None:
         raise ConfigError(f"No engine runs {path}.", hint=f"Engines: {', '.join(plugins.names('engines'))}.")
-    chosen: Any = plugins.get("engines", name)
+    chosen: Any = plugins.get("engines", name, trust_code=trust_code)
     if getattr(chosen, "runs_code", False) and not trust_code:
         hint = "Pass --trust-code if you trust whoever made this file."
         raise ConfigError(f"{path} is a program: opening it runs what is in it.", hint=hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from ..data.formats.derive import ReadAs
 from ..data.records import DataSet, Record
 from ..data.synthetic_data import synthetic_dataset
 from ..errors import ConfigError, DataError
+from ..runtime import documents
 from ..types import Categories, Task
 from .evaluate import Truths
 from .loading import fold_name
@@ -112,10 +112,11 @@ def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:
     path = next((file for file in files if file.is_file()), None)
     if model is None or path is None:
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["options"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged.", hint="Pass --data DIR.") from error
+    tree = documents.read_json(path, error=ConfigError)
+    options = tree.get("options") if isinstance(tree, dict) else None
+    if not isinstance(options, dict) or not isinstance(options.get("data"), str | None):
+        raise ConfigError(f"{path} is damaged.", hint="Pass --data DIR.")
+    return options
 
 
 def open_for(

@@ -29,24 +29,25 @@ def known_names(asked: Sequence[str]) -> list[str]:
     return [ALL] if ALL in asked else list(dict.fromkeys(asked))
 
 
-def task_for(names: Sequence[str]) -> Task:
+def task_for(names: Sequence[str], *, trust_code: bool = False) -> Task:
     """The task whose default model can be measured by all of these metrics."""
-    tasks = {task_of(name) for name in names if name != ALL}
+    tasks = {task_of(name, trust_code=trust_code) for name in names if name != ALL}
     return tasks.pop() if len(tasks) == 1 else "panoptic"
 
 
-def task_of(name: str) -> Task:
+def task_of(name: str, *, trust_code: bool = False) -> Task:
     """Which kind of result a metric is about."""
     if name in TASK_OF:
         return TASK_OF[name]
-    factory = plugins.get("metrics", name)
+    factory = plugins.get("metrics", name, trust_code=trust_code)
     found = getattr(factory, "task", None)
-    return found if isinstance(found, str) else factory(_ANY).task
+    with plugins.using(name):
+        return found if isinstance(found, str) else factory(_ANY).task
 
 
 def choose(
     names: Sequence[str], categories: Categories, tasks: Sequence[Task], default: Task, *,
-    max_dets: int | None = None, model: str = "the model",
+    max_dets: int | None = None, model: str = "the model", trust_code: bool = False,
 ) -> tuple[dict[str, Metric], list[str]]:
     """The metrics of an evaluation, fresh, and notes about those of "all" that do not apply.
 
@@ -55,9 +56,10 @@ def choose(
         tasks: what the model does, or what of it is wanted.
         max_dets: the most objects of a picture that count, for metrics that have such a limit.
         model: how it is called in messages.
+        trust_code: whether the names may be "module:object".
 
     Raises:
-        ConfigError: a metric that was named does not apply; says which do.
+        ConfigError: a metric that was named does not apply (says which do), or is code without `trust_code`.
         MissingDependency: one that was named needs a package.
     """
     notes: list[str] = []
@@ -66,10 +68,14 @@ def choose(
     else:
         metrics = {}
         for name in names or [METRIC_OF[default]]:
-            if task_of(name) not in tasks:
-                raise _does_not_apply(name, tasks, model)
-            metrics[name] = _make(name, categories, max_dets)
-    if max_dets is not None and not any(_takes_max_dets(name) for name in metrics):
+            task = task_of(name, trust_code=trust_code)
+            if task not in tasks:
+                raise _does_not_apply(name, task, tasks, model)
+            with plugins.using(name):
+                metrics[name] = _make(plugins.get("metrics", name, trust_code=trust_code), categories, max_dets)
+    if max_dets is not None and not any(
+        _takes_max_dets(plugins.get("metrics", name, trust_code=trust_code)) for name in metrics
+    ):
         raise ConfigError(f"--max-dets is for average precision, which is none of: {', '.join(metrics)}.")
     return metrics, notes
 
@@ -79,7 +85,7 @@ def _all(categories: Categories, tasks: Sequence[Task], max_dets: int | None, no
     for name in plugins.table("metrics"):
         try:
             if task_of(name) in tasks:
-                metrics[name] = _make(name, categories, max_dets)
+                metrics[name] = _make(plugins.get("metrics", name), categories, max_dets)
         except (ConfigError, MissingDependency) as error:
             notes.append(f"Without the metric {name}: {error}")
     if not metrics:
@@ -87,11 +93,11 @@ def _all(categories: Categories, tasks: Sequence[Task], max_dets: int | None, no
     return metrics
 
 
-def _make(name: str, categories: Categories, max_dets: int | None) -> Metric:
+def _make(factory: Any, categories: Categories, max_dets: int | None) -> Metric:
     options: dict[str, Any] = {}
-    if max_dets is not None and _takes_max_dets(name):
+    if max_dets is not None and _takes_max_dets(factory):
         options["max_dets"] = limits(max_dets)
-    return plugins.get("metrics", name)(categories, **options)
+    return factory(categories, **options)
 
 
 def limits(max_dets: int) -> list[int]:
@@ -99,13 +105,13 @@ def limits(max_dets: int) -> list[int]:
     return sorted({each for each in (1, 10) if each < max_dets} | {max_dets})
 
 
-def _takes_max_dets(name: str) -> bool:
-    return "max_dets" in inspect.signature(plugins.get("metrics", name)).parameters
+def _takes_max_dets(factory: Any) -> bool:
+    return "max_dets" in inspect.signature(factory).parameters
 
 
-def _does_not_apply(name: str, tasks: Sequence[Task], model: str) -> ConfigError:
+def _does_not_apply(name: str, task: Task, tasks: Sequence[Task], model: str) -> ConfigError:
     fitting = [known for known in plugins.names("metrics") if task_of(known) in tasks]
     return ConfigError(
-        f"The metric {name!r} is about {task_of(name)} results, and {model} does {', '.join(tasks)} segmentation.",
+        f"The metric {name!r} is about {task} results, and {model} does {', '.join(tasks)} segmentation.",
         hint=f"It can be measured by: {', '.join(fitting)}.",
     )

@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ..errors import ConfigError, M2FError
+from ..errors import ConfigError, DataError, M2FError
 from ..metrics import Metric
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
 from . import picture_journal as journal
 from .eval_saving import Saver
 from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, place, scored, share
+from .places import Places
 
 PREDICTIONS = "predictions"
 Value = TypeVar("Value")
@@ -40,6 +41,7 @@ class EvalRun:
     header: what identifies the evaluation, plain values; `header_of` makes it. A folder takes only one.
     save: names of writers; the predictions are written while they are scored.
     thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
+    trust_code: whether `save` may name code ("module:function").
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class EvalRun:
     workers: int = 2
     save: Sequence[str] = ()
     thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
+    trust_code: bool = False
 
     @property
     def count(self) -> int:
@@ -134,6 +137,10 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
             f"The evaluation {folder} exists already.", hint="Use --resume to go on with it, or another --out."
         )
     remove_parts(folder)
+    if evaluation.save:
+        places = Places(folder / PREDICTIONS, evaluation.save)
+        for record in evaluation.records[: evaluation.count]:
+            places.claim(record.name, getattr(record, "image", None))
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)
@@ -144,7 +151,8 @@ def _saver(evaluation: EvalRun, rank: int) -> Saver | ExitStack:
     if not evaluation.save:
         return ExitStack()
     folder = evaluation.folder / PREDICTIONS
-    return Saver(folder, evaluation.save, evaluation.segmenter, evaluation.metrics, evaluation.header, rank)
+    return Saver(folder, evaluation.save, evaluation.segmenter, evaluation.metrics, evaluation.header, rank,
+                 trust_code=evaluation.trust_code)  # fmt: skip
 
 
 def _score(
@@ -186,8 +194,12 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
         if "error" in line:
             measured.failures.append(Failure(line["name"], line["error"]))
             continue
+        states = line.get("metrics")
+        if not isinstance(states, dict) or not measured.metrics.keys() <= states.keys():
+            raise DataError(f"The journal of {evaluation.folder} is damaged: {line['name']} lacks a metric.",
+                            hint="Choose another --out, and evaluate again.")  # fmt: skip
         for name, metric in measured.metrics.items():
-            metric.restore(line["metrics"][name])
+            metric.restore(states[name])
         measured.images += 1
     if evaluation.save:
         with _saver(evaluation, 0) as saver:

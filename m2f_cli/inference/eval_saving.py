@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..metrics import Metric
 from ..types import Result, Task
 from .journal import SHARED, Journal, assemble
-from .output import SCHEMA_VERSION, Writer, stem_for, writers_for
+from .output import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
 from .pipeline import contents
 
 SHARD = ".process-{}"
@@ -26,6 +26,7 @@ class Saver:
 
     Args:
         metrics: what is measured: only results of their tasks are there to be saved.
+        trust_code: whether `formats` may be "module:function", as what a user typed may.
 
     Raises:
         ConfigError: an unknown format, or one for a task that is not measured.
@@ -33,10 +34,10 @@ class Saver:
 
     def __init__(
         self, folder: Path, formats: Sequence[str], segmenter: Any, metrics: Mapping[str, Metric],
-        header: Mapping[str, Any], rank: int = 0,
+        header: Mapping[str, Any], rank: int = 0, *, trust_code: bool = False,
     ):
         self.folder, self.formats, self.categories = folder, list(formats), segmenter.categories
-        self.writers = writers_by_task(formats, metrics)
+        self.writers = writers_by_task(formats, metrics, trust_code=trust_code)
         self.head = {"schema_version": SCHEMA_VERSION, "model": segmenter.source, "formats": self.formats,
                      "weights": header.get("weights"), "split": header.get("split")}  # fmt: skip
         self.own = folder / SHARD.format(rank) if rank else folder
@@ -62,7 +63,7 @@ class Saver:
         main = results[next(iter(self.writers))]
         entry = {"name": record.name, "file": str(image or record.name), "width": main.size[1], "height": main.size[0]}
         entry |= contents(main)
-        return {"record": {**entry, "files": [f.relative_to(self.folder).as_posix() for f in files]}, "shared": shared}
+        return {"record": {**entry, "files": listed(files, self.folder)}, "shared": shared}
 
     def append(self, entry: dict[str, Any]) -> None:
         self.journal.append(entry)
@@ -82,7 +83,9 @@ class Saver:
                 yield task, name, writer
 
 
-def writers_by_task(formats: Sequence[str], metrics: Mapping[str, Metric]) -> dict[Task, dict[str, Writer]]:
+def writers_by_task(
+    formats: Sequence[str], metrics: Mapping[str, Metric], *, trust_code: bool = False
+) -> dict[Task, dict[str, Writer]]:
     """Each format with the first of the measured tasks that it fits.
 
     Raises:
@@ -93,7 +96,7 @@ def writers_by_task(formats: Sequence[str], metrics: Mapping[str, Metric]) -> di
     for name in dict.fromkeys(formats):
         for task in tasks:
             try:
-                found.setdefault(task, {}).update(writers_for([name], task))
+                found.setdefault(task, {}).update(writers_for([name], task, trust_code=trust_code))
             except ConfigError:
                 if task == tasks[-1]:
                     raise

@@ -47,6 +47,8 @@ class Request:
     overrides: "key=value" pairs below test, data and input.
     sweep: whether the network runs once more to find out which thresholds would have been best.
     diagnose: whether it runs once more to find out what each layer changes (MP-Former's measures).
+    trust_code: whether the model's file may name code. trust_names: whether `metrics` and `save` may, as what a user
+        typed may.
     """
 
     preset: str | None = None
@@ -69,12 +71,15 @@ class Request:
     sweep: bool = False
     diagnose: bool = False
     trust_code: bool = False
+    trust_names: bool = False
     engine: str | None = None
 
     @property
     def weights(self) -> str:
         """The model to load: the given one, the preset's, or the default one of what is measured."""
-        return self.model or self.preset or DEFAULT_MODELS[self.task or task_for(known_names(self.metrics))]
+        if self.model or self.preset:
+            return str(self.model or self.preset)
+        return DEFAULT_MODELS[self.task or task_for(known_names(self.metrics), trust_code=self.trust_names)]
 
     @property
     def name(self) -> str:
@@ -118,7 +123,7 @@ def prepare(request: Request, folder: Path, *, progress: Callable | None = None)
         model.check_task("panoptic")
     metrics, notes = choose(
         names, model.categories, tasks, request.task or model.default_task, max_dets=request.max_dets,
-        model=model.source,
+        model=model.source, trust_code=request.trust_names,
     )
     where = folder_of(settings, request.model, request.data)
     needed = [task for task in TASKS if task in {metric.task for metric in metrics.values()}]
@@ -137,7 +142,8 @@ def prepare(request: Request, folder: Path, *, progress: Callable | None = None)
     used = tuple(task for task in needed if task in data.tasks)
     seen = wrapped(model, tta=request.tta, tile=request.tile, overlap=request.tile_overlap, tasks=used)
     evaluation = EvalRun(
-        folder, seen, data.records, metrics, header, request.limit, request.workers, request.save, thresholds
+        folder, seen, data.records, metrics, header, request.limit, request.workers, request.save, thresholds,
+        request.trust_names,
     )
     return Evaluation(request, evaluation, settings, data, (*seen.notes, *data.notes, *notes))
 

@@ -7,13 +7,14 @@ are assembled from it at the end, one line at a time. In memory there is only an
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError
-from ..runtime.files import atomic, is_part, writing_to
+from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.locks import is_lock
 from ..types import Categories, Result
 from . import output, server_formats
@@ -96,7 +97,7 @@ class Journal:
         entry = self.get(name)
         if entry is None or "error" in entry["record"] or entry["record"]["file"] != file:
             return False
-        return all((self.folder / each).is_file() for each in entry["record"]["files"])
+        return all((self.folder / each).is_file() for each in entry["record"].get("files", []))
 
     def _write(self, line: dict[str, Any]) -> int:
         offset = self.file.seek(0, 2)
@@ -121,12 +122,32 @@ class Journal:
         try:
             tree = json.loads(line)
             if offset:
-                self.offsets[tree["record"]["name"]] = offset
-        except (ValueError, KeyError, TypeError) as error:
+                self.offsets[_checked(tree)["record"]["name"]] = offset
+            elif not isinstance(tree, dict):
+                raise TypeError("the head is a mapping")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             hint = "Use --overwrite or another --out."
             raise DataError(f"{self.folder / RUN_MARK} is damaged.", hint=hint) from error
         if offset == 0:
             _check_head(self.folder, tree, self.head)
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a journal that may be anybody's.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    record, shared = entry["record"], entry.get("shared", {})
+    files = record.get("files", [])
+    fits = isinstance(record["name"], str) and isinstance(files, list) and all(isinstance(n, str) for n in files)
+    lists = {"images", "annotations"}
+    for name, part in shared.items():
+        panoptic = name.startswith("coco-panoptic")
+        fits &= isinstance(part, dict) and lists <= part.keys() if panoptic else isinstance(part, list)
+    if not fits or ("error" not in record and not isinstance(record["file"], str)):
+        raise TypeError("no entry of a journal")
+    return entry
 
 
 def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -156,25 +177,47 @@ def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
         )
 
 
-def erase(folder: Path) -> None:
-    """Remove what an earlier run wrote to the folder, by its journal, and nothing else."""
+def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
+    """Remove what an earlier run wrote to the folder, by its journal, and nothing else.
+
+    Args:
+        spared: images that were given; the journal, which may be anybody's, must not list them.
+
+    Raises:
+        ConfigError: it does. Nothing has been removed then.
+        M2FError: a file cannot be removed.
+    """
     path = folder / RUN_MARK
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        next(file, None)
-        for line in file:
-            try:
-                files = json.loads(line)["record"].get("files", [])
-            except (ValueError, KeyError, TypeError):  # half a line of a run that was killed: its files are overwritten
-                continue
-            for name in files:
-                if not Path(name).is_absolute() and ".." not in Path(name).parts:
-                    (folder / name).unlink(missing_ok=True)
+    given = {os.path.realpath(image) for image in spared}
+    for name in _files_of(path) if given else ():
+        if os.path.realpath(folder / name) in given:
+            raise ConfigError(
+                f"The image {folder / name} is a result of an earlier run, which --overwrite would remove.",
+                hint="Choose another --out.",
+            )
+    for name in _files_of(path):
+        with writing_to(folder / name):
+            (folder / name).unlink(missing_ok=True)
     packed = [path for shared in SHARED.values() if shared.packed for path in folder.glob(shared.packed)]
     files = [folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values()), RUN_MARK)]
     for path in (*packed, *files):
         path.unlink(missing_ok=True)
+
+
+def _files_of(path: Path) -> Iterator[str]:
+    """The files that a journal lists, as far as they lie in its own folder, whatever it says and links lead to."""
+    with path.open("rb") as file:
+        next(file, None)
+        for line in file:
+            try:
+                files = json.loads(line)["record"]["files"]
+            except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or a picture that failed
+                continue
+            for name in files if isinstance(files, list) else ():
+                if isinstance(name, str) and lies_in(path.parent, name) and not (path.parent / name).is_dir():
+                    yield name
 
 
 # --- the shared files -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ All files are written under a temporary name and renamed.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..data.picture import read_picture
 from ..errors import ConfigError, DataError
 from ..ops.outlines import outlines
 from ..runtime import files
-from ..runtime.files import atomic, output_path
+from ..runtime.files import atomic, output_path, safe_name
 from ..types import Categories, Instances, PanopticMap, Result, SemanticMap, Task
 from . import convert, draw
 
@@ -56,12 +57,14 @@ FITS: dict[str, tuple[Task, ...]] = {
 }
 
 
-def save(result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None) -> list[Path]:
+def save(
+    result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None, trust_code: bool = False
+) -> list[Path]:
     """Write one result in some formats; returns the files.
 
     Args:
         folder: the output folder; each format has a sub-folder there.
-        formats: names of writers, or "module:function".
+        formats: names of writers, or with `trust_code` "module:function".
         name: the stem of the files, "/" for sub-folders; the picture's own stem by default.
 
     Raises:
@@ -69,21 +72,25 @@ def save(result: Result, folder: Path, formats: Sequence[str], *, name: str | No
         DataError: the format shows the picture and the result does not know it.
         M2FError: a file cannot be written.
     """
-    writers = writers_for(formats, task_of(result))
+    writers = writers_for(formats, task_of(result), trust_code=trust_code)
     if name is None:
         name = Path(result.image).stem if isinstance(result.image, (str, Path)) else "image"
     return [path for each, write in writers.items() for path in write(result, stem_for(folder, each, name))]
 
 
-def writers_for(formats: Sequence[str], task: Task) -> dict[str, Writer]:
+def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False) -> dict[str, Writer]:
     """The writers of some formats, in that order.
 
+    Args:
+        trust_code: whether the formats may be "module:function", as what a user typed may.
+
     Raises:
-        ConfigError: an unknown format, or one that does not fit the task.
+        ConfigError: an unknown format, one that does not fit the task, or code without `trust_code`.
     """
     writers: dict[str, Any] = {}
     for name in formats:
-        writers[name] = plugins.get("writers", name)
+        write: Any = plugins.get("writers", name, trust_code=trust_code)
+        writers[name] = functools.partial(_foreign, name, write) if ":" in name else write
         if task not in FITS.get(name, (task,)):
             fitting = [known for known in plugins.names("writers") if task in FITS.get(known, (task,))]
             raise ConfigError(
@@ -93,10 +100,36 @@ def writers_for(formats: Sequence[str], task: Task) -> dict[str, Writer]:
     return writers
 
 
+def _foreign(name: str, write: Any, result: Result, stem: Path) -> list[Path]:
+    """Call a writer that the user named."""
+    with plugins.using(name):
+        written = write(result, stem)
+        if not isinstance(written, list) or not all(isinstance(path, Path) for path in written):
+            raise TypeError(f"a writer returns the list of the paths that it wrote, not {type(written).__name__}")
+        return written
+
+
 def stem_for(folder: Path, format_name: str, name: str) -> Path:
     """Where a format puts the result called `name`: a path without its suffix."""
+    return output_path(folder_of(folder, format_name), name)
+
+
+def folder_of(folder: Path, format_name: str) -> Path:
+    """Where a format puts all its results, below the output folder."""
     plain = format_name.rpartition(":")[2]
-    return output_path(folder / FOLDERS.get(plain, plain), name)
+    return folder / FOLDERS.get(plain, plain)
+
+
+def listed(written: Sequence[Path], folder: Path) -> list[str]:
+    """The files of a result as predictions.json lists them: relative to the output folder.
+
+    Raises:
+        ConfigError: a writer of somebody else's put a file elsewhere.
+    """
+    try:
+        return [path.relative_to(folder).as_posix() for path in written]
+    except ValueError as error:
+        raise ConfigError(f"A writer put a file outside of {folder}: {error}.") from error
 
 
 def task_of(result: Result) -> Task:
@@ -218,7 +251,7 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
         alpha = region.mask_HW.astype(np.uint8) * 255
         cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
         label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"
-        crops += write_image(stem / f"{k:03d}_{label}.png", cut, format="PNG")
+        crops += write_image(output_path(stem, f"{k:03d}_{label}", ".png"), cut, format="PNG")
     return crops
 
 
@@ -234,12 +267,13 @@ def image_id(result: Result, name: str) -> int | str:
 
 
 def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
-    """What one picture adds to panoptic.json: one record of each list."""
+    """What one picture adds to panoptic.json: one record of each list. The annotation's file is the PNG that was
+    written for `name`; `file_name` is what the data set calls the image."""
     height, width = result.size
     number = image_id(result, name)
     return {
         "images": {"id": number, "file_name": file_name, "width": width, "height": height},
-        "annotations": {"image_id": number, "file_name": f"{name}.png", **result.to_coco()},
+        "annotations": {"image_id": number, "file_name": f"{safe_name(name)}.png", **result.to_coco()},
     }
 
 

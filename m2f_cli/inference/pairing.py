@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from ..data.records import DataSet, Record
 from ..errors import DataError
+from ..runtime.files import safe_name
 from .file_sets import FileSet
 from .server_formats import FRAME
 
@@ -67,7 +68,7 @@ def by_name(names: list[str], data: DataSet, where: FileSet) -> tuple[list[str],
 
 def _key(name: str, known: Iterable[str], frames: bool) -> str:
     path = PurePosixPath(name)
-    candidates = _frame(path, frames) or (name, path.name if len(path.parts) > 1 else f"/{name}")
+    candidates = _frame(path, frames) or (name, safe_name(name), path.name if len(path.parts) > 1 else f"/{name}")
     return next((key for key in candidates if key in known), name)
 
 

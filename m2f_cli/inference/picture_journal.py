@@ -169,9 +169,11 @@ def _encoded(line: Line) -> bytes:
 def _parsed(raw: bytes, path: Path, *keys: str) -> Line:
     try:
         line = json.loads(raw)
-        return line if all(key in line for key in keys) else _refuse(path)
-    except (ValueError, TypeError):
+    except (ValueError, RecursionError):
         return _refuse(path)
+    kinds = {"name": str, "number": int, "header": dict}
+    fits = isinstance(line, dict) and all(isinstance(line.get(key), kinds[key]) for key in keys)
+    return line if fits else _refuse(path)
 
 
 def _refuse(path: Path) -> Line:

@@ -29,7 +29,8 @@ from ..runtime.files import remove_parts
 from ..runtime.locks import locked
 from ..types import Instances, PanopticMap, Result, SemanticMap, Task
 from .journal import SHARED, Journal, assemble, check_folder, erase
-from .output import SCHEMA_VERSION, Writer, stem_for, writers_for
+from .output import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
+from .places import Places
 from .sources import Source
 
 In = TypeVar("In")
@@ -91,7 +92,7 @@ def predict(
     segmenter: Any, sources: Iterable[Source], task: Task | None, out: Path, formats: Sequence[str], *,
     batch: int = 1, workers: int = 2, skip_existing: bool = False, overwrite: bool = False,
     thresholds: dict[str, float | int | None] | None = None, model: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None, trust_code: bool = False,
 ) -> Summary:
     """Segment pictures and write the results below `out`, with predictions.json about all of them.
 
@@ -106,6 +107,7 @@ def predict(
         overwrite: remove what an earlier run wrote to `out` first.
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
         model: how the model is called in predictions.json; its source by default.
+        trust_code: whether `formats` may be "module:function", as what a user typed may.
 
     A picture that cannot be read or segmented is reported in the summary and the rest go on. After Ctrl-C
     predictions.json holds what was finished.
@@ -115,11 +117,15 @@ def predict(
         M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
     """
     task = segmenter.check_task(task or segmenter.default_task)
-    writers = writers_for(formats, task)
+    writers = writers_for(formats, task, trust_code=trust_code)
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
     check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
+    places = Places(out, formats)
+    is_known = isinstance(sources, Sequence)  # else they come one by one, as from a list on stdin
+    sources = places.claimed(sources, "path")
+    sources = list(sources) if is_known else sources
     head = {
         "schema_version": SCHEMA_VERSION, "model": model or segmenter.source, "task": task,
         "formats": list(writers), "thresholds": thresholds,
@@ -128,7 +134,7 @@ def predict(
         check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
         remove_parts(out)
         if overwrite:
-            erase(out)
+            erase(out, spared=[source.path for source in sources] if is_known else ())
         with Journal(out, head) as journal:
             run = _Run(segmenter, task, out, writers, thresholds, batch, workers)
             return run(sources, journal, on_progress or (lambda progress: None))
@@ -227,7 +233,7 @@ class _Run:
                     shared[each] = SHARED[each].entry(result, name, file_name)
         height, width = result.size
         record |= {"width": width, "height": height, **contents(result)}
-        record["files"] = [file.relative_to(self.out).as_posix() for file in files]
+        record["files"] = listed(files, self.out)
         return {"record": {**record, "times_ms": job.times_ms}, "shared": shared}
 
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ..runtime import documents
 
 if TYPE_CHECKING:
     from ..config import Config, Published
@@ -300,16 +300,35 @@ def read_trees(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:
     """The results below a folder, the oldest first.
 
     Raises:
-        DataError: a file that is no json.
+        DataError: a file that is no json, or that holds other things than results.
     """
-    paths = [path for pattern in patterns for path in runs.glob(pattern)]
+    paths = [path for pattern in patterns for path in runs.glob(pattern) if path.is_file()]
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is damaged: {error}.", hint="Delete it, or measure again.") from error
-        if isinstance(tree, dict):
-            yield tree
+            tree = documents.read_json(path)
+        except DataError as error:
+            raise DataError(f"{path} is damaged: {error.message}", hint="Delete it, or measure again.") from error
+        if not isinstance(tree, dict):
+            continue
+        if not _is_result(tree):
+            raise DataError(f"{path} is damaged: it is no result of m2f.", hint="Delete it, or measure again.")
+        yield tree
+
+
+def _is_result(tree: Mapping[str, Any]) -> bool:
+    """Whether what is read of a result here has the form that it should have."""
+    model, settings, published = tree.get("model", {}), tree.get("settings", {}), tree.get("published", [])
+    if not (isinstance(model, dict) and isinstance(settings, dict) and isinstance(published, list)):
+        return False
+    texts = [model.get("name", ""), model.get("source", "")]
+    numbers = [tree.get(key) for key in COSTS]
+    for each in published:
+        if not isinstance(each, dict) or "comparable" not in each:
+            return False
+        texts += [each.get("metric"), each.get("setting")]
+        numbers.append(each.get("measured"))
+    is_number = (isinstance(value, int | float | None) for value in numbers)
+    return all(isinstance(text, str | None) for text in texts) and all(is_number)
 
 
 def _figures_of(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], tuple[float, bool]]]:

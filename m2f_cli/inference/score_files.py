@@ -40,7 +40,7 @@ def score(
     predictions: Path, ground_truth: Path, metrics: Sequence[str] | None = None, *,
     predictions_folder: Path | None = None, ground_truth_folder: Path | None = None, split: str = "val",
     classes: str | Path | None = None, max_dets: int | None = None, workers: int = 2,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None, trust_code: bool = False,
 ) -> EvalResult:
     """Score predictions that any tool wrote.
 
@@ -55,6 +55,7 @@ def score(
         classes: a class table in place of the annotations' own.
         max_dets: the most objects of a class in a picture that count, for metrics that have such a limit.
         workers: threads that read.
+        trust_code: whether `metrics` may be "module:object", as what a user typed may.
 
     What is wrong in the files ends it: figures over some of the pictures would be wrong. A picture without prediction
     is an error, and for instances one where nothing was found: as the official tools have it.
@@ -67,7 +68,8 @@ def score(
     found = open_predictions(predictions, folder=predictions_folder)
     data = open_truth(ground_truth, found.task, folder=ground_truth_folder, split=split, classes=classes)
     made, notes = choose(
-        known_names(metrics or ()), data.categories, [found.task], found.task, max_dets=max_dets, model="these files"
+        known_names(metrics or ()), data.categories, [found.task], found.task, max_dets=max_dets, model="these files",
+        trust_code=trust_code,
     )
     matched = found.match(data)
     pairs = zip(data.records, matched.reads, strict=True)

@@ -146,7 +146,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type == "meta":
+            raise RuntimeError("nothing is computed there")
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         hint = "Use --device cpu, or see `m2f doctor`."
         raise ConfigError(f"The device {name!r} cannot be used: {reason.rstrip('.')}.", hint=hint) from error

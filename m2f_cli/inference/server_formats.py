@@ -23,13 +23,15 @@ from pycocotools import mask as coco_mask
 
 from ..data.categories import load_categories
 from ..errors import ConfigError, DataError
-from ..runtime.files import atomic
+from ..runtime import documents
+from ..runtime.files import atomic, safe_name
 from ..types import Categories, Instances, PanopticMap, SemanticMap
 from . import convert, output
 from .output import add_suffix, write_image
 
 PACKED = "panoptic_*_results.zip"
 FRAME = re.compile(r"[^/_]+_\d+_\d+")
+FRAMED = ("cityscapes-semantic", "cityscapes-instance")  # formats that name their files by the frame
 UNLABELED = 0
 
 
@@ -49,12 +51,18 @@ def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") 
     Raises:
         DataError: the folder holds no such predictions, or a PNG is missing.
     """
-    stem = f"panoptic_{testset}_{re.sub(r'[^A-Za-z0-9-]+', '-', name).strip('-') or 'm2f'}_results"
+    stem = f"panoptic_{_word(testset) or 'val2017'}_{_word(name) or 'm2f'}_results"
+    where = folder / "panoptic.json"
     try:
-        document = (folder / "panoptic.json").read_bytes()
+        document = where.read_bytes()
+        pngs = [annotation["file_name"] for annotation in documents.parse_json(document, str(where))["annotations"]]
     except OSError as error:
-        raise DataError(f"{folder / 'panoptic.json'} cannot be read: {error.strerror}.") from error
-    pngs = [annotation["file_name"] for annotation in json.loads(document)["annotations"]]
+        raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where} holds no predictions of segments: it has no annotations with a file_name.") from error
+    strange = [png for png in pngs if not isinstance(png, str) or png != f"{safe_name(png.removesuffix('.png'))}.png"]
+    if strange:
+        raise DataError(f"{where} lists a PNG that no folder of predictions holds: {strange[0]!r}.")
     missing = next((png for png in pngs if not (folder / "panoptic" / png).is_file()), None)
     if missing is not None:
         raise DataError(f"{folder / 'panoptic' / missing} is missing, which panoptic.json lists.")
@@ -64,6 +72,10 @@ def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") 
         for png in pngs:  # compressed already
             archive.write(folder / "panoptic" / png, f"{stem}/{png}", zipfile.ZIP_STORED)
     return path
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", text).strip("-")
 
 
 def pack_run(folder: Path, head: dict[str, Any]) -> Path:
@@ -144,11 +156,17 @@ def write_cityscapes_instance(result: Instances, stem: Path) -> list[Path]:
     return [text, *files]
 
 
-def _frame(stem: Path) -> Path:
+def frame_of(stem: Path) -> Path | None:
+    """The stem of Cityscapes' files for a result; None where the name has no frame."""
     found = FRAME.match(stem.name)
+    return None if found is None else stem.with_name(found.group())
+
+
+def _frame(stem: Path) -> Path:
+    found = frame_of(stem)
     if found is None:
         raise ConfigError(
             f"Cityscapes finds predictions by names such as aachen_000000_000019, not {stem.name!r}.",
             hint="For other pictures use label-png or coco-instance.",
         )
-    return stem.with_name(found.group())
+    return found

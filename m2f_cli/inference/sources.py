@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
+from ..runtime.files import safe_name
 
 PICTURES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -139,6 +140,11 @@ def _missing(source: str) -> DataError:
     return DataError(f"There is no file or folder {source!r}.", hint=f"It was looked up from {Path.cwd()}.")
 
 
+def _folded(name: str) -> str:
+    """What two names have in common whose results would be the same files."""
+    return safe_name(name).casefold()
+
+
 class _Names:
     """Gives each picture a name of its own. Letter case does not tell names apart: some file systems ignore it."""
 
@@ -148,14 +154,14 @@ class _Names:
     def give(self, path: Path, base: Path) -> str:
         relative = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
         plain = relative.with_suffix("").as_posix()
-        name = next(name for name in self._choices(plain, path) if name.casefold() not in self.owners)
-        self.owners[name.casefold()] = path
+        name = next(name for name in self._choices(plain, path) if _folded(name) not in self.owners)
+        self.owners[_folded(name)] = path
         return name
 
     def _choices(self, plain: str, path: Path) -> Iterator[str]:
         yield plain
         folder = path.absolute().parent
-        if folder.name and self.owners[plain.casefold()].absolute().parent != folder:
+        if folder.name and self.owners[_folded(plain)].absolute().parent != folder:
             yield f"{folder.name}/{path.stem}"
         yield f"{plain}_{path.suffix.lstrip('.')}"
         for number in itertools.count(2):

@@ -24,7 +24,7 @@ from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 _RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
-def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> MaskClassifier:
+def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) -> MaskClassifier:
     """Make the network that `config` describes, with random weights.
 
     Args:
@@ -32,7 +32,8 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> 
         trust_code: whether the configuration may name code ("module:object").
 
     Raises:
-        ConfigError: a part or one of its options is unknown, missing or makes no sense.
+        ConfigError: a part or one of its options is unknown, missing or makes no sense, or names code without
+            `trust_code`.
     """
     backbone = _make("backbones", config.backbone, trust_code)
     pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, channels=backbone.channels)
@@ -99,5 +100,5 @@ def _make(group: str, component: Component, trust_code: bool, **given: Any) -> A
         raise ConfigError(f"The configuration of {component.name} does not say {', '.join(missing)}.")
     try:
         return part(**given, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"The configuration of {component.name} makes no sense: {error}.") from error

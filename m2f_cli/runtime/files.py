@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import M2FError
+from ..errors import DataError, M2FError
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
 _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
@@ -155,6 +155,43 @@ def output_path(folder: Path, name: str, suffix: str = "") -> Path:
         suffix: is added to the name as it is.
     """
     return folder / f"{safe_name(name)}{suffix}"
+
+
+def lies_in(folder: Path, name: str) -> bool:
+    """Return True where a name that a file lists leads to something in `folder`, whatever links lie there."""
+    if not name or "\0" in name:
+        return False
+    root, place = os.path.realpath(folder), os.path.realpath((folder / name).parent)
+    return place == root or place.startswith(root.rstrip(os.sep) + os.sep)
+
+
+class Distinct:
+    """Names from data that must become different paths; see `safe_name`.
+
+    Args:
+        what: what has the names, in the plural, for the message.
+    """
+
+    def __init__(self, what: str):
+        self.what = what
+        self.owners: dict[str, str] = {}
+
+    def add(self, name: str, path: str | None = None) -> None:
+        """Take one more name.
+
+        Args:
+            path: what the name becomes; by default `safe_name`.
+
+        Raises:
+            DataError: an earlier name has become the same path.
+        """
+        path = safe_name(name) if path is None else path
+        key = os.path.normcase(path)
+        if key in self.owners:
+            names = " and ".join(dict.fromkeys(map(repr, (self.owners[key], name))))
+            hint = "Rename one of them."
+            raise DataError(f"Two {self.what} are called {names}: what is written would be {path!r} twice.", hint=hint)
+        self.owners[key] = name
 
 
 def _safe_part(part: str) -> str:

@@ -29,7 +29,7 @@ from ..inference.journal import check_folder
 from ..inference.output import write_overlay
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
-from ..runtime.files import atomic, write_text, writing_to
+from ..runtime.files import atomic, lies_in, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from ..types import Task
 from . import run as training
@@ -194,7 +194,7 @@ def claim(out: Path) -> None:
         for name in _recorded(mark) if mark.is_file() else ():
             if name == "run/":
                 shutil.rmtree(out / "run", ignore_errors=True)
-            elif not Path(name).is_absolute() and ".." not in Path(name).parts:
+            elif lies_in(out, name):
                 (out / name).unlink(missing_ok=True)
         mark.write_text("", encoding="utf-8")
 

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import ConfigError
+from ..runtime import documents
+
+OF_ONE_START = ("resume", "device", "workers", "trust_code")  # what a resumed run does not take over from before
+
 
 @dataclass(frozen=True)
 class Options:
@@ -17,6 +24,8 @@ class Options:
     micro_batch: pictures per forward pass and process; None is at most 2, "auto" as many as the memory holds. The rest
         of `train.batch` is accumulated.
     keep: how many numbered checkpoints are kept beside last and best.
+    trust_code: whether the configuration may name code: that of a new run is what the user wrote, that of a folder
+        that is resumed may be somebody else's. No file says this, env.json neither.
     """
 
     data: Path | None = None
@@ -33,3 +42,28 @@ class Options:
     keep: int = 0
     skip_broken: bool = False
     val_pictures: int | None = None
+    trust_code: bool = False
+
+
+def stored_options(path: Path) -> Options:
+    """Read the options that a run was started with; those of `OF_ONE_START` are not taken from a file.
+
+    Args:
+        path: of the run's env.json, which may be somebody else's.
+
+    Raises:
+        ConfigError: damaged, or values of other kinds.
+    """
+    if not path.exists():  # the run was killed before it was written
+        return Options()
+    tree = documents.read_json(path, error=ConfigError)
+    options = tree.get("options") if isinstance(tree, dict) else None
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path} does not say with which options the run was started.", hint="Start a new one.")
+    try:
+        known = {name: value for name, value in options.items() if name not in OF_ONE_START}
+        return TypeAdapter(Options).validate_python(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: the option {where} = {first['input']!r} makes no sense: {first['msg']}.") from error

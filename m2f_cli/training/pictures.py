@@ -15,27 +15,31 @@ from ..data.dataset import Draw, TrainingSample, TrainingSet, drop_empty
 from ..data.records import DataSet, Record
 from ..data.transforms import build_transforms
 from ..inference.draw import plot
-from ..inference.output import write_overlay
+from ..inference.output import write_image, write_overlay
 from ..inference.segmenter import Segmenter
-from ..runtime.files import atomic
+from ..runtime.files import atomic, output_path, safe_name
 from ..types import Categories, Instances, PanopticMap, Segment, Target, Task
 
 SAMPLES = 4  # pictures of the first batch
 
 
-def draw_batch(data: DataSet, settings: Config, folder: Path) -> list[Path]:
-    """The first training samples as pictures, after augmentation, with what the network is told about them."""
+def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: bool = False) -> list[Path]:
+    """The first training samples as pictures, after augmentation, with what the network is told about them.
+
+    Args:
+        trust_code: whether the augmentation may name code.
+    """
     train = settings.train
     if train.drop_empty:
         data = drop_empty(data, settings.task)
-    samples = TrainingSet(data, build_transforms(train.augment), settings.task, seed=train.seed, on_error="skip")
+    steps = build_transforms(train.augment, trust_code=trust_code)
+    samples = TrainingSet(data, steps, settings.task, seed=train.seed, on_error="skip")
     paths = []
     for position in range(min(SAMPLES, len(samples))):
         sample = samples[Draw(position, position)]
-        paths.append(folder / f"{position}_{Path(sample.name).name}.jpg")
-        result = as_result(sample, data.categories)
-        with atomic(paths[-1]) as part:
-            plot(result, sample.image_CHW.permute(1, 2, 0).numpy()).save(part, "JPEG", quality=90)
+        drawn = plot(as_result(sample, data.categories), sample.image_CHW.permute(1, 2, 0).numpy())
+        last_part = safe_name(sample.name).rpartition("/")[2]
+        paths += write_image(folder / f"{position}_{last_part}.jpg", drawn, format="JPEG", quality=90)
     return paths
 
 
@@ -62,7 +66,7 @@ def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, fo
         image = record.read_image()
         result = segmenter(image, task)
         result.image = image
-        paths += write_overlay(result, folder / Path(record.name).name)
+        paths += write_overlay(result, output_path(folder, record.name))
     return paths
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .. import config
 from .. import model as networks
 from ..config import Config
 from ..data.loader import Batch
+from ..errors import WeightsError
 from ..loss.criterion import make_criterion
 from ..model.piloting import Piloting, piloting_of
 from ..runtime import random_state
@@ -35,22 +39,32 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
     })  # fmt: skip
 
 
-def look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
+def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> list[tuple[str, str]]:
     """Rows (what, finding): weights, pictures, the answers of each layer, the losses, the gradients; all in fp32.
 
     Random points (and the noise of pilots) are drawn anew, so a loss may come out a little different.
 
+    Args:
+        trust_code: whether the configuration in the file, which may be anybody's, may name code.
+
     Raises:
         WeightsError: the file is not what a run left behind.
+        ConfigError: it names code without `trust_code`.
     """
-    with random_state.kept():
-        return _look_at(path, device)
-
-
-def _look_at(path: Path, device: torch.device) -> list[tuple[str, str]]:
     tree = state.read(path)
-    settings = Config.model_validate_json(tree["config"])
-    model = networks.build(settings.model, tree["num_classes"]).to(device)
+    try:
+        settings = config.parse(json.loads(tree["config"]), str(path))
+        if not trust_code:
+            config.refuse_code(settings, str(path))
+        with random_state.kept():
+            return _rows(tree, settings, device, trust_code)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path} is not what a run left behind: {type(error).__name__}: {reason}") from error
+
+
+def _rows(tree: dict[str, Any], settings: Config, device: torch.device, trust_code: bool) -> list[tuple[str, str]]:
+    model = networks.build(settings.model, tree["num_classes"], trust_code=trust_code).to(device)
     model.load_state_dict(tree["model"])
     model.train()
     criterion = make_criterion(tree["num_classes"], settings.train.loss, settings.train.class_weights).to(device)

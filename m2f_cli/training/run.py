@@ -40,7 +40,7 @@ from .ema import EMA
 from .logs import check_loggers, make_loggers
 from .loop import Parts, Step, Trouble, train
 from .optimizer import freeze, make_optimizer, train_mode, trainable_table
-from .options import Options
+from .options import OF_ONE_START, Options
 from .pictures import draw_batch, draw_curves, draw_results
 from .replay import dump_trouble
 from .signals import asked_to_stop
@@ -49,7 +49,6 @@ from .state import RunState
 CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
 CHECKPOINTS = "checkpoints"
-ANEW = ("resume", "device", "workers")  # options that a resumed run does not take over
 LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before its run
 
 
@@ -205,7 +204,7 @@ def prepare(
         described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
         settings = settings.model_copy(update={"data": described})
     torch.manual_seed(settings.train.seed + distributed.rank())
-    model = networks.build(settings.model, len(train_data.categories))
+    model = networks.build(settings.model, len(train_data.categories), trust_code=options.trust_code)
     if is_new:
         notes += _initialise(model, settings, train_data, options, listener)
     if options.freeze:
@@ -214,6 +213,7 @@ def prepare(
     make_loader = functools.partial(
         training_loader, settings, train_data, rank=distributed.rank(), world=distributed.world_size(),
         on_error="skip" if options.skip_broken else "raise", pin=device.type == "cuda",
+        trust_code=options.trust_code,
     )
     if options.micro_batch == "auto":
         options = _measure(parts, options, lambda size: iter(make_loader(batch=size)), notes)
@@ -391,7 +391,7 @@ def _write_records(run: Run, command: Sequence[str]) -> None:
     if not run.options.resume:  # last: with it, the folder is a run
         write_text(run.folder / CONFIG, config.dump(run.settings), durable=True)
     if run.is_new:
-        draw_batch(run.train_data, run.settings, run.folder / "samples")
+        draw_batch(run.train_data, run.settings, run.folder / "samples", trust_code=run.options.trust_code)
 
 
 def _recorded(options: Options) -> dict[str, Any]:
@@ -403,7 +403,7 @@ def _recorded(options: Options) -> dict[str, Any]:
 
 
 def _lasting(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in ANEW}
+    return {name: value for name, value in options.items() if name not in OF_ONE_START}
 
 
 class _Left(Exception):

@@ -6,15 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__, config, plugins
-from ..config import Config, InputConfig, ModelConfig, ResizeConfig
+from .. import __version__, config
+from ..config import Config, InputConfig, ModelConfig, ResizeConfig, refuse_code
 from ..errors import ConfigError, M2FError, WeightsError
 from ..runtime.files import atomic
 from ..types import Categories, Category
@@ -145,19 +144,5 @@ def from_container(container: Container, source: str, *, trust_code: bool) -> Ch
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise WeightsError(f"The header of {source} is damaged: {error}.") from error
     if not trust_code:
-        refuse_code(resolved.model)
+        refuse_code(resolved.model, source)
     return Checkpoint(source, "m2f", container.tensors, resolved.model, config=resolved, categories=categories)
-
-
-def refuse_code(model: ModelConfig) -> None:
-    """Refuse a configuration that came inside a checkpoint and names "module:object".
-
-    Raises:
-        ConfigError: it does.
-    """
-    parts: dict[str, Any] = {
-        "backbones": model.backbone, "pixel_decoders": model.pixel_decoder, "decoders": model.decoder,
-    }
-    for group, part in parts.items():
-        if ":" in part.name:
-            plugins.get(group, part.name, trust_code=False)

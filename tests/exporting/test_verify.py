@@ -58,13 +58,14 @@ def copies(monkeypatch):
 
 
 def export(path, **options):
-    return base.export(tiny_segmenter(), path, "fake_exporter:Exporter", Options(**options))
+    return base.export(tiny_segmenter(), path, "fake_exporter:Exporter", Options(**options), trust_code=True)
 
 
 def test_a_right_file_gets_its_name_and_a_record(copies, tmp_path):
     model, steps = tiny_segmenter(), []
     report = base.export(
-        model, tmp_path / "new" / "a.copy", "fake_exporter:Exporter", on_step=lambda step: steps.append(step.message)
+        model, tmp_path / "new" / "a.copy", "fake_exporter:Exporter", on_step=lambda step: steps.append(step.message),
+        trust_code=True,
     )
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.copy", "beside.txt", "export.json"]
     record = json.loads((tmp_path / "new" / "export.json").read_text())
@@ -107,7 +108,7 @@ def test_an_existing_file_is_replaced_only_on_request(copies, tmp_path):
     with pytest.raises(ConfigError, match="exists already"):
         export(tmp_path / "a.copy")
     assert (tmp_path / "a.copy").read_text() == "mine"
-    base.export(tiny_segmenter(), tmp_path / "a.copy", "fake_exporter:Exporter", overwrite=True)
+    base.export(tiny_segmenter(), tmp_path / "a.copy", "fake_exporter:Exporter", overwrite=True, trust_code=True)
     assert (tmp_path / "a.copy").read_bytes() == b"12345"
 
 
@@ -118,7 +119,7 @@ def test_requests_that_make_no_sense(copies, tmp_path):
         export(tmp_path / "a.copy", size=(64, 100))
     with pytest.raises(ConfigError, match="panoptic, semantic segmentation, not 'instance'. Use --postprocess panopt"):
         base.export(tiny_segmenter("maskformer-resnet"), tmp_path / "a.copy", "fake_exporter:Exporter",
-                    Options(postprocess="instance"))  # fmt: skip
+                    Options(postprocess="instance"), trust_code=True)  # fmt: skip
     with pytest.raises(ConfigError, match="has no --opset"):
         base.refuse_options("copy", Options(opset=18), "size", "opset")
     with pytest.raises(ConfigError, match="has no --with-runner. Leave it out, or choose --format onnx"):

@@ -89,6 +89,7 @@ def convert(
     ignore_index: int | None = None, label_map: Mapping[int, str | int | None] | None = None,
     separate: Sequence[str] = (), link: bool = False, workers: int | None = 1,
     on_start: Callable[[int], None] | None = None, on_picture: Callable[[Outcome], None] | None = None,
+    trust_code: bool = False,
 ) -> Conversion:
     """Write the annotated pictures of a folder in another format.
 
@@ -101,6 +102,7 @@ def convert(
         link: symbolic links to the pictures instead of copies.
         workers: processes; None as many as are worth it. See `writing.write_splits`.
         on_start: is told how many pictures there are; on_picture: what became of each.
+        trust_code: whether `to` and `format` may be module:object, as what a user typed may.
 
     Raises:
         ConfigError: the destination exists or lies in the source, an unknown format, or classes that it cannot hold.
@@ -108,22 +110,25 @@ def convert(
         M2FError: the destination cannot be written.
     """
     source, destination = Path(source), Path(destination)
-    target: Target = plugins.get("converters", to)
+    target: Target = plugins.get("converters", to, trust_code=trust_code)
     check_destination(source, destination)
-    opened = open_source(source, target.task, splits, format=format, classes=classes, ignore_index=ignore_index,
-                         label_map=label_map)  # fmt: skip
+    with plugins.using(to):
+        task = target.task
+    opened = open_source(source, task, splits, format=format, classes=classes, ignore_index=ignore_index,
+                         label_map=label_map, trust_code=trust_code)  # fmt: skip
     parts = {data.split: data.records for data in opened.splits}
     return write_out(opened, parts, destination, to, separate=separate, link=link, workers=workers,
-                     on_start=on_start, on_picture=on_picture)  # fmt: skip
+                     on_start=on_start, on_picture=on_picture, trust_code=trust_code)  # fmt: skip
 
 
 def write_out(
     opened: Source, parts: Mapping[str, Sequence[Record]], destination: Path, to: str, *,
     separate: Sequence[str] = (), link: bool = False, workers: int | None = 1,
     on_start: Callable[[int], None] | None = None, on_picture: Callable[[Outcome], None] | None = None,
+    trust_code: bool = False,
 ) -> Conversion:
     """Write records of an opened source, shared out to splits in any way; as `convert`."""
-    target: Target = plugins.get("converters", to)
+    target: Target = plugins.get("converters", to, trust_code=trust_code)
     recast = plan(opened.categories, opened.task, target.task, separate)
     writer = target.open(recast.categories, destination.name)
     if on_start is not None:

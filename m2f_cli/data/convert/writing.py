@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import cv2
 
 from ...cores import usable_cores
 from ...errors import ConfigError, DataError, M2FError
-from ...runtime.files import writing_to
+from ...runtime.files import Distinct, safe_name, writing_to
 from ...runtime.locks import staged
 from ..records import Record, check_size
 from .base import Lost, Place, Rows, Writer, save_png
@@ -100,7 +100,10 @@ def write_splits(
         DataError: not a single picture could be used, or two would have the same name.
         M2FError: no space, no permission, or a process that was killed.
     """
-    work = {split: _placed(records, split) for split, records in parts.items()}
+    distinct, work = Distinct("splits"), {}
+    for split, records in parts.items():
+        distinct.add(split)
+        work[safe_name(split)] = _placed(records, safe_name(split), writer)
     if workers is None:
         workers = usable_cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
     with _folder(destination) as root, _pool(workers) as pool:
@@ -173,21 +176,17 @@ def _begin() -> None:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _placed(records: Sequence[Record], split: str) -> list[tuple[Record, Place]]:
+def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple[Record, Place]]:
     ids = [record.image_id for record in records]
     if None in ids or len(set(ids)) < len(ids):
         ids = list(range(1, len(records) + 1))
-    places = [Place(split, _safe(record.name), _suffix(record), key) for record, key in zip(records, ids, strict=True)]
-    name, count = Counter(place.name for place in places).most_common(1)[0] if places else ("", 0)
-    if count > 1:
-        raise DataError(f"{count} pictures of {split} would be called {name!r}.", hint="Rename them first.")
-    return list(zip(records, places, strict=True))
-
-
-def _safe(name: str) -> str:
-    """A name that stays below its folder, whatever a json calls its pictures."""
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..")]
-    return "/".join(parts)
+    distinct, placed = Distinct(f"images of {split}"), []
+    for record, key in zip(records, ids, strict=True):
+        place = Place(split, safe_name(record.name), _suffix(record), key)
+        # A format may put folders before a name, as that of Cityscapes does: its paths must differ, too.
+        distinct.add(record.name, writer.picture(replace(place, suffix="")))
+        placed.append((record, place))
+    return placed
 
 
 def _suffix(record: Record) -> str:

@@ -23,7 +23,7 @@ from ...cores import usable_cores
 from ...errors import DataError
 from ...runtime.files import atomic
 from ...runtime.locks import locked
-from ..archives import Folder, Layers, Tree, archive_files, open_tree, refuse_other_content
+from ..archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
 from .journal import Journal
 
@@ -76,6 +76,7 @@ class Done(NamedTuple):
 def prepare(
     dataset: str, root: Path | None = None, out: Path | None = None, *, workers: int | None = None,
     verify: bool = False, partial: bool = False, on_progress: Callable[[Progress], None] | None = None,
+    trust_code: bool = False,
 ) -> Report:
     """Make of a downloaded data set what training and evaluation read.
 
@@ -91,15 +92,17 @@ def prepare(
         verify: compare archives with their published hashes, as far as there are any (with `partial`, none is
             compared); make everything again and compare with what is there; what differs is replaced.
         partial: a part of the published pictures is enough.
+        trust_code: whether `dataset` may be "module:object", as what a user typed may.
 
     Raises:
-        ConfigError: an unknown data set, or another process prepares it there.
+        ConfigError: an unknown data set, code without `trust_code`, or another process prepares it there.
         DataError: files are missing (says what was expected and where it comes from), too few or damaged.
         M2FError: the output cannot be written.
     """
-    preparer: Preparer = plugins.get("preparers", dataset)
-    tree, folder = find(preparer, root, out)
-    plan = preparer.plan(tree, partial)
+    preparer: Preparer = plugins.get("preparers", dataset, trust_code=trust_code)
+    with plugins.using(dataset):
+        tree, folder = find(preparer, root, out)
+        plan = preparer.plan(tree, partial)
     notes = (*check_counts(plan, preparer, partial), *plan.notes)
     if verify and not partial:
         check_archives(tree, preparer, on_progress)
@@ -254,6 +257,8 @@ class _Job:
 
 
 def _work(make: Callable[[Tree, Item], Made], tree: Tree, out: Path, verify: bool, item: Item) -> Done:
+    if item.target is not None and not is_safe(item.target):
+        raise DataError(f"{tree}: the name {item.target!r} leads out of the folder that is prepared.")
     made = make(tree, item)
     if item.target is None:
         return Done(item.name, "made", made.entry)

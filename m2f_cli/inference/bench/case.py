@@ -40,6 +40,7 @@ class Case:
     engine: what runs an exported file (`inference.engines`); None: what its name says.
     threads: of PyTorch; None leaves its choice.
     keep_memory: the process keeps what it freed (`m2f_cli.allocator`).
+    trust_code: whether the preset, or what came with the weights, may name code.
     """
 
     what: str = "forward"

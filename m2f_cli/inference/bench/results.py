@@ -12,6 +12,7 @@ from typing import Any
 from ... import config as configuration
 from ...config import Config
 from ...errors import ConfigError, M2FError
+from ...runtime.files import safe_name
 from ..output import write_image, write_json
 from ..reference_table import read_trees
 from ..segmenter import choose_device
@@ -51,7 +52,7 @@ def name_of(tree: dict[str, Any]) -> str:
     parts += ["compiled"] if tree["compile"] else []
     parts += [tree["engine"]] if tree["engine"] else []
     parts += [f"vs-{tree['peer']['name']}"] if tree["peer"] else []
-    return "-".join(parts)
+    return safe_name("-".join(map(str, parts)).replace("/", "-"))
 
 
 def free_stem(out: Path, name: str) -> str:
@@ -208,9 +209,17 @@ def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
     """Rows of the table that are there already, by preset."""
     wanted = conditions(case)
     return {
-        tree["model"]["name"]: tree for tree in read_trees(out, "*.json")
-        if FIGURES & tree.keys() and tree.get("conditions") == wanted
+        tree["model"].get("name"): tree for tree in read_trees(out, "*.json")
+        if FIGURES & tree.keys() and tree.get("conditions") == wanted and _is_whole(tree)
     }  # fmt: skip
+
+
+def _is_whole(tree: dict[str, Any]) -> bool:
+    """Whether a result has all that tables and names of files are made of."""
+    sides = tree.get("sides")
+    is_there = {"what", "precision", "batch", "compile", "engine", "peer", "device", "model", "sizes"} <= tree.keys()
+    return is_there and isinstance(sides, dict) and isinstance(sides.get(OURS), dict) \
+        and isinstance(sides[OURS].get("images_per_second"), int | float)
 
 
 def conditions(case: Case) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _random(case: Case, config: Config) -> Any:
     categories = load_categories(config.data.classes)
     with random_state.kept():
         torch.manual_seed(0)
-        network = networks.build(config.model, len(categories))
+        network = networks.build(config.model, len(categories), trust_code=case.trust_code)
         shape(network)
     config = at_size(config, case)
     segmenter = Segmenter(

@@ -61,7 +61,7 @@ class Host:
             self.workload: Any = None
         else:
             core(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
-            self.workload = plugins.get("peers", side)(case, self.segmenter, folder)  # type: ignore[operator]
+            self.workload = plugins.get("peers", side, trust_code=case.trust_code)(case, self.segmenter, folder)  # type: ignore[operator]
         self.energy = machine.Energy(self.device)
 
     def share(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Host:
     def start(self) -> dict[str, Any]:
         """Make the work ready, do it for the first time, and say by how much that raises memory."""
         if self.workload is None:
-            make = plugins.get("workloads", self.case.what)
+            make = plugins.get("workloads", self.case.what, trust_code=self.case.trust_code)
             if self.case.compile:
                 compile_parts(self.segmenter)
             self.workload = make(self.case, self.segmenter)  # type: ignore[operator]
@@ -127,7 +127,7 @@ class Host:
         """FLOPs of a run by part; or None, and why."""
         if self.case.what in NO_FLOPS:
             return None, "a run is not one forward pass of known size"
-        classes, trusted = len(self.segmenter.categories), self.case.trust_code or self.case.is_random
+        classes, trusted = len(self.segmenter.categories), self.case.trust_code
         try:
             counted = flops_of(self.segmenter.config.model, classes, self.case.batch, size, trust_code=trusted)
         except ConfigError as error:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, MissingDependency, unknown_name
 
+# Options by which timm would fetch files or unpickle them; weights come through our own readers alone.
+_FETCHING = ("checkpoint_path", "cache_dir", "pretrained_")
+
 
 class Timm(nn.Module):
     """A timm model through `features_only`.
@@ -14,15 +17,22 @@ class Timm(nn.Module):
     Args:
         model: timm's name of it, such as "convnext_tiny" or "resnet50d".
         pretrained: read by training only; weights of a whole model come from its checkpoint.
-        options: passed on to `timm.create_model`.
+        options: passed on to `timm.create_model`, without those that say where weights come from.
 
     Raises:
         MissingDependency: timm is not installed.
-        ConfigError: timm does not know the name, or the model has no features at strides 4, 8, 16 and 32.
+        ConfigError: timm does not know the name, the model has no features at strides 4, 8, 16 and 32, or an option
+            makes timm read a file.
     """
 
     def __init__(self, model: str, *, pretrained: str | None = None, **options):
         super().__init__()
+        fetching = next((name for name in options if name.startswith(_FETCHING)), None)
+        if fetching is not None:
+            raise ConfigError(
+                f"The option {fetching!r} of the timm model {model!r} would make timm read a file by itself.",
+                hint="Name the weights as `pretrained`: m2f reads them without running what is in them.",
+            )
         try:
             import timm
         except ModuleNotFoundError as error:
