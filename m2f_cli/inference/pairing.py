@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from ..data.records import DataSet, Record
 from ..errors import DataError
-from .file_sets import FileSet
+from ..runtime.archives import Tree
 from .server_formats import FRAME
 
 _SHOWN = 3
@@ -38,7 +38,7 @@ def _names(record: Record) -> list[int | str]:
     return [record.name, *("/".join(parts[-count:]) for count in (1, 2) if parts), *number]
 
 
-def by_name(names: list[str], data: DataSet, where: FileSet) -> tuple[list[str], int]:
+def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], int]:
     """The file of each record: of the same path, or of the same name where one side has no folders; Cityscapes' go by
     city, sequence and frame. And the number of files of other pictures.
 

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from ...config import read_yaml
 from ...errors import DataError
-from ..archives import Tree
+from ...runtime.archives import Tree
 from ..categories import load_categories
 from ..formats.files import values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from m2f_cli.data import archives
-from m2f_cli.data.archives import Archive, Folder, Layers, open_tree
 from m2f_cli.errors import DataError
+from m2f_cli.runtime import archives
+from m2f_cli.runtime.archives import Archive, Folder, Layers, open_tree
 
 FILES = {"set/train/a.png": b"one", "set/train/deep/b.PNG": b"two", "set/val/c.png": b"", "set/list.txt": b"a\nb\n"}
 EVIL = ("../out.png", "/etc/passwd", "a/../../b.png", "C:\\x.png", "..\\x.png")
