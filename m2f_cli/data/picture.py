@@ -100,7 +100,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def open_image(source: Path | bytes, where: str | None = None) -> Iterator[Image.Image]:
-    """Open an image of an allowed format and size, for code that looks at its own values or at its head.
+    """Open and load an image of an allowed format and size, for code that looks at its own values.
 
     What a decoder raises in the block becomes a DataError, so the block should do nothing else.
 
@@ -115,6 +115,7 @@ def open_image(source: Path | bytes, where: str | None = None) -> Iterator[Image
     with _identified(source, where, MAX_PIXELS) as (image, _):
         if image is None:
             raise DataError(f"{where} is a TIFF of a kind that cannot be read.", hint="Save it with 8 or 16 bits.")
+        image.load()  # NumPy would do it, and pass over some errors of decoders
         yield image
 
 
@@ -127,7 +128,7 @@ def open_small(content: bytes, edge: int) -> tuple[Image.Image, tuple[int, int]]
     Raises:
         DataError: as `read_picture`.
     """
-    with open_image(content, "The JPEG") as image:
+    with _identified(content, "The JPEG", MAX_PIXELS) as (image, _):
         size = upright_size(image)
         image.draft("L", (edge, edge))
         return upright(image), size
@@ -175,22 +176,17 @@ def _identified(
     """Give the image of a file, its size checked; of a TIFF also its head, and no image where Pillow knows none."""
     if isinstance(source, Path):
         _check_file(source)
-    with _decoding(where):
-        image = identify(source if isinstance(source, Path) else io.BytesIO(source))
-        tiff = None
-        if image is None or image.format == "TIFF":
-            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-                tiff = read_tiff_head(file)
-                if image is None and tiff is None:
-                    file.seek(0)
-                    raise _not_an_image(where, file.read(512))
+    with _decoding(where), source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        tiff = read_tiff_head(file)
+        if tiff is not None:
             _refuse_large(tiff.size, where, max_pixels, tiff.num_bytes)
-        if image is None:
-            yield None, tiff
-            return
-        with image:
+        image = identify(file)
+        if image is not None:
             _refuse_large(image.size[::-1], where, max_pixels)
-            yield image, tiff
+        elif tiff is None:
+            file.seek(0)
+            raise _not_an_image(where, file.read(512))
+        yield image, tiff
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from typing import BinaryIO
 
@@ -40,14 +39,18 @@ class NoRGBError(ValueError):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
-def identify(file: str | os.PathLike[str] | BinaryIO) -> Image.Image | None:
+def identify(file: BinaryIO) -> Image.Image | None:
     """Open an image of one of `FORMATS` without reading its pixels; None where it is none that Pillow knows.
+
+    Args:
+        file: no path: those Pillow maps into memory, and then lays out the rows of a TIFF that is to be turned wrongly.
 
     Raises:
         Exception: whatever Pillow raises at a damaged head.
     """
     for load_plugins in (Image.preinit, Image.init):  # most files need the few plugins of the first alone
         load_plugins()
+        file.seek(0)
         try:
             return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         except UnidentifiedImageError:

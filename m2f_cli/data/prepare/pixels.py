@@ -19,7 +19,6 @@ def open_image(tree: Tree, name: str) -> Image.Image:
         DataError: missing, or no picture that can be read.
     """
     with picture.open_image(tree.read(name), f"{tree}: {name}") as image:
-        image.load()
         return image
 
 
