@@ -26,6 +26,7 @@ from ..data import rgb
 from ..errors import ConfigError, ExportError, MissingDependency
 from ..inference import engines
 from ..inference.segmenter import Segmenter
+from ..runtime.text import json_text
 from . import graph
 from .base import Options, description_of, refuse_options
 from .quantise import quantise_onnx
@@ -203,7 +204,7 @@ def _describe(proto: Any, model: Segmenter, described: engines.Description) -> N
         engines.KEY: described.to_json(),
         "method": config.model.method,
         "task": ",".join(config.test.tasks),
-        "classes": json.dumps([category.name for category in model.categories], ensure_ascii=False),
+        "classes": json_text([category.name for category in model.categories]),
         "mean": json.dumps(config.input.mean), "std": json.dumps(config.input.std),
         "object_threshold": str(config.test.object_threshold),
         "overlap_threshold": str(config.test.overlap_threshold),

@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from ..data.categories import load_categories
 from ..errors import ConfigError, DataError
 from ..runtime.files import atomic
+from ..runtime.text import json_text
 from ..types import Categories, Instances, PanopticMap, SemanticMap
 from . import convert, output
 from .output import add_suffix, write_image
@@ -79,7 +80,7 @@ def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
     document: dict[str, Any] = {key: [value] for key, value in entry.items()}
     document["categories"] = output.coco_categories(result.categories)
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
-        archive.writestr(f"{stem.name}.json", json.dumps(document, ensure_ascii=False))
+        archive.writestr(f"{stem.name}.json", json_text(document))
         with archive.open(f"{stem.name}/{stem.name}.png", "w") as png:
             output.panoptic_image(result).save(png, format="PNG")
     return [path]

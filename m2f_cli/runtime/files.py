@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import M2FError
+from .text import json_text
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -66,7 +66,7 @@ def write_json(path: Path, tree: Any, *, indent: int | None = None) -> None:
     Raises:
         M2FError: the file cannot be written.
     """
-    write_text(path, json.dumps(tree, ensure_ascii=False, indent=indent) + "\n")
+    write_text(path, json_text(tree, indent=indent) + "\n")
 
 
 def make_folder(path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import __version__, config, plugins
 from ..config import Config, InputConfig, ModelConfig, ResizeConfig
 from ..errors import ConfigError, WeightsError
+from ..runtime.text import json_text
 from ..types import Categories, Category
 from .containers import Container
 from .infer import num_classes
@@ -102,7 +103,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categori
     }
     # safetensors refuses tensors that share memory; a copy is made where one is not its own
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_safetensors(path, tensors, {_HEADER: json.dumps(header, ensure_ascii=False)})
+    write_safetensors(path, tensors, {_HEADER: json_text(header)})
     return path
 
 
