@@ -1,7 +1,7 @@
 """The terminal: results to stdout, progress and remarks to stderr. Beside commands/ the only place that prints.
 
-Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes. Names of files and classes come from anybody:
-what a terminal would obey is shown as escapes, and so are letters that the terminal's encoding does not have.
+Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes. Names of files and classes come from
+anybody: what a terminal would obey is shown as escapes, and so are letters that its encoding does not have.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ MOST_NAME = 40  # columns of a terminal that the first column of a table may cla
 
 def _console(*, stderr: bool) -> Console:
     """Made anew each time: it looks up sys.stdout and NO_COLOR when it is made."""
-    stream = sys.stderr if stderr else sys.stdout
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")  # else a letter that it does not have would end the program
+    escape_unknown_letters()
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def escape_unknown_letters() -> None:
+    """Let stdout and stderr write letters that their encoding does not have as escapes: else they end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stderr() -> Console:

@@ -18,6 +18,7 @@ PICTURES = frozenset((
     ".jp2", ".avif", ".tga",
 ))  # fmt: skip
 VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins as UTF-16 LE
 RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not pictures to predict
 
 
@@ -46,7 +47,7 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
     seen: set[str] = set()
     for source in sources:
         for path, base in _find(str(source), _stdin() if stdin is None else stdin):
-            real = os.path.realpath(path)
+            real = _real(path)
             if real not in seen:
                 seen.add(real)
                 yield Source(path, names.give(path, base))
@@ -68,6 +69,14 @@ def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
         raise _missing(source)
 
 
+def _real(path: Path) -> str:
+    """The file behind links; the path itself where no file can be called so."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
 def _stdin() -> Iterator[str]:
     """The lines of stdin as names of files: bytes that are not UTF-8 stay what they are.
 
@@ -80,13 +89,13 @@ def _stdin() -> Iterator[str]:
         if isinstance(line, str):  # stdin is replaced, as a notebook does
             yield line.removeprefix("\ufeff") if number == 0 else line
             continue
-        if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-32 begins like it
+        if number == 0 and line.startswith(_OTHER_MARKS):
             raise DataError("The list on stdin is text in UTF-16 or UTF-32.", hint="Write it as UTF-8.")
         yield os.fsdecode(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
 
 
 def _in_line(line: str) -> Iterator[tuple[Path, Path]]:
-    """What a line of a list names. One that is no image is not fatal: it fails when it is read, and the list goes on."""
+    """Yield what a line of a list names. What is no image is not fatal: reading it fails, and the list goes on."""
     name = line if os.path.exists(line) else line.strip()
     if not name:
         return
