@@ -77,11 +77,12 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     """A table, to stdout. Numbers stand to the right; in a pipe it is plain text between tabs, for cut and awk."""
     console = _console(stderr=False)
     texts = [["" if cell is None else visible_line(str(cell)) for cell in row] for row in rows]
+    columns = [visible_line(column) for column in columns]
     if not console.is_terminal:
-        for row in [list(columns), *texts]:
+        for row in [columns, *texts]:
             console.file.write("\t".join(row) + "\n")  # Rich would turn tabs into spaces
         return
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    table = Table(title=visible_line(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
                   show_edge=False)
     for i, column in enumerate(columns):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts if row[i])

@@ -17,6 +17,7 @@ from ..data.records import DataSet, Record
 from ..data.report import DataReport, SplitReport, class_rows, edge_names
 from ..errors import DataError
 from ..runtime.files import atomic
+from ..runtime.text import visible_text
 from .data_pictures import View, drawn, plain
 
 SAMPLES = 12  # pictures of each split
@@ -76,7 +77,7 @@ def _write(title: str, body: Iterable[str], path: Path) -> Path:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
     with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(visible_text(text), encoding="utf-8")
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from ..data.records import DataSet, Record
 from ..errors import DataError
 from ..runtime.archives import Tree
+from ..runtime.files import safe_name
 from .server_formats import FRAME
 
 _SHOWN = 3
@@ -67,7 +68,7 @@ def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], in
 
 def _key(name: str, known: Iterable[str], frames: bool) -> str:
     path = PurePosixPath(name)
-    candidates = _frame(path, frames) or (name, path.name if len(path.parts) > 1 else f"/{name}")
+    candidates = _frame(path, frames) or (name, path.name if len(path.parts) > 1 else f"/{name}", safe_name(name))
     return next((key for key in candidates if key in known), name)
 
 

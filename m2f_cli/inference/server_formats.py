@@ -141,7 +141,7 @@ def write_cityscapes_instance(result: Instances, stem: Path) -> list[Path]:
             lines.append(f"{masks.name}/{path.name} {ids[int(label)]} {float(score)!r}\n")
     text = add_suffix(frame, "_pred.txt")
     with atomic(text) as part:
-        part.write_text("".join(lines), encoding="ascii")
+        part.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     return [text, *files]
 
 

@@ -121,7 +121,7 @@ class _Colors:
     """Colours of objects, each once: the class's own for its first object, near it for the others."""
 
     def __init__(self, name: str, taken: set[tuple[int, int, int]]):
-        self.random = np.random.default_rng(zlib.crc32(name.encode()))
+        self.random = np.random.default_rng(zlib.crc32(name.encode(errors="surrogatepass")))
         self.taken = taken
 
     def near(self, color: tuple[int, int, int]) -> tuple[int, int, int]:
