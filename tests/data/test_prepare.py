@@ -180,7 +180,7 @@ def test_a_damaged_picture_is_named_and_the_rest_stays(ade):
     broken = ade / "annotations" / "training" / "ADE_train_00000003.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
-    with pytest.raises(DataError, match="ADE_train_00000003.png is text, not a picture"):
+    with pytest.raises(DataError, match="ADE_train_00000003.png is damaged"):
         prepare(ade)
     assert sorted(p.name for p in (ade / "annotations_detectron2" / "training").iterdir()) == [
         "ADE_train_00000001.png", "ADE_train_00000002.png",
