@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 # Named, because Pillow knows forty: some start other programs (EPS), some are no images (FITS, MPEG, HDF5).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 WHITE = (255, 255, 255, 255)
-ROWS_AT_ONCE = 1 << 22  # values of deep images that are converted together: more would only take memory
+VALUES_AT_ONCE = 1 << 22  # values of deep images that are converted together: more would only take memory
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -167,7 +167,7 @@ def _floats_to_uint8(pixels: np.ndarray) -> np.ndarray:
     low, high = float(pixels.min()), float(pixels.max())  # NaN where one value is NaN
     if not (np.isfinite(low) and np.isfinite(high)):
         raise NoRGBError("holds NaN or infinity.", "Replace them, for example with np.nan_to_num.")
-    rows = max(1, ROWS_AT_ONCE // max(1, pixels[0].size))
+    rows = max(1, VALUES_AT_ONCE // max(1, pixels[0].size))
     parts = [slice(start, start + rows) for start in range(0, len(pixels), rows)]
     values = np.empty(pixels.shape, np.uint8)
     if low >= 0 and high <= 1:

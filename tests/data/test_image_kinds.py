@@ -234,7 +234,7 @@ def test_what_pillow_does_not_know_is_no_mask():
 def test_large_floats_are_converted_in_parts(monkeypatch):
     values = np.random.default_rng(0).random((50, 7, 3), np.float32)
     whole = read_picture(values)
-    monkeypatch.setattr("m2f_cli.data.rgb.ROWS_AT_ONCE", 40)
+    monkeypatch.setattr("m2f_cli.data.rgb.VALUES_AT_ONCE", 40)
     assert np.array_equal(read_picture(values), whole) and np.array_equal(whole, np.rint(values * 255))
     assert np.array_equal(read_picture(np.rint(values * 255)), whole)
 
