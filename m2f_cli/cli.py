@@ -114,6 +114,7 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
     Args:
         process: `OWN_PROCESS` lets commands choose settings of the whole process.
     """
+    console.escape_unknown_letters()  # Typer prints help and errors of its own
     try:
         app(arguments, prog_name="m2f", obj=process)
     except SystemExit as end:

@@ -1,11 +1,13 @@
 """The terminal: results to stdout, progress and remarks to stderr. Beside commands/ the only place that prints.
 
-Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes.
+Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes. Names of files and classes come from
+anybody: what a terminal would obey is shown as escapes, and so are letters that its encoding does not have.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,13 +16,23 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from .runtime.text import json_text, visible_line, visible_text
+
 SCHEMA_VERSION = 1
 MOST_NAME = 40  # columns of a terminal that the first column of a table may claim
 
 
 def _console(*, stderr: bool) -> Console:
     """Made anew each time: it looks up sys.stdout and NO_COLOR when it is made."""
+    escape_unknown_letters()
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def escape_unknown_letters() -> None:
+    """Let stdout and stderr write letters that their encoding does not have as escapes: else they end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stderr() -> Console:
@@ -29,40 +41,49 @@ def stderr() -> Console:
 
 
 def out(text: str) -> None:
-    """A line of the result, to stdout, as it is."""
-    _console(stderr=False).print(text)
+    """A line of the result, to stdout."""
+    _console(stderr=False).print(visible_line(text))
+
+
+def out_text(text: str) -> None:
+    """Several lines of the result, to stdout."""
+    _console(stderr=False).print(visible_text(text))
 
 
 def note(text: str) -> None:
     """A remark, to stderr."""
-    _console(stderr=True).print(text, style="dim")
+    _console(stderr=True).print(visible_line(text), style="dim")
 
 
 def warn(text: str) -> None:
     """Something that the user should know, to stderr."""
-    _console(stderr=True).print(f"warning: {text}", style="yellow")
+    _console(stderr=True).print(f"warning: {visible_line(text)}", style="yellow")
 
 
 def fail(text: str) -> None:
     """Why the program stops, to stderr, in one line."""
-    _console(stderr=True).print(f"error: {' '.join(text.split())}", style="red")
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    _console(stderr=True).print(f"error: {visible_line(text)}", style="red")
 
 
 def emit_json(tree: dict[str, Any]) -> None:
-    """A result for programs, to stdout: one json object that begins with "schema_version"."""
-    _console(stderr=False).out(json.dumps({"schema_version": SCHEMA_VERSION, **tree}, indent=2, ensure_ascii=False))
+    """A result for programs, to stdout: one json object that begins with "schema_version"; valid in any encoding."""
+    console, whole = _console(stderr=False), {"schema_version": SCHEMA_VERSION, **tree}
+    is_unicode = console.encoding.lower().startswith("utf")
+    console.out(json_text(whole, indent=2) if is_unicode else json.dumps(whole, indent=2))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table, to stdout. Numbers stand to the right; in a pipe it is plain text between tabs, for cut and awk."""
     console = _console(stderr=False)
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else visible_line(str(cell)) for cell in row] for row in rows]
+    columns = [visible_line(column) for column in columns]
     if not console.is_terminal:
-        for row in [list(columns), *texts]:
+        for row in [columns, *texts]:
             console.file.write("\t".join(row) + "\n")  # Rich would turn tabs into spaces
         return
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                  show_edge=False)
+    table = Table(title=visible_line(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD,
+                  padding=(0, 1, 0, 0), show_edge=False)
     for i, column in enumerate(columns):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts if row[i])
         # Rows are known by their first column: a name that is cut short is of no use to anybody.
@@ -90,13 +111,14 @@ def progress(
             return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s")
 
     console = _console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(visible_line(description), total=total)
 
         def advance(message: str | None = None) -> None:
             if message:
-                console.print(f"warning: {message}", style="yellow")
+                console.print(f"warning: {visible_line(message)}", style="yellow")
             bar.advance(task)
 
         yield advance
@@ -109,13 +131,14 @@ def downloads() -> Iterator[Callable[[Any], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = _console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def show(record: Any) -> None:
             if record.name not in tasks:
-                tasks[record.name] = bar.add_task(f"Fetching {record.name}", total=record.total)
+                tasks[record.name] = bar.add_task(f"Fetching {visible_line(record.name)}", total=record.total)
                 if not console.is_terminal:
                     note(f"fetching {record.name}")
             bar.update(tasks[record.name], completed=record.received, total=record.total)

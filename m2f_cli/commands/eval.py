@@ -260,7 +260,7 @@ def _compare(run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, 
     if as_json:
         return console.emit_json(comparison.to_dict())
     _show(comparison.rows())
-    console.out(comparison.summary())
+    console.out_text(comparison.summary())
 
 
 def _show(tables: list[Any]) -> None:

@@ -64,9 +64,9 @@ def show_tables(
     if as_json or format_ == "json":
         console.emit_json({"rows": reference_table.document(lines)})
     elif format_ == "csv":
-        console.out(reference_table.comma_separated(lines))
+        console.out_text(reference_table.comma_separated(lines))
     elif format_ == "markdown":
-        console.out(reference_table.markdown(reference_table.tables(lines)))
+        console.out_text(reference_table.markdown(reference_table.tables(lines)))
     else:
         for title, columns, rows in reference_table.tables(lines):
             console.show_table(title, columns, rows)
@@ -81,7 +81,7 @@ def show(name: Annotated[str, typer.Argument(help="A preset, or a YAML file.")],
     if as_json:
         console.emit_json({"preset": found.model_dump(mode="json")})
     else:
-        console.out(config.dump(found))
+        console.out_text(config.dump(found))
 
 
 @app.command("copy")

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from ..errors import DataError
 from .fingerprints import difference_hash, digest
-from .picture import read_picture
+from .picture import open_small, read_picture
 from .records import PictureFile, Record, check_size
 from .regions import Regions, regions_of
 
 DRAFT_EDGE = 64  # least pixels of a JPEG that its hash is made of: libjpeg decodes it reduced, and still to the end
 _JPEG = b"\xff\xd8"
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, Image.DecompressionBombError)
 # What is wrong, by the words of our own readers; the first that is found counts.
 _WORDS = (
     ("missing-file", ("is missing", "There is no file")),
@@ -106,12 +103,8 @@ def _reduced(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
     if not content.startswith(_JPEG):
         return None
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            size = image.size if turned else image.size[::-1]
-            image.draft("L", (DRAFT_EDGE, DRAFT_EDGE))
-            return ImageOps.exif_transpose(image), size
-    except _DAMAGE:
+        return open_small(content, DRAFT_EDGE)
+    except DataError:
         return None  # `read_picture` says what is wrong, or can read it after all
 
 

@@ -1,28 +1,41 @@
-"""Pictures in: any file, PIL image or array that people have becomes (H, W, 3) uint8 RGB, or one clear DataError."""
+"""Images in: any file, PIL image or array that people have becomes (H, W, 3) uint8 RGB, or one clear DataError.
+
+Nothing else in m2f opens a file of an image: what is read, and how much memory that may take, is decided here.
+"""
 
 from __future__ import annotations
 
 import codecs
+import io
 import os
+import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import DataError
+from .rgb import NoRGBError, array_to_rgb, identify, image_to_rgb, to_uint8, turned, upright, upright_size
+from .tiff import TiffHead, read_tiff_head
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB of RGB
-WHITE = (255, 255, 255, 255)
+MAX_BYTES = 8 * MAX_PIXELS  # of a decoded TIFF: four channels of 16 bits
 
-# What Pillow's decoders raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
-           struct.error, zlib.error)  # fmt: skip
-# The first bytes of files that are mistaken for pictures, and what to tell their owner.
+# What decoders raise on damaged files: Pillow, its plugins and OpenCV raise whatever they come upon.
+DECODER_ERRORS = (ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError,
+                  OSError, RuntimeError, SyntaxError, SystemError, TypeError, ValueError, struct.error, zlib.error,
+                  Warning)  # fmt: skip
+# The first bytes of files that are mistaken for images, and what to tell their owner.
 _LOOKALIKES = (
     (0, b"%PDF", "a PDF document", "Export its pages as PNG or JPEG first."),
+    (0, b"%!PS", "a PostScript document", "Export it as PNG or JPEG first."),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript document", "Export it as PNG or JPEG first."),
+    (0, b"8BPS", "a Photoshop document", "Export it as PNG or TIFF first."),
     (0, b"PK\x03\x04", "a zip archive", "Unpack it first."),
     (0, b"version https://git-lfs", "a Git LFS pointer", "Run: git lfs pull"),
     (4, b"ftyphei", "a HEIC photo", "Convert it to JPEG or PNG first."),
@@ -34,7 +47,7 @@ _LOOKALIKES = (
 def read_picture(
     source: str | os.PathLike[str] | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Read a picture as people see it.
+    """Read an image as people see it.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit values keep their high byte; of animations
     and multi-page files the first frame is read. Floats are accepted as 0 to 1, or as whole numbers from 0 to 255.
@@ -48,172 +61,226 @@ def read_picture(
         (H, W, 3) uint8, RGB, a copy of its own.
 
     Raises:
-        DataError: missing, empty, damaged, too large, or not a picture; the message says which and what to do.
+        DataError: missing, empty, damaged, too large, or not an image; the message says which and what to do.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, f"The array of shape {source.shape} and type {source.dtype}")
     if isinstance(source, Image.Image):
-        return _from_pil(source, "The PIL image", max_pixels)
+        _refuse_large(source.size[::-1], "The PIL image", max_pixels)
+        with _decoding("The PIL image"):
+            return image_to_rgb(source)
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source), max_pixels)
+        return _from_file(Path(source), str(Path(source)), max_pixels)
     raise DataError(
         f"A picture is a path, a PIL image or a NumPy array, not {type(source).__name__}.",
         hint="For a tensor: pass tensor.permute(1, 2, 0).numpy()." if hasattr(source, "permute") else None,
     )
 
 
+def decode_image(content: bytes, where: str) -> np.ndarray:
+    """Read the content of an image file, as `read_picture` does a file.
+
+    Args:
+        where: what it is called in errors.
+    """
+    return _from_file(content, where, MAX_PIXELS)
+
+
 def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the pixels that `read_picture` gives, from the head of the file where that is possible.
+    """(height, width) of the pixels that `read_picture` gives, from the head of the file.
 
     Raises:
         DataError: as `read_picture`.
     """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size if turned else image.size[::-1]
-    except (Image.DecompressionBombError, *_DAMAGE):
-        return read_picture(path).shape[:2]  # it knows rare TIFFs, and says what is wrong with the others
+    with _identified(path, str(path), MAX_PIXELS) as (image, tiff):
+        if image is not None:
+            return upright_size(image)
+        return tiff.size[::-1] if tiff.orientation in (5, 6, 7, 8) else tiff.size
 
 
-def _from_file(path: Path, max_pixels: int) -> np.ndarray:
+@contextmanager
+def open_image(source: Path | bytes, where: str | None = None) -> Iterator[Image.Image]:
+    """Open and load an image of an allowed format and size, for code that looks at its own values.
+
+    What a decoder raises in the block becomes a DataError, so the block should do nothing else.
+
+    Args:
+        source: a file, or the content of one.
+        where: what it is called in errors; by default the path.
+
+    Raises:
+        DataError: as `read_picture`.
+    """
+    where = str(source) if where is None else where
+    with _identified(source, where, MAX_PIXELS) as (image, _):
+        if image is None:
+            raise DataError(f"{where} is a TIFF of a kind that cannot be read.", hint="Save it with 8 or 16 bits.")
+        image.load()  # NumPy would do it, and pass over some errors of decoders
+        yield image
+
+
+def open_small(content: bytes, edge: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode a JPEG to its end, but at a size of at least `edge` pixels only, in grey.
+
+    Returns:
+        The small image, upright, and the (height, width) of the whole one.
+
+    Raises:
+        DataError: as `read_picture`.
+    """
+    with _identified(content, "The JPEG", MAX_PIXELS) as (image, _):
+        size = upright_size(image)
+        image.draft("L", (edge, edge))
+        return upright(image), size
+
+
+def decode_png(content: bytes, where: str) -> np.ndarray:
+    """Decode a PNG by OpenCV, in its order of channels (BGR) and with its own depth: faster than Pillow.
+
+    Raises:
+        DataError: too large, damaged or cut off.
+    """
+    if len(content) < 24 or content[:8] != b"\x89PNG\r\n\x1a\n":
+        raise DataError(f"{where} is no PNG, or is cut off.", hint="Copy or write it again.")
+    width, height = struct.unpack(">II", content[16:24])
+    _refuse_large((height, width), where, MAX_PIXELS)
+    pixels = _opencv(content, where)
+    if pixels is None:
+        raise DataError(f"{where} is damaged or cut off.", hint="Copy or write it again.")
+    return pixels
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _from_file(source: Path | bytes, where: str, max_pixels: int) -> np.ndarray:
+    with _identified(source, where, max_pixels) as (image, tiff):
+        if image is not None:
+            return image_to_rgb(image)
+    # What Pillow does not know: OpenCV reads several colour TIFFs of 16-bit and float values.
+    content = source.read_bytes() if isinstance(source, Path) else source
+    values = _opencv(tiff.unturned(content), where) if all(tiff.size) else None
+    if values is None:
+        raise DataError(f"{where} is a TIFF of a kind that cannot be read.", hint="Save it as 8-bit RGB.")
+    with _decoding(where):
+        values = to_uint8(values)
+        if values.ndim == 3 and values.shape[2] in (3, 4):
+            values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+        return np.array(turned(Image.fromarray(array_to_rgb(values)), tiff.orientation))
+
+
+@contextmanager
+def _identified(
+    source: Path | bytes, where: str, max_pixels: int
+) -> Iterator[tuple[Image.Image | None, TiffHead | None]]:
+    """Give the image of a file, its size checked; of a TIFF also its head, and no image where Pillow knows none."""
+    if isinstance(source, Path):
+        _check_file(source)
+    with _decoding(where), source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        tiff = read_tiff_head(file)
+        if tiff is not None:
+            _refuse_large(tiff.size, where, max_pixels, tiff.num_bytes)
+        image = identify(file)
+        if image is not None:
+            _refuse_large(image.size[::-1], where, max_pixels)
+        elif tiff is None:
+            file.seek(0)
+            raise _not_an_image(where, file.read(512))
+        yield image, tiff
+
+
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    """Turn what decoders raise into one sentence about the image.
+
+    Raises:
+        DataError: the block raised any of those.
+    """
     try:
-        if path.stat().st_size == 0 and path.is_file():
-            raise DataError(f"{path} is empty (0 bytes).", hint="Copy or download it again.")
-        with Image.open(path) as image:
-            return _from_pil(image, str(path), max_pixels)
+        yield
+    except NoRGBError as error:
+        raise DataError(f"{where} {error.message}", hint=error.hint) from error
+    except PermissionError as error:
+        raise DataError(f"{where} may not be read: permission denied.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(where, str(error).split(", could be")[0].lower()) from error
+    except MemoryError as error:
+        hint = "Scale it down or cut it into tiles."
+        raise DataError(f"{where} needs more memory than there is.", hint=hint) from error
+    except DECODER_ERRORS as error:
+        raise _damaged(where, error) from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not a picture.") from error
     except PermissionError as error:
         raise DataError(f"{path} may not be read: permission denied.") from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(str(path), str(error).split(" could be")[0], max_pixels) from error
-    except UnidentifiedImageError as error:
-        return _from_tiff(path, error)
-    except _DAMAGE as error:
-        raise _damaged(str(path), error) from error
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError(f"{path} is a folder, not a picture.")
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+        raise DataError(f"{path} is no regular file.", hint="Save the picture to a file first.")
+    if status.st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes).", hint="Copy or download it again.")
 
 
-def _from_tiff(path: Path, error: UnidentifiedImageError) -> np.ndarray:
-    """What Pillow does not know: OpenCV reads several colour TIFFs of 16-bit and float values; the rest is refused."""
-    content = path.read_bytes()
-    if content[:4] not in (b"II*\0", b"MM\0*"):
-        raise _not_a_picture(path, content[:512]) from error
+def _opencv(content: bytes, where: str) -> np.ndarray | None:
+    """Decode a file whose size is checked; None where OpenCV cannot."""
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise DataError(f"{path} is a TIFF of a kind that cannot be read.", hint="Save it as 8-bit RGB.") from error
-    if pixels.ndim == 3:
-        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.shape[2] in (3, 4) else pixels
-    return _from_array(pixels, str(path))
+    with _decoding(where):
+        try:
+            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error as error:
+            raise ValueError(error.err or str(error)) from error
 
 
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-    if image.width * image.height > max_pixels:
-        raise _too_large(name, f"Image size ({image.width * image.height} pixels)", max_pixels)
-    try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-            return _from_array(_deep_values(upright, name), name)
-        return np.array(_flatten(upright).convert("RGB"))
-    except _DAMAGE as error:
-        raise _damaged(name, error) from error
-
-
-def _deep_values(image: Image.Image, name: str) -> np.ndarray:
-    """The values of a grey picture with more than 8 bits. Pillow before 11 opens 16-bit PNGs as 32-bit integers."""
-    values = np.asarray(image)
-    if image.mode != "I":
-        return values
-    if values.min() < 0 or values.max() > 65535 or (image.format or "PNG") not in ("PNG", "PPM"):
-        raise DataError(
-            f"{name} holds 32-bit whole numbers from {values.min()} to {values.max()}, a range without a meaning.",
-            hint="Scale it to 8 or 16 bits.",
-        )
-    return values.astype(np.uint16)
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Lay transparent pictures over white, as a page would show them."""
-    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
-        return image
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba)
+# --- arrays and errors ------------------------------------------------------------------------------------------------
 
 
 def _from_array(pixels: np.ndarray, name: str) -> np.ndarray:
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        channels_first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
-        hint = "Move the channels to the end: np.moveaxis(x, 0, -1)." if channels_first else None
-        raise DataError(f"{name} should be (H, W), (H, W, 3) or (H, W, 4), not {pixels.shape}.", hint=hint)
-    if pixels.size == 0:
-        raise DataError(f"{name} has no pixels.")
-    values = _to_uint8(pixels, name)
-    if values.shape[2] == 4:
-        return np.array(_flatten(Image.fromarray(values)).convert("RGB"))
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))).copy()
+    try:
+        return array_to_rgb(pixels)
+    except NoRGBError as error:
+        raise DataError(f"{name} {error.message}", hint=error.hint) from error
 
 
-def _to_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
-    kind = pixels.dtype.kind
-    if pixels.dtype == np.uint8:
-        return pixels
-    if kind == "b":
-        return pixels.astype(np.uint8) * 255
-    if kind == "u" and pixels.dtype.itemsize == 2:
-        return (pixels >> 8).astype(np.uint8)
-    if kind == "f":
-        return _floats_to_uint8(pixels, name)
-    if kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255:
-        return pixels.astype(np.uint8)
-    raise DataError(f"{name} has {_range(pixels)}.", hint="Give uint8 from 0 to 255, uint16, or floats from 0 to 1.")
+def _refuse_large(size: tuple[int, int], where: str, max_pixels: int, num_bytes: int = 0) -> None:
+    pixels = size[0] * size[1]
+    if pixels > max_pixels:
+        raise _too_large(where, f"image size ({pixels} pixels) is above the limit of {max_pixels:,} pixels")
+    if num_bytes > MAX_BYTES:
+        raise _too_large(where, f"decoded it would take {num_bytes:,} bytes, and {MAX_BYTES:,} are allowed")
 
 
-def _floats_to_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
-    if not np.isfinite(pixels).all():
-        raise DataError(f"{name} holds NaN or infinity.", hint="Replace them, for example with np.nan_to_num.")
-    low, high = float(pixels.min()), float(pixels.max())
-    if low >= 0 and high <= 1:
-        return np.rint(pixels * 255.0).astype(np.uint8)
-    if low >= 0 and high <= 255 and np.array_equal(pixels, np.rint(pixels)):
-        return pixels.astype(np.uint8)
-    raise DataError(f"{name} has {_range(pixels)}.", hint="Scale floats to the range from 0 to 1.")
-
-
-def _range(pixels: np.ndarray) -> str:
-    if pixels.dtype.kind not in "iuf":
-        return f"values of type {pixels.dtype}"
-    return f"{pixels.dtype} values from {pixels.min():g} to {pixels.max():g}"
-
-
-def _too_large(name: str, what: str, max_pixels: int) -> DataError:
+def _too_large(where: str, what: str) -> DataError:
     return DataError(
-        f"{name} is too large: {what.lower()} is above the limit of {max_pixels:,} pixels.",
+        f"{where} is too large: {what}.",
         hint="Scale it down or cut it into tiles; a small file that claims this size may be a decompression bomb.",
     )
 
 
-def _damaged(name: str, error: BaseException) -> DataError:
+def _damaged(where: str, error: BaseException) -> DataError:
     reason: Any = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{name} is damaged or cut off: {reason.rstrip('.')}.", hint="Copy or download it again.")
+    return DataError(f"{where} is damaged or cut off: {reason.rstrip('.')}.", hint="Copy or download it again.")
 
 
-def _not_a_picture(path: Path, head: bytes) -> DataError:
+def _not_an_image(where: str, head: bytes) -> DataError:
+    if not head:
+        return DataError(f"{where} is empty (0 bytes).", hint="Copy or download it again.")
     for offset, magic, what, advice in _LOOKALIKES:
         if head[offset:].startswith(magic):
-            return DataError(f"{path} is {what}, not a picture.", hint=advice)
+            return DataError(f"{where} is {what}, not a picture.", hint=advice)
     if head.lstrip()[:1] == b"<":
-        return DataError(f"{path} is a web page or XML, not a picture.", hint="A failed download? Fetch it again.")
+        return DataError(f"{where} is a web page or XML, not a picture.", hint="A failed download? Fetch it again.")
     if _is_text(head):
-        return DataError(f"{path} is text, not a picture.", hint="Give JPEG, PNG, WebP, TIFF or BMP files.")
+        return DataError(f"{where} is text, not a picture.", hint="Give JPEG, PNG, WebP, TIFF or BMP files.")
     return DataError(
-        f"{path} is not a picture that can be read (it starts with {head[:8].hex(' ')}).",
+        f"{where} is not a picture that can be read (it starts with {head[:8].hex(' ')}).",
         hint="Give JPEG, PNG, WebP, TIFF or BMP files.",
     )
 

@@ -9,8 +9,8 @@ int8: linear layers alone, for processors; see `quantise.py`.
 
 from __future__ import annotations
 
+import inspect
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -22,9 +22,11 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..data import rgb
 from ..errors import ConfigError, ExportError, MissingDependency
 from ..inference import engines
 from ..inference.segmenter import Segmenter
+from ..runtime.text import json_text
 from . import graph
 from .base import Options, description_of, refuse_options
 from .quantise import quantise_onnx
@@ -37,6 +39,8 @@ IN_HALF = ("model.backbone", "model.decoder")  # of graph.Exported: what compute
 LARGE = 2_000_000_000  # bytes; protobuf ends at 2 GiB, so larger weights go into a file of their own
 FOLDED = 4096  # numbers: larger constants (positions, windows) stay formulas, or the file would be full of them
 RUNNER = "run_onnx.py"
+_FUTURE = "from __future__ import annotations\n"
+_READER = "from m2f_cli.data.rgb import "  # how the line begins in whose place the code stands
 
 # What a compiler would not take, or not take rightly: TensorRT fuses GridSample around deformable attention into wrong
 # numbers; sorting more than 3840 numbers, shapes that depend on values and strings it does not have.
@@ -84,10 +88,21 @@ class OnnxExporter:
         else:
             _save(proto, path)
         if options.runner:
-            shutil.copyfile(Path(__file__).with_name("runner_template.py"), path.with_name(RUNNER))
+            path.with_name(RUNNER).write_text(runner_source(), encoding="utf-8")
 
     def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
         return engines.load(path, engine="onnx", device="cpu", task=model.default_task)
+
+
+def runner_source() -> str:
+    """Return a program that runs an exported file without m2f: it holds the code by which m2f reads images."""
+    template = Path(__file__).with_name("runner_template.py").read_text(encoding="utf-8")
+    code = inspect.getsource(rgb).partition(_FUTURE)[2].strip("\n")
+    before, line, after = template.partition(_READER)
+    if not (line and code):
+        raise RuntimeError("the template of the runner has no place for the code that reads images")
+    rest = after.partition("\n")[2]
+    return f"{before}# --- how m2f reads images ---\n\n{code}\n\n\n# --- the network ---\n{rest}"
 
 
 def _save_quantised(proto: Any, path: Path) -> None:
@@ -189,7 +204,7 @@ def _describe(proto: Any, model: Segmenter, described: engines.Description) -> N
         engines.KEY: described.to_json(),
         "method": config.model.method,
         "task": ",".join(config.test.tasks),
-        "classes": json.dumps([category.name for category in model.categories], ensure_ascii=False),
+        "classes": json_text([category.name for category in model.categories]),
         "mean": json.dumps(config.input.mean), "std": json.dumps(config.input.std),
         "object_threshold": str(config.test.object_threshold),
         "overlap_threshold": str(config.test.overlap_threshold),

@@ -5,9 +5,12 @@
 
 A model for panoptic segmentation gives a map as COCO has it: the id of a segment is R + 256 G + 65536 B,
 0 is no segment; the json lists the segments. A model for instance segmentation alone gives the same of its objects, the
-surest in front. A model for semantic segmentation alone gives class ids. Pictures are resized by Pillow. Copy this
-file, change it, ship it: it is under the Apache licence 2.0.
+surest in front. A model for semantic segmentation alone gives class ids. Images are read as m2f reads them, but for
+TIFFs that Pillow does not know, and are resized by Pillow. Copy this file, change it, ship it: it is under the Apache
+licence 2.0.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -16,9 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
+
+from m2f_cli.data.rgb import identify, image_to_rgb  # `m2f export` puts the code itself in place of this line
 
 LEAST_SCORE = 0.5  # of an object, of a model for instance segmentation alone
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # ids that are stored as JPEG are others afterwards
 
 
 def input_size(height, width, about):
@@ -150,9 +156,21 @@ def opened(model):
     return session, json.loads(about)
 
 
+def read(picture):
+    """The image as m2f reads it: upright, transparency over white, of 16 bits the high byte."""
+    try:
+        with picture.open("rb") as file:
+            image = identify(file)
+            if image is None:
+                raise SystemExit(f"{picture}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
+            return Image.fromarray(image_to_rgb(image))
+    except Exception as error:  # Pillow raises whatever it comes upon in a damaged file
+        raise SystemExit(f"{picture} cannot be read: {error}") from error
+
+
 def run(model, picture, out):
     session, about = opened(model)
-    image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+    image = read(picture)
     size = (image.height, image.width)
     valid, padded = input_size(*size, about)
     images = network_input(image, valid, padded, about)
@@ -182,7 +200,10 @@ if __name__ == "__main__":
     if len(beside) != 1:
         parser.error(f"there are {len(beside)} .onnx files beside this program: pass --model")
     out = given.out or given.picture.with_name(f"{given.picture.stem}-segments.png")
+    if out.suffix.lower() not in LOSSLESS:
+        parser.error(f"--out should end in {', '.join(LOSSLESS)}: other files lose values")
     try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have the letters of a file's name
         sys.stdout.write(run(beside[0], given.picture, out) + "\n")
     except OSError as error:
         parser.error(str(error))

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..data.categories import load_categories
+from ..data.picture import open_image
 from ..errors import ConfigError, DataError, MissingDependency
 from ..metrics import Figures, State
 from ..metrics.convert import check_sizes
@@ -225,8 +225,10 @@ class CityscapesObjects:
         files, tools = _files_of(truth), _tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
+        with open_image(files.instances) as image:  # before cityscapesScripts opens it, with what Pillow knows
+            pass
         [objects] = tools.instances2dict([str(files.instances)], False).values()
-        with tempfile.TemporaryDirectory(prefix="m2f-cityscapes-") as folder, Image.open(files.instances) as image:
+        with tempfile.TemporaryDirectory(prefix="m2f-cityscapes-") as folder:
             text, *_ = write_cityscapes_instance(result, Path(folder) / files.frame)
             settings.predictionPath = str(text.parent.absolute())
             predictions = tools.readPredInfo(str(text.absolute()), settings)

@@ -17,6 +17,7 @@ from ..data.records import DataSet, Record
 from ..data.report import DataReport, SplitReport, class_rows, edge_names
 from ..errors import DataError
 from ..runtime.files import write_text
+from ..runtime.text import visible_text
 from .data_pictures import View, drawn, plain
 
 SAMPLES = 12  # pictures of each split
@@ -75,7 +76,7 @@ def write_view_page(data: DataSet, shown: Sequence[View], path: Path) -> Path:
 def _write(title: str, body: Iterable[str], path: Path) -> Path:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
-    write_text(path, text)
+    write_text(path, visible_text(text))
     return path
 
 

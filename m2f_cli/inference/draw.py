@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.picture import read_picture
 from ..errors import DataError
+from ..runtime.text import visible_line
 from ..types import Category, Result, SemanticMap
 from .convert import Region, backwards, regions
 
@@ -21,6 +22,7 @@ Color = tuple[int, int, int]
 
 THING_ALPHA, STUFF_ALPHA = 0.55, 0.4
 SPOT_EDGE = 192  # a label's place is searched in a mask of at most this edge: cheap at any picture size
+LONGEST_NAME = 200  # letters that a label tries to show; a longer one would fit no image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -47,7 +49,8 @@ def plot(result: Result, image: Any) -> Image.Image:
         _fill(canvas_HW3, region, color, THING_ALPHA if category.isthing else STUFF_ALPHA)
         _outline(canvas_HW3, region, color, line)
         if (spot := _spot(region, font_size)) is not None:
-            text = category.name if region.score is None else f"{category.name} {region.score:.2f}"
+            name = visible_line(category.name[:LONGEST_NAME])
+            text = name if region.score is None else f"{name} {region.score:.2f}"
             labels.append(_Label(text, color, spot, region.area))
     picture = Image.fromarray(canvas_HW3)
     _write(picture, labels, font_size)

@@ -23,6 +23,7 @@ from .. import config as configuration
 from ..config import Config
 from ..errors import ConfigError, M2FError, WeightsError
 from ..runtime import documents
+from ..runtime.text import json_text
 from ..types import Categories, Category, Instances, PanopticMap, Result, Segment, SemanticMap, Task
 from .masks import Size
 from .segmenter import Prepared, Segmenter, resized_shape
@@ -67,7 +68,7 @@ class Description:
             "categories": [category.to_dict() for category in self.categories],
             "config": self.config.model_dump(mode="json", exclude_none=True),
         }  # fmt: skip
-        return json.dumps(tree, ensure_ascii=False)
+        return json_text(tree)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Description:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from ..errors import ConfigError, DataError
 from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.locks import is_lock
+from ..runtime.text import json_text
 from ..types import Categories, Result
 from . import output, server_formats
 from .output import Writer
@@ -102,7 +103,7 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> int:
         offset = self.file.seek(0, 2)
         with writing_to(self.folder / RUN_MARK):
-            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self.file.write(json_text(line).encode() + b"\n")
             self.file.flush()
         return offset
 
@@ -250,7 +251,7 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
 
 def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any]]) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(head, ensure_ascii=False)[:-1])
+        file.write(json_text(head)[:-1])
         for key, items in lists.items():
             file.write(f', "{key}": ')
             _write_list(file, items)
@@ -260,6 +261,6 @@ def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any
 def _write_list(file: IO[str], items: Iterable[Any]) -> None:
     separator = "[\n"
     for item in items:
-        file.write(separator + json.dumps(item, ensure_ascii=False))
+        file.write(separator + json_text(item))
         separator = ",\n"
     file.write("[]" if separator == "[\n" else "\n]")

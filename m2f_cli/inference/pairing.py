@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 from ..data.records import DataSet, Record
 from ..errors import DataError
+from ..runtime.archives import Tree
 from ..runtime.files import safe_name
-from .file_sets import FileSet
 from .server_formats import FRAME
 
 _SHOWN = 3
@@ -39,7 +39,7 @@ def _names(record: Record) -> list[int | str]:
     return [record.name, *("/".join(parts[-count:]) for count in (1, 2) if parts), *number]
 
 
-def by_name(names: list[str], data: DataSet, where: FileSet) -> tuple[list[str], int]:
+def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], int]:
     """The file of each record: of the same path, or of the same name where one side has no folders; Cityscapes' go by
     city, sequence and frame. And the number of files of other pictures.
 
@@ -68,7 +68,7 @@ def by_name(names: list[str], data: DataSet, where: FileSet) -> tuple[list[str],
 
 def _key(name: str, known: Iterable[str], frames: bool) -> str:
     path = PurePosixPath(name)
-    candidates = _frame(path, frames) or (name, safe_name(name), path.name if len(path.parts) > 1 else f"/{name}")
+    candidates = _frame(path, frames) or (name, path.name if len(path.parts) > 1 else f"/{name}", safe_name(name))
     return next((key for key in candidates if key in known), name)
 
 

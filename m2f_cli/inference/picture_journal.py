@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError
 from ..runtime.files import atomic, writing_to
+from ..runtime.text import json_text
 
 NAME = "pictures.jsonl"
 Line = dict[str, Any]
@@ -163,7 +164,7 @@ def _whole_bytes(path: Path) -> int:
 
 
 def _encoded(line: Line) -> bytes:
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json_text(line, separators=(",", ":")).encode() + b"\n"
 
 
 def _parsed(raw: bytes, path: Path, *keys: str) -> Line:
@@ -181,5 +182,5 @@ def _refuse(path: Path) -> Line:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_text(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -24,8 +24,10 @@ from ..data.records import DataSet, Record
 from ..errors import DataError
 from ..metrics.convert import rle_of
 from ..metrics.runs import pair_counts
+from ..runtime.archives import Tree
+from ..runtime.documents import decode
 from ..types import Categories, Instances, PanopticMap, Result, Segment, SemanticMap, Task, TrueObject
-from .file_sets import FileSet, decode_ids, decode_mask, decode_values
+from .file_sets import decode_ids, decode_mask, decode_values
 from .pairing import by_name, known_ids
 
 Size: TypeAlias = tuple[int, int]
@@ -65,7 +67,7 @@ class PanopticFiles:
 
     annotations: list[Any]
     categories: list[Any]
-    pngs: FileSet
+    pngs: Tree
     where: str
     task: Task = "panoptic"
 
@@ -232,7 +234,7 @@ class LabelFiles:
     own: the numbers are category ids, as the format label-png writes them, and not those of the annotation files.
     """
 
-    pngs: FileSet
+    pngs: Tree
     own: bool = False
     task: Task = "semantic"
 
@@ -243,7 +245,7 @@ class LabelFiles:
         )
 
     def match(self, data: DataSet) -> Matched:
-        found, strays = by_name(self.pngs.names(".png"), data, self.pngs)
+        found, strays = by_name(self.pngs.names(suffix=".png"), data, self.pngs)
         by_id = _values_by_id(data)
         reads = []
         for record, name in zip(data.records, found, strict=True):
@@ -261,7 +263,7 @@ def _values_by_id(data: DataSet) -> ValueMap:
 
 @dataclass(frozen=True)
 class _LabelRead:
-    pngs: FileSet
+    pngs: Tree
     name: str
     categories: Categories
     values: ValueMap
@@ -279,7 +281,7 @@ class _LabelRead:
 class CityscapesInstances:
     """A text for each picture with lines "mask labelId score". Each annotated picture needs one."""
 
-    files: FileSet
+    files: Tree
     task: Task = "instance"
 
     @property
@@ -287,20 +289,20 @@ class CityscapesInstances:
         return f"Cityscapes instances: the texts in {self.files} and the masks that they name"
 
     def match(self, data: DataSet) -> Matched:
-        found, strays = by_name(self.files.names(".txt"), data, self.files)
+        found, strays = by_name(self.files.names(suffix=".txt"), data, self.files)
         return Matched([_CityscapesRead(self.files, name, data.categories) for name in found], tuple(_left_out(strays)))
 
 
 @dataclass(frozen=True)
 class _CityscapesRead:
-    files: FileSet
+    files: Tree
     name: str
     categories: Categories
 
     def __call__(self, size: Size) -> Instances:
         things = {category.id: label for label, category in enumerate(self.categories) if category.isthing}
         folder, labels, scores, rles = PurePosixPath(self.name).parent, [], [], []
-        lines = self.files.read(self.name).decode("utf-8", "replace").splitlines()
+        lines = decode(self.files.read(self.name), f"{self.files}/{self.name}").split("\n")
         for number, line in enumerate(filter(str.strip, lines), 1):
             png, label_id, score = parse_line(line, f"{self.files}/{self.name}, line {number}")
             if label_id in things:  # the official tool passes over the others

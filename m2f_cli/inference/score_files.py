@@ -24,10 +24,11 @@ from ..data.formats.value_map import value_map
 from ..data.records import DataSet, Record
 from ..errors import DataError
 from ..metrics.convert import check_sizes
+from ..runtime.archives import Archive, Folder, Tree, open_archive
+from ..runtime.documents import parse_json
 from ..types import Result, Task, Truth
 from .eval_metrics import choose, known_names
 from .evaluate import EvalResult, Progress
-from .file_sets import Archive, FileSet, Folder, open_archive, parse_json
 from .journal import PREDICTIONS, SHARED
 from .pipeline import in_order, thread_pool
 from .prediction_files import CityscapesInstances, InstanceFile, LabelFiles, PanopticFiles, Predictions, Read
@@ -124,21 +125,21 @@ def _existing_folder(folder: Path) -> Folder:
     return Folder(folder)
 
 
-def _inside(files: FileSet, pngs: FileSet | None) -> Predictions:
+def _inside(files: Tree, pngs: Tree | None) -> Predictions:
     """What a folder or an archive holds."""
     if files.has(PREDICTIONS):
         return _own(files)
     # An archive may have all in a folder of its own; a folder may lie above everything.
-    jsons = files.names(".json", deep=isinstance(files, Archive))
+    jsons = files.names(suffix=".json", deep=isinstance(files, Archive))
     best = [name for name in jsons if PurePosixPath(name).name in {shared.file for shared in SHARED.values()}] or jsons
     if len(best) > 1:
         raise DataError(f"{files} holds several json files: {', '.join(best[:5])}.", hint="Give one of them.")
     if best:
         above = PurePosixPath(best[0]).parent.as_posix()
         return _from_json(files if above == "." else files.below(above), PurePosixPath(best[0]).name, pngs)
-    if files.names(".txt"):
+    if files.names(suffix=".txt"):
         return CityscapesInstances(files)
-    if files.names(".png"):
+    if files.names(suffix=".png"):
         return LabelFiles(files, own=_is_part_of_run(files))
     raise DataError(
         f"{files} holds no predictions of a known kind.",
@@ -147,7 +148,7 @@ def _inside(files: FileSet, pngs: FileSet | None) -> Predictions:
     )
 
 
-def _own(files: FileSet) -> Predictions:
+def _own(files: Tree) -> Predictions:
     """A folder that `m2f predict` wrote."""
     document = parse_json(files.read(PREDICTIONS), f"{files}/{PREDICTIONS}")
     formats = document.get("formats", []) if isinstance(document, dict) else []
@@ -167,12 +168,12 @@ def _own(files: FileSet) -> Predictions:
     )
 
 
-def _is_part_of_run(files: FileSet) -> bool:
+def _is_part_of_run(files: Tree) -> bool:
     above = files.below("..") if isinstance(files, Folder) else None
     return above is not None and files.root.name == "labels" and above.has(PREDICTIONS)
 
 
-def _from_json(files: FileSet, name: str, pngs: FileSet | None) -> Predictions:
+def _from_json(files: Tree, name: str, pngs: Tree | None) -> Predictions:
     where = f"{files}/{name}"
     tree = parse_json(files.read(name), where)
     if isinstance(tree, list):
@@ -190,7 +191,7 @@ def _from_json(files: FileSet, name: str, pngs: FileSet | None) -> Predictions:
     )
 
 
-def _pngs_of(files: FileSet, name: str, annotations: list[Any]) -> FileSet:
+def _pngs_of(files: Tree, name: str, annotations: list[Any]) -> Tree:
     """The folder of a panoptic json's PNGs: of its name beside it or one level up, `panoptic`, or the json's own."""
     stem = name.removesuffix(".json")
     folders = [files.below(stem), files.below(f"../{stem}"), files.below("panoptic"), files]

@@ -11,7 +11,6 @@ instances.json of the format coco-instance. All files are written under a tempor
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from ..data.categories import load_categories
 from ..errors import ConfigError, DataError
 from ..runtime import documents
 from ..runtime.files import atomic, safe_name
+from ..runtime.text import json_text
 from ..types import Categories, Instances, PanopticMap, SemanticMap
 from . import convert, output
 from .output import add_suffix, write_image
@@ -91,7 +91,7 @@ def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
     document: dict[str, Any] = {key: [value] for key, value in entry.items()}
     document["categories"] = output.coco_categories(result.categories)
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
-        archive.writestr(f"{stem.name}.json", json.dumps(document, ensure_ascii=False))
+        archive.writestr(f"{stem.name}.json", json_text(document))
         with archive.open(f"{stem.name}/{stem.name}.png", "w") as png:
             output.panoptic_image(result).save(png, format="PNG")
     return [path]
@@ -152,7 +152,7 @@ def write_cityscapes_instance(result: Instances, stem: Path) -> list[Path]:
             lines.append(f"{masks.name}/{path.name} {ids[int(label)]} {float(score)!r}\n")
     text = add_suffix(frame, "_pred.txt")
     with atomic(text) as part:
-        part.write_text("".join(lines), encoding="ascii")
+        part.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     return [text, *files]
 
 

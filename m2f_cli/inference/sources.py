@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import itertools
 import os
@@ -18,6 +19,7 @@ PICTURES = frozenset((
     ".jp2", ".avif", ".tga",
 ))  # fmt: skip
 VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins as UTF-16 LE
 RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not pictures to predict
 
 
@@ -45,8 +47,8 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
     names = _Names()
     seen: set[str] = set()
     for source in sources:
-        for path, base in _find(str(source), sys.stdin if stdin is None else stdin):
-            real = os.path.realpath(path)
+        for path, base in _find(str(source), _stdin() if stdin is None else stdin):
+            real = _real(path)
             if real not in seen:
                 seen.add(real)
                 yield Source(path, names.give(path, base))
@@ -55,9 +57,8 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
 def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
     """The pictures of one source, each with the folder that its name is relative to."""
     if source == "-":
-        for line in filter(None, map(str.strip, stdin)):
-            # A line that is no picture is not fatal: it fails when it is read, and the stream goes on.
-            yield from _in_folder(Path(line)) if os.path.isdir(line) else [(Path(line), Path(line).parent)]
+        for line in stdin:
+            yield from _in_line(line.rstrip("\r\n"))
     elif os.path.isdir(source):
         yield from _in_folder(Path(source))
     elif os.path.exists(source):
@@ -67,6 +68,42 @@ def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
         yield from _in_glob(source)
     else:
         raise _missing(source)
+
+
+def _real(path: Path) -> str:
+    """The file behind links; the path itself where no file can be called so."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _stdin() -> Iterator[str]:
+    """The lines of stdin as names of files: bytes that are not UTF-8 stay what they are.
+
+    Raises:
+        DataError: text in UTF-16 or UTF-32, as `>` of PowerShell writes it.
+    """
+    if sys.stdin is None:
+        raise DataError("There is no list on stdin: it is closed.", hint="Give files, folders or globs.")
+    for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin)):
+        if isinstance(line, str):  # stdin is replaced, as a notebook does
+            yield line.removeprefix("\ufeff") if number == 0 else line
+            continue
+        if number == 0 and line.startswith(_OTHER_MARKS):
+            raise DataError("The list on stdin is text in UTF-16 or UTF-32.", hint="Write it as UTF-8.")
+        yield os.fsdecode(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
+
+
+def _in_line(line: str) -> Iterator[tuple[Path, Path]]:
+    """Yield what a line of a list names. What is no image is not fatal: reading it fails, and the list goes on."""
+    name = line if os.path.exists(line) else line.strip()
+    if not name:
+        return
+    try:
+        yield from _in_folder(Path(name)) if os.path.isdir(name) else [(Path(name), Path(name).parent)]
+    except DataError:
+        yield Path(name), Path(name).parent
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[Path, Path]]:

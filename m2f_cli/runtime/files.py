@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, M2FError
+from .text import json_text
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
 _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
@@ -123,7 +123,7 @@ def write_json(path: Path, tree: Any, *, indent: int | None = None, durable: boo
     Raises:
         M2FError: the file cannot be written.
     """
-    write_text(path, json.dumps(tree, ensure_ascii=False, indent=indent) + "\n", durable=durable)
+    write_text(path, json_text(tree, indent=indent) + "\n", durable=durable)
 
 
 def make_folder(path: Path) -> None:

@@ -16,6 +16,7 @@ from .. import __version__, config
 from ..config import Config, InputConfig, ModelConfig, ResizeConfig, refuse_code
 from ..errors import ConfigError, M2FError, WeightsError
 from ..runtime.files import atomic
+from ..runtime.text import json_text
 from ..types import Categories, Category
 from .containers import Container
 from .infer import num_classes
@@ -100,7 +101,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categori
     }
     # safetensors refuses tensors that share memory; a copy is made where one is not its own
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_safetensors(path, tensors, {_HEADER: json.dumps(header, ensure_ascii=False)})
+    write_safetensors(path, tensors, {_HEADER: json_text(header)})
     return path
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 import sys
 
 import pytest
@@ -11,6 +13,13 @@ from PIL import Image
 
 from m2f_cli import cli
 from m2f_cli.commands.predict import next_folder
+
+
+def tiff(width, height, bits):
+    """A TIFF of three floats per pixel that claims much and holds nothing: OpenCV's assertions fail at some."""
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+               (273, 4, 1, 200), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, 1000), (339, 3, 1, 3)]  # fmt: skip
+    return b"II" + struct.pack("<HIH", 42, 8, 10) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(2000)
 
 
 @pytest.fixture
@@ -92,6 +101,31 @@ def test_some_failed(pictures, fake, capsys):
     assert [failure["file"] for failure in summary["failed"]] == ["in/b.png"]
     assert err.startswith("warning: in/b.png is text")
     assert [("error" in record) for record in predictions(pictures / "out")["predictions"]] == [False, True, False]
+
+
+@pytest.mark.parametrize("content", [tiff(60_000, 60_000, 32), tiff(13_000, 13_000, 64), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_one_hostile_file_does_not_end_a_run(pictures, fake, capsys, content):
+    (pictures / "in" / "a.tif").write_bytes(content)
+    assert cli.run(["predict", "in", "--out", "out", "--json"]) == 3
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["done"] == 3 and [failure["file"] for failure in summary["failed"]] == ["in/a.tif"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode on other systems")
+def test_names_that_are_not_utf8(pictures, fake, capsys):
+    for name in (b"latin-\xfc.png", b"new\nline\x1b[31m.png", "sep\u2028图.png".encode()):
+        (pictures / "in" / os.fsdecode(name)).write_bytes((pictures / "in" / "a.png").read_bytes())
+    (pictures / "in" / os.fsdecode(b"bad-\xfc.png")).write_text("text")
+    arguments = ["predict", "in", "--out", "out", "--save", "overlay,coco-panoptic,label-png"]
+    assert cli.run([*arguments, "--json"]) == 3
+    summary = json.loads(capsys.readouterr().out.encode())
+    assert summary["done"] == 6 and all(os.path.exists(each["file"]) for each in summary["failed"])
+    records = predictions(pictures / "out")["predictions"]
+    assert all(os.path.exists(record["file"]) for record in records) and len(records) == 7
+    assert all((pictures / "out" / file).is_file() for record in records for file in record.get("files", []))
+    assert len(json.loads((pictures / "out" / "panoptic.json").read_bytes())["images"]) == 6
+    assert cli.run([*arguments, "--skip-existing"]) == 3
+    assert "6 skipped" in capsys.readouterr().out
 
 
 def test_going_on(pictures, fake, capsys):

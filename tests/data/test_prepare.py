@@ -191,7 +191,7 @@ def test_a_damaged_picture_is_named_and_the_rest_stays(ade):
 
 def test_errors_of_processes_arrive(ade):
     (ade / "annotations" / "training" / "ADE_train_00000003.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="ADE_train_00000003.png is damaged"):
+    with pytest.raises(DataError, match="ADE_train_00000003.png is text, not a picture"):
         prepare(ade, workers=2)
 
 

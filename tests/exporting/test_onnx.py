@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 optimize = pytest.importorskip("onnxscript.optimizer").optimize
 
-RUNNER = Path(exporting_onnx.__file__).with_name("runner_template.py")
 EXPORTS = {  # tracing and translating takes seconds: three files prove most of it
     "mask2former-swin": Options(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
     "maskformer-resnet": Options(size=(64, 96), postprocess="semantic"),
@@ -125,6 +123,14 @@ def test_predicting_with_the_file_is_predicting_with_the_model(exported):
     assert torch.allclose(raws[2].class_logits_QK, alone[0].class_logits_QK, atol=1e-4)
 
 
+@pytest.fixture
+def runner(tmp_path):
+    """The program alone, without a file beside it."""
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "run_onnx.py").write_text(exporting_onnx.runner_source())
+    return tmp_path / "alone" / "run_onnx.py"
+
+
 def run_alone(folder, *arguments):
     """The runner in a Python that has no PyTorch."""
     blocked = folder / "blocked"
@@ -156,10 +162,10 @@ def test_the_runner_needs_no_torch(exported, tmp_path):
     assert [each["score"] for each in listed] == pytest.approx([s.score for s in expected.segments], abs=1e-4)
 
 
-def test_the_runner_with_instances(exported, tmp_path):
+def test_the_runner_with_instances(exported, runner, tmp_path):
     path, image = exported("mpformer-resnet").path, picture(120, 80, seed=5)
     Image.fromarray(image).save(tmp_path / "in.png")
-    done = run_alone(tmp_path, RUNNER, tmp_path / "in.png", "--model", path, "--out", tmp_path / "out.png")
+    done = run_alone(tmp_path, runner, tmp_path / "in.png", "--model", path, "--out", tmp_path / "out.png")
     assert done.returncode == 0, done.stderr
     expected = segmenters.load(path, device="cpu")(image, "instance")
     order = np.argsort(-expected.scores_N, kind="stable")
@@ -174,7 +180,7 @@ def test_the_runner_with_instances(exported, tmp_path):
     assert (found != ids_HW).mean() < 1e-3
 
 
-def test_the_runner_says_what_is_wrong(exported, tmp_path):
+def test_the_runner_says_what_is_wrong(exported, runner, tmp_path):
     (tmp_path / "text.onnx").write_text("no ONNX")
     (tmp_path / "text.png").write_text("no picture")
     path = exported("mpformer-resnet").path
@@ -183,8 +189,9 @@ def test_the_runner_says_what_is_wrong(exported, tmp_path):
         ([tmp_path / "text.png", "--model", path], "cannot identify image file"),
         ([tmp_path / "text.png", "--model", tmp_path / "text.onnx"], "text.onnx cannot be opened"),
         ([tmp_path / "text.png"], "there are 0 .onnx files beside this program: pass --model"),
+        ([tmp_path / "in.png", "--model", path, "--out", "a.jpg"], "--out should end in .png"),
     ):
-        done = run_alone(tmp_path, RUNNER, *arguments)
+        done = run_alone(tmp_path, runner, *arguments)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 

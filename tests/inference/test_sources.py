@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+
 import pytest
 
 from m2f_cli.errors import DataError
@@ -93,3 +97,41 @@ def test_what_cannot_be_read_is_said(tree, tmp_path, source, message):
     (tmp_path / "empty" / "clip.mov").touch()
     with pytest.raises(DataError, match=message):
         names(source)
+
+
+class Stdin(io.TextIOWrapper):
+    def __init__(self, content):
+        super().__init__(io.BytesIO(content), encoding="ascii")
+
+
+def test_a_list_on_stdin_is_names_of_files(tree, monkeypatch):
+    odd = os.fsencode(tree) + b"/latin-\xfc.png"
+    open(odd, "wb").close()
+    (tree / " spaces .png").touch()
+    lines = [b"\xef\xbb\xbfin/a.jpg\r\n", odd + b"\n", b"  in/b.PNG  \n", b"in/ spaces .png\n", b"\n", b"a\0b\n",
+             b"in/day"]  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", Stdin(b"".join(lines)))
+    found = list(expand(["-"]))
+    assert [os.fsencode(source.path) for source in found[:5]] == [
+        b"in/a.jpg", odd, b"in/b.PNG", b"in/ spaces .png", b"a\0b"
+    ]  # fmt: skip
+    assert all(source.path.exists() for source in (*found[:4], *found[5:])) and len(found) == 7
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_list_in_another_encoding_is_refused(tree, monkeypatch, encoding):
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    monkeypatch.setattr(sys, "stdin", Stdin(f"{mark}in/a.jpg\n".encode(encoding)))
+    with pytest.raises(DataError, match="UTF-16 or UTF-32.*UTF-8"):
+        list(expand(["-"]))
+
+
+def test_stdin_that_is_closed(tree, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="closed"):
+        list(expand(["-"]))
+
+
+def test_an_empty_folder_in_a_list_does_not_end_it(tree):
+    (tree / "nothing").mkdir()
+    assert names("-", stdin=["in/a.jpg\n", "in/nothing\n", "in/b.PNG\n"]) == ["a", "nothing", "b"]

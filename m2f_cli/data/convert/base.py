@@ -94,7 +94,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
 
 def save_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def save_classes(root: Path, name: str, categories: Categories, ignore_index: int = 255) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ...runtime.text import json_text
 from ...types import Categories, InstanceTruth, TrueObject
 from ..formats.labelme import CROWD
 from .base import Lost, Place, Rows, Target, save_classes, save_text
@@ -41,7 +41,7 @@ class LabelMeFiles:
             "version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": Path(place.file_name).name,
             "imageData": None, "imageHeight": int(truth.size[0]), "imageWidth": int(truth.size[1]),
         }  # fmt: skip
-        save_text(root / place.split / f"{place.name}.json", json.dumps(tree, ensure_ascii=False, indent=1))
+        save_text(root / place.split / f"{place.name}.json", json_text(tree, indent=1))
         return {}, Counter(hidden=sum(not parts for _, parts in found))
 
     def _shape(self, item: TrueObject, part: dict[str, Any], group: int | None) -> dict[str, Any]:

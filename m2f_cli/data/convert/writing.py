@@ -23,6 +23,7 @@ from ...cores import usable_cores
 from ...errors import ConfigError, DataError, M2FError
 from ...runtime.files import Distinct, safe_name, writing_to
 from ...runtime.locks import staged
+from ...runtime.text import json_text
 from ..records import Record, check_size
 from .base import Lost, Place, Rows, Writer, save_png
 from .recast import Recast
@@ -232,7 +233,7 @@ def _shared(write: WritePicture, split: str) -> Iterator[Callable[[Rows], None]]
         for key, row in ((key, row) for key, listed in rows.items() for row in listed):
             counts[key] += 1
             numbered = {**row, "id": counts[key]} if row.get("id", 0) is None else row
-            files[key].write((",\n" if counts[key] > 1 else "") + json.dumps(numbered, ensure_ascii=False))
+            files[key].write((",\n" if counts[key] > 1 else "") + json_text(numbered))
 
     try:
         yield add
@@ -246,7 +247,7 @@ def _shared(write: WritePicture, split: str) -> Iterator[Callable[[Rows], None]]
 def _assemble(path: Path, files: Mapping[str, IO[str]], head: Mapping[str, Any]) -> None:
     """One object of long lists, which never are in memory."""
     with path.open("w", encoding="utf-8") as target:
-        target.write("{" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+        target.write("{" + ",\n".join(f"{json.dumps(key)}: {json_text(value)}"
                                       for key, value in head.items()))  # fmt: skip
         for key, file in files.items():
             target.write(f",\n{json.dumps(key)}: [\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from ..picture import read_picture
+from ...runtime import documents
+from ..picture import open_image
 
 _ONE_VALUE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -21,12 +23,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     Raises:
         DataError: unreadable, damaged (with line and column), or not such an object.
     """
-    try:
-        tree = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid json: {error}.", hint="Copy, download or export it again.") from error
+    tree = documents.read_json(path)
     for key in keys:
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise DataError(f"{path} has no list {key!r}.", hint=f"It should be an object with {', '.join(keys)}.")
@@ -74,13 +71,10 @@ def values_in(plane_HW: np.ndarray) -> np.ndarray:
     return np.unique(flat[np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)])
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a mask. Its EXIF does not turn it: its numbers are read as the tool that drew them laid them down."""
     if not path.is_file():
         raise DataError(f"The mask {path} is missing.", hint="Copy it there, or leave its picture out.")
-    try:
-        image = Image.open(path)
-        image.load()
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        read_picture(path)  # says what is wrong with it
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    return image
+    with open_image(path) as image:
+        yield image

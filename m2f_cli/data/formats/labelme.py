@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
-import io
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,13 +11,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from ...errors import DataError
 from ...types import Categories, InstanceTruth, TrueObject
 from ..categories import from_names
-from ..picture import picture_size, read_picture
+from ..picture import decode_image, open_image, picture_size
 from ..records import DataSet, Record, check_size
 from .base import Format, Options, choose_task
 from .class_map import ClassMap, map_classes, read_class_file
@@ -50,9 +47,10 @@ class EmbeddedPicture:
         if not isinstance(data, str):
             raise DataError(f"The picture of {self.file} is missing.", hint="Put it beside the json.")
         try:
-            return read_picture(Image.open(io.BytesIO(base64.b64decode(data))))
-        except (binascii.Error, UnidentifiedImageError) as error:
+            content = base64.b64decode(data)
+        except ValueError as error:
             raise DataError(f"{self.file}: its imageData is no picture: {error}.") from error
+        return decode_image(content, f"The imageData of {self.file}")
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,11 @@ def _read_shape(shape: dict[str, Any], size: tuple[int, int], file: Path) -> np.
 def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: Path) -> dict[str, Any]:
     """A PNG whose corner pixels have their centres at `corners_22`."""
     try:
-        inside_HW = np.array(Image.open(io.BytesIO(base64.b64decode(data)))) > 0
-    except (TypeError, binascii.Error, UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"{file}: a shape of the type mask holds no PNG: {error}.") from error
+        with open_image(base64.b64decode(data), "it") as image:
+            inside_HW = np.array(image) > 0
+    except (TypeError, ValueError, DataError) as error:
+        reason = str(error).rstrip(".")
+        raise DataError(f"{file}: a shape of the type mask holds no PNG: {reason}.") from error
     left, top = (int(edge) for edge in corners_22[0])
     mask_HW = np.zeros(size, dtype=np.uint8, order="F")
     window = mask_HW[max(top, 0) : top + inside_HW.shape[0], max(left, 0) : left + inside_HW.shape[1]]

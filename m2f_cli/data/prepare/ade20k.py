@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from ...config import read_yaml
 from ...errors import DataError
-from ..archives import Tree
+from ...runtime.archives import Tree
 from ..categories import load_categories
 from ..formats.files import values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
@@ -121,7 +121,7 @@ class _Colors:
     """Colours of objects, each once: the class's own for its first object, near it for the others."""
 
     def __init__(self, name: str, taken: set[tuple[int, int, int]]):
-        self.random = np.random.default_rng(zlib.crc32(name.encode()))
+        self.random = np.random.default_rng(zlib.crc32(name.encode(errors="surrogatepass")))
         self.taken = taken
 
     def near(self, color: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...config import read_yaml
 from ...errors import DataError
-from ..archives import Tree
+from ...runtime.archives import Tree
 from .base import Count, Item, Made, Plan, Preparer, Stage, class_file, pairs, stem
 from .pixels import encode, open_image, read_rgb
 

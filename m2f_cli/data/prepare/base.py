@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import DataError
-from ..archives import Tree
+from ...runtime.archives import Tree
 
 PICTURES = (".jpg", ".jpeg", ".png")
 _SHOWN = 3

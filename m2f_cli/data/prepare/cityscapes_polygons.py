@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from ...config import read_yaml
 from ...errors import DataError, unknown_name
-from ..archives import Tree
+from ...runtime.archives import Tree
 from ..categories import load_categories
 from .base import Item, Made
 from .pixels import encode

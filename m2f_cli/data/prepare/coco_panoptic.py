@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ..archives import Tree
+from ...runtime.archives import Tree
 from ..categories import load_categories
 from ..formats.files import values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, stem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..archives import Tree
+from ...runtime.archives import Tree
 from .base import PICTURES, Count, Item, Plan, Preparer, Stage, as_it_is, class_file, pairs, stem
 
 _SIZES = {"train": 11348, "val": 500, "test": 1500}

@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from ..archives import Tree
-
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+from ...runtime.archives import Tree
+from .. import picture
 
 
 def open_image(tree: Tree, name: str) -> Image.Image:
@@ -19,13 +18,8 @@ def open_image(tree: Tree, name: str) -> Image.Image:
     Raises:
         DataError: missing, or no picture that can be read.
     """
-    content = tree.read(name)
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except _DAMAGE as error:
-        raise DataError(f"{tree}: {name} is damaged or cut off: {error}.", hint="Copy or download it again.") from error
-    return image
+    with picture.open_image(tree.read(name), f"{tree}: {name}") as image:
+        return image
 
 
 def read_values(tree: Tree, name: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import multiprocessing
 import os
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ... import plugins
 from ...cores import usable_cores
 from ...errors import DataError
+from ...runtime.archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
 from ...runtime.files import atomic
 from ...runtime.locks import locked
-from ..archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
+from ..picture import open_image
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
 from .journal import Journal
 
@@ -306,10 +305,15 @@ def _is_same(path: Path, content: bytes | Path) -> bool:
     if old == content or path.suffix not in _PIXELS:
         return old == content
     try:
-        ours, theirs = (np.array(Image.open(io.BytesIO(each))) for each in (content, old))
-    except (OSError, SyntaxError, ValueError):
+        ours, theirs = (_values(each) for each in (content, old))
+    except DataError:
         return False
     return ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def _values(content: bytes) -> np.ndarray:
+    with open_image(content, "The file") as image:
+        return np.array(image)
 
 
 def _put(path: Path, content: bytes | Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...config import Config
+from ...data.picture import open_image
 from ...errors import ConfigError, MissingDependency
 from ...types import Categories, PanopticMap, Result, Target
 from ..output import coco_categories, panoptic_image
@@ -155,8 +156,8 @@ class Predict(_Workload):
         (self.out / "results.json").write_text(json.dumps(document))
 
     def _one(self, path: Path, stages: Stages) -> dict[str, Any]:
-        with stages("read"):
-            image = Image.open(path).convert("RGB")
+        with stages("read"), open_image(path) as opened:
+            image = opened.convert("RGB")
         with stages("preprocess"):
             found = self.processor(images=image, return_tensors="pt", size_divisor=0)["pixel_values"]
             valid = tuple(found.shape[-2:])

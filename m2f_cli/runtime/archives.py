@@ -1,35 +1,55 @@
 """Trees of files: a folder, a zip or tar that is read in place without unpacking it, or several of them as one.
 
 Names are relative to the tree, with "/" between folders. A tree can be pickled; each process opens archives for itself.
+Threads may read at the same time. An archive is nobody's friend: no name leads out of the tree, links are no files, and
+what is unpacked stays within limits that the size of the archive sets.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
+import lzma
+import os
 import re
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from ..errors import DataError
 
-LARGEST = 4 << 30  # bytes of one file of an archive: more is no data set but a bomb
+LARGEST = 4 << 30  # bytes of one file, of a folder or an archive: more is no part of a data set but a bomb
+LARGEST_IMAGE = 1 << 30  # bytes of one image; the largest that can be read has less, even unpacked
+MOST_FILES = 4_000_000  # of an archive
+MOST_DIRECTORY = 1 << 29  # bytes of a zip's table of contents, which Python reads whole
+MOST_GROWTH = 200  # times the packed size: json, text and masks stay below, what only claims to be them does not
+FREE_GROWTH = 64 << 20  # bytes of a file, and
+FREE_TOTAL = 4 << 30  # of an archive, that may grow more: a small uncompressed mask may hold but one value
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
 SUFFIXES = (".zip", ".tar")
 _CHUNK = 1 << 20  # bytes
+_LONGEST_END = 1 << 17  # bytes that the end of a zip takes: its records, and a remark of 64 kB
+_LOCAL_HEADER = 30  # bytes before the name of a file in a zip
 _IGNORED = ("__MACOSX/", "PaxHeader/")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"(\xb5/\xfd": "zstd"}
-_DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error, zlib.error)
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError,
+           AttributeError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)  # fmt: skip
 
 
 class Tree(Protocol):
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "") -> list[str]:
-        """All files below `folder` that end in `suffix` (case does not matter), sorted, without hidden ones."""
+    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
+        """All files below `folder` that end in `suffix` (case does not matter), sorted, without hidden ones.
+
+        Args:
+            deep: look into the folders of `folder`, too.
+        """
 
     def has(self, name: str) -> bool: ...
 
@@ -42,6 +62,10 @@ class Tree(Protocol):
 
     def path(self, name: str) -> Path | None:
         """The file itself; None where it lies in an archive."""
+
+    def below(self, folder: str) -> Tree:
+        """The part of this tree in `folder`, or above it where that begins with "..": whoever gave us a file named its
+        folder, too. Of an archive nothing is above its top."""
 
     def rooted(self, marks: Sequence[str], wrapper: str) -> Tree | None:
         """The part of this tree that has one of `marks` (files or folders) at its top; None where there is none.
@@ -58,8 +82,9 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root)
 
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "") -> list[str]:
-        found = (path for path in (self.root / folder).rglob("*") if path.is_file())
+    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
+        inside = (self.root / folder).rglob("*") if deep else (self.root / folder).glob("*")
+        found = (path for path in inside if path.is_file())
         return _plain((path.relative_to(self.root).as_posix() for path in found), suffix)
 
     def has(self, name: str) -> bool:
@@ -70,13 +95,22 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         _refuse_evil(name, str(self))
+        path = self.root / name
         try:
-            return (self.root / name).read_bytes()
+            if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
+                raise DataError(f"{path} is no regular file.")
+            _refuse_large(path.stat().st_size, name, str(path))
+            return path.read_bytes()
         except OSError as error:
-            raise DataError(f"{self.root / name} cannot be read: {error.strerror or error}.") from error
+            raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except MemoryError as error:
+            raise DataError(f"{path} needs more memory than there is.") from error
 
     def path(self, name: str) -> Path | None:
         return self.root / name if self.has(name) else None
+
+    def below(self, folder: str) -> Folder:
+        return Folder(Path(os.path.normpath(self.root / folder)))
 
     def rooted(self, marks: Sequence[str], wrapper: str) -> Folder | None:
         folders = (self.root, self.root / wrapper)
@@ -93,9 +127,10 @@ class Archive:
     def __str__(self) -> str:
         return f"{self.file}/{self.prefix}".rstrip("/")
 
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "") -> list[str]:
+    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
         start = self.prefix + (f"{folder}/" if folder else "")
-        return _plain((name.removeprefix(self.prefix) for name in self._index() if name.startswith(start)), suffix)
+        inside = (name for name in self._index() if name.startswith(start) and (deep or "/" not in name[len(start) :]))
+        return _plain((name.removeprefix(self.prefix) for name in inside), suffix)
 
     def has(self, name: str) -> bool:
         return self.prefix + name in self._index()
@@ -108,16 +143,24 @@ class Archive:
         if not self.has(name):
             raise DataError(f"{self.file} holds no {self.prefix}{name}.")
         member = self._index()[self.prefix + name]
-        if member.size > LARGEST:
-            raise DataError(f"{self.file}: {name} claims {member.size:,} bytes; {LARGEST:,} are allowed.")
+        where = f"{self.file}: {name}"
+        if member.is_encrypted:
+            raise DataError(f"{where} is encrypted.", hint="Unpack the archive with its password, give the folder.")
+        _refuse_large(member.size, name, where, member.packed)
         try:
             return member.read(self.file)
-        except (zipfile.BadZipFile, *_DAMAGE) as error:
+        except MemoryError as error:
+            raise DataError(f"{where} needs more memory than there is.") from error
+        except _DAMAGE as error:
             hint = "Copy or download the archive again."
-            raise DataError(f"{self.file}: {name} cannot be unpacked: {error}.", hint=hint) from error
+            raise DataError(f"{where} cannot be unpacked: {error}.", hint=hint) from error
 
     def path(self, name: str) -> Path | None:
         return None
+
+    def below(self, folder: str) -> Archive:
+        parts = PurePosixPath(os.path.normpath(f"{self.prefix}{folder}")).parts
+        return Archive(self.file, "".join(f"{part}/" for part in parts if part != "."))
 
     def rooted(self, marks: Sequence[str], wrapper: str) -> Archive | None:
         places = {f"/{name}/".partition(f"/{mark}/")[::2] for name in self._index() for mark in marks}
@@ -137,8 +180,8 @@ class Layers:
     def __str__(self) -> str:
         return " and ".join(map(str, self.trees))
 
-    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "") -> list[str]:
-        return sorted({name for tree in self.trees for name in tree.names(folder, suffix)})
+    def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
+        return sorted({name for tree in self.trees for name in tree.names(folder, suffix, deep=deep)})
 
     def has(self, name: str) -> bool:
         return any(tree.has(name) for tree in self.trees)
@@ -151,6 +194,9 @@ class Layers:
 
     def path(self, name: str) -> Path | None:
         return self._owner(name).path(name)
+
+    def below(self, folder: str) -> Layers:
+        return Layers(tuple(tree.below(folder) for tree in self.trees))
 
     def rooted(self, marks: Sequence[str], wrapper: str) -> Tree | None:
         found = [tree for each in self.trees if (tree := each.rooted(marks, wrapper)) is not None]
@@ -170,6 +216,14 @@ def open_tree(path: Path) -> Tree:
         inside = [file for folder in (path, path / "annotations") if folder.is_dir() for file in folder.iterdir()]
         archives = sorted(file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file())
         return Layers((Folder(path), *map(open_tree, archives))) if archives else Folder(path)
+    return open_archive(path)
+
+
+def open_archive(path: Path) -> Archive:
+    """
+    Raises:
+        DataError: nothing there, no such archive, a damaged or compressed one, or one with names that lead out of it.
+    """
     if not path.is_file():
         raise DataError(f"There is no {path}.")
     archive = Archive(path)
@@ -217,14 +271,34 @@ class _ZipMember:
     def size(self) -> int:
         return self.info.file_size
 
+    @property
+    def packed(self) -> int:
+        return self.info.compress_size
+
+    @property
+    def is_encrypted(self) -> bool:
+        return bool(self.info.flag_bits & 1)
+
     def read(self, file: Path) -> bytes:
-        return self.zip.read(self.info)  # checks the CRC
+        """Read as many bytes as are claimed, and check the CRC. Python itself would first unpack all there is."""
+        content = io.BytesIO()
+        with self.zip.open(self.info) as opened:
+            while content.tell() < self.size and (chunk := opened.read(min(_CHUNK, self.size - content.tell()))):
+                content.write(chunk)
+        if content.tell() < self.size:
+            raise EOFError("it is shorter than the archive says")
+        return content.getvalue()
 
 
 @dataclass(frozen=True)
 class _TarMember:
     offset: int
     size: int
+    is_encrypted = False
+
+    @property
+    def packed(self) -> int:
+        return self.size
 
     def read(self, file: Path) -> bytes:
         with file.open("rb") as opened:
@@ -233,6 +307,18 @@ class _TarMember:
         if len(content) < self.size:
             raise EOFError("the archive is cut off")
         return content
+
+
+def _refuse_large(size: int, name: str, where: str, packed: int | None = None) -> None:
+    """Refuse a file that claims more bytes than one of its kind has, or than its packed size can mean."""
+    most = min(LARGEST, LARGEST_IMAGE) if name.lower().endswith(_IMAGES) else LARGEST
+    if packed is not None:
+        most = min(most, max(FREE_GROWTH, MOST_GROWTH * packed))
+    if size > most:
+        raise DataError(
+            f"{where} claims {size:,} bytes; {most:,} are allowed.",
+            hint="It may be a decompression bomb; if you trust it, unpack the archive and give the folder.",
+        )
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -262,11 +348,59 @@ def _head(file: Path) -> bytes:
 
 def _zip_index(file: Path) -> dict[str, _ZipMember]:
     try:
+        _refuse_directory(file)
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, *_DAMAGE) as error:
+    except MemoryError as error:
+        raise DataError(f"{file} needs more memory than there is.") from error
+    except _DAMAGE as error:
         hint = "It may be half a download: fetch it again."
         raise DataError(f"{file} is no zip file that can be read: {error}.", hint=hint) from error
-    return {info.filename: _ZipMember(archive, info) for info in archive.infolist() if not info.is_dir()}
+    members = archive.infolist()
+    _refuse_many(file, len(members))
+    _refuse_overlaps(file, members)
+    total = sum(info.file_size for info in members)
+    most = max(FREE_TOTAL, MOST_GROWTH * file.stat().st_size)
+    if total > most:
+        raise DataError(f"{file} claims {total:,} bytes unpacked; {most:,} are allowed for its size.",
+                        hint="It may be a decompression bomb.")  # fmt: skip
+    index: dict[str, _ZipMember] = {}
+    for info in members:
+        if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+            continue
+        twin = index.setdefault(info.filename, _ZipMember(archive, info)).info
+        if (twin.CRC, twin.file_size) != (info.CRC, info.file_size):
+            raise DataError(f"{file} holds two files {info.filename!r} that differ.", hint="Make the archive anew.")
+    return index
+
+
+def _refuse_directory(file: Path) -> None:
+    """Refuse a table of contents that is too long, before Python reads all of it."""
+    with file.open("rb") as opened:
+        start = max(0, opened.seek(0, os.SEEK_END) - _LONGEST_END)
+        opened.seek(start)
+        end = opened.read()
+    at = end.rfind(b"PK\5\6")
+    length = struct.unpack_from("<I", end, at + 12)[0] if 0 <= at <= len(end) - 16 else 0
+    far = end.rfind(b"PK\6\6")
+    if length == 0xFFFFFFFF and 0 <= far <= len(end) - 48:
+        length = struct.unpack_from("<Q", end, far + 40)[0]
+    if length > MOST_DIRECTORY:
+        raise DataError(f"{file} has a table of contents of {length:,} bytes; {MOST_DIRECTORY:,} are allowed.")
+
+
+def _refuse_many(file: Path, number: int) -> None:
+    if number > MOST_FILES:
+        raise DataError(f"{file} holds more than {MOST_FILES:,} files.", hint="Unpack it, and give the folder.")
+
+
+def _refuse_overlaps(file: Path, members: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuse an archive in which several files share their bytes: a small one can hold terabytes that way."""
+    end, before = 0, ""
+    for info in sorted(members, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            hint = "Such a file is not to be trusted."
+            raise DataError(f"{file}: {before!r} and {info.filename!r} overlap.", hint=hint)
+        end, before = info.header_offset + _LOCAL_HEADER + info.compress_size, info.filename
 
 
 def _tar_index(file: Path) -> dict[str, _TarMember]:
@@ -278,11 +412,28 @@ def _tar_index(file: Path) -> dict[str, _TarMember]:
         )
     try:
         with tarfile.open(file, "r:") as archive:
-            plain = [member for member in archive.getmembers() if member.isreg() and not member.issparse()]
-    except (tarfile.TarError, *_DAMAGE) as error:
+            return _tar_members(file, archive)
+    except MemoryError as error:
+        raise DataError(f"{file} needs more memory than there is.") from error
+    except _DAMAGE as error:
         hint = "It may be half a download: fetch it again."
         raise DataError(f"{file} is no zip or tar file that can be read: {error}.", hint=hint) from error
-    return {member.name.removeprefix("./"): _TarMember(member.offset_data, member.size) for member in plain}
+
+
+def _tar_members(file: Path, archive: tarfile.TarFile) -> dict[str, _TarMember]:
+    """The plain files; of equal names the last one counts, as tar appends."""
+    size, last, found = file.stat().st_size, -1, {}
+    for number, member in enumerate(iter(archive.next, None), start=1):
+        archive.members = []  # they are a kilobyte each
+        _refuse_many(file, number)
+        if member.size < 0 or member.offset <= last:  # else Python reads the same place for ever
+            raise ValueError(f"{member.name!r} has a negative size")
+        last = member.offset
+        if member.isreg() and not member.issparse():
+            if member.offset_data + member.size > size:
+                raise EOFError("it is cut off")
+            found[member.name.removeprefix("./")] = _TarMember(member.offset_data, member.size)
+    return found
 
 
 def _plain(names: Iterable[str], suffix: str | tuple[str, ...]) -> list[str]:

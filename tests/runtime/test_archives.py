@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import resource
+import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from m2f_cli.data import archives
-from m2f_cli.data.archives import Archive, Folder, Layers, open_tree
 from m2f_cli.errors import DataError
+from m2f_cli.runtime import archives
+from m2f_cli.runtime.archives import Archive, Folder, Layers, open_tree
 
 FILES = {"set/train/a.png": b"one", "set/train/deep/b.PNG": b"two", "set/val/c.png": b"", "set/list.txt": b"a\nb\n"}
 EVIL = ("../out.png", "/etc/passwd", "a/../../b.png", "C:\\x.png", "..\\x.png")
@@ -159,3 +163,151 @@ def test_what_is_no_archive(tmp_path):
     for path, message in ((tmp_path / "x.zip", "no zip or tar"), (tmp_path / "none", "There is no")):
         with pytest.raises(DataError, match=message):
             open_tree(path)
+
+
+# --- hostile archives -------------------------------------------------------------------------------------------------
+
+
+def patched(path: Path, name: str, **fields: int) -> Path:
+    """Change fields of a zip's table of contents: what it claims of a file."""
+    places = {"flags": (8, "H"), "method": (10, "H"), "crc": (16, "I"), "packed": (20, "I"), "size": (24, "I"),
+              "offset": (42, "I")}  # fmt: skip
+    content = bytearray(path.read_bytes())
+    at = content.rindex(name.encode()) - 46
+    for field, value in fields.items():
+        place, form = places[field]
+        struct.pack_into(f"<{form}", content, at + place, value)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("name", "size", "words"), [
+    ("a.jpg", (1 << 30) + 1, "claims 1,073,741,825 bytes; 67,108,864 are allowed"),
+    ("a.json", 100 << 20, "claims 104,857,600 bytes; 67,108,864"),
+    ("a.json", 0xFFFFFFFE, "claims"),
+])  # fmt: skip
+def test_what_claims_more_than_its_size_can_mean_is_refused(tmp_path, name, size, words):
+    tree = open_tree(patched(write_zip(tmp_path / "x.zip", {name: bytes(1000)}), name, size=size))
+    with pytest.raises(DataError, match=words):
+        tree.read(name)
+
+
+def test_no_more_is_unpacked_than_is_claimed(tmp_path):
+    """Python's own reader unpacks all there is, and then cuts it."""
+    content = bytes(600 << 20)
+    path = write_zip(tmp_path / "x.zip", {"a.json": content})
+    del content
+    patched(path, "a.json", size=1000, crc=zlib.crc32(bytes(1000)))
+    tree = open_tree(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), limit[1]))
+    try:
+        assert tree.read("a.json") == bytes(1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_less_than_is_claimed_is_damage(tmp_path):
+    tree = open_tree(patched(write_zip(tmp_path / "x.zip", {"a.json": b"abc" * 100}), "a.json", size=301))
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        tree.read("a.json")
+
+
+def test_an_archive_that_claims_too_much_in_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "FREE_TOTAL", 1 << 20)
+    path = write_zip(tmp_path / "x.zip", {f"{i}.json": bytes(1 << 18) for i in range(8)})
+    with pytest.raises(DataError, match="claims 2,097,152 bytes unpacked; 1,048,576 are allowed"):
+        open_tree(path)
+
+
+def test_files_that_share_their_bytes(tmp_path):
+    path = write_zip(tmp_path / "x.zip", {"a.json": bytes(range(256)) * 9, "b.json": bytes(range(256)) * 9})
+    with pytest.raises(DataError, match="overlap"):
+        open_tree(patched(path, "b.json", offset=0))
+
+
+def test_two_files_of_one_name(tmp_path):
+    for contents, fine in (((b"same", b"same"), True), ((b"one", b"two"), False)):
+        path = tmp_path / "x.zip"
+        with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as archive:
+            for content in contents:
+                archive.writestr("a.txt", content)
+        if fine:
+            assert open_tree(path).read("a.txt") == b"same"
+        else:
+            with pytest.raises(DataError, match="two files 'a.txt' that differ"):
+                open_tree(path)
+
+
+def test_encrypted_files_say_so(tmp_path):
+    tree = open_tree(patched(write_zip(tmp_path / "x.zip", {"a.png": b"x"}), "a.png", flags=1))
+    with pytest.raises(DataError, match="a.png is encrypted.*password"):
+        tree.read("a.png")
+
+
+def test_links_of_a_zip_are_no_files(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        info = zipfile.ZipInfo("a.png")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+    assert open_tree(tmp_path / "x.zip").names() == []
+
+
+@pytest.mark.parametrize("fields", [{"method": 99}, {"method": 14}, {"offset": 0xFFFFFFF0}, {"crc": 1}, {"packed": 3}])
+def test_lies_of_a_zip_are_one_sentence(tmp_path, fields):
+    path = patched(write_zip(tmp_path / "x.zip", {"a.png": bytes(range(256))}), "a.png", **fields)
+    with pytest.raises(DataError, match="x.zip"):
+        open_tree(path).read("a.png")
+
+
+def test_too_many_files_and_too_long_a_table(tmp_path, monkeypatch):
+    files = {f"{i}.txt": b"" for i in range(9)}
+    for name in ("x.zip", "x.tar"):
+        path = WRITERS[name](tmp_path / name, files)
+        monkeypatch.setattr(archives, "MOST_FILES", 8)
+        with pytest.raises(DataError, match="more than 8 files"):
+            open_tree(path)
+        monkeypatch.setattr(archives, "MOST_FILES", 9)
+        assert len(open_tree(path).names()) == 9
+    monkeypatch.setattr(archives, "MOST_DIRECTORY", 300)
+    with pytest.raises(DataError, match="table of contents of"):
+        open_tree(write_zip(tmp_path / "y.zip", files))
+
+
+def test_a_tar_that_leads_back(tmp_path):
+    """CVE-2025-8194: a negative size, and Python's reader never ends."""
+    info = tarfile.TarInfo("a.png")
+    head = bytearray(info.tobuf())
+    head[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1024 in base 256
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head[:512])
+    (tmp_path / "x.tar").write_bytes(bytes(tarfile.TarInfo("b.png").tobuf()) + bytes(head) + bytes(10240))
+    with pytest.raises(DataError, match=r"x.tar"):
+        open_tree(tmp_path / "x.tar")
+
+
+def test_a_tar_whose_file_is_longer_than_it(tmp_path):
+    info = tarfile.TarInfo("a.png")
+    info.size = 3 << 30
+    (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(2048))
+    with pytest.raises(DataError, match="x.tar"):
+        open_tree(tmp_path / "x.tar").read("a.png")
+
+
+def test_pipes_of_a_folder_are_no_files(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no regular file"):
+        Folder(tmp_path).read("a.png")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_parts_of_trees(tmp_path, name):
+    tree = open_tree(WRITERS[name](tmp_path / name, FILES))
+    assert tree.below("set").names(deep=False) == ["list.txt"]
+    assert tree.below("set/train/..").read("list.txt") == b"a\nb\n"
+    assert tree.below("set").names("train", deep=False) == ["train/a.png"]

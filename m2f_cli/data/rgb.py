@@ -1,0 +1,185 @@
+"""RGB of what Pillow opens, upright: the one reader of pixels. Programs that m2f exports hold a copy of this file."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# Named, because Pillow knows forty: some start other programs (EPS), some are no images (FITS, MPEG, HDF5).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+WHITE = (255, 255, 255, 255)
+VALUES_AT_ONCE = 1 << 22  # values of deep images that are converted together: more would only take memory
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_BROKEN_EXIF = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError,
+                ValueError, struct.error)  # fmt: skip
+
+
+class NoRGBError(ValueError):
+    """Values that mean no colours.
+
+    Args:
+        message: what they are, to follow the name of the image.
+        hint: what to do about it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+def identify(file: BinaryIO) -> Image.Image | None:
+    """Open an image of one of `FORMATS` without reading its pixels; None where it is none that Pillow knows.
+
+    Args:
+        file: no path: those Pillow maps into memory, and then lays out the rows of a TIFF that is to be turned wrongly.
+
+    Raises:
+        Exception: whatever Pillow raises at a damaged head.
+    """
+    for load_plugins in (Image.preinit, Image.init):  # most files need the few plugins of the first alone
+        load_plugins()
+        file.seek(0)
+        try:
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError:
+            continue
+    return None
+
+
+def orientation(image: Image.Image) -> int:
+    """Return how an image has to be turned, 1 to 8 as EXIF counts. Other values, or EXIF that is broken, mean 1."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # its EXIF may lie behind the pixels
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _BROKEN_EXIF:
+        return 1
+    return next((turn for turn in _TURNS if found == turn), 1)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (height, width) of an image that is open but not loaded, as `upright` would give it."""
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow 11 on turns the size when it opens a TIFF, before that when it loads it
+        width, height = (int(image.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+    return (width, height) if orientation(image) >= 5 else (height, width)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Load an image and turn it as its EXIF says; the image itself where it need not be turned."""
+    image.load()  # Pillow itself turns a TIFF here, and removes its tag
+    return turned(image, orientation(image))
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn an image; the image itself where it need not be turned."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def image_to_rgb(image: Image.Image) -> np.ndarray:
+    """Return (H, W, 3) uint8 of an image, upright, transparency over white, of deep values the high byte.
+
+    Raises:
+        NoRGBError: values that mean no colours.
+        Exception: whatever Pillow raises at damaged pixels.
+    """
+    image = upright(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return array_to_rgb(_deep_values(image))
+    return np.array(_flatten(image).convert("RGB"))
+
+
+def array_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) uint8 of an array: (H, W), or (H, W, C) of grey, RGB or RGBA.
+
+    Raises:
+        NoRGBError: another shape, no pixels, or values that mean no colours.
+    """
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        channels_first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
+        hint = "Move the channels to the end: np.moveaxis(x, 0, -1)." if channels_first else None
+        raise NoRGBError(f"should be (H, W), (H, W, 3) or (H, W, 4), not {pixels.shape}.", hint)
+    if pixels.size == 0:
+        raise NoRGBError("has no pixels.")
+    values = to_uint8(pixels)
+    if values.shape[2] == 4:
+        return np.array(_flatten(Image.fromarray(values)).convert("RGB"))
+    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))).copy()
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Return values of any type as uint8; uint8 itself comes back as it is.
+
+    Raises:
+        NoRGBError: a range without a meaning.
+    """
+    kind = pixels.dtype.kind
+    if pixels.dtype == np.uint8:
+        return pixels
+    if kind == "b":
+        return pixels.astype(np.uint8) * 255
+    if kind == "u" and pixels.dtype.itemsize == 2:
+        return (pixels >> 8).astype(np.uint8)
+    if kind == "f":
+        return _floats_to_uint8(pixels)
+    if kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255:
+        return pixels.astype(np.uint8)
+    raise NoRGBError(f"has {_range(pixels)}.", "Give uint8 from 0 to 255, uint16, or floats from 0 to 1.")
+
+
+def _deep_values(image: Image.Image) -> np.ndarray:
+    """Return the values of a grey image with more than 8 bits. Pillow before 11 opens 16-bit PNGs as 32-bit."""
+    values = np.asarray(image)
+    if image.mode != "I":
+        return values
+    if values.min() < 0 or values.max() > 65535 or (image.format or "PNG") not in ("PNG", "PPM"):
+        raise NoRGBError(
+            f"holds 32-bit whole numbers from {values.min()} to {values.max()}, a range without a meaning.",
+            "Scale it to 8 or 16 bits.",
+        )
+    return values.astype(np.uint16)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Lay transparent images over white, as a page would show them."""
+    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        return image
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba)
+
+
+def _floats_to_uint8(pixels: np.ndarray) -> np.ndarray:
+    low, high = float(pixels.min()), float(pixels.max())  # NaN where one value is NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise NoRGBError("holds NaN or infinity.", "Replace them, for example with np.nan_to_num.")
+    rows = max(1, VALUES_AT_ONCE // max(1, pixels[0].size))
+    parts = [slice(start, start + rows) for start in range(0, len(pixels), rows)]
+    values = np.empty(pixels.shape, np.uint8)
+    if low >= 0 and high <= 1:
+        for part in parts:
+            values[part] = np.rint(pixels[part] * 255.0)
+        return values
+    if low >= 0 and high <= 255 and all(np.array_equal(pixels[part], np.rint(pixels[part])) for part in parts):
+        return pixels.astype(np.uint8)
+    raise NoRGBError(f"has {_range(pixels)}.", "Scale floats to the range from 0 to 1.")
+
+
+def _range(pixels: np.ndarray) -> str:
+    if pixels.dtype.kind not in "iuf":
+        return f"values of type {pixels.dtype}"
+    return f"{pixels.dtype} values from {pixels.min():g} to {pixels.max():g}"

@@ -1,0 +1,92 @@
+"""What the head of a TIFF says of its pixels, read before a decoder makes room for them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+_WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 258, 274, 277, 322, 323
+_TAGS = (_WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH)
+_KINDS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # of whole numbers
+_MOST_VALUES = 64  # of one tag that is looked at: bits of that many channels
+_MOST_TAGS = 65535  # libtiff refuses a directory of more
+_ORDERS = {b"II": "<", b"MM": ">"}
+
+
+@dataclass(frozen=True)
+class TiffHead:
+    """The largest numbers that the first directory gives: libtiff takes the first of equal tags, others the last.
+
+    Attributes:
+        size: (height, width) as stored, before it is turned; zeros where it is not said.
+        num_bytes: of the decoded image, or of one of its tiles where that is more.
+        orientation: as EXIF counts; 1 where nothing is said.
+        turned: places in the file, and formats of `struct`, of what says the orientation.
+    """
+
+    size: tuple[int, int]
+    num_bytes: int
+    orientation: int
+    turned: tuple[tuple[int, str], ...]
+
+    def unturned(self, content: bytes) -> bytes:
+        """Return the file as one that need not be turned: OpenCV turns some kinds of TIFF, and those half."""
+        changed = bytearray(content)
+        for place, kind in self.turned:
+            struct.pack_into(kind, changed, place, 1)
+        return bytes(changed)
+
+
+def read_tiff_head(file: BinaryIO) -> TiffHead | None:
+    """Read the head of a TIFF or BigTIFF, as far as it goes; None for other files."""
+    file.seek(0)
+    magic = file.read(4)
+    order = _ORDERS.get(magic[:2], "<")
+    if magic == magic[:2] + struct.pack(f"{order}H", 42) and magic[:2] in _ORDERS:
+        offset, count, entry = f"{order}I", f"{order}H", f"{order}HHI4s"
+    elif magic == magic[:2] + struct.pack(f"{order}H", 43) and magic[:2] in _ORDERS:
+        file.seek(8)
+        offset, count, entry = f"{order}Q", f"{order}Q", f"{order}HHQ8s"
+    else:
+        return None
+    found: dict[int, list[int]] = {}
+    turned = []
+    for tag, kind, values, place in _entries(file, offset, count, entry):
+        form = f"{order}{min(values, _MOST_VALUES)}{_KINDS[kind]}"
+        if struct.calcsize(form) > struct.calcsize(offset):
+            place = (_read(file, offset, place) or (0,))[0]
+        found.setdefault(tag, []).extend(_read(file, form, place) or ())
+        if tag == _ORIENTATION and values:
+            turned.append((place, order + _KINDS[kind]))
+    return _head(found, tuple(turned))
+
+
+def _entries(file: BinaryIO, offset: str, count: str, entry: str) -> Iterator[tuple[int, int, int, int]]:
+    """Yield tag, kind, number of values, and the place of the values (or of their offset)."""
+    [first] = _read(file, offset) or (0,)
+    [number] = _read(file, count, first) or (0,)
+    at, length = first + struct.calcsize(count), struct.calcsize(entry)
+    for place in range(at, at + length * min(number, _MOST_TAGS), length):
+        fields = _read(file, entry, place)
+        if fields is None:
+            return
+        if fields[0] in _TAGS and fields[1] in _KINDS:
+            yield *fields[:3], place + length - struct.calcsize(offset)
+
+
+def _head(found: dict[int, list[int]], turned: tuple[tuple[int, str], ...]) -> TiffHead:
+    most = {tag: max(values, default=0) for tag, values in found.items()}
+    height, width = most.get(_LENGTH, 0), most.get(_WIDTH, 0)
+    pixels = max(height * width, most.get(_TILE_LENGTH, 0) * most.get(_TILE_WIDTH, 0))
+    num_bytes = pixels * max(1, most.get(_SAMPLES, 1)) * max(8, most.get(_BITS, 1)) // 8
+    return TiffHead((height, width), num_bytes, next(iter(found.get(_ORIENTATION, [])), 1), turned)
+
+
+def _read(file: BinaryIO, form: str, place: int | None = None) -> tuple[int, ...] | None:
+    """Read numbers; None where the file ends before."""
+    if place is not None:
+        file.seek(place)
+    content = file.read(struct.calcsize(form))
+    return struct.unpack(form, content) if len(content) == struct.calcsize(form) else None

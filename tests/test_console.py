@@ -1,0 +1,85 @@
+"""What is printed: on consoles of any encoding, with names of any letters."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from m2f_cli import console
+
+EVIL = "e\x1b]0;t\x07\x1b[31m \x9b1m \u202e \u2028 \udcff [red]x[/] 图 é"
+ENCODINGS = ["ascii", "cp1252", "utf-8", "utf-16", "gbk"]
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """`streams("ascii")` puts consoles of that encoding in place, and gives functions for what they got."""
+
+    def replace(encoding):
+        made = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n") for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", made[0])
+        monkeypatch.setattr(sys, "stderr", made[1])
+
+        def content():
+            for stream in made:
+                stream.flush()
+            return [stream.buffer.getvalue().decode(encoding) for stream in made]
+
+        return content
+
+    return replace
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_no_name_ends_the_program_or_drives_the_terminal(streams, encoding):
+    content = streams(encoding)
+    for show in (console.out, console.out_text, console.note, console.warn, console.fail):
+        show(EVIL)
+    console.show_table(EVIL, [EVIL, "b"], [[EVIL, 1], [f"{EVIL}\n\t", None]])
+    with console.progress(EVIL, 2) as advance:
+        advance(EVIL)
+    with console.downloads() as show:
+        show(type("Record", (), {"name": EVIL, "received": 1, "total": 2}))
+    for text in content():
+        assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e", "\u2028", "\udcff"}
+        assert "\\x1b]0;t\\x07" in text and "\\udcff" in text and "[red]x[/]" in text
+    out, _ = content()
+    assert [len(line.split("\t")) for line in out.splitlines()[2:]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_json_is_valid_on_any_console(streams, encoding):
+    content = streams(encoding)
+    console.emit_json({"name": EVIL})
+    text = content()[0]
+    assert json.loads(text)["name"] == EVIL
+    assert json.loads(text if "utf" in encoding else text.encode("ascii"))["schema_version"] == console.SCHEMA_VERSION
+
+
+def test_an_error_is_one_line_and_keeps_the_spaces_of_names(streams):
+    content = streams("utf-8")
+    console.fail("There is no  file 'a  b'.\nHint.")
+    assert content()[1] == "error: There is no  file 'a  b'. Hint.\n"
+
+
+def test_several_lines_stay_several(streams):
+    content = streams("utf-8")
+    console.out_text("a:\n\tb")
+    console.out("a\nb")
+    assert content()[0].splitlines()[-1] == "a\\nb" and len(content()[0].splitlines()) == 3
+
+
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"},
+                                     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["no-such\u2026"], ["predict", "--no-such"],
+                                       ["predict", "gone-图-\udcff.png"], ["presets", "list"]])  # fmt: skip
+def test_help_and_errors_on_consoles_of_few_letters(setting, arguments):
+    command = [sys.executable, "-m", "m2f_cli", *map(os.fsencode, arguments)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **setting}, timeout=120)
+    assert b"bug in m2f" not in done.stderr and b"Traceback" not in done.stderr
+    assert done.returncode in (0, 2, 3) and done.stdout + done.stderr
