@@ -90,7 +90,10 @@ def parse_json(content: bytes | str, where: str, *, error: type[M2FError] = Data
         return json.loads(content)
     except RecursionError as reason:
         raise error(f"{where} is not usable json: it is nested too deeply.") from reason
-    except ValueError as reason:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits
+    except UnicodeDecodeError as reason:
+        said = f"{where} is not valid json: it is not text in UTF-8 ({reason})."
+        raise error(said, hint="Save it as UTF-8.") from reason
+    except ValueError as reason:  # JSONDecodeError, and integers of thousands of digits
         raise error(f"{where} is not valid json: {reason}.", hint="Copy, download or export it again.") from reason
 
 

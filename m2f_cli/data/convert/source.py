@@ -13,7 +13,7 @@ from ...errors import DataError
 from ...types import Categories, Task
 from ..detect import detect, open_data
 from ..formats.base import NoTask
-from ..formats.layout import NoSplit, spellings
+from ..formats.layout import NoSplit, in_all_cases, spellings
 from ..records import DataSet, Record
 
 SPLITS = ("train", "val", "test")
@@ -105,7 +105,7 @@ def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
 
 def _without_split(data: DataSet) -> DataSet:
     """Some formats name pictures from above the folder of the split: that folder is no part of the name."""
-    for name in spellings(data.split):
+    for name in in_all_cases(spellings(data.split)):
         if all(record.name.startswith(f"{name}/") for record in data.records):
             return dataclasses.replace(data, records=tuple(_shorter(record, name) for record in data.records))
     return data

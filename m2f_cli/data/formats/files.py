@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
+from ...runtime import documents
 from ..picture import read_picture
 
 _ONE_VALUE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -21,12 +21,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     Raises:
         DataError: unreadable, damaged (with line and column), or not such an object.
     """
-    try:
-        tree = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid json: {error}.", hint="Copy, download or export it again.") from error
+    tree = documents.read_json(path)
     for key in keys:
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise DataError(f"{path} has no list {key!r}.", hint=f"It should be an object with {', '.join(keys)}.")
