@@ -95,7 +95,7 @@ def _image_id(annotation: Any, images: dict[int | str, Any], where: str) -> int 
         return same_key(schemas.key(annotation["image_id"]), images)
     except ValueError as reason:
         said = shown(annotation["image_id"])
-        raise DataError(f"{where} has image_id = {said}, which should be {reason}.") from reason
+        raise DataError(f"{where} has the image_id {said}, which should be {reason}.") from reason
 
 
 def _twins(annotations: list[dict[str, Any]], path: Path) -> list[str]:

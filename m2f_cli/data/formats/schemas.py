@@ -323,4 +323,4 @@ def _explain(reason: ValidationError, entry: Any) -> str:
     expected = str(first["ctx"]["error"]) if first["type"] == "value_error" else {
         "list_type": "a list", "tuple_type": "a pair of numbers",
     }.get(first["type"], first["msg"])
-    return f"has {name} = {shown(first['input'])}, which should be {expected}"
+    return f"has the {name} {shown(first['input'])}, which should be {expected}"
