@@ -184,6 +184,8 @@ def view(
     from ..inference import data_page, data_pictures
 
     data = open_split(split)
+    for note in data.notes:
+        console.note(note)
     with console.progress("Drawing", min(count, len(data))) as advance:
         shown = []
         for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):

@@ -14,6 +14,8 @@ from ..errors import DataError
 from ..types import Categories, Task, Truth
 from .picture import read_picture
 
+_NAMED = 3  # of the annotations that are passed over for one reason
+
 
 @dataclass(frozen=True)
 class PictureFile:
@@ -98,17 +100,19 @@ class Record:
 
 @dataclass
 class PassedOver:
-    """Annotations that a reader does not use: for each reason how many, and where the first of them is.
+    """Annotations that a reader does not use: for each reason how many, and where the first of them are.
 
     A reason is a plural, such as "objects without a polygon of three points".
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, where: str, count: int = 1) -> None:
         self.counts[reason] += count
-        self.first.setdefault(reason, where)
+        named = self.first.setdefault(reason, [])
+        if len(named) < _NAMED:
+            named.append(where)
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -116,7 +120,8 @@ class PassedOver:
     @property
     def sentence(self) -> str:
         """What every command says of them."""
-        found = (f"{reason} ({count}, such as {self.first[reason]})" for reason, count in self.counts.items())
+        found = (f"{reason} ({count}, such as {', '.join(self.first[reason])})"
+                 for reason, count in self.counts.items())  # fmt: skip
         return f"Passed over: {'; '.join(found)}."
 
     @property
@@ -124,7 +129,7 @@ class PassedOver:
         return (self.sentence,) if self else ()
 
     def to_dict(self) -> list[dict[str, Any]]:
-        return [{"reason": reason, "count": count, "first": self.first[reason]}
+        return [{"reason": reason, "count": count, "first": list(self.first[reason])}
                 for reason, count in self.counts.items()]  # fmt: skip
 
 
