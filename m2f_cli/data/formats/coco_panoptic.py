@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import DataError
 from ...types import PanopticTruth, Task, TrueSegment
 from ..picture import picture_size
-from ..records import DataSet, PassedOver, Record, check_size
+from ..records import DataSet, PassedOver, Record, check_size, is_there
 from . import coco_instance, schemas
 from .base import Format, Options, Parts, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
@@ -45,6 +45,8 @@ class SegmentsOfPicture:
         Raises:
             DataError: the PNG is missing, unreadable, of another size, or has ids that the json does not know.
         """
+        if not is_there(self.png):
+            raise DataError(f"The mask {self.png} is missing.", hint="Copy it there, or leave its picture out.")
         ids_HW = read_ids(self.png)
         check_size(self.image, self.size or picture_size(self.image), ids_HW.shape, self.png)
         where = f"{self.file.name}: a segment of {self.png.name}"
