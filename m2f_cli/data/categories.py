@@ -77,8 +77,11 @@ def from_names(
         where: the file that they are from, for messages.
 
     Raises:
-        ConfigError: a name twice, or a thing that is not among the names.
+        ConfigError: a name twice or that no file can hold, or a thing that is not among the names.
     """
+    halved = next((name for name in names if not schemas.is_whole(name)), None)
+    if halved is not None:
+        raise ConfigError(f"{where}: the class name {halved!r} holds half a character, which no file can hold.")
     _refuse_twins(list(names), "name", where)
     for thing in things or ():
         if thing not in names:

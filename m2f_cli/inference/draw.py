@@ -47,7 +47,8 @@ def plot(result: Result, image: Any) -> Image.Image:
         _fill(canvas_HW3, region, color, THING_ALPHA if category.isthing else STUFF_ALPHA)
         _outline(canvas_HW3, region, color, line)
         if (spot := _spot(region, font_size)) is not None:
-            text = category.name if region.score is None else f"{category.name} {region.score:.2f}"
+            name = category.name.replace("\n", " ")  # a label is one line
+            text = name if region.score is None else f"{name} {region.score:.2f}"
             labels.append(_Label(text, color, spot, region.area))
     picture = Image.fromarray(canvas_HW3)
     _write(picture, labels, font_size)

@@ -21,6 +21,7 @@ _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}(\.0*)?\s*", re.ASCII)
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*", re.ASCII | re.IGNORECASE)
 _LONGEST_NUMBER = 40  # letters
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_HALF = re.compile("[\ud800-\udfff]")
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
@@ -80,11 +81,16 @@ def number(value: Any) -> float:
 def text(value: Any) -> str:
     """
     Raises:
-        ValueError: not text, or only spaces.
+        ValueError: not text, only spaces, or halves of characters, which no file can hold.
     """
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and value.strip() and is_whole(value):
         return value
     raise ValueError("text")
+
+
+def is_whole(value: str) -> bool:
+    """Whether text can be written in UTF-8: json may hold halves of characters."""
+    return not _HALF.search(value)
 
 
 def key(value: Any) -> int | str:
@@ -156,7 +162,7 @@ def _whole_from_0(value: Any) -> int:
 
 
 def _trimmed(value: Any) -> str:
-    if isinstance(value, str) and value and value.strip() == value:
+    if isinstance(value, str) and value and value.strip() == value and is_whole(value):
         return value
     raise ValueError("text without spaces around it")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import DataError
+from ...runtime import documents
 from ..archives import Tree
 from ..categories import load_categories
 from ..formats.files import values_in
@@ -79,7 +79,7 @@ def _annotations(tree: Tree, table: str) -> list[dict[str, Any]]:
     if not tree.has(table):
         raise DataError(f"{tree} has no {table}.", hint=PREPARER.how_to_get)
     try:
-        annotations = json.loads(tree.read(table))["annotations"]
+        annotations = documents.parse_json(tree.read(table), f"{tree}: {table}")["annotations"]
         known = {category.id for category in load_categories("coco-panoptic")}
         found = {segment["category_id"] for each in annotations for segment in each["segments_info"]}
     except (ValueError, KeyError, TypeError) as error:
