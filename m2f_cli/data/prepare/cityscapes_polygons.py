@@ -102,5 +102,5 @@ def read_polygons(tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[st
     far = next((x for _, points in objects for point in points for x in point if abs(x) > _LARGEST), None)
     if far is not None or not all(0 < side <= _LARGEST for side in size):
         what = f"a picture of {size[0]} x {size[1]} pixels" if far is None else f"a point at {far:g}"
-        raise DataError(f"{where} has {what}, where at most {_LARGEST} are possible.", hint=hint)
+        raise DataError(f"{where} has {what}, where 1 to {_LARGEST} are possible.", hint=hint)
     return size, objects
