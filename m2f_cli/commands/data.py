@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 
 from .. import console
 from ..cores import usable_cores
-from ..errors import ConfigError, DataError, unknown_name
+from ..errors import ConfigError, DataError, M2FError, unknown_name
 from ..runtime.files import output_path
 from .data_convert import convert, parse_label_map
 from .data_prepare import prepare
@@ -18,6 +20,7 @@ from .data_split import split as split_command
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..data.findings import Finding
     from ..data.records import DataSet
     from ..data.report import DataReport, SplitReport
 
@@ -28,6 +31,7 @@ TASKS = ("panoptic", "instance", "semantic")
 PAGES, SHEETS = (".html", ".htm"), (".jpg", ".jpeg", ".png", ".webp")
 MOST_WORKERS = 8  # by default
 SHOWN_CLASSES = 30
+REHEARSED = "tiny"  # the preset of the training that is begun where none is named
 WOULD_FAIL = DataError.exit_code
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of annotated pictures, of any known format.")]
@@ -68,24 +72,30 @@ def check(
     workers: Annotated[
         int | None, typer.Option(min=1, help=f"Threads; by default one per core, {MOST_WORKERS} at most.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check, too, that a run could be written there.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 for warnings, too.")] = False,
     preset: Preset = None, format_: FormatName = None, task: Task = None, classes: Classes = None,
     ignore_index: Ignore = None, label_map: LabelMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything that was found, as JSON.")] = False,
 ) -> None:
-    """Look at every picture and annotation, count, and find what would spoil a training.
+    """Look at every picture and annotation, count, and find what would spoil a training; a training is begun for that.
 
     Exit code 3: training would fail.
     """
     _check_suffix("--page", page, PAGES)
-    settings, open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
+    open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
     from ..data import report as reports
 
     opened, findings = reports.open_splits(open_split, split or ())
-    if settings is not None:
-        _require_trains(opened, settings)
+    if isinstance(open_split, _AsTraining):
+        _require_trains(opened, open_split.settings)
+        findings += [reports.Finding("warning", "other-task", "train", note, "Name a preset of that task to be sure.")
+                     for note in open_split.notes]  # fmt: skip
     with console.progress("Looking at pictures", sum(map(len, opened))) as advance:
         found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
+    found = dataclasses.replace(found, findings=(*found.findings, *_rehearsed(found, opened, open_split, out)))
     if page is not None:
         from ..inference.data_page import write_check_page
 
@@ -96,6 +106,33 @@ def check(
         _show(found, opened[0], page)
     if found.errors or (strict and found.findings):
         raise typer.Exit(WOULD_FAIL)
+
+
+def _rehearsed(
+    found: DataReport, opened: Sequence[DataSet], open_split: Callable[[str], DataSet], out: Path | None
+) -> list[Finding]:
+    """What stops a training that is begun, beside the pictures that were found to be unusable."""
+    from .. import config
+    from ..data.findings import Finding
+    from ..training import rehearsal
+
+    reasons: list[str] = []
+    for data, split in zip(opened, found.splits, strict=True):
+        if data.split != "train":
+            continue
+        if isinstance(open_split, _AsTraining):
+            settings = open_split.settings
+        else:
+            settings = config.load(REHEARSED).model_copy(update={"task": data.task})
+        told = [problem.message for problem in split.problems]
+        reasons += [why for why in rehearsal.rehearse(data, settings) if not any(known in why for known in told)]
+    findings = [Finding("error", "training-stops", "train", f"Training stops: {why}", "") for why in reasons]
+    if out is not None:
+        try:
+            rehearsal.refuse_unwritable(out)
+        except M2FError as error:
+            findings.append(Finding("error", "unwritable", "train", error.message, "Choose another folder with --out."))
+    return findings
 
 
 def _threads() -> int:
@@ -127,7 +164,7 @@ def _show(found: DataReport, data: DataSet, page: Path | None) -> None:
     edges = zip(edge_names(), *(split.object_edges for split in found.splits), strict=True)
     console.show_table("Objects by the root of their area", ["pixels", *names], edges)
     for finding in found.findings:
-        console.out(f"{finding.level} ({finding.kind}, {finding.split}): {finding.message} {finding.hint}")
+        console.out(f"{finding.level} ({finding.kind}, {finding.split}): {finding.message} {finding.hint}".rstrip())
     console.out("Training would fail." if found.errors else "Nothing was found that would stop training.")
     if page is not None:
         console.note(f"wrote {page}")
@@ -180,12 +217,14 @@ def view(
 ) -> None:
     """Show pictures with their annotations; with --preset, before and after its augmentation."""
     _check_suffix("--out", out, (*PAGES, *SHEETS))
-    settings, open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
-    steps = _augmentation(settings)
+    open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
+    steps = _augmentation(open_split.settings if isinstance(open_split, _AsTraining) else None)
     from ..inference import data_page, data_pictures
 
     data = open_split(split)
     _refuse_own_image(out, data)
+    for note in (*data.notes, *(open_split.notes if isinstance(open_split, _AsTraining) else ())):
+        console.note(note)
     with console.progress("Drawing", min(count, len(data))) as advance:
         shown = []
         for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):
@@ -231,8 +270,8 @@ app.command("split")(split_command)
 def _reading(
     folder: Path, preset: str | None, format_: str | None, task: str | None, classes: str | None,
     ignore_index: int | None, label_map: list[str] | None,
-) -> tuple[Config | None, Callable[[str], DataSet]]:
-    """The preset, and what opens a split: as training does, or as the options say."""
+) -> Callable[[str], DataSet]:
+    """What opens a split: as training does, or as the options say."""
     said = {"format": format_, "task": task, "classes": classes, "ignore_index": ignore_index,
             "label_map": parse_label_map(label_map)}  # fmt: skip
     if task is not None and task not in TASKS:
@@ -240,16 +279,33 @@ def _reading(
     if preset is None:
         from ..data.detect import open_data
 
-        return None, lambda split: open_data(folder, split, trust_code=True, **said)
+        return lambda split: open_data(folder, split, trust_code=True, **said)
     given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
     if given:
         raise ConfigError(f"--preset says how the data is read; {', '.join(given)} would say it again.",
                           hint="Leave one of both out.")  # fmt: skip
     from .. import config
-    from ..training.data import open_split
 
-    settings = config.load(preset)
-    return settings, lambda split: open_split(settings, folder, split)
+    return _AsTraining(config.load(preset), folder, [])
+
+
+@dataclass
+class _AsTraining:
+    """Opens splits as training with a preset does: for the task that the data has, where it has not the preset's."""
+
+    settings: Config
+    folder: Path
+    notes: list[str]
+
+    def __call__(self, split: str) -> DataSet:
+        from ..data.formats.base import NoTask
+        from ..training.data import open_split, with_task_of
+
+        try:
+            return open_split(self.settings, self.folder, split)
+        except NoTask as error:
+            self.settings = with_task_of(self.settings, error, self.notes)
+            return open_split(self.settings, self.folder, split)
 
 
 def _check_suffix(option: str, path: Path | None, known: tuple[str, ...]) -> None:

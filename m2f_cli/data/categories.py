@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import functools
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 from ..config import read_yaml
 from ..errors import ConfigError, unknown_name
 from ..types import Categories, Category
+from .formats import schemas
 
+TEXTS = ("name", "names", "classes")  # keys of YAML below which names stand: text as it is written
 _FOLDER = Path(__file__).parent / "classes"
 _GOLDEN = (5**0.5 - 1) / 2
 _STRENGTHS = ((0.65, 0.65), (1.0, 0.95), (0.85, 0.8), (0.5, 1.0), (0.65, 0.95))  # (saturation, value)
@@ -53,29 +56,33 @@ def load_categories(name_or_path: str | Path) -> Categories:
 def load_class_table(name_or_path: str | Path) -> ClassTable:
     """As `load_categories`, with what else the table says of the data set. Read once per process."""
     path = _table_path(name_or_path)
-    tree = read_yaml(path)
+    tree = read_yaml(path, texts=TEXTS)
     entries = tree.get("classes")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: `classes` should be a list of classes.")
-    ignore_index = tree.get("ignore_index", 255)
-    if not _is_whole(ignore_index):
-        raise ConfigError(f"{path}: ignore_index = {ignore_index!r} should be a whole number from 0 on.")
+    ignore_index = _ignore_index(tree.get("ignore_index", 255), path)
     categories = tuple(_category(entry, position, path) for position, entry in enumerate(entries))
     _refuse_twins([c.id for c in categories], "id", path)
     _refuse_twins([c.name for c in categories], "name", path)
     return ClassTable(str(tree.get("dataset", path.stem)), str(tree.get("source", "")), ignore_index, categories)
 
 
-def from_names(names: Sequence[str], things: Collection[str] | None = None) -> Categories:
+def from_names(
+    names: Sequence[str], things: Collection[str] | None = None, *, where: Any = "the list of class names"
+) -> Categories:
     """Classes from their names alone: ids 0, 1, … and default colours.
 
     Args:
         things: the countable ones among `names`; None means all of them.
+        where: the file that they are from, for messages.
 
     Raises:
-        ConfigError: a name twice, or a thing that is not among the names.
+        ConfigError: a name twice or that no file can hold, or a thing that is not among the names.
     """
-    _refuse_twins(list(names), "name", "the list of class names")
+    halved = next((name for name in names if not schemas.is_whole(name)), None)
+    if halved is not None:
+        raise ConfigError(f"{where}: the class name {halved!r} holds half a character, which no file can hold.")
+    _refuse_twins(list(names), "name", where)
     for thing in things or ():
         if thing not in names:
             raise unknown_name("class", thing, names)
@@ -103,37 +110,24 @@ def _table_path(name_or_path: str | Path) -> Path:
     return _FOLDER / f"{name_or_path}.yaml"
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_color(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(_is_whole(v) and v <= 255 for v in value)
-
-
-_FIELDS = {
-    "id": (_is_whole, "a whole number from 0 on"),
-    "name": (lambda value: isinstance(value, str) and value.strip() == value != "", "text"),
-    "isthing": (lambda value: isinstance(value, bool), "true or false"),
-    "color": (_is_color, "[red, green, blue], each 0 to 255"),
-}
+def _ignore_index(value: Any, path: Path) -> int:
+    try:
+        found = schemas.whole_number(value)
+    except ValueError:
+        found = -1
+    if found < 0:
+        raise ConfigError(f"{path}: ignore_index = {schemas.shown(value)} should be a whole number from 0 on.")
+    return found
 
 
 def _category(entry: Any, position: int, path: Path) -> Category:
     given = {"name": entry} if isinstance(entry, str) else entry
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}: class {position} should be a mapping or a name, not {entry!r}.")
-    record = {"id": position, "name": None, "isthing": True, "color": default_color(position), **given}
-    for key, value in record.items():
-        if key not in _FIELDS:
-            raise ConfigError(f"{path}: class {position}: unknown key {key!r}. Known: {', '.join(_FIELDS)}.")
-        fits, expected = _FIELDS[key]
-        if not fits(value):
-            raise ConfigError(f"{path}: class {position}: {key} = {value!r} should be {expected}.")
-    return Category.from_dict(record)
+    said = schemas.read_as(schemas.TableClass, given, f"{path}: class {position}", error=ConfigError, hint=None)
+    key = position if said.id is None else said.id
+    return Category(key, said.name, said.isthing, said.color or default_color(position))
 
 
 def _refuse_twins(values: Sequence[Any], key: str, where: Any) -> None:
-    twins = [value for value in values if values.count(value) > 1]
-    if twins:
-        raise ConfigError(f"{where}: two classes have the {key} {twins[0]!r}.")
+    twin, count = Counter(values).most_common(1)[0] if values else (None, 0)
+    if count > 1:
+        raise ConfigError(f"{where}: two classes have the {key} {twin!r}.")

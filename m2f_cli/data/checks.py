@@ -39,7 +39,7 @@ class Description:
     pictures: of the split; looked_at: of those, how many were read without an error; failures: (name, message).
     objects: of each picture, how many regions are annotated that are no crowds; a class of a semantic map is one.
     pictures_of, objects_of: for each class number, pictures that show it and objects of it. crowds: of all classes.
-    hidden: regions without a single pixel.
+    hidden: regions without a single pixel; hidden_in: the name of the first picture that has one.
     ignored: the share of the pixels that belong to no class, 0 to 1; None for instances.
     sizes: (height, width) to pictures of that size.
     """
@@ -59,6 +59,7 @@ class Description:
     hidden: int
     ignored: float | None
     sizes: dict[tuple[int, int], int]
+    hidden_in: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For json: names instead of numbers, summaries instead of one number per picture."""
@@ -88,17 +89,18 @@ def describe(
         pixels: also decode every picture, which finds the damaged ones.
         on_picture: is told after each picture how many were looked at.
     """
-    failures, found = [], []
+    failures, found, hidden_in = [], [], ""
     for count, record in enumerate(_sample(data.records, limit), 1):
         try:
             truth = record.read_truth()
             _check_picture(record, truth, pixels)
             found.append((_size(truth), regions_of(truth)))
+            hidden_in = hidden_in or (record.name if found[-1][1].hidden else "")
         except DataError as error:
             failures.append((record.name, str(error)))
         if on_picture is not None:
             on_picture(count)
-    return _sum_up(data, found, failures)
+    return _sum_up(data, found, failures, hidden_in)
 
 
 def _size(truth: Truth) -> tuple[int, int]:
@@ -106,7 +108,7 @@ def _size(truth: Truth) -> tuple[int, int]:
 
 
 def _sum_up(
-    data: DataSet, found: list[tuple[tuple[int, int], Regions]], failures: list[tuple[str, str]]
+    data: DataSet, found: list[tuple[tuple[int, int], Regions]], failures: list[tuple[str, str]], hidden_in: str
 ) -> Description:
     sizes, counted = [size for size, _ in found], [regions for _, regions in found]
     pictures_of = Counter(label for regions in counted for label in set(regions.labels))
@@ -121,7 +123,7 @@ def _sum_up(
         objects_of=tuple(objects_of[number] for number in numbers),
         crowds=sum(regions.crowds for regions in counted), hidden=sum(regions.hidden for regions in counted),
         ignored=None if data.task == "instance" else sum(regions.ignored for regions in counted) / max(1, area),
-        sizes=dict(Counter(sizes)),
+        sizes=dict(Counter(sizes)), hidden_in=hidden_in,
     )  # fmt: skip
 
 
@@ -229,7 +231,8 @@ def _no_objects(found: Description) -> DataWarning | None:
 def _hidden(found: Description) -> DataWarning | None:
     if not found.hidden:
         return None
-    return DataWarning("hidden-objects", f"{found.hidden} annotated regions have no pixel.",
+    return DataWarning("hidden-objects", f"{found.hidden} annotated regions have no pixel, the first in "
+                       f"{found.hidden_in}.",
                        "They count as missed in evaluation; remove them.")  # fmt: skip
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import plugins
 from ..errors import ConfigError, DataError
 from ..types import Task
 from .formats.base import Format, Options
+from .formats.files import read_json
+from .formats.schemas import shown
 from .records import DataSet
 
 _SHOWN = 8
+_TRIED = 20  # json files that are opened to give a hint
 
 
 def detect(folder: str | Path) -> str:
@@ -22,12 +27,14 @@ def detect(folder: str | Path) -> str:
         DataError: no folder, none of the known formats, or several of them.
     """
     folder = _existing(folder)
-    names = _found_in(folder)
+    with _listing(folder):
+        names = _found_in(folder)
     if len(names) == 1:
         return names[0]
     if names:
         raise DataError(f"{folder} looks like {' and like '.join(names)}.", hint="Say which it is (--format).")
-    raise _unrecognised(folder)
+    with _listing(folder):
+        raise _unrecognised(folder)
 
 
 def open_data(
@@ -69,7 +76,7 @@ def open_data(
             "what its values mean.",
             hint="Leave them out.",
         )
-    with plugins.using(name):
+    with plugins.using(name), _listing(folder):
         data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
     _refuse_twins(data, folder)
     return data
@@ -81,6 +88,16 @@ def _existing(folder: str | Path) -> Path:
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"The data folder {folder} {what}.", hint="Give the folder of a data set.")
     return folder.resolve() if folder.name in ("", "..") else folder
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
+    """A folder that may not be listed, or a name that no file can have, is the folder's fault."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        raise DataError(f"{shown(str(where))} cannot be read: {error.strerror or error}.") from error
 
 
 def _found_in(folder: Path) -> list[str]:
@@ -96,12 +113,28 @@ def _unrecognised(folder: Path) -> DataError:
     inside = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
     shown = ", ".join(inside[:_SHOWN]) + (", …" if len(inside) > _SHOWN else "")
     nested = [path for path in sorted(folder.iterdir()) if path.is_dir() and _found_in(path)]
-    if nested:
+    elsewhere = None if nested else _coco_elsewhere(folder)
+    if elsewhere is not None:
+        path, kind = elsewhere
+        hint = f"{path} is a COCO json under another name: move it to {folder / 'annotations' / kind}_train.json."
+    elif nested:
         hint = f"Did you mean {' or '.join(map(str, nested[:3]))}?"
     else:
         layouts = (f"{name}: {plugins.get('formats', name).layout}" for name in plugins.names("formats"))
         hint = f"Known are {'; '.join(layouts)}."
     return DataError(f"{folder} has no known format; it holds {shown}.", hint=hint)
+
+
+def _coco_elsewhere(folder: Path) -> tuple[Path, str] | None:
+    """A COCO json that has not the name or the place by which it is found, and the kind of its annotations."""
+    for path in itertools.islice(itertools.chain(folder.glob("*.json"), folder.glob("*/*.json")), _TRIED):
+        try:
+            tree = read_json(path, "images", "annotations", "categories")
+        except DataError:
+            continue
+        first = next(iter(tree["annotations"]), None)
+        return path, "panoptic" if isinstance(first, dict) and "segments_info" in first else "instances"
+    return None
 
 
 def _refuse_twins(data: DataSet, folder: Path) -> None:

@@ -70,25 +70,38 @@ def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
 
 
 def of_split(data: DataSet, split: SplitReport) -> list[Finding]:
-    return [*_of_problems(split), *_of_labels(split), *_of_mistakes(data, split), *_of_repeats(split)]
+    return [*_of_problems(split), *_of_passed_over(split), *_of_labels(split), *_of_mistakes(data, split),
+            *_of_repeats(split)]  # fmt: skip
 
 
 def _of_problems(split: SplitReport) -> list[Finding]:
+    """Training stops at a picture that cannot be used; its evaluation goes on with the others while there are any."""
+    level = "error" if split.split == "train" or not split.description.looked_at else "warning"
     by_kind: dict[str, list[Problem]] = {}
     for problem in split.problems:
         by_kind.setdefault(problem.kind, []).append(problem)
     return [
-        Finding("error", kind, split.split, f"{_counted(len(found), 'picture')} of {split.description.pictures} cannot "
+        Finding(level, kind, split.split, f"{_counted(len(found), 'picture')} of {split.description.pictures} cannot "
                 f"be used; the first: {found[0].message}", "Repair them, leave them out, or train with --skip-broken.")
         for kind, found in by_kind.items()
     ]  # fmt: skip
 
 
+def _of_passed_over(split: SplitReport) -> list[Finding]:
+    if not split.passed_over:
+        return []
+    return [Finding("warning", "passed-over", split.split, split.passed_over.sentence,
+                    "Nothing is learned from them: annotate them again, or remove them.")]  # fmt: skip
+
+
 def _of_labels(split: SplitReport) -> list[Finding]:
+    """Training runs without a single object, and learns that there is nothing."""
     if not _is_bare(split):
         return []
-    level = "error" if split.split == "train" else "warning"
-    return [Finding(level, "nothing-annotated", split.split, f"No picture of {split.split} has an annotated object.",
+    crowds = split.description.crowds
+    why = f": all {crowds} regions are crowds (iscrowd = 1)" if crowds else ""
+    return [Finding("warning", "nothing-annotated", split.split,
+                    f"No picture of {split.split} has an annotated object{why}; nothing can be learned.",
                     "Check that annotations and pictures belong together.")]  # fmt: skip
 
 

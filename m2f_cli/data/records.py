@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 from ..types import Categories, Task, Truth
 from .picture import read_picture
+
+_NAMED = 3  # of the annotations that are passed over for one reason
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,20 @@ class PictureFile:
         Raises:
             DataError: missing or unreadable, or of another size than its annotation.
         """
-        if not self.path.exists():
+        if not is_there(self.path):
             raise DataError(f"The annotated picture {self.path} is missing.", hint="Copy it there, or drop its entry.")
         image_HW3 = read_picture(self.path)
         if self.size is not None:
             check_size(self.path, image_HW3.shape[:2], self.size)
         return image_HW3
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path that comes from data leads to something; a name too long for the file system does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def check_size(picture: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
@@ -86,6 +98,41 @@ class Record:
         object.__setattr__(self, "read_image", PictureFile(self.image, size))
 
 
+@dataclass
+class PassedOver:
+    """Annotations that a reader does not use: for each reason how many, and where the first of them are.
+
+    A reason is a plural, such as "objects without a polygon of three points".
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        self.counts[reason] += count
+        named = self.first.setdefault(reason, [])
+        if len(named) < _NAMED:
+            named.append(where)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    @property
+    def sentence(self) -> str:
+        """What every command says of them."""
+        found = (f"{reason} ({count}, such as {', '.join(self.first[reason])})"
+                 for reason, count in self.counts.items())  # fmt: skip
+        return f"Passed over: {'; '.join(found)}."
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (self.sentence,) if self else ()
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [{"reason": reason, "count": count, "first": list(self.first[reason])}
+                for reason, count in self.counts.items()]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class DataSet:
     """One split of an annotated data set.
@@ -96,6 +143,7 @@ class DataSet:
         SemanticTruth. The richest that the data supports, unless one was asked for.
     categories: the classes; a class number is a position here.
     notes: what a person should know: what was assumed, and what was left out.
+    passed_over: annotations that the reader does not use; its sentence is among the notes.
     """
 
     name: str
@@ -105,6 +153,7 @@ class DataSet:
     categories: Categories
     records: Sequence[Record] = field(repr=False)
     notes: tuple[str, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver, repr=False)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -18,7 +18,7 @@ from .findings import Finding, of_classes, of_leftovers, of_no_split, of_split, 
 from .fingerprints import Prints, Twin, repeats, twins
 from .inspection import Look, Problem, look_at
 from .leftovers import leftovers
-from .records import DataSet
+from .records import DataSet, PassedOver
 
 SPLITS = ("train", "val", "test")
 EDGES = (8, 16, 32, 64, 128, 256, 512)  # square roots of areas in pixels, between the bars of the size histogram
@@ -56,6 +56,7 @@ class SplitReport:
     problems: why pictures cannot be used. empty: names of pictures without an object, the first hundred.
     object_edges: objects by the square root of their area, below 8, 16, 32, … 512 pixels, and larger.
     repeats: files that are in it twice. num_bytes: of all files of pictures.
+    passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
     """
 
     description: Description
@@ -67,6 +68,7 @@ class SplitReport:
     num_bytes: int
     notes: tuple[str, ...]
     prints: Prints = field(repr=False)
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
     def split(self) -> str:
@@ -91,6 +93,7 @@ class SplitReport:
             "empty": {"pictures": self.num_empty, "first": list(self.empty)},
             "problems": [asdict(problem) for problem in self.problems],
             "repeats": [asdict(twin) for twin in self.repeats],
+            "passed_over": self.passed_over.to_dict(),
         }  # fmt: skip
 
 
@@ -194,6 +197,7 @@ class _Tally:
         self.objects: list[int] = []
         self.problems: list[Problem] = []
         self.empty: list[str] = []
+        self.hidden_in = ""
         self.num_bytes = self.crowds = self.hidden = self.ignored = self.pixels = 0
         count = len(data.categories)
         self.pictures_of, self.pixels_of = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
@@ -212,6 +216,7 @@ class _Tally:
         self.objects.append(len(found.labels))
         self.crowds, self.hidden = self.crowds + found.crowds, self.hidden + found.hidden
         self.ignored, self.pixels = self.ignored + found.ignored, self.pixels + look.size[0] * look.size[1]
+        self.hidden_in = self.hidden_in or (look.name if found.hidden else "")
         if not found.labels and len(self.empty) < MOST_NAMES:
             self.empty.append(look.name)
         self._add_regions(np.array(found.labels, dtype=np.int64), np.array(found.areas, dtype=np.int64))
@@ -226,7 +231,8 @@ class _Tally:
         return SplitReport(
             description=self._description(), classes=self._classes(), problems=tuple(self.problems),
             empty=tuple(self.empty), object_edges=tuple(self.edges.tolist()), repeats=tuple(repeats(self.prints)),
-            num_bytes=self.num_bytes, notes=self.data.notes, prints=self.prints,
+            num_bytes=self.num_bytes, prints=self.prints, passed_over=self.data.passed_over,
+            notes=tuple(note for note in self.data.notes if note not in self.data.passed_over.notes),
         )  # fmt: skip
 
     def _description(self) -> Description:
@@ -238,6 +244,7 @@ class _Tally:
             objects=tuple(self.objects), pictures_of=tuple(self.pictures_of.tolist()),
             objects_of=tuple(self.coco_sizes_of.sum(axis=1).tolist()), crowds=self.crowds, hidden=self.hidden,
             ignored=None if data.task == "instance" else self.ignored / max(1, self.pixels), sizes=dict(self.sizes),
+            hidden_in=self.hidden_in,
         )  # fmt: skip
 
     def _classes(self) -> tuple[ClassCount, ...]:

@@ -257,7 +257,7 @@ def split(
     """
     source, destination = Path(source), Path(destination)
     check_destination(source, destination)
-    opened = open_source(source, None, **options)
+    opened = open_source(source, None, also=splits, **options)
     pooled, kept = _choose(opened, splits, (TRAIN, *shares, *(pinned or {})))
     records = _pooled(pooled)
     find = grouping(group_by)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol, TypeAlias
@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..data.formats import schemas
 from ..data.formats.cityscapes import LABEL_IDS
 from ..data.formats.label_maps import LabelFile
 from ..data.formats.shapes import parse_shape
@@ -24,8 +25,8 @@ from ..data.records import DataSet, Record
 from ..errors import DataError
 from ..metrics.convert import rle_of
 from ..metrics.runs import pair_counts
+from ..runtime import documents
 from ..runtime.archives import Tree
-from ..runtime.documents import decode
 from ..types import Categories, Instances, PanopticMap, Result, Segment, SemanticMap, Task, TrueObject
 from .file_sets import decode_ids, decode_mask, decode_values
 from .pairing import by_name, known_ids
@@ -77,8 +78,9 @@ class PanopticFiles:
 
     def match(self, data: DataSet) -> Matched:
         by_id: dict[int | str, dict[str, Any]] = {}
-        for entry in self.annotations:
-            _check_panoptic(entry, self.where)
+        ids = {record.image_id for record in data.records}
+        for position, given in enumerate(self.annotations):
+            entry = _read_panoptic(given, ids, f"{self.where}: annotation {position}")
             if by_id.setdefault(entry["image_id"], entry) is not entry:
                 raise DataError(f"{self.where} has several predictions for the image_id {entry['image_id']!r}.")
         numbers = {category.id: label for label, category in enumerate(data.categories)}
@@ -97,7 +99,7 @@ class PanopticFiles:
         for info in entry["segments_info"]:
             if info["id"] in labels:
                 raise DataError(f"{where} lists the segment {info['id']} twice.")
-            labels[info["id"]] = number_of(info.get("category_id"), numbers, where)
+            labels[info["id"]] = number_of(info["category_id"], numbers, where)
         return labels
 
     def _refuse_missing(self, missing: list[Record], data: DataSet) -> None:
@@ -115,9 +117,8 @@ class PanopticFiles:
         """A note where the predictions call a category by another name."""
         true = {category.id: category.name for category in categories}
         for row in self.categories:
-            name = row.get("name") if isinstance(row, dict) else None
-            if name is not None and true.get(row.get("id"), name) != name:
-                key = row["id"]
+            name, key = (row.get("name"), row.get("id")) if isinstance(row, dict) else (None, None)
+            if name is not None and isinstance(key, int) and true.get(key, name) != name:
                 yield f"the category {key} is {name!r} in {self.where} and {true[key]!r} in the annotations"
                 return
 
@@ -141,23 +142,20 @@ class _PanopticRead:
         if absent:
             raise DataError(f"{self.files.where} lists the segment {absent[0]}, of which {where} has no pixel.")
         segments = [
-            Segment(info["id"], self.labels[info["id"]], float(info.get("score", 1.0)), area[info["id"]])
+            Segment(info["id"], self.labels[info["id"]], info["score"], area[info["id"]])
             for info in self.entry["segments_info"]
         ]
         return PanopticMap(size, self.categories, ids_HW, segments)
 
 
-def _check_panoptic(entry: Any, where: str) -> None:
-    fits = (
-        isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str))
-        and isinstance(entry.get("file_name"), str) and isinstance(entry.get("segments_info"), list)
-    )  # fmt: skip
-    if not fits:
-        raise DataError(f"{where}: an annotation lacks image_id, file_name or segments_info: {str(entry)[:80]}.")
-    for info in entry["segments_info"]:
-        if not isinstance(info, dict) or type(info.get("id")) is not int:
-            raise DataError(f"{where}: a segment of image_id {entry['image_id']!r} has no id: {str(info)[:80]}.")
-        check_score(info.get("score", 1.0), f"{where}: the segment {info['id']} of image_id {entry['image_id']!r}")
+def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[str, Any]:
+    """An annotation by its schema, with the image_id as the annotated pictures have it."""
+    hint = "Write the predictions again."
+    said = schemas.read_as(schemas.PredictedPanoptic, given, where, hint=hint)
+    of_image = f"{where} (image_id {said.image_id!r}): a segment"
+    infos = [schemas.read_as(schemas.PredictedSegment, info, of_image, hint=hint) for info in said.segments_info]
+    return {"image_id": schemas.same_key(said.image_id, ids), "file_name": said.file_name,
+            "segments_info": [info.model_dump() for info in infos]}  # fmt: skip
 
 
 # --- COCO instances ---------------------------------------------------------------------------------------------------
@@ -179,13 +177,10 @@ class InstanceFile:
     def match(self, data: DataSet) -> Matched:
         by_id: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         numbers = {category.id: label for label, category in enumerate(data.categories)}
-        for position, record in enumerate(self.records):
-            where = f"{self.where}: the object {position}"
-            if not isinstance(record, dict) or not isinstance(record.get("image_id"), (int, str)):
-                raise DataError(f"{where} has no image_id: {str(record)[:80]}.")
-            number_of(record.get("category_id"), numbers, where)
-            check_score(record.get("score"), where)
-            by_id[record["image_id"]].append(record)
+        ids = {record.image_id for record in data.records}
+        for position, given in enumerate(self.records):
+            record = _read_object(given, numbers, f"{self.where}: the object {position}")
+            by_id[schemas.same_key(record["image_id"], ids)].append(record)
         keys = known_ids(data.records, by_id)
         strange = list(by_id.keys() - set(keys))
         if strange:
@@ -201,6 +196,19 @@ class InstanceFile:
         return Matched(reads, notes)
 
 
+def _read_object(given: Any, numbers: dict[int, int], where: str) -> dict[str, Any]:
+    """An object whose image_id, category_id and score are numbers; as it is, where they are."""
+    is_plain = (
+        type(given) is dict and type(given.get("image_id")) in (int, str) and type(given.get("category_id")) is int
+        and type(given.get("score")) is float and math.isfinite(given["score"])
+    )  # fmt: skip
+    if not is_plain:
+        said = schemas.read_as(schemas.Prediction, given, where, hint="Write the predictions again.")
+        given = {**given, **said.model_dump()}
+    number_of(given["category_id"], numbers, where)
+    return given
+
+
 @dataclass(frozen=True)
 class _InstanceRead:
     records: list[dict[str, Any]]
@@ -214,7 +222,7 @@ class _InstanceRead:
         if not all(shapes):
             raise DataError(f"{self.where}: the polygons of an object have fewer than three points each.")
         rles = [rle_of(TrueObject(label, shape), size) for label, shape in zip(labels, shapes, strict=True)]
-        return ranked(size, self.categories, labels, [float(record["score"]) for record in self.records], rles)
+        return ranked(size, self.categories, labels, [record["score"] for record in self.records], rles)
 
 
 def ranked(size: Size, categories: Categories, labels: list[int], scores: list[float], rles: list[Any]) -> Instances:
@@ -302,7 +310,7 @@ class _CityscapesRead:
     def __call__(self, size: Size) -> Instances:
         things = {category.id: label for label, category in enumerate(self.categories) if category.isthing}
         folder, labels, scores, rles = PurePosixPath(self.name).parent, [], [], []
-        lines = decode(self.files.read(self.name), f"{self.files}/{self.name}").split("\n")
+        lines = documents.decode(self.files.read(self.name), f"{self.files}/{self.name}").split("\n")
         for number, line in enumerate(filter(str.strip, lines), 1):
             png, label_id, score = parse_line(line, f"{self.files}/{self.name}, line {number}")
             if label_id in things:  # the official tool passes over the others
@@ -341,8 +349,8 @@ def number_of(category_id: Any, numbers: dict[int, int], where: str) -> int:
     """
     if type(category_id) is not int or category_id not in numbers:
         raise DataError(
-            f"{where} has the category_id {category_id!r}; the annotations have {len(numbers)} categories with ids "
-            f"from {min(numbers)} to {max(numbers)}.",
+            f"{where} has the category_id {schemas.shown(category_id)}; the annotations have {len(numbers)} categories "
+            f"with ids from {min(numbers)} to {max(numbers)}.",
             hint="Predictions have the ids of the annotations, not class numbers.",
         )
     return numbers[category_id]

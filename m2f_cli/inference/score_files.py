@@ -179,7 +179,10 @@ def _from_json(files: Tree, name: str, pngs: Tree | None) -> Predictions:
     if isinstance(tree, list):
         return InstanceFile(tree, where)
     annotations = tree.get("annotations") if isinstance(tree, dict) else None
-    if not isinstance(annotations, list) or any("segments_info" not in each for each in annotations[:1]):
+    is_panoptic = isinstance(annotations, list) and all(
+        isinstance(each, dict) and "segments_info" in each for each in annotations[:1]
+    )
+    if not is_panoptic:
         raise DataError(
             f"{where} holds no predictions of a known kind.",
             hint="Known are a list of objects with image_id, category_id, segmentation and score (COCO instance "
@@ -225,8 +228,8 @@ def open_truth(
         parts, kind = read_panoptic(coco, pngs, [], options, task), "coco-panoptic"
     else:
         parts, kind = read_instances(coco, [], options), "coco-instance"
-    categories, records, notes = parts
-    return DataSet(str(path), kind, split, task, categories, records, notes)
+    categories, records, notes, passed = parts
+    return DataSet(str(path), kind, split, task, categories, records, notes, passed)
 
 
 def _label_maps(folder: Path, masks: list[Path], task: Task, classes: str | Path | None) -> DataSet:

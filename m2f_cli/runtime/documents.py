@@ -73,11 +73,14 @@ def decode(content: bytes, where: str, *, error: type[M2FError] = DataError) -> 
 
 def read_json(path: Path, *, error: type[M2FError] = DataError) -> Any:
     """Read a JSON file; see `parse_json`."""
+    return parse_json(_whole(path, error), str(path), error=error)
+
+
+def _whole(path: Path, error: type[M2FError]) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
-    return parse_json(content, str(path), error=error)
 
 
 def parse_json(content: bytes | str, where: str, *, error: type[M2FError] = DataError) -> Any:
@@ -87,10 +90,15 @@ def parse_json(content: bytes | str, where: str, *, error: type[M2FError] = Data
         error: not valid, nested too deeply, or a number of too many digits; says where.
     """
     try:
+        if isinstance(content, bytes):  # rebound, so that the bytes of a large file are free before it is parsed
+            content = content.decode(json.detect_encoding(content), "surrogatepass")
         return json.loads(content)
     except RecursionError as reason:
         raise error(f"{where} is not usable json: it is nested too deeply.") from reason
-    except ValueError as reason:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits
+    except UnicodeDecodeError as reason:
+        said = f"{where} is not valid json: it is not text in UTF-8 ({reason})."
+        raise error(said, hint="Save it as UTF-8.") from reason
+    except ValueError as reason:  # JSONDecodeError, and integers of thousands of digits
         raise error(f"{where} is not valid json: {reason}.", hint="Copy, download or export it again.") from reason
 
 

@@ -111,7 +111,7 @@ def test_check_as_a_preset_trains(tmp_path, capsys):
         (["check", "DATA", "--preset", PRESET, "--ignore-index", "3"], 2, "--ignore-index"),
         (["check", "DATA", "--label-map", "x"], 2, "VALUE=CLASS"),
         (["view", "DATA", "--out", "picture.gif"], 2, "should end in"),
-        (["view", "DATA", "--preset", "coco-panoptic-r50"], 3, "panoptic"),
+        (["view", "DATA", "--preset", "coco-panoptic-r50", "--task", "semantic"], 2, "--task"),
         (["view", "nowhere"], 3, "does not exist"),
     ],
 )

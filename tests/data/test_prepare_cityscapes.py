@@ -118,10 +118,11 @@ def test_cityscapes_from_its_two_zips(cityscapes, tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "message"), [
     ('"label": "sky"', '"label": "skyy"', "skyy.*Did you mean sky"),
-    ('"imgWidth": 64', '"imgWidth": -64', "no file of polygons"),
-    ('"imgWidth": 64', '"imgWidth": 100000', "a side of 100000 pixels"),
-    ('"polygon": [[', '"polygon": [[NaN, 3], [', "a point at nan"),
-    ('"objects"', '"things"', "no file of polygons"),
+    ('"imgWidth": 64', '"imgWidth": -64', "a picture of -64 x 40 pixels"),
+    ('"imgWidth": 64', '"imgWidth": 100000', "a picture of 100000 x 40 pixels"),
+    ('"polygon": [[', '"polygon": [[NaN, 3], [', "polygon.0.0 nan, which should be a finite number"),
+    ('"polygon": [[', '"polygon": [["1e5", 3], [', "a point at 100000"),
+    ('"objects"', '"things"', "has no .objects."),
 ])  # fmt: skip
 def test_cityscapes_bad_polygons(cityscapes, old, new, message):
     path = next((cityscapes / "gtFine" / "train").rglob("*.json"))

@@ -89,8 +89,12 @@ def test_coco_bad_input(coco):
     with pytest.raises(DataError, match="segment 300, which its json does not list"):
         prepare("coco-panoptic", coco)
     table.write_text(whole[:-20])
-    with pytest.raises(DataError, match="no panoptic json, or is damaged"):
+    with pytest.raises(DataError, match="is not valid json"):
         prepare("coco-panoptic", coco)
+    for damaged in ('"file_name": 3, "old": ', '"old": '):
+        table.write_text(whole.replace('"file_name": ', damaged))
+        with pytest.raises(DataError, match="no panoptic json, or is damaged"):
+            prepare("coco-panoptic", coco)
 
 
 def test_coco_stuff(tmp_path):

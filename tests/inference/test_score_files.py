@@ -273,12 +273,12 @@ def evil_name(document):
     (segment(category_id=[3]), r"has the category_id \[3\]"),
     (segment(score=float("nan")), "has the score nan"),
     (segment(id=2), "lists the segment 2 twice"),
-    (segment(id="x"), "has no id"),
+    (segment(id="x"), "has the id .x., which should be a whole number"),
     (extra_segment, "lists the segment 77, of which .*000000000002.png has no pixel"),
     (drop_segment, "has pixels of the segment 1, which .*panoptic.json does not list"),
     (evil_name, "leads out of it"),
     (lambda document: document["annotations"].clear(), "no prediction for 5 of 5"),
-    (lambda document: document["annotations"].insert(0, {"segments_info": 3}), "lacks image_id, file_name"),
+    (lambda document: document["annotations"].insert(0, {"segments_info": 3}), "has no .file_name."),
 ])  # fmt: skip
 def test_a_panoptic_json_that_does_not_fit(coco, change, message):
     changed(coco, change)
@@ -340,7 +340,7 @@ OBJECT = {"image_id": 1001, "category_id": 3, "score": 0.5, "segmentation": [rec
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"image_id": 7}, "objects in 1 pictures that the annotations do not have, such as the image_id 7"),
-    ({"image_id": None}, "object 0 has no image_id"),
+    ({"image_id": None}, "object 0 has the image_id None, which should be a whole number or text"),
     ({"category_id": 200}, "category_id 200; the annotations have 2 categories with ids from 3 to 17"),
     ({"score": float("nan")}, "score nan, which should be a finite number"),
     ({"score": float("inf")}, "score inf"),
@@ -352,7 +352,7 @@ OBJECT = {"image_id": 1001, "category_id": 3, "score": 0.5, "segmentation": [rec
     ({"segmentation": {"size": [H, W + 1], "counts": [H * W]}}, "the size of its mask"),
     ({"segmentation": {"size": [H, W], "counts": [10**9]}}, "run lengths cover 1000000000 pixels"),
     ({"segmentation": {"size": [H, W], "counts": [-5, H * W + 5]}}, "run lengths cover"),
-    ({"segmentation": {"size": [H, W], "counts": "zzzz"}}, "run lengths cover"),
+    ({"segmentation": {"size": [H, W], "counts": "zzzz"}}, "no COCO text"),
 ])  # fmt: skip
 def test_instance_results_that_do_not_fit(coco, change, message):
     path = write_json(coco.tmp / "r.json", [{**OBJECT, **change}])

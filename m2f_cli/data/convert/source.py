@@ -13,7 +13,7 @@ from ...errors import DataError
 from ...types import Categories, Task
 from ..detect import detect, open_data
 from ..formats.base import NoTask
-from ..formats.layout import NoSplit, spellings
+from ..formats.layout import NoSplit, in_all_cases, spellings
 from ..records import DataSet, Record
 
 SPLITS = ("train", "val", "test")
@@ -42,19 +42,22 @@ class Source:
         return self.splits[0].categories
 
 
-def open_source(folder: Path, task: Task | None, splits: Sequence[str] = (), **options: Any) -> Source:
+def open_source(
+    folder: Path, task: Task | None, splits: Sequence[str] = (), *, also: Sequence[str] = (), **options: Any
+) -> Source:
     """Open the splits of a folder.
 
     Args:
         task: what is wanted; data that have no truths for it, or None, are opened for their richest task.
         splits: those wanted; by default train, val and test as far as they are there.
+        also: further splits that are opened where they are there.
         options: as those of `detect.open_data`.
 
     Raises:
         DataError: a broken or missing split, no split at all, or splits of different classes or tasks.
     """
     options = {**options, "format": options.get("format") or detect(folder)}
-    opened = _open_all(folder, splits or SPLITS, options, must=bool(splits))
+    opened = _open_all(folder, splits or tuple(dict.fromkeys((*SPLITS, *also))), options, must=bool(splits))
     richest, own = opened[0].task, opened[0].categories
     if task is not None and any(data.task != task for data in opened):
         with contextlib.suppress(NoTask):  # then truths are made of the richest ones
@@ -105,7 +108,7 @@ def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
 
 def _without_split(data: DataSet) -> DataSet:
     """Some formats name pictures from above the folder of the split: that folder is no part of the name."""
-    for name in spellings(data.split):
+    for name in in_all_cases(spellings(data.split)):
         if all(record.name.startswith(f"{name}/") for record in data.records):
             return dataclasses.replace(data, records=tuple(_shorter(record, name) for record in data.records))
     return data

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import DataError
 from ...types import Task
 from ..categories import load_categories
-from ..records import DataSet
+from ..records import DataSet, PassedOver
 from .base import Format, Options, choose_task
 from .class_map import map_classes
 from .coco import read_coco
@@ -28,18 +28,19 @@ def open_split(folder: Path, split: str, options: Options) -> DataSet:
     if task == "instance":
         coco = read_coco(jsons["instance"])
         options = Options("instance", options.classes or "ade20k-instance")
-        categories, records, more = read_instances(coco, [folders.images], options)
+        categories, records, more, passed = read_instances(coco, [folders.images], options)
     elif task == "panoptic":
         coco, pngs = read_coco(jsons["panoptic"]), png_folder(jsons["panoptic"])
         options = Options("panoptic", options.classes or "ade20k")
-        categories, records, more = read_panoptic(coco, pngs, [folders.images], options, task)
+        categories, records, more, passed = read_panoptic(coco, pngs, [folders.images], options, task)
     else:
+        passed = PassedOver()
         classes = map_classes(load_categories("ade20k"), options.classes, folder)
         meanings = {key + 1: number for key, number in classes.numbers.items()}
         values = value_map(meanings, classes.categories, {_UNLABELLED, *(key + 1 for key in classes.dropped)})
         categories, (records, more) = classes.categories, label_records(folders, values)
         more = (*more, *classes.notes)
-    return DataSet(folder.name, "ade20k", split, task, categories, records, (*notes, *more))
+    return DataSet(folder.name, "ade20k", split, task, categories, records, (*notes, *more), passed)
 
 
 def _choose(folder: Path, jsons: dict[Task, Path], options: Options) -> Task:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from ...errors import DataError
-from ...types import Task
-from ..records import DataSet
+from ...types import Categories, Task
+from ..records import DataSet, PassedOver, Record
+
+# What a json gives: the classes, a record per picture, notes, and annotations that are passed over.
+Parts: TypeAlias = tuple[Categories, tuple[Record, ...], tuple[str, ...], PassedOver]
 
 
 @dataclass(frozen=True)

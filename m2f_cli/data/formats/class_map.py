@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from ...config import read_yaml
 from ...errors import ConfigError, DataError
+from ...runtime import documents
 from ...types import Categories, Category
-from ..categories import ClassTable, default_color, from_names, load_categories, load_class_table
+from ..categories import TEXTS, ClassTable, default_color, from_names, load_categories, load_class_table
+from . import schemas
 
 _SHOWN = 5
 
@@ -32,21 +35,21 @@ class ClassMap:
             DataError: an id that no category has.
         """
         # A list, or another thing that is not hashable, must not end in a TypeError.
-        if isinstance(category_id, int):
+        if type(category_id) is int:
             if category_id in self.numbers:
                 return self.numbers[category_id]
             if category_id in self.dropped:
                 return None
         known = sorted({*self.numbers, *self.dropped})
         raise DataError(
-            f"{where} has the category_id {category_id!r}; the {len(known)} categories have ids "
+            f"{where} has the category_id {schemas.shown(category_id)}; the {len(known)} categories have ids "
             f"from {known[0]} to {known[-1]}.",
             hint="Add the category, or correct the annotation.",
         )
 
     def labels(self, category_ids: Iterable[Any]) -> tuple[int, ...]:
         """The class numbers of ids, ascending, without repeats; ids that are no class are left out."""
-        known = {key for key in category_ids if isinstance(key, int)} & self.numbers.keys()
+        known = set(map(_id_or_none, category_ids)) & self.numbers.keys()
         return tuple(sorted({self.numbers[key] for key in known}))
 
     def without_stuff(self) -> ClassMap:
@@ -69,9 +72,8 @@ def parse_categories(rows: list[Any], path: Path, *, isthing: bool | None = None
     """
     found = [_parse_category(row, path, isthing) for row in rows]
     for key in ("id", "name"):
-        values = [getattr(category, key) for category in found]
-        twin = next((value for value in values if values.count(value) > 1), None)
-        if twin is not None:
+        twin, count = Counter(getattr(category, key) for category in found).most_common(1)[0] if found else ("", 0)
+        if count > 1:
             raise DataError(f"{path}: two categories have the {key} {twin!r}.", hint="Merge or rename them.")
     if not found:
         raise DataError(f"{path} has no categories.")
@@ -83,13 +85,30 @@ def parse_categories(rows: list[Any], path: Path, *, isthing: bool | None = None
 
 
 def _parse_category(row: Any, path: Path, isthing: bool | None) -> Category:
-    fits = isinstance(row, dict) and isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
-    if not fits:
-        raise DataError(f"{path}: a category should have a whole number `id` and a text `name`, not {str(row)[:80]}.")
-    said = row.get("isthing", isthing)
-    if said is None:
-        raise DataError(f"{path}: the category {row['name']!r} does not say `isthing`.", hint="Add 1 or 0 to each.")
-    return Category(row["id"], row["name"], bool(said), tuple(row.get("color", ())))
+    said = schemas.read_as(schemas.CocoCategory, row, f"{path}: a category")
+    thing = isthing if said.isthing is None else said.isthing
+    if thing is None:
+        raise DataError(f"{path}: the category {said.name!r} does not say `isthing`.", hint="Add 1 or 0 to each.")
+    return Category(said.id, said.name, thing, said.color)
+
+
+def is_crowd(value: Any) -> bool:
+    """A flag `iscrowd` as far as it can be known; what is no flag is refused when its picture is read."""
+    if type(value) is int:
+        return value != 0
+    try:
+        return value is not None and schemas.flag(value)
+    except ValueError:
+        return True
+
+
+def _id_or_none(value: Any) -> int | None:
+    if type(value) is int:
+        return value
+    try:
+        return schemas.whole_number(value)
+    except ValueError:
+        return None
 
 
 def map_classes(own: Categories, classes: str | Path | None, where: Path) -> ClassMap:
@@ -128,21 +147,50 @@ def read_class_file(path: Path) -> ClassTable:
         ConfigError: unreadable or contradicting itself.
     """
     if path.suffix == ".txt":
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return ClassTable(path.parent.name, str(path), 255, _as_stuff(from_names(names)))
-    tree = read_yaml(path)
+        return ClassTable(path.parent.name, str(path), 255, _as_stuff(from_names(class_names(path), where=path)))
+    tree = read_yaml(path, texts=TEXTS)
     if "names" not in tree:
         return load_class_table(path)
-    categories = _as_stuff(from_names(listed(tree["names"], "names", path)))
-    if "colors" in tree:
-        colors = listed(tree["colors"], "colors", path)
+    said = schemas.read_as(schemas.NamedClasses, tree, str(path), error=ConfigError, hint=None)
+    categories = _as_stuff(from_names(listed_names(said.names, path), where=path))
+    if said.colors is not None:
+        colors = listed(said.colors, "colors", path)
         categories = tuple(
-            dataclasses.replace(category, color=tuple(color))
-            for category, color in zip(categories, colors, strict=False)
+            dataclasses.replace(category, color=_color(value, path))
+            for category, value in zip(categories, colors, strict=False)
         )
-    if tree.get("num_classes", len(categories)) != len(categories):
-        raise ConfigError(f"{path}: num_classes = {tree['num_classes']}, but there are {len(categories)} names.")
-    return ClassTable(path.parent.name, str(path), tree.get("ignore_index", 255), categories)
+    if said.num_classes not in (None, len(categories)):
+        raise ConfigError(f"{path}: num_classes = {said.num_classes}, but there are {len(categories)} names.")
+    return ClassTable(path.parent.name, str(path), said.ignore_index, categories)
+
+
+def _color(value: Any, path: Path) -> tuple[int, int, int]:
+    try:
+        return schemas.color(value)
+    except ValueError as reason:
+        raise ConfigError(f"{path}: a color is {schemas.shown(value)}, which should be {reason}.") from reason
+
+
+def class_names(path: Path) -> list[str]:
+    """The names of a text file, one per line.
+
+    Raises:
+        ConfigError: unreadable, or not in UTF-8.
+    """
+    return [line.strip() for line in documents.read_lines(path, error=ConfigError) if line.strip()]
+
+
+def listed_names(values: Any, path: Path) -> list[str]:
+    """As `listed`, of texts.
+
+    Raises:
+        ConfigError: no list, or something in it that is no text.
+    """
+    names = listed(values, "names", path)
+    for position, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"{path}: the name of class {position} is {schemas.shown(name)}, which should be text.")
+    return names
 
 
 def _as_stuff(categories: Categories) -> Categories:
@@ -155,8 +203,10 @@ def listed(values: Any, key: str, path: Path) -> list[Any]:
     Raises:
         ConfigError: neither.
     """
-    if isinstance(values, dict) and sorted(values) == list(range(len(values))):
-        values = [values[position] for position in range(len(values))]
+    if isinstance(values, dict):
+        found = {_id_or_none(position): value for position, value in values.items()}
+        complete = found.keys() == set(range(len(values)))
+        values = [found[position] for position in range(len(found))] if complete else None
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{path}: {key} should be a list, or a mapping of 0, 1, 2, … without gaps.")
     return values

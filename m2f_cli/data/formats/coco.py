@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from . import schemas
 from .files import read_json
 from .layout import find_split, spellings
+from .schemas import read_as, same_key, shown
 
 YEAR = "[0-9][0-9][0-9][0-9]"
 
@@ -37,29 +39,72 @@ def read_coco(path: Path) -> CocoFile:
     """Read a COCO json.
 
     Raises:
-        DataError: unreadable, damaged, without pictures, or with an entry that lacks its key.
+        DataError: unreadable, damaged, without pictures, or with an entry that lacks its key; two pictures of one id.
     """
     tree = read_json(path, "images", "annotations", "categories")
-    images = {_value(image, "id", path): image for image in tree["images"]}
-    if not images:
-        raise DataError(f"{path} lists no pictures.", hint="Choose another split, or export the data again.")
-    for image in images.values():
-        if not isinstance(_value(image, "file_name", path), str):
-            raise DataError(f"{path}: the file_name {image['file_name']!r} should be text.")
-    annotations = defaultdict(list)
-    for annotation in tree["annotations"]:
-        annotations[_value(annotation, "image_id", path)].append(annotation)
-    strays = annotations.keys() - images.keys()
-    notes = [f"annotations of {len(strays)} pictures that {path.name} does not list are left out"] if strays else []
+    images = _images(tree["images"], path)
+    annotations: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for position, annotation in enumerate(tree["annotations"]):
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if type(image_id) not in (int, str) or image_id not in images:
+            image_id = _image_id(annotation, images, f"{path}: annotation {position}")
+        annotations[image_id].append(annotation)
+    notes = []
+    strays = sorted(annotations.keys() - images.keys(), key=str)
+    if strays:
+        notes.append(f"annotations of {len(strays)} pictures that {path.name} does not list are left out, such as "
+                     f"those of image_id {shown(strays[0])}")  # fmt: skip
     if len(images) < len(tree["images"]):
         notes.append(f"{len(tree['images']) - len(images)} pictures of {path.name} repeat the id of another")
+    notes += _twins(tree["annotations"], path)
     return CocoFile(path, tree["categories"], images, dict(annotations), tuple(notes))
 
 
-def _value(entry: Any, key: str, path: Path) -> Any:
-    if not isinstance(entry, dict) or not isinstance(entry.get(key), (int, str)):
-        raise DataError(f"{path}: an entry has no usable {key!r}: {str(entry)[:80]}.", hint="Export the data again.")
-    return entry[key]
+def _images(rows: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
+    images: dict[int | str, dict[str, Any]] = {}
+    for position, row in enumerate(rows):
+        image = row if _is_plain(row) else _read_image(row, f"{path}: image {position}")
+        twin = images.setdefault(image["id"], image)
+        if twin["file_name"] != image["file_name"]:
+            raise DataError(
+                f"{path}: the image id {shown(image['id'])} stands for {twin['file_name']} and {image['file_name']}.",
+                hint="Give each picture an id of its own, or export the data again.",
+            )
+    if not images:
+        raise DataError(f"{path} lists no pictures.", hint="Choose another split, or export the data again.")
+    return images
+
+
+def _is_plain(row: Any) -> bool:
+    """Whether an image is as nearly all are: a file of a hundred thousand should not wait for its schema."""
+    return (
+        type(row) is dict and type(row.get("id")) is int and type(row.get("height")) is type(row.get("width")) is int
+        and row["height"] > 0 < row["width"] and type(row.get("file_name")) is str and row["file_name"][-4:-3] == "."
+        and "\0" not in row["file_name"]
+    )  # fmt: skip
+
+
+def _read_image(row: Any, where: str) -> dict[str, Any]:
+    return read_as(schemas.Image, row, where).model_dump()
+
+
+def _image_id(annotation: Any, images: dict[int | str, Any], where: str) -> int | str:
+    if not isinstance(annotation, dict) or "image_id" not in annotation:
+        raise DataError(f"{where} has no 'image_id': {shown(annotation)}.", hint="Export the data again.")
+    try:
+        return same_key(schemas.key(annotation["image_id"]), images)
+    except ValueError as reason:
+        said = shown(annotation["image_id"])
+        raise DataError(f"{where} has the image_id {said}, which should be {reason}.") from reason
+
+
+def _twins(annotations: list[dict[str, Any]], path: Path) -> list[str]:
+    ids = [row["id"] for row in annotations if type(row.get("id")) is int]
+    count = len(ids) - len(set(ids))
+    if not count:
+        return []
+    twin = next(key for key, times in Counter(ids).items() if times > 1)
+    return [f"{count} annotations of {path.name} repeat the id of another, such as {twin}: each counts as an object"]
 
 
 def find_json(folder: Path, kind: str, split: str) -> tuple[Path, tuple[str, ...]]:
@@ -68,7 +113,8 @@ def find_json(folder: Path, kind: str, split: str) -> tuple[Path, tuple[str, ...
     Raises:
         DataError: none, or several years of which none was chosen.
     """
-    path, _, notes = find_split(folder, split, lambda name: json_at(folder, kind, name))
+    others = [path.stem.removeprefix(f"{kind}_") for path in sorted((folder / "annotations").glob(f"{kind}_*.json"))]
+    path, _, notes = find_split(folder, split, lambda name: json_at(folder, kind, name), others)
     return path, notes
 
 
@@ -97,4 +143,4 @@ def picture_folders(folder: Path, json_path: Path, kind: str, split: str) -> lis
     tag = json_path.stem.removeprefix(f"{kind}_")
     names = dict.fromkeys((tag, *spellings(split)))
     inside = [parent / name for name in names for parent in (folder, folder / "images")]
-    return [*inside, folder / "images", folder]
+    return [*inside, folder / "images", folder / "data", folder]  # "data" is FiftyOne's

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...types import Categories, InstanceTruth, TrueObject
+from ...errors import DataError
+from ...types import InstanceTruth, TrueObject
 from ..picture import picture_size
-from ..records import DataSet, Record
-from .base import Format, Options, choose_task
-from .class_map import ClassMap, map_classes, parse_categories
+from ..records import DataSet, PassedOver, Record
+from . import schemas
+from .base import Format, Options, Parts, choose_task
+from .class_map import ClassMap, is_crowd, map_classes, parse_categories
 from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
-from .layout import picture_folder, record_name
-from .shapes import parse_shape
+from .layout import as_found, picture_folder, record_name
+from .shapes import check_canvas, parse_shape, split_polygons
 
 KIND = "instances"
+NO_POLYGON = "objects without a polygon of three points or more"
 _KEYS = ("id", "category_id", "segmentation", "iscrowd", "area")
 
 
@@ -37,24 +41,37 @@ class ObjectsOfPicture:
             DataError: an annotation without mask, with an unknown category, or that does not fit the picture.
         """
         size = self.size or picture_size(self.image)
+        check_canvas(size, f"{self.file.name}: {self.image.name}")
         found = (self._object(row, size) for row in pickle.loads(self.packed))
         return InstanceTruth(size, [item for item in found if item is not None])
 
     def _object(self, row: tuple[Any, ...], size: tuple[int, int]) -> TrueObject | None:
         key, category_id, segmentation, iscrowd, area = row
-        where = f"{self.file.name}: annotation {key} of {self.image.name}"
+        where = _where(self.file, key, self.image)
+        if type(category_id) is not int or type(iscrowd) is not int or iscrowd not in (0, 1) or type(area) is not float:
+            category_id, iscrowd, area = _values(category_id, iscrowd, area, where)
         label = self.classes.number(category_id, where)
         if label is None:
             return None
         shape = parse_shape(segmentation, size, where)
-        # Polygons of one or two points cover nothing: an object of nothing else is none.
-        return TrueObject(label, shape, bool(iscrowd), None if area is None else float(area)) if shape else None
+        return TrueObject(label, shape, bool(iscrowd), area) if shape else None  # else `_passed_over` has told it
+
+
+def _values(category_id: Any, iscrowd: Any, area: Any, where: str) -> tuple[Any, bool, float | None]:
+    row = schemas.read_as(schemas.Object, {"category_id": 0, "iscrowd": iscrowd, "area": area}, where)
+    with contextlib.suppress(ValueError):  # the classes say which there are
+        category_id = schemas.whole_number(category_id)
+    return category_id, row.iscrowd, row.area
+
+
+def _where(file: Path, key: Any, image: Path) -> str:
+    return f"{file.name}: annotation {'without id' if key is None else key} of {image.name}"
 
 
 def read_instances(
     coco: CocoFile, candidates: list[Path], options: Options
-) -> tuple[Categories, tuple[Record, ...], tuple[str, ...]]:
-    """The classes, a record per picture (also of those without annotation), and notes.
+) -> Parts:
+    """The classes, a record per picture (also of those without annotation), notes, and what is passed over.
 
     Args:
         candidates: folders in which the pictures may be, best first; none where nobody will read them.
@@ -66,23 +83,56 @@ def read_instances(
     classes = map_classes(parse_categories(coco.categories, coco.path, isthing=True), options.classes, coco.path)
     pictures = picture_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
     records = tuple(_record(coco, key, pictures, classes) for key in coco.images)
-    return classes.categories, records, (*coco.notes, *classes.notes)
+    passed = _passed_over(coco)
+    return classes.categories, records, (*coco.notes, *classes.notes, *passed.notes), passed
 
 
 def _record(coco: CocoFile, key: int | str, pictures: Path, classes: ClassMap) -> Record:
-    rows, size, file_name = coco.annotations.get(key, []), coco.size(key), coco.images[key]["file_name"]
+    rows, size = coco.annotations.get(key, []), coco.size(key)
+    file_name = as_found(pictures, coco.images[key]["file_name"])
     packed = pickle.dumps([tuple(row.get(key) for key in _KEYS) for row in rows], protocol=pickle.HIGHEST_PROTOCOL)
-    labels = classes.labels(row.get("category_id") for row in rows if not row.get("iscrowd"))
+    labels = classes.labels(row.get("category_id") for row in rows if not is_crowd(row.get("iscrowd")))
     read_truth = ObjectsOfPicture(coco.path, pictures / file_name, size, classes, packed)
     sizes = size or (None, None)
     return Record(record_name(file_name), pictures / file_name, read_truth, *sizes, labels, image_id=key)
 
 
+def _passed_over(coco: CocoFile) -> PassedOver:
+    """What `parse_shape` leaves out, without looking at the pictures."""
+    passed = PassedOver()
+    for key, image in coco.images.items():
+        for row in coco.annotations.get(key, ()):
+            segmentation = row.get("segmentation")
+            if type(segmentation) is list and not _is_plain(segmentation):
+                _count(passed, segmentation, _where(coco.path, row.get("id"), Path(image["file_name"])))
+    return passed
+
+
+def _is_plain(segmentation: list[Any]) -> bool:
+    """Whether all polygons have three points or more: nearly all are so."""
+    try:
+        return min(map(len, segmentation)) >= 6
+    except (TypeError, ValueError):
+        return False
+
+
+def _count(passed: PassedOver, segmentation: list[Any], where: str) -> None:
+    try:
+        polygons = split_polygons(segmentation, where)
+    except DataError:
+        return  # such a picture is refused when it is read
+    empty = sum(len(points_P2) < 3 for points_P2 in polygons)
+    if empty == len(polygons):
+        passed.add(NO_POLYGON, f"{where}: {schemas.shown(segmentation)}")
+    elif empty:
+        passed.add("parts of objects that are fewer than three points", where, empty)
+
+
 def open_split(folder: Path, split: str, options: Options) -> DataSet:
     path, found_notes = find_json(folder, KIND, split)
     candidates = picture_folders(folder, path, KIND, split)
-    categories, records, notes = read_instances(read_coco(path), candidates, options)
-    return DataSet(folder.name, "coco-instance", split, "instance", categories, records, (*found_notes, *notes))
+    categories, records, notes, passed = read_instances(read_coco(path), candidates, options)
+    return DataSet(folder.name, "coco-instance", split, "instance", categories, records, (*found_notes, *notes), passed)
 
 
 FORMAT = Format(

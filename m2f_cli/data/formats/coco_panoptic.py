@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,20 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...types import Categories, PanopticTruth, Task, TrueSegment
+from ...types import PanopticTruth, Task, TrueSegment
 from ..picture import picture_size
-from ..records import DataSet, Record, check_size
-from . import coco_instance
-from .base import Format, Options, choose_task
-from .class_map import ClassMap, map_classes, parse_categories
+from ..records import DataSet, PassedOver, Record, check_size, is_there
+from . import coco_instance, schemas
+from .base import Format, Options, Parts, choose_task
+from .class_map import ClassMap, is_crowd, map_classes, parse_categories
 from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
 from .derive import ReadAs
 from .files import read_ids, values_in
-from .layout import folder_at, picture_folder, record_name
+from .layout import as_found, folder_at, picture_folder, record_name
 
 KIND = "panoptic"
 _KEYS = ("id", "category_id", "iscrowd")
+_NOT_PANOPTIC = "This is not a panoptic json: for instances, name the format coco-instance."
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,16 @@ class SegmentsOfPicture:
         Raises:
             DataError: the PNG is missing, unreadable, of another size, or has ids that the json does not know.
         """
+        if not is_there(self.png):
+            raise DataError(f"The mask {self.png} is missing.", hint="Copy it there, or leave its picture out.")
         ids_HW = read_ids(self.png)
         check_size(self.image, self.size or picture_size(self.image), ids_HW.shape, self.png)
-        rows = pickle.loads(self.packed)
         where = f"{self.file.name}: a segment of {self.png.name}"
+        rows = [_checked(row, where) for row in pickle.loads(self.packed)]
         labels = {row[0]: self.classes.number(row[1], where) for row in rows}
+        if len(labels) < len(rows):
+            twin = next(key for key, count in Counter(row[0] for row in rows).items() if count > 1)
+            raise DataError(f"{self.file.name} lists the segment {twin} of {self.png.name} twice.")
         self._refuse_strangers(values_in(ids_HW), labels)
         dropped = [key for key, label in labels.items() if label is None]
         if dropped:
@@ -64,10 +71,18 @@ class SegmentsOfPicture:
             )
 
 
+def _checked(row: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    key, category_id, crowd = row
+    if type(key) is type(category_id) is int and 0 < key <= schemas.LARGEST_ID and crowd in (None, 0, 1):
+        return row
+    said = schemas.read_as(schemas.Segment, {"id": key, "category_id": category_id, "iscrowd": crowd}, where)
+    return said.id, said.category_id, said.iscrowd
+
+
 def read_panoptic(
     coco: CocoFile, pngs: Path, candidates: list[Path], options: Options, task: Task
-) -> tuple[Categories, tuple[Record, ...], tuple[str, ...]]:
-    """The classes, a record per annotated picture, and notes.
+) -> Parts:
+    """The classes, a record per annotated picture, notes, and what is passed over.
 
     Args:
         pngs: the folder of the PNGs.
@@ -85,35 +100,40 @@ def read_panoptic(
     notes = (f"{missing} pictures of {coco.path.name} have no annotation and are left out",) if missing else ()
     if not records:
         raise DataError(f"{coco.path} has no annotated pictures.", hint="Export the data again.")
-    return classes.categories, records, (*coco.notes, *classes.notes, *notes)
+    passed = _passed_over(coco)
+    return classes.categories, records, (*coco.notes, *classes.notes, *notes, *passed.notes), passed
+
+
+def _passed_over(coco: CocoFile) -> PassedOver:
+    passed = PassedOver()
+    for key, image in coco.images.items():
+        more = len(coco.annotations.get(key, ())) - 1
+        if more > 0:
+            passed.add("further annotations of one image", f"{coco.path.name}: {image['file_name']}", more)
+    return passed
 
 
 def _record(coco: CocoFile, key: int | str, pngs: Path, pictures: Path, classes: ClassMap, task: Task) -> Record:
-    annotation, size, file_name = coco.annotations[key][0], coco.size(key), coco.images[key]["file_name"]
-    rows = _segment_rows(annotation, coco.path)
-    packed = pickle.dumps(rows, protocol=pickle.HIGHEST_PROTOCOL)
-    read = SegmentsOfPicture(coco.path, pngs / annotation["file_name"], pictures / file_name, size, classes, packed)
+    annotation, size = coco.annotations[key][0], coco.size(key)
+    file_name = as_found(pictures, coco.images[key]["file_name"])
+    png, rows = _segment_rows(annotation, coco.path)
+    packed, image = pickle.dumps(rows, protocol=pickle.HIGHEST_PROTOCOL), pictures / file_name
+    read = SegmentsOfPicture(coco.path, pngs / as_found(pngs, png), image, size, classes, packed)
     read_truth = read if task == "panoptic" else ReadAs(read, task, classes.categories)
-    labels = classes.labels(category_id for _, category_id, crowd in rows if not crowd)
+    labels = classes.labels(category_id for _, category_id, crowd in rows if not is_crowd(crowd))
     if task == "instance":
         labels = tuple(label for label in labels if classes.categories[label].isthing)
     sizes = size or (None, None)
-    return Record(record_name(file_name), pictures / file_name, read_truth, *sizes, labels, image_id=key)
+    return Record(record_name(file_name), image, read_truth, *sizes, labels, image_id=key)
 
 
-def _segment_rows(annotation: dict[str, Any], path: Path) -> list[tuple[Any, ...]]:
-    infos = annotation.get("segments_info")
-    named = isinstance(annotation.get("file_name"), str)
-    if not named or not isinstance(infos, list) or not all(map(_has_id, infos)):
-        raise DataError(
-            f"{path}: the annotation of image {annotation['image_id']!r} lacks file_name, segments_info or ids in it.",
-            hint="This is not a panoptic json: for instances, name the format coco-instance.",
-        )
-    return [tuple(info.get(key) for key in _KEYS) for info in infos]
-
-
-def _has_id(info: Any) -> bool:
-    return isinstance(info, dict) and isinstance(info.get("id"), int)
+def _segment_rows(annotation: dict[str, Any], path: Path) -> tuple[str, list[tuple[Any, ...]]]:
+    """The file name of the PNG, and (id, category id, crowd) of each segment, not checked yet."""
+    where = f"{path}: the annotation of image {schemas.shown(annotation['image_id'])}"
+    said = schemas.read_as(schemas.Panoptic, annotation, where, hint=_NOT_PANOPTIC)
+    if not all(isinstance(info, dict) and "id" in info for info in said.segments_info):
+        raise DataError(f"{where} has segments_info without ids.", hint=_NOT_PANOPTIC)
+    return said.file_name, [tuple(info.get(key) for key in _KEYS) for info in said.segments_info]
 
 
 def png_folder(path: Path) -> Path:
@@ -135,8 +155,8 @@ def open_split(folder: Path, split: str, options: Options) -> DataSet:
     if task == "instance" and path.with_name(path.name.replace(KIND, coco_instance.KIND)).is_file():
         return coco_instance.open_split(folder, split, options)  # whole polygons, not only what is visible
     candidates = picture_folders(folder, path, KIND, split)
-    categories, records, notes = read_panoptic(read_coco(path), png_folder(path), candidates, options, task)
-    return DataSet(folder.name, "coco-panoptic", split, task, categories, records, (*found_notes, *notes))
+    categories, records, notes, passed = read_panoptic(read_coco(path), png_folder(path), candidates, options, task)
+    return DataSet(folder.name, "coco-panoptic", split, task, categories, records, (*found_notes, *notes), passed)
 
 
 FORMAT = Format(

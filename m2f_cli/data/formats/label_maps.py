@@ -61,7 +61,9 @@ def label_records(
     Raises:
         DataError: no pictures, or no mask for any of them.
     """
-    masks = {p.relative_to(folders.masks).with_suffix("").as_posix(): p for p in _masks_below(folders.masks)}
+    files = _masks_below(folders.masks)
+    masks = {p.relative_to(folders.masks).with_suffix("").as_posix(): p for p in files}
+    twins = len(files) - len(masks)
     records = []
     for image in pictures_below(folders.images):
         stem = record_name(image.relative_to(folders.images)).removesuffix(image_end)
@@ -73,7 +75,10 @@ def label_records(
             hint="A mask has the name of its picture and ends in .png (JPEG changes its values).",
         )
     loose = sum(name.endswith(mask_end) for name in masks)  # Cityscapes has other pictures of labels beside them
-    return tuple(records), (f"{loose} masks in {folders.masks} belong to no picture",) if loose else ()
+    notes = [f"{loose} masks in {folders.masks} belong to no picture"] if loose else []
+    if twins:
+        notes.append(f"{twins} masks in {folders.masks} have the name of another and are not used")
+    return tuple(records), tuple(notes)
 
 
 def _masks_below(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -14,18 +14,23 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...errors import DataError
+from ...runtime import documents
 from ...types import Categories, InstanceTruth, TrueObject
 from ..categories import from_names
 from ..picture import decode_image, open_image, picture_size
-from ..records import DataSet, Record, check_size
+from ..records import DataSet, PassedOver, Record, check_size
+from . import schemas
 from .base import Format, Options, choose_task
-from .class_map import ClassMap, map_classes, read_class_file
+from .class_map import ClassMap, class_names, map_classes, read_class_file
 from .files import read_json
 from .layout import NAMES, PICTURES, find_split, record_name
+from .shapes import check_canvas, check_polygons
 
 CROWD = "iscrowd"  # the flag of a shape that is a group; LabelMe keeps it
 NO_CLASSES = ("__ignore__", "_background_")  # what LabelMe's own examples put into labels.txt
 _CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt", "labels.txt")
+_POLYGONS = ("polygon", "oriented_rectangle")  # the latter since LabelMe 6: its four corners
+_AREAS = (*_POLYGONS, "rectangle", "circle", "mask")
 _ALL = "train"  # the split of a folder without splits
 _CIRCLE = 64  # corners
 _TRIED, _SHOWN = 3, 8
@@ -70,12 +75,13 @@ class ShapesOfPicture:
         """
         tree = read_json(self.file, "shapes")
         size = self._size(tree)
+        check_canvas(size, str(self.file))
         found = [self._object(group, size) for group in _groups(tree["shapes"], self.file)]
         return InstanceTruth(size, [item for item in found if item is not None], source=self.file)
 
     def _size(self, tree: dict[str, Any]) -> tuple[int, int]:
-        height, width = tree.get("imageHeight"), tree.get("imageWidth")
-        said = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        tree = schemas.read_as(schemas.LabelMeImage, tree, str(self.file), hint="Save it with LabelMe again.")
+        said = (tree.imageHeight, tree.imageWidth) if tree.imageHeight and tree.imageWidth else None
         if self.image is None:
             return said or EmbeddedPicture(self.file)().shape[:2]
         size = picture_size(self.image)
@@ -96,8 +102,16 @@ class ShapesOfPicture:
         shapes = [shape for shape in (_read_shape(shape, size, self.file) for shape in group) if shape is not None]
         if label is None or not shapes:
             return None
-        crowd = any(isinstance(s.get("flags"), dict) and s["flags"].get(CROWD) is True for s in group)
-        return TrueObject(label, _union(shapes, size), crowd)
+        return TrueObject(label, _union(shapes, size), any(_is_crowd(shape, self.file) for shape in group))
+
+
+def _is_crowd(shape: dict[str, Any], file: Path) -> bool:
+    flags = shape.get("flags")
+    try:
+        return isinstance(flags, dict) and flags.get(CROWD) is not None and schemas.flag(flags[CROWD])
+    except ValueError as reason:
+        said = schemas.shown(flags[CROWD])
+        raise DataError(f"{file}: the flag {CROWD} of a shape is {said}, which should be {reason}.") from reason
 
 
 def _groups(shapes: list[Any], file: Path) -> list[list[dict[str, Any]]]:
@@ -113,17 +127,23 @@ def _groups(shapes: list[Any], file: Path) -> list[list[dict[str, Any]]]:
 
 def _read_shape(shape: dict[str, Any], size: tuple[int, int], file: Path) -> np.ndarray | dict[str, Any] | None:
     """A polygon (points, 2), a run-length mask, or None for what has no area."""
-    kind = shape.get("shape_type") or "polygon"
-    if kind not in ("polygon", "rectangle", "circle", "mask"):
+    if _why_passed_over(shape) is not None:
         return None
+    kind = shape.get("shape_type") or "polygon"
     try:
         points_P2 = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: the points of a {kind} should be pairs of numbers.") from error
-    if not np.isfinite(points_P2).all() or (kind != "polygon" and len(points_P2) != 2):
+    if not np.isfinite(points_P2).all() or (kind not in _POLYGONS and len(points_P2) != 2):
         raise DataError(f"{file}: a {kind} has the points {points_P2.tolist()}."[:300], hint="Draw it again.")
     if kind == "mask":
         return _read_mask(shape.get("mask"), points_P2, size, file)
+    outline_P2 = _outline(kind, points_P2)
+    check_polygons([outline_P2], size, f"{file}: a {kind}")
+    return outline_P2
+
+
+def _outline(kind: str, points_P2: np.ndarray) -> np.ndarray:
     if kind == "rectangle":
         (left, top), (right, bottom) = points_P2
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
@@ -131,7 +151,19 @@ def _read_shape(shape: dict[str, Any], size: tuple[int, int], file: Path) -> np.
         turn = np.arange(_CIRCLE) * 2 * np.pi / _CIRCLE
         radius = np.hypot(*(points_P2[1] - points_P2[0]))
         return points_P2[0] + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    return points_P2 if len(points_P2) >= 3 else None
+    return points_P2
+
+
+def _why_passed_over(shape: dict[str, Any]) -> str | None:
+    """Why a shape is none of an object: a reason as in `PassedOver`; None for one that is read."""
+    kind = shape.get("shape_type") or "polygon"
+    if str(shape.get("label")) in NO_CLASSES:
+        return f"shapes of the label {shape['label']}"
+    if kind not in _AREAS:
+        return f"shapes of the type {schemas.shown(kind)}"
+    points = shape.get("points")
+    few = kind in _POLYGONS and isinstance(points, list) and len(points) < 3
+    return "polygons of fewer than three points" if few else None
 
 
 def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: Path) -> dict[str, Any]:
@@ -165,15 +197,42 @@ def _union(shapes: list[np.ndarray | dict[str, Any]], size: tuple[int, int]) -> 
 def open_split(folder: Path, split: str, options: Options) -> DataSet:
     choose_task(options.task, ("instance",), folder)
     files, name, notes = find_split(folder, split, lambda name: _files_at(folder, name))
-    own = _own_classes(folder)
+    seen: dict[Path, list[dict[str, Any]]] = {}
+    own = _own_classes(folder, seen)
     classes = map_classes(own, options.classes, folder)
     ids = {category.name: category.id for category in own}
     below = folder / name if (folder / name).is_dir() else folder
     records = tuple(_record(file, below, classes, ids) for file in files)
     loose = _pictures(below) - {record.image for record in records}
     more = (f"{len(loose)} pictures have no json and are left out: nobody annotated them",) if loose else ()
-    notes = (*notes, *more, *classes.notes)
-    return DataSet(folder.name, "labelme", split, "instance", classes.categories, records, notes)
+    passed = _passed_over(files, seen)
+    notes = (*notes, *more, *classes.notes, *passed.notes)
+    return DataSet(folder.name, "labelme", split, "instance", classes.categories, records, notes, passed)
+
+
+def _passed_over(files: Sequence[Path], seen: Mapping[Path, list[dict[str, Any]]]) -> PassedOver:
+    passed = PassedOver()
+    for file in files:
+        try:
+            shapes = seen[file] if file in seen else _outlines_of(file)
+        except DataError:
+            continue  # such a picture is refused when it is read
+        for number, shape in enumerate(shapes):
+            reason = _why_passed_over(shape)
+            if reason is not None:
+                passed.add(reason, f"shape {number} of {file}")
+    return passed
+
+
+def _outlines_of(file: Path) -> list[dict[str, Any]]:
+    """The shapes of a json without their masks and further points: what tells which of them are read, and little."""
+    kept = ("label", "shape_type")
+    return [{**{key: shape.get(key) for key in kept}, "points": _first(shape.get("points"))}
+            for shape in read_json(file, "shapes")["shapes"] if isinstance(shape, dict)]  # fmt: skip
+
+
+def _first(points: Any) -> Any:
+    return points[:3] if isinstance(points, list) else None
 
 
 def _record(file: Path, below: Path, classes: ClassMap, ids: dict[str, int]) -> Record:
@@ -194,20 +253,21 @@ def _picture_of(file: Path) -> Path | None:
     return there if there != file and there.is_file() else None
 
 
-def _own_classes(folder: Path) -> Categories:
-    """Of a file of classes beside the splits, else all labels of all splits, in the order of the alphabet."""
+def _own_classes(folder: Path, seen: dict[Path, list[dict[str, Any]]]) -> Categories:
+    """Of a file of classes beside the splits, else all labels of all splits, in the order of the alphabet; `seen` takes
+    what was read for that."""
     path = next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
     if path is not None and path.suffix != ".txt":
         return tuple(dataclasses.replace(category, isthing=True) for category in read_class_file(path).categories)
     if path is not None:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = class_names(path)
     else:
-        shapes = itertools.chain(*(read_json(file, "shapes")["shapes"] for file in sorted(_jsons(folder))))
-        names = sorted({str(shape.get("label")) for shape in shapes if isinstance(shape, dict)})
+        seen |= {file: _outlines_of(file) for file in sorted(_jsons(folder))}
+        names = sorted({str(shape.get("label")) for shapes in seen.values() for shape in shapes})
     names = [name for name in names if name not in NO_CLASSES]
     if not names:
         raise DataError(f"{path or folder} names no class.", hint="Give the shapes labels first.")
-    return from_names(names)
+    return from_names(names, where=path or folder)
 
 
 def _files_at(folder: Path, name: str) -> list[Path] | None:
@@ -232,13 +292,16 @@ def _finds(folder: Path) -> bool:
 
 
 def _is_labelme(path: Path) -> bool:
-    if path.stat().st_size > _LARGEST:
-        return False
     try:
-        tree = read_json(path, "shapes")
-    except DataError:
+        if path.stat().st_size > _LARGEST:
+            return False
+        content = path.read_bytes()
+        tree = documents.parse_json(content, str(path))
+    except OSError:
         return False
-    return "imagePath" in tree
+    except DataError:  # damaged or in another encoding: reading it says so
+        return b'"shapes"' in content and b'"imagePath"' in content
+    return isinstance(tree, dict) and isinstance(tree.get("shapes"), list) and "imagePath" in tree
 
 
 FORMAT = Format(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import DataError
+from ..records import is_there
 
 Found = TypeVar("Found")
 
@@ -22,9 +23,16 @@ SPELLINGS = {
     "val": ("val", "val2017", "valid", "validation", "test"),
     "test": ("test", "test2017", "testing"),
 }
-NAMES = tuple(dict.fromkeys(itertools.chain(*SPELLINGS.values())))
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".jp2", ".avif")
 _LOOKED_AT = 50  # pictures, to find out which folder they are in
+
+
+def in_all_cases(names: Iterable[str]) -> tuple[str, ...]:
+    """Names as they are, with a capital, and in capitals."""
+    return tuple(dict.fromkeys(case for name in names for case in (name, name.capitalize(), name.upper())))
+
+
+NAMES = in_all_cases(itertools.chain(*SPELLINGS.values()))
 
 
 def spellings(split: str) -> tuple[str, ...]:
@@ -33,11 +41,15 @@ def spellings(split: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((split, *family)))
 
 
-def find_split(folder: Path, split: str, at: Callable[[str], Found | None]) -> tuple[Found, str, tuple[str, ...]]:
-    """Find a split under one of its names.
+def find_split(
+    folder: Path, split: str, at: Callable[[str], Found | None], others: Iterable[str] = ()
+) -> tuple[Found, str, tuple[str, ...]]:
+    """Find a split under one of its names, whatever the case of its letters.
 
     Args:
         at: gives what there is under a name, None where there is nothing.
+        others: further names of splits that are there. A single one, such as CVAT's "default", is what there is to
+            train on where no split has a usual name.
 
     Returns:
         What was found, its name in the folder, and notes.
@@ -45,13 +57,24 @@ def find_split(folder: Path, split: str, at: Callable[[str], Found | None]) -> t
     Raises:
         NoSplit: no such split; says which there are.
     """
-    for name in spellings(split):
+    for name in in_all_cases(spellings(split)):
         found = at(name)
         if found is not None:
-            borrowed = name == "test" != split
+            borrowed = name.lower() == "test" != split.lower()
             return found, name, (f"there is no split {split!r}: {name!r} is used",) if borrowed else ()
     known = [name for name in NAMES if at(name) is not None]
-    raise NoSplit(f"{folder} has no split {split!r}.", hint=f"It has: {', '.join(known) or 'none that is known'}.")
+    unusual = [name for name in dict.fromkeys(others) if name not in known]
+    if split in SPELLINGS["train"] and not known and len(unusual) == 1:
+        found = at(unusual[0])
+        if found is not None:
+            return found, unusual[0], (f"there is no split {split!r}: {unusual[0]!r}, the only one, is used",)
+    there = [*known, *unusual]
+    raise NoSplit(f"{folder} has no split {split!r}.", hint=f"It has: {', '.join(there) or 'none that is known'}.")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted; none where it is missing."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def folder_at(*candidates: Path) -> Path | None:
@@ -87,9 +110,14 @@ def picture_folder(file_names: Sequence[str], candidates: Iterable[Path], annota
     folders = list(dict.fromkeys(candidates))
     step = max(1, len(file_names) // _LOOKED_AT)
     for folder in folders:
-        if folder.is_dir() and any((folder / name).is_file() for name in file_names[::step]):
+        if folder.is_dir() and any(is_there(folder / as_found(folder, name)) for name in file_names[::step]):
             return folder
     raise DataError(
         f"The pictures of {annotations}, such as {file_names[0]!r}, are missing.",
         hint=f"Put them into one of: {', '.join(map(str, folders))}.",
     )
+
+
+def as_found(folder: Path, name: str) -> str:
+    """A name relative to a folder. Windows writes backslashes between folders, which elsewhere are letters."""
+    return name if "\\" not in name or is_there(folder / name) else name.replace("\\", "/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..categories import load_class_table
-from ..records import DataSet
+from ..records import DataSet, PassedOver
 from .base import Format, Options, choose_task
 from .class_map import map_classes
 from .coco import read_coco
@@ -24,15 +24,16 @@ def open_split(folder: Path, split: str, options: Options) -> DataSet:
     task = choose_task(options.task, (*rich, "semantic"), folder)
     if rich and task != "semantic":
         coco, pngs = read_coco(json_path), png_folder(json_path)
-        categories, records, more = read_panoptic(coco, pngs, [folders.images], options, task)
+        categories, records, more, passed = read_panoptic(coco, pngs, [folders.images], options, task)
     else:
+        passed = PassedOver()
         table = load_class_table(TABLE)
         classes = map_classes(table.categories, options.classes, folder)
         meanings = {key - 1: number for key, number in classes.numbers.items()}
         ignored = {table.ignore_index, *(key - 1 for key in classes.dropped)}
         records, more = label_records(folders, value_map(meanings, classes.categories, ignored))
         categories, more = classes.categories, (*more, *classes.notes)
-    return DataSet(folder.name, "mapillary", split, task, categories, records, (*notes, *more))
+    return DataSet(folder.name, "mapillary", split, task, categories, records, (*notes, *more), passed)
 
 
 def _folders_at(folder: Path, name: str) -> Folders | None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...errors import DataError
+from ..picture import MAX_PIXELS
+from .schemas import shown, whole_number
+
+REACH = 10  # times the longer edge: how far from its image a polygon may go
+LEAST_REACH = 1000  # pixels; small images need no less
+MOST_LENGTH = 10_000_000  # pixels around one object; what draws polygons takes 40 bytes for each
+_MOST_LETTERS = 7  # of a run length in COCO's text: 35 bits
 
 
 def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np.ndarray] | dict[str, Any]:
     """A COCO `segmentation` as a TrueObject keeps it.
 
     Args:
-        segmentation: polygons [[x, y, x, y, …], …], or run lengths, compressed or not.
+        segmentation: polygons as in `split_polygons`, or run lengths, compressed or not.
         size: (height, width) of the picture.
         where: which annotation this is, for messages.
 
@@ -24,34 +32,106 @@ def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np
         compressed run-length mask {"size": [H, W], "counts": bytes}.
 
     Raises:
-        DataError: neither of both, or run lengths that do not fit the picture.
+        DataError: neither of both, or a shape that does not fit the picture.
     """
     if isinstance(segmentation, dict):
         return _parse_rle(segmentation, size, where)
+    polygons = [points_P2 for points_P2 in split_polygons(segmentation, where) if len(points_P2)]
+    check_polygons(polygons, size, where)
+    return [points_P2 for points_P2 in polygons if len(points_P2) >= 3]
+
+
+def split_polygons(segmentation: Any, where: str) -> list[np.ndarray]:
+    """The polygons of a `segmentation`, each (points, 2) float64, those of fewer than three points among them.
+
+    Args:
+        segmentation: a list of [x, y, x, y, …] or of [[x, y], [x, y], …]. Neighbouring entries [x, y] are the points
+            of one polygon.
+
+    Raises:
+        DataError: another form.
+    """
     if not segmentation or not isinstance(segmentation, list):
         raise DataError(
-            f"{where} has no mask: its segmentation is {segmentation!r}.",
+            f"{where} has no mask: its segmentation is {shown(segmentation)}.",
             hint="Boxes are not enough to segment: annotate polygons or masks.",
         )
-    polygons = [_parse_polygon(points, where) for points in segmentation]
-    return [points_P2 for points_P2 in polygons if len(points_P2) >= 3]
+    if not any(map(_is_point, segmentation)):
+        return [_parse_polygon(points, where) for points in segmentation]
+    polygons: list[np.ndarray] = []
+    for is_point, parts in itertools.groupby(segmentation, key=_is_point):
+        found = list(parts)
+        polygons += [_parse_polygon(points, where) for points in ([found] if is_point else found)]
+    return polygons
+
+
+def _is_point(part: Any) -> bool:
+    return isinstance(part, (list, tuple)) and len(part) == 2 and not isinstance(part[0], (list, tuple))
 
 
 def _parse_polygon(points: Any, where: str) -> np.ndarray:
     try:
-        points_P2 = np.array(points, dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+        numbers = np.array(points, dtype=np.float64)
+        if numbers.ndim != 1 and numbers.shape[1:] != (2,):
+            raise ValueError("neither numbers nor points")
+        return numbers.reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
-            f"{where}: a polygon should be a list of numbers x, y, x, y, …, not {str(points)[:60]}."
+            f"{where}: a polygon should be a list of numbers x, y, x, y, …, not {shown(points)}."
         ) from error
+
+
+def check_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], where: str) -> None:
+    """Refuse what would take more memory than any outline needs: pycocotools counts in fifths of pixels, in 32 bits.
+
+    Args:
+        polygons: of one object, each (points, 2) with at least one point.
+
+    Raises:
+        DataError: coordinates that are not finite or far outside of the picture, or an outline of absurd length.
+    """
+    reach, length = max(REACH * max(size), LEAST_REACH), 0.0
+    for points_P2 in polygons:
+        flat = points_P2.ravel()
+        low, high = flat[flat.argmin()], flat[flat.argmax()]  # a third of the time of min and max; NaN counts as both
+        if not (low >= -reach and high <= reach):
+            raise _far_away(points_P2, size, where, high if high > reach else low)
+        if len(points_P2) * (high - low) > MOST_LENGTH:  # cannot be reached otherwise
+            length += np.abs(np.diff(points_P2, axis=0, append=points_P2[:1])).max(axis=1).sum()
+    if length > MOST_LENGTH:
+        raise DataError(
+            f"{where}: an outline of {length:.3g} pixels is more than the {MOST_LENGTH:,} that are drawn.",
+            hint="Simplify it, or write it as run lengths.",
+        )
+
+
+def _far_away(points_P2: np.ndarray, size: tuple[int, int], where: str, value: float) -> DataError:
     if not np.isfinite(points_P2).all():
-        raise DataError(f"{where}: a polygon has coordinates that are not finite.")
-    return points_P2
+        return DataError(f"{where}: a polygon has coordinates that are not finite.")
+    return DataError(
+        f"{where}: a polygon has the coordinate {value:g}, far outside of its picture of {size[0]} x {size[1]} pixels "
+        "(height x width).",
+        hint="Correct the annotation, or export it again.",
+    )
+
+
+def check_canvas(size: tuple[int, int], where: str) -> None:
+    """Refuse a size that no picture has, before masks of that size are made.
+
+    Raises:
+        DataError: more pixels than any picture that is read.
+    """
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"{where} claims {size[0]} x {size[1]} pixels (height x width), more than the {MAX_PIXELS:,} that are read."
+        )
 
 
 def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
-    if list(rle.get("size", ())) != list(size):
-        raise DataError(f"{where}: the size of its mask is {rle.get('size')}, that of its picture {list(size)}.")
+    if _size_of(rle) != list(size):
+        raise DataError(
+            f"{where}: the size of its mask is {shown(rle.get('size'))}, that of its picture {list(size)}."
+        )
     counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
         packed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
@@ -59,9 +139,12 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
     else:
         packed, lengths = None, _whole_numbers(counts, where)
     # The C code of pycocotools trusts its input: what is missing stays uninitialised memory.
-    if lengths.sum() != size[0] * size[1] or (lengths < 0).any():
+    pixels = size[0] * size[1]
+    if lengths is None:
+        raise DataError(f"{where}: its run lengths are no COCO text: {shown(counts)}.", hint="Export them again.")
+    if ((lengths < 0) | (lengths > pixels)).any() or lengths.sum() != pixels:
         raise DataError(
-            f"{where}: its run lengths cover {lengths.sum()} pixels, its picture has {size[0] * size[1]}.",
+            f"{where}: its run lengths cover {sum(lengths.tolist())} pixels, its picture has {pixels}.",
             hint="Export the annotation again.",
         )
     if packed is None:
@@ -69,24 +152,43 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
     return {"size": list(size), "counts": packed}
 
 
+def _size_of(rle: dict[str, Any]) -> list[int] | None:
+    size = rle.get("size")
+    try:
+        return [whole_number(edge) for edge in size] if isinstance(size, (list, tuple)) else None
+    except ValueError:
+        return None
+
+
 def _whole_numbers(counts: Any, where: str) -> np.ndarray:
-    if not isinstance(counts, list) or not all(isinstance(value, int) for value in counts):
-        raise DataError(f"{where}: `counts` should be text or a list of whole numbers, not {str(counts)[:60]}.")
-    return np.array(counts, dtype=np.int64)
+    try:
+        if not isinstance(counts, list):
+            raise ValueError("no list")
+        return np.array([value if type(value) is int else whole_number(value) for value in counts], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise DataError(
+            f"{where}: `counts` should be text or a list of whole numbers, not {shown(counts)}."
+        ) from error
 
 
-def unpack_lengths(packed: bytes) -> np.ndarray:
-    """The run lengths in COCO's compressed text, by its description in pycocotools: five bits a letter, the sixth says
-    that the number goes on; from the fourth number on, the difference to the one before the last."""
+def unpack_lengths(packed: bytes) -> np.ndarray | None:
+    """The run lengths in COCO's compressed text, by its description in pycocotools; None for what is no such text.
+
+    Five bits a letter, the sixth says that the number goes on. From the fourth number on, it is the difference to the
+    one before the last.
+    """
     letters = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(letters & 32 == 0)
-    if not len(ends):
+    if not len(letters):
         return np.zeros(0, dtype=np.int64)
-    letters = letters[: ends[-1] + 1]
+    if letters.min() < 0 or letters.max() > 63 or not len(ends) or ends[-1] != len(letters) - 1:
+        return None  # a letter of another text, or a number that does not end: the C code would read on
     starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() >= _MOST_LETTERS:
+        return None
     place = 5 * (np.arange(len(letters)) - np.repeat(starts, ends - starts + 1))
-    numbers = np.add.reduceat((letters & 31) << np.minimum(place, 60), starts)
-    numbers -= np.where(letters[ends] & 16, np.int64(1) << np.minimum(place[ends] + 5, 60), 0)
+    numbers = np.add.reduceat((letters & 31) << place, starts)
+    numbers -= np.where(letters[ends] & 16, np.int64(1) << (place[ends] + 5), 0)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers

@@ -13,6 +13,7 @@ from ...types import Categories, SemanticTruth
 from .files import values_in
 
 _SHOWN = 5
+_LARGEST = (1 << 24) - 1  # the largest value of a pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +52,14 @@ class ValueMap:
 
 
 def value_map(meanings: Mapping[int, int], categories: Categories, ignored: Iterable[int] = ()) -> ValueMap:
-    """Values with their class numbers, and values that count nowhere; one that is in both is ignored."""
+    """Values with their class numbers, and values that count nowhere; one that is in both is ignored.
+
+    Numbers that no pixel has mean nothing: ids may be of any size.
+    """
     ignore = 255 if len(categories) <= 255 else 65535
     everything = {**meanings, **dict.fromkeys(ignored, ignore)}
-    lookup = np.full(max(everything) + 1, -1, dtype=np.int32)
+    everything = {value: meaning for value, meaning in everything.items() if 0 <= value <= _LARGEST}
+    lookup = np.full(max(everything, default=0) + 1, -1, dtype=np.int32)
     lookup[list(everything)] = list(everything.values())
     return ValueMap(lookup, ignore)
 

@@ -10,13 +10,16 @@ import numpy as np
 
 from ...config import read_yaml
 from ...errors import ConfigError, DataError
+from ...runtime import documents
 from ...types import InstanceTruth, TrueObject
-from ..categories import from_names
+from ..categories import TEXTS, from_names
 from ..picture import picture_size
-from ..records import DataSet, Record
+from ..records import DataSet, Record, is_there
+from . import schemas
 from .base import Format, Options, choose_task
-from .class_map import ClassMap, listed, map_classes
+from .class_map import ClassMap, listed_names, map_classes
 from .layout import find_split, pictures_below, record_name
+from .shapes import check_polygons
 
 _SLACK = 1e-3  # of the picture's edge: coordinates are often rounded outwards
 
@@ -35,7 +38,7 @@ class PolygonFile:
             DataError: a line that is no polygon, an unknown class, or coordinates that are no shares of the picture.
         """
         height, width = picture_size(self.image)
-        lines = _read_lines(self.labels) if self.labels.is_file() else []
+        lines = documents.read_lines(self.labels) if self.labels.is_file() else []
         objects = [self._object(line, number, (width, height)) for number, line in enumerate(lines, 1) if line.strip()]
         return InstanceTruth((height, width), [item for item in objects if item is not None])
 
@@ -56,14 +59,9 @@ class PolygonFile:
                 hint="Divide x by the picture's width and y by its height.",
             )
         label = self.classes.number(int(values[0]), where)
-        return None if label is None else TrueObject(label, [np.clip(shares_P2, 0, 1) * edges])
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        polygon_P2 = np.clip(shares_P2, 0, 1) * edges
+        check_polygons([polygon_P2], edges[::-1], where)
+        return None if label is None else TrueObject(label, [polygon_P2])
 
 
 def find_yaml(folder: Path) -> Path | None:
@@ -75,8 +73,12 @@ def find_yaml(folder: Path) -> Path | None:
 
 
 def _is_description(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    keys = {line.split(":")[0] for line in text.splitlines() if ":" in line and not line[:1].isspace()}
+    try:
+        content = path.read_bytes().replace(b"\0", b"")  # of UTF-16: reading it says what is wrong
+    except OSError:
+        return False
+    lines = content.decode("utf-8-sig", errors="ignore").splitlines()
+    keys = {line.split(":")[0].strip() for line in lines if ":" in line and not line[:1].isspace()}
     return "names" in keys and bool(keys & {"train", "val"})
 
 
@@ -85,18 +87,23 @@ def open_split(folder: Path, split: str, options: Options) -> DataSet:
     path = find_yaml(folder)
     if path is None:
         raise DataError(f"{folder} has no data.yaml.", hint="Write one with the keys train, val and names.")
-    tree = read_yaml(path)
-    names = [str(name) for name in listed(tree["names"], "names", path)]
-    if tree.get("nc", len(names)) != len(names):
-        raise ConfigError(f"{path}: nc = {tree['nc']}, but there are {len(names)} names.", hint="Correct one of them.")
-    classes = map_classes(from_names(names), options.classes, path)
+    tree = read_yaml(path, texts=TEXTS)
+    said = schemas.read_as(schemas.Description, tree, str(path), error=ConfigError, hint=None)
+    names = listed_names(said.names, path)
+    if said.nc not in (None, len(names)):
+        raise ConfigError(f"{path}: nc = {said.nc}, but there are {len(names)} names.", hint="Correct one of them.")
+    classes = map_classes(from_names(names, where=path), options.classes, path)
     pictures, _, notes = find_split(folder, split, lambda name: _pictures(path, tree, name))
     records = tuple(_record(image, classes) for image in pictures)
-    if not any(record.read_truth.labels.is_file() for record in records):
+    empty = [record for record in records if not is_there(record.read_truth.labels)]
+    if len(empty) == len(records):
         raise DataError(
             f"No picture of the split {split!r} has polygons, such as {records[0].read_truth.labels}.",
             hint="The text files lie in a folder `labels` beside `images`, with the names of the pictures.",
         )
+    if empty:
+        notes = (*notes, f"{len(empty)} of {len(records)} pictures have no text file and count as empty, such as "
+                 f"{empty[0].image}")  # fmt: skip
     return DataSet(folder.name, "yolo-seg", split, "instance", classes.categories, records, (*notes, *classes.notes))
 
 
@@ -105,8 +112,13 @@ def _pictures(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None
     places = tree.get(split)
     if places is None:
         return None
+    if isinstance(places, str):
+        places = [places]
+    if not isinstance(places, list) or not all(isinstance(place, str) and place for place in places):
+        said = schemas.shown(places)
+        raise ConfigError(f"{path}: {split} = {said} should be a folder, a text file, or a list of these.")
     found = []
-    for place in [places] if isinstance(places, str) else places:
+    for place in places:
         there = _resolve(path, tree, place)
         found += _listed(path, tree, there) if there.suffix == ".txt" else pictures_below(there)
     if not found:
@@ -115,15 +127,18 @@ def _pictures(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None
 
 
 def _listed(path: Path, tree: dict[str, Any], text: Path) -> list[Path]:
-    return [_resolve(path, tree, line.strip()) for line in _read_lines(text) if line.strip()]
+    return [_resolve(path, tree, line.strip()) for line in documents.read_lines(text) if line.strip()]
 
 
-def _resolve(path: Path, tree: dict[str, Any], place: Any) -> Path:
+def _resolve(path: Path, tree: dict[str, Any], place: str) -> Path:
     """Exporters write paths from the root of the data, from the yaml, or from a folder that does not exist."""
-    plain, root = Path(str(place)), Path(str(tree.get("path") or ""))
-    below = Path(*(part for part in plain.parts if part not in ("..", ".")))
-    candidates = (path.parent / root / plain, path.parent / plain, path.parent / below)
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    root = Path(str(tree.get("path") or ""))
+    written = dict.fromkeys((Path(place), Path(place.replace("\\", "/"))))  # Windows separates folders by backslashes
+    found = [path.parent / root / plain for plain in written]
+    for plain in written:
+        below = Path(*(part for part in plain.parts if part not in ("..", ".", plain.anchor)))
+        found += [path.parent / plain, path.parent / below]
+    return next((candidate for candidate in found if is_there(candidate)), found[-1 if len(written) > 1 else 0])
 
 
 def _record(image: Path, classes: ClassMap) -> Record:

@@ -3,19 +3,19 @@ over what was there, with Pillow's polygons."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ...config import read_yaml
 from ...errors import DataError, unknown_name
+from ...runtime import documents
 from ...runtime.archives import Tree
 from ..categories import load_categories
+from ..formats import schemas
 from .base import Item, Made
 from .pixels import encode
 
@@ -94,23 +94,13 @@ def read_polygons(tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[st
     Raises:
         DataError: missing or damaged.
     """
-    try:
-        parsed = json.loads(tree.read(name))
-        size = (_side(parsed["imgWidth"]), _side(parsed["imgHeight"]))
-        objects = [row for row in parsed["objects"] if not row.get("deleted", 0)]
-        return size, [(str(row["label"]), [(_place(x), _place(y)) for x, y in row["polygon"]]) for row in objects]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "Copy or download it again."
-        raise DataError(f"{tree}: {name} is no file of polygons, or is damaged: {error!r}.", hint=hint) from error
-
-
-def _side(value: Any) -> int:
-    if not isinstance(value, int) or not 0 < value <= _LARGEST:
-        raise ValueError(f"a side of {value!r} pixels")
-    return value
-
-
-def _place(value: Any) -> float:
-    if not abs(value) <= _LARGEST:
-        raise ValueError(f"a point at {value!r}")
-    return float(value)
+    where, hint = f"{tree}: {name}", "Copy or download it again."
+    said = schemas.read_as(schemas.CityscapesFile, documents.parse_json(tree.read(name), where), where, hint=hint)
+    size = said.imgWidth, said.imgHeight
+    rows = [schemas.read_as(schemas.CityscapesPolygon, row, f"{where}: an object", hint=hint) for row in said.objects]
+    objects = [(row.label, row.polygon) for row in rows if not row.deleted]
+    far = next((x for _, points in objects for point in points for x in point if abs(x) > _LARGEST), None)
+    if far is not None or not all(0 < side <= _LARGEST for side in size):
+        what = f"a picture of {size[0]} x {size[1]} pixels" if far is None else f"a point at {far:g}"
+        raise DataError(f"{where} has {what}, where 1 to {_LARGEST} are possible.", hint=hint)
+    return size, objects

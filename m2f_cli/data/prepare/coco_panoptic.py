@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import DataError
+from ...runtime import documents
 from ...runtime.archives import Tree
 from ..categories import load_categories
 from ..formats.files import values_in
@@ -79,15 +79,18 @@ def _annotations(tree: Tree, table: str) -> list[dict[str, Any]]:
     if not tree.has(table):
         raise DataError(f"{tree} has no {table}.", hint=PREPARER.how_to_get)
     try:
-        annotations = json.loads(tree.read(table))["annotations"]
+        annotations = documents.parse_json(tree.read(table), f"{tree}: {table}")["annotations"]
         known = {category.id for category in load_categories("coco-panoptic")}
         found = {segment["category_id"] for each in annotations for segment in each["segments_info"]}
+        if not all(isinstance(segment["id"], int) for each in annotations for segment in each["segments_info"]):
+            raise TypeError("an id that is no whole number")
+        ordered = sorted(annotations, key=lambda each: stem(each["file_name"]))
     except (ValueError, KeyError, TypeError) as error:
         hint = "Copy or download it again."
         raise DataError(f"{tree}: {table} is no panoptic json, or is damaged: {error!r}.", hint=hint) from error
     if found - known:
         raise DataError(f"{tree}: {table} has the category {min(found - known)}, which COCO's 133 classes do not have.")
-    return sorted(annotations, key=lambda each: each["file_name"])
+    return ordered
 
 
 def _whole(annotations: list[Any], there: dict[str, set[str]]) -> list[Any]:
