@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import WeightsError
-from .pickles import BROKEN, RestrictedUnpickler, load_torch, refused
+from .safe_pickle import BROKEN, RestrictedUnpickler, load_torch, refused
 
 INDEX_SUFFIX = ".index.json"  # of a Hugging Face file that is cut into shards
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6 begins with this number
