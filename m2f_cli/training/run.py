@@ -113,7 +113,7 @@ class Run:
 
     def restore(self) -> None:
         """Go back to where `save` was."""
-        tree = state.read(self.checkpoints / state.RESUME)
+        tree = state.read_run(self.checkpoints / state.RESUME)
         state.restore(self.parts, tree)
         if distributed.rank() == 0:
             state.set_random_state(tree["random"], self.parts.device)
