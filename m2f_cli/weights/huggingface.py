@@ -76,7 +76,9 @@ def read_folder(folder: Path, source: str) -> Checkpoint:
     if weights is None:
         raise WeightsError(f"{folder} has a config.json but no weights: none of {', '.join(WEIGHT_FILES)}.")
     model = model_config(config, source)
-    checkpoint = Checkpoint(source, "huggingface", containers.read(weights).tensors, model)
+    container = containers.read(weights)
+    tensors, notes = names.unwrapped(container.tensors, HUGGINGFACE.marks)
+    checkpoint = Checkpoint(source, "huggingface", tensors, model, notes=[*container.notes, *notes])
     checkpoint.class_names = _class_names(config, checkpoint.num_classes)
     _read_processor(folder / "preprocessor_config.json", checkpoint)
     return checkpoint
