@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import __version__, config, plugins
 from ..config import Config, InputConfig, ModelConfig, ResizeConfig
 from ..errors import ConfigError, WeightsError
+from ..runtime import documents
 from ..types import Categories, Category
 from .containers import Container
 from .infer import num_classes
@@ -137,7 +138,7 @@ def from_container(container: Container, source: str, *, trust_code: bool) -> Ch
         ConfigError: it names code and `trust_code` is false.
     """
     try:
-        header = json.loads(container.extra[_HEADER])
+        header = documents.parse_json(container.extra[_HEADER], "it", error=WeightsError)
         version = header["schema_version"]
         if version > SCHEMA_VERSION:
             raise WeightsError(
