@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from . import plugins
 from .config_tree import (
+    MOST_CLASSES,
     Component,
     Config,
     DataConfig,
@@ -41,9 +42,9 @@ from .errors import ConfigError, nearest, unknown_name
 from .runtime import documents
 
 __all__ = [
-    "Component", "Config", "DataConfig", "InputConfig", "LossConfig", "ModelConfig", "Node", "OptimizerConfig",
-    "PilotingConfig", "Published", "ResizeConfig", "ScenesConfig", "ScheduleConfig", "SlideConfig", "Task",
-    "TestConfig", "TrainConfig", "TtaConfig", "WeightsSource", "dump", "load", "merge", "overridden", "parse",
+    "MOST_CLASSES", "Component", "Config", "DataConfig", "InputConfig", "LossConfig", "ModelConfig", "Node",
+    "OptimizerConfig", "PilotingConfig", "Published", "ResizeConfig", "ScenesConfig", "ScheduleConfig", "SlideConfig",
+    "Task", "TestConfig", "TrainConfig", "TtaConfig", "WeightsSource", "dump", "load", "merge", "overridden", "parse",
     "preset_names", "preset_path", "presets_dir", "read_yaml", "refuse_code",
 ]
 

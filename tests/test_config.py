@@ -176,3 +176,59 @@ def test_files_that_extend_each_other_are_refused(tmp_path):
     write(tmp_path, "b.yaml", {"extends": "a"})
     with pytest.raises(ConfigError, match="extends this file again"):
         config.load(tmp_path / "a.yaml")
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+HUGE = [
+    "model.decoder.num_queries=5000000000", "model.decoder.num_layers=100000", "model.decoder.dim=1000000000",
+    "model.decoder.ffn_dim=100000000000", "model.decoder.num_heads=10000000", "model.pixel_decoder.num_points=1000000",
+    "model.pixel_decoder.mask_dim=-5", "model.pixel_decoder.dim=.inf", "model.backbone.depths=[2, 2, 1000000, 2]",
+    "model.backbone.depths=[400, 400, 400, 400]", "model.backbone.window_size=100000", "model.backbone.embed_dim=.nan",
+    "test.resize.short_edge=100000000", "test.resize.max_edge=100000000", "test.size_divisor=1000000000",
+    "test.top_k=100000000000", "test.tta={short_edges: [100000000]}", "test.tta={scales: [100000.0]}",
+    "test.slide={crop: [100000000, 64], stride: [64, 64]}", "test.slide={crop: [64, 64], stride: [1, 1]}",
+    "input.std=[0, 1, 1]", "input.mean=[.nan, 1, 1]",
+    "train.iterations=100000000000000", "train.batch=1000000000", "train.loss.num_points=1000000000000",
+    "train.loss.oversample_ratio=1e9", "train.loss.class_weight=.inf", "train.optimizer.learning_rate=.inf",
+    "data.ignore_index=100000000000000000000", "train.seed=99999999999999999999999",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", HUGE)
+def test_numbers_have_bounds(pair):
+    with pytest.raises(ConfigError):
+        config.load("coco-panoptic-swin-t", [pair])
+
+
+def test_products_of_numbers_have_bounds():
+    pairs = ["model.decoder.dim=8192", "model.decoder.ffn_dim=65536", "model.decoder.num_layers=100"]
+    for pair in pairs:
+        config.load("coco-panoptic-swin-t", [pair])
+    with pytest.raises(ConfigError, match="parameters or more"):
+        config.load("coco-panoptic-swin-t", pairs)
+
+
+def test_every_number_of_the_tree_has_bounds():
+    """A field without them lets a file that came from anywhere ask for whatever it likes."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(config.Config).json_schema()
+    open_ended = []
+
+    def visit(place, node):
+        if isinstance(node, list):
+            for each in node:
+                visit(place, each)
+        if not isinstance(node, dict):
+            return
+        most = {"maximum", "exclusiveMaximum"} & set(node)
+        if node.get("type") in ("integer", "number") and not most:
+            open_ended.append(place)
+        for key, below in node.items():
+            visit(f"{place}.{key}" if isinstance(below, dict) and key not in ("items", "anyOf") else place, below)
+
+    visit("", schema["$defs"] | {"Config": schema["properties"]})
+    # Of these, figures are compared only, layers has its bound beside "all", means and deviations are finite.
+    spared = ("Published", "label_map", "layers", "mean", "std")
+    assert [place for place in open_ended if not any(name in place for name in spared)] == []

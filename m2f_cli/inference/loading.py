@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from .. import model as networks
 from .. import weights
-from ..config import Config, DataConfig, ResizeConfig, TestConfig
+from ..config import Config, DataConfig, ModelConfig, ResizeConfig, TestConfig
 from ..data.categories import class_tables, from_names, load_categories
 from ..errors import WeightsError
 from ..model import MaskClassifier
@@ -17,6 +19,7 @@ from ..runtime import random_state
 from ..types import Categories, Task
 from ..weights import Checkpoint, Progress
 from ..weights.huggingface import IMAGENET, write_folder
+from ..weights.names import Shape
 
 
 @dataclass
@@ -53,13 +56,28 @@ def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress 
 
 
 def _network(checkpoint: Checkpoint, trust_code: bool) -> MaskClassifier:
-    network = networks.build_shapes(checkpoint.model, checkpoint.num_classes, trust_code=trust_code)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    state = checkpoint.state_for(shapes)
+    return network_with(checkpoint.model, checkpoint.num_classes, checkpoint.state_for, trust_code=trust_code)
+
+
+def network_with(
+    config: ModelConfig, num_classes: int, state_for: Callable[[dict[str, Shape]], dict[str, Tensor]], *,
+    trust_code: bool = False,
+) -> MaskClassifier:
+    """Make a network of given weights. It takes no memory before its shapes have been found in them.
+
+    Args:
+        state_for: gives the tensors of these names and shapes, or raises.
+
+    Raises:
+        WeightsError: from `state_for`: they do not fit.
+        ConfigError: the configuration makes no sense, or names code without `trust_code`.
+    """
+    network = networks.build_shapes(config, num_classes, trust_code=trust_code)
+    state = state_for({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     network.load_state_dict(state, strict=True, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):
         # Constants that no file holds (some of timm's backbones have them) exist only in a network really made.
-        network = networks.build(checkpoint.model, checkpoint.num_classes, trust_code=trust_code)
+        network = networks.build(config, num_classes, trust_code=trust_code)
         network.load_state_dict(state, strict=True)
     return network
 

@@ -21,6 +21,9 @@ from .layers import recompute
 from .pixel_decoders.deformable import EncoderLayer
 from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 
+# What numbers that fit no constructor lead to, in Python and in torch; a MemoryError is of the kind too.
+_SENSELESS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError,
+              MemoryError)  # fmt: skip
 _RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
@@ -100,5 +103,5 @@ def _make(group: str, component: Component, trust_code: bool, **given: Any) -> A
         raise ConfigError(f"The configuration of {component.name} does not say {', '.join(missing)}.")
     try:
         return part(**given, **options)
-    except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
+    except _SENSELESS as error:
         raise ConfigError(f"The configuration of {component.name} makes no sense: {error}.") from error

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import config
-from .. import model as networks
 from ..config import Config
 from ..data.loader import Batch
 from ..errors import WeightsError
+from ..inference.loading import network_with
 from ..loss.criterion import make_criterion
 from ..model.piloting import Piloting, piloting_of
 from ..runtime import random_state
 from ..types import Target
+from ..weights.names import to_ours
+from ..weights.tables import TABLES
 from . import state
 from .loop import Trouble, supervise
 from .optimizer import clip_gradients
@@ -51,21 +54,18 @@ def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> li
         WeightsError: the file is not what a run left behind.
         ConfigError: it names code without `trust_code`.
     """
-    tree = state.read(path)
-    try:
-        settings = config.parse(json.loads(tree["config"]), str(path))
-        if not trust_code:
-            config.refuse_code(settings, str(path))
-        with random_state.kept():
-            return _rows(tree, settings, device, trust_code)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path} is not what a run left behind: {type(error).__name__}: {reason}") from error
+    tree, settings = _read(path)
+    if not trust_code:
+        config.refuse_code(settings, str(path))
+    state_for = partial(to_ours, TABLES["m2f"], tree["model"])
+    with random_state.kept():
+        model = network_with(settings.model, tree["num_classes"], state_for, trust_code=trust_code).to(device)
+        return _rows(tree, settings, model, device)
 
 
-def _rows(tree: dict[str, Any], settings: Config, device: torch.device, trust_code: bool) -> list[tuple[str, str]]:
-    model = networks.build(settings.model, tree["num_classes"], trust_code=trust_code).to(device)
-    model.load_state_dict(tree["model"])
+def _rows(
+    tree: dict[str, Any], settings: Config, model: torch.nn.Module, device: torch.device
+) -> list[tuple[str, str]]:
     model.train()
     criterion = make_criterion(tree["num_classes"], settings.train.loss, settings.train.class_weights).to(device)
     piloting = piloting_of(settings.model, tree["num_classes"])
@@ -73,12 +73,48 @@ def _rows(tree: dict[str, Any], settings: Config, device: torch.device, trust_co
     rows += [(f"then {name}", f"{value:.6g}") for name, value in tree["losses"].items()]
     bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     rows.append(("weights", f"not finite: {', '.join(bad[:4])}" if bad else "finite"))
-    for entry in tree["batches"]:
-        targets = [Target(t["labels"], t["masks"], t["owner"]).to(device) for t in entry["targets"]]
-        batch = Batch(entry["images"].to(device), targets, entry["names"])
-        rows += _repeat(model, criterion, piloting, batch)
+    for batch in tree["batches"]:
+        targets = [target.to(device) for target in batch.targets]
+        rows += _repeat(model, criterion, piloting, Batch(batch.images_BCHW.to(device), targets, batch.names))
     rows.append(("gradient norm now", f"{float(clip_gradients(model, 0.0)):.6g}"))
     return rows
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Config]:
+    """The tree of `dump_trouble`, its batches as they were, and the configuration."""
+    tree = state.read(path)
+    try:
+        settings = config.parse(json.loads(tree["config"]), str(path))
+        classes, weights = tree["num_classes"], tree["model"]
+        losses = {str(name): float(loss) for name, loss in tree["losses"].items()}
+        batches = [_batch(entry, classes) for entry in tree["batches"]]
+        _require(all(isinstance(tensor, torch.Tensor) for tensor in weights.values()), "its weights are no tensors")
+        _require(settings.train is not None, "its configuration does not say how to train")
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise WeightsError(f"{path} is not what a run left behind: {type(error).__name__}, {reason}.") from error
+    return {**tree, "batches": batches, "losses": losses}, settings
+
+
+def _batch(entry: dict[str, Any], classes: int) -> Batch:
+    images, targets = entry["images"], [Target(t["labels"], t["masks"], t["owner"]) for t in entry["targets"]]
+    _require(images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point(), "its images are none")
+    _require(len(targets) == len(images) == len(entry["names"]), "its images have no names or no targets")
+    for target in targets:
+        labels, count = target.labels_N, len(target.labels_N)
+        _require(labels.dtype == torch.int64 and labels.dim() == 1, "its labels are no numbers")
+        _require(not count or 0 <= int(labels.min()) <= int(labels.max()) < classes, "it has labels of no class")
+        plane = target.masks_NHW if target.owner_HW is None else target.owner_HW[None]
+        fits = plane.dim() == 3 and all(a <= b for a, b in zip(plane.shape[1:], images.shape[2:], strict=True))
+        _require(fits and not plane.is_floating_point(), "its masks do not fit its images")
+        most = len(plane) == count if target.owner_HW is None else not plane.numel() or int(plane.max()) < count
+        _require(most, "it has more masks than labels")
+    return Batch(images.float(), targets, list(map(str, entry["names"])))
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
 
 
 def _repeat(

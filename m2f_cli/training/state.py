@@ -17,6 +17,8 @@ import torch
 
 from ..errors import M2FError, WeightsError
 from ..runtime.files import atomic
+from ..weights import torch_files
+from ..weights.safe_pickle import Damaged
 
 if TYPE_CHECKING:
     from .loop import Parts
@@ -53,9 +55,12 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    try:
+        torch.set_rng_state(state["torch"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"The state of the random numbers makes no sense: {error}.") from error
 
 
 def snapshot(parts: Parts) -> dict[str, Any]:
@@ -70,12 +75,23 @@ def snapshot(parts: Parts) -> dict[str, Any]:
 
 
 def restore(parts: Parts, tree: dict[str, Any]) -> None:
-    """Put back what `snapshot` took, but for random numbers."""
-    parts.model.load_state_dict(tree["model"])
-    parts.optimizer.load_state_dict(tree["optimizer"])
-    parts.scaler.load_state_dict(tree["scaler"])
-    if parts.ema is not None and tree["ema"] is not None:
-        parts.ema.load_state_dict(tree["ema"])
+    """Put back what `snapshot` took, but for random numbers.
+
+    Raises:
+        WeightsError: it is of another network or another optimizer.
+    """
+    try:
+        parts.model.load_state_dict(tree["model"])
+        parts.optimizer.load_state_dict(tree["optimizer"])
+        parts.scaler.load_state_dict(tree["scaler"])
+        if parts.ema is not None and tree["ema"] is not None:
+            parts.ema.load_state_dict(tree["ema"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise WeightsError(
+            f"The state of the run does not fit its network and optimizer: {reason}.",
+            hint="The configuration of the run was changed, or the file is of another run.",
+        ) from error
 
 
 @contextmanager
@@ -170,9 +186,26 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"There is nothing to resume: {path} does not exist.", hint="Start without --resume.")
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise whatever the damage leads them to
-        raise WeightsError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if tree.get("schema_version", 0) > SCHEMA_VERSION:
+        tree = torch_files.read(path, copied=True)
+    except (Damaged, OSError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.", hint="It is damaged; copy it again.") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("schema_version"), int):
+        raise WeightsError(f"{path} is no file that a run of m2f left behind.")
+    if tree["schema_version"] > SCHEMA_VERSION:
         raise WeightsError(f"{path} was written by a newer m2f.", hint="Run: pip install --upgrade m2f-cli")
+    return tree
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the state of a run that goes on; see `read`.
+
+    Raises:
+        WeightsError: as `read`, or the file holds something else.
+    """
+    tree = read(path)
+    kinds = {"model": dict, "optimizer": dict, "scaler": dict, "random": dict, "best": dict, "iteration": int,
+             "skipped": int}  # fmt: skip
+    wrong = [name for name, kind in kinds.items() if not isinstance(tree.get(name), kind)]
+    if wrong:
+        raise WeightsError(f"{path} is not the state of a run: {', '.join(wrong)} is missing or of another kind.")
     return tree

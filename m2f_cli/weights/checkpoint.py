@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from .. import __version__, config
 from ..config import Config, InputConfig, ModelConfig, ResizeConfig, refuse_code
 from ..errors import ConfigError, M2FError, WeightsError
+from ..runtime import documents
 from ..runtime.files import atomic
 from ..runtime.text import json_text
 from ..types import Categories, Category
@@ -132,7 +132,7 @@ def from_container(container: Container, source: str, *, trust_code: bool) -> Ch
         ConfigError: it names code and `trust_code` is false.
     """
     try:
-        header = json.loads(container.extra[_HEADER])
+        header = documents.parse_json(container.extra[_HEADER], "it", error=WeightsError)
         version = header["schema_version"]
         if version > SCHEMA_VERSION:
             raise WeightsError(

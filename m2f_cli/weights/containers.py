@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +13,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import WeightsError
-from .pickles import BROKEN, RestrictedUnpickler, load_torch, refused
+from ..runtime import documents
+from . import torch_files
+from .safe_pickle import Damaged
 
 INDEX_SUFFIX = ".index.json"  # of a Hugging Face file that is cut into shards
-_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6 begins with this number
-_STATE_KEYS = ("state_dict", "model", "model_state_dict")
+MOST_SHARDS = 10_000
+MOST_TIMES = 8  # a file's tensors may share numbers, but not make more of them than so many times its size
+_PICKLES = (  # of protocols 2 to 5, and dictionaries of protocols 0 and 1
+    b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"ccollections\nOrderedDict\n",
+)
+# Where training files keep the weights, best first.
+_STATE_KEYS = (
+    "state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights", "params",
+    "ema_state_dict", "model_ema", "ema_model", "ema", "params_ema", "teacher", "student",
+)  # fmt: skip
+_DEEPEST_STATE = 3
 
 
 @dataclass
 class Container:
     """What a file holds: tensors by name, and whatever else stood beside them.
 
-    tensors: on the CPU; of safetensors and zipped torch files they are mapped, not read.
+    tensors: on the CPU; of safetensors and torch files they are mapped, not read.
     extra: the rest of a training file, such as `meta` of OpenMMLab; header metadata of safetensors.
+    notes: which of several sets of weights was taken, in a sentence for people.
     """
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def read(path: Path) -> Container:
@@ -51,12 +61,10 @@ def read(path: Path) -> Container:
             start = file.read(512)
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror}.") from error
-    if start[:4] == b"PK\x03\x04":
-        return _from_tree(_read_pickled(path, partial(load_torch, mmap=True)), path)
-    if start.startswith(_LEGACY_TORCH):
-        return _from_tree(_read_pickled(path, load_torch), path)
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and len(start) > 1:
-        return _from_tree(_read_pickled(path, _load_pickle), path)
+    if start[:4] == torch_files.ZIP or start.startswith(torch_files.LEGACY):
+        return _from_tree(_read_pickled(path, torch_files.read), path, size)
+    if start.startswith(_PICKLES):
+        return _from_tree(_read_pickled(path, torch_files.read_plain), path, size)
     if _looks_like_safetensors(start, size):
         return _read_safetensors(path)
     raise WeightsError(f"{path} {_what_it_is(start, size)}")
@@ -93,33 +101,41 @@ def _read_safetensors(path: Path) -> Container:
 def _read_pickled(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         return load(path)
-    except (*BROKEN, OSError) as error:  # a damaged archive makes torch seek to where nothing is
-        found = re.search(r"GLOBAL (\S+)", str(error))  # what torch's own unpickler says of a name that it refuses
-        if found:
-            raise refused(found[1]) from error
+    except (Damaged, OSError) as error:
         raise _damaged(path, error) from error
 
 
-def _load_pickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        return RestrictedUnpickler(file).load()
-
-
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    reason = str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__
     return WeightsError(f"{path} is damaged or incomplete: {reason}.", hint="Download or copy it again.")
 
 
-def _from_tree(tree: Any, path: Path) -> Container:
+def _from_tree(tree: Any, path: Path, size: int) -> Container:
     """The tensors of what a pickle held: under the key that says so, or the mapping itself."""
     if not isinstance(tree, Mapping):
         raise WeightsError(f"{path} holds a {type(tree).__name__}, not tensors by name.")
-    key = next((key for key in _STATE_KEYS if isinstance(tree.get(key), Mapping)), None)
-    state = tree if key is None else tree[key]
-    extra = {} if key is None else {str(name): value for name, value in tree.items() if name != key}
+    state, extra, notes = tree, {}, []
+    for _ in range(_DEEPEST_STATE):
+        known = [] if _has_tensors(state) else [key for key in _STATE_KEYS if isinstance(state.get(key), Mapping)]
+        known = [key for key in known if _has_tensors(state[key])] or known
+        if not known:
+            break
+        key = known[0]
+        if len(known) > 1:
+            notes.append(f"The file holds weights under {' and '.join(map(repr, known))}: those of {key!r} were taken.")
+        extra |= {str(name): value for name, value in state.items() if name != key}
+        state = state[key]
     if not state:
         raise WeightsError(f"{path} holds no weights.")
-    return Container({str(name): _tensor(value, str(name), path) for name, value in state.items()}, extra)
+    tensors = {str(name): _tensor(value, str(name), path) for name, value in state.items()}
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > MOST_TIMES * size:
+        raise WeightsError(f"{path} has {size:,} bytes, but names tensors of {total:,}, which no file of weights does.")
+    return Container(tensors, extra, notes)
+
+
+def _has_tensors(state: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor | np.ndarray) for value in state.values())
 
 
 def _tensor(value: Any, name: str, path: Path) -> Tensor:
@@ -127,9 +143,9 @@ def _tensor(value: Any, name: str, path: Path) -> Tensor:
         return value.detach()
     if isinstance(value, np.generic):
         value = np.asarray(value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8:
         native = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
-        return torch.from_numpy(native.view(np.ndarray))
+        return torch.from_numpy(native)
     raise WeightsError(
         f"{path}: {name!r} is a {type(value).__name__}, not a tensor.",
         hint="m2f reads files of weights, or training files with the weights under `model` or `state_dict`.",
@@ -137,16 +153,22 @@ def _tensor(value: Any, name: str, path: Path) -> Tensor:
 
 
 def _read_shards(index: Path) -> Container:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(index, error) from error
+    tree = documents.read_json(index, error=WeightsError)
+    weight_map = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise WeightsError(f"{index} should hold a weight_map of tensors to files.", hint="Download or copy it again.")
+    names = sorted(set(weight_map.values()))
+    if len(names) > MOST_SHARDS:
+        raise WeightsError(f"{index} names {len(names):,} files, which no model is cut into.")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if Path(name).name != name:
-            raise WeightsError(f"{index} names a shard outside its own folder: {name!r}.")
-        tensors.update(read(index.parent / name).tensors)
+        if not name or Path(name).name != name or "\\" in name or name.endswith(INDEX_SUFFIX):
+            raise WeightsError(f"{index} names a shard outside its own folder, or no file of weights: {name!r}.")
+        shard = read(index.parent / name).tensors
+        twice = sorted(set(shard) & set(tensors))
+        if twice:
+            raise WeightsError(f"{index}: two of its files hold {twice[0]!r}.")
+        tensors.update(shard)
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
         raise WeightsError(f"{index} promises {absent[0]!r}, which is in none of its {len(names)} shards.")

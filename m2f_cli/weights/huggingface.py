@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Component, Config, InputConfig, ModelConfig, ResizeConfig
 from ..errors import ExportError, WeightsError
+from ..runtime import documents
 from ..types import Categories
 from . import containers, names
 from .checkpoint import Checkpoint, write_safetensors
@@ -62,6 +63,8 @@ _RESNETS = {  # kind of block, blocks of the four stages
     50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3]),
 }
 _EXPANSION = {"basic": 1, "bottleneck": 4}  # of a block's width, in what it gives
+# What values of the wrong kind lead to; the ValidationError of pydantic is a ValueError.
+_SENSELESS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 IMAGENET = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
@@ -76,8 +79,13 @@ def read_folder(folder: Path, source: str) -> Checkpoint:
     if weights is None:
         raise WeightsError(f"{folder} has a config.json but no weights: none of {', '.join(WEIGHT_FILES)}.")
     model = model_config(config, source)
-    checkpoint = Checkpoint(source, "huggingface", containers.read(weights).tensors, model)
-    checkpoint.class_names = _class_names(config, checkpoint.num_classes)
+    container = containers.read(weights)
+    tensors, notes = names.unwrapped(container.tensors, HUGGINGFACE.marks)
+    checkpoint = Checkpoint(source, "huggingface", tensors, model, notes=[*container.notes, *notes])
+    try:
+        checkpoint.class_names = _class_names(config, checkpoint.num_classes)
+    except _SENSELESS as error:
+        raise WeightsError(f"The classes in {folder / 'config.json'} make no sense: {_reason(error)}.") from error
     _read_processor(folder / "preprocessor_config.json", checkpoint)
     return checkpoint
 
@@ -88,6 +96,17 @@ def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     Raises:
         WeightsError: it is no Mask2Former and no MaskFormer, or a variant that m2f does not have.
     """
+    try:
+        return _model_config(config, source)
+    except _SENSELESS as error:
+        raise WeightsError(f"The config.json of {source} makes no sense: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+
+
+def _model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     kind = config.get("model_type")
     if kind == "maskformer":
         return _maskformer(config, source)
@@ -181,8 +200,8 @@ def _read_processor(path: Path, checkpoint: Checkpoint) -> None:
     try:
         checkpoint.input = _input(processor)
         checkpoint.resize = _resize(processor)
-    except (TypeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} makes no sense: {error}.") from error
+    except _SENSELESS as error:
+        raise WeightsError(f"{path} makes no sense: {_reason(error)}.") from error
 
 
 def _input(processor: Mapping[str, Any]) -> InputConfig:
@@ -208,10 +227,7 @@ def _resize(processor: Mapping[str, Any]) -> ResizeConfig:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"Cannot read {path}: {error}.") from error
+    tree = documents.read_json(path, error=WeightsError)
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} should hold keys and values, not a {type(tree).__name__}.")
     return tree

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..config import Component, ModelConfig
+from ..config import MOST_CLASSES, Component, ModelConfig
 from ..errors import WeightsError
 from .names import OurView
 
@@ -23,6 +23,14 @@ def infer(view: OurView) -> tuple[ModelConfig, list[str]]:
     Raises:
         WeightsError: it is no Mask2Former, MaskFormer or MP-Former with a backbone that m2f knows.
     """
+    try:
+        return _infer(view)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # tensors without the axes that they have
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise WeightsError(f"The shapes of the tensors are those of no network that m2f knows: {reason}.") from error
+
+
+def _infer(view: OurView) -> tuple[ModelConfig, list[str]]:
     if all(name in view for name in _MASKFORMER):
         method, pixel_decoder, decoder = "maskformer", _pyramid(view), _maskformer_decoder(view)
     else:
@@ -44,14 +52,16 @@ def num_classes(view: OurView) -> int:
     """How many classes a file's network tells apart, without "no object".
 
     Raises:
-        WeightsError: it has none of the heads that m2f knows.
+        WeightsError: it has none of the heads that m2f knows, or an impossible number of classes.
     """
-    if "decoder.class_embed.weight" in view:
-        return view["decoder.class_embed.weight"][0] - 1
     per_pixel = ("decoder.classifier.weight", "decoder.query_embed.weight")  # the two baselines of MaskFormer
-    for name in per_pixel:
+    for name in ("decoder.class_embed.weight", *per_pixel):
         if name in view:
-            return view[name][0]
+            rows = view[name][0] if view[name] else 0
+            count = rows - (name not in per_pixel)
+            if not 0 < count <= MOST_CLASSES:
+                raise WeightsError(f"The file tells {count:,} classes apart; 1 to {MOST_CLASSES:,} are possible.")
+            return count
     raise WeightsError(f"The file is in the {view.table.format} format, but it has no classifier.")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -273,6 +273,54 @@ def _some(names: Sequence[str], separator: str = ", ") -> str:
 
 def _text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
+
+
+# --- wrappers ---------------------------------------------------------------------------------------------------------
+
+# What torch.compile, fully sharded training and recomputation put in the middle of names.
+_INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def unwrapped(tensors: Mapping[str, Tensor], marks: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors without what a trainer puts in front of their names, such as "module." or "model._orig_mod.".
+
+    Args:
+        marks: how names of the known formats begin. What stands before one of them is the prefix.
+
+    Returns:
+        The tensors, and which copy was taken where a file holds several (a model and its average), for people.
+
+    Raises:
+        WeightsError: two names of the file mean the same tensor.
+    """
+    plain = _renamed(tensors, lambda name: _INNER.sub("", name))
+    before_mark = re.compile(rf"(?:.+?\.)??(?={'|'.join(map(re.escape, marks))})")
+    counts: dict[str, int] = {}
+    for match in filter(None, map(before_mark.match, plain)):
+        counts[match.group()] = counts.get(match.group(), 0) + 1
+    if not counts:
+        return plain, []
+    chosen = "" if "" in counts else max(counts, key=counts.__getitem__)  # the first of the largest
+    others = [prefix for prefix in counts if prefix != chosen]
+    by_length = sorted(counts, key=len, reverse=True)
+
+    def is_other(name: str) -> bool:
+        return next((prefix for prefix in by_length if name.startswith(prefix)), chosen) != chosen
+
+    kept = {name: tensor for name, tensor in plain.items() if not is_other(name)} if others else plain
+    taken = f"that under {chosen!r}" if chosen else "that without a prefix"
+    notes = [f"The file holds several networks: {taken} was taken, not {', '.join(map(repr, others))}."]
+    return _renamed(kept, lambda name: name.removeprefix(chosen)), notes if others else []
+
+
+def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = rename(name)
+        if short in result:
+            raise WeightsError(f"The file has two tensors for the same place: {short!r} and {name!r}.")
+        result[short] = tensor
+    return result
 
 
 # --- looking at a foreign file with our names -------------------------------------------------------------------------

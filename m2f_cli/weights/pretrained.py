@@ -24,8 +24,8 @@ from ..errors import ConfigError, MissingDependency, WeightsError, unknown_name
 from . import containers, hub, refs
 from .checkpoint import Checkpoint, refuse_infinite
 from .hub import Progress
-from .names import OurView, Rule, Shape, Table, refuse, spelled, to_ours
-from .tables import DETECTRON2, OPENMMLAB, TABLES
+from .names import OurView, Rule, Shape, Table, refuse, spelled, to_ours, unwrapped
+from .tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
 
 BACKBONE = "backbone."
 _OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")  # of Swin: no ImageNet file has them (facts 3.3)
@@ -97,7 +97,7 @@ def _alone(table: Table, name: str, marks: tuple[str, ...], *rules: Rule) -> Tab
     """A whole model's table, for files that leave out "backbone." and have a classifier instead."""
     return dataclasses.replace(
         table, format=name, marks=marks, rules=(*rules, *table.rules),
-        spellings=((r"^module\.", ""), (r"^(?!backbone\.)", BACKBONE)),
+        spellings=((r"^(?!backbone\.)", BACKBONE),),
         harmless=(*table.harmless, (r"backbone\.(stem\.fc|fc|head|norm)\..*", "the ImageNet classifier")),
     )
 
@@ -112,8 +112,15 @@ BACKBONE_TABLES = (  # the first whose mark is in a file
 
 
 def _table_of(tensors: Mapping[str, Tensor]) -> Table | None:
-    names = [name.removeprefix("module.") for name in tensors]
-    return next((table for table in BACKBONE_TABLES if any(name.startswith(table.marks) for name in names)), None)
+    return next((table for table in BACKBONE_TABLES if any(name.startswith(table.marks) for name in tensors)), None)
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A backbone alone without a prefix that all names have; the backbone of a whole model stays where it is."""
+    if any(mark in name for name in tensors for mark in MARKS):
+        return tensors
+    plain, _ = unwrapped(tensors, [mark for table in BACKBONE_TABLES for mark in table.marks])
+    return plain if not set(plain) & set(tensors) else tensors
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -173,7 +180,7 @@ def load_alone(
         path = Path(ref).expanduser()
     if not path.is_file() or str(ref) in config.preset_names():
         return None
-    tensors = containers.read(path).tensors
+    tensors = _unwrapped(containers.read(path).tensors)
     table = _table_of(tensors)
     wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
     return None if table is None else _place(table, tensors, wanted, str(path), resize_windows, partial)

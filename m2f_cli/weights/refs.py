@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import config
 from ..config import Config, WeightsSource
 from ..errors import M2FError, WeightsError, nearest, unknown_name
 from . import checkpoint, containers, hub, huggingface
 from .checkpoint import Checkpoint
-from .containers import Container
 from .hub import Progress
 from .infer import infer, same_network
-from .names import OurView, Table
-from .tables import TABLES
+from .names import OurView, Table, unwrapped
+from .tables import MARKS, TABLES
 
 RUN_CHECKPOINTS = ("best.safetensors", "last.safetensors")  # in a run's folder checkpoints/, the first that is there
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt", ".json", ".yaml", ".yml", ".onnx")
@@ -140,24 +141,25 @@ def _load_file(path: Path, trust_code: bool) -> Checkpoint:
     container = containers.read(path)
     if checkpoint.is_ours(container):
         return checkpoint.from_container(container, str(path), trust_code=trust_code)
-    table = _table_of(container, path)
-    model, notes = infer(OurView(table, container.tensors))
-    found = Checkpoint(str(path), table.format, container.tensors, model, notes=notes)
+    tensors, notes = unwrapped(container.tensors, MARKS)
+    table = _table_of(tensors, path)
+    model, assumed = infer(OurView(table, tensors))
+    found = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])
     found.class_names = _class_names(container.extra)
     preset = _released_as(path, found)
     return found if preset is None else _as_preset(found, preset)
 
 
-def _table_of(container: Container, path: Path) -> Table:
-    present = [name.removeprefix("module.") for name in container.tensors]
+def _table_of(tensors: Mapping[str, Tensor], path: Path) -> Table:
     for table in TABLES.values():
-        if any(name.startswith(table.marks) for name in present):
+        if any(name.startswith(table.marks) for name in tensors):
             return table
+    present = [name.removeprefix("module.") for name in tensors]
     if any(name.startswith(("patch_embed.", "layers.0.blocks.", "layer1.0.", "stem.conv1")) for name in present):
         raise WeightsError(f"{path} holds a backbone alone, such as ImageNet weights, and no whole model.")
     raise WeightsError(
         f"The names in {path} are of no format that m2f knows: {', '.join(present[:3])}, …",
-        hint=f"It knows {', '.join(TABLES)}.",
+        hint=f"It knows {', '.join(TABLES)}, also behind a common prefix such as \"model.\".",
     )
 
 

@@ -341,3 +341,4 @@ OPENMMLAB = Table(
 OURS = Table(format="m2f", marks=(), rules=(Rule("{rest}", "{rest}"),))
 
 TABLES: dict[str, Table] = {table.format: table for table in (OURS, DETECTRON2, HUGGINGFACE, OPENMMLAB)}
+MARKS = tuple(mark for table in TABLES.values() for mark in table.marks)

@@ -61,17 +61,25 @@ class Hub(BaseHTTPRequestHandler):
         api, files = f"/api/models/{server.repo}", f"/{server.repo}/resolve/"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{self.commit}"):
             return self._json({"id": server.repo, "modelId": server.repo, "sha": self.commit, "private": False,
-                               "siblings": [{"rfilename": name} for name in server.files]})
+                               "siblings": [self._sibling(name, data) for name, data in server.files.items()]})
         if path.startswith(f"{api}/tree/"):
             return self._json([{"type": "file", "path": name, "size": len(data), "oid": self._oid(data)}
                                for name, data in server.files.items()])
         name = path.removeprefix(files).partition("/")[2]
         if path.startswith(files) and name in server.files:
-            return self._send(server.files[name], {"ETag": f'"{self._oid(server.files[name])}"'})
+            stated = {"ETag": f'"{self._oid(server.files[name])}"'}
+            return self._send(getattr(server, "served", {}).get(name, server.files[name]), stated)
         return self._send(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
 
     def _oid(self, data):
-        return hashlib.sha1(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+    def _sibling(self, name, data):
+        """Small files have git's hash, large ones (here: of tensors) their SHA-256, as on the hub."""
+        entry = {"rfilename": name, "size": len(data), "blobId": self._oid(data)}
+        if name.endswith((".safetensors", ".bin")):
+            entry["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+        return entry if getattr(self.server, "states_hashes", True) else {"rfilename": name}
 
     def _json(self, tree):
         self._send(json.dumps(tree).encode(), {"Content-Type": "application/json"})
@@ -83,6 +91,23 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Gives `server.answer(path)`: the pieces of an answer, written as they are, one by one."""
+
+    def do_GET(self):
+        self.server.requests.append((self.path, dict(self.headers)))
+        self.close_connection = True
+        try:
+            for piece in self.server.answer(self.path):
+                self.wfile.write(piece)
+                self.wfile.flush()
+        except OSError:
+            pass  # whoever asked has had enough
 
     def log_message(self, *_):
         pass

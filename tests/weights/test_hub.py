@@ -8,16 +8,19 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import types
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from weights.models import CATEGORIES, assert_equal, config_of, network_of, shapes_of
-from weights.servers import FileHost, Hub, serving
+from weights.servers import Answers, FileHost, Hub, serving
 
 from m2f_cli import weights
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import hub, huggingface
+from m2f_cli.weights import hub, huggingface, web
 
 CONTENT = random.Random(0).randbytes(5_000_000)
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
@@ -26,7 +29,8 @@ SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdiges
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("M2F_HOME", str(tmp_path))
-    for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -259,3 +263,185 @@ def test_the_tensors_of_a_repository_are_the_network(repository):
 def test_m2f_home_has_a_default(monkeypatch):
     monkeypatch.delenv("M2F_HOME")
     assert hub.weights_dir() == Path.home() / ".cache" / "m2f" / "weights"
+
+
+@pytest.mark.parametrize("states_hashes", [True, False])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_another_content_than_the_hub_states_is_refused(server, home, name, states_hashes):
+    content = server.files[name]
+    server.states_hashes = states_hashes
+    server.served = {name: content[:-1] + bytes([content[-1] ^ 1])}
+    found, _ = load_in_process(REPO, server.url, home)
+    assert f"resolve/{Hub.commit}/{name} arrived with another content than the hub states" in found["error"]
+    assert "The copy was deleted" in found["error"]
+    assert not list(home.rglob(name))
+    server.served = {}
+    assert load_in_process(REPO, server.url, home)[0]["source"] == REPO
+
+
+def test_another_size_than_the_hub_states_is_refused(server, home):
+    server.served = {"config.json": server.files["config.json"] + b" "}
+    found, _ = load_in_process(REPO, server.url, home)
+    assert "bytes are offered, where" in found["error"]
+
+
+# --- answers that are none --------------------------------------------------------------------------------------------
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+PAGE = HEAD + b"Content-Type: text/html; charset=utf-8\r\n\r\n<!doctype html><html>please log in</html>"
+
+
+def json_answer(tree):
+    return HEAD + b"Content-Type: application/json\r\n\r\n" + json.dumps(tree).encode()
+
+
+def deeply(depth):
+    return HEAD + b"\r\n" + b"[" * depth
+
+
+LISTINGS = {
+    "a page": PAGE, "an object": json_answer({}), "a list": json_answer([]), "a number": json_answer(3),
+    "nothing": HEAD + b"Content-Length: 0\r\n\r\n", "null": json_answer(None),
+    "siblings as text": json_answer({"sha": Hub.commit, "siblings": "config.json"}),
+    "siblings as numbers": json_answer({"sha": Hub.commit, "siblings": [1, 2]}),
+    "names as numbers": json_answer({"sha": Hub.commit, "siblings": [{"rfilename": 3}]}),
+    "no siblings": json_answer({"sha": Hub.commit, "siblings": None}),
+    "a commit that is a path": json_answer({"sha": "../../..", "siblings": []}),
+    "a commit that is a number": json_answer({"sha": 3, "siblings": []}),
+    "deep": deeply(100_000), "not text": HEAD + b"\r\n\xff\xfe\x00\x01", "no headers": b"hello\r\n\r\n",
+    "a server error": b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+    "a length that is none": HEAD + b"Content-Length: x\r\n\r\n{}",
+    "a redirect to a file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    "a redirect to data": b"HTTP/1.1 302 Found\r\nLocation: data:text/plain,x\r\nContent-Length: 0\r\n\r\n",
+    "a redirect to no address": b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n",
+    "a redirect for ever": b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.fixture
+def odd():
+    with serving(Answers, answer=lambda path: []) as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", LISTINGS)
+def test_listings_that_are_none(odd, home, monkeypatch, kind):
+    monkeypatch.setenv("HF_ENDPOINT", odd.url)
+    odd.answer = lambda path: [LISTINGS[kind]]
+    with pytest.raises(WeightsError, match="not in the local cache and cannot be fetched from") as caught:
+        hub.fetch_repo("someone/something")
+    assert odd.url in str(caught.value)
+
+
+def test_a_listing_without_end_is_cut_off(odd, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", odd.url)
+    monkeypatch.setattr(hub, "LARGEST_ANSWER", 1 << 16)
+
+    def endless(path):
+        yield HEAD + b"\r\n["
+        while True:
+            yield b"1," * 10_000
+
+    odd.answer = endless
+    with pytest.raises(WeightsError, match="more than 65,536 bytes came, where a list of files was expected"):
+        hub.fetch_repo("someone/something")
+
+
+@pytest.mark.parametrize("begin", [b"", HEAD, HEAD + b"\r\n"])
+def test_a_listing_that_drips_is_given_up(odd, monkeypatch, begin):
+    monkeypatch.setenv("HF_ENDPOINT", odd.url)
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    stop = threading.Event()
+
+    def dripping(path):
+        yield begin
+        while not stop.wait(0.05):
+            yield b"1"
+
+    odd.answer = dripping
+    with pytest.raises(WeightsError, match="cannot be fetched"):
+        hub.fetch_repo("someone/something")
+    stop.set()
+
+
+FILES = {
+    "a page": (PAGE, "a web page came, where a file was expected"),
+    "a length that is none": (HEAD + b"Content-Length: x\r\n\r\n12", "'x' is its length, where a number was expected"),
+    "a negative length": (HEAD + b"Content-Length: -1\r\n\r\n12", "'-1' is its length"),
+    "too large": (HEAD + b"Content-Length: 99999999999999\r\n\r\n12", "no file of weights has more than"),
+    "a redirect to a file": (LISTINGS["a redirect to a file"], "Redirection to url .* is not allowed"),
+    "a redirect for ever": (LISTINGS["a redirect for ever"], "redirect"),
+    "no http": (b"hello\r\n\r\n", "could not be downloaded: the connection was cut"),
+    "cut": (HEAD + b"Content-Length: 1000\r\n\r\n12", "could not be downloaded: the connection was cut"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_are_none(odd, home, kind):
+    content, message = FILES[kind]
+    odd.answer = lambda path: [content]
+    with pytest.raises(WeightsError, match=message) as caught:
+        hub.download(f"{odd.url}/x.pkl")
+    assert f"{odd.url}/x.pkl" in str(caught.value)
+    assert not (home / "weights" / "x.pkl").exists()
+
+
+def test_a_file_without_end_is_cut_off(odd, home, monkeypatch):
+    monkeypatch.setattr(hub, "LARGEST", 1 << 20)
+
+    def endless(path):
+        yield HEAD + b"\r\n"
+        while True:
+            yield bytes(1 << 16)
+
+    odd.answer = endless
+    with pytest.raises(WeightsError, match="bytes came, and none were announced"):
+        hub.download(f"{odd.url}/x.pkl")
+    assert left_behind(home) == []
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_not_begun(host, home, monkeypatch):
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=70_000_000))
+    with pytest.raises(WeightsError, match=r"5,000,000 bytes do not fit on the disk of .*, where 70,000,000 are free"):
+        hub.download(host.address)
+    assert left_behind(home) == []
+
+
+def test_a_file_that_drips_is_given_up(odd, monkeypatch):
+    monkeypatch.setattr(hub, "WINDOW", 0.2)
+    monkeypatch.setattr(hub, "ATTEMPTS", 2)
+    stop = threading.Event()
+
+    def dripping(path):
+        yield HEAD + b"Content-Length: 100000\r\n\r\n"
+        while not stop.wait(0.02):
+            yield b"1"
+
+    odd.answer = dripping
+    with pytest.raises(WeightsError, match="only [0-9]+ bytes came in 0 seconds, 2 times"):
+        hub.download(f"{odd.url}/x.pkl")
+    stop.set()
+
+
+def test_a_redirect_may_not_leave_https():
+    handler = web._Redirects()
+    request = urllib.request.Request("https://example.org/x")
+    with pytest.raises(web.Refused, match="which nobody encrypts"):
+        handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/x")
+    assert handler.redirect_request(request, None, 302, "Found", {}, "https://cdn.example.org/x") is not None
+    assert handler.redirect_request(request, None, 302, "Found", {}, "http://127.0.0.1:9/x") is not None
+
+
+def test_a_token_goes_to_the_hub_alone_and_a_hash_stays_over_a_redirect(odd):
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    with serving(Answers, answer=lambda path: [HEAD + b'ETag: "0"\r\nContent-Length: 7\r\n\r\n', content]) as elsewhere:
+        odd.answer = lambda path: [
+            b"HTTP/1.1 302 Found\r\nX-Linked-Size: 7\r\nContent-Length: 0\r\nX-Linked-Etag: \"" + digest.encode()
+            + b'"\r\nLocation: ' + elsewhere.url.encode() + b"/cdn\r\n\r\n"
+        ]
+        with web.open_url(f"{odd.url}/x", {}, timeout=5, token="secret") as answer:
+            assert answer.read() == content
+            assert hub._linked_digest(answer) == digest and hub._linked_size(answer) == 7
+    assert odd.requests[0][1]["Authorization"] == "Bearer secret"
+    assert "Authorization" not in elsewhere.requests[0][1]

@@ -302,3 +302,72 @@ def test_a_preset_wins_over_a_file_of_its_name(tmp_path):
         weights.load("cityscapes-r50")
     with pytest.raises(WeightsError, match="holds no weights"):
         weights.load("./cityscapes-r50")
+
+
+# --- what trainers put around weights ---------------------------------------------------------------------------------
+
+PREFIXES = ["model.", "net.", "module.", "_orig_mod.", "model._orig_mod.", "module.model._orig_mod.", "segmenter.net."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("table", [DETECTRON2, HUGGINGFACE, OPENMMLAB], ids=lambda table: table.format)
+def test_a_common_prefix_is_taken_off(tmp_path, network, prefix, table):
+    theirs = {prefix + name: tensor for name, tensor in to_theirs(table, network.state_dict()).items()}
+    torch.save({"state_dict": {**theirs, prefix + "criterion.empty_weight": torch.ones(5)}, "epoch": 3}
+               if table is not OPENMMLAB else {"state_dict": theirs}, tmp_path / "last.ckpt")  # fmt: skip
+    found = weights.load(tmp_path / "last.ckpt")
+    assert found.format == table.format
+    assert all("attention heads" in note for note in found.notes)
+    assert_equal(found.state_for(shapes_of(network)), network.state_dict())
+
+
+def test_compiled_parts_inside_of_a_network(tmp_path, network):
+    theirs = to_theirs(DETECTRON2, network.state_dict())
+    torch.save({n.replace("backbone.", "backbone._orig_mod."): t for n, t in theirs.items()}, tmp_path / "last.ckpt")
+    assert_equal(weights.load(tmp_path / "last.ckpt").state_for(shapes_of(network)), network.state_dict())
+
+
+def test_a_prefix_in_a_transformers_folder(tmp_path):
+    settings, folder = config_of(heads=4), tmp_path / "model"
+    network = network_of(settings)
+    huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
+    theirs = huggingface.to_tensors(network.state_dict(), settings.model)
+    theirs = {f"model._orig_mod.{name}": tensor for name, tensor in theirs.items()}
+    save_file(theirs, folder / "model.safetensors")
+    assert_equal(weights.load(folder).state_for(shapes_of(network)), network.state_dict())
+
+
+def test_a_network_beside_its_average_is_taken_and_said(tmp_path, network):
+    theirs = to_theirs(DETECTRON2, network.state_dict())
+    average = {name: torch.zeros_like(tensor) for name, tensor in theirs.items()}
+    both = {f"model.{n}": t for n, t in theirs.items()} | {f"ema_model.{n}": t for n, t in average.items()}
+    torch.save(both, tmp_path / "last.ckpt")
+    found = weights.load(tmp_path / "last.ckpt")
+    assert "that under 'model.' was taken, not 'ema_model.'" in found.notes[0]
+    assert_equal(found.state_for(shapes_of(network)), network.state_dict())
+
+
+@pytest.mark.parametrize("key", ["ema", "weights", "ema_state_dict", "state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("inner", [None, "state_dict", "module"])
+def test_keys_that_hold_the_weights(tmp_path, network, key, inner):
+    theirs = to_theirs(DETECTRON2, network.state_dict())
+    torch.save({"epoch": 1, key: theirs if inner is None else {inner: theirs, "updates": 7}}, tmp_path / "x.pt")
+    found = weights.load(tmp_path / "x.pt")
+    assert_equal(found.state_for(shapes_of(network)), network.state_dict())
+    assert all("attention heads" in note for note in found.notes)
+
+
+def test_several_candidates_are_said(tmp_path, network):
+    theirs = to_theirs(DETECTRON2, network.state_dict())
+    average = {name: torch.zeros_like(tensor) for name, tensor in theirs.items()}
+    torch.save({"ema_state_dict": average, "model": theirs}, tmp_path / "x.pt")
+    found = weights.load(tmp_path / "x.pt")
+    assert found.notes[0] == "The file holds weights under 'model' and 'ema_state_dict': those of 'model' were taken."
+    assert_equal(found.state_for(shapes_of(network)), network.state_dict())
+
+
+def test_two_names_for_one_tensor_are_refused(tmp_path, network):
+    theirs = to_theirs(DETECTRON2, network.state_dict())
+    torch.save({**theirs, "sem_seg_head._orig_mod.predictor.query_feat.weight": torch.ones(2, 2)}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="two tensors for the same place"):
+        weights.load(tmp_path / "x.pt")

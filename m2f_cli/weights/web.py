@@ -1,0 +1,162 @@
+"""Opening addresses: http and https only, redirects that do not lead elsewhere, answers that have to come in time."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+MOST_REDIRECTS = 5
+_LINKED = ("X-Linked-Etag", "X-Linked-Size")  # what the hub says of a file that it redirects to
+
+
+class Refused(Exception):
+    """An answer is not accepted. The message is a clause: what came, and what was expected."""
+
+
+def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str | None = None) -> Any:
+    """Open an address as `urllib.request.urlopen` does.
+
+    Args:
+        timeout: seconds without a byte, and twice as many for everything before the body.
+        token: goes to the host of `url` alone, not to where it redirects.
+
+    Raises:
+        Refused: another kind of address, or a redirect to one.
+        urllib.error.URLError, http.client.HTTPException, OSError: as `urlopen`.
+    """
+    _refuse_scheme(url)
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "m2f", **headers})
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        return _opener().open(request, timeout=timeout)
+    except ValueError as error:  # a redirect to what is no address, a header with a line break in it
+        raise Refused(f"the address or the answer makes no sense: {error}") from error
+
+
+def read_url(url: str, *, largest: int, timeout: float, token: str | None = None) -> bytes:
+    """Read a short answer.
+
+    Raises:
+        Refused: as `open_url`, or it is too long, or takes too long.
+        urllib.error.URLError, http.client.HTTPException, OSError: as `open_url`.
+    """
+    with open_url(url, {}, timeout=timeout, token=token) as answer, _deadline(answer, 2 * timeout):
+        content = answer.read(largest + 1)
+    if len(content) > largest:
+        raise Refused(f"more than {largest:,} bytes came, where a list of files was expected")
+    return content
+
+
+def linked(answer: Any, name: str) -> str | None:
+    """A header of `_LINKED`, of the answer or of one on the way to it."""
+    return answer.headers.get(name) or answer.headers.get(f"M2F-{name}")
+
+
+def was_redirected(answer: Any) -> bool:
+    return answer.headers.get("M2F-Redirected") is not None
+
+
+def _refuse_scheme(url: str) -> None:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise Refused(f"it leads to {url[:80]!r}, where an address of http or https was expected")
+
+
+def _is_here(url: str) -> bool:
+    """Whether an address is that of this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = MOST_REDIRECTS
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _refuse_scheme(newurl)
+        if req.type == "https" and urlsplit(newurl).scheme == "http" and not _is_here(newurl):
+            raise Refused(f"it leads from https to {newurl[:80]!r}, which nobody encrypts")
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None:
+            before = getattr(req, "linked", {})
+            following.linked = {**before, **{name: headers[name] for name in _LINKED if headers.get(name)}}
+        return following
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        """What was said on the way is kept with the last answer."""
+        for name in (*_LINKED, "Redirected"):
+            del response.headers[f"M2F-{name}"]
+        for name, value in {**getattr(request, "linked", {}), **_marked(request)}.items():
+            response.headers[f"M2F-{name}"] = value
+        return response
+
+    https_response = http_response
+
+
+def _marked(request: Any) -> dict[str, str]:
+    return {"Redirected": "yes"} if hasattr(request, "linked") else {}
+
+
+@contextmanager
+def _deadline(connection: Any, seconds: float) -> Iterator[None]:
+    """Cut a connection that takes longer: each byte in time is not an answer in time."""
+    sock = getattr(connection, "sock", None) or getattr(getattr(connection, "fp", None), "raw", None)
+    sock = getattr(sock, "_sock", sock)
+    timer = threading.Timer(seconds, _cut, [sock])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _cut(sock: Any) -> None:
+    with suppress(OSError, AttributeError):  # it may be closed already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+class _InTime:
+    """A connection whose answer begins in time."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        with _deadline(self, 2 * (self.timeout or 60)):  # type: ignore[attr-defined]
+            return super().getresponse()  # type: ignore[misc]
+
+
+class _Http(_InTime, http.client.HTTPConnection):
+    pass
+
+
+class _Https(_InTime, http.client.HTTPSConnection):
+    pass
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_Http, req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_Https, req, context=self._context)  # type: ignore[attr-defined]
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Without the handlers of files, FTP and data that urllib opens by default."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(), _HttpHandler(), _HttpsHandler(), _Redirects(), urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
+    ):  # fmt: skip
+        opener.add_handler(handler)
+    return opener
