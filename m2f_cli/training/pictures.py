@@ -14,6 +14,7 @@ from ..config import Config
 from ..data.dataset import Draw, TrainingSample, TrainingSet, drop_empty
 from ..data.records import DataSet, Record
 from ..data.transforms import build_transforms
+from ..errors import DataError
 from ..inference.draw import plot
 from ..inference.output import write_image, write_overlay
 from ..inference.segmenter import Segmenter
@@ -60,10 +61,13 @@ def as_result(sample: TrainingSample, categories: Categories) -> PanopticMap | I
 
 
 def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, folder: Path) -> list[Path]:
-    """Overlays of the network's answers on some pictures."""
+    """Overlays of the network's answers on some pictures; the evaluation has told which cannot be read."""
     paths = []
     for record in records:
-        image = record.read_image()
+        try:
+            image = record.read_image()
+        except DataError:
+            continue
         result = segmenter(image, task)
         result.image = image
         paths += write_overlay(result, output_path(folder, record.name))

@@ -45,6 +45,24 @@ def no_picture(folder):
     (folder / "train/1.jpg").unlink()
 
 
+def no_picture_in_val(folder, missing=("1.jpg",)):
+    coco(folder)
+    coco(folder / "b", pictures="val")
+    (folder / "b/annotations/instances_train.json").rename(folder / "annotations/instances_val.json")
+    (folder / "b/val").rename(folder / "val")
+    for name in missing:
+        (folder / "val" / name).unlink()
+
+
+def no_mask_in_val(folder):
+    """Of both pictures the annotation is of another size: nothing can be evaluated."""
+    no_picture_in_val(folder, ())
+    path = folder / "annotations/instances_val.json"
+    tree = json.loads(path.read_text())
+    sizes_as(lambda edge: edge + 1)(tree)
+    write_json(path, tree)
+
+
 def other_classes(folder):
     coco(folder)
     coco(folder / "b", change=names_as("lynx"))
@@ -77,6 +95,8 @@ SETS = {
     "a name of another plane": (lambda f: coco(f, change=names_as("\U0001f408")), True),
     "half a character": (lambda f: coco(f, change=names_as("\ud800")), False),
     "a missing picture": (no_picture, False),
+    "a missing picture in val": (no_picture_in_val, True),
+    "nothing usable in val": (no_mask_in_val, False),
     "other classes in val": (other_classes, False),
     "names that YAML takes for others": (lambda f: maps(f, "classes: [no, null]"), True),
     "one name twice": (lambda f: maps(f, "classes: [no, 'no']"), False),
