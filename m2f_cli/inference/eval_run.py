@@ -89,7 +89,7 @@ def run(
 
 def header_of(segmenter: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
     """What identifies an evaluation: the weights by their hash, the pictures by their names, and the settings."""
-    pictures = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    pictures = hashlib.sha256("\n".join(names).encode("utf-8", "backslashreplace")).hexdigest()[:16]
     config = getattr(segmenter, "config", None)
     return {
         "schema_version": 1,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError, M2FError
-from ..runtime.files import atomic, lies_in, writing_to
+from ..runtime.files import atomic, json_bytes, lies_in, writing_to
 from ..types import Categories, Result
 from . import output, server_formats
 from .output import Writer
@@ -103,7 +103,7 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> int:
         offset = self.file.seek(0, 2)
         try:
-            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self.file.write(json_bytes(line) + b"\n")
             self.file.flush()
         except OSError as error:
             raise M2FError(f"Cannot write {self.folder / RUN_MARK}: {error.strerror}.") from error
@@ -243,24 +243,24 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
             head = {"categories": output.coco_categories(categories)}
             _write_lists(journal.folder / SHARED[name].file, head, lists)
         elif name == "coco-instance":
-            with atomic(journal.folder / SHARED[name].file) as part, part.open("w", encoding="utf-8") as file:
+            with atomic(journal.folder / SHARED[name].file) as part, part.open("wb") as file:
                 _write_list(file, (record for records in shared(name) for record in records))
         if name in SHARED and SHARED[name].pack is not None:
             SHARED[name].pack(journal.folder, journal.head)
 
 
 def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any]]) -> None:
-    with atomic(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(head, ensure_ascii=False)[:-1])
+    with atomic(path) as part, part.open("wb") as file:
+        file.write(json_bytes(head)[:-1])
         for key, items in lists.items():
-            file.write(f', "{key}": ')
+            file.write(f', "{key}": '.encode())
             _write_list(file, items)
-        file.write("}\n")
+        file.write(b"}\n")
 
 
-def _write_list(file: IO[str], items: Iterable[Any]) -> None:
-    separator = "[\n"
+def _write_list(file: IO[bytes], items: Iterable[Any]) -> None:
+    separator = b"[\n"
     for item in items:
-        file.write(separator + json.dumps(item, ensure_ascii=False))
-        separator = ",\n"
-    file.write("[]" if separator == "[\n" else "\n]")
+        file.write(separator + json_bytes(item))
+        separator = b",\n"
+    file.write(b"[]" if separator == b"[\n" else b"\n]")

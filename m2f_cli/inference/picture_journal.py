@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError, M2FError
-from ..runtime.files import atomic
+from ..runtime.files import atomic, json_bytes
 
 NAME = "pictures.jsonl"
 Line = dict[str, Any]
@@ -171,7 +171,7 @@ def _whole_bytes(path: Path) -> int:
 
 
 def _encoded(line: Line) -> bytes:
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json_bytes(line, separators=(",", ":")) + b"\n"
 
 
 def _parsed(raw: bytes, path: Path, *keys: str) -> Line:

@@ -16,7 +16,8 @@ from ..errors import DataError, M2FError
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
 _DRIVE = re.compile(r"^[A-Za-z]:")
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # control characters, and what Windows does not allow in a name
+# Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
 
 
@@ -66,7 +67,14 @@ def write_json(path: Path, tree: Any, *, indent: int | None = None) -> None:
     Raises:
         M2FError: the file cannot be written.
     """
-    write_text(path, json.dumps(tree, ensure_ascii=False, indent=indent) + "\n")
+    with atomic(path) as part:
+        part.write_bytes(json_bytes(tree, indent=indent) + b"\n")
+
+
+def json_bytes(tree: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> bytes:
+    """Return JSON in UTF-8. What of a file's name UTF-8 cannot hold is escaped, so that it is read back as it was."""
+    text = json.dumps(tree, ensure_ascii=False, indent=indent, separators=separators)
+    return text.encode("utf-8", "backslashreplace")  # of a lone surrogate that is JSON's own escape
 
 
 def make_folder(path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2f_cli.errors import M2FError
-from m2f_cli.runtime.files import atomic, output_path, safe_name, write_json, write_text
+from m2f_cli.errors import DataError, M2FError
+from m2f_cli.runtime.documents import read_json
+from m2f_cli.runtime.files import Distinct, atomic, lies_in, output_path, safe_name, write_json, write_text
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.v2", ".hidden/x", "été/写真", "with space/x y", "name."])
@@ -62,3 +63,29 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(M2FError, match="Cannot write .*x.json: (Not a directory|File exists)"):
         write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_names_that_become_one_path_are_refused_with_both():
+    distinct = Distinct("images")
+    for name in ("a/x", "A/x", "b"):
+        distinct.add(name)
+    for name, other in (("/a/x", "a/x"), ("../b", "b"), ("a\\x", "a/x"), ("b", "b")):
+        with pytest.raises(DataError, match="Two images are called") as caught:
+            distinct.add(name)
+        assert repr(name) in str(caught.value) and repr(other) in str(caught.value)
+
+
+def test_what_lies_in_a_folder(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    for name in ("x", "sub/x", "sub/../x", "out", str(folder / "x")):
+        assert lies_in(folder, name), name
+    for name in ("", "../x", "out/x", "/etc/passwd", "a\0b", "sub/../../x", str(tmp_path / "folder2" / "x")):
+        assert not lies_in(folder, name), name
+
+
+def test_json_keeps_names_that_utf8_cannot_hold(tmp_path):
+    name = os.fsdecode(b"\xff\xe9.png")
+    write_json(tmp_path / "x.json", {"name": name})
+    assert read_json(tmp_path / "x.json") == {"name": name}
