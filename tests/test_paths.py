@@ -41,7 +41,7 @@ FRAME = "aachen_000000_000019"  # so that the formats of Cityscapes take the nam
 NAMES = [
     "{out}/../{frame}", "/{frame}", "../../{frame}", "a/../../../{frame}", "..\\..\\{frame}", "C:\\data\\{frame}",
     "C:{frame}", "a\0b/{frame}", "line\nbreak/{frame}", "x" * 300 + "/{frame}", "{frame}_" + "y" * 300, "./a//{frame}",
-    "~/{frame}", "con/{frame}", "../", "", " ",
+    "~/{frame}", "con/{frame}", "bytes\udcff\udcfe/{frame}", "../", "", " ",
 ]  # fmt: skip
 CITY = (
     Category(23, "sky", False, (70, 130, 180)), Category(21, "vegetation", False, (107, 142, 35)),
@@ -111,7 +111,7 @@ def tree_of(folder: Path, without: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("writer", "name"),
     [(writer, name) for writer in plugins.names("writers") for name in NAMES if writer not in FRAMED or "{" in name],
-    ids=lambda text: repr(text[:20]),
+    ids=lambda text: ascii(text[:20]),
 )
 def test_one_result(writer, name, out):
     name = named(name, out)

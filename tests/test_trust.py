@@ -219,6 +219,10 @@ def started_from_it():
             "--val-pictures", "1", *ON_CPU]  # fmt: skip
 
 
+def started_from_a_part_of_it():
+    return [*started_from_it(), "--init-partial"]
+
+
 def started_from_its_backbone():
     """As `pretrained` of a configuration names it."""
     arguments = started_from_it()
@@ -263,8 +267,8 @@ def presets_table_over_results():
 
 @pytest.mark.parametrize(
     "entry",
-    [started_from_it, started_from_its_backbone, predicted_with_an_exported_file, evaluation_that_goes_on,
-     presets_table_over_results],
+    [started_from_it, started_from_a_part_of_it, started_from_its_backbone, predicted_with_an_exported_file,
+     evaluation_that_goes_on, presets_table_over_results],
     ids=lambda entry: entry.__name__,
 )  # fmt: skip
 def test_code_that_nobody_needs_is_not_run(entry, marker, capsys):

@@ -19,7 +19,8 @@ from .text import json_text
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
 _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # control characters, and what Windows does not allow in a name
+# Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
 
 

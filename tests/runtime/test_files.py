@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2f_cli.errors import M2FError
+from m2f_cli.errors import DataError, M2FError
+from m2f_cli.runtime.documents import read_json
 from m2f_cli.runtime.files import (
+    Distinct,
     atomic,
     is_part,
+    lies_in,
     output_path,
     remove_parts,
     safe_name,
@@ -104,3 +107,29 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 def test_a_durable_file_is_like_any_other(tmp_path, durable):
     write_json(tmp_path / "x.json", {"a": 1}, durable=durable)
     assert (tmp_path / "x.json").read_text() == '{"a": 1}\n'
+
+
+def test_names_that_become_one_path_are_refused_with_both():
+    distinct = Distinct("images")
+    for name in ("a/x", "A/x", "b"):
+        distinct.add(name)
+    for name, other in (("/a/x", "a/x"), ("../b", "b"), ("a\\x", "a/x"), ("b", "b")):
+        with pytest.raises(DataError, match="Two images are called") as caught:
+            distinct.add(name)
+        assert repr(name) in str(caught.value) and repr(other) in str(caught.value)
+
+
+def test_what_lies_in_a_folder(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    for name in ("x", "sub/x", "sub/../x", "out", str(folder / "x")):
+        assert lies_in(folder, name), name
+    for name in ("", "../x", "out/x", "/etc/passwd", "a\0b", "sub/../../x", str(tmp_path / "folder2" / "x")):
+        assert not lies_in(folder, name), name
+
+
+def test_json_keeps_names_that_utf8_cannot_hold(tmp_path):
+    name = os.fsdecode(b"\xff\xe9.png")
+    write_json(tmp_path / "x.json", {"name": name})
+    assert read_json(tmp_path / "x.json") == {"name": name}
