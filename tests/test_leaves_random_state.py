@@ -54,8 +54,10 @@ def test_loading_predicting_and_evaluating(trained):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("safetensors", "safetensors"), ("huggingface", "transformers"), ("onnx", "onnxruntime")]
-)
+    ("name", "package"),
+    [("safetensors", "safetensors"), ("huggingface", "transformers"),
+     pytest.param("onnx", "onnxruntime", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_exporting(trained, tmp_path, name, package):
     pytest.importorskip(package, reason="needs an extra")
     model = load(trained, device="cpu")

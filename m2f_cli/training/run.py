@@ -442,11 +442,14 @@ def _execute(run: Run, listener: Listener) -> Outcome:
         if _is_to_be_evaluated(run):
             _evaluate(run, listener, loggers, on_scored)
         if last or done % run.settings.train.checkpoint_every == 0:
+            if run.options.keep and main:  # first: what a checkpoint says is done is not done again
+                run.save_weights(f"iteration_{run.state.iteration:07d}")
             run.save()
-            _keep_numbered(run)
+            _forget_old(run)
 
     with asked_to_stop() as asked:
         try:
+            _forget_old(run)  # a run that was killed may not have come to it
             with contextlib.closing(iter(run.loader)) as batches:
                 if run.state.iteration and _is_to_be_evaluated(run):  # it was stopped in that evaluation
                     on_due(run.state.iteration)
@@ -524,9 +527,10 @@ def _evaluate(
         listener.on_evaluated(run.state.iteration, result)
 
 
-def _keep_numbered(run: Run) -> None:
+def _forget_old(run: Run) -> None:
+    """Remove numbered weights beyond those that are kept."""
     if not run.options.keep or distributed.rank() != 0:
         return
-    run.save_weights(f"iteration_{run.state.iteration:07d}")
     for old in sorted(run.checkpoints.glob("iteration_*.safetensors"))[: -run.options.keep]:
-        old.unlink()
+        with writing_to(old):
+            old.unlink(missing_ok=True)

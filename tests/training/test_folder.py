@@ -198,7 +198,7 @@ def test_other_data_is_refused_with_a_way_to_train_on(tmp_path, monkeypatch, cap
         err = capsys.readouterr().err
         assert f"The data is not what {tmp_path / 'run'} was trained on: {says}." in err
         assert f"m2f train --init {tmp_path / 'run'} --data DIR --out NEW_RUN" in err
-    label_maps(tmp_path / "one", ["a", "b"], 4)  # images were added to the run's own folder
+    label_maps(elsewhere / "moved", ["a", "b"], 4)  # images were added to the folder of the run, which is this one now
     assert cli.run(resume) == 2 and "has 4 now" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.yaml").read_bytes() == config_before
 
