@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import ConfigError, WeightsError
 from .engines import KEY, Description, not_ours
 from .segmenter import choose_device
 
+_LARGEST_DESCRIPTION = 16 << 20  # bytes; that of 1,203 classes has 0.2
 # In `Description.extra`: the names of the outputs in their order, and the kind of device that AOTInductor compiled for.
 OUTPUTS, COMPILED = "outputs", "compiled_for"
 
@@ -59,12 +61,21 @@ def read_description(path: Path) -> Description:
         with zipfile.ZipFile(path) as archive:
             # The folder of such entries is called differently from one PyTorch to the next.
             entries = [name for name in archive.namelist() if name.rpartition("/")[2] == KEY and "extra" in name]
-            text = archive.read(entries[0]).decode() if entries else None
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+            text = _read_entry(archive, entries[0]).decode() if entries else None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is damaged or no .pt2 file: {error}.", hint="Copy or export it again.") from error
     if text is None:
         raise not_ours(path)
     return Description.from_json(text, str(path))
+
+
+def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a short entry; a compressed one may claim to be short and be long."""
+    with archive.open(name) as file:
+        content = file.read(_LARGEST_DESCRIPTION + 1)
+    if len(content) > _LARGEST_DESCRIPTION:
+        raise ValueError(f"its description has more than {_LARGEST_DESCRIPTION:,} bytes")
+    return content
 
 
 def _program(path: Path, device: torch.device) -> Any:

@@ -59,8 +59,8 @@ def read(path: Path) -> Container:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
-    except OSError as error:
-        raise WeightsError(f"Cannot read {path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise WeightsError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     if start[:4] == torch_files.ZIP or start.startswith(torch_files.LEGACY):
         return _from_tree(_read_pickled(path, torch_files.read), path, size)
     if start.startswith(_PICKLES):

@@ -487,7 +487,7 @@ def _as_bytes(machine: _Machine, data: Any) -> bytes:
     return data
 
 
-def _encoded(machine: _Machine, text: Any, encoding: Any = "latin1") -> bytes:
+def _encoded(machine: _Machine, text: Any = b"", encoding: Any = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise Damaged(f"it spells bytes in {str(encoding)[:20]!r}")
     return _as_bytes(machine, text)
@@ -497,6 +497,10 @@ def _set(machine: _Machine, items: Any = ()) -> set[Any]:
     if type(items) not in (list, tuple):
         raise Damaged("it makes a set of what is no list")
     return set(map(machine.key, items))
+
+
+def _frozen(machine: _Machine, items: Any = ()) -> frozenset[Any]:
+    return frozenset(_set(machine, items))
 
 
 def _ordered(machine: _Machine, pairs: Any = ()) -> OrderedDict:
@@ -521,11 +525,12 @@ def _inert_dict(_: _Machine, *__: Any) -> InertDict:
     return InertDict()
 
 
-def _of_old_class(machine: _Machine, what: Any, *_: Any) -> Any:
-    """An object as protocols 0 and 1 make it."""
+def _of_old_class(machine: _Machine, what: Any, _: Any, state: Any) -> Any:
+    """An object as protocols 0 and 1 make it: class, class below it, and the value of that, here a dictionary."""
     if type(what) is not Name or what.text not in _CLASSES:
         raise Damaged("it makes an object of what is no class")
-    return _CALLS[what.text](machine)
+    made = _CALLS[what.text](machine)
+    return machine.fill(made, state.items()) if type(made) is InertDict and type(state) is dict else made
 
 
 def _wholes(values: Any) -> tuple[int, ...]:
@@ -701,7 +706,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch.storage._load_from_bytes": _load_from_bytes,
     "torch.device": _inert,
     "collections.Counter": _counter,
-    "builtins.frozenset": _set,
+    "builtins.frozenset": _frozen,
+    "builtins.bytes": _encoded,
     "builtins.bytearray": _encoded,
     "builtins.complex": _complex,
     # HistoryBuffer stores its own methods, which pickle spells as getattr(HistoryBuffer, "mean")
