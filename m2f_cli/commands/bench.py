@@ -124,7 +124,7 @@ def bench(
     case = Case(
         what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch or 1,
         pictures=pictures or PICTURES, source=source, threads=threads, compile=compile_, engine=engine,
-        trust_code=trust_code or model is None,  # a preset is a name of ours or the user's own YAML
+        trust_code=trust_code or (preset or "").endswith((".yaml", ".yml")),  # a file of the user's own
         keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
     )  # fmt: skip
     case = chosen_precision(case)

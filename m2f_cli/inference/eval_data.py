@@ -112,7 +112,10 @@ def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:
     path = next((file for file in files if file.is_file()), None)
     if model is None or path is None:
         return None
-    tree = documents.read_json(path, error=ConfigError)
+    try:
+        tree = documents.read_json(path, error=ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged: {error.message}", hint="Pass --data DIR.") from error
     options = tree.get("options") if isinstance(tree, dict) else None
     if not isinstance(options, dict) or not isinstance(options.get("data"), str | None):
         raise ConfigError(f"{path} is damaged.", hint="Pass --data DIR.")

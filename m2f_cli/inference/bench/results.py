@@ -217,7 +217,7 @@ def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
 def _is_whole(tree: dict[str, Any]) -> bool:
     """Whether a result has all that tables and names of files are made of."""
     sides = tree.get("sides")
-    is_there = {"what", "precision", "batch", "compile", "engine", "peer", "device", "model", "sizes"} <= tree.keys()
+    is_there = {"what", "precision", "batch", "compile", "engine", "peer", "device", "model"} <= tree.keys()
     return is_there and isinstance(sides, dict) and isinstance(sides.get(OURS), dict) \
         and isinstance(sides[OURS].get("images_per_second"), int | float)
 
