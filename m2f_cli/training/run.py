@@ -465,10 +465,12 @@ def _execute(run: Run, listener: Listener) -> Outcome:
         except BaseException as error:
             asked.is_saving = True
             _rescue(run, listener)
-            failure = of_worker(error)
-            if failure is None:
+            if distributed.is_active() and asked.name is not None and isinstance(error, RuntimeError):
+                ended = False  # another process has left first, and so broke what they do together
+            elif (failure := of_worker(error)) is not None:
+                raise failure from error
+            else:
                 raise
-            raise failure from error
         finally:
             for logger in loggers:
                 logger.close()
