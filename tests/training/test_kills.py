@@ -1,4 +1,4 @@
-"""Runs with evaluations that are killed, and go on bit by bit: the whole of `benchmarks/kill_and_resume.py`, in small."""
+"""Runs with evaluations that are killed go on bit by bit: `benchmarks/kill_and_resume.py` in small."""
 
 from __future__ import annotations
 
