@@ -158,7 +158,9 @@ def identity(data: DataSet) -> dict[str, Any]:
     """
     found = hashlib.blake2b(digest_size=8)
     for record in data.records:
-        found.update(repr((record.name, record.height, record.width, record.labels)).encode(errors="surrogatepass"))
+        labels = record.labels if record.labels is None else tuple(map(int, record.labels))
+        size = tuple(None if edge is None else int(edge) for edge in (record.height, record.width))
+        found.update(repr((record.name, size, labels)).encode(errors="surrogatepass"))
     return {
         "format": data.format, "task": data.task, "classes": [category.name for category in data.categories],
         "things": [category.isthing for category in data.categories], "images": len(data.records),

@@ -193,6 +193,7 @@ def train(
             state.doing = "changing"
             finite = apply(parts, values, norm)
             done, state.iteration = state.iteration, state.iteration + 1
+            state.doing = "nothing"
             last_step.note()
         state.in_a_row = 0 if finite is not None else state.in_a_row
         images = sum(len(batch.names) for batch in chosen) * distributed.world_size()
@@ -232,7 +233,6 @@ def _one_step(state: RunState, last_step: LastStep) -> Iterator[None]:
                 last_step.bring_back()
                 state.doing = "nothing"
         raise
-    state.doing = "nothing"
 
 
 def apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:

@@ -448,6 +448,7 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             _forget_old(run)
 
     with asked_to_stop() as asked:
+        asked.is_busy = lambda: run.state.doing == "changing"
         try:
             _forget_old(run)  # a run that was killed may not have come to it
             with contextlib.closing(iter(run.loader)) as batches:
@@ -463,12 +464,14 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             ended = False
             run.save()
         except BaseException as error:
-            asked.is_saving = True
+            asked.is_busy = lambda: True
             _rescue(run, listener)
-            failure = of_worker(error)
-            if failure is None:
+            if distributed.is_active() and asked.name is not None and isinstance(error, RuntimeError):
+                ended = False  # another process has left first, and so broke what they do together
+            elif (failure := of_worker(error)) is not None:
+                raise failure from error
+            else:
                 raise
-            raise failure from error
         finally:
             for logger in loggers:
                 logger.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +17,17 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; schedulers, systemd and `time
 class Asked:
     """The name of the signal that asked for an end, if one did, and when.
 
-    is_saving: no further signal interrupts what is saved last.
+    is_busy: whether something must not be cut short now, which a later signal then does not.
     """
 
     name: str | None = None
     at: float = 0.0
-    is_saving: bool = False
+    is_busy: Callable[[], bool] = lambda: False
 
 
 @contextmanager
 def asked_to_stop() -> Iterator[Asked]:
-    """Inside, the first signal is noted; a later one is a KeyboardInterrupt at once.
+    """Inside, the first signal is noted; a later one is a KeyboardInterrupt at once, unless something `is_busy`.
 
     Ctrl-C reaches a process of several twice at the same moment: from the terminal, and from whoever launched it.
     """
@@ -36,7 +36,7 @@ def asked_to_stop() -> Iterator[Asked]:
     def ask(number: int, _: Any) -> None:
         if asked.name is None:
             asked.name, asked.at = signal.Signals(number).name, time.monotonic()
-        elif not asked.is_saving and time.monotonic() - asked.at > PATIENCE:
+        elif not asked.is_busy() and time.monotonic() - asked.at > PATIENCE:
             raise KeyboardInterrupt
 
     old = {}
