@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of facts, full golden numbers and data packs (M2F_TEST_DATA). Tests that ask for it are `reference`."""
+    """The folder of facts, full fixtures and data packs (M2F_TEST_DATA). Tests that ask for it are `reference`."""
     folder = golden_files.reference_folder()
     if folder is None:
         pytest.skip("needs reference material that is no part of the repository: set M2F_TEST_DATA to its folder")

@@ -46,7 +46,8 @@ def files_in(folder: Path, stages: tuple[str, ...]) -> list[Path]:
 
 
 def params(
-    *stages: str, where: Callable[[dict], bool] = lambda info: True, each: Callable[[dict], Iterable] = lambda info: "-",
+    *stages: str, where: Callable[[dict], bool] = lambda info: True,
+    each: Callable[[dict], Iterable] = lambda info: "-",
 ) -> list:
     """Parameters for tests (or fixtures) that hand them to `read`: one for each file of these stages.
 

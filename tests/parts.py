@@ -73,7 +73,7 @@ def features_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[int, torc
 
 
 def full_model_config(file) -> ModelConfig:
-    """The network of a full model (06, 08e): what the json tells, and for what it does not the shapes of the weights."""
+    """The network of a full model (06, 08e): what the json tells, else what the weights' shapes tell."""
     settings, weights = file.info["config"], weights_of(file.tensors)
 
     def told(key: str, otherwise: Any = None) -> Any:
@@ -91,7 +91,8 @@ def full_model_config(file) -> ModelConfig:
         backbone = Component(name="swin", drop_path=0.3, **swin)
     else:
         backbone = infer(OurView(DETECTRON2, weights))[0].backbone
-    heads, pixel, encoder = told("MODEL.MASK_FORMER.NHEADS"), "pixel_decoder.", "pixel_decoder.transformer.encoder.layers.0."
+    heads = told("MODEL.MASK_FORMER.NHEADS")
+    pixel, encoder = "pixel_decoder.", "pixel_decoder.transformer.encoder.layers.0."
     dims = {"dim": told("MODEL.SEM_SEG_HEAD.CONVS_DIM", shape(f"{pixel}mask_features.weight")[1]),
             "mask_dim": told("MODEL.SEM_SEG_HEAD.MASK_DIM", shape(f"{pixel}mask_features.weight")[0])}
     layers = count(r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.")

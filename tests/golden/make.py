@@ -160,7 +160,7 @@ def build(full: Path, out: Path) -> None:
         tensors = kept(name, info, load_file(full / f"{name}.safetensors"))
         own, elsewhere = {}, {}
         for key, tensor in tensors.items():
-            tensor = np.ascontiguousarray(tensor)
+            tensor = np.array(tensor, order="C")
             print_of = str((tensor.dtype, tensor.shape)).encode() + tensor.tobytes()
             if tensor.nbytes > 2000 and earlier.setdefault(print_of, (name, key)) != (name, key):
                 elsewhere[key] = list(earlier[print_of])
