@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_files import for_files, has
+from loss.cases import Streams
 from loss.test_golden import recorded_draws
 from pilots import Recorded, decoder_of, features_of, loss_config, padded_size, piloting_config, targets_of
 from torch import nn
@@ -44,21 +45,6 @@ class DecoderAlone(nn.Module):
         return self.decoder(self.features, pilots)
 
 
-class Streams:
-    """Recorded random points as one stream per number of points: however many masks are asked for at once."""
-
-    def __init__(self, draws: list[torch.Tensor]):
-        counts = {draw.shape[1] for draw in draws}
-        self.left = {count: torch.cat([draw for draw in draws if draw.shape[1] == count]) for count in counts}
-
-    def __call__(self, shape, device) -> torch.Tensor:
-        if not shape[0]:
-            return torch.empty(shape)
-        taken, self.left[shape[1]] = self.left[shape[1]].tensor_split([shape[0]])
-        assert taken.shape == shape
-        return taken
-
-
 def golden_parts(file, **piloting):
     """What `losses_of` needs, with the recorded random numbers."""
     settings_, counts = file.info["config"], file.info["masks_per_image"]
@@ -67,7 +53,7 @@ def golden_parts(file, **piloting):
         tensor.requires_grad_()
     rand = Streams([])
     if file.info["groups"]:
-        rand = Streams(recorded_draws(file, counts, file.info["groups"], settings_["decoder_layers"] + 1).draws)
+        rand = recorded_draws(file, counts, file.info["groups"], settings_["decoder_layers"] + 1)
     loss = loss_config(settings_)
     config_ = piloting_config(settings_).model_copy(update=piloting)
     parts = SimpleNamespace(
@@ -85,7 +71,7 @@ def test_losses_and_gradients_as_published(golden_file):
     file = golden_file
     parts, batch = golden_parts(file)
     losses = losses_of(parts, batch, None)
-    assert not parts.piloting.rand.draws and not any(map(len, parts.draws.left.values())), "left-over draws"
+    assert not parts.piloting.rand.draws and parts.draws.used_up, "left-over draws"
     assert losses.keys() == file.info["losses"].keys()
     weights = file.info["config"]["cost/loss weights"]
     weights = {"ce": weights["class"], **weights}
