@@ -24,6 +24,12 @@ def shared_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def nuclei_dir() -> Path:
+    """Twelve images of nuclei (CC0) in COCO's instance format."""
+    return Path(__file__).resolve().parent / "data_nuclei"
+
+
 @pytest.fixture
 def golden_file(request):
     """A file of published numbers, for tests under `golden_files.for_files`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import sys
 
@@ -59,3 +60,5 @@ def test_make_gives_what_is_committed(shared_dir, tmp_path):
         with np.load(path.with_suffix(".npz")) as ours, np.load(OURS / f"{path.stem}.npz") as committed:
             assert ours.files == committed.files
             assert all(np.array_equal(ours[name], committed[name]) for name in ours.files)
+    for path in tmp_path.glob("*.gz"):
+        assert gzip.decompress(path.read_bytes()) == gzip.decompress((OURS / path.name).read_bytes())
