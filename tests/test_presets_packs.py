@@ -9,7 +9,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from folders import plane, write_mask, write_picture
+from folders import plane, scenes_as_coco, write_mask, write_picture
+from golden_files import reference_folder
 from PIL import Image
 from prepare_tools import prepare
 
@@ -25,7 +26,7 @@ load = functools.cache(config.load)
 ROWS = tuple(name for name in config.preset_names() if not name.startswith(("small-", "tiny")))
 SPLITS = {"mapillary-vistas": "val", "ade20k": "train", "ade20k-full": "train"}  # the others: val
 # The others are made, or lie in the repository.
-PACKS = ("coco", "ade20k", "ade20k-full", "mapillary-vistas", "coco-stuff-10k")
+PACKS = ("ade20k", "ade20k-full", "mapillary-vistas", "coco-stuff-10k")
 NO_PACK = ("mapillary-vistas", "panoptic")  # the crop has labels only
 
 
@@ -36,9 +37,11 @@ def folder_of(request, nuclei_dir, tmp_path_factory):
 
     @functools.cache
     def folder(dataset: str, task: str):
-        if dataset not in PACKS:
+        if dataset not in (*PACKS, "coco"):
             make = {"nuinsseg": nuclei, "cityscapes": streets, "mass13k": scenery}[dataset]
             return make(nuclei_dir, made / ("NuInsSeg" if dataset == "nuinsseg" else dataset))
+        if dataset == "coco" and reference_folder() is None:
+            return scenes_as_coco(made / "coco")
         packs = request.getfixturevalue("shared_dir") / "data"
         if dataset == "coco":
             return packs / ("coco_instances" if task == "instance" else "coco_panoptic_160")
