@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
+import golden_files
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the folder of `M2F_TEST_DATA`."""
+    for item in items:
+        if "shared_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.reference)
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of facts, golden numbers and data packs that lies beside the checkout of the project's makers."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs {SHARED}: reference material of the project's makers, not part of the repository")
-    return SHARED
+    """The folder of facts, full fixtures and data packs (M2F_TEST_DATA). Tests that ask for it are `reference`."""
+    folder = golden_files.reference_folder()
+    if folder is None:
+        pytest.skip("needs reference material that is no part of the repository: set M2F_TEST_DATA to its folder")
+    return folder
 
 
 @pytest.fixture(scope="session")
-def golden(shared_dir):
-    """`golden("06_mask2former_full_swin")` gives `.info` (the json) and `.tensors` (name → tensor)."""
-    from safetensors.torch import load_file
+def nuclei_dir() -> Path:
+    """Twelve images of nuclei (CC0) in COCO's instance format."""
+    return Path(__file__).resolve().parent / "data_nuclei"
 
-    def read(name: str) -> SimpleNamespace:
-        info = json.loads((shared_dir / "golden" / f"{name}.json").read_text())
-        return SimpleNamespace(info=info, tensors=load_file(shared_dir / "golden" / f"{name}.safetensors"))
+
+@pytest.fixture
+def golden_file(request):
+    """A file of published numbers, for tests under `golden_files.for_files`."""
+    return golden_files.read(*request.param)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("06_mask2former_full_swin")` gives a file of `tests/golden`, or else of the reference folder."""
+
+    def read(name: str):
+        folders = [golden_files.OURS, *(folder / "golden" for folder in [golden_files.reference_folder()] if folder)]
+        found = [path for folder in folders for path in golden_files.files_in(folder, (name,)) if path.stem == name]
+        if not found:
+            pytest.skip(f"needs {name} of the reference folder: set M2F_TEST_DATA")
+        return golden_files.read(found[0])
 
     return read

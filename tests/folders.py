@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 from PIL import Image
+from pycocotools import mask as coco_mask
+
+from m2f_cli.data.categories import load_categories
+from m2f_cli.data.synthetic_data import synthetic_dataset
 
 SIZE = (20, 30)  # height, width
 
@@ -119,6 +123,41 @@ def coco_panoptic(
         "categories": categories,
     }
     write_json(folder / "annotations" / f"panoptic_{name}.json", tree)
+    return folder
+
+
+def scenes_as_coco(folder: Path, count: int = 4, size: tuple[int, int] = (150, 260)) -> Path:
+    """Generated scenes in the layout of COCO's val2017, panoptic and instances, with all categories of COCO.
+
+    The things of a scene become COCO's first things, its stuff the first stuff.
+    """
+    data, table = synthetic_dataset("val", count, size=size, objects=(5, 9)), load_categories("coco-panoptic")
+    kinds = {is_thing: [c for c in table if c.isthing == is_thing] for is_thing in (True, False)}
+    order = {c.name: n for is_thing in kinds for n, c in enumerate(c for c in data.categories if c.isthing == is_thing)}
+    images, rows, objects = [], [], []
+    for number, record in enumerate(data.records, start=1):
+        truth, segments = record.read_truth(), []
+        for segment in truth.segments:
+            ours = data.categories[segment.label]
+            category, mask = kinds[ours.isthing][order[ours.name]].id, np.asfortranarray(truth.ids_HW == segment.id)
+            if not mask.any():
+                continue
+            area = int(mask.sum())
+            segments.append({"id": segment.id, "category_id": category, "iscrowd": 0, "area": area})
+            if ours.isthing:
+                rle = coco_mask.encode(mask.astype(np.uint8))
+                shape = {"size": list(mask.shape), "counts": rle["counts"].decode()}
+                box = coco_mask.toBbox(rle).tolist()
+                objects.append(annotation(len(objects) + 1, number, category, shape, bbox=box) | {"area": area})
+        write_image(folder / f"val2017/{number}.png", record.read_image())
+        write_ids(folder / f"panoptic_val2017/{number}.png", np.asarray(truth.ids_HW, np.int64))
+        images.append(image_entry(number, f"{number}.png", size))
+        rows.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+    named = [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)} for c in table]
+    things = [{"id": c["id"], "name": c["name"]} for c in named if c["isthing"]]
+    tree = {"images": images, "annotations": rows, "categories": named}
+    write_json(folder / "annotations/panoptic_val2017.json", tree)
+    write_json(folder / "annotations/instances_val2017.json", {**tree, "annotations": objects, "categories": things})
     return folder
 
 

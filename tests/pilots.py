@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import torch
-from parts import load_published, weights_of
+from parts import load_published
 
-from m2f_cli.config import PilotingConfig
+from m2f_cli.config import LossConfig, PilotingConfig
 from m2f_cli.model.decoders.masked import MaskedDecoder
 from m2f_cli.model.piloting import Piloting, Pilots
 from m2f_cli.types import PixelFeatures, Target
 
-CASES = [
-    "09a_mpformer_published_no_noise", "09b_mpformer_point_noise_two_groups",
-    "09c_mpformer_first_three_layers_empty_image", "09d_mpformer_noise_per_head", "09e_mpformer_no_targets",
-    "09f_mpformer_dynamic_groups",
-]
-PADDED = (96, 128)
+FIRST_LAYERS = 4  # that look through given masks where not all do: a constant of the published code
 
 
 def piloting_config(config: dict) -> PilotingConfig:
@@ -24,8 +19,33 @@ def piloting_config(config: dict) -> PilotingConfig:
     return PilotingConfig(
         **({"groups": count} if count < 100 else {"budget": count}),
         mask_noise=config["NOISE_SCALE"], label_noise=max(0.0, config["LB_NOISE_RATIO"]),
-        noise_per_head=config["HEAD_DN"], layers="all" if config["ALL_LY_DN"] else 4,
+        noise_per_head=config["HEAD_DN"], layers="all" if config["ALL_LY_DN"] else FIRST_LAYERS,
     )
+
+
+def loss_config(config: dict) -> LossConfig:
+    """The criterion's settings of a file in our names."""
+    weights = config["cost/loss weights"]
+    return LossConfig(
+        class_weight=weights["class"], mask_weight=weights["mask"], dice_weight=weights["dice"],
+        no_object_weight=config["eos_coef"], num_points=config["num_points"],
+        oversample_ratio=config["oversample_ratio"], importance_ratio=config["importance_sample_ratio"],
+    )
+
+
+def piloted_layers(config: dict) -> int:
+    """How many layers look through given masks."""
+    return config["decoder_layers"] if config["ALL_LY_DN"] else min(FIRST_LAYERS, config["decoder_layers"])
+
+
+def level_sizes(file) -> list[tuple[int, int]]:
+    return [tuple(file.tensors[f"in/multi_scale.{i}"].shape[-2:]) for i in range(3)]
+
+
+def padded_size(file) -> tuple[int, int]:
+    """The size of the batch: that of the largest mask."""
+    sizes = [target.size for target in targets_of(file)]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def decoder_of(file) -> MaskedDecoder:
@@ -34,7 +54,7 @@ def decoder_of(file) -> MaskedDecoder:
         config["num_classes"], config["in_channels"], config["mask_dim"], config["hidden_dim"], config["num_queries"],
         config["decoder_layers"], config["heads"], config["dim_feedforward"], piloted=True,
     )
-    return load_published(decoder, "decoder", weights_of(file.tensors))
+    return load_published(decoder, "decoder", file)
 
 
 def features_of(file) -> PixelFeatures:
@@ -52,7 +72,8 @@ class Recorded:
 
     def __init__(self, file):
         self.file, tensors, config = file, file.tensors, file.info["config"]
-        named = [(entry["use"], tensors[f"rng/{entry['index']:03}"]) for entry in file.info["rng"]]
+        draws = [(entry["use"], f"rng/{entry['index']:03}") for entry in file.info["rng"]]
+        named = [(use, tensors[name]) for use, name in draws if "points" not in use]
         labels = [draw for use, draw in named if use.startswith("label noise")]
         masks = [draw for use, draw in named if use.startswith("mask flip")]
         self.draws: list[torch.Tensor] = []
@@ -62,8 +83,8 @@ class Recorded:
             numbers[chosen < config["LB_NOISE_RATIO"]] = (others + 0.5) / config["num_classes"]
             self.draws += [chosen, numbers]
         if config["NOISE_SCALE"]:  # nothing is drawn for no noise
-            piloted = config["decoder_layers"] if config["ALL_LY_DN"] else 4
-            self.draws += masks[:piloted]  # the original draws one more, for a layer that does not exist
+            # the original draws one more, for a layer that does not exist
+            self.draws += masks[: piloted_layers(config)]
 
     def __call__(self, shape, device) -> torch.Tensor:
         full = torch.ones(shape)
@@ -80,4 +101,4 @@ class Recorded:
 def pilots_of(file) -> Pilots:
     config = file.info["config"]
     piloting = Piloting(piloting_config(config), config["num_classes"], Recorded(file))
-    return piloting(targets_of(file), PADDED)
+    return piloting(targets_of(file), padded_size(file))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from golden_files import read_list
 from test_presets import facts_section, markdown_tables
 
 from m2f_cli import config
@@ -130,18 +130,18 @@ def network(name: str) -> torch.nn.Module:
 
 
 @functools.cache
-def golden_names(shared_dir, method: str) -> dict[str, dict[str, list[int]]]:
-    models = json.loads((shared_dir / "golden" / f"11_param_names_{method}.json").read_text())["models"]
+def golden_names(method: str) -> dict[str, dict[str, list[int]]]:
+    models = read_list(f"11_param_names_{method}")["models"]
     return {
         key: {name: shape for name, shape, *_ in model["entries"] if not name.endswith(UNSAVED)}
         for key, model in models.items()
     }
 
 
-def published_names(shared_dir, name: str) -> dict[str, list[int]]:
+def published_names(name: str) -> dict[str, list[int]]:
     """Names and shapes of the published model, with the classes and queries of the preset."""
     preset = load(name)
-    lists, size = golden_names(shared_dir, preset.model.method), GOLDEN[backbone_label(preset)]
+    lists, size = golden_names(preset.model.method), GOLDEN[backbone_label(preset)]
     heads = size
     if preset.model.method == "maskformer" and preset.task == "semantic" and preset.model.backbone.name == "resnet":
         heads = "ade20k_r50"  # the list has COCO's, with an encoder
@@ -160,13 +160,13 @@ def without(part: str, names: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_networks_have_the_published_names_and_shapes(shared_dir, name):
+def test_networks_have_the_published_names_and_shapes(name):
     built = network(name)
     assert built is not None
     if name in OURS:
         return
     state = built.state_dict()
-    expected = published_names(shared_dir, name)
+    expected = published_names(name)
     if "fapn" in name:  # a part of ours: its weights were never released
         state = {key: value for key, value in state.items() if not key.startswith("pixel_decoder")}
         expected = without(".pixel_decoder.", expected)
@@ -186,12 +186,12 @@ def pattern(name: str) -> str:
 
 
 @functools.cache
-def golden_groups(shared_dir, method: str, family: str) -> dict[str, tuple[float, float]]:
+def golden_groups(method: str, family: str) -> dict[str, tuple[float, float]]:
     """Name with # for numbers → (multiplier, decay), from all models of golden 10 that have such a backbone."""
     methods = ("mask2former", "mpformer") if method != "maskformer" else ("maskformer",)
     found: dict[str, tuple[float, float]] = {}
     for each in methods:
-        models = json.loads((shared_dir / "golden" / f"10_optimiser_{each}.json").read_text())["models"]
+        models = read_list(f"10_optimiser_{each}")["models"]
         for key, model in models.items():
             if method != "maskformer" or (family == "swin") == ("swin" in key):
                 found |= {pattern(name): (multiplier, decay) for name, _, multiplier, decay in model["groups"]}
@@ -199,9 +199,9 @@ def golden_groups(shared_dir, method: str, family: str) -> dict[str, tuple[float
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if not re.match(r"maskformer.*-r\d+-mmseg", name)])
-def test_parameter_groups_are_the_published_ones(shared_dir, name):
+def test_parameter_groups_are_the_published_ones(name):
     preset = load(name)
-    known = golden_groups(shared_dir, preset.model.method, preset.model.backbone.name)
+    known = golden_groups(preset.model.method, preset.model.backbone.name)
     decay, multiplier = preset.train.optimizer.weight_decay, preset.train.optimizer.backbone_multiplier
     matched = 0
     for ours, setting in settings(network(name), preset.train.optimizer).items():

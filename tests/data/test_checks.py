@@ -175,3 +175,8 @@ def test_real_data_is_sound(shared_dir):
     for pack in ("camvid", "coco_panoptic_sample"):
         data = open_data(shared_dir / "data" / pack, "val")
         assert set(kinds(data, limit=5)) <= {"unseen-classes"}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_nuclei_are_sound(nuclei_dir, split):
+    assert not kinds(open_data(nuclei_dir, split))

@@ -15,6 +15,7 @@ from folders import (
     coco_panoptic,
     label_maps,
     plane,
+    scenes_as_coco,
     write_ids,
     write_image,
     write_json,
@@ -154,10 +155,12 @@ def test_label_maps_as_panoptic_and_back(tmp_path):
 # --- real pictures ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def few(shared_dir, tmp_path):
-    """Four pictures of COCO with their segments."""
-    source = shared_dir / "data" / "coco_panoptic_160"
+@pytest.fixture(params=["scenes", pytest.param("coco", marks=pytest.mark.reference)])
+def few(request, tmp_path):
+    """Four images with their segments in COCO's layout: generated ones, and real ones where the pack is there."""
+    if request.param == "scenes":
+        return scenes_as_coco(tmp_path / "coco")
+    source = request.getfixturevalue("shared_dir") / "data" / "coco_panoptic_160"
     tree = json.loads((source / "annotations/panoptic_val2017.json").read_text())
     chosen = tree["images"][:4]
     ids = {image["id"] for image in chosen}

@@ -132,5 +132,9 @@ def test_another_package_may_bring_a_format(tmp_path):
     ("coco_panoptic_160", "coco-panoptic"), ("coco_panoptic_sample", "coco-panoptic"), ("mapillary_crop", "mapillary"),
     ("nuclei_dsb2018", "coco-instance"), ("coco_stuff_sample", "label-maps"),
 ])  # fmt: skip
-def test_real_packs(shared_dir, pack, name):
+def test_real_packs_are_recognised(shared_dir, pack, name):
     assert detect(shared_dir / "data" / pack) == name
+
+
+def test_nuclei_are_recognised(nuclei_dir):
+    assert detect(nuclei_dir) == "coco-instance"

@@ -316,3 +316,13 @@ def test_real_nuclei(shared_dir):
         assert (data.format, len(data), len(objects)) == ("coco-instance", pictures, count)
         assert all(int(coco_mask.area(item.shape)) == item.area for item in objects)
         assert data.records[0].read_image().shape[:2] == (data.records[0].height, data.records[0].width)
+
+
+def test_nuclei_of_the_repository(nuclei_dir):
+    for split, images, count in (("train", 8, 265), ("val", 4, 118)):
+        data = open_data(nuclei_dir, split)
+        objects = [item for record in data.records for item in record.read_truth().objects]
+        assert (data.format, len(data), len(objects)) == ("coco-instance", images, count)
+        assert all(int(coco_mask.area(item.shape)) == item.area for item in objects)
+        for record in data.records:
+            assert record.read_image().shape[:2] == (record.height, record.width)

@@ -197,6 +197,14 @@ def test_real_annotations_against_themselves_are_perfect(shared_dir, tmp_path, t
     assert found.images == 80
 
 
+def test_nuclei_against_themselves_are_perfect(nuclei_dir, tmp_path):
+    truth = nuclei_dir / "annotations/instances_val.json"
+    results = [{**each, "score": 1.0} for each in json.loads(truth.read_text())["annotations"]]
+    found = score(write_json(tmp_path / "r.json", results), truth, max_dets=400)
+    assert found.figures["ap"] == pytest.approx(100, abs=1e-9)
+    assert found.figures["ar400"] == 100 and found.images == 4
+
+
 def test_progress_comes_in_order(coco):
     out, seen = predict(coco, "panoptic", "coco-panoptic"), []
     score(out, coco.data, on_progress=seen.append)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from golden_files import for_files, images_of
 from hypothesis import given
 from hypothesis import strategies as st
-from model.test_golden import full_model
-from parts import randomise, tiny_config, weights_of
+from parts import full_model, randomise, tiny_config
 from PIL import Image
 
 import m2f_cli
@@ -55,27 +55,38 @@ def test_resize_keeps_its_limits(height, width):
     assert min(new_height, new_width) == 800 or max(new_height, new_width) == 1333
 
 
-def test_input_is_normalised_then_padded_with_zeros(golden):
-    fixture = golden("06_mask2former_full_swin")
-    config = configuration.load("coco-panoptic-swin-t")
-    segmenter = Segmenter(full_model(fixture), config, from_names(NAMES))
-    pictures = [fixture.tensors[f"in/image.{i}"] for i in range(2)]
-    batch = segmenter._collate(pictures)
+def published_segmenter(file) -> Segmenter:
+    """The network of a file 06 with the settings that the file was made with."""
+    info = file.info
+    config = configuration.load("coco-panoptic-swin-t", [
+        f"input.mean={info['pixel_mean']}", f"input.std={info['pixel_std']}",
+        f"test.size_divisor={info['size_divisibility']}", f"test.object_threshold={info['object_mask_threshold']}",
+        f"test.overlap_threshold={info['overlap_threshold']}",
+    ])  # fmt: skip
+    things = info["thing_classes"]
+    names = [f"class{i}" for i in range(len(things) + len(info["stuff_classes"]))]
+    return Segmenter(full_model(file), config, from_names(names, things=[names[i] for i in things]))
+
+
+@for_files("06")
+def test_input_is_normalised_then_padded_with_zeros(golden_file):
+    images = [golden_file.tensors[f"in/image.{i}"] for i in range(len(golden_file.info["image_sizes"]))]
+    batch = published_segmenter(golden_file)._collate(images)[images_of(golden_file.info)]
     # one subtraction and one division in fp32
-    torch.testing.assert_close(batch, fixture.tensors["mid/padded_normalised_batch"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(batch, golden_file.tensors["mid/padded_normalised_batch"], atol=1e-6, rtol=1e-6)
 
 
-def test_pictures_to_published_results(golden):
-    """Fixture 06 from pixels to a panoptic map, through the same door as everybody's pictures."""
-    fixture = golden("06_mask2former_full_swin")
-    config = configuration.load("coco-panoptic-swin-t")
-    segmenter = Segmenter(full_model(fixture), config, from_names(NAMES, things=NAMES[:3]))
-    prepared = [segmenter.prepare(np.zeros((*size, 3), np.uint8)) for size in fixture.info["target_sizes_hw"]]
-    for p, i in zip(prepared, range(2), strict=True):
-        p.pixels_CHW = fixture.tensors[f"in/image.{i}"]  # the fixture's own network input
-    for i, raw in enumerate(segmenter.infer(prepared)):
-        result = segmenter.finish(raw, "panoptic")
-        expected = weights_of(fixture.tensors, f"post/all.{i}.")["panoptic_seg"].numpy()
+@for_files("06")
+def test_images_give_the_published_panoptic_maps(golden_file):
+    """From pixels to a panoptic map, through the same door as everybody's images."""
+    segmenter, sizes = published_segmenter(golden_file), golden_file.info["target_sizes_hw"]
+    prepared = [segmenter.prepare(np.zeros((*size, 3), np.uint8)) for size in sizes]
+    for i, image in enumerate(prepared):
+        image.pixels_CHW = golden_file.tensors[f"in/image.{i}"]  # the fixture's own network input
+    raws = segmenter.infer(prepared)
+    for i in images_of(golden_file.info):
+        result = segmenter.finish(raws[i], "panoptic")
+        expected = golden_file.tensors[f"post/all.{i}.panoptic_seg"].numpy()
         assert (result.ids_HW != expected).sum() <= 3  # of 20,000: the logits differ in the fifth digit
 
 

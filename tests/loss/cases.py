@@ -61,21 +61,28 @@ def leaves(prediction: Prediction) -> list[Tensor]:
     return [prediction.mask_features_BCHW, *(layer.class_logits_BQK for layer in prediction.layers), *embeds]
 
 
-class Replay:
-    """Random numbers that were drawn before; each draw must have the shape that is asked for."""
+class Streams:
+    """Random points that were drawn before, one stream per number of points: however many masks ask at once."""
 
     def __init__(self, draws: list[Tensor]):
-        self.draws = draws
+        counts = {draw.shape[1] for draw in draws}
+        self.left = {count: torch.cat([draw for draw in draws if draw.shape[1] == count]) for count in counts}
 
     def __call__(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        if 0 in shape:
+        if not shape[0]:
             return torch.empty(shape)
-        draw = self.draws.pop(0)
-        assert tuple(draw.shape) == tuple(shape)
-        return draw
+        taken, self.left[shape[1]] = self.left[shape[1]].tensor_split([shape[0]])
+        assert taken.shape == shape
+        return taken
+
+    @property
+    def used_up(self) -> bool:
+        return not any(map(len, self.left.values()))
 
 
-def our_order(match_points: list[list[Tensor]], refined: list[tuple[list[list[Tensor]], list[list[Tensor]]]]) -> Replay:
+def our_order(
+    match_points: list[list[Tensor]], refined: list[tuple[list[list[Tensor]], list[list[Tensor]]]]
+) -> Streams:
     """Published draws to ours, which go picture by picture through all layers at once.
 
     Args:
@@ -87,7 +94,7 @@ def our_order(match_points: list[list[Tensor]], refined: list[tuple[list[list[Te
     for candidates, anywhere in refined:
         for picture in zip(candidates, anywhere, strict=True):
             draws += [torch.cat(layers) for layers in picture if layers[0].numel()]
-    return Replay(draws)
+    return Streams(draws)
 
 
 def by_picture(draws_per_layer: list[Tensor], pairs_per_picture: list[int]) -> list[list[Tensor]]:

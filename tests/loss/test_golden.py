@@ -4,34 +4,53 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss.cases import CONFIG, by_picture, our_order, prediction_of
+from golden_files import for_files, has, params, read
+from loss.cases import by_picture, our_order, prediction_of
+from pilots import loss_config, padded_size
 from torch.testing import assert_close
 
+from m2f_cli.config import LossConfig
 from m2f_cli.loss import Criterion, Pairs, Piloted
 from m2f_cli.loss.places import RandomPoints
 from m2f_cli.types import Target
 
-CASES = ["A_3_and_0", "B_5", "C_3_0_5", "D_none", "E_more_targets_than_queries"]
-PADDED = (96, 128)
-SETS = ["aux.0.", "aux.1.", "aux.2.", ""]  # first to last, as our layers
+
+def sets_of(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """The prefixes of the sets of predictions, first to last, as our layers."""
+    aux = sum(name.startswith("in/aux.") and name.endswith("pred_logits") for name in tensors)
+    return [*(f"aux.{i}." for i in range(aux)), ""]
 
 
 class Case:
-    """One case of file 07 as a prediction (of leaves), targets, and the criterion with the recorded draws."""
+    """One case of a file 07 as a prediction (of leaves), targets, and the criterion with the recorded draws."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], name: str):
-        self.tensors = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
-        self.class_logits = [self[f"in/{s}pred_logits"].requires_grad_() for s in SETS]
-        self.mask_logits = [self[f"in/{s}pred_masks"].requires_grad_() for s in SETS]
+    def __init__(self, file):
+        start, config = f"{file.part}/", file.info["config"]
+        self.tensors = {key[len(start) :]: value for key, value in file.tensors.items() if key.startswith(start)}
+        self.sets = sets_of(self.tensors)
+        self.class_logits = [self[f"in/{s}pred_logits"].requires_grad_() for s in self.sets]
+        self.mask_logits = [self[f"in/{s}pred_masks"].requires_grad_() for s in self.sets]
         self.prediction = prediction_of(self.class_logits, self.mask_logits)
         self.targets = targets_of(self.tensors)
-        pairs = [min(12, len(target)) for target in self.targets]
+        self.padded = tuple(map(max, zip(*(target.size for target in self.targets), strict=True)))
+        self.pairs = [min(self.class_logits[0].shape[1], len(target)) for target in self.targets]
         match_points = [
-            [self[f"match/{s}points.{b}"] for s in SETS] if pairs[b] else [] for b in range(len(self.targets))
+            [self[f"match/{s}points.{b}"] for s in self.sets] if n else [] for b, n in enumerate(self.pairs)
         ]
-        refined = [by_picture([self[f"points/{s}{kind}"] for s in SETS], pairs) for kind in ("candidates", "random")]
+        refined = [
+            by_picture([self[f"points/{s}{kind}"] for s in self.sets], self.pairs) for kind in ("candidates", "random")
+        ]
         self.rand = our_order(match_points, [refined])
-        self.criterion = Criterion(7, CONFIG, rand=self.rand)
+        self.weights = config["loss weights"]
+        assert [self.weights[name] for name in ("ce", "mask", "dice")] == [
+            config[f"cost_{name}"] for name in ("class", "mask", "dice")
+        ], "m2f weighs costs as it weighs losses"
+        settings = LossConfig(
+            class_weight=self.weights["ce"], mask_weight=self.weights["mask"], dice_weight=self.weights["dice"],
+            no_object_weight=config["eos_coef"], num_points=config["num_points"],
+            oversample_ratio=config["oversample_ratio"], importance_ratio=config["importance_sample_ratio"],
+        )
+        self.criterion = Criterion(config["num_classes"], settings, rand=self.rand)
 
     def __getitem__(self, key: str) -> torch.Tensor:
         return self.tensors[key]
@@ -42,23 +61,23 @@ def targets_of(tensors: dict[str, torch.Tensor]) -> list[Target]:
     return [Target(tensors[f"in/target.{b}.labels"], tensors[f"in/target.{b}.masks"]) for b in range(count)]
 
 
-@pytest.fixture(params=CASES)
-def case(golden, request):
-    return Case(golden("07_m2f_criterion").tensors, request.param)
+@pytest.fixture(params=params("07", each=lambda info: list(info["cases"])))
+def case(request):
+    return Case(read(*request.param))
 
 
 def test_costs_and_assignments(case):
-    costs = case.criterion.matcher.costs(case.prediction, case.targets, PADDED)
+    costs = case.criterion.matcher.costs(case.prediction, case.targets, case.padded)
     for b, costs_LQN in enumerate(costs):
-        for s, cost_QN in zip(SETS, costs_LQN, strict=True):
+        for s, cost_QN in zip(case.sets, costs_LQN, strict=True):
             assert_close(cost_QN, case[f"match/{s}cost.{b}"], atol=5e-6, rtol=2e-6)  # sums of 112 terms up to 10
 
 
 def test_pairs(case):
-    matching = case.criterion.matcher(case.prediction, case.targets, PADDED)
+    matching = case.criterion.matcher(case.prediction, case.targets, case.padded)
     assert matching.non_finite == 0
     for b, pairs in enumerate(matching.pairs):
-        for i, s in enumerate(SETS):
+        for i, s in enumerate(case.sets):
             assert pairs.queries_LM[i].tolist() == case[f"match/{s}query_index.{b}"].tolist()
             assert pairs.targets_LM[i].tolist() == case[f"match/{s}target_index.{b}"].tolist()
 
@@ -68,37 +87,40 @@ def test_points(case, monkeypatch):
     found = []
     choose = RandomPoints.choose
     monkeypatch.setattr(RandomPoints, "choose", lambda *args: found.append(choose(*args)) or found[-1])
-    case.criterion(case.prediction, case.targets, PADDED)
-    pairs = [min(12, len(target)) for target in case.targets]
-    published = by_picture([case[f"points/{s}final"] for s in SETS], pairs)
-    for ours, theirs in zip(found, published, strict=True):
-        for points_P2, expected_P2 in zip(ours, torch.cat(theirs), strict=True):
-            assert sorted(points_P2.tolist()) == sorted(expected_P2.tolist())
+    case.criterion(case.prediction, case.targets, case.padded)
+    published = by_picture([case[f"points/{s}final"] for s in case.sets], case.pairs)
+    expected = torch.cat([points for layers in published for points in layers])
+    for points_P2, expected_P2 in zip(torch.cat(found) if found else expected[:0], expected, strict=True):
+        assert sorted(points_P2.tolist()) == sorted(expected_P2.tolist())
 
 
 def test_losses_and_gradients(case):
-    losses = case.criterion(case.prediction, case.targets, PADDED)
-    assert not case.rand.draws, "random points were left over"
-    weights = {"ce": 2.0, "mask": 5.0, "dice": 5.0}
+    losses = case.criterion(case.prediction, case.targets, case.padded)
+    assert case.rand.used_up, "random points were left over"
     assert set(losses) == {name.removeprefix("loss/") for name in case.tensors if name.startswith("loss/")}
     for name, loss in losses.items():
-        expected = weights[name.split("_")[1]] * case[f"loss/{name}"]
+        expected = case.weights[name.split("_")[1]] * case[f"loss/{name}"]
         assert_close(loss, expected, atol=2e-6, rtol=2e-6)  # a few ulp of a float32 sum
     sum(losses.values()).backward()
-    for s, class_logits, mask_logits in zip(SETS, case.class_logits, case.mask_logits, strict=True):
+    for s, class_logits, mask_logits in zip(case.sets, case.class_logits, case.mask_logits, strict=True):
         assert_close(class_logits.grad, case[f"grad/{s}pred_logits"], atol=1e-7, rtol=1e-5)
         assert_close(mask_logits.grad, case[f"grad/{s}pred_masks"], atol=1e-7, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [
-    "09a_mpformer_published_no_noise", "09b_mpformer_point_noise_two_groups",
-    "09c_mpformer_first_three_layers_empty_image",
-])
-def test_pilots(golden, name):
+def has_all_sets(info: dict) -> bool:
+    """Whether a file of MP-Former has pilots, their predictions of all layers, and the random points."""
+    layers = range(info["config"]["decoder_layers"])
+    names = [f"out/{part}aux.{i}.pred_masks" for part in ("", "mp.") for i in layers]
+    points = [f"rng/{entry['index']:03}" for entry in info["rng"] if "points" in entry["use"]]
+    return info["groups"] > 0 and all(has(info, name) for name in names + points)
+
+
+@for_files("09", where=has_all_sets)
+def test_pilot_losses_are_the_published_ones(golden_file):
     """MP-Former: pilot slot t + g·(largest count) answers for target t, whatever it looks like."""
-    file = golden(name)
+    file, config = golden_file, golden_file.info["config"]
     tensors, targets = file.tensors, targets_of(file.tensors)
-    sets = [*(f"aux.{i}." for i in range(file.info["config"]["decoder_layers"])), ""]
+    sets = [*(f"aux.{i}." for i in range(config["decoder_layers"])), ""]
     counts = [len(target) for target in targets]
     groups, most = file.info["groups"], max(counts)
     ordinary, piloted = (
@@ -111,16 +133,15 @@ def test_pilots(golden, name):
         numbers = torch.arange(n).repeat(groups)
         pairs.append(Pairs(*(x.expand(len(sets), -1) for x in (slots, numbers))))
     rand = recorded_draws(file, counts, groups, len(sets))
-    losses = Criterion(7, CONFIG, rand=rand)(ordinary, targets, PADDED, pilots=Piloted(piloted, pairs, groups))
-    assert not rand.draws
-    weights = {"ce": 2.0, "mask": 5.0, "dice": 5.0}
+    criterion = Criterion(config["num_classes"], loss_config(config), rand=rand)
+    losses = criterion(ordinary, targets, padded_size(file), pilots=Piloted(piloted, pairs, groups))
+    assert rand.used_up
+    weights = {"ce": config["cost/loss weights"]["class"], **config["cost/loss weights"]}
     for key, loss in losses.items():
         expected = weights[key.split("_")[1]] * file.info["losses"][key]
         assert_close(loss.item(), expected, atol=5e-6, rtol=5e-6, msg=lambda m, k=key: f"{k}: {m}")
     total = sum(losses.values()).item()
     assert_close(total, file.info["weighted_total"], atol=1e-4, rtol=2e-6)
-
-
 
 
 def recorded_draws(file, counts: list[int], groups: int, layers: int):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_files import params, read
 from loss.cases import CONFIG, leaves, prediction_of, random_case
+from loss.test_golden import sets_of, targets_of
 from torch.testing import assert_close
 
 from m2f_cli.config import LossConfig
@@ -19,37 +21,44 @@ FULL = LossConfig(
     masks="full", mask_loss="focal", class_weight=1.0, mask_weight=20.0, dice_weight=1.0, no_object_weight=0.1
 )
 PER_PIXEL = LossConfig(masks="per_pixel", class_weight=1.0, mask_weight=0.0, dice_weight=0.0, no_object_weight=0.0)
-CASES = ["A_3_and_0", "B_5", "C_3_0_5", "D_none"]
-SETS = ["aux.0.", "aux.1.", ""]  # first to last, as our layers
 
 
 class Case:
-    """One case of file 08d as a prediction (of leaves) and targets."""
+    """One case of a file 08d as a prediction (of leaves) and targets."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], name: str):
-        self.tensors = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
-        self.class_logits = [self[f"in/{s}pred_logits"].requires_grad_() for s in SETS]
-        self.mask_logits = [self[f"in/{s}pred_masks"].requires_grad_() for s in SETS]
+    def __init__(self, file):
+        start, config = f"{file.part}/", file.info["config"]
+        self.tensors = {key[len(start) :]: value for key, value in file.tensors.items() if key.startswith(start)}
+        self.sets = sets_of(self.tensors)
+        self.class_logits = [self[f"in/{s}pred_logits"].requires_grad_() for s in self.sets]
+        self.mask_logits = [self[f"in/{s}pred_masks"].requires_grad_() for s in self.sets]
         self.prediction = prediction_of(self.class_logits, self.mask_logits)
-        count = sum(key.startswith("in/target.") and key.endswith(".labels") for key in self.tensors)
-        self.targets = [Target(self[f"in/target.{b}.labels"], self[f"in/target.{b}.masks"]) for b in range(count)]
-        self.padded_size = self.targets[0].size
-        self.criterion = Criterion(7, FULL)
+        self.targets = targets_of(self.tensors)
+        self.padded_size = tuple(map(max, zip(*(target.size for target in self.targets), strict=True)))
+        self.weights = config["loss weights"]
+        assert [self.weights[name] for name in ("ce", "mask", "dice")] == [
+            config[f"cost_{name}"] for name in ("class", "mask", "dice")
+        ], "m2f weighs costs as it weighs losses"
+        assert (config["focal alpha"], config["focal gamma"]) == (0.25, 2), "m2f's are constants"
+        changes = {f"{ours}_weight": float(self.weights[theirs])
+                   for ours, theirs in (("class", "ce"), ("mask", "mask"), ("dice", "dice"))}
+        settings = FULL.model_copy(update={**changes, "no_object_weight": config["eos_coef"]})
+        self.criterion = Criterion(config["num_classes"], settings)
 
     def __getitem__(self, key: str) -> torch.Tensor:
         return self.tensors[key]
 
 
-@pytest.fixture(params=CASES)
-def case(golden, request):
-    return Case(golden("08d_maskformer_criterion").tensors, request.param)
+@pytest.fixture(params=params("08d", each=lambda info: list(info["cases"])))
+def case(request):
+    return Case(read(*request.param))
 
 
 def test_published_costs_and_assignments(case):
     costs = case.criterion.matcher.costs(case.prediction, case.targets, case.padded_size)
     matching = case.criterion.matcher(case.prediction, case.targets, case.padded_size)
     for b, (costs_LQN, pairs) in enumerate(zip(costs, matching.pairs, strict=True)):
-        for i, s in enumerate(SETS):
+        for i, s in enumerate(case.sets):
             assert_close(costs_LQN[i], case[f"match/{s}cost.{b}"], atol=2e-5, rtol=1e-5)  # up to 20, sums of 520
             assert pairs.queries_LM[i].tolist() == case[f"match/{s}query_index.{b}"].tolist()
             assert pairs.targets_LM[i].tolist() == case[f"match/{s}target_index.{b}"].tolist()
@@ -57,12 +66,11 @@ def test_published_costs_and_assignments(case):
 
 def test_published_losses_and_gradients(case):
     losses = case.criterion(case.prediction, case.targets, case.padded_size)
-    weights = {"ce": 1.0, "mask": 20.0, "dice": 1.0}
     assert set(losses) == {name.removeprefix("loss/") for name in case.tensors if name.startswith("loss/")}
     for name, loss in losses.items():
-        assert_close(loss, weights[name.split("_")[1]] * case[f"loss/{name}"], atol=2e-6, rtol=5e-6)
+        assert_close(loss, case.weights[name.split("_")[1]] * case[f"loss/{name}"], atol=2e-6, rtol=5e-6)
     sum(losses.values()).backward()
-    for s, classes, masks in zip(SETS, case.class_logits, case.mask_logits, strict=True):
+    for s, classes, masks in zip(case.sets, case.class_logits, case.mask_logits, strict=True):
         assert_close(classes.grad, case[f"grad/{s}pred_logits"], atol=1e-7, rtol=1e-5)
         assert_close(masks.grad, case[f"grad/{s}pred_masks"], atol=2e-7, rtol=2e-5)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_files import for_files
+from loss.test_golden import sets_of
 from torch.testing import assert_close
 
 from m2f_cli.loss import masks
@@ -45,11 +47,16 @@ def test_pairwise_with_fractions_at_edges(kind):
     assert_close(getattr(masks, f"pairwise_{kind}")(logits_QP, truth_NP), one_by_one, atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize("case", ["A_3_and_0", "B_5", "C_3_0_5"])
-def test_published_maskformer_costs_and_losses(golden, case):
+def cases_with_targets(info: dict) -> list[str]:
+    return [name for name, case in info["cases"].items() if sum(case["masks_per_image"])]
+
+
+@for_files("08d", each=cases_with_targets)
+def test_published_maskformer_costs_and_losses(golden_file):
     """Costs 20·focal + class + dice at nearest-resized targets; losses at bilinearly resized predictions."""
-    tensors = golden("08d_maskformer_criterion").tensors
-    for s, suffix in (("", ""), ("aux.0.", "_0"), ("aux.1.", "_1")):
+    tensors, case, weights = golden_file.tensors, golden_file.part, golden_file.info["config"]
+    for s in sets_of({name.removeprefix(f"{case}/"): x for name, x in tensors.items() if name.startswith(f"{case}/")}):
+        suffix = s and "_" + s.split(".")[1]
         logits_BQHW, class_logits_BQK = tensors[f"{case}/in/{s}pred_masks"], tensors[f"{case}/in/{s}pred_logits"]
         focal, dice, count = 0.0, 0.0, 0
         for b in range(len(logits_BQHW)):
@@ -58,8 +65,9 @@ def test_published_maskformer_costs_and_losses(golden, case):
                 continue
             small_NP = F.interpolate(truth_NHW[None], size=logits_BQHW.shape[-2:], mode="nearest")[0].flatten(1)
             logits_QP = logits_BQHW[b].flatten(1)
-            cost = 20 * masks.pairwise_focal(logits_QP, small_NP) + masks.pairwise_dice(logits_QP, small_NP)
-            cost -= class_logits_BQK[b].softmax(-1)[:, labels]
+            cost = weights["cost_mask"] * masks.pairwise_focal(logits_QP, small_NP)
+            cost += weights["cost_dice"] * masks.pairwise_dice(logits_QP, small_NP)
+            cost -= weights["cost_class"] * class_logits_BQK[b].softmax(-1)[:, labels]
             assert_close(cost, tensors[f"{case}/match/{s}cost.{b}"], atol=2e-5, rtol=1e-5)  # up to 20, sums of 520
             queries, numbers = (tensors[f"{case}/match/{s}{kind}_index.{b}"] for kind in ("query", "target"))
             large = F.interpolate(logits_BQHW[b][queries][None], truth_NHW.shape[-2:], mode="bilinear")[0].flatten(1)

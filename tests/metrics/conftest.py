@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from m2f_cli.data.categories import load_categories
+from m2f_cli.data.synthetic_data import synthetic_dataset
 from m2f_cli.types import PanopticTruth, TrueSegment
 
 
@@ -33,6 +34,26 @@ class Pack:
 @pytest.fixture(scope="session")
 def coco_pack(shared_dir) -> Pack:
     return Pack(shared_dir / "data" / "coco_panoptic_160")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> SimpleNamespace:
+    """Ten generated scenes as annotated images, in every third of which the first thing is a crowd."""
+    data = synthetic_dataset("val", 10, size=(150, 260), objects=(5, 9), task="panoptic")
+    truths = []
+    for number, record in enumerate(data.records):
+        truth = record.read_truth()
+        things = [s.id for s in truth.segments if data.categories[s.label].isthing]
+        crowds = set(things[:1]) if number % 3 == 0 and len(things) > 1 else set()
+        segments = [TrueSegment(s.id, s.label, s.id in crowds) for s in truth.segments]
+        truths.append(PanopticTruth(truth.ids_HW.copy(), segments))
+    return SimpleNamespace(truths=truths, categories=data.categories)
+
+
+@pytest.fixture(scope="session", params=["scenes", pytest.param("coco", marks=pytest.mark.reference)])
+def annotated(request) -> SimpleNamespace:
+    """Ten annotated images, some with crowds: generated scenes, and real ones of COCO where the pack is there."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

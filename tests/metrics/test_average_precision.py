@@ -234,15 +234,15 @@ def test_truth_against_itself_is_100(engine):
 
 
 @engines
-def test_real_things_against_themselves_are_100(engine, coco, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.CATEGORIES", coco.categories)
-    truths = [instance_truth(truth, coco.categories) for truth in coco.truths]
-    metric = AveragePrecision(coco.categories, engine=engine)
-    for truth, panoptic in zip(truths, coco.truths, strict=True):
+def test_things_of_annotated_images_against_themselves_are_100(engine, annotated, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CATEGORIES", annotated.categories)
+    truths = [instance_truth(truth, annotated.categories) for truth in annotated.truths]
+    metric = AveragePrecision(annotated.categories, engine=engine)
+    for truth, panoptic in zip(truths, annotated.truths, strict=True):
         metric.update(as_found(truth), panoptic)
     figures = metric.compute()
     assert figures["ap"] == figures["ap50"] == figures["ar100"] == 100.0
-    present = {coco.categories[each.label].name for truth in truths for each in truth.objects if not each.iscrowd}
+    present = {annotated.categories[each.label].name for truth in truths for each in truth.objects if not each.iscrowd}
     assert {name for name, row in figures["per_class"].items() if row["ap"] > 99.999} == present
 
 

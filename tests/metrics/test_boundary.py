@@ -126,12 +126,12 @@ def test_by_hand():
     assert math.isnan(figures["per_class"]["grass"]["boundary_iou"])
 
 
-def test_truth_against_itself_is_100(coco):
+def test_truth_against_itself_is_100(annotated):
     from m2f_cli.metrics.convert import semantic_truth
 
-    metrics = [BoundaryIoU(coco.categories), MaSS13KBoundaryIoU(coco.categories)]
-    for truth in coco.truths:
-        labels_HW = semantic_truth(truth, coco.categories).labels_HW
+    metrics = [BoundaryIoU(annotated.categories), MaSS13KBoundaryIoU(annotated.categories)]
+    for truth in annotated.truths:
+        labels_HW = semantic_truth(truth, annotated.categories).labels_HW
         for metric in metrics:
-            metric.update(SemanticMap(truth.size, coco.categories, labels_HW), truth)
+            metric.update(SemanticMap(truth.size, annotated.categories, labels_HW), truth)
     assert [metric.compute()[metric.figure] for metric in metrics] == [100.0, 100.0]

@@ -329,13 +329,13 @@ def test_unusable_pictures_are_refused():
         of([(PanopticMap((1, 1), CATEGORIES, np.ones((1, 1), np.int32), [Segment(1, 0, 1.0, 1)] * 2), true([[1]], {}))])
 
 
-def test_real_annotations_against_themselves_and_damaged(coco):
-    perfect, worse = PanopticErrors(coco.categories), PanopticErrors(coco.categories)
-    pq = PanopticQuality(coco.categories)
-    for truth in coco.truths:
+def test_real_annotations_against_themselves_and_damaged(annotated):
+    perfect, worse = PanopticErrors(annotated.categories), PanopticErrors(annotated.categories)
+    pq = PanopticQuality(annotated.categories)
+    for truth in annotated.truths:
         segments = [Segment(s.id, s.label, 1.0, 0) for s in truth.segments if (truth.ids_HW == s.id).any()]
-        perfect.update(PanopticMap(truth.size, coco.categories, truth.ids_HW, segments), truth)
-        moved = PanopticMap(truth.size, coco.categories, np.roll(truth.ids_HW, 12, axis=1), segments)
+        perfect.update(PanopticMap(truth.size, annotated.categories, truth.ids_HW, segments), truth)
+        moved = PanopticMap(truth.size, annotated.categories, np.roll(truth.ids_HW, 12, axis=1), segments)
         worse.update(moved, truth)
         pq.update(moved, truth)
     figures = perfect.compute()

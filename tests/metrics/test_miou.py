@@ -121,10 +121,10 @@ def test_objects_have_no_miou():
         MeanIoU(CATEGORIES).update(result, InstanceTruth((1, 1), []))
 
 
-def test_panoptic_truth_against_itself_is_100(coco):
-    metric = MeanIoU(coco.categories)
-    for truth in coco.truths:
-        labels_HW = semantic_truth(truth, coco.categories).labels_HW
-        metric.update(SemanticMap(truth.size, coco.categories, labels_HW), truth)
+def test_panoptic_truth_against_itself_is_100(annotated):
+    metric = MeanIoU(annotated.categories)
+    for truth in annotated.truths:
+        labels_HW = semantic_truth(truth, annotated.categories).labels_HW
+        metric.update(SemanticMap(truth.size, annotated.categories, labels_HW), truth)
     figures = metric.compute()
     assert [figures[name] for name in NAMES] == pytest.approx([100.0] * 5)

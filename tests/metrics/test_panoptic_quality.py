@@ -281,6 +281,16 @@ def test_stuff_quality_is_over_all_classes():
 # --- real annotations -------------------------------------------------------------------------------------------------
 
 
+def test_generated_truth_against_itself_is_100(scenes):
+    metric = PanopticQuality(scenes.categories)
+    for truth in scenes.truths:
+        metric.update(as_result(truth, scenes.categories), truth)
+    figures = metric.compute()
+    assert [figures[key] for key in FIGURES] == [100.0] * 9
+    segments = sum(not segment.iscrowd for truth in scenes.truths for segment in truth.segments)
+    assert sum(row["tp"] for row in figures["per_class"].values()) == segments
+
+
 def test_truth_against_itself_is_100(coco_pack):
     metric, segments = PanopticQuality(coco_pack.categories), 0
     for name in coco_pack.names:
@@ -292,8 +302,8 @@ def test_truth_against_itself_is_100(coco_pack):
     assert len(coco_pack.names) == 80 and sum(row["tp"] for row in figures["per_class"].values()) == segments
 
 
-def test_damaged_truth_against_the_oracle(coco):
-    categories, truths = coco.categories, coco.truths
+def test_damaged_truth_against_the_oracle(annotated):
+    categories, truths = annotated.categories, annotated.truths
     pictures = []
     for i, truth in enumerate(truths[:5]):
         moved = PanopticTruth(np.roll(truth.ids_HW, 3 + 4 * i, axis=1), truth.segments)

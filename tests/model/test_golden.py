@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parts import load_published, weights_of
+from golden_files import for_files
+from parts import STRIDES, Given, features_of, full_model, load_published, whole_batch
 
-from m2f_cli.config import Component, ModelConfig
-from m2f_cli.model import build
 from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.decoders import masked
@@ -30,24 +29,37 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, noise: dict[str, floa
     assert difference <= allowed, f"{what}: off by {difference:.2e}, allowed {allowed:.2e}"
 
 
+def assert_same_features(ours: dict[int, torch.Tensor], file) -> None:
+    expected = features_of(file.tensors, "out/")
+    assert expected
+    for stride, theirs in expected.items():
+        name = f"res{STRIDES.index(stride) + 2}"
+        assert_close(ours[stride], theirs, file.info["fp32_noise"][name], name)
+
+
+@for_files("01")
 @torch.no_grad()
-def test_swin(golden):
-    fixture = golden("01_swin_backbone")
-    config = fixture.info["config"]
+def test_swin_gives_the_published_features(golden_file):
+    config = golden_file.info["config"]
     swin = Swin(config["embed_dim"], config["depths"], config["num_heads"], config["window_size"], drop_path=0.3)
-    features = load_published(swin, "backbone", weights_of(fixture.tensors))(fixture.tensors["in/image"])
-    for i, stride in enumerate((4, 8, 16, 32), start=2):
-        assert_close(features[stride], fixture.tensors[f"out/res{i}"], fixture.info["fp32_noise"][f"res{i}"], f"res{i}")
+    load_published(swin, "backbone", golden_file)
+    assert_same_features(swin(golden_file.tensors["in/image"]), golden_file)
 
 
-@pytest.mark.parametrize(("name", "stem"), [("02_resnet50", "basic"), ("02b_resnet50_deeplab_stem", "deeplab")])
+def resnet_of(file) -> ResNet:
+    config = file.info["config"]
+    assert not config["stride_in_1x1"]
+    stem = config["stem"].split()[0]
+    return ResNet(
+        config["depth"], stem, "frozen_bn", stem_channels=config["stem_out_channels"], width=config["width_per_group"]
+    )
+
+
+@for_files("02")
 @torch.no_grad()
-def test_resnet(golden, name, stem):
-    fixture = golden(name)
-    resnet = ResNet(50, stem, "frozen_bn", stem_channels=16, width=8)
-    features = load_published(resnet, "backbone", weights_of(fixture.tensors))(fixture.tensors["in/image"])
-    for i, stride in enumerate((4, 8, 16, 32), start=2):
-        assert_close(features[stride], fixture.tensors[f"out/res{i}"], fixture.info["fp32_noise"][f"res{i}"], f"res{i}")
+def test_resnet_gives_the_published_features(golden_file):
+    resnet = load_published(resnet_of(golden_file), "backbone", golden_file)
+    assert_same_features(resnet(golden_file.tensors["in/image"]), golden_file)
 
 
 def _pixels(locations: torch.Tensor, shapes: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,10 +68,10 @@ def _pixels(locations: torch.Tensor, shapes: list[list[int]]) -> tuple[torch.Ten
     return points[..., 0], points[..., 1]
 
 
+@for_files("03")
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_deformable_sampling_and_gradients(golden, impl):
-    fixture = golden("03_msdeformattn_op")
-    tensors, noise = fixture.tensors, fixture.info["fp32_noise"]
+def test_deformable_sampling_and_gradients(golden_file, impl):
+    tensors, noise = golden_file.tensors, golden_file.info["fp32_noise"]
     shapes = tensors["in/spatial_shapes"].tolist()
     names = ("value", "sampling_locations", "attention_weights")
     value, locations, weights = (tensors[f"in/{name}"].clone().requires_grad_() for name in names)
@@ -70,21 +82,24 @@ def test_deformable_sampling_and_gradients(golden, impl):
         assert_close(tensor.grad, tensors[f"grad/{name}"], noise[f"grad/{name}"], f"gradient of {name}")
 
 
+@for_files("03")
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_deformable_sampling_on_borders_and_outside(golden, impl):
-    fixture = golden("03_msdeformattn_op")
-    shapes = fixture.tensors["in/spatial_shapes"].tolist()
+def test_deformable_sampling_on_borders_and_outside(golden_file, impl):
+    tensors = golden_file.tensors
+    shapes = tensors["in/spatial_shapes"].tolist()
     output = deform_attn(
-        fixture.tensors["in/value"], shapes, *_pixels(fixture.tensors["edge/sampling_locations"], shapes),
-        fixture.tensors["in/attention_weights"], impl=impl,
+        tensors["in/value"], shapes, *_pixels(tensors["edge/sampling_locations"], shapes),
+        tensors["in/attention_weights"], impl=impl,
     )
-    assert_close(output, fixture.tensors["edge/output"], fixture.info["fp32_noise"]["output"], "edge")
+    assert_close(output, tensors["edge/output"], golden_file.info["fp32_noise"]["output"], "edge")
 
 
-def test_deformable_attention_module_and_gradients(golden):
-    tensors = golden("03_msdeformattn_op").tensors
+@for_files("03")
+def test_deformable_attention_module_and_gradients(golden_file):
+    tensors = golden_file.tensors
     shapes = tuple(map(tuple, tensors["in/spatial_shapes"].tolist()))
-    attention = DeformableAttention(dim=32, num_levels=3, num_heads=4, num_points=4)
+    _, _, heads, levels, points, _ = tensors["in/sampling_locations"].shape
+    attention = DeformableAttention(tensors["module/in/query"].shape[-1], levels, heads, points)
     names = {name: name.replace("weights/module.", "") for name in tensors if name.startswith("weights/module.")}
 
     def ours(name: str, tensor: torch.Tensor) -> torch.Tensor:  # rows of the offsets: (…, xy) → (xy, …)
@@ -107,100 +122,92 @@ def test_deformable_attention_module_and_gradients(golden):
         torch.testing.assert_close(parameter.grad, expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@for_files("04")
 @torch.no_grad()
-def test_pixel_decoder(golden):
-    fixture = golden("04_msdeformattn_pixel_decoder")
-    config, tensors = fixture.info["config"], fixture.tensors
-    channels = {4 * 2**i: config["in_channels"][f"res{i + 2}"] for i in range(4)}
+def test_pixel_decoder_gives_the_published_features(golden_file):
+    config, tensors = golden_file.info["config"], golden_file.tensors
+    channels = {stride: config["in_channels"][f"res{i}"] for i, stride in enumerate(STRIDES, start=2)}
     decoder = DeformablePixelDecoder(
         channels, config["conv_dim"], config["mask_dim"], config["encoder_layers"], config["dim_feedforward"],
         config["heads"], config["points"],
     )
-    load_published(decoder, "pixel_decoder", weights_of(tensors))
-    result = decoder({4 * 2**i: tensors[f"in/res{i + 2}"] for i in range(4)}).projected()
-    noise = fixture.info["fp32_noise"]
+    load_published(decoder, "pixel_decoder", golden_file)
+    result = decoder(features_of(tensors, "in/")).projected()
+    noise = golden_file.info["fp32_noise"]
     assert_close(result.mask_features_BCHW, tensors["out/mask_features"], noise["mask_features"], "mask features")
     for i, level in enumerate(result.levels):
         assert_close(level, tensors[f"out/multi_scale.{i}"], noise[f"multi_scale.{i}"], f"level {i}")
 
 
-@pytest.mark.parametrize("name", ["05a_m2f_decoder", "05b_m2f_decoder_input_proj"])
+@for_files("05")
 @torch.no_grad()
-def test_decoder(golden, name, monkeypatch):
-    fixture = golden(name)
-    config, tensors = fixture.info["config"], fixture.tensors
+def test_masked_decoder_gives_the_published_predictions(golden_file, monkeypatch):
+    """Its attention masks bit for bit in every layer; a reduced file has the mask logits of some layers only."""
+    config, tensors = golden_file.info["config"], golden_file.tensors
     decoder = MaskedDecoder(
         config["num_classes"], config["in_channels"], config["mask_dim"], config["hidden_dim"], config["num_queries"],
         config["decoder_layers"], config["heads"], config["dim_feedforward"],
     )
-    load_published(decoder, "decoder", weights_of(tensors))
+    load_published(decoder, "decoder", golden_file)
     used = []
     attend = masked.masked_attention
     monkeypatch.setattr(masked, "masked_attention", lambda *args: used.append(attend(*args)) or used[-1])
-    prediction = decoder(PixelFeatures(tensors["in/mask_features"], [tensors[f"in/multi_scale.{i}"] for i in range(3)]))
+    levels = [tensors[f"in/multi_scale.{i}"] for i in range(3)]
+    prediction = decoder(PixelFeatures(tensors["in/mask_features"], levels))
     layers = config["decoder_layers"]
     assert len(prediction.layers) == layers + 1 and len(used) == layers
     for i, may_attend in enumerate(used):
         assert torch.equal(~may_attend, tensors[f"mid/attn_mask_used.{i}"]), f"attention mask of layer {i}"
-    noise = fixture.info["fp32_noise"]
-    for i in range(layers + 1):
-        prefix = "out/" if i == layers else f"out/aux.{i}."
-        classes, masks = prediction.layers[i].class_logits_BQK, prediction.render(layer=i)
-        assert_close(classes, tensors[prefix + "pred_logits"], noise["pred_logits"], f"classes {i}")
-        assert_close(masks, tensors[prefix + "pred_masks"], noise["pred_masks"], f"masks {i}")
+    assert_predictions(prediction, golden_file, whole="reduced" not in golden_file.info)
 
 
-def full_model(fixture) -> torch.nn.Module:
-    """The network of fixture 06 with its weights."""
-    config = fixture.info["config"]
-    names = {"embed_dim": "EMBED_DIM", "depths": "DEPTHS", "num_heads": "NUM_HEADS", "window_size": "WINDOW_SIZE"}
-    swin = {ours: config[f"MODEL.SWIN.{theirs}"] for ours, theirs in names.items()}
-    heads, dim = config["MODEL.MASK_FORMER.NHEADS"], config["MODEL.MASK_FORMER.HIDDEN_DIM"]
-    model_config = ModelConfig(
-        method="mask2former",
-        backbone=Component(name="swin", drop_path=0.3, **swin),
-        pixel_decoder=Component(
-            name="deformable", dim=config["MODEL.SEM_SEG_HEAD.CONVS_DIM"],
-            mask_dim=config["MODEL.SEM_SEG_HEAD.MASK_DIM"],
-            num_layers=config["MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"],
-            ffn_dim=fixture.info["pixel_decoder_dim_feedforward"], num_heads=heads, num_points=4,
-        ),
-        decoder=Component(
-            name="masked", dim=dim, num_queries=config["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"],
-            num_layers=config["MODEL.MASK_FORMER.DEC_LAYERS"] - 1, num_heads=heads,
-            ffn_dim=config["MODEL.MASK_FORMER.DIM_FEEDFORWARD"],
-        ),
-    )
-    model = build(model_config, config["MODEL.SEM_SEG_HEAD.NUM_CLASSES"])
-    return load_published(model, "model", weights_of(fixture.tensors))
+def assert_predictions(prediction, file, *, whole: bool) -> None:
+    """Compare classes and masks of all layers; a file that is not whole may lack masks between first and last."""
+    noise, last = file.info["fp32_noise"], len(prediction.layers) - 1
+    for i, layer in enumerate(prediction.layers):
+        prefix = "out/" if i == last else f"out/aux.{i}."
+        assert_close(layer.class_logits_BQK, file.tensors[prefix + "pred_logits"], noise["pred_logits"], f"classes {i}")
+        if whole or i in (0, last) or prefix + "pred_masks" in file.tensors:
+            masks = prediction.render(layer=i)
+            assert_close(masks, file.tensors[prefix + "pred_masks"], noise["pred_masks"], f"masks {i}")
+    assert f"out/aux.{last}.pred_logits" not in file.tensors
 
 
+def assert_close_to(ours: torch.Tensor, theirs: torch.Tensor, atol: float, usual: float) -> None:
+    """Within `atol`, more only where values are larger than `usual`: rounding grows with them."""
+    torch.testing.assert_close(ours, theirs, atol=atol * max(1.0, float(theirs.abs().max()) / usual), rtol=1e-5)
+
+
+@for_files("06")
 @torch.no_grad()
-def test_full_model(golden):
-    fixture = golden("06_mask2former_full_swin")
-    tensors, noise = fixture.tensors, fixture.info["fp32_noise"]
-    model = full_model(fixture)
+def test_full_model_gives_the_published_predictions(golden_file):
+    tensors, model = golden_file.tensors, full_model(golden_file)
     images = tensors["mid/padded_normalised_batch"]
-    features = model.backbone(images)
-    for i, stride in enumerate((4, 8, 16, 32), start=2):
-        torch.testing.assert_close(features[stride], tensors[f"mid/backbone.res{i}"], atol=1e-5, rtol=1e-5)
+    assert_backbone(model, images, golden_file)
     prediction = model(images)
     assert prediction.projection is not None  # in prediction it is the queries' affair; the masks below are of that
     projected = prediction.projected().mask_features_BCHW
-    torch.testing.assert_close(projected, tensors["mid/mask_features"], atol=2e-5, rtol=1e-5)
-    for i in range(4):
-        prefix = "out/" if i == 3 else f"out/aux.{i}."
-        classes, masks = prediction.layers[i].class_logits_BQK, prediction.render(layer=i)
-        assert_close(classes, tensors[prefix + "pred_logits"], noise["pred_logits"], f"classes {i}")
-        assert_close(masks, tensors[prefix + "pred_masks"], noise["pred_masks"], f"masks {i}")
+    assert_close_to(projected, tensors["mid/mask_features"], atol=2e-5, usual=10)
+    assert_predictions(prediction, golden_file, whole=True)
 
 
+def assert_backbone(model: torch.nn.Module, images: torch.Tensor, file) -> None:
+    """Compare the features of a full model's backbone, unless the file starts with them."""
+    expected = features_of(file.tensors, "mid/backbone.")
+    assert len(expected) == 4
+    if isinstance(model.backbone, Given):
+        return
+    for stride, found in model.backbone(images).items():
+        assert_close_to(found, expected[stride], atol=1e-5, usual=5)
+
+
+@for_files("06", where=lambda info: not info.get("left_out"))
 @torch.no_grad()
-def test_a_batch_equals_its_pictures_alone(golden):
-    """Windows of several pictures are gathered together; they must not meet."""
-    fixture = golden("06_mask2former_full_swin")
-    model, images = full_model(fixture), fixture.tensors["mid/padded_normalised_batch"]
+def test_a_batch_equals_its_images_alone(golden_file):
+    """Windows of several images are gathered together; they must not meet."""
+    model, images = full_model(golden_file), whole_batch(golden_file)
     together = model(images)
+    assert len(images) > 1
     for i in range(len(images)):
         alone = model(images[i : i + 1])
         torch.testing.assert_close(together.render()[i : i + 1], alone.render(), atol=2e-4, rtol=1e-5)

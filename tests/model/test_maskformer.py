@@ -4,138 +4,97 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parts import load_published, weights_of
+from golden_files import for_files
+from model.test_golden import assert_backbone, assert_close, assert_close_to, assert_predictions
+from parts import STRIDES, features_of, full_model, load_published
 
-from m2f_cli.config import Component, ModelConfig
 from m2f_cli.errors import ConfigError
-from m2f_cli.model import build
 from m2f_cli.model.decoders.plain import PlainDecoder
 from m2f_cli.model.per_pixel import PerPixelDecoder, PerPixelPlusDecoder
 from m2f_cli.model.pixel_decoders.fpn import FPNPixelDecoder
 from m2f_cli.model.pixel_decoders.transformer_fpn import TransformerFPNPixelDecoder
 from m2f_cli.types import PixelFeatures
 
-NOISE_FACTOR = 8  # as in test_golden.py
+
+def channels_of(file) -> dict[int, int]:
+    """Channels by stride."""
+    return {stride: file.info["config"]["in_channels"][f"res{i}"] for i, stride in enumerate(STRIDES, start=2)}
 
 
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor, noise: dict[str, float], what: str) -> None:
-    allowed = min(NOISE_FACTOR * noise["max_abs_err_vs_fp64"], 1e-4 * noise["max_abs"])
-    assert ours.shape == theirs.shape
-    difference = float((ours - theirs).abs().max())
-    assert difference <= allowed, f"{what}: off by {difference:.2e}, allowed {allowed:.2e}"
-
-
-def features_of(fixture) -> tuple[dict[int, int], dict[int, torch.Tensor]]:
-    """Channels and maps by stride."""
-    channels = {4 * 2**i: fixture.info["config"]["in_channels"][f"res{i + 2}"] for i in range(4)}
-    return channels, {4 * 2**i: fixture.tensors[f"in/res{i + 2}"] for i in range(4)}
-
-
+@for_files("08a")
 @torch.no_grad()
-def test_fpn_pixel_decoder(golden):
-    fixture = golden("08a_maskformer_fpn_pixel_decoder")
-    config, (channels, features) = fixture.info["config"], features_of(fixture)
+def test_fpn_pixel_decoder_gives_the_published_features(golden_file):
+    config, channels = golden_file.info["config"], channels_of(golden_file)
+    features = features_of(golden_file.tensors, "in/")
     decoder = FPNPixelDecoder(channels, config["conv_dim"], config["mask_dim"])
-    result = load_published(decoder, "pixel_decoder", weights_of(fixture.tensors))(features)
-    noise = fixture.info["fp32_noise"]
-    assert_close(result.mask_features_BCHW, fixture.tensors["out/mask_features"], noise["mask_features"], "features")
+    result = load_published(decoder, "pixel_decoder", golden_file)(features)
+    noise, wanted = golden_file.info["fp32_noise"], golden_file.tensors["out/mask_features"]
+    assert_close(result.mask_features_BCHW, wanted, noise["mask_features"], "features")
     [level] = result.levels
     assert level is features[32] and decoder.dim == channels[32]
 
 
+@for_files("08b")
 @torch.no_grad()
-def test_transformer_fpn_pixel_decoder(golden):
-    fixture = golden("08b_maskformer_transformer_pixel_decoder")
-    config, (channels, features) = fixture.info["config"], features_of(fixture)
+def test_transformer_fpn_pixel_decoder_gives_the_published_features(golden_file):
+    config, tensors = golden_file.info["config"], golden_file.tensors
+    assert not config["transformer_pre_norm"]
     decoder = TransformerFPNPixelDecoder(
-        channels, config["conv_dim"], config["mask_dim"], config["transformer_enc_layers"],
+        channels_of(golden_file), config["conv_dim"], config["mask_dim"], config["transformer_enc_layers"],
         config["transformer_nheads"], config["transformer_dim_feedforward"], config["transformer_dropout"],
     )
-    result = load_published(decoder, "pixel_decoder", weights_of(fixture.tensors))(features)
-    noise = fixture.info["fp32_noise"]
-    assert_close(result.mask_features_BCHW, fixture.tensors["out/mask_features"], noise["mask_features"], "features")
+    result = load_published(decoder, "pixel_decoder", golden_file)(features_of(tensors, "in/"))
+    noise = golden_file.info["fp32_noise"]
+    assert_close(result.mask_features_BCHW, tensors["out/mask_features"], noise["mask_features"], "features")
     [level] = result.levels
-    wanted = fixture.tensors["out/transformer_encoder_features"]
+    wanted = tensors["out/transformer_encoder_features"]
     assert_close(level, wanted, noise["transformer_encoder_features"], "level")
     assert decoder.dim == config["conv_dim"]
 
 
-def plain_decoder(fixture, **options) -> PlainDecoder:
-    config = fixture.info["config"]
+def plain_decoder(file, **options) -> PlainDecoder:
+    config = file.info["config"]
     decoder = PlainDecoder(
         config["num_classes"], config["in_channels"], config["mask_dim"], config["hidden_dim"], config["num_queries"],
-        config["decoder_layers"], config["heads"], config["dim_feedforward"], dropout=0.1, **options,
+        config["decoder_layers"], config["heads"], config["dim_feedforward"], dropout=0.1,
+        enforce_input_proj="weights/input_proj.weight" in file.tensors, **options,
     )
-    return load_published(decoder, "decoder", weights_of(fixture.tensors))
+    return load_published(decoder, "decoder", file)
 
 
-def pixel_features(fixture) -> PixelFeatures:
-    return PixelFeatures(fixture.tensors["in/mask_features"], [fixture.tensors["in/feature"]])
+def pixel_features(file) -> PixelFeatures:
+    return PixelFeatures(file.tensors["in/mask_features"], [file.tensors["in/feature"]])
 
 
+@for_files("08c")
 @torch.no_grad()
-def test_decoder(golden):
-    fixture = golden("08c_maskformer_predictor")
-    layers, noise = fixture.info["config"]["decoder_layers"], fixture.info["fp32_noise"]
-    prediction = plain_decoder(fixture)(pixel_features(fixture))
-    assert len(prediction.layers) == layers
-    for i in range(layers):
-        prefix = "out/" if i == layers - 1 else f"out/aux.{i}."
-        classes, masks = prediction.layers[i].class_logits_BQK, prediction.render(layer=i)
-        assert_close(classes, fixture.tensors[prefix + "pred_logits"], noise["pred_logits"], f"classes {i}")
-        assert_close(masks, fixture.tensors[prefix + "pred_masks"], noise["pred_masks"], f"masks {i}")
+def test_plain_decoder_gives_the_published_predictions(golden_file):
+    prediction = plain_decoder(golden_file)(pixel_features(golden_file))
+    assert len(prediction.layers) == golden_file.info["config"]["decoder_layers"]
+    assert_predictions(prediction, golden_file, whole=True)
 
 
+@for_files("08c")
 @torch.no_grad()
-def test_decoder_without_deep_supervision(golden):
-    fixture = golden("08c_maskformer_predictor")
-    prediction = plain_decoder(fixture, deep_supervision=False)(pixel_features(fixture))
+def test_plain_decoder_without_deep_supervision_gives_the_published_prediction(golden_file):
+    prediction = plain_decoder(golden_file, deep_supervision=False)(pixel_features(golden_file))
     [only] = prediction.layers
-    noise = fixture.info["fp32_noise"]
-    wanted = fixture.tensors["out/no_deep_supervision/pred_logits"]
+    noise, tensors = golden_file.info["fp32_noise"], golden_file.tensors
+    wanted = tensors["out/no_deep_supervision/pred_logits"]
     assert_close(only.class_logits_BQK, wanted, noise["pred_logits"], "classes")
-    assert_close(prediction.render(), fixture.tensors["out/no_deep_supervision/pred_masks"], noise["pred_masks"], "m")
+    assert_close(prediction.render(), tensors["out/no_deep_supervision/pred_masks"], noise["pred_masks"], "m")
 
 
-def full_model(fixture) -> torch.nn.Module:
-    """The network of fixture 08e with its weights."""
-    config = fixture.info["config"]
-    names = {"embed_dim": "EMBED_DIM", "depths": "DEPTHS", "num_heads": "NUM_HEADS", "window_size": "WINDOW_SIZE"}
-    swin = {ours: config[f"MODEL.SWIN.{theirs}"] for ours, theirs in names.items()}
-    head = {name: config[f"MODEL.MASK_FORMER.{name}"] for name in (
-        "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS", "NUM_OBJECT_QUERIES")}
-    model_config = ModelConfig(
-        method="maskformer",
-        backbone=Component(name="swin", drop_path=0.3, **swin),
-        pixel_decoder=Component(
-            name="fpn", dim=config["MODEL.SEM_SEG_HEAD.CONVS_DIM"], mask_dim=config["MODEL.SEM_SEG_HEAD.MASK_DIM"]
-        ),
-        decoder=Component(
-            name="plain", dim=head["HIDDEN_DIM"], num_queries=head["NUM_OBJECT_QUERIES"],
-            num_layers=head["DEC_LAYERS"], num_heads=head["NHEADS"], ffn_dim=head["DIM_FEEDFORWARD"], dropout=0.1,
-            enforce_input_proj=True,
-        ),
-    )
-    model = build(model_config, config["MODEL.SEM_SEG_HEAD.NUM_CLASSES"])
-    return load_published(model, "model", weights_of(fixture.tensors))
-
-
+@for_files("08e")
 @torch.no_grad()
-def test_full_model(golden):
-    fixture = golden("08e_maskformer_full_swin")
-    tensors, noise = fixture.tensors, fixture.info["fp32_noise"]
-    model = full_model(fixture)
+def test_full_model_gives_the_published_predictions(golden_file):
+    tensors, model = golden_file.tensors, full_model(golden_file)
     images = tensors["mid/padded_normalised_batch"]
-    features = model.backbone(images)
-    for i, stride in enumerate((4, 8, 16, 32), start=2):
-        torch.testing.assert_close(features[stride], tensors[f"mid/backbone.res{i}"], atol=1e-5, rtol=1e-5)
+    assert_backbone(model, images, golden_file)
     prediction = model(images)
-    torch.testing.assert_close(prediction.mask_features_BCHW, tensors["mid/mask_features"], atol=2e-5, rtol=1e-5)
-    for i in range(3):
-        prefix = "out/" if i == 2 else f"out/aux.{i}."
-        classes, masks = prediction.layers[i].class_logits_BQK, prediction.render(layer=i)
-        assert_close(classes, tensors[prefix + "pred_logits"], noise["pred_logits"], f"classes {i}")
-        assert_close(masks, tensors[prefix + "pred_masks"], noise["pred_masks"], f"masks {i}")
+    wanted = tensors["mid/mask_features"]
+    assert_close_to(prediction.projected().mask_features_BCHW, wanted, atol=2e-5, usual=10)
+    assert_predictions(prediction, golden_file, whole=True)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from golden_files import read_list
 
 from m2f_cli import config
 from m2f_cli.loss import make_criterion
@@ -18,8 +17,8 @@ from m2f_cli.weights.tables import DETECTRON2
 
 @pytest.mark.parametrize(("name", "preset"), [("ade20k_semantic_swin_tiny", "ade20k-swin-t"),
                                               ("ade20k_semantic_r50", "ade20k-r50")])
-def test_groups_are_the_published_ones(shared_dir, name, preset):
-    entry = json.loads((shared_dir / "golden" / "10_optimiser_maskformer.json").read_text())["models"][name]
+def test_groups_are_the_published_ones(name, preset):
+    entry = read_list("10_optimiser_maskformer")["models"][name]
     settings_of = config.load(f"maskformer-{preset}")
     with torch.device("meta"):
         model = build(settings_of.model, 150)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
+from golden_files import read_list
 from parts import randomise, tiny_config
 from torch import nn
 
@@ -34,14 +34,10 @@ PUBLISHED = OptimizerConfig(
 PRESETS = {"swin_tiny": "ade20k-swin-t-paper", "R50": "ade20k-r50-paper"}
 
 
-def golden_optimiser(shared_dir, method="mask2former") -> dict:
-    return json.loads((shared_dir / "golden" / f"10_optimiser_{method}.json").read_text())
-
-
 @pytest.mark.parametrize("method", ["mask2former", "mpformer"])
-def test_groups_are_the_published_ones(shared_dir, method):
+def test_groups_are_the_published_ones(method):
     checked = 0
-    for name, entry in golden_optimiser(shared_dir, method)["models"].items():
+    for name, entry in read_list(f"10_optimiser_{method}")["models"].items():
         preset = next((preset for key, preset in PRESETS.items() if key in name or key.lower() in name.lower()), None)
         if preset is None:
             continue
@@ -62,8 +58,8 @@ def test_groups_are_the_published_ones(shared_dir, method):
 
 
 @pytest.mark.parametrize("method", ["mask2former", "maskformer", "mpformer"])
-def test_learning_rates_are_the_published_ones(shared_dir, method):
-    curves = golden_optimiser(shared_dir, method)["lr_curves"]
+def test_learning_rates_are_the_published_ones(method):
+    curves = read_list(f"10_optimiser_{method}")["lr_curves"]
     assert curves
     for curve in curves.values():
         theirs = curve["scheduler"]

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from loss.cases import CONFIG
+from golden_files import for_files, has
+from loss.cases import Streams
 from loss.test_golden import recorded_draws
-from pilots import CASES, PADDED, Recorded, decoder_of, features_of, piloting_config, targets_of
+from pilots import Recorded, decoder_of, features_of, loss_config, padded_size, piloting_config, targets_of
 from torch import nn
 from torch.testing import assert_close
 from training import piloting_worker
@@ -44,21 +45,6 @@ class DecoderAlone(nn.Module):
         return self.decoder(self.features, pilots)
 
 
-class Streams:
-    """Recorded random points as one stream per number of points: however many masks are asked for at once."""
-
-    def __init__(self, draws: list[torch.Tensor]):
-        counts = {draw.shape[1] for draw in draws}
-        self.left = {count: torch.cat([draw for draw in draws if draw.shape[1] == count]) for count in counts}
-
-    def __call__(self, shape, device) -> torch.Tensor:
-        if not shape[0]:
-            return torch.empty(shape)
-        taken, self.left[shape[1]] = self.left[shape[1]].tensor_split([shape[0]])
-        assert taken.shape == shape
-        return taken
-
-
 def golden_parts(file, **piloting):
     """What `losses_of` needs, with the recorded random numbers."""
     settings_, counts = file.info["config"], file.info["masks_per_image"]
@@ -67,8 +53,8 @@ def golden_parts(file, **piloting):
         tensor.requires_grad_()
     rand = Streams([])
     if file.info["groups"]:
-        rand = Streams(recorded_draws(file, counts, file.info["groups"], settings_["decoder_layers"] + 1).draws)
-    loss = CONFIG.model_copy(update={"num_points": settings_["num_points"]})
+        rand = recorded_draws(file, counts, file.info["groups"], settings_["decoder_layers"] + 1)
+    loss = loss_config(settings_)
     config_ = piloting_config(settings_).model_copy(update=piloting)
     parts = SimpleNamespace(
         config=SimpleNamespace(precision="fp32"), device=torch.device("cpu"),
@@ -77,17 +63,18 @@ def golden_parts(file, **piloting):
         draws=rand,
     )
     targets = targets_of(file)
-    return parts, Batch(torch.zeros(len(targets), 3, *PADDED), targets, [""] * len(targets))
+    return parts, Batch(torch.zeros(len(targets), 3, *padded_size(file)), targets, [""] * len(targets))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_losses_and_gradients_as_published(golden, name):
-    file = golden(name)
+@for_files("09", where=lambda info: has(info, "grad/"))
+def test_losses_and_gradients_as_published(golden_file):
+    file = golden_file
     parts, batch = golden_parts(file)
     losses = losses_of(parts, batch, None)
-    assert not parts.piloting.rand.draws and not any(map(len, parts.draws.left.values())), "left-over draws"
+    assert not parts.piloting.rand.draws and parts.draws.used_up, "left-over draws"
     assert losses.keys() == file.info["losses"].keys()
-    weights = {"ce": 2.0, "mask": 5.0, "dice": 5.0}
+    weights = file.info["config"]["cost/loss weights"]
+    weights = {"ce": weights["class"], **weights}
     for key, loss in losses.items():
         published = weights[key.split("_")[1]] * file.info["losses"][key]
         assert_close(loss.item(), published, atol=2e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
@@ -106,11 +93,13 @@ def test_losses_and_gradients_as_published(golden, name):
     assert decoder.query_feat.weight.grad.abs().max() > 0.01
 
 
-def test_without_the_class_loss(golden):
-    """DN_NO_LB: the pilots answer for masks only; nothing else changes."""
-    whole, masks_only = (losses_of(*golden_parts(golden(CASES[0]), class_loss=given), None) for given in (True, False))
+@for_files("09", where=lambda info: has(info, "grad/") and info["groups"])
+def test_without_the_class_loss_nothing_else_changes(golden_file):
+    """DN_NO_LB: the pilots answer for masks only."""
+    whole, masks_only = (losses_of(*golden_parts(golden_file, class_loss=given), None) for given in (True, False))
     dropped = {name for name in whole if name.startswith("loss_ce_dn")}
-    assert len(dropped) == 5 and masks_only.keys() == whole.keys() - dropped
+    assert len(dropped) == golden_file.info["config"]["decoder_layers"] + 1
+    assert masks_only.keys() == whole.keys() - dropped
     for name, loss in masks_only.items():
         assert torch.equal(loss, whole[name])
 

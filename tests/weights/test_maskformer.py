@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from golden_files import read_list
 from parts import randomise
 from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of, shapes_of
@@ -66,9 +65,9 @@ def empty_network(network_config, count):
 
 @pytest.mark.parametrize("layout", ["current", "released"])
 @pytest.mark.parametrize(("name", "preset"), PUBLISHED.items())
-def test_detectron2_names_of_full_size_models(shared_dir, name, preset, layout):
+def test_detectron2_names_of_full_size_models(name, preset, layout):
     """Released files lack the level `pixel_decoder.` (facts 7.3)."""
-    listed = json.loads((shared_dir / "golden" / "11_param_names_maskformer.json").read_text())["models"][name]
+    listed = read_list("11_param_names_maskformer")["models"][name]
     tensors = {entry[0]: meta(entry[1]) for entry in listed["entries"]}
     given = tensors
     if layout == "released":
@@ -88,8 +87,8 @@ def test_detectron2_names_of_full_size_models(shared_dir, name, preset, layout):
 
 @pytest.mark.parametrize("keys", ["module_keys", "on_disk_keys"])
 @pytest.mark.parametrize("name", [*SWIN, "resnet_50"])
-def test_huggingface_names_of_full_size_models(shared_dir, keys, name):
-    lists = json.loads((shared_dir / "golden" / "12_hf_key_lists.json").read_text())["models"]["maskformer"][name]
+def test_huggingface_names_of_full_size_models(keys, name):
+    lists = read_list("12_hf_key_lists")["models"]["maskformer"][name]
     tensors = {entry[0]: meta(entry[1]) for entry in lists[keys]}
     found, _ = infer(OurView(HUGGINGFACE, tensors))
     if name in SWIN:
@@ -104,8 +103,8 @@ def test_huggingface_names_of_full_size_models(shared_dir, keys, name):
 
 @pytest.mark.parametrize(("table", "preset"), [("maskformer", "coco-panoptic-swin-t"),
                                                ("maskformer_resnet", "ade20k-r50")])
-def test_the_two_tables_agree_with_the_table_of_names(shared_dir, table, preset):
-    rows = json.loads((shared_dir / "golden" / "12_hf_name_table.json").read_text())["tables"][table]["rows"]
+def test_the_two_tables_agree_with_the_table_of_names(table, preset):
+    rows = read_list("12_hf_name_table")["tables"][table]["rows"]
     network = empty_network(config.load(f"maskformer-{preset}").model, 133)
     wanted = {
         (original, theirs, part and part[1])

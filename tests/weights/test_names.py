@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from golden_files import read_list
 from parts import tiny_config
 from weights.models import RESNET, assert_equal, config_of, network_of, shapes_of
 
@@ -30,8 +29,8 @@ def empty_network(network_config, num_classes):
 
 @pytest.mark.parametrize("method", ["mask2former", "mpformer"])
 @pytest.mark.parametrize(("name", "preset"), list(zip(PUBLISHED, PRESETS, strict=True)))
-def test_detectron2_names_of_full_size_models(shared_dir, method, name, preset):
-    listed = json.loads((shared_dir / "golden" / f"11_param_names_{method}.json").read_text())["models"][name]
+def test_detectron2_names_of_full_size_models(method, name, preset):
+    listed = read_list(f"11_param_names_{method}")["models"][name]
     tensors = {entry[0]: meta(entry[1]) for entry in listed["entries"]}
     found, notes = infer(OurView(DETECTRON2, tensors))
     assert found.method == method
@@ -53,8 +52,8 @@ def test_detectron2_names_of_full_size_models(shared_dir, method, name, preset):
     [("swin_tiny", "swin-t"), ("swin_small", "swin-s"), ("swin_base", "swin-b-in22k"), ("swin_large", "swin-l"),
      ("resnet_50", "r50")],
 )
-def test_huggingface_names_of_full_size_models(shared_dir, keys, name, preset):
-    lists = json.loads((shared_dir / "golden" / "12_hf_key_lists.json").read_text())["models"]["mask2former"]
+def test_huggingface_names_of_full_size_models(keys, name, preset):
+    lists = read_list("12_hf_key_lists")["models"]["mask2former"]
     tensors = {entry[0]: meta(entry[1]) for entry in lists[name][keys]}
     found, _ = infer(OurView(HUGGINGFACE, tensors))
     assert same_network(found, config.load(f"coco-panoptic-{preset}").model)
@@ -65,9 +64,9 @@ def test_huggingface_names_of_full_size_models(shared_dir, keys, name, preset):
         assert all("swin.layernorm" in n or "criterion" in n or "num_batches" in n for n in unused)
 
 
-def test_the_two_tables_agree_with_the_table_of_names(shared_dir):
+def test_the_two_tables_agree_with_the_table_of_names():
     """detectron2 → ours → Hugging Face gives the very pairs of names that the reference lists."""
-    rows = json.loads((shared_dir / "golden" / "12_hf_name_table.json").read_text())["tables"]["mask2former"]["rows"]
+    rows = read_list("12_hf_name_table")["tables"]["mask2former"]["rows"]
     network = empty_network(config.load("coco-panoptic-swin-t").model, 133)
     wanted = {
         (original, theirs, part and part[1])  # part: ["third", 0] for the query rows, …

@@ -12,7 +12,10 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from parts import randomise, weights_of
+from golden_files import for_files, read_list
+from model.test_golden import resnet_of
+from parts import features_of as golden_features
+from parts import published_weights, randomise
 from safetensors.torch import save_file
 from weights.models import RESNET, config_of, network_of
 from weights.servers import FileHost, serving
@@ -157,18 +160,19 @@ def test_every_tensor_of_resnet101_has_its_place():
     assert len(named) == len(set(named)) == len(theirs)
 
 
-@pytest.mark.parametrize(("name", "stem"), [("02_resnet50", "basic"), ("02b_resnet50_deeplab_stem", "deeplab")])
-def test_the_published_resnets_under_detectron2s_bare_names(golden, tmp_path, name, stem):
-    case = golden(name)
-    tensors = weights_of(case.tensors)
+@for_files("02")
+def test_the_published_resnets_under_detectron2s_bare_names(golden_file, tmp_path):
+    ours = resnet_of(golden_file)
+    tensors = published_weights(ours, "backbone", golden_file)
     path = tmp_path / "R-103.pkl"
     path.write_bytes(pickle.dumps({"model": {k: v.numpy() for k, v in tensors.items()}, "__author__": "third"}))
-    ours = ResNet(50, stem, "frozen_bn", stem_channels=16, width=8)
     fill(ours, load_backbone(component("resnet", path), shapes_of(ours)))
     with torch.no_grad():
-        maps = ours(case.tensors["in/image"])
-    for level, found in zip(("res2", "res3", "res4", "res5"), maps.values(), strict=True):
-        torch.testing.assert_close(found, case.tensors[f"out/{level}"], atol=1e-4, rtol=1e-4)
+        maps = ours(golden_file.tensors["in/image"])
+    expected = golden_features(golden_file.tensors, "out/")
+    assert expected
+    for stride, features in expected.items():
+        torch.testing.assert_close(maps[stride], features, atol=1e-4, rtol=1e-4)
 
 
 # --- Swin -------------------------------------------------------------------------------------------------------------
@@ -219,9 +223,9 @@ def test_swin_gives_timms_features(timm_swin, tmp_path, released):
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
 
 
-def test_the_published_names_of_swin(shared_dir):
+def test_the_published_names_of_swin():
     """What a whole model of the published code calls its backbone is what the releases call theirs."""
-    names = json.loads((shared_dir / "golden" / "11_param_names_mask2former.json").read_text())
+    names = read_list("11_param_names_mask2former")
     backbone = {name for name in re.findall(r"backbone\.[\w.]+", json.dumps(names)) if ".layers." in name}
     table = pretrained.BACKBONE_TABLES[2]
     found = {table.find(name)[0][0] for name in shapes_of(Swin(96, [2, 2, 6, 2], [3, 6, 12, 24], 7, 0.0))}
