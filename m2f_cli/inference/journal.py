@@ -243,7 +243,7 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
             head = {"categories": output.coco_categories(categories)}
             _write_lists(journal.folder / SHARED[name].file, head, lists)
         elif name == "coco-instance":
-            with atomic(journal.folder / SHARED[name].file) as part, part.open("wb") as file:
+            with atomic(journal.folder / SHARED[name].file) as part, part.open("w", encoding="utf-8") as file:
                 _write_list(file, (record for records in shared(name) for record in records))
         if name in SHARED and SHARED[name].pack is not None:
             SHARED[name].pack(journal.folder, journal.head)
