@@ -140,6 +140,7 @@ def shown(monkeypatch):
     console = SimpleNamespace(
         show_table=lambda title, columns, rows: said.append((title, columns, rows)),
         out=said.append,
+        out_text=said.append,
         emit_json=said.append,
     )
     monkeypatch.setattr(command, "console", console)
