@@ -207,7 +207,7 @@ def test_the_folder_of_an_export_stands_for_its_file(exported, tmp_path):
     loaded = segmenters.load(path.parent, device="cpu")
     assert (loaded.source, loaded.description.size) == (str(path), (64, 96))
     (tmp_path / "export.json").write_text("{")
-    with pytest.raises(WeightsError, match="export.json is damaged"):
+    with pytest.raises(WeightsError, match="export.json is not valid json"):
         segmenters.load(tmp_path)
     (tmp_path / "export.json").write_text('{"file": "gone.onnx"}')
     with pytest.raises(WeightsError, match="holds no weights"):
