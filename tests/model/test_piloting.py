@@ -335,7 +335,7 @@ def test_unpiloted_networks_have_no_embeddings():
     ("model.piloting.groups=0", "groups"),
     ("model.piloting={groups: 1, label_noise: 1.5}", "label_noise"),
     ("model.piloting={groups: 1, mask_noise: -0.1}", "mask_noise"),
-    ("model.piloting={groups: 1, layers: 0}", "layers is 'all' or at least 1, not 0"),
+    ("model.piloting={groups: 1, layers: 0}", "layers is 'all' or at least 1 and at most 200, not 0"),
     ("model.piloting={groups: 1, mode: shift}", "'points'"),
     ("model.piloting={group: 1}", "Did you mean groups"),
 ])
