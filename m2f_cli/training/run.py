@@ -119,9 +119,9 @@ class Run:
             now = self.state
             done = {"iteration": now.iteration, "skipped": now.skipped, "best": now.best, "in_a_row": now.in_a_row,
                     "evaluated": now.evaluated, "data": self.identity}  # fmt: skip
+            self.save_weights("last")  # first: a run that was killed at its end has nothing more to do but this
             state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
             self.saved = now.iteration
-            self.save_weights("last")
 
     def save_weights(self, name: str) -> Path:
         """A checkpoint that describes itself; averaged weights where there is an average."""
