@@ -331,7 +331,13 @@ def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.E
     """Make the folder this process's own as long as the stack is open; gives the configuration of the run."""
     stack.enter_context(locked(folder, "A training"))
     with writing_to(folder):
-        used = [path for path in folder.iterdir() if not (path.name in LR_FINDER or is_lock(path) or is_part(path))]
+        used = [path for path in folder.iterdir() if not _is_of_a_start(path)]
+        has_weights = any((folder / CHECKPOINTS).glob("*.safetensors"))
+    if has_weights and (folder / CONFIG).is_file() and not (folder / CHECKPOINTS / state.RESUME).is_file():
+        raise ConfigError(
+            f"The run {folder} has weights but no {CHECKPOINTS}/{state.RESUME}, so that it cannot go on.",
+            hint=f"Copy that file, too, or train on from the weights: m2f train --init {folder} --out NEW_RUN.",
+        )
     if options.resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start without --resume.")
@@ -340,6 +346,14 @@ def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.E
         _refuse_used(folder, used)
     remove_parts(folder)
     return settings
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Return True for what may lie in a folder before its run, or be left by one killed before its CONFIG."""
+    if path.name == ENVIRONMENT and not path.with_name(CONFIG).exists():
+        with contextlib.suppress(ConfigError):
+            return "m2f" in read_environment(path.parent)
+    return path.name in LR_FINDER or is_lock(path) or is_part(path)
 
 
 def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
@@ -438,10 +452,14 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             raise _Left
 
     def on_due(done: int) -> None:
-        last = done >= run.settings.train.iterations
-        if _is_to_be_evaluated(run):
+        train_ = run.settings.train
+        last = done >= train_.iterations
+        is_to_be_evaluated, is_to_be_saved = _is_to_be_evaluated(run), last or done % train_.checkpoint_every == 0
+        if run.saved is None and (is_to_be_evaluated or is_to_be_saved and run.options.keep):
+            run.save()  # no weights lie in a folder without what resuming needs
+        if is_to_be_evaluated:
             _evaluate(run, listener, loggers, on_scored)
-        if last or done % run.settings.train.checkpoint_every == 0:
+        if is_to_be_saved:
             if run.options.keep and main:  # first: what a checkpoint says is done is not done again
                 run.save_weights(f"iteration_{run.state.iteration:07d}")
             run.save()
