@@ -160,7 +160,7 @@ def test_a_file_of_somebody_else_that_is_called_env_json_is_kept(tmp_path):
     assert "mine" in (tmp_path / "env.json").read_text()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"options": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"options": 1}', '{"options": {"keep": "x"}}'])
 def test_a_damaged_record_is_one_sentence(tmp_path, whole, content, capsys):
     """Of an m2f that did not write it whole."""
     shutil.copytree(whole, tmp_path / "run")
@@ -170,6 +170,13 @@ def test_a_damaged_record_is_one_sentence(tmp_path, whole, content, capsys):
     assert "env.json" in err and "Remove it, and give --data and the other options" in err and "bug" not in err
     (tmp_path / "run" / "env.json").unlink()
     assert cli.run(["train", "--out", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
+
+
+def test_a_damaged_configuration_says_what_to_do(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert cli.run(["train", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert f"m2f train --init {tmp_path / 'run'} --out NEW_RUN" in capsys.readouterr().err
 
 
 # --- another process --------------------------------------------------------------------------------------------------
