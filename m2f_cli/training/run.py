@@ -183,7 +183,7 @@ def prepare(
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
     checkpoint = folder / CHECKPOINTS / state.RESUME
     is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
-    tree = None if is_new else state.read_run(checkpoint)
+    tree = None if is_new else state.read_run(checkpoint, settings.train.iterations)
     is_own = data is not None or options.data is not None
     try:
         train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
