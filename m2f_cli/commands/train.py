@@ -13,7 +13,6 @@ import typer
 from .. import console
 from ..cores import usable_cores
 from ..errors import ConfigError
-from ..runtime.files import writing_to
 from .trust import TrustCode
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def _settings(
 ) -> tuple[Config, Path]:
     """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
     from .. import config
-    from ..training.run import CONFIG
+    from ..training.run import CONFIG, read_settings
 
     if preset is None and not (resume and out is not None):
         raise ConfigError("Nothing says what to train.", hint="Pass --preset NAME; m2f presets list shows them.")
@@ -126,11 +125,7 @@ def _settings(
         changed = [name for name, value in (("--set", overrides), ("--batch", batch), ("--seed", seed)) if value]
         if changed:
             raise ConfigError(f"{changed[0]} cannot change a run that goes on.", hint="Start a new one with --init.")
-        with writing_to(folder):
-            is_run = (folder / CONFIG).is_file()
-        if not is_run:
-            raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
-        settings = config.load(folder / CONFIG)
+        settings = read_settings(folder)
         if not trust_code:
             config.refuse_code(settings, str(folder / CONFIG))
         return settings, folder

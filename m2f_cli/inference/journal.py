@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError
-from ..runtime.files import atomic, is_part, lies_in, writing_to
+from ..runtime.files import atomic, is_part, lies_in, refuse_link, writing_to
 from ..runtime.locks import is_lock
 from ..runtime.text import json_text
 from ..types import Categories, Result
@@ -67,6 +67,7 @@ class Journal:
         self.offsets: dict[str, int] = {}
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            refuse_link(folder / RUN_MARK)
             self.file: IO[bytes] = (folder / RUN_MARK).open("a+b")
         try:
             self._index()

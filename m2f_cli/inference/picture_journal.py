@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError
-from ..runtime.files import atomic, writing_to
+from ..runtime.files import atomic, refuse_link, writing_to
 from ..runtime.text import json_text
 
 NAME = "pictures.jsonl"
@@ -62,6 +62,7 @@ def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], N
         M2FError: the file cannot be written.
     """
     with writing_to(path):
+        refuse_link(path)
         end = _whole_bytes(path) if path.is_file() else 0
         file = path.open("r+b" if end else "wb")
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, M2FError
+from ..errors import ConfigError, DataError, M2FError
 from .text import json_text
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
@@ -106,6 +106,16 @@ def writing_to(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise M2FError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a link in place of a file that is written where it lies: it would write to another file.
+
+    Raises:
+        ConfigError: it is a link.
+    """
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link, and m2f would write to what it leads to.", hint="Remove the link.")
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:

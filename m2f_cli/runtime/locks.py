@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .files import writing_to
+from .files import refuse_link, write_json, writing_to
 
 try:
     import fcntl
@@ -23,6 +23,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCK = ".m2f.lock"  # lies in a folder while a process writes there, and holds who it is
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 _held: set[int] = set()
 
@@ -49,6 +50,7 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
     """
     path = folder / LOCK
     with writing_to(shown or folder):
+        refuse_link(path)
         is_new = not folder.exists()
         descriptor = _acquired(folder, path)
     if descriptor is None:
@@ -58,9 +60,8 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
         )
     _held.add(descriptor)
     try:
-        with writing_to(shown or folder):
-            _owner_file(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
-                                                     "since": time.strftime("%Y-%m-%d %H:%M:%S")}))  # fmt: skip
+        write_json(_owner_file(path), {"pid": os.getpid(), "host": socket.gethostname(),
+                                       "since": time.strftime("%Y-%m-%d %H:%M:%S")})  # fmt: skip
         yield
     finally:
         with contextlib.suppress(OSError):  # a folder that was removed meanwhile
@@ -102,7 +103,7 @@ def _acquired(folder: Path, path: Path) -> int | None:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         except FileNotFoundError:  # whoever had the lock removed the folder, too
             continue
         try:

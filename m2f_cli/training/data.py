@@ -172,14 +172,28 @@ def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], run: Pa
     """Refuse to go on with a run on other data than it was begun with.
 
     Raises:
-        ConfigError: it differs; says in what, and how to train on.
+        ConfigError: it differs; says in what, and how to train on. Or `before` says nothing of the kind.
     """
+    if not _is_like(before, now):
+        raise ConfigError(
+            f"What {run} says of the data it was trained on makes no sense: {repr(before)[:100]}.",
+            hint="Its env.json or checkpoints/resume.pt is damaged; copy the run again.",
+        )
     difference = _difference(before, now)
     if difference is not None:
         raise ConfigError(
             f"The data is not what {run} was trained on: {difference}.",
             hint=f"To train its weights on this data: m2f train --init {run} --data DIR --out NEW_RUN.",
         )
+
+
+def _is_like(before: Any, now: Mapping[str, Any]) -> bool:
+    """Return True where what was read from a file has the keys and kinds of an `identity`."""
+    return isinstance(before, dict) and all(
+        type(before.get(key)) is type(value)
+        and (not isinstance(value, list) or {*map(type, before[key])} <= {*map(type, value)})
+        for key, value in now.items()
+    )
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -29,7 +29,7 @@ from ..inference.journal import check_folder
 from ..inference.output import write_overlay
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
-from ..runtime.files import atomic, lies_in, write_text, writing_to
+from ..runtime.files import atomic, lies_in, refuse_link, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from ..types import Task
 from . import run as training
@@ -210,5 +210,6 @@ def _recorded(mark: Path) -> list[str]:
 
 def _record(out: Path, name: str) -> None:
     """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
+    refuse_link(out / MARK)
     with writing_to(out / MARK), (out / MARK).open("a", encoding="utf-8") as file:
         file.write(json.dumps(name) + "\n")

@@ -45,6 +45,15 @@ class EMA:
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: dict) -> None:
-        self.updates = state["updates"]
-        for name, tensor in state["average"].items():
+        """
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is not what `state_dict` gave for this network.
+        """
+        updates, average = state["updates"], state["average"]
+        if type(updates) is not int or updates < 0 or average.keys() != self.average.keys():
+            raise ValueError("the average is of another network")
+        if any(tensor.shape != self.average[name].shape for name, tensor in average.items()):
+            raise ValueError("the average has tensors of other shapes")
+        self.updates = updates
+        for name, tensor in average.items():
             self.average[name].copy_(tensor)

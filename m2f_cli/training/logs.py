@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import MissingDependency, unknown_name
-from ..runtime.files import atomic, make_folder, writing_to
+from ..runtime.files import atomic, make_folder, refuse_link, writing_to
 
 
 class Logger(Protocol):
@@ -34,6 +34,7 @@ class JsonLines:
     def __init__(self, path: Path, *, from_iteration: int = 0, evaluated: int | None = None):
         self.path = path
         make_folder(path.parent)
+        refuse_link(path)
         if path.exists():
             last = {"train": from_iteration - 1, "val": from_iteration if evaluated is None else evaluated}
             _forget_after(last, path)

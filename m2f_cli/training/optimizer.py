@@ -74,7 +74,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         eps=1e-8,
         fused=is_fused(parameters.values()),
     )
-    optimizer.register_load_state_dict_pre_hook(_keep_fused)
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
     return optimizer
 
 
@@ -83,11 +83,28 @@ def is_fused(parameters: Iterable[Tensor]) -> bool | None:
     return True if all(parameter.device.type == "cuda" for parameter in parameters) else None
 
 
-def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A loaded state also says whether it was saved by a fused optimiser, which a run that moved to another device is
-    not to believe."""
-    both = zip(optimizer.param_groups, state["param_groups"], strict=False)  # what does not fit is refused later
-    return state | {"param_groups": [saved | {"fused": own["fused"]} for own, saved in both]}
+def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Take from a saved state which parameters a group has and how fast they learn. The rest is the configuration's.
+
+    Whether the optimiser is fused is a matter of the device, to which the run may have moved.
+    """
+    both = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [own | {"params": saved["params"], "lr": float(saved["lr"])} for own, saved in both]
+    return state | {"param_groups": groups}
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Check what was loaded: PyTorch looks at it in the next step alone.
+
+    Raises:
+        ValueError, AttributeError, KeyError, TypeError: the moments do not fit their parameters.
+    """
+    for parameter, moments in optimizer.state.items():
+        steps = moments["step"]
+        if steps.dim() or not 0 <= float(steps) < float("inf"):
+            raise ValueError("the optimizer has parameters with no number of steps")
+        if not parameter.shape == moments["exp_avg"].shape == moments["exp_avg_sq"].shape:
+            raise ValueError("the optimizer's moments have other shapes than their parameters")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import ConfigError
 from ..runtime import documents
 
+_HINT = "Remove it, and give --data and the other options of the run again."
 OF_ONE_START = ("resume", "device", "workers", "trust_code")  # what a resumed run does not take over from before
 
 
@@ -45,6 +46,23 @@ class Options:
     trust_code: bool = False
 
 
+def read_environment(path: Path) -> dict[str, Any]:
+    """Read what a run's env.json says, which may be somebody else's; nothing where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        tree = documents.read_json(path, error=ConfigError)
+    except ConfigError as error:
+        raise ConfigError(error.message, hint=_HINT) from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("options"), dict):
+        raise ConfigError(f"{path} does not say with which options the run was started.", hint=_HINT)
+    return tree
+
+
 def stored_options(path: Path) -> Options:
     """Read the options that a run was started with; those of `OF_ONE_START` are not taken from a file.
 
@@ -54,16 +72,12 @@ def stored_options(path: Path) -> Options:
     Raises:
         ConfigError: damaged, or values of other kinds.
     """
-    if not path.exists():  # the run was killed before it was written
-        return Options()
-    tree = documents.read_json(path, error=ConfigError)
-    options = tree.get("options") if isinstance(tree, dict) else None
-    if not isinstance(options, dict):
-        raise ConfigError(f"{path} does not say with which options the run was started.", hint="Start a new one.")
+    options = read_environment(path).get("options", {})
     try:
         known = {name: value for name, value in options.items() if name not in OF_ONE_START}
         return TypeAdapter(Options).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: the option {where} = {first['input']!r} makes no sense: {first['msg']}.") from error
+        message = f"{path}: the option {where} = {first['input']!r} makes no sense: {first['msg']}."
+        raise ConfigError(message, hint=_HINT) from error

@@ -31,7 +31,6 @@ from ..inference.segmenter import Segmenter, choose_device
 from ..loss.criterion import make_criterion
 from ..model.piloting import piloting_of
 from ..runtime import random_state
-from ..runtime.documents import read_json
 from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from . import batch_size, distributed, state
@@ -40,7 +39,7 @@ from .ema import EMA
 from .logs import check_loggers, make_loggers
 from .loop import Parts, Step, Trouble, train
 from .optimizer import freeze, make_optimizer, train_mode, trainable_table
-from .options import OF_ONE_START, Options
+from .options import OF_ONE_START, Options, read_environment
 from .pictures import draw_batch, draw_curves, draw_results
 from .replay import dump_trouble
 from .signals import asked_to_stop
@@ -184,7 +183,7 @@ def prepare(
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
     checkpoint = folder / CHECKPOINTS / state.RESUME
     is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
-    tree = None if is_new else state.read_run(checkpoint)
+    tree = None if is_new else state.read_run(checkpoint, settings.train.iterations)
     is_own = data is not None or options.data is not None
     try:
         train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
@@ -194,7 +193,7 @@ def prepare(
     notes += [*train_data.notes]
     same_classes(train_data, val_data)
     if options.resume:
-        before = (read_environment(folder) if tree is None else tree).get("data")
+        before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
         notes += _as_it_was(before, train_data, folder)
     if options.resume and is_new:
         notes.append("No checkpoint was written: the run begins anew, as it was started.")
@@ -331,15 +330,27 @@ def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.E
     """Make the folder this process's own as long as the stack is open; gives the configuration of the run."""
     stack.enter_context(locked(folder, "A training"))
     with writing_to(folder):
-        used = [path for path in folder.iterdir() if not (path.name in LR_FINDER or is_lock(path) or is_part(path))]
+        used = [path for path in folder.iterdir() if not _is_of_a_start(path)]
+        has_weights = any((folder / CHECKPOINTS).glob("*.safetensors"))
+    if has_weights and (folder / CONFIG).is_file() and not (folder / CHECKPOINTS / state.RESUME).is_file():
+        raise ConfigError(
+            f"The run {folder} has weights but no {CHECKPOINTS}/{state.RESUME}, so that it cannot go on.",
+            hint=f"Copy that file, too, or train on from the weights: m2f train --init {folder} --out NEW_RUN.",
+        )
     if options.resume:
-        if not (folder / CONFIG).is_file():
-            raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start without --resume.")
-        settings = config.load(folder / CONFIG)
+        settings = read_settings(folder)
     else:
         _refuse_used(folder, used)
     remove_parts(folder)
     return settings
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Return True for what may lie in a folder before its run, or be left by one killed before its CONFIG."""
+    if path.name == ENVIRONMENT and not path.with_name(CONFIG).exists():
+        with contextlib.suppress(ConfigError):
+            return "m2f" in read_environment(path)
+    return path.name in LR_FINDER or is_lock(path) or is_part(path)
 
 
 def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
@@ -355,23 +366,22 @@ def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
     raise ConfigError(f"The run {folder} exists already.", hint="Use --resume to go on, or another --out.")
 
 
-def read_environment(folder: Path) -> dict[str, Any]:
-    """What a run's env.json says; nothing where there is none.
+def read_settings(folder: Path) -> Config:
+    """Read the configuration of a run.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the folder is no run, or the file is damaged.
     """
-    path = folder / ENVIRONMENT
-    if not path.exists():
-        return {}
+    path = folder / CONFIG
+    with writing_to(folder):
+        is_run = path.is_file()
+    if not is_run:
+        raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
     try:
-        tree = read_json(path, error=ConfigError)
-        if not isinstance(tree, dict) or not isinstance(tree.get("options", {}), dict):
-            raise ConfigError(f"{path} is not what m2f writes.")
+        return config.load(path)
     except ConfigError as error:
-        hint = "Remove it, and give --data and the other options of the run again."
-        raise ConfigError(error.message, hint=hint) from error
-    return tree
+        hint = f"Copy it again, or train on from the run's weights: m2f train --init {folder} --out NEW_RUN."
+        raise ConfigError(error.message, hint=error.hint or hint) from error
 
 
 def _write_records(run: Run, command: Sequence[str]) -> None:
@@ -379,7 +389,7 @@ def _write_records(run: Run, command: Sequence[str]) -> None:
     if distributed.rank() != 0:
         return
     options = _recorded(run.options)
-    before = read_environment(run.folder) if run.options.resume else {}
+    before = read_environment(run.folder / ENVIRONMENT) if run.options.resume else {}
     if not before:
         before = {
             "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
@@ -438,10 +448,14 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             raise _Left
 
     def on_due(done: int) -> None:
-        last = done >= run.settings.train.iterations
-        if _is_to_be_evaluated(run):
+        train_ = run.settings.train
+        last = done >= train_.iterations
+        is_to_be_evaluated, is_to_be_saved = _is_to_be_evaluated(run), last or done % train_.checkpoint_every == 0
+        if run.saved is None and (is_to_be_evaluated or (is_to_be_saved and run.options.keep)):
+            run.save()  # no weights lie in a folder without what resuming needs
+        if is_to_be_evaluated:
             _evaluate(run, listener, loggers, on_scored)
-        if last or done % run.settings.train.checkpoint_every == 0:
+        if is_to_be_saved:
             if run.options.keep and main:  # first: what a checkpoint says is done is not done again
                 run.save_weights(f"iteration_{run.state.iteration:07d}")
             run.save()

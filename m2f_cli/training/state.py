@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ from ..errors import M2FError, WeightsError
 from ..runtime.files import atomic
 from ..weights import torch_files
 from ..weights.safe_pickle import Damaged
+from .optimizer import check_moments
 
 if TYPE_CHECKING:
     from .loop import Parts
 
 RESUME = "resume.pt"
 SCHEMA_VERSION = 1
+_OTHER = "The configuration of the run was changed, or the file is damaged or of another run."
 
 
 @dataclass
@@ -86,11 +89,14 @@ def restore(parts: Parts, tree: dict[str, Any]) -> None:
         parts.scaler.load_state_dict(tree["scaler"])
         if parts.ema is not None and tree["ema"] is not None:
             parts.ema.load_state_dict(tree["ema"])
+        if parts.scaler.is_enabled() and not all(isinstance(value, (int, float)) for value in tree["scaler"].values()):
+            raise ValueError("the gradient scaler's numbers are none")
+        check_moments(parts.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise WeightsError(
             f"The state of the run does not fit its network and optimizer: {reason}.",
-            hint="The configuration of the run was changed, or the file is of another run.",
+            hint=_OTHER,
         ) from error
 
 
@@ -183,8 +189,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: missing, damaged, or of a newer m2f.
     """
-    if not path.is_file():
-        raise WeightsError(f"There is nothing to resume: {path} does not exist.", hint="Start without --resume.")
+    if not os.path.isfile(path):
+        raise WeightsError(f"{path} does not exist, or is not a file.")
     try:
         tree = torch_files.read(path, copied=True)
     except (Damaged, OSError) as error:
@@ -196,16 +202,32 @@ def read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """Read the state of a run that goes on; see `read`.
+def read_run(path: Path, iterations: int) -> dict[str, Any]:
+    """Read the state of a run of so many iterations that goes on; see `read`.
 
     Raises:
         WeightsError: as `read`, or the file holds something else.
     """
     tree = read(path)
-    kinds = {"model": dict, "optimizer": dict, "scaler": dict, "random": dict, "best": dict, "iteration": int,
-             "skipped": int}  # fmt: skip
-    wrong = [name for name, kind in kinds.items() if not isinstance(tree.get(name), kind)]
+    kinds = ("model", "optimizer", "scaler", "random")
+    wrong = [name for name in kinds if not isinstance(tree.get(name), dict)]
+    done = tree.get("iteration")
+    if not _is_count(done, iterations):
+        raise WeightsError(f"{path} says that {done!r} of {iterations} iterations are done.", hint=_OTHER)
+    counts = {"skipped": None, "in_a_row": 0, "evaluated": done}  # an older m2f did not write the last two
+    wrong += [name for name, default in counts.items() if not _is_count(tree.get(name, default), done)]
+    wrong += [] if _is_best(tree.get("best"), done) else ["best"]
     if wrong:
-        raise WeightsError(f"{path} is not the state of a run: {', '.join(wrong)} is missing or of another kind.")
+        raise WeightsError(f"{path} is not the state of a run: {', '.join(wrong)} is missing or makes no sense.")
     return tree
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_best(best: Any, done: int) -> bool:
+    if best == {}:
+        return True
+    is_whole = isinstance(best, dict) and isinstance(best.get("metric"), str) and _is_count(best.get("iteration"), done)
+    return is_whole and isinstance(best.get("value"), (int, float)) and best["value"] == best["value"]

@@ -40,13 +40,20 @@ class Source:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is empty.
+        Damaged: it is empty.
     """
 
     def __init__(self, origin: Path | bytes):
         self._file = None if isinstance(origin, bytes) else origin.open("rb")
         self.data: bytes | mmap.mmap = b""
-        self.data = origin if self._file is None else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if self._file is None:
+            self.data = origin
+        else:
+            try:
+                self.data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except ValueError as error:
+                self._file.close()
+                raise Damaged("it is empty") from error
         self.is_mapped = self._file is not None
 
     def __enter__(self) -> Source:

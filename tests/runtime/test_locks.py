@@ -104,3 +104,22 @@ def test_a_staging_folder_is_one_process_s_and_is_cleared(tmp_path):
         with staged(tmp_path / "y.onnx", "An export"):
             pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+@pytest.mark.parametrize("name", [".m2f.lock", ".m2f.lock.json"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_in_place_of_the_lock_changes_no_other_file(tmp_path, name, exists):
+    (tmp_path / "run").mkdir()
+    other = tmp_path / "other"
+    if exists:
+        other.write_text("mine")
+    (tmp_path / "run" / name).symlink_to(other)
+    if name == ".m2f.lock":
+        refused = pytest.raises(ConfigError, match=r"m2f.lock is a link, .* Remove the link.")
+        with refused, locked(tmp_path / "run", "A training"):
+            pass
+    else:
+        with locked(tmp_path / "run", "A training"):
+            pass
+    assert (other.read_text() == "mine") if exists else not other.exists()

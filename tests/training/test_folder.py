@@ -96,12 +96,8 @@ def test_a_kill_while_a_file_is_written_ends_no_run(tmp_path, whole, no_rescue, 
     with pytest.raises(Killed):
         run.start(settings(*CHANGES), tmp_path / "run", OPTIONS)
     monkeypatch.setattr(files.os, "replace", real)
-    if name == "env.json":  # nothing is there yet
+    if name in ("env.json", "config.yaml"):  # it is no run yet, and starts as if nothing had been there
         run.start(settings(*CHANGES), tmp_path / "run", OPTIONS)
-    elif name == "config.yaml":  # a moment later: it is no run, and the sentence says what to do
-        with pytest.raises(ConfigError, match="holds files already, and no run. Choose another --out, or empty it"):
-            run.start(settings(*CHANGES), tmp_path / "run", OPTIONS)
-        return
     else:
         run.start(settings(*CHANGES), tmp_path / "run", RESUME)
     assert_same_weights(whole, tmp_path / "run")
@@ -127,7 +123,48 @@ def test_a_resumed_run_leaves_what_says_how_it_was_started_and_removes_unfinishe
     assert environment["options"]["keep"] == 3 and environment["options"]["init"] == "random"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"options": 1}'])
+@pytest.mark.parametrize("options", [OPTIONS, RESUME], ids=["start", "resume"])
+@pytest.mark.parametrize("name", ["last", "best", "iteration_0000002"])
+def test_weights_without_what_resuming_needs_are_not_trained_over(tmp_path, whole, options, name):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    weights = tmp_path / "run" / "checkpoints" / f"{name}.safetensors"
+    shutil.copy(whole / "config.yaml", tmp_path / "run")
+    shutil.copy(whole / "checkpoints" / "last.safetensors", weights)
+    before = weights.read_bytes()
+    with pytest.raises(ConfigError, match=r"has weights but no checkpoints/resume.pt.* m2f train --init .*run --out"):
+        run.start(settings(), tmp_path / "run", options)
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "iteration_0000001.safetensors"])
+def test_weights_are_written_after_what_resuming_needs(tmp_path, no_rescue, monkeypatch, name):
+    """So a run killed beside its first weights can go on."""
+    real = os.replace
+
+    def dying(part, path):
+        real(part, path)
+        if Path(path).name == name:
+            raise Killed
+
+    changes = ("train.batch=1", "train.iterations=1", "train.eval_every=1", "data.scenes.val=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", dying)
+        with pytest.raises(Killed):
+            run.start(settings(*changes), tmp_path / "run", replace(OPTIONS, keep=1))
+    assert (tmp_path / "run" / "checkpoints" / name).is_file()
+    assert run.start(settings(), tmp_path / "run", replace(RESUME, keep=1)).iteration == 1
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"resume.pt", "last.safetensors", "best.safetensors", "iteration_0000001.safetensors"}
+
+
+def test_a_file_of_somebody_else_that_is_called_env_json_is_kept(tmp_path):
+    (tmp_path / "env.json").write_text('{"options": {}, "mine": 1}')
+    with pytest.raises(ConfigError, match="holds files already, and no run"):
+        run.start(settings(), tmp_path, OPTIONS)
+    assert "mine" in (tmp_path / "env.json").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"options": 1}', '{"options": {"keep": "x"}}'])
 def test_a_damaged_record_is_one_sentence(tmp_path, whole, content, capsys):
     """Of an m2f that did not write it whole."""
     shutil.copytree(whole, tmp_path / "run")
@@ -137,6 +174,13 @@ def test_a_damaged_record_is_one_sentence(tmp_path, whole, content, capsys):
     assert "env.json" in err and "Remove it, and give --data and the other options" in err and "bug" not in err
     (tmp_path / "run" / "env.json").unlink()
     assert cli.run(["train", "--out", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
+
+
+def test_a_damaged_configuration_says_what_to_do(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert cli.run(["train", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert f"m2f train --init {tmp_path / 'run'} --out NEW_RUN" in capsys.readouterr().err
 
 
 # --- another process --------------------------------------------------------------------------------------------------

@@ -11,8 +11,12 @@ import sys
 import pytest
 from training.tiny import settings
 
+from m2f_cli.data.prepare.journal import Journal as PrepareJournal
 from m2f_cli.errors import ConfigError, MissingDependency
-from m2f_cli.training import run
+from m2f_cli.inference import picture_journal
+from m2f_cli.inference.journal import Journal
+from m2f_cli.inference.sources import RUN_MARK
+from m2f_cli.training import demo, run
 from m2f_cli.training.logs import LOGGERS, JsonLines, make_loggers
 
 CONFIG = {"name": "tiny", "train": {"batch": 4, "steps": [1, 2], "nothing": None}}
@@ -128,3 +132,22 @@ def test_a_missing_package_is_found_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(MissingDependency, match="--logger trackio needs the package trackio"):
         run.start(settings(), tmp_path / "run", run.Options(init="random", device="cpu", loggers=("trackio",)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_link_in_place_of_a_file_that_is_added_to_is_refused(tmp_path):
+    """Of a run, a demo, `data prepare`, `predict` and `eval`."""
+    other = tmp_path / "other"
+    other.write_text("mine")
+    adding = {
+        "metrics.jsonl": JsonLines,
+        demo.MARK: lambda path: demo._record(path.parent, "x"),
+        RUN_MARK: lambda path: Journal(path.parent, {"model": "x"}),
+        ".table.journal": lambda path: PrepareJournal(path.parent / "table"),
+        "pictures.jsonl": lambda path: picture_journal.appending(path, {"model": "x"}).__enter__(),
+    }
+    for name, add in adding.items():
+        (tmp_path / name).symlink_to(other)
+        with pytest.raises(ConfigError, match="is a link, and m2f would write to what it leads to"):
+            add(tmp_path / name)
+    assert other.read_text() == "mine"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from ...runtime.files import writing_to
+from ...runtime.files import refuse_link, writing_to
 
 
 class Journal:
@@ -25,6 +25,7 @@ class Journal:
             return
         with writing_to(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_link(self.path)
             self.file = self.path.open("w+b" if fresh else "a+b")
         self._read()
 
