@@ -215,7 +215,8 @@ def test_pages_and_sheets(out):
 @pytest.mark.parametrize(
     ("names", "writer"),
     [(("/a/x", "a/x"), "overlay"), (("../x", "x"), "color-png"), (("a\\x", "a/x"), "coco-panoptic"),
-     ((f"a/{FRAME}_one", f"a/{FRAME}_two"), "cityscapes-semantic")],
+     ((f"a/{FRAME}_one", f"a/{FRAME}_two"), "cityscapes-semantic"), (("x", "x.png/in"), "overlay-png"),
+     (("a/x.json/b/in", "a/x"), "polygons")],
 )  # fmt: skip
 def test_images_that_would_be_written_to_one_place(names, writer, out, tmp_path):
     with pytest.raises(DataError) as caught:
@@ -233,6 +234,15 @@ def test_converted_images_that_would_be_written_to_one_place(names, out):
     with pytest.raises(DataError) as caught:  # of a city of the data set's own name, "out", are images without one
         write_out(Opened(Path("x"), (data,), "panoptic"), {"train": records}, out, "cityscapes")
     assert all(repr(name) in str(caught.value) for name in names) and not out.exists()
+
+
+@pytest.mark.parametrize(("target", "name"), [("label-maps", "x.png/in"), ("coco-panoptic", "x.tif/in")])
+def test_converted_images_of_which_one_is_a_file_where_the_other_needs_a_folder(target, name, out):
+    records = [dataclasses.replace(record("x"), image=Path("x.tif")), record(name)]
+    data = DataSet("x", "coco-panoptic", "train", "panoptic", CATEGORIES, records)
+    with pytest.raises(DataError, match="a file where the other needs a folder") as caught:
+        write_out(Opened(Path("x"), (data,), "panoptic"), {"train": records}, out, target)
+    assert repr(name) in str(caught.value) and not out.exists()
 
 
 def test_files_whose_results_would_meet_get_other_names(out):

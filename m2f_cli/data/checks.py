@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError
 from ..types import Categories, Truth
 from .picture import picture_size
-from .records import DataSet, Record, check_size
+from .records import DataSet, Record, check_size, is_file
 from .regions import Regions, regions_of
 
 BACKGROUNDS = frozenset(("background", "bg", "_background_", "unlabeled", "unlabelled", "void", "ignore", "none"))
@@ -286,7 +286,7 @@ def shared_pictures(data: DataSet, other: DataSet) -> list[tuple[str, str]]:
 def _by_length(data: DataSet) -> dict[int, list[Record]]:
     found = defaultdict(list)
     for record in data.records:
-        if record.image is not None and record.image.is_file():
+        if record.image is not None and is_file(record.image):
             found[record.image.stat().st_size].append(record)
     return found
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import DataError
 from .fingerprints import difference_hash, digest
 from .picture import open_small, read_picture
-from .records import PictureFile, Record, check_size
+from .records import PictureFile, Record, check_size, is_file
 from .regions import Regions, regions_of
 
 DRAFT_EDGE = 64  # least pixels of a JPEG that its hash is made of: libjpeg decodes it reduced, and still to the end
@@ -90,7 +90,7 @@ def _picture(record: Record) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"The annotated picture {path} is missing.", hint="Copy it there, or drop its entry.")
     try:
         return path.read_bytes()

@@ -45,6 +45,11 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path that comes from data leads to a file; see `is_there`."""
+    return is_there(path) and path.is_file()
+
+
 def check_size(picture: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
     """Refuse a picture of another (height, width) than its annotation.
 

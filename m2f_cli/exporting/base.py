@@ -6,12 +6,12 @@ made without arguments. It writes and opens; everything else happens here.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,9 +25,9 @@ from ..inference.masks import Size
 from ..inference.output import write_json
 from ..inference.segmenter import Segmenter
 from ..inference.wrapper import Wrapper
-from ..runtime import random_state
+from ..runtime import documents, random_state
 from ..runtime.files import share_as_usual
-from ..runtime.locks import staged
+from ..runtime.locks import is_lock, locked, staged
 from ..types import Task
 from .quantise import measure, open_measured
 from .verify import Comparison, Tolerance, check, compare, default_cases, tolerance_for
@@ -146,10 +146,11 @@ def export(
     Args:
         path: the file, or the folder of a format that is one. Its suffix is that of the format.
         format: a name of the group "exporters", or with `trust_code` "module:object".
-        overwrite: replace what is there.
+        overwrite: replace the file, or the files of an earlier export of this format to this folder; others stay.
 
     Raises:
-        ConfigError: there is something already, another process makes it, or the format cannot do what the options say.
+        ConfigError: there is something already that is no such export, or was not to be replaced; another process is
+            at work there; or the format cannot do what the options say.
         MissingDependency: the format needs an extra.
         ExportError: it cannot be written, or differs from the model more than the tolerance; nothing is left behind.
     """
@@ -158,9 +159,9 @@ def export(
     with plugins.using(format):
         exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
     plain = model.inner if isinstance(model, Wrapper) else model
-    _check_request(plain, path, exporter, options, overwrite)
+    _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
-    with random_state.kept(), _staging(path) as part:
+    with random_state.kept(), _staging(path, overwrite) as part:
         tell(Step(f"Writing {format}"))
         exporter.write(plain, part, options)
         size = _size_of(part.parent)
@@ -224,14 +225,19 @@ def _measured(model: Segmenter, options: Options) -> EvalData | None:
     return open_measured(model, options.measure)
 
 
-def _check_request(model: Segmenter, path: Path, exporter: Exporter, options: Options, overwrite: bool) -> None:
+def _check_request(
+    model: Segmenter, path: Path, format: str, exporter: Exporter, options: Options, overwrite: bool
+) -> None:
     if model.model is None:
         raise ConfigError(f"{model.source} is an exported file already.", hint="Export the checkpoint that it is of.")
     if exporter.suffix and path.suffix != exporter.suffix:
         raise ConfigError(f"The file of this format ends in {exporter.suffix}, and {path} does not.")
-    is_empty = path.is_dir() and not exporter.suffix and not any(path.iterdir())
-    if path.exists() and not is_empty and not overwrite:
-        raise ConfigError(f"{path} exists already.", hint="Choose another --out, or pass --overwrite.")
+    if path.is_dir() and not exporter.suffix:
+        _check_folder(path, format, overwrite)
+    else:
+        _check_file(path, overwrite)
+        if exporter.suffix and _format_in(path.with_name(RECORD)) is None:
+            _check_file(path.with_name(RECORD), overwrite)
     check_size(model, options)
     if options.postprocess not in (None, *model.tasks):
         raise ConfigError(
@@ -239,6 +245,45 @@ def _check_request(model: Segmenter, path: Path, exporter: Exporter, options: Op
             hint=f"Use --postprocess {model.tasks[0]}.",
         )
     exporter.check(model, options)
+
+
+def _check_folder(path: Path, format: str, overwrite: bool) -> None:
+    """
+    Raises:
+        ConfigError: the folder holds something, and is no export of this format or not to be replaced.
+    """
+    if all(is_lock(each) for each in path.iterdir()):
+        return
+    if _format_in(path / RECORD) != format:
+        raise ConfigError(
+            f"The folder {path} is not empty, and no earlier export as {format}: there is no {RECORD} that says so.",
+            hint="Choose another --out: --overwrite replaces only what such an export wrote.",
+        )
+    if not overwrite:
+        raise ConfigError(f"{path} exists already.", hint="Choose another --out, or pass --overwrite.")
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        ConfigError: a folder is where the file is to be, or something that is not to be replaced.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, and the export writes a file there.", hint="Choose another --out.")
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(f"{path} exists already.", hint="Choose another --out, or pass --overwrite.")
+
+
+def _format_in(record: Path) -> str | None:
+    """The format that an export.json is about; None for what is none."""
+    if not record.is_file():
+        return None
+    try:
+        tree = documents.read_json(record)
+    except DataError:
+        return None
+    is_record = isinstance(tree, dict) and {"schema_version", "file", "format", "comparisons"} <= tree.keys()
+    return tree["format"] if is_record and isinstance(tree["format"], str) else None
 
 
 def check_size(model: Segmenter, options: Options) -> None:
@@ -258,38 +303,55 @@ def check_size(model: Segmenter, options: Options) -> None:
 
 
 @contextmanager
-def _staging(path: Path) -> Iterator[Path]:
+def _staging(path: Path, overwrite: bool) -> Iterator[Path]:
     """`path` in a hidden folder beside it; what is in that folder at the end moves to where `path` is.
 
     Raises:
-        ExportError: it cannot be written: no space, no permission.
+        ConfigError: another process is at work there. ExportError: it cannot be written: no space, no permission.
     """
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(staged(path, "An export"))
+            stack.enter_context(locked(path, "Another command") if path.is_dir() else nullcontext())
         except ConfigError:  # another process is at work
             raise
         except M2FError as error:
             raise ExportError(error.message) from error
-        yield from _moved_from(folder, path)
+        yield from _moved_from(folder, path, overwrite)
 
 
-def _moved_from(folder: Path, path: Path) -> Iterator[Path]:
+def _moved_from(folder: Path, path: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield folder / path.name
         share_as_usual(folder)
-        _move(folder, path)
+        _move(folder, path, overwrite)
     except OSError as error:
         raise ExportError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def _move(folder: Path, path: Path) -> None:
-    """Companions first: when the file itself is there, all of it is."""
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == path.name):
-        target = path.parent / entry.name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        os.replace(entry, target)
+def _move(folder: Path, path: Path, overwrite: bool) -> None:
+    """Put what was written where it belongs. Whatever else lies there stays.
+
+    Companions come first: when the file itself is there, all of it is. Of a folder, the record comes last.
+
+    Raises:
+        ConfigError: something else lies where a companion is to be. Nothing has been moved then.
+    """
+    part = folder / path.name
+    inside = {part: path}
+    if part.is_dir() and path.is_dir():
+        inside = {each: path / each.relative_to(part) for each in part.rglob("*") if not each.is_dir()}
+    beside = {each: path.parent / each.name for each in folder.iterdir() if each != part}
+    for source, target in {**beside, **inside}.items():
+        if source in inside or not (target.name == RECORD or _is_same(source, target)):
+            _check_file(target, overwrite)
+    for source, target in [*beside.items(), *sorted(inside.items(), key=lambda move: move[0].name == RECORD)]:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def _record_of(part: Path, exporter: Exporter) -> Path:

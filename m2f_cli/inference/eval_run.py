@@ -144,6 +144,11 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)
+    if evaluation.save and done:  # a picture whose predictions were lost is done again
+        with _saver(evaluation, 0) as saver:
+            saver.gather()
+            done = {number for number in done
+                    if number >= evaluation.count or saver.is_saved(evaluation.records[number])}  # fmt: skip
     return [number for number in range(evaluation.count) if number not in done]
 
 

@@ -61,26 +61,38 @@ class Saver:
             if name in SHARED:
                 shared[name] = SHARED[name].entry(results[task], record.name, file_name)
         main = results[next(iter(self.writers))]
-        entry = {"name": record.name, "file": str(image or record.name), "width": main.size[1], "height": main.size[0]}
+        entry = {"name": record.name, "file": _file_of(record), "width": main.size[1], "height": main.size[0]}
         entry |= contents(main)
         return {"record": {**entry, "files": listed(files, self.folder)}, "shared": shared}
 
     def append(self, entry: dict[str, Any]) -> None:
         self.journal.append(entry)
 
-    def conclude(self, names: Sequence[str]) -> None:
-        """Put the journals of all processes together, and write the shared files, in the order of `names`."""
+    def is_saved(self, record: Any) -> bool:
+        """Return whether a picture is in this journal, and all its files are there."""
+        return self.journal.is_finished(record.name, _file_of(record))
+
+    def gather(self) -> None:
+        """Put the journals of all processes together."""
         for shard in sorted(self.folder.glob(SHARD.format("*"))):
             with Journal(shard, self.head) as other:
                 for entry in other.entries(list(other.offsets)):
                     self.journal.append(entry)
             shutil.rmtree(shard)
+
+    def conclude(self, names: Sequence[str]) -> None:
+        """Put the journals of all processes together, and write the shared files, in the order of `names`."""
+        self.gather()
         assemble(self.journal, names, self.formats, self.categories)
 
     def _pairs(self) -> Iterator[tuple[Task, str, Writer]]:
         for task, writers in self.writers.items():
             for name, writer in writers.items():
                 yield task, name, writer
+
+
+def _file_of(record: Any) -> str:
+    return str(getattr(record, "image", None) or record.name)
 
 
 def writers_by_task(

@@ -174,7 +174,8 @@ def _parsed(raw: bytes, path: Path, *keys: str) -> Line:
     except (ValueError, RecursionError):
         return _refuse(path)
     kinds = {"name": str, "number": int, "header": dict}
-    fits = isinstance(line, dict) and all(isinstance(line.get(key), kinds[key]) for key in keys)
+    fits = isinstance(line, dict) and all(type(line.get(key)) is kinds[key] for key in keys)
+    fits = fits and ("number" not in keys or line["number"] >= 0)
     return line if fits else _refuse(path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
-from ..runtime.files import safe_name
+from ..runtime.files import Distinct, safe_name
 
 PICTURES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -186,20 +186,25 @@ class _Names:
     """Gives each picture a name of its own. Letter case does not tell names apart: some file systems ignore it."""
 
     def __init__(self) -> None:
+        self.taken = Distinct("pictures")
         self.owners: dict[str, Path] = {}
 
     def give(self, path: Path, base: Path) -> str:
         relative = path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
         plain = relative.with_suffix("").as_posix()
-        name = next(name for name in self._choices(plain, path) if _folded(name) not in self.owners)
+        name = next(name for name in self._choices(plain, path) if self.taken.owner(_folded(name)) is None)
+        self.taken.add(name, _folded(name))
         self.owners[_folded(name)] = path
         return name
 
     def _choices(self, plain: str, path: Path) -> Iterator[str]:
         yield plain
-        folder = path.absolute().parent
-        if folder.name and self.owners[_folded(plain)].absolute().parent != folder:
+        folder, owner = path.absolute().parent, self.owners.get(_folded(plain))
+        if owner is not None and folder.name and owner.absolute().parent != folder:
             yield f"{folder.name}/{path.stem}"
         yield f"{plain}_{path.suffix.lstrip('.')}"
+        if owner is None:  # one of its folders is called as the results of another picture are
+            plain = plain.replace("/", "_")
+            yield plain
         for number in itertools.count(2):
             yield f"{plain}-{number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) ->
         ConfigError: a part or one of its options is unknown, missing or makes no sense, or names code without
             `trust_code`.
     """
-    backbone = _make("backbones", config.backbone, trust_code)
-    pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, channels=backbone.channels)
+    backbone = _make("backbones", config.backbone, trust_code, has=("channels",))
+    has = ("dim", "mask_dim")
+    pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, has=has, channels=backbone.channels)
     given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}
     given |= _for_pilots(config)
     decoder = _make("decoders", config.decoder, trust_code, **given)
@@ -87,8 +89,22 @@ def _for_pilots(config: ModelConfig) -> dict[str, bool]:
     return {name: value for name, value in asked.items() if name not in config.decoder.options}
 
 
-def _make(group: str, component: Component, trust_code: bool, **given: Any) -> Any:
+def _make(group: str, component: Component, trust_code: bool, *, has: Sequence[str] = (), **given: Any) -> Any:
+    """Make one part; `has` names the attributes that the next part needs."""
     part = plugins.get(group, component.name, trust_code=trust_code)
+    with plugins.using(component.name):
+        made = _called(part, component, given)
+    lacking = [name for name in has if not hasattr(made, name)]
+    if not isinstance(made, nn.Module) or lacking:
+        what = f"lacks {' and '.join(lacking)}" if isinstance(made, nn.Module) else f"is {type(made).__name__}"
+        needed = "a torch.nn.Module" + (f" with {' and '.join(has)}" if has else "")
+        raise ConfigError(
+            f"What {component.name!r} makes for {group} {what}; it must be {needed}.", hint="Look into that code."
+        )
+    return made
+
+
+def _called(part: Any, component: Component, given: dict[str, Any]) -> Any:
     parameters = inspect.signature(part).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     options = component.options

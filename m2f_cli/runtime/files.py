@@ -8,7 +8,7 @@ import re
 import stat
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError, M2FError
 from .text import json_text
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
+SUFFIXES = (".jpg", ".png", ".json", ".txt")  # that writers of results and of annotations give to files
 _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
 # Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
@@ -177,15 +178,27 @@ def lies_in(folder: Path, name: str) -> bool:
 
 
 class Distinct:
-    """Names from data that must become different paths; see `safe_name`.
+    """Names from data that must become different paths, none of which is a file where another needs a folder.
 
     Args:
         what: what has the names, in the plural, for the message.
+        suffixes: what writers add to a path, so that a folder "x.png" cannot stand beside the results of "x".
     """
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, suffixes: Iterable[str] = SUFFIXES):
         self.what = what
+        self.suffixes = tuple(dict.fromkeys(suffixes))
         self.owners: dict[str, str] = {}
+        self.folders: dict[str, str] = {}  # those whose name ends as a file does
+
+    def owner(self, path: str) -> str | None:
+        """Return the name that stands in the way of a path."""
+        key = os.path.normcase(path)
+        if key in self.owners:
+            return self.owners[key]
+        needed = (self.folders.get(key + suffix) for suffix in self.suffixes)
+        files = (self.owners.get(folder.removesuffix(suffix)) for folder, suffix in self._like_files(key))
+        return next((name for name in (*needed, *files) if name is not None), None)
 
     def add(self, name: str, path: str | None = None) -> None:
         """Take one more name.
@@ -194,15 +207,28 @@ class Distinct:
             path: what the name becomes; by default `safe_name`.
 
         Raises:
-            DataError: an earlier name has become the same path.
+            DataError: an earlier name stands in its way: it has become the same path, or one of them is a file where
+                the other needs a folder.
         """
         path = safe_name(name) if path is None else path
-        key = os.path.normcase(path)
-        if key in self.owners:
-            names = " and ".join(dict.fromkeys(map(repr, (self.owners[key], name))))
-            hint = "Rename one of them."
-            raise DataError(f"Two {self.what} are called {names}: what is written would be {path!r} twice.", hint=hint)
+        key, other = os.path.normcase(path), self.owner(path)
+        if other is not None:
+            names = " and ".join(dict.fromkeys(map(repr, (other, name))))
+            why = f"what is written would be {path!r} twice"
+            if key not in self.owners:
+                why = "one would be written as a file where the other needs a folder"
+            raise DataError(f"Two {self.what} are called {names}: {why}.", hint="Rename one of them.")
         self.owners[key] = name
+        for folder, _ in self._like_files(key):
+            self.folders.setdefault(folder, name)
+
+    def _like_files(self, key: str) -> Iterator[tuple[str, str]]:
+        """The folders above a path whose name ends as a file does, each with that end."""
+        parts = key.replace(os.sep, "/").split("/")
+        for count, part in enumerate(parts[:-1], 1):
+            for suffix in self.suffixes:
+                if part.endswith(suffix):
+                    yield os.path.normcase("/".join(parts[:count])), suffix
 
 
 def _safe_part(part: str) -> str:

@@ -120,6 +120,9 @@ def test_pictures_elsewhere_and_inside(tmp_path):
     (tmp_path / "inside" / "a.jpg").unlink()
     record = open_data(tmp_path / "inside", "train").records[0]
     assert record.image is None
+    labelme(tmp_path / "long", imagePath=f"{'x' * 300}.png", imageData=png(pixels_HW3))
+    (tmp_path / "long" / "a.jpg").unlink()
+    assert open_data(tmp_path / "long", "train").records[0].image is None
     assert np.array_equal(record.read_image(), pixels_HW3)
     assert len(record.read_truth().objects) == 1
 

@@ -31,11 +31,12 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.checks import describe
+from m2f_cli.data.checks import describe, shared_pictures
 from m2f_cli.data.detect import open_data
 from m2f_cli.data.fingerprints import MOST_BITS, Twin, difference_hash
 from m2f_cli.data.inspection import look_at
 from m2f_cli.data.leftovers import leftovers
+from m2f_cli.data.records import PictureFile
 from m2f_cli.data.regions import areas_in, regions_of
 from m2f_cli.data.report import EDGES, class_rows, edge_names, inspect, open_splits, report
 from m2f_cli.errors import DataError
@@ -222,6 +223,19 @@ def test_a_picture_that_lies_on_its_side(tmp_path):
     exif[0x0112] = 6  # turn it by 90 degrees to see it
     picture.save(folder / "images/train/0.jpg", exif=exif)
     assert look_at(open_data(folder, "train").records[0], 3).size == SIZE
+
+
+def test_a_name_that_is_too_long_for_a_file_is_a_missing_file(tmp_path):
+    folder = label_maps(tmp_path, [SOUND] * 3)
+    data = open_data(folder, "train")
+    long = folder / "images" / f"{'x' * 300}.jpg"
+    first, second, third = data.records
+    second = dataclasses.replace(second, image=long, read_image=PictureFile(long))
+    data = dataclasses.replace(data, records=(first, second, third))
+    found = report([data, dataclasses.replace(data, split="val")])
+    assert {name for name, _ in shared_pictures(data, data)} == {"0", "2"}
+    assert [(problem.name, problem.kind) for problem in found.splits[0].problems] == [("1", "missing-file")]
+    assert found.splits[0].description.looked_at == 2
 
 
 def test_pictures_that_are_no_files(tmp_path):

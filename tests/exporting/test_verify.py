@@ -18,6 +18,7 @@ from m2f_cli.data.categories import from_names
 from m2f_cli.errors import ConfigError, ExportError
 from m2f_cli.exporting import base, verify
 from m2f_cli.exporting.base import Options
+from m2f_cli.runtime.locks import locked
 from m2f_cli.types import Instances, PanopticMap, Segment, SemanticMap
 
 CATEGORIES = from_names(NAMES, things=NAMES[:3])
@@ -110,6 +111,91 @@ def test_an_existing_file_is_replaced_only_on_request(copies, tmp_path):
     assert (tmp_path / "a.copy").read_text() == "mine"
     base.export(tiny_segmenter(), tmp_path / "a.copy", "fake_exporter:Exporter", overwrite=True, trust_code=True)
     assert (tmp_path / "a.copy").read_bytes() == b"12345"
+
+
+class Folders(Copies):
+    """An exporter whose export is a folder."""
+
+    suffix = ""
+
+    def write(self, model, path, options):
+        path.mkdir()
+        (path / "weights").write_bytes(b"12345")
+
+    def open(self, path, model, options):
+        return super().open(path / "weights", model, options)
+
+
+def export_over(path, kind="Exporter"):
+    base.export(tiny_segmenter(), path, f"fake_exporter:{kind}", overwrite=True, trust_code=True)
+
+
+def contents_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("names", [
+    ["config.yaml", "checkpoints/last.safetensors", "checkpoints/resume.pt"], ["thesis.txt"],
+    ["export.json", "thesis.txt"],
+])  # fmt: skip
+def test_overwrite_keeps_folders_that_are_no_export(copies, tmp_path, monkeypatch, names):
+    monkeypatch.setattr(sys.modules["fake_exporter"], "Folders", Folders, raising=False)
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    before = contents_of(tmp_path)
+    with pytest.raises(ConfigError, match="no earlier export as fake_exporter:Folders") as caught:
+        export_over(tmp_path / "out", "Folders")
+    assert str(tmp_path / "out") in str(caught.value) and contents_of(tmp_path) == before
+
+
+def test_overwrite_of_a_folder_keeps_what_the_export_did_not_write(copies, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["fake_exporter"], "Folders", Folders, raising=False)
+    out = tmp_path / "out"
+    out.mkdir()  # an empty one may be there
+    base.export(tiny_segmenter(), out, "fake_exporter:Folders", trust_code=True)
+    with pytest.raises(ConfigError, match="exists already"):
+        base.export(tiny_segmenter(), out, "fake_exporter:Folders", trust_code=True)
+    (out / "notes").mkdir()
+    (out / "notes" / "thesis.txt").write_text("mine")
+    (out / "weights").write_text("old")
+    with locked(out, "A training"), pytest.raises(ConfigError, match="is at work in"):
+        export_over(out, "Folders")
+    assert (out / "weights").read_text() == "old"
+    export_over(out, "Folders")
+    assert set(contents_of(tmp_path)) == {"out/export.json", "out/notes/thesis.txt", "out/weights"}
+    assert (out / "weights").read_bytes() == b"12345"
+    (out / "weights").unlink()
+    (out / "weights").mkdir()  # somebody's folder
+    with pytest.raises(ConfigError, match="weights is a folder"):
+        export_over(out, "Folders")
+    sys.modules["fake_exporter"].Other = Folders
+    with pytest.raises(ConfigError, match="no earlier export as fake_exporter:Other"):  # of another format
+        export_over(out, "Other")
+
+
+@pytest.mark.parametrize("name", ["a.copy", "export.json", "beside.txt"])
+def test_files_and_folders_beside_an_export_are_kept(copies, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    before = contents_of(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name} exists already"):
+        export(tmp_path / "a.copy")
+    assert contents_of(tmp_path) == before
+    export_over(tmp_path / "a.copy")
+    assert (tmp_path / "a.copy").read_bytes() == b"12345"
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    before = contents_of(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name} is a folder"):
+        export_over(tmp_path / "a.copy")
+    assert contents_of(tmp_path) == before
+
+
+def test_a_second_export_beside_the_first(copies, tmp_path):
+    export(tmp_path / "a.copy")
+    export(tmp_path / "b.copy")  # the record is of an export, the companion is the same
+    assert json.loads((tmp_path / "export.json").read_text())["file"] == "b.copy"
 
 
 def test_requests_that_make_no_sense(copies, tmp_path):

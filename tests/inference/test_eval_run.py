@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,7 +132,10 @@ def test_another_evaluation_is_refused(tmp_path):
     assert (tmp_path / "a" / "pictures.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [b"{]\n", b'{"name": "003"}\n', b"[1]\n", b"7\n"])
+@pytest.mark.parametrize("damage", [
+    b"{]\n", b'{"name": "003"}\n', b"[1]\n", b"7\n", b'{"name": "003", "number": -1, "error": "x"}\n',
+    b'{"name": "003", "number": true, "error": "x"}\n',
+])  # fmt: skip
 def test_a_damaged_journal(tmp_path, damage):
     run(evaluation(tmp_path / "a"))
     path = tmp_path / "a" / "pictures.jsonl"
@@ -191,6 +195,40 @@ def test_predictions_are_written_while_scoring(tmp_path):
     run(evaluation(folder, items, save=formats), resume=True)
     document = json.loads((out / "panoptic.json").read_text())
     assert [entry["file_name"] for entry in document["annotations"]] == ["000.png", "001.png", "002.png", "003.png"]
+
+
+@pytest.mark.parametrize("lost", [".predict.jsonl", "overlay/001.jpg", "", "never"])
+def test_predictions_that_were_lost_are_made_again(tmp_path, lost):
+    items, folder = records(3), tmp_path / "a"
+    out = folder / "predictions"
+    whole = run(evaluation(folder, items, save=[] if lost == "never" else ["overlay"]))
+    if lost == ".predict.jsonl":
+        (out / lost).write_bytes(b"")
+    elif lost == "":
+        shutil.rmtree(out)
+    elif lost != "never":
+        (out / lost).unlink()
+    segmenter = FakeSegmenter()
+    again = run(evaluation(folder, items, segmenter=segmenter, save=["overlay"]), resume=True)
+    assert len(segmenter.batches) == (1 if "001" in lost else 3) and text(again) == text(whole)
+    tree = json.loads((out / "predictions.json").read_text())
+    assert [each["name"] for each in tree["predictions"]] == ["000", "001", "002"]
+    assert all((out / file).is_file() for each in tree["predictions"] for file in each["files"])
+    assert [line["number"] for line in lines(folder)[1:]] == [0, 1, 2]
+    segmenter = FakeSegmenter()
+    run(evaluation(folder, items, segmenter=segmenter, save=["overlay"]), resume=True)
+    assert not segmenter.batches
+
+
+def test_predictions_of_a_further_process_that_was_killed_are_kept(tmp_path):
+    items, folder = records(3), tmp_path / "a"
+    run(evaluation(folder, items, save=["overlay"]))
+    shard = folder / "predictions" / ".process-1"
+    shard.mkdir()
+    (folder / "predictions" / ".predict.jsonl").rename(shard / ".predict.jsonl")
+    segmenter = FakeSegmenter()
+    run(evaluation(folder, items, segmenter=segmenter, save=["overlay"]), resume=True)
+    assert not segmenter.batches and not shard.exists()
 
 
 def test_a_format_for_a_task_that_is_not_measured(tmp_path):

@@ -38,6 +38,21 @@ def test_stems_never_meet(tree):
     assert names("in/a.jpg", "in/day/a.jpg", "in/a.png") == ["a", "day/a", "a_png"]
 
 
+def test_folders_that_are_called_as_results_of_other_pictures(tree):
+    for name in ("a.png/in.jpg", "a.png/in.tif", "b.json/day/in.jpg", "day/a.jpg.png/in.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    assert names("in/a.jpg", tree / "b.PNG", tree) == [
+        "a", "b", "a.png_in", "a.png_in-2", "b.json_day_in", "day/a", "day/a.jpg.png/in", "day/night/z",
+    ]  # fmt: skip
+    assert names("in/a.png", "in/b.json", "in/a.jpg")[0] == "in"
+    (tree / "z").mkdir()
+    for name in ("z/x.png/in.jpg", "z/x.tif"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).touch()
+    assert names("in/z/*/*.jpg", "in/z") == ["x.png/in", "x_tif"]
+
+
 def test_equal_folders_below_two_sources(tree, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.jpg").touch()

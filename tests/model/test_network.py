@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from parts import randomise, tiny_config
@@ -225,6 +227,32 @@ def test_configurations_that_make_no_sense():
     with pytest.raises(ConfigError, match=r"strides \[2, 4, 8, 16\]"):
         pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
         build(tiny_config(name="timm", model="resnet18", output_stride=16, out_indices=(0, 1, 2, 3)), 3)
+
+
+class Raises:
+    def __init__(self):
+        raise EOFError("nothing left")
+
+
+@pytest.mark.parametrize("part", ["backbone", "pixel_decoder", "decoder"])
+@pytest.mark.parametrize(("code", "message"), [
+    (lambda **given: None, "is NoneType; it must be a torch.nn.Module"), (lambda **given: 5, "is int; "),
+    ("text", "TypeError"), (Raises, "EOFError: nothing left|unexpected keyword"),
+])  # fmt: skip
+def test_code_of_a_user_that_makes_no_part(monkeypatch, part, code, message):
+    monkeypatch.setattr(sys.modules[__name__], "of_a_user", code, raising=False)
+    config = tiny_config().model_copy(update={part: Component(name=f"{__name__}:of_a_user")})
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(config, 3, trust_code=True)
+    assert f"{__name__}:of_a_user" in str(caught.value)
+
+
+def test_code_of_a_user_that_lacks_what_the_next_part_needs(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "of_a_user", torch.nn.Identity, raising=False)
+    name = f"{__name__}:of_a_user"
+    for part, lacking in (("backbone", "channels"), ("pixel_decoder", "dim and mask_dim")):
+        with pytest.raises(ConfigError, match=f"lacks {lacking}; "):
+            build(tiny_config().model_copy(update={part: Component(name=name)}), 3, trust_code=True)
 
 
 @pytest.mark.parametrize(("size", "shift"), [((9, 17), 3), ((14, 7), 3), ((5, 5), 0)])

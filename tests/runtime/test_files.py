@@ -119,6 +119,25 @@ def test_names_that_become_one_path_are_refused_with_both():
         assert repr(name) in str(caught.value) and repr(other) in str(caught.value)
 
 
+@pytest.mark.parametrize(("file", "inside"), [("x", "x.png/in"), ("a/x", "a/x.jpg/b/in"), ("x.v2", "x.v2.json/in")])
+def test_a_file_where_another_name_needs_a_folder_is_refused_with_both(file, inside):
+    for names in ((file, inside), (inside, file)):
+        distinct = Distinct("images")
+        for name in ("x/in", "x.v3/in", "y", "y.png", names[0]):
+            distinct.add(name)
+        with pytest.raises(DataError, match="a file where the other needs a folder") as caught:
+            distinct.add(names[1])
+        assert repr(file) in str(caught.value) and repr(inside) in str(caught.value)
+
+
+def test_only_folders_named_as_files_of_these_suffixes_are_refused():
+    distinct = Distinct("images", [".bmp"])
+    for name in ("x", "x.png/in", "x.bm/in"):
+        distinct.add(name)
+    with pytest.raises(DataError, match="needs a folder"):
+        distinct.add("x.bmp/in")
+
+
 def test_what_lies_in_a_folder(tmp_path):
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)

@@ -21,7 +21,7 @@ import cv2
 
 from ...cores import usable_cores
 from ...errors import ConfigError, DataError, M2FError
-from ...runtime.files import Distinct, safe_name, writing_to
+from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
 from ...runtime.locks import staged
 from ...runtime.text import json_text
 from ..records import Record, check_size
@@ -181,7 +181,8 @@ def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple
     ids = [record.image_id for record in records]
     if None in ids or len(set(ids)) < len(ids):
         ids = list(range(1, len(records) + 1))
-    distinct, placed = Distinct(f"images of {split}"), []
+    distinct = Distinct(f"images of {split}", (*SUFFIXES, *filter(None, map(_suffix, records))))
+    placed = []
     for record, key in zip(records, ids, strict=True):
         place = Place(split, safe_name(record.name), _suffix(record), key)
         # A format may put folders before a name, as that of Cityscapes does: its paths must differ, too.

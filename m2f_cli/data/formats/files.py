@@ -13,6 +13,7 @@ from PIL import Image
 from ...errors import DataError
 from ...runtime import documents
 from ..picture import open_image
+from ..records import is_file
 
 _ONE_VALUE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -74,7 +75,7 @@ def values_in(plane_HW: np.ndarray) -> np.ndarray:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a mask. Its EXIF does not turn it: its numbers are read as the tool that drew them laid them down."""
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"The mask {path} is missing.", hint="Copy it there, or leave its picture out.")
     with open_image(path) as image:
         yield image

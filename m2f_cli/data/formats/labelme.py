@@ -18,7 +18,7 @@ from ...runtime import documents
 from ...types import Categories, InstanceTruth, TrueObject
 from ..categories import from_names
 from ..picture import decode_image, open_image, picture_size
-from ..records import DataSet, PassedOver, Record, check_size
+from ..records import DataSet, PassedOver, Record, check_size, is_file
 from . import schemas
 from .base import Format, Options, choose_task
 from .class_map import ClassMap, class_names, map_classes, read_class_file
@@ -250,7 +250,7 @@ def _picture_of(file: Path) -> Path | None:
     said = read_json(file, "shapes").get("imagePath")
     # LabelMe on Windows writes backslashes.
     there = file.parent / PureWindowsPath(said).as_posix() if isinstance(said, str) and said else file
-    return there if there != file and there.is_file() else None
+    return there if there != file and is_file(there) else None
 
 
 def _own_classes(folder: Path, seen: dict[Path, list[dict[str, Any]]]) -> Categories:

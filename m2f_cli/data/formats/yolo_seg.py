@@ -14,7 +14,7 @@ from ...runtime import documents
 from ...types import InstanceTruth, TrueObject
 from ..categories import TEXTS, from_names
 from ..picture import picture_size
-from ..records import DataSet, Record, is_there
+from ..records import DataSet, Record, is_file, is_there
 from . import schemas
 from .base import Format, Options, choose_task
 from .class_map import ClassMap, listed_names, map_classes
@@ -38,7 +38,7 @@ class PolygonFile:
             DataError: a line that is no polygon, an unknown class, or coordinates that are no shares of the picture.
         """
         height, width = picture_size(self.image)
-        lines = documents.read_lines(self.labels) if self.labels.is_file() else []
+        lines = documents.read_lines(self.labels) if is_file(self.labels) else []
         objects = [self._object(line, number, (width, height)) for number, line in enumerate(lines, 1) if line.strip()]
         return InstanceTruth((height, width), [item for item in objects if item is not None])
 
