@@ -2,9 +2,11 @@
 
     python benchmarks/kill_and_resume.py --kills 40
 
-Half of the processes die at a random moment, half at a random operation on a file of the run: that hits every write.
-Each is one run: killed once with SIGKILL, gone on with as a person would, and compared when it has ended: weights,
-optimiser, random numbers, best weights, and the lines of metrics.jsonl. Exit code 1 where anything differs.
+A third of the processes die at a random operation on a file of the run: that hits every write. A third dies at a random
+moment, and so does a third that are real command lines, `m2f train` and then `m2f train --resume`. Each is one run:
+killed once with SIGKILL before its end, gone on with as a person would, and compared when it has ended: weights,
+optimiser, random numbers, best weights, and the lines of metrics.jsonl. What a checkpoint had is not to be done again.
+Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -88,6 +91,47 @@ def forked(*arguments: object, after: float | None = None, log: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def commanded(folder: Path, iterations: int, workers: int, *, after: float | None = None, log: Path) -> int:
+    """Start or go on by a command line; the status, negative for a signal."""
+    words = ["--resume"]
+    if not (folder / run.CONFIG).is_file():
+        changes = (*CHANGES, f"train.iterations={iterations}")
+        words = ["--preset", "tiny", "--init", "random", "--keep", "1", *(w for c in changes for w in ("--set", c))]
+    command = [sys.executable, "-m", "m2f_cli", "train", "--out", folder, "--device", "cpu", "--workers", str(workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen([*command, *words], stdout=file, stderr=file, env=environment)
+    try:
+        return process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def kept_lines(folder: Path) -> list[str]:
+    """The lines of metrics.jsonl that a checkpoint covers; their clocks tell whether a step was done again."""
+    checkpoint = folder / "checkpoints" / state.RESUME
+    if not checkpoint.is_file():
+        return []
+    done = state.read(checkpoint)["iteration"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    kept = [line for line, entry in whole if entry["kind"] == "train" and entry["iteration"] < done]
+    assert len(kept) == done, f"metrics.jsonl has {len(kept)} steps of {done} of the checkpoint"
+    return kept
+
+
+def killed(folder: Path, how: tuple[int, int], log: Path, kind: str, at: int | None, after: float | None) -> bool:
+    """Start a run and kill it; False where it had ended before."""
+    if kind == "command":
+        status = commanded(folder, *how, after=after, log=log)
+    else:
+        status = forked(folder, *how, None, at, after=after, log=log)
+    if status not in (0, -signal.SIGKILL):
+        raise SystemExit(f"The run failed by itself:\n{log.read_text()}")
+    return status != 0 and not (folder / run.RESULTS).is_file()
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two runs that have ended."""
     found = _of_trees(*(state.read(folder / "checkpoints" / state.RESUME) for folder in (one, other)), "resume.pt")
@@ -133,28 +177,40 @@ def main() -> int:
     if forked(base / "whole", *how, base / "count", log=log):
         print(log.read_text())
         return 1
-    seconds, operations = time.perf_counter() - began, int((base / "count").read_text())
-    print(f"undisturbed: {seconds:.1f} s, {operations} operations on files", flush=True)
+    seconds, operations = {"moment": time.perf_counter() - began}, int((base / "count").read_text())
+    began = time.perf_counter()
+    if not asked.operations:
+        failed = commanded(base / "command", *how, log=log)
+        if failed or differences(base / "whole", base / "command"):
+            print(f"The command line trains something else.\n{log.read_text()}")
+            return 1
+    seconds["command"] = time.perf_counter() - began
+    print(f"undisturbed: {seconds['moment']:.1f} s, {operations} operations on files", flush=True)
     for number in range(len(asked.operations or range(asked.kills))):
-        folder = base / f"killed-{number}"
-        at, after = None, None
-        if asked.operations:
-            at = asked.operations[number] % operations
-        elif number % 2:
-            at = draw.randrange(operations)
-        else:
-            after = draw.random() * seconds
-        status = forked(folder, *how, None, at, after=after, log=log)
-        moment = f"before operation {at}" if after is None else f"after {after:.2f} s"
-        existed = folder.exists() and (folder / "checkpoints" / state.RESUME).is_file()
-        problems = [] if status == -signal.SIGKILL or after is not None else [f"was not killed: {log.read_text()}"]
-        if forked(folder, *how, log=log):
+        kind = "operation" if asked.operations else ("operation", "moment", "command")[number % 3]
+        folder, is_killed = base / f"killed-{number}", False
+        while not is_killed:  # one that ended before it was killed says nothing
+            shutil.rmtree(folder, ignore_errors=True)
+            at = draw.randrange(operations) if kind == "operation" else None
+            at = asked.operations[number] if asked.operations else at
+            first = 0.4 if kind == "command" else 0.0  # a command line imports for a while
+            after = None if kind == "operation" else draw.uniform(first, 1.0) * seconds[kind]
+            is_killed = killed(folder, how, log, kind, at, after)
+            if asked.operations and not is_killed:
+                raise SystemExit(f"The run has ended before operation {at} of {operations}.")
+        kept = kept_lines(folder)
+        go_on = commanded if kind == "command" else forked
+        problems = []
+        if go_on(folder, *how, log=log):
             problems.append(f"did not go on: {log.read_text()}")
         else:
             problems += differences(base / "whole", folder)
+            lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+            problems += [] if {*kept} <= {*lines} else ["began anew in spite of its checkpoint"]
         wrong += bool(problems)
         text = "equal" if not problems else f"DIFFERS: {len(problems)}: {'; '.join(problems[:3])}"
-        print(f"{number + 1}: killed {moment} ({'with' if existed else 'without'} a checkpoint): {text}", flush=True)
+        moment = f"before operation {at}" if after is None else f"after {after:.2f} s ({kind})"
+        print(f"{number + 1}: killed {moment}, {len(kept)} steps in its checkpoint: {text}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
     total = len(asked.operations or range(asked.kills))
     print(f"{total - wrong} of {total} bit-identical")
