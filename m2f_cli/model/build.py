@@ -48,7 +48,7 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) ->
     return MaskClassifier(backbone, pixel_decoder, decoder, num_classes)
 
 
-def build_shapes(config: ModelConfig, num_classes: int, *, trust_code: bool = True) -> MaskClassifier:
+def build_shapes(config: ModelConfig, num_classes: int, *, trust_code: bool = False) -> MaskClassifier:
     """Build the network on the meta device: parameters have shapes and no numbers. Arguments and errors as `build`."""
     with torch.device("meta"), _NoInitialisation():
         return build(config, num_classes, trust_code=trust_code)
