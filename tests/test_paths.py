@@ -20,6 +20,7 @@ from m2f_cli import cli, plugins
 from m2f_cli.data.convert.run import write_out
 from m2f_cli.data.convert.source import Source as Opened
 from m2f_cli.data.records import DataSet, Record
+from m2f_cli.data.synthetic_data import CATEGORIES as SCENES
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.inference import data_page, data_pictures, eval_run, output, server_formats
 from m2f_cli.inference.evaluate import default_metrics
@@ -265,7 +266,7 @@ def absolute_coco(folder: Path, writer_suffix: str = ".jpg") -> Path:
     tree = {
         "images": [image_entry(number, str(path), (64, 96)) for number, path in enumerate(files)],
         "annotations": [annotation(n, n, 1, [rectangle(10, 10, 60, 60)]) for n in range(2)],
-        "categories": [{"id": i + 1, "name": n} for i, n in enumerate(("circle", "triangle", "rectangle", "star"))],
+        "categories": [{"id": each.id, "name": each.name} for each in SCENES if each.isthing],
     }
     write_json(folder / "annotations" / "instances_val.json", tree)
     return folder
@@ -277,7 +278,6 @@ def tiny_run(out) -> Path:
     import torch
 
     from m2f_cli import weights
-    from m2f_cli.data.synthetic_data import CATEGORIES as SCENES
     from m2f_cli.model import build
 
     model = build(settings().model, len(SCENES))

@@ -18,6 +18,7 @@ from ..model import MaskClassifier
 from ..runtime import random_state
 from ..types import Categories, Task
 from ..weights import Checkpoint, Progress
+from ..weights.checkpoint import refuse_other_numbers
 from ..weights.huggingface import IMAGENET, write_folder
 from ..weights.names import Shape
 
@@ -73,7 +74,10 @@ def network_with(
         ConfigError: the configuration makes no sense, or names code without `trust_code`.
     """
     network = networks.build_shapes(config, num_classes, trust_code=trust_code)
-    state = state_for({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
+    expected = network.state_dict()
+    state = state_for({name: tuple(tensor.shape) for name, tensor in expected.items()})
+    for name, tensor in state.items():
+        refuse_other_numbers(name, tensor, expected[name])
     network.load_state_dict(state, strict=True, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):
         # Constants that no file holds (some of timm's backbones have them) exist only in a network really made.

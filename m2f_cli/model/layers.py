@@ -217,6 +217,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
+        if type(num_heads) is not int or num_heads < 1 or dim % num_heads:
+            raise ValueError(f"{num_heads!r} heads do not divide {dim} channels")
         self.num_heads, self.dropout = num_heads, dropout
         self.in_proj = Linear(dim, 3 * dim)
         self.out_proj = Linear(dim, dim)

@@ -14,8 +14,11 @@ from ..errors import ConfigError, DataError, M2FError
 
 LARGEST_YAML = 4 << 20  # bytes; a table of two thousand classes has 200 kB
 LARGEST_TEXT = 256 << 20  # bytes; a list of a million images has 60 MB
+LONGEST_NUMBER = 100  # letters of a number in YAML; its own notations cost time that grows with the square
+LONGEST_KEY = 19  # letters of a number that is a key; many longer ones can have one hash
 MOST_NODES = 200_000  # values of a YAML document, those that aliases repeat counted each time
 _TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C, where PyYAML has it: five times as fast
 _MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
           (codecs.BOM_UTF16_BE, "UTF-16"))  # fmt: skip
@@ -127,10 +130,12 @@ def parse_yaml(text: str, where: str, *, texts: Collection[str] = (), error: typ
         for node in _all_nodes(root):
             if texts and isinstance(node, yaml.MappingNode):
                 _keep_texts(node, texts)
+        for node in _all_nodes(root):
+            _refuse_number(node, where, error)
         return loader.construct_document(root)
     except RecursionError as reason:
         raise error(f"{where} is nested too deeply.") from reason
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as reason:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError) as reason:
         # A date of 31 February or a number such as "1__" makes PyYAML raise what Python raises.
         raise error(f"{where} is not valid YAML: {' '.join(str(reason).split())}") from reason
     finally:
@@ -171,6 +176,15 @@ def _refuse_bomb(root: yaml.Node, where: str, error: type[M2FError]) -> None:
 
     if weigh(root) > MOST_NODES:
         raise error(f"{where} holds more than {MOST_NODES:,} values, counting what its aliases repeat.")
+
+
+def _refuse_number(node: yaml.Node, where: str, error: type[M2FError]) -> None:
+    """Refuse numbers of absurd length, and mappings whose keys would be compared one by one."""
+    if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+        raise error(f"{where} holds a number of {len(node.value):,} letters, {node.value[:20]}….")
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and key.tag in _NUMBERS and len(key.value) > LONGEST_KEY:
+            raise error(f"{where} has the key {key.value}, a number that is too large for one.")
 
 
 def _keep_texts(node: yaml.MappingNode, texts: Collection[str]) -> None:

@@ -73,6 +73,20 @@ class Checkpoint:
         return state
 
 
+def refuse_other_numbers(name: str, tensor: Tensor, expected: Tensor) -> None:
+    """Refuse whole, complex or truth values where a network computes with real numbers.
+
+    Raises:
+        WeightsError: `tensor` is of such a type, and `expected`, that of the network, is not.
+    """
+    if expected.is_floating_point() and not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise WeightsError(
+            f"{name} holds numbers of the type {kind}, where the network has real numbers.",
+            hint="Quantised weights cannot be loaded: take the file from before they were quantised.",
+        )
+
+
 def refuse_infinite(name: str, tensor: Tensor) -> None:
     # A sum is one pass without a temporary; only where it is odd are the values looked at.
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():

@@ -116,8 +116,8 @@ def _from_tree(tree: Any, path: Path, size: int) -> Container:
         raise WeightsError(f"{path} holds a {type(tree).__name__}, not tensors by name.")
     state, extra, notes = tree, {}, []
     for _ in range(_DEEPEST_STATE):
-        known = [] if _has_tensors(state) else [key for key in _STATE_KEYS if isinstance(state.get(key), Mapping)]
-        known = [key for key in known if _has_tensors(state[key])] or known
+        known = [key for key in _STATE_KEYS if isinstance(state.get(key), Mapping)]
+        known = [key for key in known if _has_tensors(state[key])] or ([] if _has_tensors(state) else known)
         if not known:
             break
         key = known[0]

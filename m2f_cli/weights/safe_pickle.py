@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ..errors import WeightsError
 
-MOST_STEPS = 2_000_000  # operations of one pickle; a training file of Swin-L has 200,000
+MOST_STEPS = 600_000  # operations of one pickle; a training file of Swin-L has 200,000
+MOST_COPIED = 500_000  # entries that calls copy from one container into another
 MOST_VALUES = 5_000_000  # values of what it holds, those that are referred to twice counted twice
 DEEPEST = 100  # containers inside one another
 LONGEST_KEY = 16  # members of a tuple that is a key; no weights have any
@@ -220,7 +221,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.unfilled: dict[int, np.ndarray] = {}  # arrays that still wait for their numbers, by identity
-        self.tuple_keys = 0
+        self.tuple_keys = self.copied = 0
 
     def run(self) -> Any:
         for _ in range(MOST_STEPS):
@@ -386,6 +387,13 @@ class _Machine:
             target[self.key(key)] = value
         return target
 
+    def copying(self, items: Any) -> Any:
+        """Return the items that a call is about to copy. A call may name the same large container again and again."""
+        self.copied += len(items)
+        if self.copied > MOST_COPIED:
+            raise Damaged(f"it copies more than {MOST_COPIED:,} entries from one container into another")
+        return items
+
     def add_items(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) is not set:
@@ -398,7 +406,7 @@ class _Machine:
             self.tuple_keys += 1
             if len(value) <= LONGEST_KEY and self.tuple_keys <= MOST_TUPLE_KEYS and all(map(_is_plain, value)):
                 return value
-        elif _is_plain(value) or isinstance(value, np.generic):
+        elif _is_plain(value) or (isinstance(value, _SCALAR_KEYS) and _is_plain(value.item())):
             return value
         raise Damaged(f"it has a {type(value).__name__} as a key")
 
@@ -406,6 +414,9 @@ class _Machine:
         if self.storage_of is None:
             raise Damaged("it refers to data outside of itself")
         self.push(self.storage_of(ident))
+
+
+_SCALAR_KEYS = (np.bool_, np.integer, np.str_, np.bytes_)  # of floats, many have one hash
 
 
 def _is_plain(value: Any) -> bool:
@@ -503,7 +514,7 @@ def _encoded(machine: _Machine, text: Any = b"", encoding: Any = "latin1") -> by
 def _set(machine: _Machine, items: Any = ()) -> set[Any]:
     if type(items) not in (list, tuple):
         raise Damaged("it makes a set of what is no list")
-    return set(map(machine.key, items))
+    return set(map(machine.key, machine.copying(items)))
 
 
 def _frozen(machine: _Machine, items: Any = ()) -> frozenset[Any]:
@@ -513,7 +524,7 @@ def _frozen(machine: _Machine, items: Any = ()) -> frozenset[Any]:
 def _ordered(machine: _Machine, pairs: Any = ()) -> OrderedDict:
     if type(pairs) not in (list, tuple):
         raise Damaged("it makes a dictionary of what are no pairs")
-    return machine.fill(OrderedDict(), ((key, value) for key, value in pairs))  # type: ignore[return-value]
+    return machine.fill(OrderedDict(), ((key, value) for key, value in machine.copying(pairs)))  # type: ignore[return-value]
 
 
 def _counter(machine: _Machine, counts: Any = None) -> dict:
@@ -537,7 +548,9 @@ def _of_old_class(machine: _Machine, what: Any, _: Any, state: Any) -> Any:
     if type(what) is not Name or what.text not in _CLASSES:
         raise Damaged("it makes an object of what is no class")
     made = _CALLS[what.text](machine)
-    return machine.fill(made, state.items()) if type(made) is InertDict and type(state) is dict else made
+    if type(made) is InertDict and type(state) is dict:
+        machine.fill(made, machine.copying(state).items())
+    return made
 
 
 def _wholes(values: Any) -> tuple[int, ...]:

@@ -144,3 +144,14 @@ def test_code_in_a_checkpoint(saved, tmp_path):
     with pytest.raises(ConfigError, match="names code of its own"):
         load_model(path)
     assert load_model(path, trust_code=True).categories == CATEGORIES
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.uint16])
+def test_numbers_that_are_not_real_are_refused(tmp_path, dtype):
+    settings = config_of(RESNET)
+    state = network_of(settings).state_dict()
+    name = "decoder.class_embed.weight"
+    foreign = to_theirs(DETECTRON2, state | {name: state[name].to(dtype)})
+    torch.save({"model": foreign}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=rf"of the type {str(dtype)[6:]}, where the network has real numbers"):
+        load_model(tmp_path / "model.pth")

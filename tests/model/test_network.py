@@ -8,6 +8,7 @@ import pytest
 import torch
 from parts import randomise, tiny_config
 
+from m2f_cli import config as configuration
 from m2f_cli.config import Component
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
@@ -263,3 +264,9 @@ def test_window_order_has_the_gradient_of_indexing(size, shift):
     assert torch.autograd.gradcheck(windows.gather, x) and torch.equal(windows.gather(x), x[windows.source])
     y = torch.randn(len(windows.source), 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(windows.scatter, y) and torch.equal(windows.scatter(y), y[windows.target])
+
+
+@pytest.mark.parametrize("heads", [3, 0, -1, 0.5, True, "8", []])
+def test_heads_that_do_not_divide_the_channels_are_refused(heads):
+    with pytest.raises(ConfigError, match=r"num_heads|heads do not divide|makes no sense"):
+        build(configuration.load("tiny", [f"model.decoder.num_heads={heads!r}"]).model, 3)

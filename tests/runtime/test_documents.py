@@ -40,8 +40,15 @@ def bomb(depth: int = 9) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    [bomb(), "a: &a [*a]", "[" * 5000, "a: !!python/object/apply:os.system [ls]", "a: 2024-02-31", "a: [", "? {}\n: 1"],
-    ids=["aliases", "cycle", "depth", "tag", "date", "cut", "key"],
+    [
+        bomb(), "a: &a [*a]", "[" * 5000, "a: !!python/object/apply:os.system [ls]", "a: 2024-02-31", "a: [",
+        "? {}\n: 1",
+        "a: !!bool foo", 'a: !!float ""', "a: 0x" + "f" * 9000, "a: " + "1:" * 50_000 + "1", "a: 1" + "0" * 200,
+        f"{(2**61 - 1) * 7}0: x",
+    ],
+    ids=[
+        "aliases", "cycle", "depth", "tag", "date", "cut", "key", "bool", "float", "hex", "sexagesimal", "long", "big",
+    ],
 )
 def test_unusable_yaml_is_one_sentence(text):
     with pytest.raises(ConfigError, match="^x.yaml "):

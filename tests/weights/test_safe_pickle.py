@@ -210,7 +210,7 @@ def test_other_files_are_no_resume_files(tmp_path, tree):
 def test_a_resume_file_of_another_kind_is_refused(tmp_path):
     state.write(tmp_path / "resume.pt", {"iteration": 3, "model": [1]})
     with pytest.raises(WeightsError, match="is not the state of a run: model, optimizer"):
-        state.read_run(tmp_path / "resume.pt")
+        state.read_run(tmp_path / "resume.pt", 10)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -322,6 +322,13 @@ def arrays_bomb(count, size):
     return b"\x80\x02" + kind + data + b"q\x010](" + each * count + b"e."
 
 
+def calls_bomb(name: bytes, entry: bytes) -> bytes:
+    """One list of 5000 entries, which 4000 calls copy."""
+    entries = b"".join(b"J" + struct.pack("<i", number) + entry for number in range(5000))
+    known = b"c" + name + b"\nq\x000](" + entries + b"e\x85q\x010"
+    return b"\x80\x02" + known + b"](" + b"h\x00h\x01R" * 4000 + b"e."
+
+
 BOMBS = {
     "references": memo_bomb(200), "keys": key_bomb(200),
     "deep lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
@@ -331,6 +338,9 @@ BOMBS = {
     "deep values under weights": b"\x80\x02}" + text("extra") + b")" + b"\x85" * 200_000 + b"s.",
     "operations": b"\x80\x02" + b"N0" * 2_000_000 + b".", "copies": copies_bomb(20_000, 1_000_000),
     "arrays": arrays_bomb(20_000, 1_000_000),
+    "a list copied into sets": calls_bomb(b"builtins\nset", b""),
+    "a list copied into dictionaries": calls_bomb(b"collections\nOrderedDict", b"N\x86"),
+    "sets": b"\x80\x04](" + b"\x8f" * 1_500_000 + b"e.",
     "one text many times": b"\x80\x02]" + text("x" * 1000) + b"q\x000(" + b"h\x00" * 300_000 + b"e.",
 }  # fmt: skip
 
@@ -562,3 +572,15 @@ def test_no_file_of_somebody_else_reaches_an_unsafe_reader():
     found = {(path.relative_to(package).as_posix(), call) for path in package.rglob("*.py")
              for call in unsafe_calls(path.read_text(encoding="utf-8"))}  # fmt: skip
     assert found == ALLOWED
+
+
+@pytest.mark.parametrize("key", [np.longdouble(1), np.float32(1), np.complex64(1)], ids=str)
+def test_numbers_of_numpy_that_many_share_a_hash_are_no_keys(tmp_path, key):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": {"a": np.zeros(2)}, "extra": {key: 1}}, 4))
+    with pytest.raises(WeightsError, match="as a key"):
+        containers.read(tmp_path / "x.pkl")
+
+
+def test_weights_are_found_beside_a_tensor_of_the_training(tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}, "best_loss": torch.tensor(0.1)}, tmp_path / "x.pth")
+    assert list(containers.read(tmp_path / "x.pth").tensors) == ["a"]

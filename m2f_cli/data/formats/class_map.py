@@ -175,9 +175,12 @@ def class_names(path: Path) -> list[str]:
     """The names of a text file, one per line.
 
     Raises:
-        ConfigError: unreadable, or not in UTF-8.
+        ConfigError: unreadable, not in UTF-8, or without a name.
     """
-    return [line.strip() for line in documents.read_lines(path, error=ConfigError) if line.strip()]
+    names = [line.strip() for line in documents.read_lines(path, error=ConfigError) if line.strip()]
+    if not names:
+        raise ConfigError(f"{path} names no class.", hint="Write one name per line.")
+    return names
 
 
 def listed_names(values: Any, path: Path) -> list[str]:
