@@ -33,7 +33,8 @@ Status = Literal["ok", "note", "problem"]
 NOT_FOR_USERS = ("test",)
 LARGEST_DIFFERENCE = 1e-4  # of deformable attention, fp32, values of size 1; rounding gives some 1e-6
 LITTLE_DISK = 2 << 30  # bytes; the largest released weights are 0.9 GB
-CPU_INFO, MEMORY_LIMIT = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/memory.max")
+CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, arm64
 
 
@@ -194,10 +195,10 @@ def _no_gpu(remark: str) -> Finding:
 
 
 def _cpu_name() -> str:
-    return _cpu_info("model name") or platform.processor() or platform.machine()
+    return cpu_info("model name") or platform.processor() or platform.machine()
 
 
-def _cpu_info(key: str) -> str:
+def cpu_info(key: str) -> str:
     """What Linux says of its first core; nothing on other systems."""
     found = re.search(rf"^{key}\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE) if CPU_INFO.is_file() else None
     return found[1].strip() if found else ""
@@ -239,7 +240,7 @@ def gpu_precisions(capability: tuple[int, int]) -> list[str]:
 
 def cpu_precisions() -> list[str]:
     """bf16 where the processor has instructions for it; fp16 is slow on every CPU."""
-    flags = _cpu_info("flags") or _cpu_info("Features")
+    flags = cpu_info("flags") or cpu_info("Features")
     return ["fp32", "bf16"] if BF16_FLAGS & set(flags.split()) else ["fp32"]
 
 
