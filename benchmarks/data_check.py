@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.detect import open_data
-from m2f_cli.data.report import open_splits, report
+from m2f_cli.data.open_dataset import open_data
+from m2f_cli.dataset_tools.check.report import open_splits, report
 
 SIZE = (480, 640)
 PER_PICTURE, POINTS, CLASSES = 7, 24, 80

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from m2f_cli import config
+from m2f_cli.benchmark import machine as about
+from m2f_cli.config import presets as config
 from m2f_cli.data.loader import images_per_second
-from m2f_cli.inference.bench import machine as about
 from m2f_cli.training import loop, run
 
 

@@ -33,9 +33,9 @@ Forward = Callable[..., tuple]  # images (1, 3, H, W) as a numpy array to class 
 
 
 def export_ours(folder: Path, engine: str, size: tuple[int, int]) -> None:
-    from m2f_cli.exporting.base import Options, export
-    from m2f_cli.exporting.verify import Tolerance
-    from m2f_cli.inference.segmenter import load
+    from m2f_cli.export.base import Options, export
+    from m2f_cli.export.verify import Tolerance
+    from m2f_cli.inference.load import load
 
     format, path = {"onnxruntime": ("onnx", "model.onnx"), "openvino": ("openvino", "model")}[engine]
     anything = Tolerance(logits=1.0, moved=1.0, pixels=1.0)  # random queries are all alike; `differences` tells
@@ -93,7 +93,7 @@ def open_openvino(folder: Path, side: str, threads: int) -> Forward:
 def open_eager(folder: Path, side: str, threads: int) -> Forward:
     import torch
 
-    from m2f_cli.inference.loading import load_model
+    from m2f_cli.inference.load_network import load_model
 
     torch.set_num_threads(threads)
     model = load_model(folder / "weights").model.eval()
@@ -191,7 +191,7 @@ def differences(folder: Path, sides: list[Side]) -> None:
 
 
 def report(sides: list[Side], rounds: int) -> None:
-    from m2f_cli.inference.bench.stats import between, ratio
+    from m2f_cli.benchmark.statistics import between, ratio
 
     print(f"{'':22}{'median s':>10}{'best s':>10}")
     for side in sides:

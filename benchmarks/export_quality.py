@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 
 from m2f_cli.errors import M2FError
-from m2f_cli.exporting import base, verify
-from m2f_cli.exporting.quantise import open_measured
-from m2f_cli.inference import segmenter
-from m2f_cli.inference.compare import compare
-from m2f_cli.inference.evaluate import METRIC_OF
+from m2f_cli.evaluation.compare import compare
+from m2f_cli.evaluation.evaluate import METRIC_OF
+from m2f_cli.export import base, verify
+from m2f_cli.export.quantise import open_measured
+from m2f_cli.inference import load
 from m2f_cli.inference.segmenter import Segmenter
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model"}
@@ -82,7 +82,7 @@ def row(path: Path, model: Segmenter, pictures: Sequence, arguments: argparse.Na
     """One line of the table. own: the evaluation of the model itself."""
     name, metric = path.parent.name, METRIC_OF[model.default_task]
     size = sum(file.stat().st_size for file in files_of(path))
-    found = differences(model, segmenter.load(path, device="cpu"), pictures)
+    found = differences(model, load.load(path, device="cpu"), pictures)
     folder = arguments.out / "eval" / name
     figure = evaluated(str(path), arguments, metric, folder)
     first = compare(own, folder).figures[0]
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/export_quality"))
     arguments = parser.parse_args()
 
-    model = segmenter.load(arguments.model, device="cpu")
+    model = load.load(arguments.model, device="cpu")
     data = open_measured(model, arguments.data)
     records = data.records[: arguments.limit]
     calibration = tuple(each.image for each in open_measured(model, arguments.data, "train").records)

@@ -56,7 +56,7 @@ def growth_of(work: Callable[[], T]) -> tuple[T, float | None]:
     """What a piece of work gives, and by how many MiB it raises the memory of this process; None: not told here."""
     import torch
 
-    from m2f_cli.inference.bench.machine import Memory
+    from m2f_cli.benchmark.machine import Memory
 
     memory = Memory(torch.device("cpu"))
     return work(), memory.growth()["resident_growth_mib"]
@@ -74,7 +74,7 @@ def about(threads: int, rounds: int) -> str:
     """What a timing means nothing without."""
     import torch
 
-    from m2f_cli.inference.bench import machine
+    from m2f_cli.benchmark import machine
 
     found = machine.allocator()
     settings = f" {found['settings']}" if found["settings"] else ""
@@ -90,7 +90,7 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
     """Load one side, then answer each line on stdin with one timed forward pass."""
     name, *settings = side.split(":")
     if "keep" in settings:
-        from m2f_cli.allocator import keep_memory
+        from m2f_cli.runtime.allocator import keep_memory
 
         keep_memory()
     import torch
@@ -116,8 +116,8 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
 def ours(folder, images, precision, threads, compile):
     import torch
 
-    from m2f_cli.inference.compiling import compile_operators
-    from m2f_cli.inference.loading import load_model
+    from m2f_cli.inference.compile import compile_operators
+    from m2f_cli.inference.load_network import load_model
 
     model = load_model(folder).model.eval()
     if compile:
@@ -217,7 +217,7 @@ def main() -> None:
 
     import torch
 
-    from m2f_cli.inference.bench.stats import between, ratio
+    from m2f_cli.benchmark.statistics import between, ratio
 
     options = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
     with tempfile.TemporaryDirectory() as folder:

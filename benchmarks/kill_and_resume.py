@@ -26,9 +26,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from m2f_cli import config
-from m2f_cli.config import Config
-from m2f_cli.training import run, state
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import Config
+from m2f_cli.training import resume as state
+from m2f_cli.training import run
 
 CHANGES = (
     "train.batch=2", "train.eval_every=3", "train.checkpoint_every=2", "train.loss.num_points=32",

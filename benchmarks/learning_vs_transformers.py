@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from m2f_cli import config
+from m2f_cli.config import presets as config
 from m2f_cli.data.loader import Batch
-from m2f_cli.inference.evaluate import headline
+from m2f_cli.evaluation.evaluate import headline
 from m2f_cli.training import loop, run
 from m2f_cli.training.optimizer import clip_gradients, settings
 from m2f_cli.training.schedule import factor
 from m2f_cli.weights.huggingface import to_tensors
-from m2f_cli.weights.names import to_ours
-from m2f_cli.weights.tables import HUGGINGFACE
+from m2f_cli.weights.key_mapping import to_ours
+from m2f_cli.weights.key_tables import HUGGINGFACE
 
 BASIC = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
 

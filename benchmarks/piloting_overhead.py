@@ -26,10 +26,10 @@ def make_parts(arguments: argparse.Namespace):
     """What `losses_of` needs, of a network with or without pilots."""
     import torch
 
-    from m2f_cli import config
+    from m2f_cli.config import presets as config
     from m2f_cli.loss import Criterion
     from m2f_cli.model import build
-    from m2f_cli.model.piloting import piloting_of
+    from m2f_cli.model.pilots import piloting_of
     from m2f_cli.training.loop import Parts
 
     piloted = arguments.worker == "piloted"
@@ -50,7 +50,7 @@ def make_batch(height: int, width: int, targets: int, device: str):
     import torch
 
     from m2f_cli.data.loader import Batch
-    from m2f_cli.types import Target
+    from m2f_cli.structures.targets import Target
 
     owner_HW = torch.full((height, width), -1, dtype=torch.int16)
     for i in range(targets):
@@ -128,7 +128,7 @@ def main() -> None:
     if arguments.worker:
         return worker(arguments)
 
-    from m2f_cli.inference.bench.stats import between, ratio
+    from m2f_cli.benchmark.statistics import between, ratio
 
     sides = {name: StepSide(name, options_of(arguments)) for name in ("plain", "piloted")}
     raced(sides.values(), arguments.rounds)

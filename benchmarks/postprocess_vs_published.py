@@ -16,10 +16,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from m2f_cli import config
-from m2f_cli.config import ResizeConfig
-from m2f_cli.inference.bench import machine, race, stats
-from m2f_cli.inference.bench.case import Case
+from m2f_cli.benchmark import interleaved as race
+from m2f_cli.benchmark import machine
+from m2f_cli.benchmark import statistics as stats
+from m2f_cli.benchmark.case import Case
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import ResizeConfig
 
 GOALS = {"panoptic": (7, 10), "instance": (4.5, 8), "semantic": (1.8, 3)}  # time, memory
 # What a user meets: COCO's pictures shrunk to 800, the same without shrinking, and a large one.

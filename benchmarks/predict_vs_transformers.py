@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from m2f_cli.allocator import is_kept_by
-from m2f_cli.inference.bench import race, results
-from m2f_cli.inference.bench.case import Case
-from m2f_cli.inference.output import write_json
+from m2f_cli.benchmark import interleaved as race
+from m2f_cli.benchmark import report as results
+from m2f_cli.benchmark.case import Case
+from m2f_cli.results.writers import write_json
+from m2f_cli.runtime.allocator import is_kept_by
 
 PICTURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_panoptic_160" / "val2017"
 GOAL = 3

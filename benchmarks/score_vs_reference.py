@@ -186,10 +186,11 @@ class Row:
 
 
 def pq_rows(data: Path, folder: Path) -> list[Row]:
-    from m2f_cli.data.detect import open_data
-    from m2f_cli.inference.score_files import score
+    from m2f_cli.data.open_dataset import open_data
+    from m2f_cli.evaluation.score_files.score import score
     from m2f_cli.metrics.panoptic_quality import PanopticQuality
-    from m2f_cli.types import PanopticMap, PanopticTruth, Segment, TrueSegment
+    from m2f_cli.results.types import PanopticMap, Segment
+    from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
 
     files = write_predictions(data, folder)
     categories = open_data(data, "val", task="panoptic").categories
@@ -229,7 +230,9 @@ def ap_rows(data: Path) -> list[Row]:
     from pycocotools.cocoeval import COCOeval
 
     from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision
-    from m2f_cli.types import Category, Instances, InstanceTruth, TrueObject
+    from m2f_cli.results.types import Instances
+    from m2f_cli.structures.annotations import InstanceTruth, TrueObject
+    from m2f_cli.structures.categories import Category
 
     document = json.loads((data / "annotations" / "instances_val2017.json").read_text())
     results = objects_found(document)
@@ -289,8 +292,8 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for row in rows:
                 row.run()
-    from m2f_cli.cores import usable_cores
-    from m2f_cli.inference.bench import machine as about
+    from m2f_cli.benchmark import machine as about
+    from m2f_cli.runtime.threads import usable_cores
 
     figures = [row.summary() for row in rows]
     machine = (f"{about.cpu_name()}, {usable_cores()} cores, numpy {np.__version__}, {about.allocator()['name']}, "

@@ -41,10 +41,10 @@ def make_targets(height: int, width: int):
 
 
 def ours(folder: str, labels, masks):
-    from m2f_cli.config import LossConfig
-    from m2f_cli.inference.loading import load_model
+    from m2f_cli.config.schema import LossConfig
+    from m2f_cli.inference.load_network import load_model
     from m2f_cli.loss import Criterion
-    from m2f_cli.types import Target
+    from m2f_cli.structures.targets import Target
 
     model = load_model(folder).model.requires_grad_().train()  # of what tells training apart, all but drop path
     for module in model.modules():
@@ -81,11 +81,11 @@ def worker(arguments: argparse.Namespace) -> None:
     """Load one side, then answer each line on stdin with one timed step."""
     name, *settings = arguments.worker.split(":")
     if "keep" in settings:
-        from m2f_cli.allocator import keep_memory
+        from m2f_cli.runtime.allocator import keep_memory
 
         keep_memory()
     if "compile" in settings:
-        from m2f_cli.inference.compiling import compile_operators
+        from m2f_cli.inference.compile import compile_operators
 
         compile_operators()
     import torch
@@ -156,7 +156,7 @@ def main() -> None:
     if arguments.worker:
         return worker(arguments)
 
-    from m2f_cli.inference.bench.stats import between, ratio
+    from m2f_cli.benchmark.statistics import between, ratio
 
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))

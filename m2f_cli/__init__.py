@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import ConfigError, DataError, ExportError, M2FError, MissingDependency, WeightsError
-    from .inference.segmenter import Segmenter, load
-    from .types import Category, Instances, PanopticMap, Segment, SemanticMap
+    from .inference.load import load
+    from .inference.segmenter import Segmenter
+    from .results.types import Instances, PanopticMap, Segment, SemanticMap
+    from .structures.categories import Category
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "inference.segmenter",
+    "load": "inference.load",
     "Segmenter": "inference.segmenter",
-    **dict.fromkeys(("Category", "Instances", "PanopticMap", "Segment", "SemanticMap"), "types"),
+    "Category": "structures.categories",
+    **dict.fromkeys(("Instances", "PanopticMap", "Segment", "SemanticMap"), "results.types"),
     **dict.fromkeys(
         ("M2FError", "ConfigError", "DataError", "WeightsError", "ExportError", "MissingDependency"), "errors"
     ),

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console, plugins
-from .cores import choose_threads
 from .errors import M2FError, unknown_name
+from .runtime.threads import choose_threads
 
 INTERRUPTED = 130
 OWN_PROCESS = "own"  # the process does nothing but this command
@@ -96,7 +96,7 @@ def root(
 ) -> None:
     choose_threads(threads)
     if keep_memory or (keep_memory is None and context.obj == OWN_PROCESS):
-        from . import allocator  # only here: half a millisecond of ctypes
+        from .runtime import allocator  # only here: half a millisecond of ctypes
 
         if keep_memory:
             allocator.keep_memory()

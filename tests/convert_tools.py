@@ -12,9 +12,9 @@ from folders import (
 )
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.detect import open_data
-from m2f_cli.data.geometry import mask_of
-from m2f_cli.types import PanopticTruth, SemanticTruth
+from m2f_cli.data.open_dataset import open_data
+from m2f_cli.data.transforms.geometry import mask_of
+from m2f_cli.structures.annotations import PanopticTruth, SemanticTruth
 
 VALUES = plane((1, 0, 0, 10, 30), (2, 5, 5, 9, 9), (255, 15, 0, 20, 30))
 

@@ -10,7 +10,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.types import Category, Instances, PanopticMap, Segment, SemanticMap
+from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
+from m2f_cli.structures.categories import Category
 
 SKY, GRASS, PERSON = 0, 1, 2
 CATEGORIES = (

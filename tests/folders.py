@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.categories import load_categories
-from m2f_cli.data.synthetic_data import synthetic_dataset
+from m2f_cli.data.synthetic.dataset import synthetic_dataset
+from m2f_cli.structures.categories import load_categories
 
 SIZE = (20, 30)  # height, width
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from m2f_cli.config import Component, ModelConfig
+from m2f_cli.config.schema import Component, ModelConfig
 from m2f_cli.model import build
-from m2f_cli.weights.infer import infer
-from m2f_cli.weights.names import OurView, to_ours, to_theirs
-from m2f_cli.weights.tables import DETECTRON2
+from m2f_cli.weights.infer_config import infer
+from m2f_cli.weights.key_mapping import OurView, to_ours, to_theirs
+from m2f_cli.weights.key_tables import DETECTRON2
 
 PREFIXES = {  # of a part: in the published layout, in ours
     "backbone": ("backbone.", "backbone."),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from parts import load_published
 
-from m2f_cli.config import LossConfig, PilotingConfig
+from m2f_cli.config.schema import LossConfig, PilotingConfig
 from m2f_cli.model.decoders.masked import MaskedDecoder
-from m2f_cli.model.piloting import Piloting, Pilots
-from m2f_cli.types import PixelFeatures, Target
+from m2f_cli.model.pilots import Piloting, Pilots
+from m2f_cli.structures.predictions import PixelFeatures
+from m2f_cli.structures.targets import Target
 
 FIRST_LAYERS = 4  # that look through given masks where not all do: a constant of the published code
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from m2f_cli.data.prepare import run
+from m2f_cli.dataset_tools.prepare import run
 
 
 def prepare(name, root, out=None, **options):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from parts import randomise, tiny_config
 
-from m2f_cli import config as configuration
-from m2f_cli.data.categories import from_names
+from m2f_cli.config import presets as configuration
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.model import build
+from m2f_cli.structures.categories import from_names
 
 NAMES = ["cat", "dog", "bus", "sky", "road", "wall"]
 

@@ -82,7 +82,7 @@ def test_keep_memory_keeps_what_was_freed():
         "    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
         "    block = libc.malloc(256 << 20); ctypes.memset(ctypes.c_void_p(block), 1, 256 << 20); libc.free(block)\n"
         "    print(resident() - before, os.environ.get('MALLOC_MMAP_THRESHOLD_'))\n"
-        "from m2f_cli import allocator; allocator.KEEPING = KEPT\n"
+        "from m2f_cli.runtime import allocator; allocator.KEEPING = KEPT\n"
         "run(WORDS, process=PROCESS)"
     )  # fmt: skip
 

@@ -15,12 +15,12 @@ import torch
 from training.tiny import settings
 
 from m2f_cli import cli, load
-from m2f_cli.data.synthetic_data import synthetic_dataset
-from m2f_cli.exporting.base import Options, export
-from m2f_cli.inference.bench.case import Case
-from m2f_cli.inference.bench.subject import load_subject
-from m2f_cli.inference.evaluate import default_metrics, evaluate
-from m2f_cli.ops import conv
+from m2f_cli.benchmark.case import Case
+from m2f_cli.benchmark.model_under_test import load_subject
+from m2f_cli.data.synthetic.dataset import synthetic_dataset
+from m2f_cli.evaluation.evaluate import default_metrics, evaluate
+from m2f_cli.export.base import Options, export
+from m2f_cli.ops.cpu import conv
 from m2f_cli.training import run
 
 
@@ -84,7 +84,7 @@ def test_importing():
         "import random, numpy as np, torch\n"
         "def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()\n"
         "before = states()\n"
-        "import m2f_cli.inference.segmenter, m2f_cli.training.run, m2f_cli.data.report, m2f_cli.exporting.base\n"
+        "import m2f_cli.inference.segmenter, m2f_cli.training.run, m2f_cli.dataset_tools.check.report, m2f_cli.export.base\n"
         "assert states() == before\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -11,7 +11,7 @@ from folders import write_picture
 from training.tiny import settings
 
 from m2f_cli import cli, weights
-from m2f_cli.data.synthetic_data import CATEGORIES
+from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.model import build
 
 LONG = "x" * 5000
@@ -52,11 +52,11 @@ EXPORT = ["export", "--model", "run"]
     "arguments",
     [
         [*PREDICT, "--save", ":"], [*PREDICT, "--save", "os:system"], [*PREDICT, "--save", "..:.."],
-        [*PREDICT, "--save", "json:dumps"], [*PREDICT, "--save", "m2f_cli.types:Category"], [*PREDICT, "--save", "a:b"],
+        [*PREDICT, "--save", "json:dumps"], [*PREDICT, "--save", "m2f_cli.structures.categories:Category"], [*PREDICT, "--save", "a:b"],
         [*PREDICT, "--device", "meta"], [*PREDICT, "--device", "privateuseone"], [*PREDICT, "--device", ""],
         [*PREDICT[:-1], LONG], [*PREDICT[:-1], "text.txt/x"], ["predict", LONG, "--model", "run"],
         [*EVAL, "--metric", ":"], [*EVAL, "--metric", "os:system"], [*EVAL, "--metric", "json:dumps"],
-        [*EVAL, "--metric", "m2f_cli.types:Category"], [*EVAL, "--save", "os:system"], [*EVAL, "--data", LONG],
+        [*EVAL, "--metric", "m2f_cli.structures.categories:Category"], [*EVAL, "--save", "os:system"], [*EVAL, "--data", LONG],
         [*EVAL, "--data", "text.txt"], [*EVAL, "--out", LONG], [*EVAL, "--split", "../val", "--data", "empty"],
         ["eval", "--model", LONG], ["eval", "--preset", "long.yaml"], ["eval", "--preset", "folder.yaml"],
         ["eval", "--preset", "bytes.yaml", "--model", "run"], ["eval", "--preset", "list.yaml", "--model", "run"],
@@ -93,7 +93,7 @@ def test_a_damaged_record_of_a_run(content, capsys):
     ids=str,
 )
 def test_options_of_other_kinds_in_a_run_that_is_resumed(options, capsys):
-    from m2f_cli import config
+    from m2f_cli.config import presets as config
 
     Path("run/config.yaml").write_text(config.dump(settings()))
     Path("run/env.json").write_text(json.dumps({"options": options}))
@@ -160,7 +160,7 @@ def test_results_of_somebody_in_the_tables(content, place, capsys):
     "content", ["[]", "{}", "x", '{"images_per_second": 1}', '{"images_per_second": 1, "model": 5}', "[" * 9**5]
 )
 def test_results_that_a_benchmark_goes_on_with(content, monkeypatch, capsys):
-    from m2f_cli.inference.bench import results
+    from m2f_cli.benchmark import report as results
 
     monkeypatch.setattr(results, "table_presets", list)
     Path("empty/x.json").write_text(content)
@@ -172,5 +172,5 @@ def test_what_the_machine_says_is_told_as_it_is(monkeypatch, capsys):
     def fails(*_):
         raise PermissionError(13, "Permission denied", "/some/file")
 
-    monkeypatch.setattr("m2f_cli.inference.diagnose.diagnose", fails)
+    monkeypatch.setattr("m2f_cli.workflows.doctor.diagnose", fails)
     assert refused(capsys, "doctor") == "error: Permission denied: /some/file"

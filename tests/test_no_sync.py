@@ -17,19 +17,19 @@ from parts import randomise, tiny_config
 from small_segmenter import picture, small_segmenter
 from torch.overrides import TorchFunctionMode
 
-from m2f_cli import config as configuration
+from m2f_cli.config import presets as configuration
 from m2f_cli.data.loader import Batch
-from m2f_cli.inference import masks as rendering
+from m2f_cli.inference import mask_rendering as rendering
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.loss import Pairs, make_criterion, matcher, normaliser
 from m2f_cli.loss.matcher import Matching
 from m2f_cli.model import build
-from m2f_cli.model.piloting import piloting_of
-from m2f_cli.ops import points
+from m2f_cli.model.pilots import piloting_of
+from m2f_cli.ops import point_sampling as points
+from m2f_cli.structures.targets import Target
 from m2f_cli.training import optimizer
 from m2f_cli.training.loop import supervise, to_host
 from m2f_cli.training.optimizer import clip_gradients
-from m2f_cli.types import Target
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 16, "width": 8}
 SIZE = (64, 96)

@@ -17,26 +17,24 @@ from PIL import Image
 from training.tiny import settings
 
 from m2f_cli import cli, plugins
-from m2f_cli.data.convert.run import write_out
-from m2f_cli.data.convert.source import Source as Opened
 from m2f_cli.data.records import DataSet, Record
-from m2f_cli.data.synthetic_data import CATEGORIES as SCENES
+from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
+from m2f_cli.dataset_tools import preview as data_pictures
+from m2f_cli.dataset_tools.check import page as data_page
+from m2f_cli.dataset_tools.convert.run import write_out
+from m2f_cli.dataset_tools.convert.source import Source as Opened
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.inference import data_page, data_pictures, eval_run, output, server_formats
-from m2f_cli.inference.evaluate import default_metrics
-from m2f_cli.inference.journal import RUN_MARK, erase
+from m2f_cli.evaluation import run as eval_run
+from m2f_cli.evaluation.evaluate import default_metrics
+from m2f_cli.inference.journal import erase
 from m2f_cli.inference.pipeline import predict
-from m2f_cli.inference.sources import Source, expand
+from m2f_cli.inference.sources import RUN_MARK, Source, expand
+from m2f_cli.results import server_formats
+from m2f_cli.results import writers as output
 from m2f_cli.runtime.files import safe_name
-from m2f_cli.training.pictures import draw_batch, draw_results
-from m2f_cli.types import (
-    Category,
-    InstanceTruth,
-    PanopticTruth,
-    SemanticTruth,
-    TrueObject,
-    TrueSegment,
-)
+from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.categories import Category
+from m2f_cli.training.visualise import draw_batch, draw_results
 
 FRAME = "aachen_000000_000019"  # so that the formats of Cityscapes take the names, too
 NAMES = [

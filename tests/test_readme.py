@@ -20,11 +20,12 @@ import pytest
 import torch
 from folders import image_entry, write_ids, write_json
 
-from m2f_cli import config, plugins
-from m2f_cli.data.categories import load_categories
+from m2f_cli import plugins
+from m2f_cli.config import presets as config
 from m2f_cli.model import build
-from m2f_cli.weights.names import to_theirs
-from m2f_cli.weights.tables import TABLES
+from m2f_cli.structures.categories import load_categories
+from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

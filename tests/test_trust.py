@@ -18,20 +18,23 @@ from PIL import Image
 from training.tiny import settings
 
 import m2f_cli
-from m2f_cli import cli, config, plugins, weights
-from m2f_cli.data.synthetic_data import CATEGORIES
+from m2f_cli import cli, plugins, weights
+from m2f_cli.benchmark.case import Case
+from m2f_cli.config import presets as config
+from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.errors import ConfigError
-from m2f_cli.inference import compare, engines, output
-from m2f_cli.inference.bench.case import Case
+from m2f_cli.evaluation import compare
+from m2f_cli.inference.engines import base as engines
 from m2f_cli.model import build
-from m2f_cli.training import state
+from m2f_cli.results import writers as output
+from m2f_cli.training import resume as state
 
 EVIL = "evil_of_somebody"
 CODE = """
 import pathlib
 pathlib.Path(__file__).with_name("MARKER").touch()
 from m2f_cli.data.transforms import Flip
-from m2f_cli.inference.output import write_overlay as write
+from m2f_cli.results.writers import write_overlay as write
 from m2f_cli.metrics.panoptic_quality import PanopticQuality as Metric
 from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.decoders.masked import MaskedDecoder
@@ -127,7 +130,7 @@ def _scenes() -> Path:
     """Annotated scenes on disk."""
     from folders import write_ids, write_json
 
-    from m2f_cli.data.synthetic_data import synthetic_dataset
+    from m2f_cli.data.synthetic.dataset import synthetic_dataset
 
     data = synthetic_dataset("val", 1, size=(64, 96), objects=(3, 8), difficulty=0.3, task="panoptic")
     [record] = data.records
@@ -413,10 +416,10 @@ def test_functions_that_take_names_refuse_code(marker, tmp_path):
     name = f"{EVIL}:write"
     from fake_segmenter import FakeSegmenter, panoptic, scene_labels
 
-    from m2f_cli.data.convert.run import convert
-    from m2f_cli.data.detect import open_data
-    from m2f_cli.data.prepare.run import prepare
-    from m2f_cli.inference.eval_metrics import choose
+    from m2f_cli.data.open_dataset import open_data
+    from m2f_cli.dataset_tools.convert.run import convert
+    from m2f_cli.dataset_tools.prepare.run import prepare
+    from m2f_cli.evaluation.choose_metrics import choose
     from m2f_cli.inference.pipeline import predict
 
     for call in (

@@ -11,8 +11,8 @@ from PIL import Image
 from training.tiny import settings
 
 from m2f_cli import cli
-from m2f_cli.data.convert import writing
-from m2f_cli.data.prepare import run as preparing
+from m2f_cli.dataset_tools.convert import write as writing
+from m2f_cli.dataset_tools.prepare import run as preparing
 from m2f_cli.errors import ConfigError
 from m2f_cli.runtime.locks import is_lock, locked, staged
 from m2f_cli.training import run

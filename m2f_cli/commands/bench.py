@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import allocator, console, plugins
+from .. import console, plugins
 from ..errors import ConfigError, unknown_name
+from ..runtime import allocator
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..inference.bench.case import Case
-    from ..inference.bench.race import Round
+    from ..benchmark.case import Case
+    from ..benchmark.interleaved import Round
 
 ALL = "all"
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -118,8 +119,8 @@ def bench(
     if keep_memory is None:
         keep_memory = context.parent and context.parent.params.get("keep_memory")  # m2f --no-keep-memory bench
 
-    from ..inference.bench.case import Case
-    from ..inference.bench.subject import chosen_precision
+    from ..benchmark.case import Case
+    from ..benchmark.model_under_test import chosen_precision
 
     case = Case(
         what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch or 1,
@@ -134,9 +135,10 @@ def bench(
         _all(case, out, (rounds, warm_up), skip_existing=skip_existing, as_json=as_json)
         return
 
-    from ..inference.bench import race, results
-    from ..inference.bench.quality import check, lost
-    from ..inference.output import write_json
+    from ..benchmark import interleaved as race
+    from ..benchmark import report as results
+    from ..benchmark.quality import check, lost
+    from ..results.writers import write_json
 
     if quality is not None:
         check(case, quality)
@@ -208,7 +210,7 @@ def _show_round(each: Round) -> None:
 def _all(
     case: Case, out: Path, rounds: tuple[int | None, int | None], *, skip_existing: bool, as_json: bool
 ) -> None:
-    from ..inference.bench import results
+    from ..benchmark import report as results
 
     options = results.table_options(case.what, *rounds)
     presets = results.table_presets()
@@ -236,7 +238,7 @@ def _all(
 
 
 def _print(tree: dict[str, Any], files: list[Path]) -> None:
-    from ..inference.bench import results
+    from ..benchmark import report as results
 
     console.out(results.headline(tree))
     console.show_table("", *results.rows(tree))

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
-from ..cores import usable_cores
 from ..errors import ConfigError, DataError, M2FError, unknown_name
 from ..runtime.files import output_path
+from ..runtime.threads import usable_cores
 from .data_convert import convert, parse_label_map
 from .data_prepare import prepare
 from .data_split import split as split_command
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..data.findings import Finding
+    from ..config.schema import Config
     from ..data.records import DataSet
-    from ..data.report import DataReport, SplitReport
+    from ..dataset_tools.check.issues import Finding
+    from ..dataset_tools.check.report import DataReport, SplitReport
 
 app = typer.Typer(no_args_is_help=True, help="Annotated pictures: prepare, check, view, convert, split.")
 app.command("prepare")(prepare)
@@ -86,7 +86,7 @@ def check(
     """
     _check_suffix("--page", page, PAGES)
     open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
-    from ..data import report as reports
+    from ..dataset_tools.check import report as reports
 
     opened, findings = reports.open_splits(open_split, split or ())
     if isinstance(open_split, _AsTraining):
@@ -97,7 +97,7 @@ def check(
         found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
     found = dataclasses.replace(found, findings=(*found.findings, *_rehearsed(found, opened, open_split, out)))
     if page is not None:
-        from ..inference.data_page import write_check_page
+        from ..dataset_tools.check.page import write_check_page
 
         write_check_page(found, opened, page)
     if as_json:
@@ -112,8 +112,8 @@ def _rehearsed(
     found: DataReport, opened: Sequence[DataSet], open_split: Callable[[str], DataSet], out: Path | None
 ) -> list[Finding]:
     """What stops a training that is begun, beside the pictures that were found to be unusable."""
-    from .. import config
-    from ..data.findings import Finding
+    from ..config import presets as config
+    from ..dataset_tools.check.issues import Finding
     from ..training import rehearsal
 
     reasons: list[str] = []
@@ -140,7 +140,7 @@ def _threads() -> int:
 
 
 def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
-    from ..data.targets import require_trains
+    from ..data.build_targets import require_trains
 
     for data in opened:
         require_trains(data.task, settings.task)
@@ -148,7 +148,7 @@ def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
 
 def _show(found: DataReport, data: DataSet, page: Path | None) -> None:
     """For people: tables and findings on stdout."""
-    from ..data.report import edge_names
+    from ..dataset_tools.check.report import edge_names
 
     for note in dict.fromkeys(note for split in found.splits for note in split.notes):
         console.note(note)
@@ -188,7 +188,7 @@ def _span(sizes: Iterable[tuple[int, int]]) -> str:
 
 
 def _class_rows(splits: Sequence[SplitReport]) -> list[list[Any]]:
-    from ..data.report import class_rows
+    from ..dataset_tools.check.report import class_rows
 
     return [
         [first.name, "thing" if first.isthing else "stuff",
@@ -219,7 +219,8 @@ def view(
     _check_suffix("--out", out, (*PAGES, *SHEETS))
     open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
     steps = _augmentation(open_split.settings if isinstance(open_split, _AsTraining) else None)
-    from ..inference import data_page, data_pictures
+    from ..dataset_tools import preview as data_pictures
+    from ..dataset_tools.check import page as data_page
 
     data = open_split(split)
     _refuse_own_image(out, data)
@@ -277,14 +278,14 @@ def _reading(
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
     if preset is None:
-        from ..data.detect import open_data
+        from ..data.open_dataset import open_data
 
         return lambda split: open_data(folder, split, trust_code=True, **said)
     given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
     if given:
         raise ConfigError(f"--preset says how the data is read; {', '.join(given)} would say it again.",
                           hint="Leave one of both out.")  # fmt: skip
-    from .. import config
+    from ..config import presets as config
 
     return _AsTraining(config.load(preset), folder, [])
 

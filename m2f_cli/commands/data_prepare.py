@@ -13,7 +13,7 @@ from .. import console, plugins
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..data.prepare.run import Progress, Report
+    from ..dataset_tools.prepare.run import Progress, Report
 
 
 def prepare(
@@ -39,7 +39,7 @@ def prepare(
 
     What is there already is kept, and a run that was stopped goes on where it was.
     """  # fmt: skip
-    from ..data.prepare import run
+    from ..dataset_tools.prepare import run
 
     with ExitStack() as stack:
         report = run.prepare(

@@ -11,7 +11,7 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
-    from ..training.demo import Step
+    from ..workflows.demo import Step
 
 STORY = {
     "pictures": "Scenes to look at were generated; training never sees them.",
@@ -37,8 +37,8 @@ def demo(
 
     Run again, it replaces its own files in the folder, and no others.
     """
-    from ..training import demo as core
     from ..training.run import Listener
+    from ..workflows import demo as core
     from .train import Display
 
     total = core.demo_config(iterations).train.iterations

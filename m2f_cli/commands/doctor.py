@@ -11,7 +11,7 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
-    from ..inference.diagnose import Finding
+    from ..workflows.doctor import Finding
 
 
 def doctor(
@@ -21,7 +21,7 @@ def doctor(
 
     Exit code 1: something that m2f needs is missing or broken.
     """
-    from ..inference.diagnose import diagnose
+    from ..workflows.doctor import diagnose
 
     findings = diagnose()
     problems = [finding for finding in findings if finding.status == "problem"]

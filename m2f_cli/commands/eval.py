@@ -16,8 +16,8 @@ from ..errors import ConfigError, unknown_name
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..inference.eval_setup import Outcome, Request
-    from ..inference.evaluate import EvalResult, Progress
+    from ..evaluation.evaluate import EvalResult, Progress
+    from ..evaluation.setup import Outcome, Request
 
 TASKS = ("panoptic", "instance", "semantic")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
@@ -114,7 +114,7 @@ def evaluate(
         return _compare(*compare, _listed(metric), as_json, trust_code)
     if predictions is not None or ground_truth is not None:
         return _score_files(predictions, ground_truth, _listed(metric), max_dets, out, split, as_json, per_class)
-    from ..inference.eval_setup import Request
+    from ..evaluation.setup import Request
 
     thresholds = {"object_threshold": object_threshold, "overlap_threshold": overlap_threshold,
                   "score_threshold": score_threshold, "top_k": top_k}  # fmt: skip
@@ -147,9 +147,9 @@ def _listed(given: list[str] | None) -> tuple[str, ...]:
 def _evaluate(request: Request, folder: Path, *, resume: bool, as_json: bool, per_class: bool) -> None:
     import dataclasses
 
-    from ..inference import eval_setup
-    from ..inference.segmenter import choose_device
-    from ..training import distributed
+    from ..evaluation import setup as eval_setup
+    from ..runtime import distributed
+    from ..runtime.devices import choose_device
 
     with distributed.group(choose_device(request.device)) as device, ExitStack() as stack:
         is_main = distributed.rank() == 0
@@ -190,8 +190,8 @@ def _evaluate(request: Request, folder: Path, *, resume: bool, as_json: bool, pe
 
 def _launch(devices: int, folder: Path) -> int:
     """Processes of this very command; the exit code."""
-    from ..inference.eval_results import RESULTS
-    from ..training import distributed
+    from ..evaluation.report import RESULTS
+    from ..runtime import distributed
 
     code = distributed.launch(devices, sys.argv[1:])
     if code:
@@ -208,9 +208,9 @@ def _score_files(
 ) -> None:  # fmt: skip
     if predictions is None or ground_truth is None:
         raise ConfigError("--predictions and --ground-truth belong together.", hint="Pass both.")
-    from ..inference import eval_results
-    from ..inference.eval_metrics import ALL, known_names
-    from ..inference.score_files import score
+    from ..evaluation import report as eval_results
+    from ..evaluation.choose_metrics import ALL, known_names
+    from ..evaluation.score_files.score import score
 
     names = known_names(metrics)
     names = _all_for(predictions, ground_truth, split) if names == [ALL] else names
@@ -240,8 +240,8 @@ def _score_files(
 
 def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
     """The metrics that apply to files."""
-    from ..inference.eval_metrics import ALL, choose
-    from ..inference.score_files import open_predictions, open_truth
+    from ..evaluation.choose_metrics import ALL, choose
+    from ..evaluation.score_files.score import open_predictions, open_truth
 
     task = open_predictions(predictions).task
     categories = open_truth(ground_truth, task, split=split).categories
@@ -249,7 +249,7 @@ def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
 
 
 def _compare(run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, trust_code: bool) -> None:
-    from ..inference.compare import compare
+    from ..evaluation.compare import compare
 
     if len(metrics) > 1:
         raise ConfigError(f"--compare takes one --metric, not {', '.join(metrics)}.")
@@ -273,13 +273,13 @@ def _show(tables: list[Any]) -> None:
 
 
 def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
-    from ..inference.eval_results import published_rows
+    from ..evaluation.report import published_rows
 
     tree = outcome.tree
     _print_figures(outcome.result, tree["model"]["name"], per_class, outcome.names)
     _show(outcome.sweep.tables() if outcome.sweep is not None else [])
     if outcome.diagnosis is not None:
-        from ..inference.query_diagnosis import COLUMNS, rows
+        from ..evaluation.query_stability import COLUMNS, rows
 
         table = [list(row) for row in rows(outcome.diagnosis)]
         console.show_table("Queries through the layers (%)", list(COLUMNS), table)
@@ -297,8 +297,8 @@ def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
 
 
 def _print_figures(result: EvalResult, name: str, per_class: bool, names: list[str] | None = None) -> None:
-    from ..inference import error_tables
-    from ..inference.eval_results import ANALYSES, class_rows, headline_rows
+    from ..evaluation import tables as error_tables
+    from ..evaluation.report import ANALYSES, class_rows, headline_rows
 
     console.show_table(name, ["figure", "%"], headline_rows(result))
     for metric in result.metrics:

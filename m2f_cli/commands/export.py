@@ -13,7 +13,7 @@ from ..errors import ConfigError, unknown_name
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..exporting.base import Options, Report
+    from ..export.base import Options, Report
 
 TASKS = ("panoptic", "instance", "semantic")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -92,8 +92,8 @@ def export(
     with plugins.using(format_):
         path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
 
-    from ..exporting import base, verify
-    from ..inference import segmenter
+    from ..export import base, verify
+    from ..inference import load
     from ..inference.sources import expand
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
@@ -103,7 +103,7 @@ def export(
         measure=measure, measure_limit=limit, extra=extra,
     )
     with console.downloads() as fetched:
-        loaded = segmenter.load(model, device="cpu", trust_code=trust_code, progress=fetched)
+        loaded = load.load(model, device="cpu", trust_code=trust_code, progress=fetched)
     _change(loaded, set_ or ())
     for remark in loaded.notes:
         console.note(remark)
@@ -149,7 +149,7 @@ def _name(model: str, format_: str) -> str:
 
 
 def _change(loaded: Any, pairs: list[str] | tuple[str, ...]) -> None:
-    from .. import config
+    from ..config import presets as config
 
     wrong = [pair for pair in pairs if not pair.startswith("test.")]
     if wrong:

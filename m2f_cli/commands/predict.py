@@ -101,17 +101,17 @@ def predict(
     folder = out or next_folder(Path("runs/predict"))
     pictures, total = _pictures(source)
 
-    from ..inference import journal, pipeline, segmenter
-    from ..inference.compiling import compile_parts
-    from ..inference.output import writers_for
-    from ..inference.wrapper import wrapped
+    from ..inference import journal, load, pipeline
+    from ..inference.compile import compile_parts
+    from ..inference.load import wrapped
+    from ..results.writers import writers_for
 
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
         writers_for(formats, task, trust_code=True)  # type: ignore[arg-type]
     _silence_pillow()
     with console.downloads() as fetched:
-        loaded = segmenter.load(
+        loaded = load.load(
             model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched, engine=engine
         )
     if compile_:

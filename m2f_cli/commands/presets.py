@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__, console
+from ..config import published as reference_table
+from ..config.published import backbone_cell, backbone_label, decimals, label
 from ..errors import ConfigError, M2FError, unknown_name
-from ..inference import reference_table
-from ..inference.reference_table import backbone_cell, backbone_label, decimals, label
 from ..runtime.files import write_text, writing_to
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..config.schema import Config
 
 app = typer.Typer(no_args_is_help=True, help="The shipped configurations: one per row of the published tables.")
 
@@ -75,7 +75,7 @@ def show_tables(
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="A preset, or a YAML file.")], as_json: AsJson = False) -> None:
     """Print a preset with everything that it inherits filled in."""
-    from .. import config
+    from ..config import presets as config
 
     found = config.load(name)
     if as_json:
@@ -106,7 +106,7 @@ def find(
     Raises:
         ConfigError: no preset at all has that data set, task, backbone or method.
     """
-    from .. import config
+    from ..config import presets as config
 
     presets = [config.load(name) for name in config.preset_names()]
     filters = {
@@ -185,7 +185,7 @@ def copy_preset(name: str, path: Path, *, force: bool = False) -> Path:
         ConfigError: unknown preset, a file that exists (without `force`), not a YAML file, or a folder that cannot be
             written.
     """
-    from .. import config
+    from ..config import presets as config
 
     preset = config.load(name)
     try:
@@ -204,7 +204,7 @@ def _copied(preset: Config, path: Path, force: bool) -> Path:
         raise ConfigError(f"{target} should end in .yaml.", hint="That is how m2f tells a file from a preset's name.")
     if exists and not force:
         raise ConfigError(f"{target} exists already.", hint="Pass --force to overwrite it.")
-    from .. import config
+    from ..config import presets as config
 
     header = f"# The preset {preset.name} of m2f {__version__}. The name of this one is the stem of its file.\n"
     if not has_folder:

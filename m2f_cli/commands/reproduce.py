@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
+from ..config.published import decimals
 from ..errors import unknown_name
-from ..inference.reference_table import decimals
 
 if TYPE_CHECKING:
-    from ..inference.evaluate import Progress
-    from ..inference.reproduce import Check, Options, Reproduced
+    from ..evaluation.evaluate import Progress
+    from ..workflows.reproduce import Check, Options, Reproduced
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ROW_FAILED = 1
@@ -50,7 +50,7 @@ def reproduce(
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    from ..inference import reproduce as core
+    from ..workflows import reproduce as core
 
     options = core.Options(data, device, precision, limit, workers, tta)
     rows = list(dict.fromkeys(rows))
@@ -66,7 +66,7 @@ def reproduce(
 
 
 def _one(name: str, options: Options, folder: Path, as_json: bool) -> Reproduced:
-    from ..inference import reproduce as core
+    from ..workflows import reproduce as core
 
     with ExitStack() as stack:
         advance: Any = None

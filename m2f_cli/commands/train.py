@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import console
-from ..cores import usable_cores
 from ..errors import ConfigError
+from ..runtime.threads import usable_cores
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..inference.evaluate import EvalResult
+    from ..config.schema import Config
+    from ..evaluation.evaluate import EvalResult
     from ..training.loop import Step
-    from ..training.run import Options, Outcome, Run
+    from ..training.options import Options
+    from ..training.run import Outcome, Run
 
 INTERRUPTED = 130
 
@@ -80,7 +81,7 @@ def train(
     if replay is not None:
         return _replay(replay, device, trust_code)
     if devices > 1 and "RANK" not in os.environ:
-        from ..training import distributed
+        from ..runtime import distributed
 
         raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
     from ..training import run as training
@@ -115,7 +116,7 @@ def _settings(
     precision: str | None, seed: int | None, trust_code: bool,
 ) -> tuple[Config, Path]:
     """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
-    from .. import config
+    from ..config import presets as config
     from ..training.run import CONFIG, read_settings
 
     if preset is None and not (resume and out is not None):
@@ -194,7 +195,7 @@ class Display:
         self.bar.stop()
 
     def start(self, run: Run) -> None:
-        from ..training import distributed
+        from ..runtime import distributed
 
         data, val = run.train_data, run.val_data
         things = sum(category.isthing for category in data.categories)
@@ -282,7 +283,7 @@ def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) ->
 
 
 def _replay(path: Path, device: str, trust_code: bool) -> None:
-    from ..inference.segmenter import choose_device
+    from ..runtime.devices import choose_device
     from ..training.replay import look_at
 
     rows = look_at(path, choose_device(device), trust_code=trust_code)

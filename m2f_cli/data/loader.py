@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import Config, InputConfig
+from ..config.schema import Config, InputConfig
 from ..errors import ConfigError, M2FError
-from ..types import Target
-from .dataset import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide, labels_of
+from ..structures.targets import Target
 from .records import DataSet
+from .training_set import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide, labels_of
 from .transforms import build_transforms
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..types import Categories, Task, Truth
-from .picture import read_picture
+from ..structures import Task
+from ..structures.annotations import Truth
+from ..structures.categories import Categories
+from ..structures.images import read_picture
 
 _NAMED = 3  # of the annotations that are passed over for one reason
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, DataError
+from ..results import server_formats
+from ..results import writers as output
+from ..results.types import Result
+from ..results.writers import Writer
 from ..runtime.files import atomic, is_part, lies_in, refuse_link, writing_to
 from ..runtime.locks import is_lock
 from ..runtime.text import json_text
-from ..types import Categories, Result
-from . import output, server_formats
-from .output import Writer
+from ..structures.categories import Categories
 from .sources import RUN_MARK
 
 

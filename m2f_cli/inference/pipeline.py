@@ -23,14 +23,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..data.picture import read_picture
 from ..errors import ConfigError, M2FError
+from ..results.places import Places
+from ..results.types import Instances, PanopticMap, Result, SemanticMap
+from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
 from ..runtime.files import remove_parts
 from ..runtime.locks import locked
-from ..types import Instances, PanopticMap, Result, SemanticMap, Task
+from ..structures import Task
+from ..structures.images import read_picture
 from .journal import SHARED, Journal, assemble, check_folder, erase
-from .output import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
-from .places import Places
 from .sources import Source
 
 In = TypeVar("In")

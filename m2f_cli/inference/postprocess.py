@@ -13,8 +13,9 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..types import Categories, Instances, PanopticMap, Segment, SemanticMap
-from .masks import Band, MaskLogits, Size, bands, resized
+from ..results.types import Instances, PanopticMap, Segment, SemanticMap
+from ..structures.categories import Categories
+from .mask_rendering import Band, MaskLogits, Size, bands, resized
 
 QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
 

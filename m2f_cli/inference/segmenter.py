@@ -3,156 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..config import Config, ResizeConfig, preset_names
-from ..data.picture import read_picture
+from ..config.schema import Config
 from ..errors import ConfigError, M2FError, unknown_name
 from ..ops.cache import cached_by_shape
-from ..types import Categories, Instances, PanopticMap, SemanticMap, Task
+from ..results.types import Instances, PanopticMap, SemanticMap
+from ..runtime.devices import DTYPES, Precision
+from ..structures import Task
+from ..structures.categories import Categories
+from ..structures.images import read_picture
 from . import postprocess
-from .loading import load_model
-from .masks import Band, MaskLogits, Size
+from .base import Prepared, Raw
+from .mask_rendering import Band, MaskLogits, Size
+from .preprocess import RESAMPLERS, resized_shape
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEFAULT_MODELS: dict[Task, str] = {
-    "panoptic": "coco-panoptic-swin-t",
-    "instance": "coco-instance-swin-t",
-    "semantic": "ade20k-swin-t",
-}
 DEFAULT_SCORE_THRESHOLD = 0.5  # of instances for people to look at; 0 gives the published top 100
-
-
-@dataclass
-class Prepared:
-    """A picture at the network's input size, (3, h, w) uint8 RGB, and the size that it had."""
-
-    pixels_CHW: Tensor
-    size: Size
-
-
-@dataclass
-class Raw:
-    """The network's answer for one picture: class logits and masks that are not rendered yet."""
-
-    class_logits_QK: Tensor
-    masks: MaskLogits
-
-
-def load(
-    ref: str | Path | None = None,
-    *,
-    task: Task | None = None,
-    device: str = "auto",
-    precision: Precision | Literal["auto"] = "fp32",
-    channels_last: bool = False,
-    trust_code: bool = False,
-    progress: Callable | None = None,
-    engine: str | None = None,
-) -> Segmenter:
-    """Load a model.
-
-    Args:
-        ref: a preset (its released weights), a run folder, a checkpoint file, a Hugging Face folder or repository, a
-            detectron2 .pkl/.pth, an OpenMMLab .pth, or what `m2f export` wrote. None: the default model of `task`
-            (panoptic without a task).
-        task: what to do when a call does not say; the model's own task by default.
-        device: "auto" (CUDA, then MPS, then CPU), or any device that PyTorch knows.
-        precision: "fp32" as published, or "bf16" / "fp16": the backbone, the pixel decoder's products but those that
-            say where to look, and the decoder's keys and values in that format, everything else in fp32. "auto": the
-            fastest for which the device has instructions.
-        channels_last: keep the backbone's convolutions in the memory format that tensor cores work in: for a ResNet on
-            CUDA, in bf16 or fp16 above all. The numbers are the same to rounding. Not measured on a GPU.
-        trust_code: allow a checkpoint's configuration to name code, and an exported file to be a program (.pt2).
-        progress: called with records of a download.
-        engine: what runs an exported file; by default what its name says (see `engines`).
-
-    Raises:
-        WeightsError: no such model, or its weights do not fit; ConfigError: a device or precision that is not there.
-    """
-    if ref is None:
-        ref = DEFAULT_MODELS[task or "panoptic"]
-    ref = _file_of_export(ref)
-    exported = _exported(ref, engine)
-    if exported is not None:
-        known = "fp32" if precision == "auto" else precision  # an exported file has its own
-        segmenter = exported(task=task, device=device, precision=known, trust_code=trust_code)
-    else:
-        chosen = choose_device(device)
-        loaded = load_model(ref, trust_code=trust_code, progress=progress)
-        format = choose_precision(precision, chosen)
-        notes = [*loaded.notes, *([f"The network runs in {format}."] if precision == "auto" else [])]
-        segmenter = Segmenter(
-            loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=format,
-            channels_last=channels_last, source=loaded.source, notes=notes,
-        )
-    if segmenter.config.test.slide is None:
-        return segmenter
-    from .slide import sliding  # it stands around a Segmenter
-
-    return sliding(segmenter)
-
-
-def _file_of_export(ref: str | Path) -> str | Path:
-    """The file in a folder of `m2f export`; `ref` itself where it is something else."""
-    from . import engines  # they stand around a Segmenter
-
-    path = Path(ref).expanduser()
-    return engines.file_in(path) if path.is_dir() and ref not in preset_names() else ref
-
-
-def _exported(ref: str | Path, engine: str | None) -> Callable[..., Segmenter] | None:
-    """How to open `ref` with an engine, if it is an exported file or somebody says so."""
-    from . import engines  # they stand around a Segmenter
-
-    path = Path(ref).expanduser()
-    if engine is None and not (path.exists() and ref not in preset_names() and engines.engine_for(path)):
-        return None
-    return functools.partial(engines.load, path, engine=engine)
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`name`; for "auto" bf16, else fp16, where the device computes it fast, and fp32 where neither."""
-    if name != "auto":
-        return name
-    from .diagnose import good_precisions  # only here: it knows much else
-
-    good = good_precisions(device)
-    return next((each for each in ("bf16", "fp16") if each in good), "fp32")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a name stands for; "auto" is the fastest kind present.
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise RuntimeError("nothing is computed there")
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        hint = "Use --device cpu, or see `m2f doctor`."
-        raise ConfigError(f"The device {name!r} cannot be used: {reason.rstrip('.')}.", hint=hint) from error
-    return device
 
 
 @contextlib.contextmanager
@@ -164,17 +37,6 @@ def _memory_errors(what: str) -> Iterator[None]:
             raise
         hint = "Use a smaller --batch, a smaller model, or --device cpu."
         raise M2FError(f"Not enough memory for {what}.", hint=hint) from error
-
-
-def _pillow(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR))
-
-
-def _opencv(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_LINEAR)
-
-
-RESAMPLERS = {"pillow": _pillow, "opencv": _opencv}
 
 
 class Segmenter:
@@ -365,16 +227,3 @@ class Segmenter:
 @cached_by_shape
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)[:, None, None]
-
-
-def resized_shape(height: int, width: int, resize: ResizeConfig) -> Size:
-    """(height, width) at test time: the short edge becomes `short_edge` unless the long one would pass `max_edge`.
-
-    Rounded half up, at least one pixel (detectron2's ResizeShortestEdge, facts 2.2).
-    """
-    if resize.fixed is not None:
-        return resize.fixed
-    scale = resize.short_edge / min(height, width) if resize.short_edge else 1.0
-    if resize.max_edge and max(height, width) * scale > resize.max_edge:
-        scale = resize.max_edge / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import ResizeConfig, TtaConfig
+from ..config.schema import ResizeConfig, TtaConfig
 from ..errors import ConfigError
-from ..types import Instances, PanopticMap, SemanticMap, Task
-from .masks import Band, Size
-from .merge import merge_views
+from ..results.types import Instances, PanopticMap, SemanticMap
+from ..structures import Task
+from .base import Prepared, Raw
+from .mask_rendering import Band, Size
+from .merge_views import merge_views
 from .postprocess import best_classes
-from .segmenter import RESAMPLERS, Prepared, Raw, Segmenter, resized_shape
+from .preprocess import RESAMPLERS, resized_shape
+from .segmenter import Segmenter
 from .wrapper import Wrapper, refuse_wrapped
 
 OURS = TtaConfig(scales=(0.75, 1.0, 1.25))  # where nothing was published

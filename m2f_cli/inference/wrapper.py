@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from ..types import Task
+from ..structures import Task
 from .segmenter import Segmenter
 
 
@@ -29,25 +28,6 @@ class Wrapper:
         return self.inner.check_task(task)
 
     __call__ = Segmenter.__call__
-
-
-def wrapped(
-    segmenter: Any, *, tta: bool = False, tile: int | None = None, overlap: float = 0.25, tasks: Sequence[Task] = ()
-) -> Any:
-    """What `--tta` and `--tile` ask for, in the right order: each tile is augmented, not the tiles of each view.
-
-    Args:
-        tile, overlap, tasks: as in `tiling.tiled`; no tile is the picture as a whole.
-    """
-    if tta:
-        from .tta import with_tta  # only here: it imports scipy.optimize
-
-        segmenter = with_tta(segmenter)
-    if tile is None:
-        return segmenter
-    from .tiling import tiled
-
-    return tiled(segmenter, tile, overlap, tasks=tasks)
 
 
 def refuse_wrapped(segmenter: Any, what: str) -> None:

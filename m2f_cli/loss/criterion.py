@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import LossConfig
+from ..config.schema import LossConfig
 from ..errors import ConfigError
-from ..ops.points import Rand, uniform
-from ..types import Prediction, Target
-from .masks import bce, dice, focal
+from ..ops.point_sampling import Rand, uniform
+from ..structures.predictions import Prediction
+from ..structures.targets import Target
+from .mask_losses import bce, dice, focal
+from .mask_sampling import make_places
 from .matcher import Matcher, Pairs
 from .per_pixel import PerPixelCriterion
-from .places import make_places
 
 MASK_LOSSES = {"bce": bce, "focal": focal}
 

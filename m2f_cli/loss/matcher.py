@@ -10,9 +10,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..types import Prediction, Target
-from .masks import pairwise_bce, pairwise_dice, pairwise_focal
-from .places import AllPixels, RandomPoints
+from ..structures.predictions import Prediction
+from ..structures.targets import Target
+from .mask_losses import pairwise_bce, pairwise_dice, pairwise_focal
+from .mask_sampling import AllPixels, RandomPoints
 
 MASK_COSTS = {"bce": pairwise_bce, "focal": pairwise_focal}
 

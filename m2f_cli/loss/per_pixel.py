@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..types import Prediction, Target
+from ..structures.predictions import Prediction
+from ..structures.targets import Target
 
 
 class PerPixelCriterion(nn.Module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..types import Instances, PanopticMap, SemanticMap, Task, Truth
+from ..results.types import Instances, PanopticMap, SemanticMap
+from ..structures import Task
+from ..structures.annotations import Truth
 
 Figures = dict[str, Any]
 State = dict[str, Any]

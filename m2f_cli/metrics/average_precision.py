@@ -11,12 +11,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError, MissingDependency, unknown_name
-from ..types import Categories, Instances, Truth
+from ..results.types import Instances
+from ..structures.annotations import Truth
+from ..structures.categories import Categories
 from . import Figures, State
 from .boundary import edge_of_rle
-from .coco_rules import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, RunLengths, judge
-from .convert import check_labels, check_sizes, instance_truth, rle_of
-from .states import reading
+from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, RunLengths, judge
+from .comparable import check_labels, check_sizes, instance_truth, rle_of
+from .state_io import reading
 
 ENGINES = {"faster-coco-eval": "faster_coco_eval.core.mask", "pycocotools": "pycocotools.mask"}  # the fastest first
 

@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..types import Categories, SemanticMap, Truth
+from ..results.types import SemanticMap
+from ..structures.annotations import Truth
+from ..structures.categories import Categories
+from ..structures.run_lengths import renamed, starts_of_runs
 from . import Figures, State
-from .convert import check_found, check_labels, check_sizes, semantic_truth
-from .runs import renamed, starts_of_runs
-from .states import reading, whole
+from .comparable import check_found, check_labels, check_sizes, semantic_truth
+from .state_io import reading, whole
 
 RATIO = 0.02  # of the diagonal: the width of the edge in the paper
 

@@ -10,12 +10,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError
-from ..types import Categories, Instances, PanopticMap, Truth
+from ..results.types import Instances, PanopticMap
+from ..structures.annotations import Truth
+from ..structures.categories import Categories
 from . import Figures, State
-from .convert import check_labels, check_sizes, instance_truth, panoptic_truth, rle_of
-from .repairs import compare_segments
-from .states import reading
-from .tally import UNIT, Tally, fixed
+from .comparable import check_labels, check_sizes, instance_truth, panoptic_truth, rle_of
+from .exact_sum import UNIT, Tally, fixed
+from .pq_repairs import compare_segments
+from .state_io import reading
 
 STEPS = 100  # scores are kept to one in a hundred
 COUNT, HITS, IOU, SCORES = range(4)  # the table's columns; the last two in units of 2^-40

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..types import Categories, PanopticMap, PanopticTruth, Segment, SemanticMap, Task, TrueSegment, Truth
+from ..results.types import PanopticMap, Segment, SemanticMap
+from ..structures import Task
+from ..structures.annotations import PanopticTruth, TrueSegment, Truth
+from ..structures.categories import Categories
+from ..structures.run_lengths import pair_counts
 from . import Figures, State
-from .convert import check_labels, check_sizes, panoptic_result, panoptic_truth
-from .runs import pair_counts
-from .states import reading, share, whole
+from .comparable import check_labels, check_sizes, panoptic_result, panoptic_truth
+from .state_io import reading, share, whole
 
 VOID = 0
 

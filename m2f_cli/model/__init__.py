@@ -1,6 +1,6 @@
 """The networks."""
 
 from .build import build, build_shapes, checkpoint_activations
-from .classifier import MaskClassifier
+from .mask_classifier import MaskClassifier
 
 __all__ = ["MaskClassifier", "build", "build_shapes", "checkpoint_activations"]

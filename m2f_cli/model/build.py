@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import plugins
-from ..config import Component, ModelConfig
+from ..config.schema import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
 from .backbones.resnet import BasicBlock, Bottleneck
 from .backbones.swin import Block
-from .classifier import MaskClassifier
 from .decoders.masked import DecoderLayer
 from .decoders.plain import PlainLayer
 from .layers import recompute
+from .mask_classifier import MaskClassifier
 from .pixel_decoders.deformable import EncoderLayer
 from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 

@@ -15,13 +15,13 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..ops import winograd
-from ..ops.attention import attention
 from ..ops.cache import derived, forget
-from ..ops.conv import conv2d
-from ..ops.feed_forward import feed_forward
+from ..ops.cpu.attention import attention
+from ..ops.cpu.chunking import is_tracing
+from ..ops.cpu.conv import conv2d
+from ..ops.cpu.feed_forward import feed_forward
+from ..ops.cpu.linear import MAX_PACKED, Linear, linear, relu
 from ..ops.group_norm import group_norm as ops_group_norm
-from ..ops.linear import MAX_PACKED, Linear, linear, relu
-from ..ops.pieces import is_tracing
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 

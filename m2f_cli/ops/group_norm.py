@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pieces import is_tracing
-from .ways import Ways
+from .cpu.chunking import is_tracing
+from .dispatch import Ways
 
 IMPLEMENTATIONS = ("plain", "chunked")
 WAYS = Ways("group norm", "M2F_GROUP_NORM", IMPLEMENTATIONS)

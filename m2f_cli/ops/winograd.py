@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .cache import cached_by_shape
 from .compiled import Compilable
-from .linear import has_fused, linear
-from .pieces import PIECE, is_tracing
-from .ways import Ways
+from .cpu.chunking import PIECE, is_tracing
+from .cpu.linear import has_fused, linear
+from .dispatch import Ways
 
 IMPLEMENTATIONS = ("direct", "winograd")
 WAYS = Ways("3x3 convolutions", "M2F_CONV3X3", IMPLEMENTATIONS)

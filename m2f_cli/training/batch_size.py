@@ -10,7 +10,8 @@ import torch
 
 from ..data.loader import Batch
 from ..errors import ConfigError, M2FError
-from . import distributed, state
+from ..runtime import distributed
+from . import resume as state
 from .loop import Parts, losses_of
 from .optimizer import train_mode
 

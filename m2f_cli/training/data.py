@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Component, Config
-from ..data.detect import open_data
+from ..config.schema import Component, Config
 from ..data.formats.base import NoTask
+from ..data.open_dataset import open_data
 from ..data.records import DataSet, Record
-from ..data.synthetic_data import synthetic_dataset
+from ..data.synthetic.dataset import synthetic_dataset
 from ..errors import ConfigError, DataError
-from ..types import InstanceTruth
+from ..structures.annotations import InstanceTruth
 
 Splits = tuple[DataSet, DataSet | None]  # to train on, to evaluate on
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
+from ..config.schema import TrainConfig
 from ..data.loader import Batch, of_worker
 from ..errors import M2FError
 from ..loss import Pairs, Piloted, normaliser
-from ..model.piloting import Piloting, Pilots
-from ..types import Prediction
-from . import distributed
+from ..model.pilots import Piloting, Pilots
+from ..runtime import distributed
+from ..structures.predictions import Prediction
 from .ema import EMA
 from .optimizer import clip_gradients, set_learning_rate, train_mode
+from .resume import LastStep, RunState
 from .schedule import factor
-from .state import LastStep, RunState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 5  # steps in a row that may be skipped before training stops

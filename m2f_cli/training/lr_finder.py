@@ -9,19 +9,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.loader import Batch
 from ..errors import M2FError
-from ..inference.output import write_json
-from ..inference.segmenter import choose_device
-from ..runtime import random_state
+from ..results.writers import write_json
+from ..runtime import distributed, random_state
+from ..runtime.devices import choose_device
 from ..runtime.locks import locked
-from . import distributed, state
+from . import resume as state
 from .loop import Parts, apply, step, to_host
 from .optimizer import set_learning_rate, train_mode
-from .pictures import draw_sweep
+from .options import Options
 from .run import LR_FINDER as FILES
-from .run import Listener, Options, prepare
+from .run import Listener, prepare
+from .visualise import draw_sweep
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
 NEIGHBOURS = 2  # steps to each side that the smoothed loss is the mean of

@@ -6,12 +6,12 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.loader import training_loader
 from ..data.records import DataSet
 from ..errors import M2FError
 from ..runtime.files import writing_to
-from .pictures import draw_batch
+from .visualise import draw_batch
 
 SAMPLES = 32  # of a split: all of a small one
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from .. import config
-from ..config import Config
+from ..config import presets as config
+from ..config.schema import Config
 from ..data.loader import Batch
 from ..errors import WeightsError
-from ..inference.loading import network_with
+from ..inference.load_network import network_with
 from ..loss.criterion import make_criterion
-from ..model.piloting import Piloting, piloting_of
+from ..model.pilots import Piloting, piloting_of
 from ..runtime import random_state
-from ..types import Target
-from ..weights.names import to_ours
-from ..weights.tables import TABLES
-from . import state
+from ..structures.targets import Target
+from ..weights.key_mapping import to_ours
+from ..weights.key_tables import TABLES
+from . import resume as state
 from .loop import Trouble, supervise
 from .optimizer import clip_gradients
 

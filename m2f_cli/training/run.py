@@ -17,33 +17,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__, config, weights
+from .. import __version__, weights
 from .. import model as networks
-from ..config import Config
-from ..data.checks import check
+from ..config import presets as config
+from ..config.schema import Config
 from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, of_worker, training_loader
 from ..data.records import DataSet
+from ..dataset_tools.check.mistakes import check
 from ..errors import ConfigError, M2FError, Unreachable
-from ..inference.evaluate import EvalResult, default_metrics, evaluate, headline
-from ..inference.initialise import initialise
-from ..inference.segmenter import Segmenter, choose_device
+from ..evaluation.evaluate import EvalResult, default_metrics, evaluate, headline
+from ..inference.segmenter import Segmenter
 from ..loss.criterion import make_criterion
-from ..model.piloting import piloting_of
-from ..runtime import random_state
+from ..model.pilots import piloting_of
+from ..runtime import distributed, random_state
+from ..runtime.devices import choose_device
 from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
 from ..runtime.locks import is_lock, locked
-from . import batch_size, distributed, state
+from ..runtime.signals import asked_to_stop
+from . import batch_size
+from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
 from .ema import EMA
-from .logs import check_loggers, make_loggers
+from .initialise import initialise
+from .loggers import check_loggers, make_loggers
 from .loop import Parts, Step, Trouble, train
 from .optimizer import freeze, make_optimizer, train_mode, trainable_table
 from .options import OF_ONE_START, Options, read_environment
-from .pictures import draw_batch, draw_curves, draw_results
 from .replay import dump_trouble
-from .signals import asked_to_stop
-from .state import RunState
+from .resume import RunState
+from .visualise import draw_batch, draw_curves, draw_results
 
 CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"

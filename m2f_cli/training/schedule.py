@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 
-from ..config import ScheduleConfig
+from ..config.schema import ScheduleConfig
 
 
 def factor(iteration: int, iterations: int, config: ScheduleConfig) -> float:

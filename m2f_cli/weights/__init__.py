@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from .checkpoint import Checkpoint, save
 from .hub import Download, Progress
-from .refs import load
+from .resolve import load
 
 __all__ = ["Checkpoint", "Download", "Progress", "load", "save"]

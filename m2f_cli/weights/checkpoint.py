@@ -11,17 +11,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__, config
-from ..config import Config, InputConfig, ModelConfig, ResizeConfig, refuse_code
+from .. import __version__
+from ..config import presets as config
+from ..config.presets import refuse_code
+from ..config.schema import Config, InputConfig, ModelConfig, ResizeConfig
 from ..errors import ConfigError, M2FError, WeightsError
 from ..runtime import documents
 from ..runtime.files import atomic
 from ..runtime.text import json_text
-from ..types import Categories, Category
-from .containers import Container
-from .infer import num_classes
-from .names import OurView, Shape, to_ours
-from .tables import TABLES
+from ..structures.categories import Categories, Category
+from .infer_config import num_classes
+from .key_mapping import OurView, Shape, to_ours
+from .key_tables import TABLES
+from .readers import Container
 
 SCHEMA_VERSION = 1
 _HEADER = "m2f"

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Component, Config, InputConfig, ModelConfig, ResizeConfig
+from ..config.schema import Component, Config, InputConfig, ModelConfig, ResizeConfig
 from ..errors import ExportError, WeightsError
 from ..runtime import documents
-from ..types import Categories
-from . import containers, names
+from ..structures.categories import Categories
+from . import key_mapping as names
+from . import readers as containers
 from .checkpoint import Checkpoint, write_safetensors
 from .hub import WEIGHT_FILES
-from .tables import HUGGINGFACE
+from .key_tables import HUGGINGFACE
 
 # transformers leaves values out of config.json that equal its defaults; these are the defaults (release 5.23)
 _DEFAULTS: dict[str, Any] = {

@@ -18,14 +18,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import config
-from ..config import Component
+from ..config import presets as config
+from ..config.schema import Component
 from ..errors import ConfigError, MissingDependency, WeightsError, unknown_name
-from . import containers, hub, refs
+from . import hub
+from . import readers as containers
+from . import resolve as refs
 from .checkpoint import Checkpoint, refuse_infinite
 from .hub import Progress
-from .names import OurView, Rule, Shape, Table, refuse, spelled, to_ours, unwrapped
-from .tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
+from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_ours, unwrapped
+from .key_tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
 
 BACKBONE = "backbone."
 _OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")  # of Swin: no ImageNet file has them (facts 3.3)

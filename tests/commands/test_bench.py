@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from m2f_cli import allocator, cli
+from m2f_cli import cli
 from m2f_cli.errors import DataError, ExportError
+from m2f_cli.runtime import allocator
 
 
 def tree_of(case, options=None) -> dict:
@@ -31,7 +32,8 @@ def tree_of(case, options=None) -> dict:
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """What would have been measured."""
-    from m2f_cli.inference.bench import race, results
+    from m2f_cli.benchmark import interleaved as race
+    from m2f_cli.benchmark import report as results
 
     made = []
 
@@ -79,7 +81,7 @@ def test_our_side_keeps_memory_as_the_command_does(calls, words, keeps, monkeypa
 
 
 def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypatch):
-    from m2f_cli.inference.bench import quality
+    from m2f_cli.benchmark import quality
 
     found = {"name": "PQ", "a": 60.0, "b": 59.9, "difference": -0.1, "low": -0.3, "high": 0.2, "pictures": 64,
              "data": "photos"}  # fmt: skip
@@ -126,8 +128,8 @@ def test_the_short_way_is_the_network_alone(calls, tmp_path, capsys):
 
 
 def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch):
-    from m2f_cli import config
-    from m2f_cli.inference.bench import results
+    from m2f_cli.benchmark import report as results
+    from m2f_cli.config import presets as config
 
     names = ["cityscapes-swin-t", "ade20k-r50"]
     monkeypatch.setattr(results, "table_presets", lambda: [config.load(name) for name in names])
@@ -163,12 +165,12 @@ def test_what_makes_no_sense_is_said_before_anything_is_measured(calls, capsys, 
 
 
 def test_auto_is_what_the_device_is_good_at(calls, monkeypatch, tmp_path):
-    from m2f_cli.inference import segmenter
-    from m2f_cli.inference.bench import subject
+    from m2f_cli.benchmark import model_under_test as subject
+    from m2f_cli.runtime import devices
 
     monkeypatch.setattr(subject, "choose_precision", lambda name, device: "bf16" if name == "auto" else name)
     assert cli.run(["bench", "--preset", "small-panoptic", "--precision", "auto", "--device", "cpu"]) == 0
     (tmp_path / "model.onnx").write_bytes(b"")
     assert cli.run(["bench", "--model", "model.onnx", "--precision", "auto"]) == 0
     assert [case.precision for case, _ in calls] == ["bf16", "fp32"]  # of a file: what it was exported in
-    assert segmenter.choose_precision("fp16", None) == "fp16"
+    assert devices.choose_precision("fp16", None) == "fp16"

@@ -14,11 +14,11 @@ from folders import annotation, coco_instances, coco_panoptic, label_maps, plane
 from PIL import Image
 
 from m2f_cli import cli
-from m2f_cli.data.detect import open_data
+from m2f_cli.data.open_dataset import open_data
 from m2f_cli.data.transforms import Flip
+from m2f_cli.dataset_tools.preview import CAPTION, EDGE, GAP, as_result, sheet, views
 from m2f_cli.errors import DataError
-from m2f_cli.inference.data_pictures import CAPTION, EDGE, GAP, as_result, sheet, views
-from m2f_cli.types import InstanceTruth, SemanticTruth, TrueObject
+from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject
 
 SIZE = (60, 80)
 MASK = plane((1, 0, 0, 30, 80), (2, 40, 10, 55, 30), size=SIZE)

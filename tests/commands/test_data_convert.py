@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from m2f_cli.commands.data_convert import convert, parse_label_map
 from m2f_cli.commands.data_split import split
-from m2f_cli.data.detect import open_data
+from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import ConfigError
 
 app = typer.Typer()

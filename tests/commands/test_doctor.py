@@ -7,8 +7,8 @@ import json
 import pytest
 
 from m2f_cli import cli
-from m2f_cli.inference import diagnose
-from m2f_cli.inference.diagnose import Finding
+from m2f_cli.workflows import doctor as diagnose
+from m2f_cli.workflows.doctor import Finding
 
 FINE = [Finding("packages", "torch", "2.6.0"), Finding("devices", "cpu", "Some CPU")]
 NOTED = [*FINE, Finding("devices", "cuda", "no GPU", "note", "See nvidia-smi.")]

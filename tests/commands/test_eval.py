@@ -12,11 +12,12 @@ import torch
 from folders import coco_panoptic
 from training.tiny import settings
 
-from m2f_cli import cli, config, weights
-from m2f_cli.data.synthetic_data import CATEGORIES as SCENES
+from m2f_cli import cli, weights
+from m2f_cli.benchmark.case import Case
+from m2f_cli.benchmark.quality import lost
+from m2f_cli.config import presets as config
+from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.inference import segmenter
-from m2f_cli.inference.bench.case import Case
-from m2f_cli.inference.bench.quality import lost
 from m2f_cli.model import build
 
 
@@ -130,7 +131,7 @@ def test_what_cannot_be_read_is_reported(tmp_path, capsys):
 
 
 def _coco_classes():
-    from m2f_cli.data.detect import open_data
+    from m2f_cli.data.open_dataset import open_data
 
     return open_data("coco", "val").categories
 

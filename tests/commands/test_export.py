@@ -9,7 +9,7 @@ from copy import copy, deepcopy
 
 import pytest
 import torch
-from exporting.tiny import tiny_segmenter
+from export.tiny import tiny_segmenter
 
 from m2f_cli import cli, plugins
 
@@ -35,19 +35,19 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    from m2f_cli.inference import segmenter
+    from m2f_cli.inference import load
 
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("fake_exporters")
     module.Fake = type("Fake", (Fake,), {})
     module.loads = []
 
-    def load(ref, **options):
+    def given(ref, **options):
         module.loads.append((ref, options))
         return copy(tiny_segmenter())
 
     monkeypatch.setitem(sys.modules, "fake_exporters", module)
-    monkeypatch.setattr(segmenter, "load", load)
+    monkeypatch.setattr(load, "load", given)
     table = plugins.table
     monkeypatch.setattr(
         plugins, "table", lambda group: {"fake": "fake_exporters:Fake"} if group == "exporters" else table(group)

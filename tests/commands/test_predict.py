@@ -24,16 +24,16 @@ def tiff(width, height, bits):
 
 @pytest.fixture
 def fake(monkeypatch):
-    from m2f_cli.inference import segmenter
+    from m2f_cli.inference import load
 
     made = FakeSegmenter()
     made.loads = []
 
-    def load(ref=None, **options):
+    def given(ref=None, **options):
         made.loads.append((ref, options))
         return made
 
-    monkeypatch.setattr(segmenter, "load", load)
+    monkeypatch.setattr(load, "load", given)
     return made
 
 
@@ -51,7 +51,7 @@ def predictions(folder):
 
 
 def test_compile_reaches_the_network(pictures, fake, monkeypatch):
-    from m2f_cli.inference import compiling
+    from m2f_cli.inference import compile as compiling
 
     compiled = []
     monkeypatch.setattr(compiling, "compile_parts", compiled.append)

@@ -10,8 +10,8 @@ from PIL import Image
 from small_segmenter import picture, small_segmenter
 
 from m2f_cli import cli
-from m2f_cli.inference import segmenter
-from m2f_cli.inference.wrapper import wrapped
+from m2f_cli.inference import load
+from m2f_cli.inference.load import wrapped
 
 MODEL = ("ade20k-r50-paper", "test.tta.short_edges=[48, 64]")
 
@@ -19,7 +19,7 @@ MODEL = ("ade20k-r50-paper", "test.tta.short_edges=[48, 64]")
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segmenter, "load", lambda ref=None, **options: small_segmenter(*MODEL))
+    monkeypatch.setattr(load, "load", lambda ref=None, **options: small_segmenter(*MODEL))
     for name, size in (("small", (50, 60)), ("large", (90, 140))):
         Image.fromarray(picture(*size)).save(tmp_path / f"{name}.png")
     return tmp_path

@@ -13,10 +13,10 @@ import yaml
 from folders import write_json
 from typer.testing import CliRunner
 
-from m2f_cli import config
 from m2f_cli.commands import presets as command
+from m2f_cli.config import presets as config
+from m2f_cli.config import published as reference_table
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.inference import reference_table
 
 NAMES = config.preset_names()
 

@@ -11,13 +11,15 @@ import yaml
 from folders import IDS, SEGMENTS, coco_panoptic
 from training.tiny import settings
 
-from m2f_cli import cli, config, weights
-from m2f_cli.data.categories import from_names
+from m2f_cli import cli, weights
+from m2f_cli.config import presets as config
 from m2f_cli.errors import ConfigError, WeightsError
-from m2f_cli.inference import eval_data, reproduce
-from m2f_cli.inference.eval_results import Comparison
-from m2f_cli.inference.reproduce import Options
+from m2f_cli.evaluation import dataset as eval_data
+from m2f_cli.evaluation.report import Comparison
 from m2f_cli.model import build
+from m2f_cli.structures.categories import from_names
+from m2f_cli.workflows import reproduce
+from m2f_cli.workflows.reproduce import Options
 
 NAMES = ["cat", "dog", "sky"]
 SETTINGS = settings()

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from m2f_cli import cli, config
+from m2f_cli import cli
+from m2f_cli.config import presets as config
 
 SMALL = [
     "train", "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "2",

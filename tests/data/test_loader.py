@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from m2f_cli import config as configuration
-from m2f_cli.config import InputConfig
+from m2f_cli.config import presets as configuration
+from m2f_cli.config.schema import InputConfig
 from m2f_cli.data import loader as module
-from m2f_cli.data.dataset import Draw, TrainingSample, TrainingSet
 from m2f_cli.data.loader import (
     Batch,
     Loader,
@@ -24,11 +23,13 @@ from m2f_cli.data.loader import (
     training_loader,
 )
 from m2f_cli.data.records import DataSet, Record
-from m2f_cli.data.synthetic import CATEGORIES
-from m2f_cli.data.synthetic_data import synthetic_dataset
+from m2f_cli.data.synthetic.dataset import synthetic_dataset
+from m2f_cli.data.synthetic.scenes import CATEGORIES
+from m2f_cli.data.training_set import Draw, TrainingSample, TrainingSet
 from m2f_cli.data.transforms import ColorJitter, Flip, RandomCrop
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.types import SemanticTruth, Target
+from m2f_cli.structures.annotations import SemanticTruth
+from m2f_cli.structures.targets import Target
 
 NORMALISE = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 STEPS = [RandomCrop(32, 40, 1.0), ColorJitter(32, (0.5, 1.5), (0.5, 1.5), 18), Flip(0.5)]

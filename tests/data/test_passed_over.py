@@ -25,11 +25,11 @@ from folders import (
 from pycocotools import mask as coco_mask
 
 from m2f_cli import cli
-from m2f_cli.data.convert.run import convert
-from m2f_cli.data.detect import open_data
 from m2f_cli.data.formats.shapes import MOST_LENGTH, check_polygons, parse_shape, split_polygons, unpack_lengths
+from m2f_cli.data.open_dataset import open_data
 from m2f_cli.data.records import PassedOver
-from m2f_cli.data.report import inspect, open_splits, report
+from m2f_cli.dataset_tools.check.report import inspect, open_splits, report
+from m2f_cli.dataset_tools.convert.run import convert
 from m2f_cli.errors import DataError
 
 FLAT = [2, 1, 12, 1, 12, 9]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2f_cli.data import synthetic
-from m2f_cli.data.synthetic import CATEGORIES, LABELS, STUFF, THINGS, scene
+from m2f_cli.data.synthetic import scenes as synthetic
+from m2f_cli.data.synthetic.scenes import CATEGORIES, LABELS, STUFF, THINGS, scene
 from m2f_cli.errors import ConfigError
-from m2f_cli.inference.convert import regions
+from m2f_cli.results.bridges import regions
 
 THINGS_LABELS = {LABELS[name] for name in THINGS}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from exporting.tiny import tiny_segmenter
+from export.tiny import tiny_segmenter
 from small_segmenter import small_segmenter
 
-from m2f_cli.exporting.base import Options, export
+from m2f_cli.export.base import Options, export
 
 SIZE = (64, 96)
 FORMATS = {  # name → (file, package, options)

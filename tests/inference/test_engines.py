@@ -13,9 +13,9 @@ from small_segmenter import picture, small_segmenter
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, M2FError, WeightsError
-from m2f_cli.inference import engines
-from m2f_cli.inference import segmenter as segmenters
-from m2f_cli.inference.engines import EngineSegmenter
+from m2f_cli.inference import load
+from m2f_cli.inference.engines import base as engines
+from m2f_cli.inference.engines.base import EngineSegmenter
 from m2f_cli.inference.tta import with_tta
 
 
@@ -161,15 +161,15 @@ def fake_engine(model, monkeypatch):
 def test_a_file_of_an_engine_is_a_model(fake_engine, tmp_path):
     path = tmp_path / "model.fake"
     path.write_bytes(b"")
-    loaded = segmenters.load(path, task="semantic", device="cpu")
+    loaded = load.load(path, task="semantic", device="cpu")
     assert isinstance(loaded, EngineSegmenter) and loaded.engine.opened == (path, "cpu")
     assert (loaded.source, loaded.precision, loaded.default_task, loaded.model) == (str(path), "fp16", "semantic", None)
     other = path.rename(tmp_path / "model.bin")
-    assert isinstance(segmenters.load(other, engine="fake", precision="fp16"), EngineSegmenter)
+    assert isinstance(load.load(other, engine="fake", precision="fp16"), EngineSegmenter)
     with pytest.raises(ConfigError, match="computes in fp16, not in bf16"):
-        segmenters.load(other, engine="fake", precision="bf16")
+        load.load(other, engine="fake", precision="bf16")
     with pytest.raises(WeightsError, match="no file or folder"):
-        segmenters.load(tmp_path / "gone.fake", engine="fake")
+        load.load(tmp_path / "gone.fake", engine="fake")
 
 
 def test_no_engine_for_a_file(tmp_path):
@@ -189,9 +189,9 @@ def test_onnx_files_of_others_and_damaged_ones(tmp_path):
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(proto, tmp_path / "foreign.onnx")
     with pytest.raises(WeightsError, match=r"foreign.onnx was not exported by m2f.*m2f export"):
-        segmenters.load(tmp_path / "foreign.onnx")
+        load.load(tmp_path / "foreign.onnx")
     (tmp_path / "text.onnx").write_text("not an onnx file")
     with pytest.raises(WeightsError, match="onnxruntime cannot open .*text.onnx"):
-        segmenters.load(tmp_path / "text.onnx")
+        load.load(tmp_path / "text.onnx")
     with pytest.raises(ConfigError, match="no device 'tpu' here; it has cpu"):
-        segmenters.load(tmp_path / "foreign.onnx", device="tpu")
+        load.load(tmp_path / "foreign.onnx", device="tpu")

@@ -10,8 +10,8 @@ from golden_files import images_of, params, read
 from inference.test_postprocess import Published, rendered
 
 from m2f_cli.inference import postprocess
-from m2f_cli.inference.masks import MaskLogits
-from m2f_cli.types import Category
+from m2f_cli.inference.mask_rendering import MaskLogits
+from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(i + 1, f"class{i}", i < 3, (i, 0, 0)) for i in range(5))
 

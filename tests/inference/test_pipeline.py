@@ -14,8 +14,9 @@ from PIL import Image
 
 from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.inference import journal as journals
-from m2f_cli.inference import output, pipeline
+from m2f_cli.inference import pipeline
 from m2f_cli.inference.sources import RUN_MARK, expand
+from m2f_cli.results import writers as output
 
 COUNT = 7
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts import weights_of
 
-from m2f_cli.inference import masks as masks_module
+from m2f_cli.inference import mask_rendering as masks_module
 from m2f_cli.inference import postprocess
-from m2f_cli.inference.masks import MaskLogits
-from m2f_cli.types import Category
+from m2f_cli.inference.mask_rendering import MaskLogits
+from m2f_cli.structures.categories import Category
 
 THRESHOLDS = {"object_threshold": 0.8, "overlap_threshold": 0.8}
 

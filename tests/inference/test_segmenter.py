@@ -12,14 +12,16 @@ from parts import full_model, randomise, tiny_config
 from PIL import Image
 
 import m2f_cli
-from m2f_cli import config as configuration
-from m2f_cli.config import ResizeConfig
-from m2f_cli.data.categories import from_names
+from m2f_cli.config import presets as configuration
+from m2f_cli.config.schema import ResizeConfig
 from m2f_cli.errors import ConfigError, M2FError
-from m2f_cli.inference import diagnose
-from m2f_cli.inference.segmenter import Segmenter, choose_device, choose_precision, resized_shape
+from m2f_cli.inference.preprocess import resized_shape
+from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.model import build
-from m2f_cli.types import Instances, PanopticMap, SemanticMap
+from m2f_cli.results.types import Instances, PanopticMap, SemanticMap
+from m2f_cli.runtime import devices
+from m2f_cli.runtime.devices import choose_device, choose_precision
+from m2f_cli.structures.categories import from_names
 
 NAMES = ["cat", "dog", "bus", "sky", "road", "wall"]
 
@@ -154,7 +156,7 @@ def test_a_network_that_answers_nan_says_so(segmenter):
     ("good", "chosen"), [(["fp32"], "fp32"), (["fp32", "fp16"], "fp16"), (["fp32", "fp16", "bf16"], "bf16")]
 )
 def test_auto_is_the_fastest_precision_of_the_device(good, chosen, monkeypatch):
-    monkeypatch.setattr(diagnose, "good_precisions", lambda device: good)
+    monkeypatch.setattr(devices, "good_precisions", lambda device: good)
     assert choose_precision("auto", torch.device("cpu")) == chosen
     assert choose_precision("fp32", torch.device("cpu")) == "fp32"
 

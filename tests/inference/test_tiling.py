@@ -17,14 +17,16 @@ from pycocotools import mask as coco_mask
 from small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.inference import evaluate, tiling
-from m2f_cli.inference.convert import Region
-from m2f_cli.inference.joining import Joiner, encode_at
-from m2f_cli.inference.tiling import tiled
+from m2f_cli.evaluation import evaluate
+from m2f_cli.inference.load import wrapped
+from m2f_cli.inference.tiling import tiled as tiling
+from m2f_cli.inference.tiling.grid import Axis
+from m2f_cli.inference.tiling.stitching import Joiner, encode_at
+from m2f_cli.inference.tiling.tiled import tiled
 from m2f_cli.inference.tta import with_tta
-from m2f_cli.inference.windows import Axis
-from m2f_cli.inference.wrapper import wrapped
-from m2f_cli.types import Instances, PanopticMap, PanopticTruth, Segment, SemanticMap, TrueSegment
+from m2f_cli.results.regions import Region
+from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
+from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
 
 THING = PERSON  # the other two classes are stuff
 
@@ -392,7 +394,7 @@ import resource, sys
 import numpy as np
 sys.path.insert(0, sys.argv[4])
 from inference.test_tiling import KnowsAll, Many
-from m2f_cli.inference.tiling import tiled
+from m2f_cli.inference.tiling.tiled import tiled
 size, classes, tasks = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
 image = np.zeros((size, size, 3), np.uint8)
 for i in range(0, size - 400, 500):

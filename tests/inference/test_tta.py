@@ -10,16 +10,16 @@ from PIL import Image
 from pydantic import ValidationError
 from small_segmenter import picture, small_segmenter
 
-from m2f_cli import config as configuration
-from m2f_cli.config import TtaConfig
-from m2f_cli.data.categories import from_names
+from m2f_cli.config import presets as configuration
+from m2f_cli.config.schema import TtaConfig
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import postprocess
-from m2f_cli.inference.masks import MaskLogits
-from m2f_cli.inference.merge import merge_views
-from m2f_cli.inference.segmenter import Raw
+from m2f_cli.inference.base import Raw
+from m2f_cli.inference.mask_rendering import MaskLogits
+from m2f_cli.inference.merge_views import merge_views
 from m2f_cli.inference.tta import with_tta
-from m2f_cli.types import Instances, PanopticMap
+from m2f_cli.results.types import Instances, PanopticMap
+from m2f_cli.structures.categories import from_names
 
 PAPER, MMSEG = "ade20k-r50-paper", "ade20k-r50"
 CATEGORIES = from_names(["cat", "dog", "sky"], things=["cat", "dog"])

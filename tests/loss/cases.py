@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m2f_cli.config import LossConfig
-from m2f_cli.types import LayerOutput, Prediction, Target
+from m2f_cli.config.schema import LossConfig
+from m2f_cli.structures.predictions import LayerOutput, Prediction
+from m2f_cli.structures.targets import Target
 
 CONFIG = LossConfig(
     class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=112, oversample_ratio=3.0,

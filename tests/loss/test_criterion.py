@@ -9,8 +9,10 @@ from torch.nn.functional import cross_entropy, grid_sample
 from torch.testing import assert_close
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.loss import Criterion, make_criterion, normaliser, places
-from m2f_cli.types import LayerOutput, Prediction, Projection, Target
+from m2f_cli.loss import Criterion, make_criterion, normaliser
+from m2f_cli.loss import mask_sampling as places
+from m2f_cli.structures.predictions import LayerOutput, Prediction, Projection
+from m2f_cli.structures.targets import Target
 
 PADDED = (28, 36)
 

@@ -9,10 +9,10 @@ from loss.cases import by_picture, our_order, prediction_of
 from pilots import loss_config, padded_size
 from torch.testing import assert_close
 
-from m2f_cli.config import LossConfig
+from m2f_cli.config.schema import LossConfig
 from m2f_cli.loss import Criterion, Pairs, Piloted
-from m2f_cli.loss.places import RandomPoints
-from m2f_cli.types import Target
+from m2f_cli.loss.mask_sampling import RandomPoints
+from m2f_cli.structures.targets import Target
 
 
 def sets_of(tensors: dict[str, torch.Tensor]) -> list[str]:

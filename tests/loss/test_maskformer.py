@@ -10,12 +10,13 @@ from loss.cases import CONFIG, leaves, prediction_of, random_case
 from loss.test_golden import sets_of, targets_of
 from torch.testing import assert_close
 
-from m2f_cli.config import LossConfig
+from m2f_cli.config.schema import LossConfig
 from m2f_cli.errors import ConfigError
 from m2f_cli.loss import Criterion, PerPixelCriterion, make_criterion
+from m2f_cli.loss.mask_sampling import AllPixels
 from m2f_cli.loss.per_pixel import class_map
-from m2f_cli.loss.places import AllPixels
-from m2f_cli.types import LayerOutput, Prediction, Target
+from m2f_cli.structures.predictions import LayerOutput, Prediction
+from m2f_cli.structures.targets import Target
 
 FULL = LossConfig(
     masks="full", mask_loss="focal", class_weight=1.0, mask_weight=20.0, dice_weight=1.0, no_object_weight=0.1

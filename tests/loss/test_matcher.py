@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from loss.cases import random_case, same_for_all
 from torch.testing import assert_close
 
+from m2f_cli.loss.mask_sampling import RandomPoints
 from m2f_cli.loss.matcher import UNUSABLE, Matcher, assign
-from m2f_cli.loss.places import RandomPoints
-from m2f_cli.types import LayerOutput, Prediction, Target
+from m2f_cli.structures.predictions import LayerOutput, Prediction
+from m2f_cli.structures.targets import Target
 
 MATCHER = Matcher(2.0, 5.0, 5.0, RandomPoints(50, 3.0, 0.75, same_for_all))
 PADDED = (28, 36)

@@ -8,9 +8,9 @@ from parts import randomise
 from torch.testing import assert_close
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from m2f_cli.inference.loading import load_model
+from m2f_cli.inference.load_network import load_model
 from m2f_cli.loss import Criterion
-from m2f_cli.types import Target
+from m2f_cli.structures.targets import Target
 
 SIZE = (64, 96)
 COUNTS = [3, 5]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from loss.cases import CONFIG, random_case, same_for_all
 
 from m2f_cli.loss import Criterion, normaliser
-from m2f_cli.types import LayerOutput, Prediction
+from m2f_cli.structures.predictions import LayerOutput, Prediction
 
 COUNTS = {"equal": [3, 3], "unequal": [1, 5], "one empty": [0, 4]}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2f_cli.data.categories import load_categories
-from m2f_cli.data.synthetic_data import synthetic_dataset
-from m2f_cli.types import PanopticTruth, TrueSegment
+from m2f_cli.data.synthetic.dataset import synthetic_dataset
+from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.categories import load_categories
 
 
 class Pack:

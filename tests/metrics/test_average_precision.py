@@ -20,8 +20,10 @@ from pycocotools.cocoeval import COCOeval
 from m2f_cli.errors import ConfigError, DataError, MissingDependency
 from m2f_cli.metrics import average_precision
 from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision, BoundaryAveragePrecision
-from m2f_cli.metrics.convert import instance_truth, rle_of
-from m2f_cli.types import Category, Instances, InstanceTruth, SemanticTruth, TrueObject
+from m2f_cli.metrics.comparable import instance_truth, rle_of
+from m2f_cli.results.types import Instances
+from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject
+from m2f_cli.structures.categories import Category
 
 CATEGORIES = (
     Category(1, "person", True, (0, 0, 0)),

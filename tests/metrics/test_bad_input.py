@@ -11,18 +11,9 @@ from pycocotools import mask as coco_mask
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.types import (
-    Category,
-    Instances,
-    InstanceTruth,
-    PanopticMap,
-    PanopticTruth,
-    Segment,
-    SemanticMap,
-    SemanticTruth,
-    TrueObject,
-    TrueSegment,
-)
+from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
+from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.categories import Category
 
 NAMES = ("pq", "pq-stuff", "pq-per-picture", "ap", "boundary-ap", "miou", "boundary-iou", "boundary-iou-mass13k")
 HEADLINES = {"pq": "pq", "pq-stuff": "pq_stuff", "pq-per-picture": "pq_per_picture", "ap": "ap",

@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
 from m2f_cli.metrics.boundary import BoundaryIoU, MaSS13KBoundaryIoU, edge_of_rle, edge_width, interior
-from m2f_cli.types import Category, SemanticMap, SemanticTruth
+from m2f_cli.results.types import SemanticMap
+from m2f_cli.structures.annotations import SemanticTruth
+from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(i, name, False, (i, i, i)) for i, name in enumerate(["sky", "grass", "water"]))
 SKY, GRASS, WATER = range(3)
@@ -127,7 +129,7 @@ def test_by_hand():
 
 
 def test_truth_against_itself_is_100(annotated):
-    from m2f_cli.metrics.convert import semantic_truth
+    from m2f_cli.metrics.comparable import semantic_truth
 
     metrics = [BoundaryIoU(annotated.categories), MaSS13KBoundaryIoU(annotated.categories)]
     for truth in annotated.truths:

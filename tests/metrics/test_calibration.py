@@ -14,16 +14,9 @@ from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.metrics.average_precision import AveragePrecision
 from m2f_cli.metrics.calibration import InstanceCalibration, PanopticCalibration
 from m2f_cli.metrics.panoptic_quality import PanopticQuality
-from m2f_cli.types import (
-    Category,
-    Instances,
-    InstanceTruth,
-    PanopticMap,
-    PanopticTruth,
-    Segment,
-    TrueObject,
-    TrueSegment,
-)
+from m2f_cli.results.types import Instances, PanopticMap, Segment
+from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.categories import Category
 
 CATEGORIES = (Category(1, "cat", True, (255, 0, 0)), Category(2, "dog", True, (0, 255, 0)))
 CAT, DOG = range(2)

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.metrics.panoptic_quality import PanopticQuality, StuffQuality, match
-from m2f_cli.types import (
-    Category,
-    InstanceTruth,
-    PanopticMap,
-    PanopticTruth,
-    Segment,
-    SemanticMap,
-    SemanticTruth,
-    TrueSegment,
-)
+from m2f_cli.results.types import PanopticMap, Segment, SemanticMap
+from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment
+from m2f_cli.structures.categories import Category
 
 CATEGORIES = (
     Category(1, "person", True, (220, 20, 60)),

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from parts import randomise, tiny_config
 
-from m2f_cli import config
-from m2f_cli.config import ModelConfig
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import ModelConfig
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
 from m2f_cli.model.pixel_decoders.fapn import AlignedPixelDecoder, FeatureAlignment, FeatureSelection

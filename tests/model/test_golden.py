@@ -16,8 +16,8 @@ from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.decoders import masked
 from m2f_cli.model.decoders.masked import MaskedDecoder
 from m2f_cli.model.pixel_decoders.deformable import DeformableAttention, DeformablePixelDecoder
-from m2f_cli.ops.deform_attn import IMPLEMENTATIONS, deform_attn
-from m2f_cli.types import PixelFeatures
+from m2f_cli.ops.deformable_attention import IMPLEMENTATIONS, deform_attn
+from m2f_cli.structures.predictions import PixelFeatures
 
 NOISE_FACTOR = 8
 

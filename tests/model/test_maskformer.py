@@ -9,11 +9,11 @@ from model.test_golden import assert_backbone, assert_close, assert_close_to, as
 from parts import STRIDES, features_of, full_model, load_published
 
 from m2f_cli.errors import ConfigError
+from m2f_cli.model.decoders.per_pixel import PerPixelDecoder, PerPixelPlusDecoder
 from m2f_cli.model.decoders.plain import PlainDecoder
-from m2f_cli.model.per_pixel import PerPixelDecoder, PerPixelPlusDecoder
 from m2f_cli.model.pixel_decoders.fpn import FPNPixelDecoder
 from m2f_cli.model.pixel_decoders.transformer_fpn import TransformerFPNPixelDecoder
-from m2f_cli.types import PixelFeatures
+from m2f_cli.structures.predictions import PixelFeatures
 
 
 def channels_of(file) -> dict[int, int]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from parts import randomise, tiny_config
 
-from m2f_cli import config as configuration
-from m2f_cli.config import Component
+from m2f_cli.config import presets as configuration
+from m2f_cli.config.schema import Component
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
 from m2f_cli.model.backbones.swin import windows_of

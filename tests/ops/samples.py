@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from m2f_cli.ops.deform_attn import deform_attn
+from m2f_cli.ops.deformable_attention import deform_attn
 
 
 def outputs_and_gradients(impl, value, shapes, x, y, weights):

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ops.samples import make, outputs_and_gradients
 
-from m2f_cli.ops import deform_attn_triton as kernels
-from m2f_cli.ops.deform_attn import deform_attn
+from m2f_cli.ops.deformable_attention import deform_attn
+from m2f_cli.ops.deformable_attention import triton as kernels
 
 NAMES = ("output", "value", "x", "y", "weights")
 LEVELS = ((5, 7), (1, 6), (9, 1), (1, 1))

@@ -15,15 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parts import tiny_config
 
-from m2f_cli import config
-from m2f_cli.config import ModelConfig
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import ModelConfig
 from m2f_cli.data.loader import Batch
 from m2f_cli.loss import Criterion
 from m2f_cli.model import build
-from m2f_cli.model.piloting import piloting_of
+from m2f_cli.model.pilots import piloting_of
+from m2f_cli.structures.targets import Target
 from m2f_cli.training.loop import Parts, step, to_host
 from m2f_cli.training.optimizer import make_optimizer
-from m2f_cli.types import Target
 
 
 def batch_of(count: int) -> Batch:

@@ -12,10 +12,11 @@ import torch
 from training.tiny import settings
 
 from m2f_cli.errors import ConfigError, M2FError
-from m2f_cli.inference.loading import load_model
+from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import batch_size, run
 from m2f_cli.training.batch_size import CudaMemory, HostMemory, accumulation, largest_micro_batch
-from m2f_cli.training.run import Listener, Options
+from m2f_cli.training.options import Options
+from m2f_cli.training.run import Listener
 
 GIB = 2**30
 

@@ -12,7 +12,7 @@ from training.tiny import settings
 
 from m2f_cli import cli
 from m2f_cli.errors import ConfigError, WeightsError
-from m2f_cli.training import state
+from m2f_cli.training import resume as state
 from m2f_cli.training.data import refuse_other_data
 from m2f_cli.training.ema import EMA
 from m2f_cli.training.optimizer import make_optimizer

@@ -11,15 +11,16 @@ import pytest
 import torch
 from training.tiny import settings
 
-from m2f_cli.data import synthetic_data
-from m2f_cli.data.categories import load_categories
-from m2f_cli.data.geometry import mask_of
 from m2f_cli.data.records import DataSet, Record
+from m2f_cli.data.synthetic import dataset as synthetic_data
+from m2f_cli.data.transforms.geometry import mask_of
 from m2f_cli.errors import DataError
+from m2f_cli.structures.annotations import InstanceTruth, TrueObject
+from m2f_cli.structures.categories import load_categories
 from m2f_cli.training import run
 from m2f_cli.training.data import open_split, things_only
-from m2f_cli.training.run import Listener, Options
-from m2f_cli.types import InstanceTruth, TrueObject
+from m2f_cli.training.options import Options
+from m2f_cli.training.run import Listener
 
 
 def names(data: DataSet) -> list[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from m2f_cli.inference.loading import load_model
-from m2f_cli.training import state
+from m2f_cli.inference.load_network import load_model
+from m2f_cli.training import resume as state
 
 SMALL = [
     "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "4", "--json",

@@ -16,11 +16,13 @@ import torch
 from training.tiny import settings
 
 from m2f_cli.errors import DataError, M2FError
-from m2f_cli.inference.loading import load_model
-from m2f_cli.ops import conv
-from m2f_cli.training import loop, run, state
+from m2f_cli.inference.load_network import load_model
+from m2f_cli.ops.cpu import conv
+from m2f_cli.training import loop, run
+from m2f_cli.training import resume as state
 from m2f_cli.training.data import open_splits
-from m2f_cli.training.run import Listener, Options
+from m2f_cli.training.options import Options
+from m2f_cli.training.run import Listener
 
 OPTIONS = Options(init="random", device="cpu")
 CHANGES = ("train.checkpoint_every=100", "train.batch=2", "train.ema_decay=0.9")

@@ -16,11 +16,14 @@ from training.tiny import settings
 
 from m2f_cli import cli
 from m2f_cli.errors import ConfigError, M2FError
-from m2f_cli.inference.loading import load_model
+from m2f_cli.inference.load_network import load_model
 from m2f_cli.runtime import files, locks
-from m2f_cli.training import logs, lr_finder, run, state
+from m2f_cli.training import loggers as logs
+from m2f_cli.training import lr_finder, run
+from m2f_cli.training import resume as state
 from m2f_cli.training.data import identity, open_splits, refuse_other_data
-from m2f_cli.training.run import Listener, Options
+from m2f_cli.training.options import Options
+from m2f_cli.training.run import Listener
 
 OPTIONS = Options(init="random", device="cpu")
 RESUME = replace(OPTIONS, resume=True)
@@ -322,8 +325,8 @@ def test_numbers_on_a_full_disk_are_one_sentence_and_half_a_line_is_forgotten(tm
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 @pytest.mark.parametrize("umask", [0o022, 0o002])
 def test_all_files_of_a_run_and_of_its_exports_obey_the_umask(tmp_path, umask):
-    from m2f_cli.exporting.base import export
-    from m2f_cli.inference.segmenter import load
+    from m2f_cli.export.base import export
+    from m2f_cli.inference.load import load
 
     old = os.umask(umask)
     try:

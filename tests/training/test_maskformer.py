@@ -6,13 +6,13 @@ import pytest
 import torch
 from golden_files import read_list
 
-from m2f_cli import config
+from m2f_cli.config import presets as config
 from m2f_cli.loss import make_criterion
 from m2f_cli.model import build
 from m2f_cli.model.build import checkpoint_activations
+from m2f_cli.structures.targets import Target
 from m2f_cli.training.optimizer import settings
-from m2f_cli.types import Target
-from m2f_cli.weights.tables import DETECTRON2
+from m2f_cli.weights.key_tables import DETECTRON2
 
 
 @pytest.mark.parametrize(("name", "preset"), [("ade20k_semantic_swin_tiny", "ade20k-swin-t"),

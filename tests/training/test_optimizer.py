@@ -10,8 +10,8 @@ from golden_files import read_list
 from parts import randomise, tiny_config
 from torch import nn
 
-from m2f_cli import config as configuration
-from m2f_cli.config import OptimizerConfig, ScheduleConfig
+from m2f_cli.config import presets as configuration
+from m2f_cli.config.schema import OptimizerConfig, ScheduleConfig
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
 from m2f_cli.training.optimizer import (
@@ -25,7 +25,7 @@ from m2f_cli.training.optimizer import (
     trainable_table,
 )
 from m2f_cli.training.schedule import factor
-from m2f_cli.weights.tables import DETECTRON2
+from m2f_cli.weights.key_tables import DETECTRON2
 
 PUBLISHED = OptimizerConfig(
     learning_rate=1e-4, weight_decay=0.05, norm_weight_decay=0.0, embedding_weight_decay=0.0, backbone_multiplier=0.1,

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from m2f_cli import cli
-from m2f_cli.inference import evaluate as evaluation
-from m2f_cli.inference.loading import load_model
-from m2f_cli.training import loop, run, state
+from m2f_cli.evaluation import evaluate as evaluation
+from m2f_cli.inference.load_network import load_model
+from m2f_cli.training import loop, run
+from m2f_cli.training import resume as state
 from m2f_cli.training.run import Outcome
 
 SMALL = [

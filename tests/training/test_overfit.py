@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from m2f_cli import config
+from m2f_cli.config import presets as config
 from m2f_cli.training import run
 from m2f_cli.training.data import open_split
-from m2f_cli.training.run import Options
+from m2f_cli.training.options import Options
 
 PICTURES = 4
 TARGET = 90.0  # PQ on the pictures trained on

@@ -19,17 +19,18 @@ from torch.testing import assert_close
 from training import piloting_worker
 from training.tiny import settings
 
-from m2f_cli import config
-from m2f_cli.config import ModelConfig
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import ModelConfig
 from m2f_cli.data.loader import Batch
 from m2f_cli.errors import ConfigError
-from m2f_cli.inference.loading import load_model
+from m2f_cli.inference.load_network import load_model
 from m2f_cli.loss import Criterion
-from m2f_cli.model.piloting import Piloting
+from m2f_cli.model.pilots import Piloting
+from m2f_cli.structures.predictions import PixelFeatures
 from m2f_cli.training import run
 from m2f_cli.training.loop import losses_of
-from m2f_cli.training.run import Listener, Options
-from m2f_cli.types import PixelFeatures
+from m2f_cli.training.options import Options
+from m2f_cli.training.run import Listener
 
 OPTIONS = Options(init="random", device="cpu")
 

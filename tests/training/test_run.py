@@ -16,13 +16,15 @@ import torch
 from parts import randomise
 from training.tiny import settings
 
-from m2f_cli import config
-from m2f_cli.data import synthetic_data
+from m2f_cli.config import presets as config
+from m2f_cli.data.synthetic import dataset as synthetic_data
 from m2f_cli.errors import ConfigError, M2FError
-from m2f_cli.inference.loading import load_model
-from m2f_cli.training import loop, run, state
+from m2f_cli.inference.load_network import load_model
+from m2f_cli.training import loop, run
+from m2f_cli.training import resume as state
 from m2f_cli.training.ema import EMA
-from m2f_cli.training.run import Listener, Options
+from m2f_cli.training.options import Options
+from m2f_cli.training.run import Listener
 
 OPTIONS = Options(init="random", device="cpu")
 
@@ -218,7 +220,7 @@ def test_gloo_processes_train_as_one(tmp_path):
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
         "import torch; torch.set_num_threads(1)\n"
         "from training.tiny import settings\n"
-        "from m2f_cli.training import run, distributed\n"
+        "from m2f_cli.training import run\n"
         "from pathlib import Path\n"
         "seen = []\n"
         "class L(run.Listener):\n    pass\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from parts import tiny_config
 
-from m2f_cli import config
-from m2f_cli.config import Config
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import Config
 
 OVERRIDES = (
     "train.iterations=6", "train.batch=4", "train.eval_every=0", "train.checkpoint_every=3",

@@ -6,8 +6,8 @@ import torch
 from parts import randomise, tiny_config
 
 from m2f_cli import model
-from m2f_cli.config import Component, Config
-from m2f_cli.data.categories import from_names
+from m2f_cli.config.schema import Component, Config
+from m2f_cli.structures.categories import from_names
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
 CATEGORIES = from_names(["nucleus", "stroma", "glass", "fat"], things=["nucleus"])

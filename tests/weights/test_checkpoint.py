@@ -179,7 +179,7 @@ import sys, torch
 def anonymous():
     line = next(line for line in open('/proc/self/status') if line.startswith('RssAnon'))
     return int(line.split()[1]) * 1024
-from m2f_cli.inference.loading import load_model
+from m2f_cli.inference.load_network import load_model
 load_model(sys.argv[1])  # imports, caches and allocator pools of a small one
 before = anonymous()
 model = load_model(sys.argv[2]).model

@@ -10,17 +10,18 @@ from parts import randomise
 from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of, shapes_of
 
-from m2f_cli import config, model, weights
-from m2f_cli.config import Component, Config
-from m2f_cli.data.categories import from_names
+from m2f_cli import model, weights
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import Component, Config
 from m2f_cli.errors import ExportError
-from m2f_cli.inference.initialise import initialise
-from m2f_cli.inference.loading import load_model, save_huggingface
+from m2f_cli.inference.load_network import load_model, save_huggingface
 from m2f_cli.inference.segmenter import Segmenter
+from m2f_cli.structures.categories import from_names
+from m2f_cli.training.initialise import initialise
 from m2f_cli.weights import huggingface
-from m2f_cli.weights.infer import infer, num_classes, same_network
-from m2f_cli.weights.names import OurView, to_ours, to_theirs
-from m2f_cli.weights.tables import DETECTRON2, HUGGINGFACE, OPENMMLAB
+from m2f_cli.weights.infer_config import infer, num_classes, same_network
+from m2f_cli.weights.key_mapping import OurView, to_ours, to_theirs
+from m2f_cli.weights.key_tables import DETECTRON2, HUGGINGFACE, OPENMMLAB
 
 SWIN = {"swin_tiny": "swin-t", "swin_small": "swin-s", "swin_base": "swin-b", "swin_large": "swin-l"}
 PUBLISHED = {

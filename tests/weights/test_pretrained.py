@@ -20,17 +20,18 @@ from safetensors.torch import save_file
 from weights.models import RESNET, config_of, network_of
 from weights.servers import FileHost, serving
 
-from m2f_cli import config, weights
-from m2f_cli.config import Component
-from m2f_cli.data.categories import from_names
+from m2f_cli import weights
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import Component
 from m2f_cli.errors import ConfigError, WeightsError
 from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.backbones.timm import Timm
+from m2f_cli.structures.categories import from_names
 from m2f_cli.weights import hub, pretrained
-from m2f_cli.weights.names import to_theirs
+from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_tables import DETECTRON2
 from m2f_cli.weights.pretrained import load_alone, load_backbone, resize_bias_table
-from m2f_cli.weights.tables import DETECTRON2
 
 SWIN = {"embed_dim": 16, "depths": [2, 1, 2, 1], "num_heads": [2, 2, 4, 4], "window_size": 7, "drop_path": 0.0}
 

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 
 import m2f_cli
 from m2f_cli.errors import WeightsError
-from m2f_cli.training import state
-from m2f_cli.weights import containers, safe_pickle, torch_files
+from m2f_cli.training import resume as state
+from m2f_cli.weights import readers as containers
+from m2f_cli.weights import safe_pickle, torch_files
 from m2f_cli.weights.safe_pickle import Budget, Inert, Source
 
 ROOM = 1 << 30  # bytes; more than any honest pickle here
@@ -361,7 +362,7 @@ def test_bombs_are_refused_at_once(tmp_path):
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)\n"
-        "from m2f_cli.errors import WeightsError\nfrom m2f_cli.weights import containers\n"
+        "from m2f_cli.errors import WeightsError\nfrom m2f_cli.weights import readers as containers\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        containers.read(path)\n        print('read', path.name)\n"
         "    except WeightsError as error:\n        assert len(str(error)) < 1000\n"

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, Mask2FormerConfig, Mask2FormerForUn
 from weights.models import CATEGORIES, RESNET, config_of, network_of
 
 from m2f_cli.errors import ExportError
-from m2f_cli.inference.loading import load_model, save_huggingface
+from m2f_cli.inference.load_network import load_model, save_huggingface
 from m2f_cli.weights import huggingface
 
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}

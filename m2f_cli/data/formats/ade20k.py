@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import DataError
-from ...types import Task
-from ..categories import load_categories
+from ...structures import Task
+from ...structures.categories import load_categories
 from ..records import DataSet, PassedOver
 from .base import Format, Options, choose_task
 from .class_map import map_classes

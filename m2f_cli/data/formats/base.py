@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ...errors import DataError
-from ...types import Categories, Task
+from ...structures import Task
+from ...structures.categories import Categories
 from ..records import DataSet, PassedOver, Record
 
 # What a json gives: the classes, a record per picture, notes, and annotations that are passed over.

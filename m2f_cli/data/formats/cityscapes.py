@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...types import Categories, PanopticTruth, Task, TrueSegment
-from ..categories import load_categories
-from ..picture import picture_size
+from ...structures import Task
+from ...structures.annotations import PanopticTruth, ReadAs, TrueSegment
+from ...structures.categories import Categories, load_categories
+from ...structures.images import picture_size
+from ...structures.run_lengths import values_in
 from ..records import DataSet, Record, check_size
 from .base import Format, Options, choose_task
 from .class_map import ClassMap, map_classes
-from .derive import ReadAs
-from .files import read_values, values_in
+from .files import read_values
 from .label_maps import Folders, label_records
 from .layout import find_split, pictures_below
 from .value_map import ValueMap, value_map

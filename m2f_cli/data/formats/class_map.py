@@ -9,12 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config import read_yaml
+from ...config.presets import read_yaml
 from ...errors import ConfigError, DataError
 from ...runtime import documents
-from ...types import Categories, Category
-from ..categories import TEXTS, ClassTable, default_color, from_names, load_categories, load_class_table
-from . import schemas
+from ...structures import schemas
+from ...structures.categories import (
+    TEXTS,
+    Categories,
+    Category,
+    ClassTable,
+    default_color,
+    from_names,
+    load_categories,
+    load_class_table,
+)
 
 _SHOWN = 5
 

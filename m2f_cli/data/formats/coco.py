@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from . import schemas
+from ...structures import schemas
+from ...structures.schemas import read_as, same_key, shown
 from .files import read_json
 from .layout import find_split, spellings
-from .schemas import read_as, same_key, shown
 
 YEAR = "[0-9][0-9][0-9][0-9]"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ...types import InstanceTruth, TrueObject
-from ..picture import picture_size
+from ...structures import schemas
+from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.images import picture_size
 from ..records import DataSet, PassedOver, Record
-from . import schemas
 from .base import Format, Options, Parts, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
 from .coco import CocoFile, find_json, has_json, picture_folders, read_coco

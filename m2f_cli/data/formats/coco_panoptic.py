@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...types import PanopticTruth, Task, TrueSegment
-from ..picture import picture_size
+from ...structures import Task, schemas
+from ...structures.annotations import PanopticTruth, ReadAs, TrueSegment
+from ...structures.images import picture_size
+from ...structures.run_lengths import values_in
 from ..records import DataSet, PassedOver, Record, check_size, is_there
-from . import coco_instance, schemas
+from . import coco_instance
 from .base import Format, Options, Parts, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
 from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
-from .derive import ReadAs
-from .files import read_ids, values_in
+from .files import read_ids
 from .layout import as_found, folder_at, picture_folder, record_name
 
 KIND = "panoptic"

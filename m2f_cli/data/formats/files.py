@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...errors import DataError
 from ...runtime import documents
-from ..picture import open_image
+from ...structures.images import open_image
 from ..records import is_file
 
 _ONE_VALUE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -63,13 +63,6 @@ def read_ids(path: Path) -> np.ndarray:
             raise DataError(f"{path} is of the kind {image.mode!r}, where ids as RGB colours are expected.")
         rgba_HW4 = np.array(image.convert("RGBA"))
     return rgba_HW4.view("<u4")[..., 0].astype(np.int32) & 0xFFFFFF
-
-
-def values_in(plane_HW: np.ndarray) -> np.ndarray:
-    """The different values of a plane, ascending."""
-    flat = plane_HW.ravel()
-    # Neighbours are mostly equal: sorting the starts of runs is some twenty times faster than sorting all pixels.
-    return np.unique(flat[np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)])
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import DataError
-from ...types import SemanticTruth
-from ..categories import ClassTable, load_class_table
-from ..picture import picture_size
+from ...structures.annotations import SemanticTruth
+from ...structures.categories import ClassTable, load_class_table
+from ...structures.images import picture_size
+from ...structures.run_lengths import values_in
 from ..records import DataSet, Record, check_size
 from .base import Format, Options, choose_task
 from .class_map import read_class_file
-from .files import read_values, values_in
+from .files import read_values
 from .layout import NAMES, find_split, folder_at, pictures_below, record_name
 from .value_map import ValueMap, named_values, value_map
 

@@ -15,11 +15,11 @@ from pycocotools import mask as coco_mask
 
 from ...errors import DataError
 from ...runtime import documents
-from ...types import Categories, InstanceTruth, TrueObject
-from ..categories import from_names
-from ..picture import decode_image, open_image, picture_size
+from ...structures import schemas
+from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.categories import Categories, from_names
+from ...structures.images import decode_image, open_image, picture_size
 from ..records import DataSet, PassedOver, Record, check_size, is_file
-from . import schemas
 from .base import Format, Options, choose_task
 from .class_map import ClassMap, class_names, map_classes, read_class_file
 from .files import read_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..categories import load_class_table
+from ...structures.categories import load_class_table
 from ..records import DataSet, PassedOver
 from .base import Format, Options, choose_task
 from .class_map import map_classes

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...errors import DataError
-from ..picture import MAX_PIXELS
-from .schemas import shown, whole_number
+from ...structures.images import MAX_PIXELS
+from ...structures.schemas import shown, whole_number
 
 REACH = 10  # times the longer edge: how far from its image a polygon may go
 LEAST_REACH = 1000  # pixels; small images need no less
@@ -192,19 +192,3 @@ def unpack_lengths(packed: bytes) -> np.ndarray | None:
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers
-
-
-def encode_ids(ids_HW: np.ndarray, ids: Iterable[int]) -> list[dict[str, Any]]:
-    """The regions of an id map as compressed run-length masks, in the order of `ids`, in one pass over the pixels."""
-    flat = ids_HW.T.ravel()
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    ends, owners = np.append(starts[1:], flat.size), flat[starts]
-    height, width = ids_HW.shape
-    rles = []
-    for wanted in ids:
-        own = owners == wanted
-        edges = np.stack([starts[own], ends[own]], axis=1).ravel()
-        counts = np.diff(edges, prepend=0, append=flat.size)
-        counts = counts[:-1] if counts[-1] == 0 else counts
-        rles.append(coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
-    return rles

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError, DataError, unknown_name
-from ...types import Categories, SemanticTruth
-from .files import values_in
+from ...structures.annotations import SemanticTruth
+from ...structures.categories import Categories
+from ...structures.run_lengths import values_in
 
 _SHOWN = 5
 _LARGEST = (1 << 24) - 1  # the largest value of a pixel

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ...config import read_yaml
+from ...config.presets import read_yaml
 from ...errors import ConfigError, DataError
 from ...runtime import documents
-from ...types import InstanceTruth, TrueObject
-from ..categories import TEXTS, from_names
-from ..picture import picture_size
+from ...structures import schemas
+from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.categories import TEXTS, from_names
+from ...structures.images import picture_size
 from ..records import DataSet, Record, is_file, is_there
-from . import schemas
 from .base import Format, Options, choose_task
 from .class_map import ClassMap, listed_names, map_classes
 from .layout import find_split, pictures_below, record_name

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.attention import attention
 from ...ops.cache import cached_by_shape
-from ...ops.feed_forward import feed_forward
-from ...ops.linear import Linear
-from ...ops.pieces import PIECE, in_fp32, in_pieces, is_tracing
+from ...ops.cpu.attention import attention
+from ...ops.cpu.chunking import PIECE, in_fp32, in_pieces, is_tracing
+from ...ops.cpu.feed_forward import feed_forward
+from ...ops.cpu.linear import Linear
 from ..layers import drop_path
 
 

@@ -11,21 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.linear import Linear
-from ...ops.pieces import PIECE, is_tracing
-from ...types import LayerOutput, PixelFeatures, Prediction
-from ..layers import (
-    MLP,
-    Attention,
-    FeedForward,
-    full_precision,
-    keys_and_values,
-    sine_positions,
-    xavier_init,
-)
+from ...ops.cpu.chunking import PIECE, is_tracing
+from ...ops.cpu.linear import Linear
+from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
+from ..layers import MLP, Attention, FeedForward, full_precision, keys_and_values, sine_positions, xavier_init
 
 if TYPE_CHECKING:
-    from ..piloting import Pilots
+    from ..pilots import Pilots
 
 
 def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:

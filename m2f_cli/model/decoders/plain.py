@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...ops.linear import Linear
-from ...types import LayerOutput, PixelFeatures, Prediction
+from ...ops.cpu.linear import Linear
+from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
 from ..layers import MLP, Attention, FeedForward, dropout, full_precision, pointwise, sine_positions, xavier_init
 
 

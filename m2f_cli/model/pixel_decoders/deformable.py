@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
 from ...ops.compiled import Compilable
-from ...ops.deform_attn import deform_attn
-from ...ops.linear import Linear
-from ...ops.pieces import in_pieces, is_tracing
-from ...types import PixelFeatures, Projection
+from ...ops.cpu.chunking import in_pieces, is_tracing
+from ...ops.cpu.linear import Linear
+from ...ops.deformable_attention import deform_attn
+from ...structures.predictions import PixelFeatures, Projection
 from ..layers import (
     ConvNorm,
     FeedForward,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from ...types import PixelFeatures
+from ...structures.predictions import PixelFeatures
 from ..layers import ConvNorm, group_norm
 
 KERNEL = 3

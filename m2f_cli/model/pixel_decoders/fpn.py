@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...types import PixelFeatures
+from ...structures.predictions import PixelFeatures
 from ..layers import ConvNorm, group_norm
 
 

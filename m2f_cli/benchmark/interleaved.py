@@ -1,0 +1,181 @@
+"""A piece of work timed in turns with a peer's, and everything that is known of it, as one tree."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from ..errors import ConfigError
+from . import statistics as stats
+from .case import Case
+from .machine import load_average
+from .worker import OURS, Sample, Side, side
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """rounds: that count. warm_up: before them, beside the very first run. watched: further rounds for the stages.
+
+    peer: a name of the group "peers" in plugins.py. peer_compile, peer_precision: of the peer; None is as ours. It
+    keeps memory only where all processes were told to (`m2f --keep-memory bench`).
+    """
+
+    rounds: int = 5
+    warm_up: int = 1
+    watched: int = 2
+    peer: str | None = None
+    peer_compile: bool = False
+    peer_precision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warm_up < 0 or self.watched < 0:
+            raise ConfigError(f"rounds = {self.rounds} is at least 1, warm_up and watched are not negative.")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What `on_round` gets: a side has run once. phase: "warm-up", "timed" or "stages"."""
+
+    side: str
+    phase: str
+    number: int
+    seconds: float
+
+
+OnRound = Callable[[Round], None]
+
+
+def bench(case: Case, options: Options, on_round: OnRound | None = None) -> dict[str, Any]:
+    """Time a case; see the package's docstring for what comes back.
+
+    Raises:
+        M2FError: of any kind: no such model, no peer for this work, no memory, …
+    """
+    before = load_average()
+    with ExitStack() as stack:
+        ours = stack.enter_context(side(case, OURS))
+        sides = [ours, *_peers(case, options, ours, stack)]
+        starts = {each.name: each.ask("start") for each in sides}
+        samples, watched = _raced(sides, options, on_round or (lambda each: None))
+        differences = _differences([each.ask("answer") for each in sides])
+        for each in sides[1:]:
+            each.close()  # a machine with one process on it, for the matrix products
+        known = ours.ask("describe")
+    machine = {**starts[OURS]["machine"], "load_before": before, "load_after": load_average(),
+               "energy": starts[OURS]["energy"]}  # fmt: skip
+    rows = {name: _side(starts[name], samples[name], watched[name]) for name in samples}
+    return _tree(case, options, known, machine, rows, differences)
+
+
+def _peers(case: Case, options: Options, ours: Side, stack: ExitStack) -> list[Side]:
+    if options.peer is None:
+        return []
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2f-bench-"))) / "model"
+    if case.what != "post":  # post-processing has no weights
+        ours.ask("share", folder=folder)
+    precision = options.peer_precision or case.precision
+    theirs = replace(case, compile=options.peer_compile, precision=precision, keep_memory=False)
+    return [stack.enter_context(side(theirs, options.peer, folder))]
+
+
+def _raced(
+    sides: Sequence[Side], options: Options, on_round: OnRound
+) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
+    """Rounds in turns; who is first changes from round to round."""
+    found: dict[str, dict[str, list[Sample]]] = {}
+    for phase, count in (("warm-up", options.warm_up), ("timed", options.rounds), ("stages", options.watched)):
+        found[phase] = {each.name: [] for each in sides}
+        for number in range(count):
+            for each in sides if number % 2 else reversed(sides):
+                sample = each.ask("run", watched=phase == "stages")
+                found[phase][each.name].append(sample)
+                on_round(Round(each.name, phase, number, sample.seconds))
+    return found["timed"], found["stages"]
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+
+def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sample]) -> dict[str, Any]:
+    seconds = [sample.seconds for sample in samples]
+    middle = stats.summary(seconds)
+    joules = _of(mean, [sample.joules for sample in samples])
+    return {
+        "seconds": seconds, **middle, "images_per_second": start["images"] / middle["median"],
+        "cpu_seconds": median(sample.cpu_seconds for sample in samples),
+        "other_cores": _of(median, [sample.other_cores for sample in samples]),
+        "joules_per_image": None if joules is None else joules / start["images"],
+        "stages": _stages(watched), "memory": start["memory"], "allocator": start["machine"]["allocator"],
+    }  # fmt: skip
+
+
+def _of(middle: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return middle(known) if known else None
+
+
+def _stages(watched: Sequence[Sample]) -> dict[str, float] | None:
+    if not watched:
+        return None
+    names = list(dict.fromkeys(name for sample in watched for name in sample.stages or ()))
+    return {name: median((sample.stages or {}).get(name, 0.0) for sample in watched) for name in names}
+
+
+def _differences(answers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    if len(answers) < 2:
+        return None
+    ours, theirs = answers
+    return {name: stats.difference(theirs[name], ours[name]) if theirs[name].shape == ours[name].shape
+            else {"shapes": [list(theirs[name].shape), list(ours[name].shape)]}
+            for name in ours}  # fmt: skip
+
+
+def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Peer / ours: time with an interval; memory is measured once."""
+    found = {"time": stats.ratio(theirs["seconds"], ours["seconds"])}
+    for name in ("resident_growth", "resident_peak", "device_peak"):
+        key = f"{name}_mib"
+        a, b = theirs["memory"][key], ours["memory"][key]
+        if a and b:
+            found[name] = {"value": a / b, "low": None, "high": None, "interval": None}
+    return found
+
+
+def _tree(
+    case: Case, options: Options, known: dict[str, Any], machine: dict[str, Any], rows: dict[str, Any],
+    differences: dict[str, Any] | None,
+) -> dict[str, Any]:
+    flops = known.pop("flops")
+    speed = None if flops is None else flops["total"] / rows[OURS]["median"]
+    peer = rows.get(options.peer or "")
+    return {
+        "schema_version": SCHEMA_VERSION, "what": case.what, **known, "batch": case.batch,
+        "compile": case.compile, "engine": case.engine, "threads": machine["threads"],
+        "rounds": options.rounds, "warm_up": 1 + options.warm_up, "peer": _peer(case, options), "protocol": PROTOCOL,
+        "machine": machine, "sides": rows, "ratio": None if peer is None else _ratios(rows[OURS], peer),
+        "difference": differences, "flops": flops,
+        "share_of_peak": speed / known["matmul_peak"] if speed and known["matmul_peak"] else None,
+    }  # fmt: skip
+
+
+PROTOCOL = (
+    "Each side in a process of its own; rounds in turns after the warm-up, the first run among it; device synchronised "
+    "around every run; medians, and quartiles as spread; ratios of medians with a 95 % bootstrap interval over rounds, "
+    f"with fewer than {stats.SURE} their range; stages from further rounds that wait for the device at each of them; "
+    "memory by the first run after a tiny one, or after the one that compiled."
+)
+
+
+def _peer(case: Case, options: Options) -> dict[str, Any] | None:
+    if options.peer is None:
+        return None
+    return {"name": options.peer, "compile": options.peer_compile,
+            "precision": options.peer_precision or case.precision,
+            "batch": 1 if case.what == "predict" else case.batch}  # fmt: skip

@@ -1,0 +1,267 @@
+"""The same work as a user of transformers does it: eager or compiled, post-processed in the published order.
+
+The model is the folder that our weights were converted to. transformers' own post-processing is another rule (it
+resizes to 384 x 384 first): to compare cost, results must be the same.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...config.schema import Config
+from ...errors import ConfigError, MissingDependency
+from ...inference.segmenter import Segmenter
+from ...results.types import PanopticMap, Result
+from ...results.writers import coco_categories, panoptic_image
+from ...structures.categories import Categories
+from ...structures.images import open_image
+from ...structures.targets import Target
+from .. import workloads as ours
+from ..case import Case, Workload, network_size, picture_size, training_size
+from ..model_under_test import autocast, class_logits, picture
+from ..stages import Stages
+from ..synthetic_batch import training_batch
+from .published import Post
+from .published_recipe import RENDER, Rendered, finish
+
+
+class Model:
+    """A network of transformers with what our model knows beside it: test settings, classes, device, precision."""
+
+    def __init__(self, case: Case, segmenter: Segmenter, folder: Path):
+        self.case, self.folder, self.device = case, folder, torch.device(segmenter.device)
+        self.config: Config = segmenter.config
+        self.categories: Categories = segmenter.categories
+        self.task, self.precision = segmenter.default_task, case.precision
+        self.replaced = type(segmenter) is not Segmenter
+        self.net = load(folder, self.config).to(self.device)
+        inner = self.net.model
+        self.parts = {
+            "backbone": inner.pixel_level_module.encoder, "pixel decoder": inner.pixel_level_module.decoder,
+            "decoder": inner.transformer_module,
+        }  # fmt: skip
+        if case.compile:
+            self.net.compile(dynamic=False)  # for the size that is timed, as who compiles for speed has it
+            self.parts = {}
+
+    @torch.inference_mode()
+    def __call__(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (B, Q, K) and mask logits at stride 4 (B, Q, h, w)."""
+        with autocast(self.device, self.precision):
+            output = self.net(pixel_values=images_BCHW)
+        return output.class_queries_logits, output.masks_queries_logits
+
+    @torch.inference_mode()
+    def post(self, classes_QK: Tensor, masks_QHW: Tensor, padded: tuple, valid: tuple, size: tuple) -> Result:
+        if self.replaced:  # as our side's are, and for the same reason
+            classes_QK = class_logits(*classes_QK.shape, self.device)
+        masks = Rendered(masks_QHW.float(), padded, valid, size)
+        return finish(self.task, classes_QK.float(), masks, self.categories, self.config.test)
+
+
+def load(folder: Path, config: Config) -> nn.Module:
+    """Raises:
+    MissingDependency: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependency("transformers", "--against huggingface", extra="huggingface") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    name = "MaskFormerForInstanceSegmentation" if config.model.method == "maskformer" else (
+        "Mask2FormerForUniversalSegmentation")  # fmt: skip
+    return getattr(transformers, name).from_pretrained(folder).eval()
+
+
+class _Workload(Workload):
+    """A model, and a run on few pixels."""
+
+    def __init__(self, case: Case, segmenter: Any, folder: Path):
+        self.images = case.batch
+        self.model = Model(case, segmenter, folder)
+        self.parts, self.methods = self.model.parts, RENDER
+
+    def touch(self) -> None:
+        self.model(torch.zeros(1, 3, 64, 64, device=self.model.device))
+
+
+class Forward(_Workload):
+    def __init__(self, case: Case, segmenter: Any, folder: Path):
+        super().__init__(case, segmenter, folder)
+        self.images_BCHW = ours.random_images(case.batch, network_size(case, self.model.config)).to(self.model.device)
+
+    def run(self, stages: Stages) -> None:
+        self.last = self.model(self.images_BCHW)
+
+    def answer(self) -> dict[str, np.ndarray]:
+        classes, masks = self.last
+        return {"class logits": classes[0].float().cpu().numpy(), "mask logits": masks[0].float().cpu().numpy()}
+
+
+class Pictures(_Workload):
+    """Normalise, network, published-order post-processing of pictures at the test size."""
+
+    def __init__(self, case: Case, segmenter: Any, folder: Path):
+        super().__init__(case, segmenter, folder)
+        size = picture_size(case, self.model.config)
+        batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
+        self.pixels_BCHW = torch.stack([prepared.pixels_CHW for prepared in batch])
+        self.size, self.padded = batch[0].size, network_size(case, self.model.config)
+        self.mean, self.std = (torch.tensor(values, device=self.model.device)[:, None, None]
+                               for values in (self.model.config.input.mean, self.model.config.input.std))  # fmt: skip
+
+    def run(self, stages: Stages) -> None:
+        valid = tuple(self.pixels_BCHW.shape[-2:])
+        with stages("preprocess"):
+            images_BCHW = (self.pixels_BCHW.to(self.model.device).float() - self.mean) / self.std
+            below, right = (full - edge for full, edge in zip(self.padded, valid, strict=True))
+            images_BCHW = nn.functional.pad(images_BCHW, (0, right, 0, below))
+        classes, masks = self.model(images_BCHW)
+        with stages("post"):
+            pairs = zip(classes, masks, strict=True)
+            self.last = [self.model.post(*pair, self.padded, valid, self.size) for pair in pairs]
+
+    def answer(self) -> dict[str, np.ndarray]:
+        return ours.plain(self.last[0])
+
+
+class Predict(_Workload):
+    """A plain loop: read, transformers' image processor, network, published-order post-processing, write.
+
+    Left alone, the processor stretches a picture to the next multiple of its size_divisor. It is told not to, and the
+    picture is padded to that as it is published: else the network would see other pictures than ours does.
+    """
+
+    def __init__(self, case: Case, segmenter: Any, folder: Path):
+        super().__init__(case, segmenter, folder)
+        from transformers import AutoImageProcessor
+
+        self.processor = AutoImageProcessor.from_pretrained(folder)
+        self.folder = tempfile.TemporaryDirectory(prefix="m2f-bench-")
+        self.out = Path(self.folder.name)
+        self.files = ours.pictures_of(case, self.model.config, self.out)
+        self.images = len(self.files)
+
+    def run(self, stages: Stages) -> None:
+        entries = [self._one(path, stages) for path in self.files]
+        document = {"categories": coco_categories(self.model.categories), "annotations": entries}
+        (self.out / "results.json").write_text(json.dumps(document))
+
+    def _one(self, path: Path, stages: Stages) -> dict[str, Any]:
+        with stages("read"), open_image(path) as opened:
+            image = opened.convert("RGB")
+        with stages("preprocess"):
+            found = self.processor(images=image, return_tensors="pt", size_divisor=0)["pixel_values"]
+            valid = tuple(found.shape[-2:])
+            below, right = (-edge % max(1, self.model.config.test.size_divisor) for edge in valid)
+            images_BCHW = nn.functional.pad(found.to(self.model.device), (0, right, 0, below))
+        classes, masks = self.model(images_BCHW)
+        with stages("post"):
+            padded = tuple(images_BCHW.shape[-2:])
+            self.last = self.model.post(classes[0], masks[0], padded, valid, image.size[::-1])
+        with stages("write"):
+            return write(self.last, self.out / path.name)
+
+    def answer(self) -> dict[str, np.ndarray]:
+        return ours.plain_of_all(self._result(path) for path in self.files)
+
+    def _result(self, path: Path) -> Result:
+        self._one(path, Stages(self.model.device, live=False))
+        return self.last
+
+
+def write(result: Result, path: Path) -> dict[str, Any]:
+    """What a user writes: ids or labels as PNG, objects as COCO results. Returns the entry of a shared json file."""
+    if isinstance(result, PanopticMap):
+        panoptic_image(result).save(path.with_suffix(".ids.png"))
+        return {"file_name": path.name, "segments_info": [vars(segment) for segment in result.segments]}
+    if hasattr(result, "labels_HW"):
+        Image.fromarray(result.labels_HW).save(path.with_suffix(".labels.png"))
+        return {"file_name": path.name}
+    return {"file_name": path.name, "objects": result.to_coco()}  # type: ignore[attr-defined]
+
+
+class Load(Workload):
+    """from_pretrained of the converted folder."""
+
+    def __init__(self, case: Case, segmenter: Any, folder: Path):
+        self.images, self.folder, self.config, self.device = 1, folder, segmenter.config, segmenter.device
+
+    def touch(self) -> None:
+        """Nothing: the first load is a warm-up."""
+
+    def run(self, stages: Stages) -> None:
+        load(self.folder, self.config).to(self.device)
+
+
+class Train(_Workload):
+    """A training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
+
+    def __init__(self, case: Case, segmenter: Any, folder: Path):
+        super().__init__(case, segmenter, folder)
+        self.net = self.model.net.train()
+        self._as_ours(segmenter.config)
+        self.parts = {**self.parts, "loss": self.net.criterion} if self.parts else {}
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, weight_decay=0.05)
+        self.make = partial(training_batch, case.batch, classes=len(self.model.categories), device=self.model.device)
+        self.batch = self.make(size=training_size(case, self.model.config))
+
+    def _as_ours(self, config: Config) -> None:
+        """The work of our step: losses of all decoder layers, and batch norms that are constants stay so.
+
+        Raises:
+            ConfigError: the preset trains with pilots (MP-Former), which transformers has not.
+        """
+        if config.model.piloting is not None:
+            hint = "Compare a preset without; benchmarks/piloting_overhead.py tells what pilots add."
+            raise ConfigError(f"{config.name} trains with pilots, and transformers has none.", hint=hint)
+        self.net.config.use_auxiliary_loss = True
+        if config.model.backbone.options.get("norm") == "frozen_bn":
+            for module in self.net.model.pixel_level_module.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval().requires_grad_(False)
+
+    def touch(self) -> None:
+        self._step(self.make(size=(64, 64)), Stages(self.model.device, live=False))
+
+    def run(self, stages: Stages) -> None:
+        self._step(self.batch, stages)
+
+    def _step(self, batch: tuple[Tensor, list[Target]], stages: Stages) -> None:
+        images_BCHW, targets = batch
+        self.optimizer.zero_grad(set_to_none=True)
+        labels, masks = [each.labels_N for each in targets], [each.masks().float() for each in targets]
+        with autocast(self.model.device, self.model.precision):
+            loss = self.net(pixel_values=images_BCHW, class_labels=labels, mask_labels=masks).loss.sum()
+        with stages("backward"):
+            loss.backward()
+        with stages("optimizer"):
+            nn.utils.clip_grad_norm_(self.net.parameters(), 0.01)
+            self.optimizer.step()
+
+
+WORKLOADS = {
+    "forward": Forward, "picture": Pictures, "predict": Predict, "post": Post, "load": Load, "train": Train,
+}  # fmt: skip
+
+
+def workload(case: Case, segmenter: Any, folder: Path) -> Any:
+    """The peer of one of our workloads.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if case.what not in WORKLOADS:
+        hint = f"--against huggingface goes with {', '.join(WORKLOADS)}."
+        raise ConfigError(f"There is nothing of transformers to compare --what {case.what} with.", hint=hint)
+    return WORKLOADS[case.what](case, segmenter, folder)

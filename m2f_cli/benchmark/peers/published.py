@@ -1,0 +1,42 @@
+"""The peer of our post-processing: the straightforward published order, on the same answers of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import ConfigError
+from .. import workloads as ours
+from ..case import Case
+from ..stages import Stages
+from .published_recipe import RENDER, Rendered, finish
+
+
+class Post(ours.Post):
+    """It starts from mask logits at stride 4: rendering those is the network's work there, and not timed."""
+
+    def __init__(self, case: Case, segmenter: Any, folder: Path | None):
+        super().__init__(case, segmenter)
+        masks, self.methods = self.raw.masks, RENDER
+        logits_QHW = torch.einsum("qc,chw->qhw", masks.embeds_QC, masks.features_CHW)
+        self.rendered = Rendered(logits_QHW, masks.padded, masks.valid, masks.size)
+
+    @torch.inference_mode()
+    def run(self, stages: Stages) -> None:
+        model = self.segmenter
+        with stages("post"):
+            self.last = finish(model.default_task, self.raw.class_logits_QK, self.rendered, model.categories,
+                               model.config.test)  # fmt: skip
+
+
+def workload(case: Case, segmenter: Any, folder: Path | None) -> Post:
+    """The published order; it is post-processing and nothing else.
+
+    Raises:
+        ConfigError: other work was asked for.
+    """
+    if case.what != "post":
+        raise ConfigError(f"--against published goes with --what post, not {case.what}.")
+    return Post(case, segmenter, folder)

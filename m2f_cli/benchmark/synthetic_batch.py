@@ -1,0 +1,26 @@
+"""What a training step is timed on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..inference.mask_rendering import Size
+from ..structures.targets import Target
+from .workloads import random_images
+
+OBJECTS = 8  # in each picture
+
+
+def training_batch(
+    batch: int, *, size: Size, classes: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, list[Target]]:
+    """Normalised pictures of noise (B, 3, H, W), and `OBJECTS` rectangles in each, every one in a strip of its own."""
+    height, width = size
+    owner_HW = torch.full(size, -1, dtype=torch.int16)
+    for i in range(OBJECTS):
+        left, right = i * width // OBJECTS, (i + 1) * width // OBJECTS
+        owner_HW[height * i // 20 : height * (i + 10) // 20, left + 1 : right - 1] = i
+    labels = torch.arange(OBJECTS) * 7 % classes
+    targets = [Target(labels, owner_HW=owner_HW).to(device) for _ in range(batch)]
+    return random_images(batch, size).to(device), targets

@@ -1,0 +1,146 @@
+"""A folder of annotated pictures: which format it has, and one split of it as a data set."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .. import plugins
+from ..errors import ConfigError, DataError
+from ..structures import Task
+from ..structures.schemas import shown
+from .formats.base import Format, Options
+from .formats.files import read_json
+from .records import DataSet
+
+_SHOWN = 8
+_TRIED = 20  # json files that are opened to give a hint
+
+
+def detect(folder: str | Path) -> str:
+    """The name of the format of a folder.
+
+    Raises:
+        DataError: no folder, none of the known formats, or several of them.
+    """
+    folder = _existing(folder)
+    with _listing(folder):
+        names = _found_in(folder)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise DataError(f"{folder} looks like {' and like '.join(names)}.", hint="Say which it is (--format).")
+    with _listing(folder):
+        raise _unrecognised(folder)
+
+
+def open_data(
+    folder: str | Path,
+    split: str,
+    *,
+    format: str | None = None,
+    task: Task | None = None,
+    classes: str | Path | None = None,
+    ignore_index: int | None = None,
+    label_map: Mapping[int, str | int | None] | None = None,
+    trust_code: bool = False,
+) -> DataSet:
+    """Open one split. Annotation files are parsed here; pictures and masks when a record is read.
+
+    Args:
+        split: "train", "val", or a name of the folder itself; "val" also finds val2017, valid, validation and, with a
+            note, test.
+        format: a name of the group "formats" or module:object; None recognises it.
+        task: what the truths are for; None is the richest that the data supports.
+        classes: a class table (shipped name or YAML file) instead of the data's own classes.
+        ignore_index: label maps: the pixel value that counts nowhere.
+        label_map: label maps: pixel value to class name or number, or to None for what counts nowhere. Values that are
+            not in it are errors then.
+        trust_code: whether `format` may be module:object, as what a user typed may.
+
+    Raises:
+        DataError: no folder, format, split or pictures, a damaged annotation file, or classes that do not fit.
+        ConfigError: an unknown format or class table, or an option that the format has no use for.
+    """
+    folder = _existing(folder)
+    name = detect(folder) if format is None else format
+    reader: Format = plugins.get("formats", name, trust_code=trust_code)
+    with plugins.using(name):
+        raw_values = reader.raw_values
+    if not raw_values and (ignore_index is not None or label_map is not None):
+        raise ConfigError(
+            f"ignore_index and label_map are for masks of pixel values; {folder} has the format {name}, which says "
+            "what its values mean.",
+            hint="Leave them out.",
+        )
+    with plugins.using(name), _listing(folder):
+        data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
+    _refuse_twins(data, folder)
+    return data
+
+
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"The data folder {folder} {what}.", hint="Give the folder of a data set.")
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
+    """A folder that may not be listed, or a name that no file can have, is the folder's fault."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        raise DataError(f"{shown(str(where))} cannot be read: {error.strerror or error}.") from error
+
+
+def _found_in(folder: Path) -> list[str]:
+    """The formats that a folder may have; plain ones only where no other is found."""
+    readers = {name: plugins.get("formats", name) for name in plugins.names("formats")}
+    found = [name for name, reader in readers.items() if reader.finds(folder)]
+    return [name for name in found if not readers[name].generic] or found
+
+
+def _unrecognised(folder: Path) -> DataError:
+    if not any(folder.iterdir()):
+        return DataError(f"The data folder {folder} is empty.", hint="Give the folder of a data set.")
+    inside = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    shown = ", ".join(inside[:_SHOWN]) + (", …" if len(inside) > _SHOWN else "")
+    nested = [path for path in sorted(folder.iterdir()) if path.is_dir() and _found_in(path)]
+    elsewhere = None if nested else _coco_elsewhere(folder)
+    if elsewhere is not None:
+        path, kind = elsewhere
+        hint = f"{path} is a COCO json under another name: move it to {folder / 'annotations' / kind}_train.json."
+    elif nested:
+        hint = f"Did you mean {' or '.join(map(str, nested[:3]))}?"
+    else:
+        layouts = (f"{name}: {plugins.get('formats', name).layout}" for name in plugins.names("formats"))
+        hint = f"Known are {'; '.join(layouts)}."
+    return DataError(f"{folder} has no known format; it holds {shown}.", hint=hint)
+
+
+def _coco_elsewhere(folder: Path) -> tuple[Path, str] | None:
+    """A COCO json that has not the name or the place by which it is found, and the kind of its annotations."""
+    for path in itertools.islice(itertools.chain(folder.glob("*.json"), folder.glob("*/*.json")), _TRIED):
+        try:
+            tree = read_json(path, "images", "annotations", "categories")
+        except DataError:
+            continue
+        first = next(iter(tree["annotations"]), None)
+        return path, "panoptic" if isinstance(first, dict) and "segments_info" in first else "instances"
+    return None
+
+
+def _refuse_twins(data: DataSet, folder: Path) -> None:
+    name, count = Counter(record.name for record in data.records).most_common(1)[0]
+    if count > 1:
+        raise DataError(
+            f"{folder}: {count} pictures of the split {data.split!r} are called {name!r} (without suffix).",
+            hint="Rename them, so that results can be told apart.",
+        )

@@ -1,0 +1,170 @@
+"""Annotated pictures as training samples: read, augmented, turned into targets.
+
+The randomness of a sample is a function of (seed, position in the stream of samples, index of the record): of no
+worker, no process and no order of execution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from ..structures import Task
+from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from ..structures.images import picture_size
+from ..structures.targets import Target
+from .build_targets import require_trains, to_target
+from .records import DataSet, Record
+from .transforms import Sample, Transform, augment
+from .transforms.geometry import Cutout, mask_of
+
+OnError = Literal["raise", "skip"]
+MOST_SKIPPED = 100  # in a row: more than that is not a few damaged files
+
+
+class Draw(NamedTuple):
+    """One sample of the endless stream: its place in the stream of all processes together, and its record's number."""
+
+    position: int
+    index: int
+
+
+@dataclass
+class TrainingSample:
+    """One augmented picture.
+
+    image_CHW: uint8, RGB. canvas: least (height, width) of its batch. index: of the record that it was made from.
+    skipped: what was wrong with the records that it stands in for.
+    """
+
+    image_CHW: Tensor
+    target: Target
+    name: str
+    index: int
+    canvas: tuple[int, int] = (0, 0)
+    skipped: tuple[str, ...] = ()
+
+
+class TrainingSet(torch.utils.data.Dataset):
+    """A data set as training samples, by `Draw`.
+
+    Args:
+        task: what is trained; the annotations have to be enough for it.
+        seed: of the augmentation.
+        on_error: "raise" stops at a record that cannot be read; "skip" takes the next one that can and says so.
+
+    Raises:
+        ConfigError: annotations that cannot train the task.
+        DataError: no records.
+    """
+
+    def __init__(
+        self, data: DataSet, steps: Sequence[Transform], task: Task, *, seed: int = 0, on_error: OnError = "raise"
+    ):
+        require_trains(data.task, task)
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error = {on_error!r} should be raise or skip.")
+        if not data.records:
+            raise DataError(f"The {data.split} split of {data.name} has no pictures to train on.")
+        self.data, self.steps, self.task = data, tuple(steps), task
+        self.seed, self.on_error = seed, on_error
+
+    def __len__(self) -> int:
+        return len(self.data.records)
+
+    def __getitem__(self, draw: Draw) -> TrainingSample:
+        """
+        Raises:
+            DataError: the record cannot be read (on_error="raise"), or 100 in a row cannot.
+        """
+        skipped: list[str] = []
+        for offset in range(min(MOST_SKIPPED, len(self))):
+            index = (draw.index + offset) % len(self)
+            try:
+                sample = self._sample(Draw(draw.position, index))
+            except DataError as error:
+                if self.on_error == "raise":
+                    raise
+                skipped.append(str(error))
+            else:
+                return dataclasses.replace(sample, skipped=tuple(skipped))
+        raise DataError(f"{len(skipped)} records in a row cannot be used. The first: {skipped[0]}")
+
+    def _sample(self, draw: Draw) -> TrainingSample:
+        record = self.data.records[draw.index]
+        rng = np.random.default_rng((self.seed, *draw))
+        made = augment(read(record), self.steps, rng)
+        try:
+            target = to_target(made.truth, self.task, self.data.categories)
+        except DataError as error:
+            raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
+        image_CHW = torch.from_numpy(made.image_HW3.transpose(2, 0, 1).copy())
+        return TrainingSample(image_CHW, target, record.name, draw.index, made.canvas)
+
+
+def read(record: Record) -> Sample:
+    """The picture of a record and its truth, without crowds of objects: nothing is trained on those.
+
+    Raises:
+        DataError: unreadable, or the annotation is of another size than the picture; names the record.
+    """
+    try:
+        image_HW3, truth = record.read_image(), record.read_truth()
+    except DataError as error:
+        if record.name in error.message:
+            raise
+        raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
+    if tuple(truth.size) != image_HW3.shape[:2]:
+        sizes = f"{truth.size[0]} x {truth.size[1]}", f"{image_HW3.shape[0]} x {image_HW3.shape[1]}"
+        raise DataError(f"{record.name}: the annotation is {sizes[0]} pixels, the picture {sizes[1]}.")
+    if isinstance(truth, InstanceTruth):
+        truth = _loose(truth)
+    return Sample(image_HW3, truth)
+
+
+def _loose(truth: InstanceTruth) -> InstanceTruth:
+    """Objects that are no crowds, run lengths unpacked once and not at every step."""
+    objects = [
+        item if isinstance(item.shape, list) else dataclasses.replace(item, shape=Cutout.of(mask_of(item, truth.size)))
+        for item in truth.objects if not item.iscrowd
+    ]
+    return InstanceTruth(truth.size, objects)
+
+
+# --- what is known of a record without its picture --------------------------------------------------------------------
+
+
+def labels_of(record: Record) -> tuple[int, ...]:
+    """The class numbers in a picture, of what is no crowd. Reads the annotation where the record does not know."""
+    return record.labels if record.labels is not None else _labels_in(record.read_truth())
+
+
+def _labels_in(truth: Truth) -> tuple[int, ...]:
+    if isinstance(truth, SemanticTruth):
+        return tuple(label for label in np.unique(truth.labels_HW).tolist() if label != truth.ignore)
+    found = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
+    return tuple(sorted({item.label for item in found if not item.iscrowd}))
+
+
+def is_wide(record: Record) -> bool:
+    """Whether the picture as it is stored is wider than high. Reads its header where the record does not know."""
+    if record.height is not None and record.width is not None:
+        return record.width > record.height
+    height, width = record.read_image().shape[:2] if record.image is None else picture_size(record.image)
+    return width > height
+
+
+def drop_empty(data: DataSet, task: Task) -> DataSet:
+    """The data set without the pictures that have nothing to train the task on; for instances only things count."""
+    trained = {
+        label for label, category in enumerate(data.categories) if category.isthing or task != "instance"
+    }
+    records = [record for record in data.records if trained.intersection(labels_of(record))]
+    return dataclasses.replace(data, records=records)

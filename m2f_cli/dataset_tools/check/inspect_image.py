@@ -1,0 +1,113 @@
+"""One annotated picture, looked at: can it be used, what is on it, how large. Nothing of its pixels is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...data.records import PictureFile, Record, check_size, is_file
+from ...errors import DataError
+from ...structures.images import open_small, read_picture
+from .near_duplicates import difference_hash, digest
+from .region_stats import Regions, regions_of
+
+DRAFT_EDGE = 64  # least pixels of a JPEG that its hash is made of: libjpeg decodes it reduced, and still to the end
+_JPEG = b"\xff\xd8"
+# What is wrong, by the words of our own readers; the first that is found counts.
+_WORDS = (
+    ("missing-file", ("is missing", "There is no file")),
+    ("size-mismatch", ("pixels (height x width)", "run lengths cover", "the size of its mask is")),
+    ("unknown-class", ("holds the value", "has the category_id", "has the class number", "pixels of the segment")),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a picture cannot be used. kind: missing-file, damaged-picture, damaged-annotation, size-mismatch (picture and
+    annotation disagree) or unknown-class (an id that is out of range or not listed)."""
+
+    name: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a picture: `regions` or the `problem` that it has. exact, look: see fingerprints; None where the
+    picture itself cannot be read. num_bytes: of its file."""
+
+    name: str
+    size: tuple[int, int] | None = None
+    exact: bytes | None = None
+    look: bytes | None = None
+    num_bytes: int = 0
+    regions: Regions | None = None
+    problem: Problem | None = None
+
+
+def look_at(record: Record, num_classes: int) -> Look:
+    """Read a picture and its annotation whole, as training does, and say what is there."""
+    try:
+        picture = _picture(record)
+    except DataError as error:
+        return Look(record.name, problem=_problem(record, error, "damaged-picture"))
+    try:
+        truth = record.read_truth()
+        check_size(record.image or Path(record.name), picture["size"], truth.size)
+        found = regions_of(truth)
+        _check_labels(found.labels, num_classes)
+    except DataError as error:
+        return Look(record.name, **picture, problem=_problem(record, error, "damaged-annotation"))
+    return Look(record.name, **picture, regions=found)
+
+
+def _problem(record: Record, error: DataError, otherwise: str) -> Problem:
+    kinds = (kind for kind, words in _WORDS if any(word in error.message for word in words))
+    return Problem(record.name, next(kinds, otherwise), error.message)
+
+
+def _check_labels(labels: Sequence[int], num_classes: int) -> None:
+    wrong = [label for label in labels if not 0 <= label < num_classes]
+    if wrong:
+        raise DataError(f"The annotation has the class number {wrong[0]}; there are {num_classes} classes.")
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def _picture(record: Record) -> dict[str, Any]:
+    if not isinstance(record.read_image, PictureFile):  # it is made, or lies in another file
+        image_HW3 = record.read_image()
+        small, content = Image.fromarray(image_HW3), image_HW3.tobytes()
+        return {"size": image_HW3.shape[:2], "exact": digest(content), "look": difference_hash(small), "num_bytes": 0}
+    content = _content(record.image)
+    small, size = _reduced(content) or _whole(record.image)
+    return {"size": size, "exact": digest(content), "look": difference_hash(small), "num_bytes": len(content)}
+
+
+def _content(path: Path) -> bytes:
+    if not is_file(path):
+        raise DataError(f"The annotated picture {path} is missing.", hint="Copy it there, or drop its entry.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _reduced(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
+    """A JPEG decoded to the end, but small, and its whole (height, width); None where that does not work."""
+    if not content.startswith(_JPEG):
+        return None
+    try:
+        return open_small(content, DRAFT_EDGE)
+    except DataError:
+        return None  # `read_picture` says what is wrong, or can read it after all
+
+
+def _whole(path: Path) -> tuple[Image.Image, tuple[int, int]]:
+    image_HW3 = read_picture(path)
+    return Image.fromarray(image_HW3), image_HW3.shape[:2]

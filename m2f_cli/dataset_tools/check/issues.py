@@ -1,0 +1,154 @@
+"""What is wrong with a data set, as sentences for people: an error stops training, a warning spoils its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ...data.records import DataSet
+from ...errors import DataError
+from .inspect_image import Problem
+from .mistakes import DataWarning, check
+from .near_duplicates import Twin
+from .orphans import Leftover
+
+if TYPE_CHECKING:
+    from .report import SplitReport
+
+_FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # what else is true where nothing is annotated
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a person should know. An error stops training; a warning spoils its result."""
+
+    level: Literal["error", "warning"]
+    kind: str
+    split: str
+    message: str
+    hint: str
+
+
+# --- of the folder ----------------------------------------------------------------------------------------------------
+
+
+def of_no_split(split: str, error: DataError) -> Finding:
+    """Training needs its split; without val it runs, and says that nothing is evaluated."""
+    level = "error" if split == "train" else "warning"
+    return Finding(level, f"no-{split}-split", split, f"{split} cannot be used: {error.message}",
+                   error.hint or "Look at the splits that there are with --split.")  # fmt: skip
+
+
+def of_leftovers(found: Leftover) -> Finding:
+    where = f"in {found.folder}"
+    if found.kind == "pictures":
+        message = f"{_counted(found.count, 'picture')} {where} {_is(found.count)} in no split, such as {found.first}."
+        return Finding("warning", "unused-pictures", found.split, message,
+                       "Annotate or remove them, or check that names agree.")  # fmt: skip
+    belong = "belongs" if found.count == 1 else "belong"
+    message = f"{_counted(found.count, 'annotation file')} {where} {belong} to no picture, such as {found.first}."
+    return Finding("warning", "unused-annotations", found.split, message,
+                   "Copy the pictures there, or check that both have the same names.")  # fmt: skip
+
+
+def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
+    """Training refuses splits of other classes."""
+    first = [each.name for each in splits[0].classes]
+    found = []
+    for split in splits[1:]:
+        names = [each.name for each in split.classes]
+        if names != first:
+            strange = [name for name in names if name not in first] or [name for name in first if name not in names]
+            message = (f"{split.split} has {len(names)} classes and {splits[0].split} {len(first)}; "
+                       f"they differ in {', '.join(strange[:5]) or 'their order'}.")  # fmt: skip
+            found.append(Finding("error", "other-classes", split.split, message, "Both need the same class list."))
+    return found
+
+
+# --- of a split -------------------------------------------------------------------------------------------------------
+
+
+def of_split(data: DataSet, split: SplitReport) -> list[Finding]:
+    return [*_of_problems(split), *_of_passed_over(split), *_of_labels(split), *_of_mistakes(data, split),
+            *_of_repeats(split)]  # fmt: skip
+
+
+def _of_problems(split: SplitReport) -> list[Finding]:
+    """Training stops at a picture that cannot be used; its evaluation goes on with the others while there are any."""
+    level = "error" if split.split == "train" or not split.description.looked_at else "warning"
+    by_kind: dict[str, list[Problem]] = {}
+    for problem in split.problems:
+        by_kind.setdefault(problem.kind, []).append(problem)
+    return [
+        Finding(level, kind, split.split, f"{_counted(len(found), 'picture')} of {split.description.pictures} cannot "
+                f"be used; the first: {found[0].message}", "Repair them, leave them out, or train with --skip-broken.")
+        for kind, found in by_kind.items()
+    ]  # fmt: skip
+
+
+def _of_passed_over(split: SplitReport) -> list[Finding]:
+    if not split.passed_over:
+        return []
+    return [Finding("warning", "passed-over", split.split, split.passed_over.sentence,
+                    "Nothing is learned from them: annotate them again, or remove them.")]  # fmt: skip
+
+
+def _of_labels(split: SplitReport) -> list[Finding]:
+    """Training runs without a single object, and learns that there is nothing."""
+    if not _is_bare(split):
+        return []
+    crowds = split.description.crowds
+    why = f": all {crowds} regions are crowds (iscrowd = 1)" if crowds else ""
+    return [Finding("warning", "nothing-annotated", split.split,
+                    f"No picture of {split.split} has an annotated object{why}; nothing can be learned.",
+                    "Check that annotations and pictures belong together.")]  # fmt: skip
+
+
+def _is_bare(split: SplitReport) -> bool:
+    return bool(split.description.looked_at) and not any(split.description.objects_of)
+
+
+def _of_mistakes(data: DataSet, split: SplitReport) -> list[Finding]:
+    """The classic ones of `data.checks`; pictures that cannot be used have findings of their own."""
+    told = ("unusable", *(_FOLLOW_FROM_NOTHING if _is_bare(split) else ()))
+    known: list[DataWarning] = check(data, description=split.description)
+    return [Finding("warning", w.kind, split.split, w.message, w.hint) for w in known if w.kind not in told]
+
+
+def _of_repeats(split: SplitReport) -> list[Finding]:
+    count = len(split.repeats)
+    if not count:
+        return []
+    repeat, first = "repeats" if count == 1 else "repeat", split.repeats[0]
+    return [Finding("warning", "repeated-pictures", split.split, f"{_counted(count, 'picture')} of {split.split} "
+                    f"{repeat} another, such as {first.name} and {first.other}.", "Remove the copies.")]  # fmt: skip
+
+
+# --- of two splits ----------------------------------------------------------------------------------------------------
+
+
+def of_twins(shared: Sequence[Twin]) -> list[Finding]:
+    groups: dict[tuple[str, str, bool], list[Twin]] = {}
+    for twin in shared:
+        groups.setdefault((twin.split, twin.other_split, twin.identical), []).append(twin)
+    return [_of_twin_group(*key, found) for key, found in groups.items()]
+
+
+def _of_twin_group(split: str, other: str, identical: bool, found: list[Twin]) -> Finding:
+    count, first = len(found), found[0]
+    which, such = f"{_counted(count, 'picture')} of {split}", f"such as {first.name} and {first.other}."
+    if identical:
+        return Finding("warning", "shared-pictures", split, f"{which} {_is(count)} in {other} too, {such}",
+                       "Results on pictures that were trained on mean nothing: remove them from one.")  # fmt: skip
+    look = "looks like a picture" if count == 1 else "look like pictures"
+    return Finding("warning", "near-duplicates", split, f"{which} {look} of {other}, {such}",
+                   "Keep copies and frames of one scene in one split, or the results will flatter.")  # fmt: skip
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"

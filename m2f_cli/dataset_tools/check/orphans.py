@@ -1,0 +1,85 @@
+"""Files that nobody uses: pictures without annotation, annotations without picture."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...data.records import DataSet
+
+_SEPARATORS = "._- "
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Unused files of one folder. split: a split that has files there. first: one of them."""
+
+    split: str
+    kind: Literal["pictures", "annotations"]
+    folder: Path
+    count: int
+    first: str
+
+
+def leftovers(opened: Sequence[DataSet]) -> list[Leftover]:
+    """What lies beside the pictures and beside the annotations of all these splits, looks like them, and is in none.
+
+    Annotations that many pictures share, such as COCO's json, have no neighbours; one file for each picture has.
+    """
+    pictures, annotations = _Folders(), _Folders()
+    for data in opened:
+        for record in data.records:
+            if record.image is not None:
+                pictures.add(record.image, data.split)
+            for path in _files_of(record.read_truth):
+                if path != record.image and path.suffix != ".json":
+                    annotations.add(path, data.split)
+    return [*pictures.unused("pictures", annotations), *annotations.unused("annotations", pictures)]
+
+
+def _files_of(reader: Any) -> Iterator[Path]:
+    """The files that a reader names, also those of a reader inside it."""
+    for field in fields(reader) if is_dataclass(reader) else ():
+        value = getattr(reader, field.name)
+        if isinstance(value, Path):
+            yield value
+        elif callable(value):
+            yield from _files_of(value)
+
+
+class _Folders:
+    """Names of used files by their folder."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, set[str]] = defaultdict(set)
+        self.splits: dict[str, str] = {}
+
+    def add(self, path: Path, split: str) -> None:
+        folder, name = os.path.split(path)
+        self.names[folder].add(name)
+        self.splits.setdefault(folder, split)
+
+    def unused(self, kind: Literal["pictures", "annotations"], others: _Folders) -> Iterator[Leftover]:
+        for folder, names in self.names.items():
+            if not os.path.isdir(folder):  # a missing one is an error of its pictures
+                continue
+            endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in _suffixes(names)})
+            used = names | others.names.get(folder, set())
+            found = sorted(name for name in os.listdir(folder)
+                           if name.endswith(endings) and name not in used and not name.startswith("."))  # fmt: skip
+            if found:
+                yield Leftover(self.splits[folder], kind, Path(folder), len(found), found[0])
+
+
+def _suffixes(names: set[str]) -> set[str]:
+    return {os.path.splitext(name)[1] for name in names}
+
+
+def _ending(names: Sequence[str]) -> str:
+    """The longest that all names end in, from a separator on: Cityscapes has several kinds of files in one folder."""
+    endings = ({name[at:] for at, each in enumerate(name) if each in _SEPARATORS} for name in names)
+    return max(set.intersection(*endings), key=len, default="")

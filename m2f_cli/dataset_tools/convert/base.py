@@ -1,0 +1,105 @@
+"""What a format that data sets are written in is: which truth it takes, what it keeps, where it puts things."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ...structures import Task
+from ...structures.annotations import Truth
+from ...structures.categories import Categories
+
+# Of one picture, for each list of the split's shared json its rows; a row whose "id" is None gets the next number.
+Rows: TypeAlias = dict[str, list[dict[str, Any]]]
+Lost: TypeAlias = Counter[str]
+
+CLASSES = "classes.yaml"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one picture goes.
+
+    name: unique in its split, "/" between folders, without suffix. suffix: of the picture, with its dot.
+    image_id: unique in its split; the source's own where it has usable ones.
+    """
+
+    split: str
+    name: str
+    suffix: str
+    image_id: int | str
+
+    @property
+    def file_name(self) -> str:
+        return self.name + self.suffix
+
+
+class Writer(Protocol):
+    """Writes a data set of given classes. Small, frozen, and sent to other processes."""
+
+    def picture(self, place: Place) -> str:
+        """Where the picture goes, from the root of the data set."""
+
+    def annotate(self, root: Path, place: Place, truth: Truth) -> tuple[Rows, Lost]:
+        """Write the annotation of a picture; returns rows for the split's json, and what had no place, by kind.
+
+        Raises:
+            DataError: this format cannot hold it. Nothing is left behind then.
+        """
+
+    def shared(self, split: str) -> str | None:
+        """The json that the pictures of a split share, from the root; None where there is none."""
+
+    def head(self) -> dict[str, Any]:
+        """What stands in that json beside the rows."""
+
+    def finish(self, root: Path, splits: Sequence[str]) -> None:
+        """Write what the whole data set shares."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format to write, one line of the group "converters" in plugins.py.
+
+    task: which truths it is made of.
+    keeps: of "category ids", "colours", "image ids", "areas": what travels.
+    open: (classes, name of the data set) to a writer. Raises ConfigError where the format cannot hold such classes.
+    lacks: of the kinds of losses in run.TEXTS, what such data sets usually have and the writer leaves out.
+    """
+
+    task: Task
+    keeps: frozenset[str]
+    open: Callable[[Categories, str], Writer]
+    lacks: tuple[str, ...] = ()
+
+
+# --- shared by writers ------------------------------------------------------------------------------------------------
+
+
+def ignore_value(num_classes: int) -> int:
+    """What stands for no class in a label map: 255 in 8 bits as long as the classes fit, else 65535 in 16 bits."""
+    return 255 if num_classes <= 255 else 65535
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """(H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format="PNG")
+
+
+def save_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def save_classes(root: Path, name: str, categories: Categories, ignore_index: int = 255) -> None:
+    """classes.yaml: a class table as `data.categories` reads it."""
+    tree = {"dataset": name, "ignore_index": ignore_index, "classes": [category.to_dict() for category in categories]}
+    save_text(root / CLASSES, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None))

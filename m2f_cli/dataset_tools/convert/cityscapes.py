@@ -1,0 +1,93 @@
+"""Writes the style of Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ with labelIds and
+instanceIds (facts 8.4), and classes.yaml where the classes are not those of Cityscapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data.formats.cityscapes import OBJECTS
+from ...errors import ConfigError, DataError
+from ...structures.annotations import PanopticTruth
+from ...structures.categories import Categories, load_categories
+from .base import Lost, Place, Rows, Target, save_classes, save_png
+
+MOST_CLASSES = 64  # an instance id, label id * 1000 + n, has 16 bits
+_VOID = 0  # "unlabeled"
+
+
+@dataclass(frozen=True)
+class CityscapesStyle:
+    """Categories have ids from 1 to 64 here. A picture that is in no folder goes to a city of the data set's name."""
+
+    categories: Categories
+    name: str
+
+    def picture(self, place: Place) -> str:
+        return f"leftImg8bit/{place.split}/{self._stem(place)}_leftImg8bit{place.suffix}"
+
+    def _stem(self, place: Place) -> str:
+        return place.name if "/" in place.name else f"{self.name}/{place.name}"
+
+    def annotate(self, root: Path, place: Place, truth: PanopticTruth) -> tuple[Rows, Lost]:
+        values, lost = self._values(truth, place.name)
+        ids = np.array(sorted({0, *values}), dtype=np.int64)
+        of_ids = np.array([values.get(key, _VOID) for key in ids.tolist()], dtype=np.uint16)
+        instances_HW = of_ids[np.searchsorted(ids, truth.ids_HW)]
+        labels_HW = np.where(instances_HW < OBJECTS, instances_HW, instances_HW // OBJECTS).astype(np.uint8)
+        stem = root / "gtFine" / place.split / self._stem(place)
+        save_png(stem.with_name(f"{stem.name}_gtFine_instanceIds.png"), instances_HW)
+        save_png(stem.with_name(f"{stem.name}_gtFine_labelIds.png"), labels_HW)
+        return {}, lost
+
+    def _values(self, truth: PanopticTruth, name: str) -> tuple[dict[int, int], Lost]:
+        """The instance id of each segment: label id * 1000 + n for an object, the bare label id for stuff, crowds."""
+        counts: Counter[int] = Counter()
+        values: dict[int, int] = {}
+        for segment in truth.segments:
+            category = self.categories[segment.label]
+            values[segment.id] = category.id
+            if category.isthing and not segment.iscrowd:
+                values[segment.id] = category.id * OBJECTS + counts[segment.label]
+                counts[segment.label] += 1
+        if counts and max(counts.values()) > OBJECTS:
+            raise DataError(f"{name} has {max(counts.values())} objects of a class, where {OBJECTS} fit.")
+        return values, Counter(merged=len(values) - len(set(values.values())))
+
+    def shared(self, split: str) -> None:
+        return None
+
+    def head(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, root: Path, splits: Sequence[str]) -> None:
+        if self.categories != load_categories("cityscapes"):
+            save_classes(root, self.name, self.categories, _VOID)
+
+
+def open_writer(categories: Categories, name: str) -> CityscapesStyle:
+    """Ids that do not fit are numbered from 1 on.
+
+    Raises:
+        ConfigError: too many classes.
+    """
+    if len(categories) > MOST_CLASSES:
+        raise ConfigError(f"The style of Cityscapes holds {MOST_CLASSES} classes, not {len(categories)}.")
+    if not all(0 < category.id <= MOST_CLASSES for category in categories):
+        categories = tuple(dataclasses.replace(c, id=number) for number, c in enumerate(categories, 1))
+    return CityscapesStyle(categories, name)
+
+
+TARGET = Target(
+    task="panoptic",
+    keeps=frozenset({"category ids", "colours"}),
+    open=open_writer,
+    # Drawn again, polygons could not give the ids of objects that others cut in two.
+    lacks=("polygons",),
+)

@@ -1,0 +1,75 @@
+"""Writes COCO instances: annotations/instances_{split}.json and the pictures in {split}/."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ...data.formats.coco_instance import KIND
+from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.categories import Categories
+from .base import Lost, Place, Rows, Target
+from .outlines import rle_of
+
+
+@dataclass(frozen=True)
+class CocoInstances:
+    """Polygons stay the polygons they are, run lengths are written compressed."""
+
+    categories: Categories
+
+    def picture(self, place: Place) -> str:
+        return f"{place.split}/{place.file_name}"
+
+    def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
+        rows = {
+            "images": [image_row(place, truth.size)],
+            "annotations": [self._row(item, place, truth.size) for item in truth.objects],
+        }
+        return rows, Counter()
+
+    def _row(self, item: TrueObject, place: Place, size: tuple[int, int]) -> dict[str, Any]:
+        rle = rle_of(item, size)
+        return {
+            "id": None, "image_id": place.image_id, "category_id": self.categories[item.label].id,
+            "segmentation": segmentation(item, rle), "iscrowd": int(item.iscrowd),
+            "area": float(coco_mask.area(rle)) if item.area is None else item.area,
+            "bbox": coco_mask.toBbox(rle).tolist(),
+        }  # fmt: skip
+
+    def shared(self, split: str) -> str:
+        return f"annotations/{KIND}_{split}.json"
+
+    def head(self) -> dict[str, Any]:
+        return {"categories": category_rows(self.categories)}
+
+    def finish(self, root: Path, splits: Sequence[str]) -> None:
+        pass
+
+
+def image_row(place: Place, size: tuple[int, int]) -> dict[str, Any]:
+    return {"id": place.image_id, "file_name": place.file_name, "height": int(size[0]), "width": int(size[1])}
+
+
+def category_rows(categories: Categories) -> list[dict[str, Any]]:
+    return [{**category.to_dict(), "isthing": int(category.isthing)} for category in categories]
+
+
+def segmentation(item: TrueObject, rle: dict[str, Any]) -> Any:
+    """An object in the form that it has, as it stands in a COCO json."""
+    if isinstance(item.shape, list) and item.shape:
+        return [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in item.shape]
+    return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+TARGET = Target(
+    task="instance",
+    keeps=frozenset({"category ids", "colours", "image ids", "areas"}),
+    open=lambda categories, name: CocoInstances(categories),
+)

@@ -1,0 +1,45 @@
+"""Writes label maps: images/{split}/, labels/{split}/NAME.png with class numbers, and classes.yaml."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...structures.annotations import SemanticTruth
+from ...structures.categories import Categories
+from .base import Lost, Place, Rows, Target, ignore_value, save_classes, save_png
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """8 bits and 255 for pixels of no class where there are at most 255 classes, else 16 bits and 65535."""
+
+    categories: Categories
+    name: str
+
+    def picture(self, place: Place) -> str:
+        return f"images/{place.split}/{place.file_name}"
+
+    def annotate(self, root: Path, place: Place, truth: SemanticTruth) -> tuple[Rows, Lost]:
+        ignore = ignore_value(len(self.categories))
+        labels_HW = np.where(truth.labels_HW == truth.ignore, ignore, truth.labels_HW)
+        pixels_HW = labels_HW.astype(np.uint8 if ignore == 255 else np.uint16)
+        save_png(root / "labels" / place.split / f"{place.name}.png", pixels_HW)
+        return {}, Counter()
+
+    def shared(self, split: str) -> None:
+        return None
+
+    def head(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, root: Path, splits: Sequence[str]) -> None:
+        save_classes(root, self.name, self.categories, ignore_value(len(self.categories)))
+
+
+TARGET = Target(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)

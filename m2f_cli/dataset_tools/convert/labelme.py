@@ -1,0 +1,84 @@
+"""Writes LabelMe: {split}/ with pictures and a json beside each, and classes.yaml, which LabelMe itself ignores."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ...data.formats.labelme import CROWD
+from ...runtime.text import json_text
+from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.categories import Categories
+from .base import Lost, Place, Rows, Target, save_classes, save_text
+from .outlines import rle_of, rle_outlines
+
+_VERSION = "5.5.0"  # of LabelMe, whose masks these are
+
+
+@dataclass(frozen=True)
+class LabelMeFiles:
+    """Parts of one object share a group_id; an object with holes is a mask; a crowd has the flag `iscrowd`."""
+
+    categories: Categories
+    name: str
+
+    def picture(self, place: Place) -> str:
+        return f"{place.split}/{place.file_name}"
+
+    def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
+        found = [(item, _parts(item, truth.size)) for item in truth.objects]
+        shapes = [self._shape(item, part, number if len(parts) > 1 else None)
+                  for number, (item, parts) in enumerate(found, 1) for part in parts]  # fmt: skip
+        tree = {
+            "version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": Path(place.file_name).name,
+            "imageData": None, "imageHeight": int(truth.size[0]), "imageWidth": int(truth.size[1]),
+        }  # fmt: skip
+        save_text(root / place.split / f"{place.name}.json", json_text(tree, indent=1))
+        return {}, Counter(hidden=sum(not parts for _, parts in found))
+
+    def _shape(self, item: TrueObject, part: dict[str, Any], group: int | None) -> dict[str, Any]:
+        flags = {CROWD: True} if item.iscrowd else {}
+        return {"label": self.categories[item.label].name, "group_id": group, "description": "", "flags": flags, **part}
+
+    def shared(self, split: str) -> None:
+        return None
+
+    def head(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, root: Path, splits: Sequence[str]) -> None:
+        save_classes(root, self.name, self.categories)
+
+
+def _parts(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
+    if isinstance(item.shape, list):
+        return [_polygon(points_P2) for points_P2 in item.shape]
+    rle = rle_of(item, size)
+    outer, holes = rle_outlines(rle)
+    return [_mask(rle)] if holes else [_polygon(points_P2) for points_P2 in outer]
+
+
+def _polygon(points_P2: np.ndarray) -> dict[str, Any]:
+    return {"shape_type": "polygon", "points": np.asarray(points_P2, dtype=np.float64).tolist(), "mask": None}
+
+
+def _mask(rle: dict[str, Any]) -> dict[str, Any]:
+    """The part of the mask in its box as a PNG; the corners are the centres of the first and the last pixel."""
+    left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
+    inside_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
+    file = io.BytesIO()
+    Image.fromarray(inside_HW).save(file, format="PNG")
+    corners = [[left, top], [left + width - 1, top + height - 1]]
+    return {"shape_type": "mask", "points": corners, "mask": base64.b64encode(file.getvalue()).decode("ascii")}
+
+
+TARGET = Target(task="instance", keeps=frozenset({"category ids", "colours"}), open=LabelMeFiles)

@@ -1,0 +1,187 @@
+"""From one format of annotated pictures to another, with a list of what the new one cannot hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import plugins
+from ...data.records import Record
+from ...errors import ConfigError
+from ...structures.categories import default_color
+from .base import CLASSES, Lost, Target
+from .retask import BACKGROUND, Recast, plan
+from .source import Source, open_source
+from .write import Outcome, Written, refuse_existing, write_splits
+
+TEXTS = {
+    "overlaps": "pixels that several objects share belong to the smallest of them now",
+    "hidden": "objects without a visible pixel are left out",
+    "crowds": "crowds are left out, or are no longer told from objects",
+    "objects": "objects are no longer told apart from their neighbours of the same class",
+    "outlines": "polygons became pixels",
+    "groups": "regions of countable classes are crowds, because nobody told their objects apart",
+    "merged": "segments of one class became one: this format holds one region of stuff, and one crowd, per class",
+    "stuff": "classes have no objects and are left out",
+    "unevaluated": "regions of labels that Cityscapes does not evaluate, such as caravans or parking, became void",
+    "void": "pixels of no class can no longer be told from background",
+    "background": f"pixels of no object became the class {BACKGROUND!r}",
+    "nobody": "pixels of no object became void: they count nowhere",
+    "category ids": "ids of categories are numbered anew",
+    "colours": "colours of classes have no place in this format",
+    "image ids": "ids of pictures have no place in this format",
+    "areas": "areas as annotated have no place in this format; they are counted from the pixels",
+    "polygons": "gtFine_polygons.json files are not written; published training of instances takes its masks from them",
+    "json extras": "supercategories, licences and further keys of the json are not copied",
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Something that the new data set does not hold. `count` is None where it is about the format as a whole."""
+
+    kind: str
+    count: int | None
+
+    @property
+    def text(self) -> str:
+        return TEXTS[self.kind]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "count": self.count, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written where: splits with their failures, what was lost, and notes of the reader."""
+
+    source: Path
+    destination: Path
+    format: str
+    to: str
+    classes: int
+    splits: tuple[Written, ...]
+    losses: tuple[Loss, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def failures(self) -> list[tuple[str, str, str]]:
+        """(split, picture, reason)"""
+        return [(each.split, *failure) for each in self.splits for failure in each.failures]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "source": str(self.source), "destination": str(self.destination), "format": self.format, "to": self.to,
+            "classes": self.classes,
+            "splits": [{"split": s.split, "pictures": s.pictures,
+                        "failures": [{"picture": name, "reason": reason} for name, reason in s.failures]}
+                       for s in self.splits],
+            "losses": [loss.to_dict() for loss in self.losses], "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def convert(
+    source: str | Path, destination: str | Path, to: str, *,
+    splits: Sequence[str] = (), format: str | None = None, classes: str | Path | None = None,
+    ignore_index: int | None = None, label_map: Mapping[int, str | int | None] | None = None,
+    separate: Sequence[str] = (), link: bool = False, workers: int | None = 1,
+    on_start: Callable[[int], None] | None = None, on_picture: Callable[[Outcome], None] | None = None,
+    trust_code: bool = False,
+) -> Conversion:
+    """Write the annotated pictures of a folder in another format.
+
+    Args:
+        destination: a folder that does not exist yet. It appears under its name when it is complete.
+        to: a name of the group "converters": coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme.
+        splits: those wanted; by default train, val and test as far as they are there.
+        format, classes, ignore_index, label_map: as in `detect.open_data`.
+        separate: label maps: classes whose connected regions become objects.
+        link: symbolic links to the pictures instead of copies.
+        workers: processes; None as many as are worth it. See `writing.write_splits`.
+        on_start: is told how many pictures there are; on_picture: what became of each.
+        trust_code: whether `to` and `format` may be module:object, as what a user typed may.
+
+    Raises:
+        ConfigError: the destination exists or lies in the source, an unknown format, or classes that it cannot hold.
+        DataError: the source cannot be opened, or not one picture could be used.
+        M2FError: the destination cannot be written.
+    """
+    source, destination = Path(source), Path(destination)
+    target: Target = plugins.get("converters", to, trust_code=trust_code)
+    check_destination(source, destination)
+    with plugins.using(to):
+        task = target.task
+    opened = open_source(source, task, splits, format=format, classes=classes, ignore_index=ignore_index,
+                         label_map=label_map, trust_code=trust_code)  # fmt: skip
+    parts = {data.split: data.records for data in opened.splits}
+    return write_out(opened, parts, destination, to, separate=separate, link=link, workers=workers,
+                     on_start=on_start, on_picture=on_picture, trust_code=trust_code)  # fmt: skip
+
+
+def write_out(
+    opened: Source, parts: Mapping[str, Sequence[Record]], destination: Path, to: str, *,
+    separate: Sequence[str] = (), link: bool = False, workers: int | None = 1,
+    on_start: Callable[[int], None] | None = None, on_picture: Callable[[Outcome], None] | None = None,
+    trust_code: bool = False,
+) -> Conversion:
+    """Write records of an opened source, shared out to splits in any way; as `convert`."""
+    target: Target = plugins.get("converters", to, trust_code=trust_code)
+    recast = plan(opened.categories, opened.task, target.task, separate)
+    writer = target.open(recast.categories, destination.name)
+    if on_start is not None:
+        on_start(sum(map(len, parts.values())))
+    written = write_splits(parts, destination, writer, recast, link=link, workers=workers, on_picture=on_picture)
+    counted = sum((each.lost for each in written), Counter())
+    losses = [*_of_format(opened, target, recast), *_counted(counted)]
+    notes = tuple(dict.fromkeys(note for data in opened.splits for note in data.notes))
+    return Conversion(opened.folder, destination, opened.format, to, len(recast.categories), tuple(written),
+                      tuple(losses), notes)  # fmt: skip
+
+
+def check_destination(source: Path, destination: Path) -> None:
+    """
+    Raises:
+        ConfigError: the destination exists, or lies in the source, where the next reader would find both.
+    """
+    refuse_existing(destination)
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"{destination} lies in {source}.", hint="Choose a folder beside it.")
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def _counted(lost: Lost) -> Iterable[Loss]:
+    return (Loss(kind, lost[kind]) for kind in TEXTS if lost[kind])
+
+
+def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]:
+    kinds: dict[str, int | None] = dict.fromkeys(target.lacks)
+    before, after = opened.task, target.task
+    stuff = set(opened.dropped) | ({c.name for c in recast.source} - {c.name for c in recast.categories})
+    if stuff:
+        kinds["stuff"] = len(stuff)
+    if after == "instance" != opened.richest:
+        kinds["void"] = None
+    if after == "semantic" == before != opened.richest:
+        kinds["objects"] = None
+    if before == "instance" != after:
+        kinds["background" if after == "semantic" else "nobody"] = None
+    if opened.format == "cityscapes" and not (opened.folder / CLASSES).is_file():
+        kinds["unevaluated"] = None
+    if "coco" in opened.format:
+        kinds["json extras"] = None
+    has = _own(opened, recast)
+    return [Loss(kind, kinds.get(kind)) for kind in TEXTS if kind in kinds or kind in has - target.keeps]
+
+
+def _own(opened: Source, recast: Recast) -> frozenset[str]:
+    """What the source has that not every format keeps."""
+    ids = [category.id for category in recast.categories] != list(range(len(recast.categories)))
+    colours = any(c.color != default_color(number) for number, c in enumerate(recast.categories))
+    pictures = any(record.image_id is not None for data in opened.splits for record in data.records[:1])
+    found = {"category ids": ids, "colours": colours, "image ids": pictures, "areas": opened.format == "coco-instance"}
+    return frozenset(kind for kind, is_there in found.items() if is_there)

@@ -1,0 +1,119 @@
+"""What is converted: all splits of a folder, opened for the task that is wanted where the data have it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...data.formats.base import NoTask
+from ...data.formats.layout import NoSplit, in_all_cases, spellings
+from ...data.open_dataset import detect, open_data
+from ...data.records import DataSet, Record
+from ...errors import DataError
+from ...structures import Task
+from ...structures.categories import Categories
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """splits: one data set per split, all of the same classes. richest: the task that the data support best.
+    dropped: classes that truths of the task at hand do not have (stuff, for instances)."""
+
+    folder: Path
+    splits: tuple[DataSet, ...]
+    richest: Task
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> str:
+        return self.splits[0].format
+
+    @property
+    def task(self) -> Task:
+        return self.splits[0].task
+
+    @property
+    def categories(self) -> Categories:
+        return self.splits[0].categories
+
+
+def open_source(
+    folder: Path, task: Task | None, splits: Sequence[str] = (), *, also: Sequence[str] = (), **options: Any
+) -> Source:
+    """Open the splits of a folder.
+
+    Args:
+        task: what is wanted; data that have no truths for it, or None, are opened for their richest task.
+        splits: those wanted; by default train, val and test as far as they are there.
+        also: further splits that are opened where they are there.
+        options: as those of `detect.open_data`.
+
+    Raises:
+        DataError: a broken or missing split, no split at all, or splits of different classes or tasks.
+    """
+    options = {**options, "format": options.get("format") or detect(folder)}
+    opened = _open_all(folder, splits or tuple(dict.fromkeys((*SPLITS, *also))), options, must=bool(splits))
+    richest, own = opened[0].task, opened[0].categories
+    if task is not None and any(data.task != task for data in opened):
+        with contextlib.suppress(NoTask):  # then truths are made of the richest ones
+            opened = _open_all(folder, [data.split for data in opened], {**options, "task": task}, must=True)
+    _refuse_other_kinds(folder, opened)
+    names = {category.name for category in opened[0].categories}
+    dropped = tuple(category.name for category in own if category.name not in names)
+    return Source(folder, tuple(map(_without_split, opened)), richest, dropped)
+
+
+def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *, must: bool) -> list[DataSet]:
+    opened: dict[str, DataSet] = {}
+    missing: NoSplit | None = None
+    for split in reversed(splits):  # val borrows test where there is no other: then it is test
+        try:
+            data = open_data(folder, split, **options)
+        except NoSplit as error:
+            if must:
+                raise
+            missing = error
+            continue
+        if must or not any(_same_pictures(data, other) for other in opened.values()):
+            opened[split] = data
+    if not opened:
+        raise missing or DataError(f"{folder} has no splits.")
+    return [opened[split] for split in dict.fromkeys(splits) if split in opened]
+
+
+def _same_pictures(data: DataSet, other: DataSet) -> bool:
+    return data.records[0].image is not None and data.records[0].image == other.records[0].image
+
+
+def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
+    first = opened[0]
+    for data in opened[1:]:
+        if data.task != first.task:
+            raise DataError(
+                f"{folder}: {first.split!r} has {first.task} annotations, {data.split!r} only {data.task} ones.",
+                hint="Prepare both alike (m2f data prepare), or take one split at a time.",
+            )
+        if [(c.id, c.name) for c in data.categories] != [(c.id, c.name) for c in first.categories]:
+            raise DataError(
+                f"{folder}: the splits {first.split!r} and {data.split!r} have different classes "
+                f"({len(first.categories)} and {len(data.categories)}).",
+                hint="Name a class table with --classes, or convert one split at a time.",
+            )
+
+
+def _without_split(data: DataSet) -> DataSet:
+    """Some formats name pictures from above the folder of the split: that folder is no part of the name."""
+    for name in in_all_cases(spellings(data.split)):
+        if all(record.name.startswith(f"{name}/") for record in data.records):
+            return dataclasses.replace(data, records=tuple(_shorter(record, name) for record in data.records))
+    return data
+
+
+def _shorter(record: Record, split: str) -> Record:
+    return dataclasses.replace(record, name=record.name.removeprefix(f"{split}/"))

@@ -1,0 +1,258 @@
+"""Writes splits of records as a data set: pictures in parallel, in constant memory, and all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+
+from ...data.records import Record, check_size
+from ...errors import ConfigError, DataError, M2FError
+from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
+from ...runtime.locks import staged
+from ...runtime.text import json_text
+from ...runtime.threads import usable_cores
+from .base import Lost, Place, Rows, Writer, save_png
+from .retask import Recast
+
+_CHUNK = 8  # pictures that a process gets at a time
+_AHEAD = 4  # chunks that wait per process
+_WORTH_PROCESSES = 500  # pictures: fewer are written before other processes have started
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture: rows for the shared json, or the message of a failure."""
+
+    name: str
+    rows: Rows = field(default_factory=dict)
+    lost: Lost = field(default_factory=Counter)
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class WritePicture:
+    """Writes pictures with their annotations below `root`; sent to other processes."""
+
+    root: Path
+    writer: Writer
+    recast: Recast
+    link: bool
+
+    def __call__(self, items: Sequence[tuple[Record, Place]]) -> list[Outcome]:
+        return [self._write(record, place) for record, place in items]
+
+    def _write(self, record: Record, place: Place) -> Outcome:
+        try:
+            truth = record.read_truth()
+            pixels_HW3 = record.read_image()  # also proves that the picture is whole
+            check_size(record.image or Path(record.name), pixels_HW3.shape[:2], truth.size)
+            truth, lost = self.recast(truth)
+            rows, more = self.writer.annotate(self.root, place, truth)
+        except DataError as error:
+            return Outcome(record.name, failure=str(error))
+        target = self.root / self.writer.picture(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if record.image is None:
+            save_png(target, pixels_HW3)
+        elif self.link:
+            target.symlink_to(record.image.resolve())
+        else:
+            shutil.copyfile(record.image, target)
+        return Outcome(record.name, rows, lost + more)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One split: how many pictures it has now, and which could not be used, with the reason."""
+
+    split: str
+    pictures: int
+    failures: tuple[tuple[str, str], ...]
+    lost: Lost
+
+
+def write_splits(
+    parts: Mapping[str, Sequence[Record]], destination: Path, writer: Writer, recast: Recast, *,
+    link: bool = False, workers: int | None = 1, on_picture: Callable[[Outcome], None] | None = None,
+) -> list[Written]:
+    """Write a data set; under its name it is either complete or not there.
+
+    Args:
+        parts: split to records.
+        workers: processes; 1 works in this one, None has one per core where there are many pictures. A script that
+            asks for more than 1 needs `if __name__ == "__main__"`, as for any process pool.
+
+    Raises:
+        ConfigError: the destination exists, or another process makes it.
+        DataError: not a single picture could be used, or two would have the same name.
+        M2FError: no space, no permission, or a process that was killed.
+    """
+    distinct, work = Distinct("splits"), {}
+    for split, records in parts.items():
+        distinct.add(split)
+        work[safe_name(split)] = _placed(records, safe_name(split), writer)
+    if workers is None:
+        workers = usable_cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
+    with _folder(destination) as root, _pool(workers) as pool:
+        write = WritePicture(root, writer, recast, link)
+        written = [_write_split(split, items, write, pool, workers, on_picture) for split, items in work.items()]
+        if not any(each.pictures for each in written):
+            raise DataError(f"Not one picture can be used; the first: {written[0].failures[0][1]}")
+        writer.finish(root, [each.split for each in written])
+    return written
+
+
+def _write_split(
+    split: str, items: Sequence[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int,
+    on_picture: Callable[[Outcome], None] | None,
+) -> Written:  # fmt: skip
+    lost: Lost = Counter()
+    pictures, failures = 0, []
+    with _shared(write, split) as add:
+        for outcome in _outcomes(items, write, pool, workers):
+            if outcome.failure is None:
+                pictures += 1
+                add(outcome.rows)
+                lost.update(outcome.lost)
+            else:
+                failures.append((outcome.name, outcome.failure))
+            if on_picture is not None:
+                on_picture(outcome)
+    return Written(split, pictures, tuple(failures), +lost)
+
+
+def _outcomes(
+    items: Iterable[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int
+) -> Iterator[Outcome]:
+    """In the order of `items`, with a few chunks at a time on their way."""
+    if pool is None:
+        for item in items:
+            yield from write([item])
+        return
+    rest, waiting = iter(items), deque[Future[list[Outcome]]]()
+    while chunk := list(islice(rest, _CHUNK)):
+        waiting.append(pool.submit(write, chunk))
+        if len(waiting) >= _AHEAD * workers:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor | None]:
+    if workers <= 1:
+        yield None
+        return
+    # Spawned: forking a process that holds threads of PyTorch or OpenCV can hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise M2FError("A process that wrote pictures was killed.",
+                       hint="If the memory was not enough, pass a smaller --workers.") from error  # fmt: skip
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Of each process: Ctrl-C is the business of the first one, and cores are shared by processes, not threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple[Record, Place]]:
+    ids = [record.image_id for record in records]
+    if None in ids or len(set(ids)) < len(ids):
+        ids = list(range(1, len(records) + 1))
+    distinct = Distinct(f"images of {split}", (*SUFFIXES, *filter(None, map(_suffix, records))))
+    placed = []
+    for record, key in zip(records, ids, strict=True):
+        place = Place(split, safe_name(record.name), _suffix(record), key)
+        # A format may put folders before a name, as that of Cityscapes does: its paths must differ, too.
+        distinct.add(record.name, writer.picture(replace(place, suffix="")))
+        placed.append((record, place))
+    return placed
+
+
+def _suffix(record: Record) -> str:
+    return ".png" if record.image is None else record.image.suffix
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _folder(destination: Path) -> Iterator[Path]:
+    """A folder beside `destination` that takes its name in the end, and is removed if anything goes wrong."""
+    refuse_existing(destination)
+    with writing_to(destination), staged(destination, "A conversion") as part:
+        yield part
+        refuse_existing(destination)  # again: somebody else may have made it meanwhile
+        os.replace(part, destination)
+
+
+def refuse_existing(destination: Path) -> None:
+    """
+    Raises:
+        ConfigError: there is something of that name, other than an empty folder.
+    """
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        raise ConfigError(f"{destination} exists already.", hint="Choose another name: nothing is overwritten.")
+
+
+@contextmanager
+def _shared(write: WritePicture, split: str) -> Iterator[Callable[[Rows], None]]:
+    """Gives `add(rows)` for the json that the pictures of a split share."""
+    name = write.writer.shared(split)
+    if name is None:
+        yield lambda rows: None
+        return
+    path = write.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spools = {key: path.with_name(f".{path.stem}.{key}") for key in ("images", "annotations")}
+    files = {key: spool.open("w+", encoding="utf-8") for key, spool in spools.items()}
+    counts: Counter[str] = Counter()
+
+    def add(rows: Rows) -> None:
+        for key, row in ((key, row) for key, listed in rows.items() for row in listed):
+            counts[key] += 1
+            numbered = {**row, "id": counts[key]} if row.get("id", 0) is None else row
+            files[key].write((",\n" if counts[key] > 1 else "") + json_text(numbered))
+
+    try:
+        yield add
+        _assemble(path, files, write.writer.head())
+    finally:
+        for key, spool in spools.items():
+            files[key].close()
+            spool.unlink()
+
+
+def _assemble(path: Path, files: Mapping[str, IO[str]], head: Mapping[str, Any]) -> None:
+    """One object of long lists, which never are in memory."""
+    with path.open("w", encoding="utf-8") as target:
+        target.write("{" + ",\n".join(f"{json.dumps(key)}: {json_text(value)}"
+                                      for key, value in head.items()))  # fmt: skip
+        for key, file in files.items():
+            target.write(f",\n{json.dumps(key)}: [\n")
+            file.seek(0)
+            shutil.copyfileobj(file, target)
+            target.write("\n]")
+        target.write("}\n")

@@ -1,0 +1,79 @@
+"""Writes YOLO segmentation: data.yaml, images/{split}/ and labels/{split}/NAME.txt, a polygon per object and line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pycocotools import mask as coco_mask
+
+from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.categories import Categories
+from .base import Lost, Place, Rows, Target, save_text
+from .outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
+
+# In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
+_NUDGE = 1e-5
+
+
+@dataclass(frozen=True)
+class YoloPolygons:
+    """An object of several parts or with holes becomes one polygon with seams; its pixels stay the same."""
+
+    categories: Categories
+
+    def picture(self, place: Place) -> str:
+        return f"images/{place.split}/{place.file_name}"
+
+    def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
+        kept = [item for item in truth.objects if not item.iscrowd]
+        lines = [(item.label, polygon_line(item, truth.size)) for item in kept]
+        lost = Counter(crowds=len(truth.objects) - len(kept), hidden=sum(line is None for _, line in lines))
+        text = "".join(f"{label} {line}\n" for label, line in lines if line is not None)
+        save_text(root / "labels" / place.split / f"{place.name}.txt", text)
+        return {}, lost
+
+    def shared(self, split: str) -> None:
+        return None
+
+    def head(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, root: Path, splits: Sequence[str]) -> None:
+        names = {number: category.name for number, category in enumerate(self.categories)}
+        tree = {"path": ".", **{split: f"images/{split}" for split in splits}, "nc": len(names), "names": names}
+        save_text(root / "data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def polygon_line(item: TrueObject, size: tuple[int, int]) -> str | None:
+    """x y x y … as shares of the picture's edges; None for an object without a pixel.
+
+    Its own polygons where they, read back, cover the same pixels; else the exact outline of its mask.
+    """
+    rle = rle_of(item, size)
+    if not coco_mask.area(rle):
+        return None
+    if isinstance(item.shape, list):
+        points_P2 = joined([np.asarray(part_P2, dtype=np.float64) for part_P2 in item.shape])
+        line = _shares(points_P2 + _NUDGE, size)
+        if same_pixels(polygons_rle([_points(line, size)], size), rle):
+            return line
+    outer, holes = rle_outlines(rle)
+    return _shares(joined([*outer, *holes]), size)
+
+
+def _shares(points_P2: np.ndarray, size: tuple[int, int]) -> str:
+    shares_P2 = np.clip(points_P2 / (size[1], size[0]), 0, 1)
+    return " ".join(f"{value:.10g}" for value in shares_P2.ravel().tolist())
+
+
+def _points(line: str, size: tuple[int, int]) -> np.ndarray:
+    return np.array([float(word) for word in line.split()]).reshape(-1, 2) * (size[1], size[0])
+
+
+TARGET = Target(task="instance", keeps=frozenset(), open=lambda categories, name: YoloPolygons(categories))

@@ -1,0 +1,239 @@
+"""ADE20K SceneParse150 (facts 8.2): semantic label maps, objects as COCO json, segments as panoptic json and PNGs."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ...config.presets import read_yaml
+from ...errors import DataError
+from ...runtime.archives import Tree
+from ...structures.categories import load_categories
+from ...structures.run_lengths import values_in
+from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
+from .pixels import box_of, encode, ids_to_rgb, image_info, read_rgb, read_values, segment_info
+
+_SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
+_CLASSES = 150
+_NEAR = 30  # grey levels by which the colour of a further object of a class may differ from the class's own
+
+
+def labels_minus_one(tree: Tree, item: Item) -> Made:
+    """0 (other) becomes 255, class k becomes k - 1.
+
+    Raises:
+        DataError: missing, damaged, or a value that is no class.
+    """
+    [name] = item.sources
+    labels_HW = read_values(tree, name)
+    most = labels_HW.max()
+    if most > _CLASSES:
+        hint = "These are not the labels of SceneParse150; those of the full release: m2f data prepare ade20k-full."
+        raise DataError(f"{tree}: {name} holds the value {most}; the classes are 1 to {_CLASSES}.", hint=hint)
+    return Made(encode(labels_HW.astype(np.uint8) - np.uint8(1)))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Reads annotations_instance: red is the number of a thing from 1, green that of an object of the picture.
+
+    things: class ids of the instance classes, ascending.
+    """
+
+    things: tuple[int, ...]
+
+    def read(self, tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[int, np.ndarray]]]:
+        """The picture's size, and (class id, mask) of each object by its number.
+
+        Raises:
+            DataError: missing, damaged, or an object of several classes or of none.
+        """
+        rgb_HW3 = read_rgb(tree, name)
+        kinds_HW, numbers_HW = rgb_HW3[..., 0], rgb_HW3[..., 1]
+        found = []
+        for number in filter(None, values_in(numbers_HW).tolist()):
+            mask_HW = numbers_HW == number
+            kinds = np.unique(kinds_HW[mask_HW])
+            if len(kinds) > 1 or not 1 <= kinds[0] <= len(self.things):
+                where = f"{tree}: the object {number} of {name}"
+                raise DataError(f"{where} should have one class from 1 to {len(self.things)}, not {kinds.tolist()}.")
+            found.append((self.things[kinds[0] - 1], mask_HW))
+        return rgb_HW3.shape[:2], found
+
+
+@dataclass(frozen=True)
+class ObjectEntry:
+    """The picture and its objects for the instance json, as run lengths."""
+
+    objects: Objects
+
+    def __call__(self, tree: Tree, item: Item) -> Made:
+        size, found = self.objects.read(tree, item.sources[0])
+        rows = [
+            {"image_id": item.name, "iscrowd": 0, "category_id": category, "bbox": box_of(mask_HW),
+             "segmentation": _run_lengths(mask_HW), "area": int(np.count_nonzero(mask_HW))}
+            for category, mask_HW in found
+        ]  # fmt: skip
+        return Made(entry=[image_info(item.name, item.facts, size), rows])
+
+
+@dataclass(frozen=True)
+class SegmentMaker:
+    """The PNG of segments and the picture's entry: one segment for each stuff class, over them the objects. Pixels of a
+    thing without an object stay void. Areas of stuff are those before objects cover them, as published.
+
+    The published script draws the colours of further objects at random; here they follow from the picture's name, so
+    that a second run gives the same.
+
+    colors: of the classes by their id; stuff: ids of stuff classes.
+    """
+
+    objects: Objects
+    colors: tuple[tuple[int, int, int], ...]
+    stuff: frozenset[int]
+
+    def __call__(self, tree: Tree, item: Item) -> Made:
+        labels, instances = item.sources
+        labels_HW = read_values(tree, labels).astype(np.int32) - 1
+        size, found = self.objects.read(tree, instances)
+        if size != labels_HW.shape:
+            raise DataError(f"{tree}: {instances} has {size} pixels (height, width), {labels} {labels_HW.shape}.")
+        colors = _Colors(item.name, {(0, 0, 0), *(self.colors[key] for key in self.stuff)})
+        ids_HW, infos = np.zeros(size, dtype=np.int32), []
+        regions = [(int(k), labels_HW == k) for k in values_in(labels_HW) if int(k) in self.stuff]
+        for category, mask_HW in (*regions, *found):
+            color = self.colors[category]
+            red, green, blue = color if category in self.stuff else colors.near(color)
+            key = red + 256 * green + 65536 * blue
+            ids_HW[mask_HW] = key
+            infos.append(segment_info(key, category, mask_HW))
+        annotation = {"image_id": item.name, "file_name": f"{item.name}.png", "segments_info": infos}
+        return Made(encode(ids_to_rgb(ids_HW)), [image_info(item.name, item.facts, size), annotation])
+
+
+class _Colors:
+    """Colours of objects, each once: the class's own for its first object, near it for the others."""
+
+    def __init__(self, name: str, taken: set[tuple[int, int, int]]):
+        self.random = np.random.default_rng(zlib.crc32(name.encode(errors="surrogatepass")))
+        self.taken = taken
+
+    def near(self, color: tuple[int, int, int]) -> tuple[int, int, int]:
+        chosen = color
+        while chosen in self.taken:
+            shifted = np.array(color) + self.random.integers(-_NEAR, _NEAR, 3, endpoint=True)
+            chosen = tuple(int(value) for value in shifted.clip(0, 255))
+        self.taken.add(chosen)
+        return chosen
+
+
+def _run_lengths(mask_HW: np.ndarray) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Joins the entries of pictures to a COCO json."""
+
+    categories: tuple[dict[str, Any], ...]
+
+    def panoptic(self, entries: list[Any]) -> str:
+        images, annotations = zip(*entries, strict=True) if entries else ((), ())
+        return json.dumps({"images": images, "annotations": annotations, "categories": self.categories})
+
+    def instances(self, entries: list[Any]) -> str:
+        images, rows = zip(*entries, strict=True) if entries else ((), ())
+        numbered = [{"id": i, **row} for i, row in enumerate((row for each in rows for row in each), start=1)]
+        return json.dumps({"images": images, "categories": self.categories, "annotations": numbered})
+
+
+def _published() -> dict[str, Any]:
+    return read_yaml(Path(__file__).parent / "tables" / "ade20k.yaml")
+
+
+def panoptic_categories() -> tuple[dict[str, Any], ...]:
+    said = _published()
+    names, colors = said["panoptic_names"], said["panoptic_colors"]
+    return tuple(
+        {"name": names.get(c.id, c.name), "id": c.id, "isthing": int(c.isthing),
+         "color": list(colors.get(c.id, c.color))}
+        for c in load_categories("ade20k")
+    )  # fmt: skip
+
+
+def instance_categories() -> tuple[dict[str, Any], ...]:
+    names = _published()["instance_names"]
+    return tuple({"id": c.id, "name": names.get(c.id, c.name)} for c in load_categories("ade20k-instance"))
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def plan(tree: Tree, partial: bool) -> Plan:
+    """
+    Raises:
+        DataError: a picture without annotation, or an annotation without picture.
+    """
+    counts, stages, needed, notes = [], [], [], []
+    for split, (short, size) in _SPLITS.items():
+        pictures, labels = tree.names(f"images/{split}", PICTURES), tree.names(f"annotations/{split}", ".png")
+        both = pairs(pictures, labels, partial=partial)
+        counts.append(Count(split, len(both), size))
+        if not both:
+            continue
+        out = f"annotations_detectron2/{split}"
+        items = [Item(stem(mask), (mask,), f"{out}/{stem(mask)}.png") for _, mask in both]
+        stages.append(Stage(out, items, labels_minus_one))
+        objects = tree.names(f"annotations_instance/{split}", ".png")
+        needed += [name for pair in both for name in pair]
+        if objects:
+            needed += objects
+            stages += _richer(short, both, pairs(pictures, objects, partial=partial))
+        else:
+            notes.append(f"annotations_instance/{split} is missing: {split} is good for semantic models only. {_MORE}")
+    return Plan(tuple(counts), tuple(stages), (*needed, *filter(tree.has, ("objectInfo150.txt",))), tuple(notes))
+
+
+def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, str]]) -> list[Stage]:
+    """The stages of a split that need objects."""
+    categories = panoptic_categories()
+    things = Objects(tuple(row["id"] for row in categories if row["isthing"]))
+    stuff = frozenset(row["id"] for row in categories if not row["isthing"])
+    segments = SegmentMaker(things, tuple(tuple(row["color"]) for row in categories), stuff)
+    of_picture, folder = dict(labels), f"ade20k_panoptic_{short}"
+    both = [(picture, mask) for picture, mask in objects if picture in of_picture]
+    plain = [Item(stem(picture), (mask,), None, PurePosixPath(picture).name) for picture, mask in both]
+    full = [Item(i.name, (of_picture[p], m), f"{folder}/{i.name}.png", i.facts)
+            for i, (p, m) in zip(plain, both, strict=True)]
+    return [
+        Stage(f"ade20k_instance_{short}.json", plain, ObjectEntry(things), f"ade20k_instance_{short}.json",
+              Table(instance_categories()).instances),
+        Stage(folder, full, segments, f"{folder}.json", Table(categories).panoptic),
+    ]  # fmt: skip
+
+
+_MORE = (
+    "The objects are a download of their own, which may stay packed beside the other folders: "
+    "sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar"
+)
+PREPARER = Preparer(
+    title="ADE20K (SceneParse150)",
+    folder="ADEChallengeData2016",
+    marks=("images/training", "images/validation", "annotations/training", "annotations_instance"),
+    layout="{images,annotations,annotations_instance}/{training,validation}; the last only for panoptic and instance",
+    origin="data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and "
+    "sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar",
+    licence="non-commercial research and education",
+    plan=plan,
+    hashes={"ADEChallengeData2016.zip": "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"},
+)

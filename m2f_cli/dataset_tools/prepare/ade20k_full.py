@@ -1,0 +1,99 @@
+"""ADE20K-Full, 847 classes (facts 8.3): smaller pictures, and 16-bit label maps from the object classes of `_seg.png`.
+
+The classes are read from the pictures' own files; the pickled index of the release is not needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ...config.presets import read_yaml
+from ...errors import DataError
+from ...runtime.archives import Tree
+from .base import Count, Item, Made, Plan, Preparer, Stage, class_file, pairs, stem
+from .pixels import encode, open_image, read_rgb
+
+_SPLITS = {"training": ("train", 25574), "validation": ("val", 2000)}
+_SHORT_SIDE = 512
+_IGNORE = 65535
+_SEG = "_seg"
+
+
+def smaller(height: int, width: int) -> tuple[int, int]:
+    """(height, width) with a short side of at most 512; nothing grows."""
+    scale = min(1.0, _SHORT_SIDE / min(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def small_picture(tree: Tree, item: Item) -> Made:
+    """The picture as RGB JPEG; one that is small enough is taken as it is."""
+    [name] = item.sources
+    rgb_HW3 = np.array(open_image(tree, name).convert("RGB"))
+    height, width = smaller(*rgb_HW3.shape[:2])
+    if (height, width) == rgb_HW3.shape[:2]:
+        return Made(tree.path(name) or tree.read(name))
+    resized_HW3 = cv2.resize(rgb_HW3, (width, height), interpolation=cv2.INTER_LINEAR)
+    return Made(encode(resized_HW3, "JPEG", quality=95))
+
+
+@dataclass(frozen=True)
+class SmallLabels:
+    """Class numbers of the 847, 65535 elsewhere. lookup: by the object index of the release."""
+
+    lookup: np.ndarray = field(repr=False)
+
+    def __call__(self, tree: Tree, item: Item) -> Made:
+        """
+        Raises:
+            DataError: missing, damaged, or an object index that the release does not have.
+        """
+        [name] = item.sources
+        rgb_HW3 = read_rgb(tree, name)
+        indices_HW = rgb_HW3[..., 0].astype(np.int32) // 10 * 256 + rgb_HW3[..., 1]
+        if indices_HW.max() >= len(self.lookup):
+            raise DataError(f"{tree}: {name} has the object index {indices_HW.max()}; the release has none above 3688.")
+        labels_HW = self.lookup[indices_HW]
+        height, width = smaller(*labels_HW.shape)
+        if (height, width) != labels_HW.shape:
+            labels_HW = cv2.resize(labels_HW, (width, height), interpolation=cv2.INTER_NEAREST)
+        return Made(encode(labels_HW, "TIFF"))
+
+
+def lookup_table() -> np.ndarray:
+    """(3689,) uint16: the class number of an object index of the release, 65535 for what is none of the 847."""
+    lookup = np.full(3689, _IGNORE, dtype=np.uint16)
+    lookup[read_yaml(Path(__file__).parent / "tables" / "ade20k_full.yaml")["index_ids"]] = np.arange(847)
+    return lookup
+
+
+def plan(tree: Tree, partial: bool) -> Plan:
+    """
+    Raises:
+        DataError: a picture without `_seg.png`, or the other way round.
+    """
+    pictures, labels = tree.names("images", ".jpg"), tree.names("images", "_seg.png")
+    both = pairs(pictures, labels, lambda name: stem(name).removesuffix(_SEG), partial=partial)
+    counts, stages, maker = [], [], SmallLabels(lookup_table())
+    for split, (token, size) in _SPLITS.items():
+        own = [(stem(image), image, mask) for image, mask in both if stem(image).split("_")[1:2] == [token]]
+        counts.append(Count(split, len(own), size, sure=False))
+        images = [Item(name, (image,), f"images_detectron2/{split}/{name}.jpg") for name, image, _ in own]
+        masks = [Item(name, (mask,), f"annotations_detectron2/{split}/{name}.tif") for name, _, mask in own]
+        stages.append(Stage(f"images_detectron2/{split}", images, small_picture))
+        stages.append(Stage(f"annotations_detectron2/{split}", masks, maker))
+    return Plan(tuple(counts), (*stages, class_file("ade20k-full")))
+
+
+PREPARER = Preparer(
+    title="ADE20K-Full (847 classes)",
+    folder="ADE20K_2021_17_01",
+    marks=("images/ADE",),
+    layout="images/ADE/{training,validation}/…/*.jpg, each with *_seg.png beside it (release 2021_17_01)",
+    origin="https://ade20k.csail.mit.edu, after registration",
+    licence="non-commercial research and education",
+    plan=plan,
+)

@@ -1,0 +1,132 @@
+"""Cityscapes (facts 8.4): label maps of trainIds, ids where they are missing, segments as panoptic json and PNGs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ...errors import DataError
+from ...runtime.archives import Tree
+from ...structures.categories import load_categories
+from ...structures.run_lengths import values_in
+from .base import Count, Item, Made, Plan, Preparer, Stage, pairs
+from .cityscapes_polygons import Label, Polygons, load_labels
+from .pixels import encode, ids_to_rgb, image_info, read_values, segment_info
+
+OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
+_SIZES = {"train": 2975, "val": 500, "test": 1525}
+_SHIPPED = ("labelIds", "instanceIds")
+_PICTURE, _POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
+
+
+@dataclass(frozen=True)
+class SegmentMaker:
+    """The PNG of segments and the picture's entry: ids are the instance ids, groups of things are crowds, what is not
+    evaluated is void.
+
+    evaluated: class by labelId: whether it is a thing.
+    known: all labelIds.
+    """
+
+    evaluated: dict[int, bool]
+    known: frozenset[int]
+
+    def __call__(self, tree: Tree, item: Item) -> Made:
+        """
+        Raises:
+            DataError: the picture of ids is missing, damaged, or has unknown ids.
+        """
+        [name] = item.sources
+        values_HW = read_values(tree, name).astype(np.int32)
+        ids_HW, infos = np.zeros_like(values_HW), []
+        for value in values_in(values_HW).tolist():
+            label = value if value < OBJECTS else value // OBJECTS
+            if label not in self.known:
+                raise DataError(f"{tree}: {name} has the value {value}, which is no label of Cityscapes.")
+            if label not in self.evaluated:
+                continue
+            mask_HW = values_HW == value
+            ids_HW[mask_HW] = value
+            infos.append(segment_info(value, label, mask_HW, int(self.evaluated[label] and value < OBJECTS)))
+        annotation = {"image_id": item.name, "file_name": f"{item.name}_gtFine_panoptic.png", "segments_info": infos}
+        image = image_info(item.name, f"{item.name}_gtFine_leftImg8bit.png", values_HW.shape)
+        return Made(encode(ids_to_rgb(ids_HW)), [image, annotation])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Joins the entries of pictures to the json, with the layout that the official script gives it."""
+
+    categories: tuple[dict[str, Any], ...]
+
+    def __call__(self, entries: list[Any]) -> str:
+        images, annotations = zip(*entries, strict=True) if entries else ((), ())
+        tree = {"images": images, "annotations": annotations, "categories": self.categories}
+        return json.dumps(tree, sort_keys=True, indent=4)
+
+
+def plan(tree: Tree, partial: bool) -> Plan:
+    """
+    Raises:
+        DataError: a picture without polygons, or polygons without picture.
+    """
+    counts, stages, needed = [], [], []
+    labels = load_labels()
+    for split, size in _SIZES.items():
+        pictures = tree.names(f"leftImg8bit/{split}", _PICTURE.lower())
+        polygons = tree.names(f"gtFine/{split}", _POLYGONS.lower())
+        both = pairs(pictures, polygons, _key, partial=partial)
+        counts.append(Count(split, len(both), size))
+        if both:
+            needed += [*(name for pair in both for name in pair), *tree.names(f"gtFine/{split}", "ids.png")]
+            stages += _stages(tree, split, [json_name for _, json_name in both], labels)
+    return Plan(tuple(counts), tuple(stages), tuple(needed))
+
+
+def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ...]) -> list[Stage]:
+    stages = []
+    for kind in ("labelTrainIds", "labelIds", "instanceIds"):
+        items = [Item(_key(name), (name,), name.replace("_polygons.json", f"_{kind}.png")) for name in polygons]
+        if kind in _SHIPPED:  # the download's own are never drawn again: Pillow's polygons differ between its versions
+            items = [item for item in items if not tree.has(item.target)]
+        stages += [Stage(f"gtFine/{split}: {kind}", items, Polygons(kind, labels))] if items else []
+    evaluated = {category.id: category.isthing for category in load_categories("cityscapes")}
+    maker = SegmentMaker(evaluated, frozenset(label.id for label in labels))
+    folder = f"gtFine/cityscapes_panoptic_{split}"
+    items = [
+        Item(_key(name), (name.replace("_polygons.json", "_instanceIds.png"),),
+             f"{folder}/{_key(name)}_gtFine_panoptic.png")
+        for name in polygons
+    ]  # fmt: skip
+    return [*stages, Stage(folder, items, maker, f"{folder}.json", Table(_categories(labels)))]
+
+
+def _categories(labels: tuple[Label, ...]) -> tuple[dict[str, Any], ...]:
+    groups = {label.id: label.group for label in labels}
+    return tuple(
+        {"id": c.id, "name": c.name, "color": list(c.color), "supercategory": groups[c.id], "isthing": int(c.isthing)}
+        for c in load_categories("cityscapes")
+    )
+
+
+def _key(name: str) -> str:
+    """city_sequence_frame"""
+    return PurePosixPath(name).name.removesuffix(_PICTURE).removesuffix(_POLYGONS)
+
+
+PREPARER = Preparer(
+    title="Cityscapes",
+    folder="cityscapes",
+    marks=("leftImg8bit", "gtFine"),
+    layout="leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png, gtFine/{train,val,test}/CITY/*_gtFine_polygons.json",
+    origin="https://www.cityscapes-dataset.com/downloads, after registration: leftImg8bit_trainvaltest.zip and "
+    "gtFine_trainvaltest.zip, which may stay packed",
+    licence="non-commercial, the data set's own terms",
+    plan=plan,
+    hashes={"gtFine_trainvaltest.zip": "4237c19de34c8a376e9ba46b495d6f66",
+            "leftImg8bit_trainvaltest.zip": "0a6e97e94b616a514066c9e2adb0c97f"},
+)

@@ -1,0 +1,175 @@
+"""Annotated pictures to look at: small, with their annotations drawn over them, before and after augmentation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..data.records import DataSet, Record
+from ..data.training_set import read
+from ..data.transforms import Sample, Transform, augment
+from ..data.transforms.geometry import Cutout, mask_of
+from ..errors import DataError
+from ..results.drawing import plot
+from ..results.types import PanopticMap, Segment, SemanticMap
+from ..results.writers import write_image
+from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment, Truth
+from ..structures.categories import Categories
+
+EDGE = 320  # pixels, the longer edge of a small picture
+GAP, CAPTION = 8, 20
+
+
+def as_result(truth: Truth, categories: Categories) -> PanopticMap | SemanticMap:
+    """An annotation as a result to draw, without scores. Of objects that overlap, small ones lie on top."""
+    if isinstance(truth, SemanticTruth):
+        nothing = 255 if len(categories) <= 255 else 65535
+        labels_HW = np.where(truth.labels_HW == truth.ignore, nothing, truth.labels_HW)
+        return SemanticMap(truth.size, categories, labels_HW.astype(np.uint8 if nothing == 255 else np.uint16))
+    flat = _flat(truth) if isinstance(truth, InstanceTruth) else truth
+    areas = np.unique(flat.ids_HW, return_counts=True)
+    area_of = dict(zip(*(each.tolist() for each in areas), strict=True))
+    segments = [Segment(s.id, s.label, None, area_of[s.id]) for s in flat.segments if area_of.get(s.id)]
+    return PanopticMap(truth.size, categories, flat.ids_HW, segments)
+
+
+def _flat(truth: InstanceTruth) -> PanopticTruth:
+    cutouts = [(item.label, Cutout.of(mask_of(item, truth.size))) for item in truth.objects]
+    cutouts.sort(key=lambda pair: -np.count_nonzero(pair[1].mask_hw))
+    ids_HW = np.zeros(truth.size, dtype=np.int32)
+    for number, (_, cutout) in enumerate(cutouts, 1):
+        height, width = cutout.mask_hw.shape
+        ids_HW[cutout.top : cutout.top + height, cutout.left : cutout.left + width][cutout.mask_hw > 0] = number
+    return PanopticTruth(ids_HW, [TrueSegment(number, label) for number, (label, _) in enumerate(cutouts, 1)])
+
+
+def drawn(image_HW3: np.ndarray, truth: Truth, categories: Categories, edge: int = EDGE) -> Image.Image:
+    """A picture, made small enough for `edge` pixels, with its annotation drawn over it."""
+    height, width = image_HW3.shape[:2]
+    factor = min(1.0, edge / max(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    small = Image.fromarray(image_HW3).resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=2)
+    return plot(_shrunk(as_result(truth, categories), size), small)
+
+
+def _shrunk(result: PanopticMap | SemanticMap, size: tuple[int, int]) -> PanopticMap | SemanticMap:
+    """The pixels in the middle of each new one."""
+    rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip(size, result.size, strict=True))
+    index = np.ix_(rows, columns)
+    if isinstance(result, SemanticMap):
+        return replace(result, size=size, labels_HW=result.labels_HW[index])
+    return replace(result, size=size, ids_HW=result.ids_HW[index])
+
+
+def plain(record: Record, edge: int = EDGE) -> Image.Image:
+    """A picture, small, as it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    picture = Image.fromarray(record.read_image())
+    picture.thumbnail((edge, edge))
+    return picture
+
+
+# --- before and after augmentation ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture with its annotation, small: as it is, and as training sees it (None without an augmentation)."""
+
+    name: str
+    before: Image.Image
+    after: Image.Image | None = None
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [self.before] if self.after is None else [self.before, self.after]
+
+
+def views(
+    data: DataSet, steps: Sequence[Transform] = (), *, count: int = 16, seed: int = 0,
+    on_skip: Callable[[str], None] | None = None,
+) -> Iterator[View]:
+    """Pictures chosen by a seed, in the order of the data set.
+
+    Args:
+        steps: the augmentation; its randomness is that of a training of this seed whose stream begins with them.
+        on_skip: is told why a picture is left out; another takes its place.
+
+    Raises:
+        DataError: none of the pictures that were chosen can be read.
+    """
+    order = np.random.default_rng(seed).permutation(len(data.records)).tolist()
+    chosen = sorted(order[:count]) + order[count:]
+    made, reason = 0, ""
+    for index in chosen:
+        if made == count:
+            return
+        try:
+            yield _view(data, index, steps, np.random.default_rng((seed, made, index)))
+            made += 1
+        except DataError as error:
+            reason = str(error)
+            if on_skip is not None:
+                on_skip(reason)
+    if not made:
+        raise DataError(f"No picture of the {data.split} split can be shown. The last: {reason}")
+
+
+def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> View:
+    record = data.records[index]
+    sample = read(record)
+    before = drawn(sample.image_HW3, sample.truth, data.categories)
+    if not steps:
+        return View(record.name, before)
+    made: Sample = augment(sample, steps, rng)
+    return View(record.name, before, drawn(made.image_HW3, made.truth, data.categories))
+
+
+def sheet(shown: Sequence[View], columns: int | None = None) -> Image.Image:
+    """All views in one picture, each with its name above it; before and after side by side.
+
+    Args:
+        columns: views in a row; by default about as wide as high.
+    """
+    each = max(len(view.pictures) for view in shown)
+    columns = columns or max(1, min(len(shown), round((len(shown) / each) ** 0.5)))
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    heights = [max(picture.height for view in row for picture in view.pictures) + CAPTION + GAP for row in rows]
+    width = each * (EDGE + GAP) + GAP
+    page = Image.new("RGB", (columns * width, sum(heights) + GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for row, top in zip(rows, itertools.accumulate(heights, initial=GAP), strict=False):
+        for number, view in enumerate(row):
+            left = number * width + GAP
+            draw.text((left, top), _shortened(view.name, draw, font, width - 2 * GAP), fill="black", font=font)
+            for place, picture in enumerate(view.pictures):
+                page.paste(picture, (left + place * (EDGE + GAP), top + CAPTION))
+    return page
+
+
+def write_sheet(shown: Sequence[View], path: Path) -> Path:
+    """The sheet as a file of the kind that the path's suffix says.
+
+    Raises:
+        M2FError: it cannot be written.
+    """
+    kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+    return write_image(path, sheet(shown), format=kind, quality=90)[0]
+
+
+def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The end of a name is what tells pictures apart. What no font can draw in a line becomes a question mark."""
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength("…" + text, font=font) > width:
+        text = text[1:]
+    return "…" + text

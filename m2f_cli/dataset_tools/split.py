@@ -1,0 +1,301 @@
+"""Shares the pictures of a data set out to splits: by chance but the same every time, groups whole, classes alike.
+
+Classes are shared out by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class first, each
+of its pictures to the split that still lacks most of it; then single groups move as long as that brings shares closer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .. import plugins
+from ..data.records import Record
+from ..errors import ConfigError, DataError, unknown_name
+from ..structures import Task
+from ..structures.annotations import InstanceTruth, PanopticTruth
+from ..structures.run_lengths import values_in
+from .convert.run import Conversion, check_destination, write_out
+from .convert.source import Source, open_source
+from .convert.write import Outcome
+
+TRAIN, VAL, TEST = "train", "val", "test"
+BY_FOLDER = "folder"
+# Formats that are read but not written, and what is written instead for each task.
+_SUBSTITUTES: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-maps"}
+_EVERYTHING = "pictures"  # a label that every picture has
+
+
+@dataclass(frozen=True)
+class Item:
+    """What matters of one picture. Pictures of one group stay together; `labels` are the classes that it shows."""
+
+    name: str
+    group: str
+    labels: tuple[Hashable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Division:
+    """What was decided: the split of each picture by its name, how many groups there are, and how many of each."""
+
+    split_of: Mapping[str, str]
+    groups: Mapping[str, int]
+
+    @property
+    def pictures(self) -> Counter[str]:
+        return Counter(self.split_of.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        pictures = self.pictures
+        return {split: {"pictures": pictures[split], "groups": self.groups[split],
+                        "share": pictures[split] / len(self.split_of)} for split in self.groups}  # fmt: skip
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
+
+
+def divide(
+    items: Sequence[Item], shares: Mapping[str, float], *, seed: int = 0, stratify: bool = False,
+    pinned: Mapping[str, Sequence[str]] | None = None,
+) -> Division:
+    """Share pictures out; the order of `items` does not matter.
+
+    Args:
+        shares: split to the share of the pictures, 0 to 1; "train" gets the rest.
+        stratify: the classes in `labels` should have the same shares.
+        pinned: split to the groups that it consists of; such a split gets no others.
+
+    Raises:
+        ConfigError: shares that make no sense, unknown or contested groups, or a split that would be empty.
+    """
+    pinned = dict(pinned or {})
+    _check(items, shares, pinned)
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.group].append(item)
+    split_of_group = _pin(groups, pinned)
+    free = {key: members for key, members in groups.items() if key not in split_of_group}
+    wanted = {split: share for split, share in shares.items() if split not in pinned}
+    total = sum(map(len, free.values()))
+    asked = {TRAIN: max(0.0, total - sum(wanted.values()) * len(items)),
+             **{split: share * len(items) for split, share in wanted.items()}}  # fmt: skip
+    split_of_group |= _stratified(free, asked, seed, stratify)
+    names = (TRAIN, *dict.fromkeys((*shares, *pinned)))
+    counts = Counter(split_of_group.values())
+    _refuse_empty(names, counts, len(items), len(groups))
+    return Division({item.name: split_of_group[item.group] for item in items}, {name: counts[name] for name in names})
+
+
+def _check(items: Sequence[Item], shares: Mapping[str, float], pinned: Mapping[str, Sequence[str]]) -> None:
+    if not shares and not pinned:
+        raise ConfigError("Nothing says what to hold back.", hint="Pass --val 0.1, or --val-groups NAME.")
+    if not items:
+        raise ConfigError("There are no pictures to share out.")
+    both = shares.keys() & pinned.keys()
+    if both:
+        raise ConfigError(f"The split {min(both)!r} has a share and groups.", hint="Say one of both.")
+    if any(not 0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        said = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+        raise ConfigError(f"The shares ({said}) should each be more than 0 and together less than 1.")
+
+
+def _pin(groups: Mapping[str, Any], pinned: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for split, names in pinned.items():
+        for name in names:
+            if name not in groups:
+                raise unknown_name("group", name, groups)
+            if found.setdefault(name, split) != split:
+                raise ConfigError(f"The group {name!r} is claimed by {found[name]} and by {split}.")
+    return found
+
+
+def _stratified(
+    groups: Mapping[str, Sequence[Item]], asked: Mapping[str, float], seed: int, stratify: bool
+) -> dict[str, str]:
+    """Sechidis et al. (2011), algorithm 1, with groups for examples: a group weighs as many as it has pictures.
+
+    Args:
+        asked: split to its number of pictures.
+    """
+    weights = {key: Counter(_labels(members, stratify)) for key, members in groups.items()}
+    totals = sum(weights.values(), Counter())
+    pictures = totals[_EVERYTHING] or 1
+    lacking = {split: {label: count * number / pictures for label, count in totals.items()}
+               for split, number in asked.items()}  # fmt: skip
+    left = {label: {key for key, weight in weights.items() if label in weight} for label in totals}
+    chosen: dict[str, str] = {}
+    while left := {label: keys for label, keys in left.items() if keys}:
+        rarest = min(left, key=lambda label: (len(left[label]), label == _EVERYTHING, _chance(seed, label)))
+        for key in sorted(left[rarest], key=lambda key: (-weights[key][rarest], _chance(seed, key))):
+            chosen[key] = max(asked, key=lambda split: (lacking[split][rarest], lacking[split][_EVERYTHING],
+                                                        _chance(seed, key, split)))  # fmt: skip
+            for label, count in weights[key].items():
+                lacking[chosen[key]][label] -= count
+                left[label].discard(key)
+    order = sorted(chosen, key=lambda key: _chance(seed, key))
+    while any([_move(key, chosen, weights[key], lacking) for key in order]):
+        pass
+    return chosen
+
+
+def _move(
+    key: str, chosen: dict[str, str], weight: Mapping[Hashable, int], lacking: dict[str, dict[Hashable, float]]
+) -> bool:
+    """Move a group to where it brings the squares of `lacking` down, if it does: where classes appear together, the
+    greedy order alone ends several pictures off. Every move lowers their sum, so moves come to an end."""
+    here = lacking[chosen[key]]
+
+    def change(split: str) -> float:
+        return sum(count * (here[label] - lacking[split][label] + count) for label, count in weight.items())
+
+    best = min(lacking, key=change)  # to stay would be a rise: the group would weigh twice
+    if change(best) > -1e-6:  # rounding must not move a group to and fro
+        return False
+    for label, count in weight.items():
+        here[label] += count
+        lacking[best][label] -= count
+    chosen[key] = best
+    return True
+
+
+def _labels(members: Iterable[Item], stratify: bool) -> list[Hashable]:
+    """Of each picture its classes, and what all pictures have. Pictures that show nothing are a class of their own:
+    they, too, should be shared out."""
+    classes = ((set(item.labels) or {None}) if stratify else () for item in members)
+    # Sorted, so that sums of floats do not depend on the order of files either.
+    return sorted((label for shown in classes for label in (*shown, _EVERYTHING)), key=repr)
+
+
+def _chance(*what: Any) -> bytes:
+    """A number by chance that depends on nothing but the arguments."""
+    return hashlib.sha256(repr(what).encode()).digest()
+
+
+def _refuse_empty(names: Iterable[str], counts: Counter[str], pictures: int, groups: int) -> None:
+    empty = [name for name in names if not counts[name]]
+    if empty:
+        raise ConfigError(
+            f"The split {empty[0]!r} would be empty: its share of {pictures} pictures in {groups} groups is less than "
+            "one group.",
+            hint="Ask for a larger share, for smaller groups, or name its groups with --val-groups or --test-groups.",
+        )
+
+
+# --- groups and labels ------------------------------------------------------------------------------------------------
+
+
+def grouping(group_by: str | None) -> Callable[[str], str]:
+    """From a picture's name to its group: each picture its own (None), "folder", or a regular expression that is
+    searched for in the name: what its first group matches, or all that matches where it has none.
+
+    Raises:
+        ConfigError: no regular expression; and when the function is called: a name in which it is not found.
+    """
+    if group_by is None:
+        return lambda name: name
+    if group_by == BY_FOLDER:
+        return lambda name: PurePosixPath(name).parent.as_posix()
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise ConfigError(f"--group-by {group_by!r} is no regular expression: {error}.") from error
+
+    def find(name: str) -> str:
+        found = pattern.search(name)
+        if found is None or not found[bool(pattern.groups)]:
+            raise ConfigError(f"--group-by {group_by!r} is not found in the name {name!r}.",
+                              hint="Names are paths below the folder of pictures, without suffix.")  # fmt: skip
+        return found[bool(pattern.groups)]
+
+    return find
+
+
+def labels_of(record: Record) -> tuple[int, ...]:
+    """The classes that a picture shows, crowds apart; reads its annotation where the record does not know.
+
+    A picture whose annotation is damaged shows nothing here: what is written finds and reports it.
+    """
+    if record.labels is not None:
+        return record.labels
+    try:
+        truth = record.read_truth()
+    except DataError:
+        return ()
+    if isinstance(truth, (PanopticTruth, InstanceTruth)):
+        regions = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
+        return tuple(sorted({region.label for region in regions if not region.iscrowd}))
+    return tuple(label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore)
+
+
+# --- a folder ---------------------------------------------------------------------------------------------------------
+
+
+def split(
+    source: str | Path, destination: str | Path, shares: Mapping[str, float], *,
+    seed: int = 0, stratify: bool = False, group_by: str | None = None,
+    pinned: Mapping[str, Sequence[str]] | None = None, splits: Sequence[str] = (), link: bool = False,
+    workers: int | None = 1, on_start: Callable[[int], None] | None = None,
+    on_picture: Callable[[Outcome], None] | None = None, **options: Any,
+) -> tuple[Division, Conversion]:
+    """Write a data set of the same format whose pictures are shared out anew.
+
+    Args:
+        shares, seed, stratify, pinned: as in `divide`; group_by: as in `grouping`.
+        splits: those of the source that are shared out, together; may be left out where there is one. Others are
+            written as they are.
+        link, workers, on_start, on_picture: as in `convert.run.convert`; options: as in `detect.open_data`.
+
+    Raises:
+        ConfigError: as `divide`, an existing destination, or several splits of which none was chosen.
+        DataError: the source cannot be opened.
+    """
+    source, destination = Path(source), Path(destination)
+    check_destination(source, destination)
+    opened = open_source(source, None, also=splits, **options)
+    pooled, kept = _choose(opened, splits, (TRAIN, *shares, *(pinned or {})))
+    records = _pooled(pooled)
+    find = grouping(group_by)
+    items = [Item(record.name, find(record.name), labels_of(record) if stratify else ()) for record in records]
+    division = divide(items, shares, seed=seed, stratify=stratify, pinned=pinned)
+    parts = {name: [record for record in records if division.split_of[record.name] == name] for name in division.groups}
+    to = opened.format if opened.format in plugins.names("converters") else _SUBSTITUTES[opened.task]
+    written = write_out(opened, {**parts, **kept}, destination, to, link=link, workers=workers, on_start=on_start,
+                        on_picture=on_picture)  # fmt: skip
+    return division, written
+
+
+def _choose(
+    opened: Source, splits: Sequence[str], made: Iterable[str]
+) -> tuple[dict[str, Sequence[Record]], dict[str, Sequence[Record]]]:
+    """The records of the splits to share out, and of those that stay as they are."""
+    there = {data.split: data.records for data in opened.splits}
+    for name in splits:
+        if name not in there:
+            raise unknown_name("split", name, there, error=DataError)
+    if not splits and len(there) > 1:
+        raise ConfigError(
+            f"{opened.folder} has the splits {', '.join(there)}.",
+            hint="Say which of them to share out: --split train, or --split train --split val.",
+        )
+    chosen = {name: records for name, records in there.items() if name in (splits or there)}
+    kept = {name: records for name, records in there.items() if name not in chosen}
+    taken = next((name for name in made if name in kept), None)
+    if taken is not None:
+        raise ConfigError(f"{opened.folder} has a split {taken!r} already.",
+                          hint=f"Share it out as well, with --split {taken}, or hold back another one.")  # fmt: skip
+    return chosen, kept
+
+
+def _pooled(parts: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """The records of all parts; where a name would come twice, all have the folder of their split before it."""
+    names = Counter(record.name for records in parts.values() for record in records)
+    if max(names.values()) == 1:
+        return [record for records in parts.values() for record in records]
+    return [replace(record, name=f"{part}/{record.name}") for part, records in parts.items() for record in records]

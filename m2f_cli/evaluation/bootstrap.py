@@ -1,0 +1,215 @@
+"""Figures over pictures that count any number of times, from what the journal of an evaluation holds of each.
+
+With each picture once they are those of the metric itself, to the last bit; that is also how they are tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..metrics import Metric
+from ..metrics.average_precision import AveragePrecision
+from ..metrics.coco_matching import RECALLS, SIZES, THRESHOLDS, Ranked, precision_at_recalls
+from ..metrics.mean_iou import MeanIoU
+from ..metrics.panoptic_quality import PanopticQuality, StuffQuality
+from ..metrics.state_io import reading
+
+State = dict[str, Any]
+FEW = 100  # resamples, where each takes a metric of its own
+MANY = 10**6
+
+
+class Pictures(Protocol):
+    """N pictures of one run.
+
+    figures: names of the figures of the whole, the headline first; classes: names of the classes.
+    truth: (N, …) what the annotations say, equal for runs over the same ones; None where the states do not tell.
+    """
+
+    figures: list[str]
+    classes: list[str]
+    truth: np.ndarray | None
+    most_resamples: int
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, weights_N: np.ndarray) -> np.ndarray:
+        """(figures + classes) in percent, where picture n counts weights_N[n] times (int64); NaN: nothing there."""
+
+
+def pictures_of(metric: Metric, states: Sequence[State]) -> Pictures:
+    """What a metric kept of each picture, ready to be resampled.
+
+    Raises:
+        DataError: a damaged state, or one of other settings.
+    """
+    kinds = {PanopticQuality: _Panoptic, AveragePrecision: _Ranking, MeanIoU: _Regions}
+    kind = next((made for known, made in kinds.items() if isinstance(metric, known)), _Restored)
+    with reading(metric):
+        return kind(metric, states)
+
+
+class _Panoptic:
+    """PQ: IoUs of hits, in the order in which the metric adds them, and counts of the rest."""
+
+    most_resamples = MANY
+
+    def __init__(self, metric: PanopticQuality, states: Sequence[State]):
+        self.classes = [category.name for category in metric.categories]
+        every = np.ones(len(self.classes), bool)
+        things = np.array([category.isthing for category in metric.categories], bool)
+        is_stuff_metric = isinstance(metric, StuffQuality)
+        self.groups = {"pq_stuff": every} if is_stuff_metric else {"pq": every, "pq_things": things,
+                                                                   "pq_stuff": ~things}  # fmt: skip
+        self.figures = list(self.groups)
+        shape = len(states), len(self.classes)
+        self.hits_NK, self.wrong_NK, self.missed_NK = (np.zeros(shape, np.int64) for _ in range(3))
+        pictures, labels, ious = [], [], []
+        for n, state in enumerate(states):
+            part = metric.fresh()
+            part.restore(state)  # checks it
+            for label, own, wrong, missed in part.state()["classes"]:
+                self.hits_NK[n, label], self.wrong_NK[n, label], self.missed_NK[n, label] = len(own), wrong, missed
+                pictures += [n] * len(own)
+                labels += [label] * len(own)
+                ious += own
+        self.picture_H, self.label_H = np.array(pictures, np.int64), np.array(labels, np.int64)
+        self.iou_H = np.array(ious, np.float64)
+        self.truth = self.hits_NK + self.missed_NK
+
+    def __len__(self) -> int:
+        return len(self.hits_NK)
+
+    def __call__(self, weights_N: np.ndarray) -> np.ndarray:
+        weighted_H = self.iou_H * weights_N[self.picture_H]
+        iou_K = np.bincount(self.label_H, weights=weighted_H, minlength=len(self.classes))
+        hits_K, wrong_K, missed_K = (weights_N @ each for each in (self.hits_NK, self.wrong_NK, self.missed_NK))
+        weight_K = hits_K + 0.5 * wrong_K + 0.5 * missed_K
+        with np.errstate(invalid="ignore"):
+            pq_K = iou_K / weight_K  # 0 / 0 is NaN
+        means = [_mean_one_by_one(pq_K[group & (weight_K > 0)]) for group in self.groups.values()]
+        return np.array([*means, *(100 * pq_K)])
+
+
+class _Regions:
+    """mIoU: pixels of each class that are right, true, and found."""
+
+    most_resamples = MANY
+    figures = ["miou", "fwiou", "macc", "pacc"]  # noqa: RUF012 (of the protocol)
+
+    def __init__(self, metric: MeanIoU, states: Sequence[State]):
+        self.classes = [category.name for category in metric.categories]
+        self.pixels_N3K = np.zeros((len(states), 3, len(self.classes)), np.int64)
+        for n, state in enumerate(states):
+            part = metric.fresh()
+            part.restore(state)
+            table = part.confusion
+            self.pixels_N3K[n] = np.diagonal(table), table.sum(1), table[:, :-1].sum(0)
+        self.truth = self.pixels_N3K[:, 1]
+
+    def __len__(self) -> int:
+        return len(self.pixels_N3K)
+
+    def __call__(self, weights_N: np.ndarray) -> np.ndarray:
+        hits, true, found = np.tensordot(weights_N, self.pixels_N3K, 1).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            iou, accuracy, share = hits / (true + found - hits), hits / true, true / true.sum()
+            present = true > 0
+            whole = [
+                iou[present].sum() / present.sum(),
+                (iou[present] * share[present]).sum() if present.any() else np.nan,
+                accuracy[present].sum() / present.sum(), hits.sum() / true.sum(),
+            ]  # fmt: skip
+        iou[~present] = np.nan
+        return 100 * np.array([*whole, *iou])
+
+
+class _Ranking:
+    """AP: how each found object was judged, best first, and which picture it is in. Sorting is done once."""
+
+    most_resamples = MANY
+
+    def __init__(self, metric: AveragePrecision, states: Sequence[State]):
+        self.figures = [metric.prefix + name for name in ("ap", "ap50", "ap75")]
+        self.labels = metric.labels
+        self.classes = [metric.categories[label].name for label in self.labels]
+        self.truth = np.zeros((len(states), len(self.labels)), np.int64)
+        ranked = {label: [] for label in self.labels}
+        for n, state in enumerate(states):
+            metric.fresh().restore(state)  # checks it
+            for label, own in state["classes"]:
+                part = Ranked.of_state(own, metric.max_dets[-1])
+                ranked[label].append((n, part))
+                self.truth[n, self.labels.index(label)] = part.true[0]
+        self.judged = [_judged(ranked[label]) for label in self.labels]
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def __call__(self, weights_N: np.ndarray) -> np.ndarray:
+        precision_TRK = -np.ones((len(THRESHOLDS), len(RECALLS), len(self.labels)))
+        for k, count in enumerate((weights_N @ self.truth).tolist()):
+            if count:
+                picture_F, hit_FT, out_FT = self.judged[k]
+                for t in range(len(THRESHOLDS)):
+                    times_F = np.where(out_FT[:, t], 0, weights_N[picture_F])
+                    precision_TRK[t, :, k] = precision_at_recalls(np.repeat(hit_FT[:, t], times_F), count)
+        whole = [_mean_present(each) for each in (precision_TRK, precision_TRK[0], precision_TRK[5])]
+        return np.array([*whole, *(_mean_present(precision_TRK[:, :, k]) for k in range(len(self.labels)))])
+
+
+def _judged(parts: list[tuple[int, Ranked]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Found objects of one class, best first: picture (F), is a hit (F, T) and does not count (F, T), of all sizes."""
+    whole = Ranked()
+    for _, part in parts:
+        whole.add(part)
+    order_F = np.argsort(-np.array(whole.scores), kind="mergesort")
+    picture_F = np.repeat([n for n, _ in parts], [len(part.scores) for _, part in parts]).astype(np.int64)
+    plane, count = len(SIZES) * len(THRESHOLDS), len(THRESHOLDS)
+    bytes_FB = np.frombuffer(bytes(whole.judged), np.uint8).reshape(-1, 2 * plane // 8)[order_F]
+    bits = np.unpackbits(bytes_FB, axis=1).astype(bool)
+    return picture_F[order_F], bits[:, :count], bits[:, plane : plane + count]
+
+
+class _Restored:
+    """Any other metric, through its own `restore` and `compute`: slow, and right. Its first figure is the headline."""
+
+    most_resamples = FEW
+    truth = None
+
+    def __init__(self, metric: Metric, states: Sequence[State]):
+        self.metric, self.states = metric, states
+        found = self._compute(np.ones(len(states), np.int64))
+        self.figures = [name for name, value in found.items() if isinstance(value, float)]
+        per_class = found["per_class"]
+        self.column = next((key for row in per_class.values() for key in row), None)
+        self.classes = list(per_class)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __call__(self, weights_N: np.ndarray) -> np.ndarray:
+        found = self._compute(weights_N)
+        classes = [found["per_class"][name][self.column] for name in self.classes]
+        return np.array([*(found[name] for name in self.figures), *classes], np.float64)
+
+    def _compute(self, weights_N: np.ndarray) -> dict[str, Any]:
+        metric = self.metric.fresh()
+        for state, times in zip(self.states, weights_N.tolist(), strict=True):
+            for _ in range(times):
+                metric.restore(state)
+        return metric.compute()
+
+
+def _mean_one_by_one(shares: np.ndarray) -> float:
+    """In percent; added as the metric adds them, not in numpy's pairs."""
+    return 100 * (float(np.cumsum(shares)[-1]) / len(shares)) if len(shares) else np.nan
+
+
+def _mean_present(values: np.ndarray) -> float:
+    """In percent; -1 says that there is no truth."""
+    present = values[values > -1]
+    return 100 * float(np.mean(present)) if present.size else np.nan

@@ -1,0 +1,244 @@
+"""How steadily the decoder's layers answer: do masks stay where they are, do targets keep their query?
+
+MP-Former was made because Mask2Former's layers disagree (its abstract): the mask that a layer attends through is not
+the one that it then predicts, and a query may serve one target in one layer and another in the next. Both are measured
+here, for any model with several supervised layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.schema import LossConfig
+from ..data.build_targets import to_target
+from ..errors import ConfigError, DataError, M2FError
+from ..inference.mask_rendering import Size
+from ..loss import Matcher, Pairs
+from ..loss.mask_sampling import make_places
+from ..structures import Task
+from ..structures.predictions import Prediction
+from ..structures.targets import Target
+from .evaluate import Failure, Progress, Record, truth_for
+
+# Mask2Former's own (facts 4.1), for a model whose configuration does not say how it was trained.
+PUBLISHED_LOSS = LossConfig(
+    class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=12544, oversample_ratio=3.0,
+    importance_ratio=0.75,
+)
+
+
+@dataclass
+class QueryDiagnosis:
+    """What was counted, for predictions 0 (the queries before any layer) to L (the answer). Parts can be merged.
+
+    targets: those that have a query in the last layer.
+    same_L: how many of them have that query in each layer too; `same_in_all`: in all layers.
+    iou_L: sums over these queries of the overlap (IoU of probabilities of at least one half, stride 4) of layer i's
+        mask with that of layer i + 1; `compared_L`: how many were summed. Where both masks are empty there is nothing
+        to compare.
+    """
+
+    same_L: np.ndarray
+    iou_L: np.ndarray
+    compared_L: np.ndarray
+    same_in_all: int = 0
+    targets: int = 0
+    images: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, layers: int) -> QueryDiagnosis:
+        """Of `layers` predictions, nothing counted yet."""
+        return cls(np.zeros(layers, int), np.zeros(layers - 1), np.zeros(layers - 1, int))
+
+    @property
+    def utilisation(self) -> list[float]:
+        """Percent of the targets whose query in each layer is that of the last; NaN without targets."""
+        return _percent(self.same_L, np.full(len(self.same_L), self.targets))
+
+    @property
+    def matched_in_all_layers(self) -> float:
+        """Percent of the targets that have one and the same query in all layers; NaN without targets."""
+        return _percent(np.array([self.same_in_all]), np.array([self.targets]))[0]
+
+    @property
+    def mask_consistency(self) -> list[float]:
+        """Mean IoU in percent of each layer's mask with the next layer's, of the queries of targets."""
+        return _percent(self.iou_L, self.compared_L)
+
+    def merge(self, other: QueryDiagnosis) -> None:
+        """Add what was counted over other pictures."""
+        self.same_L, self.iou_L = self.same_L + other.same_L, self.iou_L + other.iou_L
+        self.compared_L = self.compared_L + other.compared_L
+        self.same_in_all += other.same_in_all
+        self.targets += other.targets
+        self.images += other.images
+        self.failures += other.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """For json: NaN is None."""
+        found = {"utilisation": self.utilisation, "mask_consistency": self.mask_consistency}
+        plain = {key: [None if value != value else value for value in values] for key, values in found.items()}
+        everywhere = self.matched_in_all_layers
+        return {
+            **plain, "matched_in_all_layers": None if everywhere != everywhere else everywhere,
+            "targets": self.targets, "images": self.images,
+            "failures": [{"name": each.name, "message": each.message} for each in self.failures],
+        }
+
+
+COLUMNS = ("layer", "mask IoU with the next layer", "targets with their final query")
+
+
+def rows(diagnosis: QueryDiagnosis) -> list[tuple[str, str, str]]:
+    """A table with the columns `COLUMNS`, one row per prediction and one for all."""
+    consistency = [*diagnosis.mask_consistency, float("nan")]
+    layers = [
+        (f"{i}" if i else "0 (queries alone)", _shown(iou), _shown(same))
+        for i, (iou, same) in enumerate(zip(consistency, diagnosis.utilisation, strict=True))
+    ]
+    mean = float(np.mean(diagnosis.mask_consistency))
+    return [*layers, ("all", _shown(mean), _shown(diagnosis.matched_in_all_layers))]
+
+
+def diagnose_queries(
+    segmenter: Any, records: Iterable[Record], *, task: Task | None = None,
+    on_progress: Callable[[Progress], None] | None = None, seed: int = 0,
+) -> QueryDiagnosis:
+    """Match every layer's queries with the annotated targets, as in training, and count.
+
+    Args:
+        segmenter: a `Segmenter` around a network (an exported file answers with its last layer only).
+        records: annotated pictures with the classes of the model.
+        task: what targets are made for; the model's own by default.
+        on_progress: is told of each picture.
+        seed: of the points at which masks are compared when they are matched: the same for all layers, so that only
+            the layers differ, and the same every time.
+
+    Raises:
+        ConfigError: the model has one prediction only or does not match queries; annotations that do not fit the task.
+        M2FError: no picture could be used.
+    """
+    task = segmenter.check_task(task or segmenter.default_task)
+    if segmenter.model is None:
+        raise ConfigError(
+            f"{segmenter.source} is an exported file, which answers with its last layer only.",
+            hint="Diagnose the model that it was made from.",
+        )
+    matcher = _matcher(segmenter, seed)
+    found: QueryDiagnosis | None = None
+    failures: list[Failure] = []
+    for number, record in enumerate(records, 1):
+        message = None
+        try:
+            part = _of_picture(segmenter, record, task, matcher)
+        except ConfigError:
+            raise
+        except M2FError as error:
+            message = str(error)
+            failures.append(Failure(record.name, message))
+        else:
+            found = _added(found, part)
+        if on_progress is not None:
+            on_progress(Progress(record.name, number, message))
+    if found is None:
+        first = f" The first, {failures[0].name}: {failures[0].message}" if failures else ""
+        raise DataError(f"There is no picture whose queries could be diagnosed.{first}")
+    found.failures = failures
+    return found
+
+
+def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> QueryDiagnosis:
+    """Of one picture.
+
+    Args:
+        prediction: of a batch of one.
+        pairs: of every layer, as the matcher gives them.
+        size: (height, width) at stride 4 of what is no padding.
+    """
+    L = len(prediction.layers)
+    query_LN = torch.full((L, len(target)), -1, device=pairs.queries_LM.device)
+    query_LN.scatter_(1, pairs.targets_LM, pairs.queries_LM)
+    same_LN = (query_LN == query_LN[-1]) & (query_LN[-1] >= 0)
+    queries_M = pairs.queries_LM[-1]
+    diagnosis = QueryDiagnosis.empty(L)
+    diagnosis.same_L = same_LN.sum(1).cpu().numpy()
+    diagnosis.same_in_all = int(same_LN.all(0).sum())
+    diagnosis.targets, diagnosis.images = len(queries_M), 1
+    before = None
+    for i in range(L):
+        masks = prediction.render(image=0, queries=queries_M, layer=i)[:, : size[0], : size[1]].flatten(1) >= 0
+        if before is not None:
+            union = (masks | before).sum(1)
+            overlap = (masks & before).sum(1)[union > 0] / union[union > 0]
+            diagnosis.iou_L[i - 1], diagnosis.compared_L[i - 1] = float(overlap.double().sum()), len(overlap)
+        before = masks
+    return diagnosis
+
+
+@torch.inference_mode()
+def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
+    truth = truth_for(task, record.read_truth())
+    if truth is None:
+        return None
+    prepared = segmenter.prepare(record.read_image())
+    valid = tuple(prepared.pixels_CHW.shape[-2:])
+    target = _resized(to_target(truth, task, segmenter.categories), valid).to(segmenter.device)
+    images_1CHW = segmenter._collate([prepared.pixels_CHW])
+    prediction = segmenter.model(images_1CHW)
+    if len(prediction.layers) < 2:
+        raise ConfigError(f"The model {segmenter.source} answers once, so it has no layers that could disagree.")
+    padded = tuple(images_1CHW.shape[-2:])
+    [pairs] = matcher(prediction, [target], padded).pairs
+    fine = prediction.mask_features_BCHW.shape[-2:]
+    size = tuple(-(-edge * cells // whole) for edge, cells, whole in zip(valid, fine, padded, strict=True))
+    return count(prediction, target, pairs, size)
+
+
+def _matcher(segmenter: Any, seed: int) -> Matcher:
+    train = segmenter.config.train
+    loss = PUBLISHED_LOSS if train is None else train.loss
+    if loss.masks == "per_pixel":
+        raise ConfigError(f"The model {segmenter.source} classifies pixels: it matches no queries with targets.")
+    generator = torch.Generator().manual_seed(seed)
+
+    def same_for_all_layers(shape: tuple[int, ...], device: torch.device) -> Tensor:
+        return torch.rand((1, *shape[1:]), generator=generator).to(device).expand(shape)
+
+    places = make_places(loss, same_for_all_layers)
+    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, places, loss.mask_loss)
+
+
+def _resized(target: Target, size: Size) -> Target:
+    """The target at the network's input size, each pixel taken from the nearest one."""
+    if target.size == size:
+        return target
+
+    def nearest(planes_NHW: Tensor) -> Tensor:
+        return F.interpolate(planes_NHW[:, None], size=size, mode="nearest-exact")[:, 0]
+
+    if target.masks_NHW is not None:
+        return Target(target.labels_N, masks_NHW=nearest(target.masks_NHW.to(torch.uint8)))
+    return Target(target.labels_N, owner_HW=nearest(target.owner_HW[None].float())[0].to(torch.int32))
+
+
+def _added(found: QueryDiagnosis | None, part: QueryDiagnosis | None) -> QueryDiagnosis | None:
+    if found is None or part is None:
+        return found or part
+    found.merge(part)
+    return found
+
+
+def _percent(parts: np.ndarray, of: np.ndarray) -> list[float]:
+    return [100.0 * part / whole if whole else float("nan") for part, whole in zip(parts, of, strict=True)]
+
+
+def _shown(value: float) -> str:
+    return "-" if value != value else f"{value:.1f}"

@@ -1,0 +1,146 @@
+"""results.json of an evaluation, and how measured figures stand to published ones.
+
+    {"schema_version": 1,
+     "model":     {"name", "source", "weights"},             weights: the start of a hash over them; null for files
+     "data":      {"name", "format", "folder", "split", "pictures", "full_split"},
+     "scored": 80, "of": 5000, "failed": 0,                  of: pictures of the published split, else of this one
+     "figures":   {"pq": 51.2, "pq_things": …, "ap": …},     percent; null where there was nothing to measure
+     "per_class": {metric: {class: {figure: value}}},
+     "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
+     "published": [{"metric", "value", "measured", "difference", "setting", "source", "verified", "comparable"}],
+     "threshold_sweep": {…},                                 `thresholds.Sweep`, where it was asked for
+     "query_diagnosis": {…},                                 `query_diagnosis.QueryDiagnosis`, where it was asked for
+     "failures":  [{"name", "message"}],
+     "seconds": 12.3, "images_per_second": 6.5,              of the last run, which may have gone on with an earlier one
+     "settings":  {"thresholds", "precision", "tta", "tile", "limit", "max_dets", …},
+     "notes":     ["…"]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import Published
+from ..results.writers import write_json
+from .evaluate import EvalResult, without_nan
+
+SCHEMA_VERSION = 1
+RESULTS = "results.json"
+SINGLE_SCALE = "single scale"
+ANALYSES = ("pq-errors", "calibration", "calibration-instance")  # metrics that `error_tables` shows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published figure beside the measured one, in percent.
+
+    comparable: whether all pictures of the published split were scored, in the published setting.
+    """
+
+    metric: str
+    value: float
+    measured: float
+    difference: float
+    setting: str
+    source: str
+    verified: bool
+    comparable: bool
+
+
+def compare_published(
+    figures: Mapping[str, float], published: Sequence[Published], *, augmented: bool, complete: bool
+) -> list[Comparison]:
+    """The published figures that were measured, too. With test-time augmentation those with it, where there are any.
+
+    Args:
+        augmented: whether the evaluation had test-time augmentation.
+        complete: whether it saw all pictures of the published split, with the published thresholds.
+    """
+    wanted = [each for each in published if _measured(figures, each.metric) is not None]
+    own = [each for each in wanted if (each.setting != SINGLE_SCALE) == augmented]
+    found = []
+    for each in own or wanted:
+        measured = _measured(figures, each.metric)
+        found.append(Comparison(
+            each.metric, each.value, measured, measured - each.value, each.setting, each.source, each.verified,
+            complete and each in own,
+        ))  # fmt: skip
+    return found
+
+
+def _measured(figures: Mapping[str, float], metric: str) -> float | None:
+    value = figures.get(metric)
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def document(
+    result: EvalResult, *, model: Mapping[str, Any], data: Mapping[str, Any], settings: Mapping[str, Any],
+    published: Sequence[Comparison] = (), notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The tree of results.json; NaN is null."""
+    tables = {name: found["tables"] for name, found in result.metrics.items() if found.get("tables")}
+    return without_nan({
+        "schema_version": SCHEMA_VERSION,
+        "model": dict(model),
+        "data": dict(data),
+        "scored": result.images,
+        "of": data.get("full_split") or data.get("pictures"),
+        "failed": len(result.failures),
+        "figures": result.figures,
+        "per_class": {name: found["per_class"] for name, found in result.metrics.items() if "per_class" in found},
+        "tables": tables,
+        "published": [asdict(each) for each in published],
+        "failures": [asdict(each) for each in result.failures],
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.images / result.seconds, 3) if result.seconds else None,
+        "settings": dict(settings),
+        "notes": list(notes),
+    })  # fmt: skip
+
+
+def write(folder: Path, tree: Mapping[str, Any]) -> Path:
+    [path] = write_json(folder / RESULTS, tree)
+    return path
+
+
+# --- tables for people ------------------------------------------------------------------------------------------------
+
+
+def headline_rows(result: EvalResult) -> list[list[str]]:
+    """[figure, value] of every metric that has no tables of its own for people (`error_tables`), in their order."""
+    shown = {name: found for name, found in result.metrics.items() if name not in ANALYSES}
+    return [[name, _text(value)] for name, value in EvalResult(shown, 0.0, 0).figures.items()]
+
+
+def class_rows(result: EvalResult, metric: str) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a metric's table of classes, best first by its first figure; what was not measured
+    comes last."""
+    table: Mapping[str, Mapping[str, float]] = result.metrics[metric].get("per_class", {})
+    columns = list(dict.fromkeys(key for row in table.values() for key in row))
+    first = columns[0] if columns else ""
+
+    def order(item: tuple[str, Mapping[str, float]]) -> float:
+        value = item[1].get(first, math.nan)
+        return math.inf if math.isnan(value) else -value
+
+    rows = [[name, *(_text(row.get(key)) for key in columns)] for name, row in sorted(table.items(), key=order)]
+    return ["class", *columns], rows
+
+
+def published_rows(published: Sequence[Comparison]) -> list[list[str]]:
+    return [
+        [each.metric, _text(each.measured), _text(each.value) + ("" if each.verified else "?"),
+         f"{each.difference:+.2f}", each.setting, each.source]
+        for each in published
+    ]  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+

@@ -1,0 +1,242 @@
+"""An evaluation in a folder: it can be stopped and go on, and several processes can share it.
+
+    OUT/pictures.jsonl        the journal (`picture_journal`); the figures are computed from it, picture by picture in
+                              the order of the split, however often it was stopped and however many processes wrote it
+    OUT/predictions/          what `save` names, as `m2f predict` lays it out
+
+The processes of a torch.distributed group need one folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..errors import ConfigError, DataError, M2FError
+from ..metrics import Metric
+from ..results.places import Places
+from ..runtime.files import is_part, remove_parts, writing_to
+from ..runtime.locks import is_lock, locked
+from . import journal
+from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, place, scored, share
+from .save_predictions import Saver
+
+PREDICTIONS = "predictions"
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class EvalRun:
+    """What is evaluated, how, and where.
+
+    records: of the whole split. limit: how many of them, from the first, are evaluated.
+    header: what identifies the evaluation, plain values; `header_of` makes it. A folder takes only one.
+    save: names of writers; the predictions are written while they are scored.
+    thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
+    trust_code: whether `save` may name code ("module:function").
+    """
+
+    folder: Path
+    segmenter: Any
+    records: Sequence[Record]
+    metrics: Mapping[str, Metric]
+    header: Mapping[str, Any]
+    limit: int | None = None
+    workers: int = 2
+    save: Sequence[str] = ()
+    thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
+    trust_code: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.records) if self.limit is None else min(self.limit, len(self.records))
+
+
+def run(
+    evaluation: EvalRun, *, resume: bool = False, on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
+
+    Args:
+        resume: go on in a folder where such an evaluation was begun: pictures that were scored are not scored again,
+            those that failed are. Figures are equal to those of one that was never stopped, to the last bit.
+        on_progress: after each picture of this process.
+        on_start: is told how many pictures this process will score.
+
+    Raises:
+        ConfigError: the folder is in use, also by another process, or holds another evaluation.
+        DataError: a damaged journal. M2FError: nothing could be scored, or a file cannot be written.
+    """
+    started = time.perf_counter()
+    rank, count = place()
+    with ExitStack() as stack:  # of the first process: the folder is this evaluation's alone until it is done
+        todo = _from_main(lambda: _claim(evaluation, resume, stack))
+        own = list(share(todo, rank, count))
+        if on_start is not None:
+            on_start(len(own))
+        with _saver(evaluation, rank) as saver:
+            _score(evaluation, own, rank, saver, on_progress)
+        seconds = max(_from_all(time.perf_counter() - started))
+        return _from_main(lambda: _conclude(evaluation, seconds))
+
+
+def header_of(segmenter: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """What identifies an evaluation: the weights by their hash, the pictures by their names, and the settings."""
+    pictures = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
+    config = getattr(segmenter, "config", None)
+    return {
+        "schema_version": 1,
+        "model": segmenter.source,
+        "weights": weights_hash(getattr(segmenter, "model", None)),
+        "categories": [category.to_dict() for category in segmenter.categories],
+        "test": None if config is None else config.test.model_dump(mode="json"),
+        "pictures": pictures,
+        **settings,
+    }
+
+
+def weights_hash(model: torch.nn.Module | None) -> str | None:
+    """The start of a hash over all parameters and buffers; None for what is no network."""
+    if not isinstance(model, torch.nn.Module):
+        return None
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def scored_names(evaluation: EvalRun) -> list[str]:
+    """The pictures that were scored, in the order of the split."""
+    lines = journal.read(journal.journal_of(evaluation.folder))
+    return [line["name"] for line in lines if "error" not in line and line["number"] < evaluation.count]
+
+
+# --- parts of a run ---------------------------------------------------------------------------------------------------
+
+
+def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
+    """Make the folder this evaluation's own, for this process alone as long as the stack is open; the numbers of the
+    pictures that are still to be scored."""
+    folder, header = evaluation.folder, dict(evaluation.header)
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; --out takes a folder.")
+    stack.enter_context(locked(folder, "An evaluation"))
+    if not resume and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir()):
+        raise ConfigError(
+            f"The evaluation {folder} exists already.", hint="Use --resume to go on with it, or another --out."
+        )
+    remove_parts(folder)
+    if evaluation.save:
+        places = Places(folder / PREDICTIONS, evaluation.save)
+        for record in evaluation.records[: evaluation.count]:
+            places.claim(record.name, getattr(record, "image", None))
+    journal.check_header(folder, header)
+    journal.consolidate(folder, header)
+    done = journal.finished(folder)
+    if evaluation.save and done:  # a picture whose predictions were lost is done again
+        with _saver(evaluation, 0) as saver:
+            saver.gather()
+            done = {number for number in done
+                    if number >= evaluation.count or saver.is_saved(evaluation.records[number])}  # fmt: skip
+    return [number for number in range(evaluation.count) if number not in done]
+
+
+def _saver(evaluation: EvalRun, rank: int) -> Saver | ExitStack:
+    if not evaluation.save:
+        return ExitStack()
+    folder = evaluation.folder / PREDICTIONS
+    return Saver(folder, evaluation.save, evaluation.segmenter, evaluation.metrics, evaluation.header, rank,
+                 trust_code=evaluation.trust_code)  # fmt: skip
+
+
+def _score(
+    evaluation: EvalRun, numbers: Sequence[int], rank: int, saver: Any,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    records = (evaluation.records[number] for number in numbers)
+    on_results = saver.write if isinstance(saver, Saver) else None
+    stream = scored(
+        evaluation.segmenter, records, evaluation.metrics, workers=evaluation.workers, on_results=on_results,
+        **evaluation.thresholds,
+    )
+    path = journal.journal_of(evaluation.folder, rank)
+    with journal.appending(path, dict(evaluation.header)) as add, closing(stream):
+        for done, (number, each) in enumerate(zip(numbers, stream, strict=True), 1):
+            if each.saved is not None:  # first: a picture that is in the journal is never done again
+                saver.append(each.saved)
+            add(_line(number, each))
+            if on_progress is not None:
+                on_progress(Progress(each.name, done, each.message))
+
+
+def _line(number: int, picture: Scored) -> journal.Line:
+    line = {"name": picture.name, "number": number, "seconds": round(picture.seconds, 6)}
+    if picture.message is not None:
+        return {**line, "error": picture.message}
+    return {**line, "metrics": {name: part.state() for name, part in picture.parts.items()}}
+
+
+def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
+    """All journals as one, and the figures from it."""
+    journal.consolidate(evaluation.folder, dict(evaluation.header))
+    names: list[str] = []
+    measured = Measured({name: metric.fresh() for name, metric in evaluation.metrics.items()}, seconds)
+    for line in journal.read(journal.journal_of(evaluation.folder)):
+        if line["number"] >= evaluation.count:  # of an earlier run with a higher --limit
+            continue
+        names.append(line["name"])
+        if "error" in line:
+            measured.failures.append(Failure(line["name"], line["error"]))
+            continue
+        states = line.get("metrics")
+        if not isinstance(states, dict) or not measured.metrics.keys() <= states.keys():
+            raise DataError(f"The journal of {evaluation.folder} is damaged: {line['name']} lacks a metric.",
+                            hint="Choose another --out, and evaluate again.")  # fmt: skip
+        for name, metric in measured.metrics.items():
+            metric.restore(states[name])
+        measured.images += 1
+    if evaluation.save:
+        with _saver(evaluation, 0) as saver:
+            saver.conclude(names)
+    return measured.result()
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def _from_main(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in all of them; its errors, too."""
+    rank, count = place()
+    if count == 1:
+        return make()
+    box: list[Any] = [None]
+    if rank == 0:
+        try:
+            box = [make()]
+        except M2FError as error:
+            box = [error]
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], M2FError):
+        raise box[0]
+    return box[0]
+
+
+def _from_all(value: Value) -> list[Value]:
+    """What each process says; all wait for the last."""
+    _, count = place()
+    if count == 1:
+        return [value]
+    values: list[Any] = [None] * count
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,118 @@
+"""Predictions written while they are scored: what `m2f predict` writes, for the pictures of an evaluation.
+
+Each process has a journal of its own; the first one puts them together and writes the files that all pictures share.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..inference.journal import SHARED, Journal, assemble
+from ..inference.pipeline import contents
+from ..metrics import Metric
+from ..results.types import Result
+from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
+from ..structures import Task
+
+SHARD = ".process-{}"
+
+
+class Saver:
+    """Writes results below a folder; a context, since it keeps a journal open.
+
+    Args:
+        metrics: what is measured: only results of their tasks are there to be saved.
+        trust_code: whether `formats` may be "module:function", as what a user typed may.
+
+    Raises:
+        ConfigError: an unknown format, or one for a task that is not measured.
+    """
+
+    def __init__(
+        self, folder: Path, formats: Sequence[str], segmenter: Any, metrics: Mapping[str, Metric],
+        header: Mapping[str, Any], rank: int = 0, *, trust_code: bool = False,
+    ):
+        self.folder, self.formats, self.categories = folder, list(formats), segmenter.categories
+        self.writers = writers_by_task(formats, metrics, trust_code=trust_code)
+        self.head = {"schema_version": SCHEMA_VERSION, "model": segmenter.source, "formats": self.formats,
+                     "weights": header.get("weights"), "split": header.get("split")}  # fmt: skip
+        self.own = folder / SHARD.format(rank) if rank else folder
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Saver:
+        self.journal = self.stack.enter_context(Journal(self.own, self.head))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
+        """Write the files of one picture, in any thread; gives its entry for `append`."""
+        files, shared = [], {}
+        image = getattr(record, "image", None)
+        file_name = (Path(record.name).parent / (image.name if image else f"{record.name}.png")).as_posix()
+        for task, name, writer in self._pairs():
+            write = SHARED[name].write if name in SHARED else writer
+            files += write(results[task], stem_for(self.folder, name, record.name))
+            if name in SHARED:
+                shared[name] = SHARED[name].entry(results[task], record.name, file_name)
+        main = results[next(iter(self.writers))]
+        entry = {"name": record.name, "file": _file_of(record), "width": main.size[1], "height": main.size[0]}
+        entry |= contents(main)
+        return {"record": {**entry, "files": listed(files, self.folder)}, "shared": shared}
+
+    def append(self, entry: dict[str, Any]) -> None:
+        self.journal.append(entry)
+
+    def is_saved(self, record: Any) -> bool:
+        """Return whether a picture is in this journal, and all its files are there."""
+        return self.journal.is_finished(record.name, _file_of(record))
+
+    def gather(self) -> None:
+        """Put the journals of all processes together."""
+        for shard in sorted(self.folder.glob(SHARD.format("*"))):
+            with Journal(shard, self.head) as other:
+                for entry in other.entries(list(other.offsets)):
+                    self.journal.append(entry)
+            shutil.rmtree(shard)
+
+    def conclude(self, names: Sequence[str]) -> None:
+        """Put the journals of all processes together, and write the shared files, in the order of `names`."""
+        self.gather()
+        assemble(self.journal, names, self.formats, self.categories)
+
+    def _pairs(self) -> Iterator[tuple[Task, str, Writer]]:
+        for task, writers in self.writers.items():
+            for name, writer in writers.items():
+                yield task, name, writer
+
+
+def _file_of(record: Any) -> str:
+    return str(getattr(record, "image", None) or record.name)
+
+
+def writers_by_task(
+    formats: Sequence[str], metrics: Mapping[str, Metric], *, trust_code: bool = False
+) -> dict[Task, dict[str, Writer]]:
+    """Each format with the first of the measured tasks that it fits.
+
+    Raises:
+        ConfigError: an unknown format, or one that fits none of them.
+    """
+    tasks = list(dict.fromkeys(metric.task for metric in metrics.values()))
+    found: dict[Task, dict[str, Writer]] = {}
+    for name in dict.fromkeys(formats):
+        for task in tasks:
+            try:
+                found.setdefault(task, {}).update(writers_for([name], task, trust_code=trust_code))
+            except ConfigError:
+                if task == tasks[-1]:
+                    raise
+            else:
+                break
+    return {task: writers for task, writers in found.items() if writers}

@@ -1,0 +1,170 @@
+"""A folder for Hugging Face transformers: `from_pretrained` loads it; README.md in it is a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..config.schema import Config
+from ..errors import ExportError, MissingDependency, WeightsError
+from ..inference.load_network import save_huggingface
+from ..inference.segmenter import Segmenter
+from ..weights import huggingface
+from .base import Options, refuse_options
+from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
+
+_PAPERS = {
+    "mask2former": ("Mask2Former", "https://arxiv.org/abs/2112.01527"),
+    "maskformer": ("MaskFormer", "https://arxiv.org/abs/2107.06278"),
+    "mpformer": ("MP-Former", "https://arxiv.org/abs/2303.07336"),
+}
+_SPDX = {"cc-by-nc-4.0", "apache-2.0", "mit", "bsd-3-clause"}  # the hub spells these as SPDX does, in lower case
+_CLASSES_SHOWN = 200
+
+
+class HuggingFace:
+    """Weights, configuration, processor and model card; transformers itself is asked whether it agrees."""
+
+    suffix = ""
+    packages = ("transformers", "safetensors")
+
+    def check(self, model: Segmenter, options: Options) -> None:
+        refuse_options("huggingface", options, *NOT_FOR_WEIGHTS)
+        refuse_precision("huggingface", options, "fp32")
+        _transformers()
+        huggingface.to_config_json(model.config.model, model.categories)
+
+    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+        try:
+            save_huggingface(path, model.model, model.config, model.categories)
+        except WeightsError as error:  # a part that has no name there
+            raise ExportError(error.message, hint=error.hint) from error
+        (path / "README.md").write_text(model_card(model), encoding="utf-8")
+
+    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+        """
+        Raises:
+            ExportError: transformers misses something in the folder, or does not know what to do with something.
+        """
+        network, report = getattr(_transformers(), _class_of(model.config)).from_pretrained(
+            path, output_loading_info=True, local_files_only=True
+        )
+        wrong = {kind: list(names)[:3] for kind, names in report.items() if names}
+        if wrong:
+            raise ExportError(f"transformers does not take the weights as they are: {wrong}.")
+        return _TransformersSegmenter(network, model.config, model.categories, task=model.default_task)
+
+
+class _TransformersSegmenter(Segmenter):
+    """A network of transformers in place of ours."""
+
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        answer = self.model(images_BCHW)
+        masks_BQHW = answer.masks_queries_logits
+        # A rendered mask is its own feature: the dot product with row q of the identity is mask q.
+        each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
+        return answer.class_queries_logits, each, masks_BQHW, None
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependency("transformers", "A Hugging Face export, which it checks,", "huggingface") from error
+    return transformers
+
+
+def _class_of(config: Config) -> str:
+    maskformer = config.model.method == "maskformer"
+    return "MaskFormerForInstanceSegmentation" if maskformer else "Mask2FormerForUniversalSegmentation"
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+def is_released(segmenter: Segmenter) -> bool:
+    """Whether the weights are those that the preset of the configuration was published with, and not a training of
+    somebody's: published figures and licences are of these alone."""
+    source, config = segmenter.source, segmenter.config
+    if source.startswith(f"{config.name} ("):
+        return True
+    file_name = Path(source).name
+    places = [(str(each.hub), str(each.url).rpartition("/")[2]) for each in config.weights]
+    return any(source == hub or (each.hash_prefix is not None and file_name == file)
+               for each, (hub, file) in zip(config.weights, places, strict=True))  # fmt: skip
+
+
+def model_card(segmenter: Segmenter, figures: Sequence[str] = ()) -> str:
+    """The text of README.md: what the hub reads between the lines of dashes, then what people read.
+
+    Args:
+        figures: lines about measured quality; the published figures are added where the weights are released ones.
+    """
+    config, released = segmenter.config, is_released(segmenter)
+    method, paper = _PAPERS[config.model.method]
+    licences = list(dict.fromkeys(each.licence for each in config.weights)) if released else []
+    parts = [
+        _front_matter(config, licences),
+        f"# {config.name}\n\n{config.summary or method}",
+        f"[{method}]({paper}) for {' and '.join(config.test.tasks)} segmentation, {len(segmenter.categories)} classes. "
+        f"Written by m2f {__version__} from `{segmenter.source}`.",
+        _usage(config),
+        _section("Figures", [*figures, *(_published(config) if released else ())] or ["Not measured."]),
+        _section("Licence", [_licence(config, licences)]),
+        _section("Classes", [", ".join(c.name for c in segmenter.categories[:_CLASSES_SHOWN])
+                             + (", …" if len(segmenter.categories) > _CLASSES_SHOWN else "")]),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(config: Config, licences: Sequence[str]) -> str:
+    spdx = licences[0].lower() if len(licences) == 1 else "other"
+    lines = [
+        "library_name: transformers", "pipeline_tag: image-segmentation",
+        f"license: {spdx if spdx in _SPDX else 'other'}",
+        f"tags: [{', '.join([config.model.method, *(f'{task}-segmentation' for task in config.test.tasks)])}]",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _usage(config: Config) -> str:
+    model = _class_of(config)
+    return f"""```python
+from PIL import Image
+from transformers import AutoImageProcessor, {model}
+
+folder = "."  # of this file, or its name on the hub
+processor = AutoImageProcessor.from_pretrained(folder)
+model = {model}.from_pretrained(folder)
+image = Image.open("picture.jpg").convert("RGB")
+outputs = model(**processor(image, return_tensors="pt"))
+result = processor.post_process_{config.task}_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
+```"""
+
+
+def _published(config: Config) -> list[str]:
+    rows = ["| metric | published | setting | source |", "|---|---|---|---|"]
+    for each in config.published:
+        doubt = "" if each.verified else " (unverified)"
+        rows.append(f"| {each.metric} | {each.value:g}{doubt} | {each.setting} | {each.source} |")
+    note = "Published figures, of the published code; transformers' post-processing differs from it in details."
+    return [note, "\n".join(rows)] if config.published else []
+
+
+def _licence(config: Config, licences: Sequence[str]) -> str:
+    if licences:
+        return f"The weights were released under {' and '.join(licences)}."
+    started = list(dict.fromkeys(each.licence for each in config.weights))
+    if not started:
+        return "Not stated: whoever trained these weights has to say."
+    return ("Not stated: whoever trained these weights has to say. If the training started from the released weights "
+            f"of {config.name}, their licence ({' or '.join(started)}) may bind these, too.")  # fmt: skip
+
+
+def _section(title: str, paragraphs: Sequence[str]) -> str:
+    return "\n\n".join([f"## {title}", *paragraphs])

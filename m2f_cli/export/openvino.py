@@ -1,0 +1,123 @@
+"""A folder for OpenVINO, model.xml and model.bin: Intel's processors, graphics and NPUs.
+
+fp16 halves the weights; on a CPU they are fp32 again when the network runs. int8 goes through nncf: weights and
+activations are quantised after the ranges that calibration pictures show, with the settings for transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ExportError
+from ..inference.engines import base as engines
+from ..inference.engines.openvino_engine import XML, OpenVinoEngine, require
+from ..inference.segmenter import Segmenter
+from ..structures.images import read_picture
+from .base import Options, description_of, refuse_options
+from .onnx import OnnxExporter
+from .safetensors import refuse_precision
+
+CALIBRATION_PICTURES = 300  # nncf's own default: more pictures no longer move the ranges
+_PURPOSE = "Exporting for OpenVINO"
+
+
+class OpenVino:
+    """See the beginning of this file."""
+
+    suffix = ""
+    packages = ("openvino", "nncf")
+
+    def check(self, model: Segmenter, options: Options) -> None:
+        refuse_options("openvino", options, "opset", "runner", "extra")
+        refuse_precision("openvino", options, "fp32", "fp16", "int8")
+        require("openvino", _PURPOSE)
+        OnnxExporter().check(model, _as_onnx(options))
+        if options.precision == "int8":
+            require("nncf", "int8 for OpenVINO")
+            if not options.pictures:
+                raise ConfigError(
+                    "int8 needs pictures: they show which range each activation has.",
+                    hint="Pass --pictures DIR with a few hundred of the kind that the model is for.",
+                )
+
+    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+        openvino = require("openvino", _PURPOSE)
+        converted = convert(model, options)
+        if options.precision == "int8":
+            converted = _quantised(converted, model, options)
+        versions = {"openvino": openvino.__version__, "torch": torch.__version__}
+        converted.set_rt_info(description_of(model, options, **versions).to_json(), [engines.KEY])
+        path.mkdir()
+        openvino.save_model(converted, path / XML, compress_to_fp16=options.precision == "fp16")
+
+    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+        return engines.EngineSegmenter(OpenVinoEngine(path), source=str(path), task=model.default_task)
+
+
+def convert(model: Segmenter, options: Options) -> Any:
+    """The network as an OpenVINO model, by way of ONNX: OpenVINO's own reader of PyTorch programs does not know sizes
+    that are free. Names and shapes of inputs and outputs are those of `graph`.
+
+    Raises:
+        ExportError: it cannot be traced or converted.
+    """
+    openvino = require("openvino", _PURPOSE)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        OnnxExporter().write(model, path, _as_onnx(options))
+        try:
+            return openvino.Core().read_model(path)
+        except Exception as error:  # what its frontend raises are errors of many kinds, none of a common one
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ExportError(f"OpenVINO cannot convert the network of {model.source}: {reason[:300]}") from error
+
+
+def _as_onnx(options: Options) -> Options:
+    return replace(options, precision="fp32", pictures=())
+
+
+def _quantised(converted: Any, model: Segmenter, options: Options) -> Any:
+    nncf = require("nncf", "int8 for OpenVINO")
+    pictures = list(options.pictures)[:CALIBRATION_PICTURES]
+    dataset = nncf.Dataset(pictures, network_input(model, options))
+    with contextlib.redirect_stdout(sys.stderr):  # its bars of progress; stdout is for results
+        return nncf.quantize(
+            converted, dataset, subset_size=len(pictures), model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+        )
+
+
+def network_input(model: Segmenter, options: Options) -> Callable[[Path], np.ndarray]:
+    """Makes of a picture's file what an exported file with these options would be given: (batch, 3, H, W)."""
+    recorder = _Recorder(description_of(model, options))
+    feeder = engines.EngineSegmenter(recorder)
+
+    def make(path: Path) -> np.ndarray:
+        feeder.outputs([feeder.prepare(read_picture(path))])
+        return recorder.images_BCHW.contiguous().numpy()
+
+    return make
+
+
+class _Recorder:
+    """An engine that remembers its input and answers nothing."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, description: engines.Description):
+        self.description = description
+        self.images_BCHW = torch.empty(0)
+
+    def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        self.images_BCHW = images_BCHW
+        return {}

@@ -1,0 +1,209 @@
+"""Run an ONNX file of m2f on a picture: numpy, onnxruntime and Pillow, nothing else.
+
+    python run_onnx.py photo.jpg                            writes photo-segments.png and photo-segments.json
+    python run_onnx.py photo.jpg --model model.onnx --out result.png
+
+A model for panoptic segmentation gives a map as COCO has it: the id of a segment is R + 256 G + 65536 B,
+0 is no segment; the json lists the segments. A model for instance segmentation alone gives the same of its objects, the
+surest in front. A model for semantic segmentation alone gives class ids. Images are read as m2f reads them, but for
+TIFFs that Pillow does not know, and are resized by Pillow. Copy this file, change it, ship it: it is under the Apache
+licence 2.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from m2f_cli.structures.rgb import identify, image_to_rgb  # `m2f export` puts the code itself in place of this line
+
+LEAST_SCORE = 0.5  # of an object, of a model for instance segmentation alone
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # ids that are stored as JPEG are others afterwards
+
+
+def input_size(height, width, about):
+    """The size at which the network sees a picture, and that of its input, which is padded on the right and below."""
+    resize = about["config"]["test"]["resize"]
+    if "fixed" in resize:
+        new = tuple(resize["fixed"])
+    else:
+        scale = resize["short_edge"] / min(height, width) if "short_edge" in resize else 1.0
+        if max(height, width) * scale > resize.get("max_edge", float("inf")):
+            scale = resize["max_edge"] / max(height, width)
+        new = tuple(max(1, int(edge * scale + 0.5)) for edge in (height, width))
+    if about["size"]:
+        fit = min(1.0, about["size"][0] / new[0], about["size"][1] / new[1])
+        return (new if fit == 1.0 else tuple(max(1, int(edge * fit)) for edge in new)), tuple(about["size"])
+    multiple = about["multiple"]
+    return new, tuple(max(2, -(-edge // multiple)) * multiple for edge in new)
+
+
+def network_input(image, valid, padded, about):
+    """(1, 3, H, W) float32: normalised, with zeros where there is no picture."""
+    mean, std = (np.array(about["config"]["input"][key], np.float32) for key in ("mean", "std"))
+    pixels = np.asarray(image.resize(valid[::-1], Image.Resampling.BILINEAR), np.float32)
+    canvas = np.zeros((*padded, 3), np.float32)
+    canvas[: valid[0], : valid[1]] = (pixels - mean) / std
+    if about["normalised"]:  # inside: it wants 0 to 255
+        canvas = canvas * std + mean
+    batch = np.zeros((about["batch"] or 1, 3, *padded), np.float32)
+    batch[0] = canvas.transpose(2, 0, 1)
+    return batch
+
+
+def resize(map_hw, size):
+    """Bilinear between half-pixel centres, as the published models resize their masks."""
+    for axis, (old, new) in enumerate(zip(map_hw.shape, size, strict=True)):
+        if old == new:
+            continue
+        place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, None)
+        low = np.minimum(place.astype(int), old - 1)
+        weight = (place - low).astype(np.float32)
+        weight = weight[:, None] if axis == 0 else weight
+        low_part, high_part = (map_hw.take(i, axis) for i in (low, np.minimum(low + 1, old - 1)))
+        map_hw = low_part + (high_part - low_part) * weight
+    return map_hw
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
+
+
+def softmax(x):
+    exponentials = np.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def panoptic(class_logits, mask_at, size, about):
+    """Segment ids (H, W) and the segments, by the published rule."""
+    test, categories = about["config"]["test"], about["categories"]
+    probs = softmax(class_logits)
+    labels, scores = probs.argmax(-1), probs.max(-1)
+    kept = [q for q in range(len(labels)) if labels[q] < len(categories) and scores[q] > test["object_threshold"]]
+    best, owner, sure, covered = np.full(size, -1.0), np.full(size, -1), np.zeros(size, bool), {}
+    for query in kept:
+        mask = sigmoid(mask_at(query))
+        inside = mask >= 0.5
+        covered[query] = int(inside.sum())
+        wins = mask * scores[query] > best
+        best[wins], owner[wins], sure[wins] = (mask * scores[query])[wins], query, inside[wins]
+    ids, segments, stuff = np.zeros(size, np.int32), [], {}
+    for query in kept:
+        owned = owner == query
+        shown = owned & sure if test.get("only_sure_pixels", True) else owned
+        if not covered[query] or not shown.any() or owned.sum() / covered[query] < test["overlap_threshold"]:
+            continue
+        category = categories[labels[query]]
+        number = stuff.get(category["id"], len(segments) + 1)
+        if number > len(segments):
+            segments.append({"id": number, "category_id": category["id"], "name": category["name"],
+                             "isthing": category["isthing"], "score": float(scores[query]), "area": 0})
+            if not category["isthing"]:
+                stuff[category["id"]] = number
+        ids[shown] = number
+        segments[number - 1]["area"] += int(shown.sum())
+    return ids, segments
+
+
+def instance(class_logits, mask_at, size, about):
+    """Object ids (H, W) and the objects, by the published rule; where they overlap, the surest is seen."""
+    probs = softmax(class_logits)[:, :-1]
+    best, found = np.argsort(-probs, axis=None, kind="stable")[: about["config"]["test"]["top_k"]], []
+    for place in best[probs.ravel()[best] >= LEAST_SCORE]:  # its mask can only lower the score
+        query, label = divmod(int(place), probs.shape[1])
+        mask = mask_at(query)
+        inside = mask > 0
+        score = float(probs[query, label] * (sigmoid(mask) * inside).sum() / (inside.sum() + 1e-6))
+        if score >= LEAST_SCORE:
+            found.append((score, label, inside))
+    ids, segments = np.zeros(size, np.int32), []
+    for number, (score, label, inside) in reversed(list(enumerate(sorted(found, key=lambda each: -each[0]), 1))):
+        ids[inside] = number
+        category = about["categories"][label]
+        segments.insert(0, {"id": number, "category_id": category["id"], "name": category["name"],
+                            "isthing": category["isthing"], "score": score, "area": int(inside.sum())})
+    return ids, segments
+
+
+def semantic(class_logits, mask_at, size, about):
+    """Category ids (H, W)."""
+    of_logits = about["config"]["test"].get("semantic_scores") == "logits"
+    probs = softmax(class_logits)[:, :-1]
+    scores = np.zeros((probs.shape[1], *size), np.float32)
+    for query in range(len(probs)):
+        mask = mask_at(query) if of_logits else sigmoid(mask_at(query))
+        scores += probs[query][:, None, None] * mask
+    return np.array([category["id"] for category in about["categories"]])[scores.argmax(0)]
+
+
+def opened(model):
+    """The file, ready to run, and what it says of itself."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise SystemExit(f"{model} cannot be opened: {error}") from error
+    about = session.get_modelmeta().custom_metadata_map.get("m2f")
+    if about is None:
+        raise SystemExit(f"{model} was not exported by m2f.")
+    return session, json.loads(about)
+
+
+def read(picture):
+    """The image as m2f reads it: upright, transparency over white, of 16 bits the high byte."""
+    try:
+        with picture.open("rb") as file:
+            image = identify(file)
+            if image is None:
+                raise SystemExit(f"{picture}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
+            return Image.fromarray(image_to_rgb(image))
+    except Exception as error:  # Pillow raises whatever it comes upon in a damaged file
+        raise SystemExit(f"{picture} cannot be read: {error}") from error
+
+
+def run(model, picture, out):
+    session, about = opened(model)
+    image = read(picture)
+    size = (image.height, image.width)
+    valid, padded = input_size(*size, about)
+    images = network_input(image, valid, padded, about)
+    classes, masks = session.run(["class_logits", "mask_logits"], {session.get_inputs()[0].name: images})
+
+    def mask_at(query):
+        return resize(resize(masks[0, query], padded)[: valid[0], : valid[1]], size)
+
+    tasks = about["config"]["test"]["tasks"]
+    if "panoptic" in tasks or "semantic" not in tasks:
+        ids, segments = (panoptic if "panoptic" in tasks else instance)(classes[0], mask_at, size, about)
+        Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)).save(out)
+        out.with_suffix(".json").write_text(json.dumps({"segments": segments}, indent=2) + "\n")
+        return f"{len(segments)} segments: {out}"
+    labels = semantic(classes[0], mask_at, size, about)
+    Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(out)
+    return f"{len(np.unique(labels))} classes: {out}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--model", type=Path, help="by default the one .onnx beside this file")
+    parser.add_argument("--out", type=Path, help="by default PICTURE-segments.png")
+    given = parser.parse_args()
+    beside = [given.model] if given.model else list(Path(__file__).parent.glob("*.onnx"))
+    if len(beside) != 1:
+        parser.error(f"there are {len(beside)} .onnx files beside this program: pass --model")
+    out = given.out or given.picture.with_name(f"{given.picture.stem}-segments.png")
+    if out.suffix.lower() not in LOSSLESS:
+        parser.error(f"--out should end in {', '.join(LOSSLESS)}: other files lose values")
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have the letters of a file's name
+        sys.stdout.write(run(beside[0], given.picture, out) + "\n")
+    except OSError as error:
+        parser.error(str(error))

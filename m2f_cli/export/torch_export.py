@@ -1,0 +1,92 @@
+"""`.pt2`: the network as PyTorch's own exported program, or compiled ahead of time by AOTInductor.
+
+A program runs wherever PyTorch does, on any device. A compiled file is a library for this kind of machine: faster, and
+tied to its processor, device and version of PyTorch; making it takes a C++ compiler and minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from ..errors import ExportError, MissingDependency, unknown_name
+from ..inference.engines import base as engines
+from ..inference.engines.torch_engine import COMPILED, OUTPUTS, TorchEngine
+from ..inference.segmenter import Segmenter
+from . import graph
+from .base import Options, description_of, refuse_options
+from .safetensors import refuse_precision
+
+COMPILE = "compile"  # in `Options.extra`: whether AOTInductor compiles the program
+COMPILERS = ("c++", "g++", "clang++", "cl")
+
+
+class TorchExport:
+    """`torch.export`; with the extra option `compile`, AOTInductor."""
+
+    suffix = ".pt2"
+    packages = ()
+
+    def check(self, model: Segmenter, options: Options) -> None:
+        refuse_options("torch", options, "opset", "runner")
+        refuse_precision("torch", options, "fp32")
+        for name in options.extra:
+            if name != COMPILE:
+                raise unknown_name("option of the format torch", name, [COMPILE])
+        if options.extra.get(COMPILE) and not _compiler():
+            raise MissingDependency("g++", "Compiling a network (AOTInductor)")
+
+    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+        compiled = bool(options.extra.get(COMPILE))
+        with graph.deployed(model):
+            program = graph.exported_program(model, options)
+        described = description_of(
+            model, options, torch=torch.__version__, **{OUTPUTS: graph.output_names(options)},
+            **({COMPILED: "cpu"} if compiled else {}),
+        )
+        if compiled:
+            _compile(program, path)
+            _add_entry(path, described.to_json())
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the format may change: `TorchEngine` says it if so
+            torch.export.save(_slim(program), path, extra_files={engines.KEY: described.to_json()})
+
+    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+        return engines.EngineSegmenter(TorchEngine(path, "cpu"), source=str(path), task=model.default_task)
+
+
+def _slim(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without the example input, which may be as large as some weights, and without where on this machine each
+    operation comes from."""
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "")) or next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:  # the compiler behind it raises errors of many kinds, of its own and of g++
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(
+            f"AOTInductor cannot compile the network: {reason.strip()[:300]}",
+            hint="Export it without compiling it, or with a fixed --size and --batch.",
+        ) from error
+
+
+def _add_entry(path: Path, text: str) -> None:
+    """The description, where `torch.export.save` puts extra files."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/extra/{engines.KEY}", text)

@@ -1,0 +1,52 @@
+"""Let torch.compile have what gains from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..model.pixel_decoders.deformable import softmax_on_cpu
+from ..ops.deformable_attention import corners
+from ..ops.winograd import to_pixels, to_places
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+
+COMPILERS = ("c++", "g++", "clang++", "cl")
+
+
+def compile_parts(segmenter: Segmenter) -> None:
+    """Compile the parts of the network, in place, each when it first runs; on a CPU only what prepares deformable
+    attention and a Winograd convolution: the rest is libraries' matrix products, which torch.compile makes slower.
+
+    Raises:
+        ConfigError: it is an exported file, or on a CPU there is no C++ compiler.
+    """
+    if segmenter.model is None:
+        raise ConfigError(f"--compile is for networks of PyTorch; {segmenter.source} is an exported file.")
+    if segmenter.device.type != "cpu":
+        for part in parts_of(segmenter.model).values():
+            part.compile()
+        return
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))):
+        raise ConfigError(
+            f"--compile on a CPU needs a C++ compiler, and none of {', '.join(COMPILERS)} is on the path.",
+            hint="Install one, name one in CXX, or leave --compile out.",
+        )
+    compile_operators()
+
+
+def compile_operators() -> None:
+    """What gains on a CPU: see `ops.compiled`."""
+    for each in (corners, softmax_on_cpu, to_places, to_pixels):
+        each.compile()
+
+
+def parts_of(network: nn.Module | None) -> dict[str, nn.Module]:
+    """The three parts of our network by the names of their stages; nothing of an exported file."""
+    names = {"backbone": "backbone", "pixel decoder": "pixel_decoder", "decoder": "decoder"}
+    return {shown: getattr(network, name) for shown, name in names.items() if hasattr(network, name)}

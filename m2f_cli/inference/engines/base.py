@@ -1,0 +1,293 @@
+"""Exported files in place of a network: the same pictures in, the same post-processing behind.
+
+An engine runs a file and knows nothing of pictures; what the file takes and what the model is stands in the file itself
+(`Description`). `EngineSegmenter` is a `Segmenter` around an engine, so that predict, eval and test-time augmentation
+work unchanged. Engines are the group "engines" of plugins.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from ... import __version__, plugins
+from ...config import presets as configuration
+from ...config.schema import Config
+from ...errors import ConfigError, M2FError, WeightsError
+from ...results.types import Instances, PanopticMap, Result, Segment, SemanticMap
+from ...runtime import documents
+from ...runtime.text import json_text
+from ...structures import Task
+from ...structures.categories import Categories, Category
+from ..base import Prepared
+from ..mask_rendering import Size
+from ..preprocess import resized_shape
+from ..segmenter import Segmenter
+
+SCHEMA_VERSION = 1
+KEY = "m2f"  # of the metadata in which a file keeps its Description
+RECORD = "export.json"  # beside what `m2f export` wrote
+MULTIPLE = 32  # network inputs are multiples of the coarsest stride
+LEAST = 2  # multiples: a map of one cell is a case of its own, which a graph for any size does not have
+CLASS_LOGITS, MASK_LOGITS = "class_logits", "mask_logits"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an exported file says of itself.
+
+    source: the model that it was made from, for people.
+    size, batch: of its input where they are fixed; None: any batch, any size that is a multiple of `multiple`, at
+        least two of it.
+    normalised: whether (x - mean) / std happens inside: the input is RGB from 0 to 255 then.
+    precision: number format of most of the network ("fp32", "fp16", "int8").
+    postprocess: the task whose maps the file gives beside class and mask logits, if any; see `exporting.graph`.
+    extra: what else the exporter wants to say (opset, versions); plain values.
+    """
+
+    config: Config
+    categories: Categories
+    source: str
+    size: Size | None = None
+    batch: int | None = None
+    multiple: int = MULTIPLE
+    normalised: bool = False
+    precision: str = "fp32"
+    postprocess: Task | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        own = {name: getattr(self, name) for name in
+               ("source", "size", "batch", "multiple", "normalised", "precision", "postprocess", "extra")}  # fmt: skip
+        tree = {
+            "schema_version": SCHEMA_VERSION, "m2f": __version__, **own,
+            "categories": [category.to_dict() for category in self.categories],
+            "config": self.config.model_dump(mode="json", exclude_none=True),
+        }  # fmt: skip
+        return json_text(tree)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Description:
+        """
+        Raises:
+            WeightsError: written by a newer m2f, or damaged; `where` names the file.
+        """
+        try:
+            tree = json.loads(text)
+            version = tree.pop("schema_version")
+            writer = tree.pop("m2f")
+            if version > SCHEMA_VERSION:
+                raise WeightsError(
+                    f"{where} was exported by m2f {writer} in version {version} of its description; this m2f "
+                    f"{__version__} reads version {SCHEMA_VERSION}.",
+                    hint="Run: pip install --upgrade m2f-cli",
+                )
+            size = tree.pop("size")
+            return cls(
+                config=configuration.parse(tree.pop("config"), where),
+                categories=tuple(Category.from_dict(record) for record in tree.pop("categories")),
+                size=None if size is None else (int(size[0]), int(size[1])), **tree,
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise WeightsError(f"The description in {where} is damaged: {error}.") from error
+
+
+class Engine(Protocol):
+    """Runs one exported file. A plug-in of the group "engines" is a class `Engine(path, device)`.
+
+    device: where the file runs, as torch names it.
+
+    The constructor raises WeightsError for a file that is damaged or not ours (`not_ours`), MissingDependency where its
+    runtime is not installed, ConfigError for a device that the runtime does not have ("auto" is the best one).
+    """
+
+    description: Description
+    device: torch.device
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether a file or folder is of this engine's kind, by its name alone: nothing heavy is imported for it."""
+
+    def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Run the network on float32 pictures as the description says. On the CPU come back, by name, "class_logits"
+        (B, Q, K) and "mask_logits" (B, Q, H/4, W/4), and what the file has of post-processing."""
+
+
+def not_ours(path: Path) -> WeightsError:
+    """The error for a file without a description."""
+    return WeightsError(
+        f"{path} was not exported by m2f: it does not say what its classes and outputs are.",
+        hint="Export the model again: m2f export --model REF",
+    )
+
+
+def file_in(path: Path) -> Path:
+    """The file that `m2f export` wrote into a folder; `path` itself where it is no such folder.
+
+    Raises:
+        WeightsError: the record of the export is damaged.
+    """
+    record = path / RECORD
+    if not record.is_file() or engine_for(path) is not None:
+        return path
+    tree = documents.read_json(record, error=WeightsError)
+    name = tree.get("file") if isinstance(tree, dict) else None
+    if not isinstance(name, str) or name != Path(name).name or "\0" in name:  # of this folder, and of no other
+        raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.")
+    return path / name if (path / name).is_file() else path
+
+
+def engine_for(path: Path) -> str | None:
+    """The name of the engine that runs a file or folder; None for what is no exported file."""
+    found = (name for name in plugins.names("engines") if plugins.get("engines", name).recognises(path))
+    return next(found, None)
+
+
+def load(
+    path: str | Path, *, engine: str | None = None, task: Task | None = None, device: str = "auto",
+    precision: str = "fp32", trust_code: bool = False,
+) -> EngineSegmenter:
+    """Open an exported file.
+
+    Args:
+        engine: a name of the group "engines"; by default the one for this kind of file.
+        precision: was chosen at the export; anything but "fp32" (the default) must be what the file has.
+        trust_code: allow a file that is a program (.pt2), which opening it runs, and `engine` to be "module:object".
+
+    Raises:
+        WeightsError: no such file, damaged, or not ours. MissingDependency: its runtime is not installed.
+        ConfigError: no such engine, device, or precision, or a program without `trust_code`.
+    """
+    path = file_in(Path(path).expanduser())
+    if not path.exists():
+        raise WeightsError(f"There is no file or folder {str(path)!r}.", hint="Check the path.")
+    name = engine or engine_for(path)
+    if name is None:
+        raise ConfigError(f"No engine runs {path}.", hint=f"Engines: {', '.join(plugins.names('engines'))}.")
+    chosen: Any = plugins.get("engines", name, trust_code=trust_code)
+    if getattr(chosen, "runs_code", False) and not trust_code:
+        hint = "Pass --trust-code if you trust whoever made this file."
+        raise ConfigError(f"{path} is a program: opening it runs what is in it.", hint=hint)
+    opened = chosen(path, device)
+    if precision not in ("fp32", opened.description.precision):
+        raise ConfigError(
+            f"{path} computes in {opened.description.precision}, not in {precision}.",
+            hint=f"The number format of an exported file is chosen by m2f export --precision {precision}.",
+        )
+    return EngineSegmenter(opened, source=str(path), task=task)
+
+
+class EngineSegmenter(Segmenter):
+    """A `Segmenter` whose network is an exported file. There is no `model` to look into: it is None."""
+
+    def __init__(self, engine: Engine, *, source: str = "", task: Task | None = None):
+        described = engine.description
+        self.engine, self.description, self.model = engine, described, None
+        self.config, self.categories = described.config, described.categories
+        self.device, self.precision = engine.device, described.precision
+        self.source = source or described.source
+        self.notes = [] if described.size is None else [
+            f"The file takes pictures of {described.size[0]} x {described.size[1]}: others are fitted into that size."
+        ]
+        self.default_task = self.check_task(task or self.config.task)
+
+    def input_shape(self, height: int, width: int) -> Size:
+        """The published test size; where the file's own size is fixed and smaller, shrunk to fit into it."""
+        height, width = resized_shape(height, width, self.config.test.resize)
+        if self.description.size is None:
+            return height, width
+        scale = min(1.0, self.description.size[0] / height, self.description.size[1] / width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def padded_size(self, pictures: Sequence[Tensor]) -> Size:
+        if self.description.size is not None:
+            return self.description.size
+        height, width = super().padded_size(pictures)
+        return max(height, LEAST * self.divisor), max(width, LEAST * self.divisor)
+
+    @property
+    def divisor(self) -> int:
+        return self.description.multiple
+
+    @torch.inference_mode()
+    def outputs(self, batch: Sequence[Prepared]) -> dict[str, Tensor]:
+        """All that the file gives for some pictures, by name; see `Engine`."""
+        return self._run(self._collate([prepared.pixels_CHW for prepared in batch]))
+
+    def answers(self, batch: Sequence[Prepared]) -> list[Result]:
+        """The results of the post-processing inside the file, at the size of its input, padding included.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        task = self.description.postprocess
+        if task is None:
+            raise ConfigError(f"{self.source} has no post-processing inside.", hint="m2f export --postprocess TASK")
+        found = self.outputs(batch)
+        return [
+            _RESULTS[task]({name: value[i].cpu().numpy() for name, value in found.items()}, self.categories)
+            for i in range(len(batch))
+        ]
+
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        outputs = self._run(images_BCHW)
+        classes, masks_BQHW = outputs[CLASS_LOGITS].float(), outputs[MASK_LOGITS].float()
+        if not masks_BQHW.isfinite().all():
+            raise M2FError(f"{self.source} answered with NaN or infinity in {self.precision}.")
+        # A rendered mask is its own feature: the dot product with row q of the identity is mask q, exactly.
+        each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
+        return classes, each, masks_BQHW, None
+
+    def _run(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """A batch of any length, also where the file's own is fixed: the last one is filled up with zeros."""
+        if self.description.normalised:
+            mean, std = (torch.tensor(values, device=images_BCHW.device)[:, None, None]
+                         for values in (self.config.input.mean, self.config.input.std))  # fmt: skip
+            images_BCHW = images_BCHW * std + mean
+        count, size = len(images_BCHW), self.description.batch or len(images_BCHW)
+        missing = -count % size
+        images_BCHW = torch.cat([images_BCHW, images_BCHW.new_zeros(missing, *images_BCHW.shape[1:])])
+        parts = [self.engine(part) for part in images_BCHW.split(size)]
+        return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+# --- what the post-processing inside a file gives ---------------------------------------------------------------------
+
+
+def _panoptic(found: dict[str, np.ndarray], categories: Categories) -> PanopticMap:
+    rows = zip(*(found[f"segment_{name}"].tolist() for name in ("ids", "labels", "scores", "areas")), strict=True)
+    segments = [Segment(*row) for row in rows if row[0]]
+    ids_HW = found["panoptic_map"].astype(np.int32)
+    return PanopticMap(ids_HW.shape, categories, ids_HW, segments)
+
+
+def _instances(found: dict[str, np.ndarray], categories: Categories) -> Instances:
+    kept = found["instance_labels"] >= 0
+    masks_NHW = found["instance_masks"][kept]
+    rles = coco_mask.encode(np.asfortranarray(masks_NHW.transpose(1, 2, 0).astype(np.uint8)))
+    size = found["instance_masks"].shape[1:]
+    labels_N, scores_N = found["instance_labels"][kept].astype(np.int64), found["instance_scores"][kept]
+    return Instances(size, categories, labels_N, scores_N, rles)
+
+
+def _semantic(found: dict[str, np.ndarray], categories: Categories) -> SemanticMap:
+    labels_HW = found["semantic_map"]
+    return SemanticMap(labels_HW.shape, categories, labels_HW.astype(np.uint8 if len(categories) < 255 else np.uint16))
+
+
+_RESULTS = {"panoptic": _panoptic, "instance": _instances, "semantic": _semantic}
+
+
+def described(segmenter: Segmenter, **options: Any) -> Description:
+    """The description of what is exported from a segmenter; `options` are fields of `Description`."""
+    multiple = int(np.lcm(MULTIPLE, max(1, segmenter.config.test.size_divisor)))
+    base = Description(segmenter.config, segmenter.categories, segmenter.source, multiple=multiple)
+    return replace(base, **options)

@@ -1,0 +1,91 @@
+"""The engine of PyTorch's own files: `.pt2`, a program of `torch.export` or a library that AOTInductor compiled."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError, WeightsError
+from ...runtime.devices import choose_device
+from .base import KEY, Description, not_ours
+
+_LARGEST_DESCRIPTION = 16 << 20  # bytes; that of 1,203 classes has 0.2
+# In `Description.extra`: the names of the outputs in their order, and the kind of device that AOTInductor compiled for.
+OUTPUTS, COMPILED = "outputs", "compiled_for"
+
+
+class TorchEngine:
+    """See `engines.Engine`. Opening a .pt2 runs what is in it, as opening a pickle does."""
+
+    runs_code = True
+
+    def __init__(self, path: Path, device: str = "auto"):
+        self.description = read_description(path)
+        compiled_for = self.description.extra.get(COMPILED)
+        self.device = choose_device(device if compiled_for is None or device != "auto" else compiled_for)
+        if compiled_for not in (None, self.device.type):
+            hint = f"Export it again on a machine with {self.device.type}, or without compiling it."
+            raise ConfigError(f"{path} is compiled for {compiled_for}, not for {self.device.type}.", hint=hint)
+        try:
+            self._run = _compiled(path) if compiled_for else _program(path, self.device)
+        except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
+            writer = self.description.extra.get("torch", "unknown")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise WeightsError(
+                f"PyTorch {torch.__version__} cannot open {path}: {reason.rstrip('.')}.",
+                hint=f"It was exported with PyTorch {writer}; the format is tied to the version.",
+            ) from error
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return path.suffix == ".pt2"
+
+    @torch.inference_mode()
+    def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        answers = self._run(images_BCHW.to(self.device))
+        return {name: answer.cpu() for name, answer in zip(self.description.extra[OUTPUTS], answers, strict=True)}
+
+
+def read_description(path: Path) -> Description:
+    """What the file says of itself; nothing in it is run.
+
+    Raises:
+        WeightsError: missing, damaged, or not ours.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # The folder of such entries is called differently from one PyTorch to the next.
+            entries = [name for name in archive.namelist() if name.rpartition("/")[2] == KEY and "extra" in name]
+            text = _read_entry(archive, entries[0]).decode() if entries else None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path} is damaged or no .pt2 file: {error}.", hint="Copy or export it again.") from error
+    if text is None:
+        raise not_ours(path)
+    return Description.from_json(text, str(path))
+
+
+def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a short entry; a compressed one may claim to be short and be long."""
+    with archive.open(name) as file:
+        content = file.read(_LARGEST_DESCRIPTION + 1)
+    if len(content) > _LARGEST_DESCRIPTION:
+        raise ValueError(f"its description has more than {_LARGEST_DESCRIPTION:,} bytes")
+    return content
+
+
+def _program(path: Path, device: torch.device) -> Any:
+    program = torch.export.load(path)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return program.module()
+
+
+def _compiled(path: Path) -> Any:
+    return torch._inductor.aoti_load_package(str(path))

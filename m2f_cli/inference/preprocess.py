@@ -1,0 +1,34 @@
+"""The size at which a network sees an image, and the resize to it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..config.schema import ResizeConfig
+from .mask_rendering import Size
+
+
+def _pillow(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR))
+
+
+def _opencv(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_LINEAR)
+
+
+RESAMPLERS = {"pillow": _pillow, "opencv": _opencv}
+
+
+def resized_shape(height: int, width: int, resize: ResizeConfig) -> Size:
+    """(height, width) at test time: the short edge becomes `short_edge` unless the long one would pass `max_edge`.
+
+    Rounded half up, at least one pixel (detectron2's ResizeShortestEdge, facts 2.2).
+    """
+    if resize.fixed is not None:
+        return resize.fixed
+    scale = resize.short_edge / min(height, width) if resize.short_edge else 1.0
+    if resize.max_edge and max(height, width) * scale > resize.max_edge:
+        scale = resize.max_edge / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

@@ -1,0 +1,111 @@
+"""MMSegmentation's `slide` mode: windows over the resized picture, class scores averaged where windows overlap.
+
+All of its Mask2Former rows are tested on whole pictures (facts 2.6), so no shipped preset has a `test.slide`; models
+that were trained and tested with windows set one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from ..results.types import SemanticMap
+from ..structures import Task
+from .base import Prepared, Raw
+from .mask_rendering import Band, Size, resized
+from .postprocess import best_classes
+from .segmenter import Segmenter
+from .wrapper import Wrapper, refuse_wrapped
+
+
+@dataclass
+class SlideRaw:
+    """The network's answers for the windows of one picture, with their (top, left) in the network's input."""
+
+    windows: list[tuple[int, int, Raw]]
+    valid: Size
+    size: Size
+
+
+def sliding(segmenter: Segmenter) -> Sliding:
+    """`segmenter`, tested in windows as its configuration's `test.slide` says. Semantic segmentation only.
+
+    Raises:
+        ConfigError: the configuration has no `test.slide`, or the model does no semantic segmentation.
+    """
+    refuse_wrapped(segmenter, "sliding")
+    segmenter.check_task("semantic")
+    if segmenter.config.test.slide is None:
+        raise ConfigError(
+            f"The configuration of {segmenter.source} has no test.slide.",
+            hint="For example: --set 'test.slide={crop: [512, 512], stride: [341, 341]}'",
+        )
+    return Sliding(segmenter)
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where windows start along one axis: every `stride`, the last moved back to end at the edge (at least one)."""
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    return [max(min(i * stride + crop, length) - crop, 0) for i in range(count)]
+
+
+class Sliding(Wrapper):
+    """See `sliding`."""
+
+    tasks: tuple[Task, ...] = ("semantic",)
+    default_task: Task = "semantic"
+
+    def check_task(self, task: str) -> Task:
+        if task != "semantic":
+            raise ConfigError(
+                f"Windows (test.slide) give class scores: {self.source} does semantic segmentation here, not {task!r}.",
+                hint="Use --task semantic, or --tile for large pictures.",
+            )
+        return task
+
+    def infer(self, batch: Sequence[Prepared]) -> list[SlideRaw]:
+        """Run the network, one window at a time."""
+        return [self._infer(prepared) for prepared in batch]
+
+    def _infer(self, prepared: Prepared) -> SlideRaw:
+        pixels_CHW, slide = prepared.pixels_CHW, self.config.test.slide
+        height, width = valid = tuple(pixels_CHW.shape[1:])
+        windows = []
+        for top in window_starts(height, slide.crop[0], slide.stride[0]):
+            for left in window_starts(width, slide.crop[1], slide.stride[1]):
+                crop_CHW = pixels_CHW[:, top : top + slide.crop[0], left : left + slide.crop[1]]
+                [raw] = self.inner.infer([Prepared(crop_CHW, tuple(crop_CHW.shape[1:]))])
+                windows.append((top, left, raw))
+        return SlideRaw(windows, valid, prepared.size)
+
+    @torch.inference_mode()
+    def finish(self, raw: SlideRaw, task: Task | None = None, **_: Any) -> SemanticMap:
+        """The class of the highest mean score at each pixel; thresholds are for other tasks."""
+        self.check_task(task or self.default_task)
+        first = raw.windows[0][2]
+        return best_classes(
+            self.semantic_scores(raw), raw.size, self.categories, maps=sum(first.class_logits_QK.shape),
+            device=first.masks.device,
+        )  # fmt: skip
+
+    def semantic_scores(self, raw: SlideRaw) -> Band:
+        """Class scores (classes, rows, W): summed over the windows, divided by their number, then resized."""
+        windows = [(top, left, each.masks.size, self.inner.semantic_scores(each)) for top, left, each in raw.windows]
+        device = raw.windows[0][2].masks.device
+
+        def scores(start: int, stop: int) -> torch.Tensor:
+            total_KHW = torch.zeros(len(self.categories), stop - start, raw.valid[1], device=device)
+            counts_HW = torch.zeros(stop - start, raw.valid[1], device=device)
+            for top, left, (height, width), band in windows:
+                low, high = max(start, top), min(stop, top + height)
+                if low < high:
+                    rows, columns = slice(low - start, high - start), slice(left, left + width)
+                    total_KHW[:, rows, columns] += band(low - top, high - top)
+                    counts_HW[rows, columns] += 1
+            return total_KHW / counts_HW
+
+        return resized(scores, raw.valid, raw.size)

@@ -1,0 +1,144 @@
+"""Things that several windows saw are one thing again; and masks of windows as run lengths of the whole picture."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ...results.regions import Region
+from ..mask_rendering import Size
+from .grid import Box
+
+SHARED = 0.5  # least share of the smaller part that two parts of one thing have in common where both windows look
+
+
+@dataclass
+class Piece:
+    """What one window saw of a thing.
+
+    label: class number.  area: pixels.  box: in the picture.  mask_HW: bool, inside the box.
+    """
+
+    number: int
+    label: int
+    score: float
+    area: int
+    box: Box
+    mask_HW: np.ndarray
+
+    def within(self, box: Box) -> np.ndarray:
+        """The mask inside another box, which may be larger."""
+        top, left = self.box[:2]
+        rows = slice(max(box[0] - top, 0), max(box[2] - top, 0))
+        return self.mask_HW[rows, max(box[1] - left, 0) : max(box[3] - left, 0)]
+
+
+@dataclass
+class Joiner:
+    """Finds out which pieces are parts of one thing, while windows come in, row by row.
+
+    Two pieces of two windows belong together when they have one class and, where both windows look, share at least
+    half of the smaller one's pixels; of several such pairs the one of the highest IoU times score counts, one to one
+    for each pair of windows.
+    """
+
+    parents: list[int] = field(default_factory=list)
+    covered: set[int] = field(default_factory=set)
+    live: list[tuple[Box, list[Piece]]] = field(default_factory=list)
+
+    def add(self, box: Box, regions: Iterable[Region]) -> list[Piece]:
+        """Take what the window `box` of the picture saw, in the window's coordinates."""
+        self.live = [(other, pieces) for other, pieces in self.live if other[2] > box[0]]
+        new = [self._piece(box, region) for region in regions]
+        for other, old in self.live:
+            both = intersection(box, other)
+            if both is not None:
+                self._join(old, new, both)
+        self.live.append((box, new))
+        return new
+
+    def root(self, number: int) -> int:
+        """The number of the first piece of the thing that a piece is part of."""
+        while self.parents[number] != number:
+            self.parents[number] = self.parents[self.parents[number]]
+            number = self.parents[number]
+        return number
+
+    def _piece(self, window: Box, region: Region) -> Piece:
+        top, left, bottom, right = region.box
+        box = (window[0] + top, window[1] + left, window[0] + bottom, window[1] + right)
+        self.parents.append(len(self.parents))
+        return Piece(len(self.parents) - 1, region.label, region.score, region.area, box, region.mask_HW)
+
+    def _join(self, old: list[Piece], new: list[Piece], both: Box) -> None:
+        pairs = sorted(_candidates(old, new, both), key=lambda pair: (-pair[0], pair[1].number, pair[2].number))
+        taken: set[int] = set()
+        for _, first, second, common in pairs:
+            if not {first.number, second.number} & taken:
+                taken |= {first.number, second.number}
+                older, newer = sorted((self.root(first.number), self.root(second.number)))
+                self.parents[newer] = older
+            else:  # one of the two shows the same pixels as a thing that is already found
+                self.covered |= {each.number for each in (first, second)
+                                 if each.number not in taken and common >= SHARED * each.area}
+
+
+def _candidates(old: list[Piece], new: list[Piece], both: Box) -> Iterable[tuple[float, Piece, Piece, int]]:
+    """Pairs that may be one thing: how good a pair is, the pieces, and the pixels that they have in common."""
+    by_label: dict[int, list[tuple[Piece, int]]] = defaultdict(list)
+    for piece in old:
+        if pixels := np.count_nonzero(piece.within(both)):
+            by_label[piece.label].append((piece, pixels))
+    for second in new:
+        if second.label not in by_label or not (count := np.count_nonzero(second.within(both))):
+            continue
+        for first, pixels in by_label[second.label]:
+            box = intersection(first.box, second.box)
+            common = 0 if box is None else np.count_nonzero(first.within(box) & second.within(box))
+            if common and common >= SHARED * min(pixels, count):
+                iou = common / (pixels + count - common)
+                yield iou * min(first.score, second.score), first, second, common
+
+
+def intersection(first: Box, second: Box) -> Box | None:
+    """The pixels of both boxes; None where there are none."""
+    top, left = max(first[0], second[0]), max(first[1], second[1])
+    bottom, right = min(first[2], second[2]), min(first[3], second[3])
+    return (top, left, bottom, right) if top < bottom and left < right else None
+
+
+# --- run lengths ------------------------------------------------------------------------------------------------------
+
+
+def union_rle(parts: Sequence[tuple[Box, dict[str, Any]]], size: Size) -> dict[str, Any]:
+    """The union of masks as COCO run lengths of a picture.
+
+    Args:
+        parts: boxes in the picture, and run lengths of the mask inside each.
+    """
+    boxes = np.array([box for box, _ in parts])
+    top, left = (int(value) for value in boxes[:, :2].min(0))
+    bottom, right = (int(value) for value in boxes[:, 2:].max(0))
+    mask_HW = np.zeros((bottom - top, right - left), dtype=bool)
+    for (t, l, b, r), rle in parts:  # noqa: E741
+        mask_HW[t - top : b - top, l - left : r - left] |= coco_mask.decode(rle).astype(bool)
+    return encode_at(mask_HW, top, left, size)
+
+
+def encode_at(mask_HW: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any]:
+    """COCO run lengths of a mask that lies at (top, left) in a picture; the picture's pixels are never made."""
+    height, width = size
+    edges = np.zeros((mask_HW.shape[1], mask_HW.shape[0] + 2), dtype=np.int8)  # COCO runs go down the columns
+    edges[:, 1:-1] = mask_HW.T
+    columns, rows = np.nonzero(np.diff(edges, axis=1))  # starts and ends in turn
+    places = (columns.astype(np.int64) + left) * height + rows + top
+    same = np.flatnonzero(places[1:-1:2] == places[2::2]) * 2 + 1  # a run goes on in the next column
+    places = np.delete(places, np.concatenate([same, same + 1]))
+    counts = np.diff(np.concatenate([[0], places, [height * width]]))
+    counts = counts[: len(counts) - (counts[-1] == 0)]
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)

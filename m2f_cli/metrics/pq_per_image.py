@@ -1,0 +1,81 @@
+"""Panoptic quality picture by picture, as the data sets of cell nuclei count it (facts 8.9)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from array import array
+
+import numpy as np
+
+from ..results.types import PanopticMap
+from ..structures.annotations import PanopticTruth, Truth
+from ..structures.categories import Categories
+from . import Figures, State
+from .comparable import check_sizes, flat_truth
+from .panoptic_quality import VOID, match
+from .state_io import reading, share
+
+KEYS = ("pq", "sq", "rq")
+
+
+class PictureQuality:
+    """PQ of the things of each picture, averaged over the pictures (NuInsSeg; one class there).
+
+    A picture's PQ is Σ IoU / (hits + half of the wrong + half of the missed) over its things, all classes together;
+    a hit has an IoU above 0.5 and the right class. There is no void: what is not annotated is background, and what is
+    found there is wrong. Pictures without things in truth and result do not count.
+
+    pq_per_picture, sq_per_picture, rq_per_picture: means over the pictures, SQ of a picture without hits being 0.
+    """
+
+    task = "panoptic"
+
+    def __init__(self, categories: Categories):
+        self.categories = categories
+        self._values = {key: array("d") for key in KEYS}
+
+    def update(self, result: PanopticMap, truth: Truth) -> None:
+        check_sizes(result, truth)
+        found = match(result, _without_void(flat_truth(truth)), len(self.categories))
+        ious = [iou for label, iou in found.hits if self.categories[label].isthing]
+        wrong, missed = (sum(self.categories[label].isthing for label in each) for each in (found.wrong, found.missed))
+        weight = len(ious) + 0.5 * wrong + 0.5 * missed
+        if not weight:
+            return
+        total = functools.reduce(operator.add, ious, 0.0)
+        values = total / weight, total / len(ious) if ious else 0.0, len(ious) / weight
+        for key, value in zip(KEYS, values, strict=True):
+            self._values[key].append(value)
+
+    def merge(self, other: PictureQuality) -> None:
+        for key, values in self._values.items():
+            values.extend(other._values[key])
+
+    def fresh(self) -> PictureQuality:
+        return PictureQuality(self.categories)
+
+    def state(self) -> State:
+        """{"pq", "sq", "rq": a share of 1 for each picture}."""
+        return {key: values.tolist() for key, values in self._values.items()}
+
+    def restore(self, state: State) -> None:
+        part = self.fresh()
+        with reading(self):
+            for key, values in part._values.items():
+                values.extend(map(share, state[key]))
+            if len({*map(len, part._values.values())}) != 1:
+                raise ValueError("unequal numbers of pictures")
+        self.merge(part)
+
+    def compute(self) -> Figures:
+        return {
+            f"{key}_per_picture": 100 * float(np.mean(values)) if values else math.nan
+            for key, values in self._values.items()
+        } | {"per_class": {}}
+
+
+def _without_void(truth: PanopticTruth) -> PanopticTruth:
+    background = max(int(truth.ids_HW.max(initial=0)), *(segment.id for segment in truth.segments), 0) + 1
+    return PanopticTruth(np.where(truth.ids_HW == VOID, background, truth.ids_HW), truth.segments)

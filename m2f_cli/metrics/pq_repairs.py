@@ -1,0 +1,237 @@
+"""What is wrong with each segment of one picture, and what PQ would count if that were repaired.
+
+In the spirit of TIDE (Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020), for
+panoptic segments. IoU is PQ's: the union leaves out what of the found segment lies on void. T are the true segments
+without crowds; F the found segments that have pixels. Found segments that PQ excuses, since they lie on void or on a
+crowd of their class, take no part. Each true segment without a hit and each found one without a hit has exactly one
+error, the first of these that explains it:
+
+1. class     true and found have IoU > 0.5 and different classes. Repaired: the found one gets the true class and is a
+             hit of this IoU.
+2. split     found segments of the class of a true one, each with more than half of its pixels (void left out) inside
+             it, which together, and with its hit if it has one, are two or more and have IoU > 0.5 with it.
+             Repaired: the pieces are joined to one hit. A true segment that has a hit keeps it, with a higher IoU.
+3. merged    the same with the roles exchanged: true segments of one class, each more than half inside one found
+             segment, two or more with its hit, together of IoU > 0.5 with it. Repaired: the found one is cut along
+             the true ones, which gives each a hit of IoU = (its pixels inside) / (its pixels); the rest is dropped.
+4. boundary  true and found are of one class and 0.1 < IoU <= 0.5; the best pairs first. Repaired: a hit of IoU 1. The
+             IoU that hits lack is a loss by boundaries too, and is repaired along with these.
+5. missed    any other true segment. Repaired: a hit of IoU 1.
+6. spurious  any other found segment. Repaired: it is gone.
+
+Ties are resolved by the order of ids. Repairs of one kind do not touch each other's segments, so that all of a kind
+can be done at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+from ..results.types import PanopticMap, Segment
+from ..structures.annotations import PanopticTruth
+from ..structures.run_lengths import pair_counts
+from .comparable import check_labels
+from .panoptic_quality import VOID
+
+KINDS = ("class", "split", "merged", "boundary", "missed", "spurious")
+SIZES = ("small", "medium", "large")
+BOUNDS = (32**2, 96**2)  # pixels: areas from which a segment is medium, and large (COCO)
+NEAR = 0.1  # least IoU of a pair that a better boundary would make a hit (TIDE's background threshold)
+
+
+class Change(NamedTuple):
+    """What a repair adds to the sums of PQ of one class: IoU of hits, hits, wrong (false positives), missed (false
+    negatives). `size` is the number in SIZES of the segment in question."""
+
+    label: int
+    size: int
+    iou: float
+    hits: int
+    wrong: int
+    missed: int
+
+
+@dataclass
+class Picture:
+    """The segments of one picture and how they lie on each other.
+
+    sizes_T, sizes_F: numbers in SIZES.  areas_T, areas_F: pixels, of found ones without those on void.
+    overlap_TF: pixels; iou_TF, same_TF (one class) and hit_TF (bool).
+    excused_F: PQ does not count it, although nothing is hit.
+    """
+
+    labels_T: np.ndarray
+    labels_F: np.ndarray
+    sizes_T: np.ndarray
+    sizes_F: np.ndarray
+    areas_T: np.ndarray
+    areas_F: np.ndarray
+    overlap_TF: np.ndarray
+    iou_TF: np.ndarray
+    same_TF: np.ndarray
+    hit_TF: np.ndarray
+    excused_F: np.ndarray
+
+    @property
+    def counted_F(self) -> np.ndarray:
+        return ~self.excused_F
+
+    def joined_iou(self, true: list[int], found: list[int]) -> float:
+        """IoU of some true and some found segments, each group taken as one."""
+        overlap = self.overlap_TF[np.ix_(true, found)].sum()
+        return overlap / (self.areas_T[true].sum() + self.areas_F[found].sum() - overlap)
+
+
+def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Picture:
+    """Lay the segments of a result over the true ones.
+
+    Raises:
+        DataError: a class number that does not exist, two segments of one id, or an id in the result's map that no
+            segment has.
+    """
+    check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
+    true, found = (_by_id(segments) for segments in (truth.segments, result.segments))
+    first, second, counts = pair_counts(truth.ids_HW, result.ids_HW)
+    true_ids, row = np.unique(first, return_inverse=True)
+    found_ids, column = np.unique(second, return_inverse=True)
+    shared = np.zeros((len(true_ids) + 1, len(found_ids)), np.int64)  # the last row is of ids that the map lacks
+    shared[row, column] = counts
+    row_of = {i: place for place, i in enumerate(true_ids.tolist())}
+    ids_T = sorted(i for i, segment in true.items() if not segment.iscrowd)
+    shared_T = shared[[row_of.get(i, -1) for i in ids_T]]
+    is_segment = found_ids != VOID
+    labels_F = np.array([_label(found, i) for i in found_ids[is_segment].tolist()], np.int64)
+    crowds = {segment.label: i for i, segment in true.items() if segment.iscrowd}
+    on_crowd_F = np.array([row_of.get(crowds.get(label), -1) for label in labels_F.tolist()], np.int64)
+    overlap_UF = shared[:, is_segment]
+    void_F, total_F = overlap_UF[row_of.get(VOID, -1)], overlap_UF.sum(0)
+    excused_F = 2 * (void_F + overlap_UF[on_crowd_F, np.arange(len(labels_F))]) > total_F
+    labels_T = np.array([true[i].label for i in ids_T], np.int64)
+    return _picture(labels_T, labels_F, shared_T.sum(1), total_F, void_F, shared_T[:, is_segment], excused_F)
+
+
+def _picture(
+    labels_T: np.ndarray, labels_F: np.ndarray, areas_T: np.ndarray, total_F: np.ndarray, void_F: np.ndarray,
+    overlap_TF: np.ndarray, excused_F: np.ndarray,
+) -> Picture:  # fmt: skip
+    areas_F = total_F - void_F
+    iou_TF = overlap_TF / np.maximum(areas_T[:, None] + areas_F - overlap_TF, 1)
+    same_TF = labels_T[:, None] == labels_F
+    hit_TF = same_TF & (iou_TF > 0.5)
+    sizes_T, sizes_F = (np.searchsorted(BOUNDS, areas, side="right") for areas in (areas_T, total_F))
+    return Picture(labels_T, labels_F, sizes_T, sizes_F, areas_T, areas_F, overlap_TF, iou_TF, same_TF, hit_TF,
+                   excused_F & ~hit_TF.any(0))  # fmt: skip
+
+
+def _by_id(segments: list[Any]) -> dict[int, Any]:
+    by_id = {segment.id: segment for segment in segments}
+    if len(by_id) != len(segments):
+        raise DataError(f"Two of {len(segments)} segments have one id; there are {len(by_id)} ids.")
+    return by_id
+
+
+def _label(found: dict[int, Segment], i: int) -> int:
+    if i not in found:
+        raise DataError(f"The map of the result has the id {i}, which none of its segments has.")
+    return found[i].label
+
+
+def as_found(picture: Picture) -> list[Change]:
+    """What PQ counts in the picture as it is."""
+    p = picture
+    hits = [_of_true(p, t, p.iou_TF[t, f], 1, 0, 0) for t, f in np.argwhere(p.hit_TF)]
+    missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.hit_TF.any(1))]
+    wrong = [_of_found(p, f, 1) for f in np.flatnonzero(~p.hit_TF.any(0) & p.counted_F)]
+    return hits + missed + wrong
+
+
+def repairs(picture: Picture) -> dict[str, list[Change]]:
+    """For each kind of error of KINDS the changes that repairing it makes."""
+    free_T = ~picture.hit_TF.any(1)
+    free_F = ~picture.hit_TF.any(0) & picture.counted_F
+    finders = (_class, _split, _merged, _boundary, _missed, _spurious)
+    # In this order: each finder takes the segments that it explains out of those that are free.
+    return {kind: list(find(picture, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
+
+
+def confusions(picture: Picture) -> Iterator[tuple[int | None, int | None]]:
+    """Classes (true, found) of the pairs of IoU > 0.5, whatever their classes; None where there is no such partner."""
+    p = picture
+    pair_TF = (p.iou_TF > 0.5) & p.counted_F
+    yield from ((int(p.labels_T[t]), int(p.labels_F[f])) for t, f in np.argwhere(pair_TF))
+    yield from ((int(label), None) for label in p.labels_T[~pair_TF.any(1)])
+    yield from ((None, int(label)) for label in p.labels_F[~pair_TF.any(0) & p.counted_F])
+
+
+# --- one finder for each kind -----------------------------------------------------------------------------------------
+
+
+def _class(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+    for t, f in np.argwhere((p.iou_TF > 0.5) & free_T[:, None] & free_F):
+        free_T[t] = free_F[f] = False
+        yield _of_true(p, t, p.iou_TF[t, f], 1, 0, -1)
+        yield Change(int(p.labels_F[f]), int(p.sizes_T[t]), 0.0, 0, -1, 0)
+
+
+def _split(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+    inside_TF = p.same_TF & (2 * p.overlap_TF > p.areas_F)
+    for t in range(len(p.labels_T)):
+        hit = np.flatnonzero(p.hit_TF[t]).tolist()
+        pieces = np.flatnonzero(inside_TF[t] & free_F).tolist()
+        if not pieces or len(pieces + hit) < 2 or not (hit or free_T[t]):
+            continue
+        iou = p.joined_iou([t], pieces + hit)
+        if iou <= 0.5:
+            continue
+        before = p.iou_TF[t, hit[0]] if hit else 0.0
+        yield _of_true(p, t, iou - before, int(not hit), -len(pieces), -int(not hit))
+        free_T[t] = False
+        free_F[pieces] = False
+
+
+def _merged(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+    inside_TF = p.same_TF & (2 * p.overlap_TF > p.areas_T[:, None])
+    for f in range(len(p.labels_F)):
+        hit = np.flatnonzero(p.hit_TF[:, f]).tolist()
+        parts = np.flatnonzero(inside_TF[:, f] & free_T).tolist()
+        if not parts or len(parts + hit) < 2 or not (hit or free_F[f]) or p.joined_iou(parts + hit, [f]) <= 0.5:
+            continue
+        for t in parts:
+            yield _of_true(p, t, p.overlap_TF[t, f] / p.areas_T[t], 1, 0, -1)
+        for t in hit:
+            yield _of_true(p, t, p.overlap_TF[t, f] / p.areas_T[t] - p.iou_TF[t, f], 0, 0, 0)
+        if not hit:
+            yield Change(int(p.labels_F[f]), int(p.sizes_T[parts].max()), 0.0, 0, -1, 0)
+        free_T[parts] = False
+        free_F[f] = False
+
+
+def _boundary(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+    yield from (_of_true(p, t, 1 - p.iou_TF[t, f], 0, 0, 0) for t, f in np.argwhere(p.hit_TF))
+    near_TF = p.same_TF & (p.iou_TF > NEAR) & free_T[:, None] & free_F
+    pairs = np.argwhere(near_TF)
+    for t, f in pairs[np.argsort(-p.iou_TF[near_TF], kind="stable")]:
+        if free_T[t] and free_F[f]:
+            free_T[t] = free_F[f] = False
+            yield _of_true(p, t, 1.0, 1, -1, -1)
+
+
+def _missed(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+    return (_of_true(p, t, 1.0, 1, 0, -1) for t in np.flatnonzero(free_T))
+
+
+def _spurious(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+    return (_of_found(p, f, -1) for f in np.flatnonzero(free_F))
+
+
+def _of_true(p: Picture, t: int, iou: float, hits: int, wrong: int, missed: int) -> Change:
+    return Change(int(p.labels_T[t]), int(p.sizes_T[t]), float(iou), hits, wrong, missed)
+
+
+def _of_found(p: Picture, f: int, wrong: int) -> Change:
+    return Change(int(p.labels_F[f]), int(p.sizes_F[f]), 0.0, 0, wrong, 0)

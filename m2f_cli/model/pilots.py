@@ -1,0 +1,234 @@
+"""Mask-piloted training (MP-Former, section 3; facts 6): extra queries that are told what to look for, and where.
+
+A pilot query starts from the embedding of its target's class and attends where the target is, in place of where its
+own last mask was. Pilots exist in training only: the decoder puts them before its ordinary queries, which never see
+them, and `Pilots.split` takes their answers off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config.schema import ModelConfig, PilotingConfig
+from ..errors import ConfigError
+from ..ops.point_sampling import Rand, uniform
+from ..structures.predictions import LayerOutput, Prediction
+from ..structures.targets import Target
+from .decoders.masked import open_empty_rows
+
+Size = tuple[int, int]
+_MASKS_AT_ONCE = 8  # that are floating-point together: 32 MB of a megapixel
+
+
+@dataclass(frozen=True)
+class Piloting:
+    """Makes the pilots of a batch.
+
+    Args:
+        num_classes: without "no object".
+        rand: where noise comes from: first the labels' (two draws (B, T), if there is label noise), then, layer by
+            layer, that of the masks ((B, T, S), or (B, A, T, S) with noise per head, if there is mask noise).
+    """
+
+    config: PilotingConfig
+    num_classes: int
+    rand: Rand = uniform
+
+    def __call__(self, targets: Sequence[Target], padded_size: Size) -> Pilots:
+        """
+        Args:
+            targets: one per picture, on the device of the network; each may be empty.
+            padded_size: (height, width) of the padded batch in pixels.
+        """
+        fullest = max(map(len, targets))
+        groups = self._groups(fullest)
+        labels_BN = torch.full((len(targets), fullest), -1, device=targets[0].labels_N.device)
+        for row, target in zip(labels_BN, targets, strict=True):
+            row[: len(target)] = target.labels_N
+        labels_BT = self._noised(labels_BN.repeat(1, groups))
+        return Pilots(labels_BT, list(targets), padded_size, groups, self.config, self.rand)
+
+    def _groups(self, fullest: int) -> int:
+        if not fullest:
+            return 0
+        return self.config.groups if self.config.groups is not None else self.config.budget // fullest
+
+    def _noised(self, labels_BT: Tensor) -> Tensor:
+        if not self.config.label_noise:
+            return labels_BT
+        chosen_BT = self.rand(labels_BT.shape, labels_BT.device) < self.config.label_noise
+        others_BT = (self.rand(labels_BT.shape, labels_BT.device) * self.num_classes).long()
+        return torch.where(chosen_BT & (labels_BT >= 0), others_BT.clamp(max=self.num_classes - 1), labels_BT)
+
+
+def piloting_of(config: ModelConfig, num_classes: int) -> Piloting | None:
+    """How a network of this configuration is piloted in training; None where it is not.
+
+    Raises:
+        ConfigError: an MP-Former whose configuration does not say how.
+    """
+    if config.piloting is not None:
+        return Piloting(config.piloting, num_classes)
+    if config.method == "mpformer" or config.decoder.options.get("piloted"):
+        raise ConfigError(
+            "This MP-Former has no model.piloting, which says how it is piloted in training.",
+            hint="As published: --set model.piloting.groups=1; without pilots, use a Mask2Former preset.",
+        )
+    return None
+
+
+@dataclass
+class Pilots:
+    """The pilot queries of one batch: `groups` groups of as many slots as the fullest picture has targets.
+
+    labels_BT: the class that each slot starts from, noise included; -1 where the picture has no such target.
+    """
+
+    labels_BT: Tensor
+    targets: list[Target]
+    padded_size: Size
+    groups: int
+    config: PilotingConfig
+    rand: Rand = uniform
+    _cells: dict[Size, Tensor] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        """T: of one picture."""
+        return self.labels_BT.shape[1]
+
+    def content(self, label_embed: nn.Embedding) -> Tensor:
+        """What the slots start from: (B, T, C); zeros in unused ones.
+
+        The embeddings take part even when there is no slot: every process of a group then has their gradient.
+        """
+        return label_embed(self.labels_BT.clamp(min=0)) * (self.labels_BT >= 0)[..., None]
+
+    def visibility(self, queries: int) -> Tensor:
+        """Which query sees which in self-attention, True = may see: (1, T + Q, T + Q).
+
+        Ordinary queries see each other; a pilot sees its own group and all ordinary queries (facts 6.4).
+        """
+        device = self.labels_BT.device
+        slots = len(self) // self.groups if self.groups else 0
+        pilots_T = torch.arange(self.groups, device=device).repeat_interleave(slots)
+        group = torch.cat([pilots_T, pilots_T.new_full((queries,), self.groups)])
+        return ((group[:, None] == group) | (group == self.groups))[None]
+
+    def guide(self, may_attend_BQS: Tensor, layer: int, size: Size, heads: int) -> Tensor:
+        """Let the pilots look where their targets are: replaces the first T rows, where this layer is piloted.
+
+        Args:
+            may_attend_BQS: of all queries, True = may attend.
+            layer: from 0 on.
+            size: (height, width) of the feature map that the layer attends to.
+
+        Returns:
+            (B, T + Q, S), or (B, heads, T + Q, S) where each head has noise of its own.
+        """
+        if not len(self) or (self.config.layers != "all" and layer >= self.config.layers):
+            return may_attend_BQS
+        piloted = open_empty_rows(self.noised_masks(size, heads))
+        ordinary = may_attend_BQS[:, len(self) :]
+        if piloted.dim() == 4:
+            ordinary = ordinary[:, None].expand(-1, heads, -1, -1)
+        return torch.cat([piloted, ordinary], dim=-2)
+
+    def noised_masks(self, size: Size, heads: int) -> Tensor:
+        """The cells that each slot's target touches, (B, T, S), some of them flipped; all False in unused slots.
+
+        A cell flips with probability mask_noise · (share of the grid that is touched). With noise per head
+        (B, heads, T, S). New noise at every call.
+        """
+        cells_BTS = self._touched(size)
+        if not self.config.mask_noise:
+            return cells_BTS
+        S = cells_BTS.shape[-1]
+        chance_BT1 = cells_BTS.sum(-1, keepdim=True) * self.config.mask_noise / S
+        if self.config.noise_per_head:
+            cells_BTS, chance_BT1 = cells_BTS[:, None].expand(-1, heads, -1, -1), chance_BT1[:, None]
+        return cells_BTS ^ (self.rand(tuple(cells_BTS.shape), cells_BTS.device) < chance_BT1)
+
+    def _touched(self, size: Size) -> Tensor:
+        if size not in self._cells:
+            slots = len(self) // self.groups
+            cells_BNS = self.labels_BT.new_zeros(len(self.targets), slots, size[0] * size[1], dtype=torch.bool)
+            for row_NS, target in zip(cells_BNS, self.targets, strict=True):
+                row_NS[: len(target)] = touched_cells(target, self.padded_size, size).flatten(1)
+            self._cells[size] = cells_BNS.repeat(1, self.groups, 1)
+        return self._cells[size]
+
+    def split(self, prediction: Prediction) -> tuple[Prediction, Prediction]:
+        """The answers of the ordinary queries and those of the pilots, over the same mask features."""
+        first, rest = slice(None, len(self)), slice(len(self), None)
+        return tuple(
+            Prediction(
+                prediction.mask_features_BCHW,
+                [LayerOutput(x.class_logits_BQK[:, part], x.mask_embeds_BQC[:, part]) for x in prediction.layers],
+                prediction.projection,
+            )
+            for part in (rest, first)
+        )
+
+    def pairs(self, num_layers: int) -> list[tuple[Tensor, Tensor]]:
+        """Which slot answers for which target, per picture: both (L, groups · N), the same in every layer."""
+        device = self.labels_BT.device
+        slots = len(self) // self.groups if self.groups else 0
+        starts = torch.arange(self.groups, device=device)[:, None] * slots
+        numbers = [torch.arange(len(target), device=device) for target in self.targets]
+        return [
+            ((starts + n).flatten().expand(num_layers, -1), n.repeat(self.groups).expand(num_layers, -1))
+            for n in numbers
+        ]
+
+
+# --- where a target is, in cells --------------------------------------------------------------------------------------
+
+
+def touched_cells(target: Target, padded_size: Size, size: Size) -> Tensor:
+    """The cells of a grid over the padded picture that hold any pixel of each target: (N, h, w), bool.
+
+    That is area averaging and "more than nothing" (facts 6.3): a thin pole stays visible at stride 32. Cells are those
+    of adaptive pooling: where the grid does not divide the picture, neighbours share a row or column of pixels.
+
+    Args:
+        target: masks or an id map; both give the same cells.
+        padded_size: (height, width) of the padded batch in pixels, at least as large as the target and the grid.
+        size: (height, width) of the grid.
+    """
+    if target.masks_NHW is not None:
+        return _pooled(target.masks_NHW, padded_size, size)
+    return _scattered(target.owner_HW, len(target), padded_size, size)
+
+
+def _pooled(masks_NHW: Tensor, padded_size: Size, size: Size) -> Tensor:
+    padding = (0, padded_size[1] - masks_NHW.shape[2], 0, padded_size[0] - masks_NHW.shape[1])
+    parts = [
+        F.adaptive_max_pool2d(F.pad((few != 0).float(), padding)[:, None], size) > 0
+        for few in masks_NHW.split(_MASKS_AT_ONCE)
+    ]
+    return torch.cat(parts)[:, 0]
+
+
+def _scattered(owner_HW: Tensor, count: int, padded_size: Size, size: Size) -> Tensor:
+    """Each pixel opens its cells of its owner's plane; however many targets, the map is read once per overlap."""
+    H, W = owner_HW.shape
+    # One plane more takes what belongs to nobody.
+    plane_HW = torch.where(owner_HW < 0, count, owner_HW.long()) * (size[0] * size[1])
+    touched = torch.zeros((count + 1) * size[0] * size[1], dtype=torch.bool, device=owner_HW.device)
+    for row_H in _cells_of(H, padded_size[0], size[0], owner_HW.device):
+        for column_W in _cells_of(W, padded_size[1], size[1], owner_HW.device):
+            places_HW = plane_HW + row_H[:, None] * size[1] + column_W
+            touched.index_fill_(0, places_HW.flatten(), True)
+    return touched.view(count + 1, *size)[:count]
+
+
+def _cells_of(pixels: int, length: int, cells: int, device: torch.device) -> list[Tensor]:
+    """The cells that hold each of the first `pixels` of `length` pixels: one each where `cells` divides, else two."""
+    pixel = torch.arange(pixels, device=device)
+    first, last = pixel * cells // length, ((pixel + 1) * cells - 1) // length
+    return [first] if length % cells == 0 else [first, last]

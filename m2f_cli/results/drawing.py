@@ -1,0 +1,192 @@
+"""Results over pictures: translucent fills, crisp outlines, and labels that stay readable on anything."""
+
+from __future__ import annotations
+
+import colorsys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import DataError
+from ..runtime.text import visible_line
+from ..structures.categories import Category
+from ..structures.images import read_picture
+from .bridges import backwards, regions
+from .regions import Region
+from .types import Result, SemanticMap
+
+Color = tuple[int, int, int]
+
+THING_ALPHA, STUFF_ALPHA = 0.55, 0.4
+SPOT_EDGE = 192  # a label's place is searched in a mask of at most this edge: cheap at any picture size
+LONGEST_NAME = 200  # letters that a label tries to show; a longer one would fit no image
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+def plot(result: Result, image: Any) -> Image.Image:
+    """A picture with a result drawn over it: a colour per class, slightly varied per object, names and scores.
+
+    Args:
+        image: the picture: path, PIL image or array, of the result's size.
+
+    Returns:
+        A new RGB image of the picture's size. Stuff is muted, things are bright; small regions carry no label, and
+        a label that would cover another one moves, or is left out.
+
+    Raises:
+        DataError: no picture, one that cannot be read, or one of another size.
+    """
+    canvas_HW3 = _canvas(result, image)
+    scale = np.sqrt(canvas_HW3.shape[0] * canvas_HW3.shape[1])
+    line = max(1, round(scale / 500))
+    font_size = max(9, round(scale / 50))
+    labels = []
+    for region, color in colored(backwards(result)):
+        category = result.categories[region.label]
+        _fill(canvas_HW3, region, color, THING_ALPHA if category.isthing else STUFF_ALPHA)
+        _outline(canvas_HW3, region, color, line)
+        if (spot := _spot(region, font_size)) is not None:
+            name = visible_line(category.name[:LONGEST_NAME])
+            text = name if region.score is None else f"{name} {region.score:.2f}"
+            labels.append(_Label(text, color, spot, region.area))
+    picture = Image.fromarray(canvas_HW3)
+    _write(picture, labels, font_size)
+    return picture
+
+
+def colored(result: Result) -> Iterator[tuple[Region, Color]]:
+    """The regions of a result with their colours. Semantic maps have exactly the colours of their categories."""
+    seen: Counter[int] = Counter()
+    for region in regions(result):
+        category = result.categories[region.label]
+        plain = isinstance(result, SemanticMap)
+        yield region, category.color if plain else region_color(category, seen[region.label])
+        seen[region.label] += 1
+
+
+def region_color(category: Category, nth: int = 0) -> Color:
+    """The colour of the nth region of a class: near the class's own, brighter for things, muted for stuff."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in category.color))
+    if category.isthing:
+        value = max(value, 0.85)
+        saturation = max(saturation, 0.6) if saturation > 0.1 else saturation
+    else:
+        saturation, value = 0.8 * saturation, min(max(value, 0.4), 0.8)
+    # The golden ratio spreads the neighbours of a sequence: no two objects that follow each other look alike.
+    shift = (0.618 * nth + 0.5) % 1 - 0.5
+    red, green, blue = colorsys.hsv_to_rgb((hue + 0.09 * shift) % 1, saturation, value * (1 - 0.35 * abs(shift)))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _canvas(result: Result, image: Any) -> np.ndarray:
+    if image is None:
+        raise DataError("The result does not know its picture.", hint="Pass it: result.plot(image).")
+    canvas_HW3 = read_picture(image)
+    if canvas_HW3.shape[:2] != tuple(result.size):
+        height, width = result.size
+        raise DataError(
+            f"The picture is {canvas_HW3.shape[1]}x{canvas_HW3.shape[0]} pixels, the result {width}x{height}.",
+            hint="Pass the picture that the result was made from.",
+        )
+    return canvas_HW3
+
+
+def _fill(canvas_HW3: np.ndarray, region: Region, color: Color, alpha: float) -> None:
+    patch = canvas_HW3[region.window]
+    ramp = np.arange(256)[:, None] * (1 - alpha) + np.array(color) * alpha
+    blended = cv2.LUT(np.ascontiguousarray(patch), np.rint(ramp).astype(np.uint8)[None])
+    np.copyto(patch, blended, where=region.mask_HW[..., None])
+
+
+def _outline(canvas_HW3: np.ndarray, region: Region, color: Color, line: int) -> None:
+    """Paint the border pixels of a region, inside it. The frame of the picture is no border."""
+    height, width = canvas_HW3.shape[:2]
+    top, left, bottom, right = region.box
+    up, before = min(line, top), min(line, left)
+    padding = ((up, min(line, height - bottom)), (before, min(line, width - right)))
+    mask = np.pad(region.mask_HW, padding).astype(np.uint8)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
+    inner = cv2.erode(mask, kernel)[up : up + bottom - top, before : before + right - left]
+    lighter = [round(0.6 * channel + 0.4 * 255) for channel in color]  # stands out from its own fill
+    canvas_HW3[region.window][region.mask_HW & (inner == 0)] = lighter
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Label:
+    text: str
+    color: Color
+    spot: tuple[float, float]
+    area: int
+
+
+def _spot(region: Region, font_size: int) -> tuple[float, float] | None:
+    """The visual centre (x, y) of a region: as deep inside as anywhere, as central as that allows. None: too small."""
+    height, width = region.mask_HW.shape
+    shrink = max(1.0, max(height, width) / SPOT_EDGE)
+    size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+    small = cv2.resize(region.mask_HW.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    depth = cv2.distanceTransform(np.pad(small, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    if region.area < 3 * font_size**2 or depth.max() * shrink < 0.4 * font_size:
+        return None
+    ys, xs = np.nonzero(depth >= 0.8 * depth.max())
+    all_ys, all_xs = np.nonzero(small)
+    nearest = np.argmin((ys - all_ys.mean()) ** 2 + (xs - all_xs.mean()) ** 2)
+    return (
+        region.box[1] + (xs[nearest] + 0.5) * width / size[0],
+        region.box[0] + (ys[nearest] + 0.5) * height / size[1],
+    )
+
+
+def _write(picture: Image.Image, labels: list[_Label], font_size: int) -> None:
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(font_size)
+    margin = max(1, font_size // 5)
+    placed: list[tuple[float, float, float, float]] = []
+    for label in sorted(labels, key=lambda label: -label.area):
+        width = draw.textlength(label.text, font=font)
+        # All boxes are equally high, whatever letters they hold: a line of labels looks calm.
+        size = (width + 3 * margin, 1.25 * font_size + margin)
+        box = _place(label.spot, size, picture.size, placed)
+        if box is None:
+            continue
+        placed.append(box)
+        draw.rounded_rectangle(box, radius=margin, fill=label.color)
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        draw.text(middle, label.text, font=font, fill=_ink(label.color), anchor="mm")
+
+
+def _place(
+    spot: tuple[float, float], size: tuple[float, float], picture: tuple[int, int],
+    placed: list[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float] | None:
+    """The box (left, top, right, bottom) of a label near its spot, free of the others and inside the picture."""
+    width, height = size
+    if width > picture[0] or height > picture[1]:
+        return None
+    for across, down in ((0, 0), (0, -1.1), (0, 1.1), (0, -2.2), (0, 2.2), (-0.5, 0), (0.5, 0)):
+        left = min(max(spot[0] - width / 2 + across * width, 0), picture[0] - width)
+        top = min(max(spot[1] - height / 2 + down * height, 0), picture[1] - height)
+        box = (left, top, left + width, top + height)
+        if not any(_meet(box, other) for other in placed):
+            return box
+    return None
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _ink(color: Color) -> Color:
+    """Black or white, whichever contrasts more (WCAG 2 relative luminance): the ratio is never below 4.5."""
+    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return BLACK if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else WHITE
+

@@ -1,0 +1,65 @@
+"""Where the results of a run may go: no two images' in one place, and none where an image lies that was given."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ..errors import ConfigError
+from ..runtime.files import Distinct
+from .server_formats import FRAMED, frame_of
+from .writers import folder_of, stem_for
+
+
+class Named(Protocol):
+    name: str
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+class Places:
+    """Keeps the names of a run's images apart; ask it for each before anything of it is written.
+
+    Args:
+        out: the folder of results.
+        formats: names of writers.
+    """
+
+    def __init__(self, out: Path, formats: Sequence[str]):
+        self.folders = {os.path.realpath(folder_of(out, name)) for name in formats}
+        self.plain, self.frames = Distinct("images"), Distinct("images")
+        self.framed = next((name for name in formats if name in FRAMED), None)
+        self.out = out
+
+    def claim(self, name: str, image: Path | None) -> None:
+        """Take the places of one image's results.
+
+        Raises:
+            DataError: another image has them.
+            ConfigError: the image itself lies where results are written.
+        """
+        self.plain.add(name)
+        frame = frame_of(stem_for(self.out, self.framed, name)) if self.framed is not None else None
+        if frame is not None:
+            self.frames.add(name, frame.relative_to(self.out).as_posix())
+        folder = None if image is None else _real_folder(image.parent)
+        if folder is not None and any(folder == each or folder.startswith(each + os.sep) for each in self.folders):
+            raise ConfigError(
+                f"The image {image} lies in {folder}, where results would be written over it.",
+                hint="Choose another --out.",
+            )
+
+    def claimed(self, items: Iterable[Item], path: str) -> Iterator[Item]:
+        """Yield items when their places are taken; `path` is the attribute that says where their image is."""
+        for item in items:
+            self.claim(item.name, getattr(item, path, None))
+            yield item
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(folder: Path) -> str:
+    return os.path.realpath(folder)

@@ -1,0 +1,304 @@
+"""Results out: one function per format of `m2f predict --save`, and `save` for a single result.
+
+Layout below the output folder; NAME may hold sub-folders:
+
+    overlay/NAME.jpg              the picture with the result drawn over it
+    panoptic/NAME.png             COCO panoptic: segment id = R + 256 G + 65536 B, 0 is void
+    labels/NAME.png               the category id of each pixel; 255 (8 bits) or 65535 (16 bits) where there is none
+    color/NAME.png                the regions in their colours on black
+    polygons/NAME.json            outlines and holes of the regions (`write_polygons` has the schema)
+    crops/NAME/000_person.png     the regions cut out, RGBA
+    cityscapes-semantic, cityscapes-instance, panoptic_*_results.zip      for evaluation servers, see server_formats.py
+    panoptic.json instances.json predictions.json      one per run, see journal.py; `save` writes the first two as
+                                  panoptic/NAME.json and instances/NAME.json, for its one picture
+
+All files are written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from .. import plugins
+from ..errors import ConfigError, DataError
+from ..runtime import files
+from ..runtime.files import atomic, output_path, safe_name
+from ..structures import Task
+from ..structures.categories import Categories
+from ..structures.contours import outlines
+from ..structures.images import read_picture
+from . import bridges as convert
+from . import drawing as draw
+from . import regions
+from .types import Instances, PanopticMap, Result, SemanticMap
+
+Writer: TypeAlias = Callable[[Result, Path], list[Path]]
+
+SCHEMA_VERSION = 1
+JPEG_EDGE = 65_500  # the format's limit
+FOLDERS = {
+    "overlay-png": "overlay",
+    "coco-panoptic": "panoptic",
+    "coco-instance": "instances",
+    "label-png": "labels",
+    "color-png": "color",
+    "coco-panoptic-zip": "panoptic",
+}
+FITS: dict[str, tuple[Task, ...]] = {
+    "coco-panoptic": ("panoptic",),
+    "coco-instance": ("instance",),
+    "label-png": ("panoptic", "semantic"),
+    "coco-panoptic-zip": ("panoptic",),
+    "cityscapes-semantic": ("panoptic", "semantic"),
+    "cityscapes-instance": ("instance",),
+}
+
+
+def save(
+    result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None, trust_code: bool = False
+) -> list[Path]:
+    """Write one result in some formats; returns the files.
+
+    Args:
+        folder: the output folder; each format has a sub-folder there.
+        formats: names of writers, or with `trust_code` "module:function".
+        name: the stem of the files, "/" for sub-folders; the picture's own stem by default.
+
+    Raises:
+        ConfigError: an unknown format, or one that does not fit the result.
+        DataError: the format shows the picture and the result does not know it.
+        M2FError: a file cannot be written.
+    """
+    writers = writers_for(formats, task_of(result), trust_code=trust_code)
+    if name is None:
+        name = Path(result.image).stem if isinstance(result.image, (str, Path)) else "image"
+    return [path for each, write in writers.items() for path in write(result, stem_for(folder, each, name))]
+
+
+def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False) -> dict[str, Writer]:
+    """The writers of some formats, in that order.
+
+    Args:
+        trust_code: whether the formats may be "module:function", as what a user typed may.
+
+    Raises:
+        ConfigError: an unknown format, one that does not fit the task, or code without `trust_code`.
+    """
+    writers: dict[str, Any] = {}
+    for name in formats:
+        write: Any = plugins.get("writers", name, trust_code=trust_code)
+        writers[name] = functools.partial(_foreign, name, write) if ":" in name else write
+        if task not in FITS.get(name, (task,)):
+            fitting = [known for known in plugins.names("writers") if task in FITS.get(known, (task,))]
+            raise ConfigError(
+                f"The format {name!r} is for {' and '.join(FITS[name])} results, not for {task} ones.",
+                hint=f"For {task}: {', '.join(fitting)}.",
+            )
+    return writers
+
+
+def _foreign(name: str, write: Any, result: Result, stem: Path) -> list[Path]:
+    """Call a writer that the user named."""
+    with plugins.using(name):
+        written = write(result, stem)
+        if not isinstance(written, list) or not all(isinstance(path, Path) for path in written):
+            raise TypeError(f"a writer returns the list of the paths that it wrote, not {type(written).__name__}")
+        return written
+
+
+def stem_for(folder: Path, format_name: str, name: str) -> Path:
+    """Where a format puts the result called `name`: a path without its suffix."""
+    return output_path(folder_of(folder, format_name), name)
+
+
+def folder_of(folder: Path, format_name: str) -> Path:
+    """Where a format puts all its results, below the output folder."""
+    plain = format_name.rpartition(":")[2]
+    return folder / FOLDERS.get(plain, plain)
+
+
+def listed(written: Sequence[Path], folder: Path) -> list[str]:
+    """The files of a result as predictions.json lists them: relative to the output folder.
+
+    Raises:
+        ConfigError: a writer of somebody else's put a file elsewhere.
+    """
+    try:
+        return [path.relative_to(folder).as_posix() for path in written]
+    except ValueError as error:
+        raise ConfigError(f"A writer put a file outside of {folder}: {error}.") from error
+
+
+def task_of(result: Result) -> Task:
+    for kind, task in ((PanopticMap, "panoptic"), (Instances, "instance"), (SemanticMap, "semantic")):
+        if isinstance(result, kind):
+            return task
+    raise TypeError(f"{type(result).__name__} is no result of this package")
+
+
+def add_suffix(stem: Path, suffix: str) -> Path:
+    """`Path.with_suffix` would eat the end of names such as "photo.v2"."""
+    return stem.with_name(stem.name + suffix)
+
+
+def write_json(path: Path, tree: Any) -> list[Path]:
+    files.write_json(path, tree)
+    return [path]
+
+
+def write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
+    with atomic(path) as part:
+        image.save(part, **options)
+    return [path]
+
+
+# --- writers ----------------------------------------------------------------------------------------------------------
+
+
+def write_overlay(result: Result, stem: Path) -> list[Path]:
+    """STEM.jpg: the picture with the result drawn over it; STEM.png where JPEG cannot hold the size."""
+    if max(result.size) > JPEG_EDGE:
+        return write_overlay_png(result, stem)
+    # 4:4:4 keeps thin coloured outlines crisp.
+    return write_image(add_suffix(stem, ".jpg"), result.plot(), format="JPEG", quality=92, subsampling=0)
+
+
+def write_overlay_png(result: Result, stem: Path) -> list[Path]:
+    """STEM.png: the picture with the result drawn over it, without loss."""
+    return write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
+
+
+def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
+    """STEM.png: the segment ids as colours, R + 256 G + 65536 B; 0 is void."""
+    return write_image(add_suffix(stem, ".png"), panoptic_image(result), format="PNG")
+
+
+def panoptic_image(result: PanopticMap) -> Image.Image:
+    ids_HW = result.ids_HW
+    rgb_HW3 = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
+    return Image.fromarray(rgb_HW3)
+
+
+def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
+    """STEM.png and STEM.json: a complete COCO panoptic document of one picture. A run shares one panoptic.json."""
+    pngs = write_panoptic_png(result, stem)
+    entry = panoptic_entry(result, stem.name, stem.name)
+    document = {**entry, "categories": coco_categories(result.categories)}
+    return pngs + write_json(add_suffix(stem, ".json"), {key: _listed(value) for key, value in document.items()})
+
+
+def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
+    """STEM.json: COCO instance results of one picture. A run shares one instances.json."""
+    return write_json(add_suffix(stem, ".json"), instance_entry(result, stem.name, stem.name))
+
+
+def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]:
+    """STEM.png: the category id of each pixel. 16 bits where an id is above 254; the highest value is "none".
+
+    Raises:
+        ConfigError: an id that 16 bits cannot hold.
+    """
+    ids = [category.id for category in result.categories]
+    if min(ids) < 0 or max(ids) > 65534:
+        raise ConfigError(f"label-png holds category ids from 0 to 65534, not {min(ids)} to {max(ids)}.")
+    kind = np.uint8 if max(ids) < 255 else np.uint16
+    labels_HW = np.full(result.size, np.iinfo(kind).max, dtype=kind)
+    for region in convert.regions(result):
+        labels_HW[region.window][region.mask_HW] = ids[region.label]
+    return write_image(add_suffix(stem, ".png"), Image.fromarray(labels_HW), format="PNG")
+
+
+def write_color_png(result: Result, stem: Path) -> list[Path]:
+    """STEM.png: the regions in their colours on black. Semantic maps have exactly the colours of their categories."""
+    color_HW3 = np.zeros((*result.size, 3), dtype=np.uint8)
+    for region, color in draw.colored(convert.backwards(result)):
+        color_HW3[region.window][region.mask_HW] = color
+    return write_image(add_suffix(stem, ".png"), Image.fromarray(color_HW3), format="PNG")
+
+
+def write_polygons(result: Result, stem: Path) -> list[Path]:
+    """STEM.json: exact outlines of the regions.
+
+        {"schema_version": 1, "task", "width", "height",
+         "regions": [{"label", "category_id", "isthing", "score", "area", "bbox": [x, y, width, height],
+                      "polygons": [{"outline": [[x, y], …], "holes": [[[x, y], …], …]}]}]}
+
+    Coordinates are corners of pixels: (0, 0) is the outer corner of the top left pixel. The area of the outlines less
+    that of the holes is the number of pixels. Score is null in semantic results.
+    """
+    records = []
+    for region in convert.regions(result):
+        category = result.categories[region.label]
+        records.append({
+            "label": category.name, "category_id": category.id, "isthing": category.isthing, "score": region.score,
+            "area": region.area, "bbox": region.coco_box, "polygons": polygons(region),
+        })  # fmt: skip
+    height, width = result.size
+    head = {"schema_version": SCHEMA_VERSION, "task": task_of(result), "width": width, "height": height}
+    return write_json(add_suffix(stem, ".json"), {**head, "regions": records})
+
+
+def write_crops(result: Result, stem: Path) -> list[Path]:
+    """STEM/000_person.png, …: each region cut out of the picture at its own box, transparent around it."""
+    if result.image is None:
+        raise DataError("Crops need the picture, and the result does not know it.", hint="Set result.image.")
+    image_HW3 = read_picture(result.image)
+    crops = []
+    for k, region in enumerate(convert.regions(result)):
+        alpha = region.mask_HW.astype(np.uint8) * 255
+        cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
+        label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"
+        crops += write_image(output_path(stem, f"{k:03d}_{label}", ".png"), cut, format="PNG")
+    return crops
+
+
+# --- shared with the run's own files ----------------------------------------------------------------------------------
+
+
+def image_id(result: Result, name: str) -> int | str:
+    """The picture's id in its data set; where nobody said it, COCO's own pictures (twelve digits) are known by
+    number, all others by name."""
+    if result.image_id is not None:
+        return result.image_id
+    return int(name) if re.fullmatch(r"\d{12}", name) else name
+
+
+def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
+    """What one picture adds to panoptic.json: one record of each list. The annotation's file is the PNG that was
+    written for `name`; `file_name` is what the data set calls the image."""
+    height, width = result.size
+    number = image_id(result, name)
+    return {
+        "images": {"id": number, "file_name": file_name, "width": width, "height": height},
+        "annotations": {"image_id": number, "file_name": f"{safe_name(name)}.png", **result.to_coco()},
+    }
+
+
+def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
+    """What one picture adds to instances.json: one record per object."""
+    number = image_id(result, name)
+    return [{"image_id": number, **record} for record in result.to_coco()]
+
+
+def coco_categories(categories: Categories) -> list[dict[str, Any]]:
+    return [{**category.to_dict(), "isthing": int(category.isthing)} for category in categories]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def polygons(region: regions.Region) -> list[dict[str, Any]]:
+    """Outlines and holes of a region, in corners of pixels."""
+    offset = np.array([region.box[1], region.box[0]])
+    return [
+        {"outline": (outer_P2 + offset).tolist(), "holes": [(hole_P2 + offset).tolist() for hole_P2 in holes]}
+        for outer_P2, holes in outlines(region.mask_HW)
+    ]

@@ -1,0 +1,130 @@
+"""Several processes: who am I, and what do all of us say together. One process needs none of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..errors import ConfigError, M2FError
+from .threads import usable_cores
+
+INTERRUPTED = 130
+Value = TypeVar("Value")
+
+
+def is_active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_active() else 1
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did; gives the device of this process.
+
+    NCCL on CUDA, gloo elsewhere. Under torchrun on CUDA each process takes the GPU of its local rank.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network for training in this group: gradients are averaged over the processes, batch norms synchronised."""
+    if not is_active():
+        return model
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def on_main(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in all of them; its errors, too."""
+    if not is_active():
+        return make()
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box = [make(), None]
+        except M2FError as error:
+            box = [None, error]
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+def first_error(own: M2FError | None) -> M2FError | None:
+    """The error of the first process that has one, in all of them: each ends with the same code."""
+    if not is_active():
+        return own
+    errors: list[Any] = [None] * world_size()
+    dist.all_gather_object(errors, own)
+    return next((error for error in errors if error is not None), None)
+
+
+def any_of_us(flag: bool, device: torch.device) -> bool:
+    """Whether any process says yes: decisions to stop or skip must be those of all."""
+    if not is_active():
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def launch(devices: int, arguments: Sequence[str]) -> int:
+    """Run `m2f` with the same arguments in `devices` processes on this machine, as torchrun would.
+
+    Returns:
+        The exit code of the first that failed, which has said why; 0 when none did.
+
+    Raises:
+        ConfigError: fewer GPUs than asked for.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise ConfigError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs.")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would tell of the failure again
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
+    where = LaunchConfig(1, 1, devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                         max_restarts=0)  # fmt: skip
+    try:
+        elastic_launch(where, sys.executable)("-m", "m2f_cli", *arguments)
+    except ChildFailedError as error:
+        return _shell_code(error.get_first_failure()[1].exitcode)
+    except SignalException as stop:
+        return INTERRUPTED if stop.sigval == signal.SIGINT else _shell_code(-stop.sigval)
+    return 0
+
+
+def _shell_code(code: int) -> int:
+    """As a shell gives it: 128 and the signal that ended a process."""
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,156 @@
+"""What a run looks like: its first batch after augmentation, its answers on held-back pictures, its curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..config.schema import Config
+from ..data.records import DataSet, Record
+from ..data.training_set import Draw, TrainingSample, TrainingSet, drop_empty
+from ..data.transforms import build_transforms
+from ..errors import DataError
+from ..inference.segmenter import Segmenter
+from ..results.drawing import plot
+from ..results.types import Instances, PanopticMap, Segment
+from ..results.writers import write_image, write_overlay
+from ..runtime.files import atomic, output_path, safe_name
+from ..structures import Task
+from ..structures.categories import Categories
+from ..structures.targets import Target
+
+SAMPLES = 4  # pictures of the first batch
+
+
+def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: bool = False) -> list[Path]:
+    """The first training samples as pictures, after augmentation, with what the network is told about them.
+
+    Args:
+        trust_code: whether the augmentation may name code.
+    """
+    train = settings.train
+    if train.drop_empty:
+        data = drop_empty(data, settings.task)
+    steps = build_transforms(train.augment, trust_code=trust_code)
+    samples = TrainingSet(data, steps, settings.task, seed=train.seed, on_error="skip")
+    paths = []
+    for position in range(min(SAMPLES, len(samples))):
+        sample = samples[Draw(position, position)]
+        drawn = plot(as_result(sample, data.categories), sample.image_CHW.permute(1, 2, 0).numpy())
+        last_part = safe_name(sample.name).rpartition("/")[2]
+        paths += write_image(folder / f"{position}_{last_part}.jpg", drawn, format="JPEG", quality=90)
+    return paths
+
+
+def as_result(sample: TrainingSample, categories: Categories) -> PanopticMap | Instances:
+    """The target of a sample as a perfect result, to be drawn."""
+    target: Target = sample.target
+    labels = target.labels_N.tolist()
+    if target.owner_HW is None:
+        from pycocotools import mask as coco_mask
+
+        masks_HWN = np.asfortranarray(target.masks().permute(1, 2, 0).numpy().astype(np.uint8))
+        rles = coco_mask.encode(masks_HWN) if labels else []
+        return Instances(target.size, categories, np.array(labels, dtype=np.int64), np.ones(len(labels)), rles)
+    ids_HW = target.owner_HW.numpy().astype(np.int32) + 1
+    areas = np.bincount(ids_HW.ravel(), minlength=len(labels) + 1)
+    segments = [Segment(i + 1, label, 1.0, int(areas[i + 1])) for i, label in enumerate(labels) if areas[i + 1]]
+    return PanopticMap(target.size, categories, ids_HW, segments)
+
+
+def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, folder: Path) -> list[Path]:
+    """Overlays of the network's answers on some pictures; the evaluation has told which cannot be read."""
+    paths = []
+    for record in records:
+        try:
+            image = record.read_image()
+        except DataError:
+            continue
+        result = segmenter(image, task)
+        result.image = image
+        paths += write_overlay(result, output_path(folder, record.name))
+    return paths
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, MARGIN = 900, 320, 56
+
+
+def draw_curves(metrics: Path, path: Path) -> Path:
+    """The loss (smoothed) and the figures of each evaluation over the iterations, from metrics.jsonl, as a picture."""
+    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [(e["iteration"], e["loss"]) for e in entries if e["kind"] == "train"]
+    train = [(iteration, loss) for iteration, loss in losses if np.isfinite(loss)]
+    val = [e for e in entries if e["kind"] == "val"]
+    names = [name for name in (val[-1] if val else {}) if name not in ("kind", "iteration")][:4]
+    panels = [("loss (smoothed)", {"loss": _smooth(train)})]
+    panels.append(("evaluation", {name: [(e["iteration"], e[name]) for e in val if name in e] for name in names}))
+    picture = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
+    for i, (title, curves) in enumerate(panels):
+        _panel(ImageDraw.Draw(picture), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
+    with atomic(path) as part:
+        picture.save(part, "PNG")
+    return path
+
+
+def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float, path: Path) -> Path:
+    """The losses of a learning-rate sweep over the logarithm of the rate, and where the suggestion lies."""
+    points = [(math.log10(rate), loss) for rate, loss in zip(rates, losses, strict=True)]
+    nearest = min(points, key=lambda point: abs(point[0] - math.log10(suggested)))
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    curves = {"loss": points, f"suggested {suggested:.1e}": [nearest]}
+    _panel(ImageDraw.Draw(picture), 0, "learning rate", curves, points[0][0], lambda x: f"{10**x:.0e}")
+    with atomic(path) as part:
+        picture.save(part, "PNG")
+    return path
+
+
+def _smooth(points: list[tuple[int, float]], weight: float = 0.95) -> list[tuple[int, float]]:
+    """Exponential average, without the pull of its start."""
+    smoothed, average, total = [], 0.0, 0.0
+    for x, y in points:
+        average, total = weight * average + (1 - weight) * y, weight * total + (1 - weight)
+        smoothed.append((x, average / total))
+    return smoothed
+
+
+COLORS = ("#1f5fbf", "#c23b22", "#2b8a3e", "#7b3fa0")
+
+
+def _panel(
+    draw: ImageDraw.ImageDraw, top: int, title: str, curves: dict[str, list[tuple[float, float]]], first: float = 0.0,
+    x_label: Callable[[float], str] = lambda x: f"{int(x)}",
+) -> None:
+    font = ImageFont.load_default(13)
+    draw.text((MARGIN, top + 8), title, fill="black", font=font)
+    if not curves:
+        draw.text((MARGIN, top + HEIGHT // 2), "nothing yet", fill="gray", font=font)
+        return
+    xs, ys = zip(*(point for curve in curves.values() for point in curve), strict=True)
+    low, high = min(ys), max(ys) if max(ys) > min(ys) else min(ys) + 1.0
+    last = max(max(xs), first + 1)
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        x = MARGIN + (point[0] - first) / (last - first) * (WIDTH - 2 * MARGIN)
+        return x, top + HEIGHT - 32 - (point[1] - low) / (high - low) * (HEIGHT - 72)
+
+    for value in np.linspace(low, high, 5):
+        y = place((first, float(value)))[1]
+        draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill="#e4e4e4")
+        draw.text((6, y - 8), f"{value:.3g}", fill="gray", font=font)
+    for value in np.linspace(first, last, 5):
+        draw.text((place((value, low))[0] - 12, top + HEIGHT - 24), x_label(value), fill="gray", font=font)
+    for i, (name, curve) in enumerate(curves.items()):
+        color = COLORS[i % len(COLORS)]
+        places = [place(point) for point in curve]
+        draw.line(places, fill=color, width=2, joint="curve")
+        if len(places) < 60:
+            for x, y in places:
+                draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=color)
+        draw.text((MARGIN + 180 + 130 * i, top + 8), f"{name}: {curve[-1][1]:.4g}", fill=color, font=font)

@@ -1,0 +1,189 @@
+"""What a reference (REF of the command line) names, and reading it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import presets as config
+from ..config.schema import Config, WeightsSource
+from ..errors import M2FError, WeightsError, nearest, unknown_name
+from . import checkpoint, hub, huggingface
+from . import readers as containers
+from .checkpoint import Checkpoint
+from .hub import Progress
+from .infer_config import infer, same_network
+from .key_mapping import OurView, Table, unwrapped
+from .key_tables import MARKS, TABLES
+
+RUN_CHECKPOINTS = ("best.safetensors", "last.safetensors")  # in a run's folder checkpoints/, the first that is there
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt", ".json", ".yaml", ".yml", ".onnx")
+_REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool = False) -> Checkpoint:
+    """Find, fetch and read weights.
+
+    Args:
+        ref: a preset's name (its released weights), a run's folder, a file or folder of weights (m2f, transformers,
+            detectron2, OpenMMLab), or a Hugging Face repository "organisation/name". A preset's name wins over a
+            file of that name; write ./name for the file.
+        progress: is told of downloads, many times.
+        trust_code: whether a configuration inside a checkpoint may name code of its own.
+
+    Raises:
+        WeightsError: nothing of that name, no network, a damaged or unsafe file, or a network that m2f does not have.
+        ConfigError: the checkpoint names code and `trust_code` is false.
+    """
+    text = str(ref)
+    if isinstance(ref, str) and text in config.preset_names():
+        return _load_preset(text, progress, trust_code)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _load_folder(path, trust_code)
+    if path.exists():
+        return _load_file(path, trust_code)
+    if isinstance(ref, str) and _REPO.fullmatch(text) and not _means_a_path(text):
+        return _load_repo(text, progress)
+    raise _nothing_there(text)
+
+
+def _means_a_path(text: str) -> bool:
+    parent = Path(text).parent
+    return text.lower().endswith(_SUFFIXES) or text.startswith(".") or parent.name == "runs" or parent.is_dir()
+
+
+def _nothing_there(text: str) -> M2FError:
+    if "://" in text:
+        return WeightsError(f"m2f does not fetch addresses: {text!r}.", hint="Download the file and give its path.")
+    if "/" not in text and "\\" not in text and not text.lower().endswith(_SUFFIXES):
+        error = unknown_name("model", text, config.preset_names(), error=WeightsError)
+        error.hint = f"{error.hint} A file, a folder or a Hugging Face repository (organisation/name) will do, too."
+        return error
+    path = Path(text).expanduser()
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = nearest(path.name, beside)
+    if close:
+        hint = f"Did you mean {' or '.join(str(path.parent / name) for name in close)}?"
+    elif not path.parent.is_dir():
+        hint = f"The folder {path.parent} does not exist either."
+    else:
+        hint = "Check the path; `m2f presets list` shows the names of released weights."
+    return WeightsError(f"There is no file or folder {text!r}.", hint=hint)
+
+
+# --- presets and repositories -----------------------------------------------------------------------------------------
+
+
+def _load_preset(name: str, progress: Progress | None, trust_code: bool) -> Checkpoint:
+    preset = config.load(name)
+    if not preset.weights:
+        hint = "Train it, or choose another: m2f presets list"
+        raise WeightsError(f"Nobody has released weights of the preset {name!r}.", hint=hint)
+    first, *others = preset.weights
+    try:
+        found = _load_source(first, progress, trust_code)
+    except WeightsError as error:
+        if others:
+            places = " or ".join(str(source.hub or source.url) for source in others)
+            error.hint = f"{error.hint or ''} The same weights are also released as {places}.".strip()
+        raise
+    found.source = f"{name} ({first.hub or first.url})"
+    return _as_preset(found, preset)
+
+
+def _load_source(source: WeightsSource, progress: Progress | None, trust_code: bool) -> Checkpoint:
+    if source.hub:
+        return huggingface.read_folder(hub.fetch_repo(source.hub, progress=progress), source.hub)
+    return _load_file(hub.download(str(source.url), hash_prefix=source.hash_prefix, progress=progress), trust_code)
+
+
+def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
+    found = huggingface.read_folder(hub.fetch_repo(repo, progress=progress), repo)
+    preset = next((p for p in _presets().values() if any(s.hub == repo for s in p.weights)), None)
+    return found if preset is None or not same_network(found.model, preset.model) else _as_preset(found, preset)
+
+
+def _as_preset(found: Checkpoint, preset: Config) -> Checkpoint:
+    """The weights are known to be a preset's: its configuration says more than the file."""
+    found.config, found.model, found.notes = preset, preset.model, []
+    return found
+
+
+@functools.cache
+def _presets() -> Mapping[str, Config]:
+    return {name: config.load(name) for name in config.preset_names()}
+
+
+# --- files and folders ------------------------------------------------------------------------------------------------
+
+
+def _load_folder(folder: Path, trust_code: bool) -> Checkpoint:
+    if (folder / "config.json").is_file():
+        return huggingface.read_folder(folder, str(folder))
+    for name in RUN_CHECKPOINTS:
+        for path in (folder / "checkpoints" / name, folder / name):
+            if path.is_file():
+                return _load_file(path, trust_code)
+    if (folder / "checkpoints").is_dir():
+        raise WeightsError(f"The run {folder} has no {' and no '.join(RUN_CHECKPOINTS)} in its checkpoints/ yet.")
+    raise WeightsError(
+        f"The folder {folder} holds no weights that m2f knows.",
+        hint="It looks for config.json (transformers) or checkpoints/best.safetensors (a run). Or give the file.",
+    )
+
+
+def _load_file(path: Path, trust_code: bool) -> Checkpoint:
+    container = containers.read(path)
+    if checkpoint.is_ours(container):
+        return checkpoint.from_container(container, str(path), trust_code=trust_code)
+    tensors, notes = unwrapped(container.tensors, MARKS)
+    table = _table_of(tensors, path)
+    model, assumed = infer(OurView(table, tensors))
+    found = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])
+    found.class_names = _class_names(container.extra)
+    preset = _released_as(path, found)
+    return found if preset is None else _as_preset(found, preset)
+
+
+def _table_of(tensors: Mapping[str, Tensor], path: Path) -> Table:
+    for table in TABLES.values():
+        if any(name.startswith(table.marks) for name in tensors):
+            return table
+    present = [name.removeprefix("module.") for name in tensors]
+    if any(name.startswith(("patch_embed.", "layers.0.blocks.", "layer1.0.", "stem.conv1")) for name in present):
+        raise WeightsError(f"{path} holds a backbone alone, such as ImageNet weights, and no whole model.")
+    raise WeightsError(
+        f"The names in {path} are of no format that m2f knows: {', '.join(present[:3])}, …",
+        hint=f"It knows {', '.join(TABLES)}, also behind a common prefix such as \"model.\".",
+    )
+
+
+def _class_names(extra: Mapping[str, Any]) -> list[str] | None:
+    """What OpenMMLab files say of their classes: meta.dataset_meta.classes, or meta.CLASSES before mmengine."""
+    meta = extra.get("meta")
+    if not isinstance(meta, Mapping):
+        return None
+    found = meta.get("dataset_meta")
+    found = found if isinstance(found, Mapping) else meta
+    names = found.get("classes", found.get("CLASSES"))
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return list(names) if is_list and names else None
+
+
+def _released_as(path: Path, found: Checkpoint) -> Config | None:
+    """The preset that a file is the released weights of: by its name, else by its hash.
+
+    Only a name with a hash in it says anything: every detectron2 training ends with a `model_final.pth`.
+    """
+    released = [(p, s) for p in _presets().values() for s in p.weights if s.url and same_network(p.model, found.model)]
+    by_name = next((p for p, s in released if s.hash_prefix and str(s.url).rsplit("/", 1)[-1] == path.name), None)
+    if by_name is not None or not released:
+        return by_name
+    hashes = hub.file_hashes(path)
+    return next((p for p, s in released if s.hash_prefix and any(h.startswith(s.hash_prefix) for h in hashes)), None)

@@ -1,0 +1,215 @@
+"""The main job from end to end, offline, on generated pictures: what `m2f demo` does.
+
+    OUT/pictures/NAME.png                          generated scenes that no training sees
+    OUT/truth/NAME.jpg                             what a perfect result looks like
+    OUT/run/                                       a training run of the preset `tiny`; OUT/run is a REF
+    OUT/predict/panoptic, semantic, instance/      what `m2f predict` writes, with that model
+    OUT/index.html                                 all of it on one page
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..config import presets as config
+from ..config.schema import Config
+from ..data.synthetic.dataset import MOST, SPLITS
+from ..data.synthetic.scenes import Scene, scene
+from ..errors import ConfigError, M2FError
+from ..inference import load, pipeline
+from ..inference.journal import check_folder
+from ..inference.segmenter import Segmenter
+from ..inference.sources import expand
+from ..results.writers import write_overlay
+from ..runtime.files import atomic, lies_in, refuse_link, write_text, writing_to
+from ..runtime.locks import is_lock, locked
+from ..structures import Task
+from ..training import run as training
+
+PRESET = "tiny"
+MARK = ".demo.jsonl"  # the files that the demo wrote, one a line; in a folder with one it may write again
+ENLARGED = 3  # the pictures to look at are so many times larger than those trained on
+FORMATS: dict[Task, list[str]] = {
+    "panoptic": ["overlay", "coco-panoptic"],
+    "semantic": ["overlay", "label-png"],
+    "instance": ["overlay", "coco-instance"],
+}
+STEPS = 5 + len(FORMATS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the demo, when it is done: its name, what came of it, the seconds it took, and where that is."""
+
+    name: str
+    what: str
+    seconds: float
+    where: Path
+
+
+def run(
+    out: Path, pictures: int = 4, *, iterations: int | None = None, on_step: Callable[[Step], None] | None = None,
+    listener: training.Listener | None = None,
+) -> list[Step]:
+    """Run the demo. What an earlier one wrote to `out` is replaced; files of others are never touched.
+
+    Args:
+        pictures: how many scenes to look at.
+        iterations: of the training; the preset's by default.
+        on_step: is told of each of the STEPS steps when it is done.
+        listener: is told of the training.
+
+    Raises:
+        ConfigError: `out` is a file, holds files and no demo, or another demo is at work there; or no pictures.
+        M2FError: a file cannot be written.
+    """
+    if pictures < 1:
+        raise ConfigError(f"The demo needs at least one picture, not {pictures}.")
+    check_folder(out, skip_existing=True, overwrite=False)
+    done: list[Step] = []
+    started = time.perf_counter()
+    with locked(out, "A demo"):
+        claim(out)
+        for name, what, where in _steps(out, pictures, iterations, listener):
+            now = time.perf_counter()
+            done.append(Step(name, what, now - started, where))
+            started = now
+            if on_step:
+                on_step(done[-1])
+    return done
+
+
+def demo_config(iterations: int | None = None) -> Config:
+    """The preset that the demo trains."""
+    return config.load(PRESET, [f"train.iterations={iterations}"] if iterations else [])
+
+
+def test_scenes(settings: Config, count: int) -> dict[str, Scene]:
+    """Scenes of the split `test`, larger than those of the training: nothing is tuned on them."""
+    scenes = settings.data.scenes
+    height, width = (ENLARGED * edge for edge in scenes.size)
+    first = SPLITS.index("test") * MOST
+    kind = {"objects": scenes.objects, "difficulty": scenes.difficulty}
+    return {f"scene-{i:02d}": scene(first + i, height, width, **kind) for i in range(count)}
+
+
+def _steps(
+    out: Path, pictures: int, iterations: int | None, listener: training.Listener | None
+) -> Iterator[tuple[str, str, Path]]:
+    """The steps, each done when it is yielded: name, what came of it, where."""
+    settings = demo_config(iterations)
+    scenes = test_scenes(settings, pictures)
+    files = [_write_picture(out, name, made) for name, made in scenes.items()]
+    yield "pictures", f"{pictures} generated", out / "pictures"
+    for name, made in scenes.items():
+        _record(out, f"truth/{name}.jpg")
+        write_overlay(made.panoptic(), out / "truth" / name)
+    yield "truth", f"{sum(len(made.segments) for made in scenes.values())} segments drawn", out / "truth"
+    outcome = _train(out, settings, listener)
+    seen = outcome.iterations * settings.train.batch
+    yield "train", f"{outcome.iterations} steps, {seen} pictures, from nothing", out / "run"
+    value, count = outcome.best["value"], settings.data.scenes.val
+    yield "evaluate", f"PQ {value:.1f} on {count} pictures that training never saw", out / "run" / training.RESULTS
+    loaded = load.load(out / "run")
+    for task in FORMATS:
+        yield task, _predict(loaded, files, task, out / "predict" / task), out / "predict" / task
+    page = _write_page(out, list(scenes), value, outcome)
+    yield "page", "pictures, truth and predictions side by side", page
+
+
+def _write_picture(out: Path, name: str, made: Scene) -> Path:
+    _record(out, f"pictures/{name}.png")
+    path = out / "pictures" / f"{name}.png"
+    with atomic(path) as part:
+        Image.fromarray(made.image_HW3).save(part, format="PNG")
+    return path
+
+
+def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.Outcome:
+    _record(out, "run/")
+    options = training.Options(init="random", micro_batch=settings.train.batch, workers=1)
+    outcome = training.start(settings, out / "run", options, listener, ["m2f", "demo"])
+    if outcome.stopped is not None:
+        raise KeyboardInterrupt
+    return outcome
+
+
+def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> str:
+    """What `m2f predict` does, and what it found."""
+    summary = pipeline.predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
+    if summary.failed:
+        raise M2FError(f"The demo could not segment its own picture: {summary.failed[0].message}")
+    return f"{summary.done / summary.seconds:.1f} pictures/s, saved as {', '.join(FORMATS[task])}"
+
+
+def _write_page(out: Path, names: list[str], value: float, outcome: training.Outcome) -> Path:
+    """One page that needs nothing but the files beside it."""
+    _record(out, "index.html")
+    columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]
+    heads = ["picture", "truth", *FORMATS]
+    rows = "".join(
+        "<tr>" + "".join(f'<td><img src="{html.escape(column.format(name))}"></td>' for column in columns) + "</tr>"
+        for name in names
+    )
+    text = f"""<!doctype html><meta charset="utf-8"><title>m2f demo</title>
+<style>body{{font:15px/1.5 sans-serif;margin:2em;color:#222}} td,th{{padding:4px;text-align:left}}
+img{{width:100%}}</style>
+<h1>m2f demo</h1>
+<p>A small Mask2Former learned generated scenes from nothing in {outcome.seconds:.0f} s ({outcome.iterations} steps).
+Panoptic quality on pictures that it never saw: <b>{value:.1f}</b>.</p>
+<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{rows}</table>
+<h2>How it learned</h2><img src="run/curves.png" style="max-width:900px">
+<p>The model is in <code>run/</code>: <code>m2f predict YOUR_PICTURES --model {html.escape(str(out / "run"))}</code>.
+It knows circles, triangles, rectangles and stars. For your own classes: <code>m2f train --data DIR</code>.</p>
+"""
+    page = out / "index.html"
+    write_text(page, text)
+    return page
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def claim(out: Path) -> None:
+    """Make a folder the demo's own, without what an earlier demo wrote. Predictions keep a journal of their own.
+
+    Raises:
+        ConfigError: it is a file, or holds files of others.
+        M2FError: it cannot be written.
+    """
+    check_folder(out, skip_existing=True, overwrite=False)
+    mark = out / MARK
+    if out.is_dir() and any(not is_lock(path) for path in out.iterdir()) and not mark.is_file():
+        raise ConfigError(f"{out} holds files, and not those of a demo.", hint="Choose another --out.")
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in _recorded(mark) if mark.is_file() else ():
+            if name == "run/":
+                shutil.rmtree(out / "run", ignore_errors=True)
+            elif lies_in(out, name):
+                (out / name).unlink(missing_ok=True)
+        mark.write_text("", encoding="utf-8")
+
+
+def _recorded(mark: Path) -> list[str]:
+    """The names in a mark. Half a line at the end is of a demo that was killed before it wrote that file."""
+    lines = mark.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        return [str(json.loads(line)) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise ConfigError(f"{mark} is damaged.", hint="Choose another --out.") from error
+
+
+def _record(out: Path, name: str) -> None:
+    """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
+    refuse_link(out / MARK)
+    with writing_to(out / MARK), (out / MARK).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(name) + "\n")

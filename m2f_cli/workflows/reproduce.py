@@ -1,0 +1,316 @@
+"""A published row again: its released weights, its data, its figures, and whether they come out.
+
+    OUT/<row>/single-scale/, OUT/<row>/ms-flip/    the evaluations, as `m2f eval` writes them; a stopped one goes on
+    OUT/<row>/row.json                             {"schema_version": 1, "model": {"name", "source"}, "device",
+                                                    "verdict", "rule", "images_per_second", "checks": […], …}
+
+The rule: weights that were released must give the published figure to within 0.1, both rounded to the published digits.
+That is evaluation alone, so it leaves room for kernels that round otherwise, and none for the spread between trainings
+(about 0.2 PQ or AP, facts 1.4).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import presets as config
+from ..config.published import MEMORY, MULTI_SCALE, SPEED, decimals, label
+from ..config.schema import Config, Published
+from ..errors import ConfigError, M2FError, WeightsError
+from ..evaluation import setup as eval_setup
+from ..evaluation.choose_metrics import task_of
+from ..evaluation.dataset import TASKS, folder_of, open_for
+from ..evaluation.evaluate import Progress
+from ..evaluation.report import SINGLE_SCALE, Comparison
+from ..evaluation.setup import Evaluation, Outcome, Request
+from ..results.writers import write_json
+from ..structures.categories import load_categories
+from ..weights import Progress as DownloadProgress
+from ..weights import hub
+
+SPREAD = 0.1
+RULE = f"within {SPREAD} of the published figure, both rounded to its digits"
+ROW = "row.json"
+SINGLE, MULTI = "single-scale", "ms-flip"
+WARM_UP, TIMED = 3, 20  # pictures
+
+PASS, FAIL, PARTIAL, UNVERIFIED, UNMEASURED = "pass", "FAIL", "partial", "unverified", "not measured"
+UNPUBLISHED = "nothing published"
+_METRICS = {"pq": "pq", "sq": "pq", "rq": "pq", "ap": "ap", "ap50": "ap", "miou": "miou", "boundary_ap": "boundary-ap"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A published figure and what became of it.
+
+    verdict: "pass", "FAIL", "partial" (other pictures than those of the published split: no judgement), "unverified"
+        (outside the spread of a figure that nobody could verify: no judgement), "not measured", or "nothing published".
+    """
+
+    metric: str
+    setting: str
+    published: float | None
+    measured: float | None
+    verdict: str
+    source: str
+
+    @property
+    def label(self) -> str:
+        return label(self.metric, self.setting)
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """One row. images_per_second: network and post-processing of one whole picture at a time, without reading it.
+
+    failed: pictures that could not be scored.
+    """
+
+    preset: str
+    source: str
+    checks: tuple[Check, ...]
+    images_per_second: float | None
+    device: str
+    failed: int
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """FAIL if anything failed, else "partial" if nothing could be judged, else "pass"."""
+        verdicts = {check.verdict for check in self.checks}
+        if FAIL in verdicts or self.failed:
+            return FAIL
+        return PASS if PASS in verdicts and PARTIAL not in verdicts else PARTIAL
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": {"name": self.preset, "source": self.source}, "device": self.device, "verdict": self.verdict,
+            "rule": RULE, "images_per_second": self.images_per_second,
+            "checks": [asdict(check) for check in self.checks], "failed": self.failed, "notes": list(self.notes),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How rows are to be reproduced. tta: None is "where the row has such a figure". The rest as in `Request`."""
+
+    data: Path | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    limit: int | None = None
+    workers: int = 2
+    tta: bool | None = None
+
+
+# --- what is needed ---------------------------------------------------------------------------------------------------
+
+
+def make_ready(rows: Sequence[str], options: Options, progress: DownloadProgress | None = None) -> None:
+    """Check the data of all rows and fetch their weights, before the first of them takes hours.
+
+    Raises:
+        ConfigError: an unknown row, or one without released weights or figures.
+        M2FError: what is missing, all of it at once, and where to put it; of the kind of the first.
+    """
+    presets = [_row(name) for name in rows]
+    missing: list[M2FError] = []
+    for preset in presets:
+        missing += _problems(lambda preset=preset: _check_data(preset, options))
+        missing += _problems(lambda preset=preset: _fetch(preset, progress))
+    distinct = list({str(error): error for error in missing}.values())
+    if len(distinct) == 1:
+        raise distinct[0]
+    if distinct:
+        listed = " ".join(f"({number}) {error}" for number, error in enumerate(distinct, 1))
+        raise type(distinct[0])(f"Nothing was evaluated, because {len(distinct)} things are missing. {listed}")
+
+
+def _row(name: str) -> Config:
+    config.preset_path(name)
+    preset = config.load(name)
+    if not preset.weights:
+        raise WeightsError(
+            f"Nobody has released weights of {name!r}, so its figures cannot be reproduced by evaluating.",
+            hint=f"Train it (m2f train --preset {name}), then: m2f eval --preset {name} --model RUN",
+        )
+    if not any(_metric_of(preset, each.metric) for each in preset.published):
+        raise ConfigError(f"{name!r} has no published figure that m2f measures.")
+    return preset
+
+
+def _problems(attempt: Callable[[], None]) -> list[M2FError]:
+    try:
+        attempt()
+    except M2FError as error:
+        return [error]
+    return []
+
+
+def _check_data(preset: Config, options: Options) -> None:
+    """Whether there are annotations for everything that the row is measured by."""
+    tasks = [task for task in TASKS if task in {task_of(name) for name in metrics_of(preset)}]
+    open_for(preset, load_categories(preset.data.classes), folder_of(preset, None, options.data), "val", tasks)
+
+
+def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
+    first = preset.weights[0]
+    if first.hub:
+        hub.fetch_repo(first.hub, progress=progress)
+    else:
+        hub.download(str(first.url), hash_prefix=first.hash_prefix, progress=progress)
+
+
+# --- evaluating -------------------------------------------------------------------------------------------------------
+
+
+def reproduce(
+    name: str, options: Options, folder: Path, *, command: Sequence[str] = (),
+    on_start: Callable[[str, int], None] | None = None, on_progress: Callable[[Progress], None] | None = None,
+) -> Reproduced:
+    """Evaluate a row as it was published and compare. See `make_ready`, which comes first.
+
+    Args:
+        folder: of this row; evaluations that were stopped there go on.
+        on_start: is told what is about to be evaluated, such as "cityscapes-swin-l ms-flip", and how many pictures.
+        on_progress: after each picture.
+
+    Raises:
+        M2FError: of any kind: weights, data, or a folder that holds something else.
+    """
+    preset = _row(name)
+    settings = _settings(preset, options)
+    if not settings:
+        raise ConfigError(f"{name!r} has figures with test-time augmentation only.", hint="Leave out --no-tta.")
+    outcomes: dict[str, Outcome] = {}
+    speed: float | None = None
+    for setting in settings:
+        request = Request(
+            preset=name, data=options.data, metrics=metrics_of(preset, multi=setting == MULTI), device=options.device,
+            precision=options.precision, limit=options.limit, workers=options.workers, tta=setting == MULTI,
+        )  # fmt: skip
+        evaluation = eval_setup.prepare(request, folder / setting)
+        if setting == SINGLE:
+            speed = pictures_per_second(evaluation)
+        outcomes[setting] = eval_setup.execute(
+            evaluation, resume=True, command=command, on_progress=on_progress,
+            on_start=lambda count, what=f"{name} {setting}": on_start(what, count) if on_start else None,
+        )
+    row = _reproduced(preset, outcomes, speed, evaluation)
+    write_json(folder / ROW, {"schema_version": 1, **row.to_dict()})
+    return row
+
+
+def _settings(preset: Config, options: Options) -> list[str]:
+    figures = [each for each in preset.published if _metric_of(preset, each.metric)]
+    has_multi = any(each.setting != SINGLE_SCALE for each in figures)
+    wanted = has_multi if options.tta is None else options.tta
+    single = [SINGLE] if any(each.setting == SINGLE_SCALE for each in figures) else []
+    return single + ([MULTI] if wanted else [])
+
+
+def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:
+    """The metrics that give a row's published figures, under their names in plugins.py.
+
+    Args:
+        multi: only those with figures of test-time augmentation, or the row's first where it has none.
+    """
+    every = [each for each in preset.published if _metric_of(preset, each.metric)]
+    chosen = [each for each in every if each.setting != SINGLE_SCALE] if multi else every
+    return list(dict.fromkeys(str(_metric_of(preset, each.metric)) for each in chosen or every[:1]))
+
+
+def _metric_of(preset: Config, figure: str) -> str | None:
+    """Cityscapes' objects are scored by its own rule, which is not COCO's (facts 9)."""
+    if figure.startswith((MEMORY, SPEED)):
+        return None
+    found = _METRICS.get(figure.removesuffix("_things").removesuffix("_stuff"))
+    return "cityscapes-ap" if found == "ap" and preset.data.dataset == "cityscapes" else found
+
+
+def pictures_per_second(evaluation: Evaluation) -> float | None:
+    """Whole pictures, one at a time, after a warm-up and synchronised: from pixels in memory at the test size to the
+    finished result of the row's own task. None where there are no more pictures than the warm-up needs."""
+    model, device = evaluation.run.segmenter, torch.device(evaluation.run.segmenter.device)
+    seconds: list[float] = []
+    for prepared in _prepared(evaluation):
+        _synchronise(device)
+        started = time.perf_counter()
+        [raw] = model.infer([prepared])
+        model.finish(raw)
+        _synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    timed = seconds[WARM_UP:]
+    return round(len(timed) / sum(timed), 3) if timed else None
+
+
+def _prepared(evaluation: Evaluation) -> Iterator[Any]:
+    """The first pictures that can be read."""
+    readable = (image for record in evaluation.run.records[: evaluation.run.count] for image in _pixels(record))
+    for image_HW3 in itertools.islice(readable, WARM_UP + TIMED):
+        yield evaluation.run.segmenter.prepare(image_HW3)
+
+
+def _pixels(record: Any) -> list[Any]:
+    try:
+        return [record.read_image()]
+    except M2FError:  # the evaluation says so, with its reason
+        return []
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def _reproduced(
+    preset: Config, outcomes: dict[str, Outcome], speed: float | None, evaluation: Evaluation
+) -> Reproduced:
+    device = torch.device(evaluation.run.segmenter.device)
+    trees = [outcome.tree for outcome in outcomes.values()]
+    return Reproduced(
+        preset.name, trees[0]["model"]["source"], checks(preset, outcomes), speed,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        sum(tree["failed"] for tree in trees), tuple(dict.fromkeys(note for tree in trees for note in tree["notes"])),
+    )
+
+
+def checks(preset: Config, outcomes: dict[str, Outcome]) -> tuple[Check, ...]:
+    """Every published figure of quality, judged; and what test-time augmentation gives where nobody published that."""
+    found = {
+        (each.metric, each.setting): each
+        for setting, outcome in outcomes.items()
+        for each in outcome.published
+        if (each.setting != SINGLE_SCALE) == (setting == MULTI)
+    }
+    quality = [each for each in preset.published if not each.metric.startswith((MEMORY, SPEED))]
+    result = [_check(each, found.get((each.metric, each.setting))) for each in quality]
+    if MULTI in outcomes and all(each.setting == SINGLE_SCALE for each in quality):
+        main = quality[0].metric
+        measured = outcomes[MULTI].result.figures.get(main)
+        result.append(Check(main, MULTI_SCALE, None, measured, UNPUBLISHED, quality[0].source))
+    return tuple(result)
+
+
+def _check(figure: Published, match: Comparison | None) -> Check:
+    measured, verdict = (None, UNMEASURED) if match is None else (match.measured, judge(match))
+    return Check(figure.metric, figure.setting, figure.value, measured, verdict, figure.source)
+
+
+def judge(comparison: Comparison) -> str:
+    """The verdict over one measured figure, by the rule at the top."""
+    if not comparison.comparable:
+        return PARTIAL
+    measured = round(comparison.measured, decimals(comparison.value))
+    if round(abs(measured - comparison.value), 6) <= SPREAD:
+        return PASS
+    return FAIL if comparison.verified else UNVERIFIED

@@ -1,0 +1,234 @@
+"""The configuration tree: reading, extending, overriding, explaining what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from m2f_cli.config import presets as config
+from m2f_cli.errors import ConfigError
+
+PRESET = "coco-panoptic-swin-t"
+
+
+def write(folder, name, tree):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_config_imports_no_torch():
+    code = "import sys, m2f_cli.config.presets as c; c.load('coco-instance-r50'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_win_over_the_file():
+    before = config.load(PRESET)
+    after = config.load(PRESET, ["test.object_threshold=0.25", "model.decoder.num_queries=7", "test.tasks=[semantic]"])
+    assert (before.test.object_threshold, after.test.object_threshold) == (0.8, 0.25)
+    assert after.model.decoder.options["num_queries"] == 7
+    assert after.test.tasks == ("semantic",)
+    assert after.model.decoder.options["dim"] == before.model.decoder.options["dim"] == 256
+
+
+def test_an_override_may_state_an_optional_key_that_the_file_leaves_out():
+    fixed = config.load(PRESET, ["test.resize={fixed: [384, 384]}"])
+    assert fixed.test.resize == config.ResizeConfig(fixed=(384, 384))
+    capped = config.load(PRESET, ["test.resize={short_edge: 800}", "test.resize.max_edge=900"])
+    assert capped.test.resize == config.ResizeConfig(short_edge=800, max_edge=900)
+
+
+def test_another_component_by_override_drops_the_options_of_the_first():
+    changed = config.load(PRESET, ["model.backbone.name=resnet", "model.backbone.depth=50"])
+    assert changed.model.backbone.options == {"depth": 50}
+
+
+def test_the_same_component_by_override_keeps_its_options():
+    kept = config.load(PRESET, ["model.backbone.name=swin"])
+    assert kept == config.load(PRESET)
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("test.object_treshold=0.5", ["test.object_treshold", "object_threshold"]),
+        ("model.decoder.num_queris=5", ["model.decoder.num_queris", "num_queries"]),
+        ("test.object_threshold=2", ["test.object_threshold", "2", "less than or equal to 1"]),
+        ("test.object_threshold=much", ["test.object_threshold", "much"]),
+        ("test.tasks=[stuff]", ["test.tasks.0", "stuff"]),
+        ("task.name=x", ["task", "no keys below"]),
+        ("no-equals-sign", ["no-equals-sign", "key=value"]),
+        ("task=[", ["task=[", "not valid YAML"]),
+        ("test.resize.fixed=[384, 384]", ["test.resize", "either"]),
+        ("weights=[{format: m2f, licence: x}]", ["weights.0", "either url or hub"]),
+    ],
+)
+def test_a_wrong_override_is_explained(pair, words):
+    with pytest.raises(ConfigError) as caught:
+        config.load(PRESET, [pair])
+    for word in words:
+        assert word in str(caught.value)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="cityscapes-swin-l"):
+        config.load("cityscape-swin-l")
+
+
+def test_a_missing_file_and_a_file_that_is_no_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="not list"):
+        config.load(tmp_path / "list.yaml")
+
+
+def test_a_missing_key_and_an_unknown_key_are_named(tmp_path):
+    tree = yaml.safe_load(config.dump(config.load(PRESET)))
+    del tree["test"]["top_k"]
+    with pytest.raises(ConfigError, match=r"test\.top_k"):
+        config.load(write(tmp_path, "missing.yaml", tree))
+    tree["test"] |= {"top_k": 100, "topk": 5}
+    with pytest.raises(ConfigError, match=r"unknown key 'test\.topk'.*top_k"):
+        config.load(write(tmp_path, "unknown.yaml", tree))
+
+
+def test_a_tree_is_frozen():
+    loaded = config.load(PRESET)
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.task = "semantic"
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.model.backbone.name = "resnet"
+
+
+def test_dump_and_load_are_inverse(tmp_path):
+    loaded = config.load(PRESET, ["summary='on: off, 1e-4 #'", "model.decoder.num_queries=3"])
+    path = tmp_path / f"{PRESET}.yaml"
+    path.write_text(config.dump(loaded))
+    assert config.load(path) == loaded
+    path.write_text(config.dump(loaded, named=False))
+    assert "name: coco" not in path.read_text()
+    assert config.load(path) == loaded
+    assert "depths: [2, 2, 6, 2]" in path.read_text()
+
+
+# --- extends ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_the_user_may_extend_a_preset(tmp_path):
+    path = write(tmp_path, "mine.yaml", {"extends": PRESET, "model": {"decoder": {"num_queries": 50}}})
+    mine, base = config.load(path), config.load(PRESET)
+    assert mine.model.decoder.options == base.model.decoder.options | {"num_queries": 50}
+    assert (mine.model.backbone, mine.weights) == (base.model.backbone, base.weights)
+
+
+def test_what_was_measured_is_not_inherited(tmp_path):
+    write(tmp_path, "base.yaml", yaml.safe_load(config.dump(config.load(PRESET))))
+    mine = config.load(write(tmp_path, "mine.yaml", {"extends": "base"}))
+    assert (mine.name, mine.summary, mine.published) == ("mine", "", ())
+    assert config.load(tmp_path / "base.yaml").published
+
+
+def test_another_component_replaces_the_one_below(tmp_path):
+    resnet = {"name": "resnet", "depth": 50}
+    path = write(tmp_path, "mine.yaml", {"extends": PRESET, "model": {"backbone": resnet}})
+    assert config.load(path).model.backbone.options == {"depth": 50}
+    assert config.load(PRESET).model.backbone.options["embed_dim"] == 96
+
+
+def test_merge_leaves_its_arguments_alone():
+    base, top = {"a": {"name": "x", "k": 1}, "l": [1, 2]}, {"a": {"k": 2}, "l": [3]}
+    assert config.merge(base, top) == {"a": {"name": "x", "k": 2}, "l": [3]}
+    assert base == {"a": {"name": "x", "k": 1}, "l": [1, 2]}
+    assert config.merge(base, {"a": {"name": "y"}})["a"] == {"name": "y"}
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [("recipes/coco-panoptics", "recipes/coco-panoptic"), (["recipes/coco-panoptic"], "not \\['recipes"), (3, "not 3")],
+)
+def test_an_unknown_base_is_explained(tmp_path, base, words):
+    with pytest.raises(ConfigError, match=words):
+        config.load(write(tmp_path, "mine.yaml", {"extends": base}))
+
+
+def test_a_recipe_extends_nothing(tmp_path):
+    write(tmp_path, "recipes/a.yaml", {"extends": PRESET})
+    with pytest.raises(ConfigError, match="cannot extend another"):
+        config.load(write(tmp_path, "mine.yaml", {"extends": "recipes/a"}))
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path):
+    write(tmp_path, "a.yaml", {"extends": "b"})
+    write(tmp_path, "b.yaml", {"extends": "a"})
+    with pytest.raises(ConfigError, match="extends this file again"):
+        config.load(tmp_path / "a.yaml")
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+HUGE = [
+    "model.decoder.num_queries=5000000000", "model.decoder.num_layers=100000", "model.decoder.dim=1000000000",
+    "model.decoder.ffn_dim=100000000000", "model.decoder.num_heads=10000000", "model.pixel_decoder.num_points=1000000",
+    "model.pixel_decoder.mask_dim=-5", "model.pixel_decoder.dim=.inf", "model.backbone.depths=[2, 2, 1000000, 2]",
+    "model.backbone.depths=[400, 400, 400, 400]", "model.backbone.window_size=100000", "model.backbone.embed_dim=.nan",
+    "test.resize.short_edge=100000000", "test.resize.max_edge=100000000", "test.size_divisor=1000000000",
+    "test.top_k=100000000000", "test.tta={short_edges: [100000000]}", "test.tta={scales: [100000.0]}",
+    "test.slide={crop: [100000000, 64], stride: [64, 64]}", "test.slide={crop: [64, 64], stride: [1, 1]}",
+    "input.std=[0, 1, 1]", "input.mean=[.nan, 1, 1]",
+    "train.iterations=100000000000000", "train.batch=1000000000", "train.loss.num_points=1000000000000",
+    "train.loss.oversample_ratio=1e9", "train.loss.class_weight=.inf", "train.optimizer.learning_rate=.inf",
+    "data.ignore_index=100000000000000000000", "train.seed=99999999999999999999999",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", HUGE)
+def test_numbers_have_bounds(pair):
+    with pytest.raises(ConfigError):
+        config.load("coco-panoptic-swin-t", [pair])
+
+
+def test_products_of_numbers_have_bounds():
+    pairs = ["model.decoder.dim=8192", "model.decoder.ffn_dim=65536", "model.decoder.num_layers=100"]
+    for pair in pairs:
+        config.load("coco-panoptic-swin-t", [pair])
+    with pytest.raises(ConfigError, match="parameters or more"):
+        config.load("coco-panoptic-swin-t", pairs)
+
+
+def test_every_number_of_the_tree_has_bounds():
+    """A field without them lets a file that came from anywhere ask for whatever it likes."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(config.Config).json_schema()
+    open_ended = []
+
+    def visit(place, node):
+        if isinstance(node, list):
+            for each in node:
+                visit(place, each)
+        if not isinstance(node, dict):
+            return
+        most = {"maximum", "exclusiveMaximum"} & set(node)
+        if node.get("type") in ("integer", "number") and not most:
+            open_ended.append(place)
+        for key, below in node.items():
+            visit(f"{place}.{key}" if isinstance(below, dict) and key not in ("items", "anyOf") else place, below)
+
+    visit("", schema["$defs"] | {"Config": schema["properties"]})
+    # Of these, figures are compared only, layers has its bound beside "all", means and deviations are finite.
+    spared = ("Published", "label_map", "layers", "mean", "std")
+    assert [place for place in open_ended if not any(name in place for name in spared)] == []

@@ -1,0 +1,141 @@
+"""Folders for transformers, their model cards, and our own checkpoints."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from export.models import segmenter_of
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+from m2f_cli.config.presets import load as load_config
+from m2f_cli.errors import ExportError, MissingDependency
+from m2f_cli.export.base import Options, export
+from m2f_cli.export.huggingface import is_released, model_card
+from m2f_cli.inference.load import load
+
+
+def front_matter(text: str) -> dict:
+    _, head, _ = text.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+@pytest.mark.parametrize("name", ["mask2former", "resnet", "resnet18", "maskformer", "mpformer"])
+def test_transformers_gives_the_same_answers(tmp_path, name):
+    model = segmenter_of(name)
+    report = export(model, tmp_path / "folder", "huggingface")
+    assert sorted(path.name for path in report.path.iterdir()) == [
+        "README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    largest = json.loads((report.path / "export.json").read_text())["largest"]
+    assert largest["class_logits.largest_share"] < 1e-4
+    assert largest["mask_logits.largest_share"] < 1e-4
+    network = AutoModelForUniversalSegmentation.from_pretrained(report.path)
+    assert network.config.id2label == {i: category.name for i, category in enumerate(model.categories)}
+    assert AutoImageProcessor.from_pretrained(report.path).size["shortest_edge"] == 96
+
+
+def test_a_folder_that_is_not_the_model_gets_no_name(tmp_path, monkeypatch):
+    model = segmenter_of("mask2former")
+    other = segmenter_of("mask2former", seed=2)
+    monkeypatch.setattr(
+        "m2f_cli.export.huggingface.save_huggingface",
+        lambda folder, network, *rest: _save(folder, other.model, *rest),
+    )
+    with pytest.raises(ExportError, match="is not the model"):
+        export(model, tmp_path / "folder", "huggingface")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _save(*args):
+    from m2f_cli.inference.load_network import save_huggingface
+
+    return save_huggingface(*args)
+
+
+@pytest.mark.parametrize("name", ["maskformer+6enc", "per-pixel"])
+def test_networks_that_transformers_does_not_have(tmp_path, name):
+    with pytest.raises(ExportError, match="transformers"):
+        export(segmenter_of(name), tmp_path / "folder", "huggingface")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_transformers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingDependency, match="transformers"):
+        export(segmenter_of("mask2former"), tmp_path / "folder", "huggingface")
+
+
+# --- model cards ------------------------------------------------------------------------------------------------------
+
+
+def test_card_of_released_weights_has_their_figures_and_licence():
+    model = segmenter_of("mask2former")
+    model.config = load_config("coco-panoptic-swin-t")
+    model.source = f"coco-panoptic-swin-t ({model.config.weights[0].url})"
+    text = model_card(model)
+    assert front_matter(text)["license"] == "cc-by-nc-4.0"
+    assert front_matter(text)["tags"] == [
+        "mask2former", "panoptic-segmentation", "instance-segmentation", "semantic-segmentation",
+    ]
+    assert "| pq | 53.2 | single scale | Mask2Former model zoo |" in text
+    assert "post_process_panoptic_segmentation" in text
+
+
+def test_card_of_a_training_claims_nothing():
+    model = segmenter_of("mask2former")
+    model.config = load_config("coco-panoptic-swin-t")
+    model.source = "runs/train/mine/checkpoints/best.safetensors"
+    text = model_card(model)
+    assert front_matter(text)["license"] == "other"
+    assert "53.2" not in text
+    assert "Not measured." in text
+    assert "may bind these, too" in text
+
+
+def test_which_weights_are_the_released_ones():
+    model = segmenter_of("mask2former")
+    model.config = load_config("coco-panoptic-swin-t")
+    for source, expected in (
+        ("coco-panoptic-swin-t (somewhere)", True), ("downloads/model_final_9fd0ae.pkl", True),
+        ("facebook/mask2former-swin-tiny-coco-panoptic", True), ("model_final.pth", False), ("runs/coco", False),
+    ):
+        model.source = source
+        assert is_released(model) is expected, source
+
+
+# --- our own file -----------------------------------------------------------------------------------------------------
+
+
+def test_our_own_file_is_identical(tmp_path):
+    model = segmenter_of("mpformer")
+    report = export(model, tmp_path / "model.safetensors", "safetensors")
+    assert report.to_dict()["largest"]["mask_logits.largest"] == 0
+    loaded = load(report.path, device="cpu")
+    assert (loaded.config, loaded.categories) == (model.config, model.categories)
+    for name, tensor in model.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+
+
+def test_half_the_size(tmp_path):
+    model = segmenter_of("mask2former")
+    whole = export(model, tmp_path / "model.safetensors", "safetensors")
+    half = export(model, tmp_path / "half.safetensors", "safetensors", Options(precision="fp16"))
+    assert 0.4 < half.bytes / whole.bytes < 0.6
+    loaded = load(half.path, device="cpu")
+    name = "decoder.class_embed.weight"
+    expected = model.model.state_dict()[name].half().float()
+    assert torch.equal(loaded.model.state_dict()[name], expected)
+
+
+def test_numbers_that_fp16_cannot_hold(tmp_path):
+    model = segmenter_of("mask2former")
+    with torch.no_grad():
+        model.model.decoder.class_embed.bias[0] = 1e5
+    with pytest.raises(ExportError, match="1e\\+05, more than fp16"):
+        export(model, tmp_path / "model.safetensors", "safetensors", Options(precision="fp16"))
+    assert list(tmp_path.iterdir()) == []
