@@ -84,7 +84,8 @@ def test_importing():
         "import random, numpy as np, torch\n"
         "def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()\n"
         "before = states()\n"
-        "import m2f_cli.inference.segmenter, m2f_cli.training.run, m2f_cli.dataset_tools.check.report, m2f_cli.export.base\n"
+        "import m2f_cli.inference.segmenter, m2f_cli.training.run\n"
+        "import m2f_cli.dataset_tools.check.report, m2f_cli.export.base\n"
         "assert states() == before\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -52,11 +52,11 @@ EXPORT = ["export", "--model", "run"]
     "arguments",
     [
         [*PREDICT, "--save", ":"], [*PREDICT, "--save", "os:system"], [*PREDICT, "--save", "..:.."],
-        [*PREDICT, "--save", "json:dumps"], [*PREDICT, "--save", "m2f_cli.structures.categories:Category"], [*PREDICT, "--save", "a:b"],
+        [*PREDICT, "--save", "json:dumps"], [*PREDICT, "--save", "m2f_cli.errors:nearest"], [*PREDICT, "--save", "a:b"],
         [*PREDICT, "--device", "meta"], [*PREDICT, "--device", "privateuseone"], [*PREDICT, "--device", ""],
         [*PREDICT[:-1], LONG], [*PREDICT[:-1], "text.txt/x"], ["predict", LONG, "--model", "run"],
         [*EVAL, "--metric", ":"], [*EVAL, "--metric", "os:system"], [*EVAL, "--metric", "json:dumps"],
-        [*EVAL, "--metric", "m2f_cli.structures.categories:Category"], [*EVAL, "--save", "os:system"], [*EVAL, "--data", LONG],
+        [*EVAL, "--metric", "m2f_cli.errors:nearest"], [*EVAL, "--save", "os:system"], [*EVAL, "--data", LONG],
         [*EVAL, "--data", "text.txt"], [*EVAL, "--out", LONG], [*EVAL, "--split", "../val", "--data", "empty"],
         ["eval", "--model", LONG], ["eval", "--preset", "long.yaml"], ["eval", "--preset", "folder.yaml"],
         ["eval", "--preset", "bytes.yaml", "--model", "run"], ["eval", "--preset", "list.yaml", "--model", "run"],

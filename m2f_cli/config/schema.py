@@ -256,7 +256,7 @@ class ScenesConfig(Node):
 
 
 class DataConfig(Node):
-    """`classes` names a table in m2f_cli/data/classes/ (or a YAML file); names and their number come from there."""
+    """`classes` names a table in m2f_cli/structures/classes/ (or a YAML file): names and number come from it."""
 
     dataset: str
     classes: str

@@ -3,51 +3,16 @@ one result as a stream of masks, for everything here that draws or cuts."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import MissingDependency
-from .regions import Region, _box, _parts
-from .types import Instances, PanopticMap, Result, SemanticMap
 
-
-def regions(result: Result) -> Iterator[Region]:
-    """The regions of a result that have pixels, one at a time: segments in their order, classes by number, instances
-    best first. Pixels of no segment or class belong to none."""
-    if isinstance(result, Instances):
-        yield from _instance_regions(result)
-    elif isinstance(result, PanopticMap):
-        for segment, window, mask_HW in _parts(result.ids_HW, [segment.id for segment in result.segments]):
-            found = result.segments[segment]
-            yield Region(found.id, found.label, found.score, _box(window), mask_HW)
-    elif isinstance(result, SemanticMap):
-        for label, window, mask_HW in _parts(result.labels_HW, range(len(result.categories))):
-            yield Region(label, label, None, _box(window), mask_HW)
-    else:
-        raise TypeError(f"{type(result).__name__} is no result of this package")
-
-
-def backwards(result: Result) -> Result:
-    """The same result with instances worst first: what is painted last stays visible."""
-    if not isinstance(result, Instances):
-        return result
-    return dataclasses.replace(
-        result, labels_N=result.labels_N[::-1], scores_N=result.scores_N[::-1], rles=result.rles[::-1]
-    )
-
-
-def _instance_regions(result: Instances) -> Iterator[Region]:
-    for i, rle in enumerate(result.rles):
-        left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
-        if width and height:
-            box = (top, left, top + height, left + width)
-            mask_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
-            yield Region(i, int(result.labels_N[i]), float(result.scores_N[i]), box, mask_HW)
+if TYPE_CHECKING:
+    from .types import Instances, PanopticMap, Result, SemanticMap
 
 
 # --- COCO -------------------------------------------------------------------------------------------------------------
@@ -73,7 +38,7 @@ def panoptic_to_coco(result: PanopticMap) -> dict[str, Any]:
             "iscrowd": 0,
             "score": region.score,
         }
-        for region in regions(result)
+        for region in result.regions()
     ]
     return {"segments_info": records}
 
@@ -86,7 +51,7 @@ def semantic_to_coco(result: SemanticMap) -> list[dict[str, Any]]:
             "segmentation": encode_rle(region.full_mask(result.size)),
             "area": region.area,
         }
-        for region in regions(result)
+        for region in result.regions()
     ]
 
 
@@ -121,7 +86,7 @@ def _to_hf(result: Result) -> list[dict[str, Any]]:
             "label": result.categories[region.label].name,
             "mask": Image.fromarray(region.full_mask(result.size).astype(np.uint8) * 255),
         }
-        for region in regions(result)
+        for region in result.regions()
     ]
 
 
@@ -155,7 +120,7 @@ def _to_supervision(result: Result) -> Any:
         import supervision
     except ImportError as error:
         raise MissingDependency("supervision", "to_supervision()", "supervision") from error
-    found = list(regions(result))
+    found = list(result.regions())
     if not found:
         return supervision.Detections.empty()
     masks_NHW = np.stack([region.full_mask(result.size) for region in found])

@@ -6,7 +6,7 @@ import colorsys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,9 +16,10 @@ from ..errors import DataError
 from ..runtime.text import visible_line
 from ..structures.categories import Category
 from ..structures.images import read_picture
-from .bridges import backwards, regions
 from .regions import Region
-from .types import Result, SemanticMap
+
+if TYPE_CHECKING:
+    from .types import Result
 
 Color = tuple[int, int, int]
 
@@ -46,7 +47,7 @@ def plot(result: Result, image: Any) -> Image.Image:
     line = max(1, round(scale / 500))
     font_size = max(9, round(scale / 50))
     labels = []
-    for region, color in colored(backwards(result)):
+    for region, color in colored(result.backwards()):
         category = result.categories[region.label]
         _fill(canvas_HW3, region, color, THING_ALPHA if category.isthing else STUFF_ALPHA)
         _outline(canvas_HW3, region, color, line)
@@ -62,9 +63,9 @@ def plot(result: Result, image: Any) -> Image.Image:
 def colored(result: Result) -> Iterator[tuple[Region, Color]]:
     """The regions of a result with their colours. Semantic maps have exactly the colours of their categories."""
     seen: Counter[int] = Counter()
-    for region in regions(result):
+    for region in result.regions():
         category = result.categories[region.label]
-        plain = isinstance(result, SemanticMap)
+        plain = result.task == "semantic"
         yield region, category.color if plain else region_color(category, seen[region.label])
         seen[region.label] += 1
 

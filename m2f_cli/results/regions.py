@@ -45,8 +45,8 @@ class Region:
         return mask_HW
 
 
-def _parts(map_HW: np.ndarray, values: Sequence[int]) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:
-    """For each of `values` that is in the map: its position in `values`, its window, and its mask inside the window."""
+def masks_of(map_HW: np.ndarray, values: Sequence[int]) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:
+    """Yield for each of `values` in the map its position in `values`, its window and its mask inside the window."""
     windows = windows_of(map_HW)
     for i, value in enumerate(values):
         if value in windows:
@@ -78,6 +78,6 @@ def windows_of(map_HW: np.ndarray) -> dict[int, tuple[slice, slice]]:
     return {value: (slice(top, bottom), slice(left, right)) for value, top, bottom, left, right in boxes}
 
 
-def _box(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
+def box_of(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
     rows, columns = window
     return rows.start, columns.start, rows.stop, columns.stop

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -25,10 +25,11 @@ from ..runtime import documents
 from ..runtime.files import atomic, safe_name
 from ..runtime.text import json_text
 from ..structures.categories import Categories, load_categories
-from . import bridges as convert
 from . import writers as output
-from .types import Instances, PanopticMap, SemanticMap
 from .writers import add_suffix, write_image
+
+if TYPE_CHECKING:
+    from .types import Instances, PanopticMap, SemanticMap
 
 PACKED = "panoptic_*_results.zip"
 FRAME = re.compile(r"[^/_]+_\d+_\d+")
@@ -131,7 +132,7 @@ def label_ids(result: PanopticMap | SemanticMap) -> np.ndarray:
     """(H, W) uint8: the labelId of each pixel, 0 where there is none."""
     ids = cityscapes_ids(result.categories)
     labels_HW = np.full(result.size, UNLABELED, dtype=np.uint8)
-    for region in convert.regions(result):
+    for region in result.regions():
         labels_HW[region.window][region.mask_HW] = ids[region.label]
     return labels_HW
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .. import plugins
+from ..structures import Task
 from ..structures.categories import Categories
+from .regions import Region, box_of, masks_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass
-class Result:
+class Result(ABC):
     """What was found in one picture. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB);
     `image_id` is the picture's id in its data set's own files, for the COCO formats."""
 
@@ -26,13 +29,25 @@ class Result:
     image: Path | np.ndarray | None = field(default=None, kw_only=True, repr=False, compare=False)
     image_id: int | str | None = field(default=None, kw_only=True, repr=False, compare=False)
 
+    task: ClassVar[Task]
+
+    @abstractmethod
+    def regions(self) -> Iterator[Region]:
+        """Yield the regions that have pixels: segments in their order, classes by number, instances best first."""
+
+    def backwards(self) -> Result:
+        """Return the same result with instances worst first: what is painted last stays visible."""
+        return self
+
     def plot(self, image: Any = None) -> Image:
         """The picture with this result drawn over it: outlines, names and scores, one colour per class.
 
         Args:
             image: the picture, where the result does not know it (path, array or PIL image).
         """
-        return plugins.load("m2f_cli.results.drawing:plot")(self, self.image if image is None else image)
+        from . import drawing
+
+        return drawing.plot(self, self.image if image is None else image)
 
     def save(
         self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None,
@@ -46,28 +61,40 @@ class Result:
             name: the stem of the files; the picture's own stem by default.
             trust_code: whether `formats` may be "module:function".
         """
-        save = plugins.load("m2f_cli.results.writers:save")
+        from . import writers
+
         named = [formats] if isinstance(formats, str) else list(formats)
-        return save(self, Path(folder), named, name=name, trust_code=trust_code)
+        return writers.save(self, Path(folder), named, name=name, trust_code=trust_code)
 
 
 @dataclass
 class SemanticMap(Result):
     """One class for every pixel: labels_HW holds class numbers (uint8 or uint16), 255 / 65535 where there is none."""
 
+    task = "semantic"
     labels_HW: np.ndarray
+
+    def regions(self) -> Iterator[Region]:
+        for label, window, mask_HW in masks_of(self.labels_HW, range(len(self.categories))):
+            yield Region(label, label, None, box_of(window), mask_HW)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """One record per class present: {"category_id", "segmentation" (RLE), "area"} (COCO stuff results)."""
-        return plugins.load("m2f_cli.results.bridges:semantic_to_coco")(self)
+        from . import bridges
+
+        return bridges.semantic_to_coco(self)
 
     def to_hf(self) -> list[dict[str, Any]]:
         """What transformers' image-segmentation pipeline returns: [{"score": None, "label", "mask": PIL image}]."""
-        return plugins.load("m2f_cli.results.bridges:semantic_to_hf")(self)
+        from . import bridges
+
+        return bridges.semantic_to_hf(self)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, one per class present."""
-        return plugins.load("m2f_cli.results.bridges:semantic_to_supervision")(self)
+        from . import bridges
+
+        return bridges.semantic_to_supervision(self)
 
 
 @dataclass
@@ -84,20 +111,32 @@ class Segment:
 class PanopticMap(Result):
     """One segment for every pixel: ids_HW (int32) holds ids of `segments`, 0 where there is none (void)."""
 
+    task = "panoptic"
     ids_HW: np.ndarray
     segments: list[Segment]
 
+    def regions(self) -> Iterator[Region]:
+        for number, window, mask_HW in masks_of(self.ids_HW, [segment.id for segment in self.segments]):
+            found = self.segments[number]
+            yield Region(found.id, found.label, found.score, box_of(window), mask_HW)
+
     def to_coco(self) -> dict[str, Any]:
         """The annotation of this picture in a COCO panoptic json: {"segments_info": [...]}; ids as in ids_HW."""
-        return plugins.load("m2f_cli.results.bridges:panoptic_to_coco")(self)
+        from . import bridges
+
+        return bridges.panoptic_to_coco(self)
 
     def to_hf(self) -> list[dict[str, Any]]:
         """What transformers' image-segmentation pipeline returns: [{"score", "label", "mask": PIL image}]."""
-        return plugins.load("m2f_cli.results.bridges:panoptic_to_hf")(self)
+        from . import bridges
+
+        return bridges.panoptic_to_hf(self)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, one per segment."""
-        return plugins.load("m2f_cli.results.bridges:panoptic_to_supervision")(self)
+        from . import bridges
+
+        return bridges.panoptic_to_supervision(self)
 
 
 @dataclass
@@ -107,12 +146,28 @@ class Instances(Result):
     Each mask is {"size": [H, W], "counts": bytes}, as pycocotools makes them; `masks_NHW()` unpacks them.
     """
 
+    task = "instance"
     labels_N: np.ndarray
     scores_N: np.ndarray
     rles: list[dict[str, Any]]
 
     def __len__(self) -> int:
         return len(self.rles)
+
+    def regions(self) -> Iterator[Region]:
+        from pycocotools import mask as coco_mask
+
+        for i, rle in enumerate(self.rles):
+            left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
+            if width and height:
+                box = (top, left, top + height, left + width)
+                mask_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
+                yield Region(i, int(self.labels_N[i]), float(self.scores_N[i]), box, mask_HW)
+
+    def backwards(self) -> Instances:
+        return dataclasses.replace(
+            self, labels_N=self.labels_N[::-1], scores_N=self.scores_N[::-1], rles=self.rles[::-1]
+        )
 
     def masks_NHW(self) -> np.ndarray:
         """All masks as booleans (N, H, W). Large: prefer the run lengths where they will do."""
@@ -124,12 +179,18 @@ class Instances(Result):
 
     def to_coco(self) -> list[dict[str, Any]]:
         """COCO instance results: [{"category_id", "segmentation" (RLE), "bbox" (x, y, w, h), "score"}]."""
-        return plugins.load("m2f_cli.results.bridges:instances_to_coco")(self)
+        from . import bridges
+
+        return bridges.instances_to_coco(self)
 
     def to_hf(self) -> list[dict[str, Any]]:
         """What transformers' image-segmentation pipeline returns: [{"score", "label", "mask": PIL image}]."""
-        return plugins.load("m2f_cli.results.bridges:instances_to_hf")(self)
+        from . import bridges
+
+        return bridges.instances_to_hf(self)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, one per object."""
-        return plugins.load("m2f_cli.results.bridges:instances_to_supervision")(self)
+        from . import bridges
+
+        return bridges.instances_to_supervision(self)

@@ -21,7 +21,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -34,12 +34,13 @@ from ..structures import Task
 from ..structures.categories import Categories
 from ..structures.contours import outlines
 from ..structures.images import read_picture
-from . import bridges as convert
 from . import drawing as draw
 from . import regions
-from .types import Instances, PanopticMap, Result, SemanticMap
 
-Writer: TypeAlias = Callable[[Result, Path], list[Path]]
+if TYPE_CHECKING:
+    from .types import Instances, PanopticMap, Result, SemanticMap
+
+Writer: TypeAlias = "Callable[[Result, Path], list[Path]]"
 
 SCHEMA_VERSION = 1
 JPEG_EDGE = 65_500  # the format's limit
@@ -76,7 +77,7 @@ def save(
         DataError: the format shows the picture and the result does not know it.
         M2FError: a file cannot be written.
     """
-    writers = writers_for(formats, task_of(result), trust_code=trust_code)
+    writers = writers_for(formats, result.task, trust_code=trust_code)
     if name is None:
         name = Path(result.image).stem if isinstance(result.image, (str, Path)) else "image"
     return [path for each, write in writers.items() for path in write(result, stem_for(folder, each, name))]
@@ -134,13 +135,6 @@ def listed(written: Sequence[Path], folder: Path) -> list[str]:
         return [path.relative_to(folder).as_posix() for path in written]
     except ValueError as error:
         raise ConfigError(f"A writer put a file outside of {folder}: {error}.") from error
-
-
-def task_of(result: Result) -> Task:
-    for kind, task in ((PanopticMap, "panoptic"), (Instances, "instance"), (SemanticMap, "semantic")):
-        if isinstance(result, kind):
-            return task
-    raise TypeError(f"{type(result).__name__} is no result of this package")
 
 
 def add_suffix(stem: Path, suffix: str) -> Path:
@@ -210,7 +204,7 @@ def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]
         raise ConfigError(f"label-png holds category ids from 0 to 65534, not {min(ids)} to {max(ids)}.")
     kind = np.uint8 if max(ids) < 255 else np.uint16
     labels_HW = np.full(result.size, np.iinfo(kind).max, dtype=kind)
-    for region in convert.regions(result):
+    for region in result.regions():
         labels_HW[region.window][region.mask_HW] = ids[region.label]
     return write_image(add_suffix(stem, ".png"), Image.fromarray(labels_HW), format="PNG")
 
@@ -218,7 +212,7 @@ def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]
 def write_color_png(result: Result, stem: Path) -> list[Path]:
     """STEM.png: the regions in their colours on black. Semantic maps have exactly the colours of their categories."""
     color_HW3 = np.zeros((*result.size, 3), dtype=np.uint8)
-    for region, color in draw.colored(convert.backwards(result)):
+    for region, color in draw.colored(result.backwards()):
         color_HW3[region.window][region.mask_HW] = color
     return write_image(add_suffix(stem, ".png"), Image.fromarray(color_HW3), format="PNG")
 
@@ -234,14 +228,14 @@ def write_polygons(result: Result, stem: Path) -> list[Path]:
     that of the holes is the number of pixels. Score is null in semantic results.
     """
     records = []
-    for region in convert.regions(result):
+    for region in result.regions():
         category = result.categories[region.label]
         records.append({
             "label": category.name, "category_id": category.id, "isthing": category.isthing, "score": region.score,
             "area": region.area, "bbox": region.coco_box, "polygons": polygons(region),
         })  # fmt: skip
     height, width = result.size
-    head = {"schema_version": SCHEMA_VERSION, "task": task_of(result), "width": width, "height": height}
+    head = {"schema_version": SCHEMA_VERSION, "task": result.task, "width": width, "height": height}
     return write_json(add_suffix(stem, ".json"), {**head, "regions": records})
 
 
@@ -251,7 +245,7 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
         raise DataError("Crops need the picture, and the result does not know it.", hint="Set result.image.")
     image_HW3 = read_picture(result.image)
     crops = []
-    for k, region in enumerate(convert.regions(result)):
+    for k, region in enumerate(result.regions()):
         alpha = region.mask_HW.astype(np.uint8) * 255
         cut = Image.fromarray(np.dstack([image_HW3[region.window], alpha]))
         label = re.sub(r"\W+", "-", result.categories[region.label].name).strip("-") or "region"

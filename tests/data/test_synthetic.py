@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from m2f_cli.data.synthetic import scenes as synthetic
 from m2f_cli.data.synthetic.scenes import CATEGORIES, LABELS, STUFF, THINGS, scene
 from m2f_cli.errors import ConfigError
-from m2f_cli.results.bridges import regions
 
 THINGS_LABELS = {LABELS[name] for name in THINGS}
 
@@ -80,7 +79,7 @@ def test_the_picture_shows_what_the_masks_say():
     """Edges of the picture are where the segments meet, not elsewhere: things are of one colour, grain aside."""
     for seed in range(5):
         made = scene(seed, 160, 240, difficulty=0.0)
-        for region in regions(made.panoptic()):
+        for region in made.panoptic().regions():
             inner = cv2.erode(np.pad(region.mask_HW, 1).astype(np.uint8), np.ones((9, 9)))[1:-1, 1:-1] > 0
             if region.label in THINGS_LABELS and np.count_nonzero(inner) > 50:
                 pixels = made.image_HW3[region.window][inner].astype(float)

@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from m2f_cli.errors import MissingDependency
-from m2f_cli.results.bridges import backwards, regions
 from m2f_cli.results.regions import windows_of
 from m2f_cli.results.types import Instances, PanopticMap, Segment
 
@@ -26,7 +25,7 @@ BOX = [24, 18, 16, 12]  # of the person: x, y, width, height
 @pytest.mark.parametrize("make", [panoptic, semantic])
 def test_regions_tile_the_picture(make):
     covered = np.zeros(LABELS.shape, int)
-    for region in regions(make(LABELS)):
+    for region in make(LABELS).regions():
         assert np.array_equal(region.full_mask(LABELS.shape), region.label == LABELS)
         covered[region.window] += region.mask_HW
     assert (covered == 1).all()
@@ -37,7 +36,7 @@ def test_regions_of_large_ids_and_void():
     ids_HW = np.zeros((5, 6), np.int32)
     ids_HW[1:3, 2:5], ids_HW[4, 0] = 16_777_215, 9
     result = PanopticMap((5, 6), CATEGORIES, ids_HW, [Segment(16_777_215, PERSON, 0.5, 6), Segment(77, SKY, 0.5, 0)])
-    (region,) = regions(result)
+    (region,) = result.regions()
     assert (region.id, region.box, region.area) == (16_777_215, (1, 2, 3, 5), 6)
 
 
@@ -49,8 +48,8 @@ def test_windows_are_those_of_scipy(map_HW):
 
 def test_empty_results_have_no_regions():
     nothing = Instances((5, 6), CATEGORIES, np.zeros(0, int), np.zeros(0), [])
-    assert not list(regions(nothing)) and not nothing.to_coco() and not nothing.to_hf()
-    assert list(regions(PanopticMap((5, 6), CATEGORIES, np.zeros((5, 6), np.int32), []))) == []
+    assert not list(nothing.regions()) and not nothing.to_coco() and not nothing.to_hf()
+    assert list(PanopticMap((5, 6), CATEGORIES, np.zeros((5, 6), np.int32), []).regions()) == []
     assert len(nothing.to_supervision()) == 0
 
 
@@ -108,6 +107,6 @@ def test_supervision_is_optional(monkeypatch):
 def test_backwards_turns_instances_round_and_nothing_else():
     pair = instances(LABELS)
     pair.labels_N, pair.scores_N, pair.rles = np.array([2, 0]), np.array([0.9, 0.1]), pair.rles * 2
-    assert [region.label for region in regions(backwards(pair))] == [0, 2]
+    assert [region.label for region in pair.backwards().regions()] == [0, 2]
     result = panoptic(LABELS)
-    assert backwards(result) is result
+    assert result.backwards() is result

@@ -10,7 +10,6 @@ from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, 
 
 from m2f_cli.errors import DataError
 from m2f_cli.results import drawing as draw
-from m2f_cli.results.bridges import regions
 from m2f_cli.results.types import Instances
 from m2f_cli.structures.categories import Category
 
@@ -98,7 +97,7 @@ def test_a_label_stands_inside_its_region():
     ys, xs = np.mgrid[:101, :101]
     radius = np.hypot(ys - 50, xs - 50)
     result = panoptic(np.where((radius < 48) & (radius > 20), PERSON, GRASS).astype(np.uint8))
-    ring = next(region for region in regions(result) if region.label == PERSON)
+    ring = next(region for region in result.regions() if region.label == PERSON)
     x, y = draw._spot(ring, font_size=10)
     assert 25 < np.hypot(x - 50, y - 50) < 43
 
@@ -106,7 +105,7 @@ def test_a_label_stands_inside_its_region():
 def test_small_regions_carry_no_label_whatever_the_picture():
     labels_HW = np.full((600, 600), GRASS, np.uint8)
     labels_HW[300:306, 300:306] = labels_HW[100:102, :] = PERSON
-    (small,) = [region for region in regions(plain(labels_HW))]
+    (small,) = [region for region in plain(labels_HW).regions()]
     assert draw._spot(small, font_size=12) is None
 
 

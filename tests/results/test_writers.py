@@ -65,7 +65,7 @@ def test_names_come_from_the_picture_and_may_hold_dots_and_folders(tmp_path):
     (panoptic, "coco-instance"),
 ])  # fmt: skip
 def test_a_format_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, make, name):
-    with pytest.raises(ConfigError, match=f"{name}.*For {output.task_of(make(LABELS))}: .*overlay"):
+    with pytest.raises(ConfigError, match=f"{name}.*For {make(LABELS).task}: .*overlay"):
         make(LABELS, image=scene()).save(tmp_path, ["overlay", name])
     assert not list(tmp_path.iterdir())
 

@@ -16,7 +16,6 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...results.bridges import regions
 from ...results.types import Instances, PanopticMap, Segment, SemanticMap
 from ...structures import Task
 from ...structures.categories import Categories
@@ -216,7 +215,7 @@ class PanopticMosaic:
                     self.id_of_stuff[each.label] = self._new_id(None, each.label)
                 new_id[each.id] = self.id_of_stuff[each.label]
                 self.means.setdefault(int(new_id[each.id]), _Mean()).add(each.score, each.area)
-        things = [region for region in regions(found) if isthing[region.label]]
+        things = [region for region in found.regions() if isthing[region.label]]
         for region, piece in zip(things, self.joiner.add(box, things), strict=True):
             new_id[region.id] = self._new_id(piece.number, piece.label)
             self.means.setdefault(int(new_id[region.id]), _Mean()).add(piece.score, piece.area)
@@ -257,7 +256,7 @@ class InstanceMosaic:
         self.pieces: list[tuple[int, float, int, Box, dict[str, Any]]] = []  # label, score, area, box, run lengths
 
     def add(self, i: int, j: int, found: Instances) -> None:
-        for piece in self.joiner.add(self.grid.box(i, j), regions(found)):
+        for piece in self.joiner.add(self.grid.box(i, j), found.regions()):
             rle = coco_mask.encode(np.asfortranarray(piece.mask_HW, dtype=np.uint8))
             self.pieces.append((piece.label, piece.score, piece.area, piece.box, rle))
 
