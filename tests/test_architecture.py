@@ -85,6 +85,55 @@ def test_who_may_import_what(path):
             assert unit not in light, f"{where}: must stay light"
 
 
+
+def files_imported(path: Path) -> set[Path]:
+    """The files of the package that a file imports, anywhere in it."""
+    found = set()
+    for module, _ in imports(path):
+        names = module.split(".")[1:] if module.startswith("m2f_cli") else []
+        for count in range(len(names), 0, -1):
+            place = PACKAGE.joinpath(*names[:count])
+            target = next((each for each in (place.with_suffix(".py"), place / "__init__.py") if each.is_file()), None)
+            if target is not None:
+                found.add(target)
+                break
+    return found - {path}
+
+
+def test_no_circle_of_files():
+    """Also counts imports inside functions: they are for costs, never for a circle."""
+    arrows = {path: files_imported(path) for path in SOURCES}
+    assert sum(map(len, arrows.values())) > 500
+    while True:  # take away, again and again, what imports nothing that is left
+        done = {path for path, targets in arrows.items() if not targets & arrows.keys()}
+        if not done:
+            break
+        arrows = {path: targets for path, targets in arrows.items() if path not in done}
+    # What is left imports in a circle, or imports such a file.
+    assert not arrows, sorted(str(path.relative_to(PACKAGE)) for path in arrows)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_arrow_by_string(path):
+    """A name of code in a string climbs where an import may not: such names stand in the table alone."""
+    if path.name in ("plugins.py", "cli.py"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("plugins.load", "import_module")):
+            literal = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            assert not [name for name in literal if str(name).startswith("m2f_cli")], f"{path.name}:{node.lineno}"
+
+
+def test_no_room_is_too_large():
+    """The largest has less than 15 % of the package; `inference` at most 25 files."""
+    lines = {path: path.read_text().count("\n") for path in SOURCES}
+    rooms: dict[str, int] = {}
+    for path, count in lines.items():
+        rooms[unit_of(path)] = rooms.get(unit_of(path), 0) + count
+    assert max(rooms.values()) < 0.15 * sum(lines.values()), rooms
+    assert sum(unit_of(path) == "inference" for path in SOURCES) <= 25
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if unit_of(p) == "commands"], ids=lambda p: p.name)
 def test_commands_import_nothing_heavy_at_the_top(path):
     top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
