@@ -15,7 +15,7 @@ FIRST_LAYERS = 4  # that look through given masks where not all do: a constant o
 
 
 def piloting_config(config: dict) -> PilotingConfig:
-    """The settings of a file in our names (facts 6.6)."""
+    """The settings of a file in our names (docs/methods/published-behaviour.md#6-6)."""
     count = config["NUM_DN (scalar)"]
     return PilotingConfig(
         **({"groups": count} if count < 100 else {"budget": count}),

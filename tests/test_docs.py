@@ -92,3 +92,15 @@ def test_every_relative_link_leads_somewhere(page):
         if not target.exists() or not has_anchor:
             wrong.append(link)
     assert not wrong
+
+
+def test_nobody_cites_the_facts_by_a_number_alone():
+    old = re.compile(
+        r"\bfacts(?:\.md)?,?\s+(?:#\s+)?(?:sections?\s+|§\s*)?[0-9]|\bfacts, first table|\bfacts of section [0-9]", re.I
+    )
+    left = {
+        f"{path.relative_to(ROOT)}: {match[0]!r}"
+        for path in texts() if path != Path(__file__).resolve()
+        for match in old.finditer(path.read_text())
+    }  # fmt: skip
+    assert not left

@@ -79,7 +79,8 @@ def _refuse_huge(key: str, value: Any, depth: int = 0) -> None:
 
 
 class PilotingConfig(Node):
-    """Mask-piloted training (MP-Former; facts 6.2 to 6.6). The defaults are those of the published script.
+    """Mask-piloted training (MP-Former; docs/methods/published-behaviour.md#6-2 to #6-6). The defaults are those of the
+    published script.
 
     Each target is given to the decoder `groups` times as a pilot query, which starts from its class and looks where it
     is. With `budget` the number of groups follows the batch: budget // (targets of the fullest picture).
@@ -89,7 +90,10 @@ class PilotingConfig(Node):
     budget: int | None = Field(
         None, ge=1, le=100_000, description="pilot queries per picture, at most (NUM_DN from 100 on)"
     )
-    mode: Literal["points"] = Field("points", description="the only published mode; the others are broken (facts 6.7)")
+    mode: Literal["points"] = Field(
+        "points",
+        description="the only published mode; the others are broken (docs/methods/published-behaviour.md#6-7)",
+    )
     mask_noise: float = Field(
         0.0, ge=0, le=1000,
         description="cells of a mask flip with probability mask_noise x its share of the grid (NOISE_SCALE)",
@@ -185,8 +189,8 @@ class TtaConfig(Node):
     """Test-time augmentation: the picture at several sizes, each as it is and (with flip) mirrored; scores averaged.
 
     Sizes are either short edges (with a limit on the long one) or factors, and they are applied to the picture `of`:
-    as it is after the test resize, so that it is resized twice (detectron2, facts 2.2), or to the picture itself
-    (OpenMMLab).
+    as it is after the test resize, so that it is resized twice (detectron2, docs/methods/published-behaviour.md#2-2),
+    or to the picture itself (OpenMMLab).
     """
 
     short_edges: tuple[_Side, ...] = Field((), max_length=100)
@@ -224,7 +228,7 @@ class TestConfig(Node):
     """Inference as published.
 
     tasks: what the published model was switched on for. It decides the order of operations: a model for semantic
-        alone resizes score maps, every other one resizes mask logits first (facts 5.1).
+        alone resizes score maps, every other one resizes mask logits first (docs/methods/published-behaviour.md#5-1).
     only_sure_pixels: panoptic: a segment keeps only pixels where its own mask is at least half sure. MaskFormer's rule
         gives it all that it owns.
     semantic_scores: a class's score of a pixel: the sum of its queries' mask "probabilities", or of their "logits"
@@ -292,7 +296,7 @@ class WeightsSource(Node):
 
 
 class Published(Node):
-    """One published figure. `verified` is False where reference/facts.md says UNVERIFIED."""
+    """One published figure. `verified` is False where docs/methods/published-behaviour.md says UNVERIFIED."""
 
     metric: str
     value: float
@@ -302,7 +306,8 @@ class Published(Node):
 
 
 class OptimizerConfig(Node):
-    """AdamW, a group per kind of parameter (facts 2.1). Multipliers apply to `learning_rate`, decays are absolute."""
+    """AdamW, a group per kind of parameter (docs/methods/published-behaviour.md#2-1). Multipliers apply to
+    `learning_rate`, decays are absolute."""
 
     learning_rate: float = Field(gt=0, le=1000)
     weight_decay: float = Field(ge=0, le=1000)
@@ -329,7 +334,7 @@ class ScheduleConfig(Node):
 
 
 class LossConfig(Node):
-    """Weights of the losses, which are also those of the matching costs (facts 4).
+    """Weights of the losses, which are also those of the matching costs (docs/methods/published-behaviour.md#4).
 
     masks: where masks are compared: at random "points" (Mask2Former), at all pixels ("full", MaskFormer), or not as
         masks at all: "per_pixel" is the cross entropy of each pixel's class, of which class_weight is the weight.

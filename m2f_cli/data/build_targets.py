@@ -1,4 +1,5 @@
-"""From the truth about a picture to what a network is trained on (facts 2.2, "Target construction").
+"""From the truth about a picture to what a network is trained on (docs/methods/published-behaviour.md#2-2, "Target
+construction").
 
 A class number is a position in the data set's categories, in truths and targets alike.
 """

@@ -25,7 +25,7 @@ from ..structures.annotations import ReadAs
 from ..structures.categories import Categories, class_tables, load_categories
 from .evaluate import Truths
 
-LAYOUT = {  # below $DETECTRON2_DATASETS (facts 8)
+LAYOUT = {  # below $DETECTRON2_DATASETS (docs/methods/published-behaviour.md#8)
     "coco": "coco",
     "ade20k": "ADEChallengeData2016",
     "cityscapes": "cityscapes",
@@ -35,7 +35,7 @@ LAYOUT = {  # below $DETECTRON2_DATASETS (facts 8)
     "mass13k": "mass13k",
     "nuinsseg": "nuinsseg",
 }
-FULL_SPLITS = {  # pictures (facts 8)
+FULL_SPLITS = {  # pictures (docs/methods/published-behaviour.md#8)
     ("coco", "val"): 5000,
     ("ade20k", "val"): 2000,
     ("cityscapes", "val"): 500,

@@ -27,7 +27,8 @@ from ..structures.predictions import Prediction
 from ..structures.targets import Target
 from .evaluate import Failure, Progress, Record, truth_for
 
-# Mask2Former's own (facts 4.1), for a model whose configuration does not say how it was trained.
+# Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
+# trained.
 PUBLISHED_LOSS = LossConfig(
     class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=12544, oversample_ratio=3.0,
     importance_ratio=0.75,

@@ -1,9 +1,10 @@
 """Files of the papers' model zoo: weights under detectron2's names, which the papers' own code loads strictly.
 
-`.pth` is the container of detectron2's trainings, `.pkl` that of its zoo (facts 7.1), here with tensors, which it may
-hold as well as numpy arrays: arrays that numpy 2 pickled do not open where numpy is old, as it is there. Both carry the
-version numbers that the papers' heads look for: without them, loading there would insert the level `pixel_decoder.` a
-second time (facts 7.3; Mask2Former issues 95, 110, 129).
+`.pth` is the container of detectron2's trainings, `.pkl` that of its zoo (docs/methods/published-behaviour.md#7-1),
+here with tensors, which it may hold as well as numpy arrays: arrays that numpy 2 pickled do not open where numpy is
+old, as it is there. Both carry the version numbers that the papers' heads look for: without them, loading there would
+insert the level `pixel_decoder.` a second time (docs/methods/published-behaviour.md#7-3; Mask2Former issues 95, 110,
+129).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..weights.key_tables import DETECTRON2
 from .base import Options, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
 
-NO_OBJECT_WEIGHT = 0.1  # of every published recipe (facts 4.2)
+NO_OBJECT_WEIGHT = 0.1  # of every published recipe (docs/methods/published-behaviour.md#4-2)
 _VERSIONS = {"sem_seg_head": {"version": 2}, "sem_seg_head.predictor": {"version": 2}}
 _BIAS_TABLE, _INDEX = "relative_position_bias_table", "relative_position_index"
 

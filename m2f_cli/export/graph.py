@@ -6,7 +6,8 @@ Inputs and outputs, by name; B pictures, Q queries, K classes + 1, H x W the siz
     class_logits   (B, Q, K), the last class is "no object"
     mask_logits    (B, Q, H/4, W/4)
 
-and with post-processing (facts 5.1; all sizes are fixed, so that no compiler needs data-dependent shapes), at H x W:
+and with post-processing (docs/methods/published-behaviour.md#5-1; all sizes are fixed, so that no compiler needs
+data-dependent shapes), at H x W:
 
     panoptic       panoptic_map (B, H, W) int32: segment ids from 1 on, 0 is void. Row i of the others is segment i + 1:
                    segment_ids (B, Q) int32, 0 where there is no such segment; segment_labels (B, Q) int32, -1 there;

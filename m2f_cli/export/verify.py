@@ -1,8 +1,8 @@
 """Is an exported file still the model? Both see the same pictures; logits and final maps are compared.
 
-Masks are thresholded inside the network (facts 3.5): a logit within rounding of zero may open or close one cell of
-an attention mask and move one query, in any two correct implementations. So a small share of queries may differ by
-more than rounding, and the final maps are compared too.
+Masks are thresholded inside the network (docs/methods/published-behaviour.md#3-5): a logit within rounding of zero may
+open or close one cell of an attention mask and move one query, in any two correct implementations. So a small share of
+queries may differ by more than rounding, and the final maps are compared too.
 """
 
 from __future__ import annotations

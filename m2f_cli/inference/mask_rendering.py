@@ -1,8 +1,9 @@
 """The masks of one picture as dot products, rendered a band of rows at a time.
 
 The published order of resizing is: stride 4 → the padded network input → (crop the padding) → the picture's own size,
-bilinear each time (facts 5.1). A `Band` function gives rows [start, stop) of such a stack of maps at the last size,
-by two small matrix products from stride 4: nothing larger than a band ever exists, not even at the size in between.
+bilinear each time (docs/methods/published-behaviour.md#5-1). A `Band` function gives rows [start, stop) of such a stack
+of maps at the last size, by two small matrix products from stride 4: nothing larger than a band ever exists, not even
+at the size in between.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""From class logits and masks to results: the three published rules (facts 5.1), filtering first, rendering late.
+"""From class logits and masks to results: the three published rules (docs/methods/published-behaviour.md#5-1),
+filtering first, rendering late.
 
 Pixels stay on the device of the masks; what is as small as a list of queries is decided on the host. A GPU is waited
 for a few times per picture (the classes, the counts, the finished map), never once per segment or band of rows.
@@ -43,7 +44,7 @@ def panoptic(
     class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, object_threshold: float,
     overlap_threshold: float, only_sure_pixels: bool = True,
 ) -> PanopticMap:
-    """Every pixel goes to at most one segment (facts 5.1, step 5).
+    """Every pixel goes to at most one segment (docs/methods/published-behaviour.md#5-1, step 5).
 
     Queries whose best class is "no object" or not above `object_threshold` are out. Each pixel belongs to the query of
     the highest score times probability. In query order, a query becomes a segment where it owns the pixel and is
@@ -128,7 +129,8 @@ def instances(
     class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, top_k: int, only_things: bool,
     score_threshold: float = 0.0,
 ) -> Instances:
-    """The best (query, class) pairs as objects; one query may give several classes (facts 5.1, step 6).
+    """The best (query, class) pairs as objects; one query may give several classes
+    (docs/methods/published-behaviour.md#5-1, step 6).
 
     The score is the class probability times the mean mask probability inside the mask (logit > 0).
 
@@ -172,7 +174,8 @@ def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
 def semantic_scores(
     class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores: bool, of_logits: bool = False
 ) -> Band:
-    """Per-class scores (K - 1, rows, W) at the picture's size, a band of rows at a time (facts 5.1, steps 3 and 4).
+    """Per-class scores (K - 1, rows, W) at the picture's size, a band of rows at a time
+    (docs/methods/published-behaviour.md#5-1, steps 3 and 4).
 
     score[class] = Σ over queries of class probability · mask probability; "no object" is dropped, nothing renormalised.
 

@@ -24,7 +24,7 @@ RESAMPLERS = {"pillow": _pillow, "opencv": _opencv}
 def resized_shape(height: int, width: int, resize: ResizeConfig) -> Size:
     """(height, width) at test time: the short edge becomes `short_edge` unless the long one would pass `max_edge`.
 
-    Rounded half up, at least one pixel (detectron2's ResizeShortestEdge, facts 2.2).
+    Rounded half up, at least one pixel (detectron2's ResizeShortestEdge, docs/methods/published-behaviour.md#2-2).
     """
     if resize.fixed is not None:
         return resize.fixed

@@ -1,7 +1,7 @@
 """MMSegmentation's `slide` mode: windows over the resized picture, class scores averaged where windows overlap.
 
-All of its Mask2Former rows are tested on whole pictures (facts 2.6), so no shipped preset has a `test.slide`; models
-that were trained and tested with windows set one.
+All of its Mask2Former rows are tested on whole pictures (docs/methods/published-behaviour.md#2-6), so no shipped preset
+has a `test.slide`; models that were trained and tested with windows set one.
 """
 
 from __future__ import annotations

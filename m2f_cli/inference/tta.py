@@ -1,7 +1,7 @@
 """Test-time augmentation: a picture at several sizes, plain and mirrored, and one answer for all of them.
 
-Semantic: class scores at the picture's own size are averaged, as published (facts 2.2, "ms+flip"). Panoptic and
-instance: nobody published a rule; `merge.py` has ours.
+Semantic: class scores at the picture's own size are averaged, as published (docs/methods/published-behaviour.md#2-2,
+"ms+flip"). Panoptic and instance: nobody published a rule; `merge.py` has ours.
 """
 
 from __future__ import annotations

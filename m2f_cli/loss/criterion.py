@@ -1,4 +1,5 @@
-"""The loss of mask classification: classes of all queries, masks of the matched ones, in every layer (facts 4.2, 4.3).
+"""The loss of mask classification: classes of all queries, masks of the matched ones, in every layer
+(docs/methods/published-behaviour.md#4-2, #4-3).
 
 Mask2Former compares masks at points, MaskFormer at all pixels: see `places`. Only matched queries are rendered, at
 stride 4, and that of all layers in one matrix product per picture.
@@ -69,7 +70,8 @@ def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
 
 @dataclass
 class Piloted:
-    """The answers to MP-Former's pilot queries (facts 6.5): their pairs are known, nothing is matched.
+    """The answers to MP-Former's pilot queries (docs/methods/published-behaviour.md#6-5): their pairs are known,
+    nothing is matched.
 
     groups: how often each target is piloted.
     """

@@ -1,7 +1,8 @@
 """Losses of masks, of each against its own truth and of all queries against all targets.
 
 All take logits and a truth in [0, 1] (fractions where a point lies on an edge) and reduce the last dimension, which
-may be sampled points (Mask2Former) or all pixels (MaskFormer). Sources: facts 4.1 to 4.3.
+may be sampled points (Mask2Former) or all pixels (MaskFormer). Sources: docs/methods/published-behaviour.md#4-1 to
+#4-3.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def make_places(config: LossConfig, rand: Rand = uniform) -> RandomPoints | AllP
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """Points (facts 4.1, 4.2; PointRend): shared by all queries and targets of a layer when matching; mostly where a
-    query is undecided, some anywhere, when it is trained.
+    """Points (docs/methods/published-behaviour.md#4-1, #4-2; PointRend): shared by all queries and targets of a layer
+    when matching; mostly where a query is undecided, some anywhere, when it is trained.
 
     rand: where random points come from. Matching asks it once per picture that has targets, for (L, num_points, 2).
     """
@@ -80,8 +80,8 @@ class RandomPoints:
 
 @dataclass(frozen=True)
 class AllPixels:
-    """Whole masks (facts 4.3): targets are brought to stride 4 (nearest) for matching, predictions to the size of the
-    padded batch (bilinear) for the loss. What lies in the padding belongs to no target.
+    """Whole masks (docs/methods/published-behaviour.md#4-3): targets are brought to stride 4 (nearest) for matching,
+    predictions to the size of the padded batch (bilinear) for the loss. What lies in the padding belongs to no target.
     """
 
     chunk = 16  # pairs that are compared together; of the others nothing stays in memory for the gradient

@@ -1,4 +1,5 @@
-"""Which query answers for which target: the cheapest one-to-one assignment, per picture and layer (facts 4.1)."""
+"""Which query answers for which target: the cheapest one-to-one assignment, per picture and layer
+(docs/methods/published-behaviour.md#4-1)."""
 
 from __future__ import annotations
 

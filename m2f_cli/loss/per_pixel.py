@@ -1,4 +1,5 @@
-"""The loss of the per-pixel baselines: cross entropy of every pixel's class (facts 2.4)."""
+"""The loss of the per-pixel baselines: cross entropy of every pixel's class
+(docs/methods/published-behaviour.md#2-4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""COCO's mask average precision (facts 9), from overlaps by faster-coco-eval or pycocotools."""
+"""COCO's mask average precision (docs/methods/published-behaviour.md#9), from overlaps by faster-coco-eval or
+pycocotools."""
 
 from __future__ import annotations
 

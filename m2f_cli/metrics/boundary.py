@@ -1,4 +1,5 @@
-"""How right outlines are: what of a mask lies near its edge (Cheng et al., Boundary IoU, CVPR 2021; facts 9)."""
+"""How right outlines are: what of a mask lies near its edge (Cheng et al., Boundary IoU, CVPR 2021;
+docs/methods/published-behaviour.md#9)."""
 
 from __future__ import annotations
 

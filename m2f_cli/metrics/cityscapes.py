@@ -1,4 +1,5 @@
-"""The official scores of Cityscapes, computed by cityscapesScripts over files that our writers made (facts 9).
+"""The official scores of Cityscapes, computed by cityscapesScripts over files that our writers made
+(docs/methods/published-behaviour.md#9).
 
 The official code reads the annotation's own PNGs, which the truth names as its `source`: regions that are not evaluated
 are told apart there in a way that no truth of this package keeps.

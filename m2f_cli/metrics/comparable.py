@@ -71,7 +71,8 @@ def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
 def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
     """The class of every pixel: of a panoptic annotation the class of its segment; a crowd has its class.
 
-    So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders, facts 9).
+    So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders,
+    docs/methods/published-behaviour.md#9).
 
     Raises:
         ConfigError: the annotation does not say it of every pixel; DataError: a class number that does not exist.

@@ -1,4 +1,5 @@
-"""Mean intersection over union of semantic maps, from one confusion matrix over all pictures (facts 9)."""
+"""Mean intersection over union of semantic maps, from one confusion matrix over all pictures
+(docs/methods/published-behaviour.md#9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by the rules of panopticapi (facts 9)."""
+"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by the rules of panopticapi
+(docs/methods/published-behaviour.md#9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Panoptic quality picture by picture, as the data sets of cell nuclei count it (facts 8.9)."""
+"""Panoptic quality picture by picture, as the data sets of cell nuclei count it
+(docs/methods/published-behaviour.md#8-9)."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def checkpoint_activations(model: MaskClassifier) -> None:
 
 
 def _for_pilots(config: ModelConfig) -> dict[str, bool]:
-    """What mask-piloted training asks of the decoder; MP-Former itself has no learned positions (facts 6.1)."""
+    """What mask-piloted training asks of the decoder; MP-Former itself has no learned positions
+    (docs/methods/published-behaviour.md#6-1)."""
     if config.piloting is None:
         return {}
     kept = config.piloting.query_positions

@@ -275,7 +275,8 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def sine_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Sine position encoding of a feature map, (S, dim), fp32: y block first, then x block (DETR, facts 3.1).
+    """Sine position encoding of a feature map, (S, dim), fp32: y block first, then x block (DETR,
+    docs/methods/published-behaviour.md#3-1).
 
     The ramp of an axis of n cells is 2π·i / (n + 1e-6), i = 1..n: it starts at one cell, not at zero or at a half.
     Not kept: sines are few (one axis at a time), the whole is large.

@@ -1,4 +1,5 @@
-"""Mask-piloted training (MP-Former, section 3; facts 6): extra queries that are told what to look for, and where.
+"""Mask-piloted training (MP-Former, section 3; docs/methods/published-behaviour.md#6): extra queries that are told what
+to look for, and where.
 
 A pilot query starts from the embedding of its target's class and attends where the target is, in place of where its
 own last mask was. Pilots exist in training only: the decoder puts them before its ordinary queries, which never see
@@ -111,7 +112,8 @@ class Pilots:
     def visibility(self, queries: int) -> Tensor:
         """Which query sees which in self-attention, True = may see: (1, T + Q, T + Q).
 
-        Ordinary queries see each other; a pilot sees its own group and all ordinary queries (facts 6.4).
+        Ordinary queries see each other; a pilot sees its own group and all ordinary queries
+        (docs/methods/published-behaviour.md#6-4).
         """
         device = self.labels_BT.device
         slots = len(self) // self.groups if self.groups else 0
@@ -192,8 +194,9 @@ class Pilots:
 def touched_cells(target: Target, padded_size: Size, size: Size) -> Tensor:
     """The cells of a grid over the padded picture that hold any pixel of each target: (N, h, w), bool.
 
-    That is area averaging and "more than nothing" (facts 6.3): a thin pole stays visible at stride 32. Cells are those
-    of adaptive pooling: where the grid does not divide the picture, neighbours share a row or column of pixels.
+    That is area averaging and "more than nothing" (docs/methods/published-behaviour.md#6-3): a thin pole stays visible
+    at stride 32. Cells are those of adaptive pooling: where the grid does not divide the picture, neighbours share a
+    row or column of pixels.
 
     Args:
         target: masks or an id map; both give the same cells.

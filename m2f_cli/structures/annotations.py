@@ -34,7 +34,8 @@ class ReadAs:
 
 
 def semantic_truth(truth: PanopticTruth, num_classes: int) -> SemanticTruth:
-    """The class of every pixel, crowds included (facts 8.1); 255 (65535 from 256 classes on) where there is none."""
+    """The class of every pixel, crowds included (docs/methods/published-behaviour.md#8-1); 255 (65535 from 256 classes
+    on) where there is none."""
     ignore = 255 if num_classes <= 255 else 65535
     ids = values_in(truth.ids_HW)
     labels = {segment.id: segment.label for segment in truth.segments}

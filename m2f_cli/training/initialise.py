@@ -25,7 +25,9 @@ POSITIONS, LABELS = "decoder.query_embed.weight", "decoder.label_embed.weight"
 QUERIES = ("decoder.query_feat.weight", POSITIONS)
 CLASS_HEAD = ("decoder.class_embed.weight", "decoder.class_embed.bias")
 PIXEL_HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")  # of a per-pixel baseline: without "no object"
-_ONE_SIDED = {  # Mask2Former alone has the first, MP-Former the second (facts 10, trap 1): (wanted, given)
+# Mask2Former alone has the first, MP-Former the second (docs/methods/published-behaviour.md#10, trap 1): (wanted,
+# given)
+_ONE_SIDED = {
     POSITIONS: (
         "The file has no positions of queries, as MP-Former has none: they start fresh, and until they are trained "
         "the network is worse than the file's.",

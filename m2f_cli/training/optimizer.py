@@ -1,4 +1,5 @@
-"""AdamW as published: which parameter gets which learning rate and decay (facts 2.1), and clipping."""
+"""AdamW as published: which parameter gets which learning rate and decay (docs/methods/published-behaviour.md#2-1), and
+clipping."""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
 def frozen_norms(model: nn.Module, prefixes: Sequence[str]) -> Iterator[nn.Module]:
     """Batch norms in frozen parts: their statistics must not move either.
 
-    Names say it, not `requires_grad`: MMSegmentation fixes scale and shift while the statistics move (facts 2.6).
+    Names say it, not `requires_grad`: MMSegmentation fixes scale and shift while the statistics move
+    (docs/methods/published-behaviour.md#2-6).
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(_below(name, prefix) for prefix in prefixes):
@@ -169,7 +171,8 @@ def trainable_table(model: nn.Module) -> list[tuple[str, int, int]]:
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients so that their global L2 norm is at most `max_norm` (0: leave them); returns the norm.
 
-    Under a gradient scaler this comes after unscaling (facts 2.1). The norm stays on the device.
+    Under a gradient scaler this comes after unscaling (docs/methods/published-behaviour.md#2-1). The norm stays on the
+    device.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

@@ -306,7 +306,7 @@ def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """Which row of the bias table each pair of a window's tokens uses (facts 3.3)."""
+    """Which row of the bias table each pair of a window's tokens uses (docs/methods/published-behaviour.md#3-3)."""
     rows, columns = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
     down, right = (places[:, None] - places + window - 1 for places in (rows, columns))
     return down * (2 * window - 1) + right

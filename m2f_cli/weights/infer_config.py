@@ -10,8 +10,8 @@ from ..errors import WeightsError
 from .key_mapping import OurView
 
 HEADS = 8  # attention heads of every published pixel decoder and decoder: the shapes do not tell
-DROP_PATH = 0.3  # of every published Swin (facts, first table); matters in training only
-DROPOUT = 0.1  # of every published MaskFormer (facts 2.4); matters in training only
+DROP_PATH = 0.3  # of every published Swin (docs/methods/published-behaviour.md#swin); matters in training only
+DROPOUT = 0.1  # of every published MaskFormer (docs/methods/published-behaviour.md#2-4); matters in training only
 _RESNET_DEPTHS = {(2, 2): 18, (6, 2): 34, (6, 3): 50, (23, 3): 101}  # (blocks, convolutions in each), third stage
 _MASK2FORMER = ("pixel_decoder.level_embed", "decoder.class_embed.weight", "decoder.query_feat.weight")
 _MASKFORMER = ("pixel_decoder.top.conv.weight", "pixel_decoder.mask_features.weight")

@@ -1,7 +1,8 @@
 """The name tables: our names, and what detectron2, Hugging Face and OpenMMLab call the same tensors.
 
-Sources: facts 7.2 to 7.5. A rule speaks of one of our names wherever it occurs: Mask2Former's `decoder.layers` and
-MaskFormer's `decoder.blocks` are called differently here because they are elsewhere. Another format is another table.
+Sources: docs/methods/published-behaviour.md#7-2 to #7-5. A rule speaks of one of our names wherever it occurs:
+Mask2Former's `decoder.layers` and MaskFormer's `decoder.blocks` are called differently here because they are elsewhere.
+Another format is another table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _BATCHES = (r".*num_batches_tracked", "a counter of training; frozen batch norm 
 _CRITERION = (r"criterion\..*", "class weights of the loss")
 
 
-# --- detectron2: the papers' own code (facts 7.2, 7.3) ----------------------------------------------------------------
+# --- detectron2: the papers' own code (docs/methods/published-behaviour.md#7-2, #7-3) ---------------------------------
 
 _PIXEL = "sem_seg_head.pixel_decoder."
 _HEAD = "sem_seg_head.predictor."
@@ -111,7 +112,7 @@ DETECTRON2 = Table(
 )
 
 
-# --- Hugging Face transformers (facts 7.4), names as on the hub -------------------------------------------------------
+# --- Hugging Face transformers (docs/methods/published-behaviour.md#7-4), names as on the hub -------------------------
 
 _ENC = "model.pixel_level_module.encoder."
 _PIX = "model.pixel_level_module.decoder."
@@ -237,7 +238,7 @@ HUGGINGFACE = Table(
 )
 
 
-# --- OpenMMLab: mmsegmentation 1.x, mmdetection 3.x and 2.x (facts 7.5) -----------------------------------------------
+# --- OpenMMLab: mmsegmentation 1.x, mmdetection 3.x and 2.x (docs/methods/published-behaviour.md#7-5) -----------------
 
 _MM = "decode_head."
 _MM_PIXEL = _MM + "pixel_decoder."
@@ -318,7 +319,8 @@ OPENMMLAB = Table(
         (r"^module\.", ""),
         (r"^panoptic_head\.", "decode_head."),
         (r"^(decode_head\.pixel_decoder\.)encoder_out_proj\.", r"\1last_feat_conv."),  # where there is an encoder
-        # before mmdetection 3.0 (UNVERIFIED in detail, facts 7.5): lists of attentions and feed-forward networks
+        # before mmdetection 3.0 (UNVERIFIED in detail, docs/methods/published-behaviour.md#7-5): lists of attentions
+        # and feed-forward networks
         (r"^(decode_head\.pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
         (r"^(decode_head\.transformer_decoder\.layers\.\d+)\.attentions\.0\.", r"\1.cross_attn."),
         (r"^(decode_head\.transformer_decoder\.layers\.\d+)\.attentions\.1\.", r"\1.self_attn."),

@@ -2,7 +2,8 @@
 
 A file of a backbone alone has the names of a whole model's file without the prefix "backbone.": torchvision's ResNet is
 OpenMMLab's, detectron2's converted ResNet and the Swin releases are detectron2's. So the name tables are those of
-`tables.py`, and loads are as strict (facts 7.1: suffix matching, as detectron2 does it, is not).
+`tables.py`, and loads are as strict (docs/methods/published-behaviour.md#7-1: suffix matching, as detectron2 does it,
+is not).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_ours, 
 from .key_tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
 
 BACKBONE = "backbone."
-_OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")  # of Swin: no ImageNet file has them (facts 3.3)
+# of Swin: no ImageNet file has them (docs/methods/published-behaviour.md#3-3)
+_OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")
 _ENCODERS = {"huggingface": "model.pixel_level_module.encoder."}  # how a whole model's backbone is called elsewhere
 _BIAS_TABLE = "relative_position_bias_table"
 _FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's `features_only`, not of its models

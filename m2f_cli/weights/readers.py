@@ -1,4 +1,5 @@
-"""Reading files of weights, safely, by what they are and not by what they are called (facts 7.1)."""
+"""Reading files of weights, safely, by what they are and not by what they are called
+(docs/methods/published-behaviour.md#7-1)."""
 
 from __future__ import annotations
 

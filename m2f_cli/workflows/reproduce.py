@@ -6,7 +6,7 @@
 
 The rule: weights that were released must give the published figure to within 0.1, both rounded to the published digits.
 That is evaluation alone, so it leaves room for kernels that round otherwise, and none for the spread between trainings
-(about 0.2 PQ or AP, facts 1.4).
+(about 0.2 PQ or AP, docs/methods/published-behaviour.md#1-4).
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:
 
 
 def _metric_of(preset: Config, figure: str) -> str | None:
-    """Cityscapes' objects are scored by its own rule, which is not COCO's (facts 9)."""
+    """Cityscapes' objects are scored by its own rule, which is not COCO's (docs/methods/published-behaviour.md#9)."""
     if figure.startswith((MEMORY, SPEED)):
         return None
     found = _METRICS.get(figure.removesuffix("_things").removesuffix("_stuff"))

@@ -21,7 +21,8 @@ from m2f_cli.weights.key_tables import DETECTRON2
 
 
 class Head(nn.Module):
-    """The rule of the papers' segmentation head (facts 7.3): before version 2 there was no level `pixel_decoder.`."""
+    """The rule of the papers' segmentation head (docs/methods/published-behaviour.md#7-3): before version 2 there was
+    no level `pixel_decoder.`."""
 
     _version = 2
 

@@ -39,7 +39,7 @@ def picture(height=50, width=70, seed=0) -> np.ndarray:
 
 
 def test_published_resize():
-    """detectron2's ResizeShortestEdge: facts 2.2."""
+    """detectron2's ResizeShortestEdge: docs/methods/published-behaviour.md#2-2."""
     coco = ResizeConfig(short_edge=800, max_edge=1333)
     assert resized_shape(480, 640, coco) == (800, 1067)  # 1066.67 rounds up
     assert resized_shape(427, 640, coco) == (800, 1199)

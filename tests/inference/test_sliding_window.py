@@ -107,5 +107,5 @@ def test_a_loaded_model_slides_where_its_configuration_says_so(monkeypatch):
 
 
 def test_no_shipped_preset_slides():
-    """MMSegmentation tests all its Mask2Former models on whole pictures (facts 2.6)."""
+    """MMSegmentation tests all its Mask2Former models on whole pictures (docs/methods/published-behaviour.md#2-6)."""
     assert all(configuration.load(name).test.slide is None for name in configuration.preset_names())

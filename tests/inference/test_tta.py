@@ -26,8 +26,9 @@ CATEGORIES = from_names(["cat", "dog", "sky"], things=["cat", "dog"])
 
 
 def published(segmenter, image, sizes, max_edge, *, flip=True):
-    """detectron2's way as facts 2.2 and 5.1 tell it: resized to the test size, resized again by Pillow, each size plain
-    and then mirrored, class scores at the picture's size, mirrored back, summed, divided by their number."""
+    """detectron2's way as docs/methods/published-behaviour.md#2-2 and #5-1 tell it: resized to the test size, resized
+    again by Pillow, each size plain and then mirrored, class scores at the picture's size, mirrored back, summed,
+    divided by their number."""
     height, width = image.shape[:2]
     test = segmenter.config.test.resize
     base = resize_shortest(Image.fromarray(image), test.short_edge, test.max_edge)
@@ -52,7 +53,7 @@ def resize_shortest(image, short, longest):
 
 @torch.inference_mode()
 def semantic_scores(segmenter, pixels_HWC, size):
-    """Facts 5.1, steps 2 to 4, of a semantic model."""
+    """docs/methods/published-behaviour.md#5-1, steps 2 to 4, of a semantic model."""
     mean, std = torch.tensor(segmenter.config.input.mean), torch.tensor(segmenter.config.input.std)
     image = ((torch.from_numpy(np.array(pixels_HWC)).float() - mean) / std).permute(2, 0, 1)[None]
     height, width = pixels_HWC.shape[:2]

@@ -57,7 +57,7 @@ def test_empty_masks_attend_everywhere():
 
 
 def test_published_parameter_counts():
-    """Facts 3.3: computed with the published code, 133 classes, 100 queries."""
+    """docs/methods/published-behaviour.md#3-3: computed with the published code, 133 classes, 100 queries."""
     full = {"dim": 256, "num_heads": 8}
     pixel = Component(name="deformable", mask_dim=256, num_layers=6, ffn_dim=1024, num_points=4, **full)
     decoder = Component(name="masked", num_queries=100, num_layers=9, ffn_dim=2048, **full)

@@ -105,7 +105,7 @@ def test_inference_of_the_same_weights_is_the_published_one(file):
 
 
 def by_area(masks_NHW: torch.Tensor, padded: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """What the original does: pad, average over areas, more than 1e-8 (facts 6.3)."""
+    """What the original does: pad, average over areas, more than 1e-8 (docs/methods/published-behaviour.md#6-3)."""
     H, W = masks_NHW.shape[1:]
     whole = F.pad(masks_NHW.double(), (0, padded[1] - W, 0, padded[0] - H))[:, None]
     return F.interpolate(whole, size=size, mode="area")[:, 0] > 1e-8

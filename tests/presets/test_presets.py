@@ -24,14 +24,16 @@ PRETRAINED = {
     "r50": "torchvision",
     "r101": "torchvision",
 }
-SWIN = {  # embed_dim, depth of the third stage, first heads, window: facts.md, the table at the top
+SWIN = {  # embed_dim, depth of the third stage, first heads, window: docs/methods/published-behaviour.md#swin
     "swin-t": (96, 6, 3, 7),
     "swin-s": (96, 18, 3, 7),
     "swin-b": (128, 18, 4, 12),
     "swin-l": (192, 18, 6, 12),
 }
 ZOO, MMSEG, MMDET = "Mask2Former model zoo", "MMSegmentation", "MMDetection"
-MMSEG_HASHES = {  # of the files as re-published in 2023 (pull request 2532 of MMSegmentation); facts.md has none
+# of the files as re-published in 2023 (pull request 2532 of MMSegmentation); docs/methods/published-behaviour.md has
+# none
+MMSEG_HASHES = {
     "cityscapes-r50": "ffd9d750",
     "cityscapes-r101": "43e68666",
     "cityscapes-swin-t": "36c59341",
@@ -98,7 +100,8 @@ def test_the_backbone(name):
 
 
 def expected_norm(preset):
-    """facts 2.1 and 2.6: frozen but for Cityscapes, R101 of ADE20K semantic, and MMSegmentation."""
+    """docs/methods/published-behaviour.md#2-1 and #2-6: frozen but for Cityscapes, R101 of ADE20K semantic, and
+    MMSegmentation."""
     if preset.published[0].source == MMSEG:
         return "fixed_affine_bn"
     trained = preset.data.dataset == "cityscapes"
@@ -149,7 +152,7 @@ def test_classes_fit_the_task(name):
     assert count == counts[preset.data.dataset][instance]
 
 
-# --- inference as published: facts 2.1, 2.2, 2.6 ----------------------------------------------------------------------
+# --- inference as published: docs/methods/published-behaviour.md#2-1, #2-2, #2-6 --------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -210,7 +213,7 @@ def test_weights(name):
 
 
 def hub_name(preset):
-    """facts 7.4: IN21k is named for Swin-B only, which has both."""
+    """docs/methods/published-behaviour.md#7-4: IN21k is named for Swin-B only, which has both."""
     size = {"swin-t": "tiny", "swin-s": "small", "swin-b": "base", "swin-l": "large"}[command.backbone_label(preset)]
     in22k = size == "base" and preset.model.backbone.options["pretrained"].endswith("_22k")
     dataset = {"ade20k": "ade"}.get(preset.data.dataset, preset.data.dataset)

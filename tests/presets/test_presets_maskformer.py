@@ -1,4 +1,5 @@
-"""The presets of MaskFormer and its baselines: rows, figures, settings and recipes as facts 1.2 and 2.4 have them."""
+"""The presets of MaskFormer and its baselines: rows, figures, settings and recipes as
+docs/methods/published-behaviour.md#1-2 and #2-4 have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The presets of MP-Former: its rows, settings and schedules as facts 1.5, 2.5 and 6.6 have them; and FaPN's."""
+"""The presets of MP-Former: its rows, settings and schedules as docs/methods/published-behaviour.md#1-5, #2-5 and #6-6
+have them; and FaPN's."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from m2f_cli.structures.categories import load_categories, load_class_table
 
 ALL = {name: config.load(name) for name in config.preset_names() if name.startswith("mpformer-")}
 OURS = ("mpformer-mass13k-r50", "mpformer-nuinsseg-panoptic-r50")  # recipes that nobody published
-PUBLISHED = {  # facts 1.5: metric, value, setting, whether verified
+PUBLISHED = {  # docs/methods/published-behaviour.md#1-5: metric, value, setting, whether verified
     "mpformer-coco-instance-r50-12ep": [("ap", 40.15, "single scale", True)],
     "mpformer-cityscapes-instance-r50": [("ap", 39.7, "derived", False)],
     "mpformer-cityscapes-r50": [("miou", 81.0, "derived", False)],
@@ -66,7 +67,8 @@ def test_what_is_inside(name):
 @pytest.mark.parametrize("name", ALL)
 def test_pilots_as_in_the_published_script(name):
     expected = PilotingConfig(groups=1)
-    if name == "mpformer-coco-panoptic-swin-l":  # facts 6.6: a path that the authors left in their code
+    # docs/methods/published-behaviour.md#6-6: a path that the authors left in their code
+    if name == "mpformer-coco-panoptic-swin-l":
         expected = PilotingConfig(groups=1, layers=4, label_noise=0.0)
     assert ALL[name].model.piloting == expected
     assert (expected.mask_noise, expected.class_loss, expected.noise_per_head) == (0.0, True, False)
@@ -80,7 +82,7 @@ def recipe_of(name: str) -> tuple[int, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in OURS])
 def test_all_else_is_mask2formers(name):
-    """But for the schedule, the positions and the pilots (facts 2.5)."""
+    """But for the schedule, the positions and the pilots (docs/methods/published-behaviour.md#2-5)."""
     twin = re.sub(r"mpformer-|-\d+ep|-150k", "", name)
     semantic = ALL[name].task == "semantic"
     other = config.load(f"{twin}-paper" if semantic else twin)

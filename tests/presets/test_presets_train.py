@@ -1,4 +1,5 @@
-"""How the presets train: the numbers of facts 2.1, 2.2 and 2.6, and the small preset that no table has."""
+"""How the presets train: the numbers of docs/methods/published-behaviour.md#2-1, #2-2 and #2-6, and the small preset
+that no table has."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def steps(preset) -> dict[str, dict]:
 
 
 def size_of(preset) -> tuple[int, int, tuple[int, int]]:
-    """(base of the short edges, longest edge, crop) of facts 2.2."""
+    """(base of the short edges, longest edge, crop) of docs/methods/published-behaviour.md#2-2."""
     if preset.data.dataset == "cityscapes":
         return 1024, 4096, (512, 1024)
     if preset.data.dataset == "mapillary-vistas":

@@ -71,7 +71,8 @@ def section(facts: str, number: str) -> str:
 
 
 def test_names_and_things_are_those_of_the_facts(shared_dir):
-    """facts.md lists ADE20K, Cityscapes, Mapillary and COCO in prose, independently of the tables' source."""
+    """docs/methods/published-behaviour.md lists ADE20K, Cityscapes, Mapillary and COCO in prose, independently of the
+    tables' source."""
     facts = (shared_dir / "reference" / "facts.md").read_text()
     ade = re.search(r"first synonym\): (0 wall.*149\* flag)", section(facts, "8.2"))[1]
     listed = [re.fullmatch(r"(\d+)(\*?) (.*)", item).groups() for item in ade.split(",")]

@@ -101,7 +101,7 @@ def test_there_and_back(table, backbone, piloted):
 
 
 def test_sampling_offsets_are_rows_of_pairs_elsewhere():
-    """(head, level, point, xy) there, (xy, head, level, point) here (facts 3.4)."""
+    """(head, level, point, xy) there, (xy, head, level, point) here (docs/methods/published-behaviour.md#3-4)."""
     ours = "pixel_decoder.layers.0.attn.sampling_offsets.bias"
     (theirs,), _ = DETECTRON2.find(ours)
     x, y = torch.arange(96.0), 100 + torch.arange(96.0)
@@ -110,7 +110,8 @@ def test_sampling_offsets_are_rows_of_pairs_elsewhere():
 
 
 def test_patch_merging_of_openmmlab_is_permuted_as_the_facts_say():
-    """Facts 7.5: reshape [out, 4, C], take blocks 0, 2, 1, 3, transpose to [out, C, 4], flatten."""
+    """docs/methods/published-behaviour.md#7-5: reshape [out, 4, C], take blocks 0, 2, 1, 3, transpose to [out, C, 4],
+    flatten."""
     channels = 3
     weight, norm = torch.randn(6, 4 * channels), torch.randn(4 * channels)
     order = [0, 2, 1, 3]

@@ -67,7 +67,7 @@ def empty_network(network_config, count):
 @pytest.mark.parametrize("layout", ["current", "released"])
 @pytest.mark.parametrize(("name", "preset"), PUBLISHED.items())
 def test_detectron2_names_of_full_size_models(name, preset, layout):
-    """Released files lack the level `pixel_decoder.` (facts 7.3)."""
+    """Released files lack the level `pixel_decoder.` (docs/methods/published-behaviour.md#7-3)."""
     listed = read_list("11_param_names_maskformer")["models"][name]
     tensors = {entry[0]: meta(entry[1]) for entry in listed["entries"]}
     given = tensors

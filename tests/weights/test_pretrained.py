@@ -132,7 +132,7 @@ def test_a_part_of_another_backbone_is_refused(resnet18):
 
 
 def as_detectron2(name):
-    """The renaming of the published conversion (facts 7.1)."""
+    """The renaming of the published conversion (docs/methods/published-behaviour.md#7-1)."""
     name = name if "layer" in name else f"stem.{name}"
     name = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     return re.sub(r"bn(\d)", r"conv\1.norm", name).replace("downsample.0", "shortcut").replace(

@@ -1,4 +1,5 @@
-"""Post-processing in the published order, written down as it reads (facts 5.1): every query is rendered at every size.
+"""Post-processing in the published order, written down as it reads (docs/methods/published-behaviour.md#5-1): every
+query is rendered at every size.
 
 Nobody predicts with this: it is what `postprocess` is compared with, in results and in cost.
 """

@@ -1,5 +1,5 @@
-"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (facts 8.4). Its classes are shipped tables; other
-data in this style bring theirs in classes.yaml."""
+"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (docs/methods/published-behaviour.md#8-4). Its
+classes are shipped tables; other data in this style bring theirs in classes.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""COCO instances: annotations/instances_{split}.json with polygons or run lengths, crowds among them (facts 8.1)."""
+"""COCO instances: annotations/instances_{split}.json with polygons or run lengths, crowds among them
+(docs/methods/published-behaviour.md#8-1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""COCO panoptic: annotations/panoptic_{split}.json and PNGs whose colours are the ids of segments (facts 8.1)."""
+"""COCO panoptic: annotations/panoptic_{split}.json and PNGs whose colours are the ids of segments
+(docs/methods/published-behaviour.md#8-1)."""
 
 from __future__ import annotations
 

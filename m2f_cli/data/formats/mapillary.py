@@ -1,4 +1,5 @@
-"""Mapillary Vistas v1.2: {training,validation}/ with images, labels and panoptic (facts 8.5)."""
+"""Mapillary Vistas v1.2: {training,validation}/ with images, labels and panoptic
+(docs/methods/published-behaviour.md#8-5)."""
 
 from __future__ import annotations
 

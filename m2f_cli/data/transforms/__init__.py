@@ -1,4 +1,5 @@
-"""Augmentation: small steps that change a picture and the truth about it together (facts 2.2, "primitives, exact").
+"""Augmentation: small steps that change a picture and the truth about it together
+(docs/methods/published-behaviour.md#2-2, "primitives, exact").
 
 A step is called with a sample and a random generator, and draws from it in the order that its docstring states; so a
 sample is a function of the generator's seed. Another package's step needs nothing but the same `__call__`.
@@ -290,7 +291,7 @@ class Pad:
 class DropVanished:
     """Leave out objects and segments of which nothing is left in the picture. Draws nothing.
 
-    COCO's instance recipe does so; all others train on the empty masks too (facts 2.2).
+    COCO's instance recipe does so; all others train on the empty masks too (docs/methods/published-behaviour.md#2-2).
     """
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:

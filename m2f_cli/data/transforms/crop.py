@@ -1,4 +1,4 @@
-"""DETR's crop, which MaskFormer's COCO recipe has before its resize (facts 2.4)."""
+"""DETR's crop, which MaskFormer's COCO recipe has before its resize (docs/methods/published-behaviour.md#2-4)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Writes the style of Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ with labelIds and
-instanceIds (facts 8.4), and classes.yaml where the classes are not those of Cityscapes."""
+instanceIds (docs/methods/published-behaviour.md#8-4), and classes.yaml where the classes are not those of
+Cityscapes."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class CocoPanoptic:
 
 
 def id_colors(ids_HW: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: id = R + 256 G + 65536 B (facts 8.1)."""
+    """(H, W, 3) uint8: id = R + 256 G + 65536 B (docs/methods/published-behaviour.md#8-1)."""
     return np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
 
 

@@ -1,4 +1,5 @@
-"""ADE20K SceneParse150 (facts 8.2): semantic label maps, objects as COCO json, segments as panoptic json and PNGs."""
+"""ADE20K SceneParse150 (docs/methods/published-behaviour.md#8-2): semantic label maps, objects as COCO json, segments
+as panoptic json and PNGs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""ADE20K-Full, 847 classes (facts 8.3): smaller pictures, and 16-bit label maps from the object classes of `_seg.png`.
+"""ADE20K-Full, 847 classes (docs/methods/published-behaviour.md#8-3): smaller pictures, and 16-bit label maps from the
+object classes of `_seg.png`.
 
 The classes are read from the pictures' own files; the pickled index of the release is not needed.
 """

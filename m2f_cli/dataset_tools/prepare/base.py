@@ -83,7 +83,7 @@ class Plan:
 class Preparer:
     """A data set that is known.
 
-    folder: where it lies below $DETECTRON2_DATASETS (facts 8).
+    folder: where it lies below $DETECTRON2_DATASETS (docs/methods/published-behaviour.md#8).
     marks: folders of which at least one is there, whatever else is missing.
     layout: what must be there; origin: where a user gets it; licence: its terms.
     plan: (tree, partial) to what is to be done; `partial`: whether a part of the data is enough.

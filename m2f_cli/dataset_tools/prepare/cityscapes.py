@@ -1,4 +1,5 @@
-"""Cityscapes (facts 8.4): label maps of trainIds, ids where they are missing, segments as panoptic json and PNGs."""
+"""Cityscapes (docs/methods/published-behaviour.md#8-4): label maps of trainIds, ids where they are missing, segments as
+panoptic json and PNGs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO panoptic (facts 8.1): label maps of all classes from the PNGs of segments."""
+"""COCO panoptic (docs/methods/published-behaviour.md#8-1): label maps of all classes from the PNGs of segments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO-Stuff-10K v1.0 (facts 8.6): label maps from MATLAB files."""
+"""COCO-Stuff-10K v1.0 (docs/methods/published-behaviour.md#8-6): label maps from MATLAB files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mapillary Vistas v1.2 (facts 8.5): read as it comes; nothing is made, all is checked."""
+"""Mapillary Vistas v1.2 (docs/methods/published-behaviour.md#8-5): read as it comes; nothing is made, all is
+checked."""
 
 from __future__ import annotations
 

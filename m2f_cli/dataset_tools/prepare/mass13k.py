@@ -1,4 +1,5 @@
-"""MaSS13K (facts 8.8): 4K pictures with label maps; they get the names that readers of label maps look for."""
+"""MaSS13K (docs/methods/published-behaviour.md#8-8): 4K pictures with label maps; they get the names that readers of
+label maps look for."""
 
 from __future__ import annotations
 

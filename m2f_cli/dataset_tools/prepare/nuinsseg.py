@@ -1,4 +1,4 @@
-"""NuInsSeg (facts 8.9): nuclei of 31 kinds of tissue, as COCO panoptic json and PNGs.
+"""NuInsSeg (docs/methods/published-behaviour.md#8-9): nuclei of 31 kinds of tissue, as COCO panoptic json and PNGs.
 
 There is no published layout to train from, and no official split. Ours: of each tissue every fifth picture, by name, is
 for validation. The masks are those of "label masks modify", in which the larger number has the overlap.

@@ -1,4 +1,5 @@
-"""ResNet (He et al. 2015) as detectron2 lays it out: the stride sits in the 3x3 convolution (facts 3.2)."""
+"""ResNet (He et al. 2015) as detectron2 lays it out: the stride sits in the 3x3 convolution
+(docs/methods/published-behaviour.md#3-2)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 
 
 def fixed_affine_bn(channels: int) -> nn.BatchNorm2d:
-    """Batch norm whose scale and shift are not trained while its statistics move, as in MMSegmentation (facts 2.6)."""
+    """Batch norm whose scale and shift are not trained while its statistics move, as in MMSegmentation
+    (docs/methods/published-behaviour.md#2-6)."""
     return nn.BatchNorm2d(channels).requires_grad_(False)
 
 

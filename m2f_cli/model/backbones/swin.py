@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al. 2021) as a backbone for dense prediction, with the facts of section 3.3.
+"""Swin Transformer (Liu et al. 2021) as a backbone for dense prediction, as in docs/methods/published-behaviour.md#3-3.
 
 Windows are gathered by index instead of being padded, rolled and cut: only real tokens pass through the projections,
 and only the windows that touch a shifted border get a mask.
@@ -335,7 +335,8 @@ class Swin(nn.Module):
     """Swin-T/S/B/L: features at strides 4, 8, 16, 32, each with a LayerNorm of its own.
 
     Args:
-        embed_dim, depths, num_heads, window_size: what makes it T, S, B or L (facts, first table).
+        embed_dim, depths, num_heads, window_size: what makes it T, S, B or L
+            (docs/methods/published-behaviour.md#swin).
         drop_path: stochastic depth of the last block; it rises linearly from 0 over all blocks. 0.3 in every recipe.
         pretrained: where the ImageNet weights come from; read by training only.
     """

@@ -1,4 +1,5 @@
-"""The masked-attention decoder of Mask2Former (facts 3.5): queries look only where their last mask was."""
+"""The masked-attention decoder of Mask2Former (docs/methods/published-behaviour.md#3-5): queries look only where their
+last mask was."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class MaskedDecoder(nn.Module):
         mask_dim: channels of the mask features.
         num_layers: 9 in every published model (the original configuration counts one more). Layer i attends to
             level i mod `num_levels`.
-        piloted: each class has an embedding that pilot queries start from in training (MP-Former, facts 6.1).
+        piloted: each class has an embedding that pilot queries start from in training (MP-Former,
+            docs/methods/published-behaviour.md#6-1).
         query_positions: whether queries have learned positions; None: unless `piloted`, as published.
     """
 

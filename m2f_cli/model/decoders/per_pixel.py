@@ -1,4 +1,5 @@
-"""The baselines of MaskFormer's tables: a class for each pixel (facts 2.4; MaskFormer, section 4.1).
+"""The baselines of MaskFormer's tables: a class for each pixel (docs/methods/published-behaviour.md#2-4; MaskFormer,
+section 4.1).
 
 Both are decoders as any other: they answer with one query per class, whose class is fixed and whose mask logits are the
 logits of that class. So the class of a pixel is that of the query with the highest mask logit.

@@ -1,4 +1,5 @@
-"""The decoder of MaskFormer: DETR's, over one level (facts 3.6; MaskFormer, section 3.2)."""
+"""The decoder of MaskFormer: DETR's, over one level (docs/methods/published-behaviour.md#3-6; MaskFormer, section
+3.2)."""
 
 from __future__ import annotations
 

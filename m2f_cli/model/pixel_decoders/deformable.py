@@ -1,5 +1,5 @@
 """The pixel decoder of Mask2Former: a deformable transformer encoder over strides 32, 16, 8, and one FPN step to
-stride 4 (facts 3.4)."""
+stride 4 (docs/methods/published-behaviour.md#3-4)."""
 
 from __future__ import annotations
 

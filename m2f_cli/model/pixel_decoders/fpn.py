@@ -1,5 +1,5 @@
-"""The pixel decoder of MaskFormer: a feature pyramid network (facts 3.6; MaskFormer, section 4.1). The original
-configurations call it BasePixelDecoder."""
+"""The pixel decoder of MaskFormer: a feature pyramid network (docs/methods/published-behaviour.md#3-6; MaskFormer,
+section 4.1). The original configurations call it BasePixelDecoder."""
 
 from __future__ import annotations
 

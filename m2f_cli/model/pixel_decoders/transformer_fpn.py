@@ -1,4 +1,5 @@
-"""MaskFormer's pixel decoder with a transformer encoder over stride 32 ("+6Enc" of its tables; facts 3.6)."""
+"""MaskFormer's pixel decoder with a transformer encoder over stride 32 ("+6Enc" of its tables;
+docs/methods/published-behaviour.md#3-6)."""
 
 from __future__ import annotations
 
