@@ -20,9 +20,9 @@ from m2f_cli.cli import run
 code = run(["predict", "in.png", "--model", "model.safetensors", "--device", "cpu", "--out", "out"])
 print(json.dumps([code, sorted(set(sys.modules) - before)]))
 """
-# Each takes longer to import than m2f itself: PyTorch's compiler, what it imports, and libraries of rare options.
+# Each takes longer to import than m2f itself: PyTorch's compiler, and libraries of rare options.
 SLOW = (
-    "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "sympy", "torch.onnx", "torchvision",
+    "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision",
     "scipy.ndimage", "scipy.optimize", "scipy.spatial", "transformers", "timm", "onnxruntime", "matplotlib",
 )
 

@@ -101,7 +101,7 @@ def test_a_loaded_model_slides_where_its_configuration_says_so(monkeypatch):
 
     for overrides, kind in (((SLIDE,), Sliding), ((), front.Segmenter)):
         made = small_segmenter("ade20k-r50", *overrides)
-        monkeypatch.setattr(front, "load_model", lambda ref, made=made, **options: Loaded(made))
+        monkeypatch.setattr(load, "load_model", lambda ref, made=made, **options: Loaded(made))
         loaded = load.load("anything", device="cpu")
         assert type(loaded) is kind and loaded.source == "a model"
 
