@@ -390,7 +390,7 @@ def test_nobody_trusts_by_default():
 TRUSTING = {
     "commands/data.py": 2, "commands/data_convert.py": 1, "commands/data_prepare.py": 1, "commands/data_split.py": 1,
     "commands/eval.py": 2, "commands/export.py": 2, "commands/predict.py": 2,
-    "exporting/safetensors.py": 1, "inference/initialise.py": 1, "weights/pretrained.py": 1,
+    "export/safetensors.py": 1, "training/initialise.py": 1, "weights/pretrained.py": 1,
 }  # fmt: skip
 
 
