@@ -121,8 +121,12 @@ class Run:
             now = self.state
             done = {"iteration": now.iteration, "skipped": now.skipped, "best": now.best, "in_a_row": now.in_a_row,
                     "evaluated": now.evaluated, "data": self.identity}  # fmt: skip
-            self.save_weights("last")  # first: a run that was killed at its end has nothing more to do but this
+            is_first = not (self.checkpoints / state.RESUME).is_file()  # weights without it could not go on
+            if not is_first:
+                self.save_weights("last")  # before: a run that was killed at its end has nothing more to do but this
             state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
+            if is_first:
+                self.save_weights("last")
             self.saved = now.iteration
 
     def save_weights(self, name: str) -> Path:
@@ -144,6 +148,8 @@ class Run:
             done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done)
         )
         self.saved = done
+        if distributed.rank() == 0 and not (self.checkpoints / "last.safetensors").is_file():
+            self.save_weights("last")  # the first save was killed between the two files
 
     # -- evaluating --
 

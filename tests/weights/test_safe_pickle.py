@@ -534,8 +534,8 @@ UNSAFE = {"torch.load", "torch.jit.load", "torch.export.load", "pickle.load", "p
           "torch.hub.load", "torch.package.PackageImporter", "torch._inductor.aoti_load_package"}  # fmt: skip
 # Where such calls are right: programs behind --trust-code, and records that this process packed itself in memory.
 ALLOWED = {
-    ("inference/engine_torch.py", "torch.export.load"),
-    ("inference/engine_torch.py", "torch._inductor.aoti_load_package"),
+    ("inference/engines/torch_engine.py", "torch.export.load"),
+    ("inference/engines/torch_engine.py", "torch._inductor.aoti_load_package"),
     ("data/formats/coco_panoptic.py", "pickle.loads"), ("data/formats/coco_instance.py", "pickle.loads"),
 }  # fmt: skip
 
