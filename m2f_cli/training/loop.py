@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..config.schema import TrainConfig
 from ..data.loader import Batch, of_worker
-from ..errors import M2FError
+from ..errors import ConfigError, M2FError
 from ..loss import Pairs, Piloted, normaliser
 from ..model.pilots import Piloting, Pilots
 from ..runtime import distributed
@@ -113,9 +113,29 @@ def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor
     """The weighted losses of one batch; with pilots their losses too."""
     dtype = DTYPES[parts.config.precision]
     pilots = None if parts.piloting is None else parts.piloting(batch.targets, batch.padded_size)
-    with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+    autocast = torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32)
+    with autocast, _norms_of_one_value(batch):
         prediction = parts.network(batch.images_BCHW, *([] if pilots is None else [pilots]))
     return supervise(parts.criterion, prediction, pilots, batch, num_masks)
+
+
+@contextlib.contextmanager
+def _norms_of_one_value(batch: Batch) -> Iterator[None]:
+    """Say in a sentence that a batch norm cannot be trained on one value per channel.
+
+    Raises:
+        ConfigError: PyTorch refuses the batch for that reason.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        height, width = batch.padded_size
+        raise ConfigError(
+            f"{len(batch.names)} image of {height} x {width} pixels is too little for the batch norms of this network.",
+            hint="Train on larger images, or on more at once: --batch, --micro-batch.",
+        ) from error
 
 
 def supervise(
