@@ -364,7 +364,7 @@ def _listing(tree: Any, url: str) -> tuple[str, dict[str, _Stated]]:
         if re.fullmatch("[0-9a-f]{40}", commit) and all(isinstance(name, str) for name in found):
             return commit, found
     except (TypeError, KeyError, AttributeError, ValueError):
-        pass
+        pass  # of another form: refused below, like one of the right form with wrong values
     shown = json.dumps(tree)[:60]
     raise WeightsError(f"{url} answered {shown}, where the hub's list of files was expected.")
 
