@@ -58,8 +58,14 @@ def _object(rng: np.random.Generator, image_id: int, key: int) -> dict:
     if key % 2:
         rle = coco_mask.frPyObjects(segmentation, *SIZE)[0]
         segmentation = {"size": list(SIZE), "counts": rle["counts"].decode()}
-    return {"id": key, "image_id": image_id, "category_id": 1 + int(rng.integers(CLASSES)), "iscrowd": 0, "area": 1.0,
-            "segmentation": segmentation}  # fmt: skip
+    return {
+        "id": key,
+        "image_id": image_id,
+        "category_id": 1 + int(rng.integers(CLASSES)),
+        "iscrowd": 0,
+        "area": 1.0,
+        "segmentation": segmentation,
+    }
 
 
 def peak_mib() -> float:
@@ -84,12 +90,23 @@ def main() -> None:
         found = report(opened, findings, workers=arguments.workers)
         seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     objects = sum(sum(split.description.objects) for split in found.splits)
-    print(json.dumps({
-        "annotations": objects, "pictures": sum(map(len, opened)), "workers": arguments.workers,
-        "seconds": round(seconds, 2), "of them opening": round(opening, 2), "CPU seconds": round(cpu, 2),
-        "peak MiB after opening": round(memory), "raised by the check, MiB": round(peak_mib() - memory, 1),
-        "twins": len(found.twins), "errors": len(found.errors),
-    }, indent=2))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "annotations": objects,
+                "pictures": sum(map(len, opened)),
+                "workers": arguments.workers,
+                "seconds": round(seconds, 2),
+                "of them opening": round(opening, 2),
+                "CPU seconds": round(cpu, 2),
+                "peak MiB after opening": round(memory),
+                "raised by the check, MiB": round(peak_mib() - memory, 1),
+                "twins": len(found.twins),
+                "errors": len(found.errors),
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

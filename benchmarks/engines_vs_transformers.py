@@ -52,8 +52,15 @@ def export_theirs(folder: Path, engine: str, size: tuple[int, int]) -> None:
     target.mkdir()
     with torch.no_grad():
         if engine == "onnxruntime":
-            torch.onnx.export(model, (images,), target / "model.onnx", dynamo=True, opset_version=18,
-                              input_names=["images"], output_names=["class_logits", "mask_logits"])  # fmt: skip
+            torch.onnx.export(
+                model,
+                (images,),
+                target / "model.onnx",
+                dynamo=True,
+                opset_version=18,
+                input_names=["images"],
+                output_names=["class_logits", "mask_logits"],
+            )
         else:
             import openvino
 
@@ -203,8 +210,10 @@ def report(sides: list[Side], rounds: int) -> None:
         if ours and theirs:
             wins = sum(a > b for a, b in zip(theirs.seconds, ours.seconds, strict=True))
             speed = ratio(theirs.seconds, ours.seconds)
-            print(f"{engine}: ours {speed['value']:.2f}x{between(speed)} the speed of transformers' export "
-                  f"(faster in {wins} of {rounds} rounds)")
+            print(
+                f"{engine}: ours {speed['value']:.2f}x{between(speed)} the speed of transformers' export "
+                f"(faster in {wins} of {rounds} rounds)"
+            )
         if ours:
             print(f"{engine}: ours {eager.median / ours.median:.2f}x the speed of our PyTorch network (eager)")
 
@@ -225,8 +234,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "weights")
-        command = [sys.executable, __file__, "--size", *map(str, size), "--threads", str(arguments.threads),
-                   "--folder", name]  # fmt: skip
+        command = [
+            sys.executable,
+            __file__,
+            "--size",
+            *map(str, size),
+            "--threads",
+            str(arguments.threads),
+            "--folder",
+            name,
+        ]
         pairs = [*exported(arguments.engines, command), ("ours", EAGER)]
         sides = [Side(side, engine, command) for side, engine in pairs]
         raced(sides, arguments.rounds)

@@ -71,8 +71,23 @@ def differences(model: Segmenter, file: Segmenter, pictures: Sequence) -> Differ
 def evaluated(ref: str, arguments: argparse.Namespace, metric: str, folder: Path) -> float:
     """The figure of `m2f eval`, in percent."""
     if not (folder / "results.json").is_file():
-        words = ["eval", "--model", ref, "--data", str(arguments.data), "--metric", metric, "--out", str(folder),
-                 "--limit", str(arguments.limit), "--workers", "1", "--device", "cpu"]  # fmt: skip
+        words = [
+            "eval",
+            "--model",
+            ref,
+            "--data",
+            str(arguments.data),
+            "--metric",
+            metric,
+            "--out",
+            str(folder),
+            "--limit",
+            str(arguments.limit),
+            "--workers",
+            "1",
+            "--device",
+            "cpu",
+        ]
         note(f"m2f {' '.join(words)}")
         subprocess.run([sys.executable, "-m", "m2f_cli", *words], check=True, stdout=subprocess.DEVNULL)
     return json.loads((folder / "results.json").read_text())["figures"][metric]
@@ -87,9 +102,12 @@ def row(path: Path, model: Segmenter, pictures: Sequence, arguments: argparse.Na
     figure = evaluated(str(path), arguments, metric, folder)
     first = compare(own, folder).figures[0]
     return [
-        name, f"{size / 2**20:.1f}", f"{size / base.weight_bytes(model):.3f}", *found.cells(),
+        name,
+        f"{size / 2**20:.1f}",
+        f"{size / base.weight_bytes(model):.3f}",
+        *found.cells(),
         f"{figure:.2f} ({first.difference:+.2f}, {first.low:+.2f} to {first.high:+.2f})",
-    ]  # fmt: skip
+    ]
 
 
 def files_of(path: Path) -> list[Path]:
@@ -121,15 +139,19 @@ def main() -> None:
     own = arguments.out / "eval" / "model"
     metric = METRIC_OF[model.default_task]
     figure = evaluated(arguments.model, arguments, metric, own)
-    print(f"{model.config.name}, {len(records)} pictures of {data.name}, torch {torch.__version__}; "
-          f"{metric} of the model: {figure:.2f}\n")  # fmt: skip
+    print(
+        f"{model.config.name}, {len(records)} pictures of {data.name}, torch {torch.__version__}; "
+        f"{metric} of the model: {figure:.2f}\n"
+    )
     columns = [*COLUMNS, f"{metric} (file - model, 95 %)"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     pictures = [record.read_image() for record in records]
     for name in arguments.only:
         format, precision = name.split("-")
         options = base.Options(
-            size=arguments.size and tuple(arguments.size), precision=precision, tolerance=ANYTHING,
+            size=arguments.size and tuple(arguments.size),
+            precision=precision,
+            tolerance=ANYTHING,
             pictures=calibration[: arguments.calibrate],
         )
         try:

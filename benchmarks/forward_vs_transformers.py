@@ -78,8 +78,10 @@ def about(threads: int, rounds: int) -> str:
 
     found = machine.allocator()
     settings = f" {found['settings']}" if found["settings"] else ""
-    return (f"{machine.cpu_name()}, {threads} threads, {found['name']}{settings}, torch {torch.__version__}, "
-            f"{rounds} rounds, load {machine.load_average()}")  # fmt: skip
+    return (
+        f"{machine.cpu_name()}, {threads} threads, {found['name']}{settings}, torch {torch.__version__}, "
+        f"{rounds} rounds, load {machine.load_average()}"
+    )
 
 
 def share(part: float | None, whole: float | None) -> str:
@@ -229,19 +231,27 @@ def main() -> None:
             side.process.wait()
         answers = {side.name: torch.load(Path(folder) / f"{side.name}.pt") for side in sides}
     height, width = arguments.size
-    print(f"Mask2Former Swin-{arguments.backbone.upper()}, 1 x 3 x {height} x {width}, "
-          f"{about(arguments.threads, arguments.rounds)}")
+    print(
+        f"Mask2Former Swin-{arguments.backbone.upper()}, 1 x 3 x {height} x {width}, "
+        f"{about(arguments.threads, arguments.rounds)}"
+    )
     first = sides[0]
-    print(f"{'':22}{'seconds':>9}{'best':>8}{'speed':>8}{'best':>7}{'growth MiB':>12}{'ratio':>9}   "
-          f"largest (mean) difference of classes, masks from {first.name}")
+    print(
+        f"{'':22}{'seconds':>9}{'best':>8}{'speed':>8}{'best':>7}{'growth MiB':>12}{'ratio':>9}   "
+        f"largest (mean) difference of classes, masks from {first.name}"
+    )
     for side in sides:
         middle, best = statistics.median(side.seconds), min(side.seconds)
-        differences = ", ".join(f"{(a - b).abs().max():.1e} ({(a - b).abs().mean():.1e})"
-                                for a, b in zip(answers[first.name], answers[side.name], strict=True))
+        differences = ", ".join(
+            f"{(a - b).abs().max():.1e} ({(a - b).abs().mean():.1e})"
+            for a, b in zip(answers[first.name], answers[side.name], strict=True)
+        )
         speed = ratio(first.seconds, side.seconds)
         growth = "not told" if side.growth is None else f"{side.growth:.0f}"
-        print(f"{side.name:22}{middle:9.3f}{best:8.3f}{speed['value']:7.2f}x{min(first.seconds) / best:6.2f}x"
-              f"{growth:>12}{share(side.growth, first.growth):>9}   {differences}; speed{between(speed)}")
+        print(
+            f"{side.name:22}{middle:9.3f}{best:8.3f}{speed['value']:7.2f}x{min(first.seconds) / best:6.2f}x"
+            f"{growth:>12}{share(side.growth, first.growth):>9}   {differences}; speed{between(speed)}"
+        )
 
 
 if __name__ == "__main__":

@@ -32,12 +32,21 @@ from m2f_cli.training import resume as state
 from m2f_cli.training import run
 
 CHANGES = (
-    "train.batch=2", "train.eval_every=3", "train.checkpoint_every=2", "train.loss.num_points=32",
-    "train.optimizer.learning_rate=0.001", "train.ema_decay=0.9", "train.schedule.warmup_iterations=0",
+    "train.batch=2",
+    "train.eval_every=3",
+    "train.checkpoint_every=2",
+    "train.loss.num_points=32",
+    "train.optimizer.learning_rate=0.001",
+    "train.ema_decay=0.9",
+    "train.schedule.warmup_iterations=0",
     "train.augment=[{name: flip, p: 0.5}, {name: crop, height: 64, width: 64, category_max_area: 1.0}]",
-    "data.scenes.train=12", "data.scenes.val=2", "data.scenes.size=[64, 96]", "data.scenes.objects=[3, 8]",
-    "test.resize.short_edge=64", "test.resize.max_edge=96",
-)  # fmt: skip
+    "data.scenes.train=12",
+    "data.scenes.val=2",
+    "data.scenes.size=[64, 96]",
+    "data.scenes.objects=[3, 8]",
+    "test.resize.short_edge=64",
+    "test.resize.max_edge=96",
+)
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir")  # audit events of Python; what each touches comes first
 CLOCKS = ("images_per_second", "data_share")
 
@@ -142,8 +151,13 @@ def differences(one: Path, other: Path) -> list[str]:
         names = []
     for name in names:
         found += _of_trees(*(load_file(folder / "checkpoints" / name) for folder in (one, other)), name)
-    lines = [[{k: v for k, v in json.loads(line).items() if k not in CLOCKS}
-              for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, other)]  # fmt: skip
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in CLOCKS}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (one, other)
+    ]
     found += [] if lines[0] == lines[1] else ["metrics.jsonl"]
     left = [str(path.relative_to(other)) for path in other.rglob("*") if path.name.endswith(".part")]
     return found + left

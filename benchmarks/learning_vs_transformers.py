@@ -43,18 +43,30 @@ def their_model(ours: run.Run, folder: Path) -> nn.Module:
     backbone, pixel, decoder = (part.options for part in (model.backbone, model.pixel_decoder, model.decoder))
     tree = Mask2FormerConfig(
         backbone_config=ResNetConfig(
-            embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=BASIC[backbone["depth"]], layer_type="basic",
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 512],
+            depths=BASIC[backbone["depth"]],
+            layer_type="basic",
             out_features=["stage1", "stage2", "stage3", "stage4"],
         ),
-        feature_size=pixel["dim"], mask_feature_size=pixel["mask_dim"], hidden_dim=decoder["dim"],
-        encoder_feedforward_dim=pixel["ffn_dim"], encoder_layers=pixel["num_layers"],
-        decoder_layers=decoder["num_layers"] + 1, num_attention_heads=decoder["num_heads"],
-        dim_feedforward=decoder["ffn_dim"], num_queries=decoder["num_queries"],
+        feature_size=pixel["dim"],
+        mask_feature_size=pixel["mask_dim"],
+        hidden_dim=decoder["dim"],
+        encoder_feedforward_dim=pixel["ffn_dim"],
+        encoder_layers=pixel["num_layers"],
+        decoder_layers=decoder["num_layers"] + 1,
+        num_attention_heads=decoder["num_heads"],
+        dim_feedforward=decoder["ffn_dim"],
+        num_queries=decoder["num_queries"],
         num_labels=len(ours.train_data.categories),
-        class_weight=loss.class_weight, mask_weight=loss.mask_weight, dice_weight=loss.dice_weight,
-        no_object_weight=loss.no_object_weight, train_num_points=loss.num_points,
-        oversample_ratio=loss.oversample_ratio, importance_sample_ratio=loss.importance_ratio,
-    )  # fmt: skip
+        class_weight=loss.class_weight,
+        mask_weight=loss.mask_weight,
+        dice_weight=loss.dice_weight,
+        no_object_weight=loss.no_object_weight,
+        train_num_points=loss.num_points,
+        oversample_ratio=loss.oversample_ratio,
+        importance_sample_ratio=loss.importance_ratio,
+    )
     tree.save_pretrained(folder)
     save_file(to_tensors(ours.parts.model.state_dict(), model), folder / "model.safetensors", metadata={"format": "pt"})
     theirs, report = Mask2FormerForUniversalSegmentation.from_pretrained(folder, output_loading_info=True)
@@ -89,10 +101,14 @@ class Theirs:
                 groups.setdefault(setting, []).append(tensors[name])
         assert sum(map(len, groups.values())) == len(places), "a tensor was not found"
         return [
-            {"params": group, "weight_decay": setting.weight_decay, "multiplier": setting.multiplier,
-             "lr": self.train.optimizer.learning_rate}
+            {
+                "params": group,
+                "weight_decay": setting.weight_decay,
+                "multiplier": setting.multiplier,
+                "lr": self.train.optimizer.learning_rate,
+            }
             for setting, group in groups.items()
-        ]  # fmt: skip
+        ]
 
     def file_names(self) -> list[str]:
         """The names of the parameters in a file, in the order of `named_parameters`: found by writing numbers."""
@@ -195,8 +211,10 @@ def show(rows: list[dict], name: str) -> None:
     print(f"\n{'step':>6} {'m2f ' + name:>12} {'minutes':>8} {'transformers ' + name:>18} {'minutes':>8}")
     for row in rows:
         ours, theirs = row["ours"], row["theirs"]
-        print(f"{row['step']:>6} {ours['figure']:>12.2f} {ours['minutes']:>8.2f} "
-              f"{theirs['figure']:>18.2f} {theirs['minutes']:>8.2f}")
+        print(
+            f"{row['step']:>6} {ours['figure']:>12.2f} {ours['minutes']:>8.2f} "
+            f"{theirs['figure']:>18.2f} {theirs['minutes']:>8.2f}"
+        )
 
 
 def parsed() -> argparse.Namespace:
@@ -224,8 +242,12 @@ def main() -> None:
     given = {"iterations": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
     tree = config.load(arguments.preset, [f"train.{k}={v}" for k, v in given.items()] + arguments.overrides)
     options = run.Options(
-        data=arguments.data, init=arguments.init or "random", init_partial=True, freeze=tuple(arguments.freeze),
-        micro_batch=arguments.batch, val_pictures=arguments.limit,
+        data=arguments.data,
+        init=arguments.init or "random",
+        init_partial=True,
+        freeze=tuple(arguments.freeze),
+        micro_batch=arguments.batch,
+        val_pictures=arguments.limit,
     )
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

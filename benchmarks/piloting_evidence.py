@@ -34,9 +34,16 @@ def nuclei_options(data: str, weights: str | None, iterations: int) -> list[str]
     start = ["--init", weights, "--init-partial"] if weights else []
     pace = {"iterations": iterations, "eval_every": 0, "checkpoint_every": iterations // 3}
     return [
-        *PLAIN_NUCLEI, "--data", data, *start, "--keep", "3", "--workers", "0",
+        *PLAIN_NUCLEI,
+        "--data",
+        data,
+        *start,
+        "--keep",
+        "3",
+        "--workers",
+        "0",
         *(f"--set=train.{name}={number}" for name, number in pace.items()),
-    ]  # fmt: skip
+    ]
 
 
 def evaluated(run: Path, data: str) -> Curve:

@@ -33,10 +33,14 @@ def make_parts(arguments: argparse.Namespace):
     from m2f_cli.training.loop import Parts
 
     piloted = arguments.worker == "piloted"
-    settings = config.load(arguments.preset, [
-        "model.backbone.drop_path=0", "train.precision=fp32",
-        *([f"model.piloting.groups={arguments.groups}", "model.piloting.query_positions=false"] if piloted else []),
-    ])  # fmt: skip
+    settings = config.load(
+        arguments.preset,
+        [
+            "model.backbone.drop_path=0",
+            "train.precision=fp32",
+            *([f"model.piloting.groups={arguments.groups}", "model.piloting.query_positions=false"] if piloted else []),
+        ],
+    )
     device = torch.device(arguments.device)
     model = build(settings.model, arguments.classes).to(device).train()
     criterion = Criterion(arguments.classes, settings.train.loss).to(device)
@@ -136,18 +140,24 @@ def main() -> None:
         side.process.stdin.close()
         side.process.wait()
     height, width = arguments.size
-    print(f"{arguments.preset}, forward + losses + backward, 1 x 3 x {height} x {width}, {arguments.targets} targets, "
-          f"{arguments.groups} groups of pilots, fp32, {arguments.device}, "
-          f"{about(arguments.threads, arguments.rounds)}")
+    print(
+        f"{arguments.preset}, forward + losses + backward, 1 x 3 x {height} x {width}, {arguments.targets} targets, "
+        f"{arguments.groups} groups of pilots, fp32, {arguments.device}, "
+        f"{about(arguments.threads, arguments.rounds)}"
+    )
     print(f"{'':10}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}")
     for name, side in sides.items():
         growth = "not told" if side.first["growth"] is None else f"{side.first['growth']:.0f}"
-        print(f"{name:10}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}{growth:>18}{side.first['loss']:12.3f}")
+        print(
+            f"{name:10}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}{growth:>18}{side.first['loss']:12.3f}"
+        )
     both = sides["piloted"], sides["plain"]
     time, cpu = (ratio(*([step[key] for step in side.steps] for side in both)) for key in ("seconds", "cpu"))
     memory = share(*(side.first["growth"] for side in both))
-    print(f"piloted / plain: time {time['value']:.2f}{between(time)} (CPU {cpu['value']:.2f}), memory {memory}; "
-          f"goal {GOAL}")
+    print(
+        f"piloted / plain: time {time['value']:.2f}{between(time)} (CPU {cpu['value']:.2f}), memory {memory}; "
+        f"goal {GOAL}"
+    )
 
 
 if __name__ == "__main__":

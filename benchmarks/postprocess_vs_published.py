@@ -25,8 +25,11 @@ from m2f_cli.config.schema import ResizeConfig
 
 GOALS = {"panoptic": (7, 10), "instance": (4.5, 8), "semantic": (1.8, 3)}  # time, memory
 # What a user meets: COCO's pictures shrunk to 800, the same without shrinking, and a large one.
-SIZES = {"800x1200 -> 427x640": ((427, 640), (800, 1333)), "800x1200 as they are": ((800, 1200), None),
-         "800x1200 -> 1600x2400": ((1600, 2400), (800, 1333))}  # fmt: skip
+SIZES = {
+    "800x1200 -> 427x640": ((427, 640), (800, 1333)),
+    "800x1200 as they are": ((800, 1200), None),
+    "800x1200 -> 1600x2400": ((1600, 2400), (800, 1333)),
+}
 MOST_DIFFERENT = 1e-4  # share of pixels
 
 
@@ -42,24 +45,38 @@ def preset_of(task: str, resize: tuple[int, int] | None, picture: tuple[int, int
 
 def measure(task: str, label: str, arguments: argparse.Namespace, folder: Path) -> dict:
     picture, resize = SIZES[label]
-    case = Case(what="post", preset=preset_of(task, resize, picture, folder), device=arguments.device,
-                picture=picture, threads=arguments.threads)  # fmt: skip
+    case = Case(
+        what="post",
+        preset=preset_of(task, resize, picture, folder),
+        device=arguments.device,
+        picture=picture,
+        threads=arguments.threads,
+    )
     tree = race.bench(case, race.Options(rounds=arguments.rounds, watched=0, peer="published"))
     ours, theirs = tree["sides"]["m2f"], tree["sides"]["published"]
     memory = "device_peak_mib" if ours["memory"]["device_peak_mib"] else "resident_growth_mib"
     apart = {name: stats.most(value) for name, value in tree["difference"].items()}
     return {
-        "task": task, "size": label, "ours": ours["median"], "published": theirs["median"],
-        "time": tree["ratio"]["time"], "memory": [theirs["memory"][memory], ours["memory"][memory]],
-        "difference": apart, "goal": GOALS[task], "machine": tree["machine"],
-    }  # fmt: skip
+        "task": task,
+        "size": label,
+        "ours": ours["median"],
+        "published": theirs["median"],
+        "time": tree["ratio"]["time"],
+        "memory": [theirs["memory"][memory], ours["memory"][memory]],
+        "difference": apart,
+        "goal": GOALS[task],
+        "machine": tree["machine"],
+    }
 
 
 def show(row: dict) -> str:
     time, (their_memory, our_memory) = row["time"], row["memory"]
     sure = stats.between(time, ".1f")
-    memory = "not told" if our_memory is None else (
-        f"{their_memory:6.0f} -> {our_memory:5.0f} MiB {their_memory / max(our_memory, 1):5.1f}x")  # fmt: skip
+    memory = (
+        "not told"
+        if our_memory is None
+        else (f"{their_memory:6.0f} -> {our_memory:5.0f} MiB {their_memory / max(our_memory, 1):5.1f}x")
+    )
     times = f"{row['published']:7.3f} -> {row['ours']:6.3f} s {time['value']:5.1f}x{sure:25}"
     goal = f"goal {row['goal'][0]}x, {row['goal'][1]}x"
     apart = max(row["difference"].values())
@@ -75,8 +92,10 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), action="append", help="only these; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
-    print(f"{machine.cpu_name()}, {arguments.threads} threads, {machine.allocator()['name']}, load "
-          f"{machine.load_average()}; ratios of medians of {arguments.rounds} rounds")
+    print(
+        f"{machine.cpu_name()}, {arguments.threads} threads, {machine.allocator()['name']}, load "
+        f"{machine.load_average()}; ratios of medians of {arguments.rounds} rounds"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for task in arguments.task or GOALS:

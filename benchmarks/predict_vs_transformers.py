@@ -39,11 +39,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     case = Case(
-        what="predict", preset=None if arguments.model else arguments.preset, model=arguments.model,
-        device=arguments.device, precision=arguments.precision, pictures=arguments.pictures,
-        source=str(arguments.source), threads=arguments.threads, compile=arguments.compile,
+        what="predict",
+        preset=None if arguments.model else arguments.preset,
+        model=arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        pictures=arguments.pictures,
+        source=str(arguments.source),
+        threads=arguments.threads,
+        compile=arguments.compile,
         keep_memory=is_kept_by("predict") and not arguments.no_keep_memory,
-    )  # fmt: skip
+    )
     tree = race.bench(case, race.Options(rounds=arguments.rounds, peer="huggingface", peer_precision="fp32"))
     print(results.headline(tree))
     for name, side in tree["sides"].items():

@@ -18,23 +18,61 @@ from pathlib import Path
 
 EARLY = ["--freeze", "backbone.stem", "--freeze", "backbone.stages.0", "--freeze", "backbone.stages.1"]
 SEMANTIC = [
-    "--preset", "small-semantic", *EARLY, "--batch", "4", "--micro-batch", "4", "--set", "train.iterations=800",
-    "--set", "train.eval_every=400",
-]  # fmt: skip
+    "--preset",
+    "small-semantic",
+    *EARLY,
+    "--batch",
+    "4",
+    "--micro-batch",
+    "4",
+    "--set",
+    "train.iterations=800",
+    "--set",
+    "train.eval_every=400",
+]
 # Small crops hold few nuclei, which queries learn to tell apart early; tiles show them at the scale of training.
 PLAIN_NUCLEI = [
-    "--preset", "small-instance", *EARLY, "--batch", "8", "--micro-batch", "8", "--val-pictures", "8",
-    "--set", "train.iterations=500", "--set", "train.eval_every=250", "--set", "train.optimizer.learning_rate=0.001",
-    "--set", "model.decoder.num_queries=60",
-    "--set", "test.resize.short_edge=128", "--set", "test.resize.max_edge=256", "--set",
+    "--preset",
+    "small-instance",
+    *EARLY,
+    "--batch",
+    "8",
+    "--micro-batch",
+    "8",
+    "--val-pictures",
+    "8",
+    "--set",
+    "train.iterations=500",
+    "--set",
+    "train.eval_every=250",
+    "--set",
+    "train.optimizer.learning_rate=0.001",
+    "--set",
+    "model.decoder.num_queries=60",
+    "--set",
+    "test.resize.short_edge=128",
+    "--set",
+    "test.resize.max_edge=256",
+    "--set",
     "train.augment=[{name: resize_choice, short_edges: [256, 288, 320, 352, 384], max_edge: 768}, "
     "{name: crop, height: 128, width: 128, category_max_area: 1.0}, {name: flip, p: 0.5}]",
-]  # fmt: skip
+]
 NUCLEI = [*PLAIN_NUCLEI, "--set", "model.piloting.groups=1"]
 PANOPTIC = [
-    "--preset", "small-panoptic", *EARLY, "--batch", "4", "--micro-batch", "4", "--set", "train.iterations=300",
-    "--set", "train.eval_every=0", "--set", "test.object_threshold=0.3",
-]  # fmt: skip
+    "--preset",
+    "small-panoptic",
+    *EARLY,
+    "--batch",
+    "4",
+    "--micro-batch",
+    "4",
+    "--set",
+    "train.iterations=300",
+    "--set",
+    "train.eval_every=0",
+    "--set",
+    "test.object_threshold=0.3",
+]
 EVALUATIONS = {
     "camvid": [["--metric", "miou,boundary-iou"]],
     "camvid-held-back": [["--metric", "miou,boundary-iou"]],
@@ -43,7 +81,11 @@ EVALUATIONS = {
     "coco-random": [["--metric", "pq"], ["--metric", "pq", "--split", "train"]],
 }
 TRAININGS = {
-    "camvid": SEMANTIC, "camvid-held-back": SEMANTIC, "nuclei": NUCLEI, "coco": PANOPTIC, "coco-random": PANOPTIC,
+    "camvid": SEMANTIC,
+    "camvid-held-back": SEMANTIC,
+    "nuclei": NUCLEI,
+    "coco": PANOPTIC,
+    "coco-random": PANOPTIC,
 }
 
 
@@ -67,8 +109,21 @@ def main() -> None:
     if name == "camvid-held-back":  # val lies inside a sequence of train; here a whole sequence is held back
         data = arguments.out / "camvid_by_sequence"
         if not data.exists():
-            call("data", "split", str(arguments.data), str(data), "--group-by", "^([^_]+)_", "--val-groups", "0006R0",
-                 "--split", "train", "--split", "val", "--link")  # fmt: skip
+            call(
+                "data",
+                "split",
+                str(arguments.data),
+                str(data),
+                "--group-by",
+                "^([^_]+)_",
+                "--val-groups",
+                "0006R0",
+                "--split",
+                "train",
+                "--split",
+                "val",
+                "--link",
+            )
     start = ["--init", arguments.weights, "--init-partial"] if arguments.weights else []
     start = ["--init", "random"] if name.endswith("random") else start
     if not (run / "results.json").is_file():

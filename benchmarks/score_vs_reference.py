@@ -30,8 +30,20 @@ import numpy as np
 from PIL import Image
 
 VOID, OFFSET = 0, 256**3
-STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
-         "ar_large")  # fmt: skip
+STATS = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
 PACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_panoptic_160"
 
 
@@ -123,8 +135,11 @@ def write_predictions(data: Path, folder: Path) -> list[tuple]:
             folder / "panoptic" / record["file_name"]
         )
         present, rng = set(np.unique(ids_HW).tolist()), np.random.default_rng(number)
-        found = [{"id": s["id"], "category_id": s["category_id"] if rng.random() < 0.9 else int(rng.choice(names))}
-                 for s in record["segments_info"] if s["id"] in present]  # fmt: skip
+        found = [
+            {"id": s["id"], "category_id": s["category_id"] if rng.random() < 0.9 else int(rng.choice(names))}
+            for s in record["segments_info"]
+            if s["id"] in present
+        ]
         annotations.append({**record, "segments_info": found})
         rows.append((true_png, folder / "panoptic" / record["file_name"], record["segments_info"], found))
     (folder / "panoptic.json").write_text(json.dumps({**document, "annotations": annotations}))
@@ -144,9 +159,14 @@ def objects_found(document: dict) -> list[dict]:
     for annotation in coco.dataset["annotations"]:
         for shift in (0, 3, 9) if not annotation["iscrowd"] else ():
             mask_HW = np.roll(coco.annToMask(annotation), (shift, -shift), (0, 1))
-            results.append({"image_id": annotation["image_id"], "category_id": annotation["category_id"],
-                            "segmentation": coco_mask.encode(np.asfortranarray(mask_HW)),
-                            "score": float(np.float32(rng.random()))})  # fmt: skip
+            results.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"],
+                    "segmentation": coco_mask.encode(np.asfortranarray(mask_HW)),
+                    "score": float(np.float32(rng.random())),
+                }
+            )
     return results
 
 
@@ -178,11 +198,18 @@ class Row:
         return figures
 
     def summary(self) -> dict[str, Any]:
-        wall, cpu = ({side: statistics.median(t[i] for t in times) for side, times in self.times.items()}
-                     for i in (0, 1))  # fmt: skip
-        return {"name": self.name, "theirs_seconds": wall["theirs"], "ours_seconds": wall["ours"],
-                "ratio": wall["theirs"] / wall["ours"], "cpu_ratio": cpu["theirs"] / cpu["ours"], "goal": self.goal,
-                "identical": self.same}  # fmt: skip
+        wall, cpu = (
+            {side: statistics.median(t[i] for t in times) for side, times in self.times.items()} for i in (0, 1)
+        )
+        return {
+            "name": self.name,
+            "theirs_seconds": wall["theirs"],
+            "ours_seconds": wall["ours"],
+            "ratio": wall["theirs"] / wall["ours"],
+            "cpu_ratio": cpu["theirs"] / cpu["ours"],
+            "goal": self.goal,
+            "identical": self.same,
+        }
 
 
 def pq_rows(data: Path, folder: Path) -> list[Row]:
@@ -197,10 +224,12 @@ def pq_rows(data: Path, folder: Path) -> list[Row]:
     things, number = {c.id: c.isthing for c in categories}, {c.id: i for i, c in enumerate(categories)}
     maps = [(ids_of_png(t).astype(np.int32), ids_of_png(f).astype(np.int32), *rows) for t, f, *rows in files]
     pictures = [
-        (PanopticMap(f.shape, categories, f, [Segment(s["id"], number[s["category_id"]], 1.0, 0) for s in found]),
-         PanopticTruth(t, [TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"])) for s in true]))
+        (
+            PanopticMap(f.shape, categories, f, [Segment(s["id"], number[s["category_id"]], 1.0, 0) for s in found]),
+            PanopticTruth(t, [TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"])) for s in true]),
+        )
         for t, f, true, found in maps
-    ]  # fmt: skip
+    ]
 
     def counted(figures: dict) -> dict:
         rows = zip(categories, figures["per_class"].values(), strict=True)
@@ -241,12 +270,24 @@ def ap_rows(data: Path) -> list[Row]:
     pictures = []
     for image in document["images"]:
         size, key = (image["height"], image["width"]), image["id"]
-        true = [TrueObject(number[a["category_id"]], _shape(a["segmentation"]), bool(a["iscrowd"]), a["area"])
-                for a in document["annotations"] if a["image_id"] == key]  # fmt: skip
+        true = [
+            TrueObject(number[a["category_id"]], _shape(a["segmentation"]), bool(a["iscrowd"]), a["area"])
+            for a in document["annotations"]
+            if a["image_id"] == key
+        ]
         own = sorted((r for r in results if r["image_id"] == key), key=lambda r: -r["score"])
-        pictures.append((Instances(size, categories, np.array([number[r["category_id"]] for r in own], np.int64),
-                                   np.array([r["score"] for r in own], np.float32), [r["segmentation"] for r in own]),
-                         InstanceTruth(size, true)))  # fmt: skip
+        pictures.append(
+            (
+                Instances(
+                    size,
+                    categories,
+                    np.array([number[r["category_id"]] for r in own], np.int64),
+                    np.array([r["score"] for r in own], np.float32),
+                    [r["segmentation"] for r in own],
+                ),
+                InstanceTruth(size, true),
+            )
+        )
 
     def theirs() -> dict:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -296,13 +337,17 @@ def main() -> None:
     from m2f_cli.runtime.threads import usable_cores
 
     figures = [row.summary() for row in rows]
-    machine = (f"{about.cpu_name()}, {usable_cores()} cores, numpy {np.__version__}, {about.allocator()['name']}, "
-               f"load {about.load_average()}")  # fmt: skip
+    machine = (
+        f"{about.cpu_name()}, {usable_cores()} cores, numpy {np.__version__}, {about.allocator()['name']}, "
+        f"load {about.load_average()}"
+    )
     print(f"{machine}; medians of {arguments.rounds} rounds, wall time; in brackets the ratio of CPU time")
     for f in figures:
         goal = f"goal {f['goal']}x" if f["goal"] else ""
-        print(f"{f['name']:62} {f['theirs_seconds']:7.3f} s -> {f['ours_seconds']:6.3f} s  {f['ratio']:5.1f}x "
-              f"({f['cpu_ratio']:.1f}x)  {goal:10} digits {'identical' if f['identical'] else 'DIFFER'}")  # fmt: skip
+        print(
+            f"{f['name']:62} {f['theirs_seconds']:7.3f} s -> {f['ours_seconds']:6.3f} s  {f['ratio']:5.1f}x "
+            f"({f['cpu_ratio']:.1f}x)  {goal:10} digits {'identical' if f['identical'] else 'DIFFER'}"
+        )
     if arguments.json:
         document = {"machine": machine, "rounds": arguments.rounds, "rows": figures}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")

@@ -50,10 +50,18 @@ def ours(folder: str, labels, masks):
     for module in model.modules():
         if hasattr(module, "drop_path_rate"):
             module.drop_path_rate = 0.0
-    criterion = Criterion(133, LossConfig(
-        class_weight=2, mask_weight=5, dice_weight=5, no_object_weight=0.1, num_points=12544, oversample_ratio=3,
-        importance_ratio=0.75,
-    ))
+    criterion = Criterion(
+        133,
+        LossConfig(
+            class_weight=2,
+            mask_weight=5,
+            dice_weight=5,
+            no_object_weight=0.1,
+            num_points=12544,
+            oversample_ratio=3,
+            importance_ratio=0.75,
+        ),
+    )
 
     def loss_of(images):
         size = images.shape[-2:]
@@ -92,9 +100,7 @@ def worker(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model, loss_of = {"ours": ours, "theirs": theirs}[name](
-        arguments.folder, *make_targets(*arguments.size)
-    )
+    model, loss_of = {"ours": ours, "theirs": theirs}[name](arguments.folder, *make_targets(*arguments.size))
     images = torch.randn(1, 3, *arguments.size, generator=torch.Generator().manual_seed(1))
 
     def step(pictures):
@@ -166,16 +172,20 @@ def main() -> None:
             side.process.stdin.close()
             side.process.wait()
     height, width = arguments.size
-    print(f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, "
-          f"{arguments.precision}, {about(arguments.threads, arguments.rounds)}")
+    print(
+        f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, "
+        f"{arguments.precision}, {about(arguments.threads, arguments.rounds)}"
+    )
     print(f"{'':18}{'seconds':>9}{'CPU':>9}{'growth MiB':>12}{'loss':>10}{'gradient':>10}{'memory':>9}{'time':>7}")
     first = sides[arguments.sides[0]]
     for name, side in sides.items():
         time = ratio(*([step["seconds"] for step in each.steps] for each in (side, first)))
         growth = "not told" if side.first["growth"] is None else f"{side.first['growth']:.0f}"
-        print(f"{name:18}{side.median('seconds'):9.3f}{side.median('cpu'):9.3f}{growth:>12}"
-              f"{side.first['loss']:10.3f}{side.first['norm']:10.3f}"
-              f"{share(side.first['growth'], first.first['growth']):>9}{time['value']:7.2f}{between(time)}")
+        print(
+            f"{name:18}{side.median('seconds'):9.3f}{side.median('cpu'):9.3f}{growth:>12}"
+            f"{side.first['loss']:10.3f}{side.first['norm']:10.3f}"
+            f"{share(side.first['growth'], first.first['growth']):>9}{time['value']:7.2f}{between(time)}"
+        )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,20 @@ _HOMES = {
     ),
 }
 __all__ = [
-    "Category", "ConfigError", "DataError", "ExportError", "Instances", "M2FError", "MissingDependency", "PanopticMap",
-    "Segment", "Segmenter", "SemanticMap", "WeightsError", "__version__", "load",
+    "Category",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "Instances",
+    "M2FError",
+    "MissingDependency",
+    "PanopticMap",
+    "Segment",
+    "Segmenter",
+    "SemanticMap",
+    "WeightsError",
+    "__version__",
+    "load",
 ]
 
 

@@ -70,10 +70,14 @@ def _show_version(wanted: bool) -> None:
 
 
 app = typer.Typer(
-    name="m2f", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="m2f",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Universal image segmentation with Mask2Former, MaskFormer and MP-Former.",
     epilog="m2f COMMAND --help says more. Errors: exit code 2 usage, 3 data, 4 weights, 5 export, 1 anything else.",
-)  # fmt: skip
+)
 
 
 @app.callback()

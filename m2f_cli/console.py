@@ -82,8 +82,14 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         for row in [columns, *texts]:
             console.file.write("\t".join(row) + "\n")  # Rich would turn tabs into spaces
         return
-    table = Table(title=visible_line(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD,
-                  padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(
+        title=visible_line(title),
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
     for i, column in enumerate(columns):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts if row[i])
         # Rows are known by their first column: a name that is cut short is of no use to anybody.

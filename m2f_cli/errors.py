@@ -1,12 +1,12 @@
 """The errors that m2f raises on purpose. Each is one sentence for a person and one exit code for a script.
 
-    M2FError                exit 1   anything that went wrong at run time
-    ├── ConfigError         exit 2   a preset, option or argument that makes no sense
-    ├── DataError           exit 3   a picture, annotation or folder that cannot be used
-    ├── WeightsError        exit 4   a checkpoint that is missing, unsafe, or does not fit
-    │   └── Unreachable     exit 4   …because there is no way to where it is published
-    ├── ExportError         exit 5   an exported file that cannot be written or is wrong
-    └── MissingDependency   exit 1   an optional package that is not installed
+M2FError                exit 1   anything that went wrong at run time
+├── ConfigError         exit 2   a preset, option or argument that makes no sense
+├── DataError           exit 3   a picture, annotation or folder that cannot be used
+├── WeightsError        exit 4   a checkpoint that is missing, unsafe, or does not fit
+│   └── Unreachable     exit 4   …because there is no way to where it is published
+├── ExportError         exit 5   an exported file that cannot be written or is wrong
+└── MissingDependency   exit 1   an optional package that is not installed
 """
 
 from __future__ import annotations

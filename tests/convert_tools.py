@@ -59,9 +59,13 @@ def objects(folder):
     """A triangle with tenths, a mask with a hole and a second part, two parts, a crowd; and a picture of nothing."""
     crowd_HW = np.zeros(SIZE, np.uint8)
     crowd_HW[16:20, 0:20] = 1
-    return coco_instances(folder, [
-        annotation(1, 1, 17, [[3.3, 4.1, 15.2, 4.7, 9.9, 14.6]], area=61.5),
-        annotation(2, 1, 3, rle(hollow())),
-        annotation(3, 1, 3, [rectangle(20, 1, 24, 5), rectangle(26, 1, 29, 5)]),
-        annotation(4, 1, 3, rle(crowd_HW), iscrowd=1),
-    ], count=2)  # fmt: skip
+    return coco_instances(
+        folder,
+        [
+            annotation(1, 1, 17, [[3.3, 4.1, 15.2, 4.7, 9.9, 14.6]], area=61.5),
+            annotation(2, 1, 3, rle(hollow())),
+            annotation(3, 1, 3, [rectangle(20, 1, 24, 5), rectangle(26, 1, 29, 5)]),
+            annotation(4, 1, 3, rle(crowd_HW), iscrowd=1),
+        ],
+        count=2,
+    )

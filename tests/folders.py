@@ -60,7 +60,11 @@ def rectangle(left: float, top: float, right: float, bottom: float) -> list[floa
 
 
 def label_maps(
-    folder: Path, masks: list[np.ndarray], *, split: str = "train", kind: str = "labels",
+    folder: Path,
+    masks: list[np.ndarray],
+    *,
+    split: str = "train",
+    kind: str = "labels",
     classes: str | None = "a\nb\nc\n",
 ) -> Path:
     for number, values_HW in enumerate(masks):
@@ -86,13 +90,25 @@ def image_entry(key: int | str, file_name: str, size: tuple[int, int] = SIZE) ->
 
 
 def annotation(key: int, image_id: int | str, category_id: int, segmentation: object, **more: object) -> dict:
-    return {"id": key, "image_id": image_id, "category_id": category_id, "segmentation": segmentation,
-            "iscrowd": 0, "area": 1.0, **more}  # fmt: skip
+    return {
+        "id": key,
+        "image_id": image_id,
+        "category_id": category_id,
+        "segmentation": segmentation,
+        "iscrowd": 0,
+        "area": 1.0,
+        **more,
+    }
 
 
 def coco_instances(
-    folder: Path, annotations: list[dict], *, name: str = "val2017", pictures: str = "val2017",
-    categories: object = THINGS, count: int = 1,
+    folder: Path,
+    annotations: list[dict],
+    *,
+    name: str = "val2017",
+    pictures: str = "val2017",
+    categories: object = THINGS,
+    count: int = 1,
 ) -> Path:
     """Pictures 1.jpg, 2.jpg, … with the ids 1, 2, …"""
     images = [image_entry(n, f"{n}.jpg") for n in range(1, count + 1)]
@@ -112,7 +128,12 @@ SEGMENTS = [
 
 
 def coco_panoptic(
-    folder: Path, *, name: str = "val2017", ids_HW: np.ndarray = IDS, segments: list[dict] = SEGMENTS, pngs: str = "",
+    folder: Path,
+    *,
+    name: str = "val2017",
+    ids_HW: np.ndarray = IDS,
+    segments: list[dict] = SEGMENTS,
+    pngs: str = "",
     categories: object = ALL,
 ) -> Path:
     write_picture(folder / name / "1.jpg")
@@ -166,8 +187,14 @@ def scenes_as_coco(folder: Path, count: int = 4, size: tuple[int, int] = (150, 2
 
 def cityscapes(folder: Path, split: str = "val") -> Path:
     """Road, sky that is a bare label id, two cars, a group of persons, a caravan (not evaluated), void."""
-    ids = plane((7, 10, 0, 20, 30), (23, 0, 0, 5, 30), (26000, 10, 0, 14, 5), (26001, 10, 5, 14, 8), (24, 15, 0, 18, 9),
-                (29000, 15, 20, 18, 25))  # fmt: skip
+    ids = plane(
+        (7, 10, 0, 20, 30),
+        (23, 0, 0, 5, 30),
+        (26000, 10, 0, 14, 5),
+        (26001, 10, 5, 14, 8),
+        (24, 15, 0, 18, 9),
+        (29000, 15, 20, 18, 25),
+    )
     stem = f"{split}/aachen/aachen_000000_000019"
     write_picture(folder / f"leftImg8bit/{stem}_leftImg8bit.png")
     write_mask(folder / f"gtFine/{stem}_gtFine_instanceIds.png", ids)
@@ -196,8 +223,16 @@ def labelme(folder: Path, shapes: list[dict] | None = None, **more: object) -> P
     """One picture with a polygon of a dog, 12 by 10 pixels, or other shapes."""
     points = [[3, 4], [15, 4], [15, 14], [3, 14]]
     polygon = {"label": "dog", "shape_type": "polygon", "points": points, "group_id": None, "flags": {}}
-    tree = {"version": "5.5.0", "flags": {}, "shapes": [polygon] if shapes is None else shapes, "imagePath": "a.jpg",
-            "imageData": None, "imageHeight": SIZE[0], "imageWidth": SIZE[1], **more}  # fmt: skip
+    tree = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": [polygon] if shapes is None else shapes,
+        "imagePath": "a.jpg",
+        "imageData": None,
+        "imageHeight": SIZE[0],
+        "imageWidth": SIZE[1],
+        **more,
+    }
     write_picture(folder / "a.jpg")
     write_json(folder / "a.json", tree)
     return folder

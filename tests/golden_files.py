@@ -46,7 +46,8 @@ def files_in(folder: Path, stages: tuple[str, ...]) -> list[Path]:
 
 
 def params(
-    *stages: str, where: Callable[[dict], bool] = lambda info: True,
+    *stages: str,
+    where: Callable[[dict], bool] = lambda info: True,
     each: Callable[[dict], Iterable] = lambda info: "-",
 ) -> list:
     """Parameters for tests (or fixtures) that hand them to `read`: one for each file of these stages.
@@ -62,9 +63,10 @@ def params(
     return [
         pytest.param((path, part), marks=marks, id=f"{prefix}{path.stem}" + ("" if part == "-" else f"-{part}"))
         for folder, marks, prefix in folders
-        for path in files_in(folder, stages) if where(info_of(path))
+        for path in files_in(folder, stages)
+        if where(info_of(path))
         for part in each(info_of(path))
-    ]  # fmt: skip
+    ]
 
 
 def for_files(*stages: str, **options) -> pytest.MarkDecorator:

@@ -33,9 +33,20 @@ def tiff(pixels: np.ndarray, *, orientation: int | str | None = None, extra=(), 
     height, width, channels = pixels.shape
     bits, form = 8 * pixels.dtype.itemsize, {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 1),
-               (262, 3, 1, 2 if channels > 1 else 1), (273, 4, 1, 0), (277, 3, 1, channels), (278, 4, 1, height),
-               (279, 4, 1, len(data)), (284, 3, 1, 1), (339, 3, channels, form), *extra]  # fmt: skip
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, channels, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2 if channels > 1 else 1),
+        (273, 4, 1, 0),
+        (277, 3, 1, channels),
+        (278, 4, 1, height),
+        (279, 4, 1, len(data)),
+        (284, 3, 1, 1),
+        (339, 3, channels, form),
+        *extra,
+    ]
     if isinstance(orientation, int):
         entries.append((274, 3, 1, orientation))
     elif orientation is not None:
@@ -53,9 +64,11 @@ def tiff(pixels: np.ndarray, *, orientation: int | str | None = None, extra=(), 
             table += struct.pack(f"{order}HHII", tag, kind, count, value)
     place = end + len(beyond)
     table = b"".join(
-        struct.pack(f"{order}HHII", 273, 4, 1, place) if table[i : i + 2] == struct.pack(f"{order}H", 273)
-        else table[i : i + 12] for i in range(0, len(table), 12)
-    )  # fmt: skip
+        struct.pack(f"{order}HHII", 273, 4, 1, place)
+        if table[i : i + 2] == struct.pack(f"{order}H", 273)
+        else table[i : i + 12]
+        for i in range(0, len(table), 12)
+    )
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
     return head + struct.pack(f"{order}H", len(entries)) + table + bytes(4) + beyond + data
 
@@ -68,22 +81,34 @@ def plain() -> dict[str, bytes]:
     la = Image.fromarray(np.concatenate([RGB[..., :1], ALPHA], -1))
     unit = RNG.random((HEIGHT, WIDTH), np.float32)
     files = {
-        "rgb.jpg": encoded(RGB, "JPEG"), "grey.jpg": encoded(grey, "JPEG"),
+        "rgb.jpg": encoded(RGB, "JPEG"),
+        "grey.jpg": encoded(grey, "JPEG"),
         "progressive.jpg": encoded(RGB, "JPEG", progressive=True),
         "cmyk.jpg": encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
-        "rgb.png": encoded(RGB, "PNG"), "rgba.png": encoded(rgba, "PNG"), "la.png": encoded(la, "PNG"),
-        "grey.png": encoded(grey, "PNG"), "grey16.png": encoded(GREY16, "PNG"), "bits.png": encoded(grey > 99, "PNG"),
-        "p.png": encoded(palette, "PNG"), "p-transparent.png": encoded(palette, "PNG", transparency=1),
+        "rgb.png": encoded(RGB, "PNG"),
+        "rgba.png": encoded(rgba, "PNG"),
+        "la.png": encoded(la, "PNG"),
+        "grey.png": encoded(grey, "PNG"),
+        "grey16.png": encoded(GREY16, "PNG"),
+        "bits.png": encoded(grey > 99, "PNG"),
+        "p.png": encoded(palette, "PNG"),
+        "p-transparent.png": encoded(palette, "PNG", transparency=1),
         "rgb-key.png": encoded(RGB, "PNG", transparency=tuple(map(int, RGB[0, 0]))),
         "grey-key.png": encoded(grey, "PNG", transparency=int(grey[0, 0])),
         "rgb16.png": by_opencv(RNG.integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(np.uint16), ".png"),
         "rgba16.png": by_opencv(RNG.integers(0, 65536, (HEIGHT, WIDTH, 4)).astype(np.uint16), ".png"),
-        "rgb.tif": encoded(RGB, "TIFF"), "lzw.tif": encoded(RGB, "TIFF", compression="tiff_lzw"),
-        "rgba.tif": encoded(rgba, "TIFF"), "la.tif": encoded(la, "TIFF"), "p.tif": encoded(palette, "TIFF"),
-        "bits.tif": encoded(grey > 99, "TIFF"), "cmyk.tif": encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF"),
+        "rgb.tif": encoded(RGB, "TIFF"),
+        "lzw.tif": encoded(RGB, "TIFF", compression="tiff_lzw"),
+        "rgba.tif": encoded(rgba, "TIFF"),
+        "la.tif": encoded(la, "TIFF"),
+        "p.tif": encoded(palette, "TIFF"),
+        "bits.tif": encoded(grey > 99, "TIFF"),
+        "cmyk.tif": encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF"),
         "lab.tif": encoded(Image.frombytes("LAB", (WIDTH, HEIGHT), RGB.tobytes()), "TIFF"),
-        "grey16.tif": encoded(GREY16, "TIFF"), "grey16-big.tif": tiff(GREY16, order=">"),
-        "unit.tif": encoded(unit, "TIFF"), "range.tif": encoded(unit * 300, "TIFF"),
+        "grey16.tif": encoded(GREY16, "TIFF"),
+        "grey16-big.tif": tiff(GREY16, order=">"),
+        "unit.tif": encoded(unit, "TIFF"),
+        "range.tif": encoded(unit * 300, "TIFF"),
         "nan.tif": encoded(unit * np.nan, "TIFF"),
         "whole.tif": encoded(np.rint(unit * 255), "TIFF"),
         "int32.tif": encoded(Image.fromarray(grey.astype(np.int32)), "TIFF"),
@@ -91,17 +116,22 @@ def plain() -> dict[str, bytes]:
         "rgb16-big.tif": tiff(RNG.integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(np.uint16), order=">"),
         "rgb-float.tif": tiff(RNG.random((HEIGHT, WIDTH, 3), np.float32)),
         "rgba-double.tif": tiff(RNG.random((HEIGHT, WIDTH, 4))),
-        "rgb.bmp": encoded(RGB, "BMP"), "grey.bmp": encoded(grey, "BMP"), "rgb.ppm": encoded(RGB, "PPM"),
-        "grey.pgm": encoded(grey, "PPM"), "grey16.pgm": b"P5 8 6 65535\n" + GREY16.astype(">u2").tobytes(),
-        "float.pfm": b"Pf 8 6 -1.0\n" + unit.astype("<f4").tobytes(), "bits.pbm": encoded(grey > 99, "PPM"),
+        "rgb.bmp": encoded(RGB, "BMP"),
+        "grey.bmp": encoded(grey, "BMP"),
+        "rgb.ppm": encoded(RGB, "PPM"),
+        "grey.pgm": encoded(grey, "PPM"),
+        "grey16.pgm": b"P5 8 6 65535\n" + GREY16.astype(">u2").tobytes(),
+        "float.pfm": b"Pf 8 6 -1.0\n" + unit.astype("<f4").tobytes(),
+        "bits.pbm": encoded(grey > 99, "PPM"),
         "rgb.gif": encoded(RGB, "GIF"),
         "moves.gif": encoded(RGB, "GIF", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
         "transparent.gif": encoded(palette, "GIF", transparency=1),
         "moves.png": encoded(RGB, "PNG", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
         "pages.tif": encoded(RGB, "TIFF", save_all=True, append_images=[Image.new("L", (3, 3))]),
-        "rgb.tga": encoded(RGB, "TGA"), "rgba.tga": encoded(rgba, "TGA"),
+        "rgb.tga": encoded(RGB, "TGA"),
+        "rgba.tga": encoded(rgba, "TGA"),
         "two.mpo": encoded(RGB, "MPO", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
-    }  # fmt: skip
+    }
     if features.check("webp"):
         files |= {"rgb.webp": encoded(RGB, "WEBP", lossless=True), "rgba.webp": encoded(rgba, "WEBP", lossless=True)}
     if features.check("jpg_2000"):

@@ -93,22 +93,28 @@ def full_model_config(file) -> ModelConfig:
         backbone = infer(OurView(DETECTRON2, weights))[0].backbone
     heads = told("MODEL.MASK_FORMER.NHEADS")
     pixel, encoder = "pixel_decoder.", "pixel_decoder.transformer.encoder.layers.0."
-    dims = {"dim": told("MODEL.SEM_SEG_HEAD.CONVS_DIM", shape(f"{pixel}mask_features.weight")[1]),
-            "mask_dim": told("MODEL.SEM_SEG_HEAD.MASK_DIM", shape(f"{pixel}mask_features.weight")[0])}
+    dims = {
+        "dim": told("MODEL.SEM_SEG_HEAD.CONVS_DIM", shape(f"{pixel}mask_features.weight")[1]),
+        "mask_dim": told("MODEL.SEM_SEG_HEAD.MASK_DIM", shape(f"{pixel}mask_features.weight")[0]),
+    }
     layers = count(r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.")
     layers = layers and told("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", layers)
     decoder = {
-        "dim": told("MODEL.MASK_FORMER.HIDDEN_DIM"), "num_queries": told("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
-        "num_heads": heads, "ffn_dim": told("MODEL.MASK_FORMER.DIM_FEEDFORWARD"),
+        "dim": told("MODEL.MASK_FORMER.HIDDEN_DIM"),
+        "num_queries": told("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+        "num_heads": heads,
+        "ffn_dim": told("MODEL.MASK_FORMER.DIM_FEEDFORWARD"),
     }
     if f"sem_seg_head.{encoder}self_attn.sampling_offsets.bias" in weights:
         levels = shape(f"{pixel}transformer.level_embed")[0]
         points = shape(f"{encoder}self_attn.attention_weights.bias")[0] // (heads * levels)
         ffn = file.info.get("pixel_decoder_dim_feedforward", shape(f"{encoder}linear1.weight")[0])
         return ModelConfig(
-            method="mask2former", backbone=backbone,
-            pixel_decoder=Component(name="deformable", num_layers=layers, ffn_dim=ffn, num_heads=heads,
-                                    num_points=points, **dims),
+            method="mask2former",
+            backbone=backbone,
+            pixel_decoder=Component(
+                name="deformable", num_layers=layers, ffn_dim=ffn, num_heads=heads, num_points=points, **dims
+            ),
             decoder=Component(name="masked", num_layers=told("MODEL.MASK_FORMER.DEC_LAYERS") - 1, **decoder),
         )
     fpn = Component(name="fpn", **dims)
@@ -117,9 +123,16 @@ def full_model_config(file) -> ModelConfig:
         fpn = Component(name="transformer_fpn", num_layers=layers, num_heads=heads, ffn_dim=ffn, dropout=0.1, **dims)
     projected = "sem_seg_head.predictor.input_proj.weight" in weights
     return ModelConfig(
-        method="maskformer", backbone=backbone, pixel_decoder=fpn,
-        decoder=Component(name="plain", num_layers=told("MODEL.MASK_FORMER.DEC_LAYERS"), dropout=0.1,
-                          enforce_input_proj=projected, **decoder),
+        method="maskformer",
+        backbone=backbone,
+        pixel_decoder=fpn,
+        decoder=Component(
+            name="plain",
+            num_layers=told("MODEL.MASK_FORMER.DEC_LAYERS"),
+            dropout=0.1,
+            enforce_input_proj=projected,
+            **decoder,
+        ),
     )
 
 
@@ -142,13 +155,26 @@ def whole_batch(file) -> torch.Tensor:
 
 def tiny_config(**backbone) -> ModelConfig:
     """A Mask2Former small enough to run hundreds of times."""
-    swin = {"name": "swin", "embed_dim": 16, "depths": [2, 1, 2, 1], "num_heads": [2, 2, 4, 4], "window_size": 7,
-            "drop_path": 0.3}
+    swin = {
+        "name": "swin",
+        "embed_dim": 16,
+        "depths": [2, 1, 2, 1],
+        "num_heads": [2, 2, 4, 4],
+        "window_size": 7,
+        "drop_path": 0.3,
+    }
     return ModelConfig(
         method="mask2former",
         backbone=backbone or swin,
-        pixel_decoder={"name": "deformable", "dim": 64, "mask_dim": 32, "num_layers": 2, "ffn_dim": 64, "num_heads": 4,
-                       "num_points": 4},
+        pixel_decoder={
+            "name": "deformable",
+            "dim": 64,
+            "mask_dim": 32,
+            "num_layers": 2,
+            "ffn_dim": 64,
+            "num_heads": 4,
+            "num_points": 4,
+        },
         decoder={"name": "masked", "dim": 64, "num_queries": 12, "num_layers": 3, "num_heads": 4, "ffn_dim": 64},
     )
 

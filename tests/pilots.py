@@ -19,8 +19,10 @@ def piloting_config(config: dict) -> PilotingConfig:
     count = config["NUM_DN (scalar)"]
     return PilotingConfig(
         **({"groups": count} if count < 100 else {"budget": count}),
-        mask_noise=config["NOISE_SCALE"], label_noise=max(0.0, config["LB_NOISE_RATIO"]),
-        noise_per_head=config["HEAD_DN"], layers="all" if config["ALL_LY_DN"] else FIRST_LAYERS,
+        mask_noise=config["NOISE_SCALE"],
+        label_noise=max(0.0, config["LB_NOISE_RATIO"]),
+        noise_per_head=config["HEAD_DN"],
+        layers="all" if config["ALL_LY_DN"] else FIRST_LAYERS,
     )
 
 
@@ -28,9 +30,13 @@ def loss_config(config: dict) -> LossConfig:
     """The criterion's settings of a file in our names."""
     weights = config["cost/loss weights"]
     return LossConfig(
-        class_weight=weights["class"], mask_weight=weights["mask"], dice_weight=weights["dice"],
-        no_object_weight=config["eos_coef"], num_points=config["num_points"],
-        oversample_ratio=config["oversample_ratio"], importance_ratio=config["importance_sample_ratio"],
+        class_weight=weights["class"],
+        mask_weight=weights["mask"],
+        dice_weight=weights["dice"],
+        no_object_weight=config["eos_coef"],
+        num_points=config["num_points"],
+        oversample_ratio=config["oversample_ratio"],
+        importance_ratio=config["importance_sample_ratio"],
     )
 
 
@@ -52,8 +58,15 @@ def padded_size(file) -> tuple[int, int]:
 def decoder_of(file) -> MaskedDecoder:
     config = file.info["config"]
     decoder = MaskedDecoder(
-        config["num_classes"], config["in_channels"], config["mask_dim"], config["hidden_dim"], config["num_queries"],
-        config["decoder_layers"], config["heads"], config["dim_feedforward"], piloted=True,
+        config["num_classes"],
+        config["in_channels"],
+        config["mask_dim"],
+        config["hidden_dim"],
+        config["num_queries"],
+        config["decoder_layers"],
+        config["heads"],
+        config["dim_feedforward"],
+        piloted=True,
     )
     return load_published(decoder, "decoder", file)
 
@@ -64,8 +77,10 @@ def features_of(file) -> PixelFeatures:
 
 
 def targets_of(file) -> list[Target]:
-    return [Target(file.tensors[f"in/target.{b}.labels"], file.tensors[f"in/target.{b}.masks"])
-            for b in range(len(file.info["masks_per_image"]))]
+    return [
+        Target(file.tensors[f"in/target.{b}.labels"], file.tensors[f"in/target.{b}.masks"])
+        for b in range(len(file.info["masks_per_image"]))
+    ]
 
 
 class Recorded:

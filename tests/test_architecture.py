@@ -85,7 +85,6 @@ def test_who_may_import_what(path):
             assert unit not in light, f"{where}: must stay light"
 
 
-
 def files_imported(path: Path) -> set[Path]:
     """The files of the package that a file imports, anywhere in it."""
     found = set()
@@ -141,9 +140,6 @@ def test_commands_import_nothing_heavy_at_the_top(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         heavy = [name for name in names if name.split(".")[0] in (*HEAVY, "scipy")]
         assert not heavy, f"{path.name}: {heavy}"
-
-
-
 
 
 @pytest.mark.parametrize("code", ["import m2f_cli", "from m2f_cli.cli import run; run(['--help'])"])

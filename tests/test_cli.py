@@ -45,9 +45,13 @@ def raising(error):
 
 def m2f(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "m2f_cli", *arguments], capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "m2f_cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
@@ -84,7 +88,7 @@ def test_keep_memory_keeps_what_was_freed():
         "    print(resident() - before, os.environ.get('MALLOC_MMAP_THRESHOLD_'))\n"
         "from m2f_cli.runtime import allocator; allocator.KEEPING = KEPT\n"
         "run(WORDS, process=PROCESS)"
-    )  # fmt: skip
+    )
 
     def keeps(words: list[str], kept: tuple[str, ...] = (), process: str | None = cli.OWN_PROCESS) -> bool:
         values = {"KEPT": kept, "WORDS": words, "PROCESS": process}
@@ -139,11 +143,20 @@ def test_a_command_that_cannot_be_imported_is_reported_and_not_fatal(commands, c
     assert cli.run(["good"]) == 3
 
 
-@pytest.mark.parametrize(("error", "code"), [
-    (errors.M2FError("a"), 1), (errors.ConfigError("a"), 2), (errors.DataError("a"), 3), (errors.WeightsError("a"), 4),
-    (errors.ExportError("a"), 5), (errors.MissingDependency("timm", "timm"), 1), (KeyboardInterrupt(), 130),
-    (ValueError("a"), 1), (typer.Exit(7), 7),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.M2FError("a"), 1),
+        (errors.ConfigError("a"), 2),
+        (errors.DataError("a"), 3),
+        (errors.WeightsError("a"), 4),
+        (errors.ExportError("a"), 5),
+        (errors.MissingDependency("timm", "timm"), 1),
+        (KeyboardInterrupt(), 130),
+        (ValueError("a"), 1),
+        (typer.Exit(7), 7),
+    ],
+)
 def test_exit_codes(commands, capsys, error, code):
     commands(fails=raising(error))
     assert cli.run(["fails"]) == code

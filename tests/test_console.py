@@ -74,10 +74,25 @@ def test_several_lines_stay_several(streams):
     assert content()[0].splitlines()[-1] == "a\\nb" and len(content()[0].splitlines()) == 3
 
 
-@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"},
-                                     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])  # fmt: skip
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["no-such\u2026"], ["predict", "--no-such"],
-                                       ["predict", "gone-图-\udcff.png"], ["presets", "list"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp1252"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["predict", "--help"],
+        ["no-such\u2026"],
+        ["predict", "--no-such"],
+        ["predict", "gone-图-\udcff.png"],
+        ["presets", "list"],
+    ],
+)
 def test_help_and_errors_on_consoles_of_few_letters(setting, arguments):
     command = [sys.executable, "-m", "m2f_cli", *map(os.fsencode, arguments)]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **setting}, timeout=120)

@@ -64,9 +64,11 @@ def test_every_citation_of_the_published_behaviour_has_its_heading():
     known = set(re.findall(r"<a id=\"([^\"]+)\"", PAGE.read_text()))
     wrong = {
         f"{path.relative_to(ROOT)}: #{anchor}"
-        for path in texts() if path != Path(__file__).resolve()
-        for anchor in cited(path.read_text()) if anchor not in known
-    }  # fmt: skip
+        for path in texts()
+        if path != Path(__file__).resolve()
+        for anchor in cited(path.read_text())
+        if anchor not in known
+    }
     assert not wrong
 
 
@@ -100,7 +102,8 @@ def test_nobody_cites_the_facts_by_a_number_alone():
     )
     left = {
         f"{path.relative_to(ROOT)}: {match[0]!r}"
-        for path in texts() if path != Path(__file__).resolve()
+        for path in texts()
+        if path != Path(__file__).resolve()
         for match in old.finditer(path.read_text())
-    }  # fmt: skip
+    }
     assert not left

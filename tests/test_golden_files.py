@@ -11,8 +11,11 @@ import pytest
 from golden_files import OURS, files_in, info_of, read, read_list
 
 STAGES = ["01", "02_", "02b", "03", "04", "05a", "05b", "06", "07", "08a", "08b", "08c", "08d", "08e", "09"]
-LISTS = [f"{kind}_{method}" for kind in ("10_optimiser", "11_param_names")
-         for method in ("mask2former", "maskformer", "mpformer")]  # fmt: skip
+LISTS = [
+    f"{kind}_{method}"
+    for kind in ("10_optimiser", "11_param_names")
+    for method in ("mask2former", "maskformer", "mpformer")
+]
 
 
 @pytest.mark.parametrize("stage", STAGES)

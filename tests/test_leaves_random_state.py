@@ -55,9 +55,12 @@ def test_loading_predicting_and_evaluating(trained):
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("safetensors", "safetensors"), ("huggingface", "transformers"),
-     pytest.param("onnx", "onnxruntime", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ("safetensors", "safetensors"),
+        ("huggingface", "transformers"),
+        pytest.param("onnx", "onnxruntime", marks=pytest.mark.slow),
+    ],
+)
 def test_exporting(trained, tmp_path, name, package):
     pytest.importorskip(package, reason="needs an extra")
     model = load(trained, device="cpu")
@@ -70,8 +73,21 @@ def test_commands(tmp_path, monkeypatch, capsys, trained):
     monkeypatch.chdir(tmp_path)
     with unchanged():
         assert cli.run(["data", "check", "nowhere"]) == 3
-        assert cli.run(["predict", str(next((trained / "samples").glob("*.jpg"))), "--model", str(trained),
-                        "--device", "cpu", "--out", "out"]) == 0  # fmt: skip
+        assert (
+            cli.run(
+                [
+                    "predict",
+                    str(next((trained / "samples").glob("*.jpg"))),
+                    "--model",
+                    str(trained),
+                    "--device",
+                    "cpu",
+                    "--out",
+                    "out",
+                ]
+            )
+            == 0
+        )
 
 
 def test_random_weights_that_are_timed():

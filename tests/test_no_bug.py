@@ -23,8 +23,12 @@ def in_a_folder_with_a_run(tmp_path, monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     monkeypatch.delenv("M2F_DEBUG", raising=False)
     monkeypatch.setenv("M2F_OFFLINE", "1")
-    weights.save(Path("run/checkpoints/best.safetensors"), build(settings().model, len(CATEGORIES)).state_dict(),
-                 settings(), CATEGORIES)  # fmt: skip
+    weights.save(
+        Path("run/checkpoints/best.safetensors"),
+        build(settings().model, len(CATEGORIES)).state_dict(),
+        settings(),
+        CATEGORIES,
+    )
     write_picture(Path("a.png"), (64, 96))
     Path("text.txt").write_text("hello")
     Path("empty").mkdir()
@@ -51,28 +55,57 @@ EXPORT = ["export", "--model", "run"]
 @pytest.mark.parametrize(
     "arguments",
     [
-        [*PREDICT, "--save", ":"], [*PREDICT, "--save", "os:system"], [*PREDICT, "--save", "..:.."],
-        [*PREDICT, "--save", "json:dumps"], [*PREDICT, "--save", "m2f_cli.errors:nearest"], [*PREDICT, "--save", "a:b"],
-        [*PREDICT, "--device", "meta"], [*PREDICT, "--device", "privateuseone"], [*PREDICT, "--device", ""],
-        [*PREDICT[:-1], LONG], [*PREDICT[:-1], "text.txt/x"], ["predict", LONG, "--model", "run"],
-        [*EVAL, "--metric", ":"], [*EVAL, "--metric", "os:system"], [*EVAL, "--metric", "json:dumps"],
-        [*EVAL, "--metric", "m2f_cli.errors:nearest"], [*EVAL, "--save", "os:system"], [*EVAL, "--data", LONG],
-        [*EVAL, "--data", "text.txt"], [*EVAL, "--out", LONG], [*EVAL, "--split", "../val", "--data", "empty"],
-        ["eval", "--model", LONG], ["eval", "--preset", "long.yaml"], ["eval", "--preset", "folder.yaml"],
-        ["eval", "--preset", "bytes.yaml", "--model", "run"], ["eval", "--preset", "list.yaml", "--model", "run"],
-        ["eval", "--compare", LONG, "run"], ["eval", "--predictions", LONG, "--ground-truth", "run"],
-        [*EXPORT, "--format", "os:system"], [*EXPORT, "--format", ":"], [*EXPORT, "--batch", "²"],
-        [*EXPORT, "--out", f"{LONG}.onnx"], [*EXPORT, "--option", "x=["], [*EXPORT, "--option", "x=2024-02-31"],
-        ["presets", "show", LONG], ["presets", "show", "long.yaml"], ["presets", "copy", "tiny", f"{LONG}.yaml"],
-        ["presets", "copy", "tiny", "text.txt/x.yaml"], ["presets", "copy", "tiny", "/proc/x.yaml"],
-        ["reproduce", LONG], ["reproduce", "coco-panoptic-r50", "--data", "text.txt", "--out", "r"],
-        ["bench", "--what", "a:b"], ["bench", "--model", LONG, "--rounds", "1"],
-        ["data", "check", "empty", "--format", "os:system"], ["data", "check", "empty", "--format", ":"],
-        ["data", "convert", "empty", "x", "--to", "os:system"], ["data", "prepare", "os:system", "--root", "empty"],
+        [*PREDICT, "--save", ":"],
+        [*PREDICT, "--save", "os:system"],
+        [*PREDICT, "--save", "..:.."],
+        [*PREDICT, "--save", "json:dumps"],
+        [*PREDICT, "--save", "m2f_cli.errors:nearest"],
+        [*PREDICT, "--save", "a:b"],
+        [*PREDICT, "--device", "meta"],
+        [*PREDICT, "--device", "privateuseone"],
+        [*PREDICT, "--device", ""],
+        [*PREDICT[:-1], LONG],
+        [*PREDICT[:-1], "text.txt/x"],
+        ["predict", LONG, "--model", "run"],
+        [*EVAL, "--metric", ":"],
+        [*EVAL, "--metric", "os:system"],
+        [*EVAL, "--metric", "json:dumps"],
+        [*EVAL, "--metric", "m2f_cli.errors:nearest"],
+        [*EVAL, "--save", "os:system"],
+        [*EVAL, "--data", LONG],
+        [*EVAL, "--data", "text.txt"],
+        [*EVAL, "--out", LONG],
+        [*EVAL, "--split", "../val", "--data", "empty"],
+        ["eval", "--model", LONG],
+        ["eval", "--preset", "long.yaml"],
+        ["eval", "--preset", "folder.yaml"],
+        ["eval", "--preset", "bytes.yaml", "--model", "run"],
+        ["eval", "--preset", "list.yaml", "--model", "run"],
+        ["eval", "--compare", LONG, "run"],
+        ["eval", "--predictions", LONG, "--ground-truth", "run"],
+        [*EXPORT, "--format", "os:system"],
+        [*EXPORT, "--format", ":"],
+        [*EXPORT, "--batch", "²"],
+        [*EXPORT, "--out", f"{LONG}.onnx"],
+        [*EXPORT, "--option", "x=["],
+        [*EXPORT, "--option", "x=2024-02-31"],
+        ["presets", "show", LONG],
+        ["presets", "show", "long.yaml"],
+        ["presets", "copy", "tiny", f"{LONG}.yaml"],
+        ["presets", "copy", "tiny", "text.txt/x.yaml"],
+        ["presets", "copy", "tiny", "/proc/x.yaml"],
+        ["reproduce", LONG],
+        ["reproduce", "coco-panoptic-r50", "--data", "text.txt", "--out", "r"],
+        ["bench", "--what", "a:b"],
+        ["bench", "--model", LONG, "--rounds", "1"],
+        ["data", "check", "empty", "--format", "os:system"],
+        ["data", "check", "empty", "--format", ":"],
+        ["data", "convert", "empty", "x", "--to", "os:system"],
+        ["data", "prepare", "os:system", "--root", "empty"],
         ["data", "view", LONG],
     ],
     ids=lambda arguments: " ".join(each[:25] for each in arguments),
-)  # fmt: skip
+)
 def test_values_that_make_no_sense(arguments, capsys):
     refused(capsys, *arguments)
 
@@ -116,13 +149,19 @@ def with_line(change) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda head, line: ("[]", line), lambda head, line: ('{"header": 5}', line), lambda head, line: (head, "5"),
-     lambda head, line: (head, '{"name": 5, "number": 0}'), lambda head, line: (head, '{"name": "a", "number": 0}'),
-     lambda head, line: (head, '{"name": "a", "number": 0, "metrics": {"ap": {}}}'),
-     lambda head, line: (head, '{"name": "a", "number": 0, "metrics": {"pq": {"classes": [[0, ["x"], 1, 1]]}}}'),
-     lambda head, line: (head, "[" * 100_000), lambda head, line: ("[" * 100_000, line)],
+    [
+        lambda head, line: ("[]", line),
+        lambda head, line: ('{"header": 5}', line),
+        lambda head, line: (head, "5"),
+        lambda head, line: (head, '{"name": 5, "number": 0}'),
+        lambda head, line: (head, '{"name": "a", "number": 0}'),
+        lambda head, line: (head, '{"name": "a", "number": 0, "metrics": {"ap": {}}}'),
+        lambda head, line: (head, '{"name": "a", "number": 0, "metrics": {"pq": {"classes": [[0, ["x"], 1, 1]]}}}'),
+        lambda head, line: (head, "[" * 100_000),
+        lambda head, line: ("[" * 100_000, line),
+    ],
     ids=["head-list", "head-number", "line-number", "name", "metrics", "no-metric", "state", "deep", "deep-head"],
-)  # fmt: skip
+)
 def test_a_damaged_journal_of_an_evaluation(change, capsys):
     assert cli.run([*EVAL[:-4], "--out", "done", "--device", "cpu"]) == 0
     capsys.readouterr()
@@ -139,13 +178,22 @@ def row(**change) -> str:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "5", '{"model": 5}', '{"model": {"name": []}}',
-     '{"model": {"name": "x", "source": "x (y)"}, "published": 5}',
-     '{"model": {"name": "x", "source": "x (y)"}, "published": [{}]}', row(measured="x"), row(metric=[1]),
-     row(measured=None), '{"images_per_second": "x", "model": {"name": "coco-panoptic-r50"}}', "[" * 100_000,
-     '{"images_per_second": 1, "model": [1]}'],
+    [
+        "[]",
+        "5",
+        '{"model": 5}',
+        '{"model": {"name": []}}',
+        '{"model": {"name": "x", "source": "x (y)"}, "published": 5}',
+        '{"model": {"name": "x", "source": "x (y)"}, "published": [{}]}',
+        row(measured="x"),
+        row(metric=[1]),
+        row(measured=None),
+        '{"images_per_second": "x", "model": {"name": "coco-panoptic-r50"}}',
+        "[" * 100_000,
+        '{"images_per_second": 1, "model": [1]}',
+    ],
     ids=lambda text: text[:40],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("place", ["eval/x/results.json", "bench/x.json"])
 def test_results_of_somebody_in_the_tables(content, place, capsys):
     path = Path("runs", place)

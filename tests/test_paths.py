@@ -38,14 +38,30 @@ from m2f_cli.training.visualise import draw_batch, draw_results
 
 FRAME = "aachen_000000_000019"  # so that the formats of Cityscapes take the names, too
 NAMES = [
-    "{out}/../{frame}", "/{frame}", "../../{frame}", "a/../../../{frame}", "..\\..\\{frame}", "C:\\data\\{frame}",
-    "C:{frame}", "a\0b/{frame}", "line\nbreak/{frame}", "x" * 300 + "/{frame}", "{frame}_" + "y" * 300, "./a//{frame}",
-    "~/{frame}", "con/{frame}", "bytes\udcff\udcfe/{frame}", "../", "", " ",
-]  # fmt: skip
+    "{out}/../{frame}",
+    "/{frame}",
+    "../../{frame}",
+    "a/../../../{frame}",
+    "..\\..\\{frame}",
+    "C:\\data\\{frame}",
+    "C:{frame}",
+    "a\0b/{frame}",
+    "line\nbreak/{frame}",
+    "x" * 300 + "/{frame}",
+    "{frame}_" + "y" * 300,
+    "./a//{frame}",
+    "~/{frame}",
+    "con/{frame}",
+    "bytes\udcff\udcfe/{frame}",
+    "../",
+    "",
+    " ",
+]
 CITY = (
-    Category(23, "sky", False, (70, 130, 180)), Category(21, "vegetation", False, (107, 142, 35)),
+    Category(23, "sky", False, (70, 130, 180)),
+    Category(21, "vegetation", False, (107, 142, 35)),
     Category(24, "person", True, (220, 20, 60)),
-)  # fmt: skip
+)
 FRAMED = ("cityscapes-semantic", "cityscapes-instance")
 
 
@@ -123,8 +139,12 @@ def test_one_result(writer, name, out):
 @pytest.mark.parametrize("writer", plugins.names("writers"))
 def test_predict(writer, out, tmp_path):
     names = [name for each in NAMES if fits(writer, name := named(each, out))]
-    names = list({server_formats.frame_of(output.stem_for(out, writer, name)) if writer in FRAMED else safe_name(name):
-                  name for name in names}.values())  # fmt: skip
+    names = list(
+        {
+            server_formats.frame_of(output.stem_for(out, writer, name)) if writer in FRAMED else safe_name(name): name
+            for name in names
+        }.values()
+    )
     sources = [Source(tmp_path / "given.png", name) for name in names]
     summary = predict(CitySegmenter(), sources, task_for(writer), out, [writer])
     assert (summary.done, summary.failed) == (len(names), [])
@@ -139,8 +159,12 @@ def test_predict(writer, out, tmp_path):
 @pytest.mark.parametrize("writer", plugins.names("writers"))
 def test_eval_save(writer, out):
     names = [name for each in NAMES if fits(writer, name := named(each, out))]
-    names = list({server_formats.frame_of(output.stem_for(out, writer, name)) if writer in FRAMED else safe_name(name):
-                  name for name in names}.values())  # fmt: skip
+    names = list(
+        {
+            server_formats.frame_of(output.stem_for(out, writer, name)) if writer in FRAMED else safe_name(name): name
+            for name in names
+        }.values()
+    )
     result = evaluate([record(name) for name in names], out, writer)
     assert (result.images, result.failures) == (len(names), [])
     check_shared(out / "predictions", writer, len(names))
@@ -170,8 +194,11 @@ def check_shared(folder: Path, writer: str, count: int) -> None:
 def test_convert(target, out):
     names = list({safe_name(name): name for each in NAMES if FRAME in (name := named(each, out))}.values())
     task = plugins.get("converters", target).task
-    read = {"panoptic": truth, "semantic": lambda: SemanticTruth(scene_labels()),
-            "instance": lambda: InstanceTruth((48, 64), [TrueObject(2, [np.array([[1, 1], [9, 1], [9, 9.0]])])])}
+    read = {
+        "panoptic": truth,
+        "semantic": lambda: SemanticTruth(scene_labels()),
+        "instance": lambda: InstanceTruth((48, 64), [TrueObject(2, [np.array([[1, 1], [9, 1], [9, 9.0]])])]),
+    }
     records = [dataclasses.replace(record(name), read_truth=read[task]) for name in names]
     data = DataSet("x", "coco-panoptic", "../train", task, CATEGORIES, records)
     done = write_out(Opened(Path("x"), (data,), task), {"../train": records}, out, target)
@@ -183,9 +210,14 @@ def test_convert(target, out):
 
 def test_pictures_of_a_training(out):
     names = [named(name, out) for name in NAMES]
-    records = [dataclasses.replace(record(name), read_image=lambda: np.zeros((64, 96, 3), np.uint8),
-                                   read_truth=lambda: PanopticTruth(np.ones((64, 96), np.int32), [TrueSegment(1, 0)]))
-               for name in names]  # fmt: skip
+    records = [
+        dataclasses.replace(
+            record(name),
+            read_image=lambda: np.zeros((64, 96, 3), np.uint8),
+            read_truth=lambda: PanopticTruth(np.ones((64, 96), np.int32), [TrueSegment(1, 0)]),
+        )
+        for name in names
+    ]
     for start in range(0, len(names), 4):
         data = DataSet("x", "x", "train", "panoptic", CATEGORIES, records[start : start + 4])
         paths = draw_batch(data, settings(), out / f"samples{start}")
@@ -213,10 +245,15 @@ def test_pages_and_sheets(out):
 
 @pytest.mark.parametrize(
     ("names", "writer"),
-    [(("/a/x", "a/x"), "overlay"), (("../x", "x"), "color-png"), (("a\\x", "a/x"), "coco-panoptic"),
-     ((f"a/{FRAME}_one", f"a/{FRAME}_two"), "cityscapes-semantic"), (("x", "x.png/in"), "overlay-png"),
-     (("a/x.json/b/in", "a/x"), "polygons")],
-)  # fmt: skip
+    [
+        (("/a/x", "a/x"), "overlay"),
+        (("../x", "x"), "color-png"),
+        (("a\\x", "a/x"), "coco-panoptic"),
+        ((f"a/{FRAME}_one", f"a/{FRAME}_two"), "cityscapes-semantic"),
+        (("x", "x.png/in"), "overlay-png"),
+        (("a/x.json/b/in", "a/x"), "polygons"),
+    ],
+)
 def test_images_that_would_be_written_to_one_place(names, writer, out, tmp_path):
     with pytest.raises(DataError) as caught:
         evaluate([record(name) for name in names], out, writer)
@@ -355,10 +392,16 @@ def test_what_a_journal_lists_is_removed_only_in_its_folder(out, tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"record": {"name": "x", "file": "y", "files": "abc"}}, {"record": {"name": 7, "file": "y", "files": []}},
-     {"record": {"name": "x"}}, {"record": []}, [], {"record": {"name": "x", "file": "y", "files": []}, "shared": []},
-     {"record": {"name": "x", "file": "y", "files": []}, "shared": {"coco-panoptic": {}}}],
-)  # fmt: skip
+    [
+        {"record": {"name": "x", "file": "y", "files": "abc"}},
+        {"record": {"name": 7, "file": "y", "files": []}},
+        {"record": {"name": "x"}},
+        {"record": []},
+        [],
+        {"record": {"name": "x", "file": "y", "files": []}, "shared": []},
+        {"record": {"name": "x", "file": "y", "files": []}, "shared": {"coco-panoptic": {}}},
+    ],
+)
 def test_a_damaged_journal_is_one_sentence(entry, out, tmp_path):
     sources = [Source(tmp_path / "given.png", "x")]
     predict(FakeSegmenter(), sources, None, out, ["coco-panoptic"])

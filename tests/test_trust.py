@@ -60,8 +60,10 @@ def evil(part: str = "backbone") -> config.Config:
     """The tiny configuration with code of somebody's as one of its parts; "augment" is a step of the augmentation."""
     clean = settings("train.iterations=2", "train.batch=2", "train.checkpoint_every=1")
     if part == "augment":
-        steps = tuple(each.model_copy(update={"name": f"{EVIL}:Flip"}) if each.name == "flip" else each
-                      for each in clean.train.augment)  # fmt: skip
+        steps = tuple(
+            each.model_copy(update={"name": f"{EVIL}:Flip"}) if each.name == "flip" else each
+            for each in clean.train.augment
+        )
         return clean.model_copy(update={"train": clean.train.model_copy(update={"augment": steps})})
     named = getattr(clean.model, part).model_copy(update={"name": f"{EVIL}:{PARTS[part]}"})
     return clean.model_copy(update={"model": clean.model.model_copy(update={part: named})})
@@ -83,10 +85,28 @@ def write_picture(path: Path) -> Path:
 
 def write_started_run(folder: Path) -> Path:
     """A run of one iteration, of built-in parts."""
-    Path("clean.yaml").write_text(config.dump(settings("train.iterations=2", "train.batch=2",
-                                                       "train.checkpoint_every=1")))  # fmt: skip
-    assert cli.run(["train", "--preset", "clean.yaml", "--init", "random", "--workers", "0", "--out", str(folder),
-                    "--val-pictures", "1", *ON_CPU]) == 0  # fmt: skip
+    Path("clean.yaml").write_text(
+        config.dump(settings("train.iterations=2", "train.batch=2", "train.checkpoint_every=1"))
+    )
+    assert (
+        cli.run(
+            [
+                "train",
+                "--preset",
+                "clean.yaml",
+                "--init",
+                "random",
+                "--workers",
+                "0",
+                "--out",
+                str(folder),
+                "--val-pictures",
+                "1",
+                *ON_CPU,
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -122,8 +142,20 @@ def evaluated_run():
 def evaluated_as_a_preset():
     write_checkpoint(Path("evil.safetensors"))
     Path("clean.yaml").write_text(config.dump(settings()))
-    return ["eval", "--preset", "clean.yaml", "--model", "evil.safetensors", "--out", "o", "--limit", "1",
-            "--data", str(_scenes()), *ON_CPU]  # fmt: skip
+    return [
+        "eval",
+        "--preset",
+        "clean.yaml",
+        "--model",
+        "evil.safetensors",
+        "--out",
+        "o",
+        "--limit",
+        "1",
+        "--data",
+        str(_scenes()),
+        *ON_CPU,
+    ]
 
 
 def _scenes() -> Path:
@@ -140,11 +172,14 @@ def _scenes() -> Path:
     Image.fromarray(record.read_image()).save(folder / "val" / "1.png")
     write_ids(folder / "panoptic_val" / "1.png", truth.ids_HW)
     rows = [{"id": s.id, "category_id": data.categories[s.label].id, "iscrowd": 0, "area": 1} for s in truth.segments]
-    write_json(folder / "annotations" / "panoptic_val.json", {
-        "images": [{"id": 1, "file_name": "1.png", "height": 64, "width": 96}],
-        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": rows}],
-        "categories": [{**c.to_dict(), "isthing": int(c.isthing)} for c in data.categories],
-    })  # fmt: skip
+    write_json(
+        folder / "annotations" / "panoptic_val.json",
+        {
+            "images": [{"id": 1, "file_name": "1.png", "height": 64, "width": 96}],
+            "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": rows}],
+            "categories": [{**c.to_dict(), "isthing": int(c.isthing)} for c in data.categories],
+        },
+    )
     return folder
 
 
@@ -155,13 +190,34 @@ def exported():
 
 def timed():
     write_checkpoint(Path("evil.safetensors"))
-    return ["bench", "--model", "evil.safetensors", "--what", "post", "--rounds", "1", "--warm-up", "0", "--size",
-            "64", "64", "--out", "o", *ON_CPU]  # fmt: skip
+    return [
+        "bench",
+        "--model",
+        "evil.safetensors",
+        "--what",
+        "post",
+        "--rounds",
+        "1",
+        "--warm-up",
+        "0",
+        "--size",
+        "64",
+        "64",
+        "--out",
+        "o",
+        *ON_CPU,
+    ]
 
 
 def replayed():
-    tree = {"iteration": 3, "losses": {"loss_ce": float("nan")}, "batches": [], "model": clean_network().state_dict(),
-            "config": evil().model_dump_json(), "num_classes": len(CATEGORIES)}  # fmt: skip
+    tree = {
+        "iteration": 3,
+        "losses": {"loss_ce": float("nan")},
+        "batches": [],
+        "model": clean_network().state_dict(),
+        "config": evil().model_dump_json(),
+        "num_classes": len(CATEGORIES),
+    }
     state.write(Path("trouble.pt"), tree)
     return ["train", "--replay", "trouble.pt", *ON_CPU]
 
@@ -191,9 +247,19 @@ def compared():
 
 
 ENTRIES = [
-    checkpoint, pixel_decoder_of_a_checkpoint, decoder_of_a_checkpoint, evaluated_run, evaluated_as_a_preset, exported,
-    timed, replayed, resumed, resumed_augmentation, resumed_with_options_that_trust, compared,
-]  # fmt: skip
+    checkpoint,
+    pixel_decoder_of_a_checkpoint,
+    decoder_of_a_checkpoint,
+    evaluated_run,
+    evaluated_as_a_preset,
+    exported,
+    timed,
+    replayed,
+    resumed,
+    resumed_augmentation,
+    resumed_with_options_that_trust,
+    compared,
+]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.__name__)
@@ -218,8 +284,20 @@ def started_from_it():
     """Its tensors go into a network that is there already."""
     write_checkpoint(Path("evil.safetensors"))
     Path("clean.yaml").write_text(config.dump(settings("train.iterations=1", "train.batch=2")))
-    return ["train", "--preset", "clean.yaml", "--init", "evil.safetensors", "--workers", "0", "--out", "run",
-            "--val-pictures", "1", *ON_CPU]  # fmt: skip
+    return [
+        "train",
+        "--preset",
+        "clean.yaml",
+        "--init",
+        "evil.safetensors",
+        "--workers",
+        "0",
+        "--out",
+        "run",
+        "--val-pictures",
+        "1",
+        *ON_CPU,
+    ]
 
 
 def started_from_a_part_of_it():
@@ -270,10 +348,16 @@ def presets_table_over_results():
 
 @pytest.mark.parametrize(
     "entry",
-    [started_from_it, started_from_a_part_of_it, started_from_its_backbone, predicted_with_an_exported_file,
-     evaluation_that_goes_on, presets_table_over_results],
+    [
+        started_from_it,
+        started_from_a_part_of_it,
+        started_from_its_backbone,
+        predicted_with_an_exported_file,
+        evaluation_that_goes_on,
+        presets_table_over_results,
+    ],
     ids=lambda entry: entry.__name__,
-)  # fmt: skip
+)
 def test_code_that_nobody_needs_is_not_run(entry, marker, capsys):
     arguments = entry()
     assert cli.run(arguments) == 0, capsys.readouterr().err
@@ -297,10 +381,13 @@ def test_a_journal_of_another_evaluation_is_refused(journal, marker, capsys):
 
 @pytest.mark.parametrize(
     "tree",
-    [{"model_type": f"{EVIL}:Swin"}, {"model_type": "mask2former", "backbone_config": {"model_type": f"{EVIL}:Swin"}},
-     {"model_type": "mask2former", "use_timm_backbone": True, "backbone": "hf-hub:x/y"},
-     {"model_type": "mask2former", "auto_map": {"AutoModel": f"{EVIL}.Swin"}}],
-)  # fmt: skip
+    [
+        {"model_type": f"{EVIL}:Swin"},
+        {"model_type": "mask2former", "backbone_config": {"model_type": f"{EVIL}:Swin"}},
+        {"model_type": "mask2former", "use_timm_backbone": True, "backbone": "hf-hub:x/y"},
+        {"model_type": "mask2former", "auto_map": {"AutoModel": f"{EVIL}.Swin"}},
+    ],
+)
 def test_a_hugging_face_folder_names_no_code(tree, marker, capsys):
     folder = Path("hf")
     folder.mkdir()
@@ -316,10 +403,16 @@ def test_a_hugging_face_folder_names_no_code(tree, marker, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [{"checkpoint_path": "evil.pth"}, {"pretrained_cfg": {"file": "evil.pth"}}, {"pretrained_cfg_overlay": {}},
-     {"cache_dir": "/tmp"}, {"model": "hf-hub:somebody/model"}, {"model": "local-dir:/tmp"}],
+    [
+        {"checkpoint_path": "evil.pth"},
+        {"pretrained_cfg": {"file": "evil.pth"}},
+        {"pretrained_cfg_overlay": {}},
+        {"cache_dir": "/tmp"},
+        {"model": "hf-hub:somebody/model"},
+        {"model": "local-dir:/tmp"},
+    ],
     ids=lambda options: next(iter(options)),
-)  # fmt: skip
+)
 def test_a_configuration_cannot_make_timm_read_files(options, marker):
     pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
     backbone = {"name": "timm", "model": "resnet18", **options}
@@ -335,8 +428,25 @@ def test_what_the_user_typed_may_name_code(marker, capsys):
     base = config.dump(evil())
     Path("base.yaml").write_text(base)
     Path("mine.yaml").write_text("extends: base\nname: mine\n")
-    assert cli.run(["train", "--preset", "mine.yaml", "--init", "random", "--workers", "0", "--out", "run",
-                    "--val-pictures", "1", *ON_CPU]) == 0  # fmt: skip
+    assert (
+        cli.run(
+            [
+                "train",
+                "--preset",
+                "mine.yaml",
+                "--init",
+                "random",
+                "--workers",
+                "0",
+                "--out",
+                "run",
+                "--val-pictures",
+                "1",
+                *ON_CPU,
+            ]
+        )
+        == 0
+    )
     assert marker.exists()
     capsys.readouterr()
     assert cli.run(["train", "--out", "run", "--resume", "--workers", "0", *ON_CPU]) == 2
@@ -380,25 +490,41 @@ def functions() -> list:
 
 def test_nobody_trusts_by_default():
     names = ("trust_code", "trust_names")
-    found = [(each.__qualname__, inspect.signature(each).parameters[name].default)
-             for each in functions() for name in names if name in inspect.signature(each).parameters]  # fmt: skip
+    found = [
+        (each.__qualname__, inspect.signature(each).parameters[name].default)
+        for each in functions()
+        for name in names
+        if name in inspect.signature(each).parameters
+    ]
     assert len(found) > 20
     assert [name for name, default in found if default not in (False, inspect.Parameter.empty)] == []
 
 
 # The only places that trust: what the user typed, what this process wrote, and tensors without their code.
 TRUSTING = {
-    "commands/data.py": 2, "commands/data_convert.py": 1, "commands/data_prepare.py": 1, "commands/data_split.py": 1,
-    "commands/eval.py": 2, "commands/export.py": 2, "commands/predict.py": 2,
-    "export/safetensors.py": 1, "training/initialise.py": 1, "weights/pretrained.py": 1,
-}  # fmt: skip
+    "commands/data.py": 2,
+    "commands/data_convert.py": 1,
+    "commands/data_prepare.py": 1,
+    "commands/data_split.py": 1,
+    "commands/eval.py": 2,
+    "commands/export.py": 2,
+    "commands/predict.py": 2,
+    "export/safetensors.py": 1,
+    "training/initialise.py": 1,
+    "weights/pretrained.py": 1,
+}
 
 
 def test_few_places_trust():
     package, found = Path(m2f_cli.__file__).parent, {}
     for path in package.rglob("*.py"):
-        given = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)
-                 and node.arg in ("trust_code", "trust_names") and isinstance(node.value, ast.Constant)]  # fmt: skip
+        given = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.keyword)
+            and node.arg in ("trust_code", "trust_names")
+            and isinstance(node.value, ast.Constant)
+        ]
         trusting = sum(node.value.value is True for node in given)
         if trusting:
             found[path.relative_to(package).as_posix()] = trusting

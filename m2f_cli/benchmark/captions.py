@@ -16,13 +16,18 @@ def size_of(tree: dict[str, Any], times: str = " x ") -> str:
 def circumstances(tree: dict[str, Any]) -> str:
     """What a timing means nothing without: threads, allocator, other load."""
     machine = tree["machine"]
-    return (f"{tree['threads']} threads, {allocators(tree)}, load {machine['load_before']} before and "
-            f"{machine['load_after']} after")  # fmt: skip
+    return (
+        f"{tree['threads']} threads, {allocators(tree)}, load {machine['load_before']} before and "
+        f"{machine['load_after']} after"
+    )
 
 
 def allocators(tree: dict[str, Any]) -> str:
     """Such as "glibc (m2f keeps freed memory)"."""
-    keeping = [name for name, side in tree["sides"].items()
-               if allocator.SETTINGS.keys() <= side.get("allocator", {}).get("settings", {}).keys()]  # fmt: skip
+    keeping = [
+        name
+        for name, side in tree["sides"].items()
+        if allocator.SETTINGS.keys() <= side.get("allocator", {}).get("settings", {}).keys()
+    ]
     name = tree["machine"]["allocator"]["name"]
     return f"{name} ({' and '.join(keeping)} keep{'s' * (len(keeping) == 1)} freed memory)" if keeping else name

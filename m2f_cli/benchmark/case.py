@@ -20,9 +20,13 @@ from .stages import Method, Stages
 DEFAULT_PRESET = "coco-panoptic-swin-t"
 # Pictures of the data sets that the shipped rows are tested on: the usual size, (height, width).
 PICTURE_SIZES: dict[str, Size] = {
-    "cityscapes": (1024, 2048), "ade20k": (512, 683), "ade20k-full": (512, 683), "coco": (480, 640),
-    "coco-stuff-10k": (480, 640), "mapillary-vistas": (2448, 3264),
-}  # fmt: skip
+    "cityscapes": (1024, 2048),
+    "ade20k": (512, 683),
+    "ade20k-full": (512, 683),
+    "coco": (480, 640),
+    "coco-stuff-10k": (480, 640),
+    "mapillary-vistas": (2448, 3264),
+}
 USUAL_SIZE = (480, 640)
 
 

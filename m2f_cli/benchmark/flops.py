@@ -58,8 +58,7 @@ def _counted(network: nn.Module, run: Callable[[], object]) -> dict[str, int]:
             run()
     by_module = counter.get_flop_counts()
     root = type(network).__name__
-    counts = {shown: sum(by_module.get(f"{root}.{name}", {}).values()) + sampled[name]
-              for name, shown in PARTS.items()}  # fmt: skip
+    counts = {shown: sum(by_module.get(f"{root}.{name}", {}).values()) + sampled[name] for name, shown in PARTS.items()}
     inside = sum(sum(by_module.get(f"{root}.{name}", {}).values()) for name in PARTS)
     return {**counts, "render": counter.get_total_flops() - inside}
 

@@ -68,8 +68,12 @@ def bench(case: Case, options: Options, on_round: OnRound | None = None) -> dict
         for each in sides[1:]:
             each.close()  # a machine with one process on it, for the matrix products
         known = ours.ask("describe")
-    machine = {**starts[OURS]["machine"], "load_before": before, "load_after": load_average(),
-               "energy": starts[OURS]["energy"]}  # fmt: skip
+    machine = {
+        **starts[OURS]["machine"],
+        "load_before": before,
+        "load_after": load_average(),
+        "energy": starts[OURS]["energy"],
+    }
     rows = {name: _side(starts[name], samples[name], watched[name]) for name in samples}
     return _tree(case, options, known, machine, rows, differences)
 
@@ -108,12 +112,16 @@ def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sa
     middle = stats.summary(seconds)
     joules = _of(mean, [sample.joules for sample in samples])
     return {
-        "seconds": seconds, **middle, "images_per_second": start["images"] / middle["median"],
+        "seconds": seconds,
+        **middle,
+        "images_per_second": start["images"] / middle["median"],
         "cpu_seconds": median(sample.cpu_seconds for sample in samples),
         "other_cores": _of(median, [sample.other_cores for sample in samples]),
         "joules_per_image": None if joules is None else joules / start["images"],
-        "stages": _stages(watched), "memory": start["memory"], "allocator": start["machine"]["allocator"],
-    }  # fmt: skip
+        "stages": _stages(watched),
+        "memory": start["memory"],
+        "allocator": start["machine"]["allocator"],
+    }
 
 
 def _of(middle: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
@@ -132,9 +140,12 @@ def _differences(answers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if len(answers) < 2:
         return None
     ours, theirs = answers
-    return {name: stats.difference(theirs[name], ours[name]) if theirs[name].shape == ours[name].shape
-            else {"shapes": [list(theirs[name].shape), list(ours[name].shape)]}
-            for name in ours}  # fmt: skip
+    return {
+        name: stats.difference(theirs[name], ours[name])
+        if theirs[name].shape == ours[name].shape
+        else {"shapes": [list(theirs[name].shape), list(ours[name].shape)]}
+        for name in ours
+    }
 
 
 def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -149,20 +160,35 @@ def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tree(
-    case: Case, options: Options, known: dict[str, Any], machine: dict[str, Any], rows: dict[str, Any],
+    case: Case,
+    options: Options,
+    known: dict[str, Any],
+    machine: dict[str, Any],
+    rows: dict[str, Any],
     differences: dict[str, Any] | None,
 ) -> dict[str, Any]:
     flops = known.pop("flops")
     speed = None if flops is None else flops["total"] / rows[OURS]["median"]
     peer = rows.get(options.peer or "")
     return {
-        "schema_version": SCHEMA_VERSION, "what": case.what, **known, "batch": case.batch,
-        "compile": case.compile, "engine": case.engine, "threads": machine["threads"],
-        "rounds": options.rounds, "warm_up": 1 + options.warm_up, "peer": _peer(case, options), "protocol": PROTOCOL,
-        "machine": machine, "sides": rows, "ratio": None if peer is None else _ratios(rows[OURS], peer),
-        "difference": differences, "flops": flops,
+        "schema_version": SCHEMA_VERSION,
+        "what": case.what,
+        **known,
+        "batch": case.batch,
+        "compile": case.compile,
+        "engine": case.engine,
+        "threads": machine["threads"],
+        "rounds": options.rounds,
+        "warm_up": 1 + options.warm_up,
+        "peer": _peer(case, options),
+        "protocol": PROTOCOL,
+        "machine": machine,
+        "sides": rows,
+        "ratio": None if peer is None else _ratios(rows[OURS], peer),
+        "difference": differences,
+        "flops": flops,
         "share_of_peak": speed / known["matmul_peak"] if speed and known["matmul_peak"] else None,
-    }  # fmt: skip
+    }
 
 
 PROTOCOL = (
@@ -176,6 +202,9 @@ PROTOCOL = (
 def _peer(case: Case, options: Options) -> dict[str, Any] | None:
     if options.peer is None:
         return None
-    return {"name": options.peer, "compile": options.peer_compile,
-            "precision": options.peer_precision or case.precision,
-            "batch": 1 if case.what == "predict" else case.batch}  # fmt: skip
+    return {
+        "name": options.peer,
+        "compile": options.peer_compile,
+        "precision": options.peer_precision or case.precision,
+        "batch": 1 if case.what == "predict" else case.batch,
+    }

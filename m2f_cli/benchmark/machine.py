@@ -21,23 +21,37 @@ MIB = 1 << 20
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices
 PEAK_SECONDS, PEAK_TRIES = 1.0, 20
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
-ALLOCATOR_SETTINGS = ("LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTORCH_CUDA_ALLOC_CONF",
-                      "PYTORCH_ALLOC_CONF")  # fmt: skip
+ALLOCATOR_SETTINGS = (
+    "LD_PRELOAD",
+    "MALLOC_",
+    "GLIBC_TUNABLES",
+    "THP_MEM_ALLOC_ENABLE",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Facts that a timing means nothing without; of the process that is timed."""
     found = {
-        "device": device_name(device), "cpu": cpu_name(), "cores": usable_cores(), "threads": torch.get_num_threads(),
-        "allocator": allocator(), "torch": torch.__version__, "python": platform.python_version(),
+        "device": device_name(device),
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "allocator": allocator(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         own = torch.cuda.memory_reserved(device)
-        found |= {"tf32": torch.backends.cuda.matmul.allow_tf32, "device_mib": total // MIB,
-                  "device_used_elsewhere_mib": (total - free - own) // MIB}  # fmt: skip
+        found |= {
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "device_mib": total // MIB,
+            "device_used_elsewhere_mib": (total - free - own) // MIB,
+        }
     return found
 
 
@@ -137,8 +151,11 @@ class Energy:
 
 
 def _rapl() -> tuple[str, Any]:
-    counters = [path for path in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj"))
-                if path.parent.name.count(":") == 1 and os.access(path, os.R_OK)]  # fmt: skip
+    counters = [
+        path
+        for path in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj"))
+        if path.parent.name.count(":") == 1 and os.access(path, os.R_OK)
+    ]
     if not counters:
         return "not told", None
     return "RAPL, processor packages", lambda: sum(int(path.read_text()) for path in counters) / 1e6

@@ -37,14 +37,19 @@ def load_subject(case: Case) -> Any:
         M2FError: of any kind: no such model, preset, device, precision.
     """
     if case.preset and case.model:
-        raise ConfigError(f"--preset {case.preset} and --model {case.model} exclude each other.",
-                          hint="A preset is timed with random weights, a model with its own.")  # fmt: skip
+        raise ConfigError(
+            f"--preset {case.preset} and --model {case.model} exclude each other.",
+            hint="A preset is timed with random weights, a model with its own.",
+        )
     if case.is_random and case.engine:
         raise ConfigError(f"--engine {case.engine} runs an exported file.", hint="Give it: --model FILE (m2f export).")
     if case.is_random:
         return _random(case, configuration.load(case.preset or DEFAULT_PRESET))
     segmenter = load(
-        case.model, device=case.device, precision=case.precision, trust_code=case.trust_code,  # type: ignore[arg-type]
+        case.model,
+        device=case.device,
+        precision=case.precision,
+        trust_code=case.trust_code,  # type: ignore[arg-type]
         engine=case.engine,
     )
     core(segmenter).config = at_size(segmenter.config, case)
@@ -81,7 +86,11 @@ def _random(case: Case, config: Config) -> Any:
         shape(network)
     config = at_size(config, case)
     segmenter = Segmenter(
-        network, config, categories, device=choose_device(case.device), precision=case.precision,  # type: ignore
+        network,
+        config,
+        categories,
+        device=choose_device(case.device),
+        precision=case.precision,  # type: ignore
         source=f"{config.name} with random weights",
     )
     return plausible(sliding(segmenter) if config.test.slide else segmenter)
@@ -114,8 +123,10 @@ def share(segmenter: Any, folder: Path) -> None:
         ExportError: transformers has no such network. ConfigError: it is an exported file.
     """
     if segmenter.model is None:
-        raise ConfigError(f"The weights inside the exported file {segmenter.source} cannot be converted.",
-                          hint="Compare the model that it was made from.")  # fmt: skip
+        raise ConfigError(
+            f"The weights inside the exported file {segmenter.source} cannot be converted.",
+            hint="Compare the model that it was made from.",
+        )
     save_huggingface(folder, segmenter.model, segmenter.config, segmenter.categories)
 
 

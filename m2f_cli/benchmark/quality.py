@@ -31,9 +31,13 @@ def check(case: Case, data: Path | None) -> None:
 
 def _request(case: Case, data: Path | None) -> Request:
     return Request(
-        model=case.model, data=data, device=case.device, precision=case.precision, trust_code=case.trust_code,
+        model=case.model,
+        data=data,
+        device=case.device,
+        precision=case.precision,
+        trust_code=case.trust_code,
         engine=case.engine,
-    )  # fmt: skip
+    )
 
 
 def lost(case: Case, data: Path | None) -> dict[str, Any]:

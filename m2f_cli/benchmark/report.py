@@ -66,16 +66,33 @@ def free_stem(out: Path, name: str) -> str:
 
 def rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: a row per side."""
-    columns = ["side", "seconds", "quartiles", "images/s", "cpu s", "other cores", "resident MiB", "device MiB",
-               "J/image"]  # fmt: skip
+    columns = [
+        "side",
+        "seconds",
+        "quartiles",
+        "images/s",
+        "cpu s",
+        "other cores",
+        "resident MiB",
+        "device MiB",
+        "J/image",
+    ]
     cells = []
     for name, side in tree["sides"].items():
         memory = side["memory"]
-        cells.append([
-            name, f"{side['median']:.4g}", f"{side['low']:.4g}-{side['high']:.4g}", f"{side['images_per_second']:.4g}",
-            f"{side['cpu_seconds']:.4g}", told(side["other_cores"], ".2f"), told(memory["resident_growth_mib"], ".0f"),
-            told(memory["device_peak_mib"], ".0f"), told(side["joules_per_image"], ".4g"),
-        ])  # fmt: skip
+        cells.append(
+            [
+                name,
+                f"{side['median']:.4g}",
+                f"{side['low']:.4g}-{side['high']:.4g}",
+                f"{side['images_per_second']:.4g}",
+                f"{side['cpu_seconds']:.4g}",
+                told(side["other_cores"], ".2f"),
+                told(memory["resident_growth_mib"], ".0f"),
+                told(memory["device_peak_mib"], ".0f"),
+                told(side["joules_per_image"], ".4g"),
+            ]
+        )
     return columns, cells
 
 
@@ -90,12 +107,17 @@ def stage_rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys(stage for stages in sides.values() for stage in stages))
     columns = ["stage", *(f"{name} ms" for name in sides), "GFLOP", "parameters"]
     return columns, [
-        [stage, *(told(None if stage not in stages else 1000 * stages[stage], ".1f").replace("not told", "-")
-                  for stages in sides.values()),
-         f"{flops[stage] / 1e9:.1f}" if stage in flops else "-",
-         f"{parameters[stage] / 1e6:.1f} M" if stage in parameters else "-"]
+        [
+            stage,
+            *(
+                told(None if stage not in stages else 1000 * stages[stage], ".1f").replace("not told", "-")
+                for stages in sides.values()
+            ),
+            f"{flops[stage] / 1e9:.1f}" if stage in flops else "-",
+            f"{parameters[stage] / 1e6:.1f} M" if stage in parameters else "-",
+        ]
         for stage in names
-    ]  # fmt: skip
+    ]
 
 
 def headline(tree: dict[str, Any]) -> str:
@@ -103,8 +125,10 @@ def headline(tree: dict[str, Any]) -> str:
     model = tree["model"]
     weights = "random weights" if model["weights"] == "random" else "its own weights"
     size = f"{tree['batch']} x 3 x {size_of(tree)}" if tree["network_input"] else _sizes(tree)
-    return (f"{tree['what']} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
-            f"torch {tree['machine']['torch']}, {circumstances(tree)}, {tree['rounds']} rounds")  # fmt: skip
+    return (
+        f"{tree['what']} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
+        f"torch {tree['machine']['torch']}, {circumstances(tree)}, {tree['rounds']} rounds"
+    )
 
 
 def _sizes(tree: dict[str, Any]) -> str:
@@ -139,8 +163,10 @@ def _share(tree: dict[str, Any]) -> str:
 
 def _quality(found: dict[str, Any], precision: str) -> str:
     interval = "" if found["low"] is None else f" (95 %: {found['low']:+.2f} to {found['high']:+.2f})"
-    return (f"quality in {precision}: {found['name']} {found['b']:.2f} beside {found['a']:.2f} in fp32, "
-            f"{found['difference']:+.2f}{interval} over {found['pictures']} pictures of {found['data']}")  # fmt: skip
+    return (
+        f"quality in {precision}: {found['name']} {found['b']:.2f} beside {found['a']:.2f} in fp32, "
+        f"{found['difference']:+.2f}{interval} over {found['pictures']} pictures of {found['data']}"
+    )
 
 
 def _number(value: Any) -> str:
@@ -168,8 +194,14 @@ def table_options(what: str, rounds: int | None = None, warm_up: int | None = No
 
 
 def sweep(
-    case: Case, presets: Sequence[Config], out: Path, options: Options, on_start: Callable[[str], None] | None = None,
-    on_round: OnRound | None = None, *, skip_existing: bool = False,
+    case: Case,
+    presets: Sequence[Config],
+    out: Path,
+    options: Options,
+    on_start: Callable[[str], None] | None = None,
+    on_round: OnRound | None = None,
+    *,
+    skip_existing: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any] | M2FError]]:
     """Measure presets by the protocol of the tables, each in a process of its own, and write a file for each.
 
@@ -209,25 +241,34 @@ def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
     """Rows of the table that are there already, by preset."""
     wanted = conditions(case)
     return {
-        tree["model"].get("name"): tree for tree in read_trees(out, "*.json")
+        tree["model"].get("name"): tree
+        for tree in read_trees(out, "*.json")
         if FIGURES & tree.keys() and tree.get("conditions") == wanted and _is_whole(tree)
-    }  # fmt: skip
+    }
 
 
 def _is_whole(tree: dict[str, Any]) -> bool:
     """Whether a result has all that tables and names of files are made of."""
     sides = tree.get("sides")
     is_there = {"what", "precision", "batch", "compile", "engine", "peer", "device", "model"} <= tree.keys()
-    return is_there and isinstance(sides, dict) and isinstance(sides.get(OURS), dict) \
+    return (
+        is_there
+        and isinstance(sides, dict)
+        and isinstance(sides.get(OURS), dict)
         and isinstance(sides[OURS].get("images_per_second"), int | float)
+    )
 
 
 def conditions(case: Case) -> dict[str, Any]:
     """What makes two measurements of a preset the same one, however often it was run."""
     return {
-        "what": case.what, "device": device_name(choose_device(case.device)), "precision": case.precision,
-        "threads": case.threads, "compile": case.compile, "keep_memory": case.keep_memory,
-    }  # fmt: skip
+        "what": case.what,
+        "device": device_name(choose_device(case.device)),
+        "precision": case.precision,
+        "threads": case.threads,
+        "compile": case.compile,
+        "keep_memory": case.keep_memory,
+    }
 
 
 def _of_table(case: Case) -> dict[str, Any]:
@@ -236,8 +277,12 @@ def _of_table(case: Case) -> dict[str, Any]:
 
 def work_of(preset: Config, case: Case) -> str:
     """Two presets with the same one are the same work."""
-    common = [preset.model.model_dump_json(exclude={"backbone": {"pretrained"}}), preset.data.dataset,
-              preset.data.classes, preset.task]  # fmt: skip
+    common = [
+        preset.model.model_dump_json(exclude={"backbone": {"pretrained"}}),
+        preset.data.dataset,
+        preset.data.classes,
+        preset.task,
+    ]
     if case.what == "train":
         loss = preset.train.loss.model_dump_json() if preset.train else ""
         return "\n".join([*common, loss, str(training_size(replace(case, **_of_table(case)), preset))])
@@ -257,8 +302,11 @@ def for_table(tree: dict[str, Any]) -> dict[str, Any]:
     ours = tree["sides"][OURS]
     memory = ours["memory"]["device_peak_mib"] or ours["memory"]["resident_peak_mib"]
     gib = None if memory is None else memory / 1024
-    figures = {"train_memory_gib": gib} if tree["what"] == "train" else {
-        "images_per_second": ours["images_per_second"], "memory_gib": gib}  # fmt: skip
+    figures = (
+        {"train_memory_gib": gib}
+        if tree["what"] == "train"
+        else {"images_per_second": ours["images_per_second"], "memory_gib": gib}
+    )
     return {**tree, "device": _device_of_table(tree), "protocol": f"{TABLE_PROTOCOL} {tree['protocol']}", **figures}
 
 
@@ -266,6 +314,11 @@ def _device_of_table(tree: dict[str, Any]) -> str:
     """Where, and all that is not as usual: "NVIDIA H200, bf16, compiled"; on a CPU threads too."""
     on_cpu = tree["sides"][OURS]["memory"]["device_peak_mib"] is None
     threads = f"{tree['threads']} thread{'s' * (tree['threads'] != 1)}"
-    found = {tree["device"]: True, threads: on_cpu, tree["precision"]: tree["precision"] != "fp32",
-             "compiled": tree["compile"], "memory kept": "m2f keeps" in allocators(tree)}  # fmt: skip
+    found = {
+        tree["device"]: True,
+        threads: on_cpu,
+        tree["precision"]: tree["precision"] != "fp32",
+        "compiled": tree["compile"],
+        "memory kept": "m2f keeps" in allocators(tree),
+    }
     return ", ".join(name for name, is_told in found.items() if is_told)

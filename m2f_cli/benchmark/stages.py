@@ -12,8 +12,20 @@ import torch
 from torch import nn
 
 Method: TypeAlias = tuple[Any, str]  # a class or an object, and the name of what is called there
-ORDER = ("read", "preprocess", "backbone", "pixel decoder", "decoder", "render", "post", "score", "loss", "backward",
-         "optimizer", "write")  # fmt: skip
+ORDER = (
+    "read",
+    "preprocess",
+    "backbone",
+    "pixel decoder",
+    "decoder",
+    "render",
+    "post",
+    "score",
+    "loss",
+    "backward",
+    "optimizer",
+    "write",
+)
 
 
 def synchronise(device: torch.device) -> None:

@@ -35,8 +35,7 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
         return {"value": value, "low": None, "high": None, "interval": None}
     if len(ours) < SURE:
         each = pairs[0] / pairs[1]
-        return {"value": value, "low": float(each.min()), "high": float(each.max()),
-                "interval": f"{len(ours)} rounds"}  # fmt: skip
+        return {"value": value, "low": float(each.min()), "high": float(each.max()), "interval": f"{len(ours)} rounds"}
     drawn = np.random.default_rng(0).integers(0, len(ours), (DRAWS, len(ours)))
     theirs_D, ours_D = np.median(pairs[:, drawn], axis=-1)
     low, high = np.percentile(theirs_D / ours_D, [2.5, 97.5])

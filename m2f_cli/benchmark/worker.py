@@ -82,8 +82,12 @@ class Host:
         synchronise(self.device)
         memory = machine.Memory(self.device)
         self.run()
-        return {"memory": memory.growth(), "images": self.workload.images, "machine": machine.describe(self.device),
-                "energy": self.energy.source}  # fmt: skip
+        return {
+            "memory": memory.growth(),
+            "images": self.workload.images,
+            "machine": machine.describe(self.device),
+            "energy": self.energy.source,
+        }
 
     def run(self, *, watched: bool = False) -> Sample:
         stages = Stages(self.device, live=watched)
@@ -108,13 +112,21 @@ class Host:
         sizes = self.workload.sizes or [self._size()]
         counted, why = self._flops(sizes[0][1])
         return {
-            "model": {"name": config.name, "source": self.segmenter.source, "parameters": self.parameters,
-                      "weights": "random" if case.is_random else "as loaded"},
-            "precision": precision, "picture": _the_only(picture for picture, _ in sizes),
-            "network_input": _the_only(seen for _, seen in sizes), "sizes": sizes,
-            "device": machine.device_name(self.device), "flops": counted, "flops_missing": why,
+            "model": {
+                "name": config.name,
+                "source": self.segmenter.source,
+                "parameters": self.parameters,
+                "weights": "random" if case.is_random else "as loaded",
+            },
+            "precision": precision,
+            "picture": _the_only(picture for picture, _ in sizes),
+            "network_input": _the_only(seen for _, seen in sizes),
+            "sizes": sizes,
+            "device": machine.device_name(self.device),
+            "flops": counted,
+            "flops_missing": why,
             "matmul_peak": machine.matmul_peak(self.device, DTYPES[precision]) if precision in DTYPES else None,
-        }  # fmt: skip
+        }
 
     def _size(self) -> tuple[Size, Size]:
         """Of the picture, and of what the network sees of it."""
@@ -242,5 +254,3 @@ def side(case: Case, name: str, folder: Path | None = None) -> Iterator[Side]:
         made.close(now=True)
         raise
     made.close()
-
-

@@ -95,8 +95,10 @@ class ForwardOfFile(Workload):
         self.last = self.segmenter.outputs(self.batch)
 
     def answer(self) -> dict[str, np.ndarray]:
-        return {name: self.last[key][0].float().numpy()
-                for name, key in (("class logits", CLASS_LOGITS), ("mask logits", MASK_LOGITS))}  # fmt: skip
+        return {
+            name: self.last[key][0].float().numpy()
+            for name, key in (("class logits", CLASS_LOGITS), ("mask logits", MASK_LOGITS))
+        }
 
 
 def forward(case: Case, segmenter: Any) -> Forward | ForwardOfFile:
@@ -158,8 +160,14 @@ class Post(Workload):
         queries = segmenter.config.model.decoder.options.get("num_queries", len(segmenter.categories))
         prepared = segmenter.prepare(picture(picture_size(case, segmenter.config)).image_HW3)
         padded = network_size(case, segmenter.config)
-        self.raw = answer_of_noise(queries, len(segmenter.categories), padded, tuple(prepared.pixels_CHW.shape[1:]),
-                                   prepared.size, segmenter.device)  # fmt: skip
+        self.raw = answer_of_noise(
+            queries,
+            len(segmenter.categories),
+            padded,
+            tuple(prepared.pixels_CHW.shape[1:]),
+            prepared.size,
+            segmenter.device,
+        )
 
     def touch(self) -> None:
         size = (_TINY, _TINY)
@@ -175,7 +183,12 @@ class Post(Workload):
 
 
 def answer_of_noise(
-    queries: int, classes: int, padded: Size, valid: Size, size: Size, device: torch.device | str = "cpu",
+    queries: int,
+    classes: int,
+    padded: Size,
+    valid: Size,
+    size: Size,
+    device: torch.device | str = "cpu",
     channels: int = 256,
 ) -> Raw:
     """What a network could have answered: blobs as masks. The same in every process."""
@@ -265,10 +278,15 @@ class Evaluate(Workload):
         scenes = [picture(size, number) for number in range(min(2, case.pictures))]
         chosen = [scenes[number % len(scenes)] for number in range(case.pictures)]
         self.records = [
-            Record(f"scene-{number}", None, partial(truth_of, each, self.task, classes), *each.size,
-                   read_image=partial(getattr, each, "image_HW3"))
+            Record(
+                f"scene-{number}",
+                None,
+                partial(truth_of, each, self.task, classes),
+                *each.size,
+                read_image=partial(getattr, each, "image_HW3"),
+            )
             for number, each in enumerate(chosen)
-        ]  # fmt: skip
+        ]
 
     def touch(self) -> None:
         touch(self.segmenter)

@@ -24,10 +24,12 @@ COMPILED = "-compiled"
 ROUNDS, WARM_UP, PICTURES = 6, 1, 4
 # Work of ours that an option does not change: an error, not ignored. What work of a plug-in makes of it is its affair.
 NO_MATTER = {
-    "--batch": ("post", "eval", "load"), "--size": ("load",), "--compile": ("post", "load"),
+    "--batch": ("post", "eval", "load"),
+    "--size": ("load",),
+    "--compile": ("post", "load"),
     "--pictures": ("forward", "picture", "post", "load", "train"),
     "--source": ("forward", "picture", "post", "eval", "load", "train"),
-}  # fmt: skip
+}
 NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the protocol of --preset all has its own
 
 
@@ -111,10 +113,18 @@ def bench(
     what = what or ("picture" if preset == ALL else "forward")
     _check_names(what, precision, engine, against, peer_precision, model)
     given = {
-        "--batch": batch, "--pictures": pictures, "--source": source, "--size": size, "--compile": compile_ or None,
-        "--against": against, "--engine": engine, "--model": model, "--preset": preset,
-        "--skip-existing": skip_existing or None, "--peer-precision": peer_precision,
-    }  # fmt: skip
+        "--batch": batch,
+        "--pictures": pictures,
+        "--source": source,
+        "--size": size,
+        "--compile": compile_ or None,
+        "--against": against,
+        "--engine": engine,
+        "--model": model,
+        "--preset": preset,
+        "--skip-existing": skip_existing or None,
+        "--peer-precision": peer_precision,
+    }
     _check_options(what, {name: value for name, value in given.items() if value is not None})
     if keep_memory is None:
         keep_memory = context.parent and context.parent.params.get("keep_memory")  # m2f --no-keep-memory bench
@@ -123,11 +133,21 @@ def bench(
     from ..benchmark.model_under_test import chosen_precision
 
     case = Case(
-        what=what, preset=preset, model=model, device=device, precision=precision, size=size, batch=batch or 1,
-        pictures=pictures or PICTURES, source=source, threads=threads, compile=compile_, engine=engine,
+        what=what,
+        preset=preset,
+        model=model,
+        device=device,
+        precision=precision,
+        size=size,
+        batch=batch or 1,
+        pictures=pictures or PICTURES,
+        source=source,
+        threads=threads,
+        compile=compile_,
+        engine=engine,
         trust_code=trust_code or (preset or "").endswith((".yaml", ".yml")),  # a file of the user's own
         keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
-    )  # fmt: skip
+    )
     case = chosen_precision(case)
     if preset == ALL:
         if quality is not None:
@@ -145,8 +165,11 @@ def bench(
 
     peer = None if against is None else against.removesuffix(COMPILED)
     options = race.Options(
-        rounds=rounds or ROUNDS, warm_up=WARM_UP if warm_up is None else warm_up, peer=peer,
-        peer_compile=against != peer, peer_precision=peer_precision
+        rounds=rounds or ROUNDS,
+        warm_up=WARM_UP if warm_up is None else warm_up,
+        peer=peer,
+        peer_compile=against != peer,
+        peer_precision=peer_precision,
     )
     tree = race.bench(case, options, _show_round)
     files = results.write(tree, out)
@@ -182,12 +205,16 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
     """
     preset, against = given.get("--preset"), given.get("--against")
     if preset is not None and preset != ALL and "--model" in given:
-        raise ConfigError("--preset and --model exclude each other.",
-                          hint="A preset is timed with random weights, a model with its own.")  # fmt: skip
+        raise ConfigError(
+            "--preset and --model exclude each other.",
+            hint="A preset is timed with random weights, a model with its own.",
+        )
     for name in NOT_OF_ALL if preset == ALL else ():
         if name in given:
-            raise ConfigError(f"--preset all measures for the reference table, by a protocol without {name}.",
-                              hint=f"Leave {name} out, or name one preset.")  # fmt: skip
+            raise ConfigError(
+                f"--preset all measures for the reference table, by a protocol without {name}.",
+                hint=f"Leave {name} out, or name one preset.",
+            )
     for name, works in NO_MATTER.items():
         if name in given and what in works:
             hint = f"It is for --what {', '.join(each for each in plugins.table('workloads') if each not in works)}."
@@ -199,17 +226,17 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
     if "--peer-precision" in given and against is None:
         raise ConfigError("--peer-precision is for --against.", hint="Say --precision, or whom to compare with.")
     if against is not None and against.endswith(COMPILED) and what in NO_MATTER["--compile"]:
-        raise ConfigError(f"--against {against}: there is nothing to compile in --what {what}.",
-                          hint=f"Compare with {against.removesuffix(COMPILED)}.")  # fmt: skip
+        raise ConfigError(
+            f"--against {against}: there is nothing to compile in --what {what}.",
+            hint=f"Compare with {against.removesuffix(COMPILED)}.",
+        )
 
 
 def _show_round(each: Round) -> None:
     console.note(f"{each.phase} {each.number + 1}: {each.side} {each.seconds:.4g} s")
 
 
-def _all(
-    case: Case, out: Path, rounds: tuple[int | None, int | None], *, skip_existing: bool, as_json: bool
-) -> None:
+def _all(case: Case, out: Path, rounds: tuple[int | None, int | None], *, skip_existing: bool, as_json: bool) -> None:
     from ..benchmark import report as results
 
     options = results.table_options(case.what, *rounds)

@@ -36,9 +36,12 @@ WOULD_FAIL = DataError.exit_code
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of annotated pictures, of any known format.")]
 Preset = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Read the data as training with this preset does; excludes the "
-                             "options below about reading.")
-]  # fmt: skip
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Read the data as training with this preset does; excludes the options below about reading.",
+    ),
+]
 FormatName = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Of the folder, where it cannot be recognised.")
 ]
@@ -48,9 +51,7 @@ Task = Annotated[
 Classes = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="A class table instead of the data's own classes.")
 ]
-Ignore = Annotated[
-    int | None, typer.Option(metavar="VALUE", help="Label maps: the pixel value that counts nowhere.")
-]
+Ignore = Annotated[int | None, typer.Option(metavar="VALUE", help="Label maps: the pixel value that counts nowhere.")]
 LabelMap = Annotated[
     list[str] | None,
     typer.Option(metavar="VALUE=CLASS,…", help="Label maps: what pixel values mean; VALUE= counts nowhere."),
@@ -76,8 +77,12 @@ def check(
         Path | None, typer.Option(metavar="DIR", help="Check, too, that a run could be written there.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 for warnings, too.")] = False,
-    preset: Preset = None, format_: FormatName = None, task: Task = None, classes: Classes = None,
-    ignore_index: Ignore = None, label_map: LabelMap = None,
+    preset: Preset = None,
+    format_: FormatName = None,
+    task: Task = None,
+    classes: Classes = None,
+    ignore_index: Ignore = None,
+    label_map: LabelMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything that was found, as JSON.")] = False,
 ) -> None:
     """Look at every picture and annotation, count, and find what would spoil a training; a training is begun for that.
@@ -91,8 +96,10 @@ def check(
     opened, findings = reports.open_splits(open_split, split or ())
     if isinstance(open_split, _AsTraining):
         _require_trains(opened, open_split.settings)
-        findings += [reports.Finding("warning", "other-task", "train", note, "Name a preset of that task to be sure.")
-                     for note in open_split.notes]  # fmt: skip
+        findings += [
+            reports.Finding("warning", "other-task", "train", note, "Name a preset of that task to be sure.")
+            for note in open_split.notes
+        ]
     with console.progress("Looking at pictures", sum(map(len, opened))) as advance:
         found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
     found = dataclasses.replace(found, findings=(*found.findings, *_rehearsed(found, opened, open_split, out)))
@@ -174,10 +181,16 @@ def _split_row(split: SplitReport) -> list[Any]:
     found = split.description
     objects = sum(found.objects)
     return [
-        split.split, found.pictures, len(split.problems), split.num_empty, objects,
-        f"{objects / max(1, found.looked_at):.1f}", max(found.objects, default=0), _span(found.sizes),
+        split.split,
+        found.pictures,
+        len(split.problems),
+        split.num_empty,
+        objects,
+        f"{objects / max(1, found.looked_at):.1f}",
+        max(found.objects, default=0),
+        _span(found.sizes),
         f"{split.num_bytes / 1e6:.1f}",
-    ]  # fmt: skip
+    ]
 
 
 def _span(sizes: Iterable[tuple[int, int]]) -> str:
@@ -191,10 +204,13 @@ def _class_rows(splits: Sequence[SplitReport]) -> list[list[Any]]:
     from ..dataset_tools.check.report import class_rows
 
     return [
-        [first.name, "thing" if first.isthing else "stuff",
-         *(cell for each in counts for cell in ((each.pictures, each.objects) if each else ("", "")))]
+        [
+            first.name,
+            "thing" if first.isthing else "stuff",
+            *(cell for each in counts for cell in ((each.pictures, each.objects) if each else ("", ""))),
+        ]
         for first, counts in class_rows(splits)
-    ]  # fmt: skip
+    ]
 
 
 # --- view -------------------------------------------------------------------------------------------------------------
@@ -208,11 +224,17 @@ def view(
     seed: Annotated[int, typer.Option(min=0, help="Which pictures, and how they are augmented.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A picture (.jpg, .png, .webp) or a page (.html); by default "
-                     "runs/data/view/<folder>-<split>.jpg."),
+        typer.Option(
+            metavar="FILE",
+            help="A picture (.jpg, .png, .webp) or a page (.html); by default runs/data/view/<folder>-<split>.jpg.",
+        ),
     ] = None,
-    preset: Preset = None, format_: FormatName = None, task: Task = None, classes: Classes = None,
-    ignore_index: Ignore = None, label_map: LabelMap = None,
+    preset: Preset = None,
+    format_: FormatName = None,
+    task: Task = None,
+    classes: Classes = None,
+    ignore_index: Ignore = None,
+    label_map: LabelMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the file and the pictures on it as JSON.")] = False,
 ) -> None:
     """Show pictures with their annotations; with --preset, before and after its augmentation."""
@@ -269,12 +291,22 @@ app.command("split")(split_command)
 
 
 def _reading(
-    folder: Path, preset: str | None, format_: str | None, task: str | None, classes: str | None,
-    ignore_index: int | None, label_map: list[str] | None,
+    folder: Path,
+    preset: str | None,
+    format_: str | None,
+    task: str | None,
+    classes: str | None,
+    ignore_index: int | None,
+    label_map: list[str] | None,
 ) -> Callable[[str], DataSet]:
     """What opens a split: as training does, or as the options say."""
-    said = {"format": format_, "task": task, "classes": classes, "ignore_index": ignore_index,
-            "label_map": parse_label_map(label_map)}  # fmt: skip
+    said = {
+        "format": format_,
+        "task": task,
+        "classes": classes,
+        "ignore_index": ignore_index,
+        "label_map": parse_label_map(label_map),
+    }
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
     if preset is None:
@@ -283,8 +315,9 @@ def _reading(
         return lambda split: open_data(folder, split, trust_code=True, **said)
     given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
     if given:
-        raise ConfigError(f"--preset says how the data is read; {', '.join(given)} would say it again.",
-                          hint="Leave one of both out.")  # fmt: skip
+        raise ConfigError(
+            f"--preset says how the data is read; {', '.join(given)} would say it again.", hint="Leave one of both out."
+        )
     from ..config import presets as config
 
     return _AsTraining(config.load(preset), folder, [])

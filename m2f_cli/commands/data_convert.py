@@ -60,9 +60,20 @@ def convert(
 
     with Progress("Converting") as progress:
         done = run(
-            source, destination, to, splits=tuple(split or ()), format=format_, classes=classes,
-            ignore_index=ignore_index, label_map=parse_label_map(label_map), separate=tuple(separate or ()), link=link,
-            workers=workers, on_start=progress.start, on_picture=progress.show, trust_code=True,
+            source,
+            destination,
+            to,
+            splits=tuple(split or ()),
+            format=format_,
+            classes=classes,
+            ignore_index=ignore_index,
+            label_map=parse_label_map(label_map),
+            separate=tuple(separate or ()),
+            link=link,
+            workers=workers,
+            on_start=progress.start,
+            on_picture=progress.show,
+            trust_code=True,
         )
     if as_json:
         console.emit_json(done.to_dict())

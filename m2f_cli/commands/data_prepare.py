@@ -20,8 +20,11 @@ def prepare(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help=f"{', '.join(plugins.names('preparers'))}.")],
     root: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Its folder or archive (zip, tar), or a folder with its archives, which stay "
-                     "packed; default: its folder in $DETECTRON2_DATASETS."),
+        typer.Option(
+            metavar="DIR",
+            help="Its folder or archive (zip, tar), or a folder with its archives, which stay "
+            "packed; default: its folder in $DETECTRON2_DATASETS.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -29,8 +32,11 @@ def prepare(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check published hashes of archives, make everything again, compare, and "
-                     "replace what differs.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check published hashes of archives, make everything again, compare, and replace what differs.",
+        ),
     ] = False,
     partial: Annotated[bool, typer.Option("--partial", help="A part of the published pictures is enough.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
@@ -38,12 +44,18 @@ def prepare(
     """Make of a downloaded data set what training and evaluation read, as the published scripts make it.
 
     What is there already is kept, and a run that was stopped goes on where it was.
-    """  # fmt: skip
+    """
     from ..dataset_tools.prepare import run
 
     with ExitStack() as stack:
         report = run.prepare(
-            dataset, root, out, workers=workers, verify=verify, partial=partial, on_progress=_bars(stack),
+            dataset,
+            root,
+            out,
+            workers=workers,
+            verify=verify,
+            partial=partial,
+            on_progress=_bars(stack),
             trust_code=True,
         )
     for remark in report.notes:

@@ -20,8 +20,11 @@ def split(
     stratify: Annotated[bool, typer.Option("--stratify", help="Share out each class alike.")] = False,
     group_by: Annotated[
         str | None,
-        typer.Option(metavar="REGEX|folder", help="What pictures of one group have in common in their names: the first "
-                     "( ) of a regular expression, or the folder. Groups stay whole."),
+        typer.Option(
+            metavar="REGEX|folder",
+            help="What pictures of one group have in common in their names: the first "
+            "( ) of a regular expression, or the folder. Groups stay whole.",
+        ),
     ] = None,
     val_groups: Annotated[
         list[str] | None, typer.Option(metavar="NAME,…", help="Val is these groups, whole; repeatable.")
@@ -53,15 +56,27 @@ def split(
     pinned = {name: _listed(groups) for name, groups in ((VAL, val_groups), (TEST, test_groups)) if groups}
     with Progress("Splitting") as progress:
         division, written = run(
-            source, destination, shares, seed=seed, stratify=stratify, group_by=group_by, pinned=pinned,
-            splits=tuple(from_ or ()), link=link, workers=workers, format=format_,
-            on_start=progress.start, on_picture=progress.show, trust_code=True,
+            source,
+            destination,
+            shares,
+            seed=seed,
+            stratify=stratify,
+            group_by=group_by,
+            pinned=pinned,
+            splits=tuple(from_ or ()),
+            link=link,
+            workers=workers,
+            format=format_,
+            on_start=progress.start,
+            on_picture=progress.show,
+            trust_code=True,
         )
     if as_json:
         console.emit_json({"division": division.to_dict(), **written.to_dict()})
     else:
-        rows = [(name, row["pictures"], row["groups"], f"{row['share']:.1%}")
-                for name, row in division.to_dict().items()]  # fmt: skip
+        rows = [
+            (name, row["pictures"], row["groups"], f"{row['share']:.1%}") for name, row in division.to_dict().items()
+        ]
         console.show_table("Shared out", ["split", "pictures", "groups", "share"], rows)
         show(written)
     if written.failures:

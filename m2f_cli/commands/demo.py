@@ -58,10 +58,13 @@ def _tell(step: Step) -> None:
 
 
 def _emit(steps: list[Step], out: Path) -> None:
-    console.emit_json({
-        "out": str(out),
-        "seconds": round(sum(step.seconds for step in steps), 3),
-        "steps": [
-            {**dataclasses.asdict(step), "seconds": round(step.seconds, 3), "where": str(step.where)} for step in steps
-        ],
-    })  # fmt: skip
+    console.emit_json(
+        {
+            "out": str(out),
+            "seconds": round(sum(step.seconds for step in steps), 3),
+            "steps": [
+                {**dataclasses.asdict(step), "seconds": round(step.seconds, 3), "where": str(step.where)}
+                for step in steps
+            ],
+        }
+    )

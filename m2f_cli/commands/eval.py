@@ -40,8 +40,11 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="NAME", help="Of the data.")] = "val",
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME,…", help="pq, ap, miou, boundary-ap, … or all that apply; repeatable. "
-                     "Alone it stands for the default model of its task."),
+        typer.Option(
+            metavar="NAME,…",
+            help="pq, ap, miou, boundary-ap, … or all that apply; repeatable. "
+            "Alone it stands for the default model of its task.",
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help=f"{', '.join(TASKS)}; by default what the model is for.")
@@ -116,13 +119,35 @@ def evaluate(
         return _score_files(predictions, ground_truth, _listed(metric), max_dets, out, split, as_json, per_class)
     from ..evaluation.setup import Request
 
-    thresholds = {"object_threshold": object_threshold, "overlap_threshold": overlap_threshold,
-                  "score_threshold": score_threshold, "top_k": top_k}  # fmt: skip
+    thresholds = {
+        "object_threshold": object_threshold,
+        "overlap_threshold": overlap_threshold,
+        "score_threshold": score_threshold,
+        "top_k": top_k,
+    }
     request = Request(
-        preset=preset, model=model, data=data, split=split, metrics=_listed(metric), task=task, device=device,
-        precision=precision, limit=limit, workers=workers, thresholds=thresholds, max_dets=max_dets,
-        save=_listed(save), tta=tta, tile=tile, tile_overlap=tile_overlap, overrides=tuple(set_ or ()), sweep=sweep,
-        diagnose=diagnose, trust_code=trust_code, trust_names=True, engine=engine,
+        preset=preset,
+        model=model,
+        data=data,
+        split=split,
+        metrics=_listed(metric),
+        task=task,
+        device=device,
+        precision=precision,
+        limit=limit,
+        workers=workers,
+        thresholds=thresholds,
+        max_dets=max_dets,
+        save=_listed(save),
+        tta=tta,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        overrides=tuple(set_ or ()),
+        sweep=sweep,
+        diagnose=diagnose,
+        trust_code=trust_code,
+        trust_names=True,
+        engine=engine,
     )
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
@@ -203,9 +228,15 @@ def _launch(devices: int, folder: Path) -> int:
 
 
 def _score_files(
-    predictions: Path | None, ground_truth: Path | None, metrics: tuple[str, ...], max_dets: int | None,
-    out: Path | None, split: str, as_json: bool, per_class: bool,
-) -> None:  # fmt: skip
+    predictions: Path | None,
+    ground_truth: Path | None,
+    metrics: tuple[str, ...],
+    max_dets: int | None,
+    out: Path | None,
+    split: str,
+    as_json: bool,
+    per_class: bool,
+) -> None:
     if predictions is None or ground_truth is None:
         raise ConfigError("--predictions and --ground-truth belong together.", hint="Pass both.")
     from ..evaluation import report as eval_results
@@ -216,15 +247,28 @@ def _score_files(
     names = _all_for(predictions, ground_truth, split) if names == [ALL] else names
     with console.progress("Scoring") as advance:
         result = score(
-            predictions, ground_truth, names or None, split=split,
-            max_dets=max_dets, on_progress=lambda step: advance(step.message), trust_code=True,
+            predictions,
+            ground_truth,
+            names or None,
+            split=split,
+            max_dets=max_dets,
+            on_progress=lambda step: advance(step.message),
+            trust_code=True,
         )
     tree = eval_results.document(
-        result, model={"name": str(predictions), "source": str(predictions), "weights": None},
-        data={"name": ground_truth.name, "format": None, "folder": str(ground_truth), "split": split,
-              "pictures": result.images, "full_split": None},
-        settings={"max_dets": max_dets}, notes=result.notes,
-    )  # fmt: skip
+        result,
+        model={"name": str(predictions), "source": str(predictions), "weights": None},
+        data={
+            "name": ground_truth.name,
+            "format": None,
+            "folder": str(ground_truth),
+            "split": split,
+            "pictures": result.images,
+            "full_split": None,
+        },
+        settings={"max_dets": max_dets},
+        notes=result.notes,
+    )
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"The folder {out} exists already.", hint="Choose another --out.")
@@ -254,9 +298,7 @@ def _compare(run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, 
     if len(metrics) > 1:
         raise ConfigError(f"--compare takes one --metric, not {', '.join(metrics)}.")
     typed = bool(metrics)  # by the user; otherwise the journals name the metric
-    comparison = compare(
-        run_a, run_b, metric=metrics[0] if typed else None, trust_code=trust_code or typed
-    )
+    comparison = compare(run_a, run_b, metric=metrics[0] if typed else None, trust_code=trust_code or typed)
     if as_json:
         return console.emit_json(comparison.to_dict())
     _show(comparison.rows())

@@ -49,25 +49,28 @@ def export(
     ] = False,
     pictures: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="Real pictures to compare (and calibrate) with; repeatable. "
-                     "Default: generated ones."),
+        typer.Option(
+            metavar="SOURCE", help="Real pictures to compare (and calibrate) with; repeatable. Default: generated ones."
+        ),
     ] = None,
     measure: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Annotated pictures: measure what the export costs in quality, on their val."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Measure on the first N pictures only.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure on the first N pictures only.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, metavar="X", help="Largest difference of logits, as a share of their range; "
-                     "default: 0.001 in fp32."),
+        typer.Option(
+            min=0, metavar="X", help="Largest difference of logits, as a share of their range; default: 0.001 in fp32."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change thresholds and test size, such as "
-                     "test.object_threshold=0.5; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change thresholds and test size, such as test.object_threshold=0.5; repeatable.",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="What one format alone knows; repeatable.")
@@ -98,9 +101,18 @@ def export(
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
     options = base.Options(
-        size=size, batch=batch_size, precision=precision, postprocess=postprocess, normalise=normalise, opset=opset,
-        runner=with_runner, pictures=tuple(each.path for each in expand(pictures or ())), tolerance=given,
-        measure=measure, measure_limit=limit, extra=extra,
+        size=size,
+        batch=batch_size,
+        precision=precision,
+        postprocess=postprocess,
+        normalise=normalise,
+        opset=opset,
+        runner=with_runner,
+        pictures=tuple(each.path for each in expand(pictures or ())),
+        tolerance=given,
+        measure=measure,
+        measure_limit=limit,
+        extra=extra,
     )
     with console.downloads() as fetched:
         loaded = load.load(model, device="cpu", trust_code=trust_code, progress=fetched)
@@ -108,7 +120,12 @@ def export(
     for remark in loaded.notes:
         console.note(remark)
     report = base.export(
-        loaded, path, format_, options, overwrite=overwrite, on_step=lambda step: console.note(step.message),
+        loaded,
+        path,
+        format_,
+        options,
+        overwrite=overwrite,
+        on_step=lambda step: console.note(step.message),
         trust_code=True,
     )
     if as_json:
@@ -168,9 +185,10 @@ def _print(report: Report, options: Options) -> None:
     used = [i for i in range(len(names)) if any(row[i + 2] is not None for row in rows)]
     columns = ["input", "batch x size", *(names[i].replace("largest_share", "largest/range") for i in used)]
     console.show_table(
-        f"{report.model} and {report.path.name}: differences", columns,
+        f"{report.model} and {report.path.name}: differences",
+        columns,
         [[*row[:2], *(row[i + 2] for i in used)] for row in rows],
-    )  # fmt: skip
+    )
     if report.quality is not None:
         _print_quality(report.quality)
     console.out(
@@ -181,9 +199,16 @@ def _print(report: Report, options: Options) -> None:
 
 def _print_quality(quality: dict[str, Any]) -> None:
     rows = [
-        [name, *(f"{quality[kind][name]:.2f}" if quality[kind][name] is not None else None for kind in
-                 ("model", "exported")), f"{difference:+.2f}"]
-        for name, difference in quality["difference"].items() if difference is not None
-    ]  # fmt: skip
+        [
+            name,
+            *(
+                f"{quality[kind][name]:.2f}" if quality[kind][name] is not None else None
+                for kind in ("model", "exported")
+            ),
+            f"{difference:+.2f}",
+        ]
+        for name, difference in quality["difference"].items()
+        if difference is not None
+    ]
     title = f"Quality on {quality['pictures']} pictures of {quality['data']}"
     console.show_table(title, ["figure", "model", "file", "difference"], rows)

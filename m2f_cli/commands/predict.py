@@ -73,7 +73,8 @@ def predict(
     tile: Annotated[
         int | None,
         typer.Option(
-            min=32, metavar="N",
+            min=32,
+            metavar="N",
             help="Do pictures above N pixels in windows of N x N; each is resized to the model's test size, so a "
             "smaller N shows more detail.",
         ),
@@ -121,18 +122,31 @@ def predict(
     for remark in loaded.notes:
         console.note(remark)
     thresholds = {
-        "object_threshold": object_threshold, "overlap_threshold": overlap_threshold,
-        "score_threshold": score_threshold, "top_k": top_k,
-    }  # fmt: skip
+        "object_threshold": object_threshold,
+        "overlap_threshold": overlap_threshold,
+        "score_threshold": score_threshold,
+        "top_k": top_k,
+    }
     with console.progress("Segmenting", total) as advance:
 
         def show(step: Progress) -> None:
             advance(step.message)
 
         summary = pipeline.predict(
-            loaded, pictures, task, folder, formats, batch=batch, workers=workers, skip_existing=skip_existing,
-            overwrite=overwrite, thresholds=thresholds, model=source, on_progress=show, trust_code=True,
-        )  # fmt: skip
+            loaded,
+            pictures,
+            task,
+            folder,
+            formats,
+            batch=batch,
+            workers=workers,
+            skip_existing=skip_existing,
+            overwrite=overwrite,
+            thresholds=thresholds,
+            model=source,
+            on_progress=show,
+            trust_code=True,
+        )
     (_emit if as_json else _print)(summary, folder)
     if summary.failed:
         raise typer.Exit(SOME_FAILED)
@@ -191,14 +205,16 @@ def _rate(summary: Summary) -> float:
 
 
 def _emit(summary: Summary, folder: Path) -> None:
-    console.emit_json({
-        "out": str(folder),
-        "done": summary.done,
-        "skipped": summary.skipped,
-        "failed": [{"file": str(each.file), "error": each.message} for each in summary.failed],
-        "seconds": round(summary.seconds, 3),
-        "images_per_second": round(_rate(summary), 3),
-    })  # fmt: skip
+    console.emit_json(
+        {
+            "out": str(folder),
+            "done": summary.done,
+            "skipped": summary.skipped,
+            "failed": [{"file": str(each.file), "error": each.message} for each in summary.failed],
+            "seconds": round(summary.seconds, 3),
+            "images_per_second": round(_rate(summary), 3),
+        }
+    )
 
 
 def _print(summary: Summary, folder: Path) -> None:

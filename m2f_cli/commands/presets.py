@@ -30,7 +30,11 @@ FORMATS = ("terminal", "markdown", "json", "csv")
 
 @app.command("list")
 def list_presets(
-    text: Text = None, dataset: Dataset = None, task: Task = None, backbone: Backbone = None, method: Method = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    task: Task = None,
+    backbone: Backbone = None,
+    method: Method = None,
     as_json: AsJson = False,
 ) -> None:
     """List the presets, one a line, each with its first published figure."""
@@ -45,11 +49,15 @@ def list_presets(
 
 @app.command("table")
 def show_tables(
-    text: Text = None, dataset: Dataset = None, task: Task = None, backbone: Backbone = None, method: Method = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    task: Task = None,
+    backbone: Backbone = None,
+    method: Method = None,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "terminal",
     runs: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where m2f eval, reproduce and bench --preset all wrote: the columns "
-                     "'here'.")
+        Path,
+        typer.Option(metavar="DIR", help="Where m2f eval, reproduce and bench --preset all wrote: the columns 'here'."),
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +106,11 @@ def copy(
 
 
 def find(
-    *, text: str | None = None, dataset: str | None = None, task: str | None = None, backbone: str | None = None,
+    *,
+    text: str | None = None,
+    dataset: str | None = None,
+    task: str | None = None,
+    backbone: str | None = None,
     method: str | None = None,
 ) -> list[Config]:
     """The shipped presets that match every filter, by name. `backbone` is a size (swin-l) or a family (swin).

@@ -91,11 +91,7 @@ def _one(name: str, options: Options, folder: Path, as_json: bool) -> Reproduced
 
 
 def _print(found: list[Reproduced], rule: str) -> None:
-    table = [
-        [row.preset, check.label, *_figures(check), check.verdict]
-        for row in found
-        for check in row.checks
-    ]
+    table = [[row.preset, check.label, *_figures(check), check.verdict] for row in found for check in row.checks]
     console.show_table(f"Reproduced: {rule}", COLUMNS, table)
     for row in found:
         speed = f", {row.images_per_second:.2f} pictures/s on {row.device}" if row.images_per_second else ""

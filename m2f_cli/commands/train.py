@@ -88,10 +88,20 @@ def train(
 
     settings, folder = _settings(preset, out, resume, set_, batch, precision, seed, trust_code)
     options = training.Options(
-        data=data, init=init, init_partial=init_partial, freeze=tuple(freeze or ()),
-        micro_batch=_micro_batch(batch, micro_batch), device=device, resume=resume,
-        workers=_workers(workers, devices), loggers=tuple(logger or ()), compile=compile_, keep=keep,
-        checkpoint_activations=checkpoint_activations, skip_broken=skip_broken, val_pictures=val_pictures,
+        data=data,
+        init=init,
+        init_partial=init_partial,
+        freeze=tuple(freeze or ()),
+        micro_batch=_micro_batch(batch, micro_batch),
+        device=device,
+        resume=resume,
+        workers=_workers(workers, devices),
+        loggers=tuple(logger or ()),
+        compile=compile_,
+        keep=keep,
+        checkpoint_activations=checkpoint_activations,
+        skip_broken=skip_broken,
+        val_pictures=val_pictures,
         trust_code=trust_code or not resume,  # a new run is as the user wrote it
     )
     if resume:
@@ -100,7 +110,10 @@ def train(
         return _find_lr(settings, folder, options, as_json)
     with console.downloads() as fetched, Display(settings.train.iterations) as display:
         listener = training.Listener(
-            on_start=display.start, on_step=display.step, on_evaluated=display.evaluated, on_note=console.warn,
+            on_start=display.start,
+            on_step=display.step,
+            on_evaluated=display.evaluated,
+            on_note=console.warn,
             on_download=fetched,
         )
         listener = listener if _speaks() else training.Listener(on_note=console.warn)
@@ -112,8 +125,14 @@ def train(
 
 
 def _settings(
-    preset: str | None, out: Path | None, resume: bool, overrides: list[str] | None, batch: str | None,
-    precision: str | None, seed: int | None, trust_code: bool,
+    preset: str | None,
+    out: Path | None,
+    resume: bool,
+    overrides: list[str] | None,
+    batch: str | None,
+    precision: str | None,
+    seed: int | None,
+    trust_code: bool,
 ) -> tuple[Config, Path]:
     """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
     from ..config import presets as config
@@ -184,8 +203,13 @@ class Display:
 
         stderr = console.stderr()
         self.is_terminal = stderr.is_terminal
-        columns = (TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.fields[numbers]}"))
+        columns = (
+            TextColumn("Training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
         self.bar = Progress(*columns, console=stderr, disable=not self.is_terminal)
         self.task = self.bar.add_task("train", total=self.iterations, numbers="")
         self.bar.start()
@@ -248,11 +272,17 @@ def _print(outcome: Outcome) -> None:
 
 
 def _emit(outcome: Outcome) -> None:
-    console.emit_json({
-        "run": str(outcome.folder), "iteration": outcome.iteration, "iterations": outcome.iterations,
-        "best": outcome.best, "skipped": outcome.skipped, "seconds": round(outcome.seconds, 3),
-        "stopped": outcome.stopped,
-    })  # fmt: skip
+    console.emit_json(
+        {
+            "run": str(outcome.folder),
+            "iteration": outcome.iteration,
+            "iterations": outcome.iterations,
+            "best": outcome.best,
+            "skipped": outcome.skipped,
+            "seconds": round(outcome.seconds, 3),
+            "stopped": outcome.stopped,
+        }
+    )
 
 
 def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) -> None:

@@ -30,8 +30,18 @@ SINGLE_SCALE, MULTI_SCALE = "single scale", "multi-scale + flip"
 METHODS = {"mask2former": "Mask2Former", "maskformer": "MaskFormer", "mpformer": "MP-Former"}
 BASELINES = {"per_pixel": "PerPixelBaseline", "per_pixel_plus": "PerPixelBaseline+"}
 BACKBONES = ("r50", "r101", "r101c", "swin-t", "swin-s", "swin-b", "swin-l")  # in the order of the tables
-NAMES = {"pq": "PQ", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP", "box_ap": "box AP", "miou": "mIoU",
-         "sq": "SQ", "rq": "RQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff"}  # fmt: skip
+NAMES = {
+    "pq": "PQ",
+    "ap": "AP",
+    "ap50": "AP50",
+    "boundary_ap": "boundary AP",
+    "box_ap": "box AP",
+    "miou": "mIoU",
+    "sq": "SQ",
+    "rq": "RQ",
+    "pq_things": "PQ things",
+    "pq_stuff": "PQ stuff",
+}
 MEMORY, SPEED = "train_memory_", "fps_"  # how figures begin that say no quality
 MIB_PER = {"train_memory_mib": 1, "train_memory_gib": 1024}
 COSTS = ("images_per_second", "train_memory_gib")  # what is read of a benchmark
@@ -111,13 +121,23 @@ def _line(config: Config, measured: Measured) -> Line:
     fps = [each.value for each in config.published if each.metric.startswith(SPEED)]
     cost = measured.costs.get(config.name, {})
     return Line(
-        config.name, method_label(config), config.data.dataset, config.task, backbone_cell(config), crop_of(config),
-        train and train.iterations, train and train.batch, memory[0] if memory else None, fps[0] if fps else None,
-        (train and train.hardware) or None, config.published[0].source,
+        config.name,
+        method_label(config),
+        config.data.dataset,
+        config.task,
+        backbone_cell(config),
+        crop_of(config),
+        train and train.iterations,
+        train and train.batch,
+        memory[0] if memory else None,
+        fps[0] if fps else None,
+        (train and train.hardware) or None,
+        config.published[0].source,
         "published" if all(each.verified for each in quality) else "unverified",
         tuple(_figure(each, config.name, measured) for each in quality),
-        *(cost.get(name, (None, None))[0] for name in ("train_memory_gib", "images_per_second")), _where(cost),
-    )  # fmt: skip
+        *(cost.get(name, (None, None))[0] for name in ("train_memory_gib", "images_per_second")),
+        _where(cost),
+    )
 
 
 def _where(cost: Mapping[str, tuple[float, str]]) -> str | None:
@@ -216,10 +236,14 @@ def _table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
 def _cells(row: Line, digits: Mapping[tuple[str, ...], int]) -> dict[str, str]:
     found = {
-        "Method": row.method, "Backbone": row.backbone, "Crop": row.crop or "-",
-        "Schedule": f"{row.iterations / 1000:g}k" if row.iterations else "-", "Mem (GiB)": _number(row.memory, 2),
-        "fps": _number(row.fps, 2), "Device": row.device or "-",
-    }  # fmt: skip
+        "Method": row.method,
+        "Backbone": row.backbone,
+        "Crop": row.crop or "-",
+        "Schedule": f"{row.iterations / 1000:g}k" if row.iterations else "-",
+        "Mem (GiB)": _number(row.memory, 2),
+        "fps": _number(row.fps, 2),
+        "Device": row.device or "-",
+    }
     for each in row.figures:
         number = _number(each.published, digits[row.source, row.method, each.label])
         found[each.label] = number + ("" if each.verified else "?")

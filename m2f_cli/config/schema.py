@@ -22,12 +22,32 @@ _MOST_OPTIONS = 1000  # entries of a list in an option of a component
 _LONGEST_TEXT = 10_000
 _LARGEST_NUMBER = 2**63
 _LARGEST: dict[str, float] = {  # of options of components, by their names; each is at least 0
-    "num_layers": 200, "depths": 500, "depth": 1000, "num_heads": 1024, "num_points": 1024, "num_levels": 16,
-    "groups": 1024, "num_queries": 100_000, "dim": 32_768, "mask_dim": 32_768, "ffn_dim": 262_144, "embed_dim": 16_384,
-    "stem_channels": 16_384, "window_size": 64, "width": LARGEST_CANVAS, "height": LARGEST_CANVAS,
-    "size": LARGEST_CANVAS, "divisor": LARGEST_CANVAS, "short_edges": LARGEST_SIDE, "max_edge": LARGEST_SIDE,
-    "min_size": LARGEST_SIDE, "max_size": LARGEST_SIDE, "min_scale": 100, "max_scale": 100, "img_size": LARGEST_CANVAS,
-}  # fmt: skip
+    "num_layers": 200,
+    "depths": 500,
+    "depth": 1000,
+    "num_heads": 1024,
+    "num_points": 1024,
+    "num_levels": 16,
+    "groups": 1024,
+    "num_queries": 100_000,
+    "dim": 32_768,
+    "mask_dim": 32_768,
+    "ffn_dim": 262_144,
+    "embed_dim": 16_384,
+    "stem_channels": 16_384,
+    "window_size": 64,
+    "width": LARGEST_CANVAS,
+    "height": LARGEST_CANVAS,
+    "size": LARGEST_CANVAS,
+    "divisor": LARGEST_CANVAS,
+    "short_edges": LARGEST_SIDE,
+    "max_edge": LARGEST_SIDE,
+    "min_size": LARGEST_SIDE,
+    "max_size": LARGEST_SIDE,
+    "min_scale": 100,
+    "max_scale": 100,
+    "img_size": LARGEST_CANVAS,
+}
 
 _Side = Annotated[int, Field(le=LARGEST_SIDE)]
 _Iteration = Annotated[int, Field(le=_LONGEST)]
@@ -95,7 +115,9 @@ class PilotingConfig(Node):
         description="the only published mode; the others are broken (docs/methods/published-behaviour.md#6-7)",
     )
     mask_noise: float = Field(
-        0.0, ge=0, le=1000,
+        0.0,
+        ge=0,
+        le=1000,
         description="cells of a mask flip with probability mask_noise x its share of the grid (NOISE_SCALE)",
     )
     label_noise: float = Field(
@@ -269,7 +291,8 @@ class DataConfig(Node):
         None, ge=-(2**31), lt=2**31, description="label maps: the pixel value that counts nowhere"
     )
     label_map: dict[int, str | int | None] | None = Field(
-        None, max_length=MOST_CLASSES,
+        None,
+        max_length=MOST_CLASSES,
         description="label maps: pixel value to class name or number, null for what counts nowhere",
     )
 

@@ -159,8 +159,17 @@ class Loader:
     """
 
     def __init__(
-        self, samples: TrainingSet, stream: Stream, normalise: InputConfig, *, batch: int, size_divisor: int = 32,
-        wide: Sequence[bool] | None = None, workers: int = 0, start: int = 0, pin: bool = False,
+        self,
+        samples: TrainingSet,
+        stream: Stream,
+        normalise: InputConfig,
+        *,
+        batch: int,
+        size_divisor: int = 32,
+        wide: Sequence[bool] | None = None,
+        workers: int = 0,
+        start: int = 0,
+        pin: bool = False,
     ):
         if batch < 1 or workers < 0 or start < 0:
             raise ConfigError(f"batch = {batch}, workers = {workers}, start = {start} should be 1, 0 and 0 or more.")
@@ -180,9 +189,15 @@ class Loader:
         """
         draws = itertools.islice(batches(self.stream, self.batch, self.wide), self._position, None)
         made = DataLoader(
-            self._maker, batch_size=None, sampler=draws, num_workers=self.workers, collate_fn=_as_it_is,
-            worker_init_fn=_one_thread, pin_memory=self.pin, generator=torch.Generator(),
-        )  # fmt: skip
+            self._maker,
+            batch_size=None,
+            sampler=draws,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_one_thread,
+            pin_memory=self.pin,
+            generator=torch.Generator(),
+        )
         with _held_back():  # a signal may come before a worker has begun
             produced = iter(made)
         try:
@@ -256,8 +271,17 @@ def _one_thread(worker: int) -> None:
 
 
 def training_loader(
-    config: Config, data: DataSet, *, batch: int, workers: int = 0, rank: int = 0, world: int = 1, start: int = 0,
-    on_error: OnError = "raise", pin: bool = False, trust_code: bool = False,
+    config: Config,
+    data: DataSet,
+    *,
+    batch: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    on_error: OnError = "raise",
+    pin: bool = False,
+    trust_code: bool = False,
 ) -> Loader:
     """The loader that a configuration with a `train` section describes.
 
@@ -280,8 +304,17 @@ def training_loader(
     repeats = repeat_factors([labels_of(record) for record in data.records], threshold) if threshold else None
     stream = Stream(len(samples), train.seed, rank, world, repeats)
     wide = [is_wide(record) for record in data.records] if train.group_by_aspect else None
-    return Loader(samples, stream, config.input, batch=batch, size_divisor=config.test.size_divisor, wide=wide,
-                  workers=workers, start=start, pin=pin)
+    return Loader(
+        samples,
+        stream,
+        config.input,
+        batch=batch,
+        size_divisor=config.test.size_divisor,
+        wide=wide,
+        workers=workers,
+        start=start,
+        pin=pin,
+    )
 
 
 def images_per_second(loader: Loader, count: int = 20) -> float:

@@ -127,8 +127,9 @@ class PassedOver:
     @property
     def sentence(self) -> str:
         """What every command says of them."""
-        found = (f"{reason} ({count}, such as {', '.join(self.first[reason])})"
-                 for reason, count in self.counts.items())  # fmt: skip
+        found = (
+            f"{reason} ({count}, such as {', '.join(self.first[reason])})" for reason, count in self.counts.items()
+        )
         return f"Passed over: {'; '.join(found)}."
 
     @property
@@ -136,8 +137,10 @@ class PassedOver:
         return (self.sentence,) if self else ()
 
     def to_dict(self) -> list[dict[str, Any]]:
-        return [{"reason": reason, "count": count, "first": list(self.first[reason])}
-                for reason, count in self.counts.items()]  # fmt: skip
+        return [
+            {"reason": reason, "count": count, "first": list(self.first[reason])}
+            for reason, count in self.counts.items()
+        ]
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,8 @@ def _loose(truth: InstanceTruth) -> InstanceTruth:
     """Objects that are no crowds, run lengths unpacked once and not at every step."""
     objects = [
         item if isinstance(item.shape, list) else dataclasses.replace(item, shape=Cutout.of(mask_of(item, truth.size)))
-        for item in truth.objects if not item.iscrowd
+        for item in truth.objects
+        if not item.iscrowd
     ]
     return InstanceTruth(truth.size, objects)
 
@@ -163,8 +164,6 @@ def is_wide(record: Record) -> bool:
 
 def drop_empty(data: DataSet, task: Task) -> DataSet:
     """The data set without the pictures that have nothing to train the task on; for instances only things count."""
-    trained = {
-        label for label, category in enumerate(data.categories) if category.isthing or task != "instance"
-    }
+    trained = {label for label, category in enumerate(data.categories) if category.isthing or task != "instance"}
     records = [record for record in data.records if trained.intersection(labels_of(record))]
     return dataclasses.replace(data, records=records)

@@ -94,7 +94,11 @@ class View:
 
 
 def views(
-    data: DataSet, steps: Sequence[Transform] = (), *, count: int = 16, seed: int = 0,
+    data: DataSet,
+    steps: Sequence[Transform] = (),
+    *,
+    count: int = 16,
+    seed: int = 0,
     on_skip: Callable[[str], None] | None = None,
 ) -> Iterator[View]:
     """Pictures chosen by a seed, in the order of the data set.

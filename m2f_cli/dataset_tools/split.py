@@ -53,15 +53,25 @@ class Division:
 
     def to_dict(self) -> dict[str, Any]:
         pictures = self.pictures
-        return {split: {"pictures": pictures[split], "groups": self.groups[split],
-                        "share": pictures[split] / len(self.split_of)} for split in self.groups}  # fmt: skip
+        return {
+            split: {
+                "pictures": pictures[split],
+                "groups": self.groups[split],
+                "share": pictures[split] / len(self.split_of),
+            }
+            for split in self.groups
+        }
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
 
 
 def divide(
-    items: Sequence[Item], shares: Mapping[str, float], *, seed: int = 0, stratify: bool = False,
+    items: Sequence[Item],
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    stratify: bool = False,
     pinned: Mapping[str, Sequence[str]] | None = None,
 ) -> Division:
     """Share pictures out; the order of `items` does not matter.
@@ -83,8 +93,10 @@ def divide(
     free = {key: members for key, members in groups.items() if key not in split_of_group}
     wanted = {split: share for split, share in shares.items() if split not in pinned}
     total = sum(map(len, free.values()))
-    asked = {TRAIN: max(0.0, total - sum(wanted.values()) * len(items)),
-             **{split: share * len(items) for split, share in wanted.items()}}  # fmt: skip
+    asked = {
+        TRAIN: max(0.0, total - sum(wanted.values()) * len(items)),
+        **{split: share * len(items) for split, share in wanted.items()},
+    }
     split_of_group |= _stratified(free, asked, seed, stratify)
     names = (TRAIN, *dict.fromkeys((*shares, *pinned)))
     counts = Counter(split_of_group.values())
@@ -127,15 +139,18 @@ def _stratified(
     weights = {key: Counter(_labels(members, stratify)) for key, members in groups.items()}
     totals = sum(weights.values(), Counter())
     pictures = totals[_EVERYTHING] or 1
-    lacking = {split: {label: count * number / pictures for label, count in totals.items()}
-               for split, number in asked.items()}  # fmt: skip
+    lacking = {
+        split: {label: count * number / pictures for label, count in totals.items()} for split, number in asked.items()
+    }
     left = {label: {key for key, weight in weights.items() if label in weight} for label in totals}
     chosen: dict[str, str] = {}
     while left := {label: keys for label, keys in left.items() if keys}:
         rarest = min(left, key=lambda label: (len(left[label]), label == _EVERYTHING, _chance(seed, label)))
         for key in sorted(left[rarest], key=lambda key: (-weights[key][rarest], _chance(seed, key))):
-            chosen[key] = max(asked, key=lambda split: (lacking[split][rarest], lacking[split][_EVERYTHING],
-                                                        _chance(seed, key, split)))  # fmt: skip
+            chosen[key] = max(
+                asked,
+                key=lambda split: (lacking[split][rarest], lacking[split][_EVERYTHING], _chance(seed, key, split)),
+            )
             for label, count in weights[key].items():
                 lacking[chosen[key]][label] -= count
                 left[label].discard(key)
@@ -210,8 +225,10 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
     def find(name: str) -> str:
         found = pattern.search(name)
         if found is None or not found[bool(pattern.groups)]:
-            raise ConfigError(f"--group-by {group_by!r} is not found in the name {name!r}.",
-                              hint="Names are paths below the folder of pictures, without suffix.")  # fmt: skip
+            raise ConfigError(
+                f"--group-by {group_by!r} is not found in the name {name!r}.",
+                hint="Names are paths below the folder of pictures, without suffix.",
+            )
         return found[bool(pattern.groups)]
 
     return find
@@ -238,11 +255,20 @@ def labels_of(record: Record) -> tuple[int, ...]:
 
 
 def split(
-    source: str | Path, destination: str | Path, shares: Mapping[str, float], *,
-    seed: int = 0, stratify: bool = False, group_by: str | None = None,
-    pinned: Mapping[str, Sequence[str]] | None = None, splits: Sequence[str] = (), link: bool = False,
-    workers: int | None = 1, on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[Outcome], None] | None = None, **options: Any,
+    source: str | Path,
+    destination: str | Path,
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    stratify: bool = False,
+    group_by: str | None = None,
+    pinned: Mapping[str, Sequence[str]] | None = None,
+    splits: Sequence[str] = (),
+    link: bool = False,
+    workers: int | None = 1,
+    on_start: Callable[[int], None] | None = None,
+    on_picture: Callable[[Outcome], None] | None = None,
+    **options: Any,
 ) -> tuple[Division, Conversion]:
     """Write a data set of the same format whose pictures are shared out anew.
 
@@ -266,8 +292,9 @@ def split(
     division = divide(items, shares, seed=seed, stratify=stratify, pinned=pinned)
     parts = {name: [record for record in records if division.split_of[record.name] == name] for name in division.groups}
     to = opened.format if opened.format in plugins.names("converters") else _SUBSTITUTES[opened.task]
-    written = write_out(opened, {**parts, **kept}, destination, to, link=link, workers=workers, on_start=on_start,
-                        on_picture=on_picture)  # fmt: skip
+    written = write_out(
+        opened, {**parts, **kept}, destination, to, link=link, workers=workers, on_start=on_start, on_picture=on_picture
+    )
     return division, written
 
 
@@ -288,8 +315,10 @@ def _choose(
     kept = {name: records for name, records in there.items() if name not in chosen}
     taken = next((name for name in made if name in kept), None)
     if taken is not None:
-        raise ConfigError(f"{opened.folder} has a split {taken!r} already.",
-                          hint=f"Share it out as well, with --split {taken}, or hold back another one.")  # fmt: skip
+        raise ConfigError(
+            f"{opened.folder} has a split {taken!r} already.",
+            hint=f"Share it out as well, with --split {taken}, or hold back another one.",
+        )
     return chosen, kept
 
 

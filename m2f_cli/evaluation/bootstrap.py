@@ -62,8 +62,9 @@ class _Panoptic:
         every = np.ones(len(self.classes), bool)
         things = np.array([category.isthing for category in metric.categories], bool)
         is_stuff_metric = isinstance(metric, StuffQuality)
-        self.groups = {"pq_stuff": every} if is_stuff_metric else {"pq": every, "pq_things": things,
-                                                                   "pq_stuff": ~things}  # fmt: skip
+        self.groups = (
+            {"pq_stuff": every} if is_stuff_metric else {"pq": every, "pq_things": things, "pq_stuff": ~things}
+        )
         self.figures = list(self.groups)
         shape = len(states), len(self.classes)
         self.hits_NK, self.wrong_NK, self.missed_NK = (np.zeros(shape, np.int64) for _ in range(3))
@@ -121,8 +122,9 @@ class _Regions:
             whole = [
                 iou[present].sum() / present.sum(),
                 (iou[present] * share[present]).sum() if present.any() else np.nan,
-                accuracy[present].sum() / present.sum(), hits.sum() / true.sum(),
-            ]  # fmt: skip
+                accuracy[present].sum() / present.sum(),
+                hits.sum() / true.sum(),
+            ]
         iou[~present] = np.nan
         return 100 * np.array([*whole, *iou])
 

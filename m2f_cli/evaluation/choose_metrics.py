@@ -47,8 +47,14 @@ def task_of(name: str, *, trust_code: bool = False) -> Task:
 
 
 def choose(
-    names: Sequence[str], categories: Categories, tasks: Sequence[Task], default: Task, *,
-    max_dets: int | None = None, model: str = "the model", trust_code: bool = False,
+    names: Sequence[str],
+    categories: Categories,
+    tasks: Sequence[Task],
+    default: Task,
+    *,
+    max_dets: int | None = None,
+    model: str = "the model",
+    trust_code: bool = False,
 ) -> tuple[dict[str, Metric], list[str]]:
     """The metrics of an evaluation, fresh, and notes about those of "all" that do not apply.
 

@@ -81,14 +81,17 @@ class Comparison:
         first = self.figures[0]
         verdict = "clear" if first.is_clear else "not clear"
         others = f" ({self.only_a} only in A, {self.only_b} only in B)" if self.only_a or self.only_b else ""
-        return (f"{first.name}: B - A = {first.difference:+.2f} [{first.low:+.2f}, {first.high:+.2f}], {verdict} over "
-                f"{self.pictures} pictures{others}")  # fmt: skip
+        return (
+            f"{first.name}: B - A = {first.difference:+.2f} [{first.low:+.2f}, {first.high:+.2f}], {verdict} over "
+            f"{self.pictures} pictures{others}"
+        )
 
     def rows(self) -> list[Table]:
         """Tables for a terminal, (title, columns, rows): the figures, then the classes and pictures that changed."""
         head = ["A", "B", "difference", "from", "to", "clear"]
-        classes = sorted((each for each in self.per_class if not math.isnan(each.difference)),
-                         key=lambda each: -abs(each.difference))[:MOST_CLASSES]  # fmt: skip
+        classes = sorted(
+            (each for each in self.per_class if not math.isnan(each.difference)), key=lambda each: -abs(each.difference)
+        )[:MOST_CLASSES]
         changed = [[each.name, number(each.a), number(each.b), f"{each.b - each.a:+.2f}"] for each in self.changed]
         return [
             (f"A: {self.run_a}, B: {self.run_b}", ["figure", *head], [_row(each) for each in self.figures]),
@@ -98,7 +101,12 @@ class Comparison:
 
 
 def compare(
-    run_a: Path, run_b: Path, *, metric: str | None = None, resamples: int = 1000, seed: int = 0,
+    run_a: Path,
+    run_b: Path,
+    *,
+    metric: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
     trust_code: bool = False,
 ) -> Comparison:
     """Compare two folders of `m2f eval` over the pictures that both scored, paired by name.
@@ -133,9 +141,18 @@ def compare(
     resamples = min(resamples, pair[0].most_resamples)
     figures, per_class = differences(pair[0], pair[1], resamples, seed)
     return Comparison(
-        str(run_a), str(run_b), name, len(common), len(states_a) - len(common), len(states_b) - len(common), resamples,
-        seed, figures, per_class, _changed(own, common, states_a, states_b, pair[0].figures[0]),
-    )  # fmt: skip
+        str(run_a),
+        str(run_b),
+        name,
+        len(common),
+        len(states_a) - len(common),
+        len(states_b) - len(common),
+        resamples,
+        seed,
+        figures,
+        per_class,
+        _changed(own, common, states_a, states_b, pair[0].figures[0]),
+    )
 
 
 def differences(a: Pictures, b: Pictures, resamples: int, seed: int) -> tuple[list[Difference], list[Difference]]:
@@ -149,9 +166,14 @@ def differences(a: Pictures, b: Pictures, resamples: int, seed: int) -> tuple[li
         drawn_RF[r] = b(weights_N) - a(weights_N)
     low_F, high_F = _interval(drawn_RF) if len(a) > 1 else np.full((2, len(values_a)), np.nan)
     names = [*a.figures, *a.classes]
-    rows = [Difference(*each) for each in zip(names, *(
-        values.tolist() for values in (values_a, values_b, values_b - values_a, low_F, high_F)
-    ), strict=True)]  # fmt: skip
+    rows = [
+        Difference(*each)
+        for each in zip(
+            names,
+            *(values.tolist() for values in (values_a, values_b, values_b - values_a, low_F, high_F)),
+            strict=True,
+        )
+    ]
     return rows[: len(a.figures)], rows[len(a.figures) :]
 
 
@@ -237,8 +259,10 @@ def _check_classes(a: _Run, b: _Run) -> None:
 def _metric_name(a: _Run, b: _Run, wanted: str | None) -> str:
     both = [name for name in a.metrics if name in b.metrics]
     if not both:
-        raise ConfigError(f"{a.folder} has {', '.join(a.metrics)} and {b.folder} has {', '.join(b.metrics)}: no metric "
-                          "in common.", hint="Evaluate with the same --metric.")  # fmt: skip
+        raise ConfigError(
+            f"{a.folder} has {', '.join(a.metrics)} and {b.folder} has {', '.join(b.metrics)}: no metric in common.",
+            hint="Evaluate with the same --metric.",
+        )
     if wanted is None:
         return next((name for name in METRIC_OF.values() if name in both), both[0])
     if wanted not in both:
@@ -264,8 +288,9 @@ def _check_truth(a: Pictures, b: Pictures, names: list[str]) -> None:
     if len(unequal):
         raise DataError(
             f"The annotations of {len(unequal)} of {len(names)} pictures differ between the runs, such as those of "
-            f"{names[unequal[0]]}.", hint="Evaluate both on the same data, with the same --metric.",
-        )  # fmt: skip
+            f"{names[unequal[0]]}.",
+            hint="Evaluate both on the same data, with the same --metric.",
+        )
 
 
 def _damaged(folder: Path) -> DataError:

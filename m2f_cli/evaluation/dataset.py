@@ -123,7 +123,12 @@ def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:
 
 
 def open_for(
-    config: Config, categories: Categories, folder: Path | None, split: str, tasks: Sequence[Task], *,
+    config: Config,
+    categories: Categories,
+    folder: Path | None,
+    split: str,
+    tasks: Sequence[Task],
+    *,
     every: bool = True,
 ) -> EvalData:
     """Open a split for the results of some tasks, in the classes of a model.
@@ -161,7 +166,11 @@ def _generated(config: Config, categories: Categories, split: str, tasks: Sequen
         raise ConfigError(f"The configuration {config.name} has no generated pictures.", hint="Pass --data DIR.")
     count = scenes.train if split == "train" else scenes.val
     data = synthetic_dataset(
-        split, count, size=scenes.size, objects=scenes.objects, difficulty=scenes.difficulty,
+        split,
+        count,
+        size=scenes.size,
+        objects=scenes.objects,
+        difficulty=scenes.difficulty,
         task=tasks[0] if len(tasks) == 1 else "panoptic",
     )
     check_classes(categories, data.categories, "the generated pictures")

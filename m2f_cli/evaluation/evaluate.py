@@ -125,9 +125,15 @@ def headline(task: Task) -> str:
 
 
 def evaluate(
-    segmenter: Any, records: Iterable[Record], metrics: Mapping[str, Metric], *,
-    on_progress: Callable[[Progress], None] | None = None, score_threshold: float = 0.0, workers: int = 2,
-    distributed: bool = False, **thresholds: float | int | None,
+    segmenter: Any,
+    records: Iterable[Record],
+    metrics: Mapping[str, Metric],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    score_threshold: float = 0.0,
+    workers: int = 2,
+    distributed: bool = False,
+    **thresholds: float | int | None,
 ) -> EvalResult:
     """Run a model over annotated pictures and compute metrics, as published: one picture at a time.
 
@@ -218,8 +224,13 @@ def gathered(measured: Measured) -> Measured:
 
 
 def measure(
-    segmenter: Any, records: Iterable[Record], metrics: Mapping[str, Metric], *,
-    on_progress: Callable[[Progress], None] | None = None, workers: int = 2, **thresholds: float | int | None,
+    segmenter: Any,
+    records: Iterable[Record],
+    metrics: Mapping[str, Metric],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    workers: int = 2,
+    **thresholds: float | int | None,
 ) -> Measured:
     """As `evaluate`, for a part of the pictures: the figures are not computed yet."""
     started = time.perf_counter()
@@ -252,8 +263,13 @@ OnResults: TypeAlias = Callable[[Record, Mapping[Task, Result]], Any]
 
 
 def scored(
-    segmenter: Any, records: Iterable[Record], metrics: Mapping[str, Metric], *, workers: int = 2,
-    on_results: OnResults | None = None, **thresholds: float | int | None,
+    segmenter: Any,
+    records: Iterable[Record],
+    metrics: Mapping[str, Metric],
+    *,
+    workers: int = 2,
+    on_results: OnResults | None = None,
+    **thresholds: float | int | None,
 ) -> Iterator[Scored]:
     """Score picture by picture, in their order; the network runs in the caller's thread. Close what is not used up.
 

@@ -30,7 +30,12 @@ from .evaluate import Failure, Progress, Record, truth_for
 # Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
 # trained.
 PUBLISHED_LOSS = LossConfig(
-    class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=12544, oversample_ratio=3.0,
+    class_weight=2.0,
+    mask_weight=5.0,
+    dice_weight=5.0,
+    no_object_weight=0.1,
+    num_points=12544,
+    oversample_ratio=3.0,
     importance_ratio=0.75,
 )
 
@@ -89,8 +94,10 @@ class QueryDiagnosis:
         plain = {key: [None if value != value else value for value in values] for key, values in found.items()}
         everywhere = self.matched_in_all_layers
         return {
-            **plain, "matched_in_all_layers": None if everywhere != everywhere else everywhere,
-            "targets": self.targets, "images": self.images,
+            **plain,
+            "matched_in_all_layers": None if everywhere != everywhere else everywhere,
+            "targets": self.targets,
+            "images": self.images,
             "failures": [{"name": each.name, "message": each.message} for each in self.failures],
         }
 
@@ -110,8 +117,12 @@ def rows(diagnosis: QueryDiagnosis) -> list[tuple[str, str, str]]:
 
 
 def diagnose_queries(
-    segmenter: Any, records: Iterable[Record], *, task: Task | None = None,
-    on_progress: Callable[[Progress], None] | None = None, seed: int = 0,
+    segmenter: Any,
+    records: Iterable[Record],
+    *,
+    task: Task | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    seed: int = 0,
 ) -> QueryDiagnosis:
     """Match every layer's queries with the annotated targets, as in training, and count.
 

@@ -1,19 +1,19 @@
 """results.json of an evaluation, and how measured figures stand to published ones.
 
-    {"schema_version": 1,
-     "model":     {"name", "source", "weights"},             weights: the start of a hash over them; null for files
-     "data":      {"name", "format", "folder", "split", "pictures", "full_split"},
-     "scored": 80, "of": 5000, "failed": 0,                  of: pictures of the published split, else of this one
-     "figures":   {"pq": 51.2, "pq_things": …, "ap": …},     percent; null where there was nothing to measure
-     "per_class": {metric: {class: {figure: value}}},
-     "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
-     "published": [{"metric", "value", "measured", "difference", "setting", "source", "verified", "comparable"}],
-     "threshold_sweep": {…},                                 `thresholds.Sweep`, where it was asked for
-     "query_diagnosis": {…},                                 `query_diagnosis.QueryDiagnosis`, where it was asked for
-     "failures":  [{"name", "message"}],
-     "seconds": 12.3, "images_per_second": 6.5,              of the last run, which may have gone on with an earlier one
-     "settings":  {"thresholds", "precision", "tta", "tile", "limit", "max_dets", …},
-     "notes":     ["…"]}
+{"schema_version": 1,
+ "model":     {"name", "source", "weights"},             weights: the start of a hash over them; null for files
+ "data":      {"name", "format", "folder", "split", "pictures", "full_split"},
+ "scored": 80, "of": 5000, "failed": 0,                  of: pictures of the published split, else of this one
+ "figures":   {"pq": 51.2, "pq_things": …, "ap": …},     percent; null where there was nothing to measure
+ "per_class": {metric: {class: {figure: value}}},
+ "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
+ "published": [{"metric", "value", "measured", "difference", "setting", "source", "verified", "comparable"}],
+ "threshold_sweep": {…},                                 `thresholds.Sweep`, where it was asked for
+ "query_diagnosis": {…},                                 `query_diagnosis.QueryDiagnosis`, where it was asked for
+ "failures":  [{"name", "message"}],
+ "seconds": 12.3, "images_per_second": 6.5,              of the last run, which may have gone on with an earlier one
+ "settings":  {"thresholds", "precision", "tta", "tile", "limit", "max_dets", …},
+ "notes":     ["…"]}
 """
 
 from __future__ import annotations
@@ -65,10 +65,18 @@ def compare_published(
     found = []
     for each in own or wanted:
         measured = _measured(figures, each.metric)
-        found.append(Comparison(
-            each.metric, each.value, measured, measured - each.value, each.setting, each.source, each.verified,
-            complete and each in own,
-        ))  # fmt: skip
+        found.append(
+            Comparison(
+                each.metric,
+                each.value,
+                measured,
+                measured - each.value,
+                each.setting,
+                each.source,
+                each.verified,
+                complete and each in own,
+            )
+        )
     return found
 
 
@@ -78,28 +86,35 @@ def _measured(figures: Mapping[str, float], metric: str) -> float | None:
 
 
 def document(
-    result: EvalResult, *, model: Mapping[str, Any], data: Mapping[str, Any], settings: Mapping[str, Any],
-    published: Sequence[Comparison] = (), notes: Sequence[str] = (),
+    result: EvalResult,
+    *,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    published: Sequence[Comparison] = (),
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The tree of results.json; NaN is null."""
     tables = {name: found["tables"] for name, found in result.metrics.items() if found.get("tables")}
-    return without_nan({
-        "schema_version": SCHEMA_VERSION,
-        "model": dict(model),
-        "data": dict(data),
-        "scored": result.images,
-        "of": data.get("full_split") or data.get("pictures"),
-        "failed": len(result.failures),
-        "figures": result.figures,
-        "per_class": {name: found["per_class"] for name, found in result.metrics.items() if "per_class" in found},
-        "tables": tables,
-        "published": [asdict(each) for each in published],
-        "failures": [asdict(each) for each in result.failures],
-        "seconds": round(result.seconds, 3),
-        "images_per_second": round(result.images / result.seconds, 3) if result.seconds else None,
-        "settings": dict(settings),
-        "notes": list(notes),
-    })  # fmt: skip
+    return without_nan(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "model": dict(model),
+            "data": dict(data),
+            "scored": result.images,
+            "of": data.get("full_split") or data.get("pictures"),
+            "failed": len(result.failures),
+            "figures": result.figures,
+            "per_class": {name: found["per_class"] for name, found in result.metrics.items() if "per_class" in found},
+            "tables": tables,
+            "published": [asdict(each) for each in published],
+            "failures": [asdict(each) for each in result.failures],
+            "seconds": round(result.seconds, 3),
+            "images_per_second": round(result.images / result.seconds, 3) if result.seconds else None,
+            "settings": dict(settings),
+            "notes": list(notes),
+        }
+    )
 
 
 def write(folder: Path, tree: Mapping[str, Any]) -> Path:
@@ -133,14 +148,19 @@ def class_rows(result: EvalResult, metric: str) -> tuple[list[str], list[list[st
 
 def published_rows(published: Sequence[Comparison]) -> list[list[str]]:
     return [
-        [each.metric, _text(each.measured), _text(each.value) + ("" if each.verified else "?"),
-         f"{each.difference:+.2f}", each.setting, each.source]
+        [
+            each.metric,
+            _text(each.measured),
+            _text(each.value) + ("" if each.verified else "?"),
+            f"{each.difference:+.2f}",
+            each.setting,
+            each.source,
+        ]
         for each in published
-    ]  # fmt: skip
+    ]
 
 
 def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-

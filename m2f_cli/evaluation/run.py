@@ -61,7 +61,10 @@ class EvalRun:
 
 
 def run(
-    evaluation: EvalRun, *, resume: bool = False, on_progress: Callable[[Progress], None] | None = None,
+    evaluation: EvalRun,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
@@ -147,8 +150,9 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
     if evaluation.save and done:  # a picture whose predictions were lost is done again
         with _saver(evaluation, 0) as saver:
             saver.gather()
-            done = {number for number in done
-                    if number >= evaluation.count or saver.is_saved(evaluation.records[number])}  # fmt: skip
+            done = {
+                number for number in done if number >= evaluation.count or saver.is_saved(evaluation.records[number])
+            }
     return [number for number in range(evaluation.count) if number not in done]
 
 
@@ -156,18 +160,32 @@ def _saver(evaluation: EvalRun, rank: int) -> Saver | ExitStack:
     if not evaluation.save:
         return ExitStack()
     folder = evaluation.folder / PREDICTIONS
-    return Saver(folder, evaluation.save, evaluation.segmenter, evaluation.metrics, evaluation.header, rank,
-                 trust_code=evaluation.trust_code)  # fmt: skip
+    return Saver(
+        folder,
+        evaluation.save,
+        evaluation.segmenter,
+        evaluation.metrics,
+        evaluation.header,
+        rank,
+        trust_code=evaluation.trust_code,
+    )
 
 
 def _score(
-    evaluation: EvalRun, numbers: Sequence[int], rank: int, saver: Any,
+    evaluation: EvalRun,
+    numbers: Sequence[int],
+    rank: int,
+    saver: Any,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
     records = (evaluation.records[number] for number in numbers)
     on_results = saver.write if isinstance(saver, Saver) else None
     stream = scored(
-        evaluation.segmenter, records, evaluation.metrics, workers=evaluation.workers, on_results=on_results,
+        evaluation.segmenter,
+        records,
+        evaluation.metrics,
+        workers=evaluation.workers,
+        on_results=on_results,
         **evaluation.thresholds,
     )
     path = journal.journal_of(evaluation.folder, rank)
@@ -201,8 +219,10 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
             continue
         states = line.get("metrics")
         if not isinstance(states, dict) or not measured.metrics.keys() <= states.keys():
-            raise DataError(f"The journal of {evaluation.folder} is damaged: {line['name']} lacks a metric.",
-                            hint="Choose another --out, and evaluate again.")  # fmt: skip
+            raise DataError(
+                f"The journal of {evaluation.folder} is damaged: {line['name']} lacks a metric.",
+                hint="Choose another --out, and evaluate again.",
+            )
         for name, metric in measured.metrics.items():
             metric.restore(states[name])
         measured.images += 1

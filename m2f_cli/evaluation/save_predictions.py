@@ -34,13 +34,25 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, formats: Sequence[str], segmenter: Any, metrics: Mapping[str, Metric],
-        header: Mapping[str, Any], rank: int = 0, *, trust_code: bool = False,
+        self,
+        folder: Path,
+        formats: Sequence[str],
+        segmenter: Any,
+        metrics: Mapping[str, Metric],
+        header: Mapping[str, Any],
+        rank: int = 0,
+        *,
+        trust_code: bool = False,
     ):
         self.folder, self.formats, self.categories = folder, list(formats), segmenter.categories
         self.writers = writers_by_task(formats, metrics, trust_code=trust_code)
-        self.head = {"schema_version": SCHEMA_VERSION, "model": segmenter.source, "formats": self.formats,
-                     "weights": header.get("weights"), "split": header.get("split")}  # fmt: skip
+        self.head = {
+            "schema_version": SCHEMA_VERSION,
+            "model": segmenter.source,
+            "formats": self.formats,
+            "weights": header.get("weights"),
+            "split": header.get("split"),
+        }
         self.own = folder / SHARD.format(rank) if rank else folder
         self.stack = ExitStack()
 

@@ -125,27 +125,50 @@ def prepare(request: Request, folder: Path, *, progress: Callable | None = None)
     if request.sweep:
         model.check_task("panoptic")
     metrics, notes = choose(
-        names, model.categories, tasks, request.task or model.default_task, max_dets=request.max_dets,
-        model=model.source, trust_code=request.trust_names,
+        names,
+        model.categories,
+        tasks,
+        request.task or model.default_task,
+        max_dets=request.max_dets,
+        model=model.source,
+        trust_code=request.trust_names,
     )
     where = folder_of(settings, request.model, request.data)
     needed = [task for task in TASKS if task in {metric.task for metric in metrics.values()}]
     needed = list(dict.fromkeys(["panoptic", *needed])) if request.sweep else needed
     data = open_for(settings, model.categories, where, request.split, needed, every=names != [ALL])
     metrics = {name: metric for name, metric in metrics.items() if metric.task in data.tasks}
-    thresholds = {"score_threshold": PUBLISHED_SCORE_THRESHOLD,
-                  **{key: value for key, value in request.thresholds.items() if value is not None}}  # fmt: skip
+    thresholds = {
+        "score_threshold": PUBLISHED_SCORE_THRESHOLD,
+        **{key: value for key, value in request.thresholds.items() if value is not None},
+    }
     # Hashed before it is wrapped: a wrapper is no network.
     header = header_of(
-        model, [record.name for record in data.records], split=request.split, data=data.name,
-        metrics=sorted(metrics), thresholds=thresholds, max_dets=request.max_dets, precision=model.precision,
-        tta=request.tta, tile=request.tile, tile_overlap=request.tile_overlap if request.tile else None,
+        model,
+        [record.name for record in data.records],
+        split=request.split,
+        data=data.name,
+        metrics=sorted(metrics),
+        thresholds=thresholds,
+        max_dets=request.max_dets,
+        precision=model.precision,
+        tta=request.tta,
+        tile=request.tile,
+        tile_overlap=request.tile_overlap if request.tile else None,
         save=list(request.save),
     )
     used = tuple(task for task in needed if task in data.tasks)
     seen = wrapped(model, tta=request.tta, tile=request.tile, overlap=request.tile_overlap, tasks=used)
     evaluation = EvalRun(
-        folder, seen, data.records, metrics, header, request.limit, request.workers, request.save, thresholds,
+        folder,
+        seen,
+        data.records,
+        metrics,
+        header,
+        request.limit,
+        request.workers,
+        request.save,
+        thresholds,
         request.trust_names,
     )
     return Evaluation(request, evaluation, settings, data, (*seen.notes, *data.notes, *notes))
@@ -156,8 +179,12 @@ def _load(request: Request, progress: Callable | None) -> Segmenter:
     if preset is not None and request.model is None and request.preset.endswith((".yaml", ".yml")):
         raise ConfigError(f"{request.preset} is a configuration without weights.", hint="Pass --model REF, too.")
     model = load.load(
-        request.weights, device=request.device, precision=request.precision, trust_code=request.trust_code,
-        progress=progress, engine=request.engine,
+        request.weights,
+        device=request.device,
+        precision=request.precision,
+        trust_code=request.trust_code,
+        progress=progress,
+        engine=request.engine,
     )
     # Settings are changed before anything stands around the model: a checkpoint may itself ask for sliding windows.
     model = model.inner if isinstance(model, Wrapper) else model
@@ -204,8 +231,12 @@ class Outcome:
 
 
 def execute(
-    evaluation: Evaluation, *, resume: bool = False, command: Sequence[str] = (),
-    on_progress: Callable[[Progress], None] | None = None, on_start: Callable[[int], None] | None = None,
+    evaluation: Evaluation,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Run an evaluation and write config.yaml, env.json and results.json beside its journal; see `eval_run.run`.
 
@@ -247,19 +278,27 @@ def _outcome(
     chosen = [value for value in request.thresholds.values() if value is not None]
     as_published = not (chosen or request.tile or request.overrides or request.max_dets)
     published = eval_results.compare_published(
-        result.figures, evaluation.config.published, augmented=request.tta,
+        result.figures,
+        evaluation.config.published,
+        augmented=request.tta,
         complete=as_published and result.images == data.full,
     )
     tree = eval_results.document(
         result,
         model={"name": evaluation.config.name, "source": header["model"], "weights": header["weights"]},
-        data={"name": data.name, "format": data.format, "folder": data.folder and str(data.folder),
-              "split": data.split, "pictures": len(data), "full_split": data.full},
+        data={
+            "name": data.name,
+            "format": data.format,
+            "folder": data.folder and str(data.folder),
+            "split": data.split,
+            "pictures": len(data),
+            "full_split": data.full,
+        },
         settings={key: header[key] for key in SETTINGS}
         | {"limit": request.limit, "overrides": list(request.overrides)},
         published=published,
         notes=evaluation.notes,
-    )  # fmt: skip
+    )
     names = scored_names(evaluation.run)
     _name_pictures(tree, names)
     if found is not None:
@@ -280,8 +319,22 @@ def _write_records(evaluation: Evaluation, command: Sequence[str]) -> None:
     folder, request = evaluation.run.folder, evaluation.request
     write_text(folder / CONFIG, config.dump(evaluation.config))
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(request).items()}
-    write_json(folder / ENVIRONMENT, json.loads(json.dumps({
-        "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "machine": platform.platform(), "device": str(evaluation.run.segmenter.device), "processes": place()[1],
-        "command": list(command), "options": options, "notes": list(evaluation.notes),
-    }, default=list)))  # fmt: skip
+    write_json(
+        folder / ENVIRONMENT,
+        json.loads(
+            json.dumps(
+                {
+                    "m2f": __version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                    "machine": platform.platform(),
+                    "device": str(evaluation.run.segmenter.device),
+                    "processes": place()[1],
+                    "command": list(command),
+                    "options": options,
+                    "notes": list(evaluation.notes),
+                },
+                default=list,
+            )
+        ),
+    )

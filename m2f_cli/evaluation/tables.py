@@ -46,8 +46,10 @@ def errors_by_class(figures: Figures, top: int = TOP) -> Table:
     """PQ that each class loses to each kind of error; the worst classes first."""
     classes = {name: row for name, row in figures["per_class"].items() if _is_there(row["pq"])}
     order = sorted(classes, key=lambda name: classes[name]["pq"])[:top]
-    rows = [[name, number(classes[name]["pq"]), *(number(classes[name][f"pq_lost_{kind}"]) for kind in KINDS)]
-            for name in order]  # fmt: skip
+    rows = [
+        [name, number(classes[name]["pq"]), *(number(classes[name][f"pq_lost_{kind}"]) for kind in KINDS)]
+        for name in order
+    ]
     return "PQ lost per class", ["class", "PQ", *KINDS], rows
 
 
@@ -77,14 +79,24 @@ def worst_pictures(figures: Figures, names: Sequence[str] | None = None, top: in
 
 
 def reliability(figures: Figures) -> Table:
-    rows = [[f"{row['from']:.2f} to {row['to']:.2f}", str(row["count"]), number(row["mean_score"]),
-             number(row["precision"])] for row in figures["tables"]["reliability"] if row["count"]]  # fmt: skip
+    rows = [
+        [
+            f"{row['from']:.2f} to {row['to']:.2f}",
+            str(row["count"]),
+            number(row["mean_score"]),
+            number(row["precision"]),
+        ]
+        for row in figures["tables"]["reliability"]
+        if row["count"]
+    ]
     return f"Scores and hits, ECE {number(figures['ece'])}", ["score", "segments", "mean score", "hits, %"], rows
 
 
 def object_threshold(found: Mapping[str, Any]) -> Table:
-    rows = [[name, f"{found[key]['threshold']:.2f}", number(found[key]["pq"])]
-            for name, key in (("as evaluated", "now"), ("best on these pictures", "best"))]  # fmt: skip
+    rows = [
+        [name, f"{found[key]['threshold']:.2f}", number(found[key]["pq"])]
+        for name, key in (("as evaluated", "now"), ("best on these pictures", "best"))
+    ]
     return f"Object threshold, estimated. {found['caution']}", ["", "least score", "PQ"], rows
 
 

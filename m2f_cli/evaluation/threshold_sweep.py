@@ -64,8 +64,11 @@ class Sweep:
     def tables(self) -> list[Table]:
         """(title, columns, rows) for a terminal: what is best, and PQ of all pairs."""
         chosen = [("now", self.now), ("best on these pictures", self.best)]
-        rows = [[name, f"{each.object_threshold:g}", f"{each.overlap_threshold:g}", number(each.pq)]
-                for name, each in chosen if each is not None]  # fmt: skip
+        rows = [
+            [name, f"{each.object_threshold:g}", f"{each.overlap_threshold:g}", number(each.pq)]
+            for name, each in chosen
+            if each is not None
+        ]
         rows.append(["chosen on the other half", "", "", number(self.by_halves)])
         columns = sorted({each.overlap_threshold for each in self.pairs})
         grid = {(each.object_threshold, each.overlap_threshold): each.pq for each in self.pairs}
@@ -77,8 +80,12 @@ class Sweep:
 
 
 def sweep(
-    segmenter: Any, records: Iterable[Record], *, object_thresholds: Sequence[float] = OBJECT,
-    overlap_thresholds: Sequence[float] = OVERLAP, workers: int = 2,
+    segmenter: Any,
+    records: Iterable[Record],
+    *,
+    object_thresholds: Sequence[float] = OBJECT,
+    overlap_thresholds: Sequence[float] = OVERLAP,
+    workers: int = 2,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Sweep:
     """Measure PQ for each pair of thresholds, and for the model's own pair.

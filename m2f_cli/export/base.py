@@ -120,12 +120,20 @@ class Report:
         elsewhere = ("pictures", "tolerance", "measure", "measure_limit")
         options = {key: value for key, value in asdict(self.options).items() if key not in elsewhere}
         return {
-            "schema_version": SCHEMA_VERSION, "file": self.path.name, "format": self.format, "model": self.model,
-            "options": {**options, "extra": dict(self.options.extra)}, "tolerance": asdict(self.tolerance),
-            "largest": worst(self.comparisons), "comparisons": [each.to_dict() for each in self.comparisons],
-            "bytes": self.bytes, "weight_bytes": self.weight_bytes, "seconds": round(self.seconds, 3),
-            "versions": self.versions, "quality": self.quality,
-        }  # fmt: skip
+            "schema_version": SCHEMA_VERSION,
+            "file": self.path.name,
+            "format": self.format,
+            "model": self.model,
+            "options": {**options, "extra": dict(self.options.extra)},
+            "tolerance": asdict(self.tolerance),
+            "largest": worst(self.comparisons),
+            "comparisons": [each.to_dict() for each in self.comparisons],
+            "bytes": self.bytes,
+            "weight_bytes": self.weight_bytes,
+            "seconds": round(self.seconds, 3),
+            "versions": self.versions,
+            "quality": self.quality,
+        }
 
 
 def worst(comparisons: Sequence[Comparison]) -> dict[str, float]:
@@ -136,8 +144,14 @@ def worst(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 
 def export(
-    model: Segmenter, path: str | Path, format: str, options: Options | None = None, *, overwrite: bool = False,
-    on_step: Callable[[Step], None] | None = None, trust_code: bool = False,
+    model: Segmenter,
+    path: str | Path,
+    format: str,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+    trust_code: bool = False,
 ) -> Report:
     """Write a model in a format, compare what was written with the model, and only then give it its name.
 
@@ -176,9 +190,18 @@ def export(
             limit = options.measure_limit
             quality = measure(plain, exported, data, limit=limit, on_start=lambda text: tell(Step(text)))
         report = Report(
-            path, format, model.source, options, comparisons, tolerance, size, weight_bytes(plain),
-            time.perf_counter() - started, _versions(exporter.packages), quality,
-        )  # fmt: skip
+            path,
+            format,
+            model.source,
+            options,
+            comparisons,
+            tolerance,
+            size,
+            weight_bytes(plain),
+            time.perf_counter() - started,
+            _versions(exporter.packages),
+            quality,
+        )
         write_json(_record_of(part, exporter), report.to_dict())
         del exported  # some runtimes hold their file open
     return report
@@ -187,8 +210,13 @@ def export(
 def description_of(model: Segmenter, options: Options, **extra: Any) -> Description:
     """What a file made with these options says of itself; see `inference.engines`."""
     return described(
-        model, size=options.size, batch=options.batch, normalised=options.normalise, precision=options.precision,
-        postprocess=options.postprocess, extra={**extra},
+        model,
+        size=options.size,
+        batch=options.batch,
+        normalised=options.normalise,
+        precision=options.precision,
+        postprocess=options.postprocess,
+        extra={**extra},
     )
 
 

@@ -255,8 +255,11 @@ def _decompositions() -> dict:
     everything = torch.export.default_decompositions()
     aten = torch.ops.aten
     wanted = (
-        aten.scaled_dot_product_attention.default, aten._scaled_dot_product_attention_math.default,
-        aten._safe_softmax.default, aten.repeat_interleave.self_int, aten.roll.default,
+        aten.scaled_dot_product_attention.default,
+        aten._scaled_dot_product_attention_math.default,
+        aten._safe_softmax.default,
+        aten.repeat_interleave.self_int,
+        aten.roll.default,
     )
     return {operator: everything[operator] for operator in wanted}
 

@@ -95,8 +95,10 @@ def is_released(segmenter: Segmenter) -> bool:
         return True
     file_name = Path(source).name
     places = [(str(each.hub), str(each.url).rpartition("/")[2]) for each in config.weights]
-    return any(source == hub or (each.hash_prefix is not None and file_name == file)
-               for each, (hub, file) in zip(config.weights, places, strict=True))  # fmt: skip
+    return any(
+        source == hub or (each.hash_prefix is not None and file_name == file)
+        for each, (hub, file) in zip(config.weights, places, strict=True)
+    )
 
 
 def model_card(segmenter: Segmenter, figures: Sequence[str] = ()) -> str:
@@ -116,16 +118,22 @@ def model_card(segmenter: Segmenter, figures: Sequence[str] = ()) -> str:
         _usage(config),
         _section("Figures", [*figures, *(_published(config) if released else ())] or ["Not measured."]),
         _section("Licence", [_licence(config, licences)]),
-        _section("Classes", [", ".join(c.name for c in segmenter.categories[:_CLASSES_SHOWN])
-                             + (", …" if len(segmenter.categories) > _CLASSES_SHOWN else "")]),
-    ]  # fmt: skip
+        _section(
+            "Classes",
+            [
+                ", ".join(c.name for c in segmenter.categories[:_CLASSES_SHOWN])
+                + (", …" if len(segmenter.categories) > _CLASSES_SHOWN else "")
+            ],
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(config: Config, licences: Sequence[str]) -> str:
     spdx = licences[0].lower() if len(licences) == 1 else "other"
     lines = [
-        "library_name: transformers", "pipeline_tag: image-segmentation",
+        "library_name: transformers",
+        "pipeline_tag: image-segmentation",
         f"license: {spdx if spdx in _SPDX else 'other'}",
         f"tags: [{', '.join([config.model.method, *(f'{task}-segmentation' for task in config.test.tasks)])}]",
     ]
@@ -162,8 +170,10 @@ def _licence(config: Config, licences: Sequence[str]) -> str:
     started = list(dict.fromkeys(each.licence for each in config.weights))
     if not started:
         return "Not stated: whoever trained these weights has to say."
-    return ("Not stated: whoever trained these weights has to say. If the training started from the released weights "
-            f"of {config.name}, their licence ({' or '.join(started)}) may bind these, too.")  # fmt: skip
+    return (
+        "Not stated: whoever trained these weights has to say. If the training started from the released weights "
+        f"of {config.name}, their licence ({' or '.join(started)}) may bind these, too."
+    )
 
 
 def _section(title: str, paragraphs: Sequence[str]) -> str:

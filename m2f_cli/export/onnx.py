@@ -44,8 +44,22 @@ _READER = "from m2f_cli.structures.rgb import "  # how the line begins in whose 
 
 # What a compiler would not take, or not take rightly: TensorRT fuses GridSample around deformable attention into wrong
 # numbers; sorting more than 3840 numbers, shapes that depend on values and strings it does not have.
-AVOIDED = ("GridSample", "NonZero", "Unique", "Compress", "Loop", "Scan", "If", "SequenceConstruct", "DeformConv",
-           "StringNormalizer", "NonMaxSuppression", "Multinomial", "RandomNormal", "RandomUniform")  # fmt: skip
+AVOIDED = (
+    "GridSample",
+    "NonZero",
+    "Unique",
+    "Compress",
+    "Loop",
+    "Scan",
+    "If",
+    "SequenceConstruct",
+    "DeformConv",
+    "StringNormalizer",
+    "NonMaxSuppression",
+    "Multinomial",
+    "RandomNormal",
+    "RandomUniform",
+)
 
 
 TAKES_ANY_SIZE = hasattr(torch.compiler, "is_exporting")  # torch 2.7; 2.6 wants concrete numbers in resizes
@@ -119,9 +133,14 @@ def _translated(program: torch.export.ExportedProgram, model: Segmenter, options
     try:
         with _quiet():
             translated = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, input_names=[graph.INPUT],
-                output_names=graph.output_names(options), optimize=False, verbose=False,
-            )  # fmt: skip
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[graph.INPUT],
+                output_names=graph.output_names(options),
+                optimize=False,
+                verbose=False,
+            )
             optimize(translated.model, output_size_limit=FOLDED)
             return translated.model_proto
     except torch.onnx.OnnxExporterError as error:
@@ -205,10 +224,11 @@ def _describe(proto: Any, model: Segmenter, described: engines.Description) -> N
         "method": config.model.method,
         "task": ",".join(config.test.tasks),
         "classes": json_text([category.name for category in model.categories]),
-        "mean": json.dumps(config.input.mean), "std": json.dumps(config.input.std),
+        "mean": json.dumps(config.input.mean),
+        "std": json.dumps(config.input.std),
         "object_threshold": str(config.test.object_threshold),
         "overlap_threshold": str(config.test.overlap_threshold),
-    }  # fmt: skip
+    }
     del proto.metadata_props[:]
     for key, value in plain.items():
         proto.metadata_props.add(key=key, value=value)

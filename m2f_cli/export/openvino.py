@@ -92,7 +92,10 @@ def _quantised(converted: Any, model: Segmenter, options: Options) -> Any:
     dataset = nncf.Dataset(pictures, network_input(model, options))
     with contextlib.redirect_stdout(sys.stderr):  # its bars of progress; stdout is for results
         return nncf.quantize(
-            converted, dataset, subset_size=len(pictures), model_type=nncf.ModelType.TRANSFORMER,
+            converted,
+            dataset,
+            subset_size=len(pictures),
+            model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
         )
 

@@ -28,8 +28,12 @@ def quantise_onnx(source: Path, target: Path) -> None:
     quantisation = _quantisation()
     try:
         quantisation.quantize_dynamic(
-            source, target, op_types_to_quantize=list(LINEAR), per_channel=True,
-            weight_type=quantisation.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+            source,
+            target,
+            op_types_to_quantize=list(LINEAR),
+            per_channel=True,
+            weight_type=quantisation.QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
         )
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ExportError(f"onnxruntime cannot quantise {source.name}: {error}") from error
@@ -48,7 +52,11 @@ def open_measured(model: Segmenter, folder: Path, split: str = "val") -> EvalDat
 
 
 def measure(
-    model: Segmenter, exported: Segmenter, data: EvalData, *, limit: int | None = None,
+    model: Segmenter,
+    exported: Segmenter,
+    data: EvalData,
+    *,
+    limit: int | None = None,
     on_start: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """What an export costs: figures of the model and of the file on the same annotated pictures, in percent.

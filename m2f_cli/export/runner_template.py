@@ -102,8 +102,16 @@ def panoptic(class_logits, mask_at, size, about):
         category = categories[labels[query]]
         number = stuff.get(category["id"], len(segments) + 1)
         if number > len(segments):
-            segments.append({"id": number, "category_id": category["id"], "name": category["name"],
-                             "isthing": category["isthing"], "score": float(scores[query]), "area": 0})
+            segments.append(
+                {
+                    "id": number,
+                    "category_id": category["id"],
+                    "name": category["name"],
+                    "isthing": category["isthing"],
+                    "score": float(scores[query]),
+                    "area": 0,
+                }
+            )
             if not category["isthing"]:
                 stuff[category["id"]] = number
         ids[shown] = number
@@ -126,8 +134,17 @@ def instance(class_logits, mask_at, size, about):
     for number, (score, label, inside) in reversed(list(enumerate(sorted(found, key=lambda each: -each[0]), 1))):
         ids[inside] = number
         category = about["categories"][label]
-        segments.insert(0, {"id": number, "category_id": category["id"], "name": category["name"],
-                            "isthing": category["isthing"], "score": score, "area": int(inside.sum())})
+        segments.insert(
+            0,
+            {
+                "id": number,
+                "category_id": category["id"],
+                "name": category["name"],
+                "isthing": category["isthing"],
+                "score": score,
+                "area": int(inside.sum()),
+            },
+        )
     return ids, segments
 
 

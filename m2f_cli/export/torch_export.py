@@ -46,7 +46,10 @@ class TorchExport:
         with graph.deployed(model):
             program = graph.exported_program(model, options)
         described = description_of(
-            model, options, torch=torch.__version__, **{OUTPUTS: graph.output_names(options)},
+            model,
+            options,
+            torch=torch.__version__,
+            **{OUTPUTS: graph.output_names(options)},
             **({COMPILED: "cpu"} if compiled else {}),
         )
         if compiled:

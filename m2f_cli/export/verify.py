@@ -142,8 +142,12 @@ def default_cases(model: Segmenter, exported: Segmenter, pictures: Sequence[Path
     found: list[Case] = []
     for i, size in enumerate(sizes):
         count = fixed or 1 + i % 2
-        real = [_picture(model, size, pictures[(i + j) % len(pictures)]) if pictures else
-                scene(seed + i + j, *size).image_HW3 for j in range(count)]  # fmt: skip
+        real = [
+            _picture(model, size, pictures[(i + j) % len(pictures)])
+            if pictures
+            else scene(seed + i + j, *size).image_HW3
+            for j in range(count)
+        ]
         found.append(Case("picture" if pictures else "scene", [_prepared(each) for each in real]))
         found.append(Case("random", [_prepared(_noise(rng, size)) for _ in range(count)]))
     return found
@@ -178,7 +182,10 @@ def _prepared(image_HWC: np.ndarray) -> Prepared:
 
 
 def compare(
-    model: Segmenter, exported: Segmenter, cases: Sequence[Case], tolerance: Tolerance,
+    model: Segmenter,
+    exported: Segmenter,
+    cases: Sequence[Case],
+    tolerance: Tolerance,
     on_case: Callable[[str], None] | None = None,
 ) -> list[Comparison]:
     """Run both on every case. `exported` is anything with the methods of a `Segmenter`."""
@@ -196,9 +203,15 @@ def compare_case(model: Segmenter, exported: Segmenter, case: Case, tolerance: T
     masks = [torch.stack([stride4(raw.masks).cpu() for raw in raws]) for raws in (expected, found)]
     by_task = {task: _differing_maps(model, exported, expected, found, task) for task in model.tasks}
     return Comparison(
-        case.kind, case.size, len(case.batch), Difference.of(*classes), Difference.of(*masks),
-        _moved(classes, masks, tolerance.logits), by_task, _inside(model, exported, case, expected),
-    )  # fmt: skip
+        case.kind,
+        case.size,
+        len(case.batch),
+        Difference.of(*classes),
+        Difference.of(*masks),
+        _moved(classes, masks, tolerance.logits),
+        by_task,
+        _inside(model, exported, case, expected),
+    )
 
 
 def stride4(masks: MaskLogits) -> Tensor:
@@ -237,8 +250,9 @@ def shown(result: Result) -> Result:
     if not isinstance(result, Instances):
         return result
     kept = np.flatnonzero(result.scores_N >= DEFAULT_SCORE_THRESHOLD)
-    return Instances(result.size, result.categories, result.labels_N[kept], result.scores_N[kept],
-                     [result.rles[i] for i in kept])  # fmt: skip
+    return Instances(
+        result.size, result.categories, result.labels_N[kept], result.scores_N[kept], [result.rles[i] for i in kept]
+    )
 
 
 def differing(expected: Result, found: Result) -> float:

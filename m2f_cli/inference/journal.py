@@ -44,8 +44,11 @@ class Shared:
 SHARED = {
     "coco-panoptic": Shared("panoptic.json", output.write_panoptic_png, output.panoptic_entry),
     "coco-panoptic-zip": Shared(
-        "panoptic.json", output.write_panoptic_png, output.panoptic_entry,
-        pack=server_formats.pack_run, packed=server_formats.PACKED,
+        "panoptic.json",
+        output.write_panoptic_png,
+        output.panoptic_entry,
+        pack=server_formats.pack_run,
+        packed=server_formats.PACKED,
     ),
     "coco-instance": Shared("instances.json", lambda result, stem: [], output.instance_entry),
 }

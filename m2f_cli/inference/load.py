@@ -64,8 +64,15 @@ def load(
         format = choose_precision(precision, chosen)
         notes = [*loaded.notes, *([f"The network runs in {format}."] if precision == "auto" else [])]
         segmenter = Segmenter(
-            loaded.model, loaded.config, loaded.categories, task=task, device=chosen, precision=format,
-            channels_last=channels_last, source=loaded.source, notes=notes,
+            loaded.model,
+            loaded.config,
+            loaded.categories,
+            task=task,
+            device=chosen,
+            precision=format,
+            channels_last=channels_last,
+            source=loaded.source,
+            notes=notes,
         )
     if segmenter.config.test.slide is None:
         return segmenter

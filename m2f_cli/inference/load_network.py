@@ -61,7 +61,10 @@ def _network(checkpoint: Checkpoint, trust_code: bool) -> MaskClassifier:
 
 
 def network_with(
-    config: ModelConfig, num_classes: int, state_for: Callable[[dict[str, Shape]], dict[str, Tensor]], *,
+    config: ModelConfig,
+    num_classes: int,
+    state_for: Callable[[dict[str, Shape]], dict[str, Tensor]],
+    *,
     trust_code: bool = False,
 ) -> MaskClassifier:
     """Make a network of given weights. It takes no memory before its shapes have been found in them.
@@ -174,8 +177,13 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
         model=checkpoint.model,
         input=checkpoint.input or IMAGENET,
         test=TestConfig(
-            tasks=tasks, resize=checkpoint.resize or _usual_resize(checkpoint.format), size_divisor=32,
-            object_threshold=0.8, overlap_threshold=0.8, top_k=100, only_sure_pixels=not maskformer,
+            tasks=tasks,
+            resize=checkpoint.resize or _usual_resize(checkpoint.format),
+            size_divisor=32,
+            object_threshold=0.8,
+            overlap_threshold=0.8,
+            top_k=100,
+            only_sure_pixels=not maskformer,
             semantic_scores="logits" if per_pixel else "probabilities",
         ),
     )
@@ -183,11 +191,8 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
 
 def _usual_resize(file_format: str) -> ResizeConfig:
     """The test size of detectron2 and MMDetection, where nothing says more."""
-    return ResizeConfig(
-        short_edge=800, max_edge=1333, resampling="opencv" if file_format == "openmmlab" else "pillow"
-    )
+    return ResizeConfig(short_edge=800, max_edge=1333, resampling="opencv" if file_format == "openmmlab" else "pillow")
 
 
 def _name_of(source: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(source).name).strip("-") or "model"
-

@@ -90,10 +90,20 @@ class _Job:
 
 
 def predict(
-    segmenter: Any, sources: Iterable[Source], task: Task | None, out: Path, formats: Sequence[str], *,
-    batch: int = 1, workers: int = 2, skip_existing: bool = False, overwrite: bool = False,
-    thresholds: dict[str, float | int | None] | None = None, model: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None, trust_code: bool = False,
+    segmenter: Any,
+    sources: Iterable[Source],
+    task: Task | None,
+    out: Path,
+    formats: Sequence[str],
+    *,
+    batch: int = 1,
+    workers: int = 2,
+    skip_existing: bool = False,
+    overwrite: bool = False,
+    thresholds: dict[str, float | int | None] | None = None,
+    model: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    trust_code: bool = False,
 ) -> Summary:
     """Segment pictures and write the results below `out`, with predictions.json about all of them.
 
@@ -128,9 +138,12 @@ def predict(
     sources = places.claimed(sources, "path")
     sources = list(sources) if is_known else sources
     head = {
-        "schema_version": SCHEMA_VERSION, "model": model or segmenter.source, "task": task,
-        "formats": list(writers), "thresholds": thresholds,
-    }  # fmt: skip
+        "schema_version": SCHEMA_VERSION,
+        "model": model or segmenter.source,
+        "task": task,
+        "formats": list(writers),
+        "thresholds": thresholds,
+    }
     with locked(out, "A prediction"):
         check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
         remove_parts(out)
@@ -151,9 +164,7 @@ class _Run:
     batch: int
     workers: int
 
-    def __call__(
-        self, sources: Iterable[Source], journal: Journal, on_progress: Callable[[Progress], None]
-    ) -> Summary:
+    def __call__(self, sources: Iterable[Source], journal: Journal, on_progress: Callable[[Progress], None]) -> Summary:
         started = time.perf_counter()
         names: list[str] = []
         summary = Summary()
@@ -242,15 +253,25 @@ def contents(result: Result) -> dict[str, list[dict[str, Any]]]:
     """What is in a result, without its pixels: {"segments" | "instances" | "classes": [{"label", "area", …}]}."""
     named = [{"label": category.name, "category_id": category.id} for category in result.categories]
     if isinstance(result, PanopticMap):
-        return {"segments": [
-            {"id": each.id, **named[each.label], "isthing": result.categories[each.label].isthing,
-             "score": round(float(each.score), 4), "area": int(each.area)} for each in result.segments
-        ]}  # fmt: skip
+        return {
+            "segments": [
+                {
+                    "id": each.id,
+                    **named[each.label],
+                    "isthing": result.categories[each.label].isthing,
+                    "score": round(float(each.score), 4),
+                    "area": int(each.area),
+                }
+                for each in result.segments
+            ]
+        }
     if isinstance(result, Instances):
-        return {"instances": [
-            {**named[int(label)], "score": round(float(score), 4), "area": int(coco_mask.area(rle))}
-            for label, score, rle in zip(result.labels_N, result.scores_N, result.rles, strict=True)
-        ]}  # fmt: skip
+        return {
+            "instances": [
+                {**named[int(label)], "score": round(float(score), 4), "area": int(coco_mask.area(rle))}
+                for label, score, rle in zip(result.labels_N, result.scores_N, result.rles, strict=True)
+            ]
+        }
     if isinstance(result, SemanticMap):
         areas = np.bincount(result.labels_HW.ravel(), minlength=len(named))
         return {"classes": [{**named[i], "area": int(areas[i])} for i in range(len(named)) if areas[i]]}

@@ -41,8 +41,13 @@ class Claims:
 
 
 def panoptic(
-    class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, object_threshold: float,
-    overlap_threshold: float, only_sure_pixels: bool = True,
+    class_logits_QK: Tensor,
+    masks: MaskLogits,
+    categories: Categories,
+    *,
+    object_threshold: float,
+    overlap_threshold: float,
+    only_sure_pixels: bool = True,
 ) -> PanopticMap:
     """Every pixel goes to at most one segment (docs/methods/published-behaviour.md#5-1, step 5).
 
@@ -126,7 +131,12 @@ def first_argmax(values_QHW: Tensor) -> Tensor:
 
 
 def instances(
-    class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, top_k: int, only_things: bool,
+    class_logits_QK: Tensor,
+    masks: MaskLogits,
+    categories: Categories,
+    *,
+    top_k: int,
+    only_things: bool,
     score_threshold: float = 0.0,
 ) -> Instances:
     """The best (query, class) pairs as objects; one query may give several classes

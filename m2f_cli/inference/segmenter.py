@@ -144,10 +144,16 @@ class Segmenter:
             )
         padded = tuple(images_BCHW.shape[-2:])
         masks = [
-            MaskLogits(embeds[i], features[i], padded, tuple(picture.pixels_CHW.shape[-2:]), picture.size,
-                       None if offsets is None else offsets[i])
+            MaskLogits(
+                embeds[i],
+                features[i],
+                padded,
+                tuple(picture.pixels_CHW.shape[-2:]),
+                picture.size,
+                None if offsets is None else offsets[i],
+            )
             for i, picture in enumerate(batch)
-        ]  # fmt: skip
+        ]
         return [Raw(*answer) for answer in zip(classes, masks, strict=True)]
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -200,14 +206,18 @@ class Segmenter:
         task = self.check_task(task or self.default_task)
         if task == "panoptic":
             return postprocess.panoptic(
-                raw.class_logits_QK, raw.masks, self.categories,
+                raw.class_logits_QK,
+                raw.masks,
+                self.categories,
                 object_threshold=test.object_threshold if object_threshold is None else object_threshold,
                 overlap_threshold=test.overlap_threshold if overlap_threshold is None else overlap_threshold,
                 only_sure_pixels=test.only_sure_pixels,
             )
         if task == "instance":
             return postprocess.instances(
-                raw.class_logits_QK, raw.masks, self.categories,
+                raw.class_logits_QK,
+                raw.masks,
+                self.categories,
                 top_k=test.top_k if top_k is None else top_k,
                 only_things="panoptic" in test.tasks,
                 score_threshold=DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold,
@@ -219,7 +229,9 @@ class Segmenter:
         """Class scores (classes, rows, W) of a picture at its own size, a band of rows at a time."""
         test = self.config.test
         return postprocess.semantic_scores(
-            raw.class_logits_QK, raw.masks, resize_scores=test.tasks == ("semantic",),
+            raw.class_logits_QK,
+            raw.masks,
+            resize_scores=test.tasks == ("semantic",),
             of_logits=test.semantic_scores == "logits",
         )
 

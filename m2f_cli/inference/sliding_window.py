@@ -88,9 +88,12 @@ class Sliding(Wrapper):
         self.check_task(task or self.default_task)
         first = raw.windows[0][2]
         return best_classes(
-            self.semantic_scores(raw), raw.size, self.categories, maps=sum(first.class_logits_QK.shape),
+            self.semantic_scores(raw),
+            raw.size,
+            self.categories,
+            maps=sum(first.class_logits_QK.shape),
             device=first.masks.device,
-        )  # fmt: skip
+        )
 
     def semantic_scores(self, raw: SlideRaw) -> Band:
         """Class scores (classes, rows, W): summed over the windows, divided by their number, then resized."""

@@ -36,9 +36,7 @@ class View:
     flipped: bool
 
 
-def with_tta(
-    segmenter: Segmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None
-) -> Augmented:
+def with_tta(segmenter: Segmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
     """`segmenter`, with every picture seen in several sizes and mirrored.
 
     Args:

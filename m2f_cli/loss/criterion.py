@@ -93,9 +93,7 @@ class Criterion(nn.Module):
         rand: where random points come from.
     """
 
-    def __init__(
-        self, num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform
-    ):
+    def __init__(self, num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform):
         super().__init__()
         weights_K = torch.tensor([*(class_weights or [1.0] * num_classes), config.no_object_weight])
         self.register_buffer("class_weights_K", weights_K, persistent=False)
@@ -200,10 +198,13 @@ class Criterion(nn.Module):
             losses_2R = self._pair_losses(logits_RHW, target, numbers_R, padded_size)
         else:
             chunks = zip(logits_RHW.split(self.places.chunk), numbers_R.split(self.places.chunk), strict=True)
-            losses_2R = torch.cat([
-                checkpoint(self._pair_losses, few_RHW, target, few_R, padded_size, use_reentrant=False)
-                for few_RHW, few_R in chunks
-            ], dim=1)
+            losses_2R = torch.cat(
+                [
+                    checkpoint(self._pair_losses, few_RHW, target, few_R, padded_size, use_reentrant=False)
+                    for few_RHW, few_R in chunks
+                ],
+                dim=1,
+            )
         return losses_2R.view(2, L, M).sum(2)
 
     def _pair_losses(

@@ -78,8 +78,9 @@ class Matcher:
         return self.class_weight * class_costs_LQN + torch.stack([self._mask_costs(*pair) for pair in compared])
 
     def _mask_costs(self, logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
-        return (self.mask_weight * MASK_COSTS[self.mask_cost](logits_QP, truth_NP)
-                + self.dice_weight * pairwise_dice(logits_QP, truth_NP))
+        return self.mask_weight * MASK_COSTS[self.mask_cost](logits_QP, truth_NP) + self.dice_weight * pairwise_dice(
+            logits_QP, truth_NP
+        )
 
 
 def assign(costs: list[Tensor]) -> Matching:

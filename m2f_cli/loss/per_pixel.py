@@ -53,8 +53,9 @@ class PerPixelCriterion(nn.Module):
         with torch.autocast(labels_BHW.device.type, enabled=False):
             return {
                 # Logits of all classes at full size are large: one layer at a time, and made again for the gradient.
-                f"loss_ce{number}": checkpoint(self._layer_loss, prediction, i, labels_BHW, share_BHW,
-                                               use_reentrant=False)
+                f"loss_ce{number}": checkpoint(
+                    self._layer_loss, prediction, i, labels_BHW, share_BHW, use_reentrant=False
+                )
                 for i, number in enumerate(numbers)
             }
 

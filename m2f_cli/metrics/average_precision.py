@@ -102,16 +102,23 @@ class AveragePrecision:
         figures |= {f"ar{count}": _mean(recall_TKAM[:, :, 0, m]) for m, count in enumerate(self.max_dets)}
         figures |= {f"ar_{size}": _mean(recall_TKAM[:, :, a, last]) for a, size in enumerate(SIZES) if a}
         rows = (
-            {"ap": _mean(precision_TRKA[:, :, k, 0]), "ap50": _mean(precision_TRKA[0, :, k, 0]),
-             "ar": _mean(recall_TKAM[:, k, 0, last]), "objects": self._ranked[label].true[0]}
+            {
+                "ap": _mean(precision_TRKA[:, :, k, 0]),
+                "ap50": _mean(precision_TRKA[0, :, k, 0]),
+                "ar": _mean(recall_TKAM[:, k, 0, last]),
+                "objects": self._ranked[label].true[0],
+            }
             for k, label in enumerate(self.labels)
-        )  # fmt: skip
+        )
         names = [self.categories[label].name for label in self.labels]
         named = {self.prefix + name: value for name, value in figures.items()}
-        return {**named, "per_class": {
-            name: {key if key == "objects" else self.prefix + key: value for key, value in row.items()}
-            for name, row in zip(names, rows, strict=True)
-        }}  # fmt: skip
+        return {
+            **named,
+            "per_class": {
+                name: {key if key == "objects" else self.prefix + key: value for key, value in row.items()}
+                for name, row in zip(names, rows, strict=True)
+            },
+        }
 
     def _curves(self) -> tuple[np.ndarray, np.ndarray]:
         """Precision (IoU thresholds, points of recall, classes, areas) for the last of max_dets and recall

@@ -86,8 +86,10 @@ class _Calibration:
     def _rows(self, scored_X4: np.ndarray) -> list[dict[str, float]]:
         rows = []
         for i, (count, hits, _, scores) in enumerate(scored_X4.reshape(self.bins, -1, 4).sum(1).tolist()):
-            share = {"mean_score": 100 * scores / UNIT / count if count else math.nan,
-                     "precision": 100 * hits / count if count else math.nan}  # fmt: skip
+            share = {
+                "mean_score": 100 * scores / UNIT / count if count else math.nan,
+                "precision": 100 * hits / count if count else math.nan,
+            }
             rows.append({"from": i / self.bins, "to": (i + 1) / self.bins, "count": count, **share})
         return rows
 

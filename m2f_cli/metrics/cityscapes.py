@@ -172,16 +172,22 @@ class CityscapesPixels:
         iiou = {
             name: tools.getInstanceIouScoreForLabel(key, confusion, objects, settings) for name, key in labels.items()
         }
-        groups = {name: {
-            "iou": 100 * tools.getIouScoreForCategory(name, confusion, settings),
-            "iiou": 100 * tools.getInstanceIouScoreForCategory(name, confusion, objects, settings),
-        } for name in tools.category2labels if name != "void"}  # fmt: skip
+        groups = {
+            name: {
+                "iou": 100 * tools.getIouScoreForCategory(name, confusion, settings),
+                "iiou": 100 * tools.getInstanceIouScoreForCategory(name, confusion, objects, settings),
+            }
+            for name in tools.category2labels
+            if name != "void"
+        }
         figures = {
             "iou": 100 * tools.getScoreAverage(iou, settings),
             "iiou": 100 * tools.getScoreAverage(iiou, settings),
-            **{f"{key}_sup": tools.getScoreAverage({name: row[key] for name, row in groups.items()}, settings)
-               for key in ("iou", "iiou")},
-        }  # fmt: skip
+            **{
+                f"{key}_sup": tools.getScoreAverage({name: row[key] for name, row in groups.items()}, settings)
+                for key in ("iou", "iiou")
+            },
+        }
         names = [category.name for category in self.categories]
         per_class = {name: {"iou": 100 * iou[name], "iiou": 100 * iiou[name]} for name in names}
         return {**figures, "per_class": per_class, "tables": {"categories": groups}}
@@ -266,8 +272,10 @@ class CityscapesObjects:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN
             means = tools.computeAverages(tools.evaluateMatches(matches, settings), settings)
-        rows = {name: {"ap": 100 * float(row["ap"]), "ap50": 100 * float(np.squeeze(row["ap50%"]))}
-                for name, row in means["classes"].items()}  # fmt: skip
+        rows = {
+            name: {"ap": 100 * float(row["ap"]), "ap50": 100 * float(np.squeeze(row["ap50%"]))}
+            for name, row in means["classes"].items()
+        }
         things = [category.name for category in self.categories if category.name in rows]
         figures = {"ap": 100 * float(means["allAp"]), "ap50": 100 * float(means["allAp50%"])}
         return {**figures, "per_class": {name: rows[name] for name in things}}
@@ -276,11 +284,17 @@ class CityscapesObjects:
 def _lean(true: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """What the official scoring looks at, of classes that occur."""
     return {
-        "true": {name: [_kept(each, _OF_TRUTH, "matchedPred", _OF_FOUND[:2]) for each in objects]
-                 for name, objects in true.items() if objects},
-        "found": {name: [_kept(each, _OF_FOUND, "matchedGt", _OF_TRUTH) for each in objects]
-                  for name, objects in found.items() if objects},
-    }  # fmt: skip
+        "true": {
+            name: [_kept(each, _OF_TRUTH, "matchedPred", _OF_FOUND[:2]) for each in objects]
+            for name, objects in true.items()
+            if objects
+        },
+        "found": {
+            name: [_kept(each, _OF_FOUND, "matchedGt", _OF_TRUTH) for each in objects]
+            for name, objects in found.items()
+            if objects
+        },
+    }
 
 
 def _kept(entry: Mapping[str, Any], keys: tuple[str, ...], matched: str, of_matched: tuple[str, ...]) -> dict[str, Any]:

@@ -75,8 +75,12 @@ class Ranked:
 
     def state(self) -> dict[str, Any]:
         judged = base64.b64encode(self.judged).decode()
-        return {"true": list(self.true), "per_picture": self.per_picture.tolist(), "scores": self.scores.tolist(),
-                "judged": judged}  # fmt: skip
+        return {
+            "true": list(self.true),
+            "per_picture": self.per_picture.tolist(),
+            "scores": self.scores.tolist(),
+            "judged": judged,
+        }
 
     @classmethod
     def of_state(cls, state: dict[str, Any], most: int) -> Ranked:
@@ -88,9 +92,11 @@ class Ranked:
             KeyError, TypeError, ValueError: the state is damaged.
         """
         ranked = cls(
-            array("d", state["scores"]), array("I", [whole(count, most + 1) for count in state["per_picture"]]),
-            bytearray(base64.b64decode(state["judged"], validate=True)), [whole(count) for count in state["true"]],
-        )  # fmt: skip
+            array("d", state["scores"]),
+            array("I", [whole(count, most + 1) for count in state["per_picture"]]),
+            bytearray(base64.b64decode(state["judged"], validate=True)),
+            [whole(count) for count in state["true"]],
+        )
         count = len(ranked.scores)
         lengths = sum(ranked.per_picture), len(ranked.judged), len(ranked.true)
         if lengths != (count, count * _BYTES, len(SIZES)) or not np.isfinite(ranked.scores).all():
@@ -139,8 +145,12 @@ def judge(found: Objects, true: Objects, overlaps: Overlaps) -> Ranked:
         _match(overlap_FN, crowd_N, ignored_AN, hit_FAT, ignored_FAT)
     bits = np.stack([hit_FAT, ignored_FAT], axis=1).reshape(len(found.areas), 2 * _PLANE)
     counts = array("I", [len(found.areas)] if found.areas else [])
-    return Ranked(array("d", found.scores), counts, bytearray(np.packbits(bits, axis=1).tobytes()),
-                  np.count_nonzero(~ignored_AN, axis=1).tolist())  # fmt: skip
+    return Ranked(
+        array("d", found.scores),
+        counts,
+        bytearray(np.packbits(bits, axis=1).tobytes()),
+        np.count_nonzero(~ignored_AN, axis=1).tolist(),
+    )
 
 
 def _match(

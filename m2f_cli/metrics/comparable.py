@@ -63,9 +63,10 @@ def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
         raise _wrong_kind("objects", "instance or panoptic", truth)
     check_labels((segment.label for segment in truth.segments), len(categories))
     things = [segment for segment in truth.segments if categories[segment.label].isthing]
-    return InstanceTruth(truth.size, [
-        TrueObject(segment.label, _encode(truth.ids_HW == segment.id), segment.iscrowd) for segment in things
-    ])  # fmt: skip
+    return InstanceTruth(
+        truth.size,
+        [TrueObject(segment.label, _encode(truth.ids_HW == segment.id), segment.iscrowd) for segment in things],
+    )
 
 
 def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
@@ -131,8 +132,9 @@ def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
     check_found(labels, len(result.categories))
     segments = [
         Segment(int(label) + 1, int(label), 1.0, int(area))
-        for label, area in zip(labels, areas, strict=True) if label < len(result.categories)
-    ]  # fmt: skip
+        for label, area in zip(labels, areas, strict=True)
+        if label < len(result.categories)
+    ]
     ids_HW = renamed(result.labels_HW, {segment.label: segment.id for segment in segments}, 0, np.int32)
     return PanopticMap(result.size, result.categories, ids_HW, segments)
 

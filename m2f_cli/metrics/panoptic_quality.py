@@ -197,8 +197,14 @@ def _row(iou: float, hits: int, wrong: int, missed: int) -> dict[str, float]:
     if not hits + wrong + missed:
         return {"pq": math.nan, "sq": math.nan, "rq": math.nan, "tp": 0, "fp": 0, "fn": 0}
     weight = hits + 0.5 * wrong + 0.5 * missed
-    return {"pq": iou / weight, "sq": iou / hits if hits else 0.0, "rq": hits / weight,
-            "tp": hits, "fp": wrong, "fn": missed}  # fmt: skip
+    return {
+        "pq": iou / weight,
+        "sq": iou / hits if hits else 0.0,
+        "rq": hits / weight,
+        "tp": hits,
+        "fp": wrong,
+        "fn": missed,
+    }
 
 
 def _mean(shares: Iterable[float]) -> float:

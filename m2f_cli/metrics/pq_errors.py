@@ -78,8 +78,12 @@ class PanopticErrors:
         self._pictures += other._pictures
 
     def state(self) -> State:
-        return {"pictures": self._pictures, "sums": self._sums.state(), "confusion": self._confusion.state(),
-                "worst": self._worst}  # fmt: skip
+        return {
+            "pictures": self._pictures,
+            "sums": self._sums.state(),
+            "confusion": self._confusion.state(),
+            "worst": self._worst,
+        }
 
     def restore(self, state: State) -> None:
         part = self.fresh()
@@ -99,8 +103,13 @@ class PanopticErrors:
         repaired = {kind: _pq(found_K4 + by_kind_EK4[i]) for i, kind in enumerate(KINDS)}
         pq_K = _pq(found_K4)
         losses = {f"pq_lost_{kind}": _mean(repaired[kind]) - _mean(pq_K) for kind in KINDS}
-        tables = {"sizes": self._sizes(sums_ESK4), "confusion": self._pairs(), "worst_pictures": self._worst_pictures(),
-                  "pq": _mean(pq_K), "all_repaired": _mean(_pq(_without_errors(by_kind_EK4)))}  # fmt: skip
+        tables = {
+            "sizes": self._sizes(sums_ESK4),
+            "confusion": self._pairs(),
+            "worst_pictures": self._worst_pictures(),
+            "pq": _mean(pq_K),
+            "all_repaired": _mean(_pq(_without_errors(by_kind_EK4))),
+        }
         per_class = {}
         for label, category in enumerate(self.categories):
             row = {"pq": float(pq_K[label])}
@@ -116,8 +125,13 @@ class PanopticErrors:
         for s, size in enumerate(SIZES):
             own_K4 = sums_ESK4[AS_FOUND, s]
             iou, hits, wrong, missed = own_K4.sum(0).tolist()
-            rows[size] = {"pq": _mean(_pq(own_K4)), "segments": hits + missed, "hits": hits, "wrong": wrong,
-                          "iou_of_hits": 100 * iou / UNIT / hits if hits else math.nan}  # fmt: skip
+            rows[size] = {
+                "pq": _mean(_pq(own_K4)),
+                "segments": hits + missed,
+                "hits": hits,
+                "wrong": wrong,
+                "iou_of_hits": 100 * iou / UNIT / hits if hits else math.nan,
+            }
             for i, kind in enumerate(KINDS):
                 rows[size][f"pq_lost_{kind}"] = _mean(_pq(whole_K4 + sums_ESK4[i, s])) - _mean(_pq(whole_K4))
         return rows
@@ -132,8 +146,9 @@ class PanopticErrors:
         for lost, number, iou, hits, wrong, missed, *errors in self._worst:
             weight = hits + (wrong + missed) / 2
             own = {"number": number, "lost": lost / 2 / UNIT, "pq": 100 * iou / UNIT / weight if weight else math.nan}
-            rows.append({**own, "hits": hits, "wrong": wrong, "missed": missed,
-                         "errors": dict(zip(KINDS, errors, strict=True))})  # fmt: skip
+            rows.append(
+                {**own, "hits": hits, "wrong": wrong, "missed": missed, "errors": dict(zip(KINDS, errors, strict=True))}
+            )
         return rows
 
     def _add(self, number: int, changes: list[Change]) -> None:

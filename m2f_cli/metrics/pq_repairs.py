@@ -116,16 +116,32 @@ def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int
 
 
 def _picture(
-    labels_T: np.ndarray, labels_F: np.ndarray, areas_T: np.ndarray, total_F: np.ndarray, void_F: np.ndarray,
-    overlap_TF: np.ndarray, excused_F: np.ndarray,
-) -> Picture:  # fmt: skip
+    labels_T: np.ndarray,
+    labels_F: np.ndarray,
+    areas_T: np.ndarray,
+    total_F: np.ndarray,
+    void_F: np.ndarray,
+    overlap_TF: np.ndarray,
+    excused_F: np.ndarray,
+) -> Picture:
     areas_F = total_F - void_F
     iou_TF = overlap_TF / np.maximum(areas_T[:, None] + areas_F - overlap_TF, 1)
     same_TF = labels_T[:, None] == labels_F
     hit_TF = same_TF & (iou_TF > 0.5)
     sizes_T, sizes_F = (np.searchsorted(BOUNDS, areas, side="right") for areas in (areas_T, total_F))
-    return Picture(labels_T, labels_F, sizes_T, sizes_F, areas_T, areas_F, overlap_TF, iou_TF, same_TF, hit_TF,
-                   excused_F & ~hit_TF.any(0))  # fmt: skip
+    return Picture(
+        labels_T,
+        labels_F,
+        sizes_T,
+        sizes_F,
+        areas_T,
+        areas_F,
+        overlap_TF,
+        iou_TF,
+        same_TF,
+        hit_TF,
+        excused_F & ~hit_TF.any(0),
+    )
 
 
 def _by_id(segments: list[Any]) -> dict[int, Any]:

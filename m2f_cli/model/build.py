@@ -23,8 +23,16 @@ from .pixel_decoders.deformable import EncoderLayer
 from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 
 # What numbers that fit no constructor lead to, in Python and in torch; a MemoryError is of the kind too.
-_SENSELESS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError,
-              MemoryError)  # fmt: skip
+_SENSELESS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+)
 _RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
@@ -113,7 +121,8 @@ def _called(part: Any, component: Component, given: dict[str, Any]) -> Any:
         if option not in parameters and not takes_any:
             raise unknown_name(f"option of {component.name}", option, parameters)
     missing = [
-        name for name, p in parameters.items()
+        name
+        for name, p in parameters.items()
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in {**options, **given}
     ]
     if missing:

@@ -103,8 +103,16 @@ class ConvNorm(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, norm: Callable[[int], nn.Module], *,
-        stride: int = 1, dilation: int = 1, bias: bool = False, relu: bool = False,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        norm: Callable[[int], nn.Module],
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        relu: bool = False,
     ):
         super().__init__()
         padding = dilation * (kernel // 2)
@@ -161,7 +169,8 @@ class ConvNorm(nn.Module):
 def is_constant(norm: nn.Module) -> bool:
     """Whether a norm does the same to every picture: a batch norm outside training."""
     return isinstance(norm, FrozenBatchNorm) or (
-        isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats)
+        isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats
+    )
 
 
 class GroupNorm(nn.GroupNorm):
@@ -244,9 +253,7 @@ class Attention(nn.Module):
         return self.out_proj(attended_BAQD.transpose(1, 2).flatten(2).to(query_BQC.dtype))
 
 
-def keys_and_values(
-    attentions: Sequence[Attention], key_BSC: Tensor, value_BSC: Tensor
-) -> list[tuple[Tensor, Tensor]]:
+def keys_and_values(attentions: Sequence[Attention], key_BSC: Tensor, value_BSC: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What each of several attentions over the same keys and values makes of them: one product for all of a kind."""
     dim = key_BSC.shape[-1]
 

@@ -53,7 +53,13 @@ def has_statistics() -> bool:
 
 
 def group_norm(
-    x_BCHW: Tensor, groups: int, weight_C: Tensor, bias_C: Tensor, eps: float, *, overwrite: bool = False,
+    x_BCHW: Tensor,
+    groups: int,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    eps: float,
+    *,
+    overwrite: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     """Normalise each group of channels of each image, then scale and shift each channel.

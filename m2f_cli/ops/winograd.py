@@ -31,13 +31,21 @@ MIN_TILES = 256
 
 # Interpolation at 0, 1, -1, 2, -2 and infinity.
 _TILE_TO_PLACES = (
-    (4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1),
-)  # fmt: skip
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
 _KERNEL_TO_PLACES = (
-    (1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
-)  # fmt: skip
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
 _PLACES_TO_RESULT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
@@ -66,7 +74,11 @@ def transformed(weight_OCHW: Tensor) -> Tensor:
 
 
 def conv3x3(
-    x_BCHW: Tensor, weight_OCHW: Tensor, bias_O: Tensor | None = None, *, kernel_PCO: Tensor | None = None,
+    x_BCHW: Tensor,
+    weight_OCHW: Tensor,
+    bias_O: Tensor | None = None,
+    *,
+    kernel_PCO: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """`conv2d` with a kernel of 3x3, stride 1 and padding 1.

@@ -165,7 +165,9 @@ def _write(picture: Image.Image, labels: list[_Label], font_size: int) -> None:
 
 
 def _place(
-    spot: tuple[float, float], size: tuple[float, float], picture: tuple[int, int],
+    spot: tuple[float, float],
+    size: tuple[float, float],
+    picture: tuple[int, int],
     placed: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float] | None:
     """The box (left, top, right, bottom) of a label near its spot, free of the others and inside the picture."""
@@ -190,4 +192,3 @@ def _ink(color: Color) -> Color:
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return BLACK if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else WHITE
-

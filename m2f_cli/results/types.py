@@ -50,7 +50,11 @@ class Result(ABC):
         return drawing.plot(self, self.image if image is None else image)
 
     def save(
-        self, folder: str | Path, formats: str | Sequence[str] = "overlay", *, name: str | None = None,
+        self,
+        folder: str | Path,
+        formats: str | Sequence[str] = "overlay",
+        *,
+        name: str | None = None,
         trust_code: bool = False,
     ) -> list[Path]:
         """Write this result in any of the formats of `m2f predict --save`; returns the files written.

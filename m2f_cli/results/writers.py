@@ -230,10 +230,17 @@ def write_polygons(result: Result, stem: Path) -> list[Path]:
     records = []
     for region in result.regions():
         category = result.categories[region.label]
-        records.append({
-            "label": category.name, "category_id": category.id, "isthing": category.isthing, "score": region.score,
-            "area": region.area, "bbox": region.coco_box, "polygons": polygons(region),
-        })  # fmt: skip
+        records.append(
+            {
+                "label": category.name,
+                "category_id": category.id,
+                "isthing": category.isthing,
+                "score": region.score,
+                "area": region.area,
+                "bbox": region.coco_box,
+                "polygons": polygons(region),
+            }
+        )
     height, width = result.size
     head = {"schema_version": SCHEMA_VERSION, "task": result.task, "width": width, "height": height}
     return write_json(add_suffix(stem, ".json"), {**head, "regions": records})

@@ -39,8 +39,22 @@ _LONGEST_END = 1 << 17  # bytes that the end of a zip takes: its records, and a 
 _LOCAL_HEADER = 30  # bytes before the name of a file in a zip
 _IGNORED = ("__MACOSX/", "PaxHeader/")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"(\xb5/\xfd": "zstd"}
-_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError,
-           AttributeError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)  # fmt: skip
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
 
 
 class Tree(Protocol):
@@ -255,8 +269,9 @@ def refuse_other_content(file: Path, published: str) -> None:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
     if digest.hexdigest() != published:
         hint = "The download is damaged, or of another release: fetch it again."
-        raise DataError(f"{file} has the {digest.name.upper()} {digest.hexdigest()}; {published} is published.",
-                        hint=hint)  # fmt: skip
+        raise DataError(
+            f"{file} has the {digest.name.upper()} {digest.hexdigest()}; {published} is published.", hint=hint
+        )
 
 
 # --- what is in an archive --------------------------------------------------------------------------------------------
@@ -361,8 +376,10 @@ def _zip_index(file: Path) -> dict[str, _ZipMember]:
     total = sum(info.file_size for info in members)
     most = max(FREE_TOTAL, MOST_GROWTH * file.stat().st_size)
     if total > most:
-        raise DataError(f"{file} claims {total:,} bytes unpacked; {most:,} are allowed for its size.",
-                        hint="It may be a decompression bomb.")  # fmt: skip
+        raise DataError(
+            f"{file} claims {total:,} bytes unpacked; {most:,} are allowed for its size.",
+            hint="It may be a decompression bomb.",
+        )
     index: dict[str, _ZipMember] = {}
     for info in members:
         if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):

@@ -114,8 +114,9 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
         raise ConfigError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs.")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would tell of the failure again
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
-    where = LaunchConfig(1, 1, devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-                         max_restarts=0)  # fmt: skip
+    where = LaunchConfig(
+        1, 1, devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
     try:
         elastic_launch(where, sys.executable)("-m", "m2f_cli", *arguments)
     except ChildFailedError as error:

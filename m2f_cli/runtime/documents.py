@@ -20,8 +20,12 @@ MOST_NODES = 200_000  # values of a YAML document, those that aliases repeat cou
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C, where PyYAML has it: five times as fast
-_MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
-          (codecs.BOM_UTF16_BE, "UTF-16"))  # fmt: skip
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
 
 def read_bytes(path: Path, *, largest: int, error: type[M2FError] = DataError) -> bytes:

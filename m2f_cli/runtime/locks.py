@@ -60,8 +60,10 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
         )
     _held.add(descriptor)
     try:
-        write_json(_owner_file(path), {"pid": os.getpid(), "host": socket.gethostname(),
-                                       "since": time.strftime("%Y-%m-%d %H:%M:%S")})  # fmt: skip
+        write_json(
+            _owner_file(path),
+            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")},
+        )
         yield
     finally:
         with contextlib.suppress(OSError):  # a folder that was removed meanwhile

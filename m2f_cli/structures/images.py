@@ -27,9 +27,24 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB of RGB
 MAX_BYTES = 8 * MAX_PIXELS  # of a decoded TIFF: four channels of 16 bits
 
 # What decoders raise on damaged files: Pillow, its plugins and OpenCV raise whatever they come upon.
-DECODER_ERRORS = (ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError,
-                  OSError, RuntimeError, SyntaxError, SystemError, TypeError, ValueError, struct.error, zlib.error,
-                  Warning)  # fmt: skip
+DECODER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
 # The first bytes of files that are mistaken for images, and what to tell their owner.
 _LOOKALIKES = (
     (0, b"%PDF", "a PDF document", "Export its pages as PNG or JPEG first."),

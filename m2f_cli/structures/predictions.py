@@ -92,7 +92,11 @@ class Prediction:
         return (embeds_BQM, None) if self.projection is None else self.projection.of_queries(embeds_BQM)
 
     def render(
-        self, size: tuple[int, int] | None = None, *, image: int | None = None, queries: Tensor | None = None,
+        self,
+        size: tuple[int, int] | None = None,
+        *,
+        image: int | None = None,
+        queries: Tensor | None = None,
         layer: int = -1,
     ) -> Tensor:
         """Mask logits of one layer.

@@ -300,7 +300,11 @@ class CityscapesFile(BaseModel):
 
 
 def read_as(
-    model: type[Model], entry: Any, where: str, *, error: type[M2FError] = DataError,
+    model: type[Model],
+    entry: Any,
+    where: str,
+    *,
+    error: type[M2FError] = DataError,
     hint: str | None = "Export the data again.",
 ) -> Model:
     """An entry by its schema.
@@ -326,7 +330,12 @@ def _explain(reason: ValidationError, entry: Any) -> str:
         return f"has no {name!r}: {shown(entry)}"
     if first["type"] == "extra_forbidden":
         return f"has the unknown key {name!r}"
-    expected = str(first["ctx"]["error"]) if first["type"] == "value_error" else {
-        "list_type": "a list", "tuple_type": "a pair of numbers",
-    }.get(first["type"], first["msg"])
+    expected = (
+        str(first["ctx"]["error"])
+        if first["type"] == "value_error"
+        else {
+            "list_type": "a list",
+            "tuple_type": "a pair of numbers",
+        }.get(first["type"], first["msg"])
+    )
     return f"has the {name} {shown(first['input'])}, which should be {expected}"

@@ -38,8 +38,10 @@ class Target:
         return plane.shape[-2], plane.shape[-1]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Target:
-        moved = (None if x is None else x.to(device, non_blocking=non_blocking)
-                 for x in (self.labels_N, self.masks_NHW, self.owner_HW))
+        moved = (
+            None if x is None else x.to(device, non_blocking=non_blocking)
+            for x in (self.labels_N, self.masks_NHW, self.owner_HW)
+        )
         return Target(*moved)
 
     def masks(self) -> Tensor:

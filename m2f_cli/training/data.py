@@ -37,8 +37,10 @@ def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
     if settings.train is None or settings.train.loss.masks == "per_pixel":
         raise error
     task = error.supported[0]
-    notes.append(f"The preset {settings.name} is for {settings.task} segmentation and these annotations are for "
-                 f"{' or '.join(error.supported)} segmentation: this run's task is {task}.")  # fmt: skip
+    notes.append(
+        f"The preset {settings.name} is for {settings.task} segmentation and these annotations are for "
+        f"{' or '.join(error.supported)} segmentation: this run's task is {task}."
+    )
     augment = settings.train.augment
     if task == "instance":
         limit = {"category_max_area": 1.0}
@@ -68,13 +70,15 @@ def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
 def _open(settings: Config, folder: Path | None, split: str) -> DataSet:
     if folder is not None:
         data = settings.data
-        return open_data(
-            folder, split, task=settings.task, ignore_index=data.ignore_index, label_map=data.label_map
-        )
+        return open_data(folder, split, task=settings.task, ignore_index=data.ignore_index, label_map=data.label_map)
     scenes = settings.data.scenes
     if scenes is not None:
         return synthetic_dataset(
-            split, getattr(scenes, split), size=scenes.size, objects=scenes.objects, difficulty=scenes.difficulty,
+            split,
+            getattr(scenes, split),
+            size=scenes.size,
+            objects=scenes.objects,
+            difficulty=scenes.difficulty,
             task=settings.task,
         )
     raise ConfigError(
@@ -162,10 +166,13 @@ def identity(data: DataSet) -> dict[str, Any]:
         size = tuple(None if edge is None else int(edge) for edge in (record.height, record.width))
         found.update(repr((record.name, size, labels)).encode(errors="surrogatepass"))
     return {
-        "format": data.format, "task": data.task, "classes": [category.name for category in data.categories],
-        "things": [category.isthing for category in data.categories], "images": len(data.records),
+        "format": data.format,
+        "task": data.task,
+        "classes": [category.name for category in data.categories],
+        "things": [category.isthing for category in data.categories],
+        "images": len(data.records),
         "fingerprint": found.hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:

@@ -59,8 +59,14 @@ class InitReport:
 
 
 def initialise(
-    model: MaskClassifier, config: Config, categories: Categories, *, init: str | Path | None = None,
-    progress: Progress | None = None, strict_classes: bool = False, resize_windows: bool = False,
+    model: MaskClassifier,
+    config: Config,
+    categories: Categories,
+    *,
+    init: str | Path | None = None,
+    progress: Progress | None = None,
+    strict_classes: bool = False,
+    resize_windows: bool = False,
     partial: bool = False,
 ) -> InitReport:
     """Fill a freshly made network with what training starts from. It is filled as reported, or left as it is.
@@ -110,7 +116,11 @@ def _from_backbone(model: MaskClassifier, state: Mapping[str, Tensor], source: s
 
 
 def _from_checkpoint(
-    model: MaskClassifier, shapes: Mapping[str, Shape], config: Config, categories: Categories, checkpoint: Checkpoint,
+    model: MaskClassifier,
+    shapes: Mapping[str, Shape],
+    config: Config,
+    categories: Categories,
+    checkpoint: Checkpoint,
     strict_classes: bool,
 ) -> InitReport:
     _refuse_other_heads(checkpoint, config)
@@ -168,8 +178,9 @@ def _query_rows(shapes: Mapping[str, Shape], view: OurView, notes: list[str]) ->
     ours, theirs = shapes[name][0], view[name][0]
     if ours != theirs:
         others = f"the other {ours - theirs} start fresh" if ours > theirs else "the others are left behind"
-        notes.append(f"The file has {theirs} queries, the network {ours}: the first {min(ours, theirs)} are taken, "
-                     f"{others}.")
+        notes.append(
+            f"The file has {theirs} queries, the network {ours}: the first {min(ours, theirs)} are taken, {others}."
+        )
     return {query: [(i, i) for i in range(min(ours, theirs))] for query in QUERIES}
 
 

@@ -53,7 +53,12 @@ class Found:
 
 
 def find_learning_rate(
-    parts: Parts, batches: Iterator[Batch], *, lowest: float = LOWEST, highest: float = HIGHEST, steps: int = STEPS,
+    parts: Parts,
+    batches: Iterator[Batch],
+    *,
+    lowest: float = LOWEST,
+    highest: float = HIGHEST,
+    steps: int = STEPS,
     on_step: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:
     """Raise the learning rate exponentially, a step each, until the loss diverges (Smith 2017, arXiv 1506.01186).
@@ -106,7 +111,10 @@ def _has_diverged(losses: list[float]) -> bool:
 
 
 def search(
-    settings: Config, folder: Path, options: Options, listener: Listener | None = None,
+    settings: Config,
+    folder: Path,
+    options: Options,
+    listener: Listener | None = None,
     on_step: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:
     """The sweep of a run that is not started yet, with its data, first weights and batch; at most its iterations long.

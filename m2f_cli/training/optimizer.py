@@ -66,8 +66,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         raise ConfigError("Every parameter is frozen: there is nothing to train.", hint="Freeze less.")
     optimizer = torch.optim.AdamW(
         [
-            {"params": tensors, "lr": config.learning_rate * setting.multiplier,
-             "weight_decay": setting.weight_decay, "multiplier": setting.multiplier}
+            {
+                "params": tensors,
+                "lr": config.learning_rate * setting.multiplier,
+                "weight_decay": setting.weight_decay,
+                "multiplier": setting.multiplier,
+            }
             for setting, tensors in groups.items()
         ],
         lr=config.learning_rate,

@@ -32,14 +32,24 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
         M2FError: it cannot be written.
     """
     batches = [
-        {"images": b.images_BCHW, "names": b.names,
-         "targets": [{"labels": t.labels_N, "masks": t.masks_NHW, "owner": t.owner_HW} for t in b.targets]}
+        {
+            "images": b.images_BCHW,
+            "names": b.names,
+            "targets": [{"labels": t.labels_N, "masks": t.masks_NHW, "owner": t.owner_HW} for t in b.targets],
+        }
         for b in trouble.batches
     ]
-    state.write(path, {
-        "iteration": trouble.iteration, "losses": trouble.losses, "batches": batches, "model": model.state_dict(),
-        "config": settings.model_dump_json(), "num_classes": model.num_classes,
-    })  # fmt: skip
+    state.write(
+        path,
+        {
+            "iteration": trouble.iteration,
+            "losses": trouble.losses,
+            "batches": batches,
+            "model": model.state_dict(),
+            "config": settings.model_dump_json(),
+            "num_classes": model.num_classes,
+        },
+    )
 
 
 def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> list[tuple[str, str]]:

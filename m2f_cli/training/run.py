@@ -119,8 +119,14 @@ class Run:
         """Write everything that resuming needs, and the weights for use. Only the first process writes."""
         if distributed.rank() == 0:
             now = self.state
-            done = {"iteration": now.iteration, "skipped": now.skipped, "best": now.best, "in_a_row": now.in_a_row,
-                    "evaluated": now.evaluated, "data": self.identity}  # fmt: skip
+            done = {
+                "iteration": now.iteration,
+                "skipped": now.skipped,
+                "best": now.best,
+                "in_a_row": now.in_a_row,
+                "evaluated": now.evaluated,
+                "data": self.identity,
+            }
             is_first = not (self.checkpoints / state.RESUME).is_file()  # weights without it could not go on
             if not is_first:
                 self.save_weights("last")  # before: a run that was killed at its end has nothing more to do but this
@@ -144,9 +150,7 @@ class Run:
             state.set_random_state(tree["random"], self.parts.device)
         else:  # only the first process's is kept; the others must not draw the same numbers
             torch.manual_seed(hash((self.settings.train.seed, done, distributed.rank())) % 2**63)
-        self.state = RunState(
-            done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done)
-        )
+        self.state = RunState(done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done))
         self.saved = done
         if distributed.rank() == 0 and not (self.checkpoints / "last.safetensors").is_file():
             self.save_weights("last")  # the first save was killed between the two files
@@ -173,7 +177,11 @@ class Run:
 
 
 def prepare(
-    settings: Config, folder: Path, options: Options, device: torch.device, listener: Listener,
+    settings: Config,
+    folder: Path,
+    options: Options,
+    device: torch.device,
+    listener: Listener,
     data: Splits | None = None,
 ) -> Run:
     """Make all parts of a run; with `options.resume`, as they were.
@@ -219,8 +227,13 @@ def prepare(
         freeze(model, options.freeze)
     parts = _parts(model, settings, options, device)
     make_loader = functools.partial(
-        training_loader, settings, train_data, rank=distributed.rank(), world=distributed.world_size(),
-        on_error="skip" if options.skip_broken else "raise", pin=device.type == "cuda",
+        training_loader,
+        settings,
+        train_data,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        on_error="skip" if options.skip_broken else "raise",
+        pin=device.type == "cuda",
         trust_code=options.trust_code,
     )
     if options.micro_batch == "auto":
@@ -247,14 +260,16 @@ def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> li
     return []
 
 
-def _initialise(
-    model: nn.Module, settings: Config, data: DataSet, options: Options, listener: Listener
-) -> list[str]:
+def _initialise(model: nn.Module, settings: Config, data: DataSet, options: Options, listener: Listener) -> list[str]:
     if options.init == "random":
         return ["The network starts from random numbers."]
     try:
         report = initialise(
-            model, settings, data.categories, init=options.init, partial=options.init_partial,
+            model,
+            settings,
+            data.categories,
+            init=options.init,
+            partial=options.init_partial,
             progress=listener.on_download,
         )
     except Unreachable as error:
@@ -281,9 +296,7 @@ def _parts(model: nn.Module, settings: Config, options: Options, device: torch.d
     return Parts(config_, model, model, criterion, optimizer, scaler, None, device, 1, options.freeze, piloting)
 
 
-def _measure(
-    parts: Parts, options: Options, batches: Callable[[int], Iterator[Batch]], notes: list[str]
-) -> Options:
+def _measure(parts: Parts, options: Options, batches: Callable[[int], Iterator[Batch]], notes: list[str]) -> Options:
     """The options with the number of pictures that the memory holds instead of "auto"."""
     own = batch_size.share_of(parts.config.batch, distributed.world_size())
     chosen = batch_size.measured_micro_batch(parts, own, batches)
@@ -310,7 +323,11 @@ def _as_it_is() -> Iterator[None]:
 
 
 def start(
-    settings: Config, folder: Path, options: Options, listener: Listener | None = None, command: Sequence[str] = (),
+    settings: Config,
+    folder: Path,
+    options: Options,
+    listener: Listener | None = None,
+    command: Sequence[str] = (),
     data: Splits | None = None,
 ) -> Outcome:
     """Train, in this process or, under torchrun, in this one of several.
@@ -401,10 +418,17 @@ def _write_records(run: Run, command: Sequence[str]) -> None:
     before = read_environment(run.folder / ENVIRONMENT) if run.options.resume else {}
     if not before:
         before = {
-            "m2f": __version__, "torch": torch.__version__, "python": platform.python_version(),
-            "machine": platform.platform(), "device": str(run.parts.device), "processes": distributed.world_size(),
-            "command": list(command), "options": {}, "notes": run.notes, "data": run.identity,
-        }  # fmt: skip
+            "m2f": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "device": str(run.parts.device),
+            "processes": distributed.world_size(),
+            "command": list(command),
+            "options": {},
+            "notes": run.notes,
+            "data": run.identity,
+        }
     if _lasting(before.get("options", {})) != _lasting(options):
         write_json(run.folder / ENVIRONMENT, {**before, "options": options}, indent=2, durable=True)
     if not run.options.resume:  # last: with it, the folder is a run
@@ -440,8 +464,14 @@ def _execute(run: Run, listener: Listener) -> Outcome:
         )
 
     def on_step(step: Step) -> None:
-        values = {**step.losses, "loss": step.total, "lr": step.learning_rate, "gradient_norm": step.gradient_norm,
-                  "images_per_second": step.images / step.seconds, "data_share": step.data_seconds / step.seconds}
+        values = {
+            **step.losses,
+            "loss": step.total,
+            "lr": step.learning_rate,
+            "gradient_norm": step.gradient_norm,
+            "images_per_second": step.images / step.seconds,
+            "data_share": step.data_seconds / step.seconds,
+        }
         run.history.append({"iteration": step.iteration, "loss": step.total})
         for logger in loggers:
             logger.log("train", step.iteration, values)
@@ -478,7 +508,12 @@ def _execute(run: Run, listener: Listener) -> Outcome:
                 if run.state.iteration and _is_to_be_evaluated(run):  # it was stopped in that evaluation
                     on_due(run.state.iteration)
                 ended = train(
-                    run.parts, batches, run.state, on_step=on_step, on_trouble=on_trouble, on_due=on_due,
+                    run.parts,
+                    batches,
+                    run.state,
+                    on_step=on_step,
+                    on_trouble=on_trouble,
+                    on_due=on_due,
                     should_stop=lambda: asked.name is not None,
                 )
             if not ended:
@@ -499,8 +534,13 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             for logger in loggers:
                 logger.close()
     outcome = Outcome(
-        run.folder, run.state.iteration, run.settings.train.iterations, run.state.best, run.state.skipped,
-        time.perf_counter() - began, None if ended else asked.name,
+        run.folder,
+        run.state.iteration,
+        run.settings.train.iterations,
+        run.state.best,
+        run.state.skipped,
+        time.perf_counter() - began,
+        None if ended else asked.name,
     )
     if main:
         draw_curves(run.folder / "metrics.jsonl", run.folder / "curves.png")

@@ -124,7 +124,11 @@ COLORS = ("#1f5fbf", "#c23b22", "#2b8a3e", "#7b3fa0")
 
 
 def _panel(
-    draw: ImageDraw.ImageDraw, top: int, title: str, curves: dict[str, list[tuple[float, float]]], first: float = 0.0,
+    draw: ImageDraw.ImageDraw,
+    top: int,
+    title: str,
+    curves: dict[str, list[tuple[float, float]]],
+    first: float = 0.0,
     x_label: Callable[[float], str] = lambda x: f"{int(x)}",
 ) -> None:
     font = ImageFont.load_default(13)

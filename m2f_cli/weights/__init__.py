@@ -1,9 +1,9 @@
 """Weights: one door, `load`, whatever a reference names and whoever wrote the file.
 
-    load("coco-panoptic-swin-t")             released weights of a preset
-    load("runs/train/nuclei")                a run: its best checkpoint, else its last
-    load("facebook/mask2former-swin-…")      a repository of the Hugging Face hub
-    load("model_final_94dc52.pkl")           detectron2, OpenMMLab, transformers or m2f files and folders
+load("coco-panoptic-swin-t")             released weights of a preset
+load("runs/train/nuclei")                a run: its best checkpoint, else its last
+load("facebook/mask2former-swin-…")      a repository of the Hugging Face hub
+load("model_final_94dc52.pkl")           detectron2, OpenMMLab, transformers or m2f files and folders
 """
 
 from __future__ import annotations

@@ -108,7 +108,12 @@ class _Stated:
 
 
 def _fetch(
-    url: str, part: Path, progress: Progress | None, by_hand: str, *, stated: _Stated = _Stated(),
+    url: str,
+    part: Path,
+    progress: Progress | None,
+    by_hand: str,
+    *,
+    stated: _Stated = _Stated(),
     token: str | None = None,
 ) -> _Stated:
     """Fetch a file into `part`, taking it up again where it was cut; what is known of it now."""
@@ -298,7 +303,10 @@ def _forget(part: Path) -> None:
 
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 WEIGHT_FILES = (  # in order of preference
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 
 

@@ -25,43 +25,78 @@ from .key_tables import HUGGINGFACE
 
 # transformers leaves values out of config.json that equal its defaults; these are the defaults (release 5.23)
 _DEFAULTS: dict[str, Any] = {
-    "feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256, "encoder_feedforward_dim": 1024,
-    "encoder_layers": 6, "decoder_layers": 10, "num_attention_heads": 8, "dim_feedforward": 2048, "num_queries": 100,
+    "feature_size": 256,
+    "mask_feature_size": 256,
+    "hidden_dim": 256,
+    "encoder_feedforward_dim": 1024,
+    "encoder_layers": 6,
+    "decoder_layers": 10,
+    "num_attention_heads": 8,
+    "dim_feedforward": 2048,
+    "num_queries": 100,
 }
 _MASKFORMER_DEFAULTS = {"fpn_feature_size": 256, "mask_feature_size": 256}
 _DETR_DEFAULTS: dict[str, Any] = {
-    "d_model": 256, "num_queries": 100, "decoder_layers": 6, "decoder_attention_heads": 8, "decoder_ffn_dim": 2048,
+    "d_model": 256,
+    "num_queries": 100,
+    "decoder_layers": 6,
+    "decoder_attention_heads": 8,
+    "decoder_ffn_dim": 2048,
     "dropout": 0.1,
 }
 _SWIN_DEFAULTS: dict[str, Any] = {
-    "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "drop_path_rate": 0.1,
+    "embed_dim": 96,
+    "depths": [2, 2, 6, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+    "drop_path_rate": 0.1,
 }
 _RESNET_DEFAULTS: dict[str, Any] = {
-    "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "layer_type": "bottleneck",
+    "embedding_size": 64,
+    "hidden_sizes": [256, 512, 1024, 2048],
+    "depths": [3, 4, 6, 3],
+    "layer_type": "bottleneck",
 }
 # Variants that transformers can express and that no published model is of: what each has to be.
 _FIXED = {
-    "activation_function": "relu", "pre_norm": False, "common_stride": 4, "enforce_input_projection": False,
+    "activation_function": "relu",
+    "pre_norm": False,
+    "common_stride": 4,
+    "enforce_input_projection": False,
     "feature_strides": [4, 8, 16, 32],
 }
 _DETR_FIXED = {"model_type": "detr", "activation_function": "relu"}
 _BACKBONES = {  # what a config.json without a backbone_config means
     "mask2former": {"model_type": "swin", "depths": [2, 2, 18, 2], "drop_path_rate": 0.3},
     "maskformer": {
-        "model_type": "swin", "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32],
-        "window_size": 12, "drop_path_rate": 0.3,
+        "model_type": "swin",
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "window_size": 12,
+        "drop_path_rate": 0.3,
     },
 }
 _SWIN_FIXED = {
-    "patch_size": 4, "num_channels": 3, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu",
-    "use_absolute_embeddings": False, "layer_norm_eps": 1e-5,
+    "patch_size": 4,
+    "num_channels": 3,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "use_absolute_embeddings": False,
+    "layer_norm_eps": 1e-5,
 }
 _RESNET_FIXED = {
-    "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False, "num_channels": 3,
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+    "num_channels": 3,
 }
 _RESNETS = {  # kind of block, blocks of the four stages
-    18: ("basic", [2, 2, 2, 2]), 34: ("basic", [3, 4, 6, 3]),
-    50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3]),
+    18: ("basic", [2, 2, 2, 2]),
+    34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]),
+    101: ("bottleneck", [3, 4, 23, 3]),
 }
 _EXPANSION = {"basic": 1, "bottleneck": 4}  # of a block's width, in what it gives
 # What values of the wrong kind lead to; the ValidationError of pydantic is a ValueError.
@@ -120,14 +155,21 @@ def _model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
         method="mask2former",
         backbone=_backbone(config, source),
         pixel_decoder=Component(
-            name="deformable", dim=number["feature_size"], mask_dim=number["mask_feature_size"],
-            num_layers=number["encoder_layers"], ffn_dim=number["encoder_feedforward_dim"],
-            num_heads=number["num_attention_heads"], num_points=4,
+            name="deformable",
+            dim=number["feature_size"],
+            mask_dim=number["mask_feature_size"],
+            num_layers=number["encoder_layers"],
+            ffn_dim=number["encoder_feedforward_dim"],
+            num_heads=number["num_attention_heads"],
+            num_points=4,
         ),
         decoder=Component(
-            name="masked", dim=number["hidden_dim"], num_queries=number["num_queries"],
+            name="masked",
+            dim=number["hidden_dim"],
+            num_queries=number["num_queries"],
             # transformers counts the prediction on the raw queries, too
-            num_layers=number["decoder_layers"] - 1, num_heads=number["num_attention_heads"],
+            num_layers=number["decoder_layers"] - 1,
+            num_heads=number["num_attention_heads"],
             ffn_dim=number["dim_feedforward"],
         ),
     )
@@ -143,9 +185,13 @@ def _maskformer(config: Mapping[str, Any], source: str) -> ModelConfig:
         backbone=_backbone(config, source),
         pixel_decoder=Component(name="fpn", dim=pyramid["fpn_feature_size"], mask_dim=pyramid["mask_feature_size"]),
         decoder=Component(
-            name="plain", dim=number["d_model"], num_queries=number["num_queries"],
-            num_layers=number["decoder_layers"], num_heads=number["decoder_attention_heads"],
-            ffn_dim=number["decoder_ffn_dim"], dropout=number["dropout"],
+            name="plain",
+            dim=number["d_model"],
+            num_queries=number["num_queries"],
+            num_layers=number["decoder_layers"],
+            num_heads=number["decoder_attention_heads"],
+            ffn_dim=number["decoder_ffn_dim"],
+            dropout=number["dropout"],
         ),
     )
 
@@ -341,10 +387,15 @@ def _to_mask2former_json(model: ModelConfig) -> dict[str, Any]:
         "architectures": ["Mask2FormerForUniversalSegmentation"],
         "model_type": "mask2former",
         "backbone_config": _to_backbone_json(model.backbone),
-        "feature_size": pixel["dim"], "mask_feature_size": pixel["mask_dim"], "hidden_dim": decoder["dim"],
-        "encoder_feedforward_dim": pixel["ffn_dim"], "encoder_layers": pixel["num_layers"],
-        "decoder_layers": decoder["num_layers"] + 1, "num_attention_heads": decoder["num_heads"],
-        "dim_feedforward": decoder["ffn_dim"], "num_queries": decoder["num_queries"],
+        "feature_size": pixel["dim"],
+        "mask_feature_size": pixel["mask_dim"],
+        "hidden_dim": decoder["dim"],
+        "encoder_feedforward_dim": pixel["ffn_dim"],
+        "encoder_layers": pixel["num_layers"],
+        "decoder_layers": decoder["num_layers"] + 1,
+        "num_attention_heads": decoder["num_heads"],
+        "dim_feedforward": decoder["ffn_dim"],
+        "num_queries": decoder["num_queries"],
         **_FIXED,
     }
 
@@ -357,13 +408,19 @@ def _to_maskformer_json(model: ModelConfig) -> dict[str, Any]:
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "model_type": "maskformer",
         "backbone_config": _to_backbone_json(model.backbone),
-        "fpn_feature_size": pixel["dim"], "mask_feature_size": pixel["mask_dim"],
+        "fpn_feature_size": pixel["dim"],
+        "mask_feature_size": pixel["mask_dim"],
         "decoder_config": {
             **_DETR_FIXED,
-            "d_model": decoder["dim"], "num_queries": decoder["num_queries"],
-            "decoder_layers": decoder["num_layers"], "decoder_attention_heads": decoder["num_heads"],
-            "decoder_ffn_dim": decoder["ffn_dim"], "dropout": decoder["dropout"],
-            "attention_dropout": 0.0, "activation_dropout": 0.0, "decoder_layerdrop": 0.0,
+            "d_model": decoder["dim"],
+            "num_queries": decoder["num_queries"],
+            "decoder_layers": decoder["num_layers"],
+            "decoder_attention_heads": decoder["num_heads"],
+            "decoder_ffn_dim": decoder["ffn_dim"],
+            "dropout": decoder["dropout"],
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "decoder_layerdrop": 0.0,
         },
     }
 
@@ -377,8 +434,12 @@ def _to_backbone_json(backbone: Component) -> dict[str, Any]:
     if backbone.name == "resnet" and options["stem"] == "basic":
         block, depths = _RESNETS[options["depth"]]
         widths = [_EXPANSION[block] * options.get("width", 64) * 2**i for i in range(4)]
-        sizes = {"embedding_size": options.get("stem_channels", 64), "hidden_sizes": widths, "depths": depths,
-                 "layer_type": block}  # fmt: skip
+        sizes = {
+            "embedding_size": options.get("stem_channels", 64),
+            "hidden_sizes": widths,
+            "depths": depths,
+            "layer_type": block,
+        }
         return {"model_type": "resnet", **sizes, **_RESNET_FIXED, **stages}
     raise ExportError(f"transformers cannot have this backbone: {backbone.name} {options}.")
 
@@ -392,11 +453,16 @@ def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
         size = {"shortest_edge": resize.short_edge or 800, "longest_edge": resize.max_edge or 1333}
     return {
         "image_processor_type": f"{'Mask' if is_maskformer else 'Mask2'}FormerImageProcessor",
-        "do_resize": bool(resize.fixed or resize.short_edge), "size": size, "resample": 2,
+        "do_resize": bool(resize.fixed or resize.short_edge),
+        "size": size,
+        "resample": 2,
         "size_divisor": max(config.test.size_divisor, 1),
-        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": [round(v / 255, 6) for v in config.input.mean],
         "image_std": [round(v / 255, 6) for v in config.input.std],
-        "ignore_index": 255, "do_reduce_labels": False, "num_labels": len(categories),
+        "ignore_index": 255,
+        "do_reduce_labels": False,
+        "num_labels": len(categories),
     }

@@ -178,8 +178,17 @@ def same_network(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether two configurations hold the same tensors; training settings, batch norm's kind and heads do not count."""
 
     def essence(config: ModelConfig) -> list[Any]:
-        ignored = {"drop_path", "pretrained", "norm", "piloted", "num_levels", "num_points", "dropout",
-                   "deep_supervision", "enforce_input_proj"}
+        ignored = {
+            "drop_path",
+            "pretrained",
+            "norm",
+            "piloted",
+            "num_levels",
+            "num_points",
+            "dropout",
+            "deep_supervision",
+            "enforce_input_proj",
+        }
         parts = (config.backbone, config.pixel_decoder, config.decoder)
         options = [{k: v for k, v in part.options.items() if k not in ignored} for part in parts]
         for part in options[1:]:

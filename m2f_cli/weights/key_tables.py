@@ -105,7 +105,9 @@ DETECTRON2 = Table(
         (r"^sem_seg_head\.predictor\.static_query\.", "sem_seg_head.predictor.query_feat."),
     ),
     harmless=(
-        _CRITERION, _INDEX, _BATCHES,
+        _CRITERION,
+        _INDEX,
+        _BATCHES,
         (r".*\.attn_mask", "a constant of shifted windows"),
         (r"pixel_(mean|std)", "normalisation, which the configuration holds"),
     ),
@@ -226,13 +228,17 @@ HUGGINGFACE = Table(
         (r"\.attention\.k_proj\.", ".attention.self.key."),
         (r"\.attention\.v_proj\.", ".attention.self.value."),
         (r"\.attention\.o_proj\.", ".attention.output.dense."),
-        (r"\.attention\.relative_position_bias\.relative_position_bias_table$",
-         ".attention.self.relative_position_bias_table"),
+        (
+            r"\.attention\.relative_position_bias\.relative_position_bias_table$",
+            ".attention.self.relative_position_bias_table",
+        ),
         (r"\.mlp\.fc1\.", ".intermediate.dense."),
         (r"\.mlp\.fc2\.", ".output.dense."),
     ),
     harmless=(
-        _CRITERION, _INDEX, _BATCHES,
+        _CRITERION,
+        _INDEX,
+        _BATCHES,
         (r"model\.pixel_level_module\.encoder\.layernorm\..*", "the classifier's last norm, which nothing uses"),
     ),
 )
@@ -270,9 +276,7 @@ OPENMMLAB = Table(
             _MM_PIXEL + "encoder.layers.{i}.self_attn.sampling_offsets.{p}",
             layout=_XY,
         ),
-        Rule(
-            "pixel_decoder.layers.{i}.attn.in_proj.{p}", _MM_PIXEL + "encoder.layers.{i}.self_attn.attn.in_proj_{p}"
-        ),
+        Rule("pixel_decoder.layers.{i}.attn.in_proj.{p}", _MM_PIXEL + "encoder.layers.{i}.self_attn.attn.in_proj_{p}"),
         Rule(
             "pixel_decoder.layers.{i}.attn.out_proj.{p}", _MM_PIXEL + "encoder.layers.{i}.self_attn.attn.out_proj.{p}"
         ),
@@ -327,13 +331,18 @@ OPENMMLAB = Table(
         (r"^(decode_head\..*layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
     ),
     maskformer_spellings=(  # there, self-attention comes first
-        (r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.0\.",
-         r"decode_head.\1.self_attn."),
-        (r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.1\.",
-         r"decode_head.\1.cross_attn."),
+        (
+            r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.0\.",
+            r"decode_head.\1.self_attn.",
+        ),
+        (
+            r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.1\.",
+            r"decode_head.\1.cross_attn.",
+        ),
     ),
     harmless=(
-        _INDEX, _BATCHES,
+        _INDEX,
+        _BATCHES,
         (r"decode_head\.conv_seg\..*", "a classifier of the base class, which nothing uses"),
         (r"data_preprocessor\..*", "normalisation, which the configuration holds"),
     ),

@@ -55,28 +55,37 @@ _TORCHVISION = "https://download.pytorch.org/models/"
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 _SWIN_STEMS = (
-    "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window12_384",
-    "swin_base_patch4_window12_384_22k", "swin_large_patch4_window12_384_22k",
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_base_patch4_window12_384",
+    "swin_base_patch4_window12_384_22k",
+    "swin_large_patch4_window12_384_22k",
 )
 
 SOURCES: dict[str, Release] = {
     "resnet18": Release(_TORCHVISION + "resnet18-f37072fd.pth", "BSD-3-Clause", "f37072fd", "IMAGENET1K_V1."),
     "resnet34": Release(_TORCHVISION + "resnet34-b627a593.pth", "BSD-3-Clause", "b627a593", "IMAGENET1K_V1."),
     "resnet50": Release(
-        _TORCHVISION + "resnet50-0676ba61.pth", "BSD-3-Clause", "0676ba61",
+        _TORCHVISION + "resnet50-0676ba61.pth",
+        "BSD-3-Clause",
+        "0676ba61",
         "IMAGENET1K_V1. The published recipes start from R-50, which was made from torchvision's older file "
         "resnet50-19c8e357; this is the same training, serialised anew (timm pull request 2346).",
     ),
     "resnet101": Release(
-        _TORCHVISION + "resnet101-63fe2227.pth", "BSD-3-Clause", "63fe2227",
+        _TORCHVISION + "resnet101-63fe2227.pth",
+        "BSD-3-Clause",
+        "63fe2227",
         "IMAGENET1K_V1. The published recipes convert this very file to R-101.pkl.",
     ),
     "R-50": Release(
-        _DETECTRON2 + "ImageNetPretrained/torchvision/R-50.pkl", "BSD-3-Clause",
+        _DETECTRON2 + "ImageNetPretrained/torchvision/R-50.pkl",
+        "BSD-3-Clause",
         note="The published recipes' file: torchvision's resnet50-19c8e357 under detectron2's names.",
     ),
     "R-103": Release(
-        _DETECTRON2 + "DeepLab/R-103.pkl", "CC-BY-SA-3.0",
+        _DETECTRON2 + "DeepLab/R-103.pkl",
+        "CC-BY-SA-3.0",
         note="ResNet-101 with the deeplab stem (R101c). The licence is that of detectron2's model zoo (UNVERIFIED).",
     ),
     **{stem: Release(f"{_SWIN}{stem}.pth", "MIT") for stem in _SWIN_STEMS},
@@ -100,7 +109,10 @@ def _release_name(backbone: Component, pretrained: str) -> str:
 def _alone(table: Table, name: str, marks: tuple[str, ...], *rules: Rule) -> Table:
     """A whole model's table, for files that leave out "backbone." and have a classifier instead."""
     return dataclasses.replace(
-        table, format=name, marks=marks, rules=(*rules, *table.rules),
+        table,
+        format=name,
+        marks=marks,
+        rules=(*rules, *table.rules),
         spellings=((r"^(?!backbone\.)", BACKBONE),),
         harmless=(*table.harmless, (r"backbone\.(stem\.fc|fc|head|norm)\..*", "the ImageNet classifier")),
     )
@@ -109,8 +121,12 @@ def _alone(table: Table, name: str, marks: tuple[str, ...], *rules: Rule) -> Tab
 BACKBONE_TABLES = (  # the first whose mark is in a file
     _alone(OPENMMLAB, "torchvision", ("layer1.0.",)),
     # timm's Swin merges at the start of a stage, the authors' at the end of the one before
-    _alone(DETECTRON2, "timm Swin", ("layers.3.downsample.",),
-           Rule("backbone.stages.{i}.downsample.{rest}", "backbone.layers.{i+1}.downsample.{rest}")),
+    _alone(
+        DETECTRON2,
+        "timm Swin",
+        ("layers.3.downsample.",),
+        Rule("backbone.stages.{i}.downsample.{rest}", "backbone.layers.{i+1}.downsample.{rest}"),
+    ),
     _alone(DETECTRON2, "Swin or detectron2 ResNet", ("layers.0.blocks.", "stem.conv1.")),
 )
 
@@ -131,7 +147,11 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def load_backbone(
-    backbone: Component, shapes: Mapping[str, Shape], *, resize_windows: bool = False, progress: Progress | None = None,
+    backbone: Component,
+    shapes: Mapping[str, Shape],
+    *,
+    resize_windows: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """The weights that `backbone` names as its `pretrained`, under our names, floating point ones in fp32.
 
@@ -166,7 +186,11 @@ def load_backbone(
 
 
 def load_alone(
-    ref: str | Path, shapes: Mapping[str, Shape], *, resize_windows: bool = False, partial: bool = False,
+    ref: str | Path,
+    shapes: Mapping[str, Shape],
+    *,
+    resize_windows: bool = False,
+    partial: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Tensor] | None:
     """As `load_backbone`, from a name of `SOURCES` or a file of a backbone alone; None where `ref` is neither.
@@ -203,7 +227,11 @@ def _backbone_of(whole: Checkpoint, shapes: Mapping[str, Shape]) -> dict[str, Te
 
 
 def _place(
-    table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], source: str, resize_windows: bool,
+    table: Table,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, Shape],
+    source: str,
+    resize_windows: bool,
     partial: bool = False,
 ) -> dict[str, Tensor]:
     view = OurView(table, tensors)
@@ -219,8 +247,10 @@ def _place(
     try:
         state = to_ours(table, tensors, wanted)
     except WeightsError as error:
-        error.hint = f"They are the backbone of {source}; the network's is described by model.backbone. " \
+        error.hint = (
+            f"They are the backbone of {source}; the network's is described by model.backbone. "
             "Where the file lacks a part on purpose, --init-partial leaves that part fresh."
+        )
         raise
     return _checked(state)
 
@@ -305,7 +335,8 @@ def _from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -
     missing = [ours for ours, name in sources.items() if name not in theirs]
     misshapen = [
         f"{ours} is {tuple(theirs[name].shape)} and should be {tuple(shapes[ours])}"
-        for ours, name in sources.items() if name in theirs and tuple(theirs[name].shape) != tuple(shapes[ours])
+        for ours, name in sources.items()
+        if name in theirs and tuple(theirs[name].shape) != tuple(shapes[ours])
     ]
     refuse(missing, [], misshapen)
     return {ours: theirs[name] for ours, name in sources.items()}

@@ -22,13 +22,33 @@ INDEX_SUFFIX = ".index.json"  # of a Hugging Face file that is cut into shards
 MOST_SHARDS = 10_000
 MOST_TIMES = 8  # a file's tensors may share numbers, but not make more of them than so many times its size
 _PICKLES = (  # of protocols 2 to 5, and dictionaries of protocols 0 and 1
-    b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"ccollections\nOrderedDict\n",
+    b"\x80\x02",
+    b"\x80\x03",
+    b"\x80\x04",
+    b"\x80\x05",
+    b"(dp",
+    b"}q",
+    b"ccollections\nOrderedDict\n",
 )
 # Where training files keep the weights, best first.
 _STATE_KEYS = (
-    "state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights", "params",
-    "ema_state_dict", "model_ema", "ema_model", "ema", "params_ema", "teacher", "student",
-)  # fmt: skip
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "ema_state_dict",
+    "model_ema",
+    "ema_model",
+    "ema",
+    "params_ema",
+    "teacher",
+    "student",
+)
 _DEEPEST_STATE = 3
 
 

@@ -160,7 +160,7 @@ def _table_of(tensors: Mapping[str, Tensor], path: Path) -> Table:
         raise WeightsError(f"{path} holds a backbone alone, such as ImageNet weights, and no whole model.")
     raise WeightsError(
         f"The names in {path} are of no format that m2f knows: {', '.join(present[:3])}, …",
-        hint=f"It knows {', '.join(TABLES)}, also behind a common prefix such as \"model.\".",
+        hint=f'It knows {", ".join(TABLES)}, also behind a common prefix such as "model.".',
     )
 
 

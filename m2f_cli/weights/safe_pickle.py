@@ -150,8 +150,13 @@ def refused(name: str) -> WeightsError:
 
 
 def load(
-    source: Source, start: int = 0, end: int | None = None, *, budget: Budget,
-    storage_of: Callable[[Any], Storage] | None = None, torch_bytes: Callable[[bytes], Any] | None = None,
+    source: Source,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    budget: Budget,
+    storage_of: Callable[[Any], Storage] | None = None,
+    torch_bytes: Callable[[bytes], Any] | None = None,
 ) -> tuple[Any, int]:
     """Read the pickle that begins at `start`.
 
@@ -428,7 +433,8 @@ def _is_plain(value: Any) -> bool:
 _STOP = ord(".")
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _ACTS: dict[int, Callable[[_Machine], Any]] = {
-    opcode[0]: act for opcode, act in {
+    opcode[0]: act
+    for opcode, act in {
         b"\x80": lambda m: m.take(1),  # PROTO
         b"\x95": lambda m: m.take(8),  # FRAME
         b"(": _Machine.mark,
@@ -686,13 +692,26 @@ def _load_from_bytes(machine: _Machine, data: Any) -> Any:
 
 
 STORAGES: dict[str, torch.dtype] = {
-    **{f"torch.{name}Storage": dtype for name, dtype in {
-        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-        "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-        "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-    }.items()},
-    "torch.storage.UntypedStorage": torch.uint8, "torch.UntypedStorage": torch.uint8,
-}  # fmt: skip
+    **{
+        f"torch.{name}Storage": dtype
+        for name, dtype in {
+            "Double": torch.float64,
+            "Float": torch.float32,
+            "Half": torch.float16,
+            "BFloat16": torch.bfloat16,
+            "Long": torch.int64,
+            "Int": torch.int32,
+            "Short": torch.int16,
+            "Char": torch.int8,
+            "Byte": torch.uint8,
+            "Bool": torch.bool,
+            "ComplexFloat": torch.complex64,
+            "ComplexDouble": torch.complex128,
+        }.items()
+    },
+    "torch.storage.UntypedStorage": torch.uint8,
+    "torch.UntypedStorage": torch.uint8,
+}
 _TORCH_TYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _TENSOR_CLASSES = (Name("torch.Tensor"), Name("torch._tensor.Tensor"), Name("torch.nn.parameter.Parameter"))
 _REBUILD: dict[str, Callable[..., Any]] = {
@@ -712,13 +731,21 @@ _CLASSES: dict[str, Callable[..., Any]] = {
     "mmengine.logging.message_hub.MessageHub": _inert,
     "mmengine.config.config.Config": _inert,
     "mmcv.utils.config.Config": _inert,
-    **dict.fromkeys((
-        "mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "addict.addict.Dict",
-        "yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode",
-        "lightning.fabric.utilities.data.AttributeDict", "lightning_fabric.utilities.data.AttributeDict",
-        "pytorch_lightning.utilities.parsing.AttributeDict",
-    ), _inert_dict),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "mmengine.config.config.ConfigDict",
+            "mmcv.utils.config.ConfigDict",
+            "addict.addict.Dict",
+            "yacs.config.CfgNode",
+            "fvcore.common.config.CfgNode",
+            "detectron2.config.config.CfgNode",
+            "lightning.fabric.utilities.data.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+        ),
+        _inert_dict,
+    ),
+}
 _CALLS: dict[str, Callable[..., Any]] = {
     **_CLASSES,
     **_REBUILD,
@@ -740,7 +767,14 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
 }
 # What may be named and never called.
-_MARKERS = frozenset({
-    *STORAGES, *(kind.text for kind in _TENSOR_CLASSES), "numpy.ndarray", "builtins.object", "builtins.dict",
-    "builtins.list", "builtins.int",
-})  # fmt: skip
+_MARKERS = frozenset(
+    {
+        *STORAGES,
+        *(kind.text for kind in _TENSOR_CLASSES),
+        "numpy.ndarray",
+        "builtins.object",
+        "builtins.dict",
+        "builtins.list",
+        "builtins.int",
+    }
+)

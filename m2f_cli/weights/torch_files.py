@@ -57,8 +57,9 @@ def _copied(value: Any, memory: dict[int, Tensor]) -> Any:
         if storage.data_ptr() not in memory:
             memory[storage.data_ptr()] = torch.empty(0, dtype=torch.uint8).set_(storage.clone())
         copy = torch.empty(0, dtype=value.dtype)
-        return copy.set_(memory[storage.data_ptr()].untyped_storage(), value.storage_offset(), value.shape,
-                         value.stride())  # fmt: skip
+        return copy.set_(
+            memory[storage.data_ptr()].untyped_storage(), value.storage_offset(), value.shape, value.stride()
+        )
     if isinstance(value, dict):
         for key in value:
             value[key] = _copied(value[key], memory)

@@ -155,8 +155,13 @@ def _opener() -> urllib.request.OpenerDirector:
     """Without the handlers of files, FTP and data that urllib opens by default."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(), _HttpHandler(), _HttpsHandler(), _Redirects(), urllib.request.UnknownHandler(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
-    ):  # fmt: skip
+        urllib.request.ProxyHandler(),
+        _HttpHandler(),
+        _HttpsHandler(),
+        _Redirects(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
         opener.add_handler(handler)
     return opener

@@ -1,10 +1,10 @@
 """The main job from end to end, offline, on generated pictures: what `m2f demo` does.
 
-    OUT/pictures/NAME.png                          generated scenes that no training sees
-    OUT/truth/NAME.jpg                             what a perfect result looks like
-    OUT/run/                                       a training run of the preset `tiny`; OUT/run is a REF
-    OUT/predict/panoptic, semantic, instance/      what `m2f predict` writes, with that model
-    OUT/index.html                                 all of it on one page
+OUT/pictures/NAME.png                          generated scenes that no training sees
+OUT/truth/NAME.jpg                             what a perfect result looks like
+OUT/run/                                       a training run of the preset `tiny`; OUT/run is a REF
+OUT/predict/panoptic, semantic, instance/      what `m2f predict` writes, with that model
+OUT/index.html                                 all of it on one page
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ class Step:
 
 
 def run(
-    out: Path, pictures: int = 4, *, iterations: int | None = None, on_step: Callable[[Step], None] | None = None,
+    out: Path,
+    pictures: int = 4,
+    *,
+    iterations: int | None = None,
+    on_step: Callable[[Step], None] | None = None,
     listener: training.Listener | None = None,
 ) -> list[Step]:
     """Run the demo. What an earlier one wrote to `out` is replaced; files of others are never touched.

@@ -183,8 +183,11 @@ def _no_gpu(remark: str) -> Finding:
     built_for = " ".join(f"{name} {version}" for name, version in versions.items() if version)
     if built_for:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hint = "Where there is a GPU, see whether nvidia-smi lists it." if visible is None else (
-            f"CUDA_VISIBLE_DEVICES={visible!r} chooses among the GPUs.")  # fmt: skip
+        hint = (
+            "Where there is a GPU, see whether nvidia-smi lists it."
+            if visible is None
+            else (f"CUDA_VISIBLE_DEVICES={visible!r} chooses among the GPUs.")
+        )
         return Finding("devices", "cuda", f"torch is built for {built_for} and sees no GPU", "note", remark or hint)
     if shutil.which("nvidia-smi"):
         hint = "Install a CUDA build of torch to use the NVIDIA GPU."
@@ -343,8 +346,10 @@ def _configuration() -> Iterator[Finding]:
 def _plugins() -> Iterator[Finding]:
     found = {
         entry: package.metadata["Name"]
-        for package in metadata.distributions() for entry in package.entry_points if entry.group.startswith("m2f.")
-    }  # fmt: skip
+        for package in metadata.distributions()
+        for entry in package.entry_points
+        if entry.group.startswith("m2f.")
+    }
     for entry, owner in found.items():
         yield _plugin(entry, owner)
     if not found:

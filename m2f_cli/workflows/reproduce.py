@@ -91,10 +91,15 @@ class Reproduced:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "model": {"name": self.preset, "source": self.source}, "device": self.device, "verdict": self.verdict,
-            "rule": RULE, "images_per_second": self.images_per_second,
-            "checks": [asdict(check) for check in self.checks], "failed": self.failed, "notes": list(self.notes),
-        }  # fmt: skip
+            "model": {"name": self.preset, "source": self.source},
+            "device": self.device,
+            "verdict": self.verdict,
+            "rule": RULE,
+            "images_per_second": self.images_per_second,
+            "checks": [asdict(check) for check in self.checks],
+            "failed": self.failed,
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True)
@@ -171,8 +176,13 @@ def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
 
 
 def reproduce(
-    name: str, options: Options, folder: Path, *, command: Sequence[str] = (),
-    on_start: Callable[[str, int], None] | None = None, on_progress: Callable[[Progress], None] | None = None,
+    name: str,
+    options: Options,
+    folder: Path,
+    *,
+    command: Sequence[str] = (),
+    on_start: Callable[[str, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Reproduced:
     """Evaluate a row as it was published and compare. See `make_ready`, which comes first.
 
@@ -192,14 +202,23 @@ def reproduce(
     speed: float | None = None
     for setting in settings:
         request = Request(
-            preset=name, data=options.data, metrics=metrics_of(preset, multi=setting == MULTI), device=options.device,
-            precision=options.precision, limit=options.limit, workers=options.workers, tta=setting == MULTI,
-        )  # fmt: skip
+            preset=name,
+            data=options.data,
+            metrics=metrics_of(preset, multi=setting == MULTI),
+            device=options.device,
+            precision=options.precision,
+            limit=options.limit,
+            workers=options.workers,
+            tta=setting == MULTI,
+        )
         evaluation = eval_setup.prepare(request, folder / setting)
         if setting == SINGLE:
             speed = pictures_per_second(evaluation)
         outcomes[setting] = eval_setup.execute(
-            evaluation, resume=True, command=command, on_progress=on_progress,
+            evaluation,
+            resume=True,
+            command=command,
+            on_progress=on_progress,
             on_start=lambda count, what=f"{name} {setting}": on_start(what, count) if on_start else None,
         )
     row = _reproduced(preset, outcomes, speed, evaluation)
@@ -278,9 +297,13 @@ def _reproduced(
     device = torch.device(evaluation.run.segmenter.device)
     trees = [outcome.tree for outcome in outcomes.values()]
     return Reproduced(
-        preset.name, trees[0]["model"]["source"], checks(preset, outcomes), speed,
+        preset.name,
+        trees[0]["model"]["source"],
+        checks(preset, outcomes),
+        speed,
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        sum(tree["failed"] for tree in trees), tuple(dict.fromkeys(note for tree in trees for note in tree["notes"])),
+        sum(tree["failed"] for tree in trees),
+        tuple(dict.fromkeys(note for tree in trees for note in tree["notes"])),
     )
 
 

@@ -65,8 +65,9 @@ def test_the_published_order_gives_what_ours_gives(seed, task, alone):
         mine = postprocess.semantic(classes, masks, categories, resize_scores=alone)
         assert (mine.labels_HW != found.labels_HW).sum() <= 2  # ties to the last digit
     elif task == "panoptic":
-        mine = postprocess.panoptic(classes, masks, categories, object_threshold=0.5,
-                                    overlap_threshold=test.overlap_threshold)  # fmt: skip
+        mine = postprocess.panoptic(
+            classes, masks, categories, object_threshold=0.5, overlap_threshold=test.overlap_threshold
+        )
         assert [(s.id, s.label) for s in mine.segments] == [(s.id, s.label) for s in found.segments]
         assert (mine.ids_HW != found.ids_HW).sum() <= 2
     else:
@@ -102,12 +103,16 @@ def done(workload) -> dict[str, np.ndarray]:
     return workload.answer()
 
 
-@pytest.mark.parametrize(("what", "stages"), [
-    ("forward", {"backbone", "pixel decoder", "decoder", "render"}),
-    ("picture", {"preprocess", "backbone", "pixel decoder", "decoder", "render", "post"}),
-    ("predict", {"read", "preprocess", "backbone", "pixel decoder", "decoder", "render", "post", "write"}),
-    ("post", {"render", "post"}), ("load", set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "stages"),
+    [
+        ("forward", {"backbone", "pixel decoder", "decoder", "render"}),
+        ("picture", {"preprocess", "backbone", "pixel decoder", "decoder", "render", "post"}),
+        ("predict", {"read", "preprocess", "backbone", "pixel decoder", "decoder", "render", "post", "write"}),
+        ("post", {"render", "post"}),
+        ("load", set()),
+    ],
+)
 def test_both_sides_do_the_same(segmenter, folder, what, stages):
     from m2f_cli import plugins
 
@@ -132,8 +137,9 @@ def test_predict_at_full_speed_writes_what_the_stages_write(segmenter):
     predict = ours.Predict(dataclasses.replace(CASE, what="predict"), segmenter)
     predict.run(Stages(CPU, live=False))
     predict.run(Stages(CPU, live=True))
-    quick, slow = (sorted(p.name for p in (predict.files[0].parent / f"run-{n}" / "panoptic").glob("*.png"))
-                   for n in (0, 1))  # fmt: skip
+    quick, slow = (
+        sorted(p.name for p in (predict.files[0].parent / f"run-{n}" / "panoptic").glob("*.png")) for n in (0, 1)
+    )
     assert quick == slow == ["picture-000.png", "picture-001.png"]
 
 
@@ -334,25 +340,53 @@ def test_an_exported_file_is_described_as_it_is(segmenter):
 
 def a_tree(case: Case, *, peer: bool = False) -> dict:
     side = {
-        "seconds": [0.5, 0.5], "median": 0.5, "low": 0.4, "high": 0.6, "images_per_second": 2.0, "cpu_seconds": 1.0,
-        "other_cores": None, "joules_per_image": None, "stages": {"backbone": 0.3, "other": 0.1},
-        "memory": {"resident_growth_mib": 512.0, "resident_peak_mib": 1024.0, "device_peak_mib": None,
-                   "device_reserved_mib": None},
-    }  # fmt: skip
+        "seconds": [0.5, 0.5],
+        "median": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "images_per_second": 2.0,
+        "cpu_seconds": 1.0,
+        "other_cores": None,
+        "joules_per_image": None,
+        "stages": {"backbone": 0.3, "other": 0.1},
+        "memory": {
+            "resident_growth_mib": 512.0,
+            "resident_peak_mib": 1024.0,
+            "device_peak_mib": None,
+            "device_reserved_mib": None,
+        },
+    }
     sides = {"m2f": side, **({"huggingface": {**side, "stages": None}} if peer else {})}
     return {
-        "schema_version": 1, "what": case.what, "precision": case.precision, "batch": case.batch, "compile": False,
-        "engine": None, "threads": 1, "rounds": 2, "warm_up": 1, "device": "a cpu", "protocol": "…",
+        "schema_version": 1,
+        "what": case.what,
+        "precision": case.precision,
+        "batch": case.batch,
+        "compile": False,
+        "engine": None,
+        "threads": 1,
+        "rounds": 2,
+        "warm_up": 1,
+        "device": "a cpu",
+        "protocol": "…",
         "model": {"name": case.preset, "source": "", "weights": "random", "parameters": {"backbone": 10**6}},
-        "picture": [64, 96], "network_input": [64, 96], "matmul_peak": 1e9, "share_of_peak": 0.5,
-        "machine": {"allocator": {"name": "glibc", "settings": {}}, "torch": "2", "load_before": 0.1,
-                    "load_after": 0.2, "energy": "not told"},
+        "picture": [64, 96],
+        "network_input": [64, 96],
+        "matmul_peak": 1e9,
+        "share_of_peak": 0.5,
+        "machine": {
+            "allocator": {"name": "glibc", "settings": {}},
+            "torch": "2",
+            "load_before": 0.1,
+            "load_after": 0.2,
+            "energy": "not told",
+        },
         "sides": sides,
         "peer": {"name": "huggingface", "compile": False, "precision": "fp32", "batch": 1} if peer else None,
         "ratio": {"time": {"value": 2.0, "low": 1.9, "high": 2.1, "interval": "95 %"}} if peer else None,
         "difference": {"mask logits": {"largest": 1e-4}} if peer else None,
         "flops": {"backbone": 10**9, "total": 10**9, "not_counted": "…"},
-    }  # fmt: skip
+    }
 
 
 def test_what_people_read():

@@ -13,20 +13,51 @@ from m2f_cli.runtime import allocator
 
 def tree_of(case, options=None) -> dict:
     side = {
-        "seconds": [0.5], "median": 0.5, "low": 0.5, "high": 0.5, "images_per_second": 2.0, "cpu_seconds": 1.0,
-        "other_cores": 0.0, "joules_per_image": None, "stages": None,
-        "memory": {"resident_growth_mib": 512.0, "resident_peak_mib": 512.0, "device_peak_mib": None,
-                   "device_reserved_mib": None},
-    }  # fmt: skip
+        "seconds": [0.5],
+        "median": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "images_per_second": 2.0,
+        "cpu_seconds": 1.0,
+        "other_cores": 0.0,
+        "joules_per_image": None,
+        "stages": None,
+        "memory": {
+            "resident_growth_mib": 512.0,
+            "resident_peak_mib": 512.0,
+            "device_peak_mib": None,
+            "device_reserved_mib": None,
+        },
+    }
     return {
-        "schema_version": 1, "what": case.what, "precision": case.precision, "batch": case.batch,
-        "compile": case.compile, "engine": case.engine, "threads": 1, "rounds": 1, "warm_up": 1, "device": "a cpu",
-        "protocol": "…", "model": {"name": case.preset or "model", "weights": "random", "parameters": {}},
-        "network_input": list(case.size or (64, 96)), "matmul_peak": 1e9, "share_of_peak": None, "sides": {"m2f": side},
-        "machine": {"allocator": {"name": "glibc", "settings": {}}, "torch": "2", "load_before": 0.1,
-                    "load_after": 0.2, "energy": "not told"},
-        "peer": None, "ratio": None, "difference": None, "flops": None,
-    }  # fmt: skip
+        "schema_version": 1,
+        "what": case.what,
+        "precision": case.precision,
+        "batch": case.batch,
+        "compile": case.compile,
+        "engine": case.engine,
+        "threads": 1,
+        "rounds": 1,
+        "warm_up": 1,
+        "device": "a cpu",
+        "protocol": "…",
+        "model": {"name": case.preset or "model", "weights": "random", "parameters": {}},
+        "network_input": list(case.size or (64, 96)),
+        "matmul_peak": 1e9,
+        "share_of_peak": None,
+        "sides": {"m2f": side},
+        "machine": {
+            "allocator": {"name": "glibc", "settings": {}},
+            "torch": "2",
+            "load_before": 0.1,
+            "load_after": 0.2,
+            "energy": "not told",
+        },
+        "peer": None,
+        "ratio": None,
+        "difference": None,
+        "flops": None,
+    }
 
 
 @pytest.fixture
@@ -70,9 +101,14 @@ def test_every_option_arrives(calls, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "keeps"),
-    [("--what predict", True), ("--what forward", False), ("--what forward --keep-memory", True),
-     ("--what predict --no-keep-memory", False), ("--no-keep-memory", False)],
-)  # fmt: skip
+    [
+        ("--what predict", True),
+        ("--what forward", False),
+        ("--what forward --keep-memory", True),
+        ("--what predict --no-keep-memory", False),
+        ("--no-keep-memory", False),
+    ],
+)
 def test_our_side_keeps_memory_as_the_command_does(calls, words, keeps, monkeypatch):
     monkeypatch.setattr(allocator, "is_glibc", lambda: True)
     before, after = (words.split(), ["--what", "predict"]) if words == "--no-keep-memory" else ([], words.split())
@@ -83,8 +119,16 @@ def test_our_side_keeps_memory_as_the_command_does(calls, words, keeps, monkeypa
 def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypatch):
     from m2f_cli.benchmark import quality
 
-    found = {"name": "PQ", "a": 60.0, "b": 59.9, "difference": -0.1, "low": -0.3, "high": 0.2, "pictures": 64,
-             "data": "photos"}  # fmt: skip
+    found = {
+        "name": "PQ",
+        "a": 60.0,
+        "b": 59.9,
+        "difference": -0.1,
+        "low": -0.3,
+        "high": 0.2,
+        "pictures": 64,
+        "data": "photos",
+    }
     asked = []
     monkeypatch.setattr(quality, "check", lambda case, data: None)
     monkeypatch.setattr(quality, "lost", lambda case, data: asked.append((case.precision, str(data))) or found)
@@ -147,18 +191,30 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
     assert (row["preset"], row["measured_fps"], row["measured_on"]) == ("cityscapes-swin-t", 2.0, where)
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ("--what forwards", "Did you mean forward"), ("--against torch", "huggingface"), ("--precision int8", "int8"),
-    ("--engine warp", "warp"), ("--preset a --model b", "exclude each other"), ("--preset all --against huggingface",
-    "without --against"), ("--preset all --what forward", "picture or train"),
-    ("--preset all --size 64 64", "without --size"), ("--preset all --batch 2", "without --batch"),
-    ("--what post --batch 2", "--batch changes nothing about --what post"), ("--what load --size 9 9", "--size"),
-    ("--pictures 2", "It is for --what predict, eval"), ("--source photos", "--what forward"),
-    ("--what load --compile", "--compile"), ("--size 0 64", "--size 0 64: a picture has at least one row"),
-    ("--skip-existing", "is for --preset all"), ("--peer-precision fp32", "is for --against"),
-    ("--against huggingface --peer-precision fp33", "fp33"),
-    ("--what post --against published-compiled", "nothing to compile in --what post"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--what forwards", "Did you mean forward"),
+        ("--against torch", "huggingface"),
+        ("--precision int8", "int8"),
+        ("--engine warp", "warp"),
+        ("--preset a --model b", "exclude each other"),
+        ("--preset all --against huggingface", "without --against"),
+        ("--preset all --what forward", "picture or train"),
+        ("--preset all --size 64 64", "without --size"),
+        ("--preset all --batch 2", "without --batch"),
+        ("--what post --batch 2", "--batch changes nothing about --what post"),
+        ("--what load --size 9 9", "--size"),
+        ("--pictures 2", "It is for --what predict, eval"),
+        ("--source photos", "--what forward"),
+        ("--what load --compile", "--compile"),
+        ("--size 0 64", "--size 0 64: a picture has at least one row"),
+        ("--skip-existing", "is for --preset all"),
+        ("--peer-precision fp32", "is for --against"),
+        ("--against huggingface --peer-precision fp33", "fp33"),
+        ("--what post --against published-compiled", "nothing to compile in --what post"),
+    ],
+)
 def test_what_makes_no_sense_is_said_before_anything_is_measured(calls, capsys, options, words):
     assert cli.run(["bench", *options.split()]) == 2
     assert words in capsys.readouterr().err and not calls

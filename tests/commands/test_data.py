@@ -204,8 +204,10 @@ def test_pictures_that_cannot_be_read_are_replaced(folder, capsys):
 
 
 def test_small_objects_lie_on_top():
-    objects = [TrueObject(0, [np.array([[2, 2], [6, 2], [6, 6], [2, 6]])]),
-               TrueObject(1, [np.array([[0, 0], [20, 0], [20, 20], [0, 20]])], iscrowd=True)]  # fmt: skip
+    objects = [
+        TrueObject(0, [np.array([[2, 2], [6, 2], [6, 6], [2, 6]])]),
+        TrueObject(1, [np.array([[0, 0], [20, 0], [20, 20], [0, 20]])], iscrowd=True),
+    ]
     found = as_result(InstanceTruth((20, 20), objects), ())
     assert [(each.label, each.area) for each in found.segments] == [(1, 400 - 16), (0, 16)]
 

@@ -24,10 +24,13 @@ def run(*arguments):
 
 
 def test_convert_prints_what_is_lost(tmp_path):
-    source = coco_instances(tmp_path / "a", [
-        annotation(1, 1, 3, [rectangle(1, 2, 11, 7)]),
-        annotation(2, 1, 17, [rectangle(1, 2, 11, 7)], iscrowd=1),
-    ])  # fmt: skip
+    source = coco_instances(
+        tmp_path / "a",
+        [
+            annotation(1, 1, 3, [rectangle(1, 2, 11, 7)]),
+            annotation(2, 1, 17, [rectangle(1, 2, 11, 7)], iscrowd=1),
+        ],
+    )
     done = run("convert", source, tmp_path / "b", "--to", "yolo-seg")
     assert done.exit_code == 0, done.output
     assert "coco-instance → yolo-seg, 2 classes" not in done.stdout  # a pipe has no titles
@@ -63,8 +66,17 @@ def test_convert_warns_of_failures(tmp_path):
 
 def test_convert_with_a_label_map_and_objects(tmp_path):
     source = label_maps(tmp_path / "a", [plane((255, 2, 2, 6, 6), (255, 10, 10, 12, 12))], classes="rest\ncell\n")
-    done = run("convert", source, tmp_path / "b", "--to", "coco-instance", "--label-map", "0=rest,255=cell",
-               "--separate", "cell")  # fmt: skip
+    done = run(
+        "convert",
+        source,
+        tmp_path / "b",
+        "--to",
+        "coco-instance",
+        "--label-map",
+        "0=rest,255=cell",
+        "--separate",
+        "cell",
+    )
     assert done.exit_code == 0, done.output
     assert len(open_data(tmp_path / "b", "train").records[0].read_truth().objects) == 2
 
@@ -79,8 +91,11 @@ def test_convert_refuses(tmp_path, arguments):
 def test_label_maps_in_words():
     assert parse_label_map(None) is None
     assert parse_label_map(["0=road,255=", "7=3", " 8 = traffic light "]) == {
-        0: "road", 255: None, 7: 3, 8: "traffic light",
-    }  # fmt: skip
+        0: "road",
+        255: None,
+        7: 3,
+        8: "traffic light",
+    }
     for wrong in ("road", "x=road", "-1=road", ""):
         with pytest.raises(ConfigError, match="VALUE=CLASS"):
             parse_label_map([wrong])

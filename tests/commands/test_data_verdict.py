@@ -115,8 +115,25 @@ def test_the_verdict_is_what_training_does(tmp_path, capsys, name):
     make(tmp_path / "data")
     checked = m2f("data", "check", tmp_path / "data")
     said = capsys.readouterr()
-    trained = m2f("train", "--preset", "tiny", "--init", "random", "--data", tmp_path / "data", "--device", "cpu",
-                  "--out", tmp_path / "run", "--workers", 0, "--set", "train.iterations=1", "--set", "train.batch=2")
+    trained = m2f(
+        "train",
+        "--preset",
+        "tiny",
+        "--init",
+        "random",
+        "--data",
+        tmp_path / "data",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+        "--workers",
+        0,
+        "--set",
+        "train.iterations=1",
+        "--set",
+        "train.batch=2",
+    )
     told = capsys.readouterr()
     assert (checked == 0, trained == 0) == (runs, runs), (said.out[-600:], said.err[-600:], told.err[-600:])
     assert "bug in m2f" not in said.err + told.err

@@ -52,7 +52,11 @@ def test_json(findings, capsys):
     tree = json.loads(capsys.readouterr().out)
     assert (tree["schema_version"], tree["problems"]) == (1, 1)
     assert tree["findings"][2] == {
-        "group": "devices", "name": "cuda", "value": "no GPU", "status": "note", "hint": "See nvidia-smi.",
+        "group": "devices",
+        "name": "cuda",
+        "value": "no GPU",
+        "status": "note",
+        "hint": "See nvidia-smi.",
     }
 
 

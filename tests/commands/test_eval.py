@@ -259,20 +259,23 @@ def test_two_processes_of_torchrun(tmp_path, capsys):
     assert results("two")["per_class"] == results("one")["per_class"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "says"), [
-    (["eval"], 2, "Nothing says what to evaluate"),
-    (["eval", "--metric", "pqq"], 2, "no metric named 'pqq'. Did you mean pq"),
-    (["eval", "--preset", "coco-panoptic-r51"], 2, "Did you mean coco-panoptic-r50"),
-    ([*MINE, "--task", "panoptc"], 2, "no task named 'panoptc'"),
-    ([*MINE, "--task", "instance", "--metric", "pq"], 2, "'pq' is about panoptic results"),
-    ([*MINE, "--max-dets", "300"], 2, "--max-dets is for average precision, which is none of: pq"),
-    ([*MINE, "--set", "model.decoder.num_queries=3"], 2, "no effect on an evaluation. It may change: test, data"),
-    ([*MINE, "--set", "test.top_q=3"], 2, "Did you mean top_k"),
-    ([*MINE, "--data", "nowhere"], 3, "nowhere does not exist"),
-    ([*MINE, "--split", "tets"], 2, "no split named 'tets'"),
-    ([*MINE, "--predictions", "x"], 2, "belong together"),
-    (["eval", "--compare", "a", "b"], 3, "a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["eval"], 2, "Nothing says what to evaluate"),
+        (["eval", "--metric", "pqq"], 2, "no metric named 'pqq'. Did you mean pq"),
+        (["eval", "--preset", "coco-panoptic-r51"], 2, "Did you mean coco-panoptic-r50"),
+        ([*MINE, "--task", "panoptc"], 2, "no task named 'panoptc'"),
+        ([*MINE, "--task", "instance", "--metric", "pq"], 2, "'pq' is about panoptic results"),
+        ([*MINE, "--max-dets", "300"], 2, "--max-dets is for average precision, which is none of: pq"),
+        ([*MINE, "--set", "model.decoder.num_queries=3"], 2, "no effect on an evaluation. It may change: test, data"),
+        ([*MINE, "--set", "test.top_q=3"], 2, "Did you mean top_k"),
+        ([*MINE, "--data", "nowhere"], 3, "nowhere does not exist"),
+        ([*MINE, "--split", "tets"], 2, "no split named 'tets'"),
+        ([*MINE, "--predictions", "x"], 2, "belong together"),
+        (["eval", "--compare", "a", "b"], 3, "a"),
+    ],
+)
 def test_what_is_wrong_is_one_sentence(arguments, code, says, capsys):
     assert cli.run(arguments) == code
     assert says in one_error(capsys)

@@ -76,7 +76,7 @@ def test_every_option_arrives(fake, tmp_path, capsys):
         "--option compile=true --option level=3 --overwrite --trust-code --json"
     )
     assert cli.run(options.split()) == 0
-    (ref, loading), = fake.loads
+    ((ref, loading),) = fake.loads
     assert callable(loading.pop("progress")) and (ref, loading) == ("my/model", {"device": "cpu", "trust_code": True})
     model, given = Fake.seen
     assert (given.size, given.batch, given.precision, given.postprocess) == ((64, 96), None, "fp16", "semantic")
@@ -94,15 +94,18 @@ def test_out_of_tolerance_is_exit_code_5_and_no_file(fake, tmp_path, capsys):
     assert "a.fake is not the model" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    ("--format onx", 2, "no format named 'onx'"),
-    ("--precision fp8", 2, "no precision named 'fp8'"),
-    ("--postprocess panoptc", 2, "no task named 'panoptc'"),
-    ("--batch many", 2, "a number from 1 on, or dynamic, not 'many'"),
-    ("--batch 0", 2, "a number from 1 on"),
-    ("--option fast", 2, "takes key=value, not 'fast'"),
-    ("--limit 5", 2, "--limit is for --measure DIR"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("--format onx", 2, "no format named 'onx'"),
+        ("--precision fp8", 2, "no precision named 'fp8'"),
+        ("--postprocess panoptc", 2, "no task named 'panoptc'"),
+        ("--batch many", 2, "a number from 1 on, or dynamic, not 'many'"),
+        ("--batch 0", 2, "a number from 1 on"),
+        ("--option fast", 2, "takes key=value, not 'fast'"),
+        ("--limit 5", 2, "--limit is for --measure DIR"),
+    ],
+)
 def test_wrong_requests_fail_before_the_model_is_loaded(fake, capsys, arguments, code, message):
     assert cli.run(["export", "--model", "m", "--format", "fake", *arguments.split()]) == code
     assert message in " ".join(capsys.readouterr().err.split()) and fake.loads == []
@@ -110,9 +113,10 @@ def test_wrong_requests_fail_before_the_model_is_loaded(fake, capsys, arguments,
 
 def test_wrong_requests_that_the_model_must_answer(fake, tmp_path, capsys):
     for arguments, message in (
-        ("--size 100 96", "no multiple of 32"), ("--set model.method=x", "no effect on an export"),
+        ("--size 100 96", "no multiple of 32"),
+        ("--set model.method=x", "no effect on an export"),
         ("--out a.onnx", "ends in .fake"),
-    ):  # fmt: skip
+    ):
         assert cli.run(["export", "--model", "m", "--format", "fake", *arguments.split()]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())

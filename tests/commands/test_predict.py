@@ -17,8 +17,18 @@ from m2f_cli.commands.predict import next_folder
 
 def tiff(width, height, bits):
     """A TIFF of three floats per pixel that claims much and holds nothing: OpenCV's assertions fail at some."""
-    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 2),
-               (273, 4, 1, 200), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, 1000), (339, 3, 1, 3)]  # fmt: skip
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 200),
+        (277, 3, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, 1000),
+        (339, 3, 1, 3),
+    ]
     return b"II" + struct.pack("<HIH", 42, 8, 10) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(2000)
 
 
@@ -75,7 +85,7 @@ def test_every_option_arrives(pictures, fake):
         "--score-threshold 0 --top-k 7 --trust-code"
     )
     assert cli.run(options.split()) == 0
-    (ref, loading), = fake.loads
+    ((ref, loading),) = fake.loads
     progress = loading.pop("progress")
     assert callable(progress) and ref == "my/model"
     assert loading == {"task": "instance", "device": "cpu", "precision": "bf16", "trust_code": True, "engine": None}
@@ -144,17 +154,20 @@ def test_paths_on_stdin(pictures, fake, monkeypatch):
     assert [record["name"] for record in predictions(pictures / "out")["predictions"]] == ["c", "a"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    ("in --task panoptc", 2, "no task named 'panoptc'. Did you mean panoptic"),
-    ("in --precision fp8", 2, "no precision named 'fp8'"),
-    ("in --save overlai", 2, "no format named 'overlai'. Did you mean overlay"),
-    ("in --save ,", 2, "names no format"),
-    ("in --task semantic --save coco-instance", 2, "not for semantic"),
-    ("in --object-threshold 1.5", 2, "--object-threshold"),
-    ("gone.jpg", 3, "no file or folder 'gone.jpg'"),
-    ("in/a.png --out in/b.png", 2, "is a file"),
-    ("in --skip-existing --overwrite", 2, "exclude each other"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("in --task panoptc", 2, "no task named 'panoptc'. Did you mean panoptic"),
+        ("in --precision fp8", 2, "no precision named 'fp8'"),
+        ("in --save overlai", 2, "no format named 'overlai'. Did you mean overlay"),
+        ("in --save ,", 2, "names no format"),
+        ("in --task semantic --save coco-instance", 2, "not for semantic"),
+        ("in --object-threshold 1.5", 2, "--object-threshold"),
+        ("gone.jpg", 3, "no file or folder 'gone.jpg'"),
+        ("in/a.png --out in/b.png", 2, "is a file"),
+        ("in --skip-existing --overwrite", 2, "exclude each other"),
+    ],
+)
 def test_wrong_requests_fail_before_the_model_is_loaded(pictures, fake, capsys, arguments, code, message):
     assert cli.run(["predict", *arguments.split()]) == code
     assert message in " ".join(capsys.readouterr().err.split())

@@ -63,9 +63,11 @@ def a_place_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "WARM_UP", 0)
     Path("presets").mkdir()
     coco_panoptic(tmp_path / "data" / "fake", name="val2017", ids_HW=IDS, segments=SEGMENTS)
-    classes = [{"id": 3, "name": "cat", "isthing": True, "color": [1, 2, 3]},
-               {"id": 17, "name": "dog", "isthing": True, "color": [4, 5, 6]},
-               {"id": 200, "name": "sky", "isthing": False, "color": [7, 8, 9]}]  # fmt: skip
+    classes = [
+        {"id": 3, "name": "cat", "isthing": True, "color": [1, 2, 3]},
+        {"id": 17, "name": "dog", "isthing": True, "color": [4, 5, 6]},
+        {"id": 200, "name": "sky", "isthing": False, "color": [7, 8, 9]},
+    ]
     Path("classes.yaml").write_text(yaml.safe_dump({"classes": classes}))
     write_weights(tmp_path / "home" / "weights")
     write_row("row", [{"metric": "pq", "value": 1.0}, {"metric": "miou", "value": 1.0}])
@@ -92,8 +94,15 @@ def test_a_row_that_comes_out_passes(capsys):
     figures = measured(capsys)
     pq, miou = (round(figures[name, "single scale"], 2) for name in ("pq", "miou"))
     assert miou > 0
-    write_row("row", [{"metric": "pq", "value": pq}, {"metric": "miou", "value": round(miou + 0.1, 2)},
-                      {"metric": "box_ap", "value": 40.0}, {"metric": "fps_a100", "value": 9.0}])  # fmt: skip
+    write_row(
+        "row",
+        [
+            {"metric": "pq", "value": pq},
+            {"metric": "miou", "value": round(miou + 0.1, 2)},
+            {"metric": "box_ap", "value": 40.0},
+            {"metric": "fps_a100", "value": 9.0},
+        ],
+    )
     assert cli.run(RUN) == 0
     out = capsys.readouterr().out
     assert f"row\tmIoU\t{miou + 0.1:g}\t{figures['miou', 'single scale']:.2f}\t-0.10\tpass" in out
@@ -187,9 +196,19 @@ def test_rows_that_cannot_be_reproduced():
 
 @pytest.mark.parametrize(
     ("published", "got", "verdict"),
-    [(51.9, 51.84, "pass"), (51.9, 51.75, "pass"), (51.9, 51.74, "FAIL"), (51.9, 52.04, "pass"), (51.9, 52.06, "FAIL"),
-     (83.65, 83.55, "pass"), (83.65, 83.54, "FAIL"), (44.0, 44.1, "pass"), (42.0, 41.6, "FAIL"), (42.0, 42.4, "FAIL")],
-)  # fmt: skip
+    [
+        (51.9, 51.84, "pass"),
+        (51.9, 51.75, "pass"),
+        (51.9, 51.74, "FAIL"),
+        (51.9, 52.04, "pass"),
+        (51.9, 52.06, "FAIL"),
+        (83.65, 83.55, "pass"),
+        (83.65, 83.54, "FAIL"),
+        (44.0, 44.1, "pass"),
+        (42.0, 41.6, "FAIL"),
+        (42.0, 42.4, "FAIL"),
+    ],
+)
 def test_the_rule(published, got, verdict):
     def judged(**more):
         given = {"verified": True, "comparable": True, **more}
@@ -201,9 +220,14 @@ def test_the_rule(published, got, verdict):
 
 
 def test_which_metrics_a_row_needs():
-    wanted = {"coco-instance-r50": ["ap", "boundary-ap"], "cityscapes-instance-r50": ["cityscapes-ap"],
-              "cityscapes-panoptic-r50": ["pq", "cityscapes-ap", "miou"], "coco-panoptic-r50-mmdet": ["pq", "ap"],
-              "cityscapes-swin-l": ["miou"], "maskformer-coco-panoptic-r50-mmdet": ["pq"]}  # fmt: skip
+    wanted = {
+        "coco-instance-r50": ["ap", "boundary-ap"],
+        "cityscapes-instance-r50": ["cityscapes-ap"],
+        "cityscapes-panoptic-r50": ["pq", "cityscapes-ap", "miou"],
+        "coco-panoptic-r50-mmdet": ["pq", "ap"],
+        "cityscapes-swin-l": ["miou"],
+        "maskformer-coco-panoptic-r50-mmdet": ["pq"],
+    }
     assert {name: reproduce.metrics_of(SHIPPED[name]) for name in wanted} == wanted
     assert reproduce.metrics_of(SHIPPED["ade20k-r50-paper"], multi=True) == ["miou"]
     for preset in SHIPPED.values():

@@ -22,8 +22,17 @@ print(json.dumps([code, sorted(set(sys.modules) - before)]))
 """
 # Each takes longer to import than m2f itself: PyTorch's compiler, and libraries of rare options.
 SLOW = (
-    "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision",
-    "scipy.ndimage", "scipy.optimize", "scipy.spatial", "transformers", "timm", "onnxruntime", "matplotlib",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.onnx",
+    "torchvision",
+    "scipy.ndimage",
+    "scipy.optimize",
+    "scipy.spatial",
+    "transformers",
+    "timm",
+    "onnxruntime",
+    "matplotlib",
 )
 
 

@@ -10,12 +10,31 @@ from m2f_cli import cli
 from m2f_cli.config import presets as config
 
 SMALL = [
-    "train", "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "2",
-    *(word for pair in (
-        "data.scenes.train=6", "data.scenes.val=2", "data.scenes.size=[64, 96]", "train.loss.num_points=32",
-        "train.iterations=3", "train.checkpoint_every=2", "train.schedule.warmup_iterations=0",
-    ) for word in ("--set", pair)),
-]  # fmt: skip
+    "train",
+    "--preset",
+    "tiny",
+    "--init",
+    "random",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--batch",
+    "2",
+    *(
+        word
+        for pair in (
+            "data.scenes.train=6",
+            "data.scenes.val=2",
+            "data.scenes.size=[64, 96]",
+            "train.loss.num_points=32",
+            "train.iterations=3",
+            "train.checkpoint_every=2",
+            "train.schedule.warmup_iterations=0",
+        )
+        for word in ("--set", pair)
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,15 @@ CATEGORIES = tuple(Category(10 * i, f"c{i}", i < 3, (i, i, i)) for i in range(6)
 IDS = np.array([[70000, 70000, 9, 9], [0, 33001, 9, 5], [0, 33001, 8, 4]], dtype=np.int32)
 PANOPTIC = PanopticTruth(
     IDS,
-    [TrueSegment(70000, 1), TrueSegment(9, 4), TrueSegment(33001, 1), TrueSegment(5, 2, iscrowd=True),
-     TrueSegment(77, 0), TrueSegment(8, 4)],
-)  # fmt: skip    no segment has the id 4; 77 has no pixel
+    [
+        TrueSegment(70000, 1),
+        TrueSegment(9, 4),
+        TrueSegment(33001, 1),
+        TrueSegment(5, 2, iscrowd=True),
+        TrueSegment(77, 0),
+        TrueSegment(8, 4),
+    ],
+)  # no segment has the id 4; 77 has no pixel
 
 
 def test_panoptic():
@@ -77,7 +83,10 @@ def test_objects():
     assert target.labels_N.tolist() == [2, 0, 5]
     assert target.masks_NHW.dtype == torch.uint8 and target.owner_HW is None
     assert target.masks_NHW[0].tolist() == [
-        [0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1],
     ]
     np.testing.assert_array_equal(target.masks_NHW[1].numpy(), mask)  # it overlaps the first one
     assert target.masks_NHW[2].sum() == 0

@@ -53,8 +53,10 @@ def equal(one: Batch, other: Batch):
     return (
         torch.equal(one.images_BCHW, other.images_BCHW)
         and (one.names, one.position) == (other.names, other.position)
-        and all(torch.equal(a.owner_HW, b.owner_HW) and torch.equal(a.labels_N, b.labels_N)
-                for a, b in zip(one.targets, other.targets, strict=True))
+        and all(
+            torch.equal(a.owner_HW, b.owner_HW) and torch.equal(a.labels_N, b.labels_N)
+            for a, b in zip(one.targets, other.targets, strict=True)
+        )
     )
 
 
@@ -214,8 +216,9 @@ class Truth:
 
 def partly_broken(on_error):
     records = [Record(f"r{i}", None, Truth(), read_image=Broken() if i == 2 else Fine()) for i in range(4)]
-    return TrainingSet(DataSet("fake", "fake", "train", "semantic", CATEGORIES, records), STEPS, "semantic",
-                       on_error=on_error)
+    return TrainingSet(
+        DataSet("fake", "fake", "train", "semantic", CATEGORIES, records), STEPS, "semantic", on_error=on_error
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -262,8 +265,14 @@ def test_the_tiny_preset_gives_batches():
 
 def test_the_configuration_decides():
     tiny = configuration.load(
-        "tiny", ["task=instance", "train.drop_empty=true", "train.group_by_aspect=true", "train.seed=4",
-                 "train.repeat_factor_threshold=1.0"],
+        "tiny",
+        [
+            "task=instance",
+            "train.drop_empty=true",
+            "train.group_by_aspect=true",
+            "train.seed=4",
+            "train.repeat_factor_threshold=1.0",
+        ],
     )
     data = synthetic_dataset(count=8, task="instance")
     empty = [Record("empty", None, Broken(), 160, 240, labels=(4,), read_image=Broken())] * 3

@@ -88,11 +88,22 @@ def test_unknown_formats_and_options_without_use(tmp_path):
         open_data(folder, "val", label_map={0: "cat"})
 
 
-@pytest.mark.parametrize(("stored", "asked"), [
-    ("val2017", "val"), ("val2017", "val2017"), ("val", "validation"), ("validation", "val"), ("valid", "val"),
-    ("train2017", "train"), ("train", "train"), ("training", "train"), ("test2017", "test"), ("val2014", "val"),
-    ("minival", "minival"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("val2017", "val"),
+        ("val2017", "val2017"),
+        ("val", "validation"),
+        ("validation", "val"),
+        ("valid", "val"),
+        ("train2017", "train"),
+        ("train", "train"),
+        ("training", "train"),
+        ("test2017", "test"),
+        ("val2014", "val"),
+        ("minival", "minival"),
+    ],
+)
 def test_splits_under_their_names(tmp_path, stored, asked):
     data = open_data(coco_instances(tmp_path, [], name=stored, pictures=stored), asked)
     assert (data.split, len(data), data.notes) == (asked, 1, ())
@@ -127,11 +138,19 @@ def test_another_package_may_bring_a_format(tmp_path):
     assert open_data(coco_panoptic(tmp_path), "val", format=reader, trust_code=True).task == "panoptic"
 
 
-@pytest.mark.parametrize(("pack", "name"), [
-    ("ade20k_sample/ADEChallengeData2016", "ade20k"), ("camvid", "label-maps"), ("coco_instances", "coco-instance"),
-    ("coco_panoptic_160", "coco-panoptic"), ("coco_panoptic_sample", "coco-panoptic"), ("mapillary_crop", "mapillary"),
-    ("nuclei_dsb2018", "coco-instance"), ("coco_stuff_sample", "label-maps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pack", "name"),
+    [
+        ("ade20k_sample/ADEChallengeData2016", "ade20k"),
+        ("camvid", "label-maps"),
+        ("coco_instances", "coco-instance"),
+        ("coco_panoptic_160", "coco-panoptic"),
+        ("coco_panoptic_sample", "coco-panoptic"),
+        ("mapillary_crop", "mapillary"),
+        ("nuclei_dsb2018", "coco-instance"),
+        ("coco_stuff_sample", "label-maps"),
+    ],
+)
 def test_real_packs_are_recognised(shared_dir, pack, name):
     assert detect(shared_dir / "data" / pack) == name
 

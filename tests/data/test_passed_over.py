@@ -39,20 +39,44 @@ PAIRS = [[2, 1], [12, 1], [12, 9]]
 # --- forms of polygons ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("segmentation", "expected"), [
-    ([FLAT], [FLAT]), (PAIRS, [FLAT]), ([PAIRS], [FLAT]), ([FLAT, PAIRS], [FLAT, FLAT]),
-    ([*PAIRS, FLAT], [FLAT, FLAT]), ([FLAT, *PAIRS], [FLAT, FLAT]), ([list(map(str, FLAT))], [FLAT]),
-    ([[2, 1, 5, 5], FLAT], [FLAT]), ([[]], []), ([[1, 2, 3, 4]], []), ([[1, 2], [3, 4]], []), ([[], FLAT], [FLAT]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        ([FLAT], [FLAT]),
+        (PAIRS, [FLAT]),
+        ([PAIRS], [FLAT]),
+        ([FLAT, PAIRS], [FLAT, FLAT]),
+        ([*PAIRS, FLAT], [FLAT, FLAT]),
+        ([FLAT, *PAIRS], [FLAT, FLAT]),
+        ([list(map(str, FLAT))], [FLAT]),
+        ([[2, 1, 5, 5], FLAT], [FLAT]),
+        ([[]], []),
+        ([[1, 2, 3, 4]], []),
+        ([[1, 2], [3, 4]], []),
+        ([[], FLAT], [FLAT]),
+    ],
+)
 def test_polygons_in_all_forms(segmentation, expected):
     found = parse_shape(segmentation, SIZE, "it")
     assert [points_P2.ravel().tolist() for points_P2 in found] == expected
 
 
-@pytest.mark.parametrize("segmentation", [
-    FLAT, [FLAT, 5], [[1, 2, 3]], [[[1, 2, 3, 4], [5, 6, 7, 8]]], [[{"x": 1}]], "2 1 12 1 12 9", 7, {}, [None],
-    [[1, 2, float("nan"), 4, 5, 6]], [[float("nan"), 1]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        FLAT,
+        [FLAT, 5],
+        [[1, 2, 3]],
+        [[[1, 2, 3, 4], [5, 6, 7, 8]]],
+        [[{"x": 1}]],
+        "2 1 12 1 12 9",
+        7,
+        {},
+        [None],
+        [[1, 2, float("nan"), 4, 5, 6]],
+        [[float("nan"), 1]],
+    ],
+)
 def test_polygons_that_are_none(segmentation):
     with pytest.raises(DataError, match="it"):
         parse_shape(segmentation, SIZE, "it")
@@ -69,9 +93,12 @@ def test_all_forms_of_a_polygon_cover_the_same_pixels():
 # --- counted and named ------------------------------------------------------------------------------------------------
 
 ROWS = [
-    annotation(1, 1, 3, [FLAT]), annotation(2, 1, 3, PAIRS), annotation(3, 1, 3, [[]]),
-    annotation(4, 1, 3, [[1, 1, 5, 5]]), annotation(5, 1, 17, [FLAT, [1, 1, 2, 2]]),
-]  # fmt: skip
+    annotation(1, 1, 3, [FLAT]),
+    annotation(2, 1, 3, PAIRS),
+    annotation(3, 1, 3, [[]]),
+    annotation(4, 1, 3, [[1, 1, 5, 5]]),
+    annotation(5, 1, 17, [FLAT, [1, 1, 2, 2]]),
+]
 SENTENCE = (
     "Passed over: objects without a polygon of three points or more (2, such as instances_train2017.json: annotation 3 "
     "of 1.jpg: [[]], instances_train2017.json: annotation 4 of 1.jpg: [[1, 1, 5, 5]]); parts of objects that are fewer "
@@ -94,17 +121,36 @@ def test_the_reader_counts_and_names(folder):
 
 
 def test_every_command_says_it(folder, capsys, tmp_path):
-    (finding,) = [f for f in report(*open_splits(lambda split: open_data(folder, split))).findings
-                  if f.kind == "passed-over"]  # fmt: skip
+    (finding,) = [
+        f for f in report(*open_splits(lambda split: open_data(folder, split))).findings if f.kind == "passed-over"
+    ]
     assert (finding.level, finding.message) == ("warning", SENTENCE)
     assert inspect(open_data(folder, "train")).to_dict()["passed_over"][0]["count"] == 2
     assert SENTENCE in convert(folder, tmp_path / "out", "coco-instance").notes
     assert cli.run(["data", "check", str(folder)]) == 0
     assert SENTENCE in capsys.readouterr().out
-    for command in (["data", "view", str(folder), "--out", str(tmp_path / "v.png")],
-                    ["train", "--preset", "tiny", "--init", "random", "--data", str(folder), "--out",
-                     str(tmp_path / "run"), "--set", "train.iterations=1", "--set", "train.batch=2", "--workers", "0",
-                     "--device", "cpu"]):  # fmt: skip
+    for command in (
+        ["data", "view", str(folder), "--out", str(tmp_path / "v.png")],
+        [
+            "train",
+            "--preset",
+            "tiny",
+            "--init",
+            "random",
+            "--data",
+            str(folder),
+            "--out",
+            str(tmp_path / "run"),
+            "--set",
+            "train.iterations=1",
+            "--set",
+            "train.batch=2",
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+        ],
+    ):
         assert cli.run(command) == 0, command
         assert "objects without a polygon of three points or more (2, such as" in capsys.readouterr().err
 
@@ -120,16 +166,21 @@ def test_predictions_are_compared_with_what_is_left_and_that_is_said(folder, cap
 def test_labelme_shapes_without_area(tmp_path):
     square = {"label": "cat", "points": [[2, 2], [9, 2], [9, 9], [2, 9]]}
     shapes = [
-        {**square, "shape_type": "polygon"}, {**square, "shape_type": "oriented_rectangle"},
-        {**square, "shape_type": "point", "points": [[1, 1]]}, {**square, "shape_type": "linestrip"},
-        {**square, "shape_type": "polygon", "points": [[1, 1], [2, 2]]}, {**square, "label": "__ignore__"},
-    ]  # fmt: skip
+        {**square, "shape_type": "polygon"},
+        {**square, "shape_type": "oriented_rectangle"},
+        {**square, "shape_type": "point", "points": [[1, 1]]},
+        {**square, "shape_type": "linestrip"},
+        {**square, "shape_type": "polygon", "points": [[1, 1], [2, 2]]},
+        {**square, "label": "__ignore__"},
+    ]
     data = open_data(labelme(tmp_path, shapes), "train")
     assert len(data.records[0].read_truth().objects) == 2
     assert dict(data.passed_over.counts) == {
-        "shapes of the type 'point'": 1, "shapes of the type 'linestrip'": 1,
-        "polygons of fewer than three points": 1, "shapes of the label __ignore__": 1,
-    }  # fmt: skip
+        "shapes of the type 'point'": 1,
+        "shapes of the type 'linestrip'": 1,
+        "polygons of fewer than three points": 1,
+        "shapes of the label __ignore__": 1,
+    }
     assert "shape 2 of" in data.passed_over.sentence
     assert data.passed_over.sentence in data.notes
 
@@ -203,10 +254,31 @@ def test_an_outline_of_absurd_length():
     check_polygons([zigzag[: len(zigzag) // 4]], (4000, 4000), "it")
 
 
-@pytest.mark.parametrize("counts", [
-    "zzzz", "\x00", "0X", "P", "é", "o" * 5000, "01 2", b"\xff", "1\n", [600, -1, 1], [1e300], [10**30, 1],
-    [0.5, 599.5], [[600]], [None], ["x"], {}, None, [2**63 - 1, 2**63 - 1, 602], [True, 599],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "zzzz",
+        "\x00",
+        "0X",
+        "P",
+        "é",
+        "o" * 5000,
+        "01 2",
+        b"\xff",
+        "1\n",
+        [600, -1, 1],
+        [1e300],
+        [10**30, 1],
+        [0.5, 599.5],
+        [[600]],
+        [None],
+        ["x"],
+        {},
+        None,
+        [2**63 - 1, 2**63 - 1, 602],
+        [True, 599],
+    ],
+)
 def test_damaged_run_lengths_never_reach_the_c_code(counts, monkeypatch):
     monkeypatch.setattr(coco_mask, "frPyObjects", lambda *_: pytest.fail("the C code trusts its input"))
     with pytest.raises(DataError, match="it"):
@@ -239,8 +311,13 @@ def test_anchors_that_multiply_are_refused(tmp_path, kind):
         write_picture(tmp_path / "images/train/0.jpg")
         write_picture(tmp_path / "labels/train/0.png")
         (tmp_path / "classes.yaml").write_text(f"{BOMB}classes: *j\n")
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+    )
     assert done.returncode == 2, done.stderr[-500:]
     assert "counting what its aliases repeat" in done.stderr
 
@@ -278,8 +355,13 @@ def test_splits_with_capitals(tmp_path):
 
 @pytest.mark.parametrize("options", [[], ["--split", "default"]])
 def test_the_only_split_is_shared_out(tmp_path, options):
-    coco_instances(tmp_path / "data", [annotation(1, 1, 3, [FLAT]), annotation(2, 2, 3, [FLAT])], name="default",
-                   pictures="images/default", count=2)  # fmt: skip
+    coco_instances(
+        tmp_path / "data",
+        [annotation(1, 1, 3, [FLAT]), annotation(2, 2, 3, [FLAT])],
+        name="default",
+        pictures="images/default",
+        count=2,
+    )
     arguments = ["data", "split", str(tmp_path / "data"), str(tmp_path / "out"), "--val", "0.5", *options]
     assert cli.run(arguments) == 0
     assert [len(open_data(tmp_path / "out", split)) for split in ("train", "val")] == [1, 1]

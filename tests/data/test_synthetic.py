@@ -22,11 +22,14 @@ def checksums(made):
     return zlib.crc32(made.image_HW3.tobytes()), zlib.crc32(made.ids_HW.astype("<i4").tobytes())
 
 
-@pytest.mark.parametrize(("arguments", "options", "expected"), [
-    ((0,), {}, (2187166188, 4237726677)),
-    ((7, 97, 131), {"difficulty": 1.0}, (3472196027, 3811123267)),
-    ((3, 700, 500), {"objects": (20, 20)}, (3817405431, 608668008)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "options", "expected"),
+    [
+        ((0,), {}, (2187166188, 4237726677)),
+        ((7, 97, 131), {"difficulty": 1.0}, (3472196027, 3811123267)),
+        ((3, 700, 500), {"objects": (20, 20)}, (3817405431, 608668008)),
+    ],
+)
 def test_the_same_picture_on_every_platform(arguments, options, expected):
     """Computed with OpenCV 4.10 and 5.0. If a change of the drawing is meant, put the new numbers here."""
     assert checksums(scene(*arguments, **options)) == expected
@@ -38,7 +41,10 @@ def test_seeds_differ():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 2**63), height=st.integers(16, 150), width=st.integers(16, 150), most=st.integers(0, 12),
+    seed=st.integers(0, 2**63),
+    height=st.integers(16, 150),
+    width=st.integers(16, 150),
+    most=st.integers(0, 12),
     difficulty=st.floats(0, 1),
 )
 def test_every_pixel_belongs_to_exactly_one_segment(seed, height, width, most, difficulty):
@@ -61,7 +67,10 @@ def test_the_number_of_objects_is_in_range():
 @pytest.mark.parametrize("name", THINGS)
 def test_a_shape_has_the_area_and_the_place_that_geometry_gives(name):
     shares = {
-        "circle": np.pi, "triangle": 3 * 3**0.5 / 4, "rectangle": 4 * 0.62, "star": 10 * 0.42 * np.sin(np.pi / 5) / 2,
+        "circle": np.pi,
+        "triangle": 3 * 3**0.5 / 4,
+        "rectangle": 4 * 0.62,
+        "star": 10 * 0.42 * np.sin(np.pi / 5) / 2,
     }
     turn = np.array([[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]])
     top, left, cover_hw = synthetic._cover(synthetic.OUTLINES[name] @ turn * 60 + (80.3, 90.6), margin=3)
@@ -134,12 +143,15 @@ def test_objects_that_are_nearly_hidden_are_left_out():
     assert synthetic._visible([behind, aside, front, outside], 20, 20) == [aside, front]
 
 
-@pytest.mark.parametrize(("arguments", "options", "message"), [
-    ((0, 15, 100), {}, "16 x 16 pixels, not 15 x 100"),
-    ((0,), {"objects": (5, 4)}, r"\(5, 4\)"),
-    ((0,), {"objects": (-1, 4)}, r"\(-1, 4\)"),
-    ((0,), {"difficulty": 1.1}, "1.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((0, 15, 100), {}, "16 x 16 pixels, not 15 x 100"),
+        ((0,), {"objects": (5, 4)}, r"\(5, 4\)"),
+        ((0,), {"objects": (-1, 4)}, r"\(-1, 4\)"),
+        ((0,), {"difficulty": 1.1}, "1.1"),
+    ],
+)
 def test_wrong_arguments(arguments, options, message):
     with pytest.raises(ConfigError, match=message):
         scene(*arguments, **options)

@@ -167,7 +167,8 @@ def test_the_class_table_is_that_of_the_scenes():
 def test_no_scene_is_in_two_splits():
     seeds = {
         (split, seed): {r.read_image.seed for r in synthetic_dataset(split, 50, seed).records}
-        for split in ("train", "val", "test") for seed in (0, 1)
+        for split in ("train", "val", "test")
+        for seed in (0, 1)
     }
     assert len(set().union(*seeds.values())) == 6 * 50
 

@@ -15,11 +15,15 @@ from m2f_cli.data.open_dataset import detect, open_data
 from m2f_cli.dataset_tools.split import Item, divide, grouping, labels_of, split
 from m2f_cli.errors import ConfigError, DataError
 
-ITEMS = st.integers(20, 120).flatmap(
-    lambda count: st.lists(
-        st.tuples(st.integers(0, 9), st.sets(st.integers(0, 4), max_size=3)), min_size=count, max_size=count
+ITEMS = (
+    st.integers(20, 120)
+    .flatmap(
+        lambda count: st.lists(
+            st.tuples(st.integers(0, 9), st.sets(st.integers(0, 4), max_size=3)), min_size=count, max_size=count
+        )
     )
-).map(lambda rows: [Item(f"p{n}", f"g{group}", tuple(sorted(labels))) for n, (group, labels) in enumerate(rows)])
+    .map(lambda rows: [Item(f"p{n}", f"g{group}", tuple(sorted(labels))) for n, (group, labels) in enumerate(rows)])
+)
 
 
 def alone(items):
@@ -121,18 +125,21 @@ def test_groups_by_name():
     assert division.to_dict()["val"] == {"pictures": 10, "groups": 1, "share": 1 / 3}
 
 
-@pytest.mark.parametrize(("shares", "pinned", "words"), [
-    ({}, {}, "Nothing says what to hold back"),
-    ({"val": 1.0}, {}, "less than 1"),
-    ({"val": 0.0}, {}, "more than 0"),
-    ({"val": 0.6, "test": 0.4}, {}, "val 0.6, test 0.4"),
-    ({"val": float("nan")}, {}, "more than 0"),
-    ({"val": 0.1}, {"val": ["a"]}, "a share and groups"),
-    ({}, {"val": ["c"]}, "no group named 'c'"),
-    ({}, {"val": ["a"], "test": ["a"]}, "claimed by val and by test"),
-    ({}, {"val": ["a", "b"]}, "'train' would be empty"),
-    ({"val": 0.01}, {}, "'val' would be empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shares", "pinned", "words"),
+    [
+        ({}, {}, "Nothing says what to hold back"),
+        ({"val": 1.0}, {}, "less than 1"),
+        ({"val": 0.0}, {}, "more than 0"),
+        ({"val": 0.6, "test": 0.4}, {}, "val 0.6, test 0.4"),
+        ({"val": float("nan")}, {}, "more than 0"),
+        ({"val": 0.1}, {"val": ["a"]}, "a share and groups"),
+        ({}, {"val": ["c"]}, "no group named 'c'"),
+        ({}, {"val": ["a"], "test": ["a"]}, "claimed by val and by test"),
+        ({}, {"val": ["a", "b"]}, "'train' would be empty"),
+        ({"val": 0.01}, {}, "'val' would be empty"),
+    ],
+)
 def test_what_makes_no_sense(shares, pinned, words):
     items = [Item(f"{n}", "ab"[n % 2]) for n in range(10)]
     with pytest.raises(ConfigError, match=words):
@@ -144,13 +151,16 @@ def test_no_pictures():
         divide([], {"val": 0.5})
 
 
-@pytest.mark.parametrize(("group_by", "name", "group"), [
-    (None, "a/b_1", "a/b_1"),
-    ("folder", "north/b_1", "north"),
-    ("folder", "b_1", "."),
-    ("^([^_]+)_", "0006R0_f00930", "0006R0"),
-    ("seq[0-9]+", "x-seq12-3", "seq12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("group_by", "name", "group"),
+    [
+        (None, "a/b_1", "a/b_1"),
+        ("folder", "north/b_1", "north"),
+        ("folder", "b_1", "."),
+        ("^([^_]+)_", "0006R0_f00930", "0006R0"),
+        ("seq[0-9]+", "x-seq12-3", "seq12"),
+    ],
+)
 def test_groupings(group_by, name, group):
     assert grouping(group_by)(name) == group
 
@@ -207,8 +217,10 @@ def test_other_splits_stay_as_they_are(tmp_path):
         split(source, tmp_path / "b", {"val": 0.2})
     split(source, tmp_path / "b", {"val": 0.2}, splits=["train"])
     assert {name: len(open_data(tmp_path / "b", name)) for name in ("train", "val", "test")} == {
-        "train": 8, "val": 2, "test": 3,
-    }  # fmt: skip
+        "train": 8,
+        "val": 2,
+        "test": 3,
+    }
     with pytest.raises(ConfigError, match="a split 'test' already"):
         split(source, tmp_path / "c", {"test": 0.2}, splits=["train"])
     with pytest.raises(DataError, match="no split named 'vall'"):

@@ -16,8 +16,12 @@ EVERY = ("panoptic", "instance", "semantic")
 
 def test_each_metric_of_the_table_has_a_task():
     assert {name: task_of(name) for name in ("pq", "ap", "miou", "boundary-ap", "pq-stuff")} == {
-        "pq": "panoptic", "ap": "instance", "miou": "semantic", "boundary-ap": "instance", "pq-stuff": "semantic",
-    }  # fmt: skip
+        "pq": "panoptic",
+        "ap": "instance",
+        "miou": "semantic",
+        "boundary-ap": "instance",
+        "pq-stuff": "semantic",
+    }
     assert all(task_of(name) in EVERY for name in plugins.names("metrics"))
 
 

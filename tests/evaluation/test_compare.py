@@ -248,10 +248,16 @@ def test_folders_that_hold_no_evaluation(tmp_path):
         compare(good, failed)
 
 
-@pytest.mark.parametrize("line", [
-    "nonsense\n", '{"name": "x"}\n', '{"name": "x", "number": 9, "metrics": 3}\n',
-    '{"name": "x", "number": 9, "metrics": {}}\n', '{"name": "000", "number": 9, "metrics": {"pq": {"classes": []}}}\n',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense\n",
+        '{"name": "x"}\n',
+        '{"name": "x", "number": 9, "metrics": 3}\n',
+        '{"name": "x", "number": 9, "metrics": {}}\n',
+        '{"name": "000", "number": 9, "metrics": {"pq": {"classes": []}}}\n',
+    ],
+)
 def test_damaged_journals(tmp_path, line):
     found = states("pq", seed=1, count=2)[1]
     a, b = (write(tmp_path / run, {"pq": found}) for run in "ab")
@@ -283,8 +289,11 @@ def test_half_a_line_at_the_end_is_not_there_yet(tmp_path):
 
 def test_tables_of_errors_and_calibration():
     rng = np.random.default_rng(0)
-    metrics = {"pq-errors": PanopticErrors(CATEGORIES), "calibration": PanopticCalibration(CATEGORIES),
-               "calibration-instance": InstanceCalibration(CATEGORIES)}  # fmt: skip
+    metrics = {
+        "pq-errors": PanopticErrors(CATEGORIES),
+        "calibration": PanopticCalibration(CATEGORIES),
+        "calibration-instance": InstanceCalibration(CATEGORIES),
+    }
     labels_HW = scene_labels(24, 32)
     for _ in range(5):
         results = damaged(rng, labels_HW, 0.4)
@@ -337,12 +346,19 @@ class Thresholded(FakeSegmenter):
 def test_sweep_runs_the_network_once_and_finds_the_best_pair():
     segmenter, seen = Thresholded(), []
     found = sweep(
-        segmenter, [Record(0), Broken(1), Record(2), Record(3)], object_thresholds=(0.9, 0.2),
-        overlap_thresholds=(0.8, 0.6), on_progress=seen.append,
-    )  # fmt: skip
+        segmenter,
+        [Record(0), Broken(1), Record(2), Record(3)],
+        object_thresholds=(0.9, 0.2),
+        overlap_thresholds=(0.8, 0.6),
+        on_progress=seen.append,
+    )
     pq = {(each.object_threshold, each.overlap_threshold): each.pq for each in found.pairs}
-    assert pq == {(0.9, 0.8): pytest.approx(100 / 3), (0.9, 0.6): pytest.approx(200 / 3),
-                  (0.2, 0.8): pytest.approx(200 / 3), (0.2, 0.6): pytest.approx(100)}  # fmt: skip
+    assert pq == {
+        (0.9, 0.8): pytest.approx(100 / 3),
+        (0.9, 0.6): pytest.approx(200 / 3),
+        (0.2, 0.8): pytest.approx(200 / 3),
+        (0.2, 0.6): pytest.approx(100),
+    }
     assert (found.best.object_threshold, found.best.overlap_threshold) == (0.2, 0.6)
     assert found.by_halves == pytest.approx(100) and found.now is None and found.images == 3
     assert len(segmenter.batches) == 3 and [each.number for each in seen] == [1, 2, 3, 4]

@@ -134,8 +134,11 @@ def test_where_data_are(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(DataError, match="there is no .*coco. Pass --data DIR, .* m2f data prepare coco-panoptic says"):
         folder_of(coco, None, None)
-    for name, layout in (("coco-panoptic-r50", "coco"), ("ade20k-r50", "ADEChallengeData2016"),
-                         ("cityscapes-r50", "cityscapes")):
+    for name, layout in (
+        ("coco-panoptic-r50", "coco"),
+        ("ade20k-r50", "ADEChallengeData2016"),
+        ("cityscapes-r50", "cityscapes"),
+    ):
         (tmp_path / layout).mkdir()
         assert folder_of(config.load(name), None, None) == tmp_path / layout
     assert folder_of(coco, None, tmp_path / "given") == tmp_path / "given"

@@ -115,8 +115,13 @@ def test_a_task_that_the_model_does_not_do():
 def test_progress_is_in_order_and_in_the_callers_thread():
     seen = []
     items = [*records(3), Broken(3), *records(2)]
-    evaluate(FakeSegmenter(), items, metrics(), workers=3,
-             on_progress=lambda p: seen.append((p.name, p.number, p.message, threading.get_ident())))  # fmt: skip
+    evaluate(
+        FakeSegmenter(),
+        items,
+        metrics(),
+        workers=3,
+        on_progress=lambda p: seen.append((p.name, p.number, p.message, threading.get_ident())),
+    )
     assert [each[:2] for each in seen] == [(item.name, i) for i, item in enumerate(items, 1)]
     assert [each[2] for each in seen] == [None, None, None, "is damaged.", None, None]
     assert {each[3] for each in seen} == {threading.get_ident()}
@@ -144,8 +149,9 @@ def test_what_fails_is_reported_and_not_counted():
     alone = evaluate(FakeSegmenter(), [items[0], items[3]], metrics())
     assert result.images == 2
     assert [(each.name, each.message[:25]) for each in result.failures] == [
-        ("001", "is damaged."), ("002", "The result has 48 x 64 pi"),
-    ]  # fmt: skip
+        ("001", "is damaged."),
+        ("002", "The result has 48 x 64 pi"),
+    ]
     assert json.dumps(result.metrics) == json.dumps(alone.metrics)
 
 
@@ -211,6 +217,7 @@ def test_another_error_in_a_metric_ends_it_and_leaves_no_thread(error):
 
 def test_a_task_can_have_a_truth_of_its_own():
     """Objects are annotated where they are found, segments are not; the second picture has no objects at all."""
+
     class Both(Record):
         def read_truth(self):
             moved = super().read_truth()
@@ -283,8 +290,10 @@ def test_equal_names_of_figures_are_told_apart_and_nan_becomes_none():
     assert result.figures == {"ap": 1.0, "mine.ap": 2.0}
     assert result.to_dict() == {
         "metrics": {"ap": {"ap": 1.0, "per_class": {"a": {"ap": None}}}, "mine": {"ap": 2.0}},
-        "seconds": 0.5, "images": 3, "failures": [],
-    }  # fmt: skip
+        "seconds": 0.5,
+        "images": 3,
+        "failures": [],
+    }
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

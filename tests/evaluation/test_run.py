@@ -132,10 +132,17 @@ def test_another_evaluation_is_refused(tmp_path):
     assert (tmp_path / "a" / "pictures.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [
-    b"{]\n", b'{"name": "003"}\n', b"[1]\n", b"7\n", b'{"name": "003", "number": -1, "error": "x"}\n',
-    b'{"name": "003", "number": true, "error": "x"}\n',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{]\n",
+        b'{"name": "003"}\n',
+        b"[1]\n",
+        b"7\n",
+        b'{"name": "003", "number": -1, "error": "x"}\n',
+        b'{"name": "003", "number": true, "error": "x"}\n',
+    ],
+)
 def test_a_damaged_journal(tmp_path, damage):
     run(evaluation(tmp_path / "a"))
     path = tmp_path / "a" / "pictures.jsonl"
@@ -189,8 +196,10 @@ def test_predictions_are_written_while_scoring(tmp_path):
         assert sorted(path.stem for path in (out / kind).iterdir()) == ["000", "001", "003"]
     assert len(list((out / "overlay").iterdir())) == 3
     assert [each["name"] for each in json.loads((out / "predictions.json").read_text())["predictions"]] == [
-        "000", "001", "003",
-    ]  # fmt: skip
+        "000",
+        "001",
+        "003",
+    ]
     items[2].broken = False
     run(evaluation(folder, items, save=formats), resume=True)
     document = json.loads((out / "panoptic.json").read_text())
@@ -335,6 +344,10 @@ def test_journals_of_several_processes_become_one(tmp_path):
     journal.consolidate(tmp_path, header)
     found = list(journal.read(journal.journal_of(tmp_path)))
     assert [(line["number"], line.get("metrics", {}).get("rank")) for line in found] == [
-        (0, 0), (1, 2), (2, None), (3, 1), (4, 2),
-    ]  # fmt: skip
+        (0, 0),
+        (1, 2),
+        (2, None),
+        (3, 1),
+        (4, 2),
+    ]
     assert journal.finished(tmp_path) == {0, 1, 3, 4} and len(list(tmp_path.iterdir())) == 1

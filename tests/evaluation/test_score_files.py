@@ -73,10 +73,17 @@ def coco(tmp_path):
         write_ids(data / f"panoptic_val2017/{name}.png", ids_HW)
         panoptic.append({"image_id": key, "file_name": f"{name}.png", "segments_info": infos})
         objects += [
-            {"id": len(objects) + i, "image_id": key, "category_id": ROWS[labels[i]]["id"], "iscrowd": 0,
-             "area": float((ids_HW == i + 1).sum()), "segmentation": listed(ids_HW == i + 1)}
-            for i in range(5) if ROWS[labels[i]]["isthing"]
-        ]  # fmt: skip
+            {
+                "id": len(objects) + i,
+                "image_id": key,
+                "category_id": ROWS[labels[i]]["id"],
+                "iscrowd": 0,
+                "area": float((ids_HW == i + 1).sum()),
+                "segmentation": listed(ids_HW == i + 1),
+            }
+            for i in range(5)
+            if ROWS[labels[i]]["isthing"]
+        ]
         found_HW = np.roll(ids_HW, rng.integers(0, 3, 2), (0, 1))
         found = [label if rng.random() < 0.8 else (label + 1) % 3 for label in labels]
         segments = [Segment(i + 1, found[i], float(rng.random()), int((found_HW == i + 1).sum())) for i in range(6)]
@@ -90,7 +97,8 @@ def coco(tmp_path):
     files = {
         kind: write_json(data / f"annotations/{kind}_val2017.json", {"images": images, "annotations": rows, **more})
         for kind, rows, more in (
-            ("panoptic", panoptic, {"categories": ROWS}), ("instances", objects, {"categories": ROWS[:2]})
+            ("panoptic", panoptic, {"categories": ROWS}),
+            ("instances", objects, {"categories": ROWS[:2]}),
         )
     }
     return SimpleNamespace(data=data, results=results, **files, out=tmp_path / "out", tmp=tmp_path)
@@ -275,20 +283,26 @@ def evil_name(document):
     document["annotations"][1]["file_name"] = "../../secret.png"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (duplicate, "several predictions for the image_id 1"),
-    (drop_entry, r"no prediction for 1 of 5 .*000000000003 \(there is a 000000000003.png, but the json"),
-    (segment(category_id=4), "image_id 2 has the category_id 4; the annotations have 3 categories .* from 3 to 200"),
-    (segment(category_id=[3]), r"has the category_id \[3\]"),
-    (segment(score=float("nan")), "has the score nan"),
-    (segment(id=2), "lists the segment 2 twice"),
-    (segment(id="x"), "has the id .x., which should be a whole number"),
-    (extra_segment, "lists the segment 77, of which .*000000000002.png has no pixel"),
-    (drop_segment, "has pixels of the segment 1, which .*panoptic.json does not list"),
-    (evil_name, "leads out of it"),
-    (lambda document: document["annotations"].clear(), "no prediction for 5 of 5"),
-    (lambda document: document["annotations"].insert(0, {"segments_info": 3}), "has no .file_name."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (duplicate, "several predictions for the image_id 1"),
+        (drop_entry, r"no prediction for 1 of 5 .*000000000003 \(there is a 000000000003.png, but the json"),
+        (
+            segment(category_id=4),
+            "image_id 2 has the category_id 4; the annotations have 3 categories .* from 3 to 200",
+        ),
+        (segment(category_id=[3]), r"has the category_id \[3\]"),
+        (segment(score=float("nan")), "has the score nan"),
+        (segment(id=2), "lists the segment 2 twice"),
+        (segment(id="x"), "has the id .x., which should be a whole number"),
+        (extra_segment, "lists the segment 77, of which .*000000000002.png has no pixel"),
+        (drop_segment, "has pixels of the segment 1, which .*panoptic.json does not list"),
+        (evil_name, "leads out of it"),
+        (lambda document: document["annotations"].clear(), "no prediction for 5 of 5"),
+        (lambda document: document["annotations"].insert(0, {"segments_info": 3}), "has no .file_name."),
+    ],
+)
 def test_a_panoptic_json_that_does_not_fit(coco, change, message):
     changed(coco, change)
     with pytest.raises(DataError, match=message):
@@ -318,14 +332,17 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda path: path.unlink(), "000000000002.png cannot be read: No such file"),
-    (cut, "000000000002.png is damaged or cut off"),
-    (flip, "000000000002.png is damaged or cut off"),
-    (lambda path: path.write_bytes(b""), "is no PNG, or is cut off"),
-    (lambda path: write_ids(path, np.zeros((H, W + 1), int)), "has 24 x 33 pixels .*its annotation 24 x 32"),
-    (lambda path: write_mask(path, np.zeros((H, W), int)), "is grey, where the ids of segments are expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "000000000002.png cannot be read: No such file"),
+        (cut, "000000000002.png is damaged or cut off"),
+        (flip, "000000000002.png is damaged or cut off"),
+        (lambda path: path.write_bytes(b""), "is no PNG, or is cut off"),
+        (lambda path: write_ids(path, np.zeros((H, W + 1), int)), "has 24 x 33 pixels .*its annotation 24 x 32"),
+        (lambda path: write_mask(path, np.zeros((H, W), int)), "is grey, where the ids of segments are expected"),
+    ],
+)
 def test_a_panoptic_png_that_cannot_be_used(coco, spoil, message):
     out = predict(coco, "panoptic", "coco-panoptic")
     spoil(out / "panoptic/000000000002.png")
@@ -347,22 +364,25 @@ def test_the_pngs_may_be_elsewhere(coco):
 OBJECT = {"image_id": 1001, "category_id": 3, "score": 0.5, "segmentation": [rectangle(2, 3, 12, 13)]}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"image_id": 7}, "objects in 1 pictures that the annotations do not have, such as the image_id 7"),
-    ({"image_id": None}, "object 0 has the image_id None, which should be a whole number or text"),
-    ({"category_id": 200}, "category_id 200; the annotations have 2 categories with ids from 3 to 17"),
-    ({"score": float("nan")}, "score nan, which should be a finite number"),
-    ({"score": float("inf")}, "score inf"),
-    ({"score": None}, "score None"),
-    ({"score": True}, "score True"),
-    ({"segmentation": None}, "has no mask"),
-    ({"segmentation": [[1, 2, 3, 4]]}, "fewer than three points"),
-    ({"segmentation": [[1, 2, "x", 4]]}, "list of numbers"),
-    ({"segmentation": {"size": [H, W + 1], "counts": [H * W]}}, "the size of its mask"),
-    ({"segmentation": {"size": [H, W], "counts": [10**9]}}, "run lengths cover 1000000000 pixels"),
-    ({"segmentation": {"size": [H, W], "counts": [-5, H * W + 5]}}, "run lengths cover"),
-    ({"segmentation": {"size": [H, W], "counts": "zzzz"}}, "no COCO text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 7}, "objects in 1 pictures that the annotations do not have, such as the image_id 7"),
+        ({"image_id": None}, "object 0 has the image_id None, which should be a whole number or text"),
+        ({"category_id": 200}, "category_id 200; the annotations have 2 categories with ids from 3 to 17"),
+        ({"score": float("nan")}, "score nan, which should be a finite number"),
+        ({"score": float("inf")}, "score inf"),
+        ({"score": None}, "score None"),
+        ({"score": True}, "score True"),
+        ({"segmentation": None}, "has no mask"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "fewer than three points"),
+        ({"segmentation": [[1, 2, "x", 4]]}, "list of numbers"),
+        ({"segmentation": {"size": [H, W + 1], "counts": [H * W]}}, "the size of its mask"),
+        ({"segmentation": {"size": [H, W], "counts": [10**9]}}, "run lengths cover 1000000000 pixels"),
+        ({"segmentation": {"size": [H, W], "counts": [-5, H * W + 5]}}, "run lengths cover"),
+        ({"segmentation": {"size": [H, W], "counts": "zzzz"}}, "no COCO text"),
+    ],
+)
 def test_instance_results_that_do_not_fit(coco, change, message):
     path = write_json(coco.tmp / "r.json", [{**OBJECT, **change}])
     with pytest.raises(DataError, match=message):
@@ -375,13 +395,16 @@ def test_no_objects_at_all_is_nothing_found(coco):
     assert "5 of 5 annotated pictures have no objects in the predictions" in found.notes
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda folder: (folder / "000000000004.png").unlink(), "no file for 1 of 5 annotated .*such as 000000000004"),
-    (lambda folder: cut(folder / "000000000004.png"), "damaged or cut off"),
-    (lambda folder: write_mask(folder / "000000000004.png", np.full((H, W), 4)), "holds the value 4"),
-    (lambda folder: write_ids(folder / "000000000004.png", np.full((H, W), 3)), "holds colours"),
-    (lambda folder: write_mask(folder / "000000000004.png", np.full((W, H), 3)), "has 32 x 24 pixels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "000000000004.png").unlink(), "no file for 1 of 5 annotated .*such as 000000000004"),
+        (lambda folder: cut(folder / "000000000004.png"), "damaged or cut off"),
+        (lambda folder: write_mask(folder / "000000000004.png", np.full((H, W), 4)), "holds the value 4"),
+        (lambda folder: write_ids(folder / "000000000004.png", np.full((H, W), 3)), "holds colours"),
+        (lambda folder: write_mask(folder / "000000000004.png", np.full((W, H), 3)), "has 32 x 24 pixels"),
+    ],
+)
 def test_label_maps_that_do_not_fit(coco, spoil, message):
     out = predict(coco, "semantic", "label-png")
     spoil(out / "labels")
@@ -438,13 +461,21 @@ def test_archives(coco):
         score(coco.tmp / "broken.zip", coco.instances)
 
 
-@pytest.mark.parametrize(("files", "message"), [
-    ({}, "holds no predictions of a known kind"),
-    ({"a.json": "[1", }, "not valid json"),
-    ({"a.json": '{"images": []}'}, "no predictions of a known kind"),
-    ({"a.json": "[]", "b.json": "[]"}, "several json files: a.json, b.json"),
-    ({"predictions.json": '{"formats": ["overlay"]}'}, "were saved as overlay, which cannot be scored"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no predictions of a known kind"),
+        (
+            {
+                "a.json": "[1",
+            },
+            "not valid json",
+        ),
+        ({"a.json": '{"images": []}'}, "no predictions of a known kind"),
+        ({"a.json": "[]", "b.json": "[]"}, "several json files: a.json, b.json"),
+        ({"predictions.json": '{"formats": ["overlay"]}'}, "were saved as overlay, which cannot be scored"),
+    ],
+)
 def test_folders_that_hold_nothing_to_score(coco, files, message):
     (coco.tmp / "x").mkdir()
     for name, text in files.items():

@@ -28,7 +28,11 @@ def test_transformers_gives_the_same_answers(tmp_path, name):
     model = segmenter_of(name)
     report = export(model, tmp_path / "folder", "huggingface")
     assert sorted(path.name for path in report.path.iterdir()) == [
-        "README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json",
+        "README.md",
+        "config.json",
+        "export.json",
+        "model.safetensors",
+        "preprocessor_config.json",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     largest = json.loads((report.path / "export.json").read_text())["largest"]
@@ -80,7 +84,10 @@ def test_card_of_released_weights_has_their_figures_and_licence():
     text = model_card(model)
     assert front_matter(text)["license"] == "cc-by-nc-4.0"
     assert front_matter(text)["tags"] == [
-        "mask2former", "panoptic-segmentation", "instance-segmentation", "semantic-segmentation",
+        "mask2former",
+        "panoptic-segmentation",
+        "instance-segmentation",
+        "semantic-segmentation",
     ]
     assert "| pq | 53.2 | single scale | Mask2Former model zoo |" in text
     assert "post_process_panoptic_segmentation" in text
@@ -101,8 +108,11 @@ def test_which_weights_are_the_released_ones():
     model = segmenter_of("mask2former")
     model.config = load_config("coco-panoptic-swin-t")
     for source, expected in (
-        ("coco-panoptic-swin-t (somewhere)", True), ("downloads/model_final_9fd0ae.pkl", True),
-        ("facebook/mask2former-swin-tiny-coco-panoptic", True), ("model_final.pth", False), ("runs/coco", False),
+        ("coco-panoptic-swin-t (somewhere)", True),
+        ("downloads/model_final_9fd0ae.pkl", True),
+        ("facebook/mask2former-swin-tiny-coco-panoptic", True),
+        ("model_final.pth", False),
+        ("runs/coco", False),
     ):
         model.source = source
         assert is_released(model) is expected, source

@@ -34,13 +34,18 @@ EXPORTS = {  # tracing and translating takes seconds: three files prove most of 
     "mpformer-resnet": Options(size=(96, 64), postprocess="instance", opset=20),
 }
 # Of the table of operators in NVIDIA's onnx-tensorrt, release 10, that an exported network may need.
-TENSORRT = set(re.findall(r"\w+", """
+TENSORRT = set(
+    re.findall(
+        r"\w+",
+        """
     Abs Add And ArgMax Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos CumSum Div Einsum Equal Erf Exp Expand
     Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual GroupNormalization Identity
     InstanceNormalization LayerNormalization Less LessOrEqual Log MatMul Max MaxPool Min Mod Mul Neg Not Or Pad Pow
     Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Sigmoid Sin Size Slice
     Softmax Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor
-"""))
+""",
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -241,13 +246,16 @@ def test_large_weights_go_into_a_file_of_their_own(exported, tmp_path, monkeypat
 needs_free_sizes = pytest.mark.skipif(not exporting_onnx.TAKES_ANY_SIZE, reason="torch 2.7 or newer takes any size")
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (Options(opset=11), "opset 11 will not do: it is from 18"),
-    (Options(size=(100, 96)), "100 x 96 is no multiple of 32.*nearest is --size 96 96"),
-    (Options(precision="fp8"), "no precision 'fp8'. It has: fp32, fp16, int8"),
-    (Options(batch=0), "at least one picture"),
-    (Options(extra={"fast": True}), "no --option"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(opset=11), "opset 11 will not do: it is from 18"),
+        (Options(size=(100, 96)), "100 x 96 is no multiple of 32.*nearest is --size 96 96"),
+        (Options(precision="fp8"), "no precision 'fp8'. It has: fp32, fp16, int8"),
+        (Options(batch=0), "at least one picture"),
+        (Options(extra={"fast": True}), "no --option"),
+    ],
+)
 def test_wrong_options_fail_before_anything_is_made(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         base.export(tiny_segmenter(), tmp_path / "model.onnx", "onnx", options)

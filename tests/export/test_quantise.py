@@ -133,8 +133,11 @@ def test_it_is_measured_by_the_command_that_exports(own_data, tmp_path):
     assert record["quality"] == report.quality
     assert (record["quality"]["folder"], record["quality"]["difference"]["pq"]) == (str(tmp_path), 0)
     limited = export(
-        tiny_segmenter(), tmp_path / "two" / "model.safetensors", "safetensors",
-        Options(measure=tmp_path, measure_limit=2), on_step=lambda step: steps.append(step.message),
+        tiny_segmenter(),
+        tmp_path / "two" / "model.safetensors",
+        "safetensors",
+        Options(measure=tmp_path, measure_limit=2),
+        on_step=lambda step: steps.append(step.message),
     )
     assert limited.quality["pictures"] == 2
     assert steps[-2:] == ["Measuring the model on 2 pictures", "Measuring the file on 2 pictures"]

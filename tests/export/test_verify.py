@@ -65,7 +65,10 @@ def export(path, **options):
 def test_a_right_file_gets_its_name_and_a_record(copies, tmp_path):
     model, steps = tiny_segmenter(), []
     report = base.export(
-        model, tmp_path / "new" / "a.copy", "fake_exporter:Exporter", on_step=lambda step: steps.append(step.message),
+        model,
+        tmp_path / "new" / "a.copy",
+        "fake_exporter:Exporter",
+        on_step=lambda step: steps.append(step.message),
         trust_code=True,
     )
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.copy", "beside.txt", "export.json"]
@@ -134,10 +137,14 @@ def contents_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("names", [
-    ["config.yaml", "checkpoints/last.safetensors", "checkpoints/resume.pt"], ["thesis.txt"],
-    ["export.json", "thesis.txt"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["config.yaml", "checkpoints/last.safetensors", "checkpoints/resume.pt"],
+        ["thesis.txt"],
+        ["export.json", "thesis.txt"],
+    ],
+)
 def test_overwrite_keeps_folders_that_are_no_export(copies, tmp_path, monkeypatch, names):
     monkeypatch.setattr(sys.modules["fake_exporter"], "Folders", Folders, raising=False)
     for name in names:
@@ -204,8 +211,13 @@ def test_requests_that_make_no_sense(copies, tmp_path):
     with pytest.raises(ConfigError, match="no multiple of 32"):
         export(tmp_path / "a.copy", size=(64, 100))
     with pytest.raises(ConfigError, match="panoptic, semantic segmentation, not 'instance'. Use --postprocess panopt"):
-        base.export(tiny_segmenter("maskformer-resnet"), tmp_path / "a.copy", "fake_exporter:Exporter",
-                    Options(postprocess="instance"), trust_code=True)  # fmt: skip
+        base.export(
+            tiny_segmenter("maskformer-resnet"),
+            tmp_path / "a.copy",
+            "fake_exporter:Exporter",
+            Options(postprocess="instance"),
+            trust_code=True,
+        )
     with pytest.raises(ConfigError, match="has no --opset"):
         base.refuse_options("copy", Options(opset=18), "size", "opset")
     with pytest.raises(ConfigError, match="has no --with-runner. Leave it out, or choose --format onnx"):
@@ -223,7 +235,8 @@ def test_inputs_are_of_the_sizes_that_a_network_takes():
         for prepared in case.batch:
             assert prepared.pixels_CHW.shape == (3, *case.size) and prepared.pixels_CHW.dtype == torch.uint8
     assert {case.kind: len([each for each in cases if each.kind == case.kind]) for case in cases} == {
-        "scene": 3, "random": 3,
+        "scene": 3,
+        "random": 3,
     }
     again = verify.default_cases(model, model)
     assert all(torch.equal(a.batch[0].pixels_CHW, b.batch[0].pixels_CHW) for a, b in zip(cases, again, strict=True))

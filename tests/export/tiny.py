@@ -15,32 +15,60 @@ from m2f_cli.model import build
 from m2f_cli.structures.categories import from_names
 
 RESNET = {"name": "resnet", "depth": 18, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
-SWIN = {"name": "swin", "embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4,
-        "drop_path": 0.0}
-DEFORMABLE = {"name": "deformable", "dim": 32, "mask_dim": 32, "num_layers": 1, "ffn_dim": 32, "num_heads": 2,
-              "num_points": 2}
+SWIN = {
+    "name": "swin",
+    "embed_dim": 16,
+    "depths": [2, 1, 1, 1],
+    "num_heads": [1, 2, 2, 2],
+    "window_size": 4,
+    "drop_path": 0.0,
+}
+DEFORMABLE = {
+    "name": "deformable",
+    "dim": 32,
+    "mask_dim": 32,
+    "num_layers": 1,
+    "ffn_dim": 32,
+    "num_heads": 2,
+    "num_points": 2,
+}
 MASKED = {"name": "masked", "dim": 32, "num_queries": 12, "num_layers": 3, "num_heads": 2, "ffn_dim": 32}
-FPN = {"name": "transformer_fpn", "dim": 32, "mask_dim": 32, "num_layers": 1, "num_heads": 2, "ffn_dim": 32,
-       "dropout": 0.0}
+FPN = {
+    "name": "transformer_fpn",
+    "dim": 32,
+    "mask_dim": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "ffn_dim": 32,
+    "dropout": 0.0,
+}
 PLAIN = {"name": "plain", "dim": 32, "num_queries": 12, "num_layers": 2, "num_heads": 2, "ffn_dim": 32, "dropout": 0.0}
 NETWORKS = {
     "mask2former-resnet": {"method": "mask2former", "backbone": RESNET, "pixel_decoder": DEFORMABLE, "decoder": MASKED},
     "mask2former-swin": {"method": "mask2former", "backbone": SWIN, "pixel_decoder": DEFORMABLE, "decoder": MASKED},
     "maskformer-resnet": {"method": "maskformer", "backbone": RESNET, "pixel_decoder": FPN, "decoder": PLAIN},
-    "mpformer-resnet": {"method": "mpformer", "backbone": RESNET, "pixel_decoder": DEFORMABLE,
-                        "decoder": {**MASKED, "piloted": True}},
+    "mpformer-resnet": {
+        "method": "mpformer",
+        "backbone": RESNET,
+        "pixel_decoder": DEFORMABLE,
+        "decoder": {**MASKED, "piloted": True},
+    },
 }
-PRESETS = {"mask2former": "coco-panoptic-r50", "maskformer": "maskformer-coco-panoptic-r50",
-           "mpformer": "mpformer-coco-instance-r50-50ep"}
+PRESETS = {
+    "mask2former": "coco-panoptic-r50",
+    "maskformer": "maskformer-coco-panoptic-r50",
+    "mpformer": "mpformer-coco-instance-r50-50ep",
+}
 
 
 @functools.cache
 def tiny_segmenter(network: str = "mask2former-resnet", *overrides: str) -> Segmenter:
     """Random weights with which things are found, six classes (three are things), the short edge 64."""
     model = ModelConfig.model_validate(NETWORKS[network])
-    config = configuration.load(PRESETS[model.method], [
-        "test.resize.short_edge=64", "test.resize.max_edge=128", "test.object_threshold=0.4", *overrides
-    ])  # fmt: skip
+    config = configuration.load(
+        PRESETS[model.method],
+        ["test.resize.short_edge=64", "test.resize.max_edge=128", "test.object_threshold=0.4", *overrides],
+    )
     net = randomise(build(model, len(NAMES)), seed=10).eval()
     with torch.no_grad():  # without this all queries and all pixels would get nearly one answer
         for name, parameter in net.named_parameters():

@@ -24,8 +24,9 @@ GRAPHS = ("onnx", "torch", "openvino")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
-@pytest.mark.parametrize("name", [name if name not in GRAPHS else pytest.param(name, marks=pytest.mark.slow)
-                                  for name in FORMATS])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [name if name not in GRAPHS else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS]
+)
 def test_they_obey_the_umask(tmp_path, name):
     file, package, options = FORMATS[name]
     pytest.importorskip(package, reason="needs an extra")

@@ -60,23 +60,32 @@ RULES = {
     "01_swin_backbone": Rule(
         "The first two stages of one image, of a size that is no multiple of anything: a second Swin beside those of "
         "the full models, which are compared in all stages.",
-        drop=(r"out/res[45]",), items=(1,), batch=("in/", "out/"),
+        drop=(r"out/res[45]",),
+        items=(1,),
+        batch=("in/", "out/"),
         left_out=("layers.1.downsample.", "layers.2.", "layers.3.", "norm2.", "norm3."),
     ),
     "02_resnet50": Rule(
         "One image; the plain stem and the two stages after it. From there on it is built as 02b, which is whole.",
-        drop=(r"out/res[45]",), items=(1,), left_out=("res4.", "res5."),
+        drop=(r"out/res[45]",),
+        items=(1,),
+        left_out=("res4.", "res5."),
     ),
     "02b_resnet50_deeplab_stem": Rule("One image, all stages.", items=(1,)),
     "03_msdeformattn_op": Rule(ALL),
     "04_msdeformattn_pixel_decoder": Rule(f"One image. {INSIDE}", drop=("mid/",), items=(1,)),
     "05a_m2f_decoder": Rule(
         f"One image, the one with most rows that block everything. {BETWEEN}",
-        drop=(r"mid/attn_mask_raw", r"out/aux\.[12]\.pred_masks"), items=(1,), batch=("in/", "out/", "mid/"),
+        drop=(r"mid/attn_mask_raw", r"out/aux\.[12]\.pred_masks"),
+        items=(1,),
+        batch=("in/", "out/", "mid/"),
     ),
     "05b_m2f_decoder_input_proj": Rule(BETWEEN, drop=(r"mid/attn_mask_raw", r"out/aux\.[1-3]\.pred_masks")),
     "06_mask2former_full_swin": Rule(
-        FULL, drop=(r"mid/multi_scale", r"mid/attn_mask", r"post/\w+\.0\."), items=(1,), batch=("mid/", "out/"),
+        FULL,
+        drop=(r"mid/multi_scale", r"mid/attn_mask", r"post/\w+\.0\."),
+        items=(1,),
+        batch=("mid/", "out/"),
     ),
     "07_m2f_criterion": Rule(
         "All cases: one with all four sets of predictions, the others with the last set and (where it costs little) "
@@ -92,7 +101,10 @@ RULES = {
     ),
     "08e_maskformer_full_swin": Rule(
         f"{FULL} Without the backbone, a Swin as that of 06: the model starts at the given features.",
-        drop=(r"post/\w+\.0\.",), items=(1,), batch=("mid/", "out/"), left_out=("backbone.",),
+        drop=(r"post/\w+\.0\.",),
+        items=(1,),
+        batch=("mid/", "out/"),
+        left_out=("backbone.",),
     ),
     "09a_mpformer_published_no_noise": Rule(
         "The published setting: everything, from drawn numbers to gradients. Points and matches are not read.",
@@ -107,10 +119,12 @@ RULES = {
         drop=(POINTS, AUX, "eval/"),
     ),
     "09d_mpformer_noise_per_head": Rule(
-        "Masks, queries, and the answers of the last layer.", drop=(POINTS, AUX, "eval/", "grad/"),
+        "Masks, queries, and the answers of the last layer.",
+        drop=(POINTS, AUX, "eval/", "grad/"),
     ),
     "09e_mpformer_no_targets": Rule(
-        "Losses, gradients, masks, and the answers of the last layer.", drop=(POINTS, AUX, "eval/"),
+        "Losses, gradients, masks, and the answers of the last layer.",
+        drop=(POINTS, AUX, "eval/"),
     ),
     "09f_mpformer_dynamic_groups": Rule(
         "Masks and queries of sixteen groups, and the answers of the ordinary queries of the last layer.",

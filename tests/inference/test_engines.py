@@ -31,8 +31,10 @@ class TorchEngine:
         self.shapes.append(tuple(images_BCHW.shape))
         if self.description.normalised:
             assert images_BCHW.min() > -0.001 and images_BCHW.max() <= 255.001
-            mean, std = (torch.tensor(each)[:, None, None] for each in
-                         (self.model.config.input.mean, self.model.config.input.std))  # fmt: skip
+            mean, std = (
+                torch.tensor(each)[:, None, None]
+                for each in (self.model.config.input.mean, self.model.config.input.std)
+            )
             images_BCHW = (images_BCHW - mean) / std
         prediction = self.model.model(images_BCHW)
         return {"class_logits": prediction.last.class_logits_BQK, "mask_logits": prediction.render()}
@@ -77,7 +79,7 @@ def test_normalisation_inside(model):
 
 def test_a_fixed_size_takes_any_picture(model):
     exported = EngineSegmenter(TorchEngine(model, size=(64, 96)))
-    assert exported.notes == ["The file takes pictures of 64 x 96: others are fitted into that size."]
+    assert exported.notes == ["The file takes images of 64 x 96: others are resized to fit."]
     assert exported.prepare(picture(64, 128)).pixels_CHW.shape == (3, 48, 96)  # 50 x 100 would be the test size
     assert exported.prepare(picture(128, 64)).pixels_CHW.shape == (3, 64, 32)
     for size in ((64, 96), (50, 200), (300, 30)):
@@ -88,10 +90,13 @@ def test_a_fixed_size_takes_any_picture(model):
 
 def test_small_pictures_are_padded_to_the_least_size(model):
     exported = EngineSegmenter(TorchEngine(model))
-    exported.config = exported.config.model_copy(update={
-        "test": exported.config.test.model_copy(update={"resize": model.config.test.resize.model_copy(
-            update={"short_edge": 20, "max_edge": 40})})
-    })  # fmt: skip
+    exported.config = exported.config.model_copy(
+        update={
+            "test": exported.config.test.model_copy(
+                update={"resize": model.config.test.resize.model_copy(update={"short_edge": 20, "max_edge": 40})}
+            )
+        }
+    )
     exported(picture(20, 40), "panoptic")
     assert exported.engine.shapes == [(1, 3, 64, 64)]
 
@@ -126,10 +131,15 @@ def test_a_description_survives_its_file(model):
     assert again.config == model.config and again.categories == model.categories
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"schema_version": 99}, "version 99 of its description.*pip install"), ({"config": {}}, "is damaged"),
-    ({"unheard_of": 1}, "is damaged"), ({"categories": [{}]}, "is damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "version 99 of its description.*pip install"),
+        ({"config": {}}, "is damaged"),
+        ({"unheard_of": 1}, "is damaged"),
+        ({"categories": [{}]}, "is damaged"),
+    ],
+)
 def test_a_damaged_description(model, change, message):
     tree = {**json.loads(engines.described(model).to_json()), **change}
     with pytest.raises(WeightsError, match=message):

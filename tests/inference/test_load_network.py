@@ -54,8 +54,15 @@ def test_nothing_stays_without_memory_and_all_can_be_trained(saved):
 
 def test_constants_that_no_file_holds_are_there(tmp_path):
     """timm's Swin keeps its window masks outside the state dict."""
-    backbone = {"name": "timm", "model": "swin_tiny_patch4_window7_224", "embed_dim": 16, "depths": [2, 2, 2, 2],
-                "num_heads": [1, 2, 4, 8], "img_size": 64, "window_size": 2}
+    backbone = {
+        "name": "timm",
+        "model": "swin_tiny_patch4_window7_224",
+        "embed_dim": 16,
+        "depths": [2, 2, 2, 2],
+        "num_heads": [1, 2, 4, 8],
+        "img_size": 64,
+        "window_size": 2,
+    }
     settings = config_of(backbone)
     network = build(settings.model, len(CATEGORIES)).eval()
     assert {name for name, _ in network.named_buffers()} - set(network.state_dict())

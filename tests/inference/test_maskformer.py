@@ -47,9 +47,7 @@ def test_mask2formers_rule_is_another(published):
 
 @pytest.mark.parametrize("kind", ["all", "semantic_only"])
 def test_semantic_scores_are_the_published_ones(published, kind):
-    scores = postprocess.semantic_scores(
-        published.class_logits, published.masks, resize_scores=kind == "semantic_only"
-    )
+    scores = postprocess.semantic_scores(published.class_logits, published.masks, resize_scores=kind == "semantic_only")
     expected = published.results[kind]["sem_seg"]
     torch.testing.assert_close(scores(0, published.masks.size[0]), expected, atol=5e-5, rtol=1e-5)
 

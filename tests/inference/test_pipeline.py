@@ -55,8 +55,13 @@ def test_records_are_in_the_order_of_the_sources(folder, batch, workers):
     document = report(folder)
     assert [record["name"] for record in document["predictions"]] == ORDER
     head = {key: document[key] for key in ("schema_version", "model", "task", "formats", "thresholds")}
-    assert head == {"schema_version": 1, "model": "fake", "task": "panoptic", "formats": ["coco-panoptic"],
-                    "thresholds": {"object_threshold": 0.3}}  # fmt: skip
+    assert head == {
+        "schema_version": 1,
+        "model": "fake",
+        "task": "panoptic",
+        "formats": ["coco-panoptic"],
+        "thresholds": {"object_threshold": 0.3},
+    }
     assert segmenter.thresholds == [{"object_threshold": 0.3}] * COUNT
     assert sum(segmenter.batches) == COUNT and max(segmenter.batches) == min(batch, COUNT)
     assert segmenter.infer_threads == {threading.get_ident()}
@@ -68,8 +73,13 @@ def test_a_record_says_what_was_found_and_how_long_it_took(folder):
     assert (record["file"], record["width"], record["height"]) == (str(folder / "in" / "3.png"), 32, 27)
     area = int((scene_labels(27, 32) == 2).sum())
     assert record["segments"][2] == {
-        "id": 3, "label": "person", "category_id": 1, "isthing": True, "score": 0.7, "area": area,
-    }  # fmt: skip
+        "id": 3,
+        "label": "person",
+        "category_id": 1,
+        "isthing": True,
+        "score": 0.7,
+        "area": area,
+    }
     assert record["files"] == ["panoptic/3.png"]
     assert set(record["times_ms"]) == {"read", "prepare", "network", "post_process", "write"}
 
@@ -265,10 +275,15 @@ def test_a_line_that_was_cut_off_by_a_crash_is_done_again(folder):
     assert [record["name"] for record in report(folder)["predictions"]] == ORDER
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"task": "semantic", "formats": ["label-png"]}, "task"), ({"formats": ["label-png"]}, "formats"),
-    ({"thresholds": {"object_threshold": 0.1}}, "thresholds"), ({"model": "other"}, "model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"task": "semantic", "formats": ["label-png"]}, "task"),
+        ({"formats": ["label-png"]}, "formats"),
+        ({"thresholds": {"object_threshold": 0.1}}, "thresholds"),
+        ({"model": "other"}, "model"),
+    ],
+)
 def test_going_on_with_other_settings_is_refused(folder, change, named):
     predict(folder)
     with pytest.raises(ConfigError, match=f"with {named} .*--overwrite"):

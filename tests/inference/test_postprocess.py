@@ -35,9 +35,11 @@ class Published:
         logits_QHW = file.tensors["out/pred_masks"][item]
         self.class_logits = file.tensors["out/pred_logits"][item]
         self.masks = MaskLogits(
-            embeds_QC=torch.eye(len(logits_QHW)), features_CHW=logits_QHW,
+            embeds_QC=torch.eye(len(logits_QHW)),
+            features_CHW=logits_QHW,
             padded=tuple(file.tensors["mid/padded_normalised_batch"].shape[-2:]),
-            valid=tuple(info["image_sizes"][i]), size=tuple(info["target_sizes_hw"][i]),
+            valid=tuple(info["image_sizes"][i]),
+            size=tuple(info["target_sizes_hw"][i]),
         )
         for kind in ("all", "semantic_only", "instance_only"):
             self.results[kind] = weights_of(file.tensors, f"post/{kind}.{i}.")
@@ -45,14 +47,16 @@ class Published:
         count = len(things) + len(info["stuff_classes"])
         self.categories = tuple(Category(k + 1, f"class{k}", k in things, (k, 0, 0)) for k in range(count))
         self.thresholds = {
-            "object_threshold": info["object_mask_threshold"], "overlap_threshold": info["overlap_threshold"]
+            "object_threshold": info["object_mask_threshold"],
+            "overlap_threshold": info["overlap_threshold"],
         }
         self.top_k = info.get("test_topk_per_image")
 
     def undecided(self) -> torch.Tensor:
         """Pixels where, in double precision, two claims or a mask and its border are equal to the last digits."""
-        masks = dataclasses.replace(self.masks, embeds_QC=self.masks.embeds_QC.double(),
-                                    features_CHW=self.masks.features_CHW.double())  # fmt: skip
+        masks = dataclasses.replace(
+            self.masks, embeds_QC=self.masks.embeds_QC.double(), features_CHW=self.masks.features_CHW.double()
+        )
         logits, (scores, labels) = rendered(masks), self.class_logits.double().softmax(-1).max(-1)
         kept = (labels < len(self.categories)) & (scores > self.thresholds["object_threshold"])
         best, second = (scores[kept, None, None] * logits[kept].sigmoid()).topk(2, dim=0).values
@@ -83,8 +87,9 @@ def test_panoptic_is_the_published_map(published):
 
 @pytest.mark.parametrize("kind", ["all", "instance_only"])
 def test_instances_are_the_published_ones(published, kind):
-    result = postprocess.instances(published.class_logits, published.masks, published.categories,
-                                   top_k=published.top_k, only_things=kind == "all")  # fmt: skip
+    result = postprocess.instances(
+        published.class_logits, published.masks, published.categories, top_k=published.top_k, only_things=kind == "all"
+    )
     found = {name: published.results[kind][f"instances.{name}"] for name in ("classes", "scores", "masks")}
     assert len(result) == len(found["scores"])
     order = torch.argsort(found["scores"], descending=True, stable=True)
@@ -92,11 +97,15 @@ def test_instances_are_the_published_ones(published, kind):
     np.testing.assert_allclose(result.scores_N, found["scores"][order].numpy(), rtol=2e-5, atol=1e-6)
     # the order of equal scores means nothing: compare as sets of (class, score, mask)
     masks_NHW = result.masks_NHW()
-    unmatched = [(int(c), float(s), m.numpy()) for c, s, m in
-                 zip(found["classes"], found["scores"], found["masks"], strict=True)]
+    unmatched = [
+        (int(c), float(s), m.numpy()) for c, s, m in zip(found["classes"], found["scores"], found["masks"], strict=True)
+    ]
     for label, score, mask in zip(result.labels_N, result.scores_N, masks_NHW, strict=True):
-        same = [entry for entry in unmatched
-                if entry[0] == label and abs(entry[1] - score) < 1e-4 and (entry[2] != mask).sum() <= 3]
+        same = [
+            entry
+            for entry in unmatched
+            if entry[0] == label and abs(entry[1] - score) < 1e-4 and (entry[2] != mask).sum() <= 3
+        ]
         assert same, f"no published instance of class {label} with score {score}"
         published.assert_same(mask, same[0][2])
         unmatched = [entry for entry in unmatched if entry is not same[0]]

@@ -60,11 +60,16 @@ def test_resize_keeps_its_limits(height, width):
 def published_segmenter(file) -> Segmenter:
     """The network of a file 06 with the settings that the file was made with."""
     info = file.info
-    config = configuration.load("coco-panoptic-swin-t", [
-        f"input.mean={info['pixel_mean']}", f"input.std={info['pixel_std']}",
-        f"test.size_divisor={info['size_divisibility']}", f"test.object_threshold={info['object_mask_threshold']}",
-        f"test.overlap_threshold={info['overlap_threshold']}",
-    ])  # fmt: skip
+    config = configuration.load(
+        "coco-panoptic-swin-t",
+        [
+            f"input.mean={info['pixel_mean']}",
+            f"input.std={info['pixel_std']}",
+            f"test.size_divisor={info['size_divisibility']}",
+            f"test.object_threshold={info['object_mask_threshold']}",
+            f"test.overlap_threshold={info['overlap_threshold']}",
+        ],
+    )
     things = info["thing_classes"]
     names = [f"class{i}" for i in range(len(things) + len(info["stuff_classes"]))]
     return Segmenter(full_model(file), config, from_names(names, things=[names[i] for i in things]))

@@ -43,8 +43,15 @@ def test_folders_that_are_called_as_results_of_other_pictures(tree):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
     assert names("in/a.jpg", tree / "b.PNG", tree) == [
-        "a", "b", "a.png_in", "a.png_in-2", "b.json_day_in", "day/a", "day/a.jpg.png/in", "day/night/z",
-    ]  # fmt: skip
+        "a",
+        "b",
+        "a.png_in",
+        "a.png_in-2",
+        "b.json_day_in",
+        "day/a",
+        "day/a.jpg.png/in",
+        "day/night/z",
+    ]
     assert names("in/a.png", "in/b.json", "in/a.jpg")[0] == "in"
     (tree / "z").mkdir()
     for name in ("z/x.png/in.jpg", "z/x.tif"):
@@ -101,11 +108,18 @@ def test_a_link_that_leads_back_ends(tree):
     assert names(tree) == ["a", "b", "day/a", "day/night/z"]
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("gone.jpg", "There is no file or folder 'gone.jpg'"), ("0", "camera"), ("https://x.org/a.jpg", "address"),
-    ("in/*.bmp", "matches nothing"), ("in/*.txt", "none of them a picture"), ("clip.MP4", "is a video"),
-    ("empty", r"No pictures in empty.*1 video.*\.avif"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gone.jpg", "There is no file or folder 'gone.jpg'"),
+        ("0", "camera"),
+        ("https://x.org/a.jpg", "address"),
+        ("in/*.bmp", "matches nothing"),
+        ("in/*.txt", "none of them a picture"),
+        ("clip.MP4", "is a video"),
+        ("empty", r"No pictures in empty.*1 video.*\.avif"),
+    ],
+)
 def test_what_cannot_be_read_is_said(tree, tmp_path, source, message):
     (tmp_path / "clip.MP4").touch()
     (tmp_path / "empty").mkdir()
@@ -123,13 +137,24 @@ def test_a_list_on_stdin_is_names_of_files(tree, monkeypatch):
     odd = os.fsencode(tree) + b"/latin-\xfc.png"
     open(odd, "wb").close()
     (tree / " spaces .png").touch()
-    lines = [b"\xef\xbb\xbfin/a.jpg\r\n", odd + b"\n", b"  in/b.PNG  \n", b"in/ spaces .png\n", b"\n", b"a\0b\n",
-             b"in/day"]  # fmt: skip
+    lines = [
+        b"\xef\xbb\xbfin/a.jpg\r\n",
+        odd + b"\n",
+        b"  in/b.PNG  \n",
+        b"in/ spaces .png\n",
+        b"\n",
+        b"a\0b\n",
+        b"in/day",
+    ]
     monkeypatch.setattr(sys, "stdin", Stdin(b"".join(lines)))
     found = list(expand(["-"]))
     assert [os.fsencode(source.path) for source in found[:5]] == [
-        b"in/a.jpg", odd, b"in/b.PNG", b"in/ spaces .png", b"a\0b"
-    ]  # fmt: skip
+        b"in/a.jpg",
+        odd,
+        b"in/b.PNG",
+        b"in/ spaces .png",
+        b"a\0b",
+    ]
     assert all(source.path.exists() for source in (*found[:4], *found[5:])) and len(found) == 7
 
 

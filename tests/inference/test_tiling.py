@@ -256,25 +256,33 @@ def test_a_real_network_in_tiles(segmenter):
 
 
 def regions_of(*objects):
-    return [Region(i, label, score, box, np.ones((box[2] - box[0], box[3] - box[1]), bool))
-            for i, (label, score, box) in enumerate(objects)]
+    return [
+        Region(i, label, score, box, np.ones((box[2] - box[0], box[3] - box[1]), bool))
+        for i, (label, score, box) in enumerate(objects)
+    ]
 
 
 def test_who_is_joined():
     """Two windows of 20 x 100 that share columns 60 to 100 of the picture."""
     joiner = Joiner()
-    left = joiner.add((0, 0, 20, 100), regions_of(
-        (2, 0.9, (0, 50, 10, 90)),  # 0: goes on to the right
-        (2, 0.9, (10, 70, 16, 100)),  # 1: has little in common with what the right one sees there
-        (2, 0.4, (0, 52, 10, 90)),  # 2: a second, unsure answer about 0
-        (1, 0.9, (0, 62, 4, 80)),  # 3: another class
-    ))  # fmt: skip
-    right = joiner.add((0, 60, 20, 160), regions_of(
-        (2, 0.9, (0, 0, 10, 50)),  # 4: the rest of 0
-        (2, 0.9, (14, 20, 20, 90)),  # 5: two rows in common with 1
-        (2, 0.8, (1, 4, 9, 24)),  # 6: inside 0, which has its partner
-        (0, 0.9, (0, 2, 4, 20)),  # 7: where 3 is, another class
-    ))  # fmt: skip
+    left = joiner.add(
+        (0, 0, 20, 100),
+        regions_of(
+            (2, 0.9, (0, 50, 10, 90)),  # 0: goes on to the right
+            (2, 0.9, (10, 70, 16, 100)),  # 1: has little in common with what the right one sees there
+            (2, 0.4, (0, 52, 10, 90)),  # 2: a second, unsure answer about 0
+            (1, 0.9, (0, 62, 4, 80)),  # 3: another class
+        ),
+    )
+    right = joiner.add(
+        (0, 60, 20, 160),
+        regions_of(
+            (2, 0.9, (0, 0, 10, 50)),  # 4: the rest of 0
+            (2, 0.9, (14, 20, 20, 90)),  # 5: two rows in common with 1
+            (2, 0.8, (1, 4, 9, 24)),  # 6: inside 0, which has its partner
+            (0, 0.9, (0, 2, 4, 20)),  # 7: where 3 is, another class
+        ),
+    )
     assert [piece.number for piece in left + right] == list(range(8))
     roots = [joiner.root(i) for i in range(8)]
     assert roots[4] == 0 and roots[3] == 3 and roots[7] == 7 and roots[1] == 1
@@ -308,8 +316,16 @@ def test_what_a_neighbour_sees_better_is_dropped():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5),
-       st.integers(0, 5), st.integers(0, 10**6), st.sampled_from([0.2, 0.5, 0.9, 1.0]))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.integers(0, 10**6),
+    st.sampled_from([0.2, 0.5, 0.9, 1.0]),
+)
 def test_run_lengths_in_a_larger_picture(height, width, above, before, under, behind, seed, density):
     mask = np.random.default_rng(seed).random((height, width)) < density
     size = (above + height + under, before + width + behind)

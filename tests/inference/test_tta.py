@@ -117,8 +117,15 @@ def test_mmsegmentation_resizes_the_picture_and_takes_a_softmax():
     torch.testing.assert_close(scores, total / 12, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("preset", "task"), [(PAPER, "semantic"), ("coco-panoptic-r50", "panoptic"),
-                                              ("coco-panoptic-r50", "instance"), ("coco-panoptic-r50", "semantic")])
+@pytest.mark.parametrize(
+    ("preset", "task"),
+    [
+        (PAPER, "semantic"),
+        ("coco-panoptic-r50", "panoptic"),
+        ("coco-panoptic-r50", "instance"),
+        ("coco-panoptic-r50", "semantic"),
+    ],
+)
 def test_one_view_of_the_test_size_is_the_plain_result(preset, task):
     segmenter = small_segmenter(preset)
     image, options = picture(50, 70), {"object_threshold": 0.0, "score_threshold": 0.0}
@@ -212,8 +219,10 @@ def test_views_that_agree_change_nothing():
     found, plain = run_panoptic(merged), run_panoptic(alone)
     assert np.array_equal(found.ids_HW, plain.ids_HW)
     assert [(s.label, s.area) for s in found.segments] == [(0, 70), (1, 192)]
-    objects = [postprocess.instances(raw.class_logits_QK, raw.masks, CATEGORIES, top_k=2, only_things=True)
-               for raw in (merged, alone)]
+    objects = [
+        postprocess.instances(raw.class_logits_QK, raw.masks, CATEGORIES, top_k=2, only_things=True)
+        for raw in (merged, alone)
+    ]
     assert objects[0].rles == objects[1].rles
     np.testing.assert_allclose(objects[0].scores_N, objects[1].scores_N, rtol=1e-4)
 

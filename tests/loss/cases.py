@@ -10,7 +10,12 @@ from m2f_cli.structures.predictions import LayerOutput, Prediction
 from m2f_cli.structures.targets import Target
 
 CONFIG = LossConfig(
-    class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=112, oversample_ratio=3.0,
+    class_weight=2.0,
+    mask_weight=5.0,
+    dice_weight=5.0,
+    no_object_weight=0.1,
+    num_points=112,
+    oversample_ratio=3.0,
     importance_ratio=0.75,
 )
 
@@ -29,8 +34,14 @@ def prediction_of(class_logits: list[Tensor], mask_logits: list[Tensor]) -> Pred
 
 
 def random_case(
-    masks_per_image: list[int], seed: int = 0, layers: int = 2, queries: int = 6, classes: int = 4, dim: int = 8,
-    size: tuple[int, int] = (7, 9), padded: tuple[int, int] = (28, 36),
+    masks_per_image: list[int],
+    seed: int = 0,
+    layers: int = 2,
+    queries: int = 6,
+    classes: int = 4,
+    dim: int = 8,
+    size: tuple[int, int] = (7, 9),
+    padded: tuple[int, int] = (28, 36),
 ) -> tuple[Prediction, list[Target]]:
     """Random embeddings over random features (leaves with gradients) and random, overlapping targets."""
     generator = torch.Generator().manual_seed(seed)

@@ -29,11 +29,19 @@ def one_pixel(y: int, x: int) -> torch.Tensor:
     return mask
 
 
-@pytest.mark.parametrize("masks", [
-    torch.zeros(1, *PADDED, dtype=torch.bool), torch.ones(1, *PADDED, dtype=torch.bool), one_pixel(0, 0),
-    one_pixel(13, 17), torch.zeros(0, *PADDED, dtype=torch.bool),
-    torch.ones(9, *PADDED, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool),
-], ids=["no pixel", "all pixels", "corner", "one pixel", "no target", "more than queries", "tiny picture"])
+@pytest.mark.parametrize(
+    "masks",
+    [
+        torch.zeros(1, *PADDED, dtype=torch.bool),
+        torch.ones(1, *PADDED, dtype=torch.bool),
+        one_pixel(0, 0),
+        one_pixel(13, 17),
+        torch.zeros(0, *PADDED, dtype=torch.bool),
+        torch.ones(9, *PADDED, dtype=torch.bool),
+        torch.ones(1, 1, 1, dtype=torch.bool),
+    ],
+    ids=["no pixel", "all pixels", "corner", "one pixel", "no target", "more than queries", "tiny picture"],
+)
 def test_odd_targets(masks):
     """Beside an ordinary picture: everything finite, a gradient for every leaf, all that can be matched is."""
     prediction, targets = random_case([2, 1])
@@ -116,12 +124,14 @@ def test_points_are_where_masks_are_undecided():
 def test_float32_under_autocast():
     """Half-precision outputs are accepted; the losses are computed as if they were float32 from the start."""
     prediction, targets = random_case([3, 2])
-    half = Prediction(prediction.mask_features_BCHW, [
-        LayerOutput(x.class_logits_BQK.bfloat16(), x.mask_embeds_BQC.bfloat16()) for x in prediction.layers
-    ])
-    full = Prediction(half.mask_features_BCHW, [
-        LayerOutput(x.class_logits_BQK.float(), x.mask_embeds_BQC.float()) for x in half.layers
-    ])
+    half = Prediction(
+        prediction.mask_features_BCHW,
+        [LayerOutput(x.class_logits_BQK.bfloat16(), x.mask_embeds_BQC.bfloat16()) for x in prediction.layers],
+    )
+    full = Prediction(
+        half.mask_features_BCHW,
+        [LayerOutput(x.class_logits_BQK.float(), x.mask_embeds_BQC.float()) for x in half.layers],
+    )
     expected = Criterion(4, CONFIG, rand=same_for_all)(full, targets, PADDED)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = Criterion(4, CONFIG, rand=same_for_all)(half, targets, PADDED)

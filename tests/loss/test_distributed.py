@@ -15,8 +15,10 @@ from torch.testing import assert_close
 def test_two_processes_equal_one(tmp_path):
     command = [sys.executable, Path(worker.__file__)]
     processes = [
-        subprocess.Popen([*command, str(rank), "2", tmp_path / "store", tmp_path / "out.pt"],
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [*command, str(rank), "2", tmp_path / "store", tmp_path / "out.pt"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         for rank in range(2)
     ]
     try:

@@ -46,9 +46,13 @@ class Case:
             config[f"cost_{name}"] for name in ("class", "mask", "dice")
         ], "m2f weighs costs as it weighs losses"
         settings = LossConfig(
-            class_weight=self.weights["ce"], mask_weight=self.weights["mask"], dice_weight=self.weights["dice"],
-            no_object_weight=config["eos_coef"], num_points=config["num_points"],
-            oversample_ratio=config["oversample_ratio"], importance_ratio=config["importance_sample_ratio"],
+            class_weight=self.weights["ce"],
+            mask_weight=self.weights["mask"],
+            dice_weight=self.weights["dice"],
+            no_object_weight=config["eos_coef"],
+            num_points=config["num_points"],
+            oversample_ratio=config["oversample_ratio"],
+            importance_ratio=config["importance_sample_ratio"],
         )
         self.criterion = Criterion(config["num_classes"], settings, rand=self.rand)
 

@@ -41,8 +41,10 @@ class Case:
             config[f"cost_{name}"] for name in ("class", "mask", "dice")
         ], "m2f weighs costs as it weighs losses"
         assert (config["focal alpha"], config["focal gamma"]) == (0.25, 2), "m2f's are constants"
-        changes = {f"{ours}_weight": float(self.weights[theirs])
-                   for ours, theirs in (("class", "ce"), ("mask", "mask"), ("dice", "dice"))}
+        changes = {
+            f"{ours}_weight": float(self.weights[theirs])
+            for ours, theirs in (("class", "ce"), ("mask", "mask"), ("dice", "dice"))
+        }
         settings = FULL.model_copy(update={**changes, "no_object_weight": config["eos_coef"]})
         self.criterion = Criterion(config["num_classes"], settings)
 
@@ -146,8 +148,9 @@ def test_numbers_of_points_belong_to_points(change):
 def per_pixel_case() -> tuple[Prediction, list[Target], torch.Tensor]:
     """Two layers of four classes; the first picture is smaller than the batch, some of it belongs to nobody."""
     generator = torch.Generator().manual_seed(0)
-    layers = [LayerOutput(torch.zeros(2, 4, 5), torch.randn(2, 4, 6, generator=generator).requires_grad_())
-              for _ in range(2)]
+    layers = [
+        LayerOutput(torch.zeros(2, 4, 5), torch.randn(2, 4, 6, generator=generator).requires_grad_()) for _ in range(2)
+    ]
     prediction = Prediction(torch.randn(2, 6, 7, 9, generator=generator).requires_grad_(), layers)
     owner = torch.randint(-1, 2, (20, 30), generator=generator)
     labels_HW = torch.full(PADDED, -1)
@@ -167,8 +170,9 @@ def test_per_pixel_loss_is_the_cross_entropy_of_all_pixels(weights):
         logits = prediction.render(PADDED, layer=layer)
         expected = F.cross_entropy(logits, labels_BHW, torch.tensor(weights) if weights else None, ignore_index=-1)
         assert_close(loss, expected)
-        ours, theirs = (torch.autograd.grad(x, prediction.mask_features_BCHW, retain_graph=True)[0]
-                        for x in (loss, expected))
+        ours, theirs = (
+            torch.autograd.grad(x, prediction.mask_features_BCHW, retain_graph=True)[0] for x in (loss, expected)
+        )
         assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
 
 

@@ -17,12 +17,27 @@ COUNTS = [3, 5]
 
 
 def theirs_of() -> Mask2FormerForUniversalSegmentation:
-    swin = {"model_type": "swin", "embed_dim": 16, "depths": [1, 2, 2, 1], "num_heads": [1, 2, 4, 4], "window_size": 4,
-            "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    swin = {
+        "model_type": "swin",
+        "embed_dim": 16,
+        "depths": [1, 2, 2, 1],
+        "num_heads": [1, 2, 4, 4],
+        "window_size": 4,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
     config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=48,
-        dim_feedforward=40, encoder_layers=2, decoder_layers=4, num_attention_heads=4, num_queries=9,
-        id2label={i: f"class {i}" for i in range(5)}, train_num_points=CONFIG.num_points,
+        backbone_config=swin,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=48,
+        dim_feedforward=40,
+        encoder_layers=2,
+        decoder_layers=4,
+        num_attention_heads=4,
+        num_queries=9,
+        id2label={i: f"class {i}" for i in range(5)},
+        train_num_points=CONFIG.num_points,
     )
     torch.manual_seed(3)
     model = Mask2FormerForUniversalSegmentation(config)
@@ -44,9 +59,7 @@ def test_loss_and_gradient(tmp_path, monkeypatch):
     rand = torch.rand
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: draws.append(rand(*shape, **options)) or draws[-1])
     their_images = images.clone().requires_grad_()
-    expected = theirs(
-        pixel_values=their_images, class_labels=labels, mask_labels=[mask.float() for mask in masks]
-    ).loss
+    expected = theirs(pixel_values=their_images, class_labels=labels, mask_labels=[mask.float() for mask in masks]).loss
     expected.sum().backward()
     monkeypatch.undo()
 

@@ -1,6 +1,6 @@
 """One of two processes: the gradients of a linear "model" over half of a batch, averaged as DDP does.
 
-    python worker.py RANK WORLD STORE OUT
+python worker.py RANK WORLD STORE OUT
 """
 
 from __future__ import annotations

@@ -26,8 +26,10 @@ class Pack:
     def truth(self, name: str) -> PanopticTruth:
         number = {category.id: label for label, category in enumerate(self.categories)}
         rgb = np.asarray(Image.open(self.folder / "panoptic_val2017" / f"{name}.png")).astype(np.int32)
-        segments = [TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"]))
-                    for s in self.records[name]["segments_info"]]  # fmt: skip
+        segments = [
+            TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"]))
+            for s in self.records[name]["segments_info"]
+        ]
         return PanopticTruth(rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2], segments)
 
 

@@ -32,8 +32,20 @@ CATEGORIES = (
     Category(4, "bus", True, (0, 0, 0)),
 )
 PERSON, SKY, CAR, BUS = range(4)
-STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
-         "ar_large")  # fmt: skip
+STATS = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
 INSTALLED = [name for name, module in ENGINES.items() if importlib.util.find_spec(module.partition(".")[0])]
 needs_faster = pytest.mark.skipif(len(INSTALLED) < 2, reason="needs faster-coco-eval (the extra eval)")
 engines = pytest.mark.parametrize("engine", INSTALLED)
@@ -53,8 +65,9 @@ def found(*objects, size=SIZE) -> Instances:
 
 
 def as_found(truth: InstanceTruth) -> Instances:
-    return found(*((each.label, 1.0, rle_of(each, truth.size)) for each in truth.objects if not each.iscrowd),
-                 size=truth.size)  # fmt: skip
+    return found(
+        *((each.label, 1.0, rle_of(each, truth.size)) for each in truth.objects if not each.iscrowd), size=truth.size
+    )
 
 
 def random_picture(seed: int) -> tuple[Instances, InstanceTruth]:
@@ -91,17 +104,28 @@ def whole(pictures, tools=(COCO, COCOeval), iou_type="segm", **params):
             polygons = not isinstance(each.shape, dict)
             segmentation = [polygon.ravel().tolist() for polygon in each.shape] if polygons else each.shape
             area = float(coco_mask.area(rle_of(each, truth.size))) if each.area is None else each.area
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": int(each.iscrowd),
-                                "category_id": CATEGORIES[each.label].id, "segmentation": segmentation, "area": area})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "iscrowd": int(each.iscrowd),
+                    "category_id": CATEGORIES[each.label].id,
+                    "segmentation": segmentation,
+                    "area": area,
+                }
+            )
         for label, score, rle in zip(result.labels_N, result.scores_N, result.rles, strict=True):
-            results.append({"image_id": number, "category_id": CATEGORIES[label].id, "segmentation": rle,
-                            "score": float(score)})
+            results.append(
+                {"image_id": number, "category_id": CATEGORIES[label].id, "segmentation": rle, "score": float(score)}
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         coco = tools[0]()
-        coco.dataset = {"images": [{"id": i + 1, "height": t.size[0], "width": t.size[1]}
-                                   for i, (_, t) in enumerate(pictures)],
-                        "annotations": annotations, "info": {},
-                        "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES if c.isthing]}  # fmt: skip
+        coco.dataset = {
+            "images": [{"id": i + 1, "height": t.size[0], "width": t.size[1]} for i, (_, t) in enumerate(pictures)],
+            "annotations": annotations,
+            "info": {},
+            "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES if c.isthing],
+        }
         coco.createIndex()
         run = tools[1](coco, coco.loadRes(results), iou_type)
         for name, value in params.items():
@@ -260,9 +284,15 @@ def test_max_dets(engine):
 
 
 @engines
-@pytest.mark.parametrize("pictures", [
-    [], [(found(), InstanceTruth(SIZE, []))], [(found((CAR, 0.5, box(0, 0, 5, 5))), InstanceTruth(SIZE, []))],
-], ids=["no pictures", "empty", "no truth"])  # fmt: skip
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        [],
+        [(found(), InstanceTruth(SIZE, []))],
+        [(found((CAR, 0.5, box(0, 0, 5, 5))), InstanceTruth(SIZE, []))],
+    ],
+    ids=["no pictures", "empty", "no truth"],
+)
 def test_without_truth_it_is_nan(engine, pictures):
     figures = of(pictures, engine=engine).compute()
     assert all(math.isnan(figures[name]) for name in STATS)
@@ -292,15 +322,20 @@ def test_errors(monkeypatch):
         AveragePrecision(CATEGORIES, engine="faster-coco-eval")
 
 
-@pytest.mark.parametrize(("truth", "error", "says"), [
-    (InstanceTruth((2, 2), []), DataError, "160 x 200 pixels and its annotation 2 x 2"),
-    (InstanceTruth(SIZE, [TrueObject(SKY, box(0, 0, 2, 2))]), DataError, "class number 1,.* 3 countable classes of 4"),
-    (SemanticTruth(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticTruth"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("truth", "error", "says"),
+    [
+        (InstanceTruth((2, 2), []), DataError, "160 x 200 pixels and its annotation 2 x 2"),
+        (
+            InstanceTruth(SIZE, [TrueObject(SKY, box(0, 0, 2, 2))]),
+            DataError,
+            "class number 1,.* 3 countable classes of 4",
+        ),
+        (SemanticTruth(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticTruth"),
+    ],
+)
 def test_what_does_not_fit_is_said(truth, error, says):
     metric = AveragePrecision(CATEGORIES)
     with pytest.raises(error, match=says):
         metric.update(found(), truth)
     assert metric.state()["classes"] == []
-
-

@@ -16,9 +16,16 @@ from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, Semanti
 from m2f_cli.structures.categories import Category
 
 NAMES = ("pq", "pq-stuff", "pq-per-picture", "ap", "boundary-ap", "miou", "boundary-iou", "boundary-iou-mass13k")
-HEADLINES = {"pq": "pq", "pq-stuff": "pq_stuff", "pq-per-picture": "pq_per_picture", "ap": "ap",
-             "boundary-ap": "boundary_ap", "miou": "miou", "boundary-iou": "boundary_iou",
-             "boundary-iou-mass13k": "boundary_iou_mass13k"}  # fmt: skip
+HEADLINES = {
+    "pq": "pq",
+    "pq-stuff": "pq_stuff",
+    "pq-per-picture": "pq_per_picture",
+    "ap": "ap",
+    "boundary-ap": "boundary_ap",
+    "miou": "miou",
+    "boundary-iou": "boundary_iou",
+    "boundary-iou-mass13k": "boundary_iou_mass13k",
+}
 every = pytest.mark.parametrize("name", NAMES)
 panoptic_only = pytest.mark.parametrize("name", ["pq", "pq-per-picture"])
 objects_only = pytest.mark.parametrize("name", ["ap", "boundary-ap"])
@@ -204,12 +211,18 @@ def test_objects_without_pixels(name):
     assert headline(metric) == pytest.approx(200 / 3)  # nothing overlaps nothing: bus is missed
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("pq", InstanceTruth(SIZE, [])), ("pq-stuff", InstanceTruth(SIZE, [])), ("miou", InstanceTruth(SIZE, [])),
-    ("boundary-iou", InstanceTruth(SIZE, [])), ("ap", SemanticTruth(np.zeros(SIZE, np.uint8))),
-    ("boundary-ap", SemanticTruth(np.zeros(SIZE, np.uint8))),
-    ("pq-per-picture", SemanticTruth(np.zeros(SIZE, np.uint8))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("pq", InstanceTruth(SIZE, [])),
+        ("pq-stuff", InstanceTruth(SIZE, [])),
+        ("miou", InstanceTruth(SIZE, [])),
+        ("boundary-iou", InstanceTruth(SIZE, [])),
+        ("ap", SemanticTruth(np.zeros(SIZE, np.uint8))),
+        ("boundary-ap", SemanticTruth(np.zeros(SIZE, np.uint8))),
+        ("pq-per-picture", SemanticTruth(np.zeros(SIZE, np.uint8))),
+    ],
+)
 def test_truths_of_another_kind(name, kind):
     metric = metric_of(name)
     refused(metric, result(metric), kind, type(kind).__name__, ConfigError)

@@ -31,14 +31,23 @@ def published_edge(mask_HW: np.ndarray, width: int) -> np.ndarray:
 def slow_interior(values_HW: np.ndarray, width: int, outside: int) -> np.ndarray:
     framed = np.pad(values_HW, width, constant_values=outside)
     height, columns = values_HW.shape
-    return np.array([[
-        len(set(framed[y : y + 2 * width + 1, x : x + 2 * width + 1].ravel().tolist())) == 1
-        for x in range(columns)] for y in range(height)])  # fmt: skip
+    return np.array(
+        [
+            [
+                len(set(framed[y : y + 2 * width + 1, x : x + 2 * width + 1].ravel().tolist())) == 1
+                for x in range(columns)
+            ]
+            for y in range(height)
+        ]
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)),
-       st.integers(1, 4), st.sampled_from([0, 1, 7]))  # fmt: skip
+@given(
+    arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)),
+    st.integers(1, 4),
+    st.sampled_from([0, 1, 7]),
+)
 def test_interior_against_looking_around(values_HW, width, outside):
     values_HW[1:7, 1:8] = values_HW[0, 0]
     assert (interior(values_HW, width, outside) == slow_interior(values_HW, width, outside)).all()
@@ -60,9 +69,16 @@ def test_the_edge_of_nothing_is_nothing():
     assert coco_mask.area(edge_of_rle(coco_mask.encode(np.zeros((5, 6), np.uint8, order="F")))) == 0
 
 
-@pytest.mark.parametrize(("size", "ratio", "width"), [
-    ((3, 4), 0.02, 1), ((300, 400), 0.02, 10), ((300, 400), 0.001, 1), ((3072, 4096), 0.001, 5), ((30, 40), 0.05, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "ratio", "width"),
+    [
+        ((3, 4), 0.02, 1),
+        ((300, 400), 0.02, 10),
+        ((300, 400), 0.001, 1),
+        ((3072, 4096), 0.001, 5),
+        ((30, 40), 0.05, 2),
+    ],
+)
 def test_widths(size, ratio, width):
     assert edge_width(size, ratio) == width
 

@@ -104,8 +104,9 @@ def box(start: int, stop: int) -> list[int]:
 
 
 def objects(*given) -> InstanceTruth:
-    made = [TrueObject(label, coco_mask.encode(np.asfortranarray([mask], np.uint8)), crowd)
-            for mask, label, crowd in given]  # fmt: skip
+    made = [
+        TrueObject(label, coco_mask.encode(np.asfortranarray([mask], np.uint8)), crowd) for mask, label, crowd in given
+    ]
     return InstanceTruth((1, 8), made)
 
 
@@ -119,8 +120,10 @@ def test_objects_are_matched_as_coco_does_it():
     # The cat of 0.95 takes the true one (IoU 0.75), those of 0.9 and 0.05 come too late; a dog lies on the crowd.
     rows = {row["from"]: row for row in metric.compute()["tables"]["reliability"] if row["count"]}
     assert {start: (row["count"], row["precision"]) for start, row in rows.items()} == {
-        0.0: (1, 0.0), 0.7: (1, 0.0), 0.9: (2, 50.0),
-    }  # fmt: skip
+        0.0: (1, 0.0),
+        0.7: (1, 0.0),
+        0.9: (2, 50.0),
+    }
     ap = AveragePrecision(CATEGORIES)
     ap.update(result, truth)
     assert ap.compute()["ap50"] == pytest.approx(100)

@@ -175,9 +175,13 @@ def test_a_region_that_is_not_evaluated_but_has_a_number_excuses_nothing(street)
     assert ap(ids_HW == 29000, *cars) < 90
 
 
-@pytest.mark.parametrize(("task", "name", "make"), [
-    ("semantic", "cityscapes-pixels", CityscapesPixels), ("instance", "cityscapes-ap", CityscapesObjects),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "name", "make"),
+    [
+        ("semantic", "cityscapes-pixels", CityscapesPixels),
+        ("instance", "cityscapes-ap", CityscapesObjects),
+    ],
+)
 class TestBoth:
     def test_states_survive_json_and_parts_merge_to_the_last_bit(self, street, task, name, make):
         records = open_data(street.data, "val", task=task).records
@@ -251,13 +255,16 @@ def test_a_png_that_cannot_be_read_is_a_data_error(street):
         CityscapesPixels(STREET).update(street.results.semantic[0], record.read_truth())
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("a.png 26", "line 1 should be .mask labelId score."),
-    ("a.png 40 0.5", "labelId from 0 to 33"),
-    ("a.png 26 nan", "the score nan"),
-    ("../../x.png 26 0.5", "leads out of it"),
-    ("gone.png 26 0.5", "gone.png cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.png 26", "line 1 should be .mask labelId score."),
+        ("a.png 40 0.5", "labelId from 0 to 33"),
+        ("a.png 26 nan", "the score nan"),
+        ("../../x.png 26 0.5", "leads out of it"),
+        ("gone.png 26 0.5", "gone.png cannot be read"),
+    ],
+)
 def test_texts_that_are_wrong(street, line, message):
     folder = save_all(street, "instance")
     next(folder.rglob("aachen_000000_000000_pred.txt")).write_text(line + "\n")

@@ -67,12 +67,16 @@ def test_a_class_that_does_not_exist_is_an_error(convert):
         convert(PanopticTruth(np.array([[1]]), [TrueSegment(1, 300)]), CATEGORIES)
 
 
-@pytest.mark.parametrize("shape", [
-    [np.array([(1, 1), (4, 1), (4, 3), (1, 3)])],
-    [np.array([(1, 1), (3, 1), (3, 3), (1, 3)]), np.array([(3, 1), (4, 1), (4, 3), (3, 3)])],
-    UNPACKED,
-    coco_mask.frPyObjects(UNPACKED, 4, 6),
-], ids=["polygon", "polygons", "counts", "packed"])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [np.array([(1, 1), (4, 1), (4, 3), (1, 3)])],
+        [np.array([(1, 1), (3, 1), (3, 3), (1, 3)]), np.array([(3, 1), (4, 1), (4, 3), (3, 3)])],
+        UNPACKED,
+        coco_mask.frPyObjects(UNPACKED, 4, 6),
+    ],
+    ids=["polygon", "polygons", "counts", "packed"],
+)
 def test_run_lengths_of_every_form(shape):
     mask = np.zeros((4, 6), np.uint8)
     mask[1:3, 1:4] = 1
@@ -95,6 +99,6 @@ def test_real_panoptic_annotations_as_objects(coco):
     for name, truth in zip(coco.names, coco.truths, strict=True):
         expected = [each for each in document["annotations"] if each["image_id"] == int(name)]
         objects = instance_truth(truth, coco.categories).objects
-        assert sorted((coco.categories[each.label].id, int(each.iscrowd), int(coco_mask.area(each.shape)))
-                      for each in objects) == sorted(
-            (each["category_id"], each["iscrowd"], int(each["area"])) for each in expected)  # fmt: skip
+        assert sorted(
+            (coco.categories[each.label].id, int(each.iscrowd), int(coco_mask.area(each.shape))) for each in objects
+        ) == sorted((each["category_id"], each["iscrowd"], int(each["area"])) for each in expected)

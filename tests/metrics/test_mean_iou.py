@@ -105,11 +105,14 @@ def test_nothing_seen_is_nan(pictures):
     assert all(math.isnan(figures[name]) for name in NAMES)
 
 
-@pytest.mark.parametrize(("true", "says"), [
-    (np.array([[0, 9]], np.uint8), "class number 9 occurs, but there are 4"),
-    (np.array([[0, -2]], np.int32), "class number -2 occurs"),
-    (np.array([[0], [0]], np.uint8), "1 x 2 pixels and its annotation 2 x 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("true", "says"),
+    [
+        (np.array([[0, 9]], np.uint8), "class number 9 occurs, but there are 4"),
+        (np.array([[0, -2]], np.int32), "class number -2 occurs"),
+        (np.array([[0], [0]], np.uint8), "1 x 2 pixels and its annotation 2 x 1"),
+    ],
+)
 def test_what_does_not_fit_is_said_and_not_counted(true, says):
     metric = MeanIoU(CATEGORIES)
     with pytest.raises(DataError, match=says):

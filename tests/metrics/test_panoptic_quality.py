@@ -138,8 +138,10 @@ def test_the_random_pictures_meet_every_rule():
     pictures = [random_picture(seed) for seed in range(40)]
     counts = np.array(oracle(pictures)["counts"]).sum(0)
     without_crowds = [(r, true(t.ids_HW, {s.id: s.label for s in t.segments})) for r, t in pictures]
-    no_void = [(r, true(t.ids_HW + 1, {s.id + 1: s.label for s in t.segments}, {
-        s.id + 1 for s in t.segments if s.iscrowd})) for r, t in pictures]  # fmt: skip
+    no_void = [
+        (r, true(t.ids_HW + 1, {s.id + 1: s.label for s in t.segments}, {s.id + 1 for s in t.segments if s.iscrowd}))
+        for r, t in pictures
+    ]
     assert (counts > 20).all()
     assert oracle(without_crowds)["counts"] != oracle(pictures)["counts"]
     assert oracle(no_void)["pq"] != oracle(pictures)["pq"]
@@ -229,11 +231,14 @@ def test_nothing_seen_is_nan():
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("result", "truth", "says"), [
-    (found([[1, 1]], {1: CAR}), true([[1], [1]], {1: CAR}), "1 x 2 pixels and its annotation 2 x 1"),
-    (found([[1, 3]], {1: CAR}), true([[1, 1]], {1: CAR}), "the id 3"),
-    (found([[1, 1]], {1: CAR}), true([[1, 1]], {1: 4}), "class number 4 occurs, but there are 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("result", "truth", "says"),
+    [
+        (found([[1, 1]], {1: CAR}), true([[1], [1]], {1: CAR}), "1 x 2 pixels and its annotation 2 x 1"),
+        (found([[1, 3]], {1: CAR}), true([[1, 1]], {1: CAR}), "the id 3"),
+        (found([[1, 1]], {1: CAR}), true([[1, 1]], {1: 4}), "class number 4 occurs, but there are 4"),
+    ],
+)
 def test_what_does_not_fit_is_said_and_not_counted(result, truth, says):
     metric = PanopticQuality(CATEGORIES)
     with pytest.raises(DataError, match=says):

@@ -30,8 +30,9 @@ PERSON, CAR, SKY = range(3)
 
 def found(ids_HW, labels: dict[int, int]) -> PanopticMap:
     ids_HW = np.array(ids_HW, np.int32)
-    return PanopticMap(ids_HW.shape, CATEGORIES, ids_HW, [Segment(i, c, 0.9, int((ids_HW == i).sum()))
-                                                          for i, c in labels.items()])  # fmt: skip
+    return PanopticMap(
+        ids_HW.shape, CATEGORIES, ids_HW, [Segment(i, c, 0.9, int((ids_HW == i).sum())) for i, c in labels.items()]
+    )
 
 
 def true(ids_HW, labels: dict[int, int], crowds=()) -> PanopticTruth:
@@ -102,8 +103,9 @@ def test_wrong_class_on_a_right_mask():
     assert figures["per_class"]["person"]["pq_lost_class"] == pytest.approx(100)
     assert figures["per_class"]["person"]["class"] == figures["per_class"]["car"]["class"] == 1
     assert figures["tables"]["confusion"] == [
-        {"true": "person", "found": "car", "count": 1}, {"true": "sky", "found": "sky", "count": 1},
-    ]  # fmt: skip
+        {"true": "person", "found": "car", "count": 1},
+        {"true": "sky", "found": "sky", "count": 1},
+    ]
 
 
 def test_split_without_a_hit():
@@ -143,8 +145,10 @@ def test_merged_without_a_hit_and_with_something_outside():
     truth = true([[1] * 8 + [2] * 8 + [3] * 4], {1: PERSON, 2: PERSON, 3: SKY})
     result = found([[1] * 18 + [3] * 2], {1: PERSON, 3: SKY})
     assert errors_of(result, truth)["merged"] == [
-        Change(PERSON, 0, 1.0, 1, 0, -1), Change(PERSON, 0, 1.0, 1, 0, -1), Change(PERSON, 0, 0.0, 0, -1, 0),
-    ]  # fmt: skip
+        Change(PERSON, 0, 1.0, 1, 0, -1),
+        Change(PERSON, 0, 1.0, 1, 0, -1),
+        Change(PERSON, 0, 0.0, 0, -1, 0),
+    ]
 
 
 def test_near_misses_are_boundaries_and_far_ones_missed_and_spurious():
@@ -152,8 +156,9 @@ def test_near_misses_are_boundaries_and_far_ones_missed_and_spurious():
     near, far = (found([[1] * n + [0] * (20 - n)], {1: PERSON}) for n in (10, 2))
     assert errors_of(near, truth) == {"boundary": [Change(PERSON, 0, 1.0, 1, -1, -1)]}
     assert errors_of(far, truth) == {
-        "missed": [Change(PERSON, 0, 1.0, 1, 0, -1)], "spurious": [Change(PERSON, 0, 0.0, 0, -1, 0)],
-    }  # fmt: skip
+        "missed": [Change(PERSON, 0, 1.0, 1, 0, -1)],
+        "spurious": [Change(PERSON, 0, 0.0, 0, -1, 0)],
+    }
 
 
 def test_what_pq_excuses_has_no_error():
@@ -224,8 +229,9 @@ def repaired(result: PanopticMap, truth: PanopticTruth, kind: str) -> PanopticMa
         return found(ids_HW, labels)
     for t in sorted(trues):
         own = [f for a, f in hits if a == t]
-        pieces = [f for f in sorted(free_f) if labels[f] == trues[t] and 2 * (mask_f[f] & mask_t[t]).sum()
-                  > mask_f[f].sum()]  # fmt: skip
+        pieces = [
+            f for f in sorted(free_f) if labels[f] == trues[t] and 2 * (mask_f[f] & mask_t[t]).sum() > mask_f[f].sum()
+        ]
         whole = np.logical_or.reduce([mask_f[f] for f in own + pieces]) if own + pieces else void & False
         if pieces and len(own + pieces) > 1 and (own or t in free_t) and iou(mask_t[t], whole) > 0.5:
             free_t, free_f = free_t - {t}, free_f - set(pieces)
@@ -235,8 +241,9 @@ def repaired(result: PanopticMap, truth: PanopticTruth, kind: str) -> PanopticMa
         return present(ids_HW, labels)
     for f in sorted(mask_f):
         own = [t for t, b in hits if b == f]
-        parts = [t for t in sorted(free_t) if labels[f] == trues[t] and 2 * (mask_f[f] & mask_t[t]).sum()
-                 > mask_t[t].sum()]  # fmt: skip
+        parts = [
+            t for t in sorted(free_t) if labels[f] == trues[t] and 2 * (mask_f[f] & mask_t[t]).sum() > mask_t[t].sum()
+        ]
         whole = np.logical_or.reduce([mask_t[t] for t in own + parts]) if own + parts else void & False
         if parts and len(own + parts) > 1 and (own or f in free_f) and iou(whole, mask_f[f]) > 0.5:
             free_t, free_f = free_t - set(parts), free_f - {f}
@@ -264,8 +271,9 @@ def excuse(result, truth, i) -> bool:
     void = truth.ids_HW == 0
     is_hit = any(
         iou(truth.ids_HW == each.id, mask & ~void) > 0.5
-        for each in truth.segments if not each.iscrowd and each.label == label
-    )  # fmt: skip
+        for each in truth.segments
+        if not each.iscrowd and each.label == label
+    )
     return not is_hit and 2 * on.sum() > mask.sum()
 
 
@@ -308,10 +316,19 @@ def test_what_is_kept_does_not_grow():
     assert len(pickle.dumps(of(pictures * 8, metric).state())) < 1.1 * small
 
 
-@pytest.mark.parametrize("damage", [
-    {"pictures": -1}, {"pictures": None}, {"sums": [[0, 0, 9, 1, 1, 1, 1]]}, {"sums": [[0, 0]]}, {"sums": 3},
-    {"confusion": [[0, 0, "x"]]}, {"worst": [[1, 2]]}, {"worst": [[0] * 11 + [-1]]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"pictures": -1},
+        {"pictures": None},
+        {"sums": [[0, 0, 9, 1, 1, 1, 1]]},
+        {"sums": [[0, 0]]},
+        {"sums": 3},
+        {"confusion": [[0, 0, "x"]]},
+        {"worst": [[1, 2]]},
+        {"worst": [[0] * 11 + [-1]]},
+    ],
+)
 def test_damaged_states_are_refused_and_add_nothing(damage):
     metric = of([random_picture(1)])
     before = json.dumps(metric.state())

@@ -26,9 +26,9 @@ def found(ids_HW, stuff=()) -> PanopticMap:
 
 def true(ids_HW, stuff=()) -> PanopticTruth:
     ids_HW = np.array(ids_HW, np.int32)
-    return PanopticTruth(ids_HW, [
-        TrueSegment(int(i), TISSUE if i in stuff else NUCLEUS) for i in np.unique(ids_HW) if i
-    ])  # fmt: skip
+    return PanopticTruth(
+        ids_HW, [TrueSegment(int(i), TISSUE if i in stuff else NUCLEUS) for i in np.unique(ids_HW) if i]
+    )
 
 
 def of(*pictures) -> dict[str, float]:

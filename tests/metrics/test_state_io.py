@@ -142,9 +142,14 @@ def _may_be_a_state(state, good) -> bool:
         return False
     if not isinstance(state.get("classes"), list) or state.get("max_dets") != good["max_dets"]:
         return False
-    return any(-1 in row[1]["scores"] for row in state["classes"]
-               if isinstance(row, list) and len(row) == 2 and isinstance(row[1], dict)
-               and isinstance(row[1].get("scores"), list))  # fmt: skip
+    return any(
+        -1 in row[1]["scores"]
+        for row in state["classes"]
+        if isinstance(row, list)
+        and len(row) == 2
+        and isinstance(row[1], dict)
+        and isinstance(row[1].get("scores"), list)
+    )
 
 
 def test_a_state_of_other_settings_is_refused():

@@ -88,8 +88,11 @@ def test_deformable_sampling_on_borders_and_outside(golden_file, impl):
     tensors = golden_file.tensors
     shapes = tensors["in/spatial_shapes"].tolist()
     output = deform_attn(
-        tensors["in/value"], shapes, *_pixels(tensors["edge/sampling_locations"], shapes),
-        tensors["in/attention_weights"], impl=impl,
+        tensors["in/value"],
+        shapes,
+        *_pixels(tensors["edge/sampling_locations"], shapes),
+        tensors["in/attention_weights"],
+        impl=impl,
     )
     assert_close(output, tensors["edge/output"], golden_file.info["fp32_noise"]["output"], "edge")
 
@@ -128,8 +131,13 @@ def test_pixel_decoder_gives_the_published_features(golden_file):
     config, tensors = golden_file.info["config"], golden_file.tensors
     channels = {stride: config["in_channels"][f"res{i}"] for i, stride in enumerate(STRIDES, start=2)}
     decoder = DeformablePixelDecoder(
-        channels, config["conv_dim"], config["mask_dim"], config["encoder_layers"], config["dim_feedforward"],
-        config["heads"], config["points"],
+        channels,
+        config["conv_dim"],
+        config["mask_dim"],
+        config["encoder_layers"],
+        config["dim_feedforward"],
+        config["heads"],
+        config["points"],
     )
     load_published(decoder, "pixel_decoder", golden_file)
     result = decoder(features_of(tensors, "in/")).projected()
@@ -145,8 +153,14 @@ def test_masked_decoder_gives_the_published_predictions(golden_file, monkeypatch
     """Its attention masks bit for bit in every layer; a reduced file has the mask logits of some layers only."""
     config, tensors = golden_file.info["config"], golden_file.tensors
     decoder = MaskedDecoder(
-        config["num_classes"], config["in_channels"], config["mask_dim"], config["hidden_dim"], config["num_queries"],
-        config["decoder_layers"], config["heads"], config["dim_feedforward"],
+        config["num_classes"],
+        config["in_channels"],
+        config["mask_dim"],
+        config["hidden_dim"],
+        config["num_queries"],
+        config["decoder_layers"],
+        config["heads"],
+        config["dim_feedforward"],
     )
     load_published(decoder, "decoder", golden_file)
     used = []

@@ -40,8 +40,13 @@ def test_transformer_fpn_pixel_decoder_gives_the_published_features(golden_file)
     config, tensors = golden_file.info["config"], golden_file.tensors
     assert not config["transformer_pre_norm"]
     decoder = TransformerFPNPixelDecoder(
-        channels_of(golden_file), config["conv_dim"], config["mask_dim"], config["transformer_enc_layers"],
-        config["transformer_nheads"], config["transformer_dim_feedforward"], config["transformer_dropout"],
+        channels_of(golden_file),
+        config["conv_dim"],
+        config["mask_dim"],
+        config["transformer_enc_layers"],
+        config["transformer_nheads"],
+        config["transformer_dim_feedforward"],
+        config["transformer_dropout"],
     )
     result = load_published(decoder, "pixel_decoder", golden_file)(features_of(tensors, "in/"))
     noise = golden_file.info["fp32_noise"]
@@ -55,9 +60,17 @@ def test_transformer_fpn_pixel_decoder_gives_the_published_features(golden_file)
 def plain_decoder(file, **options) -> PlainDecoder:
     config = file.info["config"]
     decoder = PlainDecoder(
-        config["num_classes"], config["in_channels"], config["mask_dim"], config["hidden_dim"], config["num_queries"],
-        config["decoder_layers"], config["heads"], config["dim_feedforward"], dropout=0.1,
-        enforce_input_proj="weights/input_proj.weight" in file.tensors, **options,
+        config["num_classes"],
+        config["in_channels"],
+        config["mask_dim"],
+        config["hidden_dim"],
+        config["num_queries"],
+        config["decoder_layers"],
+        config["heads"],
+        config["dim_feedforward"],
+        dropout=0.1,
+        enforce_input_proj="weights/input_proj.weight" in file.tensors,
+        **options,
     )
     return load_published(decoder, "decoder", file)
 

@@ -116,9 +116,15 @@ def test_inference_under_autocast_stays_close(model, dtype):
 
 @pytest.mark.parametrize("backbone", [RESNET, {}], ids=["resnet", "swin"])
 @pytest.mark.parametrize("size", [(64, 96), (300, 400), (512, 640)])  # tokens at stride 32: 6, 130, 320
-@pytest.mark.parametrize(("pixel_decoder", "decoder"), [
-    ("fpn", "plain"), ("transformer_fpn", "plain"), ("fpn", "per_pixel_plus"), ("fpn", "per_pixel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pixel_decoder", "decoder"),
+    [
+        ("fpn", "plain"),
+        ("transformer_fpn", "plain"),
+        ("fpn", "per_pixel_plus"),
+        ("fpn", "per_pixel"),
+    ],
+)
 @torch.no_grad()
 def test_maskformers_under_autocast_stay_close(backbone, size, pixel_decoder, decoder):
     pixel = {"name": pixel_decoder, "dim": 64, "mask_dim": 32}
@@ -126,10 +132,13 @@ def test_maskformers_under_autocast_stay_close(backbone, size, pixel_decoder, de
         pixel |= {"num_layers": 1, "num_heads": 4, "ffn_dim": 64, "dropout": 0.1}
     queries = {"plain": {"num_queries": 12}}.get(decoder, {})
     layers = {"dim": 64, "num_layers": 2, "num_heads": 4, "ffn_dim": 64, "dropout": 0.1}
-    config = tiny_config(**backbone).model_copy(update={
-        "method": "maskformer", "pixel_decoder": Component(**pixel),
-        "decoder": Component(name=decoder, **queries, **({} if decoder == "per_pixel" else layers)),
-    })  # fmt: skip
+    config = tiny_config(**backbone).model_copy(
+        update={
+            "method": "maskformer",
+            "pixel_decoder": Component(**pixel),
+            "decoder": Component(name=decoder, **queries, **({} if decoder == "per_pixel" else layers)),
+        }
+    )
     model = randomise(build(config, num_classes=5)).eval()
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     exact = model(images)
@@ -165,8 +174,10 @@ def test_layers_of_a_level_share_products_where_they_are_small(dtype, monkeypatc
 def test_gradients_reach_every_parameter():
     model = randomise(build(tiny_config(), num_classes=5)).eval()  # drop path would silence whole blocks
     prediction = model(torch.randn(2, 3, 64, 64))
-    sum(out.class_logits_BQK.square().sum() + prediction.render(layer=i).square().mean()
-        for i, out in enumerate(prediction.layers)).backward()
+    sum(
+        out.class_logits_BQK.square().sum() + prediction.render(layer=i).square().mean()
+        for i, out in enumerate(prediction.layers)
+    ).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
 
@@ -236,10 +247,15 @@ class Raises:
 
 
 @pytest.mark.parametrize("part", ["backbone", "pixel_decoder", "decoder"])
-@pytest.mark.parametrize(("code", "message"), [
-    (lambda **given: None, "is NoneType; it must be a torch.nn.Module"), (lambda **given: 5, "is int; "),
-    ("text", "TypeError"), (Raises, "EOFError: nothing left|unexpected keyword"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (lambda **given: None, "is NoneType; it must be a torch.nn.Module"),
+        (lambda **given: 5, "is int; "),
+        ("text", "TypeError"),
+        (Raises, "EOFError: nothing left|unexpected keyword"),
+    ],
+)
 def test_code_of_a_user_that_makes_no_part(monkeypatch, part, code, message):
     monkeypatch.setattr(sys.modules[__name__], "of_a_user", code, raising=False)
     config = tiny_config().model_copy(update={part: Component(name=f"{__name__}:of_a_user")})

@@ -113,8 +113,12 @@ def by_area(masks_NHW: torch.Tensor, padded: tuple[int, int], size: tuple[int, i
 
 @settings(max_examples=60, deadline=None)
 @given(
-    height=st.integers(1, 40), width=st.integers(1, 40), pad=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    count=st.integers(0, 11), cells=st.tuples(st.integers(1, 12), st.integers(1, 12)), seed=st.integers(0, 999),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    pad=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    count=st.integers(0, 11),
+    cells=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 999),
 )
 def test_touched_cells_are_those_of_area_averages(height, width, pad, count, cells, seed):
     """Masks and id maps, grids that divide the picture and grids that do not."""
@@ -177,10 +181,17 @@ def test_each_head_has_noise_of_its_own_only_if_asked():
     assert shared.noised_masks((8, 12), 4).shape == (2, 3, 96)
 
 
-@pytest.mark.parametrize(("count", "fullest", "groups"), [
-    ({"groups": 3}, 3, 3), ({"groups": 5}, 0, 0), ({"budget": 100}, 6, 16), ({"budget": 2}, 3, 0),
-    ({"budget": 3}, 3, 1), ({"budget": 100}, 0, 0),
-])
+@pytest.mark.parametrize(
+    ("count", "fullest", "groups"),
+    [
+        ({"groups": 3}, 3, 3),
+        ({"groups": 5}, 0, 0),
+        ({"budget": 100}, 6, 16),
+        ({"budget": 2}, 3, 0),
+        ({"budget": 3}, 3, 1),
+        ({"budget": 100}, 0, 0),
+    ],
+)
 def test_how_many_groups(count, fullest, groups):
     assert Piloting(PilotingConfig(**count), 9)._groups(fullest) == groups
 
@@ -311,11 +322,14 @@ def test_a_network_that_recomputes_is_copied_and_sent_whole():
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("overrides", "positions"), [
-    (["model.piloting.groups=1"], True),
-    (["model.piloting.groups=1", "model.piloting.query_positions=false"], False),
-    (["model.piloting.budget=100"], True),
-])
+@pytest.mark.parametrize(
+    ("overrides", "positions"),
+    [
+        (["model.piloting.groups=1"], True),
+        (["model.piloting.groups=1", "model.piloting.query_positions=false"], False),
+        (["model.piloting.budget=100"], True),
+    ],
+)
 def test_any_mask2former_preset_can_be_piloted(overrides, positions):
     loaded = config.load("tiny", overrides)
     model = build(loaded.model, 9)
@@ -329,16 +343,19 @@ def test_unpiloted_networks_have_no_embeddings():
     assert build(loaded.model, 9).decoder.label_embed is None and piloting_of(loaded.model, 9) is None
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("model.piloting={groups: 1, budget: 100}", "either groups"),
-    ("model.piloting={}", "either groups"),
-    ("model.piloting.groups=0", "groups"),
-    ("model.piloting={groups: 1, label_noise: 1.5}", "label_noise"),
-    ("model.piloting={groups: 1, mask_noise: -0.1}", "mask_noise"),
-    ("model.piloting={groups: 1, layers: 0}", "layers is 'all' or at least 1 and at most 200, not 0"),
-    ("model.piloting={groups: 1, mode: shift}", "'points'"),
-    ("model.piloting={group: 1}", "Did you mean groups"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.piloting={groups: 1, budget: 100}", "either groups"),
+        ("model.piloting={}", "either groups"),
+        ("model.piloting.groups=0", "groups"),
+        ("model.piloting={groups: 1, label_noise: 1.5}", "label_noise"),
+        ("model.piloting={groups: 1, mask_noise: -0.1}", "mask_noise"),
+        ("model.piloting={groups: 1, layers: 0}", "layers is 'all' or at least 1 and at most 200, not 0"),
+        ("model.piloting={groups: 1, mode: shift}", "'points'"),
+        ("model.piloting={group: 1}", "Did you mean groups"),
+    ],
+)
 def test_wrong_settings(override, message):
     with pytest.raises(ConfigError, match=message):
         config.load("tiny", [override])

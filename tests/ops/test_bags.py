@@ -30,8 +30,12 @@ def some_bags(rows: int, bags: int, per_bag: int, dim: int, seed: int, dtype=tor
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rows=st.integers(1, 30), bags=st.integers(1, 20), per_bag=st.integers(1, 9), dim=st.integers(1, 33),
-    seed=st.integers(0, 2**31), dtype=st.sampled_from([torch.int32, torch.int64]),
+    rows=st.integers(1, 30),
+    bags=st.integers(1, 20),
+    per_bag=st.integers(1, 9),
+    dim=st.integers(1, 33),
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
 )
 def test_equals_embedding_bag(rows, bags, per_bag, dim, seed, dtype):
     """Rows that no bag has and rows that a bag has twice are among them."""
@@ -55,8 +59,9 @@ def test_gradient_that_is_not_contiguous():
     table, rows, weights = some_bags(7, 5, 3, 4, 0)
     cotangent = torch.randn(4, 5).T
     table.requires_grad_()
-    ours, theirs = (torch.autograd.grad(call(table, rows, weights), [table], cotangent)[0]
-                    for call in (weighted_bags, plain))
+    ours, theirs = (
+        torch.autograd.grad(call(table, rows, weights), [table], cotangent)[0] for call in (weighted_bags, plain)
+    )
     assert_close(ours, theirs)
 
 

@@ -75,8 +75,11 @@ def make_target(size, count: int, seed: int, owner_dtype=torch.int16) -> tuple[T
 
 @settings(max_examples=30, deadline=None)
 @given(
-    size=SIZES, padding=st.tuples(st.integers(0, 5), st.integers(0, 5)), count=st.integers(0, 5),
-    seed=st.integers(0, 2**31), owner_dtype=st.sampled_from([torch.int16, torch.int32]),
+    size=SIZES,
+    padding=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    count=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+    owner_dtype=st.sampled_from([torch.int16, torch.int32]),
 )
 def test_targets_at_points(size, padding, count, seed, owner_dtype):
     """Both forms read like grid_sample of the padded masks in floating point."""
@@ -118,9 +121,7 @@ def test_more_pairs_than_are_read_together(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("few", [0, 10**9])
 def test_masks_in_another_order_read_the_same(few, monkeypatch: pytest.MonkeyPatch):
     target, where = make_target((9, 7), 4, 0)[1], some_points(6)
-    expected = sum(
-        target.masks_NHW[:, y, x] * weight for y, x, weight in points._corners(where, (11, 8), (9, 7))
-    )
+    expected = sum(target.masks_NHW[:, y, x] * weight for y, x, weight in points._corners(where, (11, 8), (9, 7)))
     monkeypatch.setattr(points, "_PIXELS_PER_POINT", few)
     assert torch.equal(sample_target(target, where, (11, 8)), expected)
 

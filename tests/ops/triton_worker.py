@@ -26,9 +26,7 @@ EVEN = ((4, 8), (8, 1), (1, 4), (2, 2))  # grid_sample's own coordinates are exa
 def differences(inputs) -> dict[str, float]:
     """The largest difference of each result, relative to the largest of the reference."""
     ours, truth = outputs_and_gradients("triton", *inputs), outputs_and_gradients("reference", *inputs)
-    return {
-        name: float((a - b).abs().max() / b.abs().max()) for name, a, b in zip(NAMES, ours, truth, strict=True)
-    }
+    return {name: float((a - b).abs().max() / b.abs().max()) for name, a, b in zip(NAMES, ours, truth, strict=True)}
 
 
 def whole_pixels():
@@ -39,8 +37,11 @@ def whole_pixels():
 def strided():
     """Neither input is contiguous."""
     value, shapes, *samples = make(LEVELS[:2])
-    return value.transpose(1, 2).contiguous().transpose(1, 2), shapes, *(t.transpose(0, 1).contiguous().transpose(0, 1)
-                                                                          for t in samples)
+    return (
+        value.transpose(1, 2).contiguous().transpose(1, 2),
+        shapes,
+        *(t.transpose(0, 1).contiguous().transpose(0, 1) for t in samples),
+    )
 
 
 def narrow(dtype: torch.dtype) -> dict[str, float]:
@@ -57,9 +58,7 @@ def narrow(dtype: torch.dtype) -> dict[str, float]:
     truth = deform_attn(wide[0], shapes, *wide[1:], impl="reference")
     (truth * cotangent).sum().backward()
     pairs = [(output.detach(), truth.detach()), *((a.grad, b.grad) for a, b in zip(inputs, wide, strict=True))]
-    return {
-        name: float((a.float() - b).abs().max() / b.abs().max()) for name, (a, b) in zip(NAMES, pairs, strict=True)
-    }
+    return {name: float((a.float() - b).abs().max() / b.abs().max()) for name, (a, b) in zip(NAMES, pairs, strict=True)}
 
 
 def nowhere() -> dict[str, bool]:
@@ -81,12 +80,17 @@ def registered() -> dict[str, str]:
     checks = torch.library.opcheck(kernels._deform_attn, tuple(inputs))
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in inputs]
     grad = torch.randn(1, 2, value.shape[-1])
-    return checks | {f"backward {name}": state for name, state in torch.library.opcheck(
-        kernels._deform_attn_backward, (grad, *plain), test_utils=("test_schema", "test_faketensor")).items()}
+    return checks | {
+        f"backward {name}": state
+        for name, state in torch.library.opcheck(
+            kernels._deform_attn_backward, (grad, *plain), test_utils=("test_schema", "test_faketensor")
+        ).items()
+    }
 
 
 def compiled() -> dict[str, float]:
     """torch.compile keeps the operator whole: no break of the graph, the same numbers."""
+
     def twice(value, x, y, weights):
         return deform_attn(value * 2, LEVELS[:2], x, y, weights, impl="triton") + 1
 
@@ -104,8 +108,10 @@ CASES = {
     "levels": lambda: differences(make(LEVELS)),
     "whole pixels": lambda: differences(whole_pixels()),
     "strided": lambda: differences(strided()),
-    **{f"{dim} channels": lambda dim=dim: differences(make(LEVELS[:1], dim=dim, queries=5, points=2, heads=2))
-       for dim in (1, 24, 32, 128)},
+    **{
+        f"{dim} channels": lambda dim=dim: differences(make(LEVELS[:1], dim=dim, queries=5, points=2, heads=2))
+        for dim in (1, 24, 32, 128)
+    },
     "many rows": lambda: differences(make(LEVELS[:1], queries=41, heads=3, batch=1, points=1)),
     "no queries": lambda: {"size": outputs_and_gradients("triton", *make(LEVELS[:1], queries=0))[0].numel()},
     "bf16": lambda: narrow(torch.bfloat16),

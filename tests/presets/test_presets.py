@@ -51,9 +51,7 @@ MMSEG_HASHES = {
 # They stand for no row of a table; what they are is tested in test_presets_train.py.
 UNPUBLISHED = ("small-instance", "small-panoptic", "small-semantic", "tiny")
 ELSEWHERE = ("maskformer-", "mpformer-", "ade20k-swin-l-fapn")  # test_presets_<method>.py
-NAMES = tuple(
-    name for name in config.preset_names() if name not in UNPUBLISHED and not name.startswith(ELSEWHERE)
-)
+NAMES = tuple(name for name in config.preset_names() if name not in UNPUBLISHED and not name.startswith(ELSEWHERE))
 ALL = {name: config.load(name) for name in NAMES}
 
 
@@ -184,11 +182,20 @@ def test_the_heads_are_the_same_everywhere(name):
     model = ALL[name].model
     assert (model.pixel_decoder.name, model.decoder.name) == ("deformable", "masked")
     assert model.pixel_decoder.options == {
-        "dim": 256, "mask_dim": 256, "num_layers": 6, "ffn_dim": 1024, "num_heads": 8, "num_points": 4,
+        "dim": 256,
+        "mask_dim": 256,
+        "num_layers": 6,
+        "ffn_dim": 1024,
+        "num_heads": 8,
+        "num_points": 4,
     }
     decoder = model.decoder.options
     assert {**decoder, "num_queries": 0} == {
-        "dim": 256, "num_queries": 0, "num_layers": 9, "num_heads": 8, "ffn_dim": 2048,
+        "dim": 256,
+        "num_queries": 0,
+        "num_layers": 9,
+        "num_heads": 8,
+        "ffn_dim": 2048,
     }
 
 

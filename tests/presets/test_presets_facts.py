@@ -27,8 +27,15 @@ NAMES = config.preset_names()
 OURS = tuple(name for name in NAMES if name.startswith(("small-", "tiny")))  # networks that nobody published
 ROWS = tuple(name for name in NAMES if name not in OURS)
 load = functools.cache(config.load)
-GOLDEN = {"r50": "r50", "r101": "r101", "r101c": "ade20k_r101c", "swin-t": "swin_tiny", "swin-s": "swin_small",
-          "swin-b": "swin_base_in21k_384", "swin-l": "swin_large_in21k_384"}  # fmt: skip
+GOLDEN = {
+    "r50": "r50",
+    "r101": "r101",
+    "r101c": "ade20k_r101c",
+    "swin-t": "swin_tiny",
+    "swin-s": "swin_small",
+    "swin-b": "swin_base_in21k_384",
+    "swin-l": "swin_large_in21k_384",
+}
 UNSAVED = ("num_batches_tracked", "relative_position_index", "empty_weight")
 
 
@@ -63,9 +70,11 @@ def test_every_row_of_mmdetection(shared_dir):
         preset = load(f"coco-{row['task']}-{size}{pretraining}-mmdet")
         figures = {each.metric: each.value for each in preset.published}
         assert figures == {
-            "box_ap": float(row["box"]), "ap": float(row["mask"]), "train_memory_gib": float(row["mem GB"].split()[0]),
+            "box_ap": float(row["box"]),
+            "ap": float(row["mask"]),
+            "train_memory_gib": float(row["mem GB"].split()[0]),
             **({"pq": float(row["PQ"])} if row["PQ"] != "-" else {}),
-        }  # fmt: skip
+        }
         assert f"/{row['config']}/{row['config']}_20" in preset.weights[0].url
         long = row["ep"] == "100"
         assert preset.train.iterations == (737500 if long else 368750)

@@ -24,8 +24,12 @@ NAME = re.compile(
     r"(-(?P<task>panoptic|semantic))?-(?P<backbone>r50|r101c?|swin-[tsbl])(-(?P<variant>per-pixel(-plus)?))?"
 )
 FOLDERS = {  # of the model zoo, in the order of its tables
-    "semantic-ade20k": "ADE20K-150", "semantic-coco-stuff-10k": "COCO-Stuff-10K", "semantic-ade20k-full": "ADE20K-Full",
-    "semantic-cityscapes": "Cityscapes", "semantic-mapillary-vistas": "Mapillary", "panoptic-coco": "COCO",
+    "semantic-ade20k": "ADE20K-150",
+    "semantic-coco-stuff-10k": "COCO-Stuff-10K",
+    "semantic-ade20k-full": "ADE20K-Full",
+    "semantic-cityscapes": "Cityscapes",
+    "semantic-mapillary-vistas": "Mapillary",
+    "panoptic-coco": "COCO",
     "panoptic-ade20k": "ADE20K",
 }
 JITTER = ("color_jitter", {"brightness": 32, "contrast": [0.5, 1.5], "saturation": [0.5, 1.5], "hue": 18})
@@ -52,11 +56,16 @@ def test_every_row_of_the_zoo_is_there_once(shared_dir):
         single = [("miou", float(row[key])) for key in ("ss", "mIoU") if key in row]
         single += [("pq", float(row["PQ"].strip("*")))] if "PQ" in row else []
         multi = [("miou", float(row["ms+flip"].strip("*")))] if "ms+flip" in row else []
-        found = {setting: [(f.metric, f.value) for f in preset.published if f.setting == setting]
-                 for setting in {f.setting for f in preset.published}}
+        found = {
+            setting: [(f.metric, f.value) for f in preset.published if f.setting == setting]
+            for setting in {f.setting for f in preset.published}
+        }
         gpus = "64 V100" if preset.name.startswith("maskformer-coco-panoptic") else "8 V100"
-        expected = {"single scale": single, "multi-scale + flip": multi,
-                    gpus: [("train_memory_mib", float(row["mem"]))]}
+        expected = {
+            "single scale": single,
+            "multi-scale + flip": multi,
+            gpus: [("train_memory_mib", float(row["mem"]))],
+        }
         assert found == {setting: figures for setting, figures in expected.items() if figures}
         folder = preset.weights[0].url.split("/")[-3]
         assert preset.weights[0].url == (
@@ -85,8 +94,14 @@ def test_the_name_says_what_is_inside(name):
     assert preset.data.dataset == said["dataset"]
     named = preset.task == "panoptic" or preset.data.dataset == "mapillary-vistas"
     assert said["task"] == (preset.task if named else None)
-    counts = {"ade20k-full": 847, "ade20k": 150, "coco-stuff-10k": 171, "coco": 133, "cityscapes": 19,
-              "mapillary-vistas": 65}
+    counts = {
+        "ade20k-full": 847,
+        "ade20k": 150,
+        "coco-stuff-10k": 171,
+        "coco": 133,
+        "cityscapes": 19,
+        "mapillary-vistas": 65,
+    }
     assert len(load_categories(preset.data.classes)) == counts[preset.data.dataset]
 
 
@@ -152,8 +167,11 @@ def test_the_heads(name):
     assert model.pixel_decoder.options == {"dim": 256, "mask_dim": 256, **(encoder if has_encoder else {})}
     shared = {"dim": 256, "num_layers": 6, "num_heads": 8, "ffn_dim": 2048, "dropout": 0.1}
     enforced = {"enforce_input_proj": True} if ALL[name].task == "panoptic" and is_swin(ALL[name]) else {}
-    expected = {None: ("plain", {"num_queries": 100, **shared, **enforced}), "per-pixel": ("per_pixel", {}),
-                "per-pixel-plus": ("per_pixel_plus", shared)}
+    expected = {
+        None: ("plain", {"num_queries": 100, **shared, **enforced}),
+        "per-pixel": ("per_pixel", {}),
+        "per-pixel-plus": ("per_pixel_plus", shared),
+    }
     assert (model.decoder.name, model.decoder.options) == expected[kind]
 
 
@@ -180,14 +198,19 @@ def test_inference_settings(name):
 def test_optimiser_and_loss(name):
     train, swin = ALL[name].train, is_swin(ALL[name])
     assert train.optimizer == OptimizerConfig(
-        learning_rate=6e-5 if swin else 1e-4, weight_decay=0.01 if swin else 1e-4, norm_weight_decay=0.0,
-        embedding_weight_decay=0.0, backbone_multiplier=1.0 if swin else 0.1, clip_norm=0.01,
+        learning_rate=6e-5 if swin else 1e-4,
+        weight_decay=0.01 if swin else 1e-4,
+        norm_weight_decay=0.0,
+        embedding_weight_decay=0.0,
+        backbone_multiplier=1.0 if swin else 0.1,
+        clip_norm=0.01,
     )
     if variant(name):
         assert (train.loss.masks, train.loss.class_weight) == ("per_pixel", 1.0)
     else:
-        assert train.loss == LossConfig(masks="full", mask_loss="focal", class_weight=1.0, mask_weight=20.0,
-                                        dice_weight=1.0, no_object_weight=0.1)
+        assert train.loss == LossConfig(
+            masks="full", mask_loss="focal", class_weight=1.0, mask_weight=20.0, dice_weight=1.0, no_object_weight=0.1
+        )
     assert train.precision == "fp32" and not train.drop_empty and train.group_by_aspect
     assert len(build_transforms(train.augment)) == len(train.augment)
 
@@ -195,9 +218,14 @@ def test_optimiser_and_loss(name):
 @pytest.mark.parametrize("name", ALL)
 def test_how_long(name):
     preset, schedule = ALL[name], ALL[name].train.schedule
-    lengths = {"ade20k-full": (200000, 16), "coco-stuff-10k": (60000, 32), "coco": (554400, 64),
-               "cityscapes": (90000, 16), "mapillary-vistas": (300000, 16),
-               "ade20k": (720000, 16) if preset.task == "panoptic" else (160000, 16)}
+    lengths = {
+        "ade20k-full": (200000, 16),
+        "coco-stuff-10k": (60000, 32),
+        "coco": (554400, 64),
+        "cityscapes": (90000, 16),
+        "mapillary-vistas": (300000, 16),
+        "ade20k": (720000, 16) if preset.task == "panoptic" else (160000, 16),
+    }
     assert (preset.train.iterations, preset.train.batch) == lengths[preset.data.dataset]
     if preset.data.dataset == "coco":
         assert (schedule.name, schedule.steps, schedule.gamma) == ("step", (369600,), 0.1)
@@ -213,8 +241,11 @@ def test_augmentation(name):
     if preset.data.dataset == "coco":
         longest = 1000 if name.endswith("swin-l") else 1333
         crop = {"p": 0.5, "short_edges": [400, 500, 600], "min_size": 384, "max_size": 600}
-        assert steps == [("flip", {"p": 0.5}), ("sometimes_crop", crop),
-                         ("resize_choice", {"short_edges": DETR_EDGES, "max_edge": longest})]
+        assert steps == [
+            ("flip", {"p": 0.5}),
+            ("sometimes_crop", crop),
+            ("resize_choice", {"short_edges": DETR_EDGES, "max_edge": longest}),
+        ]
         return
     base, crop = {"cityscapes": (1024, (512, 1024)), "mapillary-vistas": (2048, (1280, 1280))}.get(
         preset.data.dataset, (preset.test.resize.short_edge, (preset.test.resize.short_edge,) * 2)

@@ -36,7 +36,8 @@ NAME = re.compile(
 def test_the_rows():
     found = {
         name: [(f.metric, f.value, f.setting, f.verified) for f in preset.published]
-        for name, preset in ALL.items() if preset.published
+        for name, preset in ALL.items()
+        if preset.published
     }
     assert found == PUBLISHED and len(ALL) == 24
 

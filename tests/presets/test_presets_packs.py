@@ -113,10 +113,14 @@ def key(name: str) -> tuple[str, str, str]:
     return preset.data.dataset, preset.task, json.dumps([step.model_dump(mode="json") for step in preset.train.augment])
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.reference if key(name)[0] in PACKS else ())
-    for name in ROWS if key(name)[:2] != NO_PACK
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.reference if key(name)[0] in PACKS else ())
+        for name in ROWS
+        if key(name)[:2] != NO_PACK
+    ],
+)
 def test_training_sees_a_picture_of_its_data_set(folder_of, name):
     categories, sample = sample_of(folder_of, *key(name))
     assert len(categories) == len(load_categories(load(name).data.classes))

@@ -47,12 +47,21 @@ def test_what_all_recipes_share(name):
     train = ALL[name].train
     assert train.batch == 16 and train.checkpoint_every == 5000
     assert train.optimizer == config.OptimizerConfig(
-        learning_rate=1e-4, weight_decay=0.05, norm_weight_decay=0.0, embedding_weight_decay=0.0,
-        backbone_multiplier=0.1, clip_norm=0.01,
+        learning_rate=1e-4,
+        weight_decay=0.05,
+        norm_weight_decay=0.0,
+        embedding_weight_decay=0.0,
+        backbone_multiplier=0.1,
+        clip_norm=0.01,
     )
     assert train.loss == config.LossConfig(
-        class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=12544,
-        oversample_ratio=3.0, importance_ratio=0.75,
+        class_weight=2.0,
+        mask_weight=5.0,
+        dice_weight=5.0,
+        no_object_weight=0.1,
+        num_points=12544,
+        oversample_ratio=3.0,
+        importance_ratio=0.75,
     )
     assert train.schedule.warmup_iterations == 0  # COCO's is 10 iterations at factor 1
     assert (train.ema_decay, train.repeat_factor_threshold, train.class_weights) == (0.0, 0.0, ())
@@ -63,8 +72,12 @@ def test_how_long_and_how(name):
     preset, train = ALL[name], ALL[name].train
     dataset = preset.data.dataset
     longer = dataset == "coco" and "swin-l" in name
-    iterations = {"coco": 737500 if longer else 368750, "cityscapes": 90000, "ade20k": 160000,
-                  "mapillary-vistas": 300000}
+    iterations = {
+        "coco": 737500 if longer else 368750,
+        "cityscapes": 90000,
+        "ade20k": 160000,
+        "mapillary-vistas": 300000,
+    }
     assert train.iterations == iterations[dataset]
     if dataset == "coco":
         assert (train.schedule.name, train.schedule.gamma) == ("step", 0.1)
@@ -89,8 +102,13 @@ def test_large_scale_jitter(name):
     if is_mmdet(ALL[name]):
         jitter = {**expected["large_scale_jitter"], "resampling": "opencv"}
         crop = {"height": 1024, "width": 1024, "category_max_area": 1.0}
-        expected = {"flip": {"p": 0.5}, "large_scale_jitter": jitter, "crop": crop,
-                    "pad": {"size": 1024, "value": "mean"}, "drop_vanished": {}}  # fmt: skip
+        expected = {
+            "flip": {"p": 0.5},
+            "large_scale_jitter": jitter,
+            "crop": crop,
+            "pad": {"size": 1024, "value": "mean"},
+            "drop_vanished": {},
+        }
     assert [*steps(ALL[name]).items()] == [*expected.items()]
 
 
@@ -103,8 +121,13 @@ def test_resize_crop_and_colours(name):
     square = height == width
     if is_mmseg(preset):
         pad = {"size": height if square else [height, width], "value": "mean"}
-        expected = [("resize_choice", {**resize, "resampling": "opencv"}), ("crop", crop), ("flip", {"p": 0.5}),
-                    ("color_jitter", JITTER), ("pad", pad)]
+        expected = [
+            ("resize_choice", {**resize, "resampling": "opencv"}),
+            ("crop", crop),
+            ("flip", {"p": 0.5}),
+            ("color_jitter", JITTER),
+            ("pad", pad),
+        ]
     else:
         expected = [("resize_choice", resize), ("crop", crop), ("color_jitter", JITTER), ("flip", {"p": 0.5})]
         expected += [("pad", {"size": height, "value": 128})] if square else []  # Cityscapes pads nothing
@@ -125,10 +148,15 @@ def test_the_short_edges_are_those_of_the_facts(shared_dir):
 
 def test_the_iterations_are_those_of_the_facts(shared_dir):
     facts = (shared_dir / "reference" / "facts.md").read_text()
-    rows = {"COCO panoptic 50ep": "coco-panoptic-r50", "COCO panoptic Swin-L": "coco-panoptic-swin-l",
-            "Cityscapes pan/inst/sem": "cityscapes-r50-paper", "ADE semantic 512": "ade20k-r50-paper",
-            "ADE semantic 640": "ade20k-swin-b-in1k-paper", "ADE panoptic / instance": "ade20k-panoptic-r50",
-            "Mapillary pan/sem": "mapillary-vistas-panoptic-r50"}  # fmt: skip
+    rows = {
+        "COCO panoptic 50ep": "coco-panoptic-r50",
+        "COCO panoptic Swin-L": "coco-panoptic-swin-l",
+        "Cityscapes pan/inst/sem": "cityscapes-r50-paper",
+        "ADE semantic 512": "ade20k-r50-paper",
+        "ADE semantic 640": "ade20k-swin-b-in1k-paper",
+        "ADE panoptic / instance": "ade20k-panoptic-r50",
+        "Mapillary pan/sem": "mapillary-vistas-panoptic-r50",
+    }
     for start, name in rows.items():
         cells = next(line for line in facts.splitlines() if line.startswith(f"| {start}")).split(" | ")
         schedule, iterations = cells[1], int(cells[2])

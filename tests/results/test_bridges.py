@@ -77,10 +77,14 @@ def test_semantic_to_coco_leaves_void_out():
     assert np.array_equal(coco_mask.decode(records[0]["segmentation"]), labels_HW == GRASS)
 
 
-@pytest.mark.parametrize(("make", "scores", "labels"), [
-    (panoptic, [0.9, 0.8, 0.7], ["sky", "grass", "person"]), (semantic, [None] * 3, ["sky", "grass", "person"]),
-    (instances, [0.875], ["person"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "scores", "labels"),
+    [
+        (panoptic, [0.9, 0.8, 0.7], ["sky", "grass", "person"]),
+        (semantic, [None] * 3, ["sky", "grass", "person"]),
+        (instances, [0.875], ["person"]),
+    ],
+)
 def test_to_hf_has_the_form_of_the_pipeline(make, scores, labels):
     records = make(LABELS).to_hf()
     assert [record["label"] for record in records] == labels

@@ -62,11 +62,14 @@ def test_an_archive_of_another_test_set_and_its_errors(tmp_path):
         server_formats.pack_panoptic(tmp_path)
 
 
-@pytest.mark.parametrize(("head", "stem"), [
-    ({"split": "val", "model": "a/b"}, "panoptic_val2017_b_results"),
-    ({"split": "val2017", "model": ""}, "panoptic_val2017_m2f_results"),
-    ({}, "panoptic_val2017_m2f_results"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("head", "stem"),
+    [
+        ({"split": "val", "model": "a/b"}, "panoptic_val2017_b_results"),
+        ({"split": "val2017", "model": ""}, "panoptic_val2017_m2f_results"),
+        ({}, "panoptic_val2017_m2f_results"),
+    ],
+)
 def test_the_head_of_a_run_names_its_archive(tmp_path, head, stem):
     out = run(tmp_path, "panoptic", ["coco-panoptic"])
     assert server_formats.pack_run(out, head).stem == stem
@@ -94,8 +97,9 @@ def test_coco_reads_instance_results_as_its_own(tmp_path):
     truth = COCO()
     truth.dataset = {
         "images": [{"id": number, "height": 48, "width": 64} for number in (139, 285)],
-        "annotations": [], "categories": [{"id": 1, "name": "person"}],
-    }  # fmt: skip
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person"}],
+    }
     truth.createIndex()
     found = truth.loadRes(str(out / "instances.json"))
     assert [(each["image_id"], each["category_id"]) for each in found.dataset["annotations"]] == [(139, 1), (285, 1)]
@@ -124,8 +128,10 @@ def test_cityscapes_pixels_are_label_ids_and_zero_where_there_is_none(tmp_path, 
 
 
 def test_cityscapes_classes_go_by_name_and_not_by_id(tmp_path):
-    own = tuple(Category(number, category.name, category.isthing, category.color)
-                for number, category in enumerate(reversed(STREET)))  # fmt: skip
+    own = tuple(
+        Category(number, category.name, category.isthing, category.color)
+        for number, category in enumerate(reversed(STREET))
+    )
     [path] = SemanticMap((2, 2), own, np.zeros((2, 2), np.uint8)).save(tmp_path, "cityscapes-semantic", name=FRAME)
     assert (np.asarray(Image.open(path)) == 33).all()  # bicycle
 

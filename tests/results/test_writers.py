@@ -60,10 +60,16 @@ def test_names_come_from_the_picture_and_may_hold_dots_and_folders(tmp_path):
     assert result.save(tmp_path, "label-png", name="day/x.y") == [tmp_path / "labels" / "day" / "x.y.png"]
 
 
-@pytest.mark.parametrize(("make", "name"), [
-    (semantic, "coco-instance"), (semantic, "coco-panoptic"), (instances, "coco-panoptic"), (instances, "label-png"),
-    (panoptic, "coco-instance"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (semantic, "coco-instance"),
+        (semantic, "coco-panoptic"),
+        (instances, "coco-panoptic"),
+        (instances, "label-png"),
+        (panoptic, "coco-instance"),
+    ],
+)
 def test_a_format_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, make, name):
     with pytest.raises(ConfigError, match=f"{name}.*For {make(LABELS).task}: .*overlay"):
         make(LABELS, image=scene()).save(tmp_path, ["overlay", name])

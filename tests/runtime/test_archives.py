@@ -75,8 +75,10 @@ def test_archives_in_a_folder_are_part_of_it(tmp_path):
     tree = open_tree(tmp_path / "d").rooted(["train", "annotations", "panoptic"], "set")
     assert isinstance(tree, Layers)
     assert {name: tree.read(name) for name in tree.names("", ".png")} == {
-        "train/a.png": b"folder", "train/b.png": b"zip", "panoptic/c.png": b"tar",
-    }  # fmt: skip
+        "train/a.png": b"folder",
+        "train/b.png": b"zip",
+        "panoptic/c.png": b"tar",
+    }
     assert tree.path("train/a.png") == tmp_path / "d" / "train" / "a.png" and tree.path("train/b.png") is None
 
 
@@ -111,7 +113,7 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["x.zip", "x.tar"])
 def test_half_an_archive_is_refused(tmp_path, name):
     path = WRITERS[name](tmp_path / name, {"a.png": b"x" * 3000, "b.png": bytes(range(256)) * 20})
-    path.write_bytes(path.read_bytes()[:2500 if name == "x.tar" else -30])
+    path.write_bytes(path.read_bytes()[: 2500 if name == "x.tar" else -30])
     with pytest.raises(DataError, match="half a download"):
         open_tree(path)
 
@@ -170,8 +172,14 @@ def test_what_is_no_archive(tmp_path):
 
 def patched(path: Path, name: str, **fields: int) -> Path:
     """Change fields of a zip's table of contents: what it claims of a file."""
-    places = {"flags": (8, "H"), "method": (10, "H"), "crc": (16, "I"), "packed": (20, "I"), "size": (24, "I"),
-              "offset": (42, "I")}  # fmt: skip
+    places = {
+        "flags": (8, "H"),
+        "method": (10, "H"),
+        "crc": (16, "I"),
+        "packed": (20, "I"),
+        "size": (24, "I"),
+        "offset": (42, "I"),
+    }
     content = bytearray(path.read_bytes())
     at = content.rindex(name.encode()) - 46
     for field, value in fields.items():
@@ -181,11 +189,14 @@ def patched(path: Path, name: str, **fields: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "size", "words"), [
-    ("a.jpg", (1 << 30) + 1, "claims 1,073,741,825 bytes; 67,108,864 are allowed"),
-    ("a.json", 100 << 20, "claims 104,857,600 bytes; 67,108,864"),
-    ("a.json", 0xFFFFFFFE, "claims"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("a.jpg", (1 << 30) + 1, "claims 1,073,741,825 bytes; 67,108,864 are allowed"),
+        ("a.json", 100 << 20, "claims 104,857,600 bytes; 67,108,864"),
+        ("a.json", 0xFFFFFFFE, "claims"),
+    ],
+)
 def test_what_claims_more_than_its_size_can_mean_is_refused(tmp_path, name, size, words):
     tree = open_tree(patched(write_zip(tmp_path / "x.zip", {name: bytes(1000)}), name, size=size))
     with pytest.raises(DataError, match=words):

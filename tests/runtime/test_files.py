@@ -32,9 +32,19 @@ def test_a_plain_relative_name_is_kept(name):
 
 @pytest.mark.parametrize(
     ("name", "safe"),
-    [("/etc/x", "etc/x"), ("../../x", "x"), ("a/../b", "a/b"), ("C:\\data\\x", "data/x"), ("..\\x", "x"),
-     ("./a//b", "a/b"), ("a\0b", "a_b"), ("ab:c?", "ab_c_"), ("con", "_con"), ("NUL.png", "_NUL.png")],
-)  # fmt: skip
+    [
+        ("/etc/x", "etc/x"),
+        ("../../x", "x"),
+        ("a/../b", "a/b"),
+        ("C:\\data\\x", "data/x"),
+        ("..\\x", "x"),
+        ("./a//b", "a/b"),
+        ("a\0b", "a_b"),
+        ("ab:c?", "ab_c_"),
+        ("con", "_con"),
+        ("NUL.png", "_NUL.png"),
+    ],
+)
 def test_a_name_that_leads_out_or_is_no_file_name_is_changed(name, safe):
     assert safe_name(name) == safe
 

@@ -11,8 +11,10 @@ import pytest
 from m2f_cli.errors import ConfigError
 from m2f_cli.runtime.locks import is_lock, locked, staged
 
-HOLD = "import sys, time; from pathlib import Path; from m2f_cli.runtime.locks import locked\n" \
-    "with locked(Path(sys.argv[1]), 'A training'): print('in', flush=True); time.sleep(60)"  # fmt: skip
+HOLD = (
+    "import sys, time; from pathlib import Path; from m2f_cli.runtime.locks import locked\n"
+    "with locked(Path(sys.argv[1]), 'A training'): print('in', flush=True); time.sleep(60)"
+)
 
 
 @pytest.fixture

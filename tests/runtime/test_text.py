@@ -10,8 +10,20 @@ import pytest
 from m2f_cli.runtime.files import write_json
 from m2f_cli.runtime.text import json_text, visible_line, visible_text
 
-NAMES = ["plain", "ümläut 图 😀", "latin-\udcfc\udcff", "esc\x1b[31m\x07", "a\nb\tc\r", "c1\x9b31m",
-         "sep\u2028\u2029\x85", "turn\u202e\u2066", "\ud800", "\x00", "back\\slash", '"quoted"']  # fmt: skip
+NAMES = [
+    "plain",
+    "ümläut 图 😀",
+    "latin-\udcfc\udcff",
+    "esc\x1b[31m\x07",
+    "a\nb\tc\r",
+    "c1\x9b31m",
+    "sep\u2028\u2029\x85",
+    "turn\u202e\u2066",
+    "\ud800",
+    "\x00",
+    "back\\slash",
+    '"quoted"',
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,12 +42,16 @@ def test_json_keeps_letters_and_form():
     assert json_text({"a": 1}, indent=2) == json.dumps({"a": 1}, indent=2)
 
 
-@pytest.mark.parametrize(("text", "line", "lines"), [
-    ("plain ümläut 图 😀 \\n", "plain ümläut 图 😀 \\n", "plain ümläut 图 😀 \\n"),
-    ("a\nb\tc", "a\\nb\\tc", "a\nb\tc"), ("a\x1b[31mb\x07", "a\\x1b[31mb\\x07", "a\\x1b[31mb\\x07"),
-    ("a\rb\x9bc\x7f", "a\\rb\\x9bc\\x7f", "a\\rb\\x9bc\\x7f"),
-    ("\u202egnp\u2028", "\\u202egnp\\u2028", "\\u202egnp\\u2028"),
-    (os.fsdecode(b"\xff"), "\\udcff", "\\udcff"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line", "lines"),
+    [
+        ("plain ümläut 图 😀 \\n", "plain ümläut 图 😀 \\n", "plain ümläut 图 😀 \\n"),
+        ("a\nb\tc", "a\\nb\\tc", "a\nb\tc"),
+        ("a\x1b[31mb\x07", "a\\x1b[31mb\\x07", "a\\x1b[31mb\\x07"),
+        ("a\rb\x9bc\x7f", "a\\rb\\x9bc\\x7f", "a\\rb\\x9bc\\x7f"),
+        ("\u202egnp\u2028", "\\u202egnp\\u2028", "\\u202egnp\\u2028"),
+        (os.fsdecode(b"\xff"), "\\udcff", "\\udcff"),
+    ],
+)
 def test_what_cannot_be_seen_is_shown_as_escapes(text, line, lines):
     assert visible_line(text) == line and visible_text(text) == lines

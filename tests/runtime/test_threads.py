@@ -23,9 +23,16 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "usable"),
-    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8),
-     ("", 8), ("much too", 8)],
-)  # fmt: skip
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("9900000 100000", 8),
+        ("", 8),
+        ("much too", 8),
+    ],
+)
 def test_the_share_of_a_container(machine, text, usable):
     (machine / "cpu.max").write_text(text)
     assert cores.usable_cores() == usable

@@ -27,9 +27,14 @@ from m2f_cli.structures.rgb import FORMATS
 
 FILES = {**plain(), **turned()}
 TURNS = {
-    2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a),
-}  # fmt: skip
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n0 0 moveto\nshowpage\n"
 
 
@@ -114,10 +119,11 @@ def test_images_are_opened_in_one_place():
     names = {("Image", "open"), ("cv2", "imread"), ("cv2", "imdecode"), ("cv2", "imreadmulti"), ("io", "imread")}
     found = [
         f"{path.relative_to(package)}:{node.lineno}"
-        for path in sorted(package.rglob("*.py")) if path.relative_to(package).as_posix() not in allowed
+        for path in sorted(package.rglob("*.py"))
+        if path.relative_to(package).as_posix() not in allowed
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in names
-    ]  # fmt: skip
+    ]
     assert not found
 
 
@@ -141,25 +147,40 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch, name, content):
 
 def sparse_tiff(width, height, bits, channels, form, *extra, tags=()):
     """A TIFF that claims more than it has; compressed to nothing, or cut off."""
-    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 2),
-               (273, 4, 1, 300), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, 1000), (284, 3, 1, 1),
-               (339, 3, 1, form), *tags]  # fmt: skip
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 300),
+        (277, 3, 1, channels),
+        (278, 4, 1, height),
+        (279, 4, 1, 1000),
+        (284, 3, 1, 1),
+        (339, 3, 1, form),
+        *tags,
+    ]
     table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return b"II" + struct.pack("<HIH", 42, 8, len(entries)) + table + bytes(2000)
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (sparse_tiff(60_000, 60_000, 32, 3, 3), "too large"),
-    (sparse_tiff(18_000, 18_000, 64, 3, 3), "too large"),
-    (sparse_tiff(13_000, 13_000, 64, 3, 3), "too large: decoded it would take"),
-    (sparse_tiff(13_000, 13_000, 32, 3, 3), "too large: decoded it would take"),
-    (sparse_tiff(9, 9, 32, 3, 3, tags=[(322, 4, 1, 1 << 16), (323, 4, 1, 1 << 16)]), "too large"),
-    (sparse_tiff(9, 9, 8, 3, 1, tags=[(322, 4, 1, 1 << 16), (323, 4, 1, 1 << 16)]), "too large"),
-    (sparse_tiff(9, 9, 32, 3, 3, tags=[(256, 4, 1, 60_000), (257, 4, 1, 60_000)]), "too large"),
-    (b"II*\0\x08\0\0\0" + b"\xff" * 70_000, "TIFF"),
-    (b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 70_000, "TIFF|damaged"),
-    (b"MM\0*", "TIFF"), (b"II*\0", "TIFF"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (sparse_tiff(60_000, 60_000, 32, 3, 3), "too large"),
+        (sparse_tiff(18_000, 18_000, 64, 3, 3), "too large"),
+        (sparse_tiff(13_000, 13_000, 64, 3, 3), "too large: decoded it would take"),
+        (sparse_tiff(13_000, 13_000, 32, 3, 3), "too large: decoded it would take"),
+        (sparse_tiff(9, 9, 32, 3, 3, tags=[(322, 4, 1, 1 << 16), (323, 4, 1, 1 << 16)]), "too large"),
+        (sparse_tiff(9, 9, 8, 3, 1, tags=[(322, 4, 1, 1 << 16), (323, 4, 1, 1 << 16)]), "too large"),
+        (sparse_tiff(9, 9, 32, 3, 3, tags=[(256, 4, 1, 60_000), (257, 4, 1, 60_000)]), "too large"),
+        (b"II*\0\x08\0\0\0" + b"\xff" * 70_000, "TIFF"),
+        (b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 70_000, "TIFF|damaged"),
+        (b"MM\0*", "TIFF"),
+        (b"II*\0", "TIFF"),
+    ],
+)
 def test_tiffs_that_claim_too_much(tmp_path, content, words):
     path = tmp_path / "a.tif"
     path.write_bytes(content)
@@ -172,9 +193,19 @@ def test_tiffs_that_claim_too_much(tmp_path, content, words):
 def test_a_deflated_tiff_is_refused_before_it_is_unpacked(tmp_path):
     edge, rows = 14_000, 500
     strip, count = zlib.compress(bytes(edge * 12 * rows), 9), edge // rows
-    entries = [(256, 4, 1, edge), (257, 4, 1, edge), (258, 3, 1, 32), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3),
-               (278, 4, 1, rows), (284, 3, 1, 1), (339, 3, 1, 3), (273, 4, count, 500),
-               (279, 4, count, 700)]  # fmt: skip
+    entries = [
+        (256, 4, 1, edge),
+        (257, 4, 1, edge),
+        (258, 3, 1, 32),
+        (259, 3, 1, 8),
+        (262, 3, 1, 2),
+        (277, 3, 1, 3),
+        (278, 4, 1, rows),
+        (284, 3, 1, 1),
+        (339, 3, 1, 3),
+        (273, 4, count, 500),
+        (279, 4, count, 700),
+    ]
     table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     head = (b"II" + struct.pack("<HIH", 42, 8, len(entries)) + table).ljust(500, b"\0")
     head += struct.pack(f"<{count}I", *[1000] * count)
@@ -185,10 +216,23 @@ def test_a_deflated_tiff_is_refused_before_it_is_unpacked(tmp_path):
             read(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("error", [NotImplementedError("x"), RecursionError("x"), SystemError("x"), MemoryError(),
-                                   AssertionError(), ZeroDivisionError("x"), struct.error("x"), zlib.error("x"),
-                                   AttributeError("x"), Image.DecompressionBombError("x"),
-                                   Image.DecompressionBombWarning("x"), UserWarning("x")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("x"),
+        RecursionError("x"),
+        SystemError("x"),
+        MemoryError(),
+        AssertionError(),
+        ZeroDivisionError("x"),
+        struct.error("x"),
+        zlib.error("x"),
+        AttributeError("x"),
+        Image.DecompressionBombError("x"),
+        Image.DecompressionBombWarning("x"),
+        UserWarning("x"),
+    ],
+)
 def test_whatever_a_decoder_raises_is_one_sentence(tmp_path, monkeypatch, error):
     def load(self):
         raise error

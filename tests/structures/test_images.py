@@ -25,10 +25,18 @@ def test_lossless_files_are_exact(tmp_path, name):
     assert np.array_equal(read_picture(saved(tmp_path, Image.fromarray(RGB), name, **options)), RGB)
 
 
-@pytest.mark.parametrize(("orientation", "turned"), [
-    (2, RGB[:, ::-1]), (3, RGB[::-1, ::-1]), (4, RGB[::-1]), (5, RGB.transpose(1, 0, 2)),
-    (6, np.rot90(RGB, -1)), (7, np.rot90(RGB, 2).transpose(1, 0, 2)), (8, np.rot90(RGB)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (2, RGB[:, ::-1]),
+        (3, RGB[::-1, ::-1]),
+        (4, RGB[::-1]),
+        (5, RGB.transpose(1, 0, 2)),
+        (6, np.rot90(RGB, -1)),
+        (7, np.rot90(RGB, 2).transpose(1, 0, 2)),
+        (8, np.rot90(RGB)),
+    ],
+)
 def test_exif_orientation_is_applied(tmp_path, orientation, turned):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -107,22 +115,40 @@ def test_arrays_and_pil_images():
     assert read_picture(np.array([[True, False]]))[0, :, 0].tolist() == [255, 0]
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    (np.full((4, 4), np.nan), "NaN"), (np.full((4, 4), -0.5), "from -0.5 to -0.5"), (np.full((4, 4), 1.5), "0 to 1"),
-    (np.full((4, 4), 256), "int64 values"), (np.zeros((3, 8, 8)), "moveaxis"), (np.zeros((2, 3, 8, 8)), r"\(2, 3, 8"),
-    (np.zeros((0, 8, 3), np.uint8), "no pixels"), (np.array([["a"]]), "<U1"), (np.zeros((4, 4), complex), "complex"),
-    (7, "not int"), (None, "not NoneType"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.full((4, 4), np.nan), "NaN"),
+        (np.full((4, 4), -0.5), "from -0.5 to -0.5"),
+        (np.full((4, 4), 1.5), "0 to 1"),
+        (np.full((4, 4), 256), "int64 values"),
+        (np.zeros((3, 8, 8)), "moveaxis"),
+        (np.zeros((2, 3, 8, 8)), r"\(2, 3, 8"),
+        (np.zeros((0, 8, 3), np.uint8), "no pixels"),
+        (np.array([["a"]]), "<U1"),
+        (np.zeros((4, 4), complex), "complex"),
+        (7, "not int"),
+        (None, "not NoneType"),
+    ],
+)
 def test_arrays_that_are_no_pictures(bad, message):
     with pytest.raises(DataError, match=message):
         read_picture(bad)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "is empty"), (b"hello, I am a text\n", "is text"), (b"  <!DOCTYPE html><html>", "web page"),
-    (b"%PDF-1.7 ...\x00", "PDF"), (b"\0\0\0\x18ftypheic\0\0", "HEIC"), (bytes(range(200, 250)) * 9, "c8 c9 ca"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"II*\0\xff\xff\xff\xff", "TIFF"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, I am a text\n", "is text"),
+        (b"  <!DOCTYPE html><html>", "web page"),
+        (b"%PDF-1.7 ...\x00", "PDF"),
+        (b"\0\0\0\x18ftypheic\0\0", "HEIC"),
+        (bytes(range(200, 250)) * 9, "c8 c9 ca"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"II*\0\xff\xff\xff\xff", "TIFF"),
+    ],
+)
 def test_files_that_are_no_pictures_are_named(tmp_path, content, message):
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)

@@ -45,10 +45,24 @@ def test_what_is_no_whole_number(value):
         schemas.whole_number(value)
 
 
-@pytest.mark.parametrize(("value", "found"), [
-    (0, False), (1, True), (False, False), (True, True), (0.0, False), (1.0, True), ("0", False), ("1", True),
-    ("false", False), ("True", True), (" FALSE ", False), ("0.0", False), ("1.0", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (0, False),
+        (1, True),
+        (False, False),
+        (True, True),
+        (0.0, False),
+        (1.0, True),
+        ("0", False),
+        ("1", True),
+        ("false", False),
+        ("True", True),
+        (" FALSE ", False),
+        ("0.0", False),
+        ("1.0", True),
+    ],
+)
 def test_flags(value, found):
     assert schemas.flag(value) is found
 
@@ -119,21 +133,24 @@ def test_numbers_written_as_text_or_floats_everywhere(tmp_path):
     assert record.read_image().shape == (*SIZE, 3)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda t: t["images"][0].update(width=30.5), ["image 0 has the width 30.5", "a whole number"]),
-    (lambda t: t["images"][0].update(height=-20), ["image 0 has the height -20"]),
-    (lambda t: t["images"][0].update(id=True), ["image 0 has the id True"]),
-    (lambda t: t["images"][0].update(file_name=""), ["image 0 has the file_name ''", "name of a file"]),
-    (lambda t: t["images"][0].update(file_name="a\0.jpg"), ["name of a file"]),
-    (lambda t: t["images"].append(5), ["image 1 should be an object, not 5"]),
-    (lambda t: t["images"].append({**t["images"][0], "file_name": "2.jpg"}), ["image id 1", "1.jpg and 2.jpg"]),
-    (lambda t: t["annotations"][0].update(image_id=[1]), ["annotation 0 has the image_id [1]"]),
-    (lambda t: t["annotations"].append("x"), ["annotation 1 has no 'image_id'"]),
-    (lambda t: t["categories"][0].update(isthing="perhaps"), ["a category has the isthing 'perhaps'"]),
-    (lambda t: t["categories"][0].update(color="red"), ["a category has the color 'red'", "[red, green, blue]"]),
-    (lambda t: t["categories"][0].update(id="x"), ["a category has the id 'x'", "a whole number"]),
-    (lambda t: t["categories"][1].update(id="3"), ["two categories have the id 3"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t["images"][0].update(width=30.5), ["image 0 has the width 30.5", "a whole number"]),
+        (lambda t: t["images"][0].update(height=-20), ["image 0 has the height -20"]),
+        (lambda t: t["images"][0].update(id=True), ["image 0 has the id True"]),
+        (lambda t: t["images"][0].update(file_name=""), ["image 0 has the file_name ''", "name of a file"]),
+        (lambda t: t["images"][0].update(file_name="a\0.jpg"), ["name of a file"]),
+        (lambda t: t["images"].append(5), ["image 1 should be an object, not 5"]),
+        (lambda t: t["images"].append({**t["images"][0], "file_name": "2.jpg"}), ["image id 1", "1.jpg and 2.jpg"]),
+        (lambda t: t["annotations"][0].update(image_id=[1]), ["annotation 0 has the image_id [1]"]),
+        (lambda t: t["annotations"].append("x"), ["annotation 1 has no 'image_id'"]),
+        (lambda t: t["categories"][0].update(isthing="perhaps"), ["a category has the isthing 'perhaps'"]),
+        (lambda t: t["categories"][0].update(color="red"), ["a category has the color 'red'", "[red, green, blue]"]),
+        (lambda t: t["categories"][0].update(id="x"), ["a category has the id 'x'", "a whole number"]),
+        (lambda t: t["categories"][1].update(id="3"), ["two categories have the id 3"]),
+    ],
+)
 def test_wrong_values_are_one_sentence(tmp_path, change, words):
     folder = edited(coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE])]), change)
     with pytest.raises(DataError) as error:
@@ -180,12 +197,15 @@ def test_panoptic_flags_and_numbers_written_as_text(tmp_path):
     assert found.records[0].labels == expected.records[0].labels
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda infos: infos[0].update(id=0), "has the id 0, which should be a whole number from 1 to"),
-    (lambda infos: infos[0].update(id=1 << 24), "has the id 16777216"),
-    (lambda infos: infos[0].update(iscrowd="maybe"), "has the iscrowd 'maybe'"),
-    (lambda infos: infos.append(dict(infos[0])), "lists the segment 70000 of 1.png twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda infos: infos[0].update(id=0), "has the id 0, which should be a whole number from 1 to"),
+        (lambda infos: infos[0].update(id=1 << 24), "has the id 16777216"),
+        (lambda infos: infos[0].update(iscrowd="maybe"), "has the iscrowd 'maybe'"),
+        (lambda infos: infos.append(dict(infos[0])), "lists the segment 70000 of 1.png twice"),
+    ],
+)
 def test_wrong_segments(tmp_path, change, words):
     folder = coco_panoptic(tmp_path)
     edited(folder, lambda t: change(t["annotations"][0]["segments_info"]), "panoptic_val2017.json")
@@ -196,30 +216,36 @@ def test_wrong_segments(tmp_path, change, words):
 # --- names in YAML and in text files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "names"), [
-    ("classes: [no, yes, off]", ["no", "yes", "off"]),
-    ("classes: [1, 2.50, 2024-01-01]", ["1", "2.50", "2024-01-01"]),
-    ("classes: [null, ~, 'a']", ["null", "~", "a"]),
-    ("classes: [{name: no}, {name: 007}]", ["no", "007"]),
-    ("names: [no, yes]", ["no", "yes"]),
-    ("names: {0: no, 1: null}", ["no", "null"]),
-    ("names: {'0': a, '1': b}", ["a", "b"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("classes: [no, yes, off]", ["no", "yes", "off"]),
+        ("classes: [1, 2.50, 2024-01-01]", ["1", "2.50", "2024-01-01"]),
+        ("classes: [null, ~, 'a']", ["null", "~", "a"]),
+        ("classes: [{name: no}, {name: 007}]", ["no", "007"]),
+        ("names: [no, yes]", ["no", "yes"]),
+        ("names: {0: no, 1: null}", ["no", "null"]),
+        ("names: {'0': a, '1': b}", ["a", "b"]),
+    ],
+)
 def test_names_are_the_text_that_is_written(tmp_path, text, names):
     path = tmp_path / "classes.yaml"
     path.write_text(text)
     assert [category.name for category in read_class_file(path).categories] == names
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("names: [no, 'no']", "two classes have the name 'no'"),
-    ("names: [[a], b]", "the name of class 0 is ..a.., which should be text"),
-    ("names: {0: a, 2: b}", "without gaps"),
-    ("{names: [a, b], num_classes: '3'}", "num_classes = 3, but there are 2 names"),
-    ("{names: [a, b], num_classes: x}", "has the num_classes 'x'"),
-    ("{names: [a, b], ignore_index: -1}", "has the ignore_index -1"),
-    ("{names: [a], colors: [[1, 2]]}", "a color is .1, 2., which should be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("names: [no, 'no']", "two classes have the name 'no'"),
+        ("names: [[a], b]", "the name of class 0 is ..a.., which should be text"),
+        ("names: {0: a, 2: b}", "without gaps"),
+        ("{names: [a, b], num_classes: '3'}", "num_classes = 3, but there are 2 names"),
+        ("{names: [a, b], num_classes: x}", "has the num_classes 'x'"),
+        ("{names: [a, b], ignore_index: -1}", "has the ignore_index -1"),
+        ("{names: [a], colors: [[1, 2]]}", "a color is .1, 2., which should be"),
+    ],
+)
 def test_wrong_class_files(tmp_path, text, words):
     path = tmp_path / "classes.yaml"
     path.write_text(text)

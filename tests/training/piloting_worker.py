@@ -1,6 +1,6 @@
 """One of two processes that train with pilots, of which the second sees no target.
 
-    python piloting_worker.py RANK WORLD STORE OUT
+python piloting_worker.py RANK WORLD STORE OUT
 """
 
 from __future__ import annotations
@@ -41,9 +41,16 @@ def main() -> None:
     torch.manual_seed(0)
     model = build(model_config, 9)
     parts = Parts(
-        settings.train, model, torch.nn.parallel.DistributedDataParallel(model), Criterion(9, settings.train.loss),
-        make_optimizer(model, settings.train.optimizer), torch.amp.GradScaler("cpu", enabled=False), None,
-        torch.device("cpu"), 2, piloting=piloting_of(model_config, 9),
+        settings.train,
+        model,
+        torch.nn.parallel.DistributedDataParallel(model),
+        Criterion(9, settings.train.loss),
+        make_optimizer(model, settings.train.optimizer),
+        torch.amp.GradScaler("cpu", enabled=False),
+        None,
+        torch.device("cpu"),
+        2,
+        piloting=piloting_of(model_config, 9),
     )
     torch.manual_seed(rank)
     losses, _ = to_host(*step(parts, [batch_of(3 if rank == 0 else 0), batch_of(0)]))

@@ -134,7 +134,8 @@ def test_a_container_has_less_than_its_machine(tmp_path, monkeypatch):
     assert batch_size.available() == 8000 * 1024
     (tmp_path / "cgroup" / "memory").mkdir()
     for name, text in (
-        ("limit_in_bytes", "4000000"), ("usage_in_bytes", "1000000"),
+        ("limit_in_bytes", "4000000"),
+        ("usage_in_bytes", "1000000"),
         ("stat", "inactive_file 5\ntotal_inactive_file 300000\n"),
     ):
         (tmp_path / "cgroup" / "memory" / f"memory.{name}").write_text(text)
@@ -199,8 +200,12 @@ def test_the_peak_is_measured():
 def test_all_processes_take_the_least(monkeypatch):
     """A size that another process cannot hold is not taken here either."""
     parts = SimpleNamespace(
-        device=torch.device("cpu"), frozen=(), model=torch.nn.Linear(1, 1), ema=None,
-        optimizer=torch.optim.SGD([torch.zeros(1)]), scaler=torch.amp.GradScaler("cpu", enabled=False),
+        device=torch.device("cpu"),
+        frozen=(),
+        model=torch.nn.Linear(1, 1),
+        ema=None,
+        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
     monkeypatch.setattr(batch_size, "one_step", lambda parts, batch: None)
     votes = []

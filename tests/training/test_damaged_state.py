@@ -17,8 +17,14 @@ from m2f_cli.training.data import refuse_other_data
 from m2f_cli.training.ema import EMA
 from m2f_cli.training.optimizer import make_optimizer
 
-IDENTITY = {"format": "x", "task": "panoptic", "classes": ["a", "b"], "things": [True, False], "images": 3,
-            "fingerprint": "0"}  # fmt: skip
+IDENTITY = {
+    "format": "x",
+    "task": "panoptic",
+    "classes": ["a", "b"],
+    "things": [True, False],
+    "images": 3,
+    "fingerprint": "0",
+}
 BEST = {"metric": "pq", "value": 1.0, "iteration": 2}
 
 
@@ -43,10 +49,24 @@ def test_an_empty_state_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize(
     "before",
-    [5, "x", [], {}, *(IDENTITY | more for more in (
-        {"classes": 5}, {"classes": [5, 6]}, {"things": None}, {"images": "3"}, {"format": []}, {"fingerprint": None},
-    ))],
-)  # fmt: skip
+    [
+        5,
+        "x",
+        [],
+        {},
+        *(
+            IDENTITY | more
+            for more in (
+                {"classes": 5},
+                {"classes": [5, 6]},
+                {"things": None},
+                {"images": "3"},
+                {"format": []},
+                {"fingerprint": None},
+            )
+        ),
+    ],
+)
 def test_data_that_make_no_sense(tmp_path, before):
     with pytest.raises(ConfigError, match="of the data it was trained on makes no sense"):
         refuse_other_data(before, IDENTITY, tmp_path)
@@ -57,12 +77,20 @@ def test_data_that_make_no_sense(tmp_path, before):
     "wrong",
     [
         *({"iteration": value} for value in (-3, 7, 10**12, 2**70, True, 1.0, "x", None)),
-        *({"best": value} for value in (None, {"value": 1.0}, *(BEST | {"value": value} for value in
-                                                                ("x", None, float("nan"))))),
-        {"best": BEST | {"iteration": 2**70}}, {"best": BEST | {"metric": 5}},
-        {"skipped": -1}, {"skipped": 5}, {"in_a_row": "x"}, {"evaluated": 2**70}, {"model": []}, {"optimizer": 5},
+        *(
+            {"best": value}
+            for value in (None, {"value": 1.0}, *(BEST | {"value": value} for value in ("x", None, float("nan"))))
+        ),
+        {"best": BEST | {"iteration": 2**70}},
+        {"best": BEST | {"metric": 5}},
+        {"skipped": -1},
+        {"skipped": 5},
+        {"in_a_row": "x"},
+        {"evaluated": 2**70},
+        {"model": []},
+        {"optimizer": 5},
     ],
-)  # fmt: skip
+)
 def test_numbers_that_make_no_sense(tmp_path, wrong):
     tree = {"model": {}, "optimizer": {}, "scaler": {}, "random": {}, "best": BEST, "iteration": 4, "skipped": 1}
     state.write(tmp_path / "resume.pt", tree)
@@ -93,6 +121,7 @@ def saved(tmp_path):
 def moments(**changed):
     def change(tree):
         tree["optimizer"]["state"][0] |= changed
+
     return change
 
 
@@ -101,6 +130,7 @@ def without(*keys):
         for key in keys[:-1]:
             tree = tree[key]
         del tree[keys[-1]]
+
     return change
 
 
@@ -109,23 +139,36 @@ def replaced(value, *keys):
         for key in keys[:-1]:
             tree = tree[key]
         tree[keys[-1]] = value
+
     return change
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        moments(exp_avg=torch.zeros(3)), moments(exp_avg_sq="x"), moments(step="x"), moments(step=torch.tensor(-1.0)),
-        moments(step=torch.zeros(2)), without("optimizer", "state", 0, "exp_avg"),
+        moments(exp_avg=torch.zeros(3)),
+        moments(exp_avg_sq="x"),
+        moments(step="x"),
+        moments(step=torch.tensor(-1.0)),
+        moments(step=torch.zeros(2)),
+        without("optimizer", "state", 0, "exp_avg"),
         without("optimizer", "state", 1, "step"),
-        replaced(5, "optimizer", "state", 0), replaced({}, "optimizer", "state", 77), replaced(5, "optimizer", "state"),
-        replaced("x", "optimizer", "param_groups", 0, "lr"), replaced(5, "optimizer", "param_groups", 0),
-        replaced([], "optimizer", "param_groups"), without("optimizer", "param_groups", 0, "params"),
-        replaced("x", "scaler", "scale"), replaced("x", "model", "0.bias"), replaced(torch.zeros(1), "model", "0.bias"),
-        replaced("x", "ema", "updates"), replaced(torch.zeros(1), "ema", "average", "0.bias"),
-        replaced({}, "ema", "average"), replaced(5, "ema"),
+        replaced(5, "optimizer", "state", 0),
+        replaced({}, "optimizer", "state", 77),
+        replaced(5, "optimizer", "state"),
+        replaced("x", "optimizer", "param_groups", 0, "lr"),
+        replaced(5, "optimizer", "param_groups", 0),
+        replaced([], "optimizer", "param_groups"),
+        without("optimizer", "param_groups", 0, "params"),
+        replaced("x", "scaler", "scale"),
+        replaced("x", "model", "0.bias"),
+        replaced(torch.zeros(1), "model", "0.bias"),
+        replaced("x", "ema", "updates"),
+        replaced(torch.zeros(1), "ema", "average", "0.bias"),
+        replaced({}, "ema", "average"),
+        replaced(5, "ema"),
     ],
-)  # fmt: skip
+)
 def test_a_state_that_does_not_fit_is_found_before_a_step(saved, change):
     state.restore(parts(), copy.deepcopy(saved))
     change(saved)
@@ -133,10 +176,15 @@ def test_a_state_that_does_not_fit_is_found_before_a_step(saved, change):
         state.restore(parts(), saved)
 
 
-@pytest.mark.parametrize("change", [
-    replaced(5, "optimizer", "param_groups", 0, "betas"), without("optimizer", "param_groups", 0, "betas"),
-    replaced("x", "optimizer", "param_groups", 1, "eps"), replaced(True, "optimizer", "param_groups", 0, "maximize"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced(5, "optimizer", "param_groups", 0, "betas"),
+        without("optimizer", "param_groups", 0, "betas"),
+        replaced("x", "optimizer", "param_groups", 1, "eps"),
+        replaced(True, "optimizer", "param_groups", 0, "maximize"),
+    ],
+)
 def test_the_options_of_the_optimizer_are_those_of_the_configuration(saved, change):
     change(saved)
     restored, whole = parts(), parts()

@@ -33,11 +33,16 @@ def test_instances_of_generated_scenes_are_their_things():
     things = [category.name for category in synthetic_data.CATEGORIES if category.isthing]
     assert names(data) == things and 0 < len(things) < len(whole.categories)
     for record, other in zip(data.records, whole.records, strict=True):
-        found = [(data.categories[item.label].name, int(mask_of(item, record_size(record)).sum()))
-                 for item in record.read_truth().objects]
+        found = [
+            (data.categories[item.label].name, int(mask_of(item, record_size(record)).sum()))
+            for item in record.read_truth().objects
+        ]
         truth = other.read_truth()
-        expected = [(whole.categories[s.label].name, int((truth.ids_HW == s.id).sum()))
-                    for s in truth.segments if whole.categories[s.label].isthing]
+        expected = [
+            (whole.categories[s.label].name, int((truth.ids_HW == s.id).sum()))
+            for s in truth.segments
+            if whole.categories[s.label].isthing
+        ]
         assert sorted(found) == sorted(expected) and np.array_equal(record.read_image(), other.read_image())
 
 
@@ -50,13 +55,21 @@ def test_instances_of_133_panoptic_classes_are_80(tmp_path):
     coco = load_categories("coco-panoptic")
     rows = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in coco]
     ids = folders.plane((1, 0, 0, 10, 10), (2, 0, 10, 10, 20), (3, 10, 0, 20, 25))
-    segments = [{"id": 1, "category_id": 90, "iscrowd": 0}, {"id": 2, "category_id": 1, "iscrowd": 0},
-                {"id": 3, "category_id": 200, "iscrowd": 0}]
+    segments = [
+        {"id": 1, "category_id": 90, "iscrowd": 0},
+        {"id": 2, "category_id": 1, "iscrowd": 0},
+        {"id": 3, "category_id": 200, "iscrowd": 0},
+    ]
     for split in ("train2017", "val2017"):
         folders.coco_panoptic(tmp_path, name=split, ids_HW=ids, segments=segments, categories=rows)
     instance, panoptic = (
-        run.prepare(settings(f"task={task}"), tmp_path / "run", Options(data=tmp_path, init="random", device="cpu"),
-                    torch.device("cpu"), Listener())
+        run.prepare(
+            settings(f"task={task}"),
+            tmp_path / "run",
+            Options(data=tmp_path, init="random", device="cpu"),
+            torch.device("cpu"),
+            Listener(),
+        )
         for task in ("instance", "panoptic")
     )
     heads = [prepared.parts.model.decoder.class_embed.out_features for prepared in (instance, panoptic)]

@@ -17,12 +17,31 @@ from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import resume as state
 
 SMALL = [
-    "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "4", "--json",
-    *(word for pair in (
-        "data.scenes.train=6", "data.scenes.val=1", "data.scenes.size=[64, 96]", "train.loss.num_points=32",
-        "train.iterations=3", "train.checkpoint_every=2", "train.schedule.warmup_iterations=0",
-    ) for word in ("--set", pair)),
-]  # fmt: skip
+    "--preset",
+    "tiny",
+    "--init",
+    "random",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--batch",
+    "4",
+    "--json",
+    *(
+        word
+        for pair in (
+            "data.scenes.train=6",
+            "data.scenes.val=1",
+            "data.scenes.size=[64, 96]",
+            "train.loss.num_points=32",
+            "train.iterations=3",
+            "train.checkpoint_every=2",
+            "train.schedule.warmup_iterations=0",
+        )
+        for word in ("--set", pair)
+    ),
+]
 M2F = [sys.executable, "-m", "m2f_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 

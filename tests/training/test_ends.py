@@ -189,6 +189,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, whole, at
 
 def test_a_terminal_that_is_closed_does_not_lose_the_run(tmp_path):
     """After SIGHUP nothing can be printed."""
+
     def broken(_):
         raise OSError(5, "Input/output error")
 
@@ -254,9 +255,12 @@ def begun(folder: Path, *more: str) -> subprocess.Popen:
     """A training with workers in a process group of its own, when it has done some steps."""
     before = len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
     child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", SCRIPT, str(folder), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     while child.poll() is None and not ((folder / "metrics.jsonl").exists() and len(lines(folder)) > before + 2):
         time.sleep(0.05)
     return child
@@ -279,8 +283,11 @@ def test_a_signal_to_the_whole_group_ends_in_a_checkpoint(tmp_path):
 def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
     """Workers ignore signals; they end because nobody asks them any more. The folder is free at once."""
     child = begun(tmp_path / "run")
-    workers = [int(pid) for task in Path(f"/proc/{child.pid}/task").iterdir()
-               for pid in (task / "children").read_text().split()]  # fmt: skip
+    workers = [
+        int(pid)
+        for task in Path(f"/proc/{child.pid}/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    ]
     assert len(workers) >= 2
     child.kill()
     child.communicate()

@@ -83,9 +83,19 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path, whole, n
 
 @pytest.mark.parametrize(
     ("name", "time"),
-    [("env.json", 1), ("config.yaml", 1), ("0_scene-000000.jpg", 1), ("resume.pt", 1), ("resume.pt", 2),
-     ("last.safetensors", 1), ("last.safetensors", 2), ("best.safetensors", 1), ("curves.png", 1), ("results.json", 1)],
-)  # fmt: skip
+    [
+        ("env.json", 1),
+        ("config.yaml", 1),
+        ("0_scene-000000.jpg", 1),
+        ("resume.pt", 1),
+        ("resume.pt", 2),
+        ("last.safetensors", 1),
+        ("last.safetensors", 2),
+        ("best.safetensors", 1),
+        ("curves.png", 1),
+        ("results.json", 1),
+    ],
+)
 def test_a_kill_while_a_file_is_written_ends_no_run(tmp_path, whole, no_rescue, monkeypatch, name, time):
     real, seen = os.replace, []
 
@@ -105,8 +115,10 @@ def test_a_kill_while_a_file_is_written_ends_no_run(tmp_path, whole, no_rescue, 
         run.start(settings(*CHANGES), tmp_path / "run", RESUME)
     assert_same_weights(whole, tmp_path / "run")
     for kind in ("last", "best"):
-        states = [load_model(each / "checkpoints" / f"{kind}.safetensors").model.state_dict()
-                  for each in (whole, tmp_path / "run")]  # fmt: skip
+        states = [
+            load_model(each / "checkpoints" / f"{kind}.safetensors").model.state_dict()
+            for each in (whole, tmp_path / "run")
+        ]
         assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
     assert json.loads((tmp_path / "run" / "results.json").read_text())["iteration"] == 4
 
@@ -226,9 +238,20 @@ def label_maps(root: Path, names: list[str], images: int) -> Path:
 def test_other_data_is_refused_with_a_way_to_train_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     label_maps(tmp_path / "one", ["a", "b"], 3)
-    start = ["train", "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "1",
-             *(word for pair in ("train.iterations=1", "train.loss.num_points=32")
-               for word in ("--set", pair))]  # fmt: skip
+    start = [
+        "train",
+        "--preset",
+        "tiny",
+        "--init",
+        "random",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--batch",
+        "1",
+        *(word for pair in ("train.iterations=1", "train.loss.num_points=32") for word in ("--set", pair)),
+    ]
     assert cli.run([*start, "--data", "one", "--out", "run"]) == 0
     config_before = (tmp_path / "run" / "config.yaml").read_bytes()
     resume = ["train", "--out", str(tmp_path / "run"), "--resume", "--device", "cpu", "--workers", "0"]

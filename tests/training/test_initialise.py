@@ -142,10 +142,13 @@ def test_strict_classes(saved, settings):
 # --- queries ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "says"), [
-    (9, "the first 9 are taken, the others are left behind."),
-    (15, "the first 12 are taken, the other 3 start fresh."),
-])
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (9, "the first 9 are taken, the others are left behind."),
+        (15, "the first 12 are taken, the other 3 start fresh."),
+    ],
+)
 def test_another_number_of_queries(saved, settings, number, says):
     path, state = saved
     config = with_part(settings, "decoder", num_queries=number)
@@ -192,8 +195,9 @@ def test_mpformer_starts_from_mpformer_with_other_classes(tmp_path):
     weights.save(tmp_path / "mp.safetensors", state, piloted, CATEGORIES)
     network, before = fresh_network(piloted, OTHER)
     report = initialise(network, piloted, OTHER, init=tmp_path / "mp.safetensors")
-    assert torch.equal(network.state_dict()[LABELS], torch.stack([state[LABELS][3], before[LABELS][1],
-                                                                  state[LABELS][0]]))
+    assert torch.equal(
+        network.state_dict()[LABELS], torch.stack([state[LABELS][3], before[LABELS][1], state[LABELS][0]])
+    )
     assert LABELS in report.fresh
     network, before = fresh_network(piloted, OTHER)
     initialise(network, piloted, OTHER, init=tmp_path / "mp.pth")  # no names: no row has a place
@@ -203,14 +207,17 @@ def test_mpformer_starts_from_mpformer_with_other_classes(tmp_path):
 # --- what must match --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("part", "options", "says"), [
-    ("decoder", {"num_layers": 2}, r"left over: decoder\.layers\.2\."),
-    ("decoder", {"num_layers": 4}, r"missing: decoder\.layers\.3\."),
-    ("decoder", {"ffn_dim": 32}, r"decoder\.layers\.0\.ffn\.linear1\.weight is 64x64 and should be 32x64"),
-    ("decoder", {"num_heads": 4}, "The decoder of .* has 8 attention heads, that of tiny has 4"),
-    ("pixel_decoder", {"num_layers": 1}, r"left over: pixel_decoder\.layers\.1\."),
-    ("backbone", {"embed_dim": 32}, r"backbone\.patch_embed\.proj\.weight is 16x3x4x4 and should be 32x3x4x4"),
-])
+@pytest.mark.parametrize(
+    ("part", "options", "says"),
+    [
+        ("decoder", {"num_layers": 2}, r"left over: decoder\.layers\.2\."),
+        ("decoder", {"num_layers": 4}, r"missing: decoder\.layers\.3\."),
+        ("decoder", {"ffn_dim": 32}, r"decoder\.layers\.0\.ffn\.linear1\.weight is 64x64 and should be 32x64"),
+        ("decoder", {"num_heads": 4}, "The decoder of .* has 8 attention heads, that of tiny has 4"),
+        ("pixel_decoder", {"num_layers": 1}, r"left over: pixel_decoder\.layers\.1\."),
+        ("backbone", {"embed_dim": 32}, r"backbone\.patch_embed\.proj\.weight is 16x3x4x4 and should be 32x3x4x4"),
+    ],
+)
 def test_everything_else_must_match(saved, settings, part, options, says):
     config = with_part(settings, part, **options)
     network, before = fresh_network(config)
@@ -245,8 +252,10 @@ def swin_file(tmp_path, settings):
     state = network_of(settings).state_dict()
     ours = {k: v for k, v in state.items() if k.startswith("backbone.") and not k.startswith("backbone.norms.")}
     theirs = {k.removeprefix("backbone."): v for k, v in to_theirs(DETECTRON2, ours).items()}
-    torch.save({"model": {**theirs, "norm.weight": torch.ones(128), "head.weight": torch.zeros(1000, 128)}},
-               tmp_path / "swin.pth")
+    torch.save(
+        {"model": {**theirs, "norm.weight": torch.ones(128), "head.weight": torch.zeros(1000, 128)}},
+        tmp_path / "swin.pth",
+    )
     return tmp_path / "swin.pth", ours
 
 

@@ -15,8 +15,9 @@ from m2f_cli.training.optimizer import settings
 from m2f_cli.weights.key_tables import DETECTRON2
 
 
-@pytest.mark.parametrize(("name", "preset"), [("ade20k_semantic_swin_tiny", "ade20k-swin-t"),
-                                              ("ade20k_semantic_r50", "ade20k-r50")])
+@pytest.mark.parametrize(
+    ("name", "preset"), [("ade20k_semantic_swin_tiny", "ade20k-swin-t"), ("ade20k_semantic_r50", "ade20k-r50")]
+)
 def test_groups_are_the_published_ones(name, preset):
     entry = read_list("10_optimiser_maskformer")["models"][name]
     settings_of = config.load(f"maskformer-{preset}")
@@ -37,12 +38,25 @@ def test_groups_are_the_published_ones(name, preset):
 
 SMALL = {
     "fpn": {"name": "fpn", "dim": 32, "mask_dim": 16},
-    "transformer_fpn": {"name": "transformer_fpn", "dim": 32, "mask_dim": 16, "num_layers": 1, "num_heads": 2,
-                        "ffn_dim": 16, "dropout": 0.1},
+    "transformer_fpn": {
+        "name": "transformer_fpn",
+        "dim": 32,
+        "mask_dim": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "ffn_dim": 16,
+        "dropout": 0.1,
+    },
 }
 PLAIN = {"dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 16, "dropout": 0.1}
-SWIN = {"name": "swin", "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
-        "drop_path": 0.0}
+SWIN = {
+    "name": "swin",
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+    "drop_path": 0.0,
+}
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -65,12 +79,18 @@ def test_every_parameter_learns(preset, pixel_decoder, decoder, recompute):
         checkpoint_activations(model)
     criterion = make_criterion(3, config.load(preset).train.loss)
     owner_HW = torch.randint(-1, 2, (60, 50)).short()
-    targets = [Target(torch.tensor([2, 0]), owner_HW=owner_HW),
-               Target(torch.zeros(0, dtype=torch.long), owner_HW=torch.full_like(owner_HW, -1))]
+    targets = [
+        Target(torch.tensor([2, 0]), owner_HW=owner_HW),
+        Target(torch.zeros(0, dtype=torch.long), owner_HW=torch.full_like(owner_HW, -1)),
+    ]
     losses = criterion(model(torch.randn(2, 3, 64, 64)), targets, (64, 64))
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    silent = [name for name, parameter in model.named_parameters()
-              if parameter.grad is None or not parameter.grad.isfinite().all()
-              or (parameter.dim() > 1 and not parameter.grad.any())]  # biases of keys have none, but for rounding
+    silent = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None
+        or not parameter.grad.isfinite().all()
+        or (parameter.dim() > 1 and not parameter.grad.any())
+    ]  # biases of keys have none, but for rounding
     assert not silent, silent

@@ -28,7 +28,11 @@ from m2f_cli.training.schedule import factor
 from m2f_cli.weights.key_tables import DETECTRON2
 
 PUBLISHED = OptimizerConfig(
-    learning_rate=1e-4, weight_decay=0.05, norm_weight_decay=0.0, embedding_weight_decay=0.0, backbone_multiplier=0.1,
+    learning_rate=1e-4,
+    weight_decay=0.05,
+    norm_weight_decay=0.0,
+    embedding_weight_decay=0.0,
+    backbone_multiplier=0.1,
     clip_norm=0.01,
 )
 PRESETS = {"swin_tiny": "ade20k-swin-t-paper", "R50": "ade20k-r50-paper"}
@@ -65,9 +69,13 @@ def test_learning_rates_are_the_published_ones(method):
         theirs = curve["scheduler"]
         assert theirs["name"] in ("WarmupPolyLR", "WarmupMultiStepLR")
         schedule = ScheduleConfig(
-            name="poly" if theirs["name"] == "WarmupPolyLR" else "step", power=theirs.get("poly_power", 0.9),
-            steps=theirs["steps"], gamma=theirs["gamma"], warmup_iterations=theirs["warmup_iters"],
-            warmup_factor=theirs["warmup_factor"], floor=theirs["poly_constant_ending"],
+            name="poly" if theirs["name"] == "WarmupPolyLR" else "step",
+            power=theirs.get("poly_power", 0.9),
+            steps=theirs["steps"],
+            gamma=theirs["gamma"],
+            warmup_iterations=theirs["warmup_iters"],
+            warmup_factor=theirs["warmup_factor"],
+            floor=theirs["poly_constant_ending"],
         )
         for iteration, head, backbone in curve["points"]:
             rate = theirs["base_lr"] * factor(iteration, theirs["max_iter"], schedule)

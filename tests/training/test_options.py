@@ -15,12 +15,30 @@ from m2f_cli.training import resume as state
 from m2f_cli.training.run import Outcome
 
 SMALL = [
-    "train", "--preset", "tiny", "--init", "random", "--device", "cpu", "--workers", "0", "--batch", "2",
-    *(word for pair in (
-        "data.scenes.train=8", "data.scenes.val=2", "data.scenes.size=[64, 96]", "train.loss.num_points=32",
-        "train.iterations=2", "train.schedule.warmup_iterations=0",
-    ) for word in ("--set", pair)),
-]  # fmt: skip
+    "train",
+    "--preset",
+    "tiny",
+    "--init",
+    "random",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--batch",
+    "2",
+    *(
+        word
+        for pair in (
+            "data.scenes.train=8",
+            "data.scenes.val=2",
+            "data.scenes.size=[64, 96]",
+            "train.loss.num_points=32",
+            "train.iterations=2",
+            "train.schedule.warmup_iterations=0",
+        )
+        for word in ("--set", pair)
+    ),
+]
 
 
 @pytest.fixture

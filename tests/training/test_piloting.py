@@ -58,8 +58,10 @@ def golden_parts(file, **piloting):
     loss = loss_config(settings_)
     config_ = piloting_config(settings_).model_copy(update=piloting)
     parts = SimpleNamespace(
-        config=SimpleNamespace(precision="fp32"), device=torch.device("cpu"),
-        network=DecoderAlone(decoder, features), criterion=Criterion(settings_["num_classes"], loss, rand=rand),
+        config=SimpleNamespace(precision="fp32"),
+        device=torch.device("cpu"),
+        network=DecoderAlone(decoder, features),
+        criterion=Criterion(settings_["num_classes"], loss, rand=rand),
         piloting=Piloting(config_, settings_["num_classes"], Recorded(file)),
         draws=rand,
     )
@@ -82,7 +84,8 @@ def test_losses_and_gradients_as_published(golden_file):
     sum(losses.values()).backward()
     decoder, features = parts.network.decoder, parts.network.features
     found = {
-        "in/mask_features": features.mask_features_BCHW, "weights/label_enc.weight": decoder.label_embed.weight,
+        "in/mask_features": features.mask_features_BCHW,
+        "weights/label_enc.weight": decoder.label_embed.weight,
         "weights/query_feat.weight": decoder.query_feat.weight,
         **{f"in/multi_scale.{i}": level for i, level in enumerate(features.levels)},
     }
@@ -164,8 +167,10 @@ def test_two_processes_one_without_targets(tmp_path):
     """They report the same losses and end with the same averaged gradients: nobody waits for anybody."""
     command = [sys.executable, Path(piloting_worker.__file__)]
     processes = [
-        subprocess.Popen([*command, str(rank), "2", tmp_path / "store", tmp_path / f"{rank}.pt"],
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [*command, str(rank), "2", tmp_path / "store", tmp_path / f"{rank}.pt"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         for rank in range(2)
     ]
     try:

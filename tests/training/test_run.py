@@ -67,7 +67,9 @@ def test_a_run_leaves_what_it_should(tmp_path):
     assert len(list((folder / "samples").glob("*.jpg"))) == 4 and (folder / "curves.png").is_file()
     assert len(list((folder / "val" / "0000006").glob("*.jpg"))) == 3
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
-        "best.safetensors", "last.safetensors", "resume.pt",
+        "best.safetensors",
+        "last.safetensors",
+        "resume.pt",
     ]
     loaded = load_model(folder)
     assert [c.name for c in loaded.categories] == [c.name for c in synthetic_data.CATEGORIES]
@@ -76,8 +78,12 @@ def test_a_run_leaves_what_it_should(tmp_path):
 def test_the_loss_falls(tmp_path):
     """60 steps on 12 pictures: a loop that does not learn would stay where it is."""
     steps = []
-    changes = ("train.iterations=60", "train.schedule.name=constant", "train.optimizer.clip_norm=1.0",
-               "train.schedule.warmup_iterations=0")
+    changes = (
+        "train.iterations=60",
+        "train.schedule.name=constant",
+        "train.optimizer.clip_norm=1.0",
+        "train.schedule.warmup_iterations=0",
+    )
     run.start(settings(*changes), tmp_path / "run", OPTIONS, Listener(on_step=steps.append))
     first, last = (sum(s.total for s in part) / 5 for part in (steps[:5], steps[-5:]))
     assert last < 0.75 * first

@@ -18,20 +18,28 @@ def config_of(backbone: dict | None = None, *, piloted: bool = False, heads: int
     network = tiny_config(**(backbone or {}))
     parts = {
         "pixel_decoder": Component(**{**network.pixel_decoder.model_dump(), "num_heads": heads}),
-        "decoder": Component(**{
-            **network.decoder.model_dump(), "num_heads": heads, **({"piloted": True} if piloted else {})
-        }),
+        "decoder": Component(
+            **{**network.decoder.model_dump(), "num_heads": heads, **({"piloted": True} if piloted else {})}
+        ),
     }
     network = network.model_copy(update={**parts, "method": "mpformer" if piloted else "mask2former"})
-    return Config.model_validate({
-        "name": "tiny", "task": "panoptic", "data": {"dataset": "cells", "classes": "cells"},
-        "model": network.model_dump(),
-        "input": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
-        "test": {
-            "tasks": ["panoptic"], "resize": {"short_edge": 96, "max_edge": 160}, "size_divisor": 32,
-            "object_threshold": 0.8, "overlap_threshold": 0.8, "top_k": 100,
-        },
-    })
+    return Config.model_validate(
+        {
+            "name": "tiny",
+            "task": "panoptic",
+            "data": {"dataset": "cells", "classes": "cells"},
+            "model": network.model_dump(),
+            "input": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
+            "test": {
+                "tasks": ["panoptic"],
+                "resize": {"short_edge": 96, "max_edge": 160},
+                "size_divisor": 32,
+                "object_threshold": 0.8,
+                "overlap_threshold": 0.8,
+                "top_k": 100,
+            },
+        }
+    )
 
 
 def network_of(config: Config, seed: int = 0) -> model.MaskClassifier:

@@ -60,11 +60,22 @@ class Hub(BaseHTTPRequestHandler):
         server.requests.append((self.command, path))
         api, files = f"/api/models/{server.repo}", f"/{server.repo}/resolve/"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{self.commit}"):
-            return self._json({"id": server.repo, "modelId": server.repo, "sha": self.commit, "private": False,
-                               "siblings": [self._sibling(name, data) for name, data in server.files.items()]})
+            return self._json(
+                {
+                    "id": server.repo,
+                    "modelId": server.repo,
+                    "sha": self.commit,
+                    "private": False,
+                    "siblings": [self._sibling(name, data) for name, data in server.files.items()],
+                }
+            )
         if path.startswith(f"{api}/tree/"):
-            return self._json([{"type": "file", "path": name, "size": len(data), "oid": self._oid(data)}
-                               for name, data in server.files.items()])
+            return self._json(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": self._oid(data)}
+                    for name, data in server.files.items()
+                ]
+            )
         name = path.removeprefix(files).partition("/")[2]
         if path.startswith(files) and name in server.files:
             stated = {"ETag": f'"{self._oid(server.files[name])}"'}

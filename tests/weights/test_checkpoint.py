@@ -190,8 +190,16 @@ print(anonymous() - before, sum(p.numel() * 4 for p in model.parameters()))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_holds_the_weights_once(saved, tmp_path):
     """Memory of the process's own grows by less than a tenth of the file: the weights stay in the file's mapping."""
-    big = config_of({"name": "swin", "embed_dim": 96, "depths": [2, 2, 4, 2], "num_heads": [3, 6, 12, 24],
-                     "window_size": 7, "drop_path": 0.3})
+    big = config_of(
+        {
+            "name": "swin",
+            "embed_dim": 96,
+            "depths": [2, 2, 4, 2],
+            "num_heads": [3, 6, 12, 24],
+            "window_size": 7,
+            "drop_path": 0.3,
+        }
+    )
     network = network_of(big)
     path = weights.save(tmp_path / "big.safetensors", network.state_dict(), big, CATEGORIES)
     size = path.stat().st_size

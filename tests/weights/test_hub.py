@@ -300,15 +300,21 @@ def deeply(depth):
 
 
 LISTINGS = {
-    "a page": PAGE, "an object": json_answer({}), "a list": json_answer([]), "a number": json_answer(3),
-    "nothing": HEAD + b"Content-Length: 0\r\n\r\n", "null": json_answer(None),
+    "a page": PAGE,
+    "an object": json_answer({}),
+    "a list": json_answer([]),
+    "a number": json_answer(3),
+    "nothing": HEAD + b"Content-Length: 0\r\n\r\n",
+    "null": json_answer(None),
     "siblings as text": json_answer({"sha": Hub.commit, "siblings": "config.json"}),
     "siblings as numbers": json_answer({"sha": Hub.commit, "siblings": [1, 2]}),
     "names as numbers": json_answer({"sha": Hub.commit, "siblings": [{"rfilename": 3}]}),
     "no siblings": json_answer({"sha": Hub.commit, "siblings": None}),
     "a commit that is a path": json_answer({"sha": "../../..", "siblings": []}),
     "a commit that is a number": json_answer({"sha": 3, "siblings": []}),
-    "deep": deeply(100_000), "not text": HEAD + b"\r\n\xff\xfe\x00\x01", "no headers": b"hello\r\n\r\n",
+    "deep": deeply(100_000),
+    "not text": HEAD + b"\r\n\xff\xfe\x00\x01",
+    "no headers": b"hello\r\n\r\n",
     "a server error": b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
     "a length that is none": HEAD + b"Content-Length: x\r\n\r\n{}",
     "a redirect to a file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
@@ -437,8 +443,11 @@ def test_a_token_goes_to_the_hub_alone_and_a_hash_stays_over_a_redirect(odd):
     digest = hashlib.sha256(content).hexdigest()
     with serving(Answers, answer=lambda path: [HEAD + b'ETag: "0"\r\nContent-Length: 7\r\n\r\n', content]) as elsewhere:
         odd.answer = lambda path: [
-            b"HTTP/1.1 302 Found\r\nX-Linked-Size: 7\r\nContent-Length: 0\r\nX-Linked-Etag: \"" + digest.encode()
-            + b'"\r\nLocation: ' + elsewhere.url.encode() + b"/cdn\r\n\r\n"
+            b'HTTP/1.1 302 Found\r\nX-Linked-Size: 7\r\nContent-Length: 0\r\nX-Linked-Etag: "'
+            + digest.encode()
+            + b'"\r\nLocation: '
+            + elsewhere.url.encode()
+            + b"/cdn\r\n\r\n"
         ]
         with web.open_url(f"{odd.url}/x", {}, timeout=5, token="secret") as answer:
             assert answer.read() == content

@@ -50,8 +50,13 @@ def test_detectron2_names_of_full_size_models(method, name, preset):
 @pytest.mark.parametrize("keys", ["module_keys", "on_disk_keys"])
 @pytest.mark.parametrize(
     ("name", "preset"),
-    [("swin_tiny", "swin-t"), ("swin_small", "swin-s"), ("swin_base", "swin-b-in22k"), ("swin_large", "swin-l"),
-     ("resnet_50", "r50")],
+    [
+        ("swin_tiny", "swin-t"),
+        ("swin_small", "swin-s"),
+        ("swin_base", "swin-b-in22k"),
+        ("swin_large", "swin-l"),
+        ("resnet_50", "r50"),
+    ],
 )
 def test_huggingface_names_of_full_size_models(keys, name, preset):
     lists = read_list("12_hf_key_lists")["models"]["mask2former"]
@@ -138,8 +143,10 @@ def test_patch_merging_of_openmmlab_is_permuted_as_the_facts_say():
         ("pixel_decoder.layers.5.norm2.bias", "decode_head.pixel_decoder.encoder.layers.5.norms.1.bias"),
         ("decoder.layers.8.norm1.bias", "decode_head.transformer_decoder.layers.8.norms.0.bias"),
         ("decoder.layers.8.norm2.bias", "decode_head.transformer_decoder.layers.8.norms.1.bias"),
-        ("decoder.layers.0.cross_attn.in_proj.weight",
-         "decode_head.transformer_decoder.layers.0.cross_attn.attn.in_proj_weight"),
+        (
+            "decoder.layers.0.cross_attn.in_proj.weight",
+            "decode_head.transformer_decoder.layers.0.cross_attn.attn.in_proj_weight",
+        ),
         ("decoder.mask_embed.layers.2.weight", "decode_head.mask_embed.4.weight"),
         ("decoder.class_embed.weight", "decode_head.cls_embed.weight"),
         ("decoder.norm.weight", "decode_head.transformer_decoder.post_norm.weight"),
@@ -170,8 +177,11 @@ VARIANTS = {
     "doubled": lambda n: n.replace("pixel_decoder.", "pixel_decoder.pixel_decoder."),
     "no level": lambda n: n.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."),
     "module": lambda n: "module." + n,
-    "all": lambda n: "module." + n.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace(
-        "predictor.query_feat.", "predictor.static_query."
+    "all": lambda n: (
+        "module."
+        + n.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace(
+            "predictor.query_feat.", "predictor.static_query."
+        )
     ),
 }
 

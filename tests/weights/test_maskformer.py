@@ -25,14 +25,26 @@ from m2f_cli.weights.key_tables import DETECTRON2, HUGGINGFACE, OPENMMLAB
 
 SWIN = {"swin_tiny": "swin-t", "swin_small": "swin-s", "swin_base": "swin-b", "swin_large": "swin-l"}
 PUBLISHED = {
-    "r50": "coco-panoptic-r50", "r101": "coco-panoptic-r101", "swin_tiny": "coco-panoptic-swin-t",
-    "swin_small": "coco-panoptic-swin-s", "swin_base_in21k_384": "coco-panoptic-swin-b",
-    "swin_large_in21k_384": "coco-panoptic-swin-l", "ade20k_r50": "ade20k-r50", "ade20k_r101c": "ade20k-r101c",
+    "r50": "coco-panoptic-r50",
+    "r101": "coco-panoptic-r101",
+    "swin_tiny": "coco-panoptic-swin-t",
+    "swin_small": "coco-panoptic-swin-s",
+    "swin_base_in21k_384": "coco-panoptic-swin-b",
+    "swin_large_in21k_384": "coco-panoptic-swin-l",
+    "ade20k_r50": "ade20k-r50",
+    "ade20k_r101c": "ade20k-r101c",
 }
 PIXEL_DECODERS = {
     "fpn": {"name": "fpn", "dim": 64, "mask_dim": 32},
-    "transformer_fpn": {"name": "transformer_fpn", "dim": 64, "mask_dim": 32, "num_layers": 2, "num_heads": 8,
-                        "ffn_dim": 40, "dropout": 0.1},
+    "transformer_fpn": {
+        "name": "transformer_fpn",
+        "dim": 64,
+        "mask_dim": 32,
+        "num_layers": 2,
+        "num_heads": 8,
+        "ffn_dim": 40,
+        "dropout": 0.1,
+    },
 }
 DECODER = {"dim": 64, "num_layers": 3, "num_heads": 8, "ffn_dim": 48, "dropout": 0.1}
 DECODERS = {
@@ -102,8 +114,9 @@ def test_huggingface_names_of_full_size_models(keys, name):
         assert set(back) <= set(tensors)
 
 
-@pytest.mark.parametrize(("table", "preset"), [("maskformer", "coco-panoptic-swin-t"),
-                                               ("maskformer_resnet", "ade20k-r50")])
+@pytest.mark.parametrize(
+    ("table", "preset"), [("maskformer", "coco-panoptic-swin-t"), ("maskformer_resnet", "ade20k-r50")]
+)
 def test_the_two_tables_agree_with_the_table_of_names(table, preset):
     rows = read_list("12_hf_name_table")["tables"][table]["rows"]
     network = empty_network(config.load(f"maskformer-{preset}").model, 133)
@@ -148,12 +161,16 @@ def test_there_and_back(table, pixel_decoder, decoder, backbone):
         ("pixel_decoder.laterals.0.conv.weight", "decode_head.pixel_decoder.lateral_convs.2.conv.weight"),
         ("pixel_decoder.outputs.2.norm.bias", "decode_head.pixel_decoder.output_convs.0.gn.bias"),
         ("pixel_decoder.input_proj.bias", "decode_head.pixel_decoder.encoder_in_proj.bias"),
-        ("pixel_decoder.layers.5.attn.in_proj.bias",
-         "decode_head.pixel_decoder.encoder.layers.5.self_attn.attn.in_proj_bias"),
+        (
+            "pixel_decoder.layers.5.attn.in_proj.bias",
+            "decode_head.pixel_decoder.encoder.layers.5.self_attn.attn.in_proj_bias",
+        ),
         ("decoder.input_proj.weight", "decode_head.decoder_input_proj.weight"),
         ("decoder.blocks.5.norm1.bias", "decode_head.transformer_decoder.layers.5.norms.0.bias"),
-        ("decoder.blocks.0.cross_attn.out_proj.bias",
-         "decode_head.transformer_decoder.layers.0.cross_attn.attn.out_proj.bias"),
+        (
+            "decoder.blocks.0.cross_attn.out_proj.bias",
+            "decode_head.transformer_decoder.layers.0.cross_attn.attn.out_proj.bias",
+        ),
         ("decoder.output_norm.bias", "decode_head.transformer_decoder.post_norm.bias"),
     ],
 )
@@ -203,10 +220,21 @@ def test_a_file_as_released_runs(tmp_path, decoder):
 
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 BACKBONES = {
-    "swin": {"model_type": "swin", "embed_dim": 16, "depths": [1, 2, 2, 1], "num_heads": [1, 2, 4, 4],
-             "window_size": 4, **STAGES},
-    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [32, 64, 128, 256],
-               "depths": [3, 4, 6, 3], **STAGES},
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 16,
+        "depths": [1, 2, 2, 1],
+        "num_heads": [1, 2, 4, 4],
+        "window_size": 4,
+        **STAGES,
+    },
+    "resnet": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [32, 64, 128, 256],
+        "depths": [3, 4, 6, 3],
+        **STAGES,
+    },
 }
 SIZES = [(64, 64), (65, 97), (96, 33), (30, 128)]  # also odd, no multiple of 32, of the window, or of 4
 TOLERANCE = 1e-4  # of the spread of the logits, as for Mask2Former
@@ -214,9 +242,17 @@ TOLERANCE = 1e-4  # of the spread of the logits, as for Mask2Former
 
 def theirs_of(backbone: str, seed: int) -> MaskFormerForInstanceSegmentation:
     settings = MaskFormerConfig(
-        backbone_config=BACKBONES[backbone], fpn_feature_size=32, mask_feature_size=64,
-        decoder_config={"model_type": "detr", "d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4,
-                        "decoder_ffn_dim": 40, "num_queries": 9},
+        backbone_config=BACKBONES[backbone],
+        fpn_feature_size=32,
+        mask_feature_size=64,
+        decoder_config={
+            "model_type": "detr",
+            "d_model": 32,
+            "decoder_layers": 3,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 40,
+            "num_queries": 9,
+        },
         id2label={i: f"class {i}" for i in range(5)},
     )
     torch.manual_seed(seed)
@@ -228,8 +264,10 @@ def assert_same_answers(theirs, ours, sizes=SIZES):
     for size in sizes:
         images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
         expected, found = theirs(images), ours(images)
-        pairs = ((found.last.class_logits_BQK, expected.class_queries_logits),
-                 (found.render(), expected.masks_queries_logits))
+        pairs = (
+            (found.last.class_logits_BQK, expected.class_queries_logits),
+            (found.render(), expected.masks_queries_logits),
+        )
         for mine, their in pairs:
             assert their.std() > 0.2
             assert (mine - their).abs().max() < TOLERANCE * their.std()
@@ -264,8 +302,12 @@ def test_our_network_in_their_folder(tmp_path, backbone):
 
 @pytest.mark.parametrize(
     "settings",
-    [tiny("transformer_fpn"), tiny(decoder="per_pixel"), tiny(pre_norm=True), tiny(backbone={**RESNET,
-                                                                                         "stem": "deeplab"})],
+    [
+        tiny("transformer_fpn"),
+        tiny(decoder="per_pixel"),
+        tiny(pre_norm=True),
+        tiny(backbone={**RESNET, "stem": "deeplab"}),
+    ],
     ids=["encoder", "per-pixel", "pre-norm", "deeplab"],
 )
 def test_networks_that_transformers_does_not_have(settings):

@@ -135,8 +135,11 @@ def as_detectron2(name):
     """The renaming of the published conversion (docs/methods/published-behaviour.md#7-1)."""
     name = name if "layer" in name else f"stem.{name}"
     name = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
-    return re.sub(r"bn(\d)", r"conv\1.norm", name).replace("downsample.0", "shortcut").replace(
-        "downsample.1", "shortcut.norm")
+    return (
+        re.sub(r"bn(\d)", r"conv\1.norm", name)
+        .replace("downsample.0", "shortcut")
+        .replace("downsample.1", "shortcut.norm")
+    )
 
 
 def test_detectron2s_pickle_of_it_holds_the_same(torchvision_resnet, torchvision_file, tmp_path):
@@ -193,8 +196,10 @@ def timm_swin():
 
 def as_released(state):
     """The Swin authors' names: their merging belongs to the stage before, their classifier is called otherwise."""
-    moved = {re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name): tensor
-             for name, tensor in state.items()}
+    moved = {
+        re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name): tensor
+        for name, tensor in state.items()
+    }
     return {name.replace("head.fc.", "head."): tensor for name, tensor in moved.items()}
 
 
@@ -202,8 +207,10 @@ def swin_file(net, folder, released):
     if not released:
         save_file(net.state_dict(), folder / "model.safetensors")
         return folder / "model.safetensors"
-    extra = {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.long),
-             "layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}
+    extra = {
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.long),
+        "layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49),
+    }
     state = {**as_released(net.state_dict()), **extra}
     assert "layers.0.downsample.reduction.weight" in state
     torch.save({"model": state}, folder / "swin.pth")
@@ -247,6 +254,7 @@ def test_windows_of_another_size_are_resized_only_when_asked(timm_swin, tmp_path
 
 def test_a_smooth_table_keeps_its_values():
     """A plane comes through, as nearly as torch's bicubic weights reproduce one; rows are (dy, dx)."""
+
     def plane(side):
         places = (torch.arange(side) + 0.5) / side
         y, x = torch.meshgrid(places, places, indexing="ij")
@@ -268,12 +276,15 @@ def small(tmp_path):
     return shapes_of(ours), {name.removeprefix("backbone."): tensor for name, tensor in theirs.items()}
 
 
-@pytest.mark.parametrize(("changes", "says"), [
-    ({"res4.5.conv2.norm.running_mean": None}, "1 missing: backbone.res4.5.conv2.norm.running_mean"),
-    ({"res4.6.conv1.weight": torch.zeros(1)}, "1 left over: backbone.res4.6.conv1.weight."),
-    ({"res2.0.conv1.weight": torch.zeros(8, 9, 1, 1)}, "res2.0.conv1.weight is 8x9x1x1 and should be 8x8x1x1"),
-    ({"res2.0.conv1.weight": torch.full((8, 8, 1, 1), torch.nan)}, "64 of 64 values of .* are NaN or infinite"),
-])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"res4.5.conv2.norm.running_mean": None}, "1 missing: backbone.res4.5.conv2.norm.running_mean"),
+        ({"res4.6.conv1.weight": torch.zeros(1)}, "1 left over: backbone.res4.6.conv1.weight."),
+        ({"res2.0.conv1.weight": torch.zeros(8, 9, 1, 1)}, "res2.0.conv1.weight is 8x9x1x1 and should be 8x8x1x1"),
+        ({"res2.0.conv1.weight": torch.full((8, 8, 1, 1), torch.nan)}, "64 of 64 values of .* are NaN or infinite"),
+    ],
+)
 def test_nothing_may_be_missing_or_left_over(small, tmp_path, changes, says):
     shapes, tensors = small
     torch.save({k: v for k, v in {**tensors, **changes}.items() if v is not None}, tmp_path / "backbone.pth")
@@ -354,11 +365,14 @@ def test_a_release_without_network(small, host, monkeypatch):
     assert host.requests == []
 
 
-@pytest.mark.parametrize(("value", "error", "says"), [
-    ("resnet51", ConfigError, "Did you mean.* resnet50"),
-    ("torchvision", ConfigError, "pretrained=R-103"),
-    ("gone/resnet50.pth", WeightsError, "no file or folder 'gone/resnet50.pth'"),
-])
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        ("resnet51", ConfigError, "Did you mean.* resnet50"),
+        ("torchvision", ConfigError, "pretrained=R-103"),
+        ("gone/resnet50.pth", WeightsError, "no file or folder 'gone/resnet50.pth'"),
+    ],
+)
 def test_names_of_nothing(small, value, error, says):
     with pytest.raises(error, match=says):
         load_backbone(component("resnet", value, depth=50, stem="deeplab"), small[0])
@@ -436,6 +450,6 @@ def test_a_file_that_timm_cannot_place(timm_file, tmp_path):
 
 def test_timm_features_without_a_source():
     with pytest.raises(WeightsError, match="1 of another shape: backbone.net.stem_0.w.* 1 missing: backbone.net.a"):
-        pretrained._from_whole_timm({"stem.0.weight": torch.zeros(2)}, {
-            "backbone.net.a": (2,), "backbone.net.stem_0.weight": (3,)
-        })
+        pretrained._from_whole_timm(
+            {"stem.0.weight": torch.zeros(2)}, {"backbone.net.a": (2,), "backbone.net.stem_0.weight": (3,)}
+        )

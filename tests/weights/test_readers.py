@@ -46,8 +46,11 @@ def test_torch_files(tmp_path, zipped, key):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind", ["numpy", "torch", "parameter"])
 def test_pickles_of_detectron2(tmp_path, protocol, kind):
-    make = {"numpy": lambda t: t.numpy(), "torch": lambda t: t.clone(),
-            "parameter": lambda t: torch.nn.Parameter(t.clone(), requires_grad=False)}[kind]
+    make = {
+        "numpy": lambda t: t.numpy(),
+        "torch": lambda t: t.clone(),
+        "parameter": lambda t: torch.nn.Parameter(t.clone(), requires_grad=False),
+    }[kind]
     path = tmp_path / "weights.pth"
     tree = {"model": collections.OrderedDict((n, make(t)) for n, t in TENSORS.items()), "__author__": "third_party"}
     path.write_bytes(pickle.dumps(tree, protocol))
@@ -73,8 +76,12 @@ def test_a_pickle_of_python_2(tmp_path):
 
 def test_arrays_of_another_byte_order_and_scalars(tmp_path):
     path = tmp_path / "weights.pkl"
-    values = {"a": np.arange(3, dtype=">f4"), "b": np.float32(1.5), "c": np.zeros((0, 4), np.float32),
-              "d": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3))}
+    values = {
+        "a": np.arange(3, dtype=">f4"),
+        "b": np.float32(1.5),
+        "c": np.zeros((0, 4), np.float32),
+        "d": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    }
     path.write_bytes(pickle.dumps(values))
     tensors = containers.read(path).tensors
     assert tensors["a"].tolist() == [0, 1, 2]
@@ -137,8 +144,11 @@ def test_harmless_objects_of_training_frameworks(tmp_path, zipped, monkeypatch):
     for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["mmengine.logging.history_buffer"].HistoryBuffer = HistoryBuffer
-    tree = {"state_dict": TENSORS, "meta": {"dataset_meta": {"classes": ("a", "b")}, "seed": np.int64(3)},
-            "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}}}
+    tree = {
+        "state_dict": TENSORS,
+        "meta": {"dataset_meta": {"classes": ("a", "b")}, "seed": np.int64(3)},
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
+    }
     path = tmp_path / "epoch_1.pth"
     if zipped is None:
         path.write_bytes(pickle.dumps(tree, 2))
@@ -253,8 +263,19 @@ def test_hostile_files_are_refused_and_do_not_run(tmp_path, name, kind):
 def test_the_payloads_would_have_run(tmp_path):
     """Otherwise the test above could not fail."""
     ran = []
-    for name in ("os.system", "builtins.eval", "builtins.exec", "in the weights", "protocol 0 name", "inst opcode",
-                 "obj opcode", "dotted stack_global", "in an array of objects", "os through a module", "subprocess"):
+    for name in (
+        "os.system",
+        "builtins.eval",
+        "builtins.exec",
+        "in the weights",
+        "protocol 0 name",
+        "inst opcode",
+        "obj opcode",
+        "dotted stack_global",
+        "in an array of objects",
+        "os through a module",
+        "subprocess",
+    ):
         marker = tmp_path / "ran"
         payload = hostile(marker)[name]
         pickle.loads(payload if isinstance(payload, bytes) else pickle.dumps(payload))
@@ -277,8 +298,14 @@ def test_build_cannot_change_what_a_pickle_may_call(tmp_path):
     """BUILD sets attributes of whatever is on the stack: also of functions and classes."""
     path = tmp_path / "weights.pkl"
     state = b"N}" + text("_function") + op("collections", "OrderedDict") + b"s\x86b."  # (None, {"_function": …})
-    places = [("torch._utils", "_rebuild_tensor_v2"), ("numpy", "dtype"), ("_codecs", "encode"), ("numpy", "ndarray"),
-              ("mmengine.config.config", "ConfigDict"), ("mmengine.logging.history_buffer", "HistoryBuffer")]
+    places = [
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+        ("numpy", "ndarray"),
+        ("mmengine.config.config", "ConfigDict"),
+        ("mmengine.logging.history_buffer", "HistoryBuffer"),
+    ]
     for module, name in places:
         path.write_bytes(b"\x80\x02" + op(module, name) + state)
         with pytest.raises(WeightsError):

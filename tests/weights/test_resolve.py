@@ -66,8 +66,11 @@ def test_detectron2_files(tmp_path, kind, backbone, piloted):
 
 @pytest.mark.parametrize(
     "meta",
-    [{"dataset_meta": {"classes": ("a", "b", "c", "d")}}, {"dataset_meta": {"CLASSES": ["a", "b", "c", "d"]}},
-     {"CLASSES": ["a", "b", "c", "d"], "config": "model = dict()"}],
+    [
+        {"dataset_meta": {"classes": ("a", "b", "c", "d")}},
+        {"dataset_meta": {"CLASSES": ["a", "b", "c", "d"]}},
+        {"CLASSES": ["a", "b", "c", "d"], "config": "model = dict()"},
+    ],
 )
 @pytest.mark.parametrize("prefix", ["decode_head.", "panoptic_head."])
 def test_openmmlab_files(tmp_path, prefix, meta):
@@ -158,8 +161,10 @@ def test_defaults_of_transformers():
         ({"backbone_config": {"model_type": "convnext"}}, "backbone of the kind 'convnext'"),
         ({"backbone_config": {"model_type": "swin", "mlp_ratio": 2}}, "mlp_ratio = 2"),
         ({"backbone_config": {"model_type": "resnet", "depths": [2, 2, 2, 2]}}, "none of R18, R34, R50 and R101"),
-        ({"backbone_config": {"model_type": "resnet", "layer_type": "basic", "hidden_sizes": [64, 128, 256, 2048]}},
-         "basic blocks, .* and widths .64"),
+        (
+            {"backbone_config": {"model_type": "resnet", "layer_type": "basic", "hidden_sizes": [64, 128, 256, 2048]}},
+            "basic blocks, .* and widths .64",
+        ),
         ({"backbone_config": {"model_type": "resnet", "layer_type": "dense"}}, "dense blocks"),
         ({"backbone_config": None, "backbone": "resnet50", "use_timm_backbone": True}, "'resnet50' of another library"),
     ],
@@ -315,8 +320,12 @@ PREFIXES = ["model.", "net.", "module.", "_orig_mod.", "model._orig_mod.", "modu
 @pytest.mark.parametrize("table", [DETECTRON2, HUGGINGFACE, OPENMMLAB], ids=lambda table: table.format)
 def test_a_common_prefix_is_taken_off(tmp_path, network, prefix, table):
     theirs = {prefix + name: tensor for name, tensor in to_theirs(table, network.state_dict()).items()}
-    torch.save({"state_dict": {**theirs, prefix + "criterion.empty_weight": torch.ones(5)}, "epoch": 3}
-               if table is not OPENMMLAB else {"state_dict": theirs}, tmp_path / "last.ckpt")  # fmt: skip
+    torch.save(
+        {"state_dict": {**theirs, prefix + "criterion.empty_weight": torch.ones(5)}, "epoch": 3}
+        if table is not OPENMMLAB
+        else {"state_dict": theirs},
+        tmp_path / "last.ckpt",
+    )
     found = weights.load(tmp_path / "last.ckpt")
     assert found.format == table.format
     assert all("attention heads" in note for note in found.notes)

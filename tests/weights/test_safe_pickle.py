@@ -51,12 +51,19 @@ def name(module, attribute):
 # --- what has to be read ----------------------------------------------------------------------------------------------
 
 PLAIN = {
-    "texts": ("", "é", "x" * 300, "\n'\""), "bytes": (b"", b"\xff\x00", bytes(300), bytes(100_000)),
+    "texts": ("", "é", "x" * 300, "\n'\""),
+    "bytes": (b"", b"\xff\x00", bytes(300), bytes(100_000)),
     "numbers": (0, 1, -1, 255, 256, 65_536, -(2**31), 2**31, 2**70, -(2**70), 1.5, float("inf"), -0.0),
-    "flags": [True, False, None], "nested": {"a": {"b": [{"c": ()}]}}, "keys": {1: "a", (1, "b"): 2, None: 3, b"x": 4},
-    "sets": [{1, 2}, frozenset({"a"}), set()], "pair": (1, 2), "four": (1, 2, 3, 4), "complex": 1 + 2j,
-    "ordered": collections.OrderedDict([("z", 1), ("a", 2)]), "bytearray": bytearray(b"abc"),
-}  # fmt: skip
+    "flags": [True, False, None],
+    "nested": {"a": {"b": [{"c": ()}]}},
+    "keys": {1: "a", (1, "b"): 2, None: 3, b"x": 4},
+    "sets": [{1, 2}, frozenset({"a"}), set()],
+    "pair": (1, 2),
+    "four": (1, 2, 3, 4),
+    "complex": 1 + 2j,
+    "ordered": collections.OrderedDict([("z", 1), ("a", 2)]),
+    "bytearray": bytearray(b"abc"),
+}
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -75,10 +82,15 @@ def test_what_is_there_twice_is_one_thing():
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 ARRAYS = {
     **{kind: np.arange(6).reshape(2, 3).astype(kind) for kind in NUMBERS},
-    "big": np.arange(3, dtype=">f4"), "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-    "empty": np.zeros((0, 4), np.float32), "scalar": np.array(3.0), "texts": np.array(["ab", "c"]),
-    "view": np.arange(10)[::3], "c8": np.ones(2, np.complex64), "large": np.arange(100_000.0),
-}  # fmt: skip
+    "big": np.arange(3, dtype=">f4"),
+    "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "empty": np.zeros((0, 4), np.float32),
+    "scalar": np.array(3.0),
+    "texts": np.array(["ab", "c"]),
+    "view": np.arange(10)[::3],
+    "c8": np.ones(2, np.complex64),
+    "large": np.arange(100_000.0),
+}
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -113,8 +125,12 @@ def fake_module(monkeypatch, path, **members):
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
     ("path", "cls"),
-    [("yacs.config", "CfgNode"), ("fvcore.common.config", "CfgNode"), ("mmengine.config.config", "ConfigDict"),
-     ("lightning.fabric.utilities.data", "AttributeDict")],
+    [
+        ("yacs.config", "CfgNode"),
+        ("fvcore.common.config", "CfgNode"),
+        ("mmengine.config.config", "ConfigDict"),
+        ("lightning.fabric.utilities.data", "AttributeDict"),
+    ],
 )
 def test_configurations_of_frameworks_are_dictionaries(monkeypatch, protocol, path, cls):
     made = type(cls, (dict,), {})
@@ -129,14 +145,34 @@ def test_configurations_of_frameworks_are_dictionaries(monkeypatch, protocol, pa
 @pytest.mark.parametrize("protocol", range(6))
 def test_objects_without_weights_are_forgotten(protocol):
     args = argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=[1]))
-    found = load(pickle.dumps({"args": args, "milestones": collections.Counter({3: 1, 5: 1}),
-                               "device": torch.device("cuda:1"), "dtype": torch.bfloat16}, protocol))  # fmt: skip
+    found = load(
+        pickle.dumps(
+            {
+                "args": args,
+                "milestones": collections.Counter({3: 1, 5: 1}),
+                "device": torch.device("cuda:1"),
+                "dtype": torch.bfloat16,
+            },
+            protocol,
+        )
+    )
     assert isinstance(found["args"], Inert) and isinstance(found["device"], Inert)
     assert found["milestones"] == {3: 1, 5: 1} and found["dtype"] is torch.bfloat16
 
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-          torch.int8, torch.uint8, torch.bool, torch.complex64]  # fmt: skip
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
@@ -149,8 +185,13 @@ def test_tensors_of_every_type(tmp_path, form, dtype):
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 def test_views_share_their_numbers(tmp_path, form):
     base = torch.arange(24.0)
-    tensors = {"base": base, "rows": base.view(4, 6)[1:3], "turned": base.view(4, 6).T, "every": base[1::3],
-               "parameter": torch.nn.Parameter(torch.ones(2))}  # fmt: skip
+    tensors = {
+        "base": base,
+        "rows": base.view(4, 6)[1:3],
+        "turned": base.view(4, 6).T,
+        "every": base[1::3],
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
     found = check_round_trip(tmp_path / "x", form, tensors)
     if form != "pickle":  # there, each tensor brings its storage along
         found["base"][6] = -1
@@ -188,9 +229,15 @@ def test_a_zip_is_mapped_and_a_copy_is_not(tmp_path):
 
 def test_resume_files_are_read_with_shared_tensors(tmp_path):
     shared = torch.arange(4.0)
-    tree = {"model": {"a": shared, "b": shared}, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}},
-            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0]}]}, "best": {"value": float("nan")},
-            "random": {"torch": torch.get_rng_state()}}  # fmt: skip
+    tree = {
+        "model": {"a": shared, "b": shared},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0)}},
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0]}],
+        },
+        "best": {"value": float("nan")},
+        "random": {"torch": torch.get_rng_state()},
+    }
     state.write(tmp_path / "resume.pt", tree)
     found = state.read(tmp_path / "resume.pt")
     assert found["optimizer"]["param_groups"] == tree["optimizer"]["param_groups"]
@@ -218,16 +265,26 @@ def test_a_resume_file_of_another_kind_is_refused(tmp_path):
 
 
 def array_call(offset):
-    return (name("numpy", "ndarray") + b"((" + whole(64) + b"t" + text("u1") + name("builtins", "bytearray")
-            + text("x" * 64) + text("latin1") + b"\x86R" + whole(offset) + b"tR")  # fmt: skip
+    return (
+        name("numpy", "ndarray")
+        + b"(("
+        + whole(64)
+        + b"t"
+        + text("u1")
+        + name("builtins", "bytearray")
+        + text("x" * 64)
+        + text("latin1")
+        + b"\x86R"
+        + whole(offset)
+        + b"tR"
+    )
 
 
 def dtype_with(state_bytes):
     return b"\x80\x02" + name("numpy", "dtype") + text("f4") + b"\x89\x88\x87R" + state_bytes + b"b."
 
 
-FRESH = (name("numpy._core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\x00\x85" + text("b")
-         + b"\x87R")  # fmt: skip
+FRESH = name("numpy._core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\x00\x85" + text("b") + b"\x87R"
 F4 = name("numpy", "dtype") + text("f4") + b"\x89\x88\x87R"
 
 
@@ -241,12 +298,18 @@ REFUSED = {
     "an item of a tuple": b"\x80\x02)K\x00K\x01s.",
     "an item of a text": b"\x80\x02" + text("a") + b"K\x00K\x01s.",
     "an item of a name": b"\x80\x02" + name("numpy", "ndarray") + b"K\x00K\x01s.",
-    "append to a tuple": b"\x80\x02)K\x01a.", "append to a dictionary": b"\x80\x02}K\x01a.",
+    "append to a tuple": b"\x80\x02)K\x01a.",
+    "append to a dictionary": b"\x80\x02}K\x01a.",
     "add to a list": b"\x80\x04](K\x01\x90.",
     "state of a name": b"\x80\x02" + name("numpy", "ndarray") + b"}b.",
-    "state of a dictionary": b"\x80\x02}}b.", "state of a list": b"\x80\x02]]b.",
-    "state of an array twice": filled(b"K\x02\x85", b"C\x08" + bytes(8)) + b"(K\x01K\x02\x85" + F4 + b"\x89C\x08"
-                               + bytes(8) + b"tb.",
+    "state of a dictionary": b"\x80\x02}}b.",
+    "state of a list": b"\x80\x02]]b.",
+    "state of an array twice": filled(b"K\x02\x85", b"C\x08" + bytes(8))
+    + b"(K\x01K\x02\x85"
+    + F4
+    + b"\x89C\x08"
+    + bytes(8)
+    + b"tb.",
     "a shape larger than the bytes": filled(b"K\x03\x85", b"C\x08" + bytes(8)) + b".",
     "a shape smaller than the bytes": filled(b"K\x01\x85", b"C\x08" + bytes(8)) + b".",
     "a negative shape": filled(whole(-2) + whole(-1) + b"\x86", b"C\x08" + bytes(8)) + b".",
@@ -267,18 +330,23 @@ REFUSED = {
     "a new object of a function": b"\x80\x02" + name("_codecs", "encode") + text("a") + b"\x85\x81.",
     "bytes in another spelling": b"\x80\x02" + name("_codecs", "encode") + text("aa") + text("hex") + b"\x86R.",
     "a storage that is not there": b"\x80\x02" + name("torch._utils", "_rebuild_tensor_v2") + b"(NK\x00))\x89}tR.",
-    "buffers from elsewhere": b"\x80\x05\x97.", "an instance": b"\x80\x02(inumpy\nndarray\n.",
-    "nothing on the stack": b"\x80\x02.", "no mark": b"\x80\x02t.", "no memo": b"\x80\x02h\x05.",
+    "buffers from elsewhere": b"\x80\x05\x97.",
+    "an instance": b"\x80\x02(inumpy\nndarray\n.",
+    "nothing on the stack": b"\x80\x02.",
+    "no mark": b"\x80\x02t.",
+    "no memo": b"\x80\x02h\x05.",
     "a number of too many digits": b"\x80\x02I" + b"9" * 100_000 + b"\n.",
     "a number of too many bytes": b"\x80\x02\x8b" + struct.pack("<i", 100_000) + b"\x01" * 100_000 + b".",
     "a length below zero": b"\x80\x02T\xff\xff\xff\xff.",
     "a length beyond the end": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
-    "a list as a key": b"\x80\x02}]K\x01s.", "a tuple in a tuple as a key": b"\x80\x02}))\x86\x85K\x01s.",
+    "a list as a key": b"\x80\x02}]K\x01s.",
+    "a tuple in a tuple as a key": b"\x80\x02}))\x86\x85K\x01s.",
     "a long tuple as a key": b"\x80\x02}(" + b"K\x01" * 1000 + b"tK\x01s.",
     "a large number as a key": b"\x80\x02}" + whole(2**61 - 1) + b"K\x01s.",
-    "its own part": b"\x80\x02]q\x00h\x00a.", "its own value": b"\x80\x02}q\x00K\x01h\x00s.",
+    "its own part": b"\x80\x02]q\x00h\x00a.",
+    "its own value": b"\x80\x02}q\x00K\x01h\x00s.",
     "a tuple that holds itself": b"\x80\x02]q\x00h\x00\x85a.",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("key", REFUSED)
@@ -302,8 +370,11 @@ def test_nothing_that_a_pickle_gets_hold_of_can_be_called():
 
 def memo_bomb(depth):
     """Each list holds the one before twice: 2 ** depth values."""
-    return b"\x80\x02]q\x00" + b"".join(
-        b"]q" + bytes([i + 1]) + b"(h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(depth)) + b"."
+    return (
+        b"\x80\x02]q\x00"
+        + b"".join(b"]q" + bytes([i + 1]) + b"(h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(depth))
+        + b"."
+    )
 
 
 def key_bomb(depth):
@@ -331,19 +402,21 @@ def calls_bomb(name: bytes, entry: bytes) -> bytes:
 
 
 BOMBS = {
-    "references": memo_bomb(200), "keys": key_bomb(200),
+    "references": memo_bomb(200),
+    "keys": key_bomb(200),
     "deep lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "deep tuples": b"\x80\x02)" + b"\x85" * 200_000 + b".",
     "deep dictionaries": b"\x80\x02" + b"}K\x01" * 100_000 + b"N" + b"s" * 100_000 + b".",
     "marks": b"\x80\x02" + b"(" * 300_000 + b".",
     "deep values under weights": b"\x80\x02}" + text("extra") + b")" + b"\x85" * 200_000 + b"s.",
-    "operations": b"\x80\x02" + b"N0" * 2_000_000 + b".", "copies": copies_bomb(20_000, 1_000_000),
+    "operations": b"\x80\x02" + b"N0" * 2_000_000 + b".",
+    "copies": copies_bomb(20_000, 1_000_000),
     "arrays": arrays_bomb(20_000, 1_000_000),
     "a list copied into sets": calls_bomb(b"builtins\nset", b""),
     "a list copied into dictionaries": calls_bomb(b"collections\nOrderedDict", b"N\x86"),
     "sets": b"\x80\x04](" + b"\x8f" * 1_500_000 + b"e.",
     "one text many times": b"\x80\x02]" + text("x" * 1000) + b"q\x000(" + b"h\x00" * 300_000 + b"e.",
-}  # fmt: skip
+}
 
 
 def test_bombs_are_refused_at_once(tmp_path):
@@ -379,11 +452,24 @@ def test_bombs_are_refused_at_once(tmp_path):
 def zipped(path, *, sizes=(2, 3), strides=(3, 1), offset=0, count=6, data=None, change=None, **options):
     """A file of torch.save with one tensor, written by hand."""
     number = lambda n: whole(n) if n >= 0 else b"\x8a\x09" + n.to_bytes(9, "little", signed=True)  # noqa: E731
-    storage = (b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + number(count) + b"tQ")
-    tensor = (name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + number(offset)
-              + b"(" + b"".join(map(number, sizes)) + b"t(" + b"".join(map(number, strides)) + b"t\x89}tR")  # fmt: skip
-    entries = {"data.pkl": b"\x80\x02}" + text("a") + tensor + b"s.", "byteorder": b"little",
-               "data/0": struct.pack("<6f", *range(6)) if data is None else data, "version": b"3\n"}  # fmt: skip
+    storage = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + number(count) + b"tQ"
+    tensor = (
+        name("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + storage
+        + number(offset)
+        + b"("
+        + b"".join(map(number, sizes))
+        + b"t("
+        + b"".join(map(number, strides))
+        + b"t\x89}tR"
+    )
+    entries = {
+        "data.pkl": b"\x80\x02}" + text("a") + tensor + b"s.",
+        "byteorder": b"little",
+        "data/0": struct.pack("<6f", *range(6)) if data is None else data,
+        "version": b"3\n",
+    }
     entries = {key: value for key, value in {**entries, **(change or {})}.items() if value is not None}
     with zipfile.ZipFile(path, "w", **options) as archive:
         for key, value in entries.items():
@@ -400,18 +486,36 @@ def test_a_zip_of_our_own_making_is_read(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sizes": (2**32, 4), "strides": (0, 1)}, {"sizes": (7,), "strides": (1,)},
+        {"sizes": (2**32, 4), "strides": (0, 1)},
+        {"sizes": (7,), "strides": (1,)},
         {"sizes": (2, 3), "strides": (4, 1)},
-        {"offset": 1}, {"offset": -1}, {"sizes": (2, 3), "strides": (-3, 1)}, {"sizes": (-2, 3)}, {"strides": (3,)},
-        {"offset": 2**62}, {"sizes": (2**40, 2**40)}, {"sizes": (0, 2**47, 2**47), "strides": (1, 1, 1)},
-        {"sizes": (1,) * 40, "strides": (1,) * 40}, {"count": 7}, {"count": 5}, {"count": -1}, {"count": 2**61},
-        {"data": b""}, {"data": bytes(100)}, {"change": {"data/0": None}}, {"change": {"data.pkl": None}},
-        {"change": {"byteorder": b"big"}}, {"change": {"byteorder": b"middle"}}, {"change": {"constants.pkl": b"x"}},
-        {"change": {"data.pkl": b"\x80\x02}."}}, {"change": {"data.pkl": b""}}, {"compression": zipfile.ZIP_DEFLATED},
+        {"offset": 1},
+        {"offset": -1},
+        {"sizes": (2, 3), "strides": (-3, 1)},
+        {"sizes": (-2, 3)},
+        {"strides": (3,)},
+        {"offset": 2**62},
+        {"sizes": (2**40, 2**40)},
+        {"sizes": (0, 2**47, 2**47), "strides": (1, 1, 1)},
+        {"sizes": (1,) * 40, "strides": (1,) * 40},
+        {"count": 7},
+        {"count": 5},
+        {"count": -1},
+        {"count": 2**61},
+        {"data": b""},
+        {"data": bytes(100)},
+        {"change": {"data/0": None}},
+        {"change": {"data.pkl": None}},
+        {"change": {"byteorder": b"big"}},
+        {"change": {"byteorder": b"middle"}},
+        {"change": {"constants.pkl": b"x"}},
+        {"change": {"data.pkl": b"\x80\x02}."}},
+        {"change": {"data.pkl": b""}},
+        {"compression": zipfile.ZIP_DEFLATED},
         {"compression": zipfile.ZIP_BZIP2},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_zips_that_do_not_fit_are_refused(tmp_path, settings):
     with pytest.raises(WeightsError):
         containers.read(zipped(tmp_path / "x.pth", **settings))
@@ -440,11 +544,23 @@ def test_one_tensor_under_many_names_is_not_multiplied(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "3", "{", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["x"]}}',
-     '{"weight_map": {"a": ""}}', '{"weight_map": {"a": ".."}}', '{"weight_map": {"a": "/etc/passwd"}}',
-     '{"weight_map": {"a": "model.safetensors.index.json"}}', '{"weight_map": {"a": "x\\\\\\\\y.safetensors"}}',
-     "[" * 100_000, '{"weight_map": {"a": "x\\u0000y"}}', '{"weight_map": null}'],
-)  # fmt: skip
+    [
+        "[]",
+        "3",
+        "{",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": ["x"]}}',
+        '{"weight_map": {"a": ""}}',
+        '{"weight_map": {"a": ".."}}',
+        '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": "model.safetensors.index.json"}}',
+        '{"weight_map": {"a": "x\\\\\\\\y.safetensors"}}',
+        "[" * 100_000,
+        '{"weight_map": {"a": "x\\u0000y"}}',
+        '{"weight_map": null}',
+    ],
+)
 def test_indices_that_are_none(tmp_path, content):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(content)
@@ -460,14 +576,17 @@ def test_indices_that_are_none(tmp_path, content):
         {"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}},
         {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 16]}},
         {"a": {"dtype": "X99", "shape": [4], "data_offsets": [0, 16]}},
-        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
-         "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}},
+        {
+            "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
+        },
         {"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}},
-        {"a": 3}, {"a": {"dtype": "F32"}},
+        {"a": 3},
+        {"a": {"dtype": "F32"}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_headers_of_safetensors_that_lie(tmp_path, header):
     encoded = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes(16))
@@ -529,15 +648,30 @@ def test_damaged_files_are_refused_or_read(tmp_path):
 
 # --- nothing else opens what somebody else wrote ----------------------------------------------------------------------
 
-UNSAFE = {"torch.load", "torch.jit.load", "torch.export.load", "pickle.load", "pickle.loads", "pickle.Unpickler",
-          "joblib.load", "marshal.loads", "shelve.open", "numpy.load", "np.load", "dill.load",
-          "torch.hub.load", "torch.package.PackageImporter", "torch._inductor.aoti_load_package"}  # fmt: skip
+UNSAFE = {
+    "torch.load",
+    "torch.jit.load",
+    "torch.export.load",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "joblib.load",
+    "marshal.loads",
+    "shelve.open",
+    "numpy.load",
+    "np.load",
+    "dill.load",
+    "torch.hub.load",
+    "torch.package.PackageImporter",
+    "torch._inductor.aoti_load_package",
+}
 # Where such calls are right: programs behind --trust-code, and records that this process packed itself in memory.
 ALLOWED = {
     ("inference/engines/torch_engine.py", "torch.export.load"),
     ("inference/engines/torch_engine.py", "torch._inductor.aoti_load_package"),
-    ("data/formats/coco_panoptic.py", "pickle.loads"), ("data/formats/coco_instance.py", "pickle.loads"),
-}  # fmt: skip
+    ("data/formats/coco_panoptic.py", "pickle.loads"),
+    ("data/formats/coco_instance.py", "pickle.loads"),
+}
 
 
 def dotted(node):
@@ -570,8 +704,11 @@ def test_unsafe_readers_are_found():
 
 def test_no_file_of_somebody_else_reaches_an_unsafe_reader():
     package = Path(m2f_cli.__file__).parent
-    found = {(path.relative_to(package).as_posix(), call) for path in package.rglob("*.py")
-             for call in unsafe_calls(path.read_text(encoding="utf-8"))}  # fmt: skip
+    found = {
+        (path.relative_to(package).as_posix(), call)
+        for path in package.rglob("*.py")
+        for call in unsafe_calls(path.read_text(encoding="utf-8"))
+    }
     assert found == ALLOWED
 
 

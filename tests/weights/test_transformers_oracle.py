@@ -15,12 +15,29 @@ from m2f_cli.weights import huggingface
 
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 BACKBONES = {
-    "swin": {"model_type": "swin", "embed_dim": 16, "depths": [1, 2, 2, 1], "num_heads": [1, 2, 4, 4],
-             "window_size": 4, **STAGES},
-    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [32, 64, 128, 256],
-               "depths": [3, 4, 6, 3], **STAGES},
-    "resnet18": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 32, 64],
-                 "depths": [2, 2, 2, 2], "layer_type": "basic", **STAGES},
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 16,
+        "depths": [1, 2, 2, 1],
+        "num_heads": [1, 2, 4, 4],
+        "window_size": 4,
+        **STAGES,
+    },
+    "resnet": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [32, 64, 128, 256],
+        "depths": [3, 4, 6, 3],
+        **STAGES,
+    },
+    "resnet18": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16, 32, 64],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+        **STAGES,
+    },
 }
 SIZES = [(64, 64), (65, 97), (96, 33), (30, 128)]  # also odd, no multiple of 32, of the window, or of 4
 TOLERANCE = 1e-4  # of the spread of the logits; group norm over maps of four pixels amplifies rounding
@@ -28,9 +45,17 @@ TOLERANCE = 1e-4  # of the spread of the logits; group norm over maps of four pi
 
 def theirs_of(backbone: str, seed: int, feature_size: int = 32) -> Mask2FormerForUniversalSegmentation:
     config = Mask2FormerConfig(
-        backbone_config=BACKBONES[backbone], feature_size=feature_size, mask_feature_size=64, hidden_dim=32,
-        encoder_feedforward_dim=48, dim_feedforward=40, encoder_layers=2, decoder_layers=5, num_attention_heads=4,
-        num_queries=9, id2label={i: f"class {i}" for i in range(5)},
+        backbone_config=BACKBONES[backbone],
+        feature_size=feature_size,
+        mask_feature_size=64,
+        hidden_dim=32,
+        encoder_feedforward_dim=48,
+        dim_feedforward=40,
+        encoder_layers=2,
+        decoder_layers=5,
+        num_attention_heads=4,
+        num_queries=9,
+        id2label={i: f"class {i}" for i in range(5)},
     )
     torch.manual_seed(seed)
     return randomise(Mask2FormerForUniversalSegmentation(config), seed).eval()
@@ -56,8 +81,15 @@ def assert_same_answers(theirs, ours, sizes=SIZES):
 @pytest.mark.parametrize(
     ("backbone", "seed", "feature_size"),
     # with 64 and a decoder of 32, 1x1 convolutions lie between the two
-    [("swin", 3, 32), ("swin", 5, 32), ("resnet", 2, 32), ("resnet", 3, 32), ("swin", 5, 64), ("resnet", 3, 64),
-     ("resnet18", 2, 32)],
+    [
+        ("swin", 3, 32),
+        ("swin", 5, 32),
+        ("resnet", 2, 32),
+        ("resnet", 3, 32),
+        ("swin", 5, 64),
+        ("resnet", 3, 64),
+        ("resnet18", 2, 32),
+    ],
 )
 def test_their_folder_in_our_network(tmp_path, backbone, seed, feature_size):
     theirs = theirs_of(backbone, seed, feature_size)
@@ -71,8 +103,15 @@ def test_their_folder_in_our_network(tmp_path, backbone, seed, feature_size):
 def test_with_their_own_initialisation_logits_agree_to_1e_4(tmp_path):
     """The absolute bound, on weights of the magnitude that training starts from, with offsets that are not whole."""
     config = Mask2FormerConfig(
-        backbone_config=BACKBONES["swin"], feature_size=64, mask_feature_size=64, hidden_dim=64, encoder_layers=3,
-        decoder_layers=7, num_attention_heads=4, num_queries=20, id2label={i: f"class {i}" for i in range(5)},
+        backbone_config=BACKBONES["swin"],
+        feature_size=64,
+        mask_feature_size=64,
+        hidden_dim=64,
+        encoder_layers=3,
+        decoder_layers=7,
+        num_attention_heads=4,
+        num_queries=20,
+        id2label={i: f"class {i}" for i in range(5)},
     )
     torch.manual_seed(0)
     theirs = Mask2FormerForUniversalSegmentation(config).eval()

@@ -73,11 +73,18 @@ def test_the_split_is_honest(made):
     """Scenes to look at, to evaluate on and to train on are different ones."""
     settings = demo.demo_config()
     seen = {
-        split: {record.read_image().tobytes() for record in synthetic_dataset(
-            split, 50, size=settings.data.scenes.size, objects=settings.data.scenes.objects,
-            difficulty=settings.data.scenes.difficulty).records}
+        split: {
+            record.read_image().tobytes()
+            for record in synthetic_dataset(
+                split,
+                50,
+                size=settings.data.scenes.size,
+                objects=settings.data.scenes.objects,
+                difficulty=settings.data.scenes.difficulty,
+            ).records
+        }
         for split in ("train", "val", "test")
-    }  # fmt: skip
+    }
     assert len(seen["train"] | seen["val"] | seen["test"]) == 150
 
 

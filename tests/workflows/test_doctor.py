@@ -90,13 +90,16 @@ def test_an_examination_that_fails_is_a_finding_and_keeps_what_it_found(monkeypa
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("line", "expected"), [
-    ("torch>=2.6", Requirement("torch", "2.6", "")),
-    ("huggingface-hub >=0.30", Requirement("huggingface-hub", "0.30", "")),
-    ("numpy", Requirement("numpy", "", "")),
-    ("timm>=1.0; extra == 'timm'", Requirement("timm", "1.0", "timm")),
-    ('ruff ; extra == "test"', Requirement("ruff", "", "test")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("torch>=2.6", Requirement("torch", "2.6", "")),
+        ("huggingface-hub >=0.30", Requirement("huggingface-hub", "0.30", "")),
+        ("numpy", Requirement("numpy", "", "")),
+        ("timm>=1.0; extra == 'timm'", Requirement("timm", "1.0", "timm")),
+        ('ruff ; extra == "test"', Requirement("ruff", "", "test")),
+    ],
+)
 def test_requirements_are_read(line, expected):
     assert Requirement.parse(line) == expected
 
@@ -108,10 +111,19 @@ def test_our_own_metadata_is_read_whole():
     assert requirements.required_python() == "3.10"
 
 
-@pytest.mark.parametrize(("version", "minimum", "expected"), [
-    ("2.6.0+cu124", "2.6", False), ("2.10.0", "2.6", False), ("2.6", "2.6.0", False), ("2.5.1", "2.6", True),
-    ("10.0.1", "10.1", True), ("0.4.3rc1", "0.4.3", False), ("1.0", "", False), ("0.9", "1", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("version", "minimum", "expected"),
+    [
+        ("2.6.0+cu124", "2.6", False),
+        ("2.10.0", "2.6", False),
+        ("2.6", "2.6.0", False),
+        ("2.5.1", "2.6", True),
+        ("10.0.1", "10.1", True),
+        ("0.4.3rc1", "0.4.3", False),
+        ("1.0", "", False),
+        ("0.9", "1", True),
+    ],
+)
 def test_versions_are_compared_by_number(version, minimum, expected):
     assert is_older(version, minimum) is expected
 
@@ -129,10 +141,17 @@ def test_required_packages(installed):
     )
 
 
-@pytest.mark.parametrize(("error", "value", "command"), [
-    (ImportError("libGL.so.1: cannot open shared object file"), "libGL.so.1: cannot open", "opencv-python-headless"),
-    (RuntimeError("operator does not exist"), "RuntimeError: operator does not exist", "'opencv-python'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "value", "command"),
+    [
+        (
+            ImportError("libGL.so.1: cannot open shared object file"),
+            "libGL.so.1: cannot open",
+            "opencv-python-headless",
+        ),
+        (RuntimeError("operator does not exist"), "RuntimeError: operator does not exist", "'opencv-python'"),
+    ],
+)
 def test_a_package_that_is_there_and_cannot_be_imported(installed, monkeypatch, error, value, command):
     def fail(name):
         assert name == "cv2"
@@ -205,18 +224,29 @@ def test_what_torch_warns_of_is_said(gpus, monkeypatch):
     assert found(doctor._devices)["cuda"].hint == "The NVIDIA driver on your system is too old"
 
 
-@pytest.mark.parametrize(("capability", "expected"), [
-    ((6, 1), ["fp32"]), ((7, 0), ["fp32", "fp16"]), ((8, 0), ["fp32", "fp16", "bf16"]),
-    ((12, 0), ["fp32", "fp16", "bf16"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((6, 1), ["fp32"]),
+        ((7, 0), ["fp32", "fp16"]),
+        ((8, 0), ["fp32", "fp16", "bf16"]),
+        ((12, 0), ["fp32", "fp16", "bf16"]),
+    ],
+)
 def test_precisions_of_a_gpu(capability, expected):
     assert devices.gpu_precisions(capability) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("flags\t\t: fpu avx512f avx512_bf16\n", ["fp32", "bf16"]), ("flags\t\t: fpu amx_bf16\n", ["fp32", "bf16"]),
-    ("Features\t: fp asimd bf16 i8mm\n", ["fp32", "bf16"]), ("flags\t\t: fpu avx512f avx2\n", ["fp32"]), ("", ["fp32"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16\n", ["fp32", "bf16"]),
+        ("flags\t\t: fpu amx_bf16\n", ["fp32", "bf16"]),
+        ("Features\t: fp asimd bf16 i8mm\n", ["fp32", "bf16"]),
+        ("flags\t\t: fpu avx512f avx2\n", ["fp32"]),
+        ("", ["fp32"]),
+    ],
+)
 def test_precisions_of_a_cpu(tmp_path, monkeypatch, text, expected):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n{text}")
     monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")

@@ -46,9 +46,10 @@ class Model:
         self.net = load(folder, self.config).to(self.device)
         inner = self.net.model
         self.parts = {
-            "backbone": inner.pixel_level_module.encoder, "pixel decoder": inner.pixel_level_module.decoder,
+            "backbone": inner.pixel_level_module.encoder,
+            "pixel decoder": inner.pixel_level_module.decoder,
             "decoder": inner.transformer_module,
-        }  # fmt: skip
+        }
         if case.compile:
             self.net.compile(dynamic=False)  # for the size that is timed, as who compiles for speed has it
             self.parts = {}
@@ -78,8 +79,11 @@ def load(folder: Path, config: Config) -> nn.Module:
         raise MissingDependency("transformers", "--against huggingface", extra="huggingface") from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    name = "MaskFormerForInstanceSegmentation" if config.model.method == "maskformer" else (
-        "Mask2FormerForUniversalSegmentation")  # fmt: skip
+    name = (
+        "MaskFormerForInstanceSegmentation"
+        if config.model.method == "maskformer"
+        else ("Mask2FormerForUniversalSegmentation")
+    )
     return getattr(transformers, name).from_pretrained(folder).eval()
 
 
@@ -117,8 +121,10 @@ class Pictures(_Workload):
         batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
         self.pixels_BCHW = torch.stack([prepared.pixels_CHW for prepared in batch])
         self.size, self.padded = batch[0].size, network_size(case, self.model.config)
-        self.mean, self.std = (torch.tensor(values, device=self.model.device)[:, None, None]
-                               for values in (self.model.config.input.mean, self.model.config.input.std))  # fmt: skip
+        self.mean, self.std = (
+            torch.tensor(values, device=self.model.device)[:, None, None]
+            for values in (self.model.config.input.mean, self.model.config.input.std)
+        )
 
     def run(self, stages: Stages) -> None:
         valid = tuple(self.pixels_BCHW.shape[-2:])
@@ -251,8 +257,13 @@ class Train(_Workload):
 
 
 WORKLOADS = {
-    "forward": Forward, "picture": Pictures, "predict": Predict, "post": Post, "load": Load, "train": Train,
-}  # fmt: skip
+    "forward": Forward,
+    "picture": Pictures,
+    "predict": Predict,
+    "post": Post,
+    "load": Load,
+    "train": Train,
+}
 
 
 def workload(case: Case, segmenter: Any, folder: Path) -> Any:

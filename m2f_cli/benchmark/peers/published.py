@@ -27,8 +27,9 @@ class Post(ours.Post):
     def run(self, stages: Stages) -> None:
         model = self.segmenter
         with stages("post"):
-            self.last = finish(model.default_task, self.raw.class_logits_QK, self.rendered, model.categories,
-                               model.config.test)  # fmt: skip
+            self.last = finish(
+                model.default_task, self.raw.class_logits_QK, self.rendered, model.categories, model.config.test
+            )
 
 
 def workload(case: Case, segmenter: Any, folder: Path | None) -> Post:

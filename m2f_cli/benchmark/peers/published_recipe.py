@@ -46,7 +46,11 @@ def _resized(maps: Tensor, size: Size) -> Tensor:
 
 
 def finish(
-    task: Task, class_logits_QK: Tensor, masks: Rendered, categories: Categories, test: TestConfig,
+    task: Task,
+    class_logits_QK: Tensor,
+    masks: Rendered,
+    categories: Categories,
+    test: TestConfig,
     score_threshold: float = 0.0,
 ) -> Result:
     """A result by the published rules; the arguments are those of `Segmenter.finish`."""

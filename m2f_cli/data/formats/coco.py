@@ -52,8 +52,10 @@ def read_coco(path: Path) -> CocoFile:
     notes = []
     strays = sorted(annotations.keys() - images.keys(), key=str)
     if strays:
-        notes.append(f"annotations of {len(strays)} pictures that {path.name} does not list are left out, such as "
-                     f"those of image_id {shown(strays[0])}")  # fmt: skip
+        notes.append(
+            f"annotations of {len(strays)} pictures that {path.name} does not list are left out, such as "
+            f"those of image_id {shown(strays[0])}"
+        )
     if len(images) < len(tree["images"]):
         notes.append(f"{len(tree['images']) - len(images)} pictures of {path.name} repeat the id of another")
     notes += _twins(tree["annotations"], path)
@@ -78,10 +80,14 @@ def _images(rows: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
 def _is_plain(row: Any) -> bool:
     """Whether an image is as nearly all are: a file of a hundred thousand should not wait for its schema."""
     return (
-        type(row) is dict and type(row.get("id")) is int and type(row.get("height")) is type(row.get("width")) is int
-        and row["height"] > 0 < row["width"] and type(row.get("file_name")) is str and row["file_name"][-4:-3] == "."
+        type(row) is dict
+        and type(row.get("id")) is int
+        and type(row.get("height")) is type(row.get("width")) is int
+        and row["height"] > 0 < row["width"]
+        and type(row.get("file_name")) is str
+        and row["file_name"][-4:-3] == "."
         and "\0" not in row["file_name"]
-    )  # fmt: skip
+    )
 
 
 def _read_image(row: Any, where: str) -> dict[str, Any]:

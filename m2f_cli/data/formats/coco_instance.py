@@ -69,9 +69,7 @@ def _where(file: Path, key: Any, image: Path) -> str:
     return f"{file.name}: annotation {'without id' if key is None else key} of {image.name}"
 
 
-def read_instances(
-    coco: CocoFile, candidates: list[Path], options: Options
-) -> Parts:
+def read_instances(coco: CocoFile, candidates: list[Path], options: Options) -> Parts:
     """The classes, a record per picture (also of those without annotation), notes, and what is passed over.
 
     Args:

@@ -81,9 +81,7 @@ def _checked(row: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     return said.id, said.category_id, said.iscrowd
 
 
-def read_panoptic(
-    coco: CocoFile, pngs: Path, candidates: list[Path], options: Options, task: Task
-) -> Parts:
+def read_panoptic(coco: CocoFile, pngs: Path, candidates: list[Path], options: Options, task: Task) -> Parts:
     """The classes, a record per annotated picture, notes, and what is passed over.
 
     Args:

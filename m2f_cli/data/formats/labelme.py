@@ -227,8 +227,11 @@ def _passed_over(files: Sequence[Path], seen: Mapping[Path, list[dict[str, Any]]
 def _outlines_of(file: Path) -> list[dict[str, Any]]:
     """The shapes of a json without their masks and further points: what tells which of them are read, and little."""
     kept = ("label", "shape_type")
-    return [{**{key: shape.get(key) for key in kept}, "points": _first(shape.get("points"))}
-            for shape in read_json(file, "shapes")["shapes"] if isinstance(shape, dict)]  # fmt: skip
+    return [
+        {**{key: shape.get(key) for key in kept}, "points": _first(shape.get("points"))}
+        for shape in read_json(file, "shapes")["shapes"]
+        if isinstance(shape, dict)
+    ]
 
 
 def _first(points: Any) -> Any:

@@ -129,9 +129,7 @@ def check_canvas(size: tuple[int, int], where: str) -> None:
 
 def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
     if _size_of(rle) != list(size):
-        raise DataError(
-            f"{where}: the size of its mask is {shown(rle.get('size'))}, that of its picture {list(size)}."
-        )
+        raise DataError(f"{where}: the size of its mask is {shown(rle.get('size'))}, that of its picture {list(size)}.")
     counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
         packed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
@@ -166,9 +164,7 @@ def _whole_numbers(counts: Any, where: str) -> np.ndarray:
             raise ValueError("no list")
         return np.array([value if type(value) is int else whole_number(value) for value in counts], dtype=np.int64)
     except (ValueError, OverflowError) as error:
-        raise DataError(
-            f"{where}: `counts` should be text or a list of whole numbers, not {shown(counts)}."
-        ) from error
+        raise DataError(f"{where}: `counts` should be text or a list of whole numbers, not {shown(counts)}.") from error
 
 
 def unpack_lengths(packed: bytes) -> np.ndarray | None:

@@ -102,8 +102,10 @@ def open_split(folder: Path, split: str, options: Options) -> DataSet:
             hint="The text files lie in a folder `labels` beside `images`, with the names of the pictures.",
         )
     if empty:
-        notes = (*notes, f"{len(empty)} of {len(records)} pictures have no text file and count as empty, such as "
-                 f"{empty[0].image}")  # fmt: skip
+        notes = (
+            *notes,
+            f"{len(empty)} of {len(records)} pictures have no text file and count as empty, such as {empty[0].image}",
+        )
     return DataSet(folder.name, "yolo-seg", split, "instance", classes.categories, records, (*notes, *classes.notes))
 
 

@@ -60,13 +60,20 @@ class _ReadInstances(_SceneReader):
 
 
 _READERS: dict[Task, type[_SceneReader]] = {
-    "panoptic": _ReadPanoptic, "semantic": _ReadSemantic, "instance": _ReadInstances,
-}  # fmt: skip
+    "panoptic": _ReadPanoptic,
+    "semantic": _ReadSemantic,
+    "instance": _ReadInstances,
+}
 
 
 def synthetic_dataset(
-    split: str = "train", count: int = 512, seed: int = 0, size: tuple[int, int] = (160, 240),
-    task: Task = "panoptic", objects: tuple[int, int] = (3, 8), difficulty: float = 0.5,
+    split: str = "train",
+    count: int = 512,
+    seed: int = 0,
+    size: tuple[int, int] = (160, 240),
+    task: Task = "panoptic",
+    objects: tuple[int, int] = (3, 8),
+    difficulty: float = 0.5,
 ) -> DataSet:
     """A data set of generated scenes; the same arguments give the same pixels on every machine.
 

@@ -23,9 +23,12 @@ from ...structures.categories import Categories, from_names
 
 THINGS = {"circle": (220, 20, 60), "triangle": (250, 220, 0), "rectangle": (20, 60, 230), "star": (230, 40, 220)}
 STUFF = {
-    "sky": (70, 130, 180), "brick": (160, 82, 45), "water": (0, 100, 110), "sand": (222, 190, 120),
+    "sky": (70, 130, 180),
+    "brick": (160, 82, 45),
+    "water": (0, 100, 110),
+    "sand": (222, 190, 120),
     "grass": (90, 160, 50),
-}  # fmt: skip
+}
 COLORS = {**THINGS, **STUFF}
 CATEGORIES: Categories = tuple(
     dataclasses.replace(category, color=COLORS[category.name]) for category in from_names([*COLORS], things=THINGS)
@@ -268,8 +271,10 @@ def _grass(rng: np.random.Generator, height: int, width: int, unit: int) -> np.n
 
 
 GROUNDS: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] = {
-    "water": _water, "sand": _sand, "grass": _grass,
-}  # fmt: skip
+    "water": _water,
+    "sand": _sand,
+    "grass": _grass,
+}
 
 
 # --- things -----------------------------------------------------------------------------------------------------------

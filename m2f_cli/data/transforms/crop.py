@@ -37,7 +37,6 @@ class SometimesCrop:
             return sample
         sample = ResizeChoice(self.short_edges, _UNLIMITED)(sample, rng)
         height, width = (
-            int(rng.integers(min(edge, self.min_size), min(edge, self.max_size), endpoint=True))
-            for edge in sample.size
+            int(rng.integers(min(edge, self.min_size), min(edge, self.max_size), endpoint=True)) for edge in sample.size
         )
         return RandomCrop(height, width, category_max_area=1.0)(sample, rng)

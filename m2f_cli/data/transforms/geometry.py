@@ -103,8 +103,11 @@ def scale(size: tuple[int, int], new_size: tuple[int, int], grid: Grid) -> Move:
 
 def window(top: int, left: int, height: int, width: int) -> Move:
     """Cut a window out; it has to lie inside the picture."""
-    return Move(np.arange(top, top + height), np.arange(left, left + width),
-                lambda points: _clip(points - (left, top), height, width))
+    return Move(
+        np.arange(top, top + height),
+        np.arange(left, left + width),
+        lambda points: _clip(points - (left, top), height, width),
+    )
 
 
 def extend(size: tuple[int, int], new_size: tuple[int, int]) -> Move:

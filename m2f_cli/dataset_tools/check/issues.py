@@ -36,20 +36,31 @@ class Finding:
 def of_no_split(split: str, error: DataError) -> Finding:
     """Training needs its split; without val it runs, and says that nothing is evaluated."""
     level = "error" if split == "train" else "warning"
-    return Finding(level, f"no-{split}-split", split, f"{split} cannot be used: {error.message}",
-                   error.hint or "Look at the splits that there are with --split.")  # fmt: skip
+    return Finding(
+        level,
+        f"no-{split}-split",
+        split,
+        f"{split} cannot be used: {error.message}",
+        error.hint or "Look at the splits that there are with --split.",
+    )
 
 
 def of_leftovers(found: Leftover) -> Finding:
     where = f"in {found.folder}"
     if found.kind == "pictures":
         message = f"{_counted(found.count, 'picture')} {where} {_is(found.count)} in no split, such as {found.first}."
-        return Finding("warning", "unused-pictures", found.split, message,
-                       "Annotate or remove them, or check that names agree.")  # fmt: skip
+        return Finding(
+            "warning", "unused-pictures", found.split, message, "Annotate or remove them, or check that names agree."
+        )
     belong = "belongs" if found.count == 1 else "belong"
     message = f"{_counted(found.count, 'annotation file')} {where} {belong} to no picture, such as {found.first}."
-    return Finding("warning", "unused-annotations", found.split, message,
-                   "Copy the pictures there, or check that both have the same names.")  # fmt: skip
+    return Finding(
+        "warning",
+        "unused-annotations",
+        found.split,
+        message,
+        "Copy the pictures there, or check that both have the same names.",
+    )
 
 
 def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
@@ -60,8 +71,10 @@ def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
         names = [each.name for each in split.classes]
         if names != first:
             strange = [name for name in names if name not in first] or [name for name in first if name not in names]
-            message = (f"{split.split} has {len(names)} classes and {splits[0].split} {len(first)}; "
-                       f"they differ in {', '.join(strange[:5]) or 'their order'}.")  # fmt: skip
+            message = (
+                f"{split.split} has {len(names)} classes and {splits[0].split} {len(first)}; "
+                f"they differ in {', '.join(strange[:5]) or 'their order'}."
+            )
             found.append(Finding("error", "other-classes", split.split, message, "Both need the same class list."))
     return found
 
@@ -70,8 +83,13 @@ def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
 
 
 def of_split(data: DataSet, split: SplitReport) -> list[Finding]:
-    return [*_of_problems(split), *_of_passed_over(split), *_of_labels(split), *_of_mistakes(data, split),
-            *_of_repeats(split)]  # fmt: skip
+    return [
+        *_of_problems(split),
+        *_of_passed_over(split),
+        *_of_labels(split),
+        *_of_mistakes(data, split),
+        *_of_repeats(split),
+    ]
 
 
 def _of_problems(split: SplitReport) -> list[Finding]:
@@ -81,17 +99,30 @@ def _of_problems(split: SplitReport) -> list[Finding]:
     for problem in split.problems:
         by_kind.setdefault(problem.kind, []).append(problem)
     return [
-        Finding(level, kind, split.split, f"{_counted(len(found), 'picture')} of {split.description.pictures} cannot "
-                f"be used; the first: {found[0].message}", "Repair them, leave them out, or train with --skip-broken.")
+        Finding(
+            level,
+            kind,
+            split.split,
+            f"{_counted(len(found), 'picture')} of {split.description.pictures} cannot "
+            f"be used; the first: {found[0].message}",
+            "Repair them, leave them out, or train with --skip-broken.",
+        )
         for kind, found in by_kind.items()
-    ]  # fmt: skip
+    ]
 
 
 def _of_passed_over(split: SplitReport) -> list[Finding]:
     if not split.passed_over:
         return []
-    return [Finding("warning", "passed-over", split.split, split.passed_over.sentence,
-                    "Nothing is learned from them: annotate them again, or remove them.")]  # fmt: skip
+    return [
+        Finding(
+            "warning",
+            "passed-over",
+            split.split,
+            split.passed_over.sentence,
+            "Nothing is learned from them: annotate them again, or remove them.",
+        )
+    ]
 
 
 def _of_labels(split: SplitReport) -> list[Finding]:
@@ -100,9 +131,15 @@ def _of_labels(split: SplitReport) -> list[Finding]:
         return []
     crowds = split.description.crowds
     why = f": all {crowds} regions are crowds (iscrowd = 1)" if crowds else ""
-    return [Finding("warning", "nothing-annotated", split.split,
-                    f"No picture of {split.split} has an annotated object{why}; nothing can be learned.",
-                    "Check that annotations and pictures belong together.")]  # fmt: skip
+    return [
+        Finding(
+            "warning",
+            "nothing-annotated",
+            split.split,
+            f"No picture of {split.split} has an annotated object{why}; nothing can be learned.",
+            "Check that annotations and pictures belong together.",
+        )
+    ]
 
 
 def _is_bare(split: SplitReport) -> bool:
@@ -121,8 +158,15 @@ def _of_repeats(split: SplitReport) -> list[Finding]:
     if not count:
         return []
     repeat, first = "repeats" if count == 1 else "repeat", split.repeats[0]
-    return [Finding("warning", "repeated-pictures", split.split, f"{_counted(count, 'picture')} of {split.split} "
-                    f"{repeat} another, such as {first.name} and {first.other}.", "Remove the copies.")]  # fmt: skip
+    return [
+        Finding(
+            "warning",
+            "repeated-pictures",
+            split.split,
+            f"{_counted(count, 'picture')} of {split.split} {repeat} another, such as {first.name} and {first.other}.",
+            "Remove the copies.",
+        )
+    ]
 
 
 # --- of two splits ----------------------------------------------------------------------------------------------------
@@ -139,11 +183,21 @@ def _of_twin_group(split: str, other: str, identical: bool, found: list[Twin]) -
     count, first = len(found), found[0]
     which, such = f"{_counted(count, 'picture')} of {split}", f"such as {first.name} and {first.other}."
     if identical:
-        return Finding("warning", "shared-pictures", split, f"{which} {_is(count)} in {other} too, {such}",
-                       "Results on pictures that were trained on mean nothing: remove them from one.")  # fmt: skip
+        return Finding(
+            "warning",
+            "shared-pictures",
+            split,
+            f"{which} {_is(count)} in {other} too, {such}",
+            "Results on pictures that were trained on mean nothing: remove them from one.",
+        )
     look = "looks like a picture" if count == 1 else "look like pictures"
-    return Finding("warning", "near-duplicates", split, f"{which} {look} of {other}, {such}",
-                   "Keep copies and frames of one scene in one split, or the results will flatter.")  # fmt: skip
+    return Finding(
+        "warning",
+        "near-duplicates",
+        split,
+        f"{which} {look} of {other}, {such}",
+        "Keep copies and frames of one scene in one split, or the results will flatter.",
+    )
 
 
 def _counted(count: int, noun: str) -> str:

@@ -67,14 +67,25 @@ class Description:
         objects = np.array(self.objects or (0,))
         rows = zip(self.categories, self.pictures_of, self.objects_of, strict=True)
         return {
-            "name": self.name, "format": self.format, "split": self.split, "task": self.task,
-            "pictures": self.pictures, "looked_at": self.looked_at, "failures": [list(pair) for pair in self.failures],
-            "things": sum(c.isthing for c in self.categories), "stuff": sum(not c.isthing for c in self.categories),
-            "objects_per_picture": {"least": int(objects.min()), "mean": float(objects.mean()),
-                                    "most": int(objects.max())},
+            "name": self.name,
+            "format": self.format,
+            "split": self.split,
+            "task": self.task,
+            "pictures": self.pictures,
+            "looked_at": self.looked_at,
+            "failures": [list(pair) for pair in self.failures],
+            "things": sum(c.isthing for c in self.categories),
+            "stuff": sum(not c.isthing for c in self.categories),
+            "objects_per_picture": {
+                "least": int(objects.min()),
+                "mean": float(objects.mean()),
+                "most": int(objects.max()),
+            },
             "classes": [{"name": c.name, "isthing": c.isthing, "pictures": p, "objects": o} for c, p, o in rows],
-            "crowds": self.crowds, "hidden": self.hidden, "ignored": self.ignored,
-        }  # fmt: skip
+            "crowds": self.crowds,
+            "hidden": self.hidden,
+            "ignored": self.ignored,
+        }
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -117,15 +128,23 @@ def _sum_up(
     numbers = range(len(data.categories))
     area = sum(height * width for height, width in sizes)
     return Description(
-        name=data.name, format=data.format, split=data.split, task=data.task, categories=data.categories,
-        pictures=len(data.records), looked_at=len(found), failures=tuple(failures),
+        name=data.name,
+        format=data.format,
+        split=data.split,
+        task=data.task,
+        categories=data.categories,
+        pictures=len(data.records),
+        looked_at=len(found),
+        failures=tuple(failures),
         objects=tuple(len(regions.labels) for regions in counted),
         pictures_of=tuple(pictures_of[number] for number in numbers),
         objects_of=tuple(objects_of[number] for number in numbers),
-        crowds=sum(regions.crowds for regions in counted), hidden=sum(regions.hidden for regions in counted),
+        crowds=sum(regions.crowds for regions in counted),
+        hidden=sum(regions.hidden for regions in counted),
         ignored=None if data.task == "instance" else sum(regions.ignored for regions in counted) / max(1, area),
-        sizes=dict(Counter(sizes)), hidden_in=hidden_in,
-    )  # fmt: skip
+        sizes=dict(Counter(sizes)),
+        hidden_in=hidden_in,
+    )
 
 
 def _sample(records: Sequence[Record], limit: int | None) -> list[Record]:
@@ -172,8 +191,11 @@ def _failures(found: Description) -> DataWarning | None:
         return None
     total = found.looked_at + len(found.failures)
     first = found.failures[0][1]
-    return DataWarning("unusable", f"{len(found.failures)} of {total} pictures cannot be used; the first: {first}",
-                       "Repair them or leave them out.")  # fmt: skip
+    return DataWarning(
+        "unusable",
+        f"{len(found.failures)} of {total} pictures cannot be used; the first: {first}",
+        "Repair them or leave them out.",
+    )
 
 
 def _binary(found: Description) -> DataWarning | None:
@@ -204,8 +226,11 @@ def _one_class(found: Description) -> DataWarning | None:
     seen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if pictures]
     if found.task != "semantic" or len(seen) != 1 or found.ignored:
         return None
-    return DataWarning("one-class", f"Every pixel is {seen[0]!r}: there is nothing to tell apart.",
-                       "Annotate the rest as another class.")  # fmt: skip
+    return DataWarning(
+        "one-class",
+        f"Every pixel is {seen[0]!r}: there is nothing to tell apart.",
+        "Annotate the rest as another class.",
+    )
 
 
 def _unseen(found: Description) -> DataWarning | None:
@@ -218,23 +243,28 @@ def _unseen(found: Description) -> DataWarning | None:
         f"{len(unseen)} of {len(found.categories)} classes are nowhere in {found.looked_at} pictures of "
         f"{found.split}: {names}.",
         "They cannot be learned or measured here; check that ids and names belong together.",
-    )  # fmt: skip
+    )
 
 
 def _no_objects(found: Description) -> DataWarning | None:
     empty = found.objects.count(0)
     if 2 * empty <= found.looked_at:
         return None
-    return DataWarning("empty-pictures", f"{empty} of {found.looked_at} pictures have no annotated object.",
-                       "If they are not really empty, leave them out, or set train.drop_empty.")  # fmt: skip
+    return DataWarning(
+        "empty-pictures",
+        f"{empty} of {found.looked_at} pictures have no annotated object.",
+        "If they are not really empty, leave them out, or set train.drop_empty.",
+    )
 
 
 def _hidden(found: Description) -> DataWarning | None:
     if not found.hidden:
         return None
-    return DataWarning("hidden-objects", f"{found.hidden} annotated regions have no pixel, the first in "
-                       f"{found.hidden_in}.",
-                       "They count as missed in evaluation; remove them.")  # fmt: skip
+    return DataWarning(
+        "hidden-objects",
+        f"{found.hidden} annotated regions have no pixel, the first in {found.hidden_in}.",
+        "They count as missed in evaluation; remove them.",
+    )
 
 
 def _many(found: Description) -> DataWarning | None:
@@ -242,9 +272,10 @@ def _many(found: Description) -> DataWarning | None:
     if not crowded:
         return None
     return DataWarning(
-        "many-objects", f"{crowded} pictures have more than {USUAL_QUERIES} objects, one up to {max(found.objects)}.",
+        "many-objects",
+        f"{crowded} pictures have more than {USUAL_QUERIES} objects, one up to {max(found.objects)}.",
         "A model finds no more objects than it has queries: give it more, or cut pictures into tiles.",
-    )  # fmt: skip
+    )
 
 
 def _sizes(found: Description) -> DataWarning | None:
@@ -256,7 +287,7 @@ def _sizes(found: Description) -> DataWarning | None:
         "absurd-sizes",
         f"{sum(found.sizes[size] for size in absurd)} pictures are tiny or huge, such as {height} x {width}.",
         f"Edges below {LEAST_EDGE} pixels show nothing; above {MOST_PIXELS // 10**6} megapixels, cut tiles.",
-    )  # fmt: skip
+    )
 
 
 _CHECKS = (_failures, _binary, _background, _one_class, _unseen, _no_objects, _hidden, _many, _sizes)
@@ -271,7 +302,7 @@ def _shared(data: DataSet, other: DataSet) -> DataWarning | None:
         "shared-pictures",
         f"{len(pairs)} pictures are in {data.split} and in {other.split}, such as {first} and {second}.",
         "Results on pictures that were trained on mean nothing: remove them from one split.",
-    )  # fmt: skip
+    )
 
 
 def shared_pictures(data: DataSet, other: DataSet) -> list[tuple[str, str]]:

@@ -69,8 +69,11 @@ class _Folders:
                 continue
             endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in _suffixes(names)})
             used = names | others.names.get(folder, set())
-            found = sorted(name for name in os.listdir(folder)
-                           if name.endswith(endings) and name not in used and not name.startswith("."))  # fmt: skip
+            found = sorted(
+                name
+                for name in os.listdir(folder)
+                if name.endswith(endings) and name not in used and not name.startswith(".")
+            )
             if found:
                 yield Leftover(self.splits[folder], kind, Path(folder), len(found), found[0])
 

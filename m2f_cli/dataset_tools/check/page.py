@@ -52,8 +52,10 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
     body = [
         f"<h1>{escape(data.name)}</h1>",
         f"<p>{escape(data.format)} · {data.task} · {len(data.categories)} classes · {verdict}</p>",
-        _findings(report), _overview(report.splits), _classes(report.splits),
-    ]  # fmt: skip
+        _findings(report),
+        _overview(report.splits),
+        _classes(report.splits),
+    ]
     for split, each in zip(report.splits, opened, strict=True):
         pictures = _gallery(_samples(each, samples))
         notes = "".join(f"<p>{escape(note)}</p>" for note in split.notes)
@@ -121,15 +123,28 @@ def _overview(splits: Sequence[SplitReport]) -> str:
     rows = []
     for each in splits:
         found, objects = each.description, sum(each.description.objects)
-        rows.append([each.split, found.pictures, len(each.problems), each.num_empty, objects,
-                     round(objects / max(1, found.looked_at), 1), max(found.objects, default=0),
-                     round(each.num_bytes / 1e6, 1)])  # fmt: skip
+        rows.append(
+            [
+                each.split,
+                found.pictures,
+                len(each.problems),
+                each.num_empty,
+                objects,
+                round(objects / max(1, found.looked_at), 1),
+                max(found.objects, default=0),
+                round(each.num_bytes / 1e6, 1),
+            ]
+        )
     return "<h2>Splits</h2>" + _table(columns, rows)
 
 
 def _classes(splits: Sequence[SplitReport]) -> str:
-    columns = ["class", "kind", *(f"{each.split}: {what}" for each in splits for what in ("pictures", "objects")),
-               f"objects of {splits[0].split}"]  # fmt: skip
+    columns = [
+        "class",
+        "kind",
+        *(f"{each.split}: {what}" for each in splits for what in ("pictures", "objects")),
+        f"objects of {splits[0].split}",
+    ]
     most = max([each.objects for each in splits[0].classes], default=0)
     rows = []
     for first, counts in class_rows(splits):
@@ -143,11 +158,13 @@ def _bars_of(split: SplitReport) -> str:
     found = split.description
     sizes = Counter(found.sizes).most_common(MOST_BARS)
     edges = list(zip(edge_names(), split.object_edges, strict=True))
-    return "".join([
-        _histogram("Objects by the root of their area, in pixels", edges),
-        _histogram("Pictures by number of objects", _binned(found.objects)),
-        _histogram(f"Pictures by size ({len(found.sizes)} sizes)", [(f"{w} x {h}", n) for (h, w), n in sizes]),
-    ])
+    return "".join(
+        [
+            _histogram("Objects by the root of their area, in pixels", edges),
+            _histogram("Pictures by number of objects", _binned(found.objects)),
+            _histogram(f"Pictures by size ({len(found.sizes)} sizes)", [(f"{w} x {h}", n) for (h, w), n in sizes]),
+        ]
+    )
 
 
 def _binned(objects: Sequence[int]) -> list[tuple[str, int]]:

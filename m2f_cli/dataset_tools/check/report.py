@@ -84,7 +84,9 @@ class SplitReport:
         sizes = Counter(self.description.sizes).most_common(MOST_NAMES)
         histogram = sorted(Counter(self.description.objects).items())
         return {
-            **counted, "notes": list(self.notes), "bytes": self.num_bytes,
+            **counted,
+            "notes": list(self.notes),
+            "bytes": self.num_bytes,
             "classes": [asdict(each) for each in self.classes],
             "different_sizes": len(self.description.sizes),
             "sizes": [{"height": h, "width": w, "pictures": count} for (h, w), count in sizes],
@@ -94,7 +96,7 @@ class SplitReport:
             "problems": [asdict(problem) for problem in self.problems],
             "repeats": [asdict(twin) for twin in self.repeats],
             "passed_over": self.passed_over.to_dict(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -229,37 +231,61 @@ class _Tally:
 
     def report(self) -> SplitReport:
         return SplitReport(
-            description=self._description(), classes=self._classes(), problems=tuple(self.problems),
-            empty=tuple(self.empty), object_edges=tuple(self.edges.tolist()), repeats=tuple(repeats(self.prints)),
-            num_bytes=self.num_bytes, prints=self.prints, passed_over=self.data.passed_over,
+            description=self._description(),
+            classes=self._classes(),
+            problems=tuple(self.problems),
+            empty=tuple(self.empty),
+            object_edges=tuple(self.edges.tolist()),
+            repeats=tuple(repeats(self.prints)),
+            num_bytes=self.num_bytes,
+            prints=self.prints,
+            passed_over=self.data.passed_over,
             notes=tuple(note for note in self.data.notes if note not in self.data.passed_over.notes),
-        )  # fmt: skip
+        )
 
     def _description(self) -> Description:
         data = self.data
         return Description(
-            name=data.name, format=data.format, split=data.split, task=data.task, categories=data.categories,
-            pictures=len(data.records), looked_at=len(self.objects),
+            name=data.name,
+            format=data.format,
+            split=data.split,
+            task=data.task,
+            categories=data.categories,
+            pictures=len(data.records),
+            looked_at=len(self.objects),
             failures=tuple((problem.name, problem.message) for problem in self.problems),
-            objects=tuple(self.objects), pictures_of=tuple(self.pictures_of.tolist()),
-            objects_of=tuple(self.coco_sizes_of.sum(axis=1).tolist()), crowds=self.crowds, hidden=self.hidden,
-            ignored=None if data.task == "instance" else self.ignored / max(1, self.pixels), sizes=dict(self.sizes),
+            objects=tuple(self.objects),
+            pictures_of=tuple(self.pictures_of.tolist()),
+            objects_of=tuple(self.coco_sizes_of.sum(axis=1).tolist()),
+            crowds=self.crowds,
+            hidden=self.hidden,
+            ignored=None if data.task == "instance" else self.ignored / max(1, self.pixels),
+            sizes=dict(self.sizes),
             hidden_in=self.hidden_in,
-        )  # fmt: skip
+        )
 
     def _classes(self) -> tuple[ClassCount, ...]:
         return tuple(
-            ClassCount(category.name, category.isthing, int(self.pictures_of[i]), int(self.coco_sizes_of[i].sum()),
-                       int(self.pixels_of[i]), *self.coco_sizes_of[i].tolist())
+            ClassCount(
+                category.name,
+                category.isthing,
+                int(self.pictures_of[i]),
+                int(self.coco_sizes_of[i].sum()),
+                int(self.pixels_of[i]),
+                *self.coco_sizes_of[i].tolist(),
+            )
             for i, category in enumerate(self.data.categories)
-        )  # fmt: skip
+        )
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
 def report(
-    opened: Sequence[DataSet], before: Sequence[Finding] = (), *, workers: int = 1,
+    opened: Sequence[DataSet],
+    before: Sequence[Finding] = (),
+    *,
+    workers: int = 1,
     on_look: Callable[[Look], None] | None = None,
 ) -> DataReport:
     """Look at splits, compare them with each other, and say what is wrong.

@@ -37,11 +37,14 @@ class CocoInstances:
     def _row(self, item: TrueObject, place: Place, size: tuple[int, int]) -> dict[str, Any]:
         rle = rle_of(item, size)
         return {
-            "id": None, "image_id": place.image_id, "category_id": self.categories[item.label].id,
-            "segmentation": segmentation(item, rle), "iscrowd": int(item.iscrowd),
+            "id": None,
+            "image_id": place.image_id,
+            "category_id": self.categories[item.label].id,
+            "segmentation": segmentation(item, rle),
+            "iscrowd": int(item.iscrowd),
             "area": float(coco_mask.area(rle)) if item.area is None else item.area,
             "bbox": coco_mask.toBbox(rle).tolist(),
-        }  # fmt: skip
+        }
 
     def shared(self, split: str) -> str:
         return f"annotations/{KIND}_{split}.json"

@@ -40,8 +40,9 @@ class CocoPanoptic:
         for segment in truth.segments:
             area, box = measured.get(segment.id, (0, [0, 0, 0, 0]))
             category = self.categories[segment.label].id
-            infos.append({"id": segment.id, "category_id": category, "iscrowd": int(segment.iscrowd),
-                          "area": area, "bbox": box})  # fmt: skip
+            infos.append(
+                {"id": segment.id, "category_id": category, "iscrowd": int(segment.iscrowd), "area": area, "bbox": box}
+            )
         png = f"{place.name}.png"
         save_png(root / f"{KIND}_{place.split}" / png, id_colors(truth.ids_HW))
         annotation = {"image_id": place.image_id, "file_name": png, "segments_info": infos}
@@ -67,8 +68,10 @@ def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     ids = values_in(ids_HW)
     numbers_HW = np.searchsorted(ids, ids_HW).astype(np.int32) + 1
     areas = np.bincount(numbers_HW.ravel())[1:].tolist()
-    boxes = [[columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-             for rows, columns in ndimage.find_objects(numbers_HW)]  # fmt: skip
+    boxes = [
+        [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        for rows, columns in ndimage.find_objects(numbers_HW)
+    ]
     return {key: pair for key, *pair in zip(ids.tolist(), areas, boxes, strict=True)}
 
 

@@ -36,12 +36,20 @@ class LabelMeFiles:
 
     def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
         found = [(item, _parts(item, truth.size)) for item in truth.objects]
-        shapes = [self._shape(item, part, number if len(parts) > 1 else None)
-                  for number, (item, parts) in enumerate(found, 1) for part in parts]  # fmt: skip
+        shapes = [
+            self._shape(item, part, number if len(parts) > 1 else None)
+            for number, (item, parts) in enumerate(found, 1)
+            for part in parts
+        ]
         tree = {
-            "version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": Path(place.file_name).name,
-            "imageData": None, "imageHeight": int(truth.size[0]), "imageWidth": int(truth.size[1]),
-        }  # fmt: skip
+            "version": _VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": Path(place.file_name).name,
+            "imageData": None,
+            "imageHeight": int(truth.size[0]),
+            "imageWidth": int(truth.size[1]),
+        }
         save_text(root / place.split / f"{place.name}.json", json_text(tree, indent=1))
         return {}, Counter(hidden=sum(not parts for _, parts in found))
 

@@ -74,21 +74,39 @@ class Conversion:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "source": str(self.source), "destination": str(self.destination), "format": self.format, "to": self.to,
+            "source": str(self.source),
+            "destination": str(self.destination),
+            "format": self.format,
+            "to": self.to,
             "classes": self.classes,
-            "splits": [{"split": s.split, "pictures": s.pictures,
-                        "failures": [{"picture": name, "reason": reason} for name, reason in s.failures]}
-                       for s in self.splits],
-            "losses": [loss.to_dict() for loss in self.losses], "notes": list(self.notes),
-        }  # fmt: skip
+            "splits": [
+                {
+                    "split": s.split,
+                    "pictures": s.pictures,
+                    "failures": [{"picture": name, "reason": reason} for name, reason in s.failures],
+                }
+                for s in self.splits
+            ],
+            "losses": [loss.to_dict() for loss in self.losses],
+            "notes": list(self.notes),
+        }
 
 
 def convert(
-    source: str | Path, destination: str | Path, to: str, *,
-    splits: Sequence[str] = (), format: str | None = None, classes: str | Path | None = None,
-    ignore_index: int | None = None, label_map: Mapping[int, str | int | None] | None = None,
-    separate: Sequence[str] = (), link: bool = False, workers: int | None = 1,
-    on_start: Callable[[int], None] | None = None, on_picture: Callable[[Outcome], None] | None = None,
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    *,
+    splits: Sequence[str] = (),
+    format: str | None = None,
+    classes: str | Path | None = None,
+    ignore_index: int | None = None,
+    label_map: Mapping[int, str | int | None] | None = None,
+    separate: Sequence[str] = (),
+    link: bool = False,
+    workers: int | None = 1,
+    on_start: Callable[[int], None] | None = None,
+    on_picture: Callable[[Outcome], None] | None = None,
     trust_code: bool = False,
 ) -> Conversion:
     """Write the annotated pictures of a folder in another format.
@@ -114,17 +132,42 @@ def convert(
     check_destination(source, destination)
     with plugins.using(to):
         task = target.task
-    opened = open_source(source, task, splits, format=format, classes=classes, ignore_index=ignore_index,
-                         label_map=label_map, trust_code=trust_code)  # fmt: skip
+    opened = open_source(
+        source,
+        task,
+        splits,
+        format=format,
+        classes=classes,
+        ignore_index=ignore_index,
+        label_map=label_map,
+        trust_code=trust_code,
+    )
     parts = {data.split: data.records for data in opened.splits}
-    return write_out(opened, parts, destination, to, separate=separate, link=link, workers=workers,
-                     on_start=on_start, on_picture=on_picture, trust_code=trust_code)  # fmt: skip
+    return write_out(
+        opened,
+        parts,
+        destination,
+        to,
+        separate=separate,
+        link=link,
+        workers=workers,
+        on_start=on_start,
+        on_picture=on_picture,
+        trust_code=trust_code,
+    )
 
 
 def write_out(
-    opened: Source, parts: Mapping[str, Sequence[Record]], destination: Path, to: str, *,
-    separate: Sequence[str] = (), link: bool = False, workers: int | None = 1,
-    on_start: Callable[[int], None] | None = None, on_picture: Callable[[Outcome], None] | None = None,
+    opened: Source,
+    parts: Mapping[str, Sequence[Record]],
+    destination: Path,
+    to: str,
+    *,
+    separate: Sequence[str] = (),
+    link: bool = False,
+    workers: int | None = 1,
+    on_start: Callable[[int], None] | None = None,
+    on_picture: Callable[[Outcome], None] | None = None,
     trust_code: bool = False,
 ) -> Conversion:
     """Write records of an opened source, shared out to splits in any way; as `convert`."""
@@ -137,8 +180,9 @@ def write_out(
     counted = sum((each.lost for each in written), Counter())
     losses = [*_of_format(opened, target, recast), *_counted(counted)]
     notes = tuple(dict.fromkeys(note for data in opened.splits for note in data.notes))
-    return Conversion(opened.folder, destination, opened.format, to, len(recast.categories), tuple(written),
-                      tuple(losses), notes)  # fmt: skip
+    return Conversion(
+        opened.folder, destination, opened.format, to, len(recast.categories), tuple(written), tuple(losses), notes
+    )
 
 
 def check_destination(source: Path, destination: Path) -> None:

@@ -86,8 +86,14 @@ class Written:
 
 
 def write_splits(
-    parts: Mapping[str, Sequence[Record]], destination: Path, writer: Writer, recast: Recast, *,
-    link: bool = False, workers: int | None = 1, on_picture: Callable[[Outcome], None] | None = None,
+    parts: Mapping[str, Sequence[Record]],
+    destination: Path,
+    writer: Writer,
+    recast: Recast,
+    *,
+    link: bool = False,
+    workers: int | None = 1,
+    on_picture: Callable[[Outcome], None] | None = None,
 ) -> list[Written]:
     """Write a data set; under its name it is either complete or not there.
 
@@ -117,9 +123,13 @@ def write_splits(
 
 
 def _write_split(
-    split: str, items: Sequence[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int,
+    split: str,
+    items: Sequence[tuple[Record, Place]],
+    write: WritePicture,
+    pool: Executor | None,
+    workers: int,
     on_picture: Callable[[Outcome], None] | None,
-) -> Written:  # fmt: skip
+) -> Written:
     lost: Lost = Counter()
     pictures, failures = 0, []
     with _shared(write, split) as add:
@@ -162,8 +172,9 @@ def _pool(workers: int) -> Iterator[Executor | None]:
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise M2FError("A process that wrote pictures was killed.",
-                       hint="If the memory was not enough, pass a smaller --workers.") from error  # fmt: skip
+        raise M2FError(
+            "A process that wrote pictures was killed.", hint="If the memory was not enough, pass a smaller --workers."
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -248,8 +259,7 @@ def _shared(write: WritePicture, split: str) -> Iterator[Callable[[Rows], None]]
 def _assemble(path: Path, files: Mapping[str, IO[str]], head: Mapping[str, Any]) -> None:
     """One object of long lists, which never are in memory."""
     with path.open("w", encoding="utf-8") as target:
-        target.write("{" + ",\n".join(f"{json.dumps(key)}: {json_text(value)}"
-                                      for key, value in head.items()))  # fmt: skip
+        target.write("{" + ",\n".join(f"{json.dumps(key)}: {json_text(value)}" for key, value in head.items()))
         for key, file in files.items():
             target.write(f",\n{json.dumps(key)}: [\n")
             file.seek(0)

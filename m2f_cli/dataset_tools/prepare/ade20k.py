@@ -77,10 +77,16 @@ class ObjectEntry:
     def __call__(self, tree: Tree, item: Item) -> Made:
         size, found = self.objects.read(tree, item.sources[0])
         rows = [
-            {"image_id": item.name, "iscrowd": 0, "category_id": category, "bbox": box_of(mask_HW),
-             "segmentation": _run_lengths(mask_HW), "area": int(np.count_nonzero(mask_HW))}
+            {
+                "image_id": item.name,
+                "iscrowd": 0,
+                "category_id": category,
+                "bbox": box_of(mask_HW),
+                "segmentation": _run_lengths(mask_HW),
+                "area": int(np.count_nonzero(mask_HW)),
+            }
             for category, mask_HW in found
-        ]  # fmt: skip
+        ]
         return Made(entry=[image_info(item.name, item.facts, size), rows])
 
 
@@ -166,10 +172,14 @@ def panoptic_categories() -> tuple[dict[str, Any], ...]:
     said = _published()
     names, colors = said["panoptic_names"], said["panoptic_colors"]
     return tuple(
-        {"name": names.get(c.id, c.name), "id": c.id, "isthing": int(c.isthing),
-         "color": list(colors.get(c.id, c.color))}
+        {
+            "name": names.get(c.id, c.name),
+            "id": c.id,
+            "isthing": int(c.isthing),
+            "color": list(colors.get(c.id, c.color)),
+        }
         for c in load_categories("ade20k")
-    )  # fmt: skip
+    )
 
 
 def instance_categories() -> tuple[dict[str, Any], ...]:
@@ -214,13 +224,20 @@ def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, 
     of_picture, folder = dict(labels), f"ade20k_panoptic_{short}"
     both = [(picture, mask) for picture, mask in objects if picture in of_picture]
     plain = [Item(stem(picture), (mask,), None, PurePosixPath(picture).name) for picture, mask in both]
-    full = [Item(i.name, (of_picture[p], m), f"{folder}/{i.name}.png", i.facts)
-            for i, (p, m) in zip(plain, both, strict=True)]
+    full = [
+        Item(i.name, (of_picture[p], m), f"{folder}/{i.name}.png", i.facts)
+        for i, (p, m) in zip(plain, both, strict=True)
+    ]
     return [
-        Stage(f"ade20k_instance_{short}.json", plain, ObjectEntry(things), f"ade20k_instance_{short}.json",
-              Table(instance_categories()).instances),
+        Stage(
+            f"ade20k_instance_{short}.json",
+            plain,
+            ObjectEntry(things),
+            f"ade20k_instance_{short}.json",
+            Table(instance_categories()).instances,
+        ),
         Stage(folder, full, segments, f"{folder}.json", Table(categories).panoptic),
-    ]  # fmt: skip
+    ]
 
 
 _MORE = (

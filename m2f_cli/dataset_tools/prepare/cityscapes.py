@@ -99,10 +99,13 @@ def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ..
     maker = SegmentMaker(evaluated, frozenset(label.id for label in labels))
     folder = f"gtFine/cityscapes_panoptic_{split}"
     items = [
-        Item(_key(name), (name.replace("_polygons.json", "_instanceIds.png"),),
-             f"{folder}/{_key(name)}_gtFine_panoptic.png")
+        Item(
+            _key(name),
+            (name.replace("_polygons.json", "_instanceIds.png"),),
+            f"{folder}/{_key(name)}_gtFine_panoptic.png",
+        )
         for name in polygons
-    ]  # fmt: skip
+    ]
     return [*stages, Stage(folder, items, maker, f"{folder}.json", Table(_categories(labels)))]
 
 
@@ -128,6 +131,8 @@ PREPARER = Preparer(
     "gtFine_trainvaltest.zip, which may stay packed",
     licence="non-commercial, the data set's own terms",
     plan=plan,
-    hashes={"gtFine_trainvaltest.zip": "4237c19de34c8a376e9ba46b495d6f66",
-            "leftImg8bit_trainvaltest.zip": "0a6e97e94b616a514066c9e2adb0c97f"},
+    hashes={
+        "gtFine_trainvaltest.zip": "4237c19de34c8a376e9ba46b495d6f66",
+        "leftImg8bit_trainvaltest.zip": "0a6e97e94b616a514066c9e2adb0c97f",
+    },
 )

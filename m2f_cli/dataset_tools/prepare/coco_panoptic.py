@@ -118,6 +118,9 @@ PREPARER = Preparer(
     "panoptic_annotations_trainval2017.zip (unpack the last one: it holds zips of its own, which may stay packed)",
     licence="annotations CC BY 4.0; the pictures belong to their authors on Flickr",
     plan=plan,
-    hashes={"train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2", "val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
-            "annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c"},
+    hashes={
+        "train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",
+        "val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
+        "annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
+    },
 )

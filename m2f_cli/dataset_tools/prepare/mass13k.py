@@ -19,8 +19,11 @@ def plan(tree: Tree, partial: bool) -> Plan:
     counts, stages, needed = [], [], []
     for split, size in _SIZES.items():
         padded = tree.names(f"images_pad/{split}", PICTURES)
-        both = pairs(padded or tree.names(f"images/{split}", PICTURES), tree.names(f"annotations/{split}", ".png"),
-                     partial=partial)  # fmt: skip
+        both = pairs(
+            padded or tree.names(f"images/{split}", PICTURES),
+            tree.names(f"annotations/{split}", ".png"),
+            partial=partial,
+        )
         counts.append(Count(split, len(both), size, sure=False))
         needed += [mask if padded else name for image, mask in both for name in ((mask,) if padded else (image, mask))]
         if padded:

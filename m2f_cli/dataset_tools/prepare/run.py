@@ -73,8 +73,14 @@ class Done(NamedTuple):
 
 
 def prepare(
-    dataset: str, root: Path | None = None, out: Path | None = None, *, workers: int | None = None,
-    verify: bool = False, partial: bool = False, on_progress: Callable[[Progress], None] | None = None,
+    dataset: str,
+    root: Path | None = None,
+    out: Path | None = None,
+    *,
+    workers: int | None = None,
+    verify: bool = False,
+    partial: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
     trust_code: bool = False,
 ) -> Report:
     """Make of a downloaded data set what training and evaluation read.

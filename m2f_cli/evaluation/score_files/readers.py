@@ -88,9 +88,7 @@ class PanopticFiles:
         numbers = {category.id: label for label, category in enumerate(data.categories)}
         found = [by_id.get(key) for key in known_ids(data.records, by_id)]
         self._refuse_missing([record for record, entry in zip(data.records, found, strict=True) if entry is None], data)
-        reads = [
-            _PanopticRead(self, entry, self._labels(entry, numbers), data.categories) for entry in found if entry
-        ]
+        reads = [_PanopticRead(self, entry, self._labels(entry, numbers), data.categories) for entry in found if entry]
         strays = len(by_id) - len({entry["image_id"] for entry in found if entry})
         return Matched(reads, (*self._names(data.categories), *_left_out(strays)))
 
@@ -156,8 +154,11 @@ def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[st
     said = schemas.read_as(schemas.PredictedPanoptic, given, where, hint=hint)
     of_image = f"{where} (image_id {said.image_id!r}): a segment"
     infos = [schemas.read_as(schemas.PredictedSegment, info, of_image, hint=hint) for info in said.segments_info]
-    return {"image_id": schemas.same_key(said.image_id, ids), "file_name": said.file_name,
-            "segments_info": [info.model_dump() for info in infos]}  # fmt: skip
+    return {
+        "image_id": schemas.same_key(said.image_id, ids),
+        "file_name": said.file_name,
+        "segments_info": [info.model_dump() for info in infos],
+    }
 
 
 # --- COCO instances ---------------------------------------------------------------------------------------------------
@@ -191,8 +192,10 @@ class InstanceFile:
                 f"image_id {strange[0]!r}.",
                 hint="Are the annotations those of another split?",
             )
-        reads = [_InstanceRead(by_id.get(key, []), numbers, data.categories, f"{self.where}: image_id {key!r}")
-                 for key in keys]  # fmt: skip
+        reads = [
+            _InstanceRead(by_id.get(key, []), numbers, data.categories, f"{self.where}: image_id {key!r}")
+            for key in keys
+        ]
         empty = sum(key not in by_id for key in keys)
         notes = (f"{empty} of {len(keys)} annotated pictures have no objects in the predictions",) if empty else ()
         return Matched(reads, notes)
@@ -201,9 +204,12 @@ class InstanceFile:
 def _read_object(given: Any, numbers: dict[int, int], where: str) -> dict[str, Any]:
     """An object whose image_id, category_id and score are numbers; as it is, where they are."""
     is_plain = (
-        type(given) is dict and type(given.get("image_id")) in (int, str) and type(given.get("category_id")) is int
-        and type(given.get("score")) is float and math.isfinite(given["score"])
-    )  # fmt: skip
+        type(given) is dict
+        and type(given.get("image_id")) in (int, str)
+        and type(given.get("category_id")) is int
+        and type(given.get("score")) is float
+        and math.isfinite(given["score"])
+    )
     if not is_plain:
         said = schemas.read_as(schemas.Prediction, given, where, hint="Write the predictions again.")
         given = {**given, **said.model_dump()}

@@ -40,10 +40,18 @@ _LOOKED_AT = 50
 
 
 def score(
-    predictions: Path, ground_truth: Path, metrics: Sequence[str] | None = None, *,
-    predictions_folder: Path | None = None, ground_truth_folder: Path | None = None, split: str = "val",
-    classes: str | Path | None = None, max_dets: int | None = None, workers: int = 2,
-    on_progress: Callable[[Progress], None] | None = None, trust_code: bool = False,
+    predictions: Path,
+    ground_truth: Path,
+    metrics: Sequence[str] | None = None,
+    *,
+    predictions_folder: Path | None = None,
+    ground_truth_folder: Path | None = None,
+    split: str = "val",
+    classes: str | Path | None = None,
+    max_dets: int | None = None,
+    workers: int = 2,
+    on_progress: Callable[[Progress], None] | None = None,
+    trust_code: bool = False,
 ) -> EvalResult:
     """Score predictions that any tool wrote.
 
@@ -71,7 +79,12 @@ def score(
     found = open_predictions(predictions, folder=predictions_folder)
     data = open_truth(ground_truth, found.task, folder=ground_truth_folder, split=split, classes=classes)
     made, notes = choose(
-        known_names(metrics or ()), data.categories, [found.task], found.task, max_dets=max_dets, model="these files",
+        known_names(metrics or ()),
+        data.categories,
+        [found.task],
+        found.task,
+        max_dets=max_dets,
+        model="these files",
         trust_code=trust_code,
     )
     matched = found.match(data)

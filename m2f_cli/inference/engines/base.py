@@ -65,13 +65,17 @@ class Description:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        own = {name: getattr(self, name) for name in
-               ("source", "size", "batch", "multiple", "normalised", "precision", "postprocess", "extra")}  # fmt: skip
+        own = {
+            name: getattr(self, name)
+            for name in ("source", "size", "batch", "multiple", "normalised", "precision", "postprocess", "extra")
+        }
         tree = {
-            "schema_version": SCHEMA_VERSION, "m2f": __version__, **own,
+            "schema_version": SCHEMA_VERSION,
+            "m2f": __version__,
+            **own,
             "categories": [category.to_dict() for category in self.categories],
             "config": self.config.model_dump(mode="json", exclude_none=True),
-        }  # fmt: skip
+        }
         return json_text(tree)
 
     @classmethod
@@ -94,8 +98,9 @@ class Description:
             return cls(
                 config=configuration.parse(tree.pop("config"), where),
                 categories=tuple(Category.from_dict(record) for record in tree.pop("categories")),
-                size=None if size is None else (int(size[0]), int(size[1])), **tree,
-            )  # fmt: skip
+                size=None if size is None else (int(size[0]), int(size[1])),
+                **tree,
+            )
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise WeightsError(f"The description in {where} is damaged: {error}.") from error
 
@@ -152,8 +157,13 @@ def engine_for(path: Path) -> str | None:
 
 
 def load(
-    path: str | Path, *, engine: str | None = None, task: Task | None = None, device: str = "auto",
-    precision: str = "fp32", trust_code: bool = False,
+    path: str | Path,
+    *,
+    engine: str | None = None,
+    task: Task | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    trust_code: bool = False,
 ) -> EngineSegmenter:
     """Open an exported file.
 
@@ -194,9 +204,13 @@ class EngineSegmenter(Segmenter):
         self.config, self.categories = described.config, described.categories
         self.device, self.precision = engine.device, described.precision
         self.source = source or described.source
-        self.notes = [] if described.size is None else [
-            f"The file takes pictures of {described.size[0]} x {described.size[1]}: others are fitted into that size."
-        ]
+        self.notes = (
+            []
+            if described.size is None
+            else [
+                f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."
+            ]
+        )
         self.default_task = self.check_task(task or self.config.task)
 
     def input_shape(self, height: int, width: int) -> Size:
@@ -249,8 +263,10 @@ class EngineSegmenter(Segmenter):
     def _run(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """A batch of any length, also where the file's own is fixed: the last one is filled up with zeros."""
         if self.description.normalised:
-            mean, std = (torch.tensor(values, device=images_BCHW.device)[:, None, None]
-                         for values in (self.config.input.mean, self.config.input.std))  # fmt: skip
+            mean, std = (
+                torch.tensor(values, device=images_BCHW.device)[:, None, None]
+                for values in (self.config.input.mean, self.config.input.std)
+            )
             images_BCHW = images_BCHW * std + mean
         count, size = len(images_BCHW), self.description.batch or len(images_BCHW)
         missing = -count % size

@@ -84,8 +84,9 @@ class Joiner:
                 older, newer = sorted((self.root(first.number), self.root(second.number)))
                 self.parents[newer] = older
             else:  # one of the two shows the same pixels as a thing that is already found
-                self.covered |= {each.number for each in (first, second)
-                                 if each.number not in taken and common >= SHARED * each.area}
+                self.covered |= {
+                    each.number for each in (first, second) if each.number not in taken and common >= SHARED * each.area
+                }
 
 
 def _candidates(old: list[Piece], new: list[Piece], both: Box) -> Iterable[tuple[float, Piece, Piece, int]]:

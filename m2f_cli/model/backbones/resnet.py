@@ -24,7 +24,10 @@ def fixed_affine_bn(channels: int) -> nn.BatchNorm2d:
 
 # SyncBN is ordinary batch norm until training converts it for several processes.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "frozen_bn": FrozenBatchNorm, "fixed_affine_bn": fixed_affine_bn, "sync_bn": nn.BatchNorm2d, "bn": nn.BatchNorm2d,
+    "frozen_bn": FrozenBatchNorm,
+    "fixed_affine_bn": fixed_affine_bn,
+    "sync_bn": nn.BatchNorm2d,
+    "bn": nn.BatchNorm2d,
 }
 
 
@@ -75,8 +78,14 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int, stem: Literal["basic", "deeplab"], norm: str, *,
-        stem_channels: int = 64, width: int = 64, pretrained: str | None = None,
+        self,
+        depth: int,
+        stem: Literal["basic", "deeplab"],
+        norm: str,
+        *,
+        stem_channels: int = 64,
+        width: int = 64,
+        pretrained: str | None = None,
     ):
         super().__init__()
         if depth not in DEPTHS or norm not in NORMS or stem not in ("basic", "deeplab"):

@@ -342,7 +342,13 @@ class Swin(nn.Module):
     """
 
     def __init__(
-        self, embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], window_size: int, drop_path: float, *,
+        self,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int,
+        drop_path: float,
+        *,
         pretrained: str | None = None,
     ):
         super().__init__()

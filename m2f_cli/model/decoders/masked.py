@@ -57,7 +57,12 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(
-        self, x_BQC: Tensor, position_QC: Tensor | float, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor,
+        self,
+        x_BQC: Tensor,
+        position_QC: Tensor | float,
+        key_BSC: Tensor,
+        value_BSC: Tensor,
+        may_attend_BQS: Tensor,
         may_see_1QQ: Tensor | None = None,
     ) -> Tensor:
         """Keys and values are those of `keys_and_values`."""
@@ -82,8 +87,17 @@ class MaskedDecoder(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_dim: int, mask_dim: int, dim: int, num_queries: int, num_layers: int,
-        num_heads: int, ffn_dim: int, num_levels: int = 3, piloted: bool = False,
+        self,
+        num_classes: int,
+        in_dim: int,
+        mask_dim: int,
+        dim: int,
+        num_queries: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_levels: int = 3,
+        piloted: bool = False,
         query_positions: bool | None = None,
     ):
         super().__init__()

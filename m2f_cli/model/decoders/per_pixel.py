@@ -54,11 +54,31 @@ class PerPixelPlusDecoder(PlainDecoder):
     """PerPixelBaseline+: MaskFormer's decoder with one query per class and no class head."""
 
     def __init__(
-        self, num_classes: int, in_dim: int, mask_dim: int, dim: int, num_layers: int, num_heads: int, ffn_dim: int,
-        dropout: float, enforce_input_proj: bool = False, pre_norm: bool = False, deep_supervision: bool = True,
+        self,
+        num_classes: int,
+        in_dim: int,
+        mask_dim: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        enforce_input_proj: bool = False,
+        pre_norm: bool = False,
+        deep_supervision: bool = True,
     ):
         super().__init__(
-            num_classes, in_dim, mask_dim, dim, num_classes, num_layers, num_heads, ffn_dim, dropout,
-            enforce_input_proj, pre_norm, deep_supervision,
+            num_classes,
+            in_dim,
+            mask_dim,
+            dim,
+            num_classes,
+            num_layers,
+            num_heads,
+            ffn_dim,
+            dropout,
+            enforce_input_proj,
+            pre_norm,
+            deep_supervision,
         )
         self.class_embed = FixedClasses(num_classes)

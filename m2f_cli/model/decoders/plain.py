@@ -60,8 +60,18 @@ class PlainDecoder(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_dim: int, mask_dim: int, dim: int, num_queries: int, num_layers: int,
-        num_heads: int, ffn_dim: int, dropout: float, enforce_input_proj: bool = False, pre_norm: bool = False,
+        self,
+        num_classes: int,
+        in_dim: int,
+        mask_dim: int,
+        dim: int,
+        num_queries: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        enforce_input_proj: bool = False,
+        pre_norm: bool = False,
         deep_supervision: bool = True,
     ):
         super().__init__()
@@ -69,9 +79,7 @@ class PlainDecoder(nn.Module):
         self.input_proj = nn.Conv2d(in_dim, dim, 1) if in_dim != dim or enforce_input_proj else None
         self.query_embed = nn.Embedding(num_queries, dim)
         # Not "layers" and "norm" as in Mask2Former's decoder: other tools call the two differently (weights/tables.py).
-        self.blocks = nn.ModuleList(
-            PlainLayer(dim, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_layers)
-        )
+        self.blocks = nn.ModuleList(PlainLayer(dim, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_layers))
         self.output_norm = nn.LayerNorm(dim)
         self.class_embed: nn.Module = Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)

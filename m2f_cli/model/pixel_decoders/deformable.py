@@ -103,8 +103,13 @@ class DeformableAttention(nn.Module):
             bias.copy_(offsets.expand_as(bias))
 
     def forward(
-        self, query_BNC: Tensor, value_BSC: Tensor, references: Tensor, shapes: Shapes,
-        valid_BS: Tensor | None = None, residual: Tensor | None = None,
+        self,
+        query_BNC: Tensor,
+        value_BSC: Tensor,
+        references: Tensor,
+        shapes: Shapes,
+        valid_BS: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -178,7 +183,13 @@ class DeformablePixelDecoder(nn.Module):
     encoder_strides = (32, 16, 8)
 
     def __init__(
-        self, channels: Mapping[int, int], dim: int, mask_dim: int, num_layers: int, ffn_dim: int, num_heads: int,
+        self,
+        channels: Mapping[int, int],
+        dim: int,
+        mask_dim: int,
+        num_layers: int,
+        ffn_dim: int,
+        num_heads: int,
         num_points: int,
     ):
         super().__init__()

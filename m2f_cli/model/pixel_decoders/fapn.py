@@ -56,7 +56,11 @@ class FeatureAlignment(nn.Module):
         found = self.offsets(self.compare(torch.cat([fine_BCHW, 2 * coarse_BCHW], dim=1)))
         places = 2 * self.groups * KERNEL**2  # y and x of each point, then how much it counts
         moved_BCHW = deform_conv2d(
-            coarse_BCHW, found[:, :places], self.align.weight, self.align.bias, padding=KERNEL // 2,
+            coarse_BCHW,
+            found[:, :places],
+            self.align.weight,
+            self.align.bias,
+            padding=KERNEL // 2,
             mask=found[:, places:].sigmoid(),
         )
         return F.relu(moved_BCHW)

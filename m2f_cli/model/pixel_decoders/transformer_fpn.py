@@ -37,7 +37,13 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
     """
 
     def __init__(
-        self, channels: Mapping[int, int], dim: int, mask_dim: int, num_layers: int, num_heads: int, ffn_dim: int,
+        self,
+        channels: Mapping[int, int],
+        dim: int,
+        mask_dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
         dropout: float,
     ):
         super().__init__(channels, dim, mask_dim)

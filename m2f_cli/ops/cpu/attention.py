@@ -46,8 +46,15 @@ def choose(q: Tensor, num_keys: int) -> str:
 
 
 def attention(
-    q_BAQD: Tensor, k_BASD: Tensor, v_BASD: Tensor, bias: Tensor | None = None, *, may_attend: Tensor | None = None,
-    dropout: float = 0.0, impl: str | None = None, out_BQAD: Tensor | None = None,
+    q_BAQD: Tensor,
+    k_BASD: Tensor,
+    v_BASD: Tensor,
+    bias: Tensor | None = None,
+    *,
+    may_attend: Tensor | None = None,
+    dropout: float = 0.0,
+    impl: str | None = None,
+    out_BQAD: Tensor | None = None,
 ) -> Tensor:
     """(B, A, Q, D): for each query and head, the mean of the values, weighted.
 

@@ -62,8 +62,14 @@ def has_fused(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def conv2d(
-    conv: nn.Conv2d, x_BCHW: Tensor, weight: Tensor, bias_O: Tensor | None = None, *, relu: bool = False,
-    residual: Tensor | None = None, impl: str | None = None,
+    conv: nn.Conv2d,
+    x_BCHW: Tensor,
+    weight: Tensor,
+    bias_O: Tensor | None = None,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+    impl: str | None = None,
 ) -> Tensor:
     """A convolution with stride, padding, dilation and groups of `conv`, and what follows it.
 

@@ -39,7 +39,12 @@ def choose(x: Tensor) -> str:
 
 
 def feed_forward(
-    x: Tensor, first: Linear, second: Linear, activation: str, residual: Tensor | None = None, *,
+    x: Tensor,
+    first: Linear,
+    second: Linear,
+    activation: str,
+    residual: Tensor | None = None,
+    *,
     impl: str | None = None,
 ) -> Tensor:
     """`second(activation(first(x)))`: (..., I) → (..., O), plus the residual.

@@ -91,8 +91,11 @@ def has_fused(dtype: torch.dtype = torch.float32) -> bool:
         lowered = [tensor.to(dtype) for tensor in (x, weight, bias)]
         try:
             in_order = packed(lowered[1], len(x))
-            found = (_fused(*lowered, "gelu", None), _fused(*lowered, None, expected.to(dtype)),
-                     _fused(lowered[0], in_order, lowered[2], None, None))  # fmt: skip
+            found = (
+                _fused(*lowered, "gelu", None),
+                _fused(*lowered, None, expected.to(dtype)),
+                _fused(lowered[0], in_order, lowered[2], None, None),
+            )
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
         pairs = zip(found, (F.gelu(expected), 2 * expected, expected), strict=True)
@@ -109,8 +112,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": F.ge
 
 
 def linear(
-    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, activation: str | None = None,
-    residual: Tensor | None = None, impl: str | None = None,
+    x: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    impl: str | None = None,
 ) -> Tensor:
     """`torch.nn.functional.linear`: (..., I) → (..., O), and what follows it.
 

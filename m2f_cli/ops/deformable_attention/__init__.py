@@ -286,9 +286,7 @@ class _Bag(torch.autograd.Function):
         return grad_value, grad_x, grad_y, grad_weights, None
 
 
-def _hats(
-    x: Tensor, last: Tensor, one_wide: Tensor | None, shape: Sequence[int]
-) -> tuple[list[Tensor], list[Tensor]]:
+def _hats(x: Tensor, last: Tensor, one_wide: Tensor | None, shape: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     """Weights of both neighbours of `_neighbours`, and their slopes; the last dimension in this shape."""
     left, w_left, w_right = _neighbours(x, last, one_wide)
     slope_left, slope_right = _hat_slope(x - left), _hat_slope(x - left - 1)

@@ -67,14 +67,22 @@ def _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
 
 
 @torch.library.custom_op(
-    "m2f::deform_attn_backward", mutates_args=(),
+    "m2f::deform_attn_backward",
+    mutates_args=(),
     schema=f"(Tensor grad_BNC, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _deform_attn_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     grad_value = torch.zeros(value_BSAD.shape, dtype=torch.float32, device=value_BSAD.device)
     per_sample = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x_BNALP, y_BNALP, weights_BNALP)]
     _launch(
-        _backward_kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, grad_BNC.contiguous(), grad_value,
+        _backward_kernel,
+        value_BSAD,
+        sizes,
+        x_BNALP,
+        y_BNALP,
+        weights_BNALP,
+        grad_BNC.contiguous(),
+        grad_value,
         *per_sample,
     )
     return grad_value.to(value_BSAD.dtype), *per_sample
@@ -110,8 +118,18 @@ def _launch(kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, *results
     inputs = [t.contiguous() for t in (value_BSAD, x_BNALP, y_BNALP, weights_BNALP)]
     with torch.cuda.device_of(value_BSAD):  # Triton launches on the current device
         kernel[(triton.cdiv(B * N * A, block_r),)](
-            _levels(tuple(sizes), value_BSAD.device), *inputs, *results, B * N * A, S, N, A, D,
-            L=L, P=P, BLOCK_R=block_r, BLOCK_D=block_d,
+            _levels(tuple(sizes), value_BSAD.device),
+            *inputs,
+            *results,
+            B * N * A,
+            S,
+            N,
+            A,
+            D,
+            L=L,
+            P=P,
+            BLOCK_R=block_r,
+            BLOCK_D=block_d,
         )
 
 
@@ -168,8 +186,21 @@ def _corner(px, py, height, width, right: tl.constexpr, below: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    levels, value, x, y, weights, output, rows, S, N, A, D,
-    L: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    levels,
+    value,
+    x,
+    y,
+    weights,
+    output,
+    rows,
+    S,
+    N,
+    A,
+    D,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     row, result, head, exists, cells = _block(rows, S, N, A, D, BLOCK_R, BLOCK_D)
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
@@ -187,8 +218,25 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    levels, value, x, y, weights, grad, grad_value, grad_x, grad_y, grad_weights, rows, S, N, A, D,
-    L: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    levels,
+    value,
+    x,
+    y,
+    weights,
+    grad,
+    grad_value,
+    grad_x,
+    grad_y,
+    grad_weights,
+    rows,
+    S,
+    N,
+    A,
+    D,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     row, result, head, exists, cells = _block(rows, S, N, A, D, BLOCK_R, BLOCK_D)
     grads = tl.load(grad + result, mask=cells, other=0.0).to(tl.float32)

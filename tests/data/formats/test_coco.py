@@ -53,11 +53,14 @@ def test_polygons_and_both_kinds_of_run_lengths(tmp_path):
     mask_HW = plane((1, 3, 4, 9, 20)) > 0
     packed = rle_of(mask_HW)
     counts = np.diff(np.flatnonzero(np.diff(mask_HW.T.ravel().astype(int), prepend=-1, append=-1))).tolist()
-    folder = coco_instances(tmp_path, [
-        annotation(1, 1, 17, [TRIANGLE, rectangle(12, 1, 15, 5)], area=62.0),
-        annotation(2, 1, 3, {"size": list(SIZE), "counts": packed["counts"].decode()}),
-        annotation(3, 1, 3, {"size": list(SIZE), "counts": counts}, iscrowd=1),
-    ])  # fmt: skip
+    folder = coco_instances(
+        tmp_path,
+        [
+            annotation(1, 1, 17, [TRIANGLE, rectangle(12, 1, 15, 5)], area=62.0),
+            annotation(2, 1, 3, {"size": list(SIZE), "counts": packed["counts"].decode()}),
+            annotation(3, 1, 3, {"size": list(SIZE), "counts": counts}, iscrowd=1),
+        ],
+    )
     data = open_data(folder, "val")
     assert (data.format, data.task, len(data)) == ("coco-instance", "instance", 1)
     assert [(c.id, c.name, c.isthing) for c in data.categories] == [(3, "cat", True), (17, "dog", True)]
@@ -100,22 +103,25 @@ def test_polygons_that_cover_nothing_are_left_out(tmp_path):
     assert [len(item.shape) for item in truth.objects] == [1]
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"segmentation": []}, ["annotation 7", "1.jpg", "Boxes are not enough"]),
-    ({"segmentation": None}, ["annotation 7", "None"]),
-    ({"segmentation": [[1, 2, 3, 4, 5]]}, ["annotation 7", "x, y"]),
-    ({"segmentation": [[1, 2, 3, 4, 5, "six"]]}, ["annotation 7", "x, y"]),
-    ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, ["annotation 7", "finite"]),
-    ({"segmentation": {"size": [30, 20], "counts": [600]}}, ["[30, 20]", "[20, 30]"]),
-    ({"segmentation": {"size": [20, 30], "counts": [599]}}, ["599", "600"]),
-    ({"segmentation": {"size": [20, 30], "counts": [700, -100]}}, ["annotation 7"]),
-    ({"segmentation": {"size": [20, 30], "counts": "3"}}, ["600"]),
-    ({"segmentation": {"size": [20, 30], "counts": ""}}, ["600"]),
-    ({"segmentation": {"size": [20, 30], "counts": 5}}, ["counts"]),
-    ({"category_id": 200}, ["200", "3 to 17"]),
-    ({"category_id": None}, ["None", "3 to 17"]),
-    ({"category_id": [3]}, ["[3]"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"segmentation": []}, ["annotation 7", "1.jpg", "Boxes are not enough"]),
+        ({"segmentation": None}, ["annotation 7", "None"]),
+        ({"segmentation": [[1, 2, 3, 4, 5]]}, ["annotation 7", "x, y"]),
+        ({"segmentation": [[1, 2, 3, 4, 5, "six"]]}, ["annotation 7", "x, y"]),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, ["annotation 7", "finite"]),
+        ({"segmentation": {"size": [30, 20], "counts": [600]}}, ["[30, 20]", "[20, 30]"]),
+        ({"segmentation": {"size": [20, 30], "counts": [599]}}, ["599", "600"]),
+        ({"segmentation": {"size": [20, 30], "counts": [700, -100]}}, ["annotation 7"]),
+        ({"segmentation": {"size": [20, 30], "counts": "3"}}, ["600"]),
+        ({"segmentation": {"size": [20, 30], "counts": ""}}, ["600"]),
+        ({"segmentation": {"size": [20, 30], "counts": 5}}, ["counts"]),
+        ({"category_id": 200}, ["200", "3 to 17"]),
+        ({"category_id": None}, ["None", "3 to 17"]),
+        ({"category_id": [3]}, ["[3]"]),
+    ],
+)
 def test_a_broken_annotation_is_an_error_of_its_picture_alone(tmp_path, change, words):
     rows = [{**annotation(7, 1, 3, [TRIANGLE]), **change}, annotation(8, 2, 3, [TRIANGLE])]
     broken, whole = open_data(coco_instances(tmp_path, rows, count=2), "val").records
@@ -125,19 +131,25 @@ def test_a_broken_annotation_is_an_error_of_its_picture_alone(tmp_path, change, 
     assert all(word in str(error.value) for word in [*words, "instances_val2017.json"]), str(error.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ('{"images": [', ["not valid json", "line 1"]),
-    ("[]", ["images"]),
-    ('{"images": [], "annotations": []}', ["categories"]),
-    ('{"images": [], "annotations": [], "categories": []}', ["no pictures"]),
-    ('{"images": [{"file_name": "a.jpg"}], "annotations": [], "categories": []}', ["'id'"]),
-    ('{"images": [{"id": 1}], "annotations": [], "categories": []}', ["'file_name'"]),
-    ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"id": 1}], "categories": []}', ["image_id"]),
-    ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": []}', ["no categories"]),
-    ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": [{"id": 1}]}', ["name"]),
-    ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": '
-     '[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', ["two categories", "'a'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"images": [', ["not valid json", "line 1"]),
+        ("[]", ["images"]),
+        ('{"images": [], "annotations": []}', ["categories"]),
+        ('{"images": [], "annotations": [], "categories": []}', ["no pictures"]),
+        ('{"images": [{"file_name": "a.jpg"}], "annotations": [], "categories": []}', ["'id'"]),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', ["'file_name'"]),
+        ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"id": 1}], "categories": []}', ["image_id"]),
+        ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": []}', ["no categories"]),
+        ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": [{"id": 1}]}', ["name"]),
+        (
+            '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": '
+            '[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}',
+            ["two categories", "'a'"],
+        ),
+    ],
+)
 def test_a_damaged_json_is_an_error_that_names_it(tmp_path, text, words):
     folder = coco_instances(tmp_path, [])
     path = folder / "annotations" / "instances_val2017.json"

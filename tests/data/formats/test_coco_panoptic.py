@@ -90,11 +90,14 @@ def test_a_segment_without_a_pixel_stays(tmp_path):
     assert [s.id for s in truth.segments] == [70000, 300, 5, 9]
 
 
-@pytest.mark.parametrize(("segments", "ids_HW", "words"), [
-    (SEGMENTS[:2], IDS, ["1.png", "segment 5", "panoptic_val2017.json"]),
-    ([{**SEGMENTS[0], "category_id": 4}, *SEGMENTS[1:]], IDS, ["category_id 4", "3 to 200"]),
-    (SEGMENTS, IDS[:10], ["1.png", "10 x 30", "20 x 30"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("segments", "ids_HW", "words"),
+    [
+        (SEGMENTS[:2], IDS, ["1.png", "segment 5", "panoptic_val2017.json"]),
+        ([{**SEGMENTS[0], "category_id": 4}, *SEGMENTS[1:]], IDS, ["category_id 4", "3 to 200"]),
+        (SEGMENTS, IDS[:10], ["1.png", "10 x 30", "20 x 30"]),
+    ],
+)
 def test_png_and_json_that_do_not_fit(tmp_path, segments, ids_HW, words):
     with pytest.raises(DataError) as error:
         only_truth(open_data(coco_panoptic(tmp_path, segments=segments, ids_HW=ids_HW), "val"))
@@ -135,9 +138,13 @@ def test_an_instance_json_under_a_panoptic_name(tmp_path):
 # --- real data --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("split", "pictures", "segments", "crowds", "classes"), [
-    ("train", 80, 891, 5, 111), ("val", 80, 834, 3, 121),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("split", "pictures", "segments", "crowds", "classes"),
+    [
+        ("train", 80, 891, 5, 111),
+        ("val", 80, 834, 3, 121),
+    ],
+)
 def test_real_coco_panoptic(shared_dir, split, pictures, segments, crowds, classes):
     folder = shared_dir / "data" / "coco_panoptic_160"
     data = open_data(folder, split)

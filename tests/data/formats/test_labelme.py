@@ -57,14 +57,17 @@ def test_one_folder_without_splits(tmp_path):
 def test_kinds_of_shapes(tmp_path):
     inside = np.ones((3, 4), bool)
     inside[1, 1] = False
-    labelme(tmp_path, [
-        shape("cat", "rectangle", [[10, 12], [2, 5]]),
-        shape("dog", "circle", [[15, 10], [15, 15]]),
-        shape("dog", "mask", [[20, 6], [23, 8]], mask=png(inside)),
-        shape("cat", "line", [[0, 0], [5, 5]]),
-        shape("cat", "point", [[1, 1]]),
-        shape("cat", None, [[0, 0], [4, 0], [4, 4], [0, 4]]),
-    ])  # fmt: skip
+    labelme(
+        tmp_path,
+        [
+            shape("cat", "rectangle", [[10, 12], [2, 5]]),
+            shape("dog", "circle", [[15, 10], [15, 15]]),
+            shape("dog", "mask", [[20, 6], [23, 8]], mask=png(inside)),
+            shape("cat", "line", [[0, 0], [5, 5]]),
+            shape("cat", "point", [[1, 1]]),
+            shape("cat", None, [[0, 0], [4, 0], [4, 4], [0, 4]]),
+        ],
+    )
     rectangle, circle, mask, plain = objects(tmp_path)
     assert [name for name, _, _ in (rectangle, circle, mask, plain)] == ["cat", "dog", "dog", "cat"]
     assert np.array_equal(rectangle[2], box(5, 2, 12, 10))
@@ -77,13 +80,16 @@ def test_kinds_of_shapes(tmp_path):
 
 def test_groups_and_crowds(tmp_path):
     square = [[0, 0], [4, 0], [4, 4], [0, 4]]
-    labelme(tmp_path, [
-        shape("dog", "polygon", square, group_id=1),
-        shape("dog", "rectangle", [[10, 0], [14, 4]], group_id=1),
-        shape("cat", "polygon", square, group_id=1),  # another label: another object
-        shape("dog", "mask", [[20, 0], [21, 1]], group_id=1, mask=png(np.ones((2, 2), bool))),
-        shape("dog", "polygon", square, flags={"iscrowd": True}),
-    ])  # fmt: skip
+    labelme(
+        tmp_path,
+        [
+            shape("dog", "polygon", square, group_id=1),
+            shape("dog", "rectangle", [[10, 0], [14, 4]], group_id=1),
+            shape("cat", "polygon", square, group_id=1),  # another label: another object
+            shape("dog", "mask", [[20, 0], [21, 1]], group_id=1, mask=png(np.ones((2, 2), bool))),
+            shape("dog", "polygon", square, flags={"iscrowd": True}),
+        ],
+    )
     dog, cat, crowd = objects(tmp_path)
     assert np.array_equal(dog[2], box(0, 0, 4, 4) | box(0, 10, 4, 14) | box(0, 20, 2, 22))
     assert cat[0] == "cat"
@@ -127,15 +133,18 @@ def test_pictures_elsewhere_and_inside(tmp_path):
     assert len(record.read_truth().objects) == 1
 
 
-@pytest.mark.parametrize(("shapes", "words"), [
-    ([shape("dog", "polygon", [[0, 0], ["x", 1], [2, 2]])], "pairs of numbers"),
-    ([shape("dog", "rectangle", [[0, 0]])], "rectangle has the points"),
-    ([shape("dog", "polygon", [[0, 0], [float("nan"), 1], [2, 2]])], "polygon has the points"),
-    ([shape("dog", "mask", [[0, 0], [1, 1]], mask="AAAA")], "no PNG"),
-    ([shape("dog", "mask", [[0, 0], [1, 1]])], "no PNG"),
-    ([shape("dog", "mask", [[29, 0], [30, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
-    ([shape("dog", "mask", [[-1, 0], [0, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ([shape("dog", "polygon", [[0, 0], ["x", 1], [2, 2]])], "pairs of numbers"),
+        ([shape("dog", "rectangle", [[0, 0]])], "rectangle has the points"),
+        ([shape("dog", "polygon", [[0, 0], [float("nan"), 1], [2, 2]])], "polygon has the points"),
+        ([shape("dog", "mask", [[0, 0], [1, 1]], mask="AAAA")], "no PNG"),
+        ([shape("dog", "mask", [[0, 0], [1, 1]])], "no PNG"),
+        ([shape("dog", "mask", [[29, 0], [30, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
+        ([shape("dog", "mask", [[-1, 0], [0, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
+    ],
+)
 def test_damaged_shapes(tmp_path, shapes, words):
     record = open_data(labelme(tmp_path, shapes), "train").records[0]
     with pytest.raises(DataError, match=words) as caught:

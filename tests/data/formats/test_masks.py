@@ -76,10 +76,15 @@ def test_classes_yaml_gives_names_colours_and_what_is_ignored(tmp_path):
     assert [c.isthing for c in open_data(folder, "train").categories] == [True, False]
 
 
-@pytest.mark.parametrize(("text", "word"), [
-    ("names: {0: x, 2: y}", "without gaps"), ("names: []", "should be a list"), ("names: [x, x]", "two classes"),
-    ("names: [x, y]\nnum_classes: 3", "num_classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("names: {0: x, 2: y}", "without gaps"),
+        ("names: []", "should be a list"),
+        ("names: [x, x]", "two classes"),
+        ("names: [x, y]\nnum_classes: 3", "num_classes"),
+    ],
+)
 def test_classes_yaml_that_contradicts_itself(tmp_path, text, word):
     folder = label_maps(tmp_path, [VALUES], classes=None)
     write_text(folder / "classes.yaml", text)
@@ -117,10 +122,15 @@ def test_a_label_map_is_all_that_is_known(tmp_path):
         only_truth(open_data(folder, "train", label_map={1: "a", 2: "b"}))
 
 
-@pytest.mark.parametrize(("label_map", "words"), [
-    ({0: "aa"}, "class named 'aa'"), ({0: 3}, "class number 3; there are 0 to 2"), ({-1: "a"}, "-1"),
-    ({"0": "a"}, "'0'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("label_map", "words"),
+    [
+        ({0: "aa"}, "class named 'aa'"),
+        ({0: 3}, "class number 3; there are 0 to 2"),
+        ({-1: "a"}, "-1"),
+        ({"0": "a"}, "'0'"),
+    ],
+)
 def test_label_maps_that_make_no_sense(tmp_path, label_map, words):
     with pytest.raises(ConfigError, match=words):
         open_data(label_maps(tmp_path, [VALUES]), "train", label_map=label_map)
@@ -220,8 +230,13 @@ def test_cityscapes_panoptic(tmp_path):
     assert record.name == "aachen/aachen_000000_000019"
     truth = record.read_truth()
     found = [(s.id, data.categories[s.label].name, s.iscrowd) for s in truth.segments]
-    assert found == [(7, "road", False), (23, "sky", False), (24, "person", True), (26000, "car", False),
-                     (26001, "car", False)]  # fmt: skip
+    assert found == [
+        (7, "road", False),
+        (23, "sky", False),
+        (24, "person", True),
+        (26000, "car", False),
+        (26001, "car", False),
+    ]
     areas = {int(i): int((truth.ids_HW == i).sum()) for i in np.unique(truth.ids_HW)}
     assert areas == {0: 165, 7: 226, 23: 150, 24: 27, 26000: 20, 26001: 12}
 
@@ -241,8 +256,10 @@ def test_cityscapes_instances(tmp_path):
     assert names == ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
     objects = only_truth(data).objects
     assert [(names[o.label], o.iscrowd, int(coco_mask.area(o.shape))) for o in objects] == [
-        ("person", True, 27), ("car", False, 20), ("car", False, 12),
-    ]  # fmt: skip
+        ("person", True, 27),
+        ("car", False, 20),
+        ("car", False, 12),
+    ]
     assert any("polygons" in note for note in data.notes)
 
 
@@ -276,8 +293,11 @@ def test_ade20k_panoptic_and_instance_json(tmp_path):
     assert (len(data.categories), data.categories[1].name) == (100, "window")
     assert [item.label for item in only_truth(data).objects] == [1]
 
-    info = {"image_id": "ADE_train_00000001", "file_name": "a.png",
-            "segments_info": [{"id": 9, "category_id": 149, "iscrowd": 0}]}  # fmt: skip
+    info = {
+        "image_id": "ADE_train_00000001",
+        "file_name": "a.png",
+        "segments_info": [{"id": 9, "category_id": 149, "iscrowd": 0}],
+    }
     categories = [{"id": 0, "name": "wall", "isthing": 0}, {"id": 149, "name": "flag", "isthing": 1}]
     tree = {"images": images, "annotations": [info], "categories": categories}
     write_json(folder / "ade20k_panoptic_train.json", tree)

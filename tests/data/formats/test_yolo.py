@@ -45,17 +45,20 @@ def test_any_name_of_the_description(tmp_path):
     assert open_data(tmp_path, "val").format == "yolo-seg"
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("1 0.5 0.5 0.1 0.1", ["line 2", "box"]),
-    ("1 0.5 0.5 0.1", ["line 2", "class x y"]),
-    ("1 0.5 0.5 0.1 0.1 0.3 0.3 0.4", ["line 2", "class x y"]),
-    ("1.5 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "class x y"]),
-    ("cat 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "numbers"]),
-    ("1 10 20 50 20 50 70", ["line 2", "10 to 70", "0 to 1"]),
-    ("1 nan 0.2 0.5 0.2 0.5 0.7", ["line 2", "0 to 1"]),
-    ("nan 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "class x y"]),
-    ("2 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "category_id 2", "0 to 1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("1 0.5 0.5 0.1 0.1", ["line 2", "box"]),
+        ("1 0.5 0.5 0.1", ["line 2", "class x y"]),
+        ("1 0.5 0.5 0.1 0.1 0.3 0.3 0.4", ["line 2", "class x y"]),
+        ("1.5 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "class x y"]),
+        ("cat 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "numbers"]),
+        ("1 10 20 50 20 50 70", ["line 2", "10 to 70", "0 to 1"]),
+        ("1 nan 0.2 0.5 0.2 0.5 0.7", ["line 2", "0 to 1"]),
+        ("nan 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "class x y"]),
+        ("2 0.1 0.2 0.5 0.2 0.5 0.7", ["line 2", "category_id 2", "0 to 1"]),
+    ],
+)
 def test_lines_that_are_no_polygons(tmp_path, line, words):
     record = open_data(yolo_seg(tmp_path, f"\n{line}\n"), "val").records[0]
     with pytest.raises(DataError) as error:

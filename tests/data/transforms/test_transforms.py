@@ -474,9 +474,11 @@ def test_colour_jitter_is_the_published_one(which, order):
 
 def test_steps_from_a_configuration():
     components = [
-        Component(name="flip", p=0.5), Component(name="crop", height=3, width=4, category_max_area=1.0),
+        Component(name="flip", p=0.5),
+        Component(name="crop", height=3, width=4, category_max_area=1.0),
         Component(name="color_jitter", brightness=32, contrast=[0.5, 1.5], saturation=[0.5, 1.5], hue=18),
-        Component(name="pad", size=[8, 9], value="mean"), Component(name="drop_vanished"),
+        Component(name="pad", size=[8, 9], value="mean"),
+        Component(name="drop_vanished"),
     ]
     first, second, third, fourth, _ = steps = build_transforms(components)
     assert (first, second, fourth) == (Flip(0.5), RandomCrop(3, 4, 1.0), Pad("mean", [8, 9]))

@@ -166,7 +166,7 @@ def test_description_of_objects(tmp_path):
 
 
 def test_limit_spreads_over_the_split(tmp_path):
-    rows = [annotation(n, n, 17, [rectangle(1, 1, 9, 9)] ) for n in range(1, 11) for _ in range(n)]
+    rows = [annotation(n, n, 17, [rectangle(1, 1, 9, 9)]) for n in range(1, 11) for _ in range(n)]
     found = describe(open_data(coco_instances(tmp_path, rows, count=10), "val"), limit=5)
     assert (found.pictures, found.looked_at, found.objects) == (10, 5, (1, 3, 5, 7, 9))
 

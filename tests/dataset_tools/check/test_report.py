@@ -132,8 +132,16 @@ def test_the_report_is_plain_data(tmp_path):
     tree = report_of(label_maps(tmp_path, [MASK], split="val")).to_dict()
     assert json.loads(json.dumps(tree)) == tree
     train = tree["splits"]["train"]
-    assert train["classes"][1] == {"name": "b", "isthing": False, "pictures": 2, "objects": 2, "pixels": 200,
-                                   "small": 2, "medium": 0, "large": 0}  # fmt: skip
+    assert train["classes"][1] == {
+        "name": "b",
+        "isthing": False,
+        "pictures": 2,
+        "objects": 2,
+        "pixels": 200,
+        "small": 2,
+        "medium": 0,
+        "large": 0,
+    }
     assert train["sizes"] == [{"height": 20, "width": 30, "pictures": 2}]
     assert train["pictures_by_objects"] == [{"objects": 3, "pictures": 2}]
 
@@ -174,11 +182,15 @@ def unknown_value(folder):
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
-        (missing_picture, "missing-file"), (cut_picture, "damaged-picture"), (no_picture_at_all, "damaged-picture"),
-        (missing_mask, "missing-file"), (cut_mask, "damaged-annotation"), (mask_of_another_size, "size-mismatch"),
+        (missing_picture, "missing-file"),
+        (cut_picture, "damaged-picture"),
+        (no_picture_at_all, "damaged-picture"),
+        (missing_mask, "missing-file"),
+        (cut_mask, "damaged-annotation"),
+        (mask_of_another_size, "size-mismatch"),
         (unknown_value, "unknown-class"),
     ],
-)  # fmt: skip
+)
 def test_damage(tmp_path, damage, kind):
     folder = label_maps(tmp_path, [MASK] * 3)
     data = open_data(folder, "train")
@@ -305,7 +317,7 @@ def test_pictures_that_no_json_lists(tmp_path):
     found = [f for f in report_of(tmp_path).findings if f.kind.startswith("unused")]
     assert [(f.kind, f.message) for f in found] == [
         ("unused-pictures", f"1 picture in {tmp_path}/images is in no split, such as 5.jpg."),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("make", [cityscapes, coco_panoptic, yolo_seg, roboflow])

@@ -91,8 +91,10 @@ def test_the_json_of_segments_counts_their_pixels(tmp_path):
     convert(coco_panoptic(tmp_path / "a"), tmp_path / "b", "coco-panoptic")
     (row,) = json.loads((tmp_path / "b/annotations/panoptic_val.json").read_text())["annotations"]
     assert [(info["id"], info["area"], info["bbox"]) for info in row["segments_info"]] == [
-        (70000, 100, [0, 0, 10, 10]), (300, 100, [10, 0, 10, 10]), (5, 250, [0, 10, 25, 10]),
-    ]  # fmt: skip
+        (70000, 100, [0, 0, 10, 10]),
+        (300, 100, [10, 0, 10, 10]),
+        (5, 250, [0, 10, 25, 10]),
+    ]
 
 
 def test_cityscapes_itself(tmp_path):
@@ -138,8 +140,9 @@ def test_void_of_another_value_and_a_label_map(tmp_path):
     convert(folder, tmp_path / "b", "label-maps")
     assert np.array_equal(read_values(tmp_path / "b/labels/train/0.png"), VALUES)
     convert(folder, tmp_path / "c", "label-maps", label_map={0: "z", 1: None, 2: 0, 7: 1})
-    assert np.array_equal(read_values(tmp_path / "c/labels/train/0.png"),
-                          np.array([2, 255, 0, 1])[np.where(VALUES == 255, 3, VALUES)])  # fmt: skip
+    assert np.array_equal(
+        read_values(tmp_path / "c/labels/train/0.png"), np.array([2, 255, 0, 1])[np.where(VALUES == 255, 3, VALUES)]
+    )
 
 
 def test_label_maps_as_panoptic_and_back(tmp_path):
@@ -179,8 +182,10 @@ def few(request, tmp_path):
 @pytest.mark.parametrize("to", ["coco-instance", "yolo-seg", "labelme"])
 def test_segments_of_coco_as_objects(few, tmp_path, to):
     convert(few, tmp_path / "b", to)
-    wanted = {name: sorted(each for each in found if to != "yolo-seg" or not each[1])
-              for name, found in read(few, task="instance").items()}  # fmt: skip
+    wanted = {
+        name: sorted(each for each in found if to != "yolo-seg" or not each[1])
+        for name, found in read(few, task="instance").items()
+    }
     found = {name.removeprefix("val/"): sorted(each) for name, each in read(tmp_path / "b").items()}
     assert found == wanted
     assert sum(map(len, wanted.values())) > 10

@@ -95,8 +95,11 @@ def broken(folder):
 def test_broken_pictures_are_named_and_leave_nothing_behind(tmp_path, to):
     done = convert(broken(tmp_path / "a"), tmp_path / "b", to)
     assert [(name, reason.split()[0].rpartition("/")[2]) for _, name, reason in done.failures] == [
-        ("1", "1.jpg"), ("2", "2.jpg"), ("3", "3.png"), ("4", "The"),
-    ]  # fmt: skip
+        ("1", "1.jpg"),
+        ("2", "2.jpg"),
+        ("3", "3.png"),
+        ("4", "The"),
+    ]
     assert done.splits[0].pictures == 1
     assert len(read(tmp_path / "b", "train")) == 1
     files = [path for path in (tmp_path / "b").rglob("*") if path.suffix in (".png", ".jpg")]
@@ -131,8 +134,11 @@ def test_splits_of_other_tasks(tmp_path):
     write_picture(source / "images/validation/ADE_val_00000001.jpg")
     write_mask(source / "annotations/validation/ADE_val_00000001.png", plane((1, 0, 0, 5, 30)))
     with_segments = [{"id": 1, "name": "wall", "isthing": 0}]
-    tree = {"images": [image_entry(1, "ADE_train_00000001.jpg")], "categories": with_segments,
-            "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": []}]}  # fmt: skip
+    tree = {
+        "images": [image_entry(1, "ADE_train_00000001.jpg")],
+        "categories": with_segments,
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": []}],
+    }
     write_json(source / "ade20k_panoptic_train.json", tree)
     write_ids(source / "ade20k_panoptic_train/1.png", plane())
     with pytest.raises(DataError, match=r"ade20k_panoptic_val\.json is missing"):
@@ -188,8 +194,9 @@ def test_names_stay_below_their_folder(tmp_path):
     write_picture(source / "val" / "x.jpg")
     tree = {
         "images": [image_entry(1, "x.jpg"), image_entry(2, "../../outside.jpg")],
-        "annotations": [annotation(1, 2, 3, [rectangle(1, 2, 11, 7)])], "categories": [{"id": 3, "name": "cat"}],
-    }  # fmt: skip
+        "annotations": [annotation(1, 2, 3, [rectangle(1, 2, 11, 7)])],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
     write_json(source / "annotations" / "instances_val.json", tree)
     convert(source, tmp_path / "deep" / "b", "coco-instance")
     assert sorted(path.name for path in (tmp_path / "deep" / "b" / "val").iterdir()) == ["outside.jpg", "x.jpg"]

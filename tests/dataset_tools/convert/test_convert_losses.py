@@ -32,13 +32,16 @@ from m2f_cli.structures.categories import from_names
 
 
 def test_overlaps_go_to_the_smaller_object(tmp_path):
-    source = coco_instances(tmp_path / "a", [
-        annotation(1, 1, 3, [rectangle(2, 2, 6, 6)]),
-        annotation(2, 1, 17, [rectangle(0, 0, 10, 10)]),
-        annotation(3, 1, 3, [rectangle(4, 4, 6, 6)]),  # covered by nobody: it is the smallest
-        annotation(4, 1, 3, [rectangle(4, 4, 6, 6)]),  # the same again: hidden below or above it
-        annotation(5, 1, 17, [rectangle(0, 0, 30, 20)], iscrowd=1),
-    ])  # fmt: skip
+    source = coco_instances(
+        tmp_path / "a",
+        [
+            annotation(1, 1, 3, [rectangle(2, 2, 6, 6)]),
+            annotation(2, 1, 17, [rectangle(0, 0, 10, 10)]),
+            annotation(3, 1, 3, [rectangle(4, 4, 6, 6)]),  # covered by nobody: it is the smallest
+            annotation(4, 1, 3, [rectangle(4, 4, 6, 6)]),  # the same again: hidden below or above it
+            annotation(5, 1, 17, [rectangle(0, 0, 30, 20)], iscrowd=1),
+        ],
+    )
     done = convert(source, tmp_path / "b", "coco-panoptic")
     truth = open_data(tmp_path / "b", "val").records[0].read_truth()
     areas = sorted(int((truth.ids_HW == segment.id).sum()) for segment in truth.segments)
@@ -99,8 +102,11 @@ def test_connected_regions_become_objects(tmp_path):
 
 def test_segments_that_the_style_of_cityscapes_merges(tmp_path):
     ids_HW = plane((1, 0, 0, 5, 5), (2, 5, 5, 10, 10), (3, 10, 10, 12, 12))
-    segments = [{"id": 1, "category_id": 200, "iscrowd": 0}, {"id": 2, "category_id": 200, "iscrowd": 0},
-                {"id": 3, "category_id": 3, "iscrowd": 0}]  # fmt: skip
+    segments = [
+        {"id": 1, "category_id": 200, "iscrowd": 0},
+        {"id": 2, "category_id": 200, "iscrowd": 0},
+        {"id": 3, "category_id": 3, "iscrowd": 0},
+    ]
     done = convert(coco_panoptic(tmp_path / "a", ids_HW=ids_HW, segments=segments), tmp_path / "b", "cityscapes")
     assert kinds(done)["merged"] == 1
     assert len(open_data(tmp_path / "b", "val").records[0].read_truth().segments) == 2

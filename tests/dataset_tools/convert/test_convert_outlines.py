@@ -112,10 +112,13 @@ def test_same_pixels_tells_masks_apart():
     assert not same_pixels(encode(one), encode(moved))  # as large, elsewhere
 
 
-@pytest.mark.parametrize(("mask_HW", "kinds"), [
-    (ring(), ["mask"]),
-    (np.pad(np.ones((2, 2)), 3), ["polygon"]),
-    (np.hstack([np.pad(np.ones((2, 2)), 3)] * 2), ["polygon", "polygon"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mask_HW", "kinds"),
+    [
+        (ring(), ["mask"]),
+        (np.pad(np.ones((2, 2)), 3), ["polygon"]),
+        (np.hstack([np.pad(np.ones((2, 2)), 3)] * 2), ["polygon", "polygon"]),
+    ],
+)
 def test_labelme_gets_masks_where_there_are_holes(mask_HW, kinds):
     assert [part["shape_type"] for part in _parts(TrueObject(0, encode(mask_HW)), mask_HW.shape)] == kinds

@@ -183,8 +183,9 @@ def test_a_damaged_picture_is_named_and_the_rest_stays(ade):
     with pytest.raises(DataError, match="ADE_train_00000003.png is damaged"):
         prepare(ade)
     assert sorted(p.name for p in (ade / "annotations_detectron2" / "training").iterdir()) == [
-        "ADE_train_00000001.png", "ADE_train_00000002.png",
-    ]  # fmt: skip
+        "ADE_train_00000001.png",
+        "ADE_train_00000002.png",
+    ]
     broken.write_bytes(whole)
     assert made(prepare(ade)) == 3 * (COUNT + 2) - 2
 
@@ -265,8 +266,9 @@ def test_without_objects_it_is_good_for_semantic_models(ade):
     report = prepare(ade)
     assert any("semantic models only" in note and "annotations_instance.tar" in note for note in report.notes)
     assert sorted(stage.title for stage in report.stages) == [
-        "annotations_detectron2/training", "annotations_detectron2/validation",
-    ]  # fmt: skip
+        "annotations_detectron2/training",
+        "annotations_detectron2/validation",
+    ]
 
 
 def test_colours_of_a_hundred_objects_are_near_their_class_and_all_different():

@@ -11,8 +11,24 @@ from prepare_tools import pixels, prepare, save, zipped
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import DataError
 
-LABELS = ("road", "sky", "car", "car", "cargroup", "person", "persongroup", "polegroup", "caravan", "license plate",
-          "traffic light", "ego vehicle", "rider", "train", "bicyclegroup", "static")  # fmt: skip
+LABELS = (
+    "road",
+    "sky",
+    "car",
+    "car",
+    "cargroup",
+    "person",
+    "persongroup",
+    "polegroup",
+    "caravan",
+    "license plate",
+    "traffic light",
+    "ego vehicle",
+    "rider",
+    "train",
+    "bicyclegroup",
+    "static",
+)
 
 
 @pytest.fixture
@@ -43,8 +59,11 @@ def test_cityscapes_equals_the_official_scripts(cityscapes, tmp_path, capsys):
     prepare("cityscapes", cityscapes)
     polygons = sorted(cityscapes.rglob("*_polygons.json"))
     for path in polygons:
-        for kind, draw, encoding in (("labelIds", json2labelImg, "ids"), ("labelTrainIds", json2labelImg, "trainIds"),
-                                     ("instanceIds", json2instanceImg, "ids")):  # fmt: skip
+        for kind, draw, encoding in (
+            ("labelIds", json2labelImg, "ids"),
+            ("labelTrainIds", json2labelImg, "trainIds"),
+            ("instanceIds", json2instanceImg, "ids"),
+        ):
             official = tmp_path / "official.png"
             draw(str(path), str(official), encoding)
             ours = path.with_name(path.name.replace("_polygons.json", f"_{kind}.png"))
@@ -68,12 +87,21 @@ def test_cityscapes_by_hand(cityscapes):
         points = [[left, 5], [right, 5], [right, 9], [left, 9]]
         return {"label": label, "polygon": points, **more}
 
-    objects = [box("road", 0, 63), box("car", 0, 9), box("car", 10, 19, deleted=1), box("car", 20, 29),
-               box("cargroup", 30, 39), box("license plate", 2, 4), box("trailer", 40, 49)]  # fmt: skip
+    objects = [
+        box("road", 0, 63),
+        box("car", 0, 9),
+        box("car", 10, 19, deleted=1),
+        box("car", 20, 29),
+        box("cargroup", 30, 39),
+        box("license plate", 2, 4),
+        box("trailer", 40, 49),
+    ]
     path.write_text(json.dumps({"imgHeight": 40, "imgWidth": 64, "objects": objects}))
     prepare("cityscapes", cityscapes)
-    row = {kind: pixels(path.with_name(f"bonn_000002_000019_gtFine_{kind}.png"))[7, [3, 15, 25, 35, 45, 55]].tolist()
-           for kind in ("labelIds", "labelTrainIds", "instanceIds")}  # fmt: skip
+    row = {
+        kind: pixels(path.with_name(f"bonn_000002_000019_gtFine_{kind}.png"))[7, [3, 15, 25, 35, 45, 55]].tolist()
+        for kind in ("labelIds", "labelTrainIds", "instanceIds")
+    }
     assert row == {
         "labelIds": [26, 7, 26, 26, 30, 7],
         "labelTrainIds": [13, 0, 13, 13, 255, 0],
@@ -82,15 +110,25 @@ def test_cityscapes_by_hand(cityscapes):
     table = json.loads((cityscapes / "gtFine" / "cityscapes_panoptic_val.json").read_text())
     [annotation] = table["annotations"]
     assert {(s["id"], s["category_id"], s["iscrowd"]) for s in annotation["segments_info"]} == {
-        (7, 7, 0), (26, 26, 1), (26000, 26, 0), (26001, 26, 0),
-    }  # fmt: skip
+        (7, 7, 0),
+        (26, 26, 1),
+        (26000, 26, 0),
+        (26001, 26, 0),
+    }
     assert annotation["segments_info"][2] == {
-        "id": 26000, "category_id": 26, "area": 50, "bbox": [0, 5, 10, 5], "iscrowd": 0,
-    }  # fmt: skip
+        "id": 26000,
+        "category_id": 26,
+        "area": 50,
+        "bbox": [0, 5, 10, 5],
+        "iscrowd": 0,
+    }
     data = open_data(cityscapes, "val", task="panoptic")
     assert {(s.id, s.iscrowd) for s in data.records[0].read_truth().segments} == {
-        (7, False), (26, True), (26000, False), (26001, False),
-    }  # fmt: skip
+        (7, False),
+        (26, True),
+        (26000, False),
+        (26001, False),
+    }
 
 
 def test_cityscapes_keeps_the_ids_of_the_download(cityscapes):
@@ -116,14 +154,17 @@ def test_cityscapes_from_its_two_zips(cityscapes, tmp_path):
     assert ours == {p.relative_to(cityscapes): p.read_bytes() for p in cityscapes.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('"label": "sky"', '"label": "skyy"', "skyy.*Did you mean sky"),
-    ('"imgWidth": 64', '"imgWidth": -64', "a picture of -64 x 40 pixels"),
-    ('"imgWidth": 64', '"imgWidth": 100000', "a picture of 100000 x 40 pixels"),
-    ('"polygon": [[', '"polygon": [[NaN, 3], [', "polygon.0.0 nan, which should be a finite number"),
-    ('"polygon": [[', '"polygon": [["1e5", 3], [', "a point at 100000"),
-    ('"objects"', '"things"', "has no .objects."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"label": "sky"', '"label": "skyy"', "skyy.*Did you mean sky"),
+        ('"imgWidth": 64', '"imgWidth": -64', "a picture of -64 x 40 pixels"),
+        ('"imgWidth": 64', '"imgWidth": 100000', "a picture of 100000 x 40 pixels"),
+        ('"polygon": [[', '"polygon": [[NaN, 3], [', "polygon.0.0 nan, which should be a finite number"),
+        ('"polygon": [[', '"polygon": [["1e5", 3], [', "a point at 100000"),
+        ('"objects"', '"things"', "has no .objects."),
+    ],
+)
 def test_cityscapes_bad_polygons(cityscapes, old, new, message):
     path = next((cityscapes / "gtFine" / "train").rglob("*.json"))
     path.write_text(path.read_text().replace(old, new, 1))

@@ -20,8 +20,10 @@ SPLITS = ("train", "val", "test")
 @pytest.fixture
 def root(tmp_path):
     for split in SPLITS:
-        for folder, suffix, pixels in (("images", "jpg", np.zeros((4, 5, 3), np.uint8)),
-                                       ("annotations", "png", np.zeros((4, 5), np.uint8))):  # fmt: skip
+        for folder, suffix, pixels in (
+            ("images", "jpg", np.zeros((4, 5, 3), np.uint8)),
+            ("annotations", "png", np.zeros((4, 5), np.uint8)),
+        ):
             (tmp_path / "in" / folder / split).mkdir(parents=True)
             Image.fromarray(pixels).save(tmp_path / "in" / folder / split / f"1.{suffix}")
     return tmp_path / "in"

@@ -24,8 +24,9 @@ def test_coco_semantic_labels_equal_the_published_ones(shared_dir, tmp_path):
     pack = shared_dir / "data" / "coco_panoptic_160"
     report = prepare("coco-panoptic", pack, tmp_path / "out")
     assert [(count.split, count.found, count.expected) for count in report.counts] == [
-        ("train2017", 80, 118287), ("val2017", 80, 5000),
-    ]  # fmt: skip
+        ("train2017", 80, 118287),
+        ("val2017", 80, 5000),
+    ]
     theirs = sorted(pack.glob("panoptic_semseg_*/*.png"))
     assert len(theirs) == 160
     for path in theirs:
@@ -49,8 +50,11 @@ def coco(tmp_path):
     rows = [(70000, 187, 0), (5, 90, 0), (300, 1, 1)]
     infos = [{"id": i, "category_id": c, "iscrowd": crowd, "area": 8, "bbox": [0, 0, 8, 2]} for i, c, crowd in rows]
     annotation = {"image_id": 9, "file_name": "000000000009.png", "segments_info": infos}
-    tree = {"images": [{"id": 9, "file_name": "000000000009.jpg", "height": 6, "width": 8}],
-            "annotations": [annotation], "categories": []}  # fmt: skip
+    tree = {
+        "images": [{"id": 9, "file_name": "000000000009.jpg", "height": 6, "width": 8}],
+        "annotations": [annotation],
+        "categories": [],
+    }
     (root / "annotations").mkdir()
     (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(tree))
     return root
@@ -298,8 +302,9 @@ def test_nuinsseg(nuinsseg, tmp_path, packed):
     assert (truth.ids_HW == 300).sum() == 6 and (truth.ids_HW == 0).sum() == 144 - 18
     names = {split: {r.name for r in open_data(home, split).records} for split in sizes}
     assert not names["train"] & names["val"] and {name.split("-")[0] for name in names["val"]} == {
-        "human_bladder", "mouse_liver",
-    }  # fmt: skip
+        "human_bladder",
+        "mouse_liver",
+    }
 
 
 def test_nuinsseg_says_what_it_looks_for(nuinsseg):

@@ -15,11 +15,14 @@ from m2f_cli.ops.cpu.conv import conv2d
 
 needs_fused = pytest.mark.skipif(not op.has_fused(), reason="this PyTorch or processor has no fused convolution")
 CONVS = {
-    "1x1": nn.Conv2d(6, 8, 1), "1x1 of every second pixel": nn.Conv2d(6, 8, 1, stride=2),
-    "3x3": nn.Conv2d(6, 8, 3, padding=1), "3x3, stride 2": nn.Conv2d(6, 8, 3, 2, 1),
-    "3x3, dilated": nn.Conv2d(6, 8, 3, padding=4, dilation=4), "7x7": nn.Conv2d(6, 8, 7, 2, 3),
+    "1x1": nn.Conv2d(6, 8, 1),
+    "1x1 of every second pixel": nn.Conv2d(6, 8, 1, stride=2),
+    "3x3": nn.Conv2d(6, 8, 3, padding=1),
+    "3x3, stride 2": nn.Conv2d(6, 8, 3, 2, 1),
+    "3x3, dilated": nn.Conv2d(6, 8, 3, padding=4, dilation=4),
+    "7x7": nn.Conv2d(6, 8, 7, 2, 3),
     "groups": nn.Conv2d(6, 8, 3, padding=1, groups=2),
-}  # fmt: skip
+}
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -40,10 +43,18 @@ def test_implementations_agree(name: str, layout: torch.memory_format):
     for b in (bias, None):
         for relu in (False, True):
             for r in (None, residual):
-                plain, fused = (conv2d(conv, x, weight, b, relu=relu, residual=r, impl=impl)
-                                for impl in op.IMPLEMENTATIONS)  # fmt: skip
-                expected = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), conv.stride,
-                                    conv.padding, conv.dilation, conv.groups)  # fmt: skip
+                plain, fused = (
+                    conv2d(conv, x, weight, b, relu=relu, residual=r, impl=impl) for impl in op.IMPLEMENTATIONS
+                )
+                expected = F.conv2d(
+                    x.double(),
+                    weight.double(),
+                    None if b is None else b.double(),
+                    conv.stride,
+                    conv.padding,
+                    conv.dilation,
+                    conv.groups,
+                )
                 expected = expected if r is None else expected + r.double()
                 expected = expected.relu() if relu else expected
                 for found in (plain, fused):  # a few hundred products in any order
@@ -53,8 +64,9 @@ def test_implementations_agree(name: str, layout: torch.memory_format):
 
 def test_gradients_are_those_of_pytorch():
     conv = CONVS["3x3"]
-    x, weight, bias, residual = (tensor.detach().requires_grad_() for tensor in
-                                 (picture(), conv.weight, conv.bias, picture(channels=8)))  # fmt: skip
+    x, weight, bias, residual = (
+        tensor.detach().requires_grad_() for tensor in (picture(), conv.weight, conv.bias, picture(channels=8))
+    )
     leaves = (x, weight, bias, residual)
     found = torch.autograd.grad(conv2d(conv, x, weight, bias, relu=True, residual=residual).square().sum(), leaves)
     expected = F.relu(F.conv2d(x, weight, bias, padding=1) + residual).square().sum()
@@ -91,7 +103,8 @@ def test_a_pytorch_without_the_fused_convolution_is_noticed(monkeypatch: pytest.
 # --- batch norms inside -----------------------------------------------------------------------------------------------
 
 NORMS = {
-    "constants": FrozenBatchNorm, "statistics of training": nn.BatchNorm2d,
+    "constants": FrozenBatchNorm,
+    "statistics of training": nn.BatchNorm2d,
     "of other numbers": lambda channels: nn.BatchNorm2d(channels, eps=0.1),
 }
 
