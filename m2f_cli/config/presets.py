@@ -74,6 +74,7 @@ __all__ = [
     "refuse_code",
 ]
 
+MOST_FILES = 50  # that one configuration extends, directly or not
 _OF_ONE_ROW = ("name", "summary", "published")  # what is said of a preset is not true of another that extends it
 
 
@@ -116,7 +117,7 @@ def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     is_file = str(ref).endswith((".yaml", ".yml"))
     path = Path(ref) if is_file else preset_path(str(ref))
-    tree = _read_with_base(path)
+    tree = _resolve(path, (), {})
     tree.setdefault("name", path.stem)
     for pair in overrides:
         _override(tree, pair)
@@ -212,29 +213,57 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def backbone_of(name: str) -> str | None:
+    """Return the name of the file in backbones/ that a shipped preset extends, or None."""
+    if name not in preset_names():
+        return None
+    path = preset_path(name)
+    bases = _bases(path, read_yaml(path))
+    return next((base.removeprefix("backbones/") for base in bases[::-1] if base.startswith("backbones/")), None)
+
+
+def _resolve(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Return the tree of a file, merged over the files that it extends.
+
+    Args:
+        above: the files that extend this one, by their real paths.
+        done: the trees that are resolved already. A file that several others extend is read once.
+    """
+    if path in done:
+        return done[path]
+    if len(above) + len(done) >= MOST_FILES:
+        raise ConfigError(f"{above[0]}: extends more than {MOST_FILES} files.")
     tree = read_yaml(path)
-    base_name = tree.pop("extends", None)
-    if base_name is None:
-        return tree
-    if path.parent.name == "recipes":
-        raise ConfigError(f"{path}: a recipe stands for itself and cannot extend another.")
-    base = _find_base(path, base_name)
-    if base.resolve() in [p.resolve() for p in (*above, path)]:
-        raise ConfigError(f"{path}: extends {base_name!r}, which extends this file again.")
-    below = _read_with_base(base, (*above, path))
-    return merge({key: value for key, value in below.items() if key not in _OF_ONE_ROW}, tree)
+    below: dict[str, Any] = {}
+    here = (*above, path.resolve())
+    for name in _bases(path, tree):
+        base = _find_base(path, name)
+        if base.resolve() in here:
+            raise ConfigError(f"{path}: extends {name!r}, which extends this file again.")
+        inherited = {key: value for key, value in _resolve(base, here, done).items() if key not in _OF_ONE_ROW}
+        if base.parent.name == "backbones" and isinstance(below.get("model"), dict):
+            below["model"] = {key: value for key, value in below["model"].items() if key != "backbone"}
+        below = merge(below, inherited)
+    tree.pop("extends", None)
+    done[path] = merge(below, tree)
+    return done[path]
 
 
-def _find_base(path: Path, name: Any) -> Path:
-    if not isinstance(name, str):
-        raise ConfigError(f"{path}: extends takes the name of one recipe, preset or file, not {name!r}.")
-    candidates = [path.parent / f"{name}.yaml", path.parent / name, presets_dir() / f"{name}.yaml"]
-    for candidate in candidates:
+def _bases(path: Path, tree: Mapping[str, Any]) -> list[str]:
+    extends = tree.get("extends")
+    names = extends if isinstance(extends, list) else [] if extends is None else [extends]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: extends takes names of recipes, backbones, presets or files, not {extends!r}.")
+    return names
+
+
+def _find_base(path: Path, name: str) -> Path:
+    shipped = presets_dir()
+    for candidate in (path.parent / f"{name}.yaml", path.parent / name, shipped / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = [f"recipes/{p.stem}" for p in (presets_dir() / "recipes").glob("*.yaml")] + list(preset_names())
-    raise unknown_name(f"recipe (that {path.name} extends)", name, known)
+    parts = [f"{kind}/{file.stem}" for kind in ("recipes", "backbones") for file in (shipped / kind).glob("*.yaml")]
+    raise unknown_name(f"recipe, backbone or preset (that {path.name} extends)", name, [*parts, *preset_names()])
 
 
 def _override(tree: dict[str, Any], pair: str) -> None:
