@@ -1,8 +1,8 @@
-"""The configuration: one frozen tree, read from YAML, complete and explicit. No torch here.
+"""Read presets and configuration files into one frozen tree. This module imports no torch.
 
-A preset is a YAML file that `extends` at most one other file and states the rest; a shipped preset extends exactly one
-recipe (a YAML in presets/recipes/). Every number that identifies a model is in the file: the classes of the tree
-(config_tree.py, all of them importable from here) have no defaults for those. How presets are named: presets/README.md.
+A configuration `extends` other files and states the rest. A shipped preset extends a recipe (presets/recipes/) and a
+backbone (presets/backbones/). The files state every number that identifies a model: the classes of schema.py, which
+are importable from here, have no defaults for those. presets/README.md has the names, and the order in which files win.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ __all__ = [
 ]
 
 MOST_FILES = 50  # that one configuration extends, directly or not
-_OF_ONE_ROW = ("name", "summary", "published")  # what is said of a preset is not true of another that extends it
+_NOT_INHERITED = ("name", "summary", "published")  # true of one preset alone
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 
 def presets_dir() -> Path:
-    """The folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
     here = Path(__file__).resolve().parents[1]
     inside = here / "presets"
     return inside if inside.is_dir() else here.parent / "presets"
@@ -90,14 +90,15 @@ def presets_dir() -> Path:
 
 @functools.cache
 def preset_names() -> tuple[str, ...]:
+    """Return the names of the shipped presets, sorted. Recipes and backbones are no presets."""
     return tuple(sorted(path.stem for path in presets_dir().glob("*.yaml")))
 
 
 def preset_path(name: str) -> Path:
-    """The file of a shipped preset.
+    """Return the file of a shipped preset.
 
     Raises:
-        ConfigError: there is none of that name; the nearest names are in the message.
+        ConfigError: no preset has that name. The message has the nearest names.
     """
     path = presets_dir() / f"{name}.yaml"
     if name not in preset_names():
@@ -110,10 +111,10 @@ def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         ref: a preset's name, or a path that ends in .yaml or .yml.
-        overrides: "key.path=value" pairs, the values in YAML; they win over the file.
+        overrides: "key.path=value" pairs, with values in YAML. They win over the file.
 
     Raises:
-        ConfigError: unknown name, unreadable file, unknown key, wrong value; the message says which.
+        ConfigError: an unknown name, an unreadable file, an unknown key or a wrong value. The message says which.
     """
     is_file = str(ref).endswith((".yaml", ".yml"))
     path = Path(ref) if is_file else preset_path(str(ref))
@@ -125,10 +126,10 @@ def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def overridden(base: Config, overrides: Sequence[str]) -> Config:
-    """`base` with "key.path=value" pairs, as in `load`.
+    """Return `base` with "key.path=value" pairs applied, as in `load`.
 
     Raises:
-        ConfigError: unknown key, wrong value; the message says which.
+        ConfigError: an unknown key or a wrong value. The message says which.
     """
     tree = base.model_dump(mode="json", exclude_none=True)
     for pair in overrides:
@@ -137,7 +138,14 @@ def overridden(base: Config, overrides: Sequence[str]) -> Config:
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
-    """Check a plain tree against the configuration's classes; `where` names it in error messages."""
+    """Check a plain tree against the classes of the configuration.
+
+    Args:
+        where: the source of the tree, for error messages.
+
+    Raises:
+        ConfigError: an unknown key, a missing key or a wrong value.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -145,14 +153,14 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
 
 
 def refuse_code(settings: Config | ModelConfig, where: str) -> None:
-    """Refuse a configuration of somebody else's that names code ("module:object"); nothing is imported.
+    """Refuse an untrusted configuration that names code ("module:object"). Nothing is imported.
 
     Args:
         settings: a whole configuration, or that of a network alone.
-        where: what it came in, for the message.
+        where: the source of the configuration, for error messages.
 
     Raises:
-        ConfigError: it names code.
+        ConfigError: the configuration names code.
     """
     model = settings.model if isinstance(settings, Config) else settings
     steps = settings.train.augment if isinstance(settings, Config) and settings.train else ()
@@ -162,7 +170,7 @@ def refuse_code(settings: Config | ModelConfig, where: str) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as people write it: lists of plain values in one line."""
+    """A YAML dumper that writes lists of plain values in one line."""
 
     def represent_list(self, values: list[Any]) -> yaml.Node:
         plain = not any(isinstance(value, (list, dict)) for value in values)
@@ -173,10 +181,10 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def dump(config: Config, *, named: bool = True) -> str:
-    """The resolved configuration as YAML; `load` reads it back to an equal `Config`.
+    """Return the resolved configuration as YAML. `load` reads it back to an equal `Config`.
 
     Args:
-        named: whether the name is written. Without it, the stem of the file is the name.
+        named: write the name. Without it, the stem of the file is the name.
     """
     tree = config.model_dump(mode="json", exclude_none=True, exclude=None if named else {"name"})
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -189,7 +197,7 @@ def read_yaml(path: Path, *, texts: Collection[str] = ()) -> dict[str, Any]:
         texts: keys whose values are names, see `documents.parse_yaml`.
 
     Raises:
-        ConfigError: missing, unreadable, not YAML, too large, or not a mapping.
+        ConfigError: the file is missing, unreadable, no YAML, too large, or no mapping.
     """
     tree = documents.read_yaml(path, texts=texts)
     if not isinstance(tree, dict):
@@ -198,9 +206,9 @@ def read_yaml(path: Path, *, texts: Collection[str] = ()) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, mappings merged key by key, everything else replaced.
+    """Return `top` merged over `base`. Mappings are merged key by key, everything else is replaced.
 
-    A mapping with another `name` replaces the one below: the options of one component are no options of another.
+    A mapping with another `name` replaces the one below, because components do not share options.
     """
     merged = dict(base)
     for key, value in top.items():
@@ -240,13 +248,21 @@ def _resolve(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any
         base = _find_base(path, name)
         if base.resolve() in here:
             raise ConfigError(f"{path}: extends {name!r}, which extends this file again.")
-        inherited = {key: value for key, value in _resolve(base, here, done).items() if key not in _OF_ONE_ROW}
-        if base.parent.name == "backbones" and isinstance(below.get("model"), dict):
-            below["model"] = {key: value for key, value in below["model"].items() if key != "backbone"}
+        inherited = {key: value for key, value in _resolve(base, here, done).items() if key not in _NOT_INHERITED}
+        if base.parent.name == "backbones":
+            below = _without_backbone(below)
         below = merge(below, inherited)
     tree.pop("extends", None)
     done[path] = merge(below, tree)
     return done[path]
+
+
+def _without_backbone(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree without its backbone, and without weights, which would not fit another one."""
+    kept = {key: value for key, value in tree.items() if key != "weights"}
+    if isinstance(kept.get("model"), dict):
+        kept["model"] = {key: value for key, value in kept["model"].items() if key != "backbone"}
+    return kept
 
 
 def _bases(path: Path, tree: Mapping[str, Any]) -> list[str]:
