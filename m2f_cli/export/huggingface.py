@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..config.schema import Config
 from ..errors import ExportError, MissingDependency, WeightsError
 from ..inference.load_network import save_huggingface
 from ..inference.segmenter import Segmenter
+from ..version import __version__
 from ..weights import huggingface
 from .base import Options, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision

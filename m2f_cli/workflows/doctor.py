@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from .. import __version__
 from ..runtime.allocator import can_keep_memory
 from ..runtime.threads import usable_cores
+from ..version import __version__
 from .requirements import DISTRIBUTION, Requirement, is_older, required_python, requirements
 
 if TYPE_CHECKING:
