@@ -292,11 +292,11 @@ def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]
 def _caches() -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    from ..weights import hub
+    from ..weights import download
 
-    yield _cache("M2F_HOME", hub.weights_dir())
+    yield _cache("M2F_HOME", download.weights_dir())
     yield _cache("HF_HOME", Path(constants.HF_HUB_CACHE))
-    if hub.offline():
+    if download.offline():
         hint = "Only models that are here already can be loaded; unset M2F_OFFLINE and HF_HUB_OFFLINE for others."
         yield Finding("caches", "network", "switched off", "note", hint)
     else:

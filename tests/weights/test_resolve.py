@@ -15,7 +15,7 @@ from m2f_cli import weights
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import WeightsSource
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import hub, huggingface
+from m2f_cli.weights import download, hub, huggingface
 from m2f_cli.weights import resolve as refs
 from m2f_cli.weights.infer_config import same_network
 from m2f_cli.weights.key_mapping import to_theirs
@@ -233,7 +233,7 @@ def test_a_preset_is_its_first_released_weights(preset, network):
     with pytest.raises(WeightsError, match=r"https://example\.org/x/model_final_abcdef\.pkl is not here yet") as caught:
         weights.load("tiny-cells")
     assert "also released as a/b" in caught.value.hint
-    detectron2_file(hub.weights_dir() / "model_final_abcdef.pkl", network)
+    detectron2_file(download.weights_dir() / "model_final_abcdef.pkl", network)
     found = weights.load("tiny-cells")
     assert found.config == settings
     assert found.notes == []
