@@ -20,7 +20,7 @@ from weights.servers import Answers, FileHost, Hub, serving
 
 from m2f_cli import weights
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import download, hub, huggingface, web
+from m2f_cli.weights import download, hub, web, write_huggingface
 
 CONTENT = random.Random(0).randbytes(5_000_000)
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
@@ -190,7 +190,7 @@ def repository(tmp_path_factory):
     settings = config_of(heads=4)
     network = network_of(settings)
     folder = tmp_path_factory.mktemp("repo") / "model"
-    huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
+    write_huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
     return folder
 
 
