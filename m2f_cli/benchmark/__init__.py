@@ -1,8 +1,9 @@
-"""What `m2f bench` does: one piece of work timed in a process of its own, alone or in turns with a peer's.
+"""Time pieces of work in processes of their own, alone or in turns with a peer's.
 
-A `Case` says what is done. A `Workload` does it once: ours are lines of the group "workloads" in plugins.py, made from
-(case, segmenter); a peer is a line of the group "peers", a function of (case, segmenter, folder of the converted
-weights) that makes its own. `race.bench` runs them and gives the tree that is written, one json object a file
+A `Case` says what `m2f bench` does. A `Workload` does it once. Ours are lines of the group "workloads" in plugins.py,
+made from (case, segmenter). A peer is a line of the group "peers": a function of (case, segmenter, folder of the
+converted weights) that makes its own. The scripts in benchmarks/ describe sides of their own as `process.Work`, which
+`interleaved.race` times. `interleaved.bench` times a case and gives the tree that is written, one JSON object a file
 (schema_version 1):
 
     model             {"name", "source", "weights": "random" | "as loaded", "parameters": {part: count, "total"}}

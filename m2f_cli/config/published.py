@@ -1,14 +1,14 @@
-"""The reference tables again, made from the presets, with what was measured on this machine beside the published.
+"""Make the published tables from the presets, with figures that were measured on this machine beside them.
 
-Measured values come from the folders of runs; figures of quality only where the weights are the released ones of the
-row:
+Measured figures come from folders of runs. Figures of quality count only where the weights are the released ones of
+the row.
 
     RUNS/eval/*/results.json, RUNS/reproduce/*/*/results.json    figures, as `eval_results` lays them out
     RUNS/bench/*.json, RUNS/reproduce/*/row.json                 speed, memory: one json object a file, one or both of
         {"model": {"name": "cityscapes-swin-l"}, "device": "NVIDIA H200", "images_per_second": 12.3,
          "train_memory_gib": 15.8}
 
-Nothing heavy is imported here: the table is there at once.
+Nothing heavy is imported here, so that the table appears at once.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ _ALWAYS = ("Method", "Backbone", "Schedule", "Preset")  # columns that stay wher
 class Figure:
     """One figure of quality, in percent.
 
-    digits: behind the point, as the source prints them.
-    verified: False where the figure could not be confirmed.
-    measured: on this machine; None: not yet.
-    comparable: whether all pictures of the published split were scored in the published setting.
+    Attributes:
+        digits: decimals that the source prints.
+        verified: False where the figure could not be confirmed.
+        measured: the figure on this machine; None where it was not measured.
+        comparable: True if all images of the published split were scored in the published setting.
     """
 
     metric: str
@@ -73,9 +74,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table. Memory in GiB for a GPU in training, speed in pictures per second.
+    """One row of a table.
 
-    device: what the published run was trained on. status: "published", or "unverified" where a figure is.
+    Attributes:
+        memory: GiB of a GPU in training.
+        fps: images per second.
+        device: machine of the published training.
+        status: "published", or "unverified" where a figure is.
     """
 
     preset: str
@@ -99,9 +104,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the folders of runs say: (preset, metric, setting) → (value, comparable); preset → cost.
+    """Figures from folders of runs.
 
-    A cost is a mapping of what was measured of images_per_second and train_memory_gib to (value, device).
+    Attributes:
+        figures: (preset, metric, setting) to (value, comparable).
+        costs: preset to {"images_per_second" | "train_memory_gib": (value, device)}.
     """
 
     figures: Mapping[tuple[str, str, str], tuple[float, bool]] = field(default_factory=dict)
@@ -109,7 +116,7 @@ class Measured:
 
 
 def lines(configs: Iterable[Config], measured: Measured | None = None) -> list[Line]:
-    """The rows of all presets that stand for a published one."""
+    """Return the rows of all presets that have published figures."""
     return [_line(config, measured or Measured()) for config in configs if config.published]
 
 
@@ -140,7 +147,7 @@ def _line(config: Config, measured: Measured) -> Line:
 
 
 def _where(cost: Mapping[str, tuple[float, str]]) -> str | None:
-    """The device of what was measured; where speed and memory are of different ones, both."""
+    """Return the device of what was measured, or both where speed and memory are of different ones."""
     short = {"images_per_second": "fps", "train_memory_gib": "Mem"}
     devices = {device for _, device in cost.values()}
     if len(devices) < 2:
@@ -157,7 +164,7 @@ def _figure(each: Published, preset: str, measured: Measured) -> Figure:
 
 
 def label(metric: str, setting: str = SINGLE_SCALE) -> str:
-    """The head of a figure's column."""
+    """Return the heading of a figure's column."""
     name = NAMES.get(metric, metric)
     short = {SINGLE_SCALE: "", MULTI_SCALE: " ms+flip"}
     return name + short.get(setting, f" ({setting})")
@@ -186,7 +193,7 @@ def backbone_cell(config: Config) -> str:
 
 
 def crop_of(config: Config) -> str | None:
-    """Height x width of the window that training sees; None: the whole picture, or sometimes a window."""
+    """Return height x width of the crop in training; None where training sees the whole image, or sometimes a crop."""
     for step in config.train.augment if config.train else ():
         options = step.options
         if step.name == "crop":
@@ -197,8 +204,7 @@ def crop_of(config: Config) -> str | None:
 
 
 def decimals(value: float) -> int:
-    """Digits behind the point with which a figure was published. YAML drops a last zero; no table prints fewer than
-    one."""
+    """Return the decimals of a published figure, at least one. YAML drops a last zero."""
     return max(1, len(f"{value:g}".partition(".")[2]))
 
 
@@ -206,10 +212,10 @@ def decimals(value: float) -> int:
 
 
 def tables(rows: Iterable[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, columns, cells) for every data set × task: rows by method, source and size of the backbone.
+    """Return (title, columns, cells) for every data set and task, with rows by method, source and backbone.
 
-    A question mark follows what nobody verified, a star what was measured on other pictures or settings than the
-    published figure. "-" is what nobody says; columns of nothing else are left out.
+    A question mark follows an unverified figure. A star follows a figure that was measured on other images or in
+    another setting than the published one. "-" means unknown, and columns of "-" alone are left out.
     """
     groups: dict[str, list[Line]] = {}
     for row in sorted(rows, key=_order):
@@ -264,7 +270,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def markdown(found: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]]]]) -> str:
-    """Tables as Markdown, a heading above each."""
+    """Return tables as Markdown, each with a heading."""
     parts = []
     for title, columns, rows in found:
         head = [f"### {title}", "", _bars(columns), _bars(["---"] * len(columns))]
@@ -277,7 +283,7 @@ def _bars(cells: Iterable[str]) -> str:
 
 
 def comma_separated(rows: Iterable[Line]) -> str:
-    """All rows as one CSV table, values as they are: a column per figure and setting, and one for what was measured."""
+    """Return all rows as one CSV table, with a column per figure and setting, published and measured."""
     trees = [_flat(row) for row in sorted(rows, key=lambda row: (row.dataset, row.task, *_order(row)))]
     columns = list(dict.fromkeys(key for tree in trees for key in tree))
     text = io.StringIO()
@@ -295,7 +301,7 @@ def _flat(row: Line) -> dict[str, Any]:
 
 
 def document(rows: Iterable[Line]) -> list[dict[str, Any]]:
-    """All rows as plain values, for json."""
+    """Return all rows as plain values for JSON."""
     return [asdict(row) for row in sorted(rows, key=lambda row: (row.dataset, row.task, *_order(row)))]
 
 
@@ -303,11 +309,12 @@ def document(rows: Iterable[Line]) -> list[dict[str, Any]]:
 
 
 def measured_in(runs: Path) -> Measured:
-    """What evaluations and benchmarks below a folder of runs say of released weights. Of several, the latest counts
-    that is comparable with the published figure.
+    """Read the figures of released weights from evaluations and benchmarks below a folder of runs.
+
+    Of several figures, the latest that is comparable with the published one counts.
 
     Raises:
-        DataError: a file that is no json.
+        DataError: a file is damaged.
     """
     figures: dict[tuple[str, str, str], tuple[float, bool]] = {}
     for tree in read_trees(runs, "eval/*/results.json", "reproduce/*/*/results.json"):
@@ -323,10 +330,10 @@ def measured_in(runs: Path) -> Measured:
 
 
 def read_trees(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:
-    """The results below a folder, the oldest first.
+    """Yield the results below a folder, the oldest first.
 
     Raises:
-        DataError: a file that is no json, or that holds other things than results.
+        DataError: a file is no JSON, or no result.
     """
     paths = [path for pattern in patterns for path in runs.glob(pattern) if path.is_file()]
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
@@ -342,7 +349,7 @@ def read_trees(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_result(tree: Mapping[str, Any]) -> bool:
-    """Whether what is read of a result here has the form that it should have."""
+    """Return True if all parts of a result that are read here have the right form."""
     model, settings, published = tree.get("model", {}), tree.get("settings", {}), tree.get("published", [])
     if not (isinstance(model, dict) and isinstance(settings, dict) and isinstance(published, list)):
         return False

@@ -1,9 +1,8 @@
-"""Keep freed memory instead of giving it back to the system (glibc): no page is faulted in twice.
+"""Keep freed memory in the process instead of returning it to the system (glibc only).
 
-The C library maps every large tensor anew, and the system fills each of its pages with zeros first. On a CPU that is a
-tenth of a forward pass at 800 x 1088 and a sixth at 2048 x 2048; the price is memory that stays with the process, and a
-higher peak at large sizes (the same at 800 x 1088, half as much again at 2048 x 2048). It concerns a whole process, so
-nothing but a command line's own one calls this: because of --keep-memory, or for the commands in `KEEPING`.
+By default, glibc maps each large tensor anew, and the system fills its pages with zeros first. Kept memory saves that
+time, and costs a higher peak of memory at large sizes; docs/development/performance.md has figures. The setting applies
+to a whole process. Only the command line makes it: because of --keep-memory, or for the commands in `KEEPING`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sys
 
 from ..errors import ConfigError
 
-KEEPING = ("predict", "eval")  # pictures of a few sizes, over and over; --no-keep-memory leaves them as others are
+KEEPING = ("predict", "eval")  # commands that see images of a few sizes again and again
 
 # mallopt(3): parameter number, and the environment variable that sets it at the start of a process
 SETTINGS = {
@@ -32,15 +31,15 @@ def is_glibc() -> bool:
 
 
 def is_kept_by(command: str | None) -> bool:
-    """Whether a command keeps memory when nobody says otherwise."""
+    """Return True if a command keeps memory by default."""
     return command in KEEPING and is_glibc()
 
 
 def keep_memory() -> None:
-    """From now on, in this process and in those that it starts.
+    """Keep freed memory from now on, in this process and in those that it starts.
 
     Raises:
-        ConfigError: the C library is not glibc, or refuses (glibc before 2.35 knows no such threshold).
+        ConfigError: the C library is not glibc, or refuses the setting (glibc before 2.35).
     """
     if not is_glibc():
         raise ConfigError(
@@ -54,13 +53,13 @@ def keep_memory() -> None:
 
 
 def keep_memory_if_possible() -> None:
-    """The same where nobody asked for it: without, results are the same, a little later. `m2f doctor` tells."""
+    """Keep freed memory where that is possible. Otherwise nothing changes but speed; `m2f doctor` reports it."""
     with contextlib.suppress(ConfigError):
         keep_memory()
 
 
 def can_keep_memory() -> bool:
-    """Whether the C library would; this process stays as it is."""
+    """Return True if the C library would keep memory. This process stays as it is."""
     code = f"import ctypes; print(all(ctypes.CDLL(None).mallopt(*each) for each in {list(SETTINGS.values())}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return is_glibc() and found.stdout.strip() == "True"

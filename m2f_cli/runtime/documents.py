@@ -1,4 +1,4 @@
-"""Text, JSON and YAML that somebody else wrote: read within limits, or refused in one sentence."""
+"""Read text, JSON and YAML from others within limits, or refuse them in one sentence."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_bytes(path: Path, *, largest: int, error: type[M2FError] = DataError) -
 
 
 def read_text(path: Path, *, error: type[M2FError] = DataError) -> str:
-    """Read text in UTF-8; a byte order mark is no part of it, and lines end in "\\n".
+    """Read text in UTF-8, without its byte order mark and with "\\n" as the only line end.
 
     Raises:
         error: missing, unreadable, too large or in another encoding.
@@ -63,7 +63,7 @@ def decode(content: bytes, where: str, *, error: type[M2FError] = DataError) -> 
     """Decode text in UTF-8, without its byte order mark and with "\\n" as the only line end.
 
     Raises:
-        error: another encoding; the message names it where its mark does.
+        error: the text has another encoding. The message names it where a mark does.
     """
     marked = next((name for mark, name in _MARKS if content.startswith(mark)), None)
     try:
@@ -94,7 +94,7 @@ def parse_json(content: bytes | str, where: str, *, error: type[M2FError] = Data
     """Parse JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        error: not valid, nested too deeply, or a number of too many digits; says where.
+        error: the text is not valid, is nested too deeply, or has a number of too many digits.
     """
     try:
         if isinstance(content, bytes):  # rebound, so that the bytes of a large file are free before it is parsed
@@ -119,8 +119,8 @@ def parse_yaml(text: str, where: str, *, texts: Collection[str] = (), error: typ
     """Parse one YAML document of plain values.
 
     Args:
-        texts: keys whose values are names: what stands right below them is text as it is written. YAML itself
-            would make False of `no`, None of `null` and a date of `2024-01-01`.
+        texts: keys whose values are names. Values right below them stay text as written, where YAML itself would
+            make False of `no`, None of `null` and a date of `2024-01-01`.
 
     Raises:
         error: not YAML, tags that name code, or aliases that multiply it to more than `MOST_NODES` values.
@@ -164,7 +164,7 @@ def _all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _refuse_bomb(root: yaml.Node, where: str, error: type[M2FError]) -> None:
-    """Refuse a document that is its own part, or that aliases make too large."""
+    """Refuse a document that contains itself, or that aliases make too large."""
     weights: dict[int, int] = {}
     inside: set[int] = set()
 

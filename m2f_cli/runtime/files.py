@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and names from data that never lead out of their folder."""
+"""Write files whole or not at all, and keep names from data inside their folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # 
 
 @contextmanager
 def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its name at the end and is removed if anything goes wrong.
+    """Yield a temporary path beside `path`. It takes that name at the end, and is removed after an error.
 
     Args:
-        durable: have the content on the disk before it gets its name, so that it outlives a machine that goes down.
+        durable: flush the content to the disk before it gets its name, so that it survives a crash of the machine.
 
     Raises:
         M2FError: the file cannot be written: no space, no permission, a folder that is a file.
@@ -54,9 +54,9 @@ def _onto_disk(path: Path) -> None:
 
 
 def share_as_usual(path: Path) -> None:
-    """Let a new file be read and written by whom the umask, or the folder's own rule, lets read and write new files.
+    """Give a new file, or all files below a new folder, the mode that the umask or the folder's own rule asks for.
 
-    Some libraries make files that their owner alone may read. Of a folder, all files below it are seen to.
+    Some libraries make files that only their owner may read.
     """
     for each in path.rglob("*") if path.is_dir() else (path,):
         if each.is_symlink() or not each.is_file():
@@ -69,7 +69,7 @@ def share_as_usual(path: Path) -> None:
 
 
 def _usual_mode(folder: Path) -> int:
-    """The mode that a new file gets here: asking for the umask itself would change it for other threads."""
+    """Return the mode of a new file in a folder. Asking for the umask would change it for other threads."""
     probe = folder / f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
     try:
         with probe.open("xb"):
@@ -79,7 +79,7 @@ def _usual_mode(folder: Path) -> int:
 
 
 def is_part(path: Path) -> bool:
-    """Return True for what `atomic` and `staged` name while it is written: a killed process may leave it behind."""
+    """Return True for temporary names of `atomic` and `staged`, which a killed process may leave behind."""
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
@@ -110,7 +110,7 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a link in place of a file that is written where it lies: it would write to another file.
+    """Refuse to write to a path that is a link: the file behind it would change.
 
     Raises:
         ConfigError: it is a link.
@@ -149,10 +149,10 @@ def make_folder(path: Path) -> None:
 
 
 def safe_name(name: str) -> str:
-    """Return a relative name with "/" between its parts that stays below whatever folder it is joined to.
+    """Return a relative name with "/" between its parts that stays below any folder that it is joined to.
 
     The name may come from anybody's data: an absolute path, "..", a drive, backslashes, control characters. A plain
-    relative name comes back unchanged. Parts that are too long for a file system are cut and end in a hash.
+    relative name stays unchanged. Parts that are too long for a file system are cut and end in a hash.
     """
     parts = _DRIVE.sub("", name.replace("\\", "/")).split("/")
     kept = [_safe_part(part) for part in parts if part.strip(" .")]
@@ -170,7 +170,7 @@ def output_path(folder: Path, name: str, suffix: str = "") -> Path:
 
 
 def lies_in(folder: Path, name: str) -> bool:
-    """Return True where a name that a file lists leads to something in `folder`, whatever links lie there."""
+    """Return True if a name that a file lists leads to something in `folder`, with all links followed."""
     if not name or "\0" in name:
         return False
     root, place = os.path.realpath(folder), os.path.realpath((folder / name).parent)
@@ -178,11 +178,11 @@ def lies_in(folder: Path, name: str) -> bool:
 
 
 class Distinct:
-    """Names from data that must become different paths, none of which is a file where another needs a folder.
+    """Names from data that must become different paths. None may be a file where another needs a folder.
 
     Args:
-        what: what has the names, in the plural, for the message.
-        suffixes: what writers add to a path, so that a folder "x.png" cannot stand beside the results of "x".
+        what: the things with the names, in the plural, for the message.
+        suffixes: endings that writers add to a path. A folder "x.png" cannot lie beside the results of "x".
     """
 
     def __init__(self, what: str, suffixes: Iterable[str] = SUFFIXES):
@@ -192,7 +192,7 @@ class Distinct:
         self.folders: dict[str, str] = {}  # those whose name ends as a file does
 
     def owner(self, path: str) -> str | None:
-        """Return the name that stands in the way of a path."""
+        """Return the name that already has a path."""
         key = os.path.normcase(path)
         if key in self.owners:
             return self.owners[key]
@@ -201,10 +201,10 @@ class Distinct:
         return next((name for name in (*needed, *files) if name is not None), None)
 
     def add(self, name: str, path: str | None = None) -> None:
-        """Take one more name.
+        """Add a name.
 
         Args:
-            path: what the name becomes; by default `safe_name`.
+            path: the path of the name; by default `safe_name`.
 
         Raises:
             DataError: an earlier name stands in its way: it has become the same path, or one of them is a file where
@@ -223,7 +223,7 @@ class Distinct:
             self.folders.setdefault(folder, name)
 
     def _like_files(self, key: str) -> Iterator[tuple[str, str]]:
-        """The folders above a path whose name ends as a file does, each with that end."""
+        """Yield the folders above a path whose name ends like a file, each with that ending."""
         parts = key.replace(os.sep, "/").split("/")
         for count, part in enumerate(parts[:-1], 1):
             for suffix in self.suffixes:

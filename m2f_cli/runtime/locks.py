@@ -1,4 +1,4 @@
-"""A folder that one process at a time may write."""
+"""Locks of folders: one process at a time may write to a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _held: set[int] = set()
 
 
 def is_lock(path: Path) -> bool:
-    """Return True for the files by which a folder is locked: they do not make it a used one."""
+    """Return True for the files that lock a folder. They do not count as its content."""
     return path.name.startswith(LOCK)
 
 
@@ -37,15 +37,15 @@ def is_lock(path: Path) -> bool:
 def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made where it is missing.
 
-    The operating system lets go of the lock when its process dies, so a lock that was left behind stops nobody. At the
-    end nothing of the lock stays, and no folder that was made for it alone.
+    The operating system releases the lock when its process dies, so that a lock that was left behind stops nobody. At
+    the end, the lock is removed, and so is a folder that was made for it alone.
 
     Args:
-        what: what is done there, such as "A training", for the sentence that refuses the second process.
-        shown: the folder that this sentence names.
+        what: the activity, such as "A training", for the error message.
+        shown: the folder that the error message names.
 
     Raises:
-        ConfigError: another process is at work there; its number and machine are in the message.
+        ConfigError: another process is at work there. Its number and machine are in the message.
         M2FError: the folder cannot be written.
     """
     path = folder / LOCK
@@ -76,9 +76,9 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
 
 @contextmanager
 def staged(path: Path, what: str) -> Iterator[Path]:
-    """Give an empty folder beside `path` for what is to take that name; nobody else makes the same there meanwhile.
+    """Yield an empty folder beside `path`, for content that will take that name. It is locked meanwhile.
 
-    It is removed at the end. What a killed process left in it is removed in the beginning.
+    It is removed at the end. Files that a killed process left in it are removed at the beginning.
 
     Raises:
         ConfigError: another process is at work on `path`. M2FError: the folder cannot be made.
@@ -101,7 +101,7 @@ def staged(path: Path, what: str) -> Iterator[Path]:
 
 
 def _acquired(folder: Path, path: Path) -> int | None:
-    """The open file that is the lock; None where another process has it."""
+    """Open the file that is the lock. Returns None if another process has it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -156,7 +156,7 @@ def _release(descriptor: int, path: Path) -> None:
 
 
 def _forget_in_child() -> None:
-    """Close a child's copies: a worker that outlives its parent for a while must not keep the lock."""
+    """Close the copies of a child process. A worker that outlives its parent must not keep the lock."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -170,7 +170,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _owner_file(path: Path) -> Path:
-    """Beside the lock itself, which Windows lets nobody else read."""
+    """Return the file with the owner of a lock. On Windows, nobody else can read the lock itself."""
     return path.with_name(f"{path.name}.json")
 
 

@@ -1,4 +1,4 @@
-"""The global random generators belong to training and to the user: everything else leaves them as they were."""
+"""Global random generators, which belong to training and to the user. All other code leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Put the global generators back at the end: those of Python, NumPy and PyTorch, on the CPU and on GPUs in use."""
+    """Restore the generators of Python, NumPy and PyTorch (CPU, and GPUs in use) at the end of a block."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

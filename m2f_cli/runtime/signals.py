@@ -1,4 +1,4 @@
-"""Asked to stop by a signal, a run ends after the step in progress and is saved."""
+"""Signals that ask a run to stop: it ends after the step in progress and is saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; schedulers, systemd and `time
 
 @dataclass
 class Asked:
-    """The name of the signal that asked for an end, if one did, and when.
+    """A request to stop.
 
-    is_busy: whether something must not be cut short now, which a later signal then does not.
+    Attributes:
+        name: name of the signal; None as long as no signal came.
+        at: time of the signal.
+        is_busy: returns True while a second signal must not interrupt.
     """
 
     name: str | None = None
@@ -27,9 +30,9 @@ class Asked:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Asked]:
-    """Inside, the first signal is noted; a later one is a KeyboardInterrupt at once, unless something `is_busy`.
+    """Note the first signal of a block. A later one is a KeyboardInterrupt at once, unless something `is_busy`.
 
-    Ctrl-C reaches a process of several twice at the same moment: from the terminal, and from whoever launched it.
+    Ctrl-C reaches a process of several twice at the same moment: from the terminal, and from its launcher.
     """
     asked = Asked()
 

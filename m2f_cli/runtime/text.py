@@ -1,4 +1,4 @@
-"""Text from data, on its way out: to a terminal, or into JSON."""
+"""Make text from data safe for a terminal and for JSON."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
 
 
 def visible_line(text: str) -> str:
-    """Return text as one line of what can be seen: control characters and the like are written as escapes."""
+    """Return text as one line of visible characters. Control characters and the like become escapes."""
     return _NOT_IN_LINE.sub(_escape, text)
 
 
 def visible_text(text: str) -> str:
-    """Return text of several lines, which may hold tabs; see `visible_line`."""
+    """Return text of several lines as visible characters and tabs; see `visible_line`."""
     return _NOT_IN_TEXT.sub(_escape, text)
 
 
 def json_text(tree: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    """Return JSON that any encoding of Unicode can hold, and that reads back as what it was.
+    """Return JSON that any encoding of Unicode can hold and that reads back unchanged.
 
-    Letters stay as they are; halves of characters, which no file can hold, are written as escapes, and so is what some
+    Letters stay as they are. Halves of characters, which no file can hold, become escapes. So do characters that some
     readers take for the end of a line.
     """
     text = json.dumps(tree, ensure_ascii=False, indent=indent, separators=separators)

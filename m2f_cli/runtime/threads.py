@@ -1,8 +1,8 @@
-"""How many processor cores are ours, and as many threads: more make each other wait, which slows a network down many
-times (its threads meet after every operator).
+"""Choose as many threads as there are usable cores.
 
-Libraries count the cores that they see. What a container may use of them (`docker --cpus`) they do not see; nor other
-processes that do the same on this machine. Nothing here imports PyTorch: the number is read when that is imported.
+Libraries count the cores that they see, but not the share of them that a container may use (`docker --cpus`). Too many
+threads wait for each other after every operator, which slows a network down. Nothing here imports PyTorch, because
+PyTorch reads the number of threads when it is imported.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ VARIABLE = "OMP_NUM_THREADS"
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: those that it is bound to (taskset, Slurm), at most its container's share,
-    rounded up."""
+    """Return the cores that this process may use.
+
+    These are the cores that it is bound to (taskset, Slurm), and at most its container's share, rounded up.
+    """
     seen = _seen()
     quota = _quota()
     return seen if quota is None else max(1, min(seen, math.ceil(quota)))
@@ -29,7 +31,7 @@ def _seen() -> int:
 
 
 def _quota() -> float | None:
-    """Cores that the container's control group grants; None where it sets no limit or nobody can tell."""
+    """Return the cores that the container's control group grants; None where it sets no limit or cannot be read."""
     try:
         if (CGROUP / "cpu.max").is_file():  # version 2
             quota, period = (CGROUP / "cpu.max").read_text().split()
@@ -42,9 +44,10 @@ def _quota() -> float | None:
 
 
 def choose_threads(count: int | None = None) -> None:
-    """Let the libraries of this process, and of those that it starts, use `count` threads.
+    """Let libraries use `count` threads, in this process and in those that it starts.
 
-    None: as many as cores are usable, where libraries would see more; `OMP_NUM_THREADS` wins if it is set.
+    Args:
+        count: None for the usable cores, where libraries would see more. `OMP_NUM_THREADS` wins if it is set.
     """
     if count is None and (VARIABLE in os.environ or usable_cores() >= _seen()):
         return

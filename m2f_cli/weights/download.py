@@ -38,7 +38,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Download:
-    """Progress of one file: bytes so far and in all (None where the server does not say)."""
+    """The progress of one file: bytes so far, and in all (None where the server does not say)."""
 
     name: str
     received: int
@@ -49,13 +49,13 @@ Progress = Callable[[Download], None]
 
 
 def offline() -> bool:
-    """Whether the network is switched off by M2F_OFFLINE or HF_HUB_OFFLINE."""
+    """Return True if M2F_OFFLINE or HF_HUB_OFFLINE switches the network off."""
     values = [os.environ.get(name, "") for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE")]
     return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
 
 
 def weights_dir() -> Path:
-    """Where downloaded files of weights are kept."""
+    """Return the folder of downloaded weights."""
     return Path(os.environ.get("M2F_HOME") or Path.home() / ".cache" / "m2f").expanduser() / "weights"
 
 
@@ -63,7 +63,7 @@ def weights_dir() -> Path:
 
 
 def download(url: str, *, hash_prefix: str | None = None, progress: Progress | None = None) -> Path:
-    """Fetch a file once; later calls return the copy.
+    """Fetch a file once. Later calls return the copy.
 
     The file appears under its name only when it is complete and its hash is right. An interrupted download is taken
     up again, also by a later call. Processes that want the same file wait for each other.
@@ -110,7 +110,7 @@ def not_written(path: Path, error: OSError) -> WeightsError:
 
 @dataclass(frozen=True)
 class Stated:
-    """What is known of a file before it comes: bytes, and SHA-256 or git's hash; None where nobody says."""
+    """The size of a file in bytes and its SHA-256 or git hash, as far as known before it comes."""
 
     size: int | None = None
     digest: str | None = None
@@ -125,7 +125,7 @@ def fetch(
     stated: Stated = Stated(),
     token: str | None = None,
 ) -> Stated:
-    """Fetch a file into `part`, taking it up again where it was cut; what is known of it now."""
+    """Fetch a file into `part`, going on where it was cut. Returns what is known of the file now."""
     reason = ""
     for _ in range(ATTEMPTS):
         try:
@@ -158,7 +158,7 @@ def fetch(
 def _fetch_rest(
     url: str, part: Path, progress: Progress | None, stated: Stated, token: str | None
 ) -> tuple[bool, Stated]:
-    """Append what is missing; whether the file is complete then."""
+    """Append what is missing. Returns whether the file is complete then, and what is known of it."""
     validator = _read_validator(part)
     have = part.stat().st_size if part.is_file() and validator else 0
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
@@ -183,7 +183,7 @@ def _fetch_rest(
 
 
 def _steadily(answer: Any) -> Iterable[bytes]:
-    """The bytes of an answer as they come.
+    """Yield the bytes of an answer as they come.
 
     Raises:
         TimeoutError: they only drip.
@@ -200,7 +200,7 @@ def _steadily(answer: Any) -> Iterable[bytes]:
 
 
 def _total(answer: Any, have: int, stated: Stated) -> int | None:
-    """How large the whole file will be.
+    """Return the size of the whole file.
 
     Raises:
         web.Refused: a page, a length that is none, one that is too large, or another than the hub states.
@@ -229,7 +229,7 @@ def _refuse_full_disk(part: Path, coming: int) -> None:
 
 
 def linked_digest(answer: Any) -> str | None:
-    """The hash that the hub states in a header; that of a host which it redirects to is none."""
+    """Return the hash that the hub states in a header. A header of a host that it redirects to is no hash."""
     etag = web.linked(answer, "X-Linked-Etag") or ("" if web.was_redirected(answer) else answer.headers.get("ETag", ""))
     found = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', etag.strip())
     return found[1] if found else None
@@ -245,7 +245,7 @@ def _continues(answer: Any, have: int) -> bool:
 
 
 def _etag(answer: Any) -> str:
-    """What tells this version of the file from another; weak tags do not promise equal bytes."""
+    """Return a tag of this version of the file. Weak tags do not promise equal bytes and are left out."""
     etag = answer.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
 
@@ -263,7 +263,7 @@ def _read_validator(part: Path) -> str:
 
 
 def file_hashes(path: Path) -> tuple[str, str]:
-    """SHA-256 and MD5 of a file, hexadecimal."""
+    """Return the SHA-256 and the MD5 of a file in hexadecimal."""
     return _digests(path, hashlib.sha256(), hashlib.md5(usedforsecurity=False))  # type: ignore[return-value]
 
 
@@ -289,7 +289,7 @@ def _check_hash(part: Path, url: str, prefix: str | None) -> None:
 
 
 def check_digest(part: Path, url: str, digest: str | None) -> None:
-    """The hash that the hub states: SHA-256 of large files, git's of small ones."""
+    """Compare a file with the hash that the hub states: SHA-256 of large files, git's hash of small ones."""
     if digest is None:
         return
     git = hashlib.sha1(f"blob {part.stat().st_size}\0".encode(), usedforsecurity=False)

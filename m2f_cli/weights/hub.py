@@ -46,10 +46,10 @@ _NOTE = "main.json"  # which commit of a repository is complete here
 
 
 def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
-    """The folder with a hub repository's configuration and weights (safetensors where it has them).
+    """Fetch the configuration and the weights of a repository, and return their folder.
 
-    Every file has the size and the hash that the hub states. Without network a complete copy that is here will do,
-    ours or that of huggingface_hub's cache.
+    Safetensors are preferred. Every file has the size and the hash that the hub states. Without network, a complete
+    copy of ours or in the cache of huggingface_hub is used.
 
     Raises:
         WeightsError: no such repository, no access, no weights in it, other content than the hub states, or no
@@ -92,7 +92,7 @@ def _no_access(repo: str, error: urllib.error.HTTPError) -> WeightsError:
 
 
 def _listing(tree: Any, url: str) -> tuple[str, dict[str, Stated]]:
-    """The commit that a repository is at, and its files.
+    """Return the commit of a repository, and its files.
 
     Raises:
         WeightsError: the answer is not the hub's.
@@ -150,7 +150,7 @@ def _home(repo: str) -> Path:
 
 
 def _in_their_cache(repo: str, commit: str, wanted: list[str]) -> Path | None:
-    """The folder of huggingface_hub's cache, where it has all files."""
+    """Return the folder in the cache of huggingface_hub, if that has all files."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(repo, name, revision=commit) for name in wanted]

@@ -97,7 +97,7 @@ IMAGENET = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.37
 
 
 def read_folder(folder: Path, source: str) -> Checkpoint:
-    """A folder with config.json and weights.
+    """Read a folder with config.json and weights.
 
     Raises:
         WeightsError: no weights in it, damaged files, or a network that m2f does not have.
@@ -119,7 +119,7 @@ def read_folder(folder: Path, source: str) -> Checkpoint:
 
 
 def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
-    """The network of a config.json.
+    """Return the network that a config.json describes.
 
     Raises:
         WeightsError: it is no Mask2Former and no MaskFormer, or a variant that m2f does not have.
@@ -244,7 +244,7 @@ def _read_processor(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _input(processor: Mapping[str, Any]) -> InputConfig:
-    """Their mean and std are of rescaled pixels: (x · rescale - mean) / std."""
+    """Return the normalisation. Theirs applies to rescaled pixels: (x · rescale - mean) / std."""
     scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
     normalise = processor.get("do_normalize", True)
     mean = processor.get("image_mean", [0.485, 0.456, 0.406]) if normalise else [0.0] * 3

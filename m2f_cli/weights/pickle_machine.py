@@ -119,7 +119,7 @@ class Machine:
         self.push(str(data, "utf-8", "surrogatepass"))
 
     def push_quoted(self, line: bytes) -> None:
-        """A string of Python 2 in protocol 0, as its repr."""
+        """Push a string of Python 2, which protocol 0 spells as its repr."""
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
             raise Damaged("it has a text without quotation marks")
         self.push(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
@@ -168,7 +168,7 @@ class Machine:
         self.new()
 
     def build(self) -> None:
-        """Give the topmost object its state: arrays and their types have one, of the others it is forgotten."""
+        """Give the topmost object its state. Arrays and their types have one; that of other objects is dropped."""
         state, target = self.pop(), self.top()
         if type(target) is np.ndarray:
             fill(self, target, state)
@@ -210,7 +210,7 @@ class Machine:
         target.update(map(self.key, items))
 
     def key(self, value: Any) -> Any:
-        """`value`, if it may be a key: its hash is quick, and few others have the same."""
+        """Return a value that may be a key: its hash is quick, and few other values have the same."""
         if type(value) is tuple:
             self.tuple_keys += 1
             if len(value) <= LONGEST_KEY and self.tuple_keys <= MOST_TUPLE_KEYS and all(map(_is_plain, value)):

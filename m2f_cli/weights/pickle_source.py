@@ -1,4 +1,4 @@
-"""Bytes that pickles are read from, and what a file may cost."""
+"""The bytes of a file, and a limit of the memory that reading it may take."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..errors import WeightsError
 
 
 class Damaged(Exception):
-    """A file makes no sense. The message is a clause without a full stop, such as "it ends too early"."""
+    """A file that makes no sense. The message is a clause without a full stop, such as "it ends too early"."""
 
 
 class Source:
-    """The bytes of a file, mapped, or bytes that stood in one; what is written to mapped ones stays in this process.
+    """The bytes of a file, which is mapped, or bytes in memory. Writes to mapped bytes stay in this process.
 
     Raises:
         OSError: the file cannot be opened.
@@ -38,7 +38,7 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file; what is mapped stays so as long as a tensor needs it."""
+        """Close the file. Mapped bytes stay mapped as long as a tensor needs them."""
         if self._file is not None:
             self._file.close()
 
@@ -46,14 +46,14 @@ class Source:
         return len(self.data)
 
     def cut(self, start: int, size: int) -> bytes:
-        """Copy a part out."""
+        """Return a copy of a part."""
         if self._file is None:
             return bytes(memoryview(self.data)[start : start + size])
         self._file.seek(start)
         return self._file.read(size)
 
     def fill(self, buffer: Any, start: int) -> None:
-        """Copy into all of `buffer` what stands from `start` on; a read is faster than copying what is mapped."""
+        """Fill `buffer` with the bytes from `start` on. Reading is faster than copying mapped bytes."""
         view = memoryview(buffer).cast("B")
         if self._file is None:
             view[:] = memoryview(self.data)[start : start + len(view)]
@@ -64,7 +64,7 @@ class Source:
 
 
 class Budget:
-    """How many bytes of arrays and texts may be made in all: a small file cannot ask for much memory."""
+    """A limit of the bytes of all arrays and texts, so that a small file cannot ask for much memory."""
 
     def __init__(self, file_size: int):
         self._left = 6 * file_size + (1 << 20)  # the most copies that any of the known forms needs is 3
@@ -76,7 +76,7 @@ class Budget:
 
 
 def refused(name: str) -> WeightsError:
-    """The error for a file that names something which reading weights never needs."""
+    """Return the error for a file with a name that weights never need."""
     return WeightsError(
         f"The file was refused: it asks for {name}, which could run code on this machine, and weights never need it.",
         hint="If you trust whoever made it, save its weights as safetensors there and load that.",

@@ -27,25 +27,25 @@ MOST_AXES = 32  # of arrays and tensors
 
 
 class Inert:
-    """Stands for an object of a training framework that is no weight; what it was filled with is forgotten."""
+    """A stand-in for an object of a training framework that is no weight. Its content is dropped."""
 
     __slots__ = ()
 
 
 class InertDict(dict):
-    """As `Inert`, for classes that are filled like a dictionary (configurations)."""
+    """A stand-in for classes that are filled like a dictionary, such as configurations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a pickle named: a class or function, which is not here."""
+    """The name of a class or function in a pickle. It is not imported."""
 
     text: str
 
 
 @dataclass(slots=True)
 class Kind:
-    """A type of numpy's elements, such as "f4"; `order` is that of its bytes."""
+    """A type of elements of numpy, such as "f4", and the order of its bytes."""
 
     name: str
     order: str = "="
@@ -56,7 +56,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Elements of tensors, in a row; None while a file's layout is not known yet."""
+    """The elements of tensors, in a row; None while the layout of a file is not known yet."""
 
     values_N: Tensor | None
 
@@ -65,7 +65,7 @@ class Storage:
 
 
 def _as_bytes(machine: Machine, data: Any) -> bytes:
-    """Bytes, also as Python 2 spelled them: as a text of latin1."""
+    """Return bytes, also where Python 2 spelled them as a text in latin1."""
     if type(data) is str:
         machine.budget.spend(len(data))
         return data.encode("latin1")
@@ -113,7 +113,7 @@ def _inert_dict(_: Machine, *__: Any) -> InertDict:
 
 
 def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
-    """An object as protocols 0 and 1 make it: class, class below it, and the value of that, here a dictionary."""
+    """Make an object as protocols 0 and 1 do: from its class, a base class, and the value of that."""
     if type(what) is not Name or what.text not in CLASSES:
         raise Damaged("it makes an object of what is no class")
     made = CALLS[what.text](machine)
@@ -123,7 +123,7 @@ def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
 
 
 def _wholes(values: Any) -> tuple[int, ...]:
-    """A shape, or the strides of a tensor."""
+    """Return a shape, or the strides of a tensor, after checks."""
     if type(values) not in (tuple, list, torch.Size) or len(values) > MOST_AXES:
         raise Damaged("it has a shape that is none")
     if not all(type(value) is int and 0 <= value < 2**48 for value in values):
@@ -145,7 +145,7 @@ def _kind(_: Machine, name: Any, *__: Any) -> Kind:
 
 
 def byte_order(state: Any) -> str:
-    """The one thing that the state of a type says: (3, order, None, None, None, size, alignment, flags)."""
+    """Return the byte order in the state of a type: (3, order, None, None, None, size, alignment, flags)."""
     if type(state) is not tuple or len(state) != 8 or state[0] != 3 or state[2:5] != (None, None, None):
         raise Damaged("it changes a type of numpy")
     if state[1] not in ("<", ">", "|", "=") or not all(type(value) is int for value in state[5:]):
@@ -168,7 +168,7 @@ def _new_array(machine: Machine, kind: Any, shape: Any, _: Any) -> np.ndarray:
 
 
 def fill(machine: Machine, array: np.ndarray, state: Any) -> None:
-    """The state of an array: (version, shape, type, columns first, bytes)."""
+    """Fill an array from its state: (version, shape, type, columns first, bytes)."""
     if machine.unfilled.pop(id(array), None) is not array or type(state) is not tuple or len(state) != 5:
         raise Damaged("it changes an array")
     _set_numbers(machine, array, state[1], state[2], state[3] is True or state[3] == 1, state[4])
@@ -202,7 +202,7 @@ def _scalar(machine: Machine, kind: Any, data: Any) -> np.generic:
 
 
 def _tensor(_: Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor | None:
-    """A view of a storage, which has to lie inside of it and may not be larger."""
+    """Return a view of a storage. It has to lie inside the storage and may not be larger."""
     return _view(storage, offset, size, stride)
 
 
@@ -236,7 +236,7 @@ def _parameter(_: Machine, data: Any, *__: Any) -> Tensor | None:
 
 
 def _of_subclass(machine: Machine, rebuild: Any, kind: Any, args: Any, _: Any) -> Tensor | None:
-    """A tensor that had attributes of its own, which are forgotten."""
+    """Return a tensor whose own attributes are dropped."""
     if type(rebuild) is not Name or rebuild.text not in _REBUILD or kind not in _TENSOR_CLASSES:
         raise Damaged("it has a tensor of a class that weights do not need")
     return _REBUILD[rebuild.text](machine, *args)

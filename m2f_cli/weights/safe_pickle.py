@@ -64,7 +64,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def _refuse_tangle(root: Any) -> None:
-    """Refuse what would make later code run for ever: cycles, deep nesting, references that multiply."""
+    """Refuse trees on which later code would run for ever: cycles, deep nesting, references that multiply."""
     known: dict[int, tuple[int, int]] = {}  # of each container: values, depth
     inside: set[int] = set()
     waiting = [(root, False)]

@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read by ourselves: the zip archive of today, and the row of pickles before PyTorch 1.6.
+"""Read files of `torch.save`: the zip archive of today, and the row of pickles before PyTorch 1.6.
 
 torch's own reader is not used: what it makes of somebody else's file has been memory corruption more than once.
 The numbers are mapped from the file where they are aligned there, and nothing is read before it is used.
@@ -28,7 +28,7 @@ _END_64 = b"PK\x06\x06"
 
 
 def read(path: Path, *, copied: bool = False) -> Any:
-    """What `torch.save` put into a file, as plain containers and tensors on the CPU.
+    """Read what `torch.save` wrote, as plain containers and tensors on the CPU.
 
     Args:
         copied: the tensors have memory of their own, so that the file may be replaced; else they are mapped.
@@ -45,14 +45,14 @@ def read(path: Path, *, copied: bool = False) -> Any:
 
 
 def read_plain(path: Path) -> Any:
-    """What a plain pickle holds, as detectron2 writes `.pkl`; see `read`."""
+    """Read a plain pickle, as detectron2 writes `.pkl`; see `read`."""
     with Source(path) as source:
         budget = Budget(len(source))
         return load_pickle(source, budget=budget, torch_bytes=lambda data: read_legacy(Source(data), budget))[0]
 
 
 def _copied(value: Any, memory: dict[int, Tensor]) -> Any:
-    """The tree with tensors of their own; those that shared a storage share one again."""
+    """Copy the tensors of a tree. Those that shared a storage share one again."""
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
         if storage.data_ptr() not in memory:
@@ -71,7 +71,7 @@ def _copied(value: Any, memory: dict[int, Tensor]) -> Any:
 
 
 def _storage(ident: Any) -> tuple[torch.dtype, str, int, Any]:
-    """Type, key and number of elements of a persistent id; the last is what the older form says of views."""
+    """Return type, key and number of elements of a persistent id, and what the older form says of views."""
     if type(ident) is not tuple or len(ident) not in (5, 6) or ident[0] != "storage":
         raise Damaged("it refers to data outside of itself that are no storage")
     _, kind, key, _, count, *rest = ident
@@ -83,7 +83,7 @@ def _storage(ident: Any) -> tuple[torch.dtype, str, int, Any]:
 
 
 def _values(source: Source, start: int, count: int, dtype: torch.dtype, budget: Budget) -> Tensor:
-    """Numbers of the file: mapped where they are aligned, else copied."""
+    """Return numbers of the file: mapped where they are aligned, else copied."""
     size = count * dtype.itemsize
     if start < 0 or start + size > len(source):
         raise Damaged("it ends before its tensors do")
@@ -146,7 +146,7 @@ def _refuse_long_directory(source: Source) -> None:
 
 
 def _place(source: Source, entry: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where the bytes of a member begin in the file, and how many there are."""
+    """Return where the bytes of a member begin in the file, and their number."""
     at = entry.header_offset
     if not 0 <= at <= len(source) - 30 or source.data[at : at + 4] != ZIP:
         raise Damaged(f"{entry.filename[:40]!r} is not where the zip archive says")

@@ -1,4 +1,4 @@
-"""Opening addresses: http and https only, redirects that do not lead elsewhere, answers that have to come in time."""
+"""Open addresses of http and https, with redirects and times that are checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINKED = ("X-Linked-Etag", "X-Linked-Size")  # what the hub says of a file that
 
 
 class Refused(Exception):
-    """An answer is not accepted. The message is a clause: what came, and what was expected."""
+    """An answer that is not accepted. The message is a clause: what came, and what was expected."""
 
 
 def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str | None = None) -> Any:
@@ -56,7 +56,7 @@ def read_url(url: str, *, largest: int, timeout: float, token: str | None = None
 
 
 def linked(answer: Any, name: str) -> str | None:
-    """A header of `_LINKED`, of the answer or of one on the way to it."""
+    """Return a header of `_LINKED`, from the answer or from one on the way to it."""
     return answer.headers.get(name) or answer.headers.get(f"M2F-{name}")
 
 
@@ -70,7 +70,7 @@ def _refuse_scheme(url: str) -> None:
 
 
 def _is_here(url: str) -> bool:
-    """Whether an address is that of this machine."""
+    """Return True for an address of this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -92,7 +92,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
     def http_response(self, request: Any, response: Any) -> Any:
-        """What was said on the way is kept with the last answer."""
+        """Keep headers of earlier answers with the last one."""
         for name in (*_LINKED, "Redirected"):
             del response.headers[f"M2F-{name}"]
         for name, value in {**getattr(request, "linked", {}), **_marked(request)}.items():
@@ -108,7 +108,7 @@ def _marked(request: Any) -> dict[str, str]:
 
 @contextmanager
 def _deadline(connection: Any, seconds: float) -> Iterator[None]:
-    """Cut a connection that takes longer: each byte in time is not an answer in time."""
+    """Cut a connection after some seconds, however steadily its bytes come."""
     sock = getattr(connection, "sock", None) or getattr(getattr(connection, "fp", None), "raw", None)
     sock = getattr(sock, "_sock", sock)
     timer = threading.Timer(seconds, _cut, [sock])
@@ -126,7 +126,7 @@ def _cut(sock: Any) -> None:
 
 
 class _InTime:
-    """A connection whose answer begins in time."""
+    """A connection whose answer has to begin in time."""
 
     def getresponse(self) -> http.client.HTTPResponse:
         with _deadline(self, 2 * (self.timeout or 60)):  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Without the handlers of files, FTP and data that urllib opens by default."""
+    """Return an opener without the handlers of files, FTP and data, which urllib has by default."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

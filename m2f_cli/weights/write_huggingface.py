@@ -23,9 +23,9 @@ from .key_tables import HUGGINGFACE
 
 
 def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
-    """A folder that from_pretrained of transformers' Mask2FormerForUniversalSegmentation or
-    MaskFormerForInstanceSegmentation loads without a missing or unexpected key: config.json, model.safetensors,
-    preprocessor_config.json. It appears complete or not at all.
+    """Write config.json, model.safetensors and preprocessor_config.json, which `from_pretrained` of transformers loads.
+
+    No key is missing or unexpected. The folder appears complete or not at all.
 
     Raises:
         ExportError: transformers has no such network, or the folder exists already.
@@ -51,9 +51,9 @@ def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config
 
 
 def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Our weights under the hub's names, with what transformers wants besides.
+    """Return our weights under the names of transformers, with the tensors that it wants besides.
 
-    MP-Former's queries have no learned positions; transformers always adds them, so they are zeros.
+    The queries of MP-Former have no learned positions. Transformers always adds positions, so they are zeros.
 
     Raises:
         ExportError: transformers has no place for one of them.
@@ -78,7 +78,7 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
 
 
 def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
-    """The classifier's last norm, which transformers makes and nothing uses, and MaskFormer's constants."""
+    """Add the classifier's last norm, which transformers makes and nothing uses, and MaskFormer's constants."""
     encoder = "model.pixel_level_module.encoder."
     last, place = ("3", "model.") if method == "maskformer" else ("stage4", "swin.")
     norm = tensors[f"{encoder}hidden_states_norms.{last}.weight"]
@@ -91,14 +91,14 @@ def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """Which row of the bias table each pair of a window's tokens uses (docs/methods/published-behaviour.md#3-3)."""
+    """Return the row of the bias table for each pair of tokens (docs/methods/published-behaviour.md#3-3)."""
     rows, columns = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
     down, right = (places[:, None] - places + window - 1 for places in (rows, columns))
     return down * (2 * window - 1) + right
 
 
 def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]:
-    """The config.json of a network of ours.
+    """Return the config.json of one of our networks.
 
     Raises:
         ExportError: transformers has no such network.
@@ -184,7 +184,7 @@ def _to_backbone_json(backbone: Component) -> dict[str, Any]:
 
 
 def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
-    """The preprocessor_config.json of our input and test sizes."""
+    """Return the preprocessor_config.json for our input and test sizes."""
     resize, is_maskformer = config.test.resize, config.model.method == "maskformer"
     if resize.fixed:
         size = {"height": resize.fixed[0], "width": resize.fixed[1]}
