@@ -30,6 +30,7 @@ from m2f_cli.config import presets as config
 from m2f_cli.config.schema import Config
 from m2f_cli.training import resume as state
 from m2f_cli.training import run
+from m2f_cli.training.folder import CONFIG, RESULTS
 
 CHANGES = (
     "train.batch=2",
@@ -69,7 +70,7 @@ def train(folder: Path, iterations: int, workers: int, count_to: Path | None = N
     own = os.getpid()
     sys.addaudithook(watch)
     torch.set_num_threads(1)
-    resume = (folder / run.CONFIG).is_file()
+    resume = (folder / CONFIG).is_file()
     options = run.Options(init="random", device="cpu", workers=workers, resume=resume, keep=1)
     run.start(settings(iterations), folder, options, command=["kill_and_resume"])
     if count_to is not None:
@@ -104,7 +105,7 @@ def forked(*arguments: object, after: float | None = None, log: Path) -> int:
 def commanded(folder: Path, iterations: int, workers: int, *, after: float | None = None, log: Path) -> int:
     """Start or go on by a command line; the status, negative for a signal."""
     words = ["--resume"]
-    if not (folder / run.CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         changes = (*CHANGES, f"train.iterations={iterations}")
         words = ["--preset", "tiny", "--init", "random", "--keep", "1", *(w for c in changes for w in ("--set", c))]
     command = [sys.executable, "-m", "m2f_cli", "train", "--out", folder, "--device", "cpu", "--workers", str(workers)]
@@ -139,7 +140,7 @@ def killed(folder: Path, how: tuple[int, int], log: Path, kind: str, at: int | N
         status = forked(folder, *how, None, at, after=after, log=log)
     if status not in (0, -signal.SIGKILL):
         raise SystemExit(f"The run failed by itself:\n{log.read_text()}")
-    return status != 0 and not (folder / run.RESULTS).is_file()
+    return status != 0 and not (folder / RESULTS).is_file()
 
 
 def differences(one: Path, other: Path) -> list[str]:

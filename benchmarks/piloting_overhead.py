@@ -25,7 +25,7 @@ def make_parts(arguments: argparse.Namespace, piloted: bool):
     from m2f_cli.loss import Criterion
     from m2f_cli.model import build
     from m2f_cli.model.pilots import piloting_of
-    from m2f_cli.training.loop import Parts
+    from m2f_cli.training.parts import Parts
 
     settings = config.load(
         arguments.preset,

@@ -13,8 +13,9 @@ from ..errors import ConfigError
 from ..inference.compile import parts_of
 from ..loss.criterion import make_criterion
 from ..model.pilots import piloting_of
-from ..training.loop import Parts, losses_of
+from ..training.loop import losses_of
 from ..training.optimizer import clip_gradients, make_optimizer, train_mode
+from ..training.parts import Parts
 from .case import Case, Workload, training_size
 from .stages import Stages
 from .synthetic_batch import OBJECTS, training_batch

@@ -37,7 +37,7 @@ def demo(
 
     Run again, it replaces its own files in the folder, and no others.
     """
-    from ..training.run import Listener
+    from ..training.prepare import Listener
     from ..workflows import demo as core
     from .train import Display
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalResult
     from ..training.loop import Step
     from ..training.options import Options
-    from ..training.run import Outcome, Run
+    from ..training.prepare import Run
+    from ..training.run import Outcome
 
 INTERRUPTED = 130
 
@@ -136,7 +137,7 @@ def _settings(
 ) -> tuple[Config, Path]:
     """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
     from ..config import presets as config
-    from ..training.run import CONFIG, read_settings
+    from ..training.folder import CONFIG, read_settings
 
     if preset is None and not (resume and out is not None):
         raise ConfigError("Nothing says what to train.", hint="Pass --preset NAME; m2f presets list shows them.")
@@ -179,8 +180,8 @@ def _as_before(folder: Path, options: Options) -> Options:
     """What the run was started with; what is given now wins."""
     import dataclasses
 
+    from ..training.folder import ENVIRONMENT
     from ..training.options import OF_ONE_START, Options, stored_options
-    from ..training.run import ENVIRONMENT
 
     before, fresh = stored_options(folder / ENVIRONMENT), Options()
     names = [field.name for field in dataclasses.fields(Options) if field.name not in OF_ONE_START]
@@ -287,7 +288,7 @@ def _emit(outcome: Outcome) -> None:
 
 def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) -> None:
     from ..training import lr_finder
-    from ..training.run import Listener
+    from ..training.prepare import Listener
 
     if options.resume:
         raise ConfigError("--find-lr looks for the rate of a new run.", hint="Leave out --resume.")

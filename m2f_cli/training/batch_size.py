@@ -12,8 +12,9 @@ from ..data.loader import Batch
 from ..errors import ConfigError, M2FError
 from ..runtime import distributed
 from . import resume as state
-from .loop import Parts, losses_of
+from .loop import losses_of
 from .optimizer import train_mode
+from .parts import Parts
 
 LARGEST_BY_DEFAULT = 2  # as published: 2 pictures on each GPU
 SHARE = 0.9  # of the memory that may be used: later pictures may have more objects than those that were tried

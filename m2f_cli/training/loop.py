@@ -12,40 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import TrainConfig
 from ..data.loader import Batch, of_worker
 from ..errors import ConfigError, M2FError
 from ..loss import Pairs, Piloted, normaliser
-from ..model.pilots import Piloting, Pilots
+from ..model.pilots import Pilots
 from ..runtime import distributed
 from ..structures.predictions import Prediction
-from .ema import EMA
 from .optimizer import clip_gradients, set_learning_rate, train_mode
+from .parts import Parts
 from .resume import LastStep, RunState
 from .schedule import factor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 5  # steps in a row that may be skipped before training stops
-
-
-@dataclass
-class Parts:
-    """What a step works with. `network` is `model`, or its wrapper for several processes. `frozen`: see `freeze`.
-
-    piloting: makes MP-Former's pilots; None without them.
-    """
-
-    config: TrainConfig
-    model: nn.Module
-    network: nn.Module
-    criterion: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: EMA | None
-    device: torch.device
-    accumulate: int
-    frozen: tuple[str, ...] = ()
-    piloting: Piloting | None = None
 
 
 @dataclass

@@ -17,11 +17,12 @@ from ..runtime import distributed, random_state
 from ..runtime.devices import choose_device
 from ..runtime.locks import locked
 from . import resume as state
-from .loop import Parts, apply, step, to_host
+from .folder import LR_FINDER as FILES
+from .loop import apply, step, to_host
 from .optimizer import set_learning_rate, train_mode
 from .options import Options
-from .run import LR_FINDER as FILES
-from .run import Listener, prepare
+from .parts import Parts
+from .prepare import Listener, prepare
 from .visualise import draw_sweep
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100

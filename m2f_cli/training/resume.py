@@ -23,7 +23,7 @@ from ..weights.pickle_source import Damaged
 from .optimizer import check_moments
 
 if TYPE_CHECKING:
-    from .loop import Parts
+    from .parts import Parts
 
 RESUME = "resume.pt"
 SCHEMA_VERSION = 1

@@ -22,8 +22,9 @@ from m2f_cli.loss import Criterion
 from m2f_cli.model import build
 from m2f_cli.model.pilots import piloting_of
 from m2f_cli.structures.targets import Target
-from m2f_cli.training.loop import Parts, step, to_host
+from m2f_cli.training.loop import step, to_host
 from m2f_cli.training.optimizer import make_optimizer
+from m2f_cli.training.parts import Parts
 
 
 def batch_of(count: int) -> Batch:

@@ -22,6 +22,7 @@ from m2f_cli.training import loop, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.data import open_splits
 from m2f_cli.training.options import Options
+from m2f_cli.training.parts import Parts
 from m2f_cli.training.run import Listener
 
 OPTIONS = Options(init="random", device="cpu")
@@ -154,7 +155,7 @@ def test_weights_that_are_half_changed_are_not_saved(tmp_path, whole, monkeypatc
 
 
 def test_running_statistics_and_random_numbers_come_back():
-    parts = run.Parts(None, torch.nn.BatchNorm2d(2), None, None, None, None, None, torch.device("cpu"), 1)
+    parts = Parts(None, torch.nn.BatchNorm2d(2), None, None, None, None, None, torch.device("cpu"), 1)
     last = state.LastStep(parts)
     before, random = {k: v.clone() for k, v in parts.model.state_dict().items()}, torch.get_rng_state()
     parts.model(torch.rand(1, 2, 4, 4))

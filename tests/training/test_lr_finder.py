@@ -15,9 +15,9 @@ from training.tiny import settings
 from m2f_cli.errors import M2FError
 from m2f_cli.training import lr_finder, run
 from m2f_cli.training import resume as state
-from m2f_cli.training.loop import Parts
 from m2f_cli.training.lr_finder import find_learning_rate, search, smooth
 from m2f_cli.training.options import Options
+from m2f_cli.training.parts import Parts
 from m2f_cli.training.run import Listener
 
 OPTIONS = Options(init="random", device="cpu")

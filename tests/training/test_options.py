@@ -10,7 +10,7 @@ import torch
 from m2f_cli import cli
 from m2f_cli.evaluation import evaluate as evaluation
 from m2f_cli.inference.load_network import load_model
-from m2f_cli.training import loop, run
+from m2f_cli.training import loop, prepare, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.run import Outcome
 
@@ -54,7 +54,7 @@ def prepared(tmp_path, monkeypatch):
             return Outcome(made.folder, 0, 0, {}, 0, 0.0)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "_execute", stop_here)
+            patch.setattr(run, "execute", stop_here)
             assert cli.run([*SMALL, "--out", f"run{len(list(tmp_path.iterdir()))}", *options]) == 0
         return seen[0]
 
@@ -115,7 +115,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path, monkeypatch):
         seen.append({name: tensor.clone() for name, tensor in segmenter.model.state_dict().items()})
         return evaluation.evaluate(segmenter, records, metrics, **options)
 
-    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(prepare, "evaluate", evaluate)
     assert cli.run([*SMALL, "--set", "train.ema_decay=0.999", "--set", "train.iterations=3", "--out", "r"]) == 0
     kept = tmp_path / "r" / "checkpoints"
     tree = state.read(kept / "resume.pt")

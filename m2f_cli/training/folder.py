@@ -1,0 +1,127 @@
+"""The folder of a run: claim it, and write down what the run is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..config import presets as config
+from ..config.schema import Config
+from ..errors import ConfigError
+from ..runtime import distributed
+from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
+from ..runtime.locks import is_lock, locked
+from ..version import __version__
+from .options import OF_ONE_START, Options, read_environment
+from .resume import RESUME
+from .visualise import draw_batch
+
+if TYPE_CHECKING:
+    from .prepare import Run
+
+CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
+CHECKPOINTS = "checkpoints"
+LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before its run
+
+
+def claim(settings: Config, folder: Path, options: Options, stack: contextlib.ExitStack) -> Config:
+    """Lock the folder for as long as the stack is open, and return the configuration of the run."""
+    stack.enter_context(locked(folder, "A training"))
+    with writing_to(folder):
+        used = [path for path in folder.iterdir() if not _is_of_a_start(path)]
+        has_weights = any((folder / CHECKPOINTS).glob("*.safetensors"))
+    if has_weights and (folder / CONFIG).is_file() and not (folder / CHECKPOINTS / RESUME).is_file():
+        raise ConfigError(
+            f"The run {folder} has weights but no {CHECKPOINTS}/{RESUME}, so that it cannot go on.",
+            hint=f"Copy that file, too, or train on from the weights: m2f train --init {folder} --out NEW_RUN.",
+        )
+    if options.resume:
+        settings = read_settings(folder)
+    else:
+        _refuse_used(folder, used)
+    remove_parts(folder)
+    return settings
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Return True for files that a folder may hold before its run, or that a run killed before CONFIG leaves."""
+    if path.name == ENVIRONMENT and not path.with_name(CONFIG).exists():
+        with contextlib.suppress(ConfigError):
+            return "m2f" in read_environment(path)
+    return path.name in LR_FINDER or is_lock(path) or is_part(path)
+
+
+def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
+    if not used:
+        return
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} holds files already, and no run.", hint="Choose another --out, or empty it.")
+    if not (folder / CHECKPOINTS / RESUME).is_file():
+        raise ConfigError(
+            f"The run {folder} was started already and has no checkpoint yet.",
+            hint="Use --resume, which begins it anew with its settings, or another --out.",
+        )
+    raise ConfigError(f"The run {folder} exists already.", hint="Use --resume to go on, or another --out.")
+
+
+def read_settings(folder: Path) -> Config:
+    """Read the configuration of a run.
+
+    Raises:
+        ConfigError: the folder is no run, or the file is damaged.
+    """
+    path = folder / CONFIG
+    with writing_to(folder):
+        is_run = path.is_file()
+    if not is_run:
+        raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
+    try:
+        return config.load(path)
+    except ConfigError as error:
+        hint = f"Copy it again, or train on from the run's weights: m2f train --init {folder} --out NEW_RUN."
+        raise ConfigError(error.message, hint=error.hint or hint) from error
+
+
+def write_records(run: Run, command: Sequence[str]) -> None:
+    """Write down what the run is. A resumed run only changes options that were given anew."""
+    if distributed.rank() != 0:
+        return
+    options = _recorded(run.options)
+    before = read_environment(run.folder / ENVIRONMENT) if run.options.resume else {}
+    if not before:
+        before = {
+            "m2f": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "device": str(run.parts.device),
+            "processes": distributed.world_size(),
+            "command": list(command),
+            "options": {},
+            "notes": run.notes,
+            "data": run.identity,
+        }
+    if _lasting(before.get("options", {})) != _lasting(options):
+        write_json(run.folder / ENVIRONMENT, {**before, "options": options}, indent=2, durable=True)
+    if not run.options.resume:  # last: with it, the folder is a run
+        write_text(run.folder / CONFIG, config.dump(run.settings), durable=True)
+    if run.is_new:
+        draw_batch(run.train_data, run.settings, run.folder / "samples", trust_code=run.options.trust_code)
+
+
+def _recorded(options: Options) -> dict[str, Any]:
+    """Return the options as plain values that mean the same from any working directory."""
+    found = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    if options.init is not None and Path(options.init).exists():
+        found["init"] = str(Path(options.init).absolute())
+    return json.loads(json.dumps(found))
+
+
+def _lasting(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in OF_ONE_START}

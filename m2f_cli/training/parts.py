@@ -1,0 +1,53 @@
+"""The parts of a training step: the network, its losses and its optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .. import model as networks
+from ..config.schema import Config, TrainConfig
+from ..loss.criterion import make_criterion
+from ..model.pilots import Piloting, piloting_of
+from .ema import EMA
+from .optimizer import make_optimizer
+from .options import Options
+
+
+@dataclass
+class Parts:
+    """The parts of a training step.
+
+    Attributes:
+        network: `model`, or its wrapper for several processes or compilation.
+        accumulate: batches of one optimiser step.
+        frozen: see `optimizer.freeze`.
+        piloting: makes the pilots of MP-Former; None without them.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    network: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: EMA | None
+    device: torch.device
+    accumulate: int
+    frozen: tuple[str, ...] = ()
+    piloting: Piloting | None = None
+
+
+def make_parts(model: nn.Module, settings: Config, options: Options, device: torch.device) -> Parts:
+    """Return the parts of one process, before it joins the others."""
+    config_ = settings.train
+    model = model.to(device)
+    criterion = make_criterion(model.num_classes, config_.loss, config_.class_weights).to(device)
+    if options.checkpoint_activations:
+        networks.checkpoint_activations(model)
+    scaler = torch.amp.GradScaler(device.type, enabled=config_.precision == "fp16")
+    optimizer = make_optimizer(model, config_.optimizer)
+    piloting = piloting_of(settings.model, model.num_classes)
+    return Parts(config_, model, model, criterion, optimizer, scaler, None, device, 1, options.freeze, piloting)

@@ -1,0 +1,272 @@
+"""Make a run: its data, its network and the other parts, new or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import model as networks
+from .. import weights
+from ..config.schema import Config
+from ..data.formats.base import NoTask
+from ..data.loader import Batch, Loader, training_loader
+from ..data.records import DataSet
+from ..dataset_tools.check.mistakes import check
+from ..errors import ConfigError, Unreachable
+from ..evaluation.evaluate import EvalResult, default_metrics, evaluate
+from ..inference.segmenter import Segmenter
+from ..runtime import distributed, random_state
+from . import batch_size
+from . import resume as state
+from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
+from .ema import EMA
+from .folder import CHECKPOINTS, ENVIRONMENT
+from .initialise import initialise
+from .loop import Step
+from .optimizer import freeze, train_mode, trainable_table
+from .options import Options, read_environment
+from .parts import Parts, make_parts
+from .resume import RunState
+from .visualise import draw_results
+
+CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
+
+
+@dataclass
+class Listener:
+    """Callbacks of a training run. Each receives a plain record; the defaults do nothing."""
+
+    on_start: Callable[[Run], None] = lambda run: None
+    on_step: Callable[[Step], None] = lambda step: None
+    on_evaluated: Callable[[int, EvalResult], None] = lambda iteration, result: None
+    on_note: Callable[[str], None] = lambda text: None
+    on_download: Callable[[Any], None] | None = None
+
+
+@dataclass
+class Run:
+    """A run that is ready to go on from `state`.
+
+    Attributes:
+        is_new: True if it begins. A resumed run without a checkpoint begins, too.
+        saved: iterations at the last checkpoint; None without one.
+    """
+
+    folder: Path
+    settings: Config
+    options: Options
+    train_data: DataSet
+    val_data: DataSet | None
+    parts: Parts
+    loader: Loader
+    state: RunState
+    is_new: bool = True
+    saved: int | None = None
+    notes: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        return identity(self.train_data)
+
+    def trainable(self) -> list[tuple[str, int, int]]:
+        return trainable_table(self.parts.model)
+
+    # -- saving --
+
+    def save(self) -> None:
+        """Write everything that resuming needs, and the weights. Only the first process writes."""
+        if distributed.rank() == 0:
+            now = self.state
+            done = {
+                "iteration": now.iteration,
+                "skipped": now.skipped,
+                "best": now.best,
+                "in_a_row": now.in_a_row,
+                "evaluated": now.evaluated,
+                "data": self.identity,
+            }
+            is_first = not (self.checkpoints / state.RESUME).is_file()  # weights without it could not go on
+            if not is_first:
+                self.save_weights("last")  # before: a run that was killed at its end has nothing more to do but this
+            state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
+            if is_first:
+                self.save_weights("last")
+            self.saved = now.iteration
+
+    def save_weights(self, name: str) -> Path:
+        """Write a checkpoint that describes itself, with averaged weights where there is an average."""
+        tensors = self.parts.model.state_dict() if self.parts.ema is None else self.parts.ema.average
+        return weights.save(
+            self.checkpoints / f"{name}.safetensors", tensors, self.settings, self.train_data.categories
+        )
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Return to the state in `tree`, which `save` wrote."""
+        state.restore(self.parts, tree)
+        done = tree["iteration"]
+        if distributed.rank() == 0:
+            state.set_random_state(tree["random"], self.parts.device)
+        else:  # only the first process's is kept; the others must not draw the same numbers
+            torch.manual_seed(hash((self.settings.train.seed, done, distributed.rank())) % 2**63)
+        self.state = RunState(done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done))
+        self.saved = done
+        if distributed.rank() == 0 and not (self.checkpoints / "last.safetensors").is_file():
+            self.save_weights("last")  # the first save was killed between the two files
+
+    # -- evaluating --
+
+    def evaluate(self, on_progress: Callable[[Any], None] | None = None) -> EvalResult | None:
+        """Evaluate the network on the val split. It is left ready to train."""
+        if self.val_data is None:
+            return None
+        model = self.parts.model
+        averaged = self.parts.ema.applied(model) if self.parts.ema is not None else contextlib.nullcontext()
+        with averaged, random_state.kept():
+            segmenter = Segmenter(
+                model, self.settings, self.val_data.categories, device=self.parts.device, source=self.settings.name
+            )
+            metrics = default_metrics(self.settings.task, self.val_data.categories)
+            result = evaluate(segmenter, self.val_data.records, metrics, on_progress=on_progress, distributed=True)
+            if distributed.rank() == 0:
+                folder = self.folder / "val" / f"{self.state.iteration:07d}"
+                draw_results(segmenter, self.val_data.records[:4], self.settings.task, folder)
+        train_mode(model, self.parts.frozen)
+        return result
+
+
+def prepare(
+    settings: Config,
+    folder: Path,
+    options: Options,
+    device: torch.device,
+    listener: Listener,
+    data: Splits | None = None,
+) -> Run:
+    """Make all parts of a run, or restore them with `options.resume`.
+
+    Args:
+        data: what to train and evaluate on, instead of what `options.data` or the preset names.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something does not fit; nothing has been written then.
+    """
+    if settings.train is None:
+        raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Choose another preset.")
+    notes: list[str] = []
+    if device.type == "cpu" and settings.train.precision == "fp16":
+        notes.append("fp16 is for GPUs and many times slower on a CPU: training is in fp32.")
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
+    checkpoint = folder / CHECKPOINTS / state.RESUME
+    is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
+    tree = None if is_new else state.read_run(checkpoint, settings.train.iterations)
+    is_own = data is not None or options.data is not None
+    try:
+        train_data, val_data = data or open_splits(settings, options.data, options.val_pictures, notes)
+    except NoTask as error:
+        settings = with_task_of(settings, error, notes)
+        train_data, val_data = open_splits(settings, options.data, options.val_pictures, notes)
+    notes += [*train_data.notes]
+    same_classes(train_data, val_data)
+    if options.resume:
+        before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
+        notes += _as_it_was(before, train_data, folder)
+    if options.resume and is_new:
+        notes.append("No checkpoint was written: the run begins anew, as it was started.")
+    if is_own and is_new and distributed.rank() == 0:
+        notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
+    if is_own:
+        described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
+        settings = settings.model_copy(update={"data": described})
+    torch.manual_seed(settings.train.seed + distributed.rank())
+    model = networks.build(settings.model, len(train_data.categories), trust_code=options.trust_code)
+    if is_new:
+        notes += _initialise(model, settings, train_data, options, listener)
+    if options.freeze:
+        freeze(model, options.freeze)
+    parts = make_parts(model, settings, options, device)
+    make_loader = functools.partial(
+        training_loader,
+        settings,
+        train_data,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        on_error="skip" if options.skip_broken else "raise",
+        pin=device.type == "cuda",
+        trust_code=options.trust_code,
+    )
+    if options.micro_batch == "auto":
+        options = _measure(parts, options, lambda size: iter(make_loader(batch=size)), notes)
+    parts = _complete(parts, options)
+    run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), is_new, notes=notes)
+    if tree is not None:
+        run.restore(tree)
+    micro = settings.train.batch // (parts.accumulate * distributed.world_size())
+    start_at = run.state.iteration * parts.accumulate
+    run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)
+    return run
+
+
+def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> list[str]:
+    """Return notes on whether the data is the same as at the start of the run.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if before is None:
+        return [f"{folder} does not say what it was trained on: whether this is the same data is not checked."]
+    refuse_other_data(before, identity(data), folder)
+    return []
+
+
+def _initialise(model: nn.Module, settings: Config, data: DataSet, options: Options, listener: Listener) -> list[str]:
+    if options.init == "random":
+        return ["The network starts from random numbers."]
+    try:
+        report = initialise(
+            model,
+            settings,
+            data.categories,
+            init=options.init,
+            partial=options.init_partial,
+            progress=listener.on_download,
+        )
+    except Unreachable as error:
+        if options.init is not None:
+            raise
+        # A machine without network can still train; but nobody should find out at the end that it was from nothing.
+        return [
+            "THE BACKBONE STARTS FROM RANDOM NUMBERS, not from ImageNet as published: expect clearly lower figures. "
+            f"{error} Or say --init random to be content with that, --init REF for other weights."
+        ]
+    return list(report.notes)
+
+
+def _measure(parts: Parts, options: Options, batches: Callable[[int], Iterator[Batch]], notes: list[str]) -> Options:
+    """Return the options with the number of images that fit into memory instead of "auto"."""
+    own = batch_size.share_of(parts.config.batch, distributed.world_size())
+    chosen = batch_size.measured_micro_batch(parts, own, batches)
+    notes.append(f"--batch auto: {chosen} of the {own} pictures of a process and step fit into memory at once.")
+    return dataclasses.replace(options, micro_batch=chosen)
+
+
+def _complete(parts: Parts, options: Options) -> Parts:
+    """Join the other processes. The average begins afterwards, with the weights of the first process."""
+    network = distributed.wrap(parts.model, parts.device)
+    if options.compile:
+        network = torch.compile(network)
+    ema = EMA(parts.model, parts.config.ema_decay) if parts.config.ema_decay else None
+    accumulate = batch_size.accumulation(parts.config.batch, distributed.world_size(), options.micro_batch)
+    return dataclasses.replace(parts, network=network, ema=ema, accumulate=accumulate)
