@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden_files
 import pytest
+from helpers import golden_files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

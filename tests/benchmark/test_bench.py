@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.parts import tiny_config
+from helpers.small_segmenter import NAMES, picture, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import tiny_config
-from small_segmenter import NAMES, picture, small_segmenter
 from torch import nn
 
 from m2f_cli.benchmark import interleaved as race

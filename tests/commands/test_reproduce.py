@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from folders import IDS, SEGMENTS, coco_panoptic
+from helpers.folders import IDS, SEGMENTS, coco_panoptic
 from training.tiny import settings
 
 from m2f_cli import cli, weights

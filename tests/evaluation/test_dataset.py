@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from folders import SEGMENTS, annotation, coco_instances, coco_panoptic, label_maps, plane, rectangle
+from helpers.folders import SEGMENTS, annotation, coco_instances, coco_panoptic, label_maps, plane, rectangle
 from training.tiny import settings
 
 from m2f_cli.config import presets as config

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
+from helpers.small_segmenter import picture
 from PIL import Image
-from small_segmenter import picture
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from m2f_cli.errors import ConfigError, MissingDependency, WeightsError

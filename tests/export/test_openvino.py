@@ -11,7 +11,7 @@ import pytest
 import torch
 from export.models import pictures_in
 from export.tiny import tiny_segmenter
-from small_segmenter import picture
+from helpers.small_segmenter import picture
 
 from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
 from m2f_cli.export import openvino as exporting

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from fake_segmenter import FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import FakeSegmenter, scene, scene_labels
 from PIL import Image
 
 from m2f_cli.errors import ConfigError, DataError, M2FError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import for_files, images_of
+from helpers.golden_files import for_files, images_of
+from helpers.parts import full_model, randomise, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import full_model, randomise, tiny_config
 from PIL import Image
 
 import m2f_cli

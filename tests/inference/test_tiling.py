@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
+from helpers.small_segmenter import picture, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation import evaluate

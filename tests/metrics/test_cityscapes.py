@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from folders import plane, write_mask, write_picture
+from helpers.folders import plane, write_mask, write_picture
 from pycocotools import mask as coco_mask
 
 from m2f_cli import plugins

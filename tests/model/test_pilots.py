@@ -8,12 +8,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import for_files, has, params, read
+from helpers.golden_files import for_files, has, params, read
+from helpers.parts import randomise, tiny_config
+from helpers.pilots import decoder_of, features_of, level_sizes, padded_size, piloted_layers, pilots_of, targets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model.test_golden import assert_close
-from parts import randomise, tiny_config
-from pilots import decoder_of, features_of, level_sizes, padded_size, piloted_layers, pilots_of, targets_of
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import ModelConfig, PilotingConfig

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from golden_files import read_list
+from helpers.golden_files import read_list
 from presets.test_presets import facts_section, markdown_tables
 
 from m2f_cli.config import presets as config

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene, scene_labels, semantic
 
 from m2f_cli.errors import DataError
 from m2f_cli.results import drawing as draw

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_kinds import GREY16, RGB, encoded, plain, tiff, turned
+from helpers.image_kinds import GREY16, RGB, encoded, plain, tiff, turned
 from PIL import Image
 
 import m2f_cli

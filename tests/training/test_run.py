@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import randomise
+from helpers.parts import randomise
 from training.tiny import settings
 
 from m2f_cli.config import presets as config

@@ -12,10 +12,10 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from golden_files import for_files, read_list
+from helpers.golden_files import for_files, read_list
+from helpers.parts import features_of as golden_features
+from helpers.parts import published_weights, randomise
 from model.test_golden import resnet_of
-from parts import features_of as golden_features
-from parts import published_weights, randomise
 from safetensors.torch import save_file
 from weights.models import RESNET, config_of, network_of
 from weights.servers import FileHost, serving

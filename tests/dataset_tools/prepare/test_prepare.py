@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.prepare_tools import zipped
 from PIL import Image
-from prepare_tools import zipped
 
 from m2f_cli import plugins
 from m2f_cli.dataset_tools.prepare import ade20k, run
