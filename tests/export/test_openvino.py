@@ -115,7 +115,7 @@ def test_calibration_sees_what_the_file_will_be_given(model, tmp_path):
     [path] = pictures_in(tmp_path, 1)
     made = exporting.network_input(model, Options(size=SIZE, batch=2))(path)
     assert (made.shape, made.dtype) == ((2, 3, *SIZE), np.float32)
-    expected = model._collate([model.prepare(read_picture(path)).pixels_CHW])[0].numpy()
+    expected = model.collate([model.prepare(read_picture(path)).pixels_CHW])[0].numpy()
     assert np.array_equal(made[0], expected)
     raw = exporting.network_input(model, Options(size=SIZE, normalise=True))(path)
     assert raw.max() <= 255 + 1e-3

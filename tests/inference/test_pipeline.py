@@ -162,7 +162,7 @@ def test_memory_is_bounded_when_the_network_is_slow(folder, batch, workers):
     segmenter = Slow()
     assert predict(folder, segmenter, batch=batch, workers=workers, formats=["label-png"]).done == COUNT + 30
     assert segmenter.most_alive <= workers + 2 * batch
-    assert segmenter._alive == 0
+    assert segmenter.alive == 0
 
 
 def test_beside_a_network_on_the_cpu_nothing_runs(folder, monkeypatch):

@@ -154,7 +154,7 @@ def some_targets() -> list[Target]:
 def test_the_chance_to_flip_grows_with_the_area():
     pilots = Piloting(PilotingConfig(groups=200, mask_noise=0.4, label_noise=0), 9)(some_targets(), (32, 48))
     torch.manual_seed(0)
-    clean = pilots._touched((8, 12))
+    clean = pilots.target_cells((8, 12))
     flipped = (pilots.noised_masks((8, 12), 4) ^ clean).float().mean(-1).view(2, 200, 3).mean(1)
     area = clean[:, :3].float().mean(-1)
     assert area[0].tolist() == [pytest.approx(1 / 6), 0.25, 1.0] and area[1, 1:].tolist() == [0, 0]
@@ -193,7 +193,7 @@ def test_each_head_has_noise_of_its_own_only_if_asked():
     ],
 )
 def test_how_many_groups(count, fullest, groups):
-    assert Piloting(PilotingConfig(**count), 9)._groups(fullest) == groups
+    assert Piloting(PilotingConfig(**count), 9).number_of_groups(fullest) == groups
 
 
 # --- what pilots must not do ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from helpers.golden_files import read_list
 from m2f_cli.config import presets as config
 from m2f_cli.config.published import backbone_cell, backbone_label, crop_of, lines
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
-from m2f_cli.data.training_set import _loose
+from m2f_cli.data.training_set import without_crowds
 from m2f_cli.data.transforms import Sample, augment, build_transforms
 from m2f_cli.model import build
 from m2f_cli.structures.annotations import InstanceTruth
@@ -234,7 +234,7 @@ def test_maskformer_of_mmsegmentation_decays_everywhere():
 def scene(task: str) -> Sample:
     [record] = synthetic_dataset("train", 1, size=(150, 260), task=task).records
     truth = record.read_truth()
-    return Sample(record.read_image(), _loose(truth) if isinstance(truth, InstanceTruth) else truth)
+    return Sample(record.read_image(), without_crowds(truth) if isinstance(truth, InstanceTruth) else truth)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -207,9 +207,7 @@ class EngineSegmenter(Segmenter):
         self.notes = (
             []
             if described.size is None
-            else [
-                f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."
-            ]
+            else [f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."]
         )
         self.default_task = self.check_task(task or self.config.task)
 
@@ -234,7 +232,7 @@ class EngineSegmenter(Segmenter):
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Prepared]) -> dict[str, Tensor]:
         """All that the file gives for some pictures, by name; see `Engine`."""
-        return self._run(self._collate([prepared.pixels_CHW for prepared in batch]))
+        return self._run(self.collate([prepared.pixels_CHW for prepared in batch]))
 
     def answers(self, batch: Sequence[Prepared]) -> list[Result]:
         """The results of the post-processing inside the file, at the size of its input, padding included.
