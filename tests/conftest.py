@@ -7,8 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: workers of pytest-xdist have a core each
 
-import pytest  # noqa: E402
-from helpers import golden_files  # noqa: E402
+import pytest
+from helpers import golden_files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
