@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import golden_files
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: workers of pytest-xdist have a core each
+
 import pytest
+from helpers import golden_files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

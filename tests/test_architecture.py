@@ -33,6 +33,9 @@ ROWS = [
 HEIGHT = {name: len(ROWS) - i for i, row in enumerate(ROWS) for name in row}
 HEAVY = ("torch", "numpy", "pydantic", "cv2", "PIL", "transformers", "huggingface_hub")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+TESTS_FOLDER = Path(__file__).parent
+TESTS = sorted(TESTS_FOLDER.rglob("*.py"))
+OF_PYTORCH = ("_modules",)  # attributes of its modules
 
 
 def unit_of(path: Path) -> str:
@@ -150,3 +153,43 @@ def test_help_imports_nothing_heavy(code):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("HEAVY []"), done.stdout[-500:]
+
+
+def private_names(path: Path) -> list[str]:
+    """What a test takes from the package although its name begins with an underscore."""
+    tree = ast.parse(path.read_text())
+    imported = {"self", "cls"}  # of a test's own classes, and what comes from other packages
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", None) or ""
+            found += [each.name for each in node.names if module.startswith("m2f_cli") and is_private(each.name)]
+            if not module.startswith("m2f_cli"):
+                imported |= {(each.asname or each.name).split(".")[0] for each in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root = node.value
+            while isinstance(root, (ast.Attribute, ast.Call)) and ast.unparse(root) != "super()":
+                root = root.value if isinstance(root, ast.Attribute) else root.func
+            if ast.unparse(root) not in {*imported, "super()"} and node.attr not in OF_PYTORCH:
+                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr", "getattr")):
+            named = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+            found += [f"{node.lineno}: {name}" for name in named if is_private(str(name).rpartition(".")[2])]
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(TESTS_FOLDER)))
+def test_tests_use_public_names_and_no_clock(path):
+    assert not private_names(path)
+    clocks = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("time.time", "time.perf_counter", "time.monotonic", "time.process_time")
+    ]
+    assert not clocks, "a busy machine is slow: wait for something that happens, and leave the limit to pytest-timeout"

@@ -7,7 +7,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 import types
 from importlib.metadata import version
 
@@ -59,9 +58,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
         "import sys; from m2f_cli.cli import run; code = run(['--help']); "
         f"print(code, [name for name in {HEAVY} if name in sys.modules])"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert time.perf_counter() - started < 3  # 0.3 s on an idle machine; torch alone takes longer than this
     assert done.stdout.splitlines()[-1] == "0 []"
     assert all(f" {name} " in done.stdout for name in plugins.names("commands"))
     assert "Segment pictures." in done.stdout

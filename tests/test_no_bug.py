@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from folders import write_picture
+from helpers.folders import write_picture
 from training.tiny import settings
 
 from m2f_cli import cli, weights

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, FakeSegmenter, scene, scene_labels
-from folders import annotation, coco_instances, image_entry, rectangle, write_json, write_picture
+from helpers.fake_segmenter import CATEGORIES, FakeSegmenter, scene, scene_labels
+from helpers.folders import annotation, coco_instances, image_entry, rectangle, write_json, write_picture
 from PIL import Image
 from training.tiny import settings
 

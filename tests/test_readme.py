@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from folders import image_entry, write_ids, write_json
+from helpers.folders import image_entry, write_ids, write_json
 
 from m2f_cli import plugins
 from m2f_cli.config import presets as config

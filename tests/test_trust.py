@@ -160,7 +160,7 @@ def evaluated_as_a_preset():
 
 def _scenes() -> Path:
     """Annotated scenes on disk."""
-    from folders import write_ids, write_json
+    from helpers.folders import write_ids, write_json
 
     from m2f_cli.data.synthetic.dataset import synthetic_dataset
 
@@ -540,7 +540,7 @@ def test_every_group_refuses_code(group, marker):
 
 def test_functions_that_take_names_refuse_code(marker, tmp_path):
     name = f"{EVIL}:write"
-    from fake_segmenter import FakeSegmenter, panoptic, scene_labels
+    from helpers.fake_segmenter import FakeSegmenter, panoptic, scene_labels
 
     from m2f_cli.data.open_dataset import open_data
     from m2f_cli.dataset_tools.convert.run import convert

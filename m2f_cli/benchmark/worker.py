@@ -173,10 +173,10 @@ def _serve(connection: Connection, case: Case, side: str, folder: Path | None, s
             except M2FError as error:
                 connection.send((None, (type(error).__name__, error.message, error.hint)))
             except Exception as error:  # whatever a library raises is told where it is asked, and not by a traceback
-                connection.send((None, _told(error, method)))
+                connection.send((None, error_record(error, method)))
 
 
-def _told(error: Exception, method: str) -> tuple[str, str, str | None]:
+def error_record(error: Exception, method: str) -> tuple[str, str, str | None]:
     """Kind, message and hint of the M2FError that an unforeseen one becomes."""
     if os.environ.get("M2F_DEBUG"):
         traceback.print_exception(error)
@@ -223,7 +223,7 @@ class Side:
                 hint="Its last words are above; -9 is usually a lack of memory: use a smaller --size or --batch.",
             ) from error
         if problem is not None:
-            raise _raised(*problem)
+            raise error_from(*problem)
         return value
 
     def close(self, *, now: bool = False) -> None:
@@ -235,7 +235,7 @@ class Side:
         self.space.cleanup()
 
 
-def _raised(kind: str, message: str, hint: str | None) -> M2FError:
+def error_from(kind: str, message: str, hint: str | None) -> M2FError:
     """The worker's error again; constructors differ, so it is made without one."""
     cls = getattr(errors, kind, M2FError)
     error = cls.__new__(cls)

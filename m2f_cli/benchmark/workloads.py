@@ -44,7 +44,7 @@ _TINY = 64  # pixels
 
 def of_pictures(segmenter: Any) -> dict[str, Sequence[Method]]:
     """Methods that are stages of work on whole pictures."""
-    return {"preprocess": ((core(segmenter), "_collate"),), **RENDER}
+    return {"preprocess": ((core(segmenter), "collate"),), **RENDER}
 
 
 class Forward(Workload):

@@ -125,11 +125,11 @@ def read(record: Record) -> Sample:
         sizes = f"{truth.size[0]} x {truth.size[1]}", f"{image_HW3.shape[0]} x {image_HW3.shape[1]}"
         raise DataError(f"{record.name}: the annotation is {sizes[0]} pixels, the picture {sizes[1]}.")
     if isinstance(truth, InstanceTruth):
-        truth = _loose(truth)
+        truth = without_crowds(truth)
     return Sample(image_HW3, truth)
 
 
-def _loose(truth: InstanceTruth) -> InstanceTruth:
+def without_crowds(truth: InstanceTruth) -> InstanceTruth:
     """Objects that are no crowds, run lengths unpacked once and not at every step."""
     objects = [
         item if isinstance(item.shape, list) else dataclasses.replace(item, shape=Cutout.of(mask_of(item, truth.size)))

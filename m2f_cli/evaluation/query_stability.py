@@ -203,7 +203,7 @@ def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) ->
     prepared = segmenter.prepare(record.read_image())
     valid = tuple(prepared.pixels_CHW.shape[-2:])
     target = _resized(to_target(truth, task, segmenter.categories), valid).to(segmenter.device)
-    images_1CHW = segmenter._collate([prepared.pixels_CHW])
+    images_1CHW = segmenter.collate([prepared.pixels_CHW])
     prediction = segmenter.model(images_1CHW)
     if len(prediction.layers) < 2:
         raise ConfigError(f"The model {segmenter.source} answers once, so it has no layers that could disagree.")

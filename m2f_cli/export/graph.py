@@ -228,7 +228,7 @@ def exported_program(model: Segmenter, options: Options) -> torch.export.Exporte
             program = torch.export.export(
                 whole, (example(model, options),), dynamic_shapes=dynamic_shapes(model, options), strict=False
             )
-            return program.run_decompositions(_decompositions())
+            return program.run_decompositions(decompositions())
     except Exception as error:  # the tracer raises whatever a part of the network raises, in types of its own
         raise ExportError(
             f"The network of {model.source} cannot be traced: {_first_line(error)}",
@@ -249,7 +249,7 @@ def fused(network: nn.Module) -> nn.Module:
     return network
 
 
-def _decompositions() -> dict:
+def decompositions() -> dict:
     """Attention and a few others in simpler terms. What stays whole (norms, resizing, convolutions) has an operator in
     every format. Attention must go first: its fused kernel lays out memory in a way that simpler terms do not."""
     everything = torch.export.default_decompositions()

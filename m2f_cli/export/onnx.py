@@ -101,7 +101,7 @@ class OnnxExporter:
         if options.precision == "int8":
             _save_quantised(proto, path)
         else:
-            _save(proto, path)
+            save_proto(proto, path)
         if options.runner:
             path.with_name(RUNNER).write_text(runner_source(), encoding="utf-8")
 
@@ -125,7 +125,7 @@ def _save_quantised(proto: Any, path: Path) -> None:
     """By way of a file in full precision: the quantiser reads and writes files."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         whole = Path(folder) / path.name
-        _save(proto, whole)
+        save_proto(proto, whole)
         quantise_onnx(whole, path)
 
 
@@ -238,7 +238,7 @@ def _describe(proto: Any, model: Segmenter, described: engines.Description) -> N
     proto.doc_string = f"{config.model.method}: {model.source}"
 
 
-def _save(proto: Any, path: Path) -> None:
+def save_proto(proto: Any, path: Path) -> None:
     import onnx
 
     external = {}

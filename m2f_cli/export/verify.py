@@ -148,8 +148,8 @@ def default_cases(model: Segmenter, exported: Segmenter, pictures: Sequence[Path
             else scene(seed + i + j, *size).image_HW3
             for j in range(count)
         ]
-        found.append(Case("picture" if pictures else "scene", [_prepared(each) for each in real]))
-        found.append(Case("random", [_prepared(_noise(rng, size)) for _ in range(count)]))
+        found.append(Case("picture" if pictures else "scene", [prepared_as_is(each) for each in real]))
+        found.append(Case("random", [prepared_as_is(_noise(rng, size)) for _ in range(count)]))
     return found
 
 
@@ -174,7 +174,7 @@ def _noise(rng: np.random.Generator, size: Size) -> np.ndarray:
     return (patches + rng.normal(0, 30, patches.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _prepared(image_HWC: np.ndarray) -> Prepared:
+def prepared_as_is(image_HWC: np.ndarray) -> Prepared:
     return Prepared(torch.from_numpy(np.array(image_HWC)).permute(2, 0, 1), image_HWC.shape[:2])
 
 

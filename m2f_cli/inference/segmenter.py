@@ -131,7 +131,7 @@ class Segmenter:
         Raises:
             M2FError: the network's answer is not finite, or the device has too little memory.
         """
-        images_BCHW = self._collate([prepared.pixels_CHW for prepared in batch])
+        images_BCHW = self.collate([prepared.pixels_CHW for prepared in batch])
         dtype = DTYPES.get(self.precision, torch.float32)  # the int8 of an exported file is its own affair
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
@@ -163,7 +163,7 @@ class Segmenter:
         embeds_BQC, offsets_BQ1 = prediction.of_queries()
         return prediction.last.class_logits_BQK.float(), embeds_BQC.float(), prediction.mask_features_BCHW, offsets_BQ1
 
-    def _collate(self, pictures: Sequence[Tensor]) -> Tensor:
+    def collate(self, pictures: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""
         height, width = self.padded_size(pictures)
         mean, std = (_per_channel(values, self.device) for values in (self.config.input.mean, self.config.input.std))

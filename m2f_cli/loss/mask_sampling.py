@@ -20,7 +20,7 @@ from ..structures.targets import Target
 
 Size = tuple[int, int]
 Compared = tuple[Tensor, Tensor]  # logits and truth
-_PAIRS_AT_ONCE = 64  # whose candidate points are in memory together: 30 MB at 12544 points
+PAIRS_AT_ONCE = 64  # whose candidate points are in memory together: 30 MB at 12544 points
 
 
 def make_places(config: LossConfig, rand: Rand = uniform) -> RandomPoints | AllPixels:
@@ -63,7 +63,7 @@ class RandomPoints:
 
     def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
         """(R, P) logits and truth of pairs, each at points of its own."""
-        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(_PAIRS_AT_ONCE)])
+        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(PAIRS_AT_ONCE)])
         truth_RP = sample_matched(target, numbers_R, points_RP2, padded_size)
         return sample_points(logits_RHW[:, None], points_RP2).squeeze(1), truth_RP
 

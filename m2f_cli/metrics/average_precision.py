@@ -91,7 +91,7 @@ class AveragePrecision:
         self.merge(part)
 
     def compute(self) -> Figures:
-        precision_TRKA, recall_TKAM = self._curves()
+        precision_TRKA, recall_TKAM = self.curves()
         last = len(self.max_dets) - 1
         figures = {
             "ap": _mean(precision_TRKA[..., 0]),
@@ -120,7 +120,7 @@ class AveragePrecision:
             },
         }
 
-    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
+    def curves(self) -> tuple[np.ndarray, np.ndarray]:
         """Precision (IoU thresholds, points of recall, classes, areas) for the last of max_dets and recall
         (thresholds, classes, areas, max_dets); -1 where there is no truth."""
         counts = len(self.labels), len(SIZES)

@@ -47,14 +47,14 @@ class Piloting:
             padded_size: (height, width) of the padded batch in pixels.
         """
         fullest = max(map(len, targets))
-        groups = self._groups(fullest)
+        groups = self.number_of_groups(fullest)
         labels_BN = torch.full((len(targets), fullest), -1, device=targets[0].labels_N.device)
         for row, target in zip(labels_BN, targets, strict=True):
             row[: len(target)] = target.labels_N
         labels_BT = self._noised(labels_BN.repeat(1, groups))
         return Pilots(labels_BT, list(targets), padded_size, groups, self.config, self.rand)
 
-    def _groups(self, fullest: int) -> int:
+    def number_of_groups(self, fullest: int) -> int:
         if not fullest:
             return 0
         return self.config.groups if self.config.groups is not None else self.config.budget // fullest
@@ -146,7 +146,7 @@ class Pilots:
         A cell flips with probability mask_noise · (share of the grid that is touched). With noise per head
         (B, heads, T, S). New noise at every call.
         """
-        cells_BTS = self._touched(size)
+        cells_BTS = self.target_cells(size)
         if not self.config.mask_noise:
             return cells_BTS
         S = cells_BTS.shape[-1]
@@ -155,7 +155,7 @@ class Pilots:
             cells_BTS, chance_BT1 = cells_BTS[:, None].expand(-1, heads, -1, -1), chance_BT1[:, None]
         return cells_BTS ^ (self.rand(tuple(cells_BTS.shape), cells_BTS.device) < chance_BT1)
 
-    def _touched(self, size: Size) -> Tensor:
+    def target_cells(self, size: Size) -> Tensor:
         if size not in self._cells:
             slots = len(self) // self.groups
             cells_BNS = self.labels_BT.new_zeros(len(self.targets), slots, size[0] * size[1], dtype=torch.bool)

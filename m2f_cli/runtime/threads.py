@@ -19,12 +19,12 @@ VARIABLE = "OMP_NUM_THREADS"
 def usable_cores() -> int:
     """The cores that this process may use: those that it is bound to (taskset, Slurm), at most its container's share,
     rounded up."""
-    seen = _seen()
+    seen = visible_cores()
     quota = _quota()
     return seen if quota is None else max(1, min(seen, math.ceil(quota)))
 
 
-def _seen() -> int:
+def visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -46,7 +46,7 @@ def choose_threads(count: int | None = None) -> None:
 
     None: as many as cores are usable, where libraries would see more; `OMP_NUM_THREADS` wins if it is set.
     """
-    if count is None and (VARIABLE in os.environ or usable_cores() >= _seen()):
+    if count is None and (VARIABLE in os.environ or usable_cores() >= visible_cores()):
         return
     count = count or usable_cores()
     os.environ[VARIABLE] = str(count)

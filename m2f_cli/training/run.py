@@ -349,7 +349,7 @@ def start(
         run = prepare(settings, folder, options, device, listener, data)
         _write_records(run, command)
         listener.on_start(run)
-        return _execute(run, listener)
+        return execute(run, listener)
 
 
 def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.ExitStack) -> Config:
@@ -453,7 +453,7 @@ class _Left(Exception):
     """A signal came in the middle of an evaluation, which can be done another time."""
 
 
-def _execute(run: Run, listener: Listener) -> Outcome:
+def execute(run: Run, listener: Listener) -> Outcome:
     began = time.perf_counter()
     main = distributed.rank() == 0
     loggers = []
@@ -523,7 +523,7 @@ def _execute(run: Run, listener: Listener) -> Outcome:
             run.save()
         except BaseException as error:
             asked.is_busy = lambda: True
-            _rescue(run, listener)
+            rescue(run, listener)
             if distributed.is_active() and asked.name is not None and isinstance(error, RuntimeError):
                 ended = False  # another process has left first, and so broke what they do together
             elif (failure := of_worker(error)) is not None:
@@ -549,7 +549,7 @@ def _execute(run: Run, listener: Listener) -> Outcome:
     return outcome
 
 
-def _rescue(run: Run, listener: Listener) -> None:
+def rescue(run: Run, listener: Listener) -> None:
     """Save what the last finished step left, and say how to go on. The error that ended the run is told by others."""
     if distributed.rank() != 0 or not run.state.iteration:
         return

@@ -156,7 +156,7 @@ def _fetch_rest(
     with web.open_url(url, headers, timeout=TIMEOUT, token=token) as answer:
         if answer.status != 206 or not _continues(answer, have):
             have = 0
-        told = _Stated(stated.size or _linked_size(answer), stated.digest or _linked_digest(answer))
+        told = _Stated(stated.size or linked_size(answer), stated.digest or linked_digest(answer))
         total = _total(answer, have, told)
         _refuse_full_disk(part, (total or 0) - have)
         _validator(part).write_text(json.dumps([url, _etag(answer)]), encoding="utf-8")
@@ -219,14 +219,14 @@ def _refuse_full_disk(part: Path, coming: int) -> None:
         raise web.Refused(f"{coming:,} bytes do not fit on the disk of {part.parent}, where {free:,} are free")
 
 
-def _linked_digest(answer: Any) -> str | None:
+def linked_digest(answer: Any) -> str | None:
     """The hash that the hub states in a header; that of a host which it redirects to is none."""
     etag = web.linked(answer, "X-Linked-Etag") or ("" if web.was_redirected(answer) else answer.headers.get("ETag", ""))
     found = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', etag.strip())
     return found[1] if found else None
 
 
-def _linked_size(answer: Any) -> int | None:
+def linked_size(answer: Any) -> int | None:
     size = web.linked(answer, "X-Linked-Size") or ""
     return int(size) if re.fullmatch(r"[0-9]{1,18}", size) else None
 
@@ -338,7 +338,7 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
     except (OSError, http.client.HTTPException, web.Refused, WeightsError) as error:
         reason = getattr(error, "reason", None) or error
         return _cached_copy(repo, (str(reason).strip() or type(error).__name__).split("\n")[0][:200], error)
-    wanted = _wanted(repo, listed)
+    wanted = wanted_files(repo, listed)
     return _in_their_cache(repo, commit, wanted) or _fetch_files(repo, commit, wanted, listed, progress, token)
 
 
@@ -448,7 +448,7 @@ def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:
         ) from (cause or error)
 
 
-def _wanted(repo: str, names: Iterable[str]) -> list[str]:
+def wanted_files(repo: str, names: Iterable[str]) -> list[str]:
     names = set(names)
     weights = next((name for name in WEIGHT_FILES if name in names), None)
     if "config.json" not in names or weights is None:

@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack machine. This is such a machine, of our own: it has the operations that weights need,
 makes numbers, texts, plain containers, numpy arrays and tensors, and calls nothing. A global is a `Name` here, a plain
-record that cannot be called; what may be made "by calling" one is made by a function of the table `_CALLS`, which
+record that cannot be called; what may be made "by calling" one is made by a function of the table `CALLS`, which
 checks every argument.
 """
 
@@ -172,7 +172,7 @@ def load(
         Damaged: it makes no sense, or would need an unreasonable amount of time or memory.
         WeightsError: it names what weights do not need.
     """
-    machine = _Machine(source, start, len(source) if end is None else end, budget, storage_of, torch_bytes)
+    machine = Machine(source, start, len(source) if end is None else end, budget, storage_of, torch_bytes)
     try:
         tree = machine.run()
     except _SENSELESS as error:
@@ -217,7 +217,7 @@ def _refuse_tangle(root: Any) -> None:
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
-class _Machine:
+class Machine:
     def __init__(self, source: Source, start: int, end: int, budget: Budget, storage_of: Any, torch_bytes: Any):
         self.source, self.at, self.end = source, start, end
         self.view = memoryview(source.data)
@@ -338,7 +338,7 @@ class _Machine:
         full = f"{_PYTHON_2.get(module, module)}.{name}"
         if full in _TORCH_TYPES:
             self.push(_TORCH_TYPES[full])
-        elif full in _CALLS or full in _MARKERS:
+        elif full in CALLS or full in MARKERS:
             self.push(Name(full))
         else:
             raise refused(full)
@@ -347,15 +347,15 @@ class _Machine:
         args, what = self.pop(), self.pop()
         if type(what) is not Name or type(args) is not tuple:
             raise Damaged("it calls what is no function")
-        if what.text not in _CALLS:
+        if what.text not in CALLS:
             raise refused(what.text)
-        self.push(_CALLS[what.text](self, *args))
+        self.push(CALLS[what.text](self, *args))
 
     def new(self) -> None:
         args, what = self.pop(), self.pop()
         if type(what) is not Name or what.text not in _CLASSES:
             raise Damaged(f"it makes an object of {what.text if type(what) is Name else 'what is no class'}")
-        self.push(_CALLS[what.text](self, *args))
+        self.push(CALLS[what.text](self, *args))
 
     def new_with_names(self) -> None:
         named = self.pop()
@@ -432,14 +432,14 @@ def _is_plain(value: Any) -> bool:
 
 _STOP = ord(".")
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_ACTS: dict[int, Callable[[_Machine], Any]] = {
+_ACTS: dict[int, Callable[[Machine], Any]] = {
     opcode[0]: act
     for opcode, act in {
         b"\x80": lambda m: m.take(1),  # PROTO
         b"\x95": lambda m: m.take(8),  # FRAME
-        b"(": _Machine.mark,
+        b"(": Machine.mark,
         b"0": lambda m: m.pop() if m.stack else m.since_mark(),
-        b"1": _Machine.since_mark,
+        b"1": Machine.since_mark,
         b"2": lambda m: m.push(m.top()),
         b"N": lambda m: m.push(None),
         b"\x88": lambda m: m.push(True),
@@ -489,10 +489,10 @@ _ACTS: dict[int, Callable[[_Machine], Any]] = {
         b"j": lambda m: m.recall(m.number("<I")),
         b"c": lambda m: m.name(m.line().decode("utf-8"), m.line().decode("utf-8")),
         b"\x93": lambda m: m.name(*m.pop_two()),
-        b"R": _Machine.reduce,
-        b"\x81": _Machine.new,
-        b"\x92": _Machine.new_with_names,
-        b"b": _Machine.build,
+        b"R": Machine.reduce,
+        b"\x81": Machine.new,
+        b"\x92": Machine.new_with_names,
+        b"b": Machine.build,
         b"Q": lambda m: m.persistent(m.pop()),
     }.items()
 }
@@ -501,7 +501,7 @@ _ACTS: dict[int, Callable[[_Machine], Any]] = {
 # --- plain values -----------------------------------------------------------------------------------------------------
 
 
-def _as_bytes(machine: _Machine, data: Any) -> bytes:
+def _as_bytes(machine: Machine, data: Any) -> bytes:
     """Bytes, also as Python 2 spelled them: as a text of latin1."""
     if type(data) is str:
         machine.budget.spend(len(data))
@@ -511,49 +511,49 @@ def _as_bytes(machine: _Machine, data: Any) -> bytes:
     return data
 
 
-def _encoded(machine: _Machine, text: Any = b"", encoding: Any = "latin1") -> bytes:
+def _encoded(machine: Machine, text: Any = b"", encoding: Any = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise Damaged(f"it spells bytes in {str(encoding)[:20]!r}")
     return _as_bytes(machine, text)
 
 
-def _set(machine: _Machine, items: Any = ()) -> set[Any]:
+def _set(machine: Machine, items: Any = ()) -> set[Any]:
     if type(items) not in (list, tuple):
         raise Damaged("it makes a set of what is no list")
     return set(map(machine.key, machine.copying(items)))
 
 
-def _frozen(machine: _Machine, items: Any = ()) -> frozenset[Any]:
+def _frozen(machine: Machine, items: Any = ()) -> frozenset[Any]:
     return frozenset(_set(machine, items))
 
 
-def _ordered(machine: _Machine, pairs: Any = ()) -> OrderedDict:
+def _ordered(machine: Machine, pairs: Any = ()) -> OrderedDict:
     if type(pairs) not in (list, tuple):
         raise Damaged("it makes a dictionary of what are no pairs")
     return machine.fill(OrderedDict(), ((key, value) for key, value in machine.copying(pairs)))  # type: ignore[return-value]
 
 
-def _counter(machine: _Machine, counts: Any = None) -> dict:
+def _counter(machine: Machine, counts: Any = None) -> dict:
     return counts if type(counts) is dict else {}
 
 
-def _complex(_: _Machine, real: Any, imaginary: Any) -> complex:
+def _complex(_: Machine, real: Any, imaginary: Any) -> complex:
     return complex(real, imaginary)
 
 
-def _inert(_: _Machine, *__: Any) -> Inert:
+def _inert(_: Machine, *__: Any) -> Inert:
     return Inert()
 
 
-def _inert_dict(_: _Machine, *__: Any) -> InertDict:
+def _inert_dict(_: Machine, *__: Any) -> InertDict:
     return InertDict()
 
 
-def _of_old_class(machine: _Machine, what: Any, _: Any, state: Any) -> Any:
+def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
     """An object as protocols 0 and 1 make it: class, class below it, and the value of that, here a dictionary."""
     if type(what) is not Name or what.text not in _CLASSES:
         raise Damaged("it makes an object of what is no class")
-    made = _CALLS[what.text](machine)
+    made = CALLS[what.text](machine)
     if type(made) is InertDict and type(state) is dict:
         machine.fill(made, machine.copying(state).items())
     return made
@@ -573,7 +573,7 @@ def _wholes(values: Any) -> tuple[int, ...]:
 _KIND = re.compile(r"b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][1-9]\d{0,4}")
 
 
-def _kind(_: _Machine, name: Any, *__: Any) -> Kind:
+def _kind(_: Machine, name: Any, *__: Any) -> Kind:
     if type(name) is str and name[:1] == "O":
         raise WeightsError("The file holds numpy arrays of Python objects, which weights never are.")
     if type(name) is not str or not _KIND.fullmatch(name):
@@ -596,7 +596,7 @@ def _dtype(kind: Any) -> np.dtype:
     return kind.dtype()
 
 
-def _new_array(machine: _Machine, kind: Any, shape: Any, _: Any) -> np.ndarray:
+def _new_array(machine: Machine, kind: Any, shape: Any, _: Any) -> np.ndarray:
     if kind != Name("numpy.ndarray") or shape != (0,):
         raise Damaged("it holds arrays that are not plain ones of numpy")
     array = np.empty(0, np.uint8)
@@ -604,14 +604,14 @@ def _new_array(machine: _Machine, kind: Any, shape: Any, _: Any) -> np.ndarray:
     return array
 
 
-def _fill(machine: _Machine, array: np.ndarray, state: Any) -> None:
+def _fill(machine: Machine, array: np.ndarray, state: Any) -> None:
     """The state of an array: (version, shape, type, columns first, bytes)."""
     if machine.unfilled.pop(id(array), None) is not array or type(state) is not tuple or len(state) != 5:
         raise Damaged("it changes an array")
     _set_numbers(machine, array, state[1], state[2], state[3] is True or state[3] == 1, state[4])
 
 
-def _set_numbers(machine: _Machine, array: np.ndarray, shape: Any, kind: Any, columns_first: bool, data: Any) -> None:
+def _set_numbers(machine: Machine, array: np.ndarray, shape: Any, kind: Any, columns_first: bool, data: Any) -> None:
     shape, dtype, data = _wholes(shape), _dtype(kind), _as_bytes(machine, data)
     _refuse_other_size(shape, dtype, data)
     machine.budget.spend(len(data))
@@ -623,13 +623,13 @@ def _refuse_other_size(shape: tuple[int, ...], dtype: np.dtype, data: bytes) -> 
         raise Damaged(f"it has an array of {len(data):,} bytes and the shape {shape}")
 
 
-def _from_buffer(machine: _Machine, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
+def _from_buffer(machine: Machine, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
     array = np.empty(0, np.uint8)
     _set_numbers(machine, array, shape, kind, order == "F", data)
     return array
 
 
-def _scalar(machine: _Machine, kind: Any, data: Any) -> np.generic:
+def _scalar(machine: Machine, kind: Any, data: Any) -> np.generic:
     dtype, data = _dtype(kind), _as_bytes(machine, data)
     _refuse_other_size((), dtype, data)
     return np.frombuffer(data, dtype)[0]
@@ -638,13 +638,13 @@ def _scalar(machine: _Machine, kind: Any, data: Any) -> np.generic:
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def _tensor(_: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor | None:
+def _tensor(_: Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor | None:
     """A view of a storage, which has to lie inside of it and may not be larger."""
     return _view(storage, offset, size, stride)
 
 
 def _tensor_of_type(
-    _: _Machine, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
+    _: Machine, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> Tensor | None:
     if type(dtype) is not torch.dtype:
         raise Damaged("it has a tensor without a type")
@@ -666,24 +666,24 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype 
     return values_N.as_strided(size, stride, offset) if count else values_N.new_empty(size)
 
 
-def _parameter(_: _Machine, data: Any, *__: Any) -> Tensor | None:
+def _parameter(_: Machine, data: Any, *__: Any) -> Tensor | None:
     if data is not None and not isinstance(data, Tensor):
         raise Damaged("it has a parameter that is no tensor")
     return data
 
 
-def _of_subclass(machine: _Machine, rebuild: Any, kind: Any, args: Any, _: Any) -> Tensor | None:
+def _of_subclass(machine: Machine, rebuild: Any, kind: Any, args: Any, _: Any) -> Tensor | None:
     """A tensor that had attributes of its own, which are forgotten."""
     if type(rebuild) is not Name or rebuild.text not in _REBUILD or kind not in _TENSOR_CLASSES:
         raise Damaged("it has a tensor of a class that weights do not need")
     return _REBUILD[rebuild.text](machine, *args)
 
 
-def _size(_: _Machine, values: Any) -> torch.Size:
+def _size(_: Machine, values: Any) -> torch.Size:
     return torch.Size(_wholes(values))
 
 
-def _load_from_bytes(machine: _Machine, data: Any) -> Any:
+def _load_from_bytes(machine: Machine, data: Any) -> Any:
     if machine.torch_bytes is None:
         raise refused("torch.storage._load_from_bytes")
     data = _as_bytes(machine, data)
@@ -746,7 +746,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         _inert_dict,
     ),
 }
-_CALLS: dict[str, Callable[..., Any]] = {
+CALLS: dict[str, Callable[..., Any]] = {
     **_CLASSES,
     **_REBUILD,
     "torch._tensor._rebuild_from_type_v2": _of_subclass,
@@ -767,7 +767,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
 }
 # What may be named and never called.
-_MARKERS = frozenset(
+MARKERS = frozenset(
     {
         *STORAGES,
         *(kind.text for kind in _TENSOR_CLASSES),

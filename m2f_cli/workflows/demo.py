@@ -114,7 +114,7 @@ def _steps(
     files = [_write_picture(out, name, made) for name, made in scenes.items()]
     yield "pictures", f"{pictures} generated", out / "pictures"
     for name, made in scenes.items():
-        _record(out, f"truth/{name}.jpg")
+        record_file(out, f"truth/{name}.jpg")
         write_overlay(made.panoptic(), out / "truth" / name)
     yield "truth", f"{sum(len(made.segments) for made in scenes.values())} segments drawn", out / "truth"
     outcome = _train(out, settings, listener)
@@ -130,7 +130,7 @@ def _steps(
 
 
 def _write_picture(out: Path, name: str, made: Scene) -> Path:
-    _record(out, f"pictures/{name}.png")
+    record_file(out, f"pictures/{name}.png")
     path = out / "pictures" / f"{name}.png"
     with atomic(path) as part:
         Image.fromarray(made.image_HW3).save(part, format="PNG")
@@ -138,7 +138,7 @@ def _write_picture(out: Path, name: str, made: Scene) -> Path:
 
 
 def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.Outcome:
-    _record(out, "run/")
+    record_file(out, "run/")
     options = training.Options(init="random", micro_batch=settings.train.batch, workers=1)
     outcome = training.start(settings, out / "run", options, listener, ["m2f", "demo"])
     if outcome.stopped is not None:
@@ -156,7 +156,7 @@ def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> 
 
 def _write_page(out: Path, names: list[str], value: float, outcome: training.Outcome) -> Path:
     """One page that needs nothing but the files beside it."""
-    _record(out, "index.html")
+    record_file(out, "index.html")
     columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]
     heads = ["picture", "truth", *FORMATS]
     rows = "".join(
@@ -212,7 +212,7 @@ def _recorded(mark: Path) -> list[str]:
         raise ConfigError(f"{mark} is damaged.", hint="Choose another --out.") from error
 
 
-def _record(out: Path, name: str) -> None:
+def record_file(out: Path, name: str) -> None:
     """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
     refuse_link(out / MARK)
     with writing_to(out / MARK), (out / MARK).open("a", encoding="utf-8") as file:

@@ -58,11 +58,11 @@ def diagnose() -> list[Finding]:
     """
     findings: list[Finding] = []
     for group, examine in EXAMINATIONS.items():
-        findings += sorted(_examined(group, examine), key=lambda finding: finding.name.casefold())
+        findings += sorted(examined(group, examine), key=lambda finding: finding.name.casefold())
     return findings
 
 
-def _examined(group: str, examine: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def examined(group: str, examine: Callable[[], Iterator[Finding]]) -> list[Finding]:
     found: list[Finding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters is a finding
@@ -83,22 +83,22 @@ def _reason(error: BaseException) -> str:
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
-def _packages() -> Iterator[Finding]:
+def check_packages() -> Iterator[Finding]:
     yield Finding("packages", "m2f", f"{__version__} in {Path(__file__).resolve().parents[1]}")
-    yield _python(required_python())
+    yield check_python(required_python())
     for requirement in requirements():
         if not requirement.extra:
-            yield _required(requirement)
+            yield check_required(requirement)
 
 
-def _python(minimum: str) -> Finding:
+def check_python(minimum: str) -> Finding:
     version = platform.python_version()
     if is_older(version, minimum):
         return Finding("packages", "python", version, "problem", f"Install Python {minimum} or newer.")
     return Finding("packages", "python", f"{version} ({sys.executable})")
 
 
-def _required(requirement: Requirement) -> Finding:
+def check_required(requirement: Requirement) -> Finding:
     name, found = requirement.name, requirement.installed()
     if found is None:
         return Finding("packages", name, "not installed", "problem", f"Run: pip install '{requirement}'")
@@ -115,13 +115,13 @@ def _required(requirement: Requirement) -> Finding:
     return Finding("packages", name, version if provider == name else f"{version} ({provider})")
 
 
-def _optional_packages() -> Iterator[Finding]:
+def check_optional_packages() -> Iterator[Finding]:
     for requirement in requirements():
         if requirement.extra and requirement.extra not in NOT_FOR_USERS:
-            yield _optional(requirement)
+            yield check_optional(requirement)
 
 
-def _optional(requirement: Requirement) -> Finding:
+def check_optional(requirement: Requirement) -> Finding:
     group, found = "optional packages", requirement.installed()
     wanted = f"'{DISTRIBUTION}[{requirement.extra}]'"
     if found is None:
@@ -144,14 +144,14 @@ def devices() -> list[torch.device]:
     return [torch.device(name) for name in ("cpu", *(f"cuda:{i}" for i in gpus), *mps)]
 
 
-def _devices() -> Iterator[Finding]:
+def check_devices() -> Iterator[Finding]:
     import torch
 
     from ..runtime.devices import choose_device
 
     threads = f"cores: {usable_cores()}, threads of torch: {torch.get_num_threads()}"
-    yield Finding("devices", "cpu", f"{_cpu_name()}, {threads}")
-    yield Finding("devices", "memory", _memory())
+    yield Finding("devices", "cpu", f"{cpu_name()}, {threads}")
+    yield Finding("devices", "memory", memory_size())
     kept = "kept by predict and eval" if can_keep_memory() else "given back: this C library is not glibc 2.35 or newer"
     yield Finding("devices", "freed memory", kept)
     with warnings.catch_warnings(record=True) as caught:  # torch tells of drivers that are too old, and of old GPUs
@@ -195,13 +195,13 @@ def _no_gpu(remark: str) -> Finding:
     return Finding("devices", "cuda", "none; torch is built without it")
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     from ..runtime.devices import cpu_info
 
     return cpu_info("model name") or platform.processor() or platform.machine()
 
 
-def _memory() -> str:
+def memory_size() -> str:
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
         return "size unknown on this system"
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -215,7 +215,7 @@ def _bytes(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
 
 
-def _precisions() -> Iterator[Finding]:
+def check_precisions() -> Iterator[Finding]:
     from ..runtime.devices import good_precisions
 
     for device in devices():
@@ -225,7 +225,7 @@ def _precisions() -> Iterator[Finding]:
 # --- deformable attention ---------------------------------------------------------------------------------------------
 
 
-def _deform_attn() -> Iterator[Finding]:
+def check_deform_attn() -> Iterator[Finding]:
     from ..ops import deformable_attention as op
 
     group, override = "deformable attention", os.environ.get("M2F_DEFORM_ATTN", "auto")
@@ -289,13 +289,13 @@ def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]
 # --- files and settings -----------------------------------------------------------------------------------------------
 
 
-def _caches() -> Iterator[Finding]:
+def check_caches() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     from ..weights import hub
 
-    yield _cache("M2F_HOME", hub.weights_dir())
-    yield _cache("HF_HOME", Path(constants.HF_HUB_CACHE))
+    yield check_cache("M2F_HOME", hub.weights_dir())
+    yield check_cache("HF_HOME", Path(constants.HF_HUB_CACHE))
     if hub.offline():
         hint = "Only models that are here already can be loaded; unset M2F_OFFLINE and HF_HUB_OFFLINE for others."
         yield Finding("caches", "network", "switched off", "note", hint)
@@ -305,7 +305,7 @@ def _caches() -> Iterator[Finding]:
         yield Finding("caches", "network", f"allowed{mirror}")
 
 
-def _cache(name: str, folder: Path) -> Finding:
+def check_cache(name: str, folder: Path) -> Finding:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     used = sum(_size(Path(root) / file) for root, _, files in os.walk(folder) for file in files)
     free = shutil.disk_usage(existing).free
@@ -325,7 +325,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _configuration() -> Iterator[Finding]:
+def check_configuration() -> Iterator[Finding]:
     from ..config import presets as config
     from ..structures.categories import class_tables, load_categories
 
@@ -343,7 +343,7 @@ def _configuration() -> Iterator[Finding]:
         yield Finding("configuration", "presets", f"none in {config.presets_dir()}", "problem", hint)
 
 
-def _plugins() -> Iterator[Finding]:
+def check_plugins() -> Iterator[Finding]:
     found = {
         entry: package.metadata["Name"]
         for package in metadata.distributions()
@@ -374,7 +374,7 @@ def _plugin(entry: metadata.EntryPoint, owner: str) -> Finding:
 # --- linear layers ----------------------------------------------------------------------------------------------------
 
 
-def _linear() -> Iterator[Finding]:
+def check_linear() -> Iterator[Finding]:
     import torch
 
     from ..ops.cpu import linear as op
@@ -395,13 +395,13 @@ def _linear() -> Iterator[Finding]:
 
 
 EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
-    "packages": _packages,
-    "optional packages": _optional_packages,
-    "devices": _devices,
-    "precision": _precisions,
-    "deformable attention": _deform_attn,
-    "linear layers": _linear,
-    "caches": _caches,
-    "configuration": _configuration,
-    "plug-ins": _plugins,
+    "packages": check_packages,
+    "optional packages": check_optional_packages,
+    "devices": check_devices,
+    "precision": check_precisions,
+    "deformable attention": check_deform_attn,
+    "linear layers": check_linear,
+    "caches": check_caches,
+    "configuration": check_configuration,
+    "plug-ins": check_plugins,
 }

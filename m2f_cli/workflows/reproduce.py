@@ -145,7 +145,7 @@ def _row(name: str) -> Config:
             f"Nobody has released weights of {name!r}, so its figures cannot be reproduced by evaluating.",
             hint=f"Train it (m2f train --preset {name}), then: m2f eval --preset {name} --model RUN",
         )
-    if not any(_metric_of(preset, each.metric) for each in preset.published):
+    if not any(metric_of(preset, each.metric) for each in preset.published):
         raise ConfigError(f"{name!r} has no published figure that m2f measures.")
     return preset
 
@@ -227,7 +227,7 @@ def reproduce(
 
 
 def _settings(preset: Config, options: Options) -> list[str]:
-    figures = [each for each in preset.published if _metric_of(preset, each.metric)]
+    figures = [each for each in preset.published if metric_of(preset, each.metric)]
     has_multi = any(each.setting != SINGLE_SCALE for each in figures)
     wanted = has_multi if options.tta is None else options.tta
     single = [SINGLE] if any(each.setting == SINGLE_SCALE for each in figures) else []
@@ -240,12 +240,12 @@ def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:
     Args:
         multi: only those with figures of test-time augmentation, or the row's first where it has none.
     """
-    every = [each for each in preset.published if _metric_of(preset, each.metric)]
+    every = [each for each in preset.published if metric_of(preset, each.metric)]
     chosen = [each for each in every if each.setting != SINGLE_SCALE] if multi else every
-    return list(dict.fromkeys(str(_metric_of(preset, each.metric)) for each in chosen or every[:1]))
+    return list(dict.fromkeys(str(metric_of(preset, each.metric)) for each in chosen or every[:1]))
 
 
-def _metric_of(preset: Config, figure: str) -> str | None:
+def metric_of(preset: Config, figure: str) -> str | None:
     """Cityscapes' objects are scored by its own rule, which is not COCO's (docs/methods/published-behaviour.md#9)."""
     if figure.startswith((MEMORY, SPEED)):
         return None

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.parts import tiny_config
+from helpers.small_segmenter import NAMES, picture, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import tiny_config
-from small_segmenter import NAMES, picture, small_segmenter
 from torch import nn
 
 from m2f_cli.benchmark import interleaved as race
@@ -305,8 +305,8 @@ def test_errors_of_a_worker_are_those_of_the_command():
     with pytest.raises(ConfigError, match="cityscapes-swin-t") as caught:
         race.bench(Case(preset="cityscapes-swin-tt", device="cpu"), race.Options())
     assert "Did you mean" in caught.value.hint
-    assert isinstance(worker._raised("ExportError", "a", "b"), ExportError)
-    assert str(worker._raised("MissingDependency", "a", "b")) == "a b"
+    assert isinstance(worker.error_from("ExportError", "a", "b"), ExportError)
+    assert str(worker.error_from("MissingDependency", "a", "b")) == "a b"
     with pytest.raises(ConfigError, match="rounds = 0"):
         race.Options(rounds=0)
 
@@ -316,9 +316,9 @@ def test_what_a_library_raises_is_one_sentence():
         race.bench(Case(preset="small-panoptic", device="cpu", size=(0, 64)), race.Options())
     assert "M2F_DEBUG" in caught.value.hint
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.\n\nmore")
-    kind, message, hint = worker._told(error, "run")
+    kind, message, hint = worker.error_record(error, "run")
     assert (kind, message) == ("M2FError", "Not enough memory: DefaultCPUAllocator: can't allocate memory: 9 bytes.")
-    assert "--size" in hint and worker._told(MemoryError(), "run")[1] == "Not enough memory: no reason given."
+    assert "--size" in hint and worker.error_record(MemoryError(), "run")[1] == "Not enough memory: no reason given."
 
 
 def test_an_exported_file_is_described_as_it_is(segmenter):

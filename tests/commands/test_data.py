@@ -10,7 +10,16 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import annotation, coco_instances, coco_panoptic, label_maps, plane, rectangle, write_image, write_picture
+from helpers.folders import (
+    annotation,
+    coco_instances,
+    coco_panoptic,
+    label_maps,
+    plane,
+    rectangle,
+    write_image,
+    write_picture,
+)
 from PIL import Image
 
 from m2f_cli import cli

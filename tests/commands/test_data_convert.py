@@ -6,7 +6,7 @@ import json
 
 import pytest
 import typer
-from folders import annotation, coco_instances, label_maps, plane, rectangle, write_text
+from helpers.folders import annotation, coco_instances, label_maps, plane, rectangle, write_text
 from typer.testing import CliRunner
 
 from m2f_cli.commands.data_convert import convert, parse_label_map

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from folders import annotation, coco_instances, coco_panoptic, label_maps, plane, rectangle, write_json, write_picture
+from helpers.folders import (
+    annotation,
+    coco_instances,
+    coco_panoptic,
+    label_maps,
+    plane,
+    rectangle,
+    write_json,
+    write_picture,
+)
 
 from m2f_cli import cli
 

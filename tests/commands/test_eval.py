@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import coco_panoptic
+from helpers.folders import coco_panoptic
 from training.tiny import settings
 
 from m2f_cli import cli, weights

@@ -8,7 +8,7 @@ import struct
 import sys
 
 import pytest
-from fake_segmenter import FakeSegmenter, scene
+from helpers.fake_segmenter import FakeSegmenter, scene
 from PIL import Image
 
 from m2f_cli import cli

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from folders import write_json
+from helpers.folders import write_json
 from typer.testing import CliRunner
 
 from m2f_cli.commands import presets as command

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from folders import IDS, SEGMENTS, coco_panoptic
+from helpers.folders import IDS, SEGMENTS, coco_panoptic
 from training.tiny import settings
 
 from m2f_cli import cli, weights
@@ -231,5 +231,5 @@ def test_which_metrics_a_row_needs():
     assert {name: reproduce.metrics_of(SHIPPED[name]) for name in wanted} == wanted
     assert reproduce.metrics_of(SHIPPED["ade20k-r50-paper"], multi=True) == ["miou"]
     for preset in SHIPPED.values():
-        unknown = {each.metric for each in preset.published if reproduce._metric_of(preset, each.metric) is None}
+        unknown = {each.metric for each in preset.published if reproduce.metric_of(preset, each.metric) is None}
         assert all(name == "box_ap" or name.startswith(("fps_", "train_memory_")) for name in unknown)

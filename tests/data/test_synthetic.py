@@ -73,7 +73,7 @@ def test_a_shape_has_the_area_and_the_place_that_geometry_gives(name):
         "star": 10 * 0.42 * np.sin(np.pi / 5) / 2,
     }
     turn = np.array([[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]])
-    top, left, cover_hw = synthetic._cover(synthetic.OUTLINES[name] @ turn * 60 + (80.3, 90.6), margin=3)
+    top, left, cover_hw = synthetic.polygon_coverage(synthetic.OUTLINES[name] @ turn * 60 + (80.3, 90.6), margin=3)
     share_hw = cover_hw.astype(float) / synthetic.FULL
     assert share_hw.sum() == pytest.approx(shares[name] * 60**2, rel=1e-3)
     assert np.count_nonzero(share_hw >= 0.5) == pytest.approx(shares[name] * 60**2, rel=5e-3)
@@ -136,11 +136,11 @@ def test_the_three_kinds_of_truth_agree():
 
 def test_objects_that_are_nearly_hidden_are_left_out():
     def at(top, left):
-        return synthetic._Layer(0, top, left, np.full((10, 10), 240, np.uint8), np.zeros((3, 10, 10)))
+        return synthetic.Layer(0, top, left, np.full((10, 10), 240, np.uint8), np.zeros((3, 10, 10)))
 
     front, behind, outside = at(0, 0), at(0, 1), at(-30, 0)
     aside = at(0, 3)  # 20 of its 100 pixels show
-    assert synthetic._visible([behind, aside, front, outside], 20, 20) == [aside, front]
+    assert synthetic.visible_layers([behind, aside, front, outside], 20, 20) == [aside, front]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from folders import annotation, coco_instances, label_maps, labelme, plane, rectangle, roboflow, write_text, yolo_seg
+from helpers.folders import (
+    annotation,
+    coco_instances,
+    label_maps,
+    labelme,
+    plane,
+    rectangle,
+    roboflow,
+    write_text,
+    yolo_seg,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_segmenter import CATEGORIES
+from helpers.fake_segmenter import CATEGORIES
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
 from pycocotools import mask as coco_mask
 
 from m2f_cli import plugins

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.dataset import synthetic_dataset

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_segmenter import FakeSegmenter
-from folders import image_entry, plane, rectangle, write_ids, write_image, write_json, write_mask, write_picture
+from helpers.fake_segmenter import FakeSegmenter
+from helpers.folders import image_entry, plane, rectangle, write_ids, write_image, write_json, write_mask, write_picture
 from PIL import Image
 from pycocotools import mask as coco_mask
 

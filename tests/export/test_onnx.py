@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
+from helpers.small_segmenter import picture
 from PIL import Image
-from small_segmenter import picture
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from m2f_cli.errors import ConfigError, MissingDependency, WeightsError
@@ -232,7 +232,7 @@ def test_openvino_runs_the_file_too(exported):
 def test_large_weights_go_into_a_file_of_their_own(exported, tmp_path, monkeypatch):
     proto = onnx.load(exported("maskformer-resnet").path)
     monkeypatch.setattr(exporting_onnx, "LARGE", 1000)
-    exporting_onnx._save(proto, tmp_path / "model.onnx")
+    exporting_onnx.save_proto(proto, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
     opened = load.load(tmp_path / "model.onnx", device="cpu")
     before = load.load(exported("maskformer-resnet").path, device="cpu")
@@ -310,7 +310,7 @@ def test_windows_of_any_size(tmp_path, step):
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # as `graph.exported_program`
         x = torch.randn(1, 8, 7 * step, 11 * step)
         program = torch.export.export(model, (x,), dynamic_shapes=(sizes,), strict=False)
-        program = program.run_decompositions(graph._decompositions())
+        program = program.run_decompositions(graph.decompositions())
     translated = torch.onnx.export(program, dynamo=True, opset_version=18, optimize=False, verbose=False)
     optimize(translated.model, output_size_limit=exporting_onnx.FOLDED)
     onnx.save(translated.model_proto, tmp_path / "windows.onnx")
@@ -330,7 +330,7 @@ def test_any_size_with_windows(tmp_path):
     assert max(each.mask_logits.to_dict()["largest_share"] for each in report.comparisons) < 1e-5
     opened = load.load(report.path, device="cpu")
     for size in ((224, 160), (160, 320)):  # several windows in the coarsest map, too, whole ones and cut ones
-        batch = [verify._prepared(picture(*size))]
+        batch = [verify.prepared_as_is(picture(*size))]
         [expected], [found] = model.infer(batch), opened.infer(batch)
         assert torch.allclose(verify.stride4(found.masks), verify.stride4(expected.masks), atol=1e-3)
 

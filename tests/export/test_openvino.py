@@ -11,7 +11,7 @@ import pytest
 import torch
 from export.models import pictures_in
 from export.tiny import tiny_segmenter
-from small_segmenter import picture
+from helpers.small_segmenter import picture
 
 from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
 from m2f_cli.export import openvino as exporting
@@ -115,7 +115,7 @@ def test_calibration_sees_what_the_file_will_be_given(model, tmp_path):
     [path] = pictures_in(tmp_path, 1)
     made = exporting.network_input(model, Options(size=SIZE, batch=2))(path)
     assert (made.shape, made.dtype) == ((2, 3, *SIZE), np.float32)
-    expected = model._collate([model.prepare(read_picture(path)).pixels_CHW])[0].numpy()
+    expected = model.collate([model.prepare(read_picture(path)).pixels_CHW])[0].numpy()
     assert np.array_equal(made[0], expected)
     raw = exporting.network_input(model, Options(size=SIZE, normalise=True))(path)
     assert raw.max() <= 255 + 1e-3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
-from small_segmenter import picture
+from helpers.small_segmenter import picture
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError, ExportError, MissingDependency

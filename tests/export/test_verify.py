@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
-from small_segmenter import NAMES
+from helpers.small_segmenter import NAMES
 
 from m2f_cli.errors import ConfigError, ExportError
 from m2f_cli.export import base, verify

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import compile as compiling

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import picture, small_segmenter
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, M2FError, WeightsError

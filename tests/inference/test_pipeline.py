@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from fake_segmenter import FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import FakeSegmenter, scene, scene_labels
 from PIL import Image
 
 from m2f_cli.errors import ConfigError, DataError, M2FError
@@ -162,7 +162,7 @@ def test_memory_is_bounded_when_the_network_is_slow(folder, batch, workers):
     segmenter = Slow()
     assert predict(folder, segmenter, batch=batch, workers=workers, formats=["label-png"]).done == COUNT + 30
     assert segmenter.most_alive <= workers + 2 * batch
-    assert segmenter._alive == 0
+    assert segmenter.alive == 0
 
 
 def test_beside_a_network_on_the_cpu_nothing_runs(folder, monkeypatch):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import images_of, params, read
+from helpers.golden_files import images_of, params, read
+from helpers.parts import weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import weights_of
 
 from m2f_cli.inference import mask_rendering as masks_module
 from m2f_cli.inference import postprocess

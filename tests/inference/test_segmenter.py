@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import for_files, images_of
+from helpers.golden_files import for_files, images_of
+from helpers.parts import full_model, randomise, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import full_model, randomise, tiny_config
 from PIL import Image
 
 import m2f_cli
@@ -78,7 +78,7 @@ def published_segmenter(file) -> Segmenter:
 @for_files("06")
 def test_input_is_normalised_then_padded_with_zeros(golden_file):
     images = [golden_file.tensors[f"in/image.{i}"] for i in range(len(golden_file.info["image_sizes"]))]
-    batch = published_segmenter(golden_file)._collate(images)[images_of(golden_file.info)]
+    batch = published_segmenter(golden_file).collate(images)[images_of(golden_file.info)]
     # one subtraction and one division in fp32
     torch.testing.assert_close(batch, golden_file.tensors["mid/padded_normalised_batch"], atol=1e-6, rtol=1e-6)
 

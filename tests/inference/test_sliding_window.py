@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_segmenter import picture, small_segmenter
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import SlideConfig

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
+from helpers.small_segmenter import picture, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation import evaluate
@@ -222,7 +222,7 @@ def test_a_picture_no_larger_than_a_tile_is_untouched(segmenter, task, size):
 def test_one_window_through_the_mosaics_is_the_plain_result(segmenter):
     """Also the parts that join, over a single window, change nothing but the order of segments."""
     image, options = picture(60, 60), {"object_threshold": 0.0, "score_threshold": 0.0}
-    results = tiled(segmenter, 60)._run(image, ["panoptic", "instance", "semantic"], options)
+    results = tiled(segmenter, 60).run_tiles(image, ["panoptic", "instance", "semantic"], options)
     plain, mine = segmenter(image, "panoptic", **options), results["panoptic"]
     assert len(plain.segments) == len(mine.segments) > 1
     by_id = {segment.id: segment for segment in mine.segments}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_segmenter import picture, small_segmenter
 from PIL import Image
 from pydantic import ValidationError
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import TtaConfig

@@ -102,7 +102,7 @@ def test_both_forms_of_a_target_give_the_same_losses():
 def test_pairs_in_portions_are_the_same(monkeypatch):
     prediction, targets = random_case([5, 3])
     expected, expected_gradients, _ = losses_and_gradients(prediction, targets)
-    monkeypatch.setattr(places, "_PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(places, "PAIRS_AT_ONCE", 3)
     found, gradients, _ = losses_and_gradients(prediction, targets)
     assert found == expected
     assert all(map(torch.equal, gradients, expected_gradients))

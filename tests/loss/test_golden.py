@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import for_files, has, params, read
+from helpers.golden_files import for_files, has, params, read
+from helpers.pilots import loss_config, padded_size
 from loss.cases import by_picture, our_order, prediction_of
-from pilots import loss_config, padded_size
 from torch.testing import assert_close
 
 from m2f_cli.config.schema import LossConfig

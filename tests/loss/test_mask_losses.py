@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import for_files
+from helpers.golden_files import for_files
 from loss.test_golden import sets_of
 from torch.testing import assert_close
 

@@ -207,7 +207,7 @@ def test_every_curve_is_that_of_pycocotools(seed, max_dets):
     pictures = [crowded_picture(seed + i) for i in range(10)]
     pictures.append((found((PERSON, 0.5, box(0, 0, 2, 2, size=(4, 12))), size=(4, 12)), InstanceTruth((4, 12), [])))
     run = whole(pictures, maxDets=list(max_dets))
-    precision_TRKA, recall_TKAM = of(pictures, max_dets=max_dets)._curves()
+    precision_TRKA, recall_TKAM = of(pictures, max_dets=max_dets).curves()
     assert np.array_equal(precision_TRKA, run.eval["precision"][..., -1])
     assert np.array_equal(recall_TKAM, run.eval["recall"])
     assert (precision_TRKA[..., 2, :] == -1).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import ModelConfig

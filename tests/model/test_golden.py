@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import for_files
-from parts import STRIDES, Given, features_of, full_model, load_published, whole_batch
+from helpers.golden_files import for_files
+from helpers.parts import STRIDES, Given, features_of, full_model, load_published, whole_batch
 
 from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin

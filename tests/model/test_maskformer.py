@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import for_files
+from helpers.golden_files import for_files
+from helpers.parts import STRIDES, features_of, full_model, load_published
 from model.test_golden import assert_backbone, assert_close, assert_close_to, assert_predictions
-from parts import STRIDES, features_of, full_model, load_published
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.model.decoders.per_pixel import PerPixelDecoder, PerPixelPlusDecoder

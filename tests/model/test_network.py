@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import Component

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import facts
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
@@ -236,23 +236,6 @@ def test_no_two_presets_share_weights():
     assert set(urls.values()) == {1}
 
 
-def markdown_tables(text: str) -> list[list[dict[str, str]]]:
-    """The tables of a markdown text, each a list of {column: cell}."""
-    found, rows = [], []
-    for line in [*text.splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip().strip("|").split("|")])
-        elif rows:
-            found.append([dict(zip(rows[0], row, strict=True)) for row in rows[2:]])
-            rows = []
-    return found
-
-
-def facts_section(shared_dir: Path, start: str, end: str) -> str:
-    text = (shared_dir / "reference" / "facts.md").read_text()
-    return text[text.index(start) : text.index(end)]
-
-
 def zoo_figures(row: dict[str, str]) -> Counter:
     """(metric, setting, value) of one row: figures have columns of their own, or share the column `metrics`."""
     names = {"PQ": "pq", "AP": "ap", "mIoU": "miou", "boundary AP": "boundary_ap", "AP50": "ap50", "mIoU ss": "miou"}
@@ -268,10 +251,9 @@ def zoo_figures(row: dict[str, str]) -> Counter:
     )
 
 
-def test_every_row_of_the_zoo_is_there_once(shared_dir):
+def test_every_row_of_the_zoo_is_there_once():
     by_hash = {p.weights[0].hash_prefix: p for p in ALL.values() if p.weights[0].format == "detectron2"}
-    tables = markdown_tables(facts_section(shared_dir, "### COCO panoptic (val", "### Video"))
-    rows = [row for table in tables for row in table]
+    rows = facts.rows(facts.section("1.1", until="Video"))
     assert sorted(row["hash"] for row in rows) == sorted(by_hash)
     for row in rows:
         preset = by_hash[row["hash"]]
@@ -287,8 +269,8 @@ def test_every_row_of_the_zoo_is_there_once(shared_dir):
         assert pretrained.endswith("_22k") == ("IN21k" in row["backbone"])
 
 
-def test_every_row_of_mmsegmentation_is_there_once(shared_dir):
-    table, *_ = markdown_tables(facts_section(shared_dir, "## 1.3 ", "## 1.4 "))
+def test_every_row_of_mmsegmentation_is_there_once():
+    table, *_ = facts.tables(facts.section("1.3"))
     ours = {p.weights[0].url.split("/")[-2]: p for p in ALL.values() if p.published[0].source == MMSEG}
     assert sorted(row["config"] for row in table) == sorted(ours)
     for row in table:

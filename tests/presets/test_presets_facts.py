@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from golden_files import read_list
-from presets.test_presets import facts_section, markdown_tables
+from helpers import facts
+from helpers.golden_files import read_list
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.published import backbone_cell, backbone_label, crop_of, lines
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
-from m2f_cli.data.training_set import _loose
+from m2f_cli.data.training_set import without_crowds
 from m2f_cli.data.transforms import Sample, augment, build_transforms
 from m2f_cli.model import build
 from m2f_cli.structures.annotations import InstanceTruth
@@ -42,26 +42,25 @@ UNSAVED = ("num_batches_tracked", "relative_position_index", "empty_weight")
 # --- every row --------------------------------------------------------------------------------------------------------
 
 
-def test_all_rows_of_the_facts_are_there(shared_dir):
+def test_all_rows_of_the_facts_are_there():
     rows = lines(load(name) for name in NAMES)
     found = {source: sum(row.source == source for row in rows) for source in {row.source for row in rows}}
 
-    def count(start: str, end: str, wanted: str = "") -> int:
-        tables = markdown_tables(facts_section(shared_dir, start, end))
-        return sum(wanted in " ".join(row.values()) for table in tables for row in table)
+    def count(number: str, until: str | None = None) -> int:
+        return len(facts.rows(facts.section(number, until)))
 
     also_in_text = {"1.3": 4, "1.4": 2}  # rows of MaskFormer below the tables
-    assert found.pop("Mask2Former model zoo") == count("### COCO panoptic (val", "### Video")
-    assert found.pop("MaskFormer model zoo") == count("## 1.2 ", "## 1.3 ")
-    assert found.pop("MMSegmentation") == count("## 1.3 ", "## 1.4 ") + also_in_text["1.3"]
-    assert found.pop("MMDetection") == count("## 1.4 ", "## 1.5 ") + also_in_text["1.4"]
+    assert found.pop("Mask2Former model zoo") == count("1.1", until="Video")
+    assert found.pop("MaskFormer model zoo") == count("1.2")
+    assert found.pop("MMSegmentation") == count("1.3") + also_in_text["1.3"]
+    assert found.pop("MMDetection") == count("1.4") + also_in_text["1.4"]
     assert found.pop("Mask2Former paper") == 1  # the headline of 57.7
     # one line has two rows (panoptic and instance best), and one value, NuInsSeg's and MaSS13K's, has a row each
-    assert sum(found.values()) == sum(row.method == "MP-Former" for row in rows) == count("## 1.5 ", "# 2. ") + 1
+    assert sum(found.values()) == sum(row.method == "MP-Former" for row in rows) == count("1.5") + 1
 
 
-def test_every_row_of_mmdetection(shared_dir):
-    table, *_ = markdown_tables(facts_section(shared_dir, "## 1.4 ", "## 1.5 "))
+def test_every_row_of_mmdetection():
+    table, *_ = facts.tables(facts.section("1.4"))
     assert len(table) == 11
     for row in table:
         size = row["backbone"].lower().replace("-5", "5").replace("-1", "1").split()[0]
@@ -83,8 +82,8 @@ def test_every_row_of_mmdetection(shared_dir):
         assert ("in22k" in backbone_cell(preset)) == ("in21k" in row["backbone"])
 
 
-def test_rows_of_maskformer_elsewhere(shared_dir):
-    text = facts_section(shared_dir, "MMSeg MaskFormer ADE20K", "## 1.4 ")
+def test_rows_of_maskformer_elsewhere():
+    text = facts.section("1.3").partition("MMSeg MaskFormer ADE20K")[2]
     found = re.findall(r"(R-\d+|Swin-[TS]) ([\d.]+)(?: GB)? / ([\d.]+)(?: fps)? / ([\d.]+)", text)
     assert len(found) == 4
     for size, *numbers in found:
@@ -92,7 +91,7 @@ def test_rows_of_maskformer_elsewhere(shared_dir):
         values = {each.metric: each.value for each in preset.published}
         wanted = ("train_memory_gib", "fps_v100", "miou")
         assert values == dict(zip(wanted, map(float, numbers), strict=True))
-    text = facts_section(shared_dir, "MMDet MaskFormer COCO panoptic", "## 1.5 ")
+    text = facts.section("1.4").partition("MMDet MaskFormer COCO panoptic")[2]
     for size, numbers in re.findall(r"(R-50|Swin-L) \d+e (PQ [^)]*)\)", text):
         preset = load(f"maskformer-coco-panoptic-{size.lower().replace('r-', 'r')}-mmdet")
         values = [each.value for each in preset.published if each.metric != "train_memory_gib"]
@@ -235,7 +234,7 @@ def test_maskformer_of_mmsegmentation_decays_everywhere():
 def scene(task: str) -> Sample:
     [record] = synthetic_dataset("train", 1, size=(150, 260), task=task).records
     truth = record.read_truth()
-    return Sample(record.read_image(), _loose(truth) if isinstance(truth, InstanceTruth) else truth)
+    return Sample(record.read_image(), without_crowds(truth) if isinstance(truth, InstanceTruth) else truth)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 import yaml
-from presets.test_presets import PRETRAINED, SWIN, facts_section, hub_name, markdown_tables
+from helpers import facts
+from presets.test_presets import PRETRAINED, SWIN, hub_name
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
@@ -47,9 +48,9 @@ def variant(name: str) -> str | None:
 # --- rows and figures -------------------------------------------------------------------------------------------------
 
 
-def test_every_row_of_the_zoo_is_there_once(shared_dir):
+def test_every_row_of_the_zoo_is_there_once():
     by_hash = {p.weights[0].hash_prefix: p for p in ALL.values()}
-    rows = [row for table in markdown_tables(facts_section(shared_dir, "## 1.2 ", "## 1.3 ")) for row in table]
+    rows = facts.rows(facts.section("1.2"))
     assert sorted(row["hash"] for row in rows) == sorted(by_hash) and len(rows) == len(ALL) == 30
     for row in rows:
         preset = by_hash[row["hash"]]

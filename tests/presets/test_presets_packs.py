@@ -9,10 +9,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from folders import plane, scenes_as_coco, write_mask, write_picture
-from golden_files import reference_folder
+from helpers.folders import plane, scenes_as_coco, write_mask, write_picture
+from helpers.golden_files import reference_folder
+from helpers.prepare_tools import prepare
 from PIL import Image
-from prepare_tools import prepare
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.open_dataset import open_data

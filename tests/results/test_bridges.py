@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene_labels, semantic
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, FakeSegmenter, instances, panoptic, scene, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, FakeSegmenter, instances, panoptic, scene, scene_labels, semantic
 from PIL import Image
 from pycocotools.coco import COCO
 

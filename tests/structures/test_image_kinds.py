@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_kinds import GREY16, RGB, encoded, plain, tiff, turned
+from helpers.image_kinds import GREY16, RGB, encoded, plain, tiff, turned
 from PIL import Image
 
 import m2f_cli
 from m2f_cli.data.formats.files import read_ids, read_values
-from m2f_cli.dataset_tools.check.inspect_image import _reduced
+from m2f_cli.dataset_tools.check.inspect_image import decode_small
 from m2f_cli.errors import DataError
 from m2f_cli.export.onnx import runner_source
 from m2f_cli.inference.sources import PICTURES
@@ -77,7 +77,7 @@ def test_all_readers_agree(tmp_path, exported_reader, name):
     assert size == image.shape[:2]
     assert np.array_equal(decode_image(FILES[name], "it"), image)
     if FILES[name][:2] == b"\xff\xd8":
-        small, whole = _reduced(FILES[name])
+        small, whole = decode_small(FILES[name])
         assert whole == size and small.size == size[::-1]
     assert np.array_equal(np.asarray(exported_reader(path)), image)
 

@@ -6,7 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from folders import SIZE, THINGS, annotation, coco_instances, coco_panoptic, label_maps, labelme, plane, yolo_seg
+from helpers.folders import (
+    SIZE,
+    THINGS,
+    annotation,
+    coco_instances,
+    coco_panoptic,
+    label_maps,
+    labelme,
+    plane,
+    yolo_seg,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 

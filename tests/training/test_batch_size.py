@@ -144,7 +144,7 @@ def test_a_container_has_less_than_its_machine(tmp_path, monkeypatch):
 
 def test_where_memory_cannot_be_measured(monkeypatch):
     with pytest.raises(ConfigError, match="this is mps.*--micro-batch N"):
-        batch_size._memory_of(torch.device("mps"))
+        batch_size.memory_of(torch.device("mps"))
 
 
 def test_not_even_one_picture(tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import pickle
 
-import folders
 import numpy as np
 import pytest
 import torch
+from helpers import folders
 from training.tiny import settings
 
 from m2f_cli.data.records import DataSet, Record

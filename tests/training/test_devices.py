@@ -94,9 +94,7 @@ def test_stopped_and_resumed(tmp_path, to_all):
     command = [*M2F, "train", *SMALL, "--devices", "2", "--out", "run", "--set", "train.iterations=400"]
     command[command.index("--workers") + 1] = "1"
     child = start(command, tmp_path, start_new_session=True)
-    deadline = time.time() + 200
     while not (tmp_path / "run" / "checkpoints" / "resume.pt").exists() and child.poll() is None:
-        assert time.time() < deadline
         time.sleep(0.2)
     if to_all:
         os.killpg(child.pid, signal.SIGTERM)

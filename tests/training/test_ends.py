@@ -220,7 +220,7 @@ def test_pytorch_s_words_for_a_full_disk_are_understood():
     if not full.exists():
         pytest.skip("needs /dev/full")
     with full.open("wb", buffering=0) as file:
-        remembering = state._Remembering(file)
+        remembering = state.ErrorKeepingFile(file)
         with pytest.raises((OSError, RuntimeError)):
             torch.save({"x": torch.zeros(1000)}, remembering)
         assert remembering.error is not None and remembering.error.errno == 28

@@ -37,7 +37,7 @@ class Killed(BaseException):
 @pytest.fixture
 def no_rescue(monkeypatch):
     """A killed process saves nothing."""
-    monkeypatch.setattr(run, "_rescue", lambda *_: None)
+    monkeypatch.setattr(run, "rescue", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from parts import randomise
+from helpers.parts import randomise
 from safetensors.torch import save_file
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of
 

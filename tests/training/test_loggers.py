@@ -142,7 +142,7 @@ def test_a_link_in_place_of_a_file_that_is_added_to_is_refused(tmp_path):
     other.write_text("mine")
     adding = {
         "metrics.jsonl": JsonLines,
-        demo.MARK: lambda path: demo._record(path.parent, "x"),
+        demo.MARK: lambda path: demo.record_file(path.parent, "x"),
         RUN_MARK: lambda path: Journal(path.parent, {"model": "x"}),
         ".table.journal": lambda path: PrepareJournal(path.parent / "table"),
         "pictures.jsonl": lambda path: picture_journal.appending(path, {"model": "x"}).__enter__(),

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from golden_files import read_list
-from parts import randomise, tiny_config
+from helpers.golden_files import read_list
+from helpers.parts import randomise, tiny_config
 from torch import nn
 
 from m2f_cli.config import presets as configuration

@@ -54,7 +54,7 @@ def prepared(tmp_path, monkeypatch):
             return Outcome(made.folder, 0, 0, {}, 0, 0.0)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "_execute", stop_here)
+            patch.setattr(run, "execute", stop_here)
             assert cli.run([*SMALL, "--out", f"run{len(list(tmp_path.iterdir()))}", *options]) == 0
         return seen[0]
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden_files import for_files, has
+from helpers.golden_files import for_files, has
+from helpers.pilots import Recorded, decoder_of, features_of, loss_config, padded_size, piloting_config, targets_of
 from loss.cases import Streams
 from loss.test_golden import recorded_draws
-from pilots import Recorded, decoder_of, features_of, loss_config, padded_size, piloting_config, targets_of
 from torch import nn
 from torch.testing import assert_close
 from training import piloting_worker

@@ -251,8 +251,8 @@ def test_a_repository_without_weights(server, home):
 def test_which_files_are_wanted():
     sharded = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     names = ["config.json", "README.md", "model.safetensors.index.json", *sharded, "pytorch_model.bin"]
-    assert hub._wanted("x", names) == ["config.json", "model.safetensors.index.json", *sharded]
-    assert hub._wanted("x", ["pytorch_model.bin", "config.json"]) == ["config.json", "pytorch_model.bin"]
+    assert hub.wanted_files("x", names) == ["config.json", "model.safetensors.index.json", *sharded]
+    assert hub.wanted_files("x", ["pytorch_model.bin", "config.json"]) == ["config.json", "pytorch_model.bin"]
 
 
 def test_the_tensors_of_a_repository_are_the_network(repository):
@@ -430,7 +430,7 @@ def test_a_file_that_drips_is_given_up(odd, monkeypatch):
 
 
 def test_a_redirect_may_not_leave_https():
-    handler = web._Redirects()
+    handler = web.Redirects()
     request = urllib.request.Request("https://example.org/x")
     with pytest.raises(web.Refused, match="which nobody encrypts"):
         handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/x")
@@ -451,6 +451,6 @@ def test_a_token_goes_to_the_hub_alone_and_a_hash_stays_over_a_redirect(odd):
         ]
         with web.open_url(f"{odd.url}/x", {}, timeout=5, token="secret") as answer:
             assert answer.read() == content
-            assert hub._linked_digest(answer) == digest and hub._linked_size(answer) == 7
+            assert hub.linked_digest(answer) == digest and hub.linked_size(answer) == 7
     assert odd.requests[0][1]["Authorization"] == "Bearer secret"
     assert "Authorization" not in elsewhere.requests[0][1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import read_list
-from parts import randomise
+from helpers.golden_files import read_list
+from helpers.parts import randomise
 from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of, shapes_of
 

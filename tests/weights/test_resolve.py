@@ -216,11 +216,11 @@ def preset(monkeypatch):
         settings = config_of(RESNET).model_copy(update={"name": "tiny-cells", "weights": sources})
         monkeypatch.setattr(config, "preset_names", lambda: ("tiny-cells",))
         monkeypatch.setattr(config, "load", lambda name: settings)
-        refs._presets.cache_clear()
+        refs.shipped_presets.cache_clear()
         return settings
 
     yield make
-    refs._presets.cache_clear()
+    refs.shipped_presets.cache_clear()
 
 
 def source(**place):

@@ -362,8 +362,8 @@ def test_what_no_weights_need_is_refused(tmp_path, key):
 
 
 def test_nothing_that_a_pickle_gets_hold_of_can_be_called():
-    machine = safe_pickle._Machine(Source(b"x"), 0, 1, Budget(10), None, None)
-    for full in {*safe_pickle._CALLS, *safe_pickle._MARKERS}:
+    machine = safe_pickle.Machine(Source(b"x"), 0, 1, Budget(10), None, None)
+    for full in {*safe_pickle.CALLS, *safe_pickle.MARKERS}:
         machine.name(*full.rsplit(".", 1))
         assert type(machine.stack[-1]) is safe_pickle.Name and not callable(machine.stack[-1])
 

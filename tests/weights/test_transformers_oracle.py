@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parts import randomise
+from helpers.parts import randomise
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from weights.models import CATEGORIES, RESNET, config_of, network_of

@@ -175,13 +175,13 @@ def mask_of(item: TrueObject, size: tuple[int, int]) -> np.ndarray:
 def has_vanished(item: TrueObject) -> bool:
     """Whether nothing is left of an object: polygons without area, or a mask without pixels."""
     if isinstance(item.shape, list):
-        return not any(_area(np.asarray(polygon, dtype=np.float64)) > 0 for polygon in item.shape)
+        return not any(polygon_area(np.asarray(polygon, dtype=np.float64)) > 0 for polygon in item.shape)
     if isinstance(item.shape, Cutout):
         return not item.shape.mask_hw.any()
     return not mask_of(item, tuple(item.shape["size"])).any()
 
 
-def _area(points: np.ndarray) -> float:
+def polygon_area(points: np.ndarray) -> float:
     (x, y), (x_next, y_next) = points.T, np.roll(points, -1, axis=0).T
     return abs(float(np.sum(x * y_next - x_next * y))) / 2
 

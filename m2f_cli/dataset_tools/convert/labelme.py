@@ -35,7 +35,7 @@ class LabelMeFiles:
         return f"{place.split}/{place.file_name}"
 
     def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
-        found = [(item, _parts(item, truth.size)) for item in truth.objects]
+        found = [(item, shapes_of(item, truth.size)) for item in truth.objects]
         shapes = [
             self._shape(item, part, number if len(parts) > 1 else None)
             for number, (item, parts) in enumerate(found, 1)
@@ -67,7 +67,7 @@ class LabelMeFiles:
         save_classes(root, self.name, self.categories)
 
 
-def _parts(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
+def shapes_of(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
     if isinstance(item.shape, list):
         return [_polygon(points_P2) for points_P2 in item.shape]
     rle = rle_of(item, size)

@@ -113,7 +113,7 @@ def write_splits(
         work[safe_name(split)] = _placed(records, safe_name(split), writer)
     if workers is None:
         workers = usable_cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
-    with _folder(destination) as root, _pool(workers) as pool:
+    with new_folder(destination) as root, _pool(workers) as pool:
         write = WritePicture(root, writer, recast, link)
         written = [_write_split(split, items, write, pool, workers, on_picture) for split, items in work.items()]
         if not any(each.pictures for each in written):
@@ -210,7 +210,7 @@ def _suffix(record: Record) -> str:
 
 
 @contextmanager
-def _folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path) -> Iterator[Path]:
     """A folder beside `destination` that takes its name in the end, and is removed if anything goes wrong."""
     refuse_existing(destination)
     with writing_to(destination), staged(destination, "A conversion") as part:

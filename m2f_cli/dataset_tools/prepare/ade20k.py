@@ -20,7 +20,7 @@ from ...structures.run_lengths import values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
 from .pixels import box_of, encode, ids_to_rgb, image_info, read_rgb, read_values, segment_info
 
-_SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
+SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
 _CLASSES = 150
 _NEAR = 30  # grey levels by which the colour of a further object of a class may differ from the class's own
 
@@ -111,7 +111,7 @@ class SegmentMaker:
         size, found = self.objects.read(tree, instances)
         if size != labels_HW.shape:
             raise DataError(f"{tree}: {instances} has {size} pixels (height, width), {labels} {labels_HW.shape}.")
-        colors = _Colors(item.name, {(0, 0, 0), *(self.colors[key] for key in self.stuff)})
+        colors = SegmentColors(item.name, {(0, 0, 0), *(self.colors[key] for key in self.stuff)})
         ids_HW, infos = np.zeros(size, dtype=np.int32), []
         regions = [(int(k), labels_HW == k) for k in values_in(labels_HW) if int(k) in self.stuff]
         for category, mask_HW in (*regions, *found):
@@ -124,7 +124,7 @@ class SegmentMaker:
         return Made(encode(ids_to_rgb(ids_HW)), [image_info(item.name, item.facts, size), annotation])
 
 
-class _Colors:
+class SegmentColors:
     """Colours of objects, each once: the class's own for its first object, near it for the others."""
 
     def __init__(self, name: str, taken: set[tuple[int, int, int]]):
@@ -196,7 +196,7 @@ def plan(tree: Tree, partial: bool) -> Plan:
         DataError: a picture without annotation, or an annotation without picture.
     """
     counts, stages, needed, notes = [], [], [], []
-    for split, (short, size) in _SPLITS.items():
+    for split, (short, size) in SPLITS.items():
         pictures, labels = tree.names(f"images/{split}", PICTURES), tree.names(f"annotations/{split}", ".png")
         both = pairs(pictures, labels, partial=partial)
         counts.append(Count(split, len(both), size))

@@ -113,7 +113,7 @@ def prepare(
         check_archives(tree, preparer, on_progress)
     stages = (*_placing(tree, plan, folder), *plan.stages)
     everything = tree if _is_at(tree, folder) else Layers((tree, Folder(folder)))
-    with _alone_in(folder), _mapping(workers or usable_cores(), [__name__, preparer.plan.__module__]) as map_:
+    with alone_in(folder), _mapping(workers or usable_cores(), [__name__, preparer.plan.__module__]) as map_:
         job = _Job(everything, folder, verify, map_, on_progress)
         reports = tuple(job.run(stage) for stage in stages)
     check_output(stages, folder)
@@ -332,7 +332,7 @@ def _put(path: Path, content: bytes | Path) -> None:
         _link(content, part) if isinstance(content, Path) else part.write_bytes(content)
 
 
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
+def alone_in(folder: Path) -> AbstractContextManager[None]:
     """Nobody else writes there meanwhile. Where nobody can write, a data set may still be found complete."""
     if folder.is_dir() and not os.access(folder, os.W_OK):
         return nullcontext()

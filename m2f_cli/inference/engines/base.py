@@ -232,7 +232,7 @@ class EngineSegmenter(Segmenter):
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Prepared]) -> dict[str, Tensor]:
         """All that the file gives for some pictures, by name; see `Engine`."""
-        return self._run(self._collate([prepared.pixels_CHW for prepared in batch]))
+        return self._run(self.collate([prepared.pixels_CHW for prepared in batch]))
 
     def answers(self, batch: Sequence[Prepared]) -> list[Result]:
         """The results of the post-processing inside the file, at the size of its input, padding included.

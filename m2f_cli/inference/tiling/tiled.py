@@ -99,11 +99,11 @@ class Tiled(Wrapper):
         asked = tuple(sorted(thresholds.items()))
         with raw.lock:
             if (task, asked) not in raw.results:
-                done = self._run(raw.image_HWC, list(dict.fromkeys([task, *self.together])), thresholds)
+                done = self.run_tiles(raw.image_HWC, list(dict.fromkeys([task, *self.together])), thresholds)
                 raw.results |= {(each, asked): result for each, result in done.items()}
             return raw.results.pop((task, asked))
 
-    def _run(self, image_HWC: np.ndarray, tasks: list[Task], thresholds: dict[str, Any]) -> dict[Task, Any]:
+    def run_tiles(self, image_HWC: np.ndarray, tasks: list[Task], thresholds: dict[str, Any]) -> dict[Task, Any]:
         grid = Grid.of(image_HWC.shape[:2], self.tile, self.overlap)
         mosaics = {task: MOSAICS[task](grid, self.categories) for task in tasks}
         for i, j in grid:

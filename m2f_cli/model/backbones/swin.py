@@ -194,11 +194,11 @@ class WindowAttention(nn.Module):
         if torch.is_grad_enabled() or is_tracing():
             attended_RC = self._attended(windows.gather(self.qkv(tokens_RC)), windows, 0, bias)
         else:
-            attended_RC = self._attended_in_pieces(tokens_RC, windows, bias)
+            attended_RC = self.attended_in_pieces(tokens_RC, windows, bias)
         return self.proj(windows.scatter(attended_RC).view_as(x_BSC), residual=residual)
 
-    def _attended_in_pieces(self, tokens_RC: Tensor, windows: Windows, bias: Tensor) -> Tensor:
-        step, tokens = self._windows_at_once(tokens_RC, len(windows.source)), self.window**2
+    def attended_in_pieces(self, tokens_RC: Tensor, windows: Windows, bias: Tensor) -> Tensor:
+        step, tokens = self.windows_at_once(tokens_RC, len(windows.source)), self.window**2
         if step is None:
             qkv_RC = windows.gather(self.qkv(tokens_RC))
             return self._attended(qkv_RC, windows, 0, bias, qkv_RC.new_empty(len(qkv_RC), tokens_RC.shape[1]))
@@ -211,7 +211,7 @@ class WindowAttention(nn.Module):
             self._attended(qkv_RC, windows, first * step, bias, attended_RC[rows])
         return attended_RC
 
-    def _windows_at_once(self, tokens_RC: Tensor, places: int) -> int | None:
+    def windows_at_once(self, tokens_RC: Tensor, places: int) -> int | None:
         """How many windows to project and attend in together; None: all, each token projected once.
 
         In prediction on a CPU the projections of a large map are the largest tensors of the backbone; beyond 32 MiB the

@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     SIZE,
     annotation,
     coco_instances,

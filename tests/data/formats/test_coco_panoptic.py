@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     ALL,
     IDS,
     SEGMENTS,

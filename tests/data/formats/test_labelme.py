@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import SIZE, labelme, write_json, write_picture, write_text
+from helpers.folders import SIZE, labelme, write_json, write_picture, write_text
 from PIL import Image
 
 from m2f_cli.data.open_dataset import detect, open_data

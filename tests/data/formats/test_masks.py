@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     SIZE,
     ade20k,
     annotation,

@@ -353,8 +353,8 @@ def test_polygons_move_as_polygons():
     np.testing.assert_array_equal(after(Flip(1.0), 0.0), square * (-1, 1) + (100, 0))
     np.testing.assert_array_equal(after(ResizeChoice([75], 1000), 0), square * 1.5)
     np.testing.assert_array_equal(after(ResizeChoice([33], 1000), 0), square * (66 / 100, 33 / 50))
-    assert geometry._area(after(RandomCrop(25, 25, 1.0), 0, 0)) == 15 * 5
-    assert geometry._area(after(RandomCrop(30, 15, 1.0), 20, 20)) == 10 * 20
+    assert geometry.polygon_area(after(RandomCrop(25, 25, 1.0), 0, 0)) == 15 * 5
+    assert geometry.polygon_area(after(RandomCrop(30, 15, 1.0), 20, 20)) == 10 * 20
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     IDS,
     SEGMENTS,
     annotation,

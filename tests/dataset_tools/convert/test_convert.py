@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import yaml
-from convert_tools import VALUES, kinds, objects, pictures, read
-from folders import (
+from helpers.convert_tools import VALUES, kinds, objects, pictures, read
+from helpers.folders import (
     ALL,
     SEGMENTS,
     cityscapes,

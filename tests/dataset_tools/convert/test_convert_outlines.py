@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from m2f_cli.dataset_tools.convert.labelme import _parts
+from m2f_cli.dataset_tools.convert.labelme import shapes_of
 from m2f_cli.dataset_tools.convert.outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
 from m2f_cli.dataset_tools.convert.yolo_seg import polygon_line
 from m2f_cli.structures.annotations import TrueObject
@@ -121,4 +121,4 @@ def test_same_pixels_tells_masks_apart():
     ],
 )
 def test_labelme_gets_masks_where_there_are_holes(mask_HW, kinds):
-    assert [part["shape_type"] for part in _parts(TrueObject(0, encode(mask_HW)), mask_HW.shape)] == kinds
+    assert [part["shape_type"] for part in shapes_of(TrueObject(0, encode(mask_HW)), mask_HW.shape)] == kinds

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from helpers.prepare_tools import pixels, prepare, save, zipped
 from PIL import Image
-from prepare_tools import pixels, prepare, save, zipped
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.dataset_tools.prepare import ade20k_full

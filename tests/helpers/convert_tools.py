@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from folders import (
+from helpers.folders import (
     SIZE,
     annotation,
     coco_instances,

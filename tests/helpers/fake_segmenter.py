@@ -73,7 +73,7 @@ class FakeSegmenter:
         self.thresholds: list[dict] = []
         self.infer_threads: set[int] = set()
         self.most_alive = 0
-        self._alive = 0
+        self.alive = 0
         self._lock = threading.Lock()
 
     def check_task(self, task):
@@ -85,8 +85,8 @@ class FakeSegmenter:
         assert image_HW3.dtype == np.uint8 and image_HW3.ndim == 3
         prepared = Prepared((image_HW3[..., 0] // 86).clip(0, 2).astype(np.uint8))
         with self._lock:
-            self._alive += 1
-            self.most_alive = max(self.most_alive, self._alive)
+            self.alive += 1
+            self.most_alive = max(self.most_alive, self.alive)
         weakref.finalize(prepared, self._gone)
         return prepared
 
@@ -101,4 +101,4 @@ class FakeSegmenter:
 
     def _gone(self):
         with self._lock:
-            self._alive -= 1
+            self.alive -= 1

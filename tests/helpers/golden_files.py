@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-OURS = Path(__file__).resolve().parent / "golden"
-BESIDE = Path(__file__).resolve().parents[2] / "shared"
+OURS = Path(__file__).resolve().parents[1] / "golden"
+BESIDE = Path(__file__).resolve().parents[3] / "shared"
 
 
 def reference_folder() -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from parts import load_published
+from helpers.parts import load_published
 
 from m2f_cli.config.schema import LossConfig, PilotingConfig
 from m2f_cli.model.decoders.masked import MaskedDecoder

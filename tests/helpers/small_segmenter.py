@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 import torch
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.inference.segmenter import Segmenter

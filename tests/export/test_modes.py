@@ -6,7 +6,7 @@ import os
 
 import pytest
 from export.tiny import tiny_segmenter
-from small_segmenter import small_segmenter
+from helpers.small_segmenter import small_segmenter
 
 from m2f_cli.export.base import Options, export
 
