@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError
 from ..results.types import PanopticMap, Result, Segment, SemanticMap
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment, Truth
+from ..structures.annotations import (
+    InstanceTruth,
+    PanopticTruth,
+    SemanticTruth,
+    TrueSegment,
+    Truth,
+    as_instance,
+    as_panoptic,
+    as_semantic,
+)
 from ..structures.categories import Categories
-from ..structures.run_lengths import pair_counts, renamed
+from ..structures.rle import encode_shape
+from ..structures.run_lengths import areas_in, renamed
 
 
 def check_sizes(result: Result, truth: Truth) -> None:
@@ -58,15 +67,11 @@ def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
         ConfigError: the annotation knows no objects; DataError: a class number that does not exist.
     """
     if isinstance(truth, InstanceTruth):
-        return truth
+        return _check_shapes(truth)
     if not isinstance(truth, PanopticTruth):
         raise _wrong_kind("objects", "instance or panoptic", truth)
     check_labels((segment.label for segment in truth.segments), len(categories))
-    things = [segment for segment in truth.segments if categories[segment.label].isthing]
-    return InstanceTruth(
-        truth.size,
-        [TrueObject(segment.label, _encode(truth.ids_HW == segment.id), segment.iscrowd) for segment in things],
-    )
+    return as_instance(truth, categories)
 
 
 def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
@@ -83,9 +88,7 @@ def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
     if not isinstance(truth, PanopticTruth):
         raise _wrong_kind("classes of pixels", "semantic or panoptic", truth)
     check_labels((segment.label for segment in truth.segments), len(categories))
-    labels = {segment.id: segment.label for segment in truth.segments}
-    dtype, ignore = (np.uint8, 255) if len(categories) <= 255 else (np.uint16, 65535)
-    return SemanticTruth(renamed(truth.ids_HW, labels, ignore, dtype), ignore)
+    return as_semantic(truth, len(categories))
 
 
 def panoptic_truth(truth: Truth) -> PanopticTruth:
@@ -98,9 +101,7 @@ def panoptic_truth(truth: Truth) -> PanopticTruth:
         return truth
     if not isinstance(truth, SemanticTruth):
         raise _wrong_kind("segments", "panoptic or semantic", truth)
-    labels = [int(label) for label in np.unique(truth.labels_HW) if label != truth.ignore]
-    ids_HW = renamed(truth.labels_HW, {label: label + 1 for label in labels}, 0, np.int32)
-    return PanopticTruth(ids_HW, [TrueSegment(label + 1, label) for label in labels])
+    return as_panoptic(truth)
 
 
 def flat_truth(truth: Truth) -> PanopticTruth:
@@ -114,8 +115,8 @@ def flat_truth(truth: Truth) -> PanopticTruth:
     if not isinstance(truth, InstanceTruth):
         raise _wrong_kind("objects", "instance or panoptic", truth)
     ids_HW = np.zeros(truth.size, dtype=np.int32)
-    for number, each in enumerate(truth.objects, 1):
-        ids_HW[coco_mask.decode(rle_of(each, truth.size)) > 0] = number
+    for number, each in enumerate(_check_shapes(truth).objects, 1):
+        ids_HW[coco_mask.decode(encode_shape(each.shape, truth.size)) > 0] = number
     segments = [TrueSegment(number, each.label, each.iscrowd) for number, each in enumerate(truth.objects, 1)]
     return PanopticTruth(ids_HW, segments)
 
@@ -128,35 +129,18 @@ def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
     """
     if isinstance(result, PanopticMap):
         return result
-    labels, _, areas = pair_counts(result.labels_HW, result.labels_HW)
-    check_found(labels, len(result.categories))
-    segments = [
-        Segment(int(label) + 1, int(label), 1.0, int(area))
-        for label, area in zip(labels, areas, strict=True)
-        if label < len(result.categories)
-    ]
+    areas, count = areas_in(result.labels_HW), len(result.categories)
+    check_found(np.array(list(areas)), count)
+    segments = [Segment(label + 1, label, 1.0, area) for label, area in areas.items() if label < count]
     ids_HW = renamed(result.labels_HW, {segment.label: segment.id for segment in segments}, 0, np.int32)
     return PanopticMap(result.size, result.categories, ids_HW, segments)
 
 
-def rle_of(true_object: TrueObject, size: tuple[int, int]) -> dict[str, Any]:
-    """An annotated object as compressed COCO run lengths, as pycocotools rasters polygons.
-
-    Raises:
-        DataError: the object has no shape.
-    """
-    shape = true_object.shape
-    if not shape:
-        raise DataError(f"An annotated object of class number {true_object.label} has neither polygons nor a mask.")
-    if isinstance(shape, dict):
-        packed = not isinstance(shape["counts"], list)
-        return shape if packed else coco_mask.frPyObjects(shape, *size)
-    polygons = [np.asarray(polygon, dtype=np.float64).ravel().tolist() for polygon in shape]
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-
-
-def _encode(mask_HW: np.ndarray) -> dict[str, Any]:
-    return coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+def _check_shapes(truth: InstanceTruth) -> InstanceTruth:
+    for each in truth.objects:
+        if not each.shape:
+            raise DataError(f"An annotated object of class number {each.label} has neither polygons nor a mask.")
+    return truth
 
 
 def _wrong_kind(what: str, kinds: str, truth: Truth) -> ConfigError:

@@ -10,17 +10,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import MissingDependency
+from ..structures.rle import as_text, encode_mask
 
 if TYPE_CHECKING:
     from .types import Instances, PanopticMap, Result, SemanticMap
 
 
 # --- COCO -------------------------------------------------------------------------------------------------------------
-
-
-def encode_rle(mask_HW: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO run lengths that json can hold: {"size": [H, W], "counts": str}."""
-    return _as_text(coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8)))
 
 
 def panoptic_to_coco(result: PanopticMap) -> dict[str, Any]:
@@ -48,7 +44,7 @@ def semantic_to_coco(result: SemanticMap) -> list[dict[str, Any]]:
     return [
         {
             "category_id": result.categories[region.label].id,
-            "segmentation": encode_rle(region.full_mask(result.size)),
+            "segmentation": as_text(encode_mask(region.full_mask(result.size))),
             "area": region.area,
         }
         for region in result.regions()
@@ -60,20 +56,12 @@ def instances_to_coco(result: Instances) -> list[dict[str, Any]]:
     return [
         {
             "category_id": result.categories[int(label)].id,
-            "segmentation": _as_text(rle),
+            "segmentation": as_text(rle),
             "bbox": [float(value) for value in coco_mask.toBbox(rle)],
             "score": float(score),
         }
         for label, score, rle in zip(result.labels_N, result.scores_N, result.rles, strict=True)
     ]
-
-
-def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return {
-        "size": [int(edge) for edge in rle["size"]],
-        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-    }
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

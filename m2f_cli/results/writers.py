@@ -31,6 +31,7 @@ from ..errors import ConfigError, DataError
 from ..runtime import files
 from ..runtime.files import atomic, output_path, safe_name
 from ..structures import Task
+from ..structures.annotations import ids_to_rgb
 from ..structures.categories import Categories
 from ..structures.contours import outlines
 from ..structures.images import read_picture
@@ -175,9 +176,7 @@ def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
 
 
 def panoptic_image(result: PanopticMap) -> Image.Image:
-    ids_HW = result.ids_HW
-    rgb_HW3 = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
-    return Image.fromarray(rgb_HW3)
+    return Image.fromarray(ids_to_rgb(result.ids_HW))
 
 
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:

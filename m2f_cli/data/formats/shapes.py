@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...errors import DataError
 from ...structures.images import MAX_PIXELS
+from ...structures.rle import encode_counts
 from ...structures.schemas import shown, whole_number
 
 REACH = 10  # times the longer edge: how far from its image a polygon may go
@@ -146,7 +146,7 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
             hint="Export the annotation again.",
         )
     if packed is None:
-        packed = coco_mask.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)["counts"]
+        return encode_counts(lengths.tolist(), size)
     return {"size": list(size), "counts": packed}
 
 

@@ -20,6 +20,7 @@ from ... import plugins
 from ...config.schema import Component
 from ...errors import ConfigError
 from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from ...structures.run_lengths import renamed, values_in
 from . import geometry
 
 Resampling = Literal["pillow", "opencv"]
@@ -299,7 +300,7 @@ class DropVanished:
         if isinstance(truth, InstanceTruth):
             truth = replace(truth, objects=[item for item in truth.objects if not geometry.has_vanished(item)])
         elif isinstance(truth, PanopticTruth):
-            present = set(np.unique(truth.ids_HW).tolist())
+            present = set(values_in(truth.ids_HW).tolist())
             truth = replace(truth, segments=[segment for segment in truth.segments if segment.id in present])
         return replace(sample, truth=truth)
 
@@ -353,10 +354,7 @@ def _labels(truth: Truth) -> np.ndarray:
         labels_HW = truth.labels_HW.astype(np.int32)
         return np.where(labels_HW == truth.ignore, 0, labels_HW + 1)
     if isinstance(truth, PanopticTruth):
-        labels_HW = np.zeros(truth.size, dtype=np.int32)
-        for segment in truth.segments:
-            labels_HW[truth.ids_HW == segment.id] = segment.label + 1
-        return labels_HW
+        return renamed(truth.ids_HW, {segment.id: segment.label + 1 for segment in truth.segments}, 0, np.int32)
     raise ConfigError(
         "A crop with category_max_area below 1 needs a class for every pixel, which instance annotations do not give.",
         hint="Set category_max_area to 1.0 for instance data.",

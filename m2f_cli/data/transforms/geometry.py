@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, Truth
+from ...structures.rle import encode_shape
 
 Grid = Literal["pillow", "torch", "opencv"]
 VOID = 0  # the id of nobody in a panoptic map
@@ -161,15 +162,7 @@ def mask_of(item: TrueObject, size: tuple[int, int]) -> np.ndarray:
     """The pixels of an object, (H, W) uint8, by COCO's own rules for polygons and run lengths."""
     if isinstance(item.shape, Cutout):
         return item.shape.paste(size)
-    shape = item.shape
-    if isinstance(shape, list):
-        flat = [np.asarray(polygon, dtype=np.float64).ravel().tolist() for polygon in shape if len(polygon) >= 3]
-        if not flat:
-            return np.zeros(size, dtype=np.uint8)
-        shape = coco_mask.merge(coco_mask.frPyObjects(flat, *size))
-    elif isinstance(shape["counts"], list):
-        shape = coco_mask.frPyObjects(shape, *size)
-    return coco_mask.decode(shape)
+    return coco_mask.decode(encode_shape(item.shape, size))
 
 
 def has_vanished(item: TrueObject) -> bool:

@@ -83,11 +83,6 @@ class Target:
 # --- shared by writers ------------------------------------------------------------------------------------------------
 
 
-def ignore_value(num_classes: int) -> int:
-    """What stands for no class in a label map: 255 in 8 bits as long as the classes fit, else 65535 in 16 bits."""
-    return 255 if num_classes <= 255 else 65535
-
-
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """(H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)

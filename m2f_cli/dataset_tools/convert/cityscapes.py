@@ -17,6 +17,7 @@ from ...data.formats.cityscapes import OBJECTS
 from ...errors import ConfigError, DataError
 from ...structures.annotations import PanopticTruth
 from ...structures.categories import Categories, load_categories
+from ...structures.run_lengths import renamed
 from .base import Lost, Place, Rows, Target, save_classes, save_png
 
 MOST_CLASSES = 64  # an instance id, label id * 1000 + n, has 16 bits
@@ -38,9 +39,7 @@ class CityscapesStyle:
 
     def annotate(self, root: Path, place: Place, truth: PanopticTruth) -> tuple[Rows, Lost]:
         values, lost = self._values(truth, place.name)
-        ids = np.array(sorted({0, *values}), dtype=np.int64)
-        of_ids = np.array([values.get(key, _VOID) for key in ids.tolist()], dtype=np.uint16)
-        instances_HW = of_ids[np.searchsorted(ids, truth.ids_HW)]
+        instances_HW = renamed(truth.ids_HW, values, _VOID, np.uint16)
         labels_HW = np.where(instances_HW < OBJECTS, instances_HW, instances_HW // OBJECTS).astype(np.uint8)
         stem = root / "gtFine" / place.split / self._stem(place)
         save_png(stem.with_name(f"{stem.name}_gtFine_instanceIds.png"), instances_HW)

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from ...data.formats.coco_instance import KIND
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
+from ...structures.rle import as_text, encode_shape
 from .base import Lost, Place, Rows, Target
-from .outlines import rle_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CocoInstances:
         return rows, Counter()
 
     def _row(self, item: TrueObject, place: Place, size: tuple[int, int]) -> dict[str, Any]:
-        rle = rle_of(item, size)
+        rle = encode_shape(item.shape, size)
         return {
             "id": None,
             "image_id": place.image_id,
@@ -68,7 +68,7 @@ def segmentation(item: TrueObject, rle: dict[str, Any]) -> Any:
     """An object in the form that it has, as it stands in a COCO json."""
     if isinstance(item.shape, list) and item.shape:
         return [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in item.shape]
-    return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return as_text(rle)
 
 
 TARGET = Target(

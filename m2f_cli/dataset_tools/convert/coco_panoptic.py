@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from ...data.formats.coco_panoptic import KIND
 from ...errors import DataError
-from ...structures.annotations import PanopticTruth
+from ...results.regions import windows_of
+from ...structures.annotations import PanopticTruth, ids_to_rgb
 from ...structures.categories import Categories
-from ...structures.run_lengths import values_in
+from ...structures.run_lengths import areas_in
 from .base import Lost, Place, Rows, Target, save_png
 from .coco_instance import category_rows, image_row
 
@@ -44,7 +44,7 @@ class CocoPanoptic:
                 {"id": segment.id, "category_id": category, "iscrowd": int(segment.iscrowd), "area": area, "bbox": box}
             )
         png = f"{place.name}.png"
-        save_png(root / f"{KIND}_{place.split}" / png, id_colors(truth.ids_HW))
+        save_png(root / f"{KIND}_{place.split}" / png, ids_to_rgb(truth.ids_HW))
         annotation = {"image_id": place.image_id, "file_name": png, "segments_info": infos}
         return {"images": [image_row(place, truth.size)], "annotations": [annotation]}, Counter()
 
@@ -58,21 +58,13 @@ class CocoPanoptic:
         pass
 
 
-def id_colors(ids_HW: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: id = R + 256 G + 65536 B (docs/methods/published-behaviour.md#8-1)."""
-    return np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
-
-
 def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:
-    """The area and the box [x, y, width, height] of each id, in pixels."""
-    ids = values_in(ids_HW)
-    numbers_HW = np.searchsorted(ids, ids_HW).astype(np.int32) + 1
-    areas = np.bincount(numbers_HW.ravel())[1:].tolist()
-    boxes = [
-        [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-        for rows, columns in ndimage.find_objects(numbers_HW)
-    ]
-    return {key: pair for key, *pair in zip(ids.tolist(), areas, boxes, strict=True)}
+    """Return the area and the box [x, y, width, height] of each id, in pixels."""
+    areas, windows = areas_in(ids_HW), windows_of(ids_HW)
+    return {
+        key: (areas[key], [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start])
+        for key, (rows, columns) in windows.items()
+    }
 
 
 TARGET = Target(

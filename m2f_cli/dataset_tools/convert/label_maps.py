@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...structures.annotations import SemanticTruth
+from ...structures.annotations import SemanticTruth, ignore_value
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, ignore_value, save_classes, save_png
+from .base import Lost, Place, Rows, Target, save_classes, save_png
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LabelMaps:
     def annotate(self, root: Path, place: Place, truth: SemanticTruth) -> tuple[Rows, Lost]:
         ignore = ignore_value(len(self.categories))
         labels_HW = np.where(truth.labels_HW == truth.ignore, ignore, truth.labels_HW)
-        pixels_HW = labels_HW.astype(np.uint8 if ignore == 255 else np.uint16)
+        pixels_HW = labels_HW.astype(np.min_scalar_type(ignore))
         save_png(root / "labels" / place.split / f"{place.name}.png", pixels_HW)
         return {}, Counter()
 

@@ -18,8 +18,9 @@ from ...data.formats.labelme import CROWD
 from ...runtime.text import json_text
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
+from ...structures.rle import encode_shape
 from .base import Lost, Place, Rows, Target, save_classes, save_text
-from .outlines import rle_of, rle_outlines
+from .outlines import rle_outlines
 
 _VERSION = "5.5.0"  # of LabelMe, whose masks these are
 
@@ -70,7 +71,7 @@ class LabelMeFiles:
 def _parts(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
     if isinstance(item.shape, list):
         return [_polygon(points_P2) for points_P2 in item.shape]
-    rle = rle_of(item, size)
+    rle = encode_shape(item.shape, size)
     outer, holes = rle_outlines(rle)
     return [_mask(rle)] if holes else [_polygon(points_P2) for points_P2 in outer]
 

@@ -14,8 +14,9 @@ from pycocotools import mask as coco_mask
 
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
+from ...structures.rle import encode_polygons, encode_shape
 from .base import Lost, Place, Rows, Target, save_text
-from .outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
+from .outlines import joined, rle_outlines, same_pixels
 
 # In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
 _NUDGE = 1e-5
@@ -55,13 +56,13 @@ def polygon_line(item: TrueObject, size: tuple[int, int]) -> str | None:
 
     Its own polygons where they, read back, cover the same pixels; else the exact outline of its mask.
     """
-    rle = rle_of(item, size)
+    rle = encode_shape(item.shape, size)
     if not coco_mask.area(rle):
         return None
     if isinstance(item.shape, list):
         points_P2 = joined([np.asarray(part_P2, dtype=np.float64) for part_P2 in item.shape])
         line = _shares(points_P2 + _NUDGE, size)
-        if same_pixels(polygons_rle([_points(line, size)], size), rle):
+        if same_pixels(encode_polygons([_points(line, size)], size), rle):
             return line
     outer, holes = rle_outlines(rle)
     return _shares(joined([*outer, *holes]), size)

@@ -15,10 +15,11 @@ import numpy as np
 
 from ...errors import DataError
 from ...runtime.archives import Tree
+from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.run_lengths import values_in
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is, pairs, stem
-from .pixels import encode, ids_to_rgb, image_info, read_values, segment_info
+from .pixels import encode, image_info, read_values, segment_info
 
 _SIZE = 665
 _EVERY = 5
