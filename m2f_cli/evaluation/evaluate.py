@@ -13,17 +13,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
 from .. import plugins
+from ..data.records import Record
 from ..errors import DataError, M2FError
 from ..inference.pipeline import in_order, thread_pool
 from ..metrics import Figures, Metric
 from ..metrics.comparable import check_sizes
 from ..results.types import Result
+from ..runtime import distributed as ranks
 from ..structures import Task
 from ..structures.annotations import Truth
 from ..structures.categories import Categories
@@ -31,17 +32,6 @@ from ..structures.categories import Categories
 Item = TypeVar("Item")
 METRIC_OF: dict[Task, str] = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}
 NOT_FIGURES = ("per_class", "tables")  # what else `Metric.compute` may give
-
-
-class Record(Protocol):
-    """One annotated picture of a data set."""
-
-    name: str
-
-    def read_image(self) -> np.ndarray:
-        """(H, W, 3) uint8, RGB."""
-
-    def read_truth(self) -> Truth | Truths: ...
 
 
 @dataclass(frozen=True)
@@ -155,8 +145,7 @@ def evaluate(
         ConfigError: the model or the annotations do not have what a metric needs.
         M2FError: no picture could be evaluated.
     """
-    rank, count = place() if distributed else (0, 1)
-    own = records if count == 1 else share(records, rank, count)
+    own = share(records, ranks.rank(), ranks.world_size()) if distributed else records
     options = {"score_threshold": score_threshold, **thresholds}
     measured = measure(segmenter, own, metrics, on_progress=on_progress, workers=workers, **options)
     return (gathered(measured) if distributed else measured).result()
@@ -206,18 +195,9 @@ def share(records: Sequence[Item], rank: int, count: int) -> Iterator[Item]:
     return (records[i] for i in range(len(records) * rank // count, len(records) * (rank + 1) // count))
 
 
-def place() -> tuple[int, int]:
-    """The rank of this process and the number of processes in the torch.distributed group; without one, 0 and 1."""
-    return (dist.get_rank(), dist.get_world_size()) if _has_group() else (0, 1)
-
-
 def gathered(measured: Measured) -> Measured:
     """The parts of all processes of the torch.distributed group, merged, in every process; without a group, itself."""
-    if not _has_group():
-        return measured
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, measured)
-    whole, *others = parts
+    whole, *others = ranks.gather(measured)
     for part in others:
         whole.merge(part)
     return whole
@@ -381,10 +361,6 @@ class _Run:
         if truth is not None:
             part.update(job.results[metric.task], truth)
         return part
-
-
-def _has_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _nothing(failures: list[Failure]) -> M2FError:

@@ -22,13 +22,14 @@ from ..inference.segmenter import Segmenter
 from ..inference.sliding_window import sliding
 from ..inference.wrapper import Wrapper
 from ..results.writers import write_json
+from ..runtime import distributed
 from ..runtime.files import write_text
 from ..structures import Task
 from ..structures.categories import load_categories
 from . import report as eval_results
 from .choose_metrics import ALL, choose, known_names, task_for
 from .dataset import TASKS, EvalData, folder_of, open_for
-from .evaluate import EvalResult, Progress, place
+from .evaluate import EvalResult, Progress
 from .query_stability import QueryDiagnosis, diagnose_queries
 from .report import Comparison
 from .run import EvalRun, header_of, run, scored_names
@@ -243,7 +244,7 @@ def execute(
     Args:
         command: what the user typed, for the record.
     """
-    is_main = place()[0] == 0
+    is_main = distributed.rank() == 0
 
     def started(count: int) -> None:
         if is_main:
@@ -329,7 +330,7 @@ def _write_records(evaluation: Evaluation, command: Sequence[str]) -> None:
                     "python": platform.python_version(),
                     "machine": platform.platform(),
                     "device": str(evaluation.run.segmenter.device),
-                    "processes": place()[1],
+                    "processes": distributed.world_size(),
                     "command": list(command),
                     "options": options,
                     "notes": list(evaluation.notes),

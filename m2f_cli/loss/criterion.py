@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config.schema import LossConfig
 from ..errors import ConfigError
 from ..ops.point_sampling import Rand, uniform
+from ..runtime import distributed
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
 from .mask_losses import bce, dice, focal
@@ -52,7 +52,7 @@ def make_criterion(
 
 
 def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
-    """What the sums of mask losses are divided by: the mean number of targets per process, at least 1.
+    """Return the mean number of targets per process, at least 1, by which sums of mask losses are divided.
 
     A tensor without dimensions, on the device of the targets: nobody waits for it.
 
@@ -62,10 +62,7 @@ def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
     """
     # Filled on the device: copied from the host, a GPU would have to be waited for.
     count = torch.full((), float(sum(map(len, targets))), device=targets[0].labels_N.device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        parts = parts * dist.get_world_size()
-    return (count / parts).clamp(min=1)
+    return (distributed.sum_over_processes(count) / (parts * distributed.world_size())).clamp(min=1)
 
 
 @dataclass
