@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, console, plugins
+from . import console, plugins
 from .errors import M2FError, unknown_name
 from .runtime.threads import choose_threads
+from .version import __version__
 
 INTERRUPTED = 130
 OWN_PROCESS = "own"  # the process does nothing but this command

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import __version__, console
+from .. import console
 from ..config import published as reference_table
 from ..config.published import backbone_cell, backbone_label, decimals, label
 from ..errors import ConfigError, M2FError, unknown_name
 from ..runtime.files import write_text, writing_to
+from ..version import __version__
 
 if TYPE_CHECKING:
     from ..config.schema import Config

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..config import presets as config
 from ..config.schema import Config
 from ..errors import ConfigError
@@ -26,6 +25,7 @@ from ..runtime import distributed
 from ..runtime.files import write_text
 from ..structures import Task
 from ..structures.categories import load_categories
+from ..version import __version__
 from . import report as eval_results
 from .choose_metrics import ALL, choose, known_names, task_for
 from .dataset import TASKS, EvalData, folder_of, open_for

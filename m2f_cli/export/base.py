@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import __version__, plugins
+from .. import plugins
 from ..errors import ConfigError, DataError, ExportError, M2FError
 from ..evaluation.dataset import EvalData
 from ..inference.engines.base import RECORD, Description, described
@@ -29,6 +29,7 @@ from ..runtime import documents, random_state
 from ..runtime.files import share_as_usual
 from ..runtime.locks import is_lock, locked, staged
 from ..structures import Task
+from ..version import __version__
 from .quantise import measure, open_measured
 from .verify import Comparison, Tolerance, check, compare, default_cases, tolerance_for
 

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..errors import ConfigError, ExportError, MissingDependency
 from ..inference.engines import base as engines
 from ..inference.segmenter import Segmenter
 from ..runtime.text import json_text
 from ..structures import rgb, tiff
+from ..version import __version__
 from . import graph
 from .base import Options, description_of, refuse_options
 from .quantise import quantise_onnx

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__, weights
 from .. import model as networks
+from .. import weights
 from ..config import presets as config
 from ..config.schema import Config
 from ..data.formats.base import NoTask
@@ -35,6 +35,7 @@ from ..runtime.devices import choose_device
 from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from ..runtime.signals import asked_to_stop
+from ..version import __version__
 from . import batch_size
 from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of

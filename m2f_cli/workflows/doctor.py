@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from .. import __version__
 from ..runtime.allocator import can_keep_memory
 from ..runtime.threads import usable_cores
+from ..version import __version__
 from .requirements import DISTRIBUTION, Requirement, is_older, required_python, requirements
 
 if TYPE_CHECKING:
@@ -292,11 +292,11 @@ def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]
 def check_caches() -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    from ..weights import hub
+    from ..weights import download
 
-    yield check_cache("M2F_HOME", hub.weights_dir())
+    yield check_cache("M2F_HOME", download.weights_dir())
     yield check_cache("HF_HOME", Path(constants.HF_HUB_CACHE))
-    if hub.offline():
+    if download.offline():
         hint = "Only models that are here already can be loaded; unset M2F_OFFLINE and HF_HUB_OFFLINE for others."
         yield Finding("caches", "network", "switched off", "note", hint)
     else:

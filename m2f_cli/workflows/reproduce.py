@@ -33,7 +33,8 @@ from ..evaluation.setup import Evaluation, Outcome, Request
 from ..results.writers import write_json
 from ..structures.categories import load_categories
 from ..weights import Progress as DownloadProgress
-from ..weights import hub
+from ..weights.download import download
+from ..weights.hub import fetch_repo
 
 SPREAD = 0.1
 RULE = f"within {SPREAD} of the published figure, both rounded to its digits"
@@ -167,9 +168,9 @@ def _check_data(preset: Config, options: Options) -> None:
 def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
     first = preset.weights[0]
     if first.hub:
-        hub.fetch_repo(first.hub, progress=progress)
+        fetch_repo(first.hub, progress=progress)
     else:
-        hub.download(str(first.url), hash_prefix=first.hash_prefix, progress=progress)
+        download(str(first.url), hash_prefix=first.hash_prefix, progress=progress)
 
 
 # --- evaluating -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ... import __version__, plugins
+from ... import plugins
 from ...config import presets as configuration
 from ...config.schema import Config
 from ...errors import ConfigError, M2FError, WeightsError
@@ -27,6 +27,7 @@ from ...runtime import documents
 from ...runtime.text import json_text
 from ...structures import Task
 from ...structures.categories import Categories, Category
+from ...version import __version__
 from ..base import Prepared
 from ..mask_rendering import Size
 from ..preprocess import resized_shape
