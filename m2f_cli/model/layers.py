@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from ..ops import winograd
 from ..ops.cache import derived, forget
 from ..ops.cpu.attention import attention
-from ..ops.cpu.chunking import is_tracing
 from ..ops.cpu.conv import conv2d
 from ..ops.cpu.feed_forward import feed_forward
 from ..ops.cpu.linear import MAX_PACKED, Linear, linear, relu
+from ..ops.dispatch import is_exporting, is_tracing
 from ..ops.group_norm import group_norm as ops_group_norm
-
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
 
 
 class FrozenBatchNorm(nn.Module):
@@ -46,7 +44,7 @@ def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     """A 1x1 convolution, as a linear layer where channels are innermost already (transformer features): the
     convolution kernels would copy such a map into another layout and back. An exported graph has the convolution: its
     compiler chooses layouts, and for a free size the tracer ponders the linear layer's shapes for minutes."""
-    if _is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
+    if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     return linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
@@ -70,7 +68,7 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
     Not `contiguous`: a single map cut out of a sequence of tokens may have any stride along the batch; that passes as
     contiguous there, and as another layout in the resize, which then copies its result twice.
     """
-    if _is_exporting():
+    if is_exporting():
         return x_BCHW
     if x_BCHW.stride(1) != 1:
         return x_BCHW.contiguous(memory_format=torch.channels_last)
@@ -81,7 +79,7 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
 def convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     """A convolution; where channels of the map are innermost, so are those of the kernel: mixed, it takes 1.8 times
     as long on a CPU. (The parameter itself stays as it is, for checkpoints.)"""
-    if _is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
+    if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     weight = conv.weight
     if torch.is_grad_enabled():

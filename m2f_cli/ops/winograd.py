@@ -7,7 +7,7 @@ Gray 2016, section 4.3): one function, two ways that agree to rounding.
   back. Measured with 256 channels at 128 x 256, two threads: 115 ms against 190 ms. Its rounding error is four times
   the direct one's (5e-5 against 1.2e-5 of a result with a spread of 1), so it stays fp32, and training never uses it.
 
-`M2F_CONV3X3` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from torch import Tensor
 
 from .cache import cached_by_shape
 from .compiled import Compilable
-from .cpu.chunking import PIECE, is_tracing
+from .cpu.chunking import PIECE
 from .cpu.linear import has_fused, linear
-from .dispatch import Ways
+from .dispatch import OPERATORS, is_tracing
 
-IMPLEMENTATIONS = ("direct", "winograd")
-WAYS = Ways("3x3 convolutions", "M2F_CONV3X3", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["conv3x3"]
 MIN_CHANNELS = 128  # the transforms' work grows with the channels, what they save with their square
 MIN_TILES = 256
 
@@ -53,9 +52,9 @@ def choose(x_BCHW: Tensor, out_channels: int) -> str:
     """The implementation that `conv3x3` uses for an input when nobody says otherwise.
 
     Raises:
-        ValueError: `M2F_CONV3X3` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu":
@@ -90,7 +89,7 @@ def conv3x3(
     Returns:
         (B, O, H, W); of "winograd" with channels innermost.
     """
-    if WAYS.checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
+    if IMPLEMENTATIONS.checked(impl or choose(x_BCHW, len(weight_OCHW))) == "direct":
         return F.conv2d(x_BCHW, weight_OCHW, bias_O, padding=1)
     with torch.autocast(x_BCHW.device.type, enabled=False):  # fp32: the transforms magnify rounding
         kernel_PCO = transformed(weight_OCHW) if kernel_PCO is None else kernel_PCO

@@ -16,7 +16,7 @@ from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.decoders import masked
 from m2f_cli.model.decoders.masked import MaskedDecoder
 from m2f_cli.model.pixel_decoders.deformable import DeformableAttention, DeformablePixelDecoder
-from m2f_cli.ops.deformable_attention import IMPLEMENTATIONS, deform_attn
+from m2f_cli.ops.deformable_attention import EVERYWHERE, deform_attn
 from m2f_cli.structures.predictions import PixelFeatures
 
 NOISE_FACTOR = 8
@@ -69,7 +69,7 @@ def _pixels(locations: torch.Tensor, shapes: list[list[int]]) -> tuple[torch.Ten
 
 
 @for_files("03")
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERYWHERE)
 def test_deformable_sampling_and_gradients(golden_file, impl):
     tensors, noise = golden_file.tensors, golden_file.info["fp32_noise"]
     shapes = tensors["in/spatial_shapes"].tolist()
@@ -83,7 +83,7 @@ def test_deformable_sampling_and_gradients(golden_file, impl):
 
 
 @for_files("03")
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERYWHERE)
 def test_deformable_sampling_on_borders_and_outside(golden_file, impl):
     tensors = golden_file.tensors
     shapes = tensors["in/spatial_shapes"].tolist()

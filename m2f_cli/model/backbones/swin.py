@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
 from ...ops.cpu.attention import attention
-from ...ops.cpu.chunking import PIECE, in_fp32, in_pieces, is_tracing
+from ...ops.cpu.chunking import PIECE, in_fp32, in_pieces
 from ...ops.cpu.feed_forward import feed_forward
 from ...ops.cpu.linear import Linear
+from ...ops.dispatch import is_tracing
 from ..layers import drop_path
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.cpu.chunking import PIECE, is_tracing
+from ...ops.cpu.chunking import PIECE
 from ...ops.cpu.linear import Linear
+from ...ops.dispatch import is_tracing
 from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
 from ..layers import MLP, Attention, FeedForward, full_precision, keys_and_values, sine_positions, xavier_init
 

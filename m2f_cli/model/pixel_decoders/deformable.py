@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
 from ...ops.compiled import Compilable
-from ...ops.cpu.chunking import in_pieces, is_tracing
+from ...ops.cpu.chunking import in_pieces
 from ...ops.cpu.linear import Linear
 from ...ops.deformable_attention import deform_attn
+from ...ops.dispatch import is_tracing
 from ...structures.predictions import PixelFeatures, Projection
 from ..layers import (
     ConvNorm,
