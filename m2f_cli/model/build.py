@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,7 +19,6 @@ from .backbones.resnet import BasicBlock, Bottleneck
 from .backbones.swin import Block
 from .decoders.masked import DecoderLayer
 from .decoders.plain import PlainLayer
-from .layers import recompute
 from .mask_classifier import MaskClassifier
 from .pixel_decoders.deformable import EncoderLayer
 from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
@@ -85,7 +86,19 @@ def checkpoint_activations(model: MaskClassifier) -> None:
         model.backbone.net.set_grad_checkpointing(True)
     for module in model.modules():
         if isinstance(module, _RECOMPUTED):
-            recompute(module)
+            _recompute(module)
+
+
+def _recompute(module: nn.Module) -> None:
+    """Keep no intermediate results of `module` in training: they are computed again for the gradient."""
+    module.forward = functools.partial(_recomputed, module)  # no closure: it is copied and sent with its module
+
+
+def _recomputed(module: nn.Module, *args: Any) -> Any:
+    forward = functools.partial(type(module).forward, module)
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
 
 
 def _for_pilots(config: ModelConfig) -> dict[str, bool]:

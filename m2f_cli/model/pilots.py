@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..ops.point_sampling import Rand, uniform
 from ..structures.predictions import LayerOutput, Prediction
 from ..structures.targets import Target
-from .decoders.masked import open_empty_rows
+from .attention_masks import open_empty_rows
 
 Size = tuple[int, int]
 _MASKS_AT_ONCE = 8  # that are floating-point together: 32 MB of a megapixel

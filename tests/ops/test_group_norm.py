@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.model.layers import ConvNorm, group_norm
+from m2f_cli.model.layers.conv import ConvNorm, group_norm
 from m2f_cli.ops import group_norm as op
 
 needs_chunked = pytest.mark.skipif(not op.has_statistics(), reason="this PyTorch has no statistics of batch norms")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.model.layers import convolved
+from m2f_cli.model.layers.conv import convolved
 from m2f_cli.ops import winograd
 from m2f_cli.ops.cpu import chunking as pieces
 from m2f_cli.ops.winograd import conv3x3

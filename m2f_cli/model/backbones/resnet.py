@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.dispatch import is_tracing
-from ..layers import ConvNorm, FrozenBatchNorm
+from ..layers.conv import ConvNorm, FrozenBatchNorm
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

@@ -16,27 +16,15 @@ from ...ops.cpu.chunking import PIECE
 from ...ops.cpu.linear import Linear
 from ...ops.dispatch import is_tracing
 from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, full_precision, keys_and_values, sine_positions, xavier_init
+from ..attention_masks import masked_attention
+from ..layers import xavier_init
+from ..layers.attention import Attention, keys_and_values
+from ..layers.feed_forward import MLP, FeedForward
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision
 
 if TYPE_CHECKING:
     from ..pilots import Pilots
-
-
-def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
-    """A query whose mask is empty attends everywhere; True = may attend."""
-    return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
-
-
-def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor, offsets_BQ1: Tensor | float = 0.0) -> Tensor:
-    """Where each query may attend: the cells that its mask covers (probability of at least one half).
-
-    Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
-
-    Args:
-        offsets_BQ1: what is added to the products.
-    """
-    logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
-    return open_empty_rows(logits_BQS >= -offsets_BQ1)
 
 
 def _is_shared(key_BSC: Tensor, layers: int) -> bool:

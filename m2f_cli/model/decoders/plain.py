@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...ops.cpu.linear import Linear
 from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, dropout, full_precision, pointwise, sine_positions, xavier_init
+from ..layers import xavier_init
+from ..layers.attention import Attention
+from ..layers.conv import pointwise
+from ..layers.feed_forward import MLP, FeedForward, dropout
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision
 
 
 class PlainLayer(nn.Module):

@@ -18,17 +18,11 @@ from ...ops.cpu.linear import Linear
 from ...ops.deformable_attention import deform_attn
 from ...ops.dispatch import is_tracing
 from ...structures.predictions import PixelFeatures, Projection
-from ..layers import (
-    ConvNorm,
-    FeedForward,
-    channels_last,
-    full_precision,
-    group_norm,
-    is_half,
-    pointwise,
-    sine_positions,
-    xavier_init,
-)
+from ..layers import xavier_init
+from ..layers.conv import ConvNorm, channels_last, group_norm, pointwise
+from ..layers.feed_forward import FeedForward
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision, is_half
 
 Shapes = tuple[tuple[int, int], ...]
 

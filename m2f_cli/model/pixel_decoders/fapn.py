@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from ...structures.predictions import PixelFeatures
-from ..layers import ConvNorm, group_norm
+from ..layers.conv import ConvNorm, group_norm
 
 KERNEL = 3
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures.predictions import PixelFeatures
-from ..layers import ConvNorm, group_norm
+from ..layers.conv import ConvNorm, group_norm
 
 
 class FPNPixelDecoder(nn.Module):

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..layers import Attention, FeedForward, dropout, pointwise, sine_positions, xavier_init
+from ..layers import xavier_init
+from ..layers.attention import Attention
+from ..layers.conv import pointwise
+from ..layers.feed_forward import FeedForward, dropout
+from ..layers.positions import sine_positions
 from .fpn import FPNPixelDecoder
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.model.layers import ConvNorm, FrozenBatchNorm, is_constant
+from m2f_cli.model.layers.conv import ConvNorm, FrozenBatchNorm, is_constant
 from m2f_cli.ops.cpu import conv as op
 from m2f_cli.ops.cpu.conv import conv2d
 

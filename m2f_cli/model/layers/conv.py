@@ -1,27 +1,19 @@
-"""Small parts that several networks share."""
+"""Convolutions, batch norms and group norms, in the layouts that they are fast in."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ..ops import winograd
-from ..ops.cache import derived, forget
-from ..ops.cpu.attention import attention
-from ..ops.cpu.conv import conv2d
-from ..ops.cpu.feed_forward import feed_forward
-from ..ops.cpu.linear import MAX_PACKED, Linear, linear, relu
-from ..ops.dispatch import is_exporting, is_tracing
-from ..ops.group_norm import group_norm as ops_group_norm
+from ...ops import winograd
+from ...ops.cache import derived, forget
+from ...ops.cpu.conv import conv2d
+from ...ops.cpu.linear import MAX_PACKED, linear, relu
+from ...ops.dispatch import is_exporting, is_tracing
+from ...ops.group_norm import group_norm as ops_group_norm
 
 
 class FrozenBatchNorm(nn.Module):
@@ -47,19 +39,6 @@ def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     return linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-
-
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """fp32 inside, also under autocast. Nothing at all without autocast: an exported graph then has no mark of it."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
-def is_half(device: torch.device) -> bool:
-    """Whether autocast is on and means fp16."""
-    kind = device.type
-    return kind != "meta" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
@@ -185,135 +164,3 @@ class GroupNorm(nn.GroupNorm):
 def group_norm(channels: int) -> GroupNorm:
     """The group norm of pixel decoders: 32 groups."""
     return GroupNorm(32, channels)
-
-
-class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, linear."""
-
-    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
-        super().__init__()
-        self.linear1 = Linear(dim, hidden_dim)
-        self.linear2 = Linear(hidden_dim, dim)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.training and self.dropout:
-            return self.linear2(F.dropout(self.linear1(x, "relu"), self.dropout), residual=residual)
-        return feed_forward(x, self.linear1, self.linear2, "relu", residual)
-
-
-class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
-        super().__init__()
-        dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x, "relu")
-        return self.layers[-1](x)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with separate query, key and value inputs; one packed input projection (q, k, v rows).
-
-    dropout: of the attention weights, in training.
-    """
-
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
-        super().__init__()
-        if type(num_heads) is not int or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"{num_heads!r} heads do not divide {dim} channels")
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj = Linear(dim, 3 * dim)
-        self.out_proj = Linear(dim, dim)
-
-    def forward(
-        self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None
-    ) -> Tensor:
-        """Attend; `may_attend_BQS` is True where a query may look, the same for all heads, or (B, A, Q, S)."""
-        [(key_BSC, value_BSC)] = keys_and_values([self], key_BSC, value_BSC)
-        return self.attend(query_BQC, key_BSC, value_BSC, may_attend_BQS)
-
-    def attend(
-        self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None
-    ) -> Tensor:
-        """`forward` for keys and values that are projected already."""
-        dim = query_BQC.shape[-1]
-        query_BQC = linear(query_BQC, self.in_proj.weight[:dim], self.in_proj.bias[:dim])
-        inputs = (query_BQC.to(key_BSC.dtype), key_BSC, value_BSC)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in inputs)
-        per_head = may_attend_BQS is None or may_attend_BQS.dim() == 4
-        may_attend = may_attend_BQS if per_head else may_attend_BQS.unsqueeze(1)
-        attended_BAQD = attention(q, k, v, may_attend=may_attend, dropout=self.dropout if self.training else 0.0)
-        return self.out_proj(attended_BAQD.transpose(1, 2).flatten(2).to(query_BQC.dtype))
-
-
-def keys_and_values(attentions: Sequence[Attention], key_BSC: Tensor, value_BSC: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What each of several attentions over the same keys and values makes of them: one product for all of a kind."""
-    dim = key_BSC.shape[-1]
-
-    def project(x_BSC: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        weights = [part.in_proj.weight[rows] for part in attentions]
-        biases = [part.in_proj.bias[rows] for part in attentions]
-        if len(attentions) == 1:
-            return (linear(x_BSC, weights[0], biases[0]),)
-        return linear(x_BSC, torch.cat(weights), torch.cat(biases)).chunk(len(attentions), dim=-1)
-
-    keys, values = project(key_BSC, slice(dim, 2 * dim)), project(value_BSC, slice(2 * dim, 3 * dim))
-    return list(zip(keys, values, strict=True))
-
-
-def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """`F.dropout` that costs nothing, and draws no random numbers, where it does nothing."""
-    return F.dropout(x, rate) if training and rate > 0 else x
-
-
-def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: in training, zero whole samples of a residual branch with probability `rate`."""
-    if rate == 0.0 or not training:
-        return x
-    keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device, dtype=x.dtype) >= rate
-    return x * keep / (1 - rate)
-
-
-def sine_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Sine position encoding of a feature map, (S, dim), fp32: y block first, then x block (DETR,
-    docs/methods/published-behaviour.md#3-1).
-
-    The ramp of an axis of n cells is 2π·i / (n + 1e-6), i = 1..n: it starts at one cell, not at zero or at a half.
-    Not kept: sines are few (one axis at a time), the whole is large.
-    """
-    features = dim // 2
-    exponents = 2 * (torch.arange(features, dtype=torch.float32, device=device) // 2) / features
-    frequencies = 10000.0**exponents
-
-    def encode(count: int) -> Tensor:
-        ramp = torch.arange(1, count + 1, dtype=torch.float32, device=device)
-        angles = (ramp / (count + 1e-6) * (2 * math.pi))[:, None] / frequencies
-        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1).flatten(1)
-
-    y = encode(height)[:, None].expand(-1, width, -1)
-    x = encode(width)[None].expand(height, -1, -1)
-    return torch.cat([y, x], dim=-1).flatten(0, 1)
-
-
-def xavier_init(module: nn.Module) -> None:
-    """Xavier-uniform for every weight of two or more dimensions below `module` (biases are left alone)."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-
-
-def recompute(module: nn.Module) -> None:
-    """Keep no intermediate results of `module` in training: they are computed again for the gradient."""
-    module.forward = functools.partial(_recomputed, module)  # no closure: it is copied and sent with its module
-
-
-def _recomputed(module: nn.Module, *args: Any) -> Any:
-    forward = functools.partial(type(module).forward, module)
-    if not torch.is_grad_enabled():
-        return forward(*args)
-    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
