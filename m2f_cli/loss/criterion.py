@@ -151,7 +151,6 @@ class Criterion(nn.Module):
         suffix: str = "",
     ) -> dict[str, Tensor]:
         """Return the weighted losses for given pairs, one `Pairs` per image."""
-        prediction = prediction.projected()
         with torch.autocast(prediction.mask_features_BCHW.device.type, enabled=False):
             class_loss_L = self._class_loss(prediction, pairs, targets)
             mask_loss_L, dice_loss_L = self._mask_losses(prediction, pairs, targets, padded_size)

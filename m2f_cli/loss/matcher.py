@@ -71,7 +71,7 @@ class Matcher:
     @torch.no_grad()
     def costs(self, prediction: Prediction, targets: list[Target], padded_size: tuple[int, int]) -> list[Tensor]:
         """Return the costs of each image: (L, Q, N), fp32 also under autocast, on the device."""
-        features_BCHW = prediction.projected().mask_features_BCHW
+        features_BCHW = prediction.mask_features_BCHW
         with torch.autocast(features_BCHW.device.type, enabled=False):
             embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
             probs_LBQK = torch.stack([layer.class_logits_BQK for layer in prediction.layers]).float().softmax(-1)

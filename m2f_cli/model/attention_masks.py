@@ -10,13 +10,10 @@ def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
     return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
 
 
-def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor, offsets_BQ1: Tensor | float = 0.0) -> Tensor:
+def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor) -> Tensor:
     """Where each query may attend: the cells that its mask covers (probability of at least one half).
 
     Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
-
-    Args:
-        offsets_BQ1: what is added to the products.
     """
     logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
-    return open_empty_rows(logits_BQS >= -offsets_BQ1)
+    return open_empty_rows(logits_BQS >= 0)

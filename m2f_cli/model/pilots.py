@@ -171,7 +171,6 @@ class Pilots:
             Prediction(
                 prediction.mask_features_BCHW,
                 [LayerOutput(x.class_logits_BQK[:, part], x.mask_embeds_BQC[:, part]) for x in prediction.layers],
-                prediction.projection,
             )
             for part in (rest, first)
         )

@@ -140,7 +140,7 @@ def test_pixel_decoder_gives_the_published_features(golden_file):
         config["points"],
     )
     load_published(decoder, "pixel_decoder", golden_file)
-    result = decoder(features_of(tensors, "in/")).projected()
+    result = decoder(features_of(tensors, "in/"))
     noise = golden_file.info["fp32_noise"]
     assert_close(result.mask_features_BCHW, tensors["out/mask_features"], noise["mask_features"], "mask features")
     for i, level in enumerate(result.levels):
@@ -199,9 +199,7 @@ def test_full_model_gives_the_published_predictions(golden_file):
     images = tensors["mid/padded_normalised_batch"]
     assert_backbone(model, images, golden_file)
     prediction = model(images)
-    assert prediction.projection is not None  # in prediction it is the queries' affair; the masks below are of that
-    projected = prediction.projected().mask_features_BCHW
-    assert_close_to(projected, tensors["mid/mask_features"], atol=2e-5, usual=10)
+    assert_close_to(prediction.mask_features_BCHW, tensors["mid/mask_features"], atol=2e-5, usual=10)
     assert_predictions(prediction, golden_file, whole=True)
 
 

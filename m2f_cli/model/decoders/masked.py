@@ -124,13 +124,12 @@ class MaskedDecoder(nn.Module):
         for i, (layer, memory) in enumerate(zip(self.layers, self.memories(features.levels), strict=True)):
             level = i % len(sizes)
             with exact():
-                embeds_BQC, offsets_BQ1 = features.of_queries(outputs[-1].mask_embeds_BQC)
-                may_attend_BQS = masked_attention(embeds_BQC, small[level], offsets_BQ1)
+                may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
                 if pilots is not None:
                     may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
                 x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
                 outputs.append(self.predict(x_BQC))
-        return Prediction(mask_features_BCHW, outputs, features.projection)
+        return Prediction(mask_features_BCHW, outputs)
 
     def memories(self, levels: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer's keys and values, projected. Layers that look at the same level share the products; but not those

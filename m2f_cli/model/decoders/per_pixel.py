@@ -42,7 +42,7 @@ class PerPixelDecoder(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: PixelFeatures, pilots: None = None) -> Prediction:
-        mask_features_BCHW = features.projected().mask_features_BCHW
+        mask_features_BCHW = features.mask_features_BCHW
         ones_B1HW = torch.ones_like(mask_features_BCHW[:, :1])
         embeds_QC = torch.cat([self.classifier.weight.flatten(1), self.classifier.bias[:, None]], dim=1)
         embeds_BQC = embeds_QC.expand(mask_features_BCHW.shape[0], -1, -1)

@@ -121,7 +121,7 @@ class PlainDecoder(nn.Module):
             x_BQC = block(x_BQC, position_QC, key_BSC, value_BSC)
             if self.deep_supervision or i == len(self.blocks):
                 outputs.append(self.predict(x_BQC))
-        return Prediction(features.mask_features_BCHW, outputs, features.projection)
+        return Prediction(features.mask_features_BCHW, outputs)
 
     def predict(self, x_BQC: Tensor) -> LayerOutput:
         """Class logits and mask embeddings of the queries as they stand after a layer."""
