@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
-    """A query whose mask is empty attends everywhere; True = may attend."""
+    """Let a query whose mask is empty attend everywhere; True = may attend."""
     return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
 
 
 def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor) -> Tensor:
-    """Where each query may attend: the cells that its mask covers (probability of at least one half).
+    """Return where each query may attend: the cells that its mask covers (probability of at least one half).
 
     Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
     """

@@ -9,8 +9,7 @@ from torch.nn.functional import cross_entropy, grid_sample
 from torch.testing import assert_close
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.loss import Criterion, make_criterion, normaliser
-from m2f_cli.loss import mask_sampling
+from m2f_cli.loss import Criterion, make_criterion, mask_sampling, normaliser
 from m2f_cli.structures.predictions import LayerOutput, Prediction
 from m2f_cli.structures.targets import Target
 

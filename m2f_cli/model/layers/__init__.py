@@ -6,7 +6,7 @@ from torch import nn
 
 
 def xavier_init(module: nn.Module) -> None:
-    """Xavier-uniform for every weight of two or more dimensions below `module` (biases are left alone)."""
+    """Initialise every weight of two or more dimensions below `module` (Xavier, uniform); leave biases as they are."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -14,7 +14,9 @@ from ...ops.cpu.linear import Linear, linear
 class Attention(nn.Module):
     """Multi-head attention with separate query, key and value inputs; one packed input projection (q, k, v rows).
 
-    dropout: of the attention weights, in training.
+    Attributes:
+        num_heads: a divisor of the width.
+        dropout: of the attention weights, in training.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
@@ -28,14 +30,14 @@ class Attention(nn.Module):
     def forward(
         self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None
     ) -> Tensor:
-        """Attend; `may_attend_BQS` is True where a query may look, the same for all heads, or (B, A, Q, S)."""
+        """Attend; `may_attend_BQS` is True where a query may attend, the same for all heads, or (B, A, Q, S)."""
         [(key_BSC, value_BSC)] = keys_and_values([self], key_BSC, value_BSC)
         return self.attend(query_BQC, key_BSC, value_BSC, may_attend_BQS)
 
     def attend(
         self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, may_attend_BQS: Tensor | None = None
     ) -> Tensor:
-        """`forward` for keys and values that are projected already."""
+        """Attend to keys and values that are projected already."""
         dim = query_BQC.shape[-1]
         query_BQC = linear(query_BQC, self.in_proj.weight[:dim], self.in_proj.bias[:dim])
         inputs = (query_BQC.to(key_BSC.dtype), key_BSC, value_BSC)
@@ -47,7 +49,7 @@ class Attention(nn.Module):
 
 
 def keys_and_values(attentions: Sequence[Attention], key_BSC: Tensor, value_BSC: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What each of several attentions over the same keys and values makes of them: one product for all of a kind."""
+    """Project keys and values for several attentions, with one product for all keys and one for all values."""
     dim = key_BSC.shape[-1]
 
     def project(x_BSC: Tensor, rows: slice) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Feed-forward networks, and what is dropped in training."""
+"""Feed-forward networks, dropout and stochastic depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...ops.cpu.linear import Linear
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, linear."""
+    """Feed-forward network: linear, ReLU, dropout, linear."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
         super().__init__()
@@ -42,12 +42,12 @@ class MLP(nn.Module):
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """`F.dropout` that costs nothing, and draws no random numbers, where it does nothing."""
+    """Apply `F.dropout` in training; draw no random numbers otherwise."""
     return F.dropout(x, rate) if training and rate > 0 else x
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: in training, zero whole samples of a residual branch with probability `rate`."""
+    """Set whole samples of a residual branch to zero in training, with probability `rate` (stochastic depth)."""
     if rate == 0.0 or not training:
         return x
     keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device, dtype=x.dtype) >= rate

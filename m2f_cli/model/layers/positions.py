@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def sine_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Sine position encoding of a feature map, (S, dim), fp32: y block first, then x block (DETR,
+    """Compute the sine position encoding of a feature map, (S, dim), fp32: first y, then x (DETR,
     docs/methods/published-behaviour.md#3-1).
 
     The ramp of an axis of n cells is 2π·i / (n + 1e-6), i = 1..n: it starts at one cell, not at zero or at a half.
-    Not kept: sines are few (one axis at a time), the whole is large.
+    The result is not cached: it is large, and sines are needed of one axis at a time only.
     """
     features = dim // 2
     exponents = 2 * (torch.arange(features, dtype=torch.float32, device=device) // 2) / features

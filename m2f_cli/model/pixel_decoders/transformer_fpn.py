@@ -34,7 +34,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerFPNPixelDecoder(FPNPixelDecoder):
-    """The feature pyramid starts from an encoded stride 32, and a decoder attends to the same map.
+    """Feature pyramid that starts from an encoded stride 32; a decoder attends to the same map.
 
     Args:
         num_layers, num_heads, ffn_dim, dropout: of the encoder; 6, 8, 2048 and 0.1 in every published model.
