@@ -63,12 +63,12 @@ class HuggingFace:
 class _TransformersSegmenter(Segmenter):
     """A network of transformers in place of ours."""
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         answer = self.model(images_BCHW)
         masks_BQHW = answer.masks_queries_logits
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q.
         each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
-        return answer.class_queries_logits, each, masks_BQHW, None
+        return answer.class_queries_logits, each, masks_BQHW
 
 
 def _transformers() -> Any:

@@ -135,8 +135,8 @@ class Segmenter:
         dtype = DTYPES.get(self.precision, torch.float32)  # the int8 of an exported file is its own affair
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
-            classes, embeds, features, offsets = self._forward(images_BCHW)
-        answers = (classes, embeds) if offsets is None else (classes, embeds, offsets)
+            classes, embeds, features = self._forward(images_BCHW)
+        answers = (classes, embeds, features.mean((2, 3)))  # a mean is finite if all of its terms are
         if not torch.stack([each.isfinite().all() for each in answers]).all():  # one answer to wait for, not three
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
@@ -144,24 +144,16 @@ class Segmenter:
             )
         padded = tuple(images_BCHW.shape[-2:])
         masks = [
-            MaskLogits(
-                embeds[i],
-                features[i],
-                padded,
-                tuple(picture.pixels_CHW.shape[-2:]),
-                picture.size,
-                None if offsets is None else offsets[i],
-            )
+            MaskLogits(embeds[i], features[i], padded, tuple(picture.pixels_CHW.shape[-2:]), picture.size)
             for i, picture in enumerate(batch)
         ]
         return [Raw(*answer) for answer in zip(classes, masks, strict=True)]
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Class logits, mask embeddings, mask features, offsets: a mask is the dot product of the second and the third,
-        plus the last (of each query) where there are any."""
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class logits, mask embeddings and mask features; a mask is the dot product of the last two."""
         prediction = self.model(images_BCHW)
-        embeds_BQC, offsets_BQ1 = prediction.of_queries()
-        return prediction.last.class_logits_BQK.float(), embeds_BQC.float(), prediction.mask_features_BCHW, offsets_BQ1
+        last = prediction.last
+        return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
 
     def collate(self, pictures: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""

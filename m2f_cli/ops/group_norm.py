@@ -6,7 +6,7 @@
   rows at a time get their mean and their variance around it, which are put together in fp64.
 
 The statistics of a chunk are those of a batch norm. The function is not documented, so `has_statistics` tries it first.
-`M2F_GROUP_NORM` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu.chunking import is_tracing
-from .dispatch import Ways
+from .dispatch import OPERATORS, is_tracing
 
-IMPLEMENTATIONS = ("plain", "chunked")
-WAYS = Ways("group norm", "M2F_GROUP_NORM", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["group_norm"]
 CHUNK_ELEMENTS = 2**17  # values of a chunk: few enough for exact sums, enough for several threads
 
 
@@ -29,9 +27,9 @@ def choose(x_BCHW: Tensor) -> str:
     """Return the implementation that `group_norm` uses for an input when nobody says otherwise.
 
     Raises:
-        ValueError: `M2F_GROUP_NORM` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu" or x_BCHW.dtype != torch.float32:
@@ -66,16 +64,16 @@ def group_norm(
 
     Args:
         overwrite: the result may take the place of the input, which nobody needs afterwards.
-        impl: one of `IMPLEMENTATIONS`; None for the best one.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one.
 
     Raises:
         ValueError: "chunked" was asked for where a gradient is wanted: it has none.
     """
-    impl = WAYS.checked(impl or choose(x_BCHW))
+    impl = IMPLEMENTATIONS.checked(impl or choose(x_BCHW))
     if impl == "plain":
         return F.group_norm(x_BCHW, groups, weight_C, bias_C, eps)
     if torch.is_grad_enabled():
-        raise ValueError('"chunked" group norm (M2F_GROUP_NORM) has no gradient: leave the variable out for training')
+        raise ValueError('"chunked" group norm has no gradient: leave M2F_OPS=group_norm:chunked out for training')
     scale_BC, shift_BC = _scale_and_shift(x_BCHW, groups, weight_C, bias_C, eps)
     out = x_BCHW if overwrite else torch.empty_like(x_BCHW)
     return torch.addcmul(shift_BC[..., None, None], x_BCHW, scale_BC[..., None, None], out=out)

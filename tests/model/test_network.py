@@ -12,10 +12,10 @@ from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import Component
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
-from m2f_cli.model.backbones.swin import windows_of
+from m2f_cli.model.attention_masks import open_empty_rows
+from m2f_cli.model.backbones.swin_windows import windows_of
 from m2f_cli.model.decoders import masked
-from m2f_cli.model.decoders.masked import open_empty_rows
-from m2f_cli.model.layers import channels_last
+from m2f_cli.model.layers.conv import channels_last
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.samples import make, outputs_and_gradients
 
+from m2f_cli.errors import ConfigError
 from m2f_cli.ops import deformable_attention as op
-from m2f_cli.ops.deformable_attention import IMPLEMENTATIONS, choose, deform_attn
+from m2f_cli.ops.deformable_attention import EVERYWHERE, choose, deform_attn
 
-FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
+FAST = [name for name in EVERYWHERE if name != "reference"]
 
 
 def any_levels(test):
@@ -78,7 +79,7 @@ def test_slope_at_whole_pixels_is_that_of_grid_sample(impl):
 
 def test_far_outside_is_zero():
     value, shapes, x, y, weights = make(((5, 7), (3, 4)))
-    for impl in IMPLEMENTATIONS:
+    for impl in EVERYWHERE:
         assert not deform_attn(value, shapes, x + 1e6, y, weights, impl=impl).any()
 
 
@@ -87,5 +88,5 @@ def test_override(monkeypatch):
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
     assert choose(torch.device("cpu")) == "gather"
     monkeypatch.setenv("M2F_DEFORM_ATTN", "fastest")
-    with pytest.raises(ValueError, match="'fastest'.*reference, bag, gather, triton"):
+    with pytest.raises(ConfigError, match="'fastest'.*reference, bag, gather, triton"):
         choose(torch.device("cpu"))

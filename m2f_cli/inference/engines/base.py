@@ -250,14 +250,14 @@ class EngineSegmenter(Segmenter):
             for i in range(len(batch))
         ]
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs = self._run(images_BCHW)
         classes, masks_BQHW = outputs[CLASS_LOGITS].float(), outputs[MASK_LOGITS].float()
         if not masks_BQHW.isfinite().all():
             raise M2FError(f"{self.source} answered with NaN or infinity in {self.precision}.")
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q, exactly.
         each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
-        return classes, each, masks_BQHW, None
+        return classes, each, masks_BQHW
 
     def _run(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """A batch of any length, also where the file's own is fixed: the last one is filled up with zeros."""

@@ -12,30 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.cpu.chunking import PIECE, is_tracing
+from ...ops.cpu.chunking import PIECE
 from ...ops.cpu.linear import Linear
+from ...ops.dispatch import is_tracing
 from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, full_precision, keys_and_values, sine_positions, xavier_init
+from ..attention_masks import masked_attention
+from ..layers import xavier_init
+from ..layers.attention import Attention, keys_and_values
+from ..layers.feed_forward import MLP, FeedForward
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision
 
 if TYPE_CHECKING:
     from ..pilots import Pilots
-
-
-def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
-    """A query whose mask is empty attends everywhere; True = may attend."""
-    return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
-
-
-def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor, offsets_BQ1: Tensor | float = 0.0) -> Tensor:
-    """Where each query may attend: the cells that its mask covers (probability of at least one half).
-
-    Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
-
-    Args:
-        offsets_BQ1: what is added to the products.
-    """
-    logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
-    return open_empty_rows(logits_BQS >= -offsets_BQ1)
 
 
 def _is_shared(key_BSC: Tensor, layers: int) -> bool:
@@ -135,13 +124,12 @@ class MaskedDecoder(nn.Module):
         for i, (layer, memory) in enumerate(zip(self.layers, self.memories(features.levels), strict=True)):
             level = i % len(sizes)
             with exact():
-                embeds_BQC, offsets_BQ1 = features.of_queries(outputs[-1].mask_embeds_BQC)
-                may_attend_BQS = masked_attention(embeds_BQC, small[level], offsets_BQ1)
+                may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
                 if pilots is not None:
                     may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
                 x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
                 outputs.append(self.predict(x_BQC))
-        return Prediction(mask_features_BCHW, outputs, features.projection)
+        return Prediction(mask_features_BCHW, outputs)
 
     def memories(self, levels: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer's keys and values, projected. Layers that look at the same level share the products; but not those

@@ -13,21 +13,16 @@ from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
 from ...ops.compiled import Compilable
-from ...ops.cpu.chunking import in_pieces, is_tracing
+from ...ops.cpu.chunking import in_pieces
 from ...ops.cpu.linear import Linear
 from ...ops.deformable_attention import deform_attn
-from ...structures.predictions import PixelFeatures, Projection
-from ..layers import (
-    ConvNorm,
-    FeedForward,
-    channels_last,
-    full_precision,
-    group_norm,
-    is_half,
-    pointwise,
-    sine_positions,
-    xavier_init,
-)
+from ...ops.dispatch import is_tracing
+from ...structures.predictions import PixelFeatures
+from ..layers import xavier_init
+from ..layers.conv import ConvNorm, channels_last, group_norm, pointwise
+from ..layers.feed_forward import FeedForward
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision, is_half
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -222,15 +217,7 @@ class DeformablePixelDecoder(nn.Module):
             upsampled = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             fine = upsampled.add_(lateral)  # in place: the largest map there is
             y_BCHW = self.output(fine)
-            if self._is_left_to_queries(device):
-                projection = Projection(self.mask_features.weight.flatten(1), self.mask_features.bias)
-                return PixelFeatures(y_BCHW.float(), levels, projection)
             return PixelFeatures(pointwise(self.mask_features, y_BCHW).float(), levels)
-
-    def _is_left_to_queries(self, device: torch.device) -> bool:
-        """Whether the last projection is the queries' affair. The loss reads features between pixels and beyond the
-        border, where there is nothing and no bias; and a graph should have the published shape."""
-        return not (self.training or torch.is_grad_enabled() or is_tracing() or device.type == "meta")
 
     def encode(self, features: list[Tensor]) -> list[Tensor]:
         """The deformable encoder: feature maps in and out, coarse to fine."""

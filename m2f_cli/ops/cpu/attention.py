@@ -9,7 +9,7 @@
   ms, 20 against 23 ms; no faster for many keys. Heads go one after the other where each is much work: products then
   take them as they lie in memory, and the bias is what they add to.
 
-The softmax is fp32 in both. `M2F_ATTENTION` (or the argument `impl`) overrides the choice.
+The softmax is fp32 in both. `M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import Ways
-from .chunking import PIECE, is_tracing
+from ..dispatch import OPERATORS, is_tracing
+from .chunking import PIECE
 
-IMPLEMENTATIONS = ("sdpa", "products")
-WAYS = Ways("attention", "M2F_ATTENTION", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["attention"]
 KINDS = (torch.float32, torch.bfloat16)
 MAX_KEYS = 256  # without a gradient: many keys and few queries suit PyTorch's loops
 BY_HEAD = {torch.float32: 2**15, torch.bfloat16: 2**18}  # weights of a head, from which on heads go one by one
@@ -33,9 +32,9 @@ def choose(q: Tensor, num_keys: int) -> str:
     """The implementation that `attention` uses for queries and so many keys when nobody says otherwise.
 
     Raises:
-        ValueError: `M2F_ATTENTION` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or q.device.type != "cpu":
@@ -63,10 +62,10 @@ def attention(
         may_attend: bool, likewise: False where the weight is 0. Every query needs a place to attend to. Instead of a
             bias.
         dropout: the rate at which weights are dropped.
-        impl: one of `IMPLEMENTATIONS`; None for the better one on this machine.
+        impl: one of `IMPLEMENTATIONS.names`; None for the better one on this machine.
         out_BQAD: where to write, in the order in which the heads' channels lie side by side; without gradients.
     """
-    impl = WAYS.checked(impl or choose(q_BAQD, k_BASD.shape[2]))
+    impl = IMPLEMENTATIONS.checked(impl or choose(q_BAQD, k_BASD.shape[2]))
     if may_attend is not None and q_BAQD.device.type == "cpu" and not is_tracing():
         # PyTorch's own way from bool to float, a fill where it is true, takes five times as long.
         bias, may_attend = (may_attend.float() - 1).mul_(NEVER), None

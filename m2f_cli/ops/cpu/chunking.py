@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from ..dispatch import is_tracing
 
 # Numbers of fp32 of the widest result in between: 16 MiB. Beyond 32 MiB the C library asks the system for pages anew
 # each time, which finds and zeroes them: 10752 rows of 256 - 1024 - 256 channels took 72 ms at once and 57 ms in three
 # pieces; many small pieces cost more in each product's preparation than a smaller cache gains.
 PIECE = 2**22
-
-
-_plainly = ContextVar("plainly", default=False)
-
-
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """Inside, operators are computed as a graph would state them: PyTorch's documented ones, all rows at once."""
-    token = _plainly.set(True)
-    try:
-        yield
-    finally:
-        _plainly.reset(token)
-
-
-def is_tracing() -> bool:
-    """Whether PyTorch is making a graph (compile, export), in which sizes may be symbols, or somebody wants what such a
-    graph would hold (`plain_operators`)."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _plainly.get()
 
 
 def in_fp32(numbers: int, x: Tensor) -> int:

@@ -5,7 +5,7 @@
   pass of its own over the map costs as much as a third of a 1x1 convolution before it. The operator is the one that
   PyTorch's compiler uses; as it is not documented, `has_fused` tries it first.
 
-`M2F_CONV` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..dispatch import Ways
-from .chunking import is_tracing
+from ..dispatch import OPERATORS, is_tracing
 from .linear import computed_in
 
-IMPLEMENTATIONS = ("plain", "fused")
-WAYS = Ways("convolutions", "M2F_CONV", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["conv"]
 
 
 def choose(x_BCHW: Tensor) -> str:
     """The implementation that `conv2d` uses for an input when nobody says otherwise.
 
     Raises:
-        ValueError: `M2F_CONV` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu":
@@ -76,14 +74,14 @@ def conv2d(
     Args:
         weight, bias_O: in place of those of `conv`.
         residual: added to the result before the ReLU, shaped like it.
-        impl: one of `IMPLEMENTATIONS`; None for the best one.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one.
 
     Raises:
         ValueError: "fused" was asked for where a gradient is wanted: it has none.
     """
-    impl = WAYS.checked(impl or choose(x_BCHW))
+    impl = IMPLEMENTATIONS.checked(impl or choose(x_BCHW))
     if impl == "fused" and torch.is_grad_enabled():
-        raise ValueError('"fused" convolutions (M2F_CONV) have no gradient: leave the variable out for training')
+        raise ValueError('"fused" convolutions have no gradient: leave M2F_OPS=conv:fused out for training')
     return (_fused if impl == "fused" else _plain)(conv, x_BCHW, weight, bias_O, relu, residual)
 
 

@@ -5,7 +5,7 @@
   is computed again), goes through the rows in pieces, and changes the wide gradient in place: that of a ReLU over 5376
   rows of 1024 costs 6 ms of its own otherwise, nearly half of a matrix product.
 
-`M2F_FEED_FORWARD` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch import Ways
-from .chunking import PIECE, in_pieces, is_tracing
+from ..dispatch import OPERATORS, is_tracing
+from .chunking import PIECE, in_pieces
 from .linear import MIN_ROWS, Linear, computed_in, linear
 
-IMPLEMENTATIONS = ("layers", "own")
-WAYS = Ways("feed-forward networks", "M2F_FEED_FORWARD", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["feed_forward"]
 
 
 def choose(x: Tensor) -> str:
     """The implementation that `feed_forward` uses for an input when nobody says otherwise.
 
     Raises:
-        ValueError: `M2F_FEED_FORWARD` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or not torch.is_grad_enabled() or x.device.type != "cpu":
@@ -51,9 +50,9 @@ def feed_forward(
 
     Args:
         activation: "relu" or "gelu" (exact).
-        impl: one of `IMPLEMENTATIONS`; None for the best one here.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one here.
     """
-    if WAYS.checked(impl or choose(x)) == "layers":
+    if IMPLEMENTATIONS.checked(impl or choose(x)) == "layers":
         return second(first(x, activation), residual=residual)
     x_RI = x.flatten(0, -2).to(computed_in(x))
     parameters = (first.weight, first.bias, second.weight, second.bias)

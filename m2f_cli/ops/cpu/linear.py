@@ -10,7 +10,7 @@
 A `Linear` keeps its weights in oneDNN's own order where that costs little memory: else every call puts them so (that is
 1 of the 10 ms that 3570 rows, 256 to 1024 channels take).
 
-`M2F_LINEAR` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..cache import derived, forget
-from ..dispatch import Ways
-from .chunking import is_tracing
+from ..dispatch import OPERATORS, is_tracing
 
-IMPLEMENTATIONS = ("blas", "fused")
-WAYS = Ways("linear layers", "M2F_LINEAR", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["linear"]
 CPU_INFO = Path("/proc/cpuinfo")
 MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains (measured: 25 rows slower, 100 as fast)
 MIN_ROWS = 256  # the same with a gradient, of which a part does not gain
@@ -44,9 +42,9 @@ def choose(x: Tensor) -> str:
     own products are slow.
 
     Raises:
-        ValueError: `M2F_LINEAR` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or x.device.type != "cpu":  # first: sizes that are symbols must not be compared
@@ -125,9 +123,9 @@ def linear(
     Args:
         activation: "relu" or "gelu" (exact), applied to the product.
         residual: added at the end, shaped like the result.
-        impl: one of `IMPLEMENTATIONS`; None for the best one on this machine.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one on this machine.
     """
-    impl = WAYS.checked(impl or choose(x))
+    impl = IMPLEMENTATIONS.checked(impl or choose(x))
     if impl == "fused" and not torch.is_grad_enabled():
         return _fused(x, weight_OI, bias_O, activation, residual)
     if impl == "fused":

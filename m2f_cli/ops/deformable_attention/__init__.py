@@ -9,7 +9,7 @@ One function, `deform_attn`, and four ways to compute it that agree to rounding,
   operator into wrong numbers.
 * "triton": one kernel each way, for GPUs; see `deform_attn_triton`.
 
-`M2F_DEFORM_ATTN` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ from ...errors import MissingDependency
 from ..bags import has_own_gradients, table_gradient, weights_gradient
 from ..cache import cached_by_shape
 from ..compiled import Compilable
-from ..cpu.chunking import is_tracing
-from ..dispatch import Ways
+from ..dispatch import OPERATORS, is_exporting, is_tracing
 
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first is new in torch 2.7
-IMPLEMENTATIONS = ("reference", "bag", "gather")  # those that run on every device
-KNOWN = (*IMPLEMENTATIONS, "triton")  # see `implementations`
-WAYS = Ways("deformable attention", "M2F_DEFORM_ATTN", KNOWN)
+IMPLEMENTATIONS = OPERATORS["deformable_attention"]
+EVERYWHERE = ("reference", "bag", "gather")  # those that run on every device
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def implementations(device: torch.device) -> tuple[str, ...]:
     """Those that run on a device."""
-    return KNOWN if _runs_triton(device) else IMPLEMENTATIONS
+    return IMPLEMENTATIONS.names if _runs_triton(device) else EVERYWHERE
 
 
 def _runs_triton(device: torch.device) -> bool:
@@ -49,10 +46,10 @@ def _runs_triton(device: torch.device) -> bool:
 
 def choose(device: torch.device) -> str:
     """The implementation that `deform_attn` uses on a device when nobody says otherwise."""
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
-    if _is_exporting():
+    if is_exporting():
         return "gather"
     if device.type == "cpu":
         return "bag"
@@ -85,7 +82,7 @@ def deform_attn(
         MissingDependency, ConfigError: "triton" was asked for and is not installed, or the tensors are on a CPU.
     """
     ways = {"reference": _reference, "bag": _bag, "gather": _gather, "triton": _triton}
-    call = ways[WAYS.checked(impl or choose(value_BSAD.device))]
+    call = ways[IMPLEMENTATIONS.checked(impl or choose(value_BSAD.device))]
     return call(value_BSAD, tuple(map(tuple, shapes)), x_BNALP, y_BNALP, weights_BNALP)
 
 
@@ -317,5 +314,5 @@ def _triton(*inputs):
     try:
         from .triton import sampled  # only here: importing Triton takes a second
     except ImportError as error:
-        raise MissingDependency("triton", "M2F_DEFORM_ATTN=triton") from error
+        raise MissingDependency("triton", "M2F_OPS=deformable_attention:triton") from error
     return sampled(*inputs)

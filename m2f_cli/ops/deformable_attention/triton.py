@@ -43,7 +43,7 @@ def sampled(
     if is_compiled and value_BSAD.device.type == "cpu":
         raise ConfigError(
             "Deformable attention was asked of Triton, which needs a GPU, for tensors on a CPU.",
-            hint="Unset M2F_DEFORM_ATTN, or choose bag.",
+            hint="Unset M2F_OPS and M2F_DEFORM_ATTN, or choose bag.",
         )
     return _deform_attn(value_BSAD, [length for shape in shapes for length in shape], x_BNALP, y_BNALP, weights_BNALP)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from m2f_cli.errors import ConfigError
 from m2f_cli.ops.cpu import attention as module
-from m2f_cli.ops.cpu import chunking as pieces
 from m2f_cli.ops.cpu.attention import attention
+from m2f_cli.ops.dispatch import plain_operators
 
 
 def inputs(batch=3, heads=2, queries=5, keys=7, channels=8, dtype=torch.float32) -> list[torch.Tensor]:
@@ -21,7 +22,7 @@ def by_hand(q, k, v, bias) -> torch.Tensor:
     return torch.softmax(torch.einsum("baqd,basd->baqs", q, k) / q.shape[-1] ** 0.5 + bias, dim=-1) @ v
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS.names)
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (1, 1, 5, 7), (3, 1, 5, 7), (5, 7)])
 def test_values_and_gradients(impl, shape):
     tensors = [x.double().requires_grad_() for x in inputs()]
@@ -37,7 +38,7 @@ def test_values_and_gradients(impl, shape):
         torch.testing.assert_close(ours.double(), theirs, atol=5e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS.names)
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (3, 1, 5, 7)])
 def test_what_may_not_be_attended_to_counts_nothing(impl, shape):
     q, k, v = inputs()
@@ -66,7 +67,7 @@ def test_pieces_change_nothing(shape, by_head: bool, monkeypatch: pytest.MonkeyP
     )
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS.names)
 @torch.no_grad()
 def test_writes_where_it_is_told_to(impl):
     """Heads of several windows lie in one tensor, as a projection gives them."""
@@ -109,10 +110,10 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         assert module.choose(q, 257) == module.choose(q.bfloat16(), 4096) == module.choose(q.half(), 49) == "sdpa"
         assert module.choose(q, 256) == module.choose(q.bfloat16(), 49) == "products"
-    with pieces.plain_operators():
+    with plain_operators():
         assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "sdpa")
     assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="'flash' is no implementation of attention: it is one of sdpa, products"):
+    with pytest.raises(ConfigError, match="'flash', which is no implementation of attention.*sdpa, products"):
         module.choose(q, 49)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from m2f_cli.model.layers import ConvNorm, FrozenBatchNorm, is_constant
+from m2f_cli.errors import ConfigError
+from m2f_cli.model.layers.conv import ConvNorm, FrozenBatchNorm, is_constant
 from m2f_cli.ops.cpu import conv as op
 from m2f_cli.ops.cpu.conv import conv2d
 
@@ -44,7 +45,7 @@ def test_implementations_agree(name: str, layout: torch.memory_format):
         for relu in (False, True):
             for r in (None, residual):
                 plain, fused = (
-                    conv2d(conv, x, weight, b, relu=relu, residual=r, impl=impl) for impl in op.IMPLEMENTATIONS
+                    conv2d(conv, x, weight, b, relu=relu, residual=r, impl=impl) for impl in op.IMPLEMENTATIONS.names
                 )
                 expected = F.conv2d(
                     x.double(),
@@ -87,7 +88,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="have no gradient"):
         conv2d(conv, x, conv.weight)
     monkeypatch.setenv("M2F_CONV", "magic")
-    with pytest.raises(ValueError, match="'magic' is no implementation of convolutions: it is one of plain, fused"):
+    with pytest.raises(ConfigError, match="'magic', which is no implementation of conv.*plain, fused"):
         conv2d(conv, x, conv.weight)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m2f_cli.ops.cpu import chunking as pieces
+from m2f_cli.errors import ConfigError
 from m2f_cli.ops.cpu import feed_forward as module
 from m2f_cli.ops.cpu.feed_forward import feed_forward
 from m2f_cli.ops.cpu.linear import Linear
+from m2f_cli.ops.dispatch import plain_operators
 
 
 def network(shape=(2, 150, 12), hidden=40) -> tuple[torch.Tensor, Linear, Linear]:
@@ -85,10 +86,10 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
         assert module.choose(x) == "layers"
     with torch.no_grad():
         assert module.choose(x) == "layers"
-    with pieces.plain_operators():
+    with plain_operators():
         assert module.choose(x) == "layers"
     monkeypatch.setenv("M2F_FEED_FORWARD", "layers")
     assert module.choose(x) == "layers"
     monkeypatch.setenv("M2F_FEED_FORWARD", "quick")
-    with pytest.raises(ValueError, match="'quick' is no implementation of feed-.*: it is one of layers, own"):
+    with pytest.raises(ConfigError, match="'quick', which is no implementation of feed_forward.*layers, own"):
         module.choose(x)

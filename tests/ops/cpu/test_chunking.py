@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m2f_cli.model.layers import convolved
+from m2f_cli.errors import ConfigError
+from m2f_cli.model.layers.conv import convolved
 from m2f_cli.ops import winograd
 from m2f_cli.ops.cpu import chunking as pieces
 from m2f_cli.ops.winograd import conv3x3
@@ -41,7 +42,7 @@ def test_implementations_agree(shape, bias, monkeypatch: pytest.MonkeyPatch):
 def test_gradients_agree_where_somebody_asks_for_them():
     """Training never takes this way by itself; `M2F_CONV3X3=winograd` does."""
     grads = {}
-    for impl in winograd.IMPLEMENTATIONS:
+    for impl in winograd.IMPLEMENTATIONS.names:
         leaves = [each.requires_grad_() for each in inputs(2, 5, 41, 9, out=7)]
         conv3x3(*leaves, impl=impl).square().sum().backward()
         grads[impl] = [leaf.grad for leaf in leaves]
@@ -119,7 +120,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("M2F_CONV3X3", "winograd")
     assert winograd.choose(large, 8) == "winograd"
     monkeypatch.setenv("M2F_CONV3X3", "fft")
-    with pytest.raises(ValueError, match="'fft' is no implementation of 3x3 .*: it is one of direct, winograd"):
+    with pytest.raises(ConfigError, match="'fft'.*direct, winograd"):
         conv3x3(large, torch.zeros(1, 128, 3, 3))
 
 
