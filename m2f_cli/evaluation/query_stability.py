@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config.schema import LossConfig
 from ..data.build_targets import to_target
 from ..errors import ConfigError, DataError, M2FError
+from ..inference.base import BaseSegmenter
 from ..inference.mask_rendering import Size
 from ..loss import Matcher, Pairs
 from ..loss.mask_sampling import make_places
@@ -117,7 +118,7 @@ def rows(diagnosis: QueryDiagnosis) -> list[tuple[str, str, str]]:
 
 
 def diagnose_queries(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     *,
     task: Task | None = None,
@@ -196,7 +197,7 @@ def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> Q
 
 
 @torch.inference_mode()
-def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
+def _of_picture(segmenter: BaseSegmenter, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
     truth = truth_for(task, record.read_truth())
     if truth is None:
         return None
@@ -214,7 +215,7 @@ def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) ->
     return count(prediction, target, pairs, size)
 
 
-def _matcher(segmenter: Any, seed: int) -> Matcher:
+def _matcher(segmenter: BaseSegmenter, seed: int) -> Matcher:
     train = segmenter.config.train
     loss = PUBLISHED_LOSS if train is None else train.loss
     if loss.masks == "per_pixel":

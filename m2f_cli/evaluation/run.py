@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ConfigError, DataError, M2FError
+from ..inference.base import BaseSegmenter
 from ..metrics import Metric
 from ..results.places import Places
 from ..runtime.files import is_part, remove_parts, writing_to
@@ -45,7 +46,7 @@ class EvalRun:
     """
 
     folder: Path
-    segmenter: Any
+    segmenter: BaseSegmenter
     records: Sequence[Record]
     metrics: Mapping[str, Metric]
     header: Mapping[str, Any]
@@ -92,7 +93,7 @@ def run(
         return _from_main(lambda: _conclude(evaluation, seconds))
 
 
-def header_of(segmenter: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
+def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -> dict[str, Any]:
     """What identifies an evaluation: the weights by their hash, the pictures by their names, and the settings."""
     pictures = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
     config = getattr(segmenter, "config", None)

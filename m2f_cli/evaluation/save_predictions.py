@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..inference.base import BaseSegmenter
 from ..inference.journal import SHARED, Journal, assemble
-from ..inference.pipeline import contents
+from ..inference.predict import contents
 from ..metrics import Metric
 from ..results.types import Result
 from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
@@ -37,7 +38,7 @@ class Saver:
         self,
         folder: Path,
         formats: Sequence[str],
-        segmenter: Any,
+        segmenter: BaseSegmenter,
         metrics: Mapping[str, Metric],
         header: Mapping[str, Any],
         rank: int = 0,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, DataError, M2FError
-from ..inference.wrapper import Wrapper
+from ..inference.base import BaseSegmenter, Wrapper
 from ..metrics.panoptic_quality import PanopticQuality
 from ..results.types import PanopticMap
 from ..structures import Task
@@ -80,7 +80,7 @@ class Sweep:
 
 
 def sweep(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     *,
     object_thresholds: Sequence[float] = OBJECT,
@@ -139,7 +139,7 @@ def _nothing(failures: list[Failure]) -> M2FError:
     return M2FError(f"None of {len(failures)} pictures could be evaluated. The first, {first.name}: {first.message}")
 
 
-def _own_pair(segmenter: Any) -> tuple[float, float] | None:
+def _own_pair(segmenter: BaseSegmenter) -> tuple[float, float] | None:
     config = getattr(segmenter, "config", None)
     return None if config is None else (config.test.object_threshold, config.test.overlap_threshold)
 
@@ -178,7 +178,7 @@ class _Results:
 class _Sweeping(Wrapper):
     """Finishes each picture with all pairs."""
 
-    def __init__(self, inner: Any, grid: Sequence[tuple[float, float]]):
+    def __init__(self, inner: BaseSegmenter, grid: Sequence[tuple[float, float]]):
         super().__init__(inner)
         self.grid = grid
 

@@ -207,9 +207,7 @@ class EngineSegmenter(Segmenter):
         self.notes = (
             []
             if described.size is None
-            else [
-                f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."
-            ]
+            else [f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."]
         )
         self.default_task = self.check_task(task or self.config.task)
 
