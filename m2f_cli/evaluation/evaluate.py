@@ -196,7 +196,7 @@ class Measured:
         M2FError: nothing was measured.
         """
         if not self.images:
-            raise _nothing(self.failures)
+            raise nothing_evaluated(self.failures)
         figures = {name: metric.compute() for name, metric in self.metrics.items()}
         return EvalResult(figures, self.seconds, self.images, self.failures)
 
@@ -341,7 +341,8 @@ def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _nothing(failures: list[Failure]) -> M2FError:
+def nothing_evaluated(failures: list[Failure]) -> M2FError:
+    """Return the error of an evaluation that scored no image."""
     if not failures:
         return DataError("There are no pictures to evaluate.")
     first = failures[0]

@@ -116,7 +116,8 @@ def predict(
         return result
 
     def write(item: tuple[Source, bool], result: Result) -> dict[str, Any]:
-        return _written(item[0], result, out, writers)
+        source = item[0]
+        return write_image(source.name, source.path, out, [(name, write, result) for name, write in writers.items()])
 
     with locked(out, "A prediction"):
         check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
@@ -146,18 +147,26 @@ def _read(item: tuple[Source, bool]) -> tuple[np.ndarray, np.ndarray] | None:
     return image, image
 
 
-def _written(source: Source, result: Result, out: Path, writers: dict[str, Writer]) -> dict[str, Any]:
-    """Write an image's files; the entry of the journal about them."""
-    files, shared = [], {}
-    file_name = (Path(source.name).parent / source.path.name).as_posix()
-    for each, write in writers.items():
-        own = SHARED[each].write if each in SHARED else write
-        files += own(result, stem_for(out, each, source.name))
-        if each in SHARED:
-            shared[each] = SHARED[each].entry(result, source.name, file_name)
-    height, width = result.size
-    record = {"name": source.name, "file": str(source.path), "width": width, "height": height, **contents(result)}
-    return {"record": {**record, "files": listed(files, out)}, "shared": shared}
+def write_image(
+    name: str, image: Path | None, out: Path, results: Iterable[tuple[str, Writer, Result]]
+) -> dict[str, Any]:
+    """Write the files of one image; return its entry for the journal.
+
+    Args:
+        image: its file; None for an image that was not read from one.
+        results: each format with its writer and its result. The entry describes the first result.
+    """
+    files, shared, described = [], {}, {}
+    file_name = (Path(name).parent / (image.name if image else f"{name}.png")).as_posix()
+    for format_name, write, result in results:
+        if not described:
+            described = {"width": result.size[1], "height": result.size[0], **contents(result)}
+        if format_name in SHARED:
+            write = SHARED[format_name].write
+            shared[format_name] = SHARED[format_name].entry(result, name, file_name)
+        files += write(result, stem_for(out, format_name, name))
+    record = {"name": name, "file": str(image or name), **described, "files": listed(files, out)}
+    return {"record": record, "shared": shared}
 
 
 def _keep(
