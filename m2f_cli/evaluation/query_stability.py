@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config.schema import LossConfig
 from ..data.build_targets import to_target
+from ..data.records import Record
 from ..errors import ConfigError, DataError, M2FError
 from ..inference.base import BaseSegmenter
 from ..inference.mask_rendering import Size
@@ -26,7 +27,7 @@ from ..loss.mask_sampling import make_places
 from ..structures import Task
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
-from .evaluate import Failure, Progress, Record, truth_for
+from .evaluate import Failure, Progress, truth_for
 
 # Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
 # trained.

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ..data.records import Record
 from ..errors import ConfigError, DataError, M2FError
 from ..inference.base import BaseSegmenter
 from ..metrics import Metric
@@ -27,7 +28,7 @@ from ..results.places import Places
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
 from . import journal
-from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, place, scored, share
+from .evaluate import EvalResult, Failure, Measured, Progress, Scored, place, scored, share
 from .save_predictions import Saver
 
 PREDICTIONS = "predictions"

@@ -9,13 +9,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..data.records import Record
 from ..errors import ConfigError
 from ..inference.base import BaseSegmenter, Wrapper
 from ..metrics.panoptic_quality import PanopticQuality
 from ..results.types import PanopticMap
 from ..structures import Task
 from ..structures.annotations import Truth
-from .evaluate import Failure, Progress, Record, nothing_evaluated, scored
+from .evaluate import Failure, Progress, nothing_evaluated, scored
 from .tables import Table, number
 
 OBJECT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
