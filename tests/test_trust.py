@@ -546,7 +546,7 @@ def test_functions_that_take_names_refuse_code(marker, tmp_path):
     from m2f_cli.dataset_tools.convert.run import convert
     from m2f_cli.dataset_tools.prepare.run import prepare
     from m2f_cli.evaluation.choose_metrics import choose
-    from m2f_cli.inference.pipeline import predict
+    from m2f_cli.inference.predict import predict
 
     for call in (
         lambda: output.save(panoptic(scene_labels()), tmp_path, [name]),

@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import plugins
 from ..errors import ConfigError
+from ..inference.base import innermost
 from ..inference.compile import compile_parts
 from ..inference.mask_rendering import Size
 from ..runtime.allocator import keep_memory_if_possible
@@ -20,7 +21,7 @@ from ..runtime.devices import DTYPES
 from . import machine
 from .case import Case, network_size, picture_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
-from .model_under_test import core, fixed_size, load_subject, share
+from .model_under_test import fixed_size, load_subject, share
 from .stages import Stages, split, synchronise
 
 OURS = "m2f"
@@ -53,7 +54,7 @@ class Host:
             self.parameters = parameters_of(self.segmenter.model)
             self.workload: Any = None
         else:
-            core(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
+            innermost(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
             self.workload = plugins.get("peers", side, trust_code=case.trust_code)(case, self.segmenter, folder)  # type: ignore[operator]
         self.energy = machine.Energy(self.device)
 

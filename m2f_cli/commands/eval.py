@@ -17,7 +17,8 @@ from .trust import TrustCode
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalResult, Progress
-    from ..evaluation.setup import Outcome, Request
+    from ..evaluation.setup import DataOptions, MetricOptions, Outcome, RunOptions
+    from ..inference.load import ModelOptions
 
 TASKS = ("panoptic", "instance", "semantic")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
@@ -117,7 +118,8 @@ def evaluate(
         return _compare(*compare, _listed(metric), as_json, trust_code)
     if predictions is not None or ground_truth is not None:
         return _score_files(predictions, ground_truth, _listed(metric), max_dets, out, split, as_json, per_class)
-    from ..evaluation.setup import Request
+    from ..evaluation.setup import DataOptions, MetricOptions, RunOptions, name_of
+    from ..inference.load import ModelOptions
 
     thresholds = {
         "object_threshold": object_threshold,
@@ -125,36 +127,28 @@ def evaluate(
         "score_threshold": score_threshold,
         "top_k": top_k,
     }
-    request = Request(
-        preset=preset,
-        model=model,
-        data=data,
-        split=split,
-        metrics=_listed(metric),
-        task=task,
+    tested = ModelOptions(
+        model,
+        preset,
+        task=task,  # type: ignore[arg-type]
         device=device,
         precision=precision,
-        limit=limit,
-        workers=workers,
-        thresholds=thresholds,
-        max_dets=max_dets,
-        save=_listed(save),
+        engine=engine,
+        trust_code=trust_code,
+        overrides=tuple(set_ or ()),
         tta=tta,
         tile=tile,
         tile_overlap=tile_overlap,
-        overrides=tuple(set_ or ()),
-        sweep=sweep,
-        diagnose=diagnose,
-        trust_code=trust_code,
-        trust_names=True,
-        engine=engine,
     )
+    on = DataOptions(data, split, limit)
+    by = MetricOptions(_listed(metric), max_dets, thresholds, trust_names=True)
+    options = RunOptions(workers, _listed(save), sweep, diagnose)
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
-    folder = out or Path("runs/eval") / request.name
+    folder = out or Path("runs/eval") / name_of(tested, on, by)
     if devices > 1 and "RANK" not in os.environ:
         raise typer.Exit(_launch(devices, folder))
-    _evaluate(request, folder, resume=resume, as_json=as_json, per_class=per_class)
+    _evaluate(folder, tested, on, by, options, resume=resume, as_json=as_json, per_class=per_class)
 
 
 def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -169,18 +163,28 @@ def _listed(given: list[str] | None) -> tuple[str, ...]:
 # --- a model ----------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(request: Request, folder: Path, *, resume: bool, as_json: bool, per_class: bool) -> None:
+def _evaluate(
+    folder: Path,
+    model: ModelOptions,
+    data: DataOptions,
+    metrics: MetricOptions,
+    options: RunOptions,
+    *,
+    resume: bool,
+    as_json: bool,
+    per_class: bool,
+) -> None:
     import dataclasses
 
     from ..evaluation import setup as eval_setup
     from ..runtime import distributed
     from ..runtime.devices import choose_device
 
-    with distributed.group(choose_device(request.device)) as device, ExitStack() as stack:
+    with distributed.group(choose_device(model.device)) as device, ExitStack() as stack:
         is_main = distributed.rank() == 0
-        request = dataclasses.replace(request, device=str(device))
+        model = dataclasses.replace(model, device=str(device))
         with console.downloads() as fetched:
-            evaluation = eval_setup.prepare(request, folder, progress=fetched)
+            evaluation = eval_setup.prepare(folder, model, data, metrics, options, progress=fetched)
         for remark in evaluation.notes if is_main else ():
             console.note(remark)
         advance: Any = None

@@ -87,6 +87,9 @@ def export(
     _one_of("precision", precision, PRECISIONS)
     if ":" not in format_:
         _one_of("format", format_, tuple(plugins.names("exporters")))
+    wrong = [pair for pair in set_ or () if not pair.startswith("test.")]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]} has no effect on an export.", hint="It may change what is below test.")
     if limit is not None and measure is None:
         raise ConfigError("--limit is for --measure DIR.", hint="Leave it out, or say where to measure.")
     batch_size = _batch(batch)
@@ -96,7 +99,7 @@ def export(
         path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
 
     from ..export import base, verify
-    from ..inference import load
+    from ..inference.load import ModelOptions, open_model
     from ..inference.sources import expand
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
@@ -115,8 +118,9 @@ def export(
         extra=extra,
     )
     with console.downloads() as fetched:
-        loaded = load.load(model, device="cpu", trust_code=trust_code, progress=fetched)
-    _change(loaded, set_ or ())
+        loaded = open_model(
+            ModelOptions(model, device="cpu", trust_code=trust_code, overrides=tuple(set_ or ())), progress=fetched
+        )
     for remark in loaded.notes:
         console.note(remark)
     report = base.export(
@@ -163,16 +167,6 @@ def _name(model: str, format_: str) -> str:
         path = path.parent.parent
     stem = re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt)$", "", path.name)
     return re.sub(r"[^\w.-]+", "-", f"{stem}-{format_}")
-
-
-def _change(loaded: Any, pairs: list[str] | tuple[str, ...]) -> None:
-    from ..config import presets as config
-
-    wrong = [pair for pair in pairs if not pair.startswith("test.")]
-    if wrong:
-        raise ConfigError(f"--set {wrong[0]} has no effect on an export.", hint="It may change what is below test.")
-    if pairs:
-        loaded.config = config.overridden(loaded.config, list(pairs))
 
 
 def _print(report: Report, options: Options) -> None:

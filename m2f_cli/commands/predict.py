@@ -13,7 +13,7 @@ from ..errors import ConfigError, unknown_name
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..inference.pipeline import Progress, Summary
+    from ..inference.predict import Progress, Summary
 
 TASKS = ("panoptic", "instance", "semantic")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
@@ -102,23 +102,30 @@ def predict(
     folder = out or next_folder(Path("runs/predict"))
     pictures, total = _pictures(source)
 
-    from ..inference import journal, load, pipeline
-    from ..inference.compile import compile_parts
-    from ..inference.load import wrapped
+    from ..inference import journal
+    from ..inference.load import ModelOptions, open_model
+    from ..inference.predict import predict as predict_all
     from ..results.writers import writers_for
 
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
         writers_for(formats, task, trust_code=True)  # type: ignore[arg-type]
     _silence_pillow()
+    options = ModelOptions(
+        model,
+        task=task,  # type: ignore[arg-type]
+        device=device,
+        precision=precision,
+        engine=engine,
+        trust_code=trust_code,
+        compile=compile_,
+        tta=tta,
+        tile=tile,
+        tile_overlap=tile_overlap,
+    )
     with console.downloads() as fetched:
-        loaded = load.load(
-            model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched, engine=engine
-        )
-    if compile_:
-        compile_parts(loaded)
+        loaded = open_model(options, progress=fetched)
     source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
-    loaded = wrapped(loaded, tta=tta, tile=tile, overlap=tile_overlap)
     for remark in loaded.notes:
         console.note(remark)
     thresholds = {
@@ -132,7 +139,7 @@ def predict(
         def show(step: Progress) -> None:
             advance(step.message)
 
-        summary = pipeline.predict(
+        summary = predict_all(
             loaded,
             pictures,
             task,

@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 
+from ..data.records import Record
 from ..errors import ConfigError, DataError
+from ..inference.base import BaseSegmenter
 from ..metrics import Metric
 from ..results.places import Places
 from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
 from . import journal
-from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, scored, share
+from .evaluate import EvalResult, Failure, Measured, Progress, Scored, scored, share
 from .save_predictions import Saver
 
 PREDICTIONS = "predictions"
@@ -44,7 +46,7 @@ class EvalRun:
     """
 
     folder: Path
-    segmenter: Any
+    segmenter: BaseSegmenter
     records: Sequence[Record]
     metrics: Mapping[str, Metric]
     header: Mapping[str, Any]
@@ -91,7 +93,7 @@ def run(
         return distributed.on_main(lambda: _conclude(evaluation, seconds))
 
 
-def header_of(segmenter: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
+def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -> dict[str, Any]:
     """What identifies an evaluation: the weights by their hash, the pictures by their names, and the settings."""
     pictures = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
     config = getattr(segmenter, "config", None)

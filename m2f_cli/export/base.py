@@ -20,10 +20,10 @@ from typing import Any, Protocol
 from .. import plugins
 from ..errors import ConfigError, DataError, ExportError, M2FError
 from ..evaluation.dataset import EvalData
+from ..inference.base import innermost
 from ..inference.engines.base import RECORD, Description, described
 from ..inference.mask_rendering import Size
 from ..inference.segmenter import Segmenter
-from ..inference.wrapper import Wrapper
 from ..results.writers import write_json
 from ..runtime import documents, random_state
 from ..runtime.files import share_as_usual
@@ -173,7 +173,7 @@ def export(
     tell = on_step or (lambda step: None)
     with plugins.using(format):
         exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
-    plain = model.inner if isinstance(model, Wrapper) else model
+    plain = innermost(model)
     _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
     with random_state.kept(), _staging(path, overwrite) as part:

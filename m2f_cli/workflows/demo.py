@@ -23,8 +23,9 @@ from ..config.schema import Config
 from ..data.synthetic.dataset import MOST, SPLITS
 from ..data.synthetic.scenes import Scene, scene
 from ..errors import ConfigError, M2FError
-from ..inference import load, pipeline
+from ..inference import load
 from ..inference.journal import check_folder
+from ..inference.predict import predict
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
 from ..results.writers import write_overlay
@@ -148,7 +149,7 @@ def _train(out: Path, settings: Config, listener: training.Listener | None) -> t
 
 def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> str:
     """What `m2f predict` does, and what it found."""
-    summary = pipeline.predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
+    summary = predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
     if summary.failed:
         raise M2FError(f"The demo could not segment its own picture: {summary.failed[0].message}")
     return f"{summary.done / summary.seconds:.1f} pictures/s, saved as {', '.join(FORMATS[task])}"

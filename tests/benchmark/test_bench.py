@@ -34,10 +34,10 @@ from m2f_cli.config import presets as configuration
 from m2f_cli.config.published import measured_in
 from m2f_cli.errors import ConfigError, ExportError, M2FError
 from m2f_cli.inference import postprocess
+from m2f_cli.inference.base import Wrapper
 from m2f_cli.inference.compile import compile_parts
 from m2f_cli.inference.mask_rendering import MaskLogits
 from m2f_cli.inference.segmenter import Segmenter
-from m2f_cli.inference.wrapper import Wrapper
 from m2f_cli.model import build
 from m2f_cli.runtime import allocator
 from m2f_cli.structures.categories import from_names

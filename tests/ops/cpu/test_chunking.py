@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from m2f_cli.ops.winograd import conv3x3
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.model.layers.conv import convolved
 from m2f_cli.ops import winograd
 from m2f_cli.ops.cpu import chunking as pieces
-from m2f_cli.ops.winograd import conv3x3
 
 
 def inputs(*shape: int, out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
