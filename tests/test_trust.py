@@ -502,10 +502,10 @@ def test_nobody_trusts_by_default():
 
 # The only places that trust: what the user typed, what this process wrote, and tensors without their code.
 TRUSTING = {
-    "commands/data.py": 2,
-    "commands/data_convert.py": 1,
-    "commands/data_prepare.py": 1,
-    "commands/data_split.py": 1,
+    "commands/data/check.py": 2,
+    "commands/data/convert.py": 1,
+    "commands/data/prepare.py": 1,
+    "commands/data/split.py": 1,
     "commands/eval.py": 2,
     "commands/export.py": 2,
     "commands/predict.py": 2,

@@ -10,7 +10,7 @@ import typer
 from .. import console, plugins
 from ..errors import ConfigError, unknown_name
 from ..runtime import allocator
-from .trust import TrustCode
+from .options import TrustCode
 
 if TYPE_CHECKING:
     from ..benchmark.case import Case

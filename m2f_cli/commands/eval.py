@@ -13,7 +13,7 @@ import typer
 
 from .. import console
 from ..errors import ConfigError, unknown_name
-from .trust import TrustCode
+from .options import TrustCode
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalResult, Progress

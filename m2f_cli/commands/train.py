@@ -13,7 +13,7 @@ import typer
 from .. import console
 from ..errors import ConfigError
 from ..runtime.threads import usable_cores
-from .trust import TrustCode
+from .options import TrustCode
 
 if TYPE_CHECKING:
     from ..config.schema import Config

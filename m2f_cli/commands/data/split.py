@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import console
-from .data_convert import SOME_FAILED, Progress, show
+from ... import console
+from .convert import SOME_FAILED, Progress, show
 
 
 def split(
@@ -49,8 +49,8 @@ def split(
 
     The same seed gives the same splits, whatever the order of the files. Exit code 3: some pictures could not be used.
     """
-    from ..dataset_tools.split import TEST, VAL
-    from ..dataset_tools.split import split as run
+    from ...dataset_tools.split import TEST, VAL
+    from ...dataset_tools.split import split as run
 
     shares = {name: share for name, share in ((VAL, val), (TEST, test)) if share is not None}
     pinned = {name: _listed(groups) for name, groups in ((VAL, val_groups), (TEST, test_groups)) if groups}

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console
-from ..errors import ConfigError, DataError, M2FError, unknown_name
-from ..runtime.files import output_path
-from ..runtime.threads import usable_cores
-from .data_convert import convert, parse_label_map
-from .data_prepare import prepare
-from .data_split import split as split_command
+from ... import console
+from ...errors import ConfigError, DataError, M2FError, unknown_name
+from ...runtime.files import output_path
+from ...runtime.threads import usable_cores
+from .convert import convert, parse_label_map
+from .prepare import prepare
+from .split import split as split_command
 
 if TYPE_CHECKING:
-    from ..config.schema import Config
-    from ..data.records import DataSet
-    from ..dataset_tools.check.issues import Finding
-    from ..dataset_tools.check.report import DataReport, SplitReport
+    from ...config.schema import Config
+    from ...data.records import DataSet
+    from ...dataset_tools.check.issues import Finding
+    from ...dataset_tools.check.report import DataReport, SplitReport
 
 app = typer.Typer(no_args_is_help=True, help="Annotated pictures: prepare, check, view, convert, split.")
 app.command("prepare")(prepare)
@@ -91,7 +91,7 @@ def check(
     """
     _check_suffix("--page", page, PAGES)
     open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
-    from ..dataset_tools.check import report as reports
+    from ...dataset_tools.check import report as reports
 
     opened, findings = reports.open_splits(open_split, split or ())
     if isinstance(open_split, _AsTraining):
@@ -104,7 +104,7 @@ def check(
         found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
     found = dataclasses.replace(found, findings=(*found.findings, *_rehearsed(found, opened, open_split, out)))
     if page is not None:
-        from ..dataset_tools.check.page import write_check_page
+        from ...dataset_tools.check.page import write_check_page
 
         write_check_page(found, opened, page)
     if as_json:
@@ -119,9 +119,9 @@ def _rehearsed(
     found: DataReport, opened: Sequence[DataSet], open_split: Callable[[str], DataSet], out: Path | None
 ) -> list[Finding]:
     """What stops a training that is begun, beside the pictures that were found to be unusable."""
-    from ..config import presets as config
-    from ..dataset_tools.check.issues import Finding
-    from ..training import rehearsal
+    from ...config import presets as config
+    from ...dataset_tools.check.issues import Finding
+    from ...training import rehearsal
 
     reasons: list[str] = []
     for data, split in zip(opened, found.splits, strict=True):
@@ -147,7 +147,7 @@ def _threads() -> int:
 
 
 def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
-    from ..data.build_targets import require_trains
+    from ...data.build_targets import require_trains
 
     for data in opened:
         require_trains(data.task, settings.task)
@@ -155,7 +155,7 @@ def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
 
 def _show(found: DataReport, data: DataSet, page: Path | None) -> None:
     """For people: tables and findings on stdout."""
-    from ..dataset_tools.check.report import edge_names
+    from ...dataset_tools.check.report import edge_names
 
     for note in dict.fromkeys(note for split in found.splits for note in split.notes):
         console.note(note)
@@ -201,7 +201,7 @@ def _span(sizes: Iterable[tuple[int, int]]) -> str:
 
 
 def _class_rows(splits: Sequence[SplitReport]) -> list[list[Any]]:
-    from ..dataset_tools.check.report import class_rows
+    from ...dataset_tools.check.report import class_rows
 
     return [
         [
@@ -241,8 +241,8 @@ def view(
     _check_suffix("--out", out, (*PAGES, *SHEETS))
     open_split = _reading(folder, preset, format_, task, classes, ignore_index, label_map)
     steps = _augmentation(open_split.settings if isinstance(open_split, _AsTraining) else None)
-    from ..dataset_tools import preview as data_pictures
-    from ..dataset_tools.check import page as data_page
+    from ...dataset_tools import preview as data_pictures
+    from ...dataset_tools.check import page as data_page
 
     data = open_split(split)
     _refuse_own_image(out, data)
@@ -278,7 +278,7 @@ def _augmentation(settings: Config | None) -> list[Any]:
         return []
     if settings.train is None:
         raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Name another, or none.")
-    from ..data.transforms import build_transforms
+    from ...data.transforms import build_transforms
 
     return build_transforms(settings.train.augment, trust_code=True)
 
@@ -310,7 +310,7 @@ def _reading(
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
     if preset is None:
-        from ..data.open_dataset import open_data
+        from ...data.open_dataset import open_data
 
         return lambda split: open_data(folder, split, trust_code=True, **said)
     given = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
@@ -318,7 +318,7 @@ def _reading(
         raise ConfigError(
             f"--preset says how the data is read; {', '.join(given)} would say it again.", hint="Leave one of both out."
         )
-    from ..config import presets as config
+    from ...config import presets as config
 
     return _AsTraining(config.load(preset), folder, [])
 
@@ -332,8 +332,8 @@ class _AsTraining:
     notes: list[str]
 
     def __call__(self, split: str) -> DataSet:
-        from ..data.formats.base import NoTask
-        from ..training.data import open_split, with_task_of
+        from ...data.formats.base import NoTask
+        from ...training.data import open_split, with_task_of
 
         try:
             return open_split(self.settings, self.folder, split)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console
-from ..errors import ConfigError
+from ... import console
+from ...errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..dataset_tools.convert.run import Conversion
-    from ..dataset_tools.convert.write import Outcome
+    from ...dataset_tools.convert.run import Conversion
+    from ...dataset_tools.convert.write import Outcome
 
 SOME_FAILED = 3
 SHOWN_FAILURES = 5
@@ -56,7 +56,7 @@ def convert(
 
     Exit code 3: some pictures could not be used; the others are written.
     """
-    from ..dataset_tools.convert.run import convert as run
+    from ...dataset_tools.convert.run import convert as run
 
     with Progress("Converting") as progress:
         done = run(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console, plugins
+from ... import console, plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..dataset_tools.prepare.run import Progress, Report
+    from ...dataset_tools.prepare.run import Progress, Report
 
 
 def prepare(
@@ -45,7 +45,7 @@ def prepare(
 
     What is there already is kept, and a run that was stopped goes on where it was.
     """
-    from ..dataset_tools.prepare import run
+    from ...dataset_tools.prepare import run
 
     with ExitStack() as stack:
         report = run.prepare(
