@@ -64,7 +64,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert time.perf_counter() - started < 3  # 0.3 s on an idle machine; torch alone takes longer than this
     assert done.stdout.splitlines()[-1] == "0 []"
     assert all(f" {name} " in done.stdout for name in plugins.names("commands"))
-    assert "Segment pictures." in done.stdout
+    assert "Segment images." in done.stdout
 
 
 def test_version():

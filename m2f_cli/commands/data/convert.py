@@ -1,64 +1,53 @@
-"""m2f data convert: annotated pictures in another format."""
+"""m2f data convert: write annotated images in another format."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+import functools
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ... import console
-from ...errors import ConfigError
+from ...errors import DataError
+from .. import options as opt
+from .reading import parse_label_map
 
 if TYPE_CHECKING:
     from ...dataset_tools.convert.run import Conversion
-    from ...dataset_tools.convert.write import Outcome
 
-SOME_FAILED = 3
 SHOWN_FAILURES = 5
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of annotated pictures, of any known format.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder; nothing is overwritten.")],
+    source: opt.SourceFolder,
+    destination: opt.NewFolder,
     to: Annotated[
         str,
-        typer.Option(metavar="FORMAT", help="coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Format to write: coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes or labelme.",
+        ),
     ],
-    split: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this split; repeatable. Default: all.")
-    ] = None,
-    link: Annotated[bool, typer.Option("--link/--copy", help="Symbolic links to the pictures, or copies.")] = False,
-    format_: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Of SRC, where it cannot be recognised.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="A class table instead of the classes of SRC.")
-    ] = None,
-    ignore_index: Annotated[
-        int | None, typer.Option(metavar="VALUE", help="Label maps: the pixel value that counts nowhere.")
-    ] = None,
-    label_map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="VALUE=CLASS,…", help="Label maps: what pixel values mean; VALUE= counts nowhere."),
-    ] = None,
+    split: opt.SplitNames = None,
+    link: opt.Link = False,
+    format_: opt.FormatName = None,
+    classes: opt.Classes = None,
+    ignore_index: opt.IgnoreIndex = None,
+    label_map: opt.LabelMap = None,
     separate: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS", help="Label maps: connected regions of this class become objects; repeatable."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core for many pictures.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What was written, lost and left out, as json.")] = False,
+    workers: opt.WorkerProcesses = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Write annotated pictures in another format, and say what it cannot hold.
+    """Write annotated images in another format, and report what that format cannot hold.
 
-    Exit code 3: some pictures could not be used; the others are written.
+    Exit code 3: some images could not be used; the others are written.
     """
     from ...dataset_tools.convert.run import convert as run
 
-    with Progress("Converting") as progress:
+    with console.Stages() as stages:
         done = run(
             source,
             destination,
@@ -71,8 +60,8 @@ def convert(
             separate=tuple(separate or ()),
             link=link,
             workers=workers,
-            on_start=progress.start,
-            on_picture=progress.show,
+            on_start=functools.partial(stages.start, "Converting"),
+            on_picture=lambda _: stages.advance(),
             trust_code=True,
         )
     if as_json:
@@ -80,25 +69,7 @@ def convert(
     else:
         show(done)
     if done.failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-def parse_label_map(given: list[str] | None) -> dict[int, str | int | None] | None:
-    """VALUE=CLASS, where CLASS is a name, a number, or nothing for what counts nowhere.
-
-    Raises:
-        ConfigError: a part of another form.
-    """
-    if not given:
-        return None
-    found: dict[int, str | int | None] = {}
-    for part in (part.strip() for text in given for part in text.split(",")):
-        value, is_there, meaning = part.partition("=")
-        if not is_there or not value.strip().isdecimal():
-            raise ConfigError(f"--label-map {part!r} should be VALUE=CLASS, such as 255=cell.")
-        meaning = meaning.strip()
-        found[int(value)] = int(meaning) if meaning.isdecimal() else meaning or None
-    return found
+        raise typer.Exit(DataError.exit_code)
 
 
 def show(done: Conversion) -> None:
@@ -115,24 +86,3 @@ def show(done: Conversion) -> None:
     if len(done.failures) > SHOWN_FAILURES:
         console.warn(f"… and {len(done.failures) - SHOWN_FAILURES} more; --json lists all.")
     console.out(f"Written: {done.destination}")
-
-
-class Progress:
-    """A bar that begins when the number of pictures is known."""
-
-    def __init__(self, description: str):
-        self.description = description
-        self.stack = ExitStack()
-        self.advance: Any = None
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.stack.close()
-
-    def start(self, pictures: int) -> None:
-        self.advance = self.stack.enter_context(console.progress(self.description, pictures))
-
-    def show(self, outcome: Outcome) -> None:
-        self.advance(None)

@@ -1,60 +1,55 @@
-"""m2f data split: pictures shared out to splits."""
+"""m2f data split: divide the images of a data set into splits."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 from typing import Annotated
 
 import typer
 
 from ... import console
-from .convert import SOME_FAILED, Progress, show
+from ...errors import DataError
+from .. import options as opt
+from .convert import show
 
 
 def split(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of annotated pictures, of any known format.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder; nothing is overwritten.")],
-    val: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the pictures, 0 to 1.")] = None,
-    test: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the pictures, 0 to 1.")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed is another division.")] = 0,
-    stratify: Annotated[bool, typer.Option("--stratify", help="Share out each class alike.")] = False,
+    source: opt.SourceFolder,
+    destination: opt.NewFolder,
+    val: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of the images for val, 0 to 1.")] = None,
+    test: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of the images for test, 0 to 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed for the division into splits.")] = 0,
+    stratify: Annotated[bool, typer.Option("--stratify", help="Divide the images of each class alike.")] = False,
     group_by: Annotated[
         str | None,
         typer.Option(
             metavar="REGEX|folder",
-            help="What pictures of one group have in common in their names: the first "
-            "( ) of a regular expression, or the folder. Groups stay whole.",
+            help="Group of an image, which is never divided: the first ( ) of a regular expression for its name, or "
+            "its folder.",
         ),
     ] = None,
     val_groups: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,…", help="Val is these groups, whole; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME,…", help="Groups that make up val; repeatable.")
     ] = None,
     test_groups: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,…", help="Test is these groups, whole; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME,…", help="Groups that make up test; repeatable.")
     ] = None,
-    from_: Annotated[
-        list[str] | None,
-        typer.Option("--split", metavar="NAME", help="Which splits of SRC are shared out, together; repeatable."),
-    ] = None,
-    link: Annotated[bool, typer.Option("--link/--copy", help="Symbolic links to the pictures, or copies.")] = False,
-    format_: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Of SRC, where it cannot be recognised.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core for many pictures.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What went where, as json.")] = False,
+    from_: opt.SplitNames = None,
+    link: opt.Link = False,
+    format_: opt.FormatName = None,
+    workers: opt.WorkerProcesses = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Share the pictures of a data set out to train, val and test; the format stays the same.
+    """Divide the images of a data set into train, val and test; the format stays the same.
 
-    The same seed gives the same splits, whatever the order of the files. Exit code 3: some pictures could not be used.
+    The same seed gives the same splits, whatever the order of the files. Exit code 3: some images could not be used.
     """
     from ...dataset_tools.split import TEST, VAL
     from ...dataset_tools.split import split as run
 
     shares = {name: share for name, share in ((VAL, val), (TEST, test)) if share is not None}
-    pinned = {name: _listed(groups) for name, groups in ((VAL, val_groups), (TEST, test_groups)) if groups}
-    with Progress("Splitting") as progress:
+    pinned = {name: opt.listed(groups) for name, groups in ((VAL, val_groups), (TEST, test_groups)) if groups}
+    with console.Stages() as stages:
         division, written = run(
             source,
             destination,
@@ -67,8 +62,8 @@ def split(
             link=link,
             workers=workers,
             format=format_,
-            on_start=progress.start,
-            on_picture=progress.show,
+            on_start=functools.partial(stages.start, "Splitting"),
+            on_picture=lambda _: stages.advance(),
             trust_code=True,
         )
     if as_json:
@@ -80,8 +75,4 @@ def split(
         console.show_table("Shared out", ["split", "pictures", "groups", "share"], rows)
         show(written)
     if written.failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _listed(given: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+        raise typer.Exit(DataError.exit_code)
