@@ -100,7 +100,7 @@ def write_started_run(folder: Path) -> Path:
                 "0",
                 "--out",
                 str(folder),
-                "--val-pictures",
+                "--val-images",
                 "1",
                 *ON_CPU,
             ]
@@ -294,7 +294,7 @@ def started_from_it():
         "0",
         "--out",
         "run",
-        "--val-pictures",
+        "--val-images",
         "1",
         *ON_CPU,
     ]
@@ -440,7 +440,7 @@ def test_what_the_user_typed_may_name_code(marker, capsys):
                 "0",
                 "--out",
                 "run",
-                "--val-pictures",
+                "--val-images",
                 "1",
                 *ON_CPU,
             ]
@@ -502,10 +502,11 @@ def test_nobody_trusts_by_default():
 
 # The only places that trust: what the user typed, what this process wrote, and tensors without their code.
 TRUSTING = {
-    "commands/data.py": 2,
-    "commands/data_convert.py": 1,
-    "commands/data_prepare.py": 1,
-    "commands/data_split.py": 1,
+    "commands/data/convert.py": 1,
+    "commands/data/prepare.py": 1,
+    "commands/data/reading.py": 1,
+    "commands/data/split.py": 1,
+    "commands/data/view.py": 1,
     "commands/eval.py": 2,
     "commands/export.py": 2,
     "commands/predict.py": 2,
