@@ -23,7 +23,7 @@ from ..errors import ConfigError, DataError, M2FError
 from ..inference.base import BaseSegmenter
 from ..inference.mask_rendering import Size
 from ..loss import Matcher, Pairs
-from ..loss.mask_sampling import make_places
+from ..loss.mask_sampling import make_mask_sampling
 from ..structures import Task
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
@@ -226,8 +226,8 @@ def _matcher(segmenter: BaseSegmenter, seed: int) -> Matcher:
     def same_for_all_layers(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.rand((1, *shape[1:]), generator=generator).to(device).expand(shape)
 
-    places = make_places(loss, same_for_all_layers)
-    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, places, loss.mask_loss)
+    sampling = make_mask_sampling(loss, same_for_all_layers)
+    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, sampling, loss.mask_loss)
 
 
 def _resized(target: Target, size: Size) -> Target:

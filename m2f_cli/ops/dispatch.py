@@ -22,7 +22,7 @@ VARIABLE = "M2F_OPS"
 
 @dataclass(frozen=True)
 class Implementations:
-    """The implementations of one operator.
+    """Implementations of one operator.
 
     Attributes:
         operator: the name of the operator in `M2F_OPS`.
@@ -70,7 +70,6 @@ OPERATORS = {
         Implementations("linear", ("blas", "fused"), "M2F_LINEAR"),
         Implementations("feed_forward", ("layers", "own"), "M2F_FEED_FORWARD"),
         Implementations("attention", ("sdpa", "products"), "M2F_ATTENTION"),
-        Implementations("conv3x3", ("direct", "winograd"), "M2F_CONV3X3"),
         Implementations("conv", ("plain", "fused"), "M2F_CONV"),
         Implementations("group_norm", ("plain", "chunked"), "M2F_GROUP_NORM"),
     )

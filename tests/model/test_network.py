@@ -164,7 +164,7 @@ def test_layers_of_a_level_share_products_where_they_are_small(dtype, monkeypatc
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         shared = model(images)
         assert asked == [2, 2, 1]  # five layers look at three levels in turns
-        monkeypatch.setattr(masked, "PIECE", 0)
+        monkeypatch.setattr(masked, "CHUNK_ELEMENTS", 0)
         alone = model(images)
     assert asked[3:] == [1] * 5
     rounding = 1e-4 if dtype == torch.float32 else 0.05

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.cpu.attention import attention
-from ...ops.cpu.chunking import PIECE, in_fp32, in_pieces
+from ...ops.cpu.chunking import CHUNK_ELEMENTS, in_chunks, in_fp32
 from ...ops.cpu.feed_forward import feed_forward
 from ...ops.cpu.linear import Linear
 from ...ops.dispatch import is_tracing
@@ -37,10 +37,10 @@ class WindowAttention(nn.Module):
         if torch.is_grad_enabled() or is_tracing():
             attended_RC = self._attended(windows.gather(self.qkv(tokens_RC)), windows, 0, bias)
         else:
-            attended_RC = self.attended_in_pieces(tokens_RC, windows, bias)
+            attended_RC = self.attended_in_chunks(tokens_RC, windows, bias)
         return self.proj(windows.scatter(attended_RC).view_as(x_BSC), residual=residual)
 
-    def attended_in_pieces(self, tokens_RC: Tensor, windows: Windows, bias: Tensor) -> Tensor:
+    def attended_in_chunks(self, tokens_RC: Tensor, windows: Windows, bias: Tensor) -> Tensor:
         step, tokens = self.windows_at_once(tokens_RC, len(windows.source)), self.window**2
         if step is None:
             qkv_RC = windows.gather(self.qkv(tokens_RC))
@@ -54,23 +54,22 @@ class WindowAttention(nn.Module):
             self._attended(qkv_RC, windows, first * step, bias, attended_RC[rows])
         return attended_RC
 
-    def windows_at_once(self, tokens_RC: Tensor, places: int) -> int | None:
-        """How many windows to project and attend in together; None: all, each token projected once.
+    def windows_at_once(self, tokens_RC: Tensor, positions: int) -> int | None:
+        """Return how many windows to project and attend in together; None for all, each token projected once.
 
-        In prediction on a CPU the projections of a large map are the largest tensors of the backbone; beyond 32 MiB the
-        C library asks the system for new pages each time. In pieces padding is projected too, a few percent of a
-        large map. Measured at 512 x 1024, the whole backbone: 0.71 against 0.77 s in fp32, 0.38 against 0.43 s in bf16.
+        In prediction on a CPU, the projections of a large map are the largest tensors of the backbone. The C library
+        would ask the system for new pages each time. In chunks padding is projected, too: a few percent of a large map.
         """
         C = tokens_RC.shape[-1]
         if tokens_RC.device.type != "cpu":
             return None
         window = in_fp32(3 * C * self.window**2, tokens_RC)
-        return max(1, PIECE // window) if in_fp32(3 * C * places, tokens_RC) > 2 * PIECE else None
+        return max(1, CHUNK_ELEMENTS // window) if in_fp32(3 * C * positions, tokens_RC) > 2 * CHUNK_ELEMENTS else None
 
     def _attended(
         self, qkv_RC: Tensor, windows: Windows, first: int, bias: Tensor, out_RC: Tensor | None = None
     ) -> Tensor:
-        """(W·T, C): attention in the windows from number `first` on. out_RC: where to write; without gradients."""
+        """Attend in the windows from number `first` on, (W·T, C). out_RC: where to write; without gradients."""
         tokens = self.window**2
         channels = qkv_RC.shape[1] // 3 // self.num_heads
         q, k, v = qkv_RC.view(-1, tokens, 3, self.num_heads, channels).permute(2, 0, 3, 1, 4)
@@ -79,7 +78,7 @@ class WindowAttention(nn.Module):
         if windows.mask is None or plain >= len(q):
             return _attend(q, k, v, bias, out)
         mask = windows.mask
-        if out_RC is not None:  # maybe of some windows only; a tracer would fix the length of what is cut out
+        if out_RC is not None:  # some windows only; a tracer would fix the length of this slice
             mask = mask[first + plain - windows.plain :][: len(q) - plain]
         cut = _attend(q[plain:], k[plain:], v[plain:], bias + mask, None if out is None else out[plain:])
         if not plain:
@@ -94,7 +93,7 @@ class WindowAttention(nn.Module):
 
 
 def _attend(q_WATD: Tensor, k_WATD: Tensor, v_WATD: Tensor, bias: Tensor, out_WTAD: Tensor | None) -> Tensor:
-    """(W·T, C): attention in each window, tokens in window order."""
+    """Attend in each window, (W·T, C), tokens in window order."""
     attended_WATD = attention(q_WATD, k_WATD, v_WATD, bias, out_BQAD=out_WTAD)
     return attended_WATD.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -116,14 +115,14 @@ class Block(nn.Module):
             x_BSC = x_BSC + drop_path(self.attn(self.norm1(x_BSC), windows), self.drop_path_rate, True)
             return x_BSC + drop_path(self.mlp(x_BSC), self.drop_path_rate, True)
         x_BSC = self.attn(self.norm1(x_BSC), windows, residual=x_BSC)
-        return in_pieces(lambda x: self.mlp(x, residual=x), self.fc1.out_features, x_BSC)
+        return in_chunks(lambda x: self.mlp(x, residual=x), self.fc1.out_features, x_BSC)
 
     def mlp(self, x_BSC: Tensor, residual: Tensor | None = None) -> Tensor:
         return feed_forward(self.norm2(x_BSC), self.fc1, self.fc2, "gelu", residual)
 
 
 class PatchMerging(nn.Module):
-    """Halve height and width: four neighbours become one token of twice the channels."""
+    """Merging of four neighbouring tokens into one of twice the channels."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -139,7 +138,7 @@ class PatchMerging(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """4x4 pixels become one token, then LayerNorm. Pictures are padded right and bottom to a multiple of 4."""
+    """One token per 4x4 pixels, then LayerNorm. Images are padded right and bottom to a multiple of 4."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -154,6 +153,8 @@ class PatchEmbed(nn.Module):
 
 
 class Stage(nn.Module):
+    """Blocks of one resolution, and the merging after them."""
+
     def __init__(self, dim: int, drop_path_rates: Sequence[float], num_heads: int, window: int, merge: bool):
         super().__init__()
         self.window = window
@@ -164,7 +165,7 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(dim) if merge else None
 
     def forward(self, x_BSC: Tensor, height: int, width: int) -> Tensor:
-        """All blocks; what makes it smaller comes after the stage's norm."""
+        """Apply all blocks, but not the merging, which comes after the norm of the stage."""
         shifts = {block.shift for block in self.blocks}
         windows = {
             shift: windows_of(x_BSC.shape[0], height, width, self.window, shift, x_BSC.device) for shift in shifts
@@ -178,9 +179,8 @@ class Swin(nn.Module):
     """Swin-T/S/B/L: features at strides 4, 8, 16, 32, each with a LayerNorm of its own.
 
     Args:
-        embed_dim, depths, num_heads, window_size: what makes it T, S, B or L
-            (docs/methods/published-behaviour.md#swin).
-        drop_path: stochastic depth of the last block; it rises linearly from 0 over all blocks. 0.3 in every recipe.
+        embed_dim, depths, num_heads, window_size: the size, T, S, B or L (docs/methods/published-behaviour.md#swin).
+        drop_path: stochastic depth of the last block; it rises linearly from 0. 0.3 in every recipe.
         pretrained: where the ImageNet weights come from; read by training only.
     """
 

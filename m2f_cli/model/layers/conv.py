@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import winograd
-from ...ops.cache import derived, forget
+from ...ops.cache import cached_on, clear_cached
 from ...ops.cpu.conv import conv2d
 from ...ops.cpu.linear import MAX_PACKED, linear, relu
 from ...ops.dispatch import is_exporting, is_tracing
@@ -17,7 +16,7 @@ from ...ops.group_norm import group_norm as ops_group_norm
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics and affine numbers are constants (buffers), also in training; eps 1e-5."""
+    """Batch norm with constant statistics, scale and shift (buffers), also in training; eps 1e-5."""
 
     eps = 1e-5
 
@@ -33,19 +32,21 @@ class FrozenBatchNorm(nn.Module):
 
 
 def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """A 1x1 convolution, as a linear layer where channels are innermost already (transformer features): the
-    convolution kernels would copy such a map into another layout and back. An exported graph has the convolution: its
-    compiler chooses layouts, and for a free size the tracer ponders the linear layer's shapes for minutes."""
+    """Apply a 1x1 convolution; as a linear layer where channels are innermost already (transformer features).
+
+    The convolution kernels would copy such a map into another layout and back. An exported graph has the convolution:
+    its compiler chooses layouts, and tracing the linear layer for a free size takes minutes.
+    """
     if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
     return linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
-    """The same map with channels innermost: what a resize and a convolution of many channels like on a CPU.
+    """Return the same map with channels innermost, the faster layout for a resize or a convolution on a CPU.
 
-    Not `contiguous`: a single map cut out of a sequence of tokens may have any stride along the batch; that passes as
-    contiguous there, and as another layout in the resize, which then copies its result twice.
+    `contiguous` alone is not enough. A single map cut out of a sequence of tokens may have any stride along the batch,
+    which `contiguous` accepts. The resize takes it for another layout, and copies its result twice.
     """
     if is_exporting():
         return x_BCHW
@@ -56,27 +57,21 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
 
 
 def convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """A convolution; where channels of the map are innermost, so are those of the kernel: mixed, it takes 1.8 times
-    as long on a CPU. (The parameter itself stays as it is, for checkpoints.)"""
+    """Apply a convolution; the kernel gets the layout of the map, because mixed layouts are slow on a CPU.
+
+    The parameter itself keeps its layout, for checkpoints.
+    """
     if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
-    weight = conv.weight
-    if torch.is_grad_enabled():
-        forget(conv)
-    is_plain = conv.padding == conv.stride == conv.dilation == (1, 1) and conv.groups == 1
-    if is_plain and conv.kernel_size == (3, 3) and winograd.choose(x_BCHW, conv.out_channels) == "winograd":
-        has_gradient = torch.is_grad_enabled()  # which then goes through the transform, too
-        kernel_PCO = None if has_gradient else derived(conv, "winograd", lambda: winograd.transformed(weight), weight)
-        return winograd.conv3x3(x_BCHW, weight, conv.bias, kernel_PCO=kernel_PCO, impl="winograd")
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    weight = conv.weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class ConvNorm(nn.Module):
     """Convolution, then a norm, then (optionally) ReLU. Padding keeps the size at stride 1.
 
-    In prediction a batch norm is part of the convolution: a factor of its weights, and its bias. What is small, or in
-    another number format than the parameters, is kept so; the rest is multiplied anew each time.
+    In prediction a batch norm is folded into the convolution: a factor of its weights, and a bias. Folded weights are
+    cached if they are small or in another number format than the parameters, and else computed in each call.
     """
 
     def __init__(
@@ -98,12 +93,13 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, x_BCHW: Tensor, residual: Tensor | None = None) -> Tensor:
-        """
+        """Convolve and normalise.
+
         Args:
             residual: added before the ReLU.
         """
         if torch.is_grad_enabled():
-            forget(self)
+            clear_cached(self)
         elif is_constant(self.norm) and not is_tracing() and x_BCHW.device.type in ("cpu", "cuda"):
             return conv2d(self.conv, x_BCHW, *self._folded(x_BCHW), relu=self.relu, residual=residual)
         is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
@@ -114,7 +110,7 @@ class ConvNorm(nn.Module):
         return relu(y) if self.relu else y
 
     def _folded(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and bias with the norm in them, in the number format and layout that an input wants."""
+        """Return weights and bias with the norm folded in, in the number format and layout that suit an input."""
         weight, kind = self.conv.weight, x_BCHW.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         is_innermost = x_BCHW.is_contiguous(memory_format=torch.channels_last)
@@ -129,12 +125,12 @@ class ConvNorm(nn.Module):
             factors_O111 = scale_O[:, None, None, None].to(weight.dtype)
             return torch.mul(weight, factors_O111, out=torch.empty_like(weight, memory_format=layout)).to(dtype)
 
-        scale_O, shift_O = derived(self, "norm", scale_and_shift, sources).unbind()
+        scale_O, shift_O = cached_on(self, "norm", scale_and_shift, sources).unbind()
         is_kept = dtype != weight.dtype or weight.numel() <= MAX_PACKED
-        return derived(self, "folded", scaled, sources, dtype, layout) if is_kept else scaled(), shift_O
+        return cached_on(self, "folded", scaled, sources, dtype, layout) if is_kept else scaled(), shift_O
 
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What the norm does to each channel, the convolution's own bias included."""
+        """Return scale and shift of each channel by the norm, with the bias of the convolution in the shift."""
         norm = self.norm
         scale_O = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift_O = norm.bias.double() - norm.running_mean.double() * scale_O
@@ -144,17 +140,18 @@ class ConvNorm(nn.Module):
 
 
 def is_constant(norm: nn.Module) -> bool:
-    """Whether a norm does the same to every picture: a batch norm outside training."""
+    """Return True if a norm does the same to every image: a batch norm outside training."""
     return isinstance(norm, FrozenBatchNorm) or (
         isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats
     )
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm that is exact with channels innermost, too; see `ops.group_norm`."""
+    """Group norm that is exact also with channels innermost; see `ops.group_norm`."""
 
     def forward(self, x_BCHW: Tensor, overwrite: bool = False) -> Tensor:
-        """
+        """Normalise.
+
         Args:
             overwrite: the result may take the place of the input.
         """
@@ -162,5 +159,5 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """The group norm of pixel decoders: 32 groups."""
+    """Make the group norm of pixel decoders: 32 groups."""
     return GroupNorm(32, channels)

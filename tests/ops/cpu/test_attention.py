@@ -51,15 +51,13 @@ def test_what_may_not_be_attended_to_counts_nothing(impl, shape):
     assert attention(q, k, v, may_attend=may_attend, impl=impl).abs().max() < 10  # a weight of exactly 0
 
 
-@pytest.mark.parametrize("by_head", [True, False])
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (5, 7)])
 @torch.no_grad()
-def test_pieces_change_nothing(shape, by_head: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "BY_HEAD", {torch.float32: 0} if by_head else {})
+def test_chunks_change_nothing(shape, monkeypatch: pytest.MonkeyPatch):
     tensors = inputs()
     bias = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     whole = attention(*tensors, bias, impl="products")
-    monkeypatch.setattr(module, "PIECE", 2 * 2 * 5 * 7)  # two of three at a time
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 2 * 5 * 7)  # two of three at a time
     torch.testing.assert_close(attention(*tensors, bias, impl="products"), whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(whole, by_hand(*tensors, bias), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(
@@ -78,10 +76,8 @@ def test_writes_where_it_is_told_to(impl):
     torch.testing.assert_close(out[1:].transpose(1, 2), by_hand(*qkv, torch.zeros(())), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("by_head", [True, False])
 @torch.no_grad()
-def test_lower_precision_adds_the_bias_in_fp32(by_head: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "BY_HEAD", {torch.bfloat16: 0} if by_head else {})
+def test_lower_precision_adds_the_bias_in_fp32():
     q, k, v = inputs(dtype=torch.bfloat16)
     bias = torch.full((5, 7), 1000.0) + torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
     found = attention(q, k, v, bias, impl="products")

@@ -32,7 +32,7 @@ def results(impl: str, activation: str, residual: bool, tensors, dtype=torch.flo
 @pytest.mark.parametrize("shape", [(2, 150, 12), (300, 12), (1, 1, 12)])
 @pytest.mark.parametrize("piece", [2**22, 40 * 128])
 def test_implementations_agree(piece, shape, residual, activation, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PIECE", piece)  # at once, or 100 rows at a time
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", piece)  # at once, or 100 rows at a time
     tensors = network(shape)
     for found, expected in zip(
         *(results(impl, activation, residual, tensors) for impl in ("own", "layers")), strict=True
@@ -55,7 +55,7 @@ def test_against_plain_pytorch_in_double_precision(activation):
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("piece", [2**22, 40 * 128])
 def test_lower_precision_is_as_close_as_two_layers(piece, activation, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", piece)
     tensors = network()
     exact = results("layers", activation, True, tensors)
     own, layers = (results(impl, activation, True, tensors, torch.bfloat16) for impl in ("own", "layers"))
