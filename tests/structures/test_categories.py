@@ -56,7 +56,7 @@ def test_the_shipped_tables():
         ("mapillary-vistas", 49, Category(50, "Traffic Sign (Back)", True, (192, 192, 192))),
     ],
 )
-def test_single_classes(table, position, category):
+def test_single_classes_are_the_published_ones(table, position, category):
     assert load_categories(table)[position] == category
 
 
@@ -169,7 +169,7 @@ def test_an_unknown_table_names_the_nearest():
         load_categories("cityscape")
 
 
-def test_from_names():
+def test_names_become_categories_with_colours():
     assert from_names(["a", "b"], things={"b"}) == (
         Category(0, "a", False, default_color(0)),
         Category(1, "b", True, default_color(1)),

@@ -101,7 +101,7 @@ def test_coco_bad_input(coco):
             prepare("coco-panoptic", coco)
 
 
-def test_coco_stuff(tmp_path):
+def test_coco_stuff_is_prepared_from_its_matrices(tmp_path):
     h5py = pytest.importorskip("h5py")
     root = tmp_path / "coco_stuff_10k"
     values = np.array([[1, 2, 3], [81, 82, 172]], np.uint8)
@@ -288,7 +288,7 @@ def nuinsseg(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_nuinsseg(nuinsseg, tmp_path, packed):
+def test_nuinsseg_is_prepared_from_a_folder_or_an_archive(nuinsseg, tmp_path, packed):
     root = zipped(nuinsseg, tmp_path / "nuinsseg.zip") if packed else nuinsseg
     report = prepare("nuinsseg", root)
     home = tmp_path / "nuinsseg" if packed else nuinsseg
