@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from helpers.facts import class_list
 from helpers.prepare_tools import pixels, prepare, save, zipped
 from PIL import Image
 
@@ -191,10 +192,10 @@ def test_instance_classes_are_the_table_of_the_release(ade_sample):
     assert dict(enumerate((row["id"] for row in instance_categories()), start=1)) == scene and len(scene) == 100
 
 
-def test_ade20k_full_classes_are_those_of_the_list(shared_dir):
-    rows = json.loads((shared_dir / "data" / "class_lists" / "ade20k_847.json").read_text())
+def test_ade20k_full_classes_are_those_of_the_list():
     lookup = ade20k_full.lookup_table()
-    assert [int(lookup[row["id"]]) for row in rows] == [row["trainId"] for row in rows]
+    rows = class_list("ade20k_full_847")
+    assert [int(lookup[int(index_id)]) for _, index_id, _ in rows] == [int(train_id) for train_id, _, _ in rows]
     assert (lookup == 65535).sum() == len(lookup) - 847
 
 
