@@ -64,7 +64,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert "Segment images." in done.stdout
 
 
-def test_version():
+def test_version_is_that_of_the_package():
     done = m2f("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"m2f {version('m2f-cli')}\n", "")
 
@@ -154,7 +154,7 @@ def test_a_command_that_cannot_be_imported_is_reported_and_not_fatal(commands, c
         (typer.Exit(7), 7),
     ],
 )
-def test_exit_codes(commands, capsys, error, code):
+def test_each_kind_of_error_has_its_exit_code(commands, capsys, error, code):
     commands(fails=raising(error))
     assert cli.run(["fails"]) == code
     out, err = capsys.readouterr()

@@ -61,7 +61,7 @@ def test_loading_predicting_and_evaluating(trained):
         pytest.param("onnx", "onnxruntime", marks=pytest.mark.slow),
     ],
 )
-def test_exporting(trained, tmp_path, name, package):
+def test_exporting_leaves_the_random_state(trained, tmp_path, name, package):
     pytest.importorskip(package, reason="needs an extra")
     model = load(trained, device="cpu")
     suffix = {"safetensors": ".safetensors", "onnx": ".onnx"}.get(name, "")
@@ -69,7 +69,7 @@ def test_exporting(trained, tmp_path, name, package):
         export(model, tmp_path / f"x{suffix}", name, Options())
 
 
-def test_commands(tmp_path, monkeypatch, capsys, trained):
+def test_commands_leave_the_random_state(tmp_path, monkeypatch, capsys, trained):
     monkeypatch.chdir(tmp_path)
     with unchanged():
         assert cli.run(["data", "check", "nowhere"]) == 3

@@ -128,7 +128,7 @@ def tree_of(folder: Path, without: Path) -> dict[str, str]:
     [(writer, name) for writer in plugins.names("writers") for name in NAMES if writer not in FRAMED or "{" in name],
     ids=lambda text: ascii(text[:20]),
 )
-def test_one_result(writer, name, out):
+def test_names_of_one_result_stay_in_its_folder(writer, name, out):
     name = named(name, out)
     result = CitySegmenter().finish(scene_labels(), task_for(writer))
     result.image = scene()
@@ -137,7 +137,7 @@ def test_one_result(writer, name, out):
 
 
 @pytest.mark.parametrize("writer", plugins.names("writers"))
-def test_predict(writer, out, tmp_path):
+def test_names_of_predictions_stay_in_their_folder(writer, out, tmp_path):
     names = [name for each in NAMES if fits(writer, name := named(each, out))]
     names = list(
         {
@@ -157,7 +157,7 @@ def test_predict(writer, out, tmp_path):
 
 
 @pytest.mark.parametrize("writer", plugins.names("writers"))
-def test_eval_save(writer, out):
+def test_names_of_saved_evaluations_stay_in_their_folder(writer, out):
     names = [name for each in NAMES if fits(writer, name := named(each, out))]
     names = list(
         {
@@ -191,7 +191,7 @@ def check_shared(folder: Path, writer: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("target", plugins.names("converters"))
-def test_convert(target, out):
+def test_names_of_converted_data_stay_in_their_folder(target, out):
     names = list({safe_name(name): name for each in NAMES if FRAME in (name := named(each, out))}.values())
     task = plugins.get("converters", target).task
     read = {

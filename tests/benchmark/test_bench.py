@@ -260,7 +260,7 @@ def test_training_batch_has_the_objects_it_promises():
     assert targets[0].masks().flatten(1).any(1).tolist() == [True] * OBJECTS and int(targets[0].labels_N.max()) < 5
 
 
-def test_sizes():
+def test_sizes_are_those_of_the_preset_unless_somebody_says_otherwise():
     cityscapes, ade = configuration.load("cityscapes-swin-t"), configuration.load("ade20k-swin-t")
     assert picture_size(Case(), cityscapes) == network_size(Case(), cityscapes) == (1024, 2048)
     assert picture_size(Case(), ade) == (512, 683) and network_size(Case(), ade)[1] % 32 == 0

@@ -46,7 +46,7 @@ def test_a_problem_is_named_in_the_last_line_and_in_the_exit_code(findings, caps
     assert last == "2 problems: numpy (packages): not installed; x (caches): y"
 
 
-def test_json(findings, capsys):
+def test_json_has_every_finding_and_the_number_of_problems(findings, capsys):
     findings(BROKEN)
     assert cli.run(["doctor", "--json"]) == 1
     tree = json.loads(capsys.readouterr().out)

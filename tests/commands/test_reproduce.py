@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from helpers.folders import IDS, SEGMENTS, coco_panoptic
+from helpers.presets import shipped
 from training.tiny import settings
 
 from m2f_cli import cli, weights
@@ -23,7 +24,7 @@ from m2f_cli.workflows.reproduce import Options
 
 NAMES = ["cat", "dog", "sky"]
 SETTINGS = settings()
-SHIPPED = {name: config.load(name) for name in config.preset_names()}
+SHIPPED = {name: shipped(name) for name in config.preset_names()}
 TTA = {"short_edges": [32, 64], "max_edge": 96, "of": "test_size", "flip": True}
 
 
@@ -209,7 +210,7 @@ def test_rows_that_cannot_be_reproduced():
         (42.0, 42.4, "FAIL"),
     ],
 )
-def test_the_rule(published, got, verdict):
+def test_a_verdict_follows_from_the_difference_and_what_is_known(published, got, verdict):
     def judged(**more):
         given = {"verified": True, "comparable": True, **more}
         return reproduce.judge(Comparison("pq", published, got, got - published, "single scale", "s", **given))

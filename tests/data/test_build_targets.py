@@ -35,7 +35,7 @@ PANOPTIC = PanopticTruth(
 )  # no segment has the id 4; 77 has no pixel
 
 
-def test_panoptic():
+def test_a_panoptic_truth_becomes_a_map_of_owners():
     target = to_target(PANOPTIC, "panoptic", CATEGORIES)
     assert target.labels_N.tolist() == [1, 4, 1, 0, 4] and target.labels_N.dtype == torch.int64
     assert target.owner_HW.tolist() == [[0, 0, 1, 1], [-1, 2, 1, -1], [-1, 2, 4, -1]]
@@ -57,7 +57,7 @@ def test_semantics_of_a_panoptic_truth_include_crowds():
 
 
 @pytest.mark.parametrize(("dtype", "ignore"), [(np.uint8, 255), (np.uint16, 65535), (np.int32, -1), (np.uint8, 5)])
-def test_semantic(dtype, ignore):
+def test_a_semantic_truth_has_a_target_per_class(dtype, ignore):
     labels = np.array([[3, 3, ignore], [0, 4, 0]]).astype(dtype)
     target = to_target(SemanticTruth(labels, ignore), "semantic", CATEGORIES)
     assert target.labels_N.tolist() == [0, 3, 4]
@@ -79,7 +79,7 @@ def test_nothing_annotated_is_an_empty_target(truth, task):
     assert target.size == (3, 4) and tuple(target.masks().shape) == (0, 3, 4)
 
 
-def test_objects():
+def test_objects_become_masks_without_crowds_and_empty_ones():
     square = np.array([(1, 0), (3, 0), (3, 2), (1, 2)], dtype=float)
     two = [square, square + np.array([3, 2])]
     mask = np.zeros((4, 6), np.uint8)

@@ -96,7 +96,7 @@ def test_a_batch_moves_as_a_whole():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU")
-def test_pinned_batches():
+def test_pinned_batches_are_the_plain_ones():
     pinned, plain = (take(loader(pin=pin, workers=1), 2) for pin in (True, False))
     assert all(map(equal, pinned, plain))
     assert all(b.images_BCHW.is_pinned() and b.targets[0].owner_HW.is_pinned() for b in pinned)
@@ -131,7 +131,7 @@ def test_processes_share_the_stream_of_one(world):
         assert {draw.position % world for draw in share} == {rank}
 
 
-def test_repeats():
+def test_records_are_repeated_as_often_as_asked():
     stream = Stream(3, seed=0, repeats=np.array([1.0, 2.0, 1.25]))
     counts = np.array([np.bincount(stream.epoch(number), minlength=3) for number in range(400)])
     assert (counts[:, 0] == 1).all() and (counts[:, 1] == 2).all()

@@ -35,7 +35,7 @@ def test_the_same_picture_on_every_platform(arguments, options, expected):
     assert checksums(scene(*arguments, **options)) == expected
 
 
-def test_seeds_differ():
+def test_each_seed_gives_another_scene():
     assert len({checksums(scene(seed, 48, 64)) for seed in range(20)}) == 20
 
 
@@ -108,7 +108,7 @@ def test_each_stuff_class_has_a_colour_of_its_own():
         assert np.abs(means[one] - means[other]).max() > 40, (one, other)
 
 
-def test_categories():
+def test_categories_are_things_then_stuff_of_distinct_colours():
     assert [category.name for category in CATEGORIES] == [*THINGS, *STUFF]
     assert [category.id for category in CATEGORIES] == [*range(9)]
     assert {category.name for category in CATEGORIES if category.isthing} == set(THINGS)
@@ -152,6 +152,6 @@ def test_objects_that_are_nearly_hidden_are_left_out():
         ((0,), {"difficulty": 1.1}, "1.1"),
     ],
 )
-def test_wrong_arguments(arguments, options, message):
+def test_wrong_arguments_are_refused(arguments, options, message):
     with pytest.raises(ConfigError, match=message):
         scene(*arguments, **options)

@@ -119,7 +119,7 @@ def test_skipping_takes_the_next_one_and_says_so():
     assert around[Draw(0, 1)].name == "a"
 
 
-def test_skipping_ends():
+def test_skipping_ends_after_a_hundred_records_in_a_row():
     broken = data_set(*[record("broken", DataError("It is damaged."))] * 200)
     with pytest.raises(DataError, match=r"100 records in a row cannot be used. The first: broken: It is damaged."):
         TrainingSet(broken, [], "semantic", on_error="skip")[Draw(0, 0)]

@@ -156,7 +156,7 @@ def test_what_makes_no_sense(shares, pinned, words):
         divide(items, shares, pinned=pinned)
 
 
-def test_no_pictures():
+def test_nothing_to_split_is_refused():
     with pytest.raises(ConfigError, match="no pictures"):
         divide([], {"val": 0.5})
 
@@ -171,7 +171,7 @@ def test_no_pictures():
         ("seq[0-9]+", "x-seq12-3", "seq12"),
     ],
 )
-def test_groupings(group_by, name, group):
+def test_pictures_are_grouped_by_what_is_asked(group_by, name, group):
     assert grouping(group_by)(name) == group
 
 
@@ -187,7 +187,7 @@ def test_groupings_that_do_not_fit():
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def test_label_maps(tmp_path):
+def test_label_maps_are_split_by_their_classes(tmp_path):
     masks = [plane((1, 0, 0, 5, 5)) if n % 5 == 0 else plane() for n in range(20)]
     source = label_maps(tmp_path / "a", masks)
     assert [labels_of(record) for record in open_data(source, "train").records[:2]] == [(0, 1), (0,)]

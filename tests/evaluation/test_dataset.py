@@ -108,7 +108,7 @@ def test_names_are_compared_as_people_read_them():
         check_classes(from_names(["a", "b"]), from_names(["a", "c"]), "here")
 
 
-def test_generated_pictures():
+def test_without_data_the_generated_scenes_are_evaluated():
     own = settings("data.scenes.val=3")
     data = open_for(own, SCENES, None, "val", ["panoptic", "semantic"])
     assert len(data) == 3 and data.tasks == ("panoptic", "semantic") and data.full is None

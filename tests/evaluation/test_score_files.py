@@ -445,7 +445,7 @@ def test_a_metric_of_another_task_is_refused(coco):
 # --- what is what -----------------------------------------------------------------------------------------------------
 
 
-def test_archives(coco):
+def test_archives_are_read_like_folders(coco):
     out = predict(coco, "instance", "coco-instance")
     with zipfile.ZipFile(coco.tmp / "r.zip", "w") as archive:
         archive.write(out / "instances.json", "deep/results.json")

@@ -90,7 +90,7 @@ def test_index_of_relative_positions():
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("detectron2", ".pth"), ("detectron2-pkl", ".pkl")])
-def test_the_file(tmp_path, format, suffix):
+def test_the_file_has_the_published_names(tmp_path, format, suffix):
     model = segmenter_of("resnet")
     report = export(model, tmp_path / f"model{suffix}", format)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", f"model{suffix}"]

@@ -68,7 +68,7 @@ def test_networks_that_transformers_does_not_have(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_transformers(tmp_path, monkeypatch):
+def test_a_missing_transformers_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingDependency, match="transformers"):
         export(segmenter_of("mask2former"), tmp_path / "folder", "huggingface")

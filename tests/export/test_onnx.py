@@ -276,6 +276,7 @@ def test_an_old_pytorch_is_asked_for_fixed_sizes_only(tmp_path, monkeypatch, opt
 
 
 @needs_free_sizes
+@pytest.mark.slow
 def test_any_size_and_batch(tmp_path):
     model = tiny_segmenter("mask2former-resnet")
     report = base.export(model, tmp_path / "model.onnx", "onnx", Options(batch=None))
@@ -292,7 +293,7 @@ def test_any_size_and_batch(tmp_path):
 
 
 @needs_free_sizes
-@pytest.mark.parametrize("step", [2, 4])  # whole windows and cut ones; whole ones alone
+@pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.slow)])  # also windows that are cut; whole ones
 def test_windows_of_any_size(tmp_path, step):
     """What a network with windows needs of the translator, in seconds: shifted windows, padding, sizes as symbols."""
 
@@ -335,7 +336,7 @@ def test_any_size_with_windows(tmp_path):
         assert torch.allclose(verify.stride4(found.masks), verify.stride4(expected.masks), atol=1e-3)
 
 
-def test_half_precision(tmp_path):
+def test_half_precision_halves_the_file(tmp_path):
     model = tiny_segmenter("mask2former-resnet")
     options = Options(size=(64, 96), precision="fp16", tolerance=Tolerance(logits=1.0, moved=1.0, pixels=1.0))
     report = base.export(model, tmp_path / "model.onnx", "onnx", options)  # random weights: any cell may move a query

@@ -72,7 +72,7 @@ def test_what_it_cannot_do(tmp_path, options, message):
         export(tiny_segmenter(), tmp_path / "model.onnx", "onnx", options)
 
 
-def test_without_onnxruntime(tmp_path, monkeypatch):
+def test_a_missing_onnxruntime_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependency, match="onnxruntime"):
         quantise.quantise_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")

@@ -1,4 +1,4 @@
-"""The published numbers as docs/methods/published-behaviour.md tells them."""
+"""The published numbers as docs/methods/published-behaviour.md tells them, and the makers' lists of classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "published-behaviour.md"
+CLASS_LISTS = Path(__file__).resolve().parents[1] / "class_lists"
 
 
 def section(number: str, until: str | None = None) -> str:
@@ -31,3 +32,9 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def rows(text: str) -> list[dict[str, str]]:
     """The rows of all tables of a markdown text."""
     return [row for table in tables(text) for row in table]
+
+
+def class_list(name: str) -> list[list[str]]:
+    """The rows of a list of classes, which was read from the makers' own files."""
+    lines = (CLASS_LISTS / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines[1:]]

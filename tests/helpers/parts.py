@@ -72,6 +72,12 @@ def features_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[int, torc
     return {stride: tensors[name] for stride, name in names.items() if name in tensors}
 
 
+def levels_of(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The levels of a pixel decoder that a file gives to a decoder, in their order."""
+    names = [name for name in tensors if name.startswith("in/multi_scale.")]
+    return [tensors[f"in/multi_scale.{i}"] for i in range(len(names))]
+
+
 def full_model_config(file) -> ModelConfig:
     """The network of a full model (06, 08e): what the json tells, else what the weights' shapes tell."""
     settings, weights = file.info["config"], weights_of(file.tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from helpers.parts import load_published
+from helpers.parts import levels_of, load_published
 
 from m2f_cli.config.schema import LossConfig, PilotingConfig
 from m2f_cli.model.decoders.masked import MaskedDecoder
@@ -46,7 +46,7 @@ def piloted_layers(config: dict) -> int:
 
 
 def level_sizes(file) -> list[tuple[int, int]]:
-    return [tuple(file.tensors[f"in/multi_scale.{i}"].shape[-2:]) for i in range(3)]
+    return [tuple(level.shape[-2:]) for level in levels_of(file.tensors)]
 
 
 def padded_size(file) -> tuple[int, int]:
@@ -72,8 +72,7 @@ def decoder_of(file) -> MaskedDecoder:
 
 
 def features_of(file) -> PixelFeatures:
-    tensors = file.tensors
-    return PixelFeatures(tensors["in/mask_features"], [tensors[f"in/multi_scale.{i}"] for i in range(3)])
+    return PixelFeatures(file.tensors["in/mask_features"], levels_of(file.tensors))
 
 
 def targets_of(file) -> list[Target]:

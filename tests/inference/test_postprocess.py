@@ -250,7 +250,7 @@ def test_the_first_of_equal_values_is_found():
     assert torch.equal(postprocess.count_true(inside), inside.sum((1, 2)))
 
 
-def test_nothing_found():
+def test_nothing_found_gives_empty_results():
     class_logits, masks = random_picture(0)
     class_logits[:, -1] = 50.0
     cats = categories(2, 2)

@@ -320,7 +320,7 @@ def test_a_damaged_journal_is_said(folder):
         predict(folder, skip_existing=True)
 
 
-def test_wrong_requests(folder):
+def test_wrong_requests_are_refused_before_the_first_picture(folder):
     with pytest.raises(ConfigError, match="fake does panoptic, semantic, not 'instance'"):
         predict(folder, FakeSegmenter(("panoptic", "semantic")), task="instance", formats=["overlay"])
     with pytest.raises(ConfigError, match="not for semantic"):

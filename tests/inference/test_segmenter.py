@@ -38,7 +38,7 @@ def picture(height=50, width=70, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_published_resize():
+def test_resizing_rounds_as_published():
     """detectron2's ResizeShortestEdge: docs/methods/published-behaviour.md#2-2."""
     coco = ResizeConfig(short_edge=800, max_edge=1333)
     assert resized_shape(480, 640, coco) == (800, 1067)  # 1066.67 rounds up
@@ -172,7 +172,7 @@ def test_low_precision_runs(segmenter, precision):
     assert low(picture(), task="semantic").labels_HW.shape == (50, 70)
 
 
-def test_public_names():
+def test_public_names_are_imported_on_first_use():
     for name in m2f_cli.__all__:
         assert getattr(m2f_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

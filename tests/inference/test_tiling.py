@@ -391,7 +391,7 @@ def test_evaluation_takes_tiles_unchanged():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(31, 0.25), (0, 0.25), (64, 0.0), (64, 0.51), (64, -1)])
-def test_bad_tiles(tile, overlap):
+def test_tiles_that_make_no_sense_are_refused(tile, overlap):
     with pytest.raises(ConfigError, match=str(overlap if tile == 64 else tile)):
         tiled(FakeSegmenter(), tile, overlap)
 

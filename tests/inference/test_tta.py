@@ -163,18 +163,18 @@ def test_sizes_flip_and_defaults():
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [64, -1]])
-def test_bad_sizes(sizes):
+def test_sizes_below_one_pixel_are_refused(sizes):
     with pytest.raises(ConfigError, match="at least 1 pixel"):
         with_tta(small_segmenter(), sizes=sizes)
 
 
 @pytest.mark.parametrize("plan", [{}, {"short_edges": [64], "scales": [1.0]}, {"scales": [0.0]}, {"short_edges": [-5]}])
-def test_bad_plans(plan):
+def test_plans_that_contradict_themselves_are_refused(plan):
     with pytest.raises(ValidationError, match=r"either short_edges or scales|above 0"):
         TtaConfig(**plan)
 
 
-def test_tta_twice():
+def test_tta_around_tta_is_refused():
     with pytest.raises(ConfigError, match="directly around a model"):
         with_tta(with_tta(small_segmenter()))
 

@@ -41,7 +41,7 @@ def one_pixel(y: int, x: int) -> torch.Tensor:
     ],
     ids=["no pixel", "all pixels", "corner", "one pixel", "no target", "more than queries", "tiny picture"],
 )
-def test_odd_targets(masks):
+def test_odd_targets_give_finite_losses_and_gradients(masks):
     """Beside an ordinary picture: everything finite, a gradient for every leaf, all that can be matched is."""
     prediction, targets = random_case([2, 1])
     targets[1] = Target(torch.zeros(len(masks), dtype=torch.long), masks)
@@ -148,7 +148,7 @@ def test_nan_in_one_query_does_not_stop_training_data_from_being_matched():
     assert all(losses[name].isfinite() for name in losses), "the broken query was not needed and should not be matched"
 
 
-def test_normaliser():
+def test_the_normaliser_is_the_mean_number_of_masks():
     targets = [Target(torch.zeros(n), torch.zeros(n, 1, 1)) for n in (3, 0, 4)]
     assert normaliser(targets).item() == 7
     assert normaliser(targets, parts=2).item() == 3.5

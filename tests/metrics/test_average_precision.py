@@ -243,7 +243,7 @@ def test_parts_merge_to_the_whole_and_compute_changes_nothing(engine):
 
 
 @engines
-def test_by_hand(engine):
+def test_ap_equals_that_by_hand(engine):
     """Of two persons one is found, after a mistake: precision 1/2 up to recall 1/2, 0 beyond: 51 of 101 points."""
     truth = InstanceTruth(SIZE, [TrueObject(PERSON, box(0, 0, 40, 40)), TrueObject(PERSON, box(100, 100, 50, 50))])
     result = found((PERSON, 0.9, box(50, 50, 20, 20)), (PERSON, 0.8, box(0, 0, 40, 40)))
@@ -275,7 +275,7 @@ def test_things_of_annotated_images_against_themselves_are_100(engine, annotated
 
 
 @engines
-def test_max_dets(engine):
+def test_recall_counts_at_most_max_dets(engine):
     boxes = [box(10 * i, 10 * j, 8, 8) for i in range(10) for j in range(12)]
     truth = InstanceTruth(SIZE, [TrueObject(CAR, rle) for rle in boxes])
     pictures = [(found(*((CAR, 1 - i / 1000, rle) for i, rle in enumerate(boxes))), truth)]
@@ -307,12 +307,12 @@ def test_nothing_found_is_0(engine):
 
 
 @engines
-def test_silent(engine, capfd):
+def test_computing_prints_nothing(engine, capfd):
     of([random_picture(1)], engine=engine).compute()
     assert capfd.readouterr() == ("", "")
 
 
-def test_errors(monkeypatch):
+def test_settings_that_make_no_sense_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="countable"):
         AveragePrecision(CATEGORIES[1:2])
     with pytest.raises(ConfigError, match=r"max_dets = \(10, 1\)"):

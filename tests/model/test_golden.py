@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.golden_files import for_files
-from helpers.parts import STRIDES, Given, features_of, full_model, load_published, whole_batch
+from helpers.parts import STRIDES, Given, features_of, full_model, levels_of, load_published, whole_batch
 
 from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin
@@ -166,8 +166,7 @@ def test_masked_decoder_gives_the_published_predictions(golden_file, monkeypatch
     used = []
     attend = masked.masked_attention
     monkeypatch.setattr(masked, "masked_attention", lambda *args: used.append(attend(*args)) or used[-1])
-    levels = [tensors[f"in/multi_scale.{i}"] for i in range(3)]
-    prediction = decoder(PixelFeatures(tensors["in/mask_features"], levels))
+    prediction = decoder(PixelFeatures(tensors["in/mask_features"], levels_of(tensors)))
     layers = config["decoder_layers"]
     assert len(prediction.layers) == layers + 1 and len(used) == layers
     for i, may_attend in enumerate(used):

@@ -27,7 +27,7 @@ def model():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 31), (64, 64), (1, 1000), (600, 2), (75, 101)])
 @torch.no_grad()
-def test_any_size(model, size):
+def test_pictures_of_any_size_are_taken(model, size):
     prediction = model(torch.randn(1, 3, *size))
     assert prediction.render(size).shape == (1, 12, *size)
     assert prediction.render(size).isfinite().all() and prediction.last.class_logits_BQK.shape == (1, 12, 6)
@@ -216,7 +216,7 @@ def test_dynamo_traces_the_whole_network(model):
 
 
 @torch.no_grad()
-def test_timm_backbone():
+def test_backbones_of_timm_are_taken():
     pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
     model = build(tiny_config(name="timm", model="resnet18"), num_classes=3).eval()
     assert model.backbone.channels == {4: 64, 8: 128, 16: 256, 32: 512}

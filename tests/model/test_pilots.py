@@ -356,7 +356,7 @@ def test_unpiloted_networks_have_no_embeddings():
         ("model.piloting={group: 1}", "Did you mean groups"),
     ],
 )
-def test_wrong_settings(override, message):
+def test_wrong_settings_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         config.load("tiny", [override])
 

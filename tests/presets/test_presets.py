@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import facts
+from helpers.presets import shipped
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
@@ -55,10 +56,10 @@ MMSEG_HASHES = {
 UNPUBLISHED = ("small-instance", "small-panoptic", "small-semantic", "tiny")
 ELSEWHERE = ("maskformer-", "mpformer-", "ade20k-swin-l-fapn")  # test_presets_<method>.py
 NAMES = tuple(name for name in config.preset_names() if name not in UNPUBLISHED and not name.startswith(ELSEWHERE))
-ALL = {name: config.load(name) for name in NAMES}
+ALL = {name: shipped(name) for name in NAMES}
 
 
-def test_how_many():
+def test_each_table_has_as_many_presets_as_rows():
     own = [name for name in config.preset_names() if not name.startswith(ELSEWHERE)]
     assert [name for name in own if not config.load(name).published] == [*UNPUBLISHED]
     sources = Counter(preset.published[0].source for preset in ALL.values())
@@ -82,7 +83,7 @@ def test_the_name_says_what_is_inside(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_backbone(name):
+def test_backbones_are_the_published_ones(name):
     said, backbone = NAME.fullmatch(name).groupdict(), ALL[name].model.backbone
     in1k = said["pretraining"] == "in1k"
     pretrained = PRETRAINED[said["backbone"]].removesuffix("_22k" if in1k else "")
@@ -184,7 +185,7 @@ def test_classes_fit_the_task(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_inference_settings(name):
+def test_inference_settings_are_the_published_ones(name):
     preset, backbone = ALL[name], command.backbone_label(ALL[name])
     dataset, task, test = preset.data.dataset, preset.task, preset.test
     big_ade = task != "semantic" or backbone in ("swin-b", "swin-l")
@@ -233,7 +234,7 @@ def test_the_heads_are_the_same_everywhere(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights(name):
+def test_weights_are_the_published_files(name):
     preset = ALL[name]
     first, *others = preset.weights
     if preset.published[0].source in (MMSEG, MMDET):
@@ -257,7 +258,7 @@ def hub_name(preset):
     return f"facebook/mask2former-swin-{size}{'-IN21k' if in22k else ''}-{dataset}-{preset.task}"
 
 
-def test_mmsegmentation_hashes():
+def test_hashes_of_mmsegmentation_are_those_of_2023():
     assert {p.name: p.weights[0].hash_prefix for p in ALL.values() if p.published[0].source == MMSEG} == MMSEG_HASHES
 
 

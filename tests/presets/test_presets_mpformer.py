@@ -8,13 +8,14 @@ import re
 import pytest
 import yaml
 from helpers import facts
+from helpers.presets import shipped
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import PilotingConfig
 from m2f_cli.structures.categories import load_categories, load_class_table
 
-ALL = {name: config.load(name) for name in config.preset_names() if name.startswith("mpformer-")}
+ALL = {name: shipped(name) for name in config.preset_names() if name.startswith("mpformer-")}
 OURS = ("mpformer-mass13k-r50", "mpformer-nuinsseg-panoptic-r50")  # recipes that nobody published
 PUBLISHED = {  # docs/methods/published-behaviour.md#1-5: metric, value, setting, whether verified
     "mpformer-coco-instance-r50-12ep": [("ap", 40.15, "single scale", True)],
@@ -34,7 +35,7 @@ NAME = re.compile(
 )
 
 
-def test_the_rows():
+def test_published_rows_are_there():
     found = {
         name: [(f.metric, f.value, f.setting, f.verified) for f in preset.published]
         for name, preset in ALL.items()
@@ -128,7 +129,7 @@ def test_recipes_of_ours_say_so():
         assert "OURS" in (config.presets_dir() / f"{recipe}.yaml").read_text()
 
 
-def test_classes():
+def test_classes_of_mass13k_and_nuinsseg():
     table = load_class_table("mass13k")
     assert [c.name for c in table.categories][:2] == ["background", "person"]  # a trained class: no label reduction
     assert [c.id for c in table.categories] == list(range(7)) and table.ignore_index == 255

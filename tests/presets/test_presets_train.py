@@ -7,13 +7,14 @@ import re
 
 import pytest
 from helpers import facts
+from helpers.presets import shipped
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.data.transforms import build_transforms
 from m2f_cli.structures.categories import load_categories
 
-ALL = {name: config.load(name) for name in config.preset_names()}
+ALL = {name: shipped(name) for name in config.preset_names()}
 NAMES = [name for name, preset in ALL.items() if preset.published and preset.model.method == "mask2former"]
 JITTER = {"brightness": 32, "contrast": [0.5, 1.5], "saturation": [0.5, 1.5], "hue": 18}
 EDGES = {base: [int(base * k / 10) for k in range(5, 21)] for base in (512, 640, 1024, 2048)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from pathlib import Path
 
 import pytest
 from helpers import facts
@@ -56,7 +55,7 @@ def test_the_shipped_tables():
         ("mapillary-vistas", 49, Category(50, "Traffic Sign (Back)", True, (192, 192, 192))),
     ],
 )
-def test_single_classes(table, position, category):
+def test_single_classes_are_the_published_ones(table, position, category):
     assert load_categories(table)[position] == category
 
 
@@ -89,12 +88,6 @@ def test_names_and_things_are_those_of_the_facts():
     assert [(str(c.id), c.name, c.isthing) for c in load_categories("coco-panoptic")] == listed
 
 
-def class_list(name: str) -> list[list[str]]:
-    """The rows of a list of tests/class_lists, which was read from the makers' own files."""
-    path = Path(__file__).resolve().parents[1] / "class_lists" / f"{name}.tsv"
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-
-
 @pytest.mark.parametrize(
     ("table", "file"),
     [
@@ -105,14 +98,14 @@ def class_list(name: str) -> list[list[str]]:
     ],
 )
 def test_colours_are_those_of_the_class_lists(table, file):
-    listed = [tuple(map(int, row[-1].split(","))) for row in class_list(file)]
+    listed = [tuple(map(int, row[-1].split(","))) for row in facts.class_list(file)]
     assert [c.color for c in load_categories(table)] == listed
 
 
 def test_large_tables_are_those_of_the_class_lists():
     """Names are as listed, or the first synonym alone where no other class has it."""
     for table, file in (("ade20k-full", "ade20k_full_847"), ("coco-stuff-10k", "coco_stuff10k_171")):
-        listed, ours = class_list(file), load_categories(table)
+        listed, ours = facts.class_list(file), load_categories(table)
         assert len(ours) == len(listed)
         for i, (found, row) in enumerate(zip(ours, listed, strict=True)):
             number, name = (i, row[2]) if table == "ade20k-full" else (int(row[1]), row[2])
@@ -169,7 +162,7 @@ def test_an_unknown_table_names_the_nearest():
         load_categories("cityscape")
 
 
-def test_from_names():
+def test_names_become_categories_with_colours():
     assert from_names(["a", "b"], things={"b"}) == (
         Category(0, "a", False, default_color(0)),
         Category(1, "b", True, default_color(1)),

@@ -21,7 +21,7 @@ from m2f_cli.training.run import Listener
 GIB = 2**30
 
 
-def test_accumulation():
+def test_accumulation_makes_up_for_small_batches():
     assert accumulation(16, 1, None) == 8 and accumulation(16, 8, None) == 1 and accumulation(3, 1, None) == 3
     assert accumulation(16, 2, 8) == 1
     with pytest.raises(ConfigError, match="16 pictures cannot be shared by 3"):

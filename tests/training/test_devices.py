@@ -69,7 +69,7 @@ def check_run(folder: Path, iterations: int) -> None:
     assert json.loads((folder / "env.json").read_text())["processes"] == 2
 
 
-def test_devices(tmp_path):
+def test_two_processes_train_one_run(tmp_path):
     """Two processes, one picture to evaluate: the second has none, and nobody waits for it."""
     code, out, err = finish(start([*M2F, "train", *SMALL, "--devices", "2", "--out", "run"], tmp_path))
     assert code == 0, err[-3000:]
@@ -114,7 +114,7 @@ def test_stopped_and_resumed(tmp_path, to_all):
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path):
+def test_torchrun_starts_two_processes(tmp_path):
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "m2f_cli", "train", *SMALL, "--out", "run"]
     code, out, err = finish(start(command, tmp_path))
     assert code == 0, err[-3000:]
@@ -123,7 +123,7 @@ def test_torchrun(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes(tmp_path):
+def test_two_nodes_find_each_other(tmp_path):
     """Two launchers that find each other at an address, as on two machines with a common folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -53,7 +53,7 @@ def test_unknown_and_missing_loggers(tmp_path, monkeypatch):
             make_loggers([name], tmp_path, {}, from_iteration=0)
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard_has_each_step_once_after_resuming(tmp_path):
     """A resumed run goes on in the same folder; what it does again is there once."""
     pytest.importorskip("tensorboard", reason="needs the extra m2f-cli[tensorboard]")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -91,7 +91,7 @@ def chunks(data):
         position += 7 + length
 
 
-def test_wandb_offline(tmp_path):
+def test_wandb_logs_offline(tmp_path):
     pytest.importorskip("wandb", reason="needs the extra m2f-cli[wandb]")
     folder = tmp_path / "first"
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_wandb_offline(tmp_path):
     assert [(row["_step"], row["val/pq"]) for row in rows if "val/pq" in row] == [(3, 50)]
 
 
-def test_trackio_here(tmp_path):
+def test_trackio_logs_on_this_machine(tmp_path):
     pytest.importorskip("trackio", reason="needs the extra m2f-cli[trackio]")
     import sqlite3
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -125,26 +124,26 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, at):
 
 
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
-    """SIGKILL at some moment; whatever was written last is whole."""
+    """SIGKILL at some moment of a step after the first checkpoints; whatever was written last is whole."""
     script = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+        "import os, signal, threading\n"
+        "from pathlib import Path\n"
         "from training.tiny import settings\n"
         "from m2f_cli.training import run\n"
-        "from pathlib import Path\n"
-        "options = run.Options(init='random', device='cpu', resume=len(sys.argv) > 2)\n"
-        "run.start(settings('train.iterations=40', 'train.checkpoint_every=2'), Path(sys.argv[1]), options)\n"
+        "def on_step(step):\n"
+        "    if step.iteration == 7:\n"
+        "        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "changes = ('train.iterations=16', 'train.checkpoint_every=2')\n"
+        "options = run.Options(init='random', device='cpu')\n"
+        "run.start(settings(*changes), Path(sys.argv[1]), options, run.Listener(on_step=on_step))\n"
     )
-    resume = tmp_path / "killed" / "checkpoints" / "resume.pt"
-    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")])
-    while not resume.exists() and child.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], check=False)
     assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert 0 < state.read(resume)["iteration"] < 40
-    for name, extra in (("killed", ["resume"]), ("whole", [])):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / name), *extra], check=True)
+    assert 0 < state.read(tmp_path / "killed" / "checkpoints" / "resume.pt")["iteration"] < 16
+    tree = settings("train.iterations=16", "train.checkpoint_every=2")
+    run.start(tree, tmp_path / "killed", Options(device="cpu", resume=True))
+    run.start(tree, tmp_path / "whole", OPTIONS)
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     leftovers = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
     assert len(leftovers) <= 1, "a killed writer may leave its temporary file, never a damaged one"

@@ -174,7 +174,7 @@ def test_there_and_back(table, pixel_decoder, decoder, backbone):
         ("decoder.output_norm.bias", "decode_head.transformer_decoder.post_norm.bias"),
     ],
 )
-def test_openmmlab_names(ours, theirs):
+def test_names_of_openmmlab_are_translated(ours, theirs):
     """mmdet/models/layers/pixel_decoder.py, dense_heads/maskformer_head.py; laterals are fine to coarse there."""
     assert OPENMMLAB.find(ours)[0] == [theirs]
 

@@ -70,7 +70,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("key", PLAIN)
-def test_plain_values(protocol, key):
+def test_plain_values_are_read(protocol, key):
     found = load(pickle.dumps(PLAIN[key], protocol))
     assert found == PLAIN[key] and repr(found) == repr(PLAIN[key]).replace("bytearray(b'abc')", "b'abc'")
 
@@ -98,7 +98,7 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("key", ARRAYS)
 @pytest.mark.parametrize("old_name", [False, True])
-def test_arrays(protocol, key, old_name):
+def test_arrays_are_read(protocol, key, old_name):
     data = pickle.dumps([ARRAYS[key], ARRAYS[key].sum() if ARRAYS[key].dtype.kind != "U" else None], protocol)
     if old_name:  # of numpy 1
         data = data.replace(b"numpy._core.", b"numpy.core.").replace(b"\x8c\x16numpy.core", b"\x8c\x15numpy.core")

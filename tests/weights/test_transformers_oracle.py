@@ -141,7 +141,7 @@ def test_both_spellings_are_read(tmp_path, backbone):
     assert_same_answers(theirs, load_model(tmp_path).model, SIZES[:1])
 
 
-def test_their_shards(tmp_path):
+def test_shards_of_transformers_are_read(tmp_path):
     theirs = theirs_of("swin", 3)
     theirs.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

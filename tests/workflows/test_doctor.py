@@ -128,7 +128,7 @@ def test_versions_are_compared_by_number(version, minimum, expected):
     assert is_older(version, minimum) is expected
 
 
-def test_required_packages(installed):
+def test_required_packages_that_are_old_or_missing_are_problems(installed):
     torch_wanted, opencv = Requirement("torch", "2.6", ""), Requirement("opencv-python", "4.8", "")
     installed(torch="2.1.0", opencv_contrib_python_headless="4.10.0")
     assert doctor.check_required(torch_wanted) == Finding(
@@ -166,7 +166,7 @@ def test_a_package_that_is_there_and_cannot_be_imported(installed, monkeypatch, 
     assert finding.hint == f"Run: pip install --force-reinstall {command}"
 
 
-def test_optional_packages(installed):
+def test_optional_packages_that_are_old_or_missing_are_notes(installed):
     timm = Requirement("timm", "1.0", "timm")
     installed(timm="1.0.9")
     assert doctor.check_optional(timm) == Finding("optional packages", "timm", "1.0.9")

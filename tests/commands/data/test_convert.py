@@ -83,7 +83,7 @@ def test_convert_with_a_label_map_and_objects(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--to", "coco"], ["--to", "yolo-seg", "--separate", "q"], ["--to", "yolo-seg"]])
-def test_convert_refuses(tmp_path, arguments):
+def test_convert_refuses_wrong_options_and_writes_nothing(tmp_path, arguments):
     done = run("convert", label_maps(tmp_path / "a", [plane()]), tmp_path / "b", *arguments)
     assert isinstance(done.exception, ConfigError)
     assert not (tmp_path / "b").exists()

@@ -124,7 +124,7 @@ def test_check_as_a_preset_trains(tmp_path, capsys):
         (["view", "nowhere"], 3, "does not exist"),
     ],
 )
-def test_bad_input(folder, capsys, arguments, code, words):
+def test_bad_input_is_one_sentence_with_its_exit_code(folder, capsys, arguments, code, words):
     assert m2f(*(str(folder) if word == "DATA" else word for word in arguments)) == code
     assert words in capsys.readouterr().err
 

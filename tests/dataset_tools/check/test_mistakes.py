@@ -114,7 +114,7 @@ def test_more_objects_than_queries(tmp_path):
     assert "many-objects" not in kinds(open_data(coco_instances(tmp_path / "b", rows[1:]), "val"))
 
 
-def test_tiny_pictures(tmp_path):
+def test_pictures_below_32_pixels_are_absurd(tmp_path):
     assert kinds(semantic(tmp_path, SOUND[:31])) == ["absurd-sizes"]
 
 

@@ -186,7 +186,7 @@ def unknown_value(folder):
         (unknown_value, "unknown-class"),
     ],
 )
-def test_damage(tmp_path, damage, kind):
+def test_a_damaged_file_is_a_problem_and_the_others_are_looked_at(tmp_path, damage, kind):
     folder = label_maps(tmp_path, [MASK] * 3)
     data = open_data(folder, "train")
     damage(folder)
@@ -335,7 +335,7 @@ def test_several_files_of_one_picture_in_one_folder(tmp_path):
 # --- splits and verdicts ----------------------------------------------------------------------------------------------
 
 
-def test_sound_data(tmp_path):
+def test_sound_data_has_no_findings(tmp_path):
     label_maps(tmp_path, [SOUND])
     write_picture(label_maps(tmp_path, [SOUND], split="val") / "images/val/0.jpg", LARGE, seed=5)
     found = report_of(tmp_path)
@@ -364,7 +364,7 @@ def test_a_split_that_was_asked_for_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("prepare", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
-def test_no_data(tmp_path, prepare):
+def test_a_folder_without_data_is_refused(tmp_path, prepare):
     prepare(tmp_path / "data")
     with pytest.raises(DataError, match="does not exist|is empty|is a file"):
         report_of(tmp_path / "data")
@@ -383,7 +383,7 @@ def test_splits_of_other_classes(tmp_path):
     assert rows == [("cat", [0, 1]), ("wolf", [1, None]), ("dog", [None, 0])]
 
 
-def test_nothing_annotated(tmp_path):
+def test_data_without_annotations_is_warned_of(tmp_path):
     folder = coco_instances(tmp_path, [], name="train2017", pictures="train2017", count=2)
     found = report_of(folder, "train")
     assert {kind for _, kind, _ in kinds(found)} == {"nothing-annotated", "absurd-sizes"}, "not what follows"
