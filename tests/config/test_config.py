@@ -283,6 +283,19 @@ def test_products_of_numbers_have_bounds():
         config.load("coco-panoptic-swin-t", pairs)
 
 
+def test_every_field_has_a_description():
+    """The page of the configuration is made of them."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(config.Config).json_schema()
+    nodes = {**schema["$defs"], "Config": schema}
+    fields = {f"{name}.{key}": field for name, node in nodes.items() for key, field in node["properties"].items()}
+    assert len(nodes) == 17 and len(fields) > 100
+    wrong = [name for name, field in fields.items() if not field.get("description", "").endswith(".")]
+    assert wrong == []
+    assert [name for name, node in nodes.items() if not node.get("description")] == []
+
+
 def test_every_number_of_the_tree_has_bounds():
     """A field without them lets a file that came from anywhere ask for whatever it likes."""
     from pydantic import TypeAdapter
