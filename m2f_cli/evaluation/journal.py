@@ -61,7 +61,7 @@ def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], i
         M2FError: the file cannot be written.
     """
     with JsonLines(path, compact=True) as lines:
-        if lines.is_empty:
+        if not lines.size:
             lines.append({"header": header})
         yield lines.append
 

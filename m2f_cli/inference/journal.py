@@ -73,10 +73,10 @@ class Journal(JsonLines):
         self.offsets: dict[str, int] = {}
         super().__init__(folder / RUN_MARK)
         try:
-            if self.is_empty:
-                super().append(head)
-            else:
+            if self.size:
                 self._index()
+            else:
+                super().append(head)
             self.reader = self.path.open("rb")
         except BaseException:
             self.close()

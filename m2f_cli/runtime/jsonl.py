@@ -36,7 +36,8 @@ class JsonLines:
             path.parent.mkdir(parents=True, exist_ok=True)
             refuse_link(path)
             self.file = path.open("wb" if fresh else "ab", buffering=0)  # nothing waits in memory for `close`
-            self.file.truncate(whole_bytes(path))
+            self.size = whole_bytes(path)
+            self.file.truncate(self.size)
 
     def __enter__(self) -> JsonLines:
         return self
@@ -47,10 +48,6 @@ class JsonLines:
     def close(self) -> None:
         self.file.close()
 
-    @property
-    def is_empty(self) -> bool:
-        return self.file.seek(0, os.SEEK_END) == 0
-
     def append(self, value: Any) -> int:
         """Write one line and return where it begins.
 
@@ -58,8 +55,8 @@ class JsonLines:
             M2FError: it cannot be written, or not as a whole.
         """
         line = json_text(value, separators=self.separators).encode() + b"\n"
+        start, self.size = self.size, self.size + len(line)
         with writing_to(self.path):
-            start = self.file.seek(0, os.SEEK_END)
             if self.file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return start

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
 from ...data.records import DataSet
 from ...errors import DataError
+from ...runtime.threads import in_order
 from .inspect_image import Look, Problem, look_at
 from .issues import of_classes, of_leftovers, of_no_split, of_split, of_twins
-from .near_duplicates import Prints, repeats, twins
+from .mistakes import check
+from .near_duplicates import Prints, repeats, shared_files, twins
 from .orphans import leftovers
 from .summary import EDGES, MOST_NAMES, ClassCount, DataReport, Description, Finding, SplitReport
 
@@ -70,15 +73,10 @@ def inspect(data: DataSet, *, workers: int = 1, on_look: Callable[[Look], None] 
 
 
 def _looks(data: DataSet, workers: int) -> Iterator[Look]:
-    """In order, with a few pictures at a time in memory."""
-    waiting: deque[Future[Look]] = deque()
+    """Look at all images in order, with a few at a time in memory."""
     with ThreadPoolExecutor(workers) as pool:
-        for record in data.records:
-            waiting.append(pool.submit(look_at, record, len(data.categories)))
-            if len(waiting) == _IN_FLIGHT * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        count = len(data.categories)
+        yield from in_order(pool, lambda record: look_at(record, count), data.records, _IN_FLIGHT * workers)
 
 
 class _Tally:
@@ -190,3 +188,27 @@ def report(
     shared = [twin for first, second in pairs for twin in twins(second.prints, first.prints)]
     of_each = [each for split in splits for each in of_split(split)]
     return DataReport(tuple(splits), tuple(shared), (*before, *of_classes(splits), *of_each, *of_twins(shared)))
+
+
+def glance(data: DataSet, limit: int, against: DataSet | None = None) -> list[Finding]:
+    """Look for classic mistakes in a few images, as a training does before it starts.
+
+    Args:
+        limit: read at most so many images, spread evenly; rare classes may then look as if nobody annotated them.
+        against: another split, whose image files should be others.
+    """
+    count = min(limit, len(data.records))
+    records = [data.records[number * len(data.records) // count] for number in range(count)]
+    split = inspect(replace(data, records=records))
+    found = []
+    if split.problems:
+        message = f"{len(split.problems)} of {count} pictures cannot be used; the first: {split.problems[0].message}"
+        found.append(Finding("warning", "unusable", data.split, message, "Repair them or leave them out."))
+    found += check(split.description)
+    pairs = [] if against is None else shared_files(data.records, against.records)
+    if pairs:
+        such = f"such as {pairs[0][0]} and {pairs[0][1]}"
+        message = f"{len(pairs)} pictures are in {data.split} and in {against.split}, {such}."
+        hint = "Results on pictures that were trained on mean nothing: remove them from one split."
+        found.append(Finding("warning", "shared-pictures", data.split, message, hint))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ from helpers.folders import (
     label_maps,
     plane,
     rectangle,
+    write_mask,
     write_picture,
 )
 
 from m2f_cli.data.open_dataset import open_data
+from m2f_cli.dataset_tools.check import report
+from m2f_cli.dataset_tools.check.inspect_image import look_at
 from m2f_cli.dataset_tools.check.mistakes import check
-from m2f_cli.dataset_tools.check.report import inspect
+from m2f_cli.dataset_tools.check.near_duplicates import shared_files
+from m2f_cli.dataset_tools.check.report import glance, inspect
 
 SIZE = (40, 60)
 SOUND = plane((1, 0, 0, 20, 60), (2, 5, 5, 9, 9), size=SIZE)
@@ -41,6 +46,16 @@ def semantic(folder, *masks, **options):
 
 def test_sound_data_gives_no_warning(tmp_path):
     assert kinds(semantic(tmp_path, SOUND, SOUND)) == []
+
+
+def test_broken_pictures_are_counted_and_the_first_is_told(tmp_path):
+    data = semantic(tmp_path, SOUND, SOUND, SOUND)
+    write_mask(tmp_path / "labels/train/0.png", plane((200, 0, 0, 5, 5), size=SIZE))
+    (tmp_path / "images/train/1.jpg").write_bytes((tmp_path / "images/train/1.jpg").read_bytes()[:700])
+    (warning,) = glance(data, 50)
+    assert warning.kind == "unusable"
+    assert "2 of 3 pictures" in warning.message
+    assert "value 200" in warning.message
 
 
 def test_a_damaged_picture_is_found_where_its_pixels_are_read(tmp_path):
@@ -118,6 +133,18 @@ def test_pictures_below_32_pixels_are_absurd(tmp_path):
     assert kinds(semantic(tmp_path, SOUND[:31])) == ["absurd-sizes"]
 
 
+def test_pictures_in_both_splits(tmp_path):
+    label_maps(tmp_path, [SOUND, SOUND], split="val")
+    train = semantic(tmp_path, SOUND, SOUND)
+    val = open_data(tmp_path, "val")
+    write_picture(tmp_path / "images/val/0.jpg", SIZE, seed=9)
+    shutil.copy(tmp_path / "images/train/0.jpg", tmp_path / "images/val/1.jpg")
+    assert shared_files(train.records, val.records) == [("0", "1")]
+    (warning,) = glance(train, 50, val)
+    assert warning.kind == "shared-pictures"
+    assert "1 pictures are in train and in val" in warning.message
+
+
 def test_description_of_semantic_data(tmp_path):
     ignored = plane((1, 0, 0, 20, 60), (255, 30, 0, 40, 60), size=SIZE)
     found = describe(semantic(tmp_path, SOUND, ignored))
@@ -142,6 +169,17 @@ def test_description_of_objects(tmp_path):
     found = describe(open_data(coco_instances(tmp_path, rows, count=4), "val"))
     assert (found.objects, found.pictures_of, found.objects_of) == ((3, 0, 0, 0), (0, 1), (0, 3))
     assert found.ignored is None
+
+
+def test_a_glance_spreads_over_the_split(tmp_path, monkeypatch):
+    rows = [annotation(n, n, 17, [rectangle(1, 1, 9, 9)]) for n in range(1, 11)]
+    data = open_data(coco_instances(tmp_path, rows, count=10), "val")
+    looked_at = []
+    monkeypatch.setattr(
+        report, "look_at", lambda record, count: looked_at.append(record.name) or look_at(record, count)
+    )
+    glance(data, 5)
+    assert looked_at == ["1", "3", "5", "7", "9"]
 
 
 def test_real_data_is_sound(shared_dir):
