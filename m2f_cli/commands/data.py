@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..config.schema import Config
     from ..data.records import DataSet
     from ..dataset_tools.check.issues import Finding
-    from ..dataset_tools.check.report import DataReport, SplitReport
+    from ..dataset_tools.check.summary import DataReport, SplitReport
 
 app = typer.Typer(no_args_is_help=True, help="Annotated pictures: prepare, check, view, convert, split.")
 app.command("prepare")(prepare)
@@ -155,7 +155,7 @@ def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
 
 def _show(found: DataReport, data: DataSet, page: Path | None) -> None:
     """For people: tables and findings on stdout."""
-    from ..dataset_tools.check.report import edge_names
+    from ..dataset_tools.check.summary import edge_names
 
     for note in dict.fromkeys(note for split in found.splits for note in split.notes):
         console.note(note)
@@ -201,7 +201,7 @@ def _span(sizes: Iterable[tuple[int, int]]) -> str:
 
 
 def _class_rows(splits: Sequence[SplitReport]) -> list[list[Any]]:
-    from ..dataset_tools.check.report import class_rows
+    from ..dataset_tools.check.summary import class_rows
 
     return [
         [
