@@ -33,7 +33,7 @@ EVIL = "evil_of_somebody"
 CODE = """
 import pathlib
 pathlib.Path(__file__).with_name("MARKER").touch()
-from m2f_cli.data.transforms import Flip
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.results.writers import write_overlay as write
 from m2f_cli.metrics.panoptic_quality import PanopticQuality as Metric
 from m2f_cli.model.backbones.swin import Swin

@@ -26,7 +26,9 @@ from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.data.training_set import Draw, TrainingSample, TrainingSet
-from m2f_cli.data.transforms import ColorJitter, Flip, RandomCrop
+from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.crop import RandomCrop
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.structures.annotations import SemanticTruth
 from m2f_cli.structures.targets import Target
