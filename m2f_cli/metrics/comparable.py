@@ -1,8 +1,9 @@
-"""One kind of truth or result as another: what a panoptic map says about objects and classes."""
+"""Checks that a result and an annotation fit each other, and both in the form that a metric compares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -60,8 +61,33 @@ def check_found(labels: np.ndarray, num_classes: int) -> None:
     check_labels(labels[(labels != 255) & (labels != 65535)].tolist(), num_classes)
 
 
+def by_id(segments: Sequence[Any], whose: str) -> dict[int, Any]:
+    """Return segments by their ids.
+
+    Raises:
+        DataError: two have one id.
+    """
+    found = {segment.id: segment for segment in segments}
+    if len(found) != len(segments):
+        ids = [segment.id for segment in segments]
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DataError(f"The {whose} has several segments of the id {twice}.")
+    return found
+
+
+def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
+    """Refuse ids in the map of a result that no segment has; 0 is void.
+
+    Raises:
+        DataError: there is one.
+    """
+    unknown = sorted(set(in_map) - set(known) - {0})
+    if unknown:
+        raise DataError(f"The map of the result has the id {unknown[0]}, which none of its segments has.")
+
+
 def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
-    """The objects of an annotation: of a panoptic one its things, crowds included, as run lengths.
+    """Return the objects of an annotation; of a panoptic one its things, crowds included, as run lengths.
 
     Raises:
         ConfigError: the annotation knows no objects; DataError: a class number that does not exist.
@@ -75,7 +101,7 @@ def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
 
 
 def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
-    """The class of every pixel: of a panoptic annotation the class of its segment; a crowd has its class.
+    """Return the class of every pixel; of a panoptic annotation that of its segment, also of a crowd.
 
     So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders,
     docs/methods/published-behaviour.md#9).
@@ -92,7 +118,7 @@ def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
 
 
 def panoptic_truth(truth: Truth) -> PanopticTruth:
-    """An annotation as segments: of a semantic one each class is one segment, and what is ignored is void.
+    """Return an annotation as segments: each class of a semantic one is a segment, and what is ignored is void.
 
     Raises:
         ConfigError: the annotation does not say it of every pixel.
@@ -105,7 +131,7 @@ def panoptic_truth(truth: Truth) -> PanopticTruth:
 
 
 def flat_truth(truth: Truth) -> PanopticTruth:
-    """An annotation as segments: objects are numbered from 1 on, and where they overlap the later one is on top.
+    """Return an annotation as segments: objects are numbered from 1 on, and later ones lie on top.
 
     Raises:
         ConfigError: the annotation knows no objects; DataError: an object has no shape.
@@ -122,7 +148,7 @@ def flat_truth(truth: Truth) -> PanopticTruth:
 
 
 def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
-    """A result as segments: of a semantic map each class is one segment of score 1; pixels without a class are void.
+    """Return a result as segments: each class of a semantic map is one of score 1; pixels without a class are void.
 
     Raises:
         DataError: a class number that does not exist.

@@ -182,9 +182,7 @@ def panoptic_image(result: PanopticMap) -> Image.Image:
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
     """STEM.png and STEM.json: a complete COCO panoptic document of one picture. A run shares one panoptic.json."""
     pngs = write_panoptic_png(result, stem)
-    entry = panoptic_entry(result, stem.name, stem.name)
-    document = {**entry, "categories": coco_categories(result.categories)}
-    return pngs + write_json(add_suffix(stem, ".json"), {key: _listed(value) for key, value in document.items()})
+    return pngs + write_json(add_suffix(stem, ".json"), panoptic_document(result, stem.name))
 
 
 def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
@@ -281,6 +279,12 @@ def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, 
     }
 
 
+def panoptic_document(result: PanopticMap, name: str) -> dict[str, Any]:
+    """Return a complete COCO panoptic JSON of one image."""
+    entry = panoptic_entry(result, name, name)
+    return {**{key: [value] for key, value in entry.items()}, "categories": coco_categories(result.categories)}
+
+
 def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
     """What one picture adds to instances.json: one record per object."""
     number = image_id(result, name)
@@ -289,10 +293,6 @@ def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[st
 
 def coco_categories(categories: Categories) -> list[dict[str, Any]]:
     return [{**category.to_dict(), "isthing": int(category.isthing)} for category in categories]
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def polygons(region: regions.Region) -> list[dict[str, Any]]:

@@ -28,8 +28,12 @@ class TrueSegment:
 
 @dataclass
 class PanopticTruth:
-    """An annotated picture: ids_HW (int32) holds ids of `segments`, 0 where nothing is annotated (void). `source` is
-    the file that it was read from, for official tools that read it themselves."""
+    """An annotated image.
+
+    Attributes:
+        ids_HW: int32, ids of `segments`; 0 where nothing is annotated (void).
+        source: the file that it was read from, for official tools that read it themselves.
+    """
 
     ids_HW: np.ndarray
     segments: list[TrueSegment]
@@ -42,8 +46,7 @@ class PanopticTruth:
 
 @dataclass
 class SemanticTruth:
-    """An annotated picture: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts.
-    `source` is the file that it was read from."""
+    """An annotated image: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts."""
 
     labels_HW: np.ndarray
     ignore: int = 255
@@ -58,7 +61,7 @@ class SemanticTruth:
 class TrueObject:
     """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE.
 
-    While a picture is augmented, the mask of an RLE travels as a `data.geometry.Cutout`.
+    While an image is augmented, the mask of an RLE travels as a `data.transforms.geometry.Cutout`.
     """
 
     label: int
@@ -69,8 +72,7 @@ class TrueObject:
 
 @dataclass
 class InstanceTruth:
-    """An annotated picture: objects that may overlap. `size` is (height, width), `source` the file of a picture that
-    the objects were read from."""
+    """An annotated image: objects that may overlap. `size` is (height, width)."""
 
     size: tuple[int, int]
     objects: list[TrueObject]

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,14 +17,14 @@ from ...errors import ConfigError, DataError
 from ...structures.annotations import PanopticTruth
 from ...structures.categories import Categories, load_categories
 from ...structures.run_lengths import renamed
-from .base import Lost, Place, Rows, Target, save_classes, save_png
+from .base import Lost, Place, Rows, Target, Writer, save_classes, save_png
 
 MOST_CLASSES = 64  # an instance id, label id * 1000 + n, has 16 bits
 _VOID = 0  # "unlabeled"
 
 
 @dataclass(frozen=True)
-class CityscapesStyle:
+class CityscapesStyle(Writer):
     """Categories have ids from 1 to 64 here. A picture that is in no folder goes to a city of the data set's name."""
 
     categories: Categories
@@ -47,7 +46,7 @@ class CityscapesStyle:
         return {}, lost
 
     def _values(self, truth: PanopticTruth, name: str) -> tuple[dict[int, int], Lost]:
-        """The instance id of each segment: label id * 1000 + n for an object, the bare label id for stuff, crowds."""
+        """Return the instance id of each segment: label id * 1000 + n, or the bare label id for stuff and crowds."""
         counts: Counter[int] = Counter()
         values: dict[int, int] = {}
         for segment in truth.segments:
@@ -60,19 +59,13 @@ class CityscapesStyle:
             raise DataError(f"{name} has {max(counts.values())} objects of a class, where {OBJECTS} fit.")
         return values, Counter(merged=len(values) - len(set(values.values())))
 
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
-
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         if self.categories != load_categories("cityscapes"):
             save_classes(root, self.name, self.categories, _VOID)
 
 
 def open_writer(categories: Categories, name: str) -> CityscapesStyle:
-    """Ids that do not fit are numbered from 1 on.
+    """Make a writer; ids that do not fit are numbered from 1 on.
 
     Raises:
         ConfigError: too many classes.

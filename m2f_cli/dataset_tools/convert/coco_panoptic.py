@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,22 +13,18 @@ from ...data.formats.coco_panoptic import KIND
 from ...errors import DataError
 from ...results.regions import windows_of
 from ...structures.annotations import PanopticTruth, ids_to_rgb
-from ...structures.categories import Categories
 from ...structures.run_lengths import areas_in
 from .base import Lost, Place, Rows, Target, save_png
-from .coco_instance import category_rows, image_row
+from .coco_instance import CocoInstances, image_row
 
 MOST = (1 << 24) - 1  # an id is an RGB colour
 
 
 @dataclass(frozen=True)
-class CocoPanoptic:
+class CocoPanoptic(CocoInstances):
     """Segments keep their ids; one without a pixel stays in the json, since it counts as missed."""
 
-    categories: Categories
-
-    def picture(self, place: Place) -> str:
-        return f"{place.split}/{place.file_name}"
+    kind: ClassVar[str] = KIND
 
     def annotate(self, root: Path, place: Place, truth: PanopticTruth) -> tuple[Rows, Lost]:
         ids = [segment.id for segment in truth.segments]
@@ -47,15 +42,6 @@ class CocoPanoptic:
         save_png(root / f"{KIND}_{place.split}" / png, ids_to_rgb(truth.ids_HW))
         annotation = {"image_id": place.image_id, "file_name": png, "segments_info": infos}
         return {"images": [image_row(place, truth.size)], "annotations": [annotation]}, Counter()
-
-    def shared(self, split: str) -> str:
-        return f"annotations/{KIND}_{split}.json"
-
-    def head(self) -> dict[str, Any]:
-        return {"categories": category_rows(self.categories)}
-
-    def finish(self, root: Path, splits: Sequence[str]) -> None:
-        pass
 
 
 def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:

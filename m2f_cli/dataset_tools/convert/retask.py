@@ -1,4 +1,4 @@
-"""Truths of one task as those of another, and what that loses."""
+"""Annotations of one task as those of another, and what that loses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Recast:
-    """Gives the truths of a data set as those of `task`.
+    """Gives the annotations of a data set as those of `task`.
 
     source, categories: the classes before and after.
     separate: class numbers of label maps whose connected regions become objects.
@@ -45,8 +45,8 @@ class Recast:
     separate: frozenset[int] = frozenset()
 
     def __call__(self, truth: Truth) -> tuple[Truth, Lost]:
-        """The truth, and what was lost: pixels of "overlaps", number of "hidden", "crowds", "objects", "outlines",
-        "groups"."""
+        """Return the annotation, and what was lost: pixels of "overlaps"; how many "hidden", "crowds", "objects",
+        "outlines" and "groups"."""
         kind = {"panoptic": PanopticTruth, "instance": InstanceTruth, "semantic": SemanticTruth}[self.task]
         if isinstance(truth, kind):
             return truth, Counter()
@@ -88,7 +88,7 @@ class Recast:
 
 
 def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str] = ()) -> Recast:
-    """How truths of the task `given` become truths of the task `wanted`.
+    """Return what makes annotations of the task `wanted` out of those of the task `given`.
 
     Args:
         separate: names of classes of label maps whose connected regions are one object each.
@@ -123,7 +123,7 @@ def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str
 
 
 def paint(truth: InstanceTruth) -> tuple[np.ndarray, Lost]:
-    """Objects side by side: (H, W) int32, the position + 1 of the object that a pixel goes to, 0 for nobody's.
+    """Lay objects side by side: (H, W) int32, the position + 1 of the object of each pixel, 0 for none, and the losses.
 
     Crowds lie below all others and large objects below small ones, so that as few as possible vanish.
     """

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -15,7 +14,7 @@ from pycocotools import mask as coco_mask
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
 from ...structures.rle import encode_polygons, encode_shape
-from .base import Lost, Place, Rows, Target, save_text
+from .base import Lost, Place, Rows, Target, Writer, save_text
 from .outlines import joined, rle_outlines, same_pixels
 
 # In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
@@ -23,7 +22,7 @@ _NUDGE = 1e-5
 
 
 @dataclass(frozen=True)
-class YoloPolygons:
+class YoloPolygons(Writer):
     """An object of several parts or with holes becomes one polygon with seams; its pixels stay the same."""
 
     categories: Categories
@@ -39,12 +38,6 @@ class YoloPolygons:
         save_text(root / "labels" / place.split / f"{place.name}.txt", text)
         return {}, lost
 
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
-
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         names = {number: category.name for number, category in enumerate(self.categories)}
         tree = {"path": ".", **{split: f"images/{split}" for split in splits}, "nc": len(names), "names": names}
@@ -52,7 +45,7 @@ class YoloPolygons:
 
 
 def polygon_line(item: TrueObject, size: tuple[int, int]) -> str | None:
-    """x y x y … as shares of the picture's edges; None for an object without a pixel.
+    """Return x y x y … as shares of the image's edges; None for an object without a pixel.
 
     Its own polygons where they, read back, cover the same pixels; else the exact outline of its mask.
     """

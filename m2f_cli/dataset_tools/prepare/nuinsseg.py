@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...results.writers import coco_categories
 from ...runtime.archives import Tree
 from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
@@ -42,7 +43,7 @@ def nuclei(tree: Tree, item: Item) -> Made:
 
 def join(entries: list[Any]) -> str:
     images, annotations = zip(*entries, strict=True) if entries else ((), ())
-    categories = [{**c.to_dict(), "isthing": int(c.isthing)} for c in load_categories("nuinsseg")]
+    categories = coco_categories(load_categories("nuinsseg"))
     return json.dumps({"images": images, "annotations": annotations, "categories": categories})
 
 
