@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from .. import plugins
+from ..data.records import Record
 from ..errors import DataError, M2FError
 from ..inference.pipeline import in_order, thread_pool
 from ..metrics import Figures, Metric
@@ -31,17 +32,6 @@ from ..structures.categories import Categories
 Item = TypeVar("Item")
 METRIC_OF: dict[Task, str] = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}
 NOT_FIGURES = ("per_class", "tables")  # what else `Metric.compute` may give
-
-
-class Record(Protocol):
-    """One annotated picture of a data set."""
-
-    name: str
-
-    def read_image(self) -> np.ndarray:
-        """(H, W, 3) uint8, RGB."""
-
-    def read_truth(self) -> Truth | Truths: ...
 
 
 @dataclass(frozen=True)
