@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from ...data.records import DataSet
 from ...errors import DataError
+from ...runtime.threads import in_order
 from .inspect_image import Look, Problem, look_at
 from .issues import of_classes, of_leftovers, of_no_split, of_split, of_twins
 from .mistakes import check
@@ -72,15 +73,10 @@ def inspect(data: DataSet, *, workers: int = 1, on_look: Callable[[Look], None] 
 
 
 def _looks(data: DataSet, workers: int) -> Iterator[Look]:
-    """In order, with a few pictures at a time in memory."""
-    waiting: deque[Future[Look]] = deque()
+    """Look at all images in order, with a few at a time in memory."""
     with ThreadPoolExecutor(workers) as pool:
-        for record in data.records:
-            waiting.append(pool.submit(look_at, record, len(data.categories)))
-            if len(waiting) == _IN_FLIGHT * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        count = len(data.categories)
+        yield from in_order(pool, lambda record: look_at(record, count), data.records, _IN_FLIGHT * workers)
 
 
 class _Tally:

@@ -12,7 +12,7 @@ from typing import Any
 from ...data.formats.base import NoTask
 from ...data.formats.layout import NoSplit, in_all_cases, spellings
 from ...data.open_dataset import detect, open_data
-from ...data.records import DataSet, Record
+from ...data.records import DataSet
 from ...errors import DataError
 from ...structures import Task
 from ...structures.categories import Categories
@@ -107,9 +107,6 @@ def _without_split(data: DataSet) -> DataSet:
     """Take the folder of the split off names: some formats name images from above it."""
     for name in in_all_cases(spellings(data.split)):
         if all(record.name.startswith(f"{name}/") for record in data.records):
-            return dataclasses.replace(data, records=tuple(_shorter(record, name) for record in data.records))
+            shorter = (dataclasses.replace(r, name=r.name.removeprefix(f"{name}/")) for r in data.records)
+            return dataclasses.replace(data, records=tuple(shorter))
     return data
-
-
-def _shorter(record: Record, split: str) -> Record:
-    return dataclasses.replace(record, name=record.name.removeprefix(f"{split}/"))
