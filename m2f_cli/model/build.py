@@ -13,14 +13,8 @@ from torch.overrides import TorchFunctionMode
 from .. import plugins
 from ..config.schema import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
-from .backbones.resnet import BasicBlock, Bottleneck
-from .backbones.swin import Block
-from .decoders.masked import DecoderLayer
-from .decoders.plain import PlainLayer
 from .layers import recompute
 from .mask_classifier import MaskClassifier
-from .pixel_decoders.deformable import EncoderLayer
-from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 
 # What numbers that fit no constructor lead to, in Python and in torch; a MemoryError is of the kind too.
 _SENSELESS = (
@@ -33,7 +27,6 @@ _SENSELESS = (
     AssertionError,
     MemoryError,
 )
-_RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
 def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) -> MaskClassifier:
@@ -77,14 +70,14 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def checkpoint_activations(model: MaskClassifier) -> None:
-    """Trade time for memory in training: blocks of the backbone and layers of both decoders are computed twice.
+    """Trade time for memory in training: modules whose class says `recomputable = True` are computed twice.
 
     Gradients stay the same. Backbones of timm have a switch of their own for it.
     """
     if hasattr(model.backbone, "net"):
         model.backbone.net.set_grad_checkpointing(True)
     for module in model.modules():
-        if isinstance(module, _RECOMPUTED):
+        if getattr(module, "recomputable", False):
             recompute(module)
 
 
