@@ -1,4 +1,4 @@
-"""Every command and every line of Python that the README shows is run, in a folder with pictures of its own.
+"""Every command of the README and the guides is run, in a folder with images of its own; the README's Python, too.
 
 Weights that would be downloaded are random ones of the released shape, put where downloads are kept: the network is
 switched off, everything else is what a user gets.
@@ -29,15 +29,25 @@ from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {  # in the order in which they are run: what the README makes, the others use
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs" / "guides").glob("*.md")),
+        ROOT / "docs" / "reference" / "presets.md",
+        ROOT / "docs" / "export.md",
+    ]
+}
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for kind, text in fenced if kind == language]
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+LINES = [line for page in PAGES.values() for block in blocks("bash", page) for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(line for line in LINES if line and not line.startswith("#")))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +130,7 @@ def test_command(home, command):
 
 def test_the_test_command_is_what_ci_runs():
     assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
-    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", README)}:
+    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", "".join(PAGES.values()))}:
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
 
@@ -133,7 +143,8 @@ def test_python(home, code):
 
 def test_the_tree_is_the_tree():
     """Each name in the architecture's tree exists, and each part of the package is in it."""
-    tree = next(block for block in blocks("") if "m2f_cli/" in block)
+    page = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
+    tree = next(block for block in blocks("text", page) if "m2f_cli/" in block)
     package = ROOT / "m2f_cli"
     named = set(re.findall(r"^    ([\w]+(?:/|\.py))", tree, re.MULTILINE))
     present = {f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
@@ -141,11 +152,23 @@ def test_the_tree_is_the_tree():
     assert named == present
 
 
-def test_formats_and_links():
-    for name in plugins.names("writers"):
-        assert f"`{name}`" in README, f"the format {name} is not in the README"
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), f"the README points to {target}, which is not there"
+@pytest.mark.parametrize(
+    ("group", "page"),
+    [
+        ("writers", "docs/guides/predict.md"),
+        ("metrics", "docs/guides/evaluate.md"),
+        ("preparers", "docs/guides/prepare-datasets.md"),
+    ],
+)
+def test_a_guide_names_every_part_of_its_group(group, page):
+    missing = [name for name in plugins.names(group) if f"`{name}`" not in PAGES[page]]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 200 and len(README.encode()) <= 9000
+    assert not [line for line in README.splitlines() if line.startswith("|") and len(line) > 100]
+    assert TEST_COMMAND in README.splitlines()[:20] and "pip install -e . && m2f demo" in README.splitlines()[:20]
 
 
 @pytest.mark.slow

@@ -416,6 +416,8 @@ class TrainConfig(Node):
 
 
 class Config(Node):
+    """A whole configuration: the model, its data, how it is tested and trained, and its published figures."""
+
     name: str
     summary: str = ""
     task: Task
