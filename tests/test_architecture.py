@@ -133,6 +133,17 @@ def test_no_room_is_too_large():
     assert sum(unit_of(path) == "inference" for path in SOURCES) <= 25
 
 
+def test_no_class_name_has_two_meanings():
+    """A class name, public or private, is defined in one file of the package."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(str(path.relative_to(PACKAGE)))
+    assert len(places) > 300
+    assert not {name: sorted(files) for name, files in places.items() if len(files) > 1}
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if unit_of(p) == "commands"], ids=lambda p: p.name)
 def test_commands_import_nothing_heavy_at_the_top(path):
     top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]

@@ -20,11 +20,11 @@ from ..data.records import Record
 from ..evaluation.evaluate import default_metrics, evaluate
 from ..inference.base import BaseSegmenter, Prepared, RawOutput, innermost
 from ..inference.compile import parts_of
-from ..inference.engines.base import CLASS_LOGITS, MASK_LOGITS
+from ..inference.engines.base import CLASS_LOGITS, MASK_LOGITS, EngineSegmenter
 from ..inference.load import open_model
 from ..inference.mask_rendering import CoarseMasks, MaskLogits, Size
 from ..inference.predict import predict
-from ..inference.sources import Source, expand
+from ..inference.sources import ImageSource, expand
 from ..metrics import Metric
 from ..results.types import Instances, PanopticMap, Result
 from ..results.writers import save as save_result
@@ -82,7 +82,7 @@ def random_images(batch: int, size: Size) -> torch.Tensor:
 class ForwardOfFile(Workload):
     """The same of an exported file, on pictures of noise that are not normalised yet."""
 
-    def __init__(self, case: Case, segmenter: BaseSegmenter):
+    def __init__(self, case: Case, segmenter: EngineSegmenter):
         self.segmenter, self.images = segmenter, case.batch
         size = network_size(case, segmenter.config, fixed_size(segmenter))
         generator = torch.Generator().manual_seed(1)
@@ -224,7 +224,7 @@ class Predict(Workload):
             for path in self.files:
                 self._one(path, out, stages)
             return
-        sources = [Source(path, path.stem) for path in self.files]
+        sources = [ImageSource(path, path.stem) for path in self.files]
         predict(self.segmenter, sources, None, out, [self.format], batch=self.case.batch, thresholds=dict(PUBLISHED))
 
     def _one(self, path: Path, out: Path, stages: Stages) -> None:

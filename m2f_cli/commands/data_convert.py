@@ -13,7 +13,7 @@ from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..dataset_tools.convert.run import Conversion
-    from ..dataset_tools.convert.write import Outcome
+    from ..dataset_tools.convert.write import ConvertOutcome
 
 SOME_FAILED = 3
 SHOWN_FAILURES = 5
@@ -58,7 +58,7 @@ def convert(
     """
     from ..dataset_tools.convert.run import convert as run
 
-    with Progress("Converting") as progress:
+    with ConvertProgress("Converting") as progress:
         done = run(
             source,
             destination,
@@ -117,7 +117,7 @@ def show(done: Conversion) -> None:
     console.out(f"Written: {done.destination}")
 
 
-class Progress:
+class ConvertProgress:
     """A bar that begins when the number of pictures is known."""
 
     def __init__(self, description: str):
@@ -125,7 +125,7 @@ class Progress:
         self.stack = ExitStack()
         self.advance: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ConvertProgress:
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -134,5 +134,5 @@ class Progress:
     def start(self, pictures: int) -> None:
         self.advance = self.stack.enter_context(console.progress(self.description, pictures))
 
-    def show(self, outcome: Outcome) -> None:
+    def show(self, outcome: ConvertOutcome) -> None:
         self.advance(None)

@@ -13,7 +13,7 @@ from .. import console, plugins
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..dataset_tools.prepare.run import Progress, Report
+    from ..dataset_tools.prepare.run import PrepareProgress, PrepareReport
 
 
 def prepare(
@@ -66,11 +66,11 @@ def prepare(
         _show(report)
 
 
-def _bars(stack: ExitStack) -> Callable[[Progress], None]:
+def _bars(stack: ExitStack) -> Callable[[PrepareProgress], None]:
     """A progress bar for each stage, one after the other."""
     stages: dict[str, Any] = {}
 
-    def show(progress: Progress) -> None:
+    def show(progress: PrepareProgress) -> None:
         if progress.stage not in stages:
             stack.close()
             # What was kept is no work: the bar counts what is made.
@@ -82,7 +82,7 @@ def _bars(stack: ExitStack) -> Callable[[Progress], None]:
     return show
 
 
-def _show(report: Report) -> None:
+def _show(report: PrepareReport) -> None:
     counts = [[each.split, each.found, each.expected] for each in report.counts]
     console.show_table(report.dataset, ["split", "pictures", "published"], counts)
     rows = [[stage.title, stage.made, stage.kept, stage.replaced] for stage in report.stages]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import console
-from .data_convert import SOME_FAILED, Progress, show
+from .data_convert import SOME_FAILED, ConvertProgress, show
 
 
 def split(
@@ -54,7 +54,7 @@ def split(
 
     shares = {name: share for name, share in ((VAL, val), (TEST, test)) if share is not None}
     pinned = {name: _listed(groups) for name, groups in ((VAL, val_groups), (TEST, test_groups)) if groups}
-    with Progress("Splitting") as progress:
+    with ConvertProgress("Splitting") as progress:
         division, written = run(
             source,
             destination,

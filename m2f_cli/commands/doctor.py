@@ -11,7 +11,7 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
-    from ..workflows.doctor import Finding
+    from ..workflows.doctor import DoctorFinding
 
 
 def doctor(
@@ -34,7 +34,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def verdict(problems: list[Finding]) -> str:
+def verdict(problems: list[DoctorFinding]) -> str:
     """The last line: what is wrong, or that nothing is."""
     if not problems:
         return "everything that m2f needs is here"
@@ -42,7 +42,7 @@ def verdict(problems: list[Finding]) -> str:
     return f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {named}"
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(findings: list[DoctorFinding]) -> None:
     """A section per group, its name above the first column: there it is also in a pipe."""
     for group, members in itertools.groupby(findings, key=lambda finding: finding.group):
         rows = [[each.name, each.value, each.status, each.hint] for each in members]

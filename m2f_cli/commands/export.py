@@ -13,7 +13,7 @@ from ..errors import ConfigError, unknown_name
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..export.base import Options, Report
+    from ..export.base import ExportOptions, ExportReport
 
 TASKS = ("panoptic", "instance", "semantic")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -103,7 +103,7 @@ def export(
     from ..inference.sources import expand
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
-    options = base.Options(
+    options = base.ExportOptions(
         size=size,
         batch=batch_size,
         precision=precision,
@@ -169,7 +169,7 @@ def _name(model: str, format_: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{stem}-{format_}")
 
 
-def _print(report: Report, options: Options) -> None:
+def _print(report: ExportReport, options: ExportOptions) -> None:
     names = [*SHOWN, *(f"maps.{task}" for task in TASKS), *(f"inside.{task}" for task in TASKS)]
     rows = []
     for each in report.comparisons:

@@ -13,7 +13,7 @@ from ..errors import ConfigError, unknown_name
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from ..inference.predict import Progress, Summary
+    from ..inference.predict import PredictProgress, Summary
 
 TASKS = ("panoptic", "instance", "semantic")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
@@ -136,7 +136,7 @@ def predict(
     }
     with console.progress("Segmenting", total) as advance:
 
-        def show(step: Progress) -> None:
+        def show(step: PredictProgress) -> None:
             advance(step.message)
 
         summary = predict_all(

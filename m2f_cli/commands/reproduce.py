@@ -14,8 +14,8 @@ from ..config.published import decimals
 from ..errors import unknown_name
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Progress
-    from ..workflows.reproduce import Check, Options, Reproduced
+    from ..evaluation.evaluate import EvalProgress
+    from ..workflows.reproduce import Check, Reproduced, ReproduceOptions
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ROW_FAILED = 1
@@ -52,7 +52,7 @@ def reproduce(
         raise unknown_name("precision", precision, PRECISIONS)
     from ..workflows import reproduce as core
 
-    options = core.Options(data, device, precision, limit, workers, tta)
+    options = core.ReproduceOptions(data, device, precision, limit, workers, tta)
     rows = list(dict.fromkeys(rows))
     with console.downloads() as fetched:
         core.make_ready(rows, options, fetched)
@@ -65,7 +65,7 @@ def reproduce(
         raise typer.Exit(ROW_FAILED)
 
 
-def _one(name: str, options: Options, folder: Path, as_json: bool) -> Reproduced:
+def _one(name: str, options: ReproduceOptions, folder: Path, as_json: bool) -> Reproduced:
     from ..workflows import reproduce as core
 
     with ExitStack() as stack:
@@ -76,7 +76,7 @@ def _one(name: str, options: Options, folder: Path, as_json: bool) -> Reproduced
             stack.close()
             advance = stack.enter_context(console.progress(what, count))
 
-        def show(step: Progress) -> None:
+        def show(step: EvalProgress) -> None:
             advance(step.message and f"{step.name}: {step.message}")
 
         try:

@@ -22,12 +22,12 @@ from ..structures import Task
 from ..structures.images import read_picture
 from .base import BaseSegmenter
 from .journal import SHARED, Journal, assemble, check_folder, erase
-from .sources import Source
+from .sources import ImageSource
 from .stream import stream
 
 
 @dataclass(frozen=True)
-class Failure:
+class PredictFailure:
     """An image that could not be done, and why."""
 
     file: Path
@@ -35,7 +35,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PredictProgress:
     """What `on_progress` gets after each image, in the order of the sources, in the caller's thread."""
 
     file: Path
@@ -49,13 +49,13 @@ class Summary:
 
     done: int = 0
     skipped: int = 0
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[PredictFailure] = field(default_factory=list)
     seconds: float = 0.0
 
 
 def predict(
     segmenter: BaseSegmenter,
-    sources: Iterable[Source],
+    sources: Iterable[ImageSource],
     task: Task | None,
     out: Path,
     formats: Sequence[str],
@@ -66,7 +66,7 @@ def predict(
     overwrite: bool = False,
     thresholds: dict[str, float | int | None] | None = None,
     model: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
 ) -> Summary:
     """Segment pictures and write the results below `out`, with predictions.json about all of them.
@@ -115,7 +115,7 @@ def predict(
         result.image = image
         return result
 
-    def write(item: tuple[Source, bool], result: Result) -> dict[str, Any]:
+    def write(item: tuple[ImageSource, bool], result: Result) -> dict[str, Any]:
         source = item[0]
         return write_image(source.name, source.path, out, [(name, write, result) for name, write in writers.items()])
 
@@ -139,7 +139,7 @@ def predict(
     return replace(summary, seconds=time.perf_counter() - started)
 
 
-def _read(item: tuple[Source, bool]) -> tuple[np.ndarray, np.ndarray] | None:
+def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | None:
     source, is_finished = item
     if is_finished:
         return None
@@ -170,10 +170,10 @@ def write_image(
 
 
 def _keep(
-    images: Iterable[tuple[tuple[Source, bool], Any, dict[str, float]]],
+    images: Iterable[tuple[tuple[ImageSource, bool], Any, dict[str, float]]],
     journal: Journal,
     names: list[str],
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PredictProgress], None],
 ) -> Summary:
     """Take the images from the stream into the journal, in their order; `names` gets the name of each."""
     summary = Summary()
@@ -181,16 +181,16 @@ def _keep(
         names.append(source.name)
         if outcome is None:
             summary.skipped += 1
-            step = Progress(source.path, "skipped")
+            step = PredictProgress(source.path, "skipped")
         elif isinstance(outcome, M2FError):
             journal.append({"record": {"name": source.name, "file": str(source.path), "error": str(outcome)}})
-            summary.failed.append(Failure(source.path, str(outcome)))
-            step = Progress(source.path, "failed", str(outcome))
+            summary.failed.append(PredictFailure(source.path, str(outcome)))
+            step = PredictProgress(source.path, "failed", str(outcome))
         else:
             outcome["record"]["times_ms"] = {stage: round(1000 * each, 3) for stage, each in seconds.items()}
             journal.append(outcome)
             summary.done += 1
-            step = Progress(source.path, "done")
+            step = PredictProgress(source.path, "done")
         on_progress(step)
     return summary
 

@@ -20,7 +20,7 @@ from .decoders.plain import PlainLayer
 from .layers import recompute
 from .mask_classifier import MaskClassifier
 from .pixel_decoders.deformable import EncoderLayer
-from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
+from .pixel_decoders.transformer_fpn import PlainEncoderLayer
 
 # What numbers that fit no constructor lead to, in Python and in torch; a MemoryError is of the kind too.
 _SENSELESS = (

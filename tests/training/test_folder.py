@@ -22,10 +22,10 @@ from m2f_cli.training import loggers as logs
 from m2f_cli.training import lr_finder, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.data import identity, open_splits, refuse_other_data
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 RESUME = replace(OPTIONS, resume=True)
 CHANGES = ("train.batch=2", "train.iterations=4", "train.checkpoint_every=2")
 

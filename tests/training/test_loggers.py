@@ -11,7 +11,7 @@ import sys
 import pytest
 from training.tiny import settings
 
-from m2f_cli.dataset_tools.prepare.journal import Journal as PrepareJournal
+from m2f_cli.dataset_tools.prepare.journal import PrepareJournal
 from m2f_cli.errors import ConfigError, MissingDependency
 from m2f_cli.evaluation import journal as picture_journal
 from m2f_cli.inference.journal import Journal
@@ -131,7 +131,7 @@ def test_trackio_here(tmp_path):
 def test_a_missing_package_is_found_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingDependency, match="--logger trackio needs the package trackio"):
-        run.start(settings(), tmp_path / "run", run.Options(init="random", device="cpu", loggers=("trackio",)))
+        run.start(settings(), tmp_path / "run", run.TrainOptions(init="random", device="cpu", loggers=("trackio",)))
     assert not (tmp_path / "run").exists()
 
 

@@ -34,7 +34,7 @@ class DataWarning:
 
 
 @dataclass(frozen=True)
-class Description:
+class SplitCounts:
     """Counts over the pictures that were looked at.
 
     pictures: of the split; looked_at: of those, how many were read without an error; failures: (name, message).
@@ -93,7 +93,7 @@ class Description:
 
 def describe(
     data: DataSet, limit: int | None = None, *, pixels: bool = False, on_picture: Callable[[int], None] | None = None
-) -> Description:
+) -> SplitCounts:
     """Read annotations and count.
 
     Args:
@@ -121,13 +121,13 @@ def _size(truth: Truth) -> tuple[int, int]:
 
 def _sum_up(
     data: DataSet, found: list[tuple[tuple[int, int], Regions]], failures: list[tuple[str, str]], hidden_in: str
-) -> Description:
+) -> SplitCounts:
     sizes, counted = [size for size, _ in found], [regions for _, regions in found]
     pictures_of = Counter(label for regions in counted for label in set(regions.labels))
     objects_of = Counter(label for regions in counted for label in regions.labels)
     numbers = range(len(data.categories))
     area = sum(height * width for height, width in sizes)
-    return Description(
+    return SplitCounts(
         name=data.name,
         format=data.format,
         split=data.split,
@@ -168,7 +168,7 @@ def check(
     limit: int | None = None,
     *,
     against: DataSet | None = None,
-    description: Description | None = None,
+    description: SplitCounts | None = None,
     on_picture: Callable[[int], None] | None = None,
 ) -> list[DataWarning]:
     """Look for classic mistakes.
@@ -186,7 +186,7 @@ def check(
     return [warning for warning in warnings if warning is not None]
 
 
-def _failures(found: Description) -> DataWarning | None:
+def _failures(found: SplitCounts) -> DataWarning | None:
     if not found.failures:
         return None
     total = found.looked_at + len(found.failures)
@@ -198,7 +198,7 @@ def _failures(found: Description) -> DataWarning | None:
     )
 
 
-def _binary(found: Description) -> DataWarning | None:
+def _binary(found: SplitCounts) -> DataWarning | None:
     """Masks of 0 and 255 look like class 0 and ignored pixels."""
     only_zero = found.task == "semantic" and found.pictures_of[0] and not any(found.pictures_of[1:])
     if not only_zero or not found.ignored:
@@ -211,7 +211,7 @@ def _binary(found: Description) -> DataWarning | None:
     )
 
 
-def _background(found: Description) -> DataWarning | None:
+def _background(found: SplitCounts) -> DataWarning | None:
     names = [category.name for category in found.categories if category.name.casefold() in BACKGROUNDS]
     if not names:
         return None
@@ -222,7 +222,7 @@ def _background(found: Description) -> DataWarning | None:
     return DataWarning("background-class", f"The class {number}, {names[0]!r}, is learned like any other.", hint)
 
 
-def _one_class(found: Description) -> DataWarning | None:
+def _one_class(found: SplitCounts) -> DataWarning | None:
     seen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if pictures]
     if found.task != "semantic" or len(seen) != 1 or found.ignored:
         return None
@@ -233,7 +233,7 @@ def _one_class(found: Description) -> DataWarning | None:
     )
 
 
-def _unseen(found: Description) -> DataWarning | None:
+def _unseen(found: SplitCounts) -> DataWarning | None:
     unseen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if not pictures]
     if not unseen or not found.looked_at:
         return None
@@ -246,7 +246,7 @@ def _unseen(found: Description) -> DataWarning | None:
     )
 
 
-def _no_objects(found: Description) -> DataWarning | None:
+def _no_objects(found: SplitCounts) -> DataWarning | None:
     empty = found.objects.count(0)
     if 2 * empty <= found.looked_at:
         return None
@@ -257,7 +257,7 @@ def _no_objects(found: Description) -> DataWarning | None:
     )
 
 
-def _hidden(found: Description) -> DataWarning | None:
+def _hidden(found: SplitCounts) -> DataWarning | None:
     if not found.hidden:
         return None
     return DataWarning(
@@ -267,7 +267,7 @@ def _hidden(found: Description) -> DataWarning | None:
     )
 
 
-def _many(found: Description) -> DataWarning | None:
+def _many(found: SplitCounts) -> DataWarning | None:
     crowded = sum(count > USUAL_QUERIES for count in found.objects)
     if not crowded:
         return None
@@ -278,7 +278,7 @@ def _many(found: Description) -> DataWarning | None:
     )
 
 
-def _sizes(found: Description) -> DataWarning | None:
+def _sizes(found: SplitCounts) -> DataWarning | None:
     absurd = [size for size in found.sizes if min(size) < LEAST_EDGE or size[0] * size[1] > MOST_PIXELS]
     if not absurd:
         return None

@@ -16,7 +16,7 @@ from ...data.records import DataSet, PassedOver
 from ...errors import DataError
 from .inspect_image import Look, Problem, look_at
 from .issues import Finding, of_classes, of_leftovers, of_no_split, of_split, of_twins
-from .mistakes import Description
+from .mistakes import SplitCounts
 from .near_duplicates import Prints, Twin, repeats, twins
 from .orphans import leftovers
 
@@ -59,7 +59,7 @@ class SplitReport:
     passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
     """
 
-    description: Description
+    description: SplitCounts
     classes: tuple[ClassCount, ...]
     problems: tuple[Problem, ...]
     empty: tuple[str, ...]
@@ -243,9 +243,9 @@ class _Tally:
             notes=tuple(note for note in self.data.notes if note not in self.data.passed_over.notes),
         )
 
-    def _description(self) -> Description:
+    def _description(self) -> SplitCounts:
         data = self.data
-        return Description(
+        return SplitCounts(
             name=data.name,
             format=data.format,
             split=data.split,

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from ...data.formats.coco_instance import KIND
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target
+from .base import Lost, OutputFormat, Place, Rows
 from .outlines import rle_of
 
 
@@ -71,7 +71,7 @@ def segmentation(item: TrueObject, rle: dict[str, Any]) -> Any:
     return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="instance",
     keeps=frozenset({"category ids", "colours", "image ids", "areas"}),
     open=lambda categories, name: CocoInstances(categories),

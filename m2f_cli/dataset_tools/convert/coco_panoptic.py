@@ -16,7 +16,7 @@ from ...errors import DataError
 from ...structures.annotations import PanopticTruth
 from ...structures.categories import Categories
 from ...structures.run_lengths import values_in
-from .base import Lost, Place, Rows, Target, save_png
+from .base import Lost, OutputFormat, Place, Rows, save_png
 from .coco_instance import category_rows, image_row
 
 MOST = (1 << 24) - 1  # an id is an RGB colour
@@ -75,7 +75,7 @@ def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     return {key: pair for key, *pair in zip(ids.tolist(), areas, boxes, strict=True)}
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="panoptic",
     keeps=frozenset({"category ids", "colours", "image ids"}),
     open=lambda categories, name: CocoPanoptic(categories),

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...structures.annotations import SemanticTruth
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, ignore_value, save_classes, save_png
+from .base import Lost, OutputFormat, Place, Rows, ignore_value, save_classes, save_png
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class LabelMaps:
         save_classes(root, self.name, self.categories, ignore_value(len(self.categories)))
 
 
-TARGET = Target(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)
+TARGET = OutputFormat(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)

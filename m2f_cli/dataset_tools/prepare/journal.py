@@ -9,7 +9,7 @@ from typing import IO, Any
 from ...runtime.files import refuse_link, writing_to
 
 
-class Journal:
+class PrepareJournal:
     """Entries of a table's pictures, kept in a hidden file beside it until the table is written.
 
     Args:
@@ -33,7 +33,7 @@ class Journal:
     def is_used(self) -> bool:
         return self.path is not None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> PrepareJournal:
         return self
 
     def __exit__(self, *_: object) -> None:
