@@ -112,6 +112,13 @@ def test_no_circle_of_files():
     assert not arrows, sorted(str(path.relative_to(PACKAGE)) for path in arrows)
 
 
+def test_load_stands_on_top_of_its_room():
+    """Whatever stands around a segmenter is imported by `inference/load.py`, never the other way."""
+    top = PACKAGE / "inference" / "load.py"
+    assert top.is_file()
+    assert not [path.name for path in SOURCES if unit_of(path) == "inference" and top in files_imported(path)]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_arrow_by_string(path):
     """A name of code in a string climbs where an import may not: such names stand in the table alone."""

@@ -91,7 +91,6 @@ def predict(
         ConfigError: a task or format that does not fit, or an output folder that is in use, also by another process.
         M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
     """
-    started = time.perf_counter()
     task = segmenter.check_task(task or segmenter.default_task)
     writers = writers_for(formats, task, trust_code=trust_code)
     if batch < 1 or workers < 1:
@@ -116,8 +115,8 @@ def predict(
         return result
 
     def write(item: tuple[ImageSource, bool], result: Result) -> dict[str, Any]:
-        source = item[0]
-        return write_image(source.name, source.path, out, [(name, write, result) for name, write in writers.items()])
+        source, results = item[0], [(name, write, result) for name, write in writers.items()]
+        return write_image(source.name, source.path, out, result, results)
 
     with locked(out, "A prediction"):
         check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
@@ -129,6 +128,7 @@ def predict(
             workers = 0 if segmenter.device.type == "cpu" else workers
             images = stream(segmenter, items, _read, finish, write, batch=batch, workers=workers)
             names: list[str] = []
+            started = time.perf_counter()
             try:
                 with closing(images):
                     summary = _keep(images, journal, names, on_progress or (lambda progress: None))
@@ -136,7 +136,7 @@ def predict(
                 assemble(journal, names, writers, segmenter.categories)
                 raise
             assemble(journal, names, writers, segmenter.categories)
-    return replace(summary, seconds=time.perf_counter() - started)
+            return replace(summary, seconds=time.perf_counter() - started)
 
 
 def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -148,25 +148,25 @@ def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 def write_image(
-    name: str, image: Path | None, out: Path, results: Iterable[tuple[str, Writer, Result]]
+    name: str, image: Path | None, out: Path, main: Result, results: Iterable[tuple[str, Writer, Result]]
 ) -> dict[str, Any]:
     """Write the files of one image; return its entry for the journal.
 
     Args:
         image: its file; None for an image that was not read from one.
-        results: each format with its writer and its result. The entry describes the first result.
+        main: the result that the entry describes.
+        results: each format with its writer and its result.
     """
-    files, shared, described = [], {}, {}
+    files, shared = [], {}
     file_name = (Path(name).parent / (image.name if image else f"{name}.png")).as_posix()
     for format_name, write, result in results:
-        if not described:
-            described = {"width": result.size[1], "height": result.size[0], **contents(result)}
         if format_name in SHARED:
             write = SHARED[format_name].write
             shared[format_name] = SHARED[format_name].entry(result, name, file_name)
         files += write(result, stem_for(out, format_name, name))
-    record = {"name": name, "file": str(image or name), **described, "files": listed(files, out)}
-    return {"record": record, "shared": shared}
+    height, width = main.size
+    record = {"name": name, "file": str(image or name), "width": width, "height": height, **contents(main)}
+    return {"record": {**record, "files": listed(files, out)}, "shared": shared}
 
 
 def _keep(
