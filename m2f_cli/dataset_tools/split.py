@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import plugins
-from ..data import training_set
+from ..data import records as data_records
 from ..data.records import Record
 from ..errors import ConfigError, DataError, unknown_name
 from ..structures import Task
@@ -236,7 +236,7 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
 def labels_of(record: Record) -> tuple[int, ...]:
     """Return the classes in an image; none where its annotation is damaged, which is reported when it is written."""
     try:
-        return training_set.labels_of(record)
+        return data_records.labels_of(record)
     except DataError:
         return ()
 

@@ -21,11 +21,12 @@ from .. import plugins
 from ..data.records import Record
 from ..errors import DataError, M2FError
 from ..inference.base import BaseSegmenter
-from ..inference.stream import in_order, stream, thread_pool
+from ..inference.stream import stream, thread_pool
 from ..metrics import Figures, Metric
 from ..metrics.comparable import check_sizes
 from ..results.types import Result
 from ..runtime import distributed as ranks
+from ..runtime.threads import in_order
 from ..structures import Task
 from ..structures.annotations import Truth
 from ..structures.categories import Categories

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ..errors import M2FError
+from ..runtime.threads import in_order
 from .base import BaseSegmenter
 
 In = TypeVar("In")
@@ -139,23 +139,6 @@ def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor | None]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def in_order(
-    pool: ThreadPoolExecutor | None, function: Callable[[In], Out], items: Iterable[In], depth: int
-) -> Iterator[Out]:
-    """`map(function, items)` in threads: in order, with at most `depth` items between taken and handed on. Without a
-    pool: `map`."""
-    if pool is None:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Out]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _batches(items: Iterable[In], count: int) -> Iterator[list[In]]:

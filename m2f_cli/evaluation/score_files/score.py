@@ -23,11 +23,12 @@ from ...data.open_dataset import open_data
 from ...data.records import DataSet, Record
 from ...errors import DataError
 from ...inference.journal import PREDICTIONS, SHARED
-from ...inference.stream import in_order, thread_pool
+from ...inference.stream import thread_pool
 from ...metrics.comparable import check_sizes
 from ...results.types import Result
 from ...runtime.archives import Archive, Folder, Tree, open_archive
 from ...runtime.documents import parse_json
+from ...runtime.threads import in_order
 from ...structures import Task
 from ...structures.annotations import Truth
 from ...structures.categories import load_class_table
