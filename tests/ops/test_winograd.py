@@ -26,7 +26,7 @@ def inputs(*shape: int, out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 )
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_implementations_agree(shape, bias, monkeypatch: pytest.MonkeyPatch):
+def test_implementations_agree_in_values(shape, bias, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(winograd, "PIECE", 36 * 3 * 16)  # bands of few tiles: their borders count
     x, weight, b = inputs(*shape, out=7)
     b = b if bias else None
@@ -104,7 +104,7 @@ def test_exact_where_numbers_are_small_integers_and_the_kernel_a_shift():
     torch.testing.assert_close(conv3x3(x, shift, impl="winograd"), expected, atol=1e-5, rtol=0)
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_size_gradients_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_CONV3X3", raising=False)
     large = torch.zeros(1, 128, 64, 64).contiguous(memory_format=torch.channels_last)
     assert winograd.choose(large, 128) == "direct"  # somebody may want a gradient
@@ -139,7 +139,7 @@ def test_a_layer_transforms_its_kernel_once_and_again_when_it_changed(monkeypatc
     assert len(calls) == 2
 
 
-def test_pieces(monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_computed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pieces, "PIECE", 40)
     seen = []
 

@@ -34,7 +34,7 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 IMPLEMENTATIONS = ("reference", "bag", "gather")  # those that run on every device
 KNOWN = (*IMPLEMENTATIONS, "triton")  # see `implementations`
 WAYS = Ways("deformable attention", "M2F_DEFORM_ATTN", KNOWN)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def implementations(device: torch.device) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def implementations(device: torch.device) -> tuple[str, ...]:
 
 def _runs_triton(device: torch.device) -> bool:
     """Triton compiles for Volta (7.0) and later."""
-    return _HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 7
+    return HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 7
 
 
 def choose(device: torch.device) -> str:
