@@ -12,17 +12,18 @@ of medians. An export that does not work is told and left out.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
+import functools
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from forward_vs_transformers import about, logits_of, make_model, raced
+from forward_vs_transformers import logits_of, make_model
+
+if TYPE_CHECKING:
+    from m2f_cli.benchmark.interleaved import Timed
 
 ENGINES = ("onnxruntime", "openvino")
 EAGER = "eager"
@@ -116,97 +117,62 @@ def open_eager(folder: Path, side: str, threads: int) -> Forward:
 OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino, EAGER: open_eager}
 
 
-def worker(name: str, folder: Path, size: tuple[int, int], threads: int) -> None:
-    """Export or open one side, then answer each line on stdin with one timed forward pass."""
+def make_side(side: str, engine: str, folder: Path, size: tuple[int, int], threads: int):
+    """The work of one side, in its process."""
     import numpy as np
 
-    job, side, engine = name.split("-")
-    if job == "export":
-        with contextlib.redirect_stdout(sys.stderr):
-            {"ours": export_ours, "theirs": export_theirs}[side](folder, engine, size)
-        return
+    from m2f_cli.benchmark.process import Work
+
     forward = OPENERS[engine](folder, side, threads)
     images = np.random.default_rng(1).normal(size=(1, 3, *size)).astype(np.float32)
-    answer = forward(images)  # the first run is not like the others
-    np.savez(folder / f"{side}-{engine}.npz", *answer)
-    print(json.dumps({"ready": True}), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        forward(images)
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-
-
-class Side:
-    """A process that runs one engine on one export. engine: one of OPENERS."""
-
-    def __init__(self, side: str, engine: str, command: list[str]):
-        self.name, self.engine, self.side = f"{side}-{engine}", engine, side
-        self.process = subprocess.Popen(
-            [*command, "--worker", f"run-{self.name}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.seconds: list[float] = []
-        self.answer()
-
-    def answer(self) -> dict:
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit(f"{self.name} ended early")
-
-    def run(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.seconds.append(self.answer()["seconds"])
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    return Work(functools.partial(forward, images), tell=lambda answers: {"answers": answers})
 
 
 # --- the race ---------------------------------------------------------------------------------------------------------
 
 
-def exported(engines: list[str], command: list[str]) -> list[tuple[str, str]]:
+def exported(engines: list[str], folder: Path, size: tuple[int, int]) -> list[tuple[str, str]]:
     """(side, engine) of the exports that worked, each made in a process of its own."""
+    from m2f_cli.benchmark.process import side as process
+    from m2f_cli.errors import M2FError
+
     found = []
     for engine in engines:
-        for side in ("theirs", "ours"):
+        for side, make in (("theirs", export_theirs), ("ours", export_ours)):
             print(f"exporting: {side} for {engine}", file=sys.stderr, flush=True)
-            done = subprocess.run([*command, "--worker", f"export-{side}-{engine}"], capture_output=True, text=True)
-            if done.returncode == 0:
-                found.append((side, engine))
-            else:
-                reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-                print(f"the export of {side} for {engine} failed: {reason[:300]}", flush=True)
+            try:
+                with process(f"the export of {side}", functools.partial(make, folder, engine, size)):
+                    found.append((side, engine))
+            except M2FError as error:
+                print(f"the export of {side} for {engine} failed: {str(error)[:300]}", flush=True)
     return found
 
 
-def differences(folder: Path, sides: list[Side]) -> None:
+def differences(sides: Mapping[str, Timed]) -> None:
     """Each side's difference from our eager network, as a share of the range: the exports are the same model.
 
     One query that a threshold in the network sends elsewhere moves the largest difference: so the mean is there, too.
     """
     import numpy as np
 
-    expected = np.load(folder / f"ours-{EAGER}.npz")
-    for side in sides:
-        found, told = np.load(folder / f"{side.name}.npz"), []
-        for key, what in zip(expected.files, ("classes", "masks"), strict=True):
-            share = np.abs(expected[key] - found[key]) / np.ptp(expected[key])
+    expected = sides[f"ours-{EAGER}"].first["answers"]
+    for name, side in sides.items():
+        told = []
+        for a, b, what in zip(expected, side.first["answers"], ("classes", "masks"), strict=True):
+            share = np.abs(a - b) / np.ptp(a)
             told.append(f"{what} {share.max():.1e} (mean {share.mean():.1e})")
-        print(f"  {side.name:20} difference from eager / range: {', '.join(told)}")
+        print(f"  {name:20} difference from eager / range: {', '.join(told)}")
 
 
-def report(sides: list[Side], rounds: int) -> None:
+def report(sides: Mapping[str, Timed], rounds: int) -> None:
     from m2f_cli.benchmark.statistics import between, ratio
 
     print(f"{'':22}{'median s':>10}{'best s':>10}")
-    for side in sides:
-        print(f"  {side.name:20}{side.median:10.3f}{min(side.seconds):10.3f}")
-    by_name = {side.name: side for side in sides}
-    eager = by_name[f"ours-{EAGER}"]
+    median = {name: statistics.median(side.seconds) for name, side in sides.items()}
+    for name, side in sides.items():
+        print(f"  {name:20}{median[name]:10.3f}{min(side.seconds):10.3f}")
     for engine in ENGINES:
-        theirs, ours = (by_name.get(f"{side}-{engine}") for side in ("theirs", "ours"))
+        theirs, ours = (sides.get(f"{side}-{engine}") for side in ("theirs", "ours"))
         if ours and theirs:
             wins = sum(a > b for a, b in zip(theirs.seconds, ours.seconds, strict=True))
             speed = ratio(theirs.seconds, ours.seconds)
@@ -215,7 +181,8 @@ def report(sides: list[Side], rounds: int) -> None:
                 f"(faster in {wins} of {rounds} rounds)"
             )
         if ours:
-            print(f"{engine}: ours {eager.median / ours.median:.2f}x the speed of our PyTorch network (eager)")
+            speed = median[f"ours-{EAGER}"] / median[f"ours-{engine}"]
+            print(f"{engine}: ours {speed:.2f}x the speed of our PyTorch network (eager)")
 
 
 def main() -> None:
@@ -224,35 +191,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     size = tuple(arguments.size)
-    if arguments.worker:
-        return worker(arguments.worker, arguments.folder, size, arguments.threads)
+
+    from m2f_cli.benchmark.interleaved import race
+    from m2f_cli.benchmark.machine import summary
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "weights")
-        command = [
-            sys.executable,
-            __file__,
-            "--size",
-            *map(str, size),
-            "--threads",
-            str(arguments.threads),
-            "--folder",
-            name,
-        ]
-        pairs = [*exported(arguments.engines, command), ("ours", EAGER)]
-        sides = [Side(side, engine, command) for side, engine in pairs]
-        raced(sides, arguments.rounds)
-        print(f"Mask2Former Swin-T, 1 x 3 x {size[0]} x {size[1]}, fp32, {about(arguments.threads, arguments.rounds)}")
-        report(sides, arguments.rounds)
-        differences(folder, sides)
-        for side in sides:
-            side.process.stdin.close()
-            side.process.wait()
+        make = functools.partial(make_side, folder=folder, size=size, threads=arguments.threads)
+        pairs = [*exported(arguments.engines, folder, size), ("ours", EAGER)]
+        makes = {f"{side}-{engine}": functools.partial(make, side, engine) for side, engine in pairs}
+        sides = race(makes, arguments.rounds)
+    print(f"Mask2Former Swin-T, 1 x 3 x {size[0]} x {size[1]}, fp32, {summary(arguments.threads, arguments.rounds)}")
+    report(sides, arguments.rounds)
+    differences(sides)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,14 @@ of the medians, with its 95 % interval (with fewer than six rounds: the range of
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SWIN = {
     "t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
     "l": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
@@ -52,44 +48,8 @@ def make_model(folder: Path, backbone: str = "t") -> None:
     model.save_pretrained(folder)
 
 
-def growth_of(work: Callable[[], T]) -> tuple[T, float | None]:
-    """What a piece of work gives, and by how many MiB it raises the memory of this process; None: not told here."""
-    import torch
-
-    from m2f_cli.benchmark.machine import Memory
-
-    memory = Memory(torch.device("cpu"))
-    return work(), memory.growth()["resident_growth_mib"]
-
-
-def raced(sides: Iterable[Side], rounds: int) -> None:
-    """Rounds in turns; who is first changes from round to round."""
-    sides = list(sides)
-    for number in range(rounds):
-        for side in sides if number % 2 else reversed(sides):
-            side.run()
-
-
-def about(threads: int, rounds: int) -> str:
-    """What a timing means nothing without."""
-    import torch
-
-    from m2f_cli.benchmark import machine
-
-    found = machine.allocator()
-    settings = f" {found['settings']}" if found["settings"] else ""
-    return (
-        f"{machine.cpu_name()}, {threads} threads, {found['name']}{settings}, torch {torch.__version__}, "
-        f"{rounds} rounds, load {machine.load_average()}"
-    )
-
-
-def share(part: float | None, whole: float | None) -> str:
-    return f"{part / whole:.2f}" if part is not None and whole else "not told"
-
-
-def worker(side: str, folder: str, height: int, width: int, threads: int) -> None:
-    """Load one side, then answer each line on stdin with one timed forward pass."""
+def make_side(side: str, folder: str, size: tuple[int, int], threads: int):
+    """The work of one side, in its process."""
     name, *settings = side.split(":")
     if "keep" in settings:
         from m2f_cli.runtime.allocator import keep_memory
@@ -97,22 +57,20 @@ def worker(side: str, folder: str, height: int, width: int, threads: int) -> Non
         keep_memory()
     import torch
 
+    from m2f_cli.benchmark.process import Work
+
     torch.set_num_threads(threads)
     precision = torch.bfloat16 if "bf16" in settings else torch.float32
-    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     forward = {"ours": ours, "theirs": theirs, "openvino": openvino}[name](
         folder, images, precision, threads, "compile" in settings
     )
-    with torch.inference_mode():
-        if name != "openvino":  # its graph is for one size
-            forward(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
-        (classes, masks), growth = growth_of(lambda: forward(images))
-        torch.save((classes.float(), masks.float()), Path(folder) / f"{side}.pt")
-        print(json.dumps({"growth": growth}), flush=True)
-        for _ in sys.stdin:
-            start = time.perf_counter()
-            forward(images)
-            print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+    forward = torch.inference_mode()(forward)
+    run = functools.partial(forward, images)
+    tell = lambda answers: {"answers": [answer.float().numpy() for answer in answers]}  # noqa: E731
+    if name == "openvino":  # its graph is for one size
+        return Work(run, tell=tell)
+    return Work(run, functools.partial(forward, images[..., :64, :64]), tell)
 
 
 def ours(folder, images, precision, threads, compile):
@@ -181,29 +139,6 @@ def openvino(folder, images, precision, threads, compile):
     return forward
 
 
-class Side:
-    def __init__(self, name: str, folder: str, options: list[str]):
-        command = [sys.executable, __file__, "--worker", name, "--folder", folder, *options]
-        self.name = name
-        quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
-        self.growth = self.answer()["growth"]
-        self.seconds: list[float] = []
-
-    def answer(self) -> dict:
-        while True:
-            line = self.process.stdout.readline()
-            if not line:
-                raise SystemExit("a worker ended early")
-            if line.startswith("{"):
-                return json.loads(line)
-
-    def run(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.seconds.append(self.answer()["seconds"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs=2, type=int, default=[512, 1024], metavar=("H", "W"))
@@ -211,46 +146,38 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backbone", choices=SWIN, default="t")
     parser.add_argument("--sides", nargs="+", default=["theirs", "ours"])
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        return worker(arguments.worker, arguments.folder, *arguments.size, arguments.threads)
 
-    import torch
+    from m2f_cli.benchmark.interleaved import race
+    from m2f_cli.benchmark.machine import summary
+    from m2f_cli.benchmark.statistics import between, ratio, share
 
-    from m2f_cli.benchmark.statistics import between, ratio
-
-    options = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
+    height, width = arguments.size
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), arguments.backbone)
-        sides = [Side(name, folder, options) for name in arguments.sides]
-        raced(sides, arguments.rounds)
-        for side in sides:
-            side.process.stdin.close()
-            side.process.wait()
-        answers = {side.name: torch.load(Path(folder) / f"{side.name}.pt") for side in sides}
-    height, width = arguments.size
+        make = functools.partial(make_side, folder=folder, size=(height, width), threads=arguments.threads)
+        sides = race({name: functools.partial(make, name) for name in arguments.sides}, arguments.rounds)
     print(
         f"Mask2Former Swin-{arguments.backbone.upper()}, 1 x 3 x {height} x {width}, "
-        f"{about(arguments.threads, arguments.rounds)}"
+        f"{summary(arguments.threads, arguments.rounds)}"
     )
-    first = sides[0]
+    first = sides[arguments.sides[0]]
     print(
         f"{'':22}{'seconds':>9}{'best':>8}{'speed':>8}{'best':>7}{'growth MiB':>12}{'ratio':>9}   "
-        f"largest (mean) difference of classes, masks from {first.name}"
+        f"largest (mean) difference of classes, masks from {arguments.sides[0]}"
     )
-    for side in sides:
+    for name, side in sides.items():
         middle, best = statistics.median(side.seconds), min(side.seconds)
         differences = ", ".join(
-            f"{(a - b).abs().max():.1e} ({(a - b).abs().mean():.1e})"
-            for a, b in zip(answers[first.name], answers[side.name], strict=True)
+            f"{abs(a - b).max():.1e} ({abs(a - b).mean():.1e})"
+            for a, b in zip(first.first["answers"], side.first["answers"], strict=True)
         )
         speed = ratio(first.seconds, side.seconds)
-        growth = "not told" if side.growth is None else f"{side.growth:.0f}"
+        growth = side.first["growth"]
+        told = "not told" if growth is None else f"{growth:.0f}"
         print(
-            f"{side.name:22}{middle:9.3f}{best:8.3f}{speed['value']:7.2f}x{min(first.seconds) / best:6.2f}x"
-            f"{growth:>12}{share(side.growth, first.growth):>9}   {differences}; speed{between(speed)}"
+            f"{name:22}{middle:9.3f}{best:8.3f}{speed['value']:7.2f}x{min(first.seconds) / best:6.2f}x"
+            f"{told:>12}{share(growth, first.first['growth']):>9}   {differences}; speed{between(speed)}"
         )
 
 

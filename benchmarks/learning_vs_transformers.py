@@ -27,9 +27,9 @@ from m2f_cli.evaluation.evaluate import headline
 from m2f_cli.training import loop, run
 from m2f_cli.training.optimizer import clip_gradients, settings
 from m2f_cli.training.schedule import factor
-from m2f_cli.weights.huggingface import to_tensors
 from m2f_cli.weights.key_mapping import to_ours
 from m2f_cli.weights.key_tables import HUGGINGFACE
+from m2f_cli.weights.write_huggingface import to_tensors
 
 BASIC = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
 

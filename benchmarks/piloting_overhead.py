@@ -11,18 +11,13 @@ machine that does other things only the CPU time of --threads 1 means anything. 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
-import subprocess
-import sys
-import time
-
-from forward_vs_transformers import Side, about, growth_of, raced, share
 
 GOAL = 1.15
 
 
-def make_parts(arguments: argparse.Namespace):
+def make_parts(arguments: argparse.Namespace, piloted: bool):
     """What `losses_of` needs, of a network with or without pilots."""
     import torch
 
@@ -32,7 +27,6 @@ def make_parts(arguments: argparse.Namespace):
     from m2f_cli.model.pilots import piloting_of
     from m2f_cli.training.loop import Parts
 
-    piloted = arguments.worker == "piloted"
     settings = config.load(
         arguments.preset,
         [
@@ -64,57 +58,38 @@ def make_batch(height: int, width: int, targets: int, device: str):
     return Batch(images, [Target(torch.arange(targets), owner_HW=owner_HW)], ["rectangles"]).to(device)
 
 
-def worker(arguments: argparse.Namespace) -> None:
-    """Make one side, then answer each line on stdin with one timed step."""
+def make_side(piloted: bool, arguments: argparse.Namespace):
+    """The work of one side, in its process."""
     import torch
 
+    from m2f_cli.benchmark.process import Work
     from m2f_cli.training.loop import losses_of
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    parts = make_parts(arguments)
-    on_gpu = parts.device.type == "cuda"
+    parts = make_parts(arguments, piloted)
+    batch = make_batch(*arguments.size, arguments.targets, arguments.device)
+    small = make_batch(64, 64, min(8, arguments.targets), arguments.device)
 
     def step(batch):
         parts.model.zero_grad(set_to_none=True)
-        wall, cpu = time.perf_counter(), time.process_time()
         loss = sum(losses_of(parts, batch, None).values())
         loss.backward()
-        value = loss.item()  # waits for the GPU
-        return {"loss": value, "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        return loss.item()  # waits for the GPU
 
-    step(make_batch(64, 64, min(8, arguments.targets), arguments.device))  # lazy imports are not part of the growth
-    batch = make_batch(*arguments.size, arguments.targets, arguments.device)
-    before = torch.cuda.memory_allocated() if on_gpu else 0
-    first, growth = growth_of(lambda: step(batch))
-    if on_gpu:
-        growth = (torch.cuda.max_memory_allocated() - before) / 2**20
-    print(json.dumps({**first, "growth": growth}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(step(batch)), flush=True)
+    def touch():
+        step(small)
+        if parts.device.type == "cuda":
+            parts.model.zero_grad(set_to_none=True)
+            torch.cuda.reset_peak_memory_stats()
 
+    def tell(loss):
+        if parts.device.type != "cuda":
+            return {"loss": loss}
+        before = sum(p.nbytes for p in (*parts.model.parameters(), batch.images_BCHW))
+        return {"loss": loss, "growth": (torch.cuda.max_memory_allocated() - before) / 2**20}
 
-class StepSide(Side):
-    """`Side` of the forward benchmark, with a worker of this file."""
-
-    def __init__(self, name: str, options: list[str]):
-        command = [sys.executable, __file__, "--worker", name, *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.first = self.answer()
-        self.steps: list[dict] = []
-
-    def run(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.steps.append(self.answer())
-
-    def median(self, key: str) -> float:
-        return statistics.median(step[key] for step in self.steps)
-
-
-def options_of(arguments: argparse.Namespace) -> list[str]:
-    plain = ("preset", "targets", "groups", "classes", "threads", "device")
-    return ["--size", *map(str, arguments.size), *(f"--{name}={getattr(arguments, name)}" for name in plain)]
+    return Work(functools.partial(step, batch), touch, tell)
 
 
 def main() -> None:
@@ -127,32 +102,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        return worker(arguments)
 
-    from m2f_cli.benchmark.statistics import between, ratio
+    from m2f_cli.benchmark.interleaved import race
+    from m2f_cli.benchmark.machine import summary
+    from m2f_cli.benchmark.statistics import between, ratio, share
 
-    sides = {name: StepSide(name, options_of(arguments)) for name in ("plain", "piloted")}
-    raced(sides.values(), arguments.rounds)
-    for side in sides.values():
-        side.process.stdin.close()
-        side.process.wait()
+    make = {name: functools.partial(make_side, name == "piloted", arguments) for name in ("plain", "piloted")}
+    sides = race(make, arguments.rounds)
     height, width = arguments.size
     print(
         f"{arguments.preset}, forward + losses + backward, 1 x 3 x {height} x {width}, {arguments.targets} targets, "
         f"{arguments.groups} groups of pilots, fp32, {arguments.device}, "
-        f"{about(arguments.threads, arguments.rounds)}"
+        f"{summary(arguments.threads, arguments.rounds)}"
     )
     print(f"{'':10}{'seconds':>10}{'CPU seconds':>14}{'peak growth MiB':>18}{'loss':>12}")
     for name, side in sides.items():
         growth = "not told" if side.first["growth"] is None else f"{side.first['growth']:.0f}"
         print(
-            f"{name:10}{side.median('seconds'):10.3f}{side.median('cpu'):14.3f}{growth:>18}{side.first['loss']:12.3f}"
+            f"{name:10}{statistics.median(side.seconds):10.3f}{statistics.median(side.cpu_seconds):14.3f}{growth:>18}"
+            f"{side.first['loss']:12.3f}"
         )
     both = sides["piloted"], sides["plain"]
-    time, cpu = (ratio(*([step[key] for step in side.steps] for side in both)) for key in ("seconds", "cpu"))
+    time = ratio(*(side.seconds for side in both))
+    cpu = ratio(*(side.cpu_seconds for side in both))
     memory = share(*(side.first["growth"] for side in both))
     print(
         f"piloted / plain: time {time['value']:.2f}{between(time)} (CPU {cpu['value']:.2f}), memory {memory}; "

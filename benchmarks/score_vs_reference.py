@@ -18,7 +18,6 @@ import contextlib
 import copy
 import io
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -198,15 +197,15 @@ class Row:
         return figures
 
     def summary(self) -> dict[str, Any]:
-        wall, cpu = (
-            {side: statistics.median(t[i] for t in times) for side, times in self.times.items()} for i in (0, 1)
-        )
+        from m2f_cli.benchmark.statistics import ratio, summary
+
+        wall, cpu = ({side: [time[i] for time in times] for side, times in self.times.items()} for i in (0, 1))
         return {
             "name": self.name,
-            "theirs_seconds": wall["theirs"],
-            "ours_seconds": wall["ours"],
-            "ratio": wall["theirs"] / wall["ours"],
-            "cpu_ratio": cpu["theirs"] / cpu["ours"],
+            "theirs_seconds": summary(wall["theirs"])["median"],
+            "ours_seconds": summary(wall["ours"])["median"],
+            "ratio": ratio(wall["theirs"], wall["ours"])["value"],
+            "cpu_ratio": ratio(cpu["theirs"], cpu["ours"])["value"],
             "goal": self.goal,
             "identical": self.same,
         }

@@ -15,15 +15,13 @@ anything.
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from forward_vs_transformers import Side, about, growth_of, make_model, raced, share
+from forward_vs_transformers import make_model
 
 TARGETS = 8
 
@@ -85,9 +83,9 @@ def theirs(folder: str, labels, masks):
     return model, loss_of
 
 
-def worker(arguments: argparse.Namespace) -> None:
-    """Load one side, then answer each line on stdin with one timed step."""
-    name, *settings = arguments.worker.split(":")
+def make_side(side: str, folder: str, arguments: argparse.Namespace):
+    """The work of one side, in its process."""
+    name, *settings = side.split(":")
     if "keep" in settings:
         from m2f_cli.runtime.allocator import keep_memory
 
@@ -98,54 +96,30 @@ def worker(arguments: argparse.Namespace) -> None:
         compile_operators()
     import torch
 
+    from m2f_cli.benchmark.process import Work
+
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model, loss_of = {"ours": ours, "theirs": theirs}[name](arguments.folder, *make_targets(*arguments.size))
+    model, loss_of = {"ours": ours, "theirs": theirs}[name](folder, *make_targets(*arguments.size))
     images = torch.randn(1, 3, *arguments.size, generator=torch.Generator().manual_seed(1))
 
-    def step(pictures):
+    def step(images):
         model.zero_grad(set_to_none=True)
-        wall, cpu = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
-            loss = loss_of(pictures)
+            loss = loss_of(images)
         loss.backward()
-        return {"loss": loss.item(), "seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        return loss.item()
 
-    step(images[..., :64, :64])  # lazy imports and code paths are not part of the growth
-    first, growth = growth_of(lambda: step(images))
-    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
-    print(json.dumps({**first, "growth": growth, "norm": norm}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(step(images)), flush=True)
-    if arguments.profile:
-        with torch.profiler.profile() as profile:
-            step(images)
-        table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)
-        print(table, file=sys.stderr)
+    def tell(loss):
+        norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
+        if arguments.profile:
+            with torch.profiler.profile() as profile:
+                step(images)
+            table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)
+            print(table, file=sys.stderr)
+        return {"loss": loss, "norm": norm}
 
-
-class StepSide(Side):
-    """`Side` of the forward benchmark, with a worker of this file."""
-
-    def __init__(self, name: str, folder: str, options: list[str]):
-        command = [sys.executable, __file__, "--worker", name, "--folder", folder, *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.first = self.answer()
-        self.steps: list[dict] = []
-
-    def run(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.steps.append(self.answer())
-
-    def median(self, key: str) -> float:
-        return statistics.median(step[key] for step in self.steps)
-
-
-def options_of(arguments: argparse.Namespace) -> list[str]:
-    size = ["--size", *map(str, arguments.size), "--threads", str(arguments.threads)]
-    size += ["--precision", arguments.precision]
-    return [*size, "--profile"] if arguments.profile else size
+    return Work(functools.partial(step, images), functools.partial(step, images[..., :64, :64]), tell)
 
 
 def main() -> None:
@@ -155,34 +129,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--sides", nargs="+", default=["theirs", "ours"])
-    parser.add_argument("--profile", action="store_true", help="print where one more step of each side spends its time")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="print where a second step of each side spends its time")
     arguments = parser.parse_args()
-    if arguments.worker:
-        return worker(arguments)
 
-    from m2f_cli.benchmark.statistics import between, ratio
+    from m2f_cli.benchmark.interleaved import race
+    from m2f_cli.benchmark.machine import summary
+    from m2f_cli.benchmark.statistics import between, ratio, share
 
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
-        sides = {name: StepSide(name, folder, options_of(arguments)) for name in arguments.sides}
-        raced(sides.values(), arguments.rounds)
-        for side in sides.values():
-            side.process.stdin.close()
-            side.process.wait()
+        make = functools.partial(make_side, folder=folder, arguments=arguments)
+        sides = race({name: functools.partial(make, name) for name in arguments.sides}, arguments.rounds)
     height, width = arguments.size
     print(
         f"Mask2Former Swin-T, forward + loss + backward, 1 x 3 x {height} x {width}, {TARGETS} targets, "
-        f"{arguments.precision}, {about(arguments.threads, arguments.rounds)}"
+        f"{arguments.precision}, {summary(arguments.threads, arguments.rounds)}"
     )
     print(f"{'':18}{'seconds':>9}{'CPU':>9}{'growth MiB':>12}{'loss':>10}{'gradient':>10}{'memory':>9}{'time':>7}")
     first = sides[arguments.sides[0]]
     for name, side in sides.items():
-        time = ratio(*([step["seconds"] for step in each.steps] for each in (side, first)))
+        time = ratio(side.seconds, first.seconds)
+        median, cpu = statistics.median(side.seconds), statistics.median(side.cpu_seconds)
         growth = "not told" if side.first["growth"] is None else f"{side.first['growth']:.0f}"
         print(
-            f"{name:18}{side.median('seconds'):9.3f}{side.median('cpu'):9.3f}{growth:>12}"
+            f"{name:18}{median:9.3f}{cpu:9.3f}{growth:>12}"
             f"{side.first['loss']:10.3f}{side.first['norm']:10.3f}"
             f"{share(side.first['growth'], first.first['growth']):>9}{time['value']:7.2f}{between(time)}"
         )

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .errors import ConfigError, DataError, ExportError, M2FError, MissingDependency, WeightsError
     from .inference.load import load
     from .inference.segmenter import Segmenter
     from .results.types import Instances, PanopticMap, Segment, SemanticMap
     from .structures.categories import Category
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "load": "inference.load",

@@ -61,7 +61,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
     assert all(f" {name} " in done.stdout for name in plugins.names("commands"))
-    assert "Segment pictures." in done.stdout
+    assert "Segment images." in done.stdout
 
 
 def test_version_is_that_of_the_package():

@@ -30,7 +30,7 @@ def states() -> tuple:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    conv.has_fused.cache_clear()  # as in a new process
+    conv.fused_kernel_available.cache_clear()  # as in a new process
     before = states()
     yield
     assert states() == before

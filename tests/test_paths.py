@@ -27,7 +27,7 @@ from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation import run as eval_run
 from m2f_cli.evaluation.evaluate import default_metrics
 from m2f_cli.inference.journal import erase
-from m2f_cli.inference.pipeline import predict
+from m2f_cli.inference.predict import predict
 from m2f_cli.inference.sources import RUN_MARK, Source, expand
 from m2f_cli.results import server_formats
 from m2f_cli.results import writers as output

@@ -35,7 +35,7 @@ EVIL = "evil_of_somebody"
 CODE = """
 import pathlib
 pathlib.Path(__file__).with_name("MARKER").touch()
-from m2f_cli.data.transforms import Flip
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.results.writers import write_overlay as write
 from m2f_cli.metrics.panoptic_quality import PanopticQuality as Metric
 from m2f_cli.model.backbones.swin import Swin
@@ -102,7 +102,7 @@ def write_started_run(folder: Path) -> Path:
                 "0",
                 "--out",
                 str(folder),
-                "--val-pictures",
+                "--val-images",
                 "1",
                 *ON_CPU,
             ]
@@ -296,7 +296,7 @@ def started_from_it():
         "0",
         "--out",
         "run",
-        "--val-pictures",
+        "--val-images",
         "1",
         *ON_CPU,
     ]
@@ -441,7 +441,7 @@ def test_what_the_user_typed_may_name_code(marker, capsys):
                 "0",
                 "--out",
                 "run",
-                "--val-pictures",
+                "--val-images",
                 "1",
                 *ON_CPU,
             ]
@@ -503,10 +503,11 @@ def test_nobody_trusts_by_default():
 
 # The only places that trust: what the user typed, what this process wrote, and tensors without their code.
 TRUSTING = {
-    "commands/data.py": 2,
-    "commands/data_convert.py": 1,
-    "commands/data_prepare.py": 1,
-    "commands/data_split.py": 1,
+    "commands/data/convert.py": 1,
+    "commands/data/prepare.py": 1,
+    "commands/data/reading.py": 1,
+    "commands/data/split.py": 1,
+    "commands/data/view.py": 1,
     "commands/eval.py": 2,
     "commands/export.py": 2,
     "commands/predict.py": 2,
@@ -547,7 +548,7 @@ def test_functions_that_take_names_refuse_code(marker, tmp_path):
     from m2f_cli.dataset_tools.convert.run import convert
     from m2f_cli.dataset_tools.prepare.run import prepare
     from m2f_cli.evaluation.choose_metrics import choose
-    from m2f_cli.inference.pipeline import predict
+    from m2f_cli.inference.predict import predict
 
     for call in (
         lambda: output.save(panoptic(scene_labels()), tmp_path, [name]),

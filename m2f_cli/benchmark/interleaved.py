@@ -1,11 +1,12 @@
-"""A piece of work timed in turns with a peer's, and everything that is known of it, as one tree."""
+"""Time pieces of work in turns: `bench` a case beside a peer, `race` whatever a script describes."""
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -14,7 +15,8 @@ from ..errors import ConfigError
 from . import statistics as stats
 from .case import Case
 from .machine import load_average
-from .worker import OURS, Sample, Side, side
+from .process import Side, Timer, Work, side
+from .worker import OURS, Host, Sample
 
 SCHEMA_VERSION = 1
 
@@ -60,7 +62,7 @@ def bench(case: Case, options: Options, on_round: OnRound | None = None) -> dict
     """
     before = load_average()
     with ExitStack() as stack:
-        ours = stack.enter_context(side(case, OURS))
+        ours = stack.enter_context(side(OURS, functools.partial(Host, case, OURS, None)))
         sides = [ours, *_peers(case, options, ours, stack)]
         starts = {each.name: each.ask("start") for each in sides}
         samples, watched = _raced(sides, options, on_round or (lambda each: None))
@@ -86,22 +88,61 @@ def _peers(case: Case, options: Options, ours: Side, stack: ExitStack) -> list[S
         ours.ask("share", folder=folder)
     precision = options.peer_precision or case.precision
     theirs = replace(case, compile=options.peer_compile, precision=precision, keep_memory=False)
-    return [stack.enter_context(side(theirs, options.peer, folder))]
+    return [stack.enter_context(side(options.peer, functools.partial(Host, theirs, options.peer, folder)))]
 
 
 def _raced(
     sides: Sequence[Side], options: Options, on_round: OnRound
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
-    """Rounds in turns; who is first changes from round to round."""
     found: dict[str, dict[str, list[Sample]]] = {}
     for phase, count in (("warm-up", options.warm_up), ("timed", options.rounds), ("stages", options.watched)):
         found[phase] = {each.name: [] for each in sides}
-        for number in range(count):
-            for each in sides if number % 2 else reversed(sides):
-                sample = each.ask("run", watched=phase == "stages")
-                found[phase][each.name].append(sample)
-                on_round(Round(each.name, phase, number, sample.seconds))
+        for number, each in in_turns(sides, count):
+            sample = each.ask("run", watched=phase == "stages")
+            found[phase][each.name].append(sample)
+            on_round(Round(each.name, phase, number, sample.seconds))
     return found["timed"], found["stages"]
+
+
+def in_turns(sides: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
+    """Yield the number of a round and a side, for all rounds. Which side is first changes from round to round."""
+    for number in range(rounds):
+        for each in sides if number % 2 else reversed(sides):
+            yield number, each
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A side of a `race`.
+
+    Attributes:
+        first: of the first run: "growth" of memory in MiB (None: not told), and what its `Work` tells.
+        seconds: of each round.
+        cpu_seconds: of each round, those of the processor.
+    """
+
+    first: dict[str, Any]
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+
+def race(sides: Mapping[str, Callable[[], Work]], rounds: int) -> dict[str, Timed]:
+    """Time the work of each side in a process of its own, in turns.
+
+    Args:
+        sides: makes the work, in its process; see `process.Side`.
+
+    Raises:
+        M2FError: what a side raised.
+    """
+    with ExitStack() as stack:
+        workers = [stack.enter_context(side(name, functools.partial(Timer, make))) for name, make in sides.items()]
+        found = {each.name: Timed(each.ask("start")) for each in workers}
+        for _, each in in_turns(workers, rounds):
+            seconds, cpu_seconds = each.ask("run")
+            found[each.name].seconds.append(seconds)
+            found[each.name].cpu_seconds.append(cpu_seconds)
+    return found
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------

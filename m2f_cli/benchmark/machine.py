@@ -79,6 +79,16 @@ def allocator() -> dict[str, Any]:
     return {"name": name, "settings": {k: v for k, v in os.environ.items() if k.startswith(ALLOCATOR_SETTINGS)}}
 
 
+def summary(threads: int, rounds: int) -> str:
+    """Return in one line what a timing means nothing without."""
+    found = allocator()
+    settings = f" {found['settings']}" if found["settings"] else ""
+    return (
+        f"{cpu_name()}, {threads} threads, {found['name']}{settings}, torch {torch.__version__}, "
+        f"{rounds} rounds, load {load_average()}"
+    )
+
+
 def busy_seconds() -> float | None:
     """Seconds that all cores together have worked since the start of the machine; None where it does not tell."""
     path = PROC / "stat"

@@ -49,6 +49,11 @@ def between(ratio: dict[str, Any], spec: str = ".2f") -> str:
     return f" ({ratio['interval']}: {ratio['low']:{spec}} to {ratio['high']:{spec}})"
 
 
+def share(part: float | None, whole: float | None) -> str:
+    """Return part / whole for people; "not told" where one of them is not known."""
+    return f"{part / whole:.2f}" if part is not None and whole else "not told"
+
+
 def difference(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     """How far two outputs are apart: numbers by their largest and mean difference, labels by the share that differs.
     Numbers that are not finite on one side alone have no difference: their share is there then, as "not finite".

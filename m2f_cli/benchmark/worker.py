@@ -1,25 +1,19 @@
-"""One side of a race, in a process of its own: so its memory can be told, and nothing that another one does matters."""
+"""The host of a `Case`: one side of `m2f bench`, in a process of its own."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import tempfile
 import time
-import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import errors, plugins
-from ..errors import ConfigError, M2FError
+from .. import plugins
+from ..errors import ConfigError
+from ..inference.base import innermost
 from ..inference.compile import compile_parts
 from ..inference.mask_rendering import Size
 from ..runtime.allocator import keep_memory_if_possible
@@ -27,7 +21,7 @@ from ..runtime.devices import DTYPES
 from . import machine
 from .case import Case, network_size, picture_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
-from .model_under_test import core, fixed_size, load_subject, share
+from .model_under_test import fixed_size, load_subject, share
 from .stages import Stages, split, synchronise
 
 OURS = "m2f"
@@ -60,7 +54,7 @@ class Host:
             self.parameters = parameters_of(self.segmenter.model)
             self.workload: Any = None
         else:
-            core(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
+            innermost(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
             self.workload = plugins.get("peers", side, trust_code=case.trust_code)(case, self.segmenter, folder)  # type: ignore[operator]
         self.energy = machine.Energy(self.device)
 
@@ -151,106 +145,3 @@ def _the_only(sizes: Iterable[Size]) -> list[int] | None:
     """The size of all; None where there are several."""
     found = set(map(tuple, sizes))
     return list(found.pop()) if len(found) == 1 else None
-
-
-# --- talking ----------------------------------------------------------------------------------------------------------
-
-
-def _serve(connection: Connection, case: Case, side: str, folder: Path | None, space: str) -> None:
-    """Answer until the other end hangs up. What libraries print goes to stderr: stdout belongs to the command."""
-    os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other end's, which then ends this one
-    tempfile.tempdir = space
-    host: Host | None = None
-    with connection:
-        while (request := _received(connection)) is not None:
-            method, options = request
-            try:
-                if host is None:
-                    host = Host(case, side, folder)
-                value = None if method == "ready" else getattr(host, method)(**options)
-                connection.send((value, None))
-            except M2FError as error:
-                connection.send((None, (type(error).__name__, error.message, error.hint)))
-            except Exception as error:  # whatever a library raises is told where it is asked, and not by a traceback
-                connection.send((None, error_record(error, method)))
-
-
-def error_record(error: Exception, method: str) -> tuple[str, str, str | None]:
-    """Kind, message and hint of the M2FError that an unforeseen one becomes."""
-    if os.environ.get("M2F_DEBUG"):
-        traceback.print_exception(error)
-    first = (str(error).strip() or "no reason given").splitlines()[0]
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
-        return "M2FError", f"Not enough memory: {first.rstrip('.')}.", "Use a smaller --size, --batch or model."
-    message = f"{method!r} failed in the timed process: {type(error).__name__}: {first.rstrip('.')}."
-    return "M2FError", message, "M2F_DEBUG=1 shows where."
-
-
-def _received(connection: Connection) -> tuple[str, dict[str, Any]] | None:
-    try:
-        return connection.recv()
-    except EOFError:
-        return None
-
-
-class Side:
-    """The end that asks."""
-
-    def __init__(self, case: Case, name: str, folder: Path | None = None):
-        self.name = name
-        self.space = tempfile.TemporaryDirectory(prefix="m2f-bench-")  # files of the worker, whatever becomes of it
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, case, name, folder, self.space.name)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def ask(self, method: str, **options: Any) -> Any:
-        """Call a method of the `Host`.
-
-        Raises:
-            M2FError: what the worker raised, or that it has ended.
-        """
-        try:
-            self.connection.send((method, options))
-            value, problem = self.connection.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            self.process.join()
-            raise M2FError(
-                f"The process that timed {self.name} ended early, with code {self.process.exitcode}.",
-                hint="Its last words are above; -9 is usually a lack of memory: use a smaller --size or --batch.",
-            ) from error
-        if problem is not None:
-            raise error_from(*problem)
-        return value
-
-    def close(self, *, now: bool = False) -> None:
-        """End the worker: when it has answered, or `now`."""
-        self.connection.close()
-        if now:
-            self.process.kill()
-        self.process.join()
-        self.space.cleanup()
-
-
-def error_from(kind: str, message: str, hint: str | None) -> M2FError:
-    """The worker's error again; constructors differ, so it is made without one."""
-    cls = getattr(errors, kind, M2FError)
-    error = cls.__new__(cls)
-    M2FError.__init__(error, message, hint=hint)
-    return error
-
-
-@contextmanager
-def side(case: Case, name: str, folder: Path | None = None) -> Iterator[Side]:
-    """A worker for the length of a block, ready to be asked."""
-    made = Side(case, name, folder)
-    try:
-        made.ask("ready")
-        yield made
-    except BaseException:
-        made.close(now=True)
-        raise
-    made.close()

@@ -1,4 +1,4 @@
-"""m2f demo: the main job from end to end, offline, on generated pictures."""
+"""m2f demo: train, evaluate and predict on generated images, offline."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import console
+from . import options as opt
 
 if TYPE_CHECKING:
     from ..workflows.demo import Step
@@ -26,16 +27,14 @@ STORY = {
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("runs/demo"),
-    pictures: Annotated[int, typer.Option(min=1, max=100, help="How many scenes to look at.")] = 4,
-    iterations: Annotated[
-        int | None, typer.Option(min=1, help="Steps of training; fewer are quicker and worse.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The steps as json on stdout.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all results.")] = Path("runs/demo"),
+    pictures: Annotated[int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.")] = 4,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer are quicker and worse.")] = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Show everything at once, offline: generate pictures, train on them, evaluate, predict. About three minutes.
+    """Generate images, train on them, evaluate and predict, offline. It takes about three minutes.
 
-    Run again, it replaces its own files in the folder, and no others.
+    A second run replaces its own files in the folder, and no others.
     """
     from ..training.run import Listener
     from ..workflows import demo as core

@@ -1,4 +1,4 @@
-"""m2f train: from annotated pictures to a model that works."""
+"""m2f train: train a model on annotated images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from .. import console
 from ..errors import ConfigError
 from ..runtime.threads import usable_cores
-from .trust import TrustCode
+from . import options as opt
 
 if TYPE_CHECKING:
     from ..config.schema import Config
@@ -26,58 +26,62 @@ INTERRUPTED = 130
 
 
 def train(
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset, or a YAML file.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Annotated pictures; the format is recognised.")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Preset or YAML file to train.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of annotated images.")] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Weights to start from; random: nothing; by default the backbone's ImageNet."),
+        typer.Option(
+            metavar="REF", help="Weights to start from, or random; by default the backbone's ImageNet weights."
+        ),
     ] = None,
     init_partial: Annotated[
-        bool, typer.Option("--init-partial", help="--init names a backbone's file that may lack a part of it.")
+        bool, typer.Option("--init-partial", help="Accept an --init file of a backbone that lacks a part of it.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run; by default runs/train/<preset>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, exactly where it was.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run; by default runs/train/<preset>.")
+    ] = None,
+    resume: opt.Resume = False,
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Pictures per step of all processes; default: the preset's. auto: that, as many at once as fit.",
+            help="Images per step of all processes; by default the preset's. auto: as many at once as fit.",
         ),
     ] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at once; the rest of a step is accumulated.")
+        int | None, typer.Option(min=1, help="Images at once; the gradients of a step are accumulated.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the preset; repeatable.")
-    ] = None,
+    set_: opt.SetOverrides = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="backbone, backbone.stages.0, …; repeatable.")
+        list[str] | None, typer.Option(metavar="PART", help="Part not to train, such as backbone.stages.0; repeatable.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
-    precision: Annotated[str | None, typer.Option(metavar="FORMAT", help="fp32, bf16 or fp16.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and augment pictures.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    device: opt.Device = "auto",
+    devices: opt.Devices = 1,
+    precision: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help=f"Number format: {', '.join(opt.PRECISIONS)}.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and augment images.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for all random number generators.")] = None,
+    compile_: opt.Compile = False,
     checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Less memory, more time.")
+        bool, typer.Option("--checkpoint-activations", help="Recompute activations: less memory, more time.")
     ] = False,
-    logger: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio; repeatable.")] = None,
+    logger: Annotated[list[str] | None, typer.Option(help="Logger: tensorboard, wandb or trackio; repeatable.")] = None,
     keep: Annotated[int, typer.Option(min=0, help="Numbered checkpoints to keep beside last and best.")] = 0,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and go on.")
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and go on.")
     ] = False,
-    val_pictures: Annotated[int | None, typer.Option(min=1, help="Evaluate on at most so many.")] = None,
+    val_pictures: Annotated[int | None, typer.Option("--val-images", min=1, help="Most images to evaluate on.")] = None,
     find_lr: Annotated[
-        bool, typer.Option("--find-lr", help="Do not train: sweep the learning rate and suggest one.")
+        bool, typer.Option("--find-lr", help="Sweep the learning rate and suggest one instead of training.")
     ] = False,
-    replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Look at a step that was skipped.")] = None,
-    trust_code: TrustCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The outcome as json on stdout.")] = False,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of a skipped step to repeat and examine.")
+    ] = None,
+    trust_code: opt.TrustCode = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Train a model on your pictures, or reproduce a published one."""
+    """Train a model on your images, or reproduce a published one."""
     if replay is not None:
         return _replay(replay, device, trust_code)
     if devices > 1 and "RANK" not in os.environ:
@@ -134,7 +138,7 @@ def _settings(
     seed: int | None,
     trust_code: bool,
 ) -> tuple[Config, Path]:
-    """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
+    """Return the configuration and the folder of the run. A folder that is resumed may be somebody else's."""
     from ..config import presets as config
     from ..training.run import CONFIG, read_settings
 
@@ -165,7 +169,7 @@ def _micro_batch(batch: str | None, micro_batch: int | None) -> int | str | None
 
 
 def _speaks() -> bool:
-    """Whether this process is the one of several that tells how it goes."""
+    """Return True in the first of several processes, which alone prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -176,7 +180,7 @@ def _workers(asked: int | None, devices: int) -> int:
 
 
 def _as_before(folder: Path, options: Options) -> Options:
-    """What the run was started with; what is given now wins."""
+    """Fill in options that are not given now with those that the run was started with."""
     import dataclasses
 
     from ..training.options import OF_ONE_START, Options, stored_options
@@ -189,7 +193,7 @@ def _as_before(folder: Path, options: Options) -> Options:
 
 
 class Display:
-    """Progress on stderr: a bar where there is a terminal, a line now and then where there is none."""
+    """Progress of a training on stderr: a bar in a terminal, else a line every few seconds."""
 
     every_seconds = 15.0
 

@@ -1,8 +1,8 @@
-"""The configuration: one frozen tree, read from YAML, complete and explicit. No torch here.
+"""Read presets and configuration files into one frozen tree. This module imports no torch.
 
-A preset is a YAML file that `extends` at most one other file and states the rest; a shipped preset extends exactly one
-recipe (a YAML in presets/recipes/). Every number that identifies a model is in the file: the classes of the tree
-(config_tree.py, all of them importable from here) have no defaults for those. How presets are named: presets/README.md.
+A configuration `extends` other files and states the rest. A shipped preset extends a recipe (presets/recipes/) and a
+backbone (presets/backbones/). The files state every number that identifies a model: the classes of schema.py, which
+are importable from here, have no defaults for those. presets/README.md has the names, and the order in which files win.
 """
 
 from __future__ import annotations
@@ -74,14 +74,15 @@ __all__ = [
     "refuse_code",
 ]
 
-_OF_ONE_ROW = ("name", "summary", "published")  # what is said of a preset is not true of another that extends it
+MOST_FILES = 50  # that one configuration extends, directly or not
+_NOT_INHERITED = ("name", "summary", "published")  # true of one preset alone
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 
 def presets_dir() -> Path:
-    """The folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
     here = Path(__file__).resolve().parents[1]
     inside = here / "presets"
     return inside if inside.is_dir() else here.parent / "presets"
@@ -89,14 +90,15 @@ def presets_dir() -> Path:
 
 @functools.cache
 def preset_names() -> tuple[str, ...]:
+    """Return the names of the shipped presets, sorted. Recipes and backbones are no presets."""
     return tuple(sorted(path.stem for path in presets_dir().glob("*.yaml")))
 
 
 def preset_path(name: str) -> Path:
-    """The file of a shipped preset.
+    """Return the file of a shipped preset.
 
     Raises:
-        ConfigError: there is none of that name; the nearest names are in the message.
+        ConfigError: no preset has that name. The message has the nearest names.
     """
     path = presets_dir() / f"{name}.yaml"
     if name not in preset_names():
@@ -109,14 +111,14 @@ def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         ref: a preset's name, or a path that ends in .yaml or .yml.
-        overrides: "key.path=value" pairs, the values in YAML; they win over the file.
+        overrides: "key.path=value" pairs, with values in YAML. They win over the file.
 
     Raises:
-        ConfigError: unknown name, unreadable file, unknown key, wrong value; the message says which.
+        ConfigError: an unknown name, an unreadable file, an unknown key or a wrong value. The message says which.
     """
     is_file = str(ref).endswith((".yaml", ".yml"))
     path = Path(ref) if is_file else preset_path(str(ref))
-    tree = _read_with_base(path)
+    tree = _resolve(path, (), {})
     tree.setdefault("name", path.stem)
     for pair in overrides:
         _override(tree, pair)
@@ -124,10 +126,10 @@ def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def overridden(base: Config, overrides: Sequence[str]) -> Config:
-    """`base` with "key.path=value" pairs, as in `load`.
+    """Return `base` with "key.path=value" pairs applied, as in `load`.
 
     Raises:
-        ConfigError: unknown key, wrong value; the message says which.
+        ConfigError: an unknown key or a wrong value. The message says which.
     """
     tree = base.model_dump(mode="json", exclude_none=True)
     for pair in overrides:
@@ -136,7 +138,14 @@ def overridden(base: Config, overrides: Sequence[str]) -> Config:
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
-    """Check a plain tree against the configuration's classes; `where` names it in error messages."""
+    """Check a plain tree against the classes of the configuration.
+
+    Args:
+        where: the source of the tree, for error messages.
+
+    Raises:
+        ConfigError: an unknown key, a missing key or a wrong value.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -144,14 +153,14 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
 
 
 def refuse_code(settings: Config | ModelConfig, where: str) -> None:
-    """Refuse a configuration of somebody else's that names code ("module:object"); nothing is imported.
+    """Refuse an untrusted configuration that names code ("module:object"). Nothing is imported.
 
     Args:
         settings: a whole configuration, or that of a network alone.
-        where: what it came in, for the message.
+        where: the source of the configuration, for error messages.
 
     Raises:
-        ConfigError: it names code.
+        ConfigError: the configuration names code.
     """
     model = settings.model if isinstance(settings, Config) else settings
     steps = settings.train.augment if isinstance(settings, Config) and settings.train else ()
@@ -161,7 +170,7 @@ def refuse_code(settings: Config | ModelConfig, where: str) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as people write it: lists of plain values in one line."""
+    """A YAML dumper that writes lists of plain values in one line."""
 
     def represent_list(self, values: list[Any]) -> yaml.Node:
         plain = not any(isinstance(value, (list, dict)) for value in values)
@@ -172,10 +181,10 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def dump(config: Config, *, named: bool = True) -> str:
-    """The resolved configuration as YAML; `load` reads it back to an equal `Config`.
+    """Return the resolved configuration as YAML. `load` reads it back to an equal `Config`.
 
     Args:
-        named: whether the name is written. Without it, the stem of the file is the name.
+        named: write the name. Without it, the stem of the file is the name.
     """
     tree = config.model_dump(mode="json", exclude_none=True, exclude=None if named else {"name"})
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -188,7 +197,7 @@ def read_yaml(path: Path, *, texts: Collection[str] = ()) -> dict[str, Any]:
         texts: keys whose values are names, see `documents.parse_yaml`.
 
     Raises:
-        ConfigError: missing, unreadable, not YAML, too large, or not a mapping.
+        ConfigError: the file is missing, unreadable, no YAML, too large, or no mapping.
     """
     tree = documents.read_yaml(path, texts=texts)
     if not isinstance(tree, dict):
@@ -197,9 +206,9 @@ def read_yaml(path: Path, *, texts: Collection[str] = ()) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, mappings merged key by key, everything else replaced.
+    """Return `top` merged over `base`. Mappings are merged key by key, everything else is replaced.
 
-    A mapping with another `name` replaces the one below: the options of one component are no options of another.
+    A mapping with another `name` replaces the one below, because components do not share options.
     """
     merged = dict(base)
     for key, value in top.items():
@@ -212,29 +221,65 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def backbone_of(name: str) -> str | None:
+    """Return the name of the file in backbones/ that a shipped preset extends, or None."""
+    if name not in preset_names():
+        return None
+    path = preset_path(name)
+    bases = _bases(path, read_yaml(path))
+    return next((base.removeprefix("backbones/") for base in bases[::-1] if base.startswith("backbones/")), None)
+
+
+def _resolve(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Return the tree of a file, merged over the files that it extends.
+
+    Args:
+        above: the files that extend this one, by their real paths.
+        done: the trees that are resolved already. A file that several others extend is read once.
+    """
+    if path in done:
+        return done[path]
+    if len(above) + len(done) >= MOST_FILES:
+        raise ConfigError(f"{above[0]}: extends more than {MOST_FILES} files.")
     tree = read_yaml(path)
-    base_name = tree.pop("extends", None)
-    if base_name is None:
-        return tree
-    if path.parent.name == "recipes":
-        raise ConfigError(f"{path}: a recipe stands for itself and cannot extend another.")
-    base = _find_base(path, base_name)
-    if base.resolve() in [p.resolve() for p in (*above, path)]:
-        raise ConfigError(f"{path}: extends {base_name!r}, which extends this file again.")
-    below = _read_with_base(base, (*above, path))
-    return merge({key: value for key, value in below.items() if key not in _OF_ONE_ROW}, tree)
+    below: dict[str, Any] = {}
+    here = (*above, path.resolve())
+    for name in _bases(path, tree):
+        base = _find_base(path, name)
+        if base.resolve() in here:
+            raise ConfigError(f"{path}: extends {name!r}, which extends this file again.")
+        inherited = {key: value for key, value in _resolve(base, here, done).items() if key not in _NOT_INHERITED}
+        if base.parent.name == "backbones":
+            below = _without_backbone(below)
+        below = merge(below, inherited)
+    tree.pop("extends", None)
+    done[path] = merge(below, tree)
+    return done[path]
 
 
-def _find_base(path: Path, name: Any) -> Path:
-    if not isinstance(name, str):
-        raise ConfigError(f"{path}: extends takes the name of one recipe, preset or file, not {name!r}.")
-    candidates = [path.parent / f"{name}.yaml", path.parent / name, presets_dir() / f"{name}.yaml"]
-    for candidate in candidates:
+def _without_backbone(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree without its backbone, and without weights, which would not fit another one."""
+    kept = {key: value for key, value in tree.items() if key != "weights"}
+    if isinstance(kept.get("model"), dict):
+        kept["model"] = {key: value for key, value in kept["model"].items() if key != "backbone"}
+    return kept
+
+
+def _bases(path: Path, tree: Mapping[str, Any]) -> list[str]:
+    extends = tree.get("extends")
+    names = extends if isinstance(extends, list) else [] if extends is None else [extends]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: extends takes names of recipes, backbones, presets or files, not {extends!r}.")
+    return names
+
+
+def _find_base(path: Path, name: str) -> Path:
+    shipped = presets_dir()
+    for candidate in (path.parent / f"{name}.yaml", path.parent / name, shipped / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = [f"recipes/{p.stem}" for p in (presets_dir() / "recipes").glob("*.yaml")] + list(preset_names())
-    raise unknown_name(f"recipe (that {path.name} extends)", name, known)
+    parts = [f"{kind}/{file.stem}" for kind in ("recipes", "backbones") for file in (shipped / kind).glob("*.yaml")]
+    raise unknown_name(f"recipe, backbone or preset (that {path.name} extends)", name, [*parts, *preset_names()])
 
 
 def _override(tree: dict[str, Any], pair: str) -> None:

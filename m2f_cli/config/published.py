@@ -45,7 +45,6 @@ NAMES = {
 MEMORY, SPEED = "train_memory_", "fps_"  # how figures begin that say no quality
 MIB_PER = {"train_memory_mib": 1, "train_memory_gib": 1024}
 COSTS = ("images_per_second", "train_memory_gib")  # what is read of a benchmark
-_SWIN_SIZES = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
 _ALWAYS = ("Method", "Backbone", "Schedule", "Preset")  # columns that stay where nobody has anything to say
 
 
@@ -169,13 +168,16 @@ def method_label(config: Config) -> str:
 
 
 def backbone_label(config: Config) -> str:
-    """A backbone as preset names spell it: r50, swin-t; the component's name for any other."""
-    name, options = config.model.backbone.name, config.model.backbone.options
-    if name == "resnet":
-        return f"r{options['depth']}{'c' if options['stem'] == 'deeplab' else ''}"
-    if name == "swin":
-        return _SWIN_SIZES.get((options["embed_dim"], options["depths"][2]), name)
-    return name
+    """Return the backbone of a shipped preset as preset names spell it, such as swin-t.
+
+    That is the file in backbones/ that the preset extends. One that extends none has the depth of its ResNet, such as
+    r18, or the name of the component.
+    """
+    from . import presets  # for its cost: it imports pydantic
+
+    backbone = config.model.backbone
+    depth = f"r{backbone.options['depth']}" if backbone.name == "resnet" else None
+    return presets.backbone_of(config.name) or depth or backbone.name
 
 
 def backbone_cell(config: Config) -> str:

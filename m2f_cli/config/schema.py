@@ -1,7 +1,4 @@
-"""The classes of the configuration's tree: what a preset may say, and what of it cannot be. No torch here.
-
-Read through `config`, which has every name of this file: `from m2f_cli.config.presets import Config`.
-"""
+"""The classes of the configuration: each field with its bounds and a description. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Task = Literal["panoptic", "instance", "semantic"]
 
-# Bounds: about ten times what anybody uses. A configuration that came with a file may not ask for terabytes or years.
+# Bounds are about ten times what anybody uses: a configuration in somebody's file may not ask for terabytes or years.
 LARGEST_SIDE = 65_536  # pixels, of an image that is resized with its aspect kept
 LARGEST_CANVAS = 16_384  # pixels, of a crop or a padded image, whose memory is the square of it
 MOST_CLASSES = 100_000
@@ -58,16 +55,16 @@ _Canvas = Annotated[int, Field(le=LARGEST_CANVAS)]
 
 
 class Node(BaseModel):
-    """A frozen record: unknown keys are errors, and numbers are finite."""
+    """A frozen record. Unknown keys are errors, and numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Component(BaseModel):
-    """A named part of the network and the arguments of its constructor, such as {name: swin, embed_dim: 96, …}."""
+    """A named part and the arguments of its constructor, such as {name: swin, embed_dim: 96, …}."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    name: str = Field(max_length=_LONGEST_TEXT, description="a name of the group in plugins.py, or module:object")
+    name: str = Field(max_length=_LONGEST_TEXT, description="A name of its group in plugins.py, or module:object.")
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Component:
@@ -77,6 +74,7 @@ class Component(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
         return dict(self.model_extra or {})
 
 
@@ -99,37 +97,38 @@ def _refuse_huge(key: str, value: Any, depth: int = 0) -> None:
 
 
 class PilotingConfig(Node):
-    """Mask-piloted training (MP-Former; docs/methods/published-behaviour.md#6-2 to #6-6). The defaults are those of the
-    published script.
+    """Mask-piloted training (MP-Former; docs/methods/published-behaviour.md#6-2 to #6-6). The defaults are published.
 
-    Each target is given to the decoder `groups` times as a pilot query, which starts from its class and looks where it
-    is. With `budget` the number of groups follows the batch: budget // (targets of the fullest picture).
+    Each target is given to the decoder `groups` times as a pilot query. A pilot starts from the class of its target and
+    attends where the target is. With `budget`, the number of groups follows the batch: budget // (targets of the
+    image that has most).
     """
 
-    groups: int | None = Field(None, ge=1, le=10_000, description="pilot queries per target (NUM_DN below 100)")
+    groups: int | None = Field(None, ge=1, le=10_000, description="Pilot queries per target (NUM_DN below 100).")
     budget: int | None = Field(
-        None, ge=1, le=100_000, description="pilot queries per picture, at most (NUM_DN from 100 on)"
+        None, ge=1, le=100_000, description="Most pilot queries per image (NUM_DN from 100 on). Give this or groups."
     )
     mode: Literal["points"] = Field(
         "points",
-        description="the only published mode; the others are broken (docs/methods/published-behaviour.md#6-7)",
+        description="The only published mode that works (docs/methods/published-behaviour.md#6-7).",
     )
     mask_noise: float = Field(
         0.0,
         ge=0,
         le=1000,
-        description="cells of a mask flip with probability mask_noise x its share of the grid (NOISE_SCALE)",
+        description="Noise of masks (NOISE_SCALE): a cell flips with probability mask_noise x share of the mask.",
     )
     label_noise: float = Field(
-        0.2, ge=0, le=1, description="probability that a pilot starts from a random class (LB_NOISE_RATIO)"
+        0.2, ge=0, le=1, description="Probability that a pilot starts from a random class (LB_NOISE_RATIO)."
     )
-    noise_per_head: bool = Field(False, description="each attention head gets mask noise of its own (HEAD_DN)")
+    noise_per_head: bool = Field(False, description="Draw the noise of masks for each attention head (HEAD_DN).")
     layers: Literal["all"] | int = Field(
-        "all", description="how many layers, from the first, look where the targets are (ALL_LY_DN; its false is 4)"
+        "all", description="Number of first layers in which pilots attend to their targets (ALL_LY_DN; its false is 4)."
     )
-    class_loss: bool = Field(True, description="whether pilots answer for their class too (not DN_NO_LB)")
+    class_loss: bool = Field(True, description="Apply the class loss to pilots, too (not DN_NO_LB).")
     query_positions: bool | None = Field(
-        None, description="whether ordinary queries have learned positions; None: as the method has it, MP-Former not"
+        None,
+        description="Give ordinary queries learned positions. Null: as the method has it (MP-Former: false).",
     )
 
     @model_validator(mode="after")
@@ -142,7 +141,7 @@ class PilotingConfig(Node):
 
 
 def _least_parameters(part: Component) -> int:
-    """Parameters that a part has at least: those of its layers' products, as far as its options tell."""
+    """Return a lower bound of the number of parameters of a part, from its options."""
     number = {key: value if isinstance(value, int) else 0 for key, value in part.options.items()}
     dim, layers = number.get("dim", 0), number.get("num_layers", 0)
     total = layers * dim * (4 * dim + 2 * number.get("ffn_dim", 0)) + dim * number.get("num_queries", 0)
@@ -154,11 +153,13 @@ def _least_parameters(part: Component) -> int:
 
 
 class ModelConfig(Node):
-    method: Literal["mask2former", "maskformer", "mpformer"]
-    backbone: Component
-    pixel_decoder: Component
-    decoder: Component
-    piloting: PilotingConfig | None = None
+    """The network: its method, its three parts, and pilots."""
+
+    method: Literal["mask2former", "maskformer", "mpformer"] = Field(description="Method that the parts belong to.")
+    backbone: Component = Field(description="Network that turns an image into feature maps, and its options.")
+    pixel_decoder: Component = Field(description="Part that turns feature maps into mask features, and its options.")
+    decoder: Component = Field(description="Part that turns queries into classes and masks, and its options.")
+    piloting: PilotingConfig | None = Field(None, description="Mask-piloted training. Null: without pilots.")
 
     @model_validator(mode="after")
     def _is_buildable(self) -> ModelConfig:
@@ -178,25 +179,29 @@ class ModelConfig(Node):
 
 
 class InputConfig(Node):
-    """How pictures enter the network: RGB, 0 to 255, then (x - mean) / std per channel."""
+    """Normalisation of images: RGB from 0 to 255, then (x - mean) / std per channel."""
 
-    mean: tuple[float, float, float]
-    std: tuple[_Deviation, _Deviation, _Deviation]
+    mean: tuple[float, float, float] = Field(description="Mean of red, green and blue.")
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
+        description="Standard deviation of red, green and blue, each above 0."
+    )
 
 
 class ResizeConfig(Node):
-    """The size at test time. Either short/max edge with the aspect kept, or a fixed height and width.
+    """The size at test time: short and longest edge with the aspect kept, or a fixed height and width."""
 
-    resampling: "pillow" (bilinear that averages when it shrinks, detectron2's) or "opencv" (bilinear between four
-        pixels, OpenMMLab's). They give visibly different pixels when a picture shrinks.
-    """
-
-    short_edge: int | None = Field(None, gt=0, le=LARGEST_SIDE)
-    max_edge: int | None = Field(None, gt=0, le=LARGEST_SIDE)
-    fixed: tuple[_Canvas, _Canvas] | None = Field(
-        None, description="(height, width), aspect lost (transformers' processors)"
+    short_edge: int | None = Field(None, gt=0, le=LARGEST_SIDE, description="Length of the short edge, in pixels.")
+    max_edge: int | None = Field(
+        None, gt=0, le=LARGEST_SIDE, description="Most pixels of the long edge. Where it is longer, both edges shrink."
     )
-    resampling: Literal["pillow", "opencv"] = "pillow"
+    fixed: tuple[_Canvas, _Canvas] | None = Field(
+        None, description="(height, width), with the aspect lost (transformers' processors)."
+    )
+    resampling: Literal["pillow", "opencv"] = Field(
+        "pillow",
+        description="pillow: bilinear, averaging when it shrinks (detectron2). opencv: bilinear between four pixels "
+        "(OpenMMLab). Shrunk images differ visibly.",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> ResizeConfig:
@@ -208,19 +213,20 @@ class ResizeConfig(Node):
 
 
 class TtaConfig(Node):
-    """Test-time augmentation: the picture at several sizes, each as it is and (with flip) mirrored; scores averaged.
+    """Test-time augmentation: the image at several sizes, each as it is and mirrored, with scores averaged."""
 
-    Sizes are either short edges (with a limit on the long one) or factors, and they are applied to the picture `of`:
-    as it is after the test resize, so that it is resized twice (detectron2, docs/methods/published-behaviour.md#2-2),
-    or to the picture itself (OpenMMLab).
-    """
-
-    short_edges: tuple[_Side, ...] = Field((), max_length=100)
-    max_edge: int | None = Field(None, gt=0, le=LARGEST_SIDE)
-    scales: tuple[Annotated[float, Field(le=100)], ...] = Field((), max_length=100)
-    of: Literal["test_size", "picture"] = "test_size"
-    flip: bool = True
-    softmax: bool = Field(False, description="class scores go through a softmax before they are averaged (OpenMMLab)")
+    short_edges: tuple[_Side, ...] = Field(
+        (), max_length=100, description="Sizes as short edges. Give these or scales."
+    )
+    max_edge: int | None = Field(None, gt=0, le=LARGEST_SIDE, description="Most pixels of the long edge.")
+    scales: tuple[Annotated[float, Field(le=100)], ...] = Field((), max_length=100, description="Sizes as factors.")
+    of: Literal["test_size", "picture"] = Field(
+        "test_size",
+        description="Image that sizes apply to. test_size: after the test resize, so that it is resized twice "
+        "(detectron2, docs/methods/published-behaviour.md#2-2). picture: the image itself (OpenMMLab).",
+    )
+    flip: bool = Field(True, description="Add the mirrored image of each size.")
+    softmax: bool = Field(False, description="Apply a softmax to class scores before they are averaged (OpenMMLab).")
 
     @model_validator(mode="after")
     def _one_kind(self) -> TtaConfig:
@@ -232,10 +238,10 @@ class TtaConfig(Node):
 
 
 class SlideConfig(Node):
-    """Windows over the resized picture, (height, width) in pixels of the network's input (MMSegmentation's `slide`)."""
+    """Windows over the resized image (MMSegmentation's `slide`)."""
 
-    crop: tuple[_Canvas, _Canvas]
-    stride: tuple[_Canvas, _Canvas]
+    crop: tuple[_Canvas, _Canvas] = Field(description="Height and width of a window, in pixels of the network's input.")
+    stride: tuple[_Canvas, _Canvas] = Field(description="Steps between windows, down and to the right.")
 
     @model_validator(mode="after")
     def _covers(self) -> SlideConfig:
@@ -247,69 +253,73 @@ class SlideConfig(Node):
 
 
 class TestConfig(Node):
-    """Inference as published.
+    """Inference as published."""
 
-    tasks: what the published model was switched on for. It decides the order of operations: a model for semantic
-        alone resizes score maps, every other one resizes mask logits first (docs/methods/published-behaviour.md#5-1).
-    only_sure_pixels: panoptic: a segment keeps only pixels where its own mask is at least half sure. MaskFormer's rule
-        gives it all that it owns.
-    semantic_scores: a class's score of a pixel: the sum of its queries' mask "probabilities", or of their "logits"
-        (per-pixel baselines, whose queries are classes).
-    """
-
-    tasks: tuple[Task, ...]
-    resize: ResizeConfig
-    size_divisor: int = Field(
-        ge=0, le=4096, description="pictures are padded (bottom, right) to a multiple; 0 or 1: not at all"
+    tasks: tuple[Task, ...] = Field(
+        description="Tasks that the published model was switched on for. They decide the order of operations: a "
+        "model for semantic alone resizes score maps, every other one resizes mask logits first "
+        "(docs/methods/published-behaviour.md#5-1)."
     )
-    object_threshold: float = Field(ge=0, le=1, description="panoptic: least class probability of a query")
-    overlap_threshold: float = Field(ge=0, le=1, description="panoptic: least share of a mask that must stay visible")
-    top_k: int = Field(gt=0, le=1_000_000, description="instance: how many (query, class) pairs are kept")
-    only_sure_pixels: bool = True
-    semantic_scores: Literal["probabilities", "logits"] = "probabilities"
-    tta: TtaConfig | None = None
-    slide: SlideConfig | None = None
+    resize: ResizeConfig = Field(description="Size of images at test time.")
+    size_divisor: int = Field(
+        ge=0, le=4096, description="Images are padded at the bottom and right to a multiple of it. 0 or 1: no padding."
+    )
+    object_threshold: float = Field(ge=0, le=1, description="Panoptic: least class probability of a query.")
+    overlap_threshold: float = Field(ge=0, le=1, description="Panoptic: least share of a mask that must stay visible.")
+    top_k: int = Field(gt=0, le=1_000_000, description="Instance: number of (query, class) pairs that are kept.")
+    only_sure_pixels: bool = Field(
+        True,
+        description="Panoptic: a segment keeps only pixels where its own mask is at least 0.5. MaskFormer's rule "
+        "(false) gives it all pixels that it owns.",
+    )
+    semantic_scores: Literal["probabilities", "logits"] = Field(
+        "probabilities",
+        description="Score of a class at a pixel: the sum of its queries' mask probabilities, or of their logits "
+        "(per-pixel baselines, whose queries are classes).",
+    )
+    tta: TtaConfig | None = Field(None, description="Test-time augmentation. Null: none was published.")
+    slide: SlideConfig | None = Field(None, description="Sliding windows. Null: the whole image at once.")
 
 
 class ScenesConfig(Node):
-    """Generated pictures (the data set `synthetic`): how many, how large (height, width), how hard."""
+    """Generated images (the data set `synthetic`)."""
 
-    train: int = Field(gt=0, le=10_000_000)
-    val: int = Field(gt=0, le=10_000_000)
-    size: tuple[_Canvas, _Canvas]
-    objects: tuple[_Objects, _Objects] = Field(description="least and most objects in a scene")
-    difficulty: float = Field(ge=0, le=1)
+    train: int = Field(gt=0, le=10_000_000, description="Number of images to train on.")
+    val: int = Field(gt=0, le=10_000_000, description="Number of images to evaluate on.")
+    size: tuple[_Canvas, _Canvas] = Field(description="Height and width of an image.")
+    objects: tuple[_Objects, _Objects] = Field(description="Least and most objects in an image.")
+    difficulty: float = Field(
+        ge=0, le=1, description="0 to 1: smaller, more turned and squeezed objects, paler colours, more grain."
+    )
 
 
 class DataConfig(Node):
-    """`classes` names a table in m2f_cli/structures/classes/ (or a YAML file): names and number come from it."""
+    """The data set and its classes."""
 
-    dataset: str
-    classes: str
-    scenes: ScenesConfig | None = None
+    dataset: str = Field(description="Name of the data set. It finds the folder below DETECTRON2_DATASETS.")
+    classes: str = Field(description="A table in m2f_cli/structures/classes/, or a YAML file, with names of classes.")
+    scenes: ScenesConfig | None = Field(None, description="Generated images, for the data set synthetic.")
     ignore_index: int | None = Field(
-        None, ge=-(2**31), lt=2**31, description="label maps: the pixel value that counts nowhere"
+        None, ge=-(2**31), lt=2**31, description="Label maps: pixel value that is ignored."
     )
     label_map: dict[int, str | int | None] | None = Field(
         None,
         max_length=MOST_CLASSES,
-        description="label maps: pixel value to class name or number, null for what counts nowhere",
+        description="Label maps: pixel value to class name or number. Null: ignored.",
     )
 
 
 class WeightsSource(Node):
-    """One place of released weights.
+    """One place of released weights: a file (`url`) or a Hugging Face repository (`hub`), exactly one of the two."""
 
-    Exactly one of `url` (a file) and `hub` (a Hugging Face repository) is given. `hash_prefix` is the start of the
-    file's SHA-256 or MD5, which the publisher put into the file's name.
-    """
-
-    url: str | None = None
-    hub: str | None = None
-    hash_prefix: str | None = None
-    format: Literal["detectron2", "openmmlab", "huggingface", "m2f"]
-    licence: str
-    note: str | None = None
+    url: str | None = Field(None, description="Address of a file.")
+    hub: str | None = Field(None, description="Hugging Face repository, as organisation/name.")
+    hash_prefix: str | None = Field(
+        None, description="Start of the file's SHA-256 or MD5, which the publisher put into its name."
+    )
+    format: Literal["detectron2", "openmmlab", "huggingface", "m2f"] = Field(description="Program that wrote them.")
+    licence: str = Field(description="Licence of the weights.")
+    note: str | None = Field(None, description="What else a user should know.")
 
     @model_validator(mode="after")
     def _one_place(self) -> WeightsSource:
@@ -319,61 +329,65 @@ class WeightsSource(Node):
 
 
 class Published(Node):
-    """One published figure. `verified` is False where docs/methods/published-behaviour.md says UNVERIFIED."""
+    """One published figure."""
 
-    metric: str
-    value: float
-    source: str
-    setting: str = "single scale"
-    verified: bool = True
+    metric: str = Field(description="Name of the figure, such as pq or miou.")
+    value: float = Field(description="The figure as published; figures of quality in percent.")
+    source: str = Field(description="Table that it stands in.")
+    setting: str = Field("single scale", description="How it was measured.")
+    verified: bool = Field(True, description="False where docs/methods/published-behaviour.md says UNVERIFIED.")
 
 
 class OptimizerConfig(Node):
-    """AdamW, a group per kind of parameter (docs/methods/published-behaviour.md#2-1). Multipliers apply to
-    `learning_rate`, decays are absolute."""
+    """AdamW with a group per kind of parameter (docs/methods/published-behaviour.md#2-1)."""
 
-    learning_rate: float = Field(gt=0, le=1000)
-    weight_decay: float = Field(ge=0, le=1000)
-    norm_weight_decay: float = Field(ge=0, le=1000, description="weights and biases of every norm layer")
+    learning_rate: float = Field(gt=0, le=1000, description="Learning rate; see backbone_multiplier.")
+    weight_decay: float = Field(ge=0, le=1000, description="Weight decay of all parameters but those below.")
+    norm_weight_decay: float = Field(ge=0, le=1000, description="Weight decay of weights and biases of norm layers.")
     embedding_weight_decay: float = Field(
-        ge=0, le=1000, description="nn.Embedding weights and relative position bias tables"
+        ge=0, le=1000, description="Weight decay of embeddings and of tables of relative position biases."
     )
-    backbone_multiplier: float = Field(gt=0, le=1000)
-    clip_norm: float = Field(ge=0, le=1e9, description="global L2 norm of all gradients; 0 is off")
+    backbone_multiplier: float = Field(gt=0, le=1000, description="Factor of learning_rate for the backbone.")
+    clip_norm: float = Field(ge=0, le=1e9, description="Largest L2 norm of all gradients together. 0: off.")
 
 
 class ScheduleConfig(Node):
-    """The learning rate's course. poly: (1 - it/iterations)^power; step: times gamma at each of `steps`."""
+    """The learning rate over the iterations."""
 
-    name: Literal["poly", "step", "cosine", "constant"]
-    power: float = Field(0.9, ge=0, le=100)
-    floor: float = Field(0.0, ge=0, le=1, description="least share of the learning rate, after the warm-up")
-    steps: tuple[_Iteration, ...] = Field((), max_length=10_000)
-    gamma: float = Field(0.1, ge=0, le=1000)
-    warmup_iterations: int = Field(0, ge=0, le=_LONGEST)
+    name: Literal["poly", "step", "cosine", "constant"] = Field(
+        description="poly: (1 - iteration / iterations)^power. step: times gamma at each of steps. cosine: half a "
+        "cosine. constant: unchanged."
+    )
+    power: float = Field(0.9, ge=0, le=100, description="Exponent of poly.")
+    floor: float = Field(0.0, ge=0, le=1, description="Least share of the learning rate after the warm-up.")
+    steps: tuple[_Iteration, ...] = Field((), max_length=10_000, description="Iterations at which step falls.")
+    gamma: float = Field(0.1, ge=0, le=1000, description="Factor of step.")
+    warmup_iterations: int = Field(0, ge=0, le=_LONGEST, description="Iterations of a linear warm-up. 0: none.")
     warmup_factor: float = Field(
-        1.0, gt=0, le=1000, description="the first iteration's share of the learning rate; linear"
+        1.0, gt=0, le=1000, description="Share of the learning rate in the first iteration of the warm-up."
     )
 
 
 class LossConfig(Node):
-    """Weights of the losses, which are also those of the matching costs (docs/methods/published-behaviour.md#4).
+    """Weights of the losses, which are also those of the matching costs (docs/methods/published-behaviour.md#4)."""
 
-    masks: where masks are compared: at random "points" (Mask2Former), at all pixels ("full", MaskFormer), or not as
-        masks at all: "per_pixel" is the cross entropy of each pixel's class, of which class_weight is the weight.
-    mask_loss: what is weighed by mask_weight, beside dice.
-    num_points, oversample_ratio, importance_ratio: of "points", and only of them.
-    """
-
-    masks: Literal["points", "full", "per_pixel"] = "points"
-    mask_loss: Literal["bce", "focal"] = "bce"
-    class_weight: _Weight
-    mask_weight: _Weight
-    dice_weight: _Weight
-    no_object_weight: _Weight
-    num_points: int | None = Field(None, gt=0, le=1_000_000)
-    oversample_ratio: float | None = Field(None, ge=1, le=100)
-    importance_ratio: float | None = Field(None, ge=0, le=1)
+    masks: Literal["points", "full", "per_pixel"] = Field(
+        "points",
+        description="Where masks are compared. points: at random points (Mask2Former). full: at all pixels "
+        "(MaskFormer). per_pixel: nowhere; the loss is each pixel's cross entropy, weighted by class_weight.",
+    )
+    mask_loss: Literal["bce", "focal"] = Field("bce", description="Loss of masks that mask_weight applies to.")
+    class_weight: _Weight = Field(description="Weight of the class loss.")
+    mask_weight: _Weight = Field(description="Weight of mask_loss.")
+    dice_weight: _Weight = Field(description="Weight of the dice loss of masks.")
+    no_object_weight: _Weight = Field(description="Weight of the class 'no object' within the class loss.")
+    num_points: int | None = Field(None, gt=0, le=1_000_000, description="Random points per mask; masks: points only.")
+    oversample_ratio: float | None = Field(
+        None, ge=1, le=100, description="Candidates per point, of which the least certain are kept; masks: points only."
+    )
+    importance_ratio: float | None = Field(
+        None, ge=0, le=1, description="Share of points that are chosen by uncertainty; masks: points only."
+    )
 
     @model_validator(mode="after")
     def _points_have_numbers(self) -> LossConfig:
@@ -385,47 +399,48 @@ class LossConfig(Node):
 
 
 class TrainConfig(Node):
-    """Training as published, for the published batch; fewer GPUs accumulate gradients to reach it.
+    """Training as published, for the published batch. Fewer GPUs accumulate gradients to reach it."""
 
-    augment: the steps in order; each is a name of the group "transforms" and its options.
-    batch: pictures per optimiser step over all processes.
-    precision: of the forward pass; places and weights of the pixel decoder, costs and losses are fp32 in any case, in
-        fp16 the whole pixel decoder.
-    hardware: what the published run was trained on, such as 8 V100; "" where nobody says. Nothing reads it but tables.
-    drop_empty: leave out pictures without an annotated (non-crowd) object.
-    """
-
-    iterations: int = Field(gt=0, le=_LONGEST)
-    batch: int = Field(gt=0, le=100_000)
-    augment: tuple[Component, ...] = Field(max_length=100)
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    loss: LossConfig
-    precision: Literal["fp32", "bf16", "fp16"]
-    hardware: str = ""
-    drop_empty: bool
-    group_by_aspect: bool
-    eval_every: int = Field(ge=0, le=_LONGEST, description="iterations; 0 is only at the end")
-    checkpoint_every: int = Field(gt=0, le=_LONGEST)
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 is off")
-    repeat_factor_threshold: float = Field(0.0, ge=0, le=1000, description="LVIS repeat-factor sampling; 0 is off")
+    iterations: int = Field(gt=0, le=_LONGEST, description="Optimiser steps.")
+    batch: int = Field(gt=0, le=100_000, description="Images per optimiser step over all processes.")
+    augment: tuple[Component, ...] = Field(
+        max_length=100, description="Steps of augmentation in order: names of the group transforms, and their options."
+    )
+    optimizer: OptimizerConfig = Field(description="Learning rate, weight decay and clipping.")
+    schedule: ScheduleConfig = Field(description="Learning rate over the iterations.")
+    loss: LossConfig = Field(description="Losses and their weights.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        description="Number format of the forward pass. Sampling points and weights of the pixel decoder, costs and "
+        "losses are fp32 in any case; with fp16 the whole pixel decoder is."
+    )
+    hardware: str = Field("", description="Machine of the published training, such as 8 V100. It is for tables only.")
+    drop_empty: bool = Field(description="Leave out images without an annotated object that is no crowd.")
+    group_by_aspect: bool = Field(description="Put images of like aspect (wide or tall) into one batch.")
+    eval_every: int = Field(ge=0, le=_LONGEST, description="Iterations between evaluations. 0: only at the end.")
+    checkpoint_every: int = Field(gt=0, le=_LONGEST, description="Iterations between checkpoints.")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed for all random number generators.")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of weights. 0: no average.")
+    repeat_factor_threshold: float = Field(
+        0.0, ge=0, le=1000, description="Threshold of repeat-factor sampling (LVIS). 0: off."
+    )
     class_weights: tuple[_Weight, ...] = Field(
-        (), max_length=MOST_CLASSES, description="of the class loss, one per class; () is all 1"
+        (), max_length=MOST_CLASSES, description="Weights within the class loss, one per class. (): all are 1."
     )
 
 
 class Config(Node):
-    name: str
-    summary: str = ""
-    task: Task
-    data: DataConfig
-    model: ModelConfig
-    input: InputConfig
-    test: TestConfig
-    train: TrainConfig | None = None
-    weights: tuple[WeightsSource, ...] = ()
-    published: tuple[Published, ...] = ()
+    """A whole configuration: the model, its data, how it is tested and trained, and its published figures."""
+
+    name: str = Field(description="Name, without slashes and spaces. By default the stem of the file.")
+    summary: str = Field("", description="One line for people.")
+    task: Task = Field(description="Task that the model is trained and evaluated for.")
+    data: DataConfig = Field(description="Data set and classes.")
+    model: ModelConfig = Field(description="The network.")
+    input: InputConfig = Field(description="Normalisation of images.")
+    test: TestConfig = Field(description="Inference.")
+    train: TrainConfig | None = Field(None, description="Training. Null: the preset does not say how to train.")
+    weights: tuple[WeightsSource, ...] = Field((), description="Released weights. The first is the one that is used.")
+    published: tuple[Published, ...] = Field((), description="Published figures of the released weights.")
 
     @field_validator("name")
     @classmethod

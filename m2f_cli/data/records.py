@@ -40,7 +40,7 @@ class PictureFile:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path that comes from data leads to something; a name too long for the file system does not."""
+    """Return True if a path that comes from data leads to something; a name too long for the file system does not."""
     try:
         return path.exists()
     except OSError:
@@ -48,7 +48,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path that comes from data leads to a file; see `is_there`."""
+    """Return True if a path that comes from data leads to a file; see `is_there`."""
     return is_there(path) and path.is_file()
 
 
@@ -126,7 +126,7 @@ class PassedOver:
 
     @property
     def sentence(self) -> str:
-        """What every command says of them."""
+        """Return the sentence in which every command tells of them."""
         found = (
             f"{reason} ({count}, such as {', '.join(self.first[reason])})" for reason, count in self.counts.items()
         )
@@ -167,3 +167,7 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def same_images(self, other: DataSet) -> bool:
+        """Return True for a split that lies where `other` does: val may have borrowed test."""
+        return self.records[0].image is not None and self.records[0].image == other.records[0].image

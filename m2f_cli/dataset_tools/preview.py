@@ -18,8 +18,9 @@ from ..errors import DataError
 from ..results.drawing import plot
 from ..results.types import PanopticMap, Segment, SemanticMap
 from ..results.writers import write_image
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment, Truth
+from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment, Truth, ignore_value
 from ..structures.categories import Categories
+from ..structures.run_lengths import areas_in
 
 EDGE = 320  # pixels, the longer edge of a small picture
 GAP, CAPTION = 8, 20
@@ -28,12 +29,11 @@ GAP, CAPTION = 8, 20
 def as_result(truth: Truth, categories: Categories) -> PanopticMap | SemanticMap:
     """An annotation as a result to draw, without scores. Of objects that overlap, small ones lie on top."""
     if isinstance(truth, SemanticTruth):
-        nothing = 255 if len(categories) <= 255 else 65535
+        nothing = ignore_value(len(categories))
         labels_HW = np.where(truth.labels_HW == truth.ignore, nothing, truth.labels_HW)
-        return SemanticMap(truth.size, categories, labels_HW.astype(np.uint8 if nothing == 255 else np.uint16))
+        return SemanticMap(truth.size, categories, labels_HW.astype(np.min_scalar_type(nothing)))
     flat = _flat(truth) if isinstance(truth, InstanceTruth) else truth
-    areas = np.unique(flat.ids_HW, return_counts=True)
-    area_of = dict(zip(*(each.tolist() for each in areas), strict=True))
+    area_of = areas_in(flat.ids_HW)
     segments = [Segment(s.id, s.label, None, area_of[s.id]) for s in flat.segments if area_of.get(s.id)]
     return PanopticMap(truth.size, categories, flat.ids_HW, segments)
 

@@ -15,11 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import plugins
+from ..data import training_set
 from ..data.records import Record
 from ..errors import ConfigError, DataError, unknown_name
 from ..structures import Task
-from ..structures.annotations import InstanceTruth, PanopticTruth
-from ..structures.run_lengths import values_in
 from .convert.run import Conversion, check_destination, write_out
 from .convert.source import Source, open_source
 from .convert.write import Outcome
@@ -235,20 +234,11 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
 
 
 def labels_of(record: Record) -> tuple[int, ...]:
-    """The classes that a picture shows, crowds apart; reads its annotation where the record does not know.
-
-    A picture whose annotation is damaged shows nothing here: what is written finds and reports it.
-    """
-    if record.labels is not None:
-        return record.labels
+    """Return the classes in an image; none where its annotation is damaged, which is reported when it is written."""
     try:
-        truth = record.read_truth()
+        return training_set.labels_of(record)
     except DataError:
         return ()
-    if isinstance(truth, (PanopticTruth, InstanceTruth)):
-        regions = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
-        return tuple(sorted({region.label for region in regions if not region.iscrowd}))
-    return tuple(label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore)
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from ..config.schema import LossConfig
 from ..data.build_targets import to_target
+from ..data.records import Record
 from ..errors import ConfigError, DataError, M2FError
+from ..inference.base import BaseSegmenter
 from ..inference.mask_rendering import Size
 from ..loss import Matcher, Pairs
-from ..loss.mask_sampling import make_places
+from ..loss.mask_sampling import make_mask_sampling
 from ..structures import Task
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
-from .evaluate import Failure, Progress, Record, truth_for
+from .evaluate import Failure, Progress, truth_for
 
 # Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
 # trained.
@@ -117,7 +119,7 @@ def rows(diagnosis: QueryDiagnosis) -> list[tuple[str, str, str]]:
 
 
 def diagnose_queries(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     *,
     task: Task | None = None,
@@ -196,7 +198,7 @@ def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> Q
 
 
 @torch.inference_mode()
-def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
+def _of_picture(segmenter: BaseSegmenter, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
     truth = truth_for(task, record.read_truth())
     if truth is None:
         return None
@@ -214,7 +216,7 @@ def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) ->
     return count(prediction, target, pairs, size)
 
 
-def _matcher(segmenter: Any, seed: int) -> Matcher:
+def _matcher(segmenter: BaseSegmenter, seed: int) -> Matcher:
     train = segmenter.config.train
     loss = PUBLISHED_LOSS if train is None else train.loss
     if loss.masks == "per_pixel":
@@ -224,8 +226,8 @@ def _matcher(segmenter: Any, seed: int) -> Matcher:
     def same_for_all_layers(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.rand((1, *shape[1:]), generator=generator).to(device).expand(shape)
 
-    places = make_places(loss, same_for_all_layers)
-    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, places, loss.mask_loss)
+    sampling = make_mask_sampling(loss, same_for_all_layers)
+    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, sampling, loss.mask_loss)
 
 
 def _resized(target: Target, size: Size) -> Target:

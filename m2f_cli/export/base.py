@@ -17,18 +17,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import __version__, plugins
+from .. import plugins
 from ..errors import ConfigError, DataError, ExportError, M2FError
 from ..evaluation.dataset import EvalData
+from ..inference.base import innermost
 from ..inference.engines.base import RECORD, Description, described
 from ..inference.mask_rendering import Size
 from ..inference.segmenter import Segmenter
-from ..inference.wrapper import Wrapper
 from ..results.writers import write_json
 from ..runtime import documents, random_state
 from ..runtime.files import share_as_usual
 from ..runtime.locks import is_lock, locked, staged
 from ..structures import Task
+from ..version import __version__
 from .quantise import measure, open_measured
 from .verify import Comparison, Tolerance, check, compare, default_cases, tolerance_for
 
@@ -172,7 +173,7 @@ def export(
     tell = on_step or (lambda step: None)
     with plugins.using(format):
         exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
-    plain = model.inner if isinstance(model, Wrapper) else model
+    plain = innermost(model)
     _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
     with random_state.kept(), _staging(path, overwrite) as part:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ExportError, WeightsError
 from ..inference.segmenter import Segmenter
-from ..model.backbones.swin import relative_index
+from ..model.backbones.swin_windows import relative_index
 from ..weights import readers as containers
 from ..weights.key_mapping import to_ours, to_theirs
 from ..weights.key_tables import DETECTRON2

@@ -34,7 +34,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..errors import ExportError
 from ..inference.engines.base import CLASS_LOGITS, LEAST, MASK_LOGITS, described
 from ..inference.segmenter import Segmenter
-from ..model.layers import ConvNorm, FrozenBatchNorm
+from ..model.layers.conv import ConvNorm, FrozenBatchNorm
 from ..structures import Task
 from .base import Options
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..config.schema import Config
 from ..errors import ExportError, MissingDependency, WeightsError
 from ..inference.load_network import save_huggingface
 from ..inference.segmenter import Segmenter
-from ..weights import huggingface
+from ..version import __version__
+from ..weights import write_huggingface
 from .base import Options, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
 
@@ -37,7 +37,7 @@ class HuggingFace:
         refuse_options("huggingface", options, *NOT_FOR_WEIGHTS)
         refuse_precision("huggingface", options, "fp32")
         _transformers()
-        huggingface.to_config_json(model.config.model, model.categories)
+        write_huggingface.to_config_json(model.config.model, model.categories)
 
     def write(self, model: Segmenter, path: Path, options: Options) -> None:
         try:
@@ -63,12 +63,12 @@ class HuggingFace:
 class _TransformersSegmenter(Segmenter):
     """A network of transformers in place of ours."""
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         answer = self.model(images_BCHW)
         masks_BQHW = answer.masks_queries_logits
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q.
         each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
-        return answer.class_queries_logits, each, masks_BQHW, None
+        return answer.class_queries_logits, each, masks_BQHW
 
 
 def _transformers() -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,12 +22,12 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..errors import ConfigError, ExportError, MissingDependency
 from ..inference.engines import base as engines
 from ..inference.segmenter import Segmenter
 from ..runtime.text import json_text
-from ..structures import rgb
+from ..structures import rgb, tiff
+from ..version import __version__
 from . import graph
 from .base import Options, description_of, refuse_options
 from .quantise import quantise_onnx
@@ -111,9 +112,10 @@ class OnnxExporter:
 def runner_source() -> str:
     """Return a program that runs an exported file without m2f: it holds the code by which m2f reads images."""
     template = Path(__file__).with_name("runner_template.py").read_text(encoding="utf-8")
-    code = inspect.getsource(rgb).partition(_FUTURE)[2].strip("\n")
+    sources = [inspect.getsource(module).partition(_FUTURE)[2].strip("\n") for module in (tiff, rgb)]
+    code = "\n\n\n".join(re.sub(r"^from \.tiff import .*\n\n", "", source, flags=re.MULTILINE) for source in sources)
     before, line, after = template.partition(_READER)
-    if not (line and code):
+    if not (line and all(sources)):
         raise RuntimeError("the template of the runner has no place for the code that reads images")
     rest = after.partition("\n")[2]
     return f"{before}# --- how m2f reads images ---\n\n{code}\n\n\n# --- the network ---\n{rest}"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.synthetic.scenes import scene
 from ..errors import ExportError
-from ..inference.base import Prepared, Raw
+from ..inference.base import Prepared, RawOutput
 from ..inference.engines.base import EngineSegmenter
 from ..inference.mask_rendering import MaskLogits, Size
 from ..inference.preprocess import RESAMPLERS
@@ -227,14 +227,14 @@ def _moved(classes: Sequence[Tensor], masks: Sequence[Tensor], tolerance: float)
 
 
 def _differing_maps(
-    model: Segmenter, exported: Segmenter, expected: Sequence[Raw], found: Sequence[Raw], task: Task
+    model: Segmenter, exported: Segmenter, expected: Sequence[RawOutput], found: Sequence[RawOutput], task: Task
 ) -> float:
     pairs = zip(expected, found, strict=True)
     shares = [differing(model.finish(a, task), exported.finish(b, task)) for a, b in pairs]
     return sum(shares) / len(shares)
 
 
-def _inside(model: Segmenter, exported: Segmenter, case: Case, expected: Sequence[Raw]) -> dict[Task, float]:
+def _inside(model: Segmenter, exported: Segmenter, case: Case, expected: Sequence[RawOutput]) -> dict[Task, float]:
     task = exported.description.postprocess if isinstance(exported, EngineSegmenter) else None
     if task is None:
         return {}

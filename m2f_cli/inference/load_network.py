@@ -19,8 +19,9 @@ from ..structures import Task
 from ..structures.categories import Categories, class_tables, from_names, load_categories
 from ..weights import Checkpoint, Progress
 from ..weights.checkpoint import refuse_other_numbers
-from ..weights.huggingface import IMAGENET, write_folder
+from ..weights.huggingface import IMAGENET
 from ..weights.key_mapping import Shape
+from ..weights.write_huggingface import write_folder
 
 
 @dataclass

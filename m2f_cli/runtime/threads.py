@@ -10,8 +10,13 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import TypeVar
 
+In, Out = TypeVar("In"), TypeVar("Out")
 CGROUP = Path("/sys/fs/cgroup")
 VARIABLE = "OMP_NUM_THREADS"
 
@@ -53,3 +58,20 @@ def choose_threads(count: int | None = None) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:  # it has read the variable already
         torch.set_num_threads(count)
+
+
+def in_order(pool: Executor | None, function: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:
+    """Map a function over items in a pool: in their order, with at most `depth` of them on their way.
+
+    Without a pool it is `map`.
+    """
+    if pool is None:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

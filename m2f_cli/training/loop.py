@@ -18,13 +18,13 @@ from ..errors import ConfigError, M2FError
 from ..loss import Pairs, Piloted, normaliser
 from ..model.pilots import Piloting, Pilots
 from ..runtime import distributed
+from ..runtime.devices import DTYPES
 from ..structures.predictions import Prediction
 from .ema import EMA
 from .optimizer import clip_gradients, set_learning_rate, train_mode
 from .resume import LastStep, RunState
 from .schedule import factor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 5  # steps in a row that may be skipped before training stops
 
 
@@ -290,8 +290,5 @@ def to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], 
         kind = name.rstrip("0123456789").rstrip("_")
         kinds[kind] = kinds.get(kind, 0) + loss
     values = torch.stack([*kinds.values(), norm.to(next(iter(kinds.values())))]).double()
-    if distributed.is_active():
-        torch.distributed.all_reduce(values)
-        values /= distributed.world_size()
-    *numbers, norm_value = values.tolist()
+    *numbers, norm_value = (distributed.sum_over_processes(values) / distributed.world_size()).tolist()
     return dict(zip(kinds, numbers, strict=True)), norm_value

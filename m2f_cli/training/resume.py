@@ -19,7 +19,7 @@ import torch
 from ..errors import M2FError, WeightsError
 from ..runtime.files import atomic
 from ..weights import torch_files
-from ..weights.safe_pickle import Damaged
+from ..weights.pickle_source import Damaged
 from .optimizer import check_moments
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__, weights
 from .. import model as networks
+from .. import weights
 from ..config import presets as config
 from ..config.schema import Config
 from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, of_worker, training_loader
 from ..data.records import DataSet
-from ..dataset_tools.check.mistakes import check
+from ..dataset_tools.check.report import glance
 from ..errors import ConfigError, M2FError, Unreachable
 from ..evaluation.evaluate import EvalResult, default_metrics, evaluate, headline
 from ..inference.segmenter import Segmenter
@@ -35,6 +35,7 @@ from ..runtime.devices import choose_device
 from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from ..runtime.signals import asked_to_stop
+from ..version import __version__
 from . import batch_size
 from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
@@ -215,7 +216,7 @@ def prepare(
     if options.resume and is_new:
         notes.append("No checkpoint was written: the run begins anew, as it was started.")
     if is_own and is_new and distributed.rank() == 0:
-        notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
+        notes += [f"{w.message} {w.hint}" for w in glance(train_data, CHECKED, val_data)]
     if is_own:
         described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
         settings = settings.model_copy(update={"data": described})

@@ -9,7 +9,7 @@ load("model_final_94dc52.pkl")           detectron2, OpenMMLab, transformers or 
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, save
-from .hub import Download, Progress
+from .download import Download, Progress
 from .resolve import load
 
 __all__ = ["Checkpoint", "Download", "Progress", "load", "save"]

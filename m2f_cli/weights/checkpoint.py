@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__
 from ..config import presets as config
 from ..config.presets import refuse_code
 from ..config.schema import Config, InputConfig, ModelConfig, ResizeConfig
@@ -20,6 +19,7 @@ from ..runtime import documents
 from ..runtime.files import atomic
 from ..runtime.text import json_text
 from ..structures.categories import Categories, Category
+from ..version import __version__
 from .infer_config import num_classes
 from .key_mapping import OurView, Shape, to_ours
 from .key_tables import TABLES

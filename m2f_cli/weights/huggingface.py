@@ -1,25 +1,17 @@
-"""Folders of Hugging Face transformers: config.json and preprocessor_config.json to our configuration, and back."""
+"""Read folders of Hugging Face transformers: config.json and preprocessor_config.json become our configuration."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..config.schema import Component, Config, InputConfig, ModelConfig, ResizeConfig
-from ..errors import ExportError, WeightsError
+from ..config.schema import Component, InputConfig, ModelConfig, ResizeConfig
+from ..errors import WeightsError
 from ..runtime import documents
-from ..structures.categories import Categories
 from . import key_mapping as names
 from . import readers as containers
-from .checkpoint import Checkpoint, write_safetensors
+from .checkpoint import Checkpoint
 from .hub import WEIGHT_FILES
 from .key_tables import HUGGINGFACE
 
@@ -58,14 +50,14 @@ _RESNET_DEFAULTS: dict[str, Any] = {
     "layer_type": "bottleneck",
 }
 # Variants that transformers can express and that no published model is of: what each has to be.
-_FIXED = {
+FIXED = {
     "activation_function": "relu",
     "pre_norm": False,
     "common_stride": 4,
     "enforce_input_projection": False,
     "feature_strides": [4, 8, 16, 32],
 }
-_DETR_FIXED = {"model_type": "detr", "activation_function": "relu"}
+DETR_FIXED = {"model_type": "detr", "activation_function": "relu"}
 _BACKBONES = {  # what a config.json without a backbone_config means
     "mask2former": {"model_type": "swin", "depths": [2, 2, 18, 2], "drop_path_rate": 0.3},
     "maskformer": {
@@ -77,7 +69,7 @@ _BACKBONES = {  # what a config.json without a backbone_config means
         "drop_path_rate": 0.3,
     },
 }
-_SWIN_FIXED = {
+SWIN_FIXED = {
     "patch_size": 4,
     "num_channels": 3,
     "mlp_ratio": 4.0,
@@ -86,19 +78,19 @@ _SWIN_FIXED = {
     "use_absolute_embeddings": False,
     "layer_norm_eps": 1e-5,
 }
-_RESNET_FIXED = {
+RESNET_FIXED = {
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
     "downsample_in_bottleneck": False,
     "num_channels": 3,
 }
-_RESNETS = {  # kind of block, blocks of the four stages
+RESNETS = {  # kind of block, blocks of the four stages
     18: ("basic", [2, 2, 2, 2]),
     34: ("basic", [3, 4, 6, 3]),
     50: ("bottleneck", [3, 4, 6, 3]),
     101: ("bottleneck", [3, 4, 23, 3]),
 }
-_EXPANSION = {"basic": 1, "bottleneck": 4}  # of a block's width, in what it gives
+EXPANSION = {"basic": 1, "bottleneck": 4}  # of a block's width, in what it gives
 # What values of the wrong kind lead to; the ValidationError of pydantic is a ValueError.
 _SENSELESS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 IMAGENET = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
@@ -149,7 +141,7 @@ def _model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     if kind != "mask2former":
         known = "'mask2former' and 'maskformer'"
         raise WeightsError(f"{source} is a transformers model of the kind {kind!r}; m2f reads {known}.")
-    _refuse_variants(config, _FIXED, source)
+    _refuse_variants(config, FIXED, source)
     number = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
     return ModelConfig(
         method="mask2former",
@@ -178,7 +170,7 @@ def _model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
 def _maskformer(config: Mapping[str, Any], source: str) -> ModelConfig:
     pyramid = {key: config.get(key, default) for key, default in _MASKFORMER_DEFAULTS.items()}
     detr = config.get("decoder_config") or {}
-    _refuse_variants(detr, _DETR_FIXED, source)
+    _refuse_variants(detr, DETR_FIXED, source)
     number = {key: detr.get(key, default) for key, default in _DETR_DEFAULTS.items()}
     return ModelConfig(
         method="maskformer",
@@ -203,7 +195,7 @@ def _backbone(config: Mapping[str, Any], source: str) -> Component:
     inner = config.get("backbone_config") or _BACKBONES[config["model_type"]]
     kind = inner.get("model_type")
     if kind in ("swin", "maskformer-swin"):
-        _refuse_variants(inner, _SWIN_FIXED, source)
+        _refuse_variants(inner, SWIN_FIXED, source)
         value = {key: inner.get(key, default) for key, default in _SWIN_DEFAULTS.items()}
         return Component(name="swin", drop_path=value.pop("drop_path_rate"), **value)
     if kind == "resnet":
@@ -212,11 +204,11 @@ def _backbone(config: Mapping[str, Any], source: str) -> Component:
 
 
 def _resnet(inner: Mapping[str, Any], source: str) -> Component:
-    _refuse_variants(inner, _RESNET_FIXED, source)
+    _refuse_variants(inner, RESNET_FIXED, source)
     value = {key: inner.get(key, default) for key, default in _RESNET_DEFAULTS.items()}
     kind = (value["layer_type"], list(value["depths"]))
-    depth = next((depth for depth, known in _RESNETS.items() if known == kind), None)
-    expansion = _EXPANSION.get(value["layer_type"], 1)
+    depth = next((depth for depth, known in RESNETS.items() if known == kind), None)
+    expansion = EXPANSION.get(value["layer_type"], 1)
     width = value["hidden_sizes"][0] // expansion
     if depth is None or list(value["hidden_sizes"]) != [expansion * width * 2**i for i in range(4)]:
         found = f"{kind[0]} blocks, depths {value['depths']} and widths {value['hidden_sizes']}"
@@ -278,191 +270,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} should hold keys and values, not a {type(tree).__name__}.")
     return tree
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
-    """A folder that from_pretrained of transformers' Mask2FormerForUniversalSegmentation or
-    MaskFormerForInstanceSegmentation loads without a missing or unexpected key: config.json, model.safetensors,
-    preprocessor_config.json. It appears complete or not at all.
-
-    Raises:
-        ExportError: transformers has no such network, or the folder exists already.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} exists already.", hint="Choose another folder, or remove it first.")
-    tree = to_config_json(config.model, categories)
-    tensors = to_tensors(state, config.model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir()
-        write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"})
-        processor = to_processor_json(config, categories)
-        for name, record in (("config.json", tree), ("preprocessor_config.json", processor)):
-            (temporary / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return folder
-
-
-def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Our weights under the hub's names, with what transformers wants besides.
-
-    MP-Former's queries have no learned positions; transformers always adds them, so they are zeros.
-
-    Raises:
-        ExportError: transformers has no place for one of them.
-    """
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.label_embed.")}
-    if "decoder.query_embed.weight" not in kept:
-        kept["decoder.query_embed.weight"] = torch.zeros_like(kept["decoder.query_feat.weight"], device="cpu")
-    projection = kept.get("decoder.input_proj.weight")
-    if projection is not None and projection.shape[0] == projection.shape[1]:
-        raise ExportError("transformers' MaskFormer projects its level only where widths differ; here they are equal.")
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in names.to_theirs(HUGGINGFACE, kept).items()
-    }
-    classes = tensors["class_predictor.bias"].shape[0]
-    tensors["criterion.empty_weight"] = torch.tensor([1.0] * (classes - 1) + [0.1])
-    if model.backbone.name == "swin":
-        _add_swin_extras(tensors, model.method)
-    for name in [name for name in tensors if name.endswith(".running_var")]:
-        counter = name.removesuffix("running_var") + "num_batches_tracked"
-        tensors.setdefault(counter, torch.zeros((), dtype=torch.long))
-    return tensors
-
-
-def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
-    """The classifier's last norm, which transformers makes and nothing uses, and MaskFormer's constants."""
-    encoder = "model.pixel_level_module.encoder."
-    last, place = ("3", "model.") if method == "maskformer" else ("stage4", "swin.")
-    norm = tensors[f"{encoder}hidden_states_norms.{last}.weight"]
-    tensors[f"{encoder}{place}layernorm.weight"] = torch.ones_like(norm)
-    tensors[f"{encoder}{place}layernorm.bias"] = torch.zeros_like(norm)
-    if method == "maskformer":
-        for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
-            window = (math.isqrt(len(tensors[name])) + 1) // 2
-            tensors[name.replace("bias_table", "index")] = _relative_position_index(window)
-
-
-def _relative_position_index(window: int) -> Tensor:
-    """Which row of the bias table each pair of a window's tokens uses (docs/methods/published-behaviour.md#3-3)."""
-    rows, columns = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
-    down, right = (places[:, None] - places + window - 1 for places in (rows, columns))
-    return down * (2 * window - 1) + right
-
-
-def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]:
-    """The config.json of a network of ours.
-
-    Raises:
-        ExportError: transformers has no such network.
-    """
-    labels = {str(i): category.name for i, category in enumerate(categories)}
-    shared = {
-        "no_object_weight": 0.1,
-        "id2label": labels,
-        "label2id": {name: int(number) for number, name in labels.items()},
-        "torch_dtype": "float32",
-    }
-    parts = (model.pixel_decoder.name, model.decoder.name)
-    if parts == ("deformable", "masked"):
-        return {**_to_mask2former_json(model), **shared}
-    if parts == ("fpn", "plain"):
-        return {**_to_maskformer_json(model), **shared}
-    raise ExportError(f"transformers has no network with {' and '.join(parts)} decoders.")
-
-
-def _to_mask2former_json(model: ModelConfig) -> dict[str, Any]:
-    pixel, decoder = model.pixel_decoder.options, model.decoder.options
-    if pixel["num_heads"] != decoder["num_heads"] or pixel["num_points"] != 4 or decoder.get("num_levels", 3) != 3:
-        raise ExportError("transformers' Mask2Former has one number of heads, 4 points and 3 levels; this one differs.")
-    return {
-        "architectures": ["Mask2FormerForUniversalSegmentation"],
-        "model_type": "mask2former",
-        "backbone_config": _to_backbone_json(model.backbone),
-        "feature_size": pixel["dim"],
-        "mask_feature_size": pixel["mask_dim"],
-        "hidden_dim": decoder["dim"],
-        "encoder_feedforward_dim": pixel["ffn_dim"],
-        "encoder_layers": pixel["num_layers"],
-        "decoder_layers": decoder["num_layers"] + 1,
-        "num_attention_heads": decoder["num_heads"],
-        "dim_feedforward": decoder["ffn_dim"],
-        "num_queries": decoder["num_queries"],
-        **_FIXED,
-    }
-
-
-def _to_maskformer_json(model: ModelConfig) -> dict[str, Any]:
-    pixel, decoder = model.pixel_decoder.options, model.decoder.options
-    if decoder.get("pre_norm"):
-        raise ExportError("transformers' MaskFormer normalises after each part; this one does before.")
-    return {
-        "architectures": ["MaskFormerForInstanceSegmentation"],
-        "model_type": "maskformer",
-        "backbone_config": _to_backbone_json(model.backbone),
-        "fpn_feature_size": pixel["dim"],
-        "mask_feature_size": pixel["mask_dim"],
-        "decoder_config": {
-            **_DETR_FIXED,
-            "d_model": decoder["dim"],
-            "num_queries": decoder["num_queries"],
-            "decoder_layers": decoder["num_layers"],
-            "decoder_attention_heads": decoder["num_heads"],
-            "decoder_ffn_dim": decoder["ffn_dim"],
-            "dropout": decoder["dropout"],
-            "attention_dropout": 0.0,
-            "activation_dropout": 0.0,
-            "decoder_layerdrop": 0.0,
-        },
-    }
-
-
-def _to_backbone_json(backbone: Component) -> dict[str, Any]:
-    options = backbone.options
-    stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
-    if backbone.name == "swin":
-        keys = {key: options[key] for key in ("embed_dim", "depths", "num_heads", "window_size")}
-        return {"model_type": "swin", **keys, "drop_path_rate": options["drop_path"], **_SWIN_FIXED, **stages}
-    if backbone.name == "resnet" and options["stem"] == "basic":
-        block, depths = _RESNETS[options["depth"]]
-        widths = [_EXPANSION[block] * options.get("width", 64) * 2**i for i in range(4)]
-        sizes = {
-            "embedding_size": options.get("stem_channels", 64),
-            "hidden_sizes": widths,
-            "depths": depths,
-            "layer_type": block,
-        }
-        return {"model_type": "resnet", **sizes, **_RESNET_FIXED, **stages}
-    raise ExportError(f"transformers cannot have this backbone: {backbone.name} {options}.")
-
-
-def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
-    """The preprocessor_config.json of our input and test sizes."""
-    resize, is_maskformer = config.test.resize, config.model.method == "maskformer"
-    if resize.fixed:
-        size = {"height": resize.fixed[0], "width": resize.fixed[1]}
-    else:
-        size = {"shortest_edge": resize.short_edge or 800, "longest_edge": resize.max_edge or 1333}
-    return {
-        "image_processor_type": f"{'Mask' if is_maskformer else 'Mask2'}FormerImageProcessor",
-        "do_resize": bool(resize.fixed or resize.short_edge),
-        "size": size,
-        "resample": 2,
-        "size_divisor": max(config.test.size_divisor, 1),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [round(v / 255, 6) for v in config.input.mean],
-        "image_std": [round(v / 255, 6) for v in config.input.std],
-        "ignore_index": 255,
-        "do_reduce_labels": False,
-        "num_labels": len(categories),
-    }

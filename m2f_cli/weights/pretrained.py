@@ -26,7 +26,7 @@ from . import hub
 from . import readers as containers
 from . import resolve as refs
 from .checkpoint import Checkpoint, refuse_infinite
-from .hub import Progress
+from .download import Progress, download
 from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_ours, unwrapped
 from .key_tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
 
@@ -203,7 +203,7 @@ def load_alone(
     """
     if isinstance(ref, str) and ref in SOURCES:
         release = SOURCES[ref]
-        path = hub.download(release.url, hash_prefix=release.hash_prefix, progress=progress)
+        path = download(release.url, hash_prefix=release.hash_prefix, progress=progress)
     else:
         path = Path(ref).expanduser()
     if not path.is_file() or str(ref) in config.preset_names():
@@ -321,7 +321,7 @@ def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
         folder = hub.fetch_repo(release.hf_hub_id, progress=progress)
         return next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), folder)
     if release is not None and release.url:
-        return hub.download(release.url, progress=progress)
+        return download(release.url, progress=progress)
     raise WeightsError(
         f"timm has released no weights of {model!r} that can be fetched.",
         hint="Choose another (timm.list_pretrained() names them), or set model.backbone.pretrained=null.",

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..runtime import documents
 from . import torch_files
-from .safe_pickle import Damaged
+from .pickle_source import Damaged
 
 INDEX_SUFFIX = ".index.json"  # of a Hugging Face file that is cut into shards
 MOST_SHARDS = 10_000

@@ -16,7 +16,7 @@ from ..errors import M2FError, WeightsError, nearest, unknown_name
 from . import checkpoint, hub, huggingface
 from . import readers as containers
 from .checkpoint import Checkpoint
-from .hub import Progress
+from .download import Progress, download, file_hashes
 from .infer_config import infer, same_network
 from .key_mapping import OurView, Table, unwrapped
 from .key_tables import MARKS, TABLES
@@ -100,7 +100,7 @@ def _load_preset(name: str, progress: Progress | None, trust_code: bool) -> Chec
 def _load_source(source: WeightsSource, progress: Progress | None, trust_code: bool) -> Checkpoint:
     if source.hub:
         return huggingface.read_folder(hub.fetch_repo(source.hub, progress=progress), source.hub)
-    return _load_file(hub.download(str(source.url), hash_prefix=source.hash_prefix, progress=progress), trust_code)
+    return _load_file(download(str(source.url), hash_prefix=source.hash_prefix, progress=progress), trust_code)
 
 
 def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
@@ -187,5 +187,5 @@ def _released_as(path: Path, found: Checkpoint) -> Config | None:
     by_name = next((p for p, s in released if s.hash_prefix and str(s.url).rsplit("/", 1)[-1] == path.name), None)
     if by_name is not None or not released:
         return by_name
-    hashes = hub.file_hashes(path)
+    hashes = file_hashes(path)
     return next((p for p, s in released if s.hash_prefix and any(h.startswith(s.hash_prefix) for h in hashes)), None)

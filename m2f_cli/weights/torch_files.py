@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .safe_pickle import STORAGES, Budget, Damaged, Name, Source, Storage
+from .pickle_source import Budget, Damaged, Source
+from .pickle_values import STORAGES, Name, Storage
 from .safe_pickle import load as load_pickle
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6 begins with this number

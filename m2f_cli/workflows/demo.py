@@ -10,7 +10,6 @@ OUT/index.html                                 all of it on one page
 from __future__ import annotations
 
 import html
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,14 @@ from ..config.schema import Config
 from ..data.synthetic.dataset import MOST, SPLITS
 from ..data.synthetic.scenes import Scene, scene
 from ..errors import ConfigError, M2FError
-from ..inference import load, pipeline
+from ..inference import load
 from ..inference.journal import check_folder
+from ..inference.predict import predict
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
 from ..results.writers import write_overlay
-from ..runtime.files import atomic, lies_in, refuse_link, write_text, writing_to
+from ..runtime.files import atomic, lies_in, write_text, writing_to
+from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
 from ..training import run as training
@@ -148,7 +149,7 @@ def _train(out: Path, settings: Config, listener: training.Listener | None) -> t
 
 def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> str:
     """What `m2f predict` does, and what it found."""
-    summary = pipeline.predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
+    summary = predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
     if summary.failed:
         raise M2FError(f"The demo could not segment its own picture: {summary.failed[0].message}")
     return f"{summary.done / summary.seconds:.1f} pictures/s, saved as {', '.join(FORMATS[task])}"
@@ -205,15 +206,13 @@ def claim(out: Path) -> None:
 
 def _recorded(mark: Path) -> list[str]:
     """The names in a mark. Half a line at the end is of a demo that was killed before it wrote that file."""
-    lines = mark.read_text(encoding="utf-8").splitlines(keepends=True)
     try:
-        return [str(json.loads(line)) for line in lines if line.endswith("\n")]
+        return [str(parse(line)) for _, line in whole_lines(mark)]
     except ValueError as error:
         raise ConfigError(f"{mark} is damaged.", hint="Choose another --out.") from error
 
 
 def record_file(out: Path, name: str) -> None:
     """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
-    refuse_link(out / MARK)
-    with writing_to(out / MARK), (out / MARK).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(name) + "\n")
+    with JsonLines(out / MARK) as lines:
+        lines.append(name)

@@ -11,22 +11,24 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from .. import __version__
+from ..errors import ConfigError
 from ..runtime.allocator import can_keep_memory
 from ..runtime.threads import usable_cores
+from ..version import __version__
 from .requirements import DISTRIBUTION, Requirement, is_older, required_python, requirements
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..ops.dispatch import Implementations
 
 Status = Literal["ok", "note", "problem"]
 
@@ -228,21 +230,29 @@ def check_precisions() -> Iterator[Finding]:
 def check_deform_attn() -> Iterator[Finding]:
     from ..ops import deformable_attention as op
 
-    group, override = "deformable attention", os.environ.get("M2F_DEFORM_ATTN", "auto")
-    if override not in ("auto", *op.KNOWN):
-        hint = f"Unset it, or choose one of {', '.join(op.KNOWN)}."
-        yield Finding(group, "M2F_DEFORM_ATTN", f"{override!r} is no implementation", "problem", hint)
-    elif override != "auto":
-        yield Finding(group, "M2F_DEFORM_ATTN", override, "note", "Unset it for the fastest on each device.")
+    group = "deformable attention"
+    override = yield from _override(group, op.IMPLEMENTATIONS, "Unset it for the fastest on each device.")
     truth = outputs_and_gradients("reference", "cpu")
     for device in devices():
         running = op.implementations(device)
-        used = op.choose(device) if override == "auto" else override
-        if used in op.KNOWN and used not in running:
-            hint = f"Unset M2F_DEFORM_ATTN: here run {', '.join(running)}."
+        used = None if override is None else op.choose(device)
+        if used and used not in running:
+            hint = f"Unset {op.IMPLEMENTATIONS.variable()}: here run {', '.join(running)}."
             yield Finding(group, f"{device} {used}", "does not run on this device", "problem", hint)
         for impl in running:
             yield _agreement(impl, device, truth, is_used=impl == used)
+
+
+def _override(group: str, operator: Implementations, hint: str) -> Generator[Finding, None, str | None]:
+    """Report what the environment asks for; return it, "auto" if it is nothing, or None if it makes no sense."""
+    try:
+        name = operator.override()
+    except ConfigError as error:
+        yield Finding(group, operator.variable(), error.message, "problem", error.hint or "")
+        return None
+    if name is not None:
+        yield Finding(group, operator.variable(), name, "note", hint)
+    return name or "auto"
 
 
 def _agreement(impl: str, device: torch.device, truth: list[Tensor], *, is_used: bool) -> Finding:
@@ -251,7 +261,7 @@ def _agreement(impl: str, device: torch.device, truth: list[Tensor], *, is_used:
     try:
         found = outputs_and_gradients(impl, device)
     except RuntimeError as error:  # an operator that this device does not have, or a GPU that torch has no code for
-        hint = "Use another device, or another implementation (M2F_DEFORM_ATTN)." if is_used else ""
+        hint = "Use another device, or another implementation (M2F_OPS)." if is_used else ""
         return Finding(group, name, f"fails: {_reason(error)}{mark}", "problem" if is_used else "note", hint)
     difference = max(float((a - b).abs().max()) for a, b in zip(found, truth, strict=True))
     value = f"within {difference:.1g} of the reference, values and gradients{mark}"
@@ -292,11 +302,11 @@ def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]
 def check_caches() -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    from ..weights import hub
+    from ..weights import download
 
-    yield check_cache("M2F_HOME", hub.weights_dir())
+    yield check_cache("M2F_HOME", download.weights_dir())
     yield check_cache("HF_HOME", Path(constants.HF_HUB_CACHE))
-    if hub.offline():
+    if download.offline():
         hint = "Only models that are here already can be loaded; unset M2F_OFFLINE and HF_HUB_OFFLINE for others."
         yield Finding("caches", "network", "switched off", "note", hint)
     else:
@@ -379,13 +389,10 @@ def check_linear() -> Iterator[Finding]:
 
     from ..ops.cpu import linear as op
 
-    group, override = "linear layers", os.environ.get("M2F_LINEAR", "auto")
-    if override not in ("auto", *op.IMPLEMENTATIONS):
-        hint = f"Unset it, or choose one of {', '.join(op.IMPLEMENTATIONS)}."
-        yield Finding(group, "M2F_LINEAR", f"{override!r} is no implementation", "problem", hint)
+    group = "linear layers"
+    override = yield from _override(group, op.IMPLEMENTATIONS, "Unset it for the fastest on this processor.")
+    if override is None:
         return
-    if override != "auto":
-        yield Finding(group, "M2F_LINEAR", override, "note", "Unset it for the fastest on this processor.")
     x = torch.zeros(op.MIN_ROWS, 1)
     trained = op.choose(x)
     with torch.no_grad():

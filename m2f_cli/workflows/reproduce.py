@@ -29,11 +29,13 @@ from ..evaluation.choose_metrics import task_of
 from ..evaluation.dataset import TASKS, folder_of, open_for
 from ..evaluation.evaluate import Progress
 from ..evaluation.report import SINGLE_SCALE, Comparison
-from ..evaluation.setup import Evaluation, Outcome, Request
+from ..evaluation.setup import DataOptions, Evaluation, MetricOptions, Outcome, RunOptions
+from ..inference.load import ModelOptions
 from ..results.writers import write_json
 from ..structures.categories import load_categories
 from ..weights import Progress as DownloadProgress
-from ..weights import hub
+from ..weights.download import download
+from ..weights.hub import fetch_repo
 
 SPREAD = 0.1
 RULE = f"within {SPREAD} of the published figure, both rounded to its digits"
@@ -104,7 +106,11 @@ class Reproduced:
 
 @dataclass(frozen=True)
 class Options:
-    """How rows are to be reproduced. tta: None is "where the row has such a figure". The rest as in `Request`."""
+    """How rows are reproduced.
+
+    Attributes:
+        tta: also with test-time augmentation; None: where the row has such a figure.
+    """
 
     data: Path | None = None
     device: str = "auto"
@@ -167,9 +173,9 @@ def _check_data(preset: Config, options: Options) -> None:
 def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
     first = preset.weights[0]
     if first.hub:
-        hub.fetch_repo(first.hub, progress=progress)
+        fetch_repo(first.hub, progress=progress)
     else:
-        hub.download(str(first.url), hash_prefix=first.hash_prefix, progress=progress)
+        download(str(first.url), hash_prefix=first.hash_prefix, progress=progress)
 
 
 # --- evaluating -------------------------------------------------------------------------------------------------------
@@ -201,17 +207,13 @@ def reproduce(
     outcomes: dict[str, Outcome] = {}
     speed: float | None = None
     for setting in settings:
-        request = Request(
-            preset=name,
-            data=options.data,
-            metrics=metrics_of(preset, multi=setting == MULTI),
-            device=options.device,
-            precision=options.precision,
-            limit=options.limit,
-            workers=options.workers,
-            tta=setting == MULTI,
+        evaluation = eval_setup.prepare(
+            folder / setting,
+            ModelOptions(preset=name, device=options.device, precision=options.precision, tta=setting == MULTI),
+            DataOptions(options.data, limit=options.limit),
+            MetricOptions(metrics_of(preset, multi=setting == MULTI)),
+            RunOptions(options.workers),
         )
-        evaluation = eval_setup.prepare(request, folder / setting)
         if setting == SINGLE:
             speed = pictures_per_second(evaluation)
         outcomes[setting] = eval_setup.execute(

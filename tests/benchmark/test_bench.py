@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +18,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m2f_cli.benchmark import interleaved as race
+from m2f_cli.benchmark import process, worker
 from m2f_cli.benchmark import report as results
 from m2f_cli.benchmark import statistics as stats
-from m2f_cli.benchmark import worker
 from m2f_cli.benchmark import workloads as ours
 from m2f_cli.benchmark.case import Case, network_size, picture_size, training_size
 from m2f_cli.benchmark.chart import chart
@@ -32,10 +34,10 @@ from m2f_cli.config import presets as configuration
 from m2f_cli.config.published import measured_in
 from m2f_cli.errors import ConfigError, ExportError, M2FError
 from m2f_cli.inference import postprocess
+from m2f_cli.inference.base import Wrapper
 from m2f_cli.inference.compile import compile_parts
 from m2f_cli.inference.mask_rendering import MaskLogits
 from m2f_cli.inference.segmenter import Segmenter
-from m2f_cli.inference.wrapper import Wrapper
 from m2f_cli.model import build
 from m2f_cli.runtime import allocator
 from m2f_cli.structures.categories import from_names
@@ -301,12 +303,26 @@ def test_a_race_in_processes_of_their_own(tiny, tmp_path):
     assert results.write(tree, tmp_path / "out")[0].name == f"{name}-2.json"
 
 
+def test_a_race_times_the_work_of_scripts_in_processes_of_their_own():
+    work = functools.partial(process.Work, run=os.getpid, tell=functools.partial(dict.fromkeys, ("pid",)))
+    found = race.race({"a": work, "b": work}, rounds=3)
+    assert all(len(side.seconds) == len(side.cpu_seconds) == 3 for side in found.values())
+    assert len({os.getpid(), *(side.first["pid"] for side in found.values())}) == 3
+    assert all(side.first.keys() == {"growth", "pid"} for side in found.values())
+    with pytest.raises(M2FError, match="'start' failed in the timed process: ValueError"):
+        race.race({"a": work, "b": functools.partial(process.Work, run=functools.partial(int, "x"))}, rounds=1)
+
+
+def test_sides_take_turns_at_being_first():
+    assert [(number, side) for number, side in race.in_turns("ab", 2)] == [(0, "b"), (0, "a"), (1, "a"), (1, "b")]
+
+
 def test_errors_of_a_worker_are_those_of_the_command():
     with pytest.raises(ConfigError, match="cityscapes-swin-t") as caught:
         race.bench(Case(preset="cityscapes-swin-tt", device="cpu"), race.Options())
     assert "Did you mean" in caught.value.hint
-    assert isinstance(worker.error_from("ExportError", "a", "b"), ExportError)
-    assert str(worker.error_from("MissingDependency", "a", "b")) == "a b"
+    assert isinstance(process.error_from("ExportError", "a", "b"), ExportError)
+    assert str(process.error_from("MissingDependency", "a", "b")) == "a b"
     with pytest.raises(ConfigError, match="rounds = 0"):
         race.Options(rounds=0)
 
@@ -316,9 +332,9 @@ def test_what_a_library_raises_is_one_sentence():
         race.bench(Case(preset="small-panoptic", device="cpu", size=(0, 64)), race.Options())
     assert "M2F_DEBUG" in caught.value.hint
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.\n\nmore")
-    kind, message, hint = worker.error_record(error, "run")
+    kind, message, hint = process.error_record(error, "run")
     assert (kind, message) == ("M2FError", "Not enough memory: DefaultCPUAllocator: can't allocate memory: 9 bytes.")
-    assert "--size" in hint and worker.error_record(MemoryError(), "run")[1] == "Not enough memory: no reason given."
+    assert "--size" in hint and process.error_record(MemoryError(), "run")[1] == "Not enough memory: no reason given."
 
 
 def test_an_exported_file_is_described_as_it_is(segmenter):

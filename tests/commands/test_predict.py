@@ -61,10 +61,8 @@ def predictions(folder):
 
 
 def test_compile_reaches_the_network(pictures, fake, monkeypatch):
-    from m2f_cli.inference import compile as compiling
-
     compiled = []
-    monkeypatch.setattr(compiling, "compile_parts", compiled.append)
+    monkeypatch.setattr("m2f_cli.inference.load.compile_parts", compiled.append)
     assert cli.run(["predict", "in/a.png"]) == 0 and not compiled
     assert cli.run(["predict", "in/a.png", "--compile"]) == 0 and compiled == [fake]
 
@@ -88,7 +86,8 @@ def test_every_option_arrives(pictures, fake):
     ((ref, loading),) = fake.loads
     progress = loading.pop("progress")
     assert callable(progress) and ref == "my/model"
-    assert loading == {"task": "instance", "device": "cpu", "precision": "bf16", "trust_code": True, "engine": None}
+    assert loading == {"device": "cpu", "precision": "bf16", "trust_code": True, "engine": None}
+    assert fake.default_task == "instance"
     thresholds = {"object_threshold": 0.1, "overlap_threshold": 0.2, "score_threshold": 0.0, "top_k": 7}
     assert fake.thresholds == [thresholds] * 3 and fake.batches == [2, 1]
     document = predictions(pictures / "out")

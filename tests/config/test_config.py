@@ -12,6 +12,7 @@ from m2f_cli.config import presets as config
 from m2f_cli.errors import ConfigError
 
 PRESET = "coco-panoptic-swin-t"
+SWIN_T = config.presets_dir() / "backbones" / "swin-t.yaml"
 
 
 def write(folder, name, tree):
@@ -158,24 +159,78 @@ def test_merge_leaves_its_arguments_alone():
 
 @pytest.mark.parametrize(
     ("base", "words"),
-    [("recipes/coco-panoptics", "recipes/coco-panoptic"), (["recipes/coco-panoptic"], "not \\['recipes"), (3, "not 3")],
+    [
+        ("recipes/coco-panoptics", "recipes/coco-panoptic"),
+        (["recipes/coco-panoptic", "backbones/swin-x"], "backbones/swin-"),
+        (3, "not 3"),
+        (["recipes/coco-panoptic", 3], "not \\['recipes"),
+        ({"recipes": "coco"}, "not {'recipes"),
+    ],
 )
 def test_an_unknown_base_is_explained(tmp_path, base, words):
     with pytest.raises(ConfigError, match=words):
         config.load(write(tmp_path, "mine.yaml", {"extends": base}))
 
 
-def test_a_recipe_extends_nothing(tmp_path):
-    write(tmp_path, "recipes/a.yaml", {"extends": PRESET})
-    with pytest.raises(ConfigError, match="cannot extend another"):
-        config.load(write(tmp_path, "mine.yaml", {"extends": "recipes/a"}))
+def test_a_file_of_the_user_may_extend_a_recipe_and_a_backbone(tmp_path):
+    path = write(tmp_path, "mine.yaml", {"extends": ["recipes/coco-panoptic", "backbones/swin-t"]})
+    assert config.load(path).model == config.load(PRESET).model
+    alone = write(tmp_path, "alone.yaml", {"extends": ["recipes/coco-panoptic"], **yaml.safe_load(SWIN_T.read_text())})
+    assert config.load(alone).model == config.load(PRESET).model
+
+
+def test_later_names_in_extends_win_and_the_file_wins_over_all(tmp_path):
+    for name, queries, size in (("a", 1, 10), ("b", 2, 20)):
+        tree = {"model": {"decoder": {"num_queries": queries}}, "test": {"top_k": size}}
+        write(tmp_path, f"{name}.yaml", tree)
+    tree = {"extends": [PRESET, "a", "b"], "test": {"top_k": 30}}
+    mine = config.load(write(tmp_path, "mine.yaml", tree))
+    assert (mine.model.decoder.options["num_queries"], mine.test.top_k) == (2, 30)
+    mine = config.load(write(tmp_path, "mine.yaml", {**tree, "extends": [PRESET, "b", "a"]}))
+    assert mine.model.decoder.options["num_queries"] == 1
+    assert mine.model.decoder.options["dim"] == 256
+
+
+def test_a_name_in_extends_is_looked_up_beside_the_file_before_the_shipped_ones(tmp_path):
+    write(tmp_path, "backbones/swin-t.yaml", {"model": {"backbone": {"name": "resnet", "depth": 18}}})
+    own = config.load(write(tmp_path, "mine.yaml", {"extends": [PRESET, "backbones/swin-t"]}))
+    assert own.model.backbone.options == {"depth": 18}
+
+
+def test_a_backbone_replaces_the_whole_backbone_and_drops_weights_of_another(tmp_path):
+    path = write(tmp_path, "mine.yaml", {"extends": ["maskformer-ade20k-r101c", "backbones/r50"]})
+    mine = config.load(path)
+    assert mine.model.backbone == config.load("coco-panoptic-r50").model.backbone
+    assert (mine.weights, mine.task) == ((), "semantic")
+
+
+def test_what_several_files_extend_is_resolved_for_each_of_them(tmp_path):
+    write(tmp_path, "base.yaml", {"extends": PRESET, "test": {"top_k": 1}})
+    write(tmp_path, "left.yaml", {"extends": "base", "test": {"top_k": 2}})
+    write(tmp_path, "right.yaml", {"extends": "base", "test": {"object_threshold": 0.5}})
+    mine = config.load(write(tmp_path, "mine.yaml", {"extends": ["left", "right"]}))
+    assert (mine.test.top_k, mine.test.object_threshold) == (1, 0.5)
+
+
+def test_files_that_double_at_each_level_are_read_once_and_endless_chains_are_refused(tmp_path):
+    for i in range(40):
+        write(tmp_path, f"{i}.yaml", {"extends": [f"{i + 1}", f"{i + 1}"]})
+    write(tmp_path, "40.yaml", {"extends": PRESET})
+    assert config.load(tmp_path / "0.yaml").model == config.load(PRESET).model
+    write(tmp_path, "40.yaml", {"extends": "41"})
+    for i in range(41, 100):
+        write(tmp_path, f"{i}.yaml", {"extends": f"{i + 1}"})
+    with pytest.raises(ConfigError, match=r"0\.yaml: extends more than 50 files"):
+        config.load(tmp_path / "0.yaml")
 
 
 def test_files_that_extend_each_other_are_refused(tmp_path):
     write(tmp_path, "a.yaml", {"extends": "b"})
     write(tmp_path, "b.yaml", {"extends": "a"})
-    with pytest.raises(ConfigError, match="extends this file again"):
-        config.load(tmp_path / "a.yaml")
+    write(tmp_path, "c.yaml", {"extends": ["recipes/coco-panoptic", "c"]})
+    for name in ("a", "c"):
+        with pytest.raises(ConfigError, match="extends this file again"):
+            config.load(tmp_path / f"{name}.yaml")
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -226,6 +281,19 @@ def test_products_of_numbers_have_bounds():
         config.load("coco-panoptic-swin-t", [pair])
     with pytest.raises(ConfigError, match="parameters or more"):
         config.load("coco-panoptic-swin-t", pairs)
+
+
+def test_every_field_has_a_description():
+    """The page of the configuration is made of them."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(config.Config).json_schema()
+    nodes = {**schema["$defs"], "Config": schema}
+    fields = {f"{name}.{key}": field for name, node in nodes.items() for key, field in node["properties"].items()}
+    assert len(nodes) == 17 and len(fields) > 100
+    wrong = [name for name, field in fields.items() if not field.get("description", "").endswith(".")]
+    assert wrong == []
+    assert [name for name, node in nodes.items() if not node.get("description")] == []
 
 
 def test_every_number_of_the_tree_has_bounds():

@@ -7,9 +7,16 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.build_targets import require_trains, to_semantic, to_target
+from m2f_cli.data.build_targets import require_trains, to_target
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import (
+    InstanceTruth,
+    PanopticTruth,
+    SemanticTruth,
+    TrueObject,
+    TrueSegment,
+    as_semantic,
+)
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(10 * i, f"c{i}", i < 3, (i, i, i)) for i in range(6))  # 0, 1, 2 are things
@@ -43,7 +50,7 @@ def test_instances_of_a_panoptic_truth_are_its_things():
 
 
 def test_semantics_of_a_panoptic_truth_include_crowds():
-    assert to_semantic(PANOPTIC).labels_HW.tolist() == [[1, 1, 4, 4], [-1, 1, 4, 2], [-1, 1, 4, -1]]
+    assert as_semantic(PANOPTIC, 6).labels_HW.tolist() == [[1, 1, 4, 4], [255, 1, 4, 2], [255, 1, 4, 255]]
     target = to_target(PANOPTIC, "semantic", CATEGORIES)
     assert target.labels_N.tolist() == [1, 2, 4]
     assert target.owner_HW.tolist() == [[0, 0, 2, 2], [-1, 0, 2, 1], [-1, 0, 2, -1]]

@@ -15,8 +15,10 @@ from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES, scene
 from m2f_cli.data.training_set import Draw, TrainingSet, drop_empty, is_wide, labels_of, read
-from m2f_cli.data.transforms import ColorJitter, Flip, RandomCrop
+from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
 from m2f_cli.structures.categories import load_categories

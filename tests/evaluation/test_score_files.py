@@ -18,7 +18,7 @@ from m2f_cli import plugins
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation.score_files.score import open_predictions, score
-from m2f_cli.inference import pipeline
+from m2f_cli.inference.predict import predict as predict_all
 from m2f_cli.inference.sources import expand
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
 from m2f_cli.structures.categories import Category
@@ -122,7 +122,7 @@ class Recorded(FakeSegmenter):
 
 
 def predict(coco, task: str, *formats: str):
-    pipeline.predict(Recorded(coco.results), expand([coco.data / "val2017"]), task, coco.out, formats)
+    predict_all(Recorded(coco.results), expand([coco.data / "val2017"]), task, coco.out, formats)
     return coco.out
 
 

@@ -22,7 +22,7 @@ from m2f_cli.export.base import Options
 from m2f_cli.export.verify import Tolerance, differing
 from m2f_cli.inference import load
 from m2f_cli.model.backbones.swin import Stage
-from m2f_cli.model.layers import FrozenBatchNorm
+from m2f_cli.model.layers.conv import FrozenBatchNorm
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

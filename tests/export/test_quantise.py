@@ -19,6 +19,7 @@ from m2f_cli.evaluation.dataset import EvalData
 from m2f_cli.export import quantise
 from m2f_cli.export.base import Options, export
 from m2f_cli.export.verify import Tolerance
+from m2f_cli.inference.base import Wrapper
 from m2f_cli.inference.load import load
 from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
 
@@ -80,14 +81,8 @@ def test_a_missing_onnxruntime_is_said(tmp_path, monkeypatch):
 # --- quality ----------------------------------------------------------------------------------------------------------
 
 
-class Worse:
+class Worse(Wrapper):
     """A segmenter whose segments are cut off at half the height."""
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
 
     def finish(self, raw, task=None, **thresholds):
         result = self.inner.finish(raw, task, **thresholds)

@@ -14,7 +14,7 @@ from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import TtaConfig
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import postprocess
-from m2f_cli.inference.base import Raw
+from m2f_cli.inference.base import RawOutput
 from m2f_cli.inference.mask_rendering import MaskLogits
 from m2f_cli.inference.merge_views import merge_views
 from m2f_cli.inference.tta import with_tta
@@ -191,7 +191,7 @@ def view(masks_QHW, classes, *, mirrored=False, sure=0.95):
     for i, label in enumerate(classes):
         probs[i, 3 if label is None else label] = sure
     masks = MaskLogits(torch.eye(len(classes)), logits, size, size, size)
-    return Raw(probs.log(), masks), mirrored
+    return RawOutput(probs.log(), masks), mirrored
 
 
 def boxes(*sides, size=(24, 32)):

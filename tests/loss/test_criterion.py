@@ -9,9 +9,8 @@ from torch.nn.functional import cross_entropy, grid_sample
 from torch.testing import assert_close
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.loss import Criterion, make_criterion, normaliser
-from m2f_cli.loss import mask_sampling as places
-from m2f_cli.structures.predictions import LayerOutput, Prediction, Projection
+from m2f_cli.loss import Criterion, make_criterion, mask_sampling, normaliser
+from m2f_cli.structures.predictions import LayerOutput, Prediction
 from m2f_cli.structures.targets import Target
 
 PADDED = (28, 36)
@@ -102,7 +101,7 @@ def test_both_forms_of_a_target_give_the_same_losses():
 def test_pairs_in_portions_are_the_same(monkeypatch):
     prediction, targets = random_case([5, 3])
     expected, expected_gradients, _ = losses_and_gradients(prediction, targets)
-    monkeypatch.setattr(places, "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(mask_sampling, "PAIRS_AT_ONCE", 3)
     found, gradients, _ = losses_and_gradients(prediction, targets)
     assert found == expected
     assert all(map(torch.equal, gradients, expected_gradients))
@@ -112,7 +111,7 @@ def test_points_are_where_masks_are_undecided():
     """With every point an important one, those taken have the smallest |logits| of all candidates."""
     config = CONFIG.model_copy(update={"importance_ratio": 1.0})
     logits_RHW = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
-    points_RP2 = Criterion(4, config, rand=same_for_all).places.choose(logits_RHW)
+    points_RP2 = Criterion(4, config, rand=same_for_all).sampling.choose(logits_RHW)
     candidates_RP2 = same_for_all((2, 336, 2), logits_RHW.device)
     taken_RP, all_RP = (
         grid_sample(logits_RHW[:, None], 2 * x[:, None] - 1, align_corners=False)[:, 0, 0].abs().sort(-1).values
@@ -137,16 +136,6 @@ def test_float32_under_autocast():
         found = Criterion(4, CONFIG, rand=same_for_all)(half, targets, PADDED)
     assert found == expected
     assert {loss.dtype for loss in found.values()} == {torch.float32}
-
-
-def test_a_projection_that_is_left_is_applied_to_the_pixels():
-    """Not to the queries: beyond the border there is nothing, and no bias either."""
-    prediction, targets = random_case([3, 2])
-    generator = torch.Generator().manual_seed(5)
-    projection = Projection(torch.randn(8, 8, generator=generator), torch.randn(8, generator=generator))
-    left = Prediction(prediction.mask_features_BCHW, prediction.layers, projection)
-    expected = Criterion(4, CONFIG, rand=same_for_all)(left.projected(), targets, PADDED)
-    assert Criterion(4, CONFIG, rand=same_for_all)(left, targets, PADDED) == expected
 
 
 def test_nan_in_one_query_does_not_stop_training_data_from_being_matched():

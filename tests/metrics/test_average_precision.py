@@ -20,10 +20,11 @@ from pycocotools.cocoeval import COCOeval
 from m2f_cli.errors import ConfigError, DataError, MissingDependency
 from m2f_cli.metrics import average_precision
 from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision, BoundaryAveragePrecision
-from m2f_cli.metrics.comparable import instance_truth, rle_of
+from m2f_cli.metrics.comparable import instance_truth
 from m2f_cli.results.types import Instances
 from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject
 from m2f_cli.structures.categories import Category
+from m2f_cli.structures.rle import encode_shape
 
 CATEGORIES = (
     Category(1, "person", True, (0, 0, 0)),
@@ -66,7 +67,8 @@ def found(*objects, size=SIZE) -> Instances:
 
 def as_found(truth: InstanceTruth) -> Instances:
     return found(
-        *((each.label, 1.0, rle_of(each, truth.size)) for each in truth.objects if not each.iscrowd), size=truth.size
+        *((each.label, 1.0, encode_shape(each.shape, truth.size)) for each in truth.objects if not each.iscrowd),
+        size=truth.size,
     )
 
 
@@ -103,7 +105,7 @@ def whole(pictures, tools=(COCO, COCOeval), iou_type="segm", **params):
         for each in truth.objects:
             polygons = not isinstance(each.shape, dict)
             segmentation = [polygon.ravel().tolist() for polygon in each.shape] if polygons else each.shape
-            area = float(coco_mask.area(rle_of(each, truth.size))) if each.area is None else each.area
+            area = float(coco_mask.area(encode_shape(each.shape, truth.size))) if each.area is None else each.area
             annotations.append(
                 {
                     "id": len(annotations) + 1,

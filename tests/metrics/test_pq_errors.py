@@ -344,7 +344,7 @@ def test_unusable_pictures_are_refused():
         of([(found([[7]], {}), true([[1]], {1: 0}))])
     with pytest.raises(DataError, match="class number 9"):
         of([(found([[1]], {1: 9}), true([[1]], {1: 0}))])
-    with pytest.raises(DataError, match="one id"):
+    with pytest.raises(DataError, match="several segments of the id 1"):
         of([(PanopticMap((1, 1), CATEGORIES, np.ones((1, 1), np.int32), [Segment(1, 0, 1.0, 1)] * 2), true([[1]], {}))])
 
 

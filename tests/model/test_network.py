@@ -12,10 +12,10 @@ from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import Component
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
-from m2f_cli.model.backbones.swin import windows_of
+from m2f_cli.model.attention_masks import open_empty_rows
+from m2f_cli.model.backbones.swin_windows import windows_of
 from m2f_cli.model.decoders import masked
-from m2f_cli.model.decoders.masked import open_empty_rows
-from m2f_cli.model.layers import channels_last
+from m2f_cli.model.layers.conv import channels_last
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
 
@@ -164,7 +164,7 @@ def test_layers_of_a_level_share_products_where_they_are_small(dtype, monkeypatc
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         shared = model(images)
         assert asked == [2, 2, 1]  # five layers look at three levels in turns
-        monkeypatch.setattr(masked, "PIECE", 0)
+        monkeypatch.setattr(masked, "CHUNK_ELEMENTS", 0)
         alone = model(images)
     assert asked[3:] == [1] * 5
     rounding = 1e-4 if dtype == torch.float32 else 0.05

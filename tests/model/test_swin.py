@@ -39,7 +39,7 @@ def test_windows_in_pieces(size, windows_at_once, dtype, monkeypatch: pytest.Mon
 @torch.no_grad()
 def test_large_maps_alone_go_in_pieces(monkeypatch: pytest.MonkeyPatch):
     attention = swin.WindowAttention(8, 2, 7)
-    monkeypatch.setattr(swin, "PIECE", 3 * 8 * 49 * 2)
+    monkeypatch.setattr(swin, "CHUNK_ELEMENTS", 3 * 8 * 49 * 2)
     tokens = torch.zeros(1, 8)
     assert attention.windows_at_once(tokens, 4 * 49) is None
     assert attention.windows_at_once(tokens, 5 * 49) == 2
@@ -47,6 +47,6 @@ def test_large_maps_alone_go_in_pieces(monkeypatch: pytest.MonkeyPatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):  # half the memory
         assert attention.windows_at_once(tokens, 8 * 49) is None
         assert attention.windows_at_once(tokens, 9 * 49) == 4
-    monkeypatch.setattr(attention, "attended_in_pieces", lambda *_: pytest.fail("in pieces"))
+    monkeypatch.setattr(attention, "attended_in_chunks", lambda *_: pytest.fail("in pieces"))
     with torch.enable_grad():
         attention(torch.zeros(1, 49, 8), swin.windows_of(1, 7, 7, 7, 0, tokens.device))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from m2f_cli.ops.bags import weighted_bags
+from m2f_cli.ops.deformable_attention.embedding_bag import weighted_bags
 
 
 def plain(table, rows, weights):

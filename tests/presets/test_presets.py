@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -116,21 +119,48 @@ def test_pretraining_is_in_the_name_only_where_there_are_two(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_extends_one_recipe_and_is_short(name):
+def test_a_preset_extends_a_recipe_and_a_backbone_and_is_short(name):
     text = (config.presets_dir() / f"{name}.yaml").read_text()
     tree = yaml.safe_load(text)
-    assert tree["extends"].startswith("recipes/")
+    recipe, backbone = tree["extends"]
+    assert recipe.startswith("recipes/")
+    assert backbone == f"backbones/{NAME.fullmatch(name)['backbone']}"
     # twice the GPUs, and on COCO 100 epochs, not 50
     longer = {"train"} if "swin-l" in name and ALL[name].published[0].source != MMSEG else set()
-    assert set(tree) == {"extends", "summary", "model", "weights", "published"} | longer
-    assert len(text.splitlines()) <= 32
+    assert set(tree) - {"model"} == {"extends", "summary", "weights", "published"} | longer
+    assert set(tree.get("model", {})) <= {"backbone", "decoder"}
+    assert set(tree.get("model", {}).get("backbone", {})) <= {"norm", "pretrained"}
+    assert len(text.splitlines()) <= 26
 
 
-def test_every_recipe_is_used_and_stands_for_itself():
-    recipes = {f"recipes/{path.stem}" for path in (config.presets_dir() / "recipes").glob("*.yaml")}
-    files = config.presets_dir().glob("*.yaml")
-    used = {yaml.safe_load(path.read_text()).get("extends") for path in files} - {None}  # tiny stands alone
-    assert recipes == used
+def test_every_recipe_and_backbone_is_used_and_is_no_preset():
+    files = list(config.presets_dir().rglob("*.yaml"))
+    names = {f"{path.parent.name}/{path.stem}" for path in files if path.parent != config.presets_dir()}
+    assert names == extended(files)
+    assert not {name.partition("/")[2] for name in names if name.startswith("backbones/")} & set(config.preset_names())
+    assert len(config.preset_names()) == len(files) - len(names) == 136
+
+
+def extended(files) -> set[str]:
+    """The names that files extend."""
+    trees = [yaml.safe_load(path.read_text()) for path in files]
+    bases = [tree.get("extends", []) for tree in trees]
+    return {name for names in bases for name in ([names] if isinstance(names, str) else names)}
+
+
+def test_the_backbones_hold_a_backbone_and_nothing_else():
+    for path in (config.presets_dir() / "backbones").glob("*.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        assert (list(tree), list(tree["model"])) == (["model"], ["backbone"])
+
+
+def test_no_resolved_preset_has_changed():
+    """A change on purpose changes a line of resolved.txt: compare `m2f presets show` before and after."""
+    lines = (Path(__file__).parent / "resolved.txt").read_text().splitlines()
+    known = dict(line.split() for line in lines)
+    presets = {name: config.load(name).model_dump(mode="json", exclude_defaults=True) for name in config.preset_names()}
+    found = {name: hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16] for name, tree in presets.items()}
+    assert found == known
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -125,7 +125,7 @@ def test_only_one_has_released_weights():
 
 def test_recipes_of_ours_say_so():
     for name in OURS:
-        recipe = yaml.safe_load((config.presets_dir() / f"{name}.yaml").read_text())["extends"]
+        recipe, _ = yaml.safe_load((config.presets_dir() / f"{name}.yaml").read_text())["extends"]
         assert "OURS" in (config.presets_dir() / f"{recipe}.yaml").read_text()
 
 

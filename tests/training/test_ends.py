@@ -72,7 +72,7 @@ def whole(tmp_path_factory) -> Path:
 
 def start(folder: Path, listener: Listener | None = None, *, resume: bool = False, data=None, **options):
     """As in a process of its own: what is tried out once per process is tried out again."""
-    conv.has_fused.cache_clear()
+    conv.fused_kernel_available.cache_clear()
     chosen = replace(OPTIONS, resume=resume, **options)
     return run.start(settings(*CHANGES, "train.eval_every=2"), folder, chosen, listener, data=data)
 

@@ -179,7 +179,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     for micro in (4, 1):
         options = Options(init="random", device="cpu", micro_batch=micro)
         prepared = run.prepare(settings(*changes), tmp_path, options, torch.device("cpu"), Listener())
-        object.__setattr__(prepared.parts.criterion.places, "rand", rand)
+        object.__setattr__(prepared.parts.criterion.sampling, "rand", rand)
         randomise(prepared.parts.model).eval()  # no drop path; mask logits so large that rounding turns none
         stream = iter(prepared.loader)
         loop.step(prepared.parts, [next(stream) for _ in range(prepared.parts.accumulate)])

@@ -20,7 +20,7 @@ from weights.servers import Answers, FileHost, Hub, serving
 
 from m2f_cli import weights
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import hub, huggingface, web
+from m2f_cli.weights import download, hub, web, write_huggingface
 
 CONTENT = random.Random(0).randbytes(5_000_000)
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
@@ -49,47 +49,47 @@ def left_behind(home):
 @pytest.mark.parametrize("prefix", [None, SHA256[:8], SHA256[:8].upper(), MD5[:6]])
 def test_a_file_is_fetched_once(host, home, prefix):
     records = []
-    path = hub.download(host.address, hash_prefix=prefix, progress=records.append)
+    path = download.download(host.address, hash_prefix=prefix, progress=records.append)
     assert path == home / "weights" / "model_final.pkl"
     assert path.read_bytes() == CONTENT
     assert left_behind(home) == ["model_final.pkl"]
-    assert records[-1] == hub.Download("model_final.pkl", len(CONTENT), len(CONTENT))
+    assert records[-1] == download.Download("model_final.pkl", len(CONTENT), len(CONTENT))
     assert [r.received for r in records] == sorted(r.received for r in records)
-    assert hub.download(host.address) == path
+    assert download.download(host.address) == path
     assert len(host.requests) == 1
 
 
 def test_a_cut_connection_is_taken_up_where_it_was_cut(host):
     host.cuts = [1_000_000, 2_500_000]
-    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert download.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
     assert [headers.get("Range") for _, headers in host.requests] == [None, "bytes=1000000-", "bytes=3500000-"]
 
 
 def test_a_later_call_goes_on(host, home):
-    host.cuts = [100_000] * hub.ATTEMPTS
+    host.cuts = [100_000] * download.ATTEMPTS
     with pytest.raises(WeightsError, match="connection was cut") as caught:
-        hub.download(host.address)
+        download.download(host.address)
     assert str(home / "weights" / "model_final.pkl") in caught.value.hint
     assert not (home / "weights" / "model_final.pkl").exists()
     host.requests.clear()
-    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
-    assert [headers.get("Range") for _, headers in host.requests] == [f"bytes={100_000 * hub.ATTEMPTS}-"]
+    assert download.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert [headers.get("Range") for _, headers in host.requests] == [f"bytes={100_000 * download.ATTEMPTS}-"]
 
 
 @pytest.mark.parametrize("setting", [{"ranges": False}, {"etags": False}])
 def test_a_server_without_ranges_or_tags_starts_again(host, setting):
     vars(host).update(setting)
     host.cuts = [1_000_000]
-    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert download.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
 
 
 def test_a_file_that_changed_in_between_is_fetched_anew(host):
     host.files["/a/model_final.pkl"] = b"old" * 1_000_000
-    host.cuts = [100_000] * hub.ATTEMPTS
+    host.cuts = [100_000] * download.ATTEMPTS
     with pytest.raises(WeightsError):
-        hub.download(host.address)
+        download.download(host.address)
     host.files["/a/model_final.pkl"] = CONTENT
-    assert hub.download(host.address, hash_prefix=SHA256[:8]).read_bytes() == CONTENT
+    assert download.download(host.address, hash_prefix=SHA256[:8]).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_complete_already_is_fetched_anew(host, home):
@@ -99,68 +99,68 @@ def test_a_part_that_is_complete_already_is_fetched_anew(host, home):
     part.write_bytes(CONTENT)
     tag = '"' + hashlib.sha1(CONTENT).hexdigest() + '"'
     part.with_name(part.name + ".json").write_text(json.dumps([host.address, tag]))
-    assert hub.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+    assert download.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
     assert [headers.get("Range") for _, headers in host.requests] == [f"bytes={len(CONTENT)}-", None]
 
 
 def test_another_content_is_refused_and_deleted(host, home):
     with pytest.raises(WeightsError, match=f"({SHA256[:8]}|{MD5[:8]}).*begins with abcdef"):
-        hub.download(host.address, hash_prefix="abcdef")
+        download.download(host.address, hash_prefix="abcdef")
     assert left_behind(home) == []
 
 
 def test_a_file_that_is_not_there(host, home):
     address = host.url + "/b/model_final_94dc52.pkl"
     with pytest.raises(WeightsError, match="the server says 404") as caught:
-        hub.download(address)
+        download.download(address)
     assert address in str(caught.value)
     assert f"put it at {home}/weights/model_final_94dc52.pkl" in caught.value.hint
 
 
 def test_no_network_is_said():
     with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9/x\.pkl cannot be reached"):
-        hub.download("http://127.0.0.1:9/x.pkl")
+        download.download("http://127.0.0.1:9/x.pkl")
 
 
 @pytest.mark.parametrize("variable", ["M2F_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_asks_nobody_and_takes_the_copy(host, home, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     with pytest.raises(WeightsError, match="switched off") as caught:
-        hub.download(host.address)
+        download.download(host.address)
     assert host.requests == []
     (home / "weights").mkdir()
     (home / "weights" / "model_final.pkl").write_bytes(CONTENT)
     assert str(home / "weights" / "model_final.pkl") in caught.value.hint
-    assert hub.download(host.address).read_bytes() == CONTENT
+    assert download.download(host.address).read_bytes() == CONTENT
 
 
 def test_a_silent_server_is_given_up(host, monkeypatch):
-    monkeypatch.setattr(hub, "TIMEOUT", 0.05)
-    monkeypatch.setattr(hub, "ATTEMPTS", 2)
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.pkl"
         with pytest.raises(WeightsError, match="nothing came|timed out"):
-            hub.download(address)
+            download.download(address)
 
 
 def test_a_folder_that_cannot_be_written(host, home):
     (home / "weights").write_text("a file where the folder should be")
     with pytest.raises(WeightsError, match="Cannot write") as caught:
-        hub.download(host.address)
+        download.download(host.address)
     assert "M2F_HOME" in caught.value.hint
 
 
 def test_many_at_once_fetch_it_once(host):
     with ThreadPoolExecutor(6) as pool:
-        paths = list(pool.map(lambda _: hub.download(host.address, hash_prefix=MD5[:6]), range(6)))
+        paths = list(pool.map(lambda _: download.download(host.address, hash_prefix=MD5[:6]), range(6)))
     assert all(path.read_bytes() == CONTENT for path in paths)
     assert len(host.requests) == 1
 
 
 def test_two_processes_fetch_it_once(host):
-    script = "import sys; from m2f_cli.weights.hub import download; download(sys.argv[1], hash_prefix=sys.argv[2])"
+    script = "import sys; from m2f_cli.weights.download import download; download(sys.argv[1], hash_prefix=sys.argv[2])"
     command = [sys.executable, "-c", script, host.address, MD5[:6]]
     for process in [subprocess.Popen(command) for _ in range(2)]:
         assert process.wait(60) == 0
@@ -182,7 +182,7 @@ def repository(tmp_path_factory):
     settings = config_of(heads=4)
     network = network_of(settings)
     folder = tmp_path_factory.mktemp("repo") / "model"
-    huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
+    write_huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
     return folder
 
 
@@ -267,7 +267,7 @@ def test_the_tensors_of_a_repository_are_the_network(repository):
 
 def test_m2f_home_has_a_default(monkeypatch):
     monkeypatch.delenv("M2F_HOME")
-    assert hub.weights_dir() == Path.home() / ".cache" / "m2f" / "weights"
+    assert download.weights_dir() == Path.home() / ".cache" / "m2f" / "weights"
 
 
 @pytest.mark.parametrize("states_hashes", [True, False])
@@ -393,13 +393,13 @@ def test_files_that_are_none(odd, home, kind):
     content, message = FILES[kind]
     odd.answer = lambda path: [content]
     with pytest.raises(WeightsError, match=message) as caught:
-        hub.download(f"{odd.url}/x.pkl")
+        download.download(f"{odd.url}/x.pkl")
     assert f"{odd.url}/x.pkl" in str(caught.value)
     assert not (home / "weights" / "x.pkl").exists()
 
 
 def test_a_file_without_end_is_cut_off(odd, home, monkeypatch):
-    monkeypatch.setattr(hub, "LARGEST", 1 << 20)
+    monkeypatch.setattr(download, "LARGEST", 1 << 20)
 
     def endless(path):
         yield HEAD + b"\r\n"
@@ -408,20 +408,20 @@ def test_a_file_without_end_is_cut_off(odd, home, monkeypatch):
 
     odd.answer = endless
     with pytest.raises(WeightsError, match="bytes came, and none were announced"):
-        hub.download(f"{odd.url}/x.pkl")
+        download.download(f"{odd.url}/x.pkl")
     assert left_behind(home) == []
 
 
 def test_a_file_that_does_not_fit_on_the_disk_is_not_begun(host, home, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=70_000_000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=70_000_000))
     with pytest.raises(WeightsError, match=r"5,000,000 bytes do not fit on the disk of .*, where 70,000,000 are free"):
-        hub.download(host.address)
+        download.download(host.address)
     assert left_behind(home) == []
 
 
 def test_a_file_that_drips_is_given_up(odd, monkeypatch):
-    monkeypatch.setattr(hub, "WINDOW", 0.2)
-    monkeypatch.setattr(hub, "ATTEMPTS", 2)
+    monkeypatch.setattr(download, "WINDOW", 0.2)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
     stop = threading.Event()
 
     def dripping(path):
@@ -431,7 +431,7 @@ def test_a_file_that_drips_is_given_up(odd, monkeypatch):
 
     odd.answer = dripping
     with pytest.raises(WeightsError, match="only [0-9]+ bytes came in 0 seconds, 2 times"):
-        hub.download(f"{odd.url}/x.pkl")
+        download.download(f"{odd.url}/x.pkl")
     stop.set()
 
 
@@ -457,6 +457,6 @@ def test_a_token_goes_to_the_hub_alone_and_a_hash_stays_over_a_redirect(odd):
         ]
         with web.open_url(f"{odd.url}/x", {}, timeout=5, token="secret") as answer:
             assert answer.read() == content
-            assert hub.linked_digest(answer) == digest and hub.linked_size(answer) == 7
+            assert download.linked_digest(answer) == digest and download.linked_size(answer) == 7
     assert odd.requests[0][1]["Authorization"] == "Bearer secret"
     assert "Authorization" not in elsewhere.requests[0][1]

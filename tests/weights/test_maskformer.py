@@ -18,7 +18,7 @@ from m2f_cli.inference.load_network import load_model, save_huggingface
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.structures.categories import from_names
 from m2f_cli.training.initialise import initialise
-from m2f_cli.weights import huggingface
+from m2f_cli.weights import write_huggingface
 from m2f_cli.weights.infer_config import infer, num_classes, same_network
 from m2f_cli.weights.key_mapping import OurView, to_ours, to_theirs
 from m2f_cli.weights.key_tables import DETECTRON2, HUGGINGFACE, OPENMMLAB
@@ -312,7 +312,7 @@ def test_our_network_in_their_folder(tmp_path, backbone):
 )
 def test_networks_that_transformers_does_not_have(settings):
     with pytest.raises(ExportError):
-        huggingface.to_config_json(settings.model, CATEGORIES)
+        write_huggingface.to_config_json(settings.model, CATEGORIES)
 
 
 def test_a_projection_that_transformers_would_not_make(tmp_path):

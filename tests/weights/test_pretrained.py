@@ -28,7 +28,7 @@ from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.backbones.timm import Timm
 from m2f_cli.structures.categories import from_names
-from m2f_cli.weights import hub, pretrained
+from m2f_cli.weights import download, hub, pretrained
 from m2f_cli.weights.key_mapping import to_theirs
 from m2f_cli.weights.key_tables import DETECTRON2
 from m2f_cli.weights.pretrained import load_alone, load_backbone, resize_bias_table
@@ -355,7 +355,7 @@ def test_a_release_of_another_content_is_refused(small, host, monkeypatch):
     monkeypatch.setitem(pretrained.SOURCES, "resnet50", pretrained.Release(host.release.url, "MIT", "abcdef12"))
     with pytest.raises(WeightsError, match="begins with abcdef12"):
         load_alone("resnet50", small[0])
-    assert not (hub.weights_dir() / "r.pth").exists()
+    assert not (download.weights_dir() / "r.pth").exists()
 
 
 def test_a_release_without_network(small, host, monkeypatch):

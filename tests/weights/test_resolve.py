@@ -15,7 +15,7 @@ from m2f_cli import weights
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import WeightsSource
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import hub, huggingface
+from m2f_cli.weights import download, hub, huggingface, write_huggingface
 from m2f_cli.weights import resolve as refs
 from m2f_cli.weights.infer_config import same_network
 from m2f_cli.weights.key_mapping import to_theirs
@@ -187,7 +187,7 @@ def test_variants_that_m2f_does_not_have(change, message):
 )
 def test_the_processor_says_how_to_resize(tmp_path, processor, resize, mean):
     settings, folder = config_of(RESNET, heads=4), tmp_path / "model"
-    huggingface.write_folder(folder, network_of(settings).state_dict(), settings, CATEGORIES)
+    write_huggingface.write_folder(folder, network_of(settings).state_dict(), settings, CATEGORIES)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     found = weights.load(folder)
     assert found.resize == config.ResizeConfig(**resize)
@@ -198,7 +198,7 @@ def test_the_processor_says_how_to_resize(tmp_path, processor, resize, mean):
 
 def test_a_processor_that_makes_no_sense(tmp_path):
     settings, folder = config_of(RESNET, heads=4), tmp_path / "model"
-    huggingface.write_folder(folder, network_of(settings).state_dict(), settings, CATEGORIES)
+    write_huggingface.write_folder(folder, network_of(settings).state_dict(), settings, CATEGORIES)
     for text in ('{"size": {"breadth": 3}}', '{"image_std": "wide"}', "[]", "{"):
         (folder / "preprocessor_config.json").write_text(text)
         with pytest.raises(WeightsError, match="preprocessor_config"):
@@ -233,7 +233,7 @@ def test_a_preset_is_its_first_released_weights(preset, network):
     with pytest.raises(WeightsError, match=r"https://example\.org/x/model_final_abcdef\.pkl is not here yet") as caught:
         weights.load("tiny-cells")
     assert "also released as a/b" in caught.value.hint
-    detectron2_file(hub.weights_dir() / "model_final_abcdef.pkl", network)
+    detectron2_file(download.weights_dir() / "model_final_abcdef.pkl", network)
     found = weights.load("tiny-cells")
     assert found.config == settings
     assert found.notes == []
@@ -267,7 +267,7 @@ def test_a_name_alone_is_not_enough(preset, tmp_path):
 def test_a_repository_of_a_preset(preset, monkeypatch, tmp_path):
     settings = preset(source(hub="facebook/mask2former-tiny-cells"))
     narrow = config_of(RESNET, heads=8)
-    huggingface.write_folder(tmp_path / "hub", network_of(narrow).state_dict(), narrow, CATEGORIES)
+    write_huggingface.write_folder(tmp_path / "hub", network_of(narrow).state_dict(), narrow, CATEGORIES)
     monkeypatch.setattr(hub, "fetch_repo", lambda repo, progress: tmp_path / "hub")
     assert weights.load("facebook/mask2former-tiny-cells").config == settings
     assert weights.load("somebody/else").config is None
@@ -341,8 +341,8 @@ def test_compiled_parts_inside_of_a_network(tmp_path, network):
 def test_a_prefix_in_a_transformers_folder(tmp_path):
     settings, folder = config_of(heads=4), tmp_path / "model"
     network = network_of(settings)
-    huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
-    theirs = huggingface.to_tensors(network.state_dict(), settings.model)
+    write_huggingface.write_folder(folder, network.state_dict(), settings, CATEGORIES)
+    theirs = write_huggingface.to_tensors(network.state_dict(), settings.model)
     theirs = {f"model._orig_mod.{name}": tensor for name, tensor in theirs.items()}
     save_file(theirs, folder / "model.safetensors")
     assert_equal(weights.load(folder).state_for(shapes_of(network)), network.state_dict())

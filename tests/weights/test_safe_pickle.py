@@ -25,9 +25,11 @@ from safetensors.torch import save_file
 import m2f_cli
 from m2f_cli.errors import WeightsError
 from m2f_cli.training import resume as state
+from m2f_cli.weights import pickle_values, safe_pickle, torch_files
 from m2f_cli.weights import readers as containers
-from m2f_cli.weights import safe_pickle, torch_files
-from m2f_cli.weights.safe_pickle import Budget, Inert, Source
+from m2f_cli.weights.pickle_machine import Machine
+from m2f_cli.weights.pickle_source import Budget, Source
+from m2f_cli.weights.pickle_values import Inert
 
 ROOM = 1 << 30  # bytes; more than any honest pickle here
 
@@ -362,10 +364,10 @@ def test_what_no_weights_need_is_refused(tmp_path, key):
 
 
 def test_nothing_that_a_pickle_gets_hold_of_can_be_called():
-    machine = safe_pickle.Machine(Source(b"x"), 0, 1, Budget(10), None, None)
-    for full in {*safe_pickle.CALLS, *safe_pickle.MARKERS}:
+    machine = Machine(Source(b"x"), 0, 1, Budget(10), None, None)
+    for full in {*pickle_values.CALLS, *pickle_values.MARKERS}:
         machine.name(*full.rsplit(".", 1))
-        assert type(machine.stack[-1]) is safe_pickle.Name and not callable(machine.stack[-1])
+        assert type(machine.stack[-1]) is pickle_values.Name and not callable(machine.stack[-1])
 
 
 def memo_bomb(depth):

@@ -11,7 +11,7 @@ from weights.models import CATEGORIES, RESNET, config_of, network_of
 
 from m2f_cli.errors import ExportError
 from m2f_cli.inference.load_network import load_model, save_huggingface
-from m2f_cli.weights import huggingface
+from m2f_cli.weights import write_huggingface
 
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 BACKBONES = {
@@ -191,7 +191,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise ExportError("no")
 
-    monkeypatch.setattr(huggingface, "to_processor_json", fail)
+    monkeypatch.setattr(write_huggingface, "to_processor_json", fail)
     with pytest.raises(ExportError, match="no"):
         save_huggingface(tmp_path / "model", network_of(settings), settings, CATEGORIES)
     assert list(tmp_path.iterdir()) == []
@@ -212,4 +212,4 @@ def test_networks_that_transformers_does_not_have(part, change):
     component = getattr(settings.model, part)
     changed = type(component)(**({} if part == "backbone" else component.model_dump()) | change)
     with pytest.raises(ExportError):
-        huggingface.to_config_json(settings.model.model_copy(update={part: changed}), CATEGORIES)
+        write_huggingface.to_config_json(settings.model.model_copy(update={part: changed}), CATEGORIES)

@@ -279,14 +279,14 @@ def only_cpu(monkeypatch):
 def test_all_implementations_agree_here(only_cpu, monkeypatch):
     monkeypatch.delenv("M2F_DEFORM_ATTN", raising=False)
     findings = found(doctor.check_deform_attn)
-    assert set(findings) == {f"cpu {impl}" for impl in op.IMPLEMENTATIONS}
+    assert set(findings) == {f"cpu {impl}" for impl in op.EVERYWHERE}
     assert all(finding.status == "ok" for finding in findings.values())
     assert [name for name, each in findings.items() if each.value.endswith(", used here")] == ["cpu bag"]
 
 
 def test_a_wrong_value_is_found(only_cpu, monkeypatch):
-    right = op._bag
-    monkeypatch.setattr(op, "_bag", lambda *inputs: right(*inputs) + 3e-4)
+    right = op.embedding_bag.sample
+    monkeypatch.setattr(op.embedding_bag, "sample", lambda *inputs: right(*inputs) + 3e-4)
     findings = found(doctor.check_deform_attn)
     assert findings["cpu bag"].status == "problem" and findings["cpu gather"].status == "ok"
     assert findings["cpu bag"].value.startswith("off by 3.0e-04 from the reference")
@@ -295,27 +295,27 @@ def test_a_wrong_value_is_found(only_cpu, monkeypatch):
 @pytest.mark.parametrize("wrong", [0, 2, 3, 4])
 def test_a_wrong_gradient_is_found(only_cpu, monkeypatch, wrong):
     """Of the values, x, y or weights; the output itself stays right."""
-    right = op._gather
+    right = op.gather.sample
 
     def doubled(*inputs):
         inputs = list(inputs)
         inputs[wrong] = 2 * inputs[wrong] - inputs[wrong].detach()
         return right(*inputs)
 
-    monkeypatch.setattr(op, "_gather", doubled)
+    monkeypatch.setattr(op.gather, "sample", doubled)
     findings = found(doctor.check_deform_attn)
     assert findings["cpu gather"].status == "problem" and findings["cpu bag"].status == "ok"
 
 
 def test_nan_and_failure_are_problems_where_it_is_used(only_cpu, monkeypatch):
-    right = op._bag
-    monkeypatch.setattr(op, "_bag", lambda *inputs: right(*inputs) * float("nan"))
+    right = op.embedding_bag.sample
+    monkeypatch.setattr(op.embedding_bag, "sample", lambda *inputs: right(*inputs) * float("nan"))
     assert found(doctor.check_deform_attn)["cpu bag"].status == "problem"
 
     def fails(*inputs):
         raise NotImplementedError("aten::x is not implemented for this device.\nmore")
 
-    monkeypatch.setattr(op, "_bag", fails)
+    monkeypatch.setattr(op.embedding_bag, "sample", fails)
     bag = found(doctor.check_deform_attn)["cpu bag"]
     assert bag.status == "problem" and "NotImplementedError: aten::x is not implemented" in bag.value
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
@@ -336,11 +336,11 @@ def test_the_override_is_shown(only_cpu, monkeypatch):
 def test_the_way_of_linear_layers_is_shown(monkeypatch):
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(linear, "is_blas_slow", lambda: True)
-    monkeypatch.setattr(linear, "has_fused", lambda dtype: True)
+    monkeypatch.setattr(linear, "fused_kernel_available", lambda dtype: True)
     slow = "MKL's matrix products are slow on this processor"
     assert found(doctor.check_linear)["cpu"].value == f"training fused, prediction fused; {slow}"
     monkeypatch.setattr(linear, "is_blas_slow", lambda: False)
-    monkeypatch.setattr(linear, "has_fused", lambda dtype: False)
+    monkeypatch.setattr(linear, "fused_kernel_available", lambda dtype: False)
     assert found(doctor.check_linear)["cpu"].value == "training blas, prediction blas"
     monkeypatch.setenv("M2F_LINEAR", "fused")
     findings = found(doctor.check_linear)

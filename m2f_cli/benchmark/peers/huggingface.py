@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...config.schema import Config
 from ...errors import ConfigError, MissingDependency
+from ...inference.base import BaseSegmenter
 from ...inference.segmenter import Segmenter
 from ...results.types import PanopticMap, Result
 from ...results.writers import coco_categories, panoptic_image
@@ -90,7 +91,7 @@ def load(folder: Path, config: Config) -> nn.Module:
 class _Workload(Workload):
     """A model, and a run on few pixels."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         self.images = case.batch
         self.model = Model(case, segmenter, folder)
         self.parts, self.methods = self.model.parts, RENDER
@@ -100,7 +101,7 @@ class _Workload(Workload):
 
 
 class Forward(_Workload):
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         self.images_BCHW = ours.random_images(case.batch, network_size(case, self.model.config)).to(self.model.device)
 
@@ -115,7 +116,7 @@ class Forward(_Workload):
 class Pictures(_Workload):
     """Normalise, network, published-order post-processing of pictures at the test size."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         size = picture_size(case, self.model.config)
         batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
@@ -148,7 +149,7 @@ class Predict(_Workload):
     picture is padded to that as it is published: else the network would see other pictures than ours does.
     """
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         from transformers import AutoImageProcessor
 
@@ -200,7 +201,7 @@ def write(result: Result, path: Path) -> dict[str, Any]:
 class Load(Workload):
     """from_pretrained of the converted folder."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         self.images, self.folder, self.config, self.device = 1, folder, segmenter.config, segmenter.device
 
     def touch(self) -> None:
@@ -213,7 +214,7 @@ class Load(Workload):
 class Train(_Workload):
     """A training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         self.net = self.model.net.train()
         self._as_ours(segmenter.config)
@@ -266,7 +267,7 @@ WORKLOADS = {
 }
 
 
-def workload(case: Case, segmenter: Any, folder: Path) -> Any:
+def workload(case: Case, segmenter: BaseSegmenter, folder: Path) -> Any:
     """The peer of one of our workloads.
 
     Raises:

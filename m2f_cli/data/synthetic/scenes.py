@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...errors import ConfigError
 from ...results.types import Instances, PanopticMap, Segment, SemanticMap
 from ...structures.categories import Categories, from_names
+from ...structures.rle import encode_ids
 
 THINGS = {"circle": (220, 20, 60), "triangle": (250, 220, 0), "rectangle": (20, 60, 230), "star": (230, 40, 220)}
 STUFF = {
@@ -71,7 +71,7 @@ class Scene:
     def instances(self) -> Instances:
         """The visible part of each object, nearest first."""
         objects = [segment for segment in reversed(self.segments) if CATEGORIES[segment.label].isthing]
-        rles = [coco_mask.encode(np.asfortranarray(self.ids_HW == segment.id, dtype=np.uint8)) for segment in objects]
+        rles = encode_ids(self.ids_HW, (segment.id for segment in objects))
         labels_N = np.array([segment.label for segment in objects], dtype=np.int64)
         return Instances(self.size, CATEGORIES, labels_N, np.ones(len(objects)), rles, image=self.image_HW3)
 

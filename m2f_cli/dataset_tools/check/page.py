@@ -18,7 +18,7 @@ from ...runtime.files import write_text
 from ...runtime.text import visible_text
 from ..preview import View, drawn, plain
 from .near_duplicates import Twin
-from .report import DataReport, SplitReport, class_rows, edge_names
+from .summary import DataReport, SplitReport, class_rows, edge_names
 
 SAMPLES = 12  # pictures of each split
 MOST_TWINS, MOST_PROBLEMS, MOST_BARS = 12, 100, 24

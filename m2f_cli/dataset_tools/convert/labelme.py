@@ -18,14 +18,15 @@ from ...data.formats.labelme import CROWD
 from ...runtime.text import json_text
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, save_classes, save_text
-from .outlines import rle_of, rle_outlines
+from ...structures.rle import encode_shape
+from .base import Lost, Place, Rows, Target, Writer, save_classes, save_text
+from .outlines import rle_outlines
 
 _VERSION = "5.5.0"  # of LabelMe, whose masks these are
 
 
 @dataclass(frozen=True)
-class LabelMeFiles:
+class LabelMeFiles(Writer):
     """Parts of one object share a group_id; an object with holes is a mask; a crowd has the flag `iscrowd`."""
 
     categories: Categories
@@ -57,12 +58,6 @@ class LabelMeFiles:
         flags = {CROWD: True} if item.iscrowd else {}
         return {"label": self.categories[item.label].name, "group_id": group, "description": "", "flags": flags, **part}
 
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
-
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         save_classes(root, self.name, self.categories)
 
@@ -70,7 +65,7 @@ class LabelMeFiles:
 def shapes_of(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
     if isinstance(item.shape, list):
         return [_polygon(points_P2) for points_P2 in item.shape]
-    rle = rle_of(item, size)
+    rle = encode_shape(item.shape, size)
     outer, holes = rle_outlines(rle)
     return [_mask(rle)] if holes else [_polygon(points_P2) for points_P2 in outer]
 
@@ -80,7 +75,7 @@ def _polygon(points_P2: np.ndarray) -> dict[str, Any]:
 
 
 def _mask(rle: dict[str, Any]) -> dict[str, Any]:
-    """The part of the mask in its box as a PNG; the corners are the centres of the first and the last pixel."""
+    """Return the part of the mask in its box as a PNG; the corners are the centres of the first and the last pixel."""
     left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
     inside_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
     file = io.BytesIO()

@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from ...errors import ConfigError, DataError, M2FError
 from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
 from ...runtime.locks import staged
 from ...runtime.text import json_text
-from ...runtime.threads import usable_cores
+from ...runtime.threads import in_order, usable_cores
 from .base import Lost, Place, Rows, Writer, save_png
 from .retask import Recast
 
@@ -148,18 +148,10 @@ def _write_split(
 def _outcomes(
     items: Iterable[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int
 ) -> Iterator[Outcome]:
-    """In the order of `items`, with a few chunks at a time on their way."""
-    if pool is None:
-        for item in items:
-            yield from write([item])
-        return
-    rest, waiting = iter(items), deque[Future[list[Outcome]]]()
-    while chunk := list(islice(rest, _CHUNK)):
-        waiting.append(pool.submit(write, chunk))
-        if len(waiting) >= _AHEAD * workers:
-            yield from waiting.popleft().result()
-    while waiting:
-        yield from waiting.popleft().result()
+    """Write all items in order, with a few chunks at a time on their way."""
+    rest, size = iter(items), 1 if pool is None else _CHUNK
+    chunks = iter(lambda: list(islice(rest, size)), [])
+    return chain.from_iterable(in_order(pool, write, chunks, _AHEAD * workers))
 
 
 @contextmanager

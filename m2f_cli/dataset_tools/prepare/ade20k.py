@@ -10,15 +10,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...config.presets import read_yaml
 from ...errors import DataError
 from ...runtime.archives import Tree
+from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
+from ...structures.rle import as_text, encode_mask
 from ...structures.run_lengths import values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
-from .pixels import box_of, encode, ids_to_rgb, image_info, read_rgb, read_values, segment_info
+from .pixels import box_of, encode, image_info, read_rgb, read_values, segment_info
 
 SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
 _CLASSES = 150
@@ -82,7 +83,7 @@ class ObjectEntry:
                 "iscrowd": 0,
                 "category_id": category,
                 "bbox": box_of(mask_HW),
-                "segmentation": _run_lengths(mask_HW),
+                "segmentation": as_text(encode_mask(mask_HW)),
                 "area": int(np.count_nonzero(mask_HW)),
             }
             for category, mask_HW in found
@@ -138,11 +139,6 @@ class SegmentColors:
             chosen = tuple(int(value) for value in shifted.clip(0, 255))
         self.taken.add(chosen)
         return chosen
-
-
-def _run_lengths(mask_HW: np.ndarray) -> dict[str, Any]:
-    rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ import numpy as np
 
 from ...errors import DataError
 from ...runtime.archives import Tree
+from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.run_lengths import values_in
 from .base import Count, Item, Made, Plan, Preparer, Stage, pairs
 from .cityscapes_polygons import Label, Polygons, load_labels
-from .pixels import encode, ids_to_rgb, image_info, read_values, segment_info
+from .pixels import encode, image_info, read_values, segment_info
 
 OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
 _SIZES = {"train": 2975, "val": 500, "test": 1525}

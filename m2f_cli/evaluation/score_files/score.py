@@ -23,7 +23,7 @@ from ...data.open_dataset import open_data
 from ...data.records import DataSet, Record
 from ...errors import DataError
 from ...inference.journal import PREDICTIONS, SHARED
-from ...inference.pipeline import in_order, thread_pool
+from ...inference.stream import in_order, thread_pool
 from ...metrics.comparable import check_sizes
 from ...results.types import Result
 from ...runtime.archives import Archive, Folder, Tree, open_archive

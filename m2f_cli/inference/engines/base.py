@@ -18,7 +18,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ... import __version__, plugins
+from ... import plugins
 from ...config import presets as configuration
 from ...config.schema import Config
 from ...errors import ConfigError, M2FError, WeightsError
@@ -27,6 +27,7 @@ from ...runtime import documents
 from ...runtime.text import json_text
 from ...structures import Task
 from ...structures.categories import Categories, Category
+from ...version import __version__
 from ..base import Prepared
 from ..mask_rendering import Size
 from ..preprocess import resized_shape
@@ -249,14 +250,14 @@ class EngineSegmenter(Segmenter):
             for i in range(len(batch))
         ]
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs = self._run(images_BCHW)
         classes, masks_BQHW = outputs[CLASS_LOGITS].float(), outputs[MASK_LOGITS].float()
         if not masks_BQHW.isfinite().all():
             raise M2FError(f"{self.source} answered with NaN or infinity in {self.precision}.")
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q, exactly.
         each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
-        return classes, each, masks_BQHW, None
+        return classes, each, masks_BQHW
 
     def _run(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """A batch of any length, also where the file's own is fixed: the last one is filled up with zeros."""

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..layers import Attention, FeedForward, dropout, pointwise, sine_positions, xavier_init
+from ..layers import xavier_init
+from ..layers.attention import Attention
+from ..layers.conv import pointwise
+from ..layers.feed_forward import FeedForward, dropout
+from ..layers.positions import sine_positions
 from .fpn import FPNPixelDecoder
 
 
@@ -30,7 +34,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerFPNPixelDecoder(FPNPixelDecoder):
-    """The feature pyramid starts from an encoded stride 32, and a decoder attends to the same map.
+    """Feature pyramid that starts from an encoded stride 32; a decoder attends to the same map.
 
     Args:
         num_layers, num_heads, ffn_dim, dropout: of the encoder; 6, 8, 2048 and 0.1 in every published model.

@@ -16,21 +16,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m2f_cli.config.schema import Component
-from m2f_cli.data.transforms import (
-    ColorJitter,
-    DropVanished,
-    FixedCrop,
-    Flip,
-    LargeScaleJitter,
-    Pad,
-    RandomCrop,
-    ResizeChoice,
-    Sample,
-    augment,
-    build_transforms,
-    geometry,
-)
+from m2f_cli.data.transforms import Sample, augment, build_transforms, geometry
+from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.crop import DropVanished, FixedCrop, RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout, mask_of, nearest_indices
+from m2f_cli.data.transforms.pad import Pad
+from m2f_cli.data.transforms.resize import Flip, LargeScaleJitter, ResizeChoice
 from m2f_cli.errors import ConfigError
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from m2f_cli import cli
 from m2f_cli.data.open_dataset import open_data
-from m2f_cli.data.transforms import Flip
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.dataset_tools.preview import CAPTION, EDGE, GAP, as_result, sheet, views
 from m2f_cli.errors import DataError
 from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject

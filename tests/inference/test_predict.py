@@ -14,7 +14,7 @@ from PIL import Image
 
 from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.inference import journal as journals
-from m2f_cli.inference import pipeline
+from m2f_cli.inference.predict import predict as predict_all
 from m2f_cli.inference.sources import RUN_MARK, expand
 from m2f_cli.results import writers as output
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 def predict(folder, segmenter=None, task="panoptic", formats=("coco-panoptic",), **options):
     segmenter = segmenter or FakeSegmenter()
-    return pipeline.predict(segmenter, expand([folder / "in"]), task, folder / "out", formats, **options)
+    return predict_all(segmenter, expand([folder / "in"]), task, folder / "out", formats, **options)
 
 
 def report(folder, name="predictions.json"):
@@ -332,6 +332,6 @@ def test_wrong_requests_are_refused_before_the_first_picture(folder):
 
 
 def test_nothing_to_do_still_gives_whole_files(tmp_path):
-    summary = pipeline.predict(FakeSegmenter(), [], "panoptic", tmp_path / "out", ["coco-panoptic"])
+    summary = predict_all(FakeSegmenter(), [], "panoptic", tmp_path / "out", ["coco-panoptic"])
     assert summary.done == 0
     assert report(tmp_path)["predictions"] == [] == report(tmp_path, "panoptic.json")["images"]

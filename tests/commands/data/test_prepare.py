@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from m2f_cli import plugins
-from m2f_cli.commands.data_prepare import prepare
+from m2f_cli.commands.data.prepare import prepare
 from m2f_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")

@@ -9,8 +9,9 @@ import typer
 from helpers.folders import annotation, coco_instances, label_maps, plane, rectangle, write_text
 from typer.testing import CliRunner
 
-from m2f_cli.commands.data_convert import convert, parse_label_map
-from m2f_cli.commands.data_split import split
+from m2f_cli.commands.data.convert import convert
+from m2f_cli.commands.data.reading import parse_label_map
+from m2f_cli.commands.data.split import split
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import ConfigError
 

@@ -1,0 +1,308 @@
+"""Download single files over https, whole and checked.
+
+Environment: `M2F_HOME` (default ~/.cache/m2f) is where files are kept. `M2F_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids
+the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..errors import Unreachable, WeightsError
+from ..runtime import files
+from . import web
+
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 4  # a cut connection is taken up again where it was cut
+WINDOW = 60.0  # seconds in which at least LEAST_RATE bytes a second have to come
+LEAST_RATE = 1024
+LARGEST = 20 << 30  # bytes of one file; the largest released weights have 0.9
+_SPARE = 64 << 20  # bytes that stay free on the disk
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Download:
+    """Progress of one file: bytes so far and in all (None where the server does not say)."""
+
+    name: str
+    received: int
+    total: int | None
+
+
+Progress = Callable[[Download], None]
+
+
+def offline() -> bool:
+    """Whether the network is switched off by M2F_OFFLINE or HF_HUB_OFFLINE."""
+    values = [os.environ.get(name, "") for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE")]
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
+
+
+def weights_dir() -> Path:
+    """Where downloaded files of weights are kept."""
+    return Path(os.environ.get("M2F_HOME") or Path.home() / ".cache" / "m2f").expanduser() / "weights"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def download(url: str, *, hash_prefix: str | None = None, progress: Progress | None = None) -> Path:
+    """Fetch a file once; later calls return the copy.
+
+    The file appears under its name only when it is complete and its hash is right. An interrupted download is taken
+    up again, also by a later call. Processes that want the same file wait for each other.
+
+    Args:
+        hash_prefix: hexadecimal start of the file's SHA-256 or MD5.
+
+    Raises:
+        WeightsError: offline, unreachable, refused, cut, or another hash; the message says where a copy could be put.
+    """
+    name = url.rsplit("/", 1)[-1]
+    target = files.output_path(weights_dir(), name)
+    if target.is_file():
+        return target
+    by_hand = f"You can also fetch it elsewhere and put it at {target}."
+    if offline():
+        off = "the network is switched off (M2F_OFFLINE or HF_HUB_OFFLINE)"
+        raise Unreachable(f"{url} is not here yet, and {off}.", hint=by_hand)
+    part = target.with_name(name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(name + ".lock")):
+            if target.is_file():
+                return target
+            fetch(url, part, progress, by_hand)
+            _check_hash(part, url, hash_prefix)
+            finish(part, target)
+    except OSError as error:
+        raise not_written(target, error) from error
+    return target
+
+
+def finish(part: Path, target: Path) -> None:
+    """Give a complete and checked file its name."""
+    _validator(part).unlink(missing_ok=True)
+    part.replace(target)
+
+
+def not_written(path: Path, error: OSError) -> WeightsError:
+    """Return the error for a place that downloads cannot be written to."""
+    where = "M2F_HOME says where downloads go."
+    return WeightsError(f"Cannot write {path}: {error.strerror or error}.", hint=where)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What is known of a file before it comes: bytes, and SHA-256 or git's hash; None where nobody says."""
+
+    size: int | None = None
+    digest: str | None = None
+
+
+def fetch(
+    url: str,
+    part: Path,
+    progress: Progress | None,
+    by_hand: str,
+    *,
+    stated: Stated = Stated(),
+    token: str | None = None,
+) -> Stated:
+    """Fetch a file into `part`, taking it up again where it was cut; what is known of it now."""
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            is_complete, told = _fetch_rest(url, part, progress, stated, token)
+            if is_complete:
+                return told
+            reason = "the connection was cut"
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # what we have is no beginning of what there is now
+                part.unlink(missing_ok=True)
+                reason = "the file changed on the server"
+                continue
+            answer = f"the server says {error.code} {error.reason}"
+            raise WeightsError(f"{url} cannot be downloaded: {answer}.", hint=by_hand) from error
+        except urllib.error.URLError as error:
+            raise Unreachable(f"{url} cannot be reached: {error.reason}.", hint=by_hand) from error
+        except web.Refused as error:
+            _forget(part)
+            raise WeightsError(f"{url} cannot be downloaded: {error}.", hint=by_hand) from error
+        except TimeoutError as error:
+            reason = str(error) if "bytes" in str(error) else f"nothing came for {TIMEOUT:.0f} seconds"
+        except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
+            reason = f"the connection was cut ({error})"
+    raise WeightsError(
+        f"{url} could not be downloaded: {reason}, {ATTEMPTS} times.",
+        hint=f"Try again: it goes on where it stopped. {by_hand}",
+    )
+
+
+def _fetch_rest(
+    url: str, part: Path, progress: Progress | None, stated: Stated, token: str | None
+) -> tuple[bool, Stated]:
+    """Append what is missing; whether the file is complete then."""
+    validator = _read_validator(part)
+    have = part.stat().st_size if part.is_file() and validator else 0
+    headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
+    with web.open_url(url, headers, timeout=TIMEOUT, token=token) as answer:
+        if answer.status != 206 or not _continues(answer, have):
+            have = 0
+        told = Stated(stated.size or linked_size(answer), stated.digest or linked_digest(answer))
+        total = _total(answer, have, told)
+        _refuse_full_disk(part, (total or 0) - have)
+        _validator(part).write_text(json.dumps([url, _etag(answer)]), encoding="utf-8")
+        with part.open("ab" if have else "wb") as file:
+            for chunk in _steadily(answer):
+                have += len(chunk)
+                if have > (LARGEST if total is None else total):
+                    raise web.Refused(f"more than {have - 1:,} bytes came, and {_said(total)} were announced")
+                if total is None:
+                    _refuse_full_disk(part, len(chunk))
+                file.write(chunk)
+                if progress:
+                    progress(Download(part.name.removesuffix(".part"), have, total))
+    return total is None or have == total, told
+
+
+def _steadily(answer: Any) -> Iterable[bytes]:
+    """The bytes of an answer as they come.
+
+    Raises:
+        TimeoutError: they only drip.
+    """
+    began, received = time.monotonic(), 0
+    while chunk := answer.read1(_CHUNK):
+        received += len(chunk)
+        passed = time.monotonic() - began
+        if passed >= WINDOW:
+            if received < LEAST_RATE * passed:
+                raise TimeoutError(f"only {received:,} bytes came in {passed:.0f} seconds")
+            began, received = time.monotonic(), 0
+        yield chunk
+
+
+def _total(answer: Any, have: int, stated: Stated) -> int | None:
+    """How large the whole file will be.
+
+    Raises:
+        web.Refused: a page, a length that is none, one that is too large, or another than the hub states.
+    """
+    kind, length = answer.headers.get("Content-Type", ""), answer.headers.get("Content-Length")
+    if kind.strip().lower().startswith("text/html"):
+        raise web.Refused("a web page came, where a file was expected")
+    if length is not None and not re.fullmatch(r"[0-9]{1,18}", length.strip()):
+        raise web.Refused(f"the server says {length[:40]!r} is its length, where a number was expected")
+    total = stated.size if length is None else have + int(length)
+    if total is not None and total > LARGEST:
+        raise web.Refused(f"it has {total:,} bytes, and no file of weights has more than {LARGEST:,}")
+    if stated.size not in (None, total):
+        raise web.Refused(f"{total:,} bytes are offered, where {stated.size:,} were expected")
+    return total
+
+
+def _said(total: int | None) -> str:
+    return "none" if total is None else f"{total:,}"
+
+
+def _refuse_full_disk(part: Path, coming: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if coming > free - _SPARE:
+        raise web.Refused(f"{coming:,} bytes do not fit on the disk of {part.parent}, where {free:,} are free")
+
+
+def linked_digest(answer: Any) -> str | None:
+    """The hash that the hub states in a header; that of a host which it redirects to is none."""
+    etag = web.linked(answer, "X-Linked-Etag") or ("" if web.was_redirected(answer) else answer.headers.get("ETag", ""))
+    found = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', etag.strip())
+    return found[1] if found else None
+
+
+def linked_size(answer: Any) -> int | None:
+    size = web.linked(answer, "X-Linked-Size") or ""
+    return int(size) if re.fullmatch(r"[0-9]{1,18}", size) else None
+
+
+def _continues(answer: Any, have: int) -> bool:
+    return re.match(rf"bytes {have}-", answer.headers.get("Content-Range", "")) is not None
+
+
+def _etag(answer: Any) -> str:
+    """What tells this version of the file from another; weak tags do not promise equal bytes."""
+    etag = answer.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
+
+
+def _validator(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_validator(part: Path) -> str:
+    try:
+        _, etag = json.loads(_validator(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # nothing known of the part: it is fetched anew
+    return str(etag)
+
+
+def file_hashes(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5 of a file, hexadecimal."""
+    return _digests(path, hashlib.sha256(), hashlib.md5(usedforsecurity=False))  # type: ignore[return-value]
+
+
+def _digests(path: Path, *hashes: Any) -> tuple[str, ...]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            for digest in hashes:
+                digest.update(chunk)
+    return tuple(digest.hexdigest() for digest in hashes)
+
+
+def _check_hash(part: Path, url: str, prefix: str | None) -> None:
+    if prefix is None:
+        return
+    found = file_hashes(part)
+    if not any(digest.startswith(prefix.lower()) for digest in found):
+        _forget(part)
+        raise WeightsError(
+            f"{url} arrived with another content than published: neither its SHA-256 ({found[0][:8]}…) nor its MD5 "
+            f"({found[1][:8]}…) begins with {prefix}. The copy was deleted.",
+            hint="Try again; if it happens again, the file on the server was changed.",
+        )
+
+
+def check_digest(part: Path, url: str, digest: str | None) -> None:
+    """The hash that the hub states: SHA-256 of large files, git's of small ones."""
+    if digest is None:
+        return
+    git = hashlib.sha1(f"blob {part.stat().st_size}\0".encode(), usedforsecurity=False)
+    [found] = _digests(part, hashlib.sha256() if len(digest) == 64 else git)
+    if found != digest:
+        _forget(part)
+        raise WeightsError(
+            f"{url} arrived with another content than the hub states: its hash is {found[:8]}…, where {digest[:8]}… "
+            "was expected. The copy was deleted.",
+            hint="Try again; if it happens again, the file on the server was changed.",
+        )
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator(part).unlink(missing_ok=True)

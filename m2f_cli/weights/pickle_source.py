@@ -1,0 +1,83 @@
+"""Bytes that pickles are read from, and what a file may cost."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightsError
+
+
+class Damaged(Exception):
+    """A file makes no sense. The message is a clause without a full stop, such as "it ends too early"."""
+
+
+class Source:
+    """The bytes of a file, mapped, or bytes that stood in one; what is written to mapped ones stays in this process.
+
+    Raises:
+        OSError: the file cannot be opened.
+        Damaged: it is empty.
+    """
+
+    def __init__(self, origin: Path | bytes):
+        self._file = None if isinstance(origin, bytes) else origin.open("rb")
+        self.data: bytes | mmap.mmap = b""
+        if self._file is None:
+            self.data = origin
+        else:
+            try:
+                self.data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except ValueError as error:
+                self._file.close()
+                raise Damaged("it is empty") from error
+        self.is_mapped = self._file is not None
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file; what is mapped stays so as long as a tensor needs it."""
+        if self._file is not None:
+            self._file.close()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def cut(self, start: int, size: int) -> bytes:
+        """Copy a part out."""
+        if self._file is None:
+            return bytes(memoryview(self.data)[start : start + size])
+        self._file.seek(start)
+        return self._file.read(size)
+
+    def fill(self, buffer: Any, start: int) -> None:
+        """Copy into all of `buffer` what stands from `start` on; a read is faster than copying what is mapped."""
+        view = memoryview(buffer).cast("B")
+        if self._file is None:
+            view[:] = memoryview(self.data)[start : start + len(view)]
+            return
+        self._file.seek(start)
+        if self._file.readinto(view) != len(view):  # type: ignore[attr-defined]
+            raise Damaged("it became shorter while it was read")
+
+
+class Budget:
+    """How many bytes of arrays and texts may be made in all: a small file cannot ask for much memory."""
+
+    def __init__(self, file_size: int):
+        self._left = 6 * file_size + (1 << 20)  # the most copies that any of the known forms needs is 3
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise Damaged("what is made of it is many times larger than the file itself")
+
+
+def refused(name: str) -> WeightsError:
+    """The error for a file that names something which reading weights never needs."""
+    return WeightsError(
+        f"The file was refused: it asks for {name}, which could run code on this machine, and weights never need it.",
+        hint="If you trust whoever made it, save its weights as safetensors there and load that.",
+    )
