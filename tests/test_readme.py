@@ -1,4 +1,4 @@
-"""Every command and every line of Python that the README shows is run, in a folder with pictures of its own.
+"""Every command of the README and the guides is run, in a folder with images of its own; the README's Python, too.
 
 Weights that would be downloaded are random ones of the released shape, put where downloads are kept: the network is
 switched off, everything else is what a user gets.
@@ -29,11 +29,20 @@ from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {  # in the order in which they are run: what the README makes, the others use
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs" / "guides").glob("*.md")),
+        ROOT / "docs" / "reference" / "presets.md",
+        ROOT / "docs" / "export.md",
+    ]
+}
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for kind, text in fenced if kind == language]
 
 
@@ -41,8 +50,9 @@ def commands(block: str) -> list[str]:
     return [line for line in block.splitlines() if line and not line.startswith("#")]
 
 
-COMMANDS = [line for block in blocks("bash") for line in commands(block)]
-TRAINING = next(block for block in blocks("bash") if "m2f train" in block)
+BLOCKS = list(dict.fromkeys(block for page in PAGES.values() for block in blocks("bash", page)))
+COMMANDS = list(dict.fromkeys(command for block in BLOCKS for command in commands(block)))
+TRAINING = next(block for block in BLOCKS if "m2f train" in block)
 INSTALLING = "pip install -e . && "  # a test does not install; the suite runs where that has been done
 
 
@@ -139,7 +149,7 @@ def test_the_readme_shows_commands():
 
 @pytest.mark.parametrize(
     "block",
-    [block for block in blocks("bash") if block != TRAINING and TEST_COMMAND not in block],
+    [block for block in BLOCKS if block != TRAINING and TEST_COMMAND not in block],
     ids=lambda block: " ".join(commands(block)[-1].split()[:3]),
 )
 def test_the_commands_of_each_block_run_in_its_order(home, block):
@@ -167,7 +177,7 @@ def check_output(command: str, home: Path) -> None:
 
 def test_the_test_command_is_what_ci_runs():
     assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
-    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", README)}:
+    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", "".join(PAGES.values()))}:
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
 
@@ -181,7 +191,8 @@ def test_the_python_of_the_readme_runs(home, code, monkeypatch):
 
 def test_the_tree_is_the_tree():
     """Each name in the architecture's tree exists, and each part of the package is in it."""
-    tree = next(block for block in blocks("") if "m2f_cli/" in block)
+    page = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
+    tree = next(block for block in blocks("text", page) if "m2f_cli/" in block)
     package = ROOT / "m2f_cli"
     named = set(re.findall(r"^    ([\w]+(?:/|\.py))", tree, re.MULTILINE))
     present = {f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
@@ -189,11 +200,23 @@ def test_the_tree_is_the_tree():
     assert named == present
 
 
-def test_formats_and_links():
-    for name in plugins.names("writers"):
-        assert f"`{name}`" in README, f"the format {name} is not in the README"
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), f"the README points to {target}, which is not there"
+@pytest.mark.parametrize(
+    ("group", "page"),
+    [
+        ("writers", "docs/guides/predict.md"),
+        ("metrics", "docs/guides/evaluate.md"),
+        ("preparers", "docs/guides/prepare-datasets.md"),
+    ],
+)
+def test_a_guide_names_every_part_of_its_group(group, page):
+    missing = [name for name in plugins.names(group) if f"`{name}`" not in PAGES[page]]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 200 and len(README.encode()) <= 9000
+    assert not [line for line in README.splitlines() if line.startswith("|") and len(line) > 100]
+    assert TEST_COMMAND in README.splitlines()[:20] and "pip install -e . && m2f demo" in README.splitlines()[:20]
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ made without arguments. It writes and opens; everything else happens here.
 
 from __future__ import annotations
 
+import copy
 import filecmp
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,6 +154,7 @@ def export(
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
     trust_code: bool = False,
+    **fields: Any,
 ) -> Report:
     """Write a model in a format, compare what was written with the model, and only then give it its name.
 
@@ -162,6 +164,7 @@ def export(
         path: the file, or the folder of a format that is one. Its suffix is that of the format.
         format: a name of the group "exporters", or with `trust_code` "module:object".
         overwrite: replace the file, or the files of an earlier export of this format to this folder; others stay.
+        fields: of `Options`, over `options`: `size=(512, 512)`, `postprocess="panoptic"`.
 
     Raises:
         ConfigError: there is something already that is no such export, or was not to be replaced; another process is
@@ -169,11 +172,11 @@ def export(
         MissingDependency: the format needs an extra.
         ExportError: it cannot be written, or differs from the model more than the tolerance; nothing is left behind.
     """
-    started, path, options = time.perf_counter(), Path(path), options or Options()
+    started, path, options = time.perf_counter(), Path(path), replace(options or Options(), **fields)
     tell = on_step or (lambda step: None)
     with plugins.using(format):
         exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
-    plain = innermost(model)
+    plain = _in_fp32(innermost(model))
     _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
     with random_state.kept(), _staging(path, overwrite) as part:
@@ -237,6 +240,15 @@ def refuse_options(format: str, options: Options, *names: str) -> None:
 def weight_bytes(model: Segmenter) -> int:
     """Parameters and buffers, as the network holds them."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.model.state_dict().values())
+
+
+def _in_fp32(model: Segmenter) -> Segmenter:
+    """Return the same model in fp32 on the CPU, which files are written from and compared with."""
+    if model.model is None or (model.precision == "fp32" and model.device.type == "cpu"):
+        return model
+    network = model.model if model.device.type == "cpu" else copy.deepcopy(model.model)
+    settings = {"task": model.default_task, "source": model.source, "notes": model.notes}
+    return Segmenter(network, model.config, model.categories, **settings)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

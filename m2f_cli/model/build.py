@@ -15,13 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .. import plugins
 from ..config.schema import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
-from .backbones.resnet import BasicBlock, Bottleneck
-from .backbones.swin import Block
-from .decoders.masked import DecoderLayer
-from .decoders.plain import PlainLayer
 from .mask_classifier import MaskClassifier
-from .pixel_decoders.deformable import EncoderLayer
-from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 
 # Errors that unsuitable numbers raise in constructors of Python and torch, memory errors included.
 _SENSELESS = (
@@ -34,7 +28,6 @@ _SENSELESS = (
     AssertionError,
     MemoryError,
 )
-_RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
 def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) -> MaskClassifier:
@@ -78,14 +71,14 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def checkpoint_activations(model: MaskClassifier) -> None:
-    """Trade time for memory in training: compute blocks of the backbone and layers of both decoders twice.
+    """Trade time for memory in training: compute modules twice whose class says `recomputable = True`.
 
     Gradients stay the same. Backbones of timm have a switch of their own.
     """
     if hasattr(model.backbone, "net"):
         model.backbone.net.set_grad_checkpointing(True)
     for module in model.modules():
-        if isinstance(module, _RECOMPUTED):
+        if getattr(module, "recomputable", False):
             _recompute(module)
 
 

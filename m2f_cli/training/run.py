@@ -42,7 +42,8 @@ from .data import Splits, identity, open_splits, refuse_other_data, same_classes
 from .ema import EMA
 from .initialise import initialise
 from .loggers import check_loggers, make_loggers
-from .loop import Parts, Step, Trouble, train
+from .loop import Parts, Step, Trouble
+from .loop import train as train_on
 from .optimizer import freeze, make_optimizer, train_mode, trainable_table
 from .options import OF_ONE_START, Options, read_environment
 from .replay import dump_trouble
@@ -323,6 +324,32 @@ def _as_it_is() -> Iterator[None]:
 # --- from start to end ------------------------------------------------------------------------------------------------
 
 
+def train(
+    config: Config,
+    data: str | Path | Splits | None = None,
+    out: str | Path = "runs/train",
+    *,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Outcome:
+    """Train a model as a configuration says, and write the run to a folder.
+
+    Args:
+        config: from `load_config`.
+        data: a folder of annotated images, a pair of data sets (to train on, to evaluate on or None), or None for
+            the generated images of the preset.
+        out: the folder of the run. It must be new, unless `resume=True`.
+        listener: receives what the run does; the default stays silent.
+        options: fields of `training.options.Options`, such as `init="random"`, `device="cuda"` or `resume=True`.
+
+    Raises:
+        M2FError: anything that cannot be done, in one sentence.
+    """
+    splits = data if isinstance(data, tuple) else None
+    folder = None if data is None or splits else Path(data)
+    return start(config, Path(out), Options(data=folder, **options), listener, data=splits)
+
+
 def start(
     settings: Config,
     folder: Path,
@@ -508,7 +535,7 @@ def execute(run: Run, listener: Listener) -> Outcome:
             with contextlib.closing(iter(run.loader)) as batches:
                 if run.state.iteration and _is_to_be_evaluated(run):  # it was stopped in that evaluation
                     on_due(run.state.iteration)
-                ended = train(
+                ended = train_on(
                     run.parts,
                     batches,
                     run.state,

@@ -34,6 +34,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, the first with the stride, and a shortcut: the block of ResNet-18 and -34."""
 
+    recomputable = True
+
     expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Callable):
@@ -49,6 +51,8 @@ class BasicBlock(nn.Module):
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 (stride, dilation), 1x1 convolutions and a shortcut: the block of ResNet-50 and -101."""
+
+    recomputable = True
 
     expansion = 4
 

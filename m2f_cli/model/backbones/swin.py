@@ -101,6 +101,8 @@ def _attend(q_WATD: Tensor, k_WATD: Tensor, v_WATD: Tensor, bias: Tensor, out_WT
 class Block(nn.Module):
     """Pre-norm transformer block: window attention, then an MLP with exact GELU."""
 
+    recomputable = True
+
     def __init__(self, dim: int, num_heads: int, window: int, shift: int, drop_path_rate: float):
         super().__init__()
         self.shift, self.drop_path_rate = shift, drop_path_rate

@@ -39,6 +39,8 @@ def _is_shared(key_BSC: Tensor, layers: int) -> bool:
 class DecoderLayer(nn.Module):
     """Post-norm: masked cross-attention, then self-attention, then a feed-forward network."""
 
+    recomputable = True
+
     def __init__(self, dim: int, num_heads: int, ffn_dim: int):
         super().__init__()
         self.cross_attn = Attention(dim, num_heads)

@@ -26,6 +26,8 @@ class PlainLayer(nn.Module):
         pre_norm: normalise the input of each part and not the sum after it.
     """
 
+    recomputable = True
+
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool):
         super().__init__()
         self.self_attn = Attention(dim, num_heads, dropout)

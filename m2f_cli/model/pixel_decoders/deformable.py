@@ -142,6 +142,8 @@ class DeformableAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """Post-norm layer: deformable self-attention, then a feed-forward network. Positions enter the query only."""
 
+    recomputable = True
+
     def __init__(self, dim: int, ffn_dim: int, num_levels: int, num_heads: int, num_points: int):
         super().__init__()
         self.attn = DeformableAttention(dim, num_levels, num_heads, num_points)

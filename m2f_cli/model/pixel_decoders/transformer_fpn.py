@@ -18,6 +18,8 @@ from .fpn import FPNPixelDecoder
 class EncoderLayer(nn.Module):
     """Post-norm: self-attention, then a feed-forward network. Positions enter query and key only."""
 
+    recomputable = True
+
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float):
         super().__init__()
         self.attn = Attention(dim, num_heads, dropout)
