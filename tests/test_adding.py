@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import write_mask, write_picture, write_text
+from helpers.folders import write_mask, write_picture, write_text
 
 from m2f_cli import plugins
 

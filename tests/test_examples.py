@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.small_segmenter import NAMES, write_model
 from PIL import Image
-from small_segmenter import NAMES, write_model
 
 import m2f_cli as m2f
 from m2f_cli.structures.categories import from_names

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import scenes_as_coco
+from helpers.folders import scenes_as_coco
+from helpers.small_segmenter import write_model
 from PIL import Image
 from pytest import approx
-from small_segmenter import write_model
 
 import m2f_cli as m2f
 from m2f_cli.data.synthetic.dataset import synthetic_dataset

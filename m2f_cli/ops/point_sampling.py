@@ -18,9 +18,9 @@ from .deformable_attention.embedding_bag import weighted_bags
 
 Rand: TypeAlias = Callable[[tuple[int, ...], torch.device], Tensor]  # shape, device → uniform numbers in [0, 1)
 Corner: TypeAlias = tuple[Tensor, Tensor, Tensor]  # row, column and weight of a pixel beside each point
-_PAIRS_AT_ONCE = 64  # pairs whose pixels are in memory together
-_PIXELS_PER_POINT = 16  # up to so many, reordering the masks is worth it
-_MANY_CHANNELS = 32  # from so many on, rows of channels are faster than planes on a CPU
+PAIRS_AT_ONCE = 64  # pairs whose pixels are in memory together
+PIXELS_PER_POINT = 16  # up to so many, reordering the masks is worth it
+MANY_CHANNELS = 32  # from so many on, rows of channels are faster than planes on a CPU
 
 
 def uniform(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -34,21 +34,21 @@ def sample_points(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
     On a CPU many channels are read as rows of a channels-last table. A map in another format is copied first.
     """
     points_BP2 = points_BP2.detach().to(maps_BCHW.dtype)
-    if maps_BCHW.device.type == "cpu" and maps_BCHW.shape[1] >= _MANY_CHANNELS:
-        return _sample_rows(maps_BCHW, points_BP2)
-    return _sample_reference(maps_BCHW, points_BP2)
+    if maps_BCHW.device.type == "cpu" and maps_BCHW.shape[1] >= MANY_CHANNELS:
+        return sample_rows(maps_BCHW, points_BP2)
+    return sample_reference(maps_BCHW, points_BP2)
 
 
-def _sample_reference(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
+def sample_reference(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
     grid = 2 * points_BP2.unsqueeze(2) - 1
     return F.grid_sample(maps_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
 
 
-def _sample_rows(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
+def sample_rows(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
     B, C, H, W = maps_BCHW.shape
     # NOTE a footgun: for one image, `reshape` would give a view whose rows are not contiguous, which is slow below.
     table = maps_BCHW.permute(0, 2, 3, 1).contiguous().view(B * H * W, C)
-    corners = _corners(points_BP2, (H, W), (H, W))
+    corners = corner_weights(points_BP2, (H, W), (H, W))
     starts_B1 = torch.arange(B, device=maps_BCHW.device)[:, None] * (H * W)
     rows = torch.stack([starts_B1 + y * W + x for y, x, _ in corners], -1)
     weights = torch.stack([weight for _, _, weight in corners], -1)
@@ -81,7 +81,7 @@ def sample_target(target: Target, points_P2: Tensor, padded_size: tuple[int, int
 def _sample_masks(masks_NHW: Tensor, corners: list[Corner]) -> Tensor:
     """Sample all masks at the same points: (N, P)."""
     pixels = masks_NHW.shape[1:].numel()
-    if masks_NHW.device.type != "cpu" or pixels > _PIXELS_PER_POINT * len(corners[0][0]):
+    if masks_NHW.device.type != "cpu" or pixels > PIXELS_PER_POINT * len(corners[0][0]):
         return sum(masks_NHW[:, y, x] * weight for y, x, weight in corners)
     # All masks of a pixel side by side: picking rows of these is much faster than picking from every mask.
     table = masks_NHW.flatten(1).T.contiguous()
@@ -108,7 +108,7 @@ def sample_matched(
         return _sample_by_target(target, numbers_M, points_MP2, padded_size)
     if not len(numbers_M):
         return points_MP2.new_zeros(points_MP2.shape[:2], dtype=torch.float32)
-    parts = zip(numbers_M.split(_PAIRS_AT_ONCE), points_MP2.split(_PAIRS_AT_ONCE), strict=True)
+    parts = zip(numbers_M.split(PAIRS_AT_ONCE), points_MP2.split(PAIRS_AT_ONCE), strict=True)
     return torch.cat([_sample_pairs(target, *part, padded_size) for part in parts])
 
 
@@ -130,13 +130,13 @@ def _sample_by_target(target: Target, numbers_M: Tensor, points_MP2: Tensor, pad
         of_number = (numbers_M == number).nonzero().squeeze(1)
         mask_HW = target.owner_HW == number if target.masks_NHW is None else target.masks_NHW[number]
         points_1X2 = points_MP2[of_number].detach().float().flatten(0, 1)[None] * (sizes[0] / sizes[1])
-        sampled_MP[of_number] = _sample_reference(mask_HW[None, None].float(), points_1X2).view(len(of_number), -1)
+        sampled_MP[of_number] = sample_reference(mask_HW[None, None].float(), points_1X2).view(len(of_number), -1)
     return sampled_MP
 
 
 def _target_corners(target: Target, points: Tensor, padded_size: tuple[int, int]) -> list[Corner]:
     _check_size(target, padded_size)
-    return _corners(points.detach().float(), padded_size, target.size)
+    return corner_weights(points.detach().float(), padded_size, target.size)
 
 
 def _check_size(target: Target, padded_size: tuple[int, int]) -> None:
@@ -145,7 +145,7 @@ def _check_size(target: Target, padded_size: tuple[int, int]) -> None:
         raise ValueError(f"a target of {h} x {w} pixels cannot lie in a batch padded to {padded_h} x {padded_w}")
 
 
-def _corners(points: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> list[Corner]:
+def corner_weights(points: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> list[Corner]:
     """Return the four pixels around each point, clamped to `size`; those outside have weight 0."""
     x = points[..., 0] * padded_size[1] - 0.5
     y = points[..., 1] * padded_size[0] - 0.5

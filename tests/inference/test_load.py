@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import load

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from fake_segmenter import FakeSegmenter, scene
+from helpers.fake_segmenter import FakeSegmenter, scene
 
 from m2f_cli.errors import DataError, M2FError
 from m2f_cli.inference.stream import stream

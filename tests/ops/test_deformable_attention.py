@@ -83,7 +83,7 @@ def test_far_outside_is_zero():
         assert not deform_attn(value, shapes, x + 1e6, y, weights, impl=impl).any()
 
 
-def test_override(monkeypatch):
+def test_the_environment_overrides_the_choice(monkeypatch):
     assert choose(torch.device("cpu")) == "bag"
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
     assert choose(torch.device("cpu")) == "gather"

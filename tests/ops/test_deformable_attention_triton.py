@@ -117,7 +117,7 @@ def test_chosen_on_a_gpu_that_triton_knows(gpu, monkeypatch):
     gpu(6)
     assert op.choose(CUDA) == "reference" and op.implementations(CUDA) == op.EVERYWHERE
     gpu(9)
-    monkeypatch.setattr(op, "_HAS_TRITON", False)
+    monkeypatch.setattr(op, "HAS_TRITON", False)
     assert op.choose(CUDA) == "reference"
 
 

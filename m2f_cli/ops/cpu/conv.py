@@ -50,7 +50,7 @@ def fused_kernel_available(dtype: torch.dtype = torch.float32) -> bool:
         expected = [_plain(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
         x, weight, bias, residual = (tensor.to(dtype) for tensor in (x, weight, bias, residual))
         try:
-            found = [_fused(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
+            found = [fused_conv(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
         rounding = 16 * torch.finfo(dtype).eps  # numbers are up to 10
@@ -81,7 +81,7 @@ def conv2d(
     impl = IMPLEMENTATIONS.checked(impl or choose(x_BCHW))
     if impl == "fused" and torch.is_grad_enabled():
         raise ValueError('"fused" convolutions have no gradient: leave M2F_OPS=conv:fused out for training')
-    return (_fused if impl == "fused" else _plain)(conv, x_BCHW, weight, bias_O, relu, residual)
+    return (fused_conv if impl == "fused" else _plain)(conv, x_BCHW, weight, bias_O, relu, residual)
 
 
 def _plain(
@@ -92,7 +92,7 @@ def _plain(
     return F.relu(y, inplace=residual is not None or not torch.is_grad_enabled()) if relu else y
 
 
-def _fused(
+def fused_conv(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, residual: Tensor | None
 ) -> Tensor:
     dtype = computed_in(x)

@@ -87,9 +87,9 @@ def fused_kernel_available(dtype: torch.dtype = torch.float32) -> bool:
         try:
             in_order = packed(lowered[1], len(x))
             found = (
-                _fused(*lowered, "gelu", None),
-                _fused(*lowered, None, expected.to(dtype)),
-                _fused(lowered[0], in_order, lowered[2], None, None),
+                fused_linear(*lowered, "gelu", None),
+                fused_linear(*lowered, None, expected.to(dtype)),
+                fused_linear(lowered[0], in_order, lowered[2], None, None),
             )
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
@@ -124,7 +124,7 @@ def linear(
     """
     impl = IMPLEMENTATIONS.checked(impl or choose(x))
     if impl == "fused" and not torch.is_grad_enabled():
-        return _fused(x, weight_OI, bias_O, activation, residual)
+        return fused_linear(x, weight_OI, bias_O, activation, residual)
     if impl == "fused":
         dtype = computed_in(x)
         x_RI = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -142,7 +142,7 @@ def packed(weight_OI: Tensor, rows: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), rows)
 
 
-def _fused(
+def fused_linear(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
     """`weight_OI` may be `packed`."""
@@ -163,7 +163,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_RI, weight_OI)
-        return _fused(x_RI, weight_OI, bias_O, None, None)
+        return fused_linear(x_RI, weight_OI, bias_O, None, None)
 
     @staticmethod
     @once_differentiable
@@ -173,7 +173,7 @@ class _Fused(torch.autograd.Function):
         grad_RO = grad_RO.contiguous()
         with torch.autocast("cpu", enabled=False):
             return (
-                _fused(grad_RO, weight_OI.T, None, None, None) if for_x else None,
+                fused_linear(grad_RO, weight_OI.T, None, None, None) if for_x else None,
                 grad_RO.T @ x_RI if for_weight else None,
                 grad_RO.sum(0) if for_bias else None,
             )

@@ -25,7 +25,7 @@ from . import embedding_bag, gather, reference
 
 IMPLEMENTATIONS = OPERATORS["deformable_attention"]
 EVERYWHERE = ("reference", "bag", "gather")  # those that run on every device
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def implementations(device: torch.device) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def implementations(device: torch.device) -> tuple[str, ...]:
 
 def _runs_triton(device: torch.device) -> bool:
     """Triton compiles for Volta (7.0) and later."""
-    return _HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 7
+    return HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 7
 
 
 def choose(device: torch.device) -> str:

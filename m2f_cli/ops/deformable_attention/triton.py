@@ -45,7 +45,7 @@ def sample(
             "Deformable attention was asked of Triton, which needs a GPU, for tensors on a CPU.",
             hint="Unset M2F_OPS and M2F_DEFORM_ATTN, or choose bag.",
         )
-    return _deform_attn(value_BSAD, [length for shape in shapes for length in shape], x_BNALP, y_BNALP, weights_BNALP)
+    return operator(value_BSAD, [length for shape in shapes for length in shape], x_BNALP, y_BNALP, weights_BNALP)
 
 
 # --- operators of PyTorch ---------------------------------------------------------------------------------------------
@@ -54,13 +54,13 @@ _INPUTS = "Tensor value_BSAD, SymInt[] sizes, Tensor x_BNALP, Tensor y_BNALP, Te
 
 
 @torch.library.custom_op("m2f::deform_attn", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _deform_attn(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
+def operator(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     output_BNC = _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP)
     _launch(_forward_kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, output_BNC)
     return output_BNC
 
 
-@_deform_attn.register_fake
+@operator.register_fake
 def _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     B, _, A, D = value_BSAD.shape
     return value_BSAD.new_empty(B, x_BNALP.shape[1], A * D)
@@ -71,7 +71,7 @@ def _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     mutates_args=(),
     schema=f"(Tensor grad_BNC, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _deform_attn_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
+def operator_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     grad_value = torch.zeros(value_BSAD.shape, dtype=torch.float32, device=value_BSAD.device)
     per_sample = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x_BNALP, y_BNALP, weights_BNALP)]
     _launch(
@@ -88,7 +88,7 @@ def _deform_attn_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights
     return grad_value.to(value_BSAD.dtype), *per_sample
 
 
-@_deform_attn_backward.register_fake
+@operator_backward.register_fake
 def _like_inputs(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     inputs = (value_BSAD, x_BNALP, y_BNALP, weights_BNALP)
     return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs)
@@ -101,11 +101,11 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, grad_BNC):
     value_BSAD, *samples = ctx.saved_tensors
-    grad_value, *per_sample = _deform_attn_backward(grad_BNC, value_BSAD, ctx.sizes, *samples)
+    grad_value, *per_sample = operator_backward(grad_BNC, value_BSAD, ctx.sizes, *samples)
     return grad_value, None, *per_sample
 
 
-_deform_attn.register_autograd(_gradients, setup_context=_save)
+operator.register_autograd(_gradients, setup_context=_save)
 
 
 def _launch(kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, *results) -> None:

@@ -97,7 +97,7 @@ def test_dropout_keeps_the_mean():
     assert not torch.equal(kept, torch.ones_like(kept))
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_size_type_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_ATTENTION", raising=False)
     q = torch.zeros(1, 1, 2, 4)
     assert module.choose(q, 49) == module.choose(q.bfloat16(), 4096) == "products"

@@ -37,7 +37,7 @@ def picture(batch: int = 2, channels: int = 6, size: tuple[int, int] = (13, 9)) 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", CONVS)
 @torch.no_grad()
-def test_implementations_agree(name: str, layout: torch.memory_format):
+def test_implementations_agree_in_values(name: str, layout: torch.memory_format):
     conv, x = CONVS[name], picture().contiguous(memory_format=layout)
     weight, bias = conv.weight.contiguous(memory_format=layout), conv.bias
     shape = conv(x).shape
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_pytorch():
         assert torch.equal(ours, theirs)
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_gradients_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_CONV", raising=False)
     conv, x = CONVS["1x1"], picture()
     assert op.choose(x) == "plain"  # somebody may want a gradient
@@ -96,7 +96,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_pytorch_without_the_fused_convolution_is_noticed(monkeypatch: pytest.MonkeyPatch):
     op.fused_kernel_available.cache_clear()
-    monkeypatch.setattr(op, "_fused", lambda *_: (_ for _ in ()).throw(AttributeError("_convolution_pointwise")))
+    monkeypatch.setattr(op, "fused_conv", lambda *_: (_ for _ in ()).throw(AttributeError("_convolution_pointwise")))
     try:
         assert not op.fused_kernel_available()
     finally:

@@ -31,7 +31,7 @@ def results(impl: str, activation: str, residual: bool, tensors, dtype=torch.flo
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("shape", [(2, 150, 12), (300, 12), (1, 1, 12)])
 @pytest.mark.parametrize("piece", [2**22, 40 * 128])
-def test_implementations_agree(piece, shape, residual, activation, monkeypatch: pytest.MonkeyPatch):
+def test_implementations_agree_in_values(piece, shape, residual, activation, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", piece)  # at once, or 100 rows at a time
     tensors = network(shape)
     for found, expected in zip(
@@ -76,7 +76,7 @@ def test_keeps_one_wide_tensor():
     assert sum(t.shape == (300, 40) for t in kept) == 1
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_rows_type_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_FEED_FORWARD", raising=False)
     x = torch.zeros(module.MIN_ROWS, 8)
     assert module.choose(x) == module.choose(x.bfloat16()) == "own"

@@ -37,7 +37,7 @@ needs_fused = pytest.mark.skipif(not op.fused_kernel_available(), reason="there 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(300, 64), (1, 300, 64), (2, 150, 64), (3, 7, 11, 48), (257, 33), (1, 1, 64)])
-def test_implementations_agree(shape: tuple[int, ...], bias: bool, threads: int):
+def test_implementations_agree_in_values(shape: tuple[int, ...], bias: bool, threads: int):
     tensors = inputs(*shape, out=40, bias=bias)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -166,7 +166,7 @@ def test_weights_in_the_order_of_the_product_are_right_for_any_number_of_rows(dt
     x, weight, bias = (tensor.to(dtype) for tensor in inputs(1000, 70, out=50))
     packed, rounding = op.packed(weight, 300), ROUNDING if dtype == torch.float32 else {"atol": 0, "rtol": 2**-7}
     for rows in (1, 7, 300, 1000):  # the same numbers in the same sums, whoever puts them in order
-        found, expected = (op._fused(x[:rows], each, bias, "relu", None) for each in (packed, weight))
+        found, expected = (op.fused_linear(x[:rows], each, bias, "relu", None) for each in (packed, weight))
         torch.testing.assert_close(found, expected, **rounding)
 
 
@@ -240,9 +240,9 @@ def test_a_pytorch_without_the_fused_product_is_noticed(monkeypatch: pytest.Monk
     def missing(*_):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(op, "_fused", missing)
+    monkeypatch.setattr(op, "fused_linear", missing)
     assert op.fused_kernel_available.__wrapped__() is False
-    monkeypatch.setattr(op, "_fused", lambda x, *_: torch.zeros(3, 4))
+    monkeypatch.setattr(op, "fused_linear", lambda x, *_: torch.zeros(3, 4))
     assert op.fused_kernel_available.__wrapped__() is False  # it is there and wrong
 
 
@@ -257,7 +257,7 @@ def test_choice_where_they_are_not_or_numbers_are_cast(monkeypatch: pytest.Monke
         assert Linear(8, 8)(x).dtype == torch.bfloat16
 
 
-def test_override(monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_overrides_the_choice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("M2F_LINEAR", "fused")
     assert op.choose(torch.zeros(1, 8)) == "fused"
     monkeypatch.setenv("M2F_LINEAR", "blas")
@@ -271,7 +271,7 @@ def test_override(monkeypatch: pytest.MonkeyPatch):
     ("info", "slow"),
     [("vendor_id\t: AuthenticAMD\n", True), ("vendor_id\t: GenuineIntel\n", False), ("model name : ?\n", False)],
 )
-def test_makers(info: str, slow: bool, monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_the_maker_of_the_processor_tells_a_slow_blas(info: str, slow: bool, monkeypatch: pytest.MonkeyPatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(info)
     monkeypatch.setattr(op, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(op.platform, "machine", lambda: "x86_64")
