@@ -20,8 +20,18 @@ import torch
 
 from m2f_cli.benchmark import machine as about
 from m2f_cli.config import presets as config
-from m2f_cli.data.loader import images_per_second
+from m2f_cli.data.loader import Loader
 from m2f_cli.training import loop, run
+
+
+def images_per_second(loader: Loader, count: int = 20) -> float:
+    """Return how fast the loader alone is, over `count` batches; those that fill the queue do not count."""
+    made = iter(loader)
+    for _ in range(2 * loader.workers + 1):
+        next(made)
+    begin = time.perf_counter()
+    images = sum(len(next(made)) for _ in range(count))
+    return images / (time.perf_counter() - begin)
 
 
 def steps_per_second(prepared: run.Run, rounds: int) -> float:
@@ -49,7 +59,7 @@ def main() -> None:
     settings = config.load(arguments.preset, ["train.precision=fp32", "train.batch=1"])
     found = {}
     for workers in sorted({0, arguments.workers}):
-        options = run.Options(data=arguments.data, init="random", workers=workers, micro_batch=1)
+        options = run.TrainOptions(data=arguments.data, init="random", workers=workers, micro_batch=1)
         with tempfile.TemporaryDirectory() as folder:
             prepared = run.prepare(settings, Path(folder), options, torch.device("cpu"), run.Listener())
             found[f"loader, {workers or 'no'} workers"] = images_per_second(prepared.loader, arguments.pictures)

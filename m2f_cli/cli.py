@@ -1,4 +1,4 @@
-"""The command line: every command of the table in plugins.py, imported when it is needed; errors become one line."""
+"""The command line: commands of the table in plugins.py, imported when they are called; errors become one line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from . import console, plugins
+from .commands.options import Threads
 from .errors import M2FError, unknown_name
 from .runtime.threads import choose_threads
 from .version import __version__
 
 INTERRUPTED = 130
 OWN_PROCESS = "own"  # the process does nothing but this command
+FORMER_OPTIONS = {"pictures": "images", "val-pictures": "val-images"}  # still understood, no longer shown
 
 
 class Commands(TyperGroup):
@@ -35,7 +37,7 @@ class Commands(TyperGroup):
 
 
 def mount(name: str, target: str) -> Any:
-    """The command behind "module:object": a function with a signature for Typer, or a Typer app of its own."""
+    """Return the command behind "module:object": a function with a signature for Typer, or a Typer app."""
     try:
         command = plugins.load(target)
     except Exception as error:  # a command that cannot be imported must not take the others with it
@@ -76,6 +78,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda word: FORMER_OPTIONS.get(word, word)},
     help="Universal image segmentation with Mask2Former, MaskFormer and MP-Former.",
     epilog="m2f COMMAND --help says more. Errors: exit code 2 usage, 3 data, 4 weights, 5 export, 1 anything else.",
 )
@@ -87,15 +90,12 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of PyTorch and the like, per process; fewer where others work on this machine."),
-    ] = None,
+    threads: Threads = None,
     keep_memory: Annotated[
         bool | None,
         typer.Option(
             "--keep-memory/--no-keep-memory",
-            help="On a CPU: faster, with more memory; freed memory stays (glibc). Default: for predict and eval.",
+            help="Keep freed memory (glibc): faster on a CPU, with more memory. By default for predict and eval.",
         ),
     ] = None,
 ) -> None:
@@ -115,7 +115,8 @@ def main() -> None:
 
 
 def run(arguments: list[str] | None = None, process: str | None = None) -> int:
-    """
+    """Run the command line and return its exit code.
+
     Args:
         process: `OWN_PROCESS` lets commands choose settings of the whole process.
     """
@@ -162,6 +163,6 @@ def _flushed(code: int) -> int:
 
 
 def _silenced() -> int:
-    """The reader of our output has gone, as `head` does: no error, and no complaint from Python at exit either."""
+    """Return success after the reader of the output has gone, as `head` does, and keep Python quiet at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

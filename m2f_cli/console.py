@@ -1,7 +1,7 @@
-"""The terminal: results to stdout, progress and remarks to stderr. Beside commands/ the only place that prints.
+"""The terminal: results go to stdout, progress and remarks to stderr.
 
-Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes. Names of files and classes come from
-anybody: what a terminal would obey is shown as escapes, and so are letters that its encoding does not have.
+Rich honours NO_COLOR, and leaves colours and boxes out of files and pipes. Names of files and classes may come from
+strangers: control characters are shown as escapes, and so are letters that the encoding does not have.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,61 +21,62 @@ from .runtime.text import json_text, visible_line, visible_text
 
 SCHEMA_VERSION = 1
 MOST_NAME = 40  # columns of a terminal that the first column of a table may claim
+SHOWN_FAILURES = 5
 
 
 def _console(*, stderr: bool) -> Console:
-    """Made anew each time: it looks up sys.stdout and NO_COLOR when it is made."""
+    """Make a console; a new one each time, because it reads sys.stdout and NO_COLOR when it is made."""
     escape_unknown_letters()
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def escape_unknown_letters() -> None:
-    """Let stdout and stderr write letters that their encoding does not have as escapes: else they end the program."""
+    """Let stdout and stderr write letters that their encoding lacks as escapes instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
 
 
 def stderr() -> Console:
-    """Where progress goes."""
+    """Return the console for progress."""
     return _console(stderr=True)
 
 
 def out(text: str) -> None:
-    """A line of the result, to stdout."""
+    """Print a line of the result to stdout."""
     _console(stderr=False).print(visible_line(text))
 
 
 def out_text(text: str) -> None:
-    """Several lines of the result, to stdout."""
+    """Print several lines of the result to stdout."""
     _console(stderr=False).print(visible_text(text))
 
 
 def note(text: str) -> None:
-    """A remark, to stderr."""
+    """Print a remark to stderr."""
     _console(stderr=True).print(visible_line(text), style="dim")
 
 
 def warn(text: str) -> None:
-    """Something that the user should know, to stderr."""
+    """Print a warning to stderr."""
     _console(stderr=True).print(f"warning: {visible_line(text)}", style="yellow")
 
 
 def fail(text: str) -> None:
-    """Why the program stops, to stderr, in one line."""
+    """Print the error that ends the program to stderr, in one line."""
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     _console(stderr=True).print(f"error: {visible_line(text)}", style="red")
 
 
 def emit_json(tree: dict[str, Any]) -> None:
-    """A result for programs, to stdout: one json object that begins with "schema_version"; valid in any encoding."""
+    """Print a JSON object that begins with "schema_version" to stdout; it is valid in any encoding."""
     console, whole = _console(stderr=False), {"schema_version": SCHEMA_VERSION, **tree}
     is_unicode = console.encoding.lower().startswith("utf")
     console.out(json_text(whole, indent=2) if is_unicode else json.dumps(whole, indent=2))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table, to stdout. Numbers stand to the right; in a pipe it is plain text between tabs, for cut and awk."""
+    """Print a table to stdout, with numbers to the right; in a pipe as text between tabs, for cut and awk."""
     console = _console(stderr=False)
     texts = [["" if cell is None else visible_line(str(cell)) for cell in row] for row in rows]
     columns = [visible_line(column) for column in columns]
@@ -100,13 +102,23 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     console.print(table, soft_wrap=False)
 
 
+def show_failures(failures: Sequence[str], file: Path) -> None:
+    """Print the first failures to stdout, and in which file all of them are."""
+    for text in failures[:SHOWN_FAILURES]:
+        out(f"failed: {text}")
+    if len(failures) > SHOWN_FAILURES:
+        out(f"… and {len(failures) - SHOWN_FAILURES} more, all in {file}")
+
+
 @contextmanager
 def progress(
     description: str, total: int | None = None, unit: str = "images"
 ) -> Iterator[Callable[[str | None], None]]:
-    """A progress bar with a rate, on stderr. Gives `advance(message)`: one step; a message is shown above the bar.
+    """Show a progress bar with a rate on stderr.
 
-    Without a terminal there is no bar, only the messages.
+    Yields:
+        `advance(message)`, which counts one step and shows a message, if any, above the bar. Without a terminal there
+        is no bar, only the messages.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -130,10 +142,28 @@ def progress(
         yield advance
 
 
+class StageList:
+    """Progress bars on stderr, one after the other; each begins when its total is known."""
+
+    def __enter__(self) -> StageList:
+        self._bar = ExitStack()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def start(self, description: str, total: int) -> None:
+        self._bar.close()
+        self.advance = self._bar.enter_context(progress(description, total))
+
+
 @contextmanager
 def downloads() -> Iterator[Callable[[Any], None]]:
-    """Bars for files that are being fetched, on stderr. Gives a function for records with name, received and total
-    (in bytes). Without a terminal there is one line per file."""
+    """Show bars on stderr for files that are being fetched; without a terminal, one line per file.
+
+    Yields:
+        A function that takes records with `name`, `received` and `total`, in bytes.
+    """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = _console(stderr=True)

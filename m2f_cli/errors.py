@@ -35,22 +35,30 @@ class M2FError(Exception):
 
 
 class ConfigError(M2FError):
+    """A preset, an option or an argument makes no sense."""
+
     exit_code = 2
 
 
 class DataError(M2FError):
+    """An image, an annotation or a folder cannot be used."""
+
     exit_code = 3
 
 
 class WeightsError(M2FError):
+    """A checkpoint is missing, unsafe, or does not fit the network."""
+
     exit_code = 4
 
 
 class Unreachable(WeightsError):
-    pass
+    """Weights cannot be fetched, because there is no way to where they are published."""
 
 
 class ExportError(M2FError):
+    """An exported file cannot be written, or differs from the model."""
+
     exit_code = 5
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import golden_files
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: workers of pytest-xdist have a core each
+
 import pytest
+from helpers import golden_files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,17 +37,3 @@ def nuclei_dir() -> Path:
 def golden_file(request):
     """A file of published numbers, for tests under `golden_files.for_files`."""
     return golden_files.read(*request.param)
-
-
-@pytest.fixture(scope="session")
-def golden():
-    """`golden("06_mask2former_full_swin")` gives a file of `tests/golden`, or else of the reference folder."""
-
-    def read(name: str):
-        folders = [golden_files.OURS, *(folder / "golden" for folder in [golden_files.reference_folder()] if folder)]
-        found = [path for folder in folders for path in golden_files.files_in(folder, (name,)) if path.stem == name]
-        if not found:
-            pytest.skip(f"needs {name} of the reference folder: set M2F_TEST_DATA")
-        return golden_files.read(found[0])
-
-    return read

@@ -32,6 +32,9 @@ ROWS = [
 HEIGHT = {name: len(ROWS) - i for i, row in enumerate(ROWS) for name in row}
 HEAVY = ("torch", "numpy", "pydantic", "cv2", "PIL", "transformers", "huggingface_hub")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+TESTS_FOLDER = Path(__file__).parent
+TESTS = sorted(TESTS_FOLDER.rglob("*.py"))
+OF_PYTORCH = ("_modules",)  # attributes of its modules
 
 
 def unit_of(path: Path) -> str:
@@ -111,6 +114,13 @@ def test_no_circle_of_files():
     assert not arrows, sorted(str(path.relative_to(PACKAGE)) for path in arrows)
 
 
+def test_load_stands_on_top_of_its_room():
+    """Whatever stands around a segmenter is imported by `inference/load.py`, never the other way."""
+    top = PACKAGE / "inference" / "load.py"
+    assert top.is_file()
+    assert not [path.name for path in SOURCES if unit_of(path) == "inference" and top in files_imported(path)]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_arrow_by_string(path):
     """A name of code in a string climbs where an import may not: such names stand in the table alone."""
@@ -132,6 +142,17 @@ def test_no_room_is_too_large():
     assert sum(unit_of(path) == "inference" for path in SOURCES) <= 25
 
 
+def test_no_class_name_has_two_meanings():
+    """A class name, public or private, is defined in one file of the package."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(str(path.relative_to(PACKAGE)))
+    assert len(places) > 300
+    assert not {name: sorted(files) for name, files in places.items() if len(files) > 1}
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if unit_of(p) == "commands"], ids=lambda p: p.name)
 def test_commands_import_nothing_heavy_at_the_top(path):
     top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
@@ -149,3 +170,43 @@ def test_help_imports_nothing_heavy(code):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("HEAVY []"), done.stdout[-500:]
+
+
+def private_names(path: Path) -> list[str]:
+    """What a test takes from the package although its name begins with an underscore."""
+    tree = ast.parse(path.read_text())
+    imported = {"self", "cls"}  # of a test's own classes, and what comes from other packages
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", None) or ""
+            found += [each.name for each in node.names if module.startswith("m2f_cli") and is_private(each.name)]
+            if not module.startswith("m2f_cli"):
+                imported |= {(each.asname or each.name).split(".")[0] for each in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root = node.value
+            while isinstance(root, (ast.Attribute, ast.Call)) and ast.unparse(root) != "super()":
+                root = root.value if isinstance(root, ast.Attribute) else root.func
+            if ast.unparse(root) not in {*imported, "super()"} and node.attr not in OF_PYTORCH:
+                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr", "getattr")):
+            named = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+            found += [f"{node.lineno}: {name}" for name in named if is_private(str(name).rpartition(".")[2])]
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(TESTS_FOLDER)))
+def test_tests_use_public_names_and_no_clock(path):
+    assert not private_names(path)
+    clocks = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("time.time", "time.perf_counter", "time.monotonic", "time.process_time")
+    ]
+    assert not clocks, "a busy machine is slow: wait for something that happens, and leave the limit to pytest-timeout"

@@ -7,7 +7,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 import types
 from importlib.metadata import version
 
@@ -59,15 +58,13 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
         "import sys; from m2f_cli.cli import run; code = run(['--help']); "
         f"print(code, [name for name in {HEAVY} if name in sys.modules])"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert time.perf_counter() - started < 3  # 0.3 s on an idle machine; torch alone takes longer than this
     assert done.stdout.splitlines()[-1] == "0 []"
     assert all(f" {name} " in done.stdout for name in plugins.names("commands"))
-    assert "Segment pictures." in done.stdout
+    assert "Segment images." in done.stdout
 
 
-def test_version():
+def test_version_is_that_of_the_package():
     done = m2f("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"m2f {version('m2f-cli')}\n", "")
 
@@ -157,7 +154,7 @@ def test_a_command_that_cannot_be_imported_is_reported_and_not_fatal(commands, c
         (typer.Exit(7), 7),
     ],
 )
-def test_exit_codes(commands, capsys, error, code):
+def test_each_kind_of_error_has_its_exit_code(commands, capsys, error, code):
     commands(fails=raising(error))
     assert cli.run(["fails"]) == code
     out, err = capsys.readouterr()

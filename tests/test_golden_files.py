@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from golden_files import OURS, files_in, info_of, read, read_list
+from helpers.golden_files import OURS, files_in, info_of, read, read_list
 
 STAGES = ["01", "02_", "02b", "03", "04", "05a", "05b", "06", "07", "08a", "08b", "08c", "08d", "08e", "09"]
 LISTS = [

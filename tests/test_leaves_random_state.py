@@ -19,7 +19,7 @@ from m2f_cli.benchmark.case import Case
 from m2f_cli.benchmark.model_under_test import load_subject
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.evaluation.evaluate import default_metrics, evaluate
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.ops.cpu import conv
 from m2f_cli.training import run
 
@@ -30,7 +30,7 @@ def states() -> tuple:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    conv.has_fused.cache_clear()  # as in a new process
+    conv.fused_kernel_available.cache_clear()  # as in a new process
     before = states()
     yield
     assert states() == before
@@ -41,7 +41,9 @@ def trained(tmp_path_factory) -> Path:
     """Training seeds the generators for itself, and gives them back."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     with unchanged():
-        run.start(settings("train.iterations=1", "train.batch=2"), folder, run.Options(init="random", device="cpu"))
+        run.start(
+            settings("train.iterations=1", "train.batch=2"), folder, run.TrainOptions(init="random", device="cpu")
+        )
     return folder
 
 
@@ -61,15 +63,15 @@ def test_loading_predicting_and_evaluating(trained):
         pytest.param("onnx", "onnxruntime", marks=pytest.mark.slow),
     ],
 )
-def test_exporting(trained, tmp_path, name, package):
+def test_exporting_leaves_the_random_state(trained, tmp_path, name, package):
     pytest.importorskip(package, reason="needs an extra")
     model = load(trained, device="cpu")
     suffix = {"safetensors": ".safetensors", "onnx": ".onnx"}.get(name, "")
     with unchanged():
-        export(model, tmp_path / f"x{suffix}", name, Options())
+        export(model, tmp_path / f"x{suffix}", name, ExportOptions())
 
 
-def test_commands(tmp_path, monkeypatch, capsys, trained):
+def test_commands_leave_the_random_state(tmp_path, monkeypatch, capsys, trained):
     monkeypatch.chdir(tmp_path)
     with unchanged():
         assert cli.run(["data", "check", "nowhere"]) == 3

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from folders import write_picture
+from helpers.folders import write_picture
+from helpers.presets import read_once
 from training.tiny import settings
 
 from m2f_cli import cli, weights
@@ -195,7 +196,8 @@ def row(**change) -> str:
     ids=lambda text: text[:40],
 )
 @pytest.mark.parametrize("place", ["eval/x/results.json", "bench/x.json"])
-def test_results_of_somebody_in_the_tables(content, place, capsys):
+def test_results_of_somebody_in_the_tables(content, place, capsys, monkeypatch):
+    read_once(monkeypatch)
     path = Path("runs", place)
     path.parent.mkdir(parents=True)
     path.write_text(content)

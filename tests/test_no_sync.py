@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import randomise, tiny_config
-from small_segmenter import picture, small_segmenter
+from helpers.parts import randomise, tiny_config
+from helpers.small_segmenter import picture, small_segmenter
 from torch.overrides import TorchFunctionMode
 
 from m2f_cli.config import presets as configuration

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, FakeSegmenter, scene, scene_labels
-from folders import annotation, coco_instances, image_entry, rectangle, write_json, write_picture
+from helpers.fake_segmenter import CATEGORIES, FakeSegmenter, scene, scene_labels
+from helpers.folders import annotation, coco_instances, image_entry, rectangle, write_json, write_picture
 from PIL import Image
 from training.tiny import settings
 
@@ -22,13 +22,13 @@ from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.dataset_tools import preview as data_pictures
 from m2f_cli.dataset_tools.check import page as data_page
 from m2f_cli.dataset_tools.convert.run import write_out
-from m2f_cli.dataset_tools.convert.source import Source as Opened
+from m2f_cli.dataset_tools.convert.source import ImageSource as Opened
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation import run as eval_run
 from m2f_cli.evaluation.evaluate import default_metrics
 from m2f_cli.inference.journal import erase
-from m2f_cli.inference.pipeline import predict
-from m2f_cli.inference.sources import RUN_MARK, Source, expand
+from m2f_cli.inference.predict import predict
+from m2f_cli.inference.sources import RUN_MARK, ImageSource, expand
 from m2f_cli.results import server_formats
 from m2f_cli.results import writers as output
 from m2f_cli.runtime.files import safe_name
@@ -128,7 +128,7 @@ def tree_of(folder: Path, without: Path) -> dict[str, str]:
     [(writer, name) for writer in plugins.names("writers") for name in NAMES if writer not in FRAMED or "{" in name],
     ids=lambda text: ascii(text[:20]),
 )
-def test_one_result(writer, name, out):
+def test_names_of_one_result_stay_in_its_folder(writer, name, out):
     name = named(name, out)
     result = CitySegmenter().finish(scene_labels(), task_for(writer))
     result.image = scene()
@@ -137,7 +137,7 @@ def test_one_result(writer, name, out):
 
 
 @pytest.mark.parametrize("writer", plugins.names("writers"))
-def test_predict(writer, out, tmp_path):
+def test_names_of_predictions_stay_in_their_folder(writer, out, tmp_path):
     names = [name for each in NAMES if fits(writer, name := named(each, out))]
     names = list(
         {
@@ -145,7 +145,7 @@ def test_predict(writer, out, tmp_path):
             for name in names
         }.values()
     )
-    sources = [Source(tmp_path / "given.png", name) for name in names]
+    sources = [ImageSource(tmp_path / "given.png", name) for name in names]
     summary = predict(CitySegmenter(), sources, task_for(writer), out, [writer])
     assert (summary.done, summary.failed) == (len(names), [])
     tree = json.loads((out / "predictions.json").read_text())
@@ -157,7 +157,7 @@ def test_predict(writer, out, tmp_path):
 
 
 @pytest.mark.parametrize("writer", plugins.names("writers"))
-def test_eval_save(writer, out):
+def test_names_of_saved_evaluations_stay_in_their_folder(writer, out):
     names = [name for each in NAMES if fits(writer, name := named(each, out))]
     names = list(
         {
@@ -191,7 +191,7 @@ def check_shared(folder: Path, writer: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("target", plugins.names("converters"))
-def test_convert(target, out):
+def test_names_of_converted_data_stay_in_their_folder(target, out):
     names = list({safe_name(name): name for each in NAMES if FRAME in (name := named(each, out))}.values())
     task = plugins.get("converters", target).task
     read = {
@@ -259,7 +259,9 @@ def test_images_that_would_be_written_to_one_place(names, writer, out, tmp_path)
         evaluate([record(name) for name in names], out, writer)
     assert all(repr(name) in str(caught.value) for name in names) and not out.exists()
     with pytest.raises(DataError) as caught:
-        predict(CitySegmenter(), [Source(tmp_path / "given.png", name) for name in names], "panoptic", out, [writer])
+        predict(
+            CitySegmenter(), [ImageSource(tmp_path / "given.png", name) for name in names], "panoptic", out, [writer]
+        )
     assert all(repr(name) in str(caught.value) for name in names) and not out.exists()
 
 
@@ -357,7 +359,7 @@ def evaluate_into(out: Path, records: list[Record]):
 
 
 def test_an_earlier_result_that_is_given_is_not_removed(out):
-    predict(FakeSegmenter(), [Source(out.parents[2] / "given.png", "x")], None, out, ["overlay"])
+    predict(FakeSegmenter(), [ImageSource(out.parents[2] / "given.png", "x")], None, out, ["overlay"])
     given = list(expand([out / "overlay" / "x.jpg"]))
     before = (out / "overlay" / "x.jpg").read_bytes()
     with pytest.raises(ConfigError, match="result of an earlier run, which --overwrite would remove"):
@@ -403,7 +405,7 @@ def test_what_a_journal_lists_is_removed_only_in_its_folder(out, tmp_path):
     ],
 )
 def test_a_damaged_journal_is_one_sentence(entry, out, tmp_path):
-    sources = [Source(tmp_path / "given.png", "x")]
+    sources = [ImageSource(tmp_path / "given.png", "x")]
     predict(FakeSegmenter(), sources, None, out, ["coco-panoptic"])
     with (out / RUN_MARK).open("a") as file:
         file.write(json.dumps(entry) + "\n")

@@ -1,4 +1,4 @@
-"""Every command and every line of Python that the README shows is run, in a folder with pictures of its own.
+"""Every command of the README and the guides is run, in a folder with images of its own; the README's Python, too.
 
 Weights that would be downloaded are random ones of the released shape, put where downloads are kept: the network is
 switched off, everything else is what a user gets.
@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from folders import image_entry, write_ids, write_json
+from helpers.folders import image_entry, write_ids, write_json
 
-from m2f_cli import plugins
+from m2f_cli import cli, plugins
 from m2f_cli.config import presets as config
 from m2f_cli.model import build
 from m2f_cli.structures.categories import load_categories
@@ -29,20 +29,39 @@ from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {  # in the order in which they are run: what the README makes, the others use
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs" / "guides").glob("*.md")),
+        ROOT / "docs" / "reference" / "presets.md",
+        ROOT / "docs" / "export.md",
+    ]
+}
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for kind, text in fenced if kind == language]
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+def commands(block: str) -> list[str]:
+    return [line for line in block.splitlines() if line and not line.startswith("#")]
+
+
+BLOCKS = list(dict.fromkeys(block for page in PAGES.values() for block in blocks("bash", page)))
+COMMANDS = list(dict.fromkeys(command for block in BLOCKS for command in commands(block)))
+TRAINING = next(block for block in BLOCKS if "m2f train" in block)
+INSTALLING = "pip install -e . && "  # a test does not install; the suite runs where that has been done
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A user's folder: pictures, COCO annotations, and the weights of three presets where downloads are kept."""
+    """A user's folder: pictures, COCO annotations, and the weights of three presets where downloads are kept.
+
+    The commands that train have been run: others evaluate and export what they leave.
+    """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "images").mkdir()
     (folder / "m2f" / "weights").mkdir(parents=True)
@@ -58,6 +77,8 @@ def home(tmp_path_factory):
         file = folder / "m2f" / "weights" / preset.weights[0].url.rpartition("/")[2]
         with file.open("wb") as stream:
             pickle.dump({"model": {k: v.numpy() for k, v in weights.items()}, "__author__": "test"}, stream)
+    for command in commands(TRAINING):
+        run_here(command, folder)
     yield folder
     for file in (folder / "m2f" / "weights").iterdir():
         file.unlink()  # 600 MB
@@ -90,26 +111,62 @@ def write_coco(folder: Path) -> None:
         write_ids(folder / "panoptic_results" / f"{i}.png", ids_HW)
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+def environment(folder: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "M2F_HOME": str(folder / "m2f"), "M2F_OFFLINE": "1", "NO_COLOR": "1"}
-    return subprocess.run(
-        ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=550, check=False
+    return {"PATH": path, "M2F_HOME": str(folder / "m2f"), "M2F_OFFLINE": "1", "NO_COLOR": "1"}
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a command as a user does: by the shell, in a process of its own."""
+    done = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=folder,
+        env={**os.environ, **environment(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def run_here(command: str, folder: Path) -> None:
+    """Run a command in this process, which has imported PyTorch already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in environment(folder).items():
+            patch.setenv(name, value)
+        assert cli.run(shlex.split(command)[1:]) == 0, command
+
+
+def is_plain(command: str) -> bool:
+    """Whether the shell has nothing to do but to split words."""
+    return command.startswith("m2f ") and not re.search(r"[|<>&;$*?]", re.sub(r"'[^']*'", "", command))
 
 
 def test_the_readme_shows_commands():
     assert len(COMMANDS) >= 10 and TEST_COMMAND in COMMANDS and len(blocks("python")) >= 1
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != TEST_COMMAND])
-def test_command(home, command):
-    installed = "pip install -e . && "  # a test does not install; tests/test_readme.py runs where that has been done
-    command = command.removeprefix(installed)
-    if command == "m2f demo":
-        command += " --iterations 10"  # three minutes of training are tests/training/test_demo.py, marked slow
-    done = run(command, home)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block != TRAINING and TEST_COMMAND not in block],
+    ids=lambda block: " ".join(commands(block)[-1].split()[:3]),
+)
+def test_the_commands_of_each_block_run_in_its_order(home, block):
+    for command in commands(block):
+        command = command.removeprefix(INSTALLING)
+        if command == "m2f demo":
+            command += " --iterations 10"  # tests/workflows/test_demo.py, marked slow, has all of them
+        (run_here if is_plain(command) else run)(command, home)
+        check_output(command, home)
+
+
+def test_training_as_shown_leaves_results(home):
+    for command in commands(TRAINING):
+        check_output(command, home)
+
+
+def check_output(command: str, home: Path) -> None:
     words = shlex.split(command)
     if "--out" in words:
         out = home / words[words.index("--out") + 1]
@@ -120,20 +177,22 @@ def test_command(home, command):
 
 def test_the_test_command_is_what_ci_runs():
     assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
-    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", README)}:
+    for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", "".join(PAGES.values()))}:
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python(home, code):
-    (home / "block.py").write_text(code)
-    done = run("python block.py", home)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_python_of_the_readme_runs(home, code, monkeypatch):
+    monkeypatch.chdir(home)
+    for name, value in environment(home).items():
+        monkeypatch.setenv(name, value)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_the_tree_is_the_tree():
     """Each name in the architecture's tree exists, and each part of the package is in it."""
-    tree = next(block for block in blocks("") if "m2f_cli/" in block)
+    page = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
+    tree = next(block for block in blocks("text", page) if "m2f_cli/" in block)
     package = ROOT / "m2f_cli"
     named = set(re.findall(r"^    ([\w]+(?:/|\.py))", tree, re.MULTILINE))
     present = {f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
@@ -141,18 +200,30 @@ def test_the_tree_is_the_tree():
     assert named == present
 
 
-def test_formats_and_links():
-    for name in plugins.names("writers"):
-        assert f"`{name}`" in README, f"the format {name} is not in the README"
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), f"the README points to {target}, which is not there"
+@pytest.mark.parametrize(
+    ("group", "page"),
+    [
+        ("writers", "docs/guides/predict.md"),
+        ("metrics", "docs/guides/evaluate.md"),
+        ("preparers", "docs/guides/prepare-datasets.md"),
+    ],
+)
+def test_a_guide_names_every_part_of_its_group(group, page):
+    missing = [name for name in plugins.names(group) if f"`{name}`" not in PAGES[page]]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 200 and len(README.encode()) <= 9000
+    assert not [line for line in README.splitlines() if line.startswith("|") and len(line) > 100]
+    assert TEST_COMMAND in README.splitlines()[:20] and "pip install -e . && m2f demo" in README.splitlines()[:20]
 
 
 @pytest.mark.slow
 def test_benchmark_against_transformers():
     """The README's command; its speed is read by people, on a quiet machine."""
-    done = run(f"{sys.executable} {ROOT / 'benchmarks' / 'forward_vs_transformers.py'}", ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [sys.executable, str(ROOT / "benchmarks" / "forward_vs_transformers.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     row = r"^ours +\S+ +\S+ +\S+x +\S+x +\d+ +(?P<memory>[\d.]+) +(?P<classes>\S+) \S+, (?P<masks>\S+) "
     found = re.search(row, done.stdout, re.MULTILINE)
     assert found is not None, done.stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export.tiny import tiny_segmenter
 from PIL import Image
 from training.tiny import settings
 
@@ -24,6 +25,7 @@ from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation import compare
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.inference.engines import base as engines
 from m2f_cli.model import build
 from m2f_cli.results import writers as output
@@ -33,7 +35,7 @@ EVIL = "evil_of_somebody"
 CODE = """
 import pathlib
 pathlib.Path(__file__).with_name("MARKER").touch()
-from m2f_cli.data.transforms import Flip
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.results.writers import write_overlay as write
 from m2f_cli.metrics.panoptic_quality import PanopticQuality as Metric
 from m2f_cli.model.backbones.swin import Swin
@@ -100,7 +102,7 @@ def write_started_run(folder: Path) -> Path:
                 "0",
                 "--out",
                 str(folder),
-                "--val-pictures",
+                "--val-images",
                 "1",
                 *ON_CPU,
             ]
@@ -160,7 +162,7 @@ def evaluated_as_a_preset():
 
 def _scenes() -> Path:
     """Annotated scenes on disk."""
-    from folders import write_ids, write_json
+    from helpers.folders import write_ids, write_json
 
     from m2f_cli.data.synthetic.dataset import synthetic_dataset
 
@@ -294,7 +296,7 @@ def started_from_it():
         "0",
         "--out",
         "run",
-        "--val-pictures",
+        "--val-images",
         "1",
         *ON_CPU,
     ]
@@ -318,8 +320,7 @@ def predicted_with_an_exported_file():
     """An exported file is run by its engine; its description is never built."""
     onnx = pytest.importorskip("onnx", reason="the extra m2f-cli[onnx] is not installed")
     pytest.importorskip("onnxruntime", reason="the extra m2f-cli[onnx] is not installed")
-    weights.save(Path("clean.safetensors"), clean_network().state_dict(), settings(), CATEGORIES)
-    assert cli.run(["export", "--model", "clean.safetensors", "--size", "64", "96", "--out", "model.onnx"]) == 0
+    export(tiny_segmenter("maskformer-resnet"), Path("model.onnx"), "onnx", ExportOptions(size=(64, 96)))
     model = onnx.load("model.onnx")
     [entry] = [each for each in model.metadata_props if each.key == engines.KEY]
     entry.value = json.dumps(json.loads(entry.value) | {"config": evil().model_dump(mode="json", exclude_none=True)})
@@ -440,7 +441,7 @@ def test_what_the_user_typed_may_name_code(marker, capsys):
                 "0",
                 "--out",
                 "run",
-                "--val-pictures",
+                "--val-images",
                 "1",
                 *ON_CPU,
             ]
@@ -502,10 +503,11 @@ def test_nobody_trusts_by_default():
 
 # The only places that trust: what the user typed, what this process wrote, and tensors without their code.
 TRUSTING = {
-    "commands/data.py": 2,
-    "commands/data_convert.py": 1,
-    "commands/data_prepare.py": 1,
-    "commands/data_split.py": 1,
+    "commands/data/convert.py": 1,
+    "commands/data/prepare.py": 1,
+    "commands/data/reading.py": 1,
+    "commands/data/split.py": 1,
+    "commands/data/view.py": 1,
     "commands/eval.py": 2,
     "commands/export.py": 2,
     "commands/predict.py": 2,
@@ -540,13 +542,13 @@ def test_every_group_refuses_code(group, marker):
 
 def test_functions_that_take_names_refuse_code(marker, tmp_path):
     name = f"{EVIL}:write"
-    from fake_segmenter import FakeSegmenter, panoptic, scene_labels
+    from helpers.fake_segmenter import FakeSegmenter, panoptic, scene_labels
 
     from m2f_cli.data.open_dataset import open_data
     from m2f_cli.dataset_tools.convert.run import convert
     from m2f_cli.dataset_tools.prepare.run import prepare
     from m2f_cli.evaluation.choose_metrics import choose
-    from m2f_cli.inference.pipeline import predict
+    from m2f_cli.inference.predict import predict
 
     for call in (
         lambda: output.save(panoptic(scene_labels()), tmp_path, [name]),

@@ -21,7 +21,7 @@ from m2f_cli.training import run
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run.start(settings("train.iterations=1", "train.batch=2"), folder, run.Options(init="random", device="cpu"))
+    run.start(settings("train.iterations=1", "train.batch=2"), folder, run.TrainOptions(init="random", device="cpu"))
     return folder
 
 
@@ -69,7 +69,7 @@ def test_the_first_one_leaves_no_lock(here, trained, name):
 
 
 def test_what_appears_meanwhile_is_not_replaced(tmp_path):
-    with pytest.raises(ConfigError, match="out exists already"), writing._folder(tmp_path / "out") as part:
+    with pytest.raises(ConfigError, match="out exists already"), writing.new_folder(tmp_path / "out") as part:
         (part / "ours").write_text("")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").write_text("precious")
@@ -78,5 +78,5 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
 
 def test_preparations_take_turns(tmp_path):
     refused = pytest.raises(ConfigError, match="A preparation is at work")
-    with locked(tmp_path, "Somebody"), refused, preparing._alone_in(tmp_path):
+    with locked(tmp_path, "Somebody"), refused, preparing.alone_in(tmp_path):
         pass

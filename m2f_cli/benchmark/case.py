@@ -13,6 +13,7 @@ from torch import nn
 from ..config.published import crop_of
 from ..config.schema import Config
 from ..errors import ConfigError
+from ..inference.load import ModelOptions
 from ..inference.mask_rendering import Size
 from ..inference.preprocess import resized_shape
 from .stages import Method, Stages
@@ -66,6 +67,17 @@ class Case:
     @property
     def is_random(self) -> bool:
         return self.model is None
+
+    @property
+    def model_options(self) -> ModelOptions:
+        """The model with its own weights."""
+        return ModelOptions(
+            self.model,
+            device=self.device,
+            precision=self.precision,
+            engine=self.engine,
+            trust_code=self.trust_code,
+        )
 
 
 class Workload(Protocol):

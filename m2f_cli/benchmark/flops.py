@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .. import model as networks
 from ..config.schema import ModelConfig
 from ..model.pixel_decoders.deformable import EncoderLayer
-from ..ops.cpu.chunking import plain_operators
+from ..ops.dispatch import plain_operators
 
 PARTS = {"backbone": "backbone", "pixel_decoder": "pixel decoder", "decoder": "decoder"}
 NOT_COUNTED = (

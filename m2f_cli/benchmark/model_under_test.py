@@ -14,13 +14,12 @@ from ..config import presets as configuration
 from ..config.schema import Config, ResizeConfig
 from ..data.synthetic.scenes import LEAST_EDGE, Scene, scene
 from ..errors import ConfigError
-from ..inference.base import Raw
+from ..inference.base import BaseSegmenter, RawOutput, Wrapper, innermost
 from ..inference.engines.base import engine_for, file_in
-from ..inference.load import load
+from ..inference.load import open_model
 from ..inference.load_network import save_huggingface
 from ..inference.segmenter import Segmenter
 from ..inference.sliding_window import sliding
-from ..inference.wrapper import Wrapper
 from ..runtime import random_state
 from ..runtime.devices import DTYPES, choose_device, choose_precision
 from ..structures.categories import load_categories
@@ -30,7 +29,7 @@ KEPT = 18  # queries that a trained COCO model finds in a usual picture
 _SHAPED = ("sampling_offsets", "attention_weights", "relative_position_bias_table")
 
 
-def load_subject(case: Case) -> Any:
+def load_subject(case: Case) -> BaseSegmenter:
     """The segmenter of a case: the weights that it names, or a preset's network with random ones.
 
     Raises:
@@ -45,14 +44,8 @@ def load_subject(case: Case) -> Any:
         raise ConfigError(f"--engine {case.engine} runs an exported file.", hint="Give it: --model FILE (m2f export).")
     if case.is_random:
         return _random(case, configuration.load(case.preset or DEFAULT_PRESET))
-    segmenter = load(
-        case.model,
-        device=case.device,
-        precision=case.precision,
-        trust_code=case.trust_code,  # type: ignore[arg-type]
-        engine=case.engine,
-    )
-    core(segmenter).config = at_size(segmenter.config, case)
+    segmenter = open_model(case.model_options)
+    innermost(segmenter).config = at_size(segmenter.config, case)
     return segmenter
 
 
@@ -66,19 +59,12 @@ def chosen_precision(case: Case) -> Case:
     return replace(case, precision=format)
 
 
-def core(segmenter: Any) -> Segmenter:
-    """The segmenter inside all wrappers: the one that has the network."""
-    while isinstance(segmenter, Wrapper):
-        segmenter = segmenter.inner
-    return segmenter
-
-
-def fixed_size(segmenter: Any) -> tuple[int, int] | None:
+def fixed_size(segmenter: BaseSegmenter) -> tuple[int, int] | None:
     """(height, width) of an exported file that takes no other input."""
     return getattr(getattr(segmenter, "description", None), "size", None)
 
 
-def _random(case: Case, config: Config) -> Any:
+def _random(case: Case, config: Config) -> BaseSegmenter:
     categories = load_categories(config.data.classes)
     with random_state.kept():
         torch.manual_seed(0)
@@ -116,7 +102,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
-def share(segmenter: Any, folder: Path) -> None:
+def share(segmenter: BaseSegmenter, folder: Path) -> None:
     """Write the model for transformers to load: the same weights, converted.
 
     Raises:
@@ -137,14 +123,14 @@ class Plausible(Wrapper):
     """Random weights find nothing, and post-processing of nothing is no work: class logits are those of `KEPT` queries
     that are sure and others that are not, as of a trained model. Masks are the network's own."""
 
-    def infer(self, batch: Any) -> list[Raw]:
+    def infer(self, batch: Any) -> list[RawOutput]:
         raws = self.inner.infer(batch)
         for raw in raws:
             raw.class_logits_QK = class_logits(*raw.class_logits_QK.shape, raw.class_logits_QK.device)
         return raws
 
 
-def plausible(segmenter: Any) -> Any:
+def plausible(segmenter: BaseSegmenter) -> BaseSegmenter:
     """With class logits as of a trained model where they decide how much there is to do."""
     return Plausible(segmenter) if type(segmenter) is Segmenter and segmenter.tasks != ("semantic",) else segmenter
 

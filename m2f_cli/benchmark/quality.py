@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..evaluation.compare import compare
 from ..evaluation.evaluate import without_nan
-from ..evaluation.setup import Request, execute, prepare
+from ..evaluation.setup import DataOptions, execute, prepare
 from .case import Case
 
 EXACT = "fp32"
@@ -26,18 +26,7 @@ def check(case: Case, data: Path | None) -> None:
         raise ConfigError("--quality needs trained weights, and these are random.", hint="Pass --model REF.")
     if case.precision == EXACT:
         raise ConfigError(f"--quality compares a number format with {EXACT}.", hint="Pass --precision bf16, say.")
-    prepare(_request(case, data), Path("."))
-
-
-def _request(case: Case, data: Path | None) -> Request:
-    return Request(
-        model=case.model,
-        data=data,
-        device=case.device,
-        precision=case.precision,
-        trust_code=case.trust_code,
-        engine=case.engine,
-    )
+    prepare(Path("."), case.model_options, DataOptions(data))
 
 
 def lost(case: Case, data: Path | None) -> dict[str, Any]:
@@ -56,7 +45,7 @@ def lost(case: Case, data: Path | None) -> dict[str, Any]:
         runs = []
         for precision in (EXACT, case.precision):
             run = Path(folder) / precision
-            execute(prepare(replace(_request(case, data), precision=precision), run))
+            execute(prepare(run, replace(case.model_options, precision=precision), DataOptions(data)))
             runs.append(run)
         found = compare(*runs)
     return without_nan({**asdict(found.figures[0]), "pictures": found.pictures, "data": str(data)})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
 from ..config.schema import TrainConfig
 from ..data.loader import Batch
 from ..errors import ConfigError
+from ..inference.base import BaseSegmenter
 from ..inference.compile import parts_of
 from ..loss.criterion import make_criterion
 from ..model.pilots import piloting_of
@@ -24,7 +24,7 @@ from .synthetic_batch import OBJECTS, training_batch
 class Train(Workload):
     """One optimiser step over one batch, in the precision of the case and else as the preset says."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         config = segmenter.config
         if config.train is None or segmenter.model is None:
             raise ConfigError(f"{segmenter.source} is nothing that can be trained.", hint="Use a preset that says how.")
@@ -55,7 +55,7 @@ class Train(Workload):
             parts.scaler.update()
 
 
-def _parts(settings: TrainConfig, segmenter: Any) -> Parts:
+def _parts(settings: TrainConfig, segmenter: BaseSegmenter) -> Parts:
     model, device = segmenter.model.requires_grad_(), torch.device(segmenter.device)
     train_mode(model)
     criterion = make_criterion(model.num_classes, settings.loss, settings.class_weights).to(device)

@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import plugins
 from ..errors import ConfigError
+from ..inference.base import innermost
 from ..inference.compile import compile_parts
 from ..inference.mask_rendering import Size
 from ..runtime.allocator import keep_memory_if_possible
@@ -20,7 +21,7 @@ from ..runtime.devices import DTYPES
 from . import machine
 from .case import Case, network_size, picture_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
-from .model_under_test import core, fixed_size, load_subject, share
+from .model_under_test import fixed_size, load_subject, share
 from .stages import Stages, split, synchronise
 
 OURS = "m2f"
@@ -28,7 +29,7 @@ NO_FLOPS = ("post", "load", "train", "predict", "eval")  # where a run is not on
 
 
 @dataclass
-class Sample:
+class TimedRun:
     """One run. other_cores: how many cores, on average, worked for somebody else; None, joules too: not told."""
 
     seconds: float
@@ -53,7 +54,7 @@ class Host:
             self.parameters = parameters_of(self.segmenter.model)
             self.workload: Any = None
         else:
-            core(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
+            innermost(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
             self.workload = plugins.get("peers", side, trust_code=case.trust_code)(case, self.segmenter, folder)  # type: ignore[operator]
         self.energy = machine.Energy(self.device)
 
@@ -82,7 +83,7 @@ class Host:
             "energy": self.energy.source,
         }
 
-    def run(self, *, watched: bool = False) -> Sample:
+    def run(self, *, watched: bool = False) -> TimedRun:
         stages = Stages(self.device, live=watched)
         parts = {} if self.case.compile else self.workload.parts
         synchronise(self.device)
@@ -94,7 +95,7 @@ class Host:
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         others = None if busy is None else max(0.0, (machine.busy_seconds() - busy - cpu) / seconds)
         found = split(stages.seconds, seconds) if watched else None
-        return Sample(seconds, cpu, others, self.energy.since(joules), found)
+        return TimedRun(seconds, cpu, others, self.energy.since(joules), found)
 
     def answer(self) -> dict[str, Any]:
         return self.workload.answer()

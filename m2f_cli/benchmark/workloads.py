@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from torch import nn
 from ..config.schema import Config
 from ..data.records import Record
 from ..evaluation.evaluate import default_metrics, evaluate
-from ..inference.base import Prepared, Raw
+from ..inference.base import BaseSegmenter, Prepared, RawOutput, innermost
 from ..inference.compile import parts_of
 from ..inference.engines.base import CLASS_LOGITS, MASK_LOGITS
-from ..inference.load import load
+from ..inference.load import open_model
 from ..inference.mask_rendering import CoarseMasks, MaskLogits, Size
-from ..inference.pipeline import predict
-from ..inference.sources import Source, expand
+from ..inference.predict import predict
+from ..inference.sources import ImageSource, expand
 from ..metrics import Metric
 from ..results.types import Instances, PanopticMap, Result
 from ..results.writers import save as save_result
@@ -32,7 +33,7 @@ from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth
 from ..structures.images import read_picture
 from ..weights.checkpoint import save
 from .case import Case, Workload, network_size, picture_size
-from .model_under_test import autocast, class_logits, core, fixed_size, picture
+from .model_under_test import autocast, class_logits, fixed_size, picture
 from .stages import Method, Stages
 
 PUBLISHED = {"score_threshold": 0.0}  # of instances: the published top 100
@@ -42,15 +43,15 @@ RENDER = {"render": ((MaskLogits, "coarse"), (CoarseMasks, "band"))}  # the stag
 _TINY = 64  # pixels
 
 
-def of_pictures(segmenter: Any) -> dict[str, Sequence[Method]]:
+def of_pictures(segmenter: BaseSegmenter) -> dict[str, Sequence[Method]]:
     """Methods that are stages of work on whole pictures."""
-    return {"preprocess": ((core(segmenter), "_collate"),), **RENDER}
+    return {"preprocess": ((innermost(segmenter), "collate"),), **RENDER}
 
 
 class Forward(Workload):
     """The network alone, its last masks rendered at stride 4."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.case, self.images = segmenter, case, case.batch
         self.parts = parts_of(segmenter.model)
         self.images_BCHW = random_images(case.batch, network_size(case, segmenter.config)).to(segmenter.device)
@@ -81,7 +82,7 @@ def random_images(batch: int, size: Size) -> torch.Tensor:
 class ForwardOfFile(Workload):
     """The same of an exported file, on pictures of noise that are not normalised yet."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.batch
         size = network_size(case, segmenter.config, fixed_size(segmenter))
         generator = torch.Generator().manual_seed(1)
@@ -101,7 +102,7 @@ class ForwardOfFile(Workload):
         }
 
 
-def forward(case: Case, segmenter: Any) -> Forward | ForwardOfFile:
+def forward(case: Case, segmenter: BaseSegmenter) -> Forward | ForwardOfFile:
     """The network alone, whatever runs it."""
     return (ForwardOfFile if segmenter.model is None else Forward)(case, segmenter)
 
@@ -109,7 +110,7 @@ def forward(case: Case, segmenter: Any) -> Forward | ForwardOfFile:
 class Pictures(Workload):
     """Whole pictures in memory at the test size: normalise, network, post-processing (what MMSegmentation's fps is)."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.batch
         self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
         size = picture_size(case, segmenter.config)
@@ -127,7 +128,7 @@ class Pictures(Workload):
         return plain(self.last[0])
 
 
-def touch(segmenter: Any) -> None:
+def touch(segmenter: BaseSegmenter) -> None:
     """A few pixels through network and post-processing."""
     [raw] = segmenter.infer([Prepared(torch.zeros(3, _TINY, _TINY, dtype=torch.uint8), (_TINY, _TINY))])
     segmenter.finish(raw, **PUBLISHED)
@@ -155,7 +156,7 @@ def plain_of_all(results: Iterable[Result]) -> dict[str, np.ndarray]:
 class Post(Workload):
     """Post-processing alone, on masks of smooth noise and class logits as of a trained model."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images, self.methods = segmenter, 1, RENDER
         queries = segmenter.config.model.decoder.options.get("num_queries", len(segmenter.categories))
         prepared = segmenter.prepare(picture(picture_size(case, segmenter.config)).image_HW3)
@@ -190,7 +191,7 @@ def answer_of_noise(
     size: Size,
     device: torch.device | str = "cpu",
     channels: int = 256,
-) -> Raw:
+) -> RawOutput:
     """What a network could have answered: blobs as masks. The same in every process."""
     generator = torch.Generator().manual_seed(2)
     embeds_QC = torch.randn(queries, channels, generator=generator) / 4
@@ -198,13 +199,13 @@ def answer_of_noise(
     at = tuple(-(-edge // STRIDE) for edge in padded)
     features_CHW = nn.functional.interpolate(coarse, size=at, mode="bicubic", align_corners=False)[0]
     logits_QK = class_logits(queries, classes + 1, device)
-    return Raw(logits_QK, MaskLogits(embeds_QC.to(device), features_CHW.to(device), padded, valid, size))
+    return RawOutput(logits_QK, MaskLogits(embeds_QC.to(device), features_CHW.to(device), padded, valid, size))
 
 
 class Predict(Workload):
     """From JPEG files to written results, as `m2f predict` does; the stages are those of one picture after another."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.case = segmenter, case
         self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
         self.format = FORMAT[segmenter.default_task]
@@ -223,7 +224,7 @@ class Predict(Workload):
             for path in self.files:
                 self._one(path, out, stages)
             return
-        sources = [Source(path, path.stem) for path in self.files]
+        sources = [ImageSource(path, path.stem) for path in self.files]
         predict(self.segmenter, sources, None, out, [self.format], batch=self.case.batch, thresholds=dict(PUBLISHED))
 
     def _one(self, path: Path, out: Path, stages: Stages) -> None:
@@ -248,7 +249,7 @@ def pictures_of(case: Case, config: Config, folder: Path) -> list[Path]:
     return [source.path for source in itertools.islice(expand([case.source]), case.pictures)]
 
 
-def sizes_of(files: Sequence[Path], case: Case, segmenter: Any) -> list[tuple[Size, Size]]:
+def sizes_of(files: Sequence[Path], case: Case, segmenter: BaseSegmenter) -> list[tuple[Size, Size]]:
     """(height, width) of each picture and of what the network sees of it, one at a time."""
     found = []
     for path in files:
@@ -270,7 +271,7 @@ def write_pictures(folder: Path, size: Size, count: int) -> list[Path]:
 class Evaluate(Workload):
     """Pictures in memory to the figure that the model is judged by, as `m2f eval` does."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.pictures
         self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
         self.task: Task = segmenter.default_task
@@ -330,7 +331,7 @@ def truth_of(scene: Any, task: Task, classes: int) -> Truth:
 class Load(Workload):
     """Weights from a file to a network on its device. The file is in the cache of the system: no disk is timed."""
 
-    def __init__(self, case: Case, segmenter: Any):
+    def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.case, self.images = case, 1
         self.folder = tempfile.TemporaryDirectory(prefix="m2f-bench-")
         self.ref: str | Path | None = case.model
@@ -342,5 +343,4 @@ class Load(Workload):
         """Nothing: the first load is a warm-up."""
 
     def run(self, stages: Stages) -> None:
-        case = self.case
-        load(self.ref, device=case.device, engine=case.engine, trust_code=case.trust_code)
+        open_model(replace(self.case.model_options, ref=self.ref, precision="fp32"))

@@ -1,4 +1,4 @@
-"""m2f bench: how fast, with how much memory, beside whom."""
+"""m2f bench: measure time and memory, alone or beside a peer."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import typer
 from .. import console, plugins
 from ..errors import ConfigError, unknown_name
 from ..runtime import allocator
-from .trust import TrustCode
+from . import options as opt
 
 if TYPE_CHECKING:
     from ..benchmark.case import Case
     from ..benchmark.interleaved import Round
 
 ALL = "all"
-PRECISIONS = ("fp32", "bf16", "fp16")
-AUTO, OF_FILES = "auto", "int8"  # chosen for the device; what only an exported file may be in
+OF_FILES = "int8"  # only an exported file may be in it
+IMAGE, FORMER_NAME = "image", "picture"  # a work, and its name in results
 SOME_FAILED = 1
 COMPILED = "-compiled"
-ROUNDS, WARM_UP, PICTURES = 6, 1, 4
-# Work of ours that an option does not change: an error, not ignored. What work of a plug-in makes of it is its affair.
+ROUNDS, WARM_UP, IMAGES = 6, 1, 4
+# Built-in work that an option does not change: an error, not ignored. Work of plug-ins decides for itself.
 NO_MATTER = {
     "--batch": ("post", "eval", "load"),
     "--size": ("load",),
     "--compile": ("post", "load"),
-    "--pictures": ("forward", "picture", "post", "load", "train"),
+    "--images": ("forward", "picture", "post", "load", "train"),
     "--source": ("forward", "picture", "post", "eval", "load", "train"),
 }
 NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the protocol of --preset all has its own
@@ -36,85 +36,75 @@ NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the pr
 def bench(
     context: typer.Context,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Time it with random weights; all: every row of the tables.")
+        str | None, typer.Option(metavar="NAME", help="Preset to time with random weights, or all of them.")
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="REF", help="Time these weights instead.")] = None,
+    model: opt.Model = None,
     what: Annotated[
         str | None,
         typer.Option(
             metavar="WORK",
-            help="forward (default): the network; picture: with post-processing; predict: from files to files; post, "
-            "eval, load, train.",
+            help="Work to time: forward (default), image (with post-processing), predict, post, eval, load or train.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}, {AUTO}.")
-    ] = "fp32",
+    device: opt.Device = "auto",
+    precision: opt.Precision = "fp32",
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="H W", help="Of the picture, which is not resized; default: usual of the preset's data."),
+        typer.Option(metavar="H W", help="Size of the images, not resized; by default usual for the preset's data."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per forward pass; default: 1.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per forward pass; by default 1.")] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, help=f"Pictures of one run of predict and eval; default: {PICTURES}.")
+        int | None, typer.Option("--images", min=1, help=f"Images per run of predict and eval; by default {IMAGES}.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Real pictures for predict; default: generated ones.")
+        str | None, typer.Option(metavar="DIR", help="Folder of images for predict; by default generated ones.")
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
             metavar="PEER",
-            help="The same weights and inputs there, in turns: huggingface, huggingface-compiled; published: "
-            "post-processing in the published order.",
+            help="Peer to time in turns, with the same weights: huggingface, huggingface-compiled or published (order "
+            "of post-processing).",
         ),
     ] = None,
     peer_precision: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Number format of the peer; default: as --precision.")
+        str | None, typer.Option(metavar="FORMAT", help="Number format of the peer; by default that of --precision.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Timed runs of each side; default: 6; of --preset all 20 (train: 5).")
+        int | None, typer.Option(min=1, help="Timed runs of each side; by default 6, with --preset all 20 (train: 5).")
     ] = None,
     warm_up: Annotated[
-        int | None,
-        typer.Option(min=0, help="Runs before them, beside the very first; default: 1; of --preset all 4 (train: 1)."),
+        int | None, typer.Option(min=0, help="Further untimed runs; by default 1, with --preset all 4 (train: 1).")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: its own choice.")] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="With torch.compile: what helps on the device. No stages then.")
-    ] = False,
+    threads: opt.Threads = None,
+    compile_: opt.Compile = False,
     keep_memory: Annotated[
         bool | None,
         typer.Option(
             "--keep-memory/--no-keep-memory",
-            help="Our side keeps freed memory (glibc); default: for predict and eval, as the commands do. Both sides: "
-            "m2f --keep-memory bench.",
+            help="Keep freed memory (glibc), without the peer; by default for predict and eval.",
         ),
     ] = None,
     quality: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Annotated pictures: what --precision costs there beside fp32; with --model."),
+        typer.Option(metavar="DIR", help="Annotated images to measure the loss by --precision on; with --model."),
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What runs an exported file; default: by its name.")
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and NAME.png go.")] = Path("runs/bench"),
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="--preset all goes on: rows that --out has are not measured again.")
-    ] = False,
-    trust_code: TrustCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as json on stdout.")] = False,
+    engine: opt.Engine = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for NAME.json and NAME.png.")] = Path("runs/bench"),
+    skip_existing: opt.SkipExisting = False,
+    trust_code: opt.TrustCode = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Time a piece of work, alone or beside a peer that does the same with the same weights.
 
-    Do it on a quiet machine: the load that was there is in the result.
+    Run it on a quiet machine; the load is part of the result. With --compile there are no times of single stages.
     """
-    what = what or ("picture" if preset == ALL else "forward")
+    what = what or (IMAGE if preset == ALL else "forward")
+    what = FORMER_NAME if what == IMAGE else what
     _check_names(what, precision, engine, against, peer_precision, model)
     given = {
         "--batch": batch,
-        "--pictures": pictures,
+        "--images": pictures,
         "--source": source,
         "--size": size,
         "--compile": compile_ or None,
@@ -140,7 +130,7 @@ def bench(
         precision=precision,
         size=size,
         batch=batch or 1,
-        pictures=pictures or PICTURES,
+        pictures=pictures or IMAGES,
         source=source,
         threads=threads,
         compile=compile_,
@@ -164,7 +154,7 @@ def bench(
         check(case, quality)
 
     peer = None if against is None else against.removesuffix(COMPILED)
-    options = race.Options(
+    options = race.BenchOptions(
         rounds=rounds or ROUNDS,
         warm_up=WARM_UP if warm_up is None else warm_up,
         peer=peer,
@@ -186,22 +176,19 @@ def bench(
 def _check_names(
     what: str, precision: str, engine: str | None, against: str | None, peer_precision: str | None, model: str | None
 ) -> None:
-    if what not in plugins.table("workloads"):
-        raise unknown_name("work", what, plugins.table("workloads"))
-    known = (*PRECISIONS, AUTO, *([OF_FILES] if model else []))
-    if precision not in known:
-        raise unknown_name("precision", precision, known)
-    if peer_precision is not None and peer_precision not in PRECISIONS:
-        raise unknown_name("precision", peer_precision, PRECISIONS)
-    if engine is not None and engine not in plugins.table("engines"):
-        raise unknown_name("engine", engine, plugins.table("engines"))
+    opt.one_of("work", what, plugins.table("workloads"))
+    opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO, *([OF_FILES] if model else [])))
+    opt.one_of("precision", peer_precision, opt.PRECISIONS)
+    opt.one_of("engine", engine, plugins.table("engines"))
     if against is not None and against.removesuffix(COMPILED) not in plugins.table("peers"):
         raise unknown_name("peer", against, plugins.table("peers"))
 
 
 def _check_options(what: str, given: dict[str, Any]) -> None:
-    """Raises:
-    ConfigError: options (those that somebody gave, by name) that do not go together, or that would change nothing.
+    """Check the options that were given, by name.
+
+    Raises:
+        ConfigError: options that do not go together, or that would change nothing.
     """
     preset, against = given.get("--preset"), given.get("--against")
     if preset is not None and preset != ALL and "--model" in given:
@@ -220,7 +207,7 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
             hint = f"It is for --what {', '.join(each for each in plugins.table('workloads') if each not in works)}."
             raise ConfigError(f"{name} changes nothing about --what {what}.", hint=hint)
     if min(given.get("--size", (1, 1))) < 1:
-        raise ConfigError(f"--size {' '.join(map(str, given['--size']))}: a picture has at least one row and column.")
+        raise ConfigError(f"--size {' '.join(map(str, given['--size']))}: an image has at least one row and column.")
     if "--skip-existing" in given and preset != ALL:
         raise ConfigError("--skip-existing is for --preset all.", hint="Other results get a file of their own each.")
     if "--peer-precision" in given and against is None:

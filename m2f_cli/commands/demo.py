@@ -1,4 +1,4 @@
-"""m2f demo: the main job from end to end, offline, on generated pictures."""
+"""m2f demo: train, evaluate and predict on generated images, offline."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import console
+from . import options as opt
 
 if TYPE_CHECKING:
-    from ..workflows.demo import Step
+    from ..workflows.demo import DemoStep
 
 STORY = {
     "pictures": "Scenes to look at were generated; training never sees them.",
-    "truth": "Their true segmentation was drawn.",
-    "train": "A small Mask2Former learned from other scenes, from nothing.",
-    "evaluate": "It was measured on scenes that it never saw.",
+    "truth": "Their annotations were drawn.",
+    "train": "A small Mask2Former was trained on other scenes, from random weights.",
+    "evaluate": "It was evaluated on scenes that it was not trained on.",
     "panoptic": "Every pixel: one segment.",
     "semantic": "Every pixel: one class.",
     "instance": "Every object: a mask and a score.",
@@ -26,23 +27,21 @@ STORY = {
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("runs/demo"),
-    pictures: Annotated[int, typer.Option(min=1, max=100, help="How many scenes to look at.")] = 4,
-    iterations: Annotated[
-        int | None, typer.Option(min=1, help="Steps of training; fewer are quicker and worse.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The steps as json on stdout.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all results.")] = Path("runs/demo"),
+    pictures: Annotated[int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.")] = 4,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer are quicker and worse.")] = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Show everything at once, offline: generate pictures, train on them, evaluate, predict. About three minutes.
+    """Generate images, train on them, evaluate and predict, offline. It takes about three minutes.
 
-    Run again, it replaces its own files in the folder, and no others.
+    A second run replaces its own files in the folder, and no others.
     """
     from ..training.prepare import Listener
     from ..workflows import demo as core
     from .train import Display
 
     total = core.demo_config(iterations).train.iterations
-    console.note(f"A small Mask2Former will learn generated scenes on this machine, in {total} steps.")
+    console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {total} steps.")
     with Display(total) as display:
         listener = Listener(on_start=display.start, on_step=display.step, on_evaluated=display.evaluated)
         steps = core.run(out, pictures, iterations=iterations, on_step=_tell, listener=listener)
@@ -50,14 +49,14 @@ def demo(
         return _emit(steps, out)
     rows = [[step.name, step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]
     console.show_table("m2f demo", ["step", "what", "seconds", "where"], rows)
-    console.out(f"Look at {out / 'index.html'}. Then your own pictures: m2f predict photo.jpg --task panoptic")
+    console.out(f"Look at {out / 'index.html'}. Then your own images: m2f predict photo.jpg --task panoptic")
 
 
-def _tell(step: Step) -> None:
+def _tell(step: DemoStep) -> None:
     console.note(f"{STORY[step.name]} {step.what[0].upper()}{step.what[1:]} ({step.seconds:.0f} s).")
 
 
-def _emit(steps: list[Step], out: Path) -> None:
+def _emit(steps: list[DemoStep], out: Path) -> None:
     console.emit_json(
         {
             "out": str(out),

@@ -1,22 +1,21 @@
-"""m2f doctor: what this machine has, what will be used, what is missing."""
+"""m2f doctor: report what this machine has, what m2f will use and what is missing."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from .. import console
+from . import options as opt
 
 if TYPE_CHECKING:
-    from ..workflows.doctor import Finding
+    from ..workflows.doctor import DoctorFinding
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="The findings as json on stdout.")] = False,
-) -> None:
+def doctor(as_json: opt.AsJson = False) -> None:
     """Examine this machine: packages, devices, caches, and whether the operators compute right.
 
     Exit code 1: something that m2f needs is missing or broken.
@@ -34,16 +33,16 @@ def doctor(
         raise typer.Exit(1)
 
 
-def verdict(problems: list[Finding]) -> str:
-    """The last line: what is wrong, or that nothing is."""
+def verdict(problems: list[DoctorFinding]) -> str:
+    """Return the last line: all problems, or that there are none."""
     if not problems:
         return "everything that m2f needs is here"
     named = "; ".join(f"{each.name} ({each.group}): {each.value}" for each in problems)
     return f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {named}"
 
 
-def _show(findings: list[Finding]) -> None:
-    """A section per group, its name above the first column: there it is also in a pipe."""
+def _show(findings: list[DoctorFinding]) -> None:
+    """Show a table per group, with its name above the first column, where a pipe has it, too."""
     for group, members in itertools.groupby(findings, key=lambda finding: finding.group):
         rows = [[each.name, each.value, each.status, each.hint] for each in members]
         columns = [group, "found", "status", "what to do"]

@@ -1,4 +1,4 @@
-"""m2f eval: how right a model is, or files that any tool wrote."""
+"""m2f eval: measure a model or the prediction files of any tool, and compare evaluations."""
 
 from __future__ import annotations
 
@@ -12,112 +12,86 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
-from ..errors import ConfigError, unknown_name
-from .trust import TrustCode
+from ..errors import ConfigError, DataError
+from . import options as opt
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import EvalResult, Progress
-    from ..evaluation.setup import Outcome, Request
+    from ..evaluation.evaluate import EvalProgress, EvalResult
+    from ..evaluation.setup import DataOptions, EvalOutcome, MetricOptions, RunOptions
+    from ..inference.load import ModelOptions
 
-TASKS = ("panoptic", "instance", "semantic")
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
-SOME_FAILED = 3
-SHOWN_FAILURES = 5
 SHOWN_CLASSES = 20
 
 
 def evaluate(
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its released weights, on its data; its published figures.")
+        str | None,
+        typer.Option(metavar="NAME", help="Preset with released weights, to compare with its published figures."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="REF", help="Other weights: run folder, checkpoint, Hugging Face repository.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Annotated pictures; default: the run's own, or in $DETECTRON2_DATASETS."),
-    ] = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Of the data.")] = "val",
+    model: opt.Model = None,
+    data: opt.PublishedData = None,
+    split: opt.SplitName = "val",
     metric: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME,…",
-            help="pq, ap, miou, boundary-ap, … or all that apply; repeatable. "
-            "Alone it stands for the default model of its task.",
+            help="Metrics, such as pq, ap or miou, or all; repeatable. Alone it implies its task's default model.",
         ),
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="TASK", help=f"{', '.join(TASKS)}; by default what the model is for.")
+    task: opt.TaskOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results; by default runs/eval/<name>.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default runs/eval/<name>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N pictures.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
-    precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}.")
-    ] = "fp32",
-    engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What runs an exported file; by default what its name says.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read, and as many that finish results.")] = 2,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change how it is tested; repeatable.")
-    ] = None,
-    object_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Panoptic: least score of a segment; default: the model's own.")
-    ] = None,
-    overlap_threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Panoptic: least visible share of a mask; default: the model's own."),
-    ] = None,
-    score_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Instance: least score of an object; default: 0, as published.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Instance: most objects of a picture; default: the model's own.")
-    ] = None,
+    resume: opt.Resume = False,
+    limit: opt.Limit = None,
+    device: opt.Device = "auto",
+    devices: opt.Devices = 1,
+    precision: opt.Precision = "fp32",
+    engine: opt.Engine = None,
+    workers: opt.ReaderThreads = 2,
+    set_: opt.SetOverrides = None,
+    object_threshold: opt.ObjectThreshold = None,
+    overlap_threshold: opt.OverlapThreshold = None,
+    score_threshold: opt.ScoreThreshold = None,
+    top_k: opt.TopK = None,
     max_dets: Annotated[
-        int | None, typer.Option(min=1, help="Average precision: most objects of a picture and class; default: 100.")
+        int | None, typer.Option(min=1, help="Average precision: most objects per image and class; by default 100.")
     ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Test-time augmentation: several sizes, mirrored.")] = False,
-    tile: Annotated[int | None, typer.Option(min=32, metavar="N", help="Large pictures in tiles of N pixels.")] = None,
-    tile_overlap: Annotated[
-        float, typer.Option(min=0.01, max=0.5, help="Share of a tile that neighbours have in common.")
-    ] = 0.25,
+    tta: opt.Tta = False,
+    tile: opt.Tile = None,
+    tile_overlap: opt.TileOverlap = 0.25,
     sweep: Annotated[
-        bool, typer.Option("--sweep-thresholds", help="Panoptic: which thresholds would have been best on this data.")
+        bool, typer.Option("--sweep-thresholds", help="Panoptic: find the thresholds that are best on this data.")
     ] = False,
     diagnose: Annotated[
-        bool, typer.Option("--diagnose-queries", help="How much each decoder layer changes masks and matches.")
+        bool, typer.Option("--diagnose-queries", help="Measure how much each decoder layer changes masks and matches.")
     ] = False,
-    save: Annotated[
-        list[str] | None, typer.Option(metavar="FORMAT,…", help="Write predictions, too, as m2f predict; repeatable.")
-    ] = None,
+    save: opt.SaveFormats = None,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Score files that any tool wrote; with --ground-truth.")
+        Path | None, typer.Option(metavar="PATH", help="Prediction files of any tool to score; with --ground-truth.")
     ] = None,
     ground_truth: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Annotations for --predictions: a data set, or a COCO json.")
+        Path | None, typer.Option(metavar="PATH", help="Annotations for --predictions: a data set or a COCO json.")
     ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="RUN_A RUN_B", help="Two evaluations, picture by picture.")
+        tuple[Path, Path] | None, typer.Option(metavar="RUN_A RUN_B", help="Evaluations to compare, image by image.")
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="All classes in the table, however many.")] = False,
-    trust_code: TrustCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="results.json on stdout.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show all classes in the table.")] = False,
+    trust_code: opt.TrustCode = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Measure a model on annotated pictures, score files, or compare two evaluations.
+    """Measure a model on annotated images, score files, or compare two evaluations.
 
-    Exit code 3: some pictures could not be scored; the others are.
+    Exit code 3: some images could not be scored; the others are.
     """
-    _one_of("task", task, TASKS)
-    _one_of("precision", precision, PRECISIONS)
+    opt.one_of("task", task, opt.TASKS)
+    opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
     if compare is not None:
-        return _compare(*compare, _listed(metric), as_json, trust_code)
+        return _compare(*compare, opt.listed(metric), as_json, trust_code)
     if predictions is not None or ground_truth is not None:
-        return _score_files(predictions, ground_truth, _listed(metric), max_dets, out, split, as_json, per_class)
-    from ..evaluation.setup import Request
+        return _score_files(predictions, ground_truth, opt.listed(metric), max_dets, out, split, as_json, per_class)
+    from ..evaluation.setup import DataOptions, MetricOptions, RunOptions, name_of
+    from ..inference.load import ModelOptions
 
     thresholds = {
         "object_threshold": object_threshold,
@@ -125,62 +99,55 @@ def evaluate(
         "score_threshold": score_threshold,
         "top_k": top_k,
     }
-    request = Request(
-        preset=preset,
-        model=model,
-        data=data,
-        split=split,
-        metrics=_listed(metric),
-        task=task,
+    tested = ModelOptions(
+        model,
+        preset,
+        task=task,  # type: ignore[arg-type]
         device=device,
         precision=precision,
-        limit=limit,
-        workers=workers,
-        thresholds=thresholds,
-        max_dets=max_dets,
-        save=_listed(save),
+        engine=engine,
+        trust_code=trust_code,
+        overrides=tuple(set_ or ()),
         tta=tta,
         tile=tile,
         tile_overlap=tile_overlap,
-        overrides=tuple(set_ or ()),
-        sweep=sweep,
-        diagnose=diagnose,
-        trust_code=trust_code,
-        trust_names=True,
-        engine=engine,
     )
+    on = DataOptions(data, split, limit)
+    by = MetricOptions(opt.listed(metric), max_dets, thresholds, trust_names=True)
+    options = RunOptions(workers, opt.listed(save), sweep, diagnose)
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
-    folder = out or Path("runs/eval") / request.name
+    folder = out or Path("runs/eval") / name_of(tested, on, by)
     if devices > 1 and "RANK" not in os.environ:
         raise typer.Exit(_launch(devices, folder))
-    _evaluate(request, folder, resume=resume, as_json=as_json, per_class=per_class)
-
-
-def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
-        raise unknown_name(kind, value, known)
-
-
-def _listed(given: list[str] | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for text in given or () for name in text.split(",") if name.strip()))
+    _evaluate(folder, tested, on, by, options, resume=resume, as_json=as_json, per_class=per_class)
 
 
 # --- a model ----------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(request: Request, folder: Path, *, resume: bool, as_json: bool, per_class: bool) -> None:
+def _evaluate(
+    folder: Path,
+    model: ModelOptions,
+    data: DataOptions,
+    metrics: MetricOptions,
+    options: RunOptions,
+    *,
+    resume: bool,
+    as_json: bool,
+    per_class: bool,
+) -> None:
     import dataclasses
 
     from ..evaluation import setup as eval_setup
     from ..runtime import distributed
     from ..runtime.devices import choose_device
 
-    with distributed.group(choose_device(request.device)) as device, ExitStack() as stack:
+    with distributed.group(choose_device(model.device)) as device, ExitStack() as stack:
         is_main = distributed.rank() == 0
-        request = dataclasses.replace(request, device=str(device))
+        model = dataclasses.replace(model, device=str(device))
         with console.downloads() as fetched:
-            evaluation = eval_setup.prepare(request, folder, progress=fetched)
+            evaluation = eval_setup.prepare(folder, model, data, metrics, options, progress=fetched)
         for remark in evaluation.notes if is_main else ():
             console.note(remark)
         advance: Any = None
@@ -190,7 +157,7 @@ def _evaluate(request: Request, folder: Path, *, resume: bool, as_json: bool, pe
             if is_main:
                 advance = stack.enter_context(console.progress("Evaluating", count))
 
-        def show(step: Progress) -> None:
+        def show(step: EvalProgress) -> None:
             if is_main:
                 advance(step.message and f"{step.name}: {step.message}")
             elif step.message:
@@ -210,18 +177,18 @@ def _evaluate(request: Request, folder: Path, *, resume: bool, as_json: bool, pe
     else:
         _print(outcome, folder, per_class)
     if outcome.result.failures and "RANK" not in os.environ:  # torchrun would report a crash
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(DataError.exit_code)
 
 
 def _launch(devices: int, folder: Path) -> int:
-    """Processes of this very command; the exit code."""
+    """Run this command in several processes and return the exit code."""
     from ..evaluation.report import RESULTS
     from ..runtime import distributed
 
     code = distributed.launch(devices, sys.argv[1:])
     if code:
         return code
-    return SOME_FAILED if json.loads((folder / RESULTS).read_text(encoding="utf-8"))["failed"] else 0
+    return DataError.exit_code if json.loads((folder / RESULTS).read_text(encoding="utf-8"))["failed"] else 0
 
 
 # --- files, and comparisons -------------------------------------------------------------------------------------------
@@ -279,11 +246,11 @@ def _score_files(
         console.emit_json(tree)
     else:
         _print_figures(result, str(predictions), per_class)
-        console.out(f"Scored {result.images} pictures in {result.seconds:.1f} s.")
+        console.out(f"Scored {result.images} images in {result.seconds:.1f} s.")
 
 
 def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
-    """The metrics that apply to files."""
+    """Return the metrics that apply to the files."""
     from ..evaluation.choose_metrics import ALL, choose
     from ..evaluation.score_files.score import open_predictions, open_truth
 
@@ -314,7 +281,7 @@ def _show(tables: list[Any]) -> None:
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
+def _print(outcome: EvalOutcome, folder: Path, per_class: bool) -> None:
     from ..evaluation.report import published_rows
 
     tree = outcome.tree
@@ -329,13 +296,11 @@ def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
         columns = ["figure", "measured", "published", "difference", "setting", "source"]
         console.show_table("Measured and published (?: unverified)", columns, published_rows(outcome.published))
         if not all(each.comparable for each in outcome.published):
-            console.warn("not comparable as it stands: other pictures or settings than those of the published figure.")
+            console.warn("not comparable as it stands: other images or settings than those of the published figure.")
     failed = f", {tree['failed']} failed" if tree["failed"] else ""
-    console.out(f"Scored {tree['scored']} of {tree['of']} pictures{failed}. Results: {folder}")
-    for each in outcome.result.failures[:SHOWN_FAILURES]:
-        console.out(f"failed: {each.name}: {each.message}")
-    if len(outcome.result.failures) > SHOWN_FAILURES:
-        console.out(f"… and {len(outcome.result.failures) - SHOWN_FAILURES} more, all in {folder / 'results.json'}")
+    console.out(f"Scored {tree['scored']} of {tree['of']} images{failed}. Results: {folder}")
+    failures = [f"{each.name}: {each.message}" for each in outcome.result.failures]
+    console.show_failures(failures, folder / "results.json")
 
 
 def _print_figures(result: EvalResult, name: str, per_class: bool, names: list[str] | None = None) -> None:

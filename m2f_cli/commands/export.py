@@ -1,4 +1,4 @@
-"""m2f export: a model as a file for another runtime, compared with the model before it gets its name."""
+"""m2f export: write a model as a file for another runtime, after comparing the two."""
 
 from __future__ import annotations
 
@@ -9,84 +9,80 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console, plugins
-from ..errors import ConfigError, unknown_name
-from .trust import TrustCode
+from ..errors import ConfigError
+from . import options as opt
 
 if TYPE_CHECKING:
-    from ..export.base import Options, Report
+    from ..export.base import ExportOptions, ExportReport
 
-TASKS = ("panoptic", "instance", "semantic")
-PRECISIONS = ("fp32", "fp16", "int8")
+FILE_PRECISIONS = ("fp32", "fp16", "int8")
 SHOWN = ("class_logits.largest_share", "mask_logits.largest_share", "mask_logits.mean", "moved")
 
 
 def export(
-    model: Annotated[str, typer.Option(metavar="REF", help="Preset, run folder, checkpoint, Hugging Face repository.")],
+    model: Annotated[
+        str, typer.Option(metavar="REF", help="Model: preset, run folder, checkpoint or Hugging Face repository.")
+    ],
     format_: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, torch, huggingface, detectron2, …")
+        str,
+        typer.Option("--format", metavar="FORMAT", help="Format, such as openvino, torch, huggingface or detectron2."),
     ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The file or folder; by default runs/export/<name>/model.onnx")
+        Path | None, typer.Option(metavar="PATH", help="File or folder; by default runs/export/<name>/model.onnx.")
     ] = None,
     postprocess: Annotated[
-        str | None,
-        typer.Option(metavar="TASK", help=f"Final maps as further outputs: {', '.join(TASKS)}. Not in every format."),
+        str | None, typer.Option(metavar="TASK", help=f"Task of final maps as further outputs: {', '.join(opt.TASKS)}.")
     ] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="H W", help="A fixed input size, multiples of 32; default: any such size."),
+        typer.Option(metavar="H W", help="Fixed input size, in multiples of 32; by default any such size."),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="N", help="Pictures per run, or dynamic.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N", help="Images per run, or dynamic.")] = "1",
     precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format of the file: {', '.join(PRECISIONS)}.")
+        str, typer.Option(metavar="FORMAT", help=f"Number format of the file: {', '.join(FILE_PRECISIONS)}.")
     ] = "fp32",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX; default 18.")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX: operator set; by default 18.")] = None,
     normalise: Annotated[
-        bool, typer.Option("--normalise", help="Normalisation inside: the input is RGB from 0 to 255.")
+        bool, typer.Option("--normalise", help="Put normalisation into the file, which then takes RGB from 0 to 255.")
     ] = False,
     with_runner: Annotated[
-        bool, typer.Option("--with-runner", help="ONNX: a small program beside the file that runs it without PyTorch.")
+        bool, typer.Option("--with-runner", help="ONNX: write a small program that runs the file without PyTorch.")
     ] = False,
     pictures: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SOURCE", help="Real pictures to compare (and calibrate) with; repeatable. Default: generated ones."
+            "--images",
+            metavar="SOURCE",
+            help="Images to compare and calibrate with, by default generated ones; repeatable.",
         ),
     ] = None,
     measure: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Annotated pictures: measure what the export costs in quality, on their val."),
+        Path | None, typer.Option(metavar="DIR", help="Annotated images on whose val the loss of quality is measured.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure on the first N pictures only.")] = None,
+    limit: opt.Limit = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            min=0, metavar="X", help="Largest difference of logits, as a share of their range; default: 0.001 in fp32."
-        ),
+        typer.Option(min=0, metavar="X", help="Largest difference of logits as a share of their range; 0.001 in fp32."),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change thresholds and test size, such as test.object_threshold=0.5; repeatable.",
-        ),
-    ] = None,
+    set_: opt.SetOverrides = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="What one format alone knows; repeatable.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of one format alone; repeatable.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
-    trust_code: TrustCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="export.json on stdout.")] = False,
+    overwrite: opt.Overwrite = False,
+    trust_code: opt.TrustCode = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Write a model for another runtime, and prove it.
+    """Write a model for another runtime, and check the file.
 
-    What was written is run on several inputs and compared with the model. Out of tolerance: exit code 5, and no file.
+    The file is run on several inputs and compared with the model. Exit code 5: out of tolerance; there is no file.
     """
-    _one_of("task", postprocess, TASKS)
-    _one_of("precision", precision, PRECISIONS)
+    opt.one_of("task", postprocess, opt.TASKS)
+    opt.one_of("precision", precision, FILE_PRECISIONS)
     if ":" not in format_:
-        _one_of("format", format_, tuple(plugins.names("exporters")))
+        opt.one_of("format", format_, plugins.names("exporters"))
+    wrong = [pair for pair in set_ or () if not pair.startswith("test.")]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]} has no effect on an export.", hint="It may change what is below test.")
     if limit is not None and measure is None:
         raise ConfigError("--limit is for --measure DIR.", hint="Leave it out, or say where to measure.")
     batch_size = _batch(batch)
@@ -96,11 +92,11 @@ def export(
         path = out or Path("runs/export") / _name(model, format_) / f"model{target.suffix}"
 
     from ..export import base, verify
-    from ..inference import load
+    from ..inference.load import ModelOptions, open_model
     from ..inference.sources import expand
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
-    options = base.Options(
+    options = base.ExportOptions(
         size=size,
         batch=batch_size,
         precision=precision,
@@ -115,8 +111,9 @@ def export(
         extra=extra,
     )
     with console.downloads() as fetched:
-        loaded = load.load(model, device="cpu", trust_code=trust_code, progress=fetched)
-    _change(loaded, set_ or ())
+        loaded = open_model(
+            ModelOptions(model, device="cpu", trust_code=trust_code, overrides=tuple(set_ or ())), progress=fetched
+        )
     for remark in loaded.notes:
         console.note(remark)
     report = base.export(
@@ -132,11 +129,6 @@ def export(
         console.emit_json({key: value for key, value in report.to_dict().items() if key != "schema_version"})
     else:
         _print(report, options)
-
-
-def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
-        raise unknown_name(kind, value, known)
 
 
 def _batch(text: str) -> int | None:
@@ -157,7 +149,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _name(model: str, format_: str) -> str:
-    """What the export is called, unless somebody says otherwise."""
+    """Return the default name of an export."""
     path = Path(model)
     if path.parent.name == "checkpoints":
         path = path.parent.parent
@@ -165,18 +157,8 @@ def _name(model: str, format_: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{stem}-{format_}")
 
 
-def _change(loaded: Any, pairs: list[str] | tuple[str, ...]) -> None:
-    from ..config import presets as config
-
-    wrong = [pair for pair in pairs if not pair.startswith("test.")]
-    if wrong:
-        raise ConfigError(f"--set {wrong[0]} has no effect on an export.", hint="It may change what is below test.")
-    if pairs:
-        loaded.config = config.overridden(loaded.config, list(pairs))
-
-
-def _print(report: Report, options: Options) -> None:
-    names = [*SHOWN, *(f"maps.{task}" for task in TASKS), *(f"inside.{task}" for task in TASKS)]
+def _print(report: ExportReport, options: ExportOptions) -> None:
+    names = [*SHOWN, *(f"maps.{task}" for task in opt.TASKS), *(f"inside.{task}" for task in opt.TASKS)]
     rows = []
     for each in report.comparisons:
         figures = each.figures()
@@ -210,5 +192,5 @@ def _print_quality(quality: dict[str, Any]) -> None:
         for name, difference in quality["difference"].items()
         if difference is not None
     ]
-    title = f"Quality on {quality['pictures']} pictures of {quality['data']}"
+    title = f"Quality on {quality['pictures']} images of {quality['data']}"
     console.show_table(title, ["figure", "model", "file", "difference"], rows)

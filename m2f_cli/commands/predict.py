@@ -1,4 +1,4 @@
-"""m2f predict: pictures in, segmentations out."""
+"""m2f predict: segment images and write the results."""
 
 from __future__ import annotations
 
@@ -9,116 +9,76 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console, plugins
-from ..errors import ConfigError, unknown_name
-from .trust import TrustCode
+from ..errors import ConfigError, DataError
+from . import options as opt
 
 if TYPE_CHECKING:
-    from ..inference.pipeline import Progress, Summary
-
-TASKS = ("panoptic", "instance", "semantic")
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
-SOME_FAILED = 3
-SHOWN_FAILURES = 5
+    from ..inference.predict import PredictProgress, Summary
 
 
 def predict(
     source: Annotated[
-        list[str], typer.Argument(help="Pictures, folders (searched with sub-folders), globs, or - for paths on stdin.")
+        list[str], typer.Argument(help="Images, folders (with sub-folders), globs, or - for paths on stdin.")
     ],
-    task: Annotated[
-        str | None, typer.Option(metavar="TASK", help=f"{', '.join(TASKS)}; by default what the model is for.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="Preset, run folder, checkpoint, Hugging Face repository or exported file."),
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What runs an exported file; by default what its name says.")
-    ] = None,
+    task: opt.TaskOption = None,
+    model: opt.Model = None,
+    engine: opt.Engine = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where results go; by default runs/predict/1, 2, …")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results; by default a new one in runs/predict.")
     ] = None,
-    save: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FORMAT,…",
-            help="overlay (default), coco-panoptic, coco-instance, label-png, color-png, polygons, crops; repeatable.",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format of the network: {', '.join(PRECISIONS)}.")
-    ] = "fp32",
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Through torch.compile, what gains from it: slower to start, then faster.")
-    ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures, and as many that write.")] = 2,
-    object_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Panoptic: least score of a segment; default: the model's own.")
-    ] = None,
-    overlap_threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Panoptic: least visible share of a mask; default: the model's own."),
-    ] = None,
-    score_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Instance: least score of an object; 0 keeps the published top 100.")
-    ] = 0.5,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Instance: objects kept before the score; default: the model's own.")
-    ] = None,
-    tta: Annotated[
-        bool, typer.Option("--tta", help="Look at each picture in several sizes and mirrored; slower, a little better.")
-    ] = False,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            min=32,
-            metavar="N",
-            help="Do pictures above N pixels in windows of N x N; each is resized to the model's test size, so a "
-            "smaller N shows more detail.",
-        ),
-    ] = None,
-    tile_overlap: Annotated[
-        float, typer.Option(min=0.01, max=0.5, help="Share of a tile that neighbours have in common.")
-    ] = 0.25,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Go on with an earlier run into --out: finished pictures are kept.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove what an earlier run wrote to --out, and start again.")
-    ] = False,
-    trust_code: TrustCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as json on stdout.")] = False,
+    save: opt.SaveFormats = None,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "fp32",
+    compile_: opt.Compile = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
+    workers: opt.ReaderThreads = 2,
+    object_threshold: opt.ObjectThreshold = None,
+    overlap_threshold: opt.OverlapThreshold = None,
+    score_threshold: opt.ScoreThreshold = 0.5,
+    top_k: opt.TopK = None,
+    tta: opt.Tta = False,
+    tile: opt.Tile = None,
+    tile_overlap: opt.TileOverlap = 0.25,
+    skip_existing: opt.SkipExisting = False,
+    overwrite: opt.Overwrite = False,
+    trust_code: opt.TrustCode = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Segment pictures.
+    """Segment images.
 
-    Exit code 3: some pictures could not be read; the others are done.
+    Exit code 3: some images could not be read; the others are done.
     """
-    _one_of("task", task, TASKS)
-    _one_of("precision", precision, PRECISIONS)
-    _one_of("engine", engine, tuple(plugins.table("engines")))
+    opt.one_of("task", task, opt.TASKS)
+    opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
+    opt.one_of("engine", engine, plugins.table("engines"))
     formats = _formats(save)
     folder = out or next_folder(Path("runs/predict"))
     pictures, total = _pictures(source)
 
-    from ..inference import journal, load, pipeline
-    from ..inference.compile import compile_parts
-    from ..inference.load import wrapped
+    from ..inference import journal
+    from ..inference.load import ModelOptions, open_model
+    from ..inference.predict import predict as predict_all
     from ..results.writers import writers_for
 
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
         writers_for(formats, task, trust_code=True)  # type: ignore[arg-type]
     _silence_pillow()
+    options = ModelOptions(
+        model,
+        task=task,  # type: ignore[arg-type]
+        device=device,
+        precision=precision,
+        engine=engine,
+        trust_code=trust_code,
+        compile=compile_,
+        tta=tta,
+        tile=tile,
+        tile_overlap=tile_overlap,
+    )
     with console.downloads() as fetched:
-        loaded = load.load(
-            model, task=task, device=device, precision=precision, trust_code=trust_code, progress=fetched, engine=engine
-        )
-    if compile_:
-        compile_parts(loaded)
+        loaded = open_model(options, progress=fetched)
     source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
-    loaded = wrapped(loaded, tta=tta, tile=tile, overlap=tile_overlap)
     for remark in loaded.notes:
         console.note(remark)
     thresholds = {
@@ -129,10 +89,10 @@ def predict(
     }
     with console.progress("Segmenting", total) as advance:
 
-        def show(step: Progress) -> None:
+        def show(step: PredictProgress) -> None:
             advance(step.message)
 
-        summary = pipeline.predict(
+        summary = predict_all(
             loaded,
             pictures,
             task,
@@ -149,39 +109,36 @@ def predict(
         )
     (_emit if as_json else _print)(summary, folder)
     if summary.failed:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(DataError.exit_code)
 
 
 def _described(model: str, *, tta: bool, tile: int | None, tile_overlap: float) -> str:
-    """The model and how it looks at pictures; an earlier run goes on only where this is the same."""
+    """Describe the model and its views of an image; an earlier run goes on only where this is the same."""
     parts = ["with test-time augmentation"] if tta else []
     parts += [f"in tiles of {tile}, overlap {tile_overlap:g}"] if tile is not None else []
     return ", ".join([model, *parts])
 
 
 def next_folder(parent: Path) -> Path:
-    """The first of parent/1, parent/2, … that does not exist."""
+    """Return the first of parent/1, parent/2, … that does not exist."""
     return next(folder for n in itertools.count(1) if not (folder := parent / str(n)).exists())
 
 
-def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
-        raise unknown_name(kind, value, known)
-
-
 def _formats(save: list[str] | None) -> list[str]:
-    given = [name.strip() for text in save or ["overlay"] for name in text.split(",") if name.strip()]
+    given = opt.listed(save or ["overlay"])
     if not given:
         raise ConfigError("--save names no format.", hint=f"Known: {', '.join(plugins.names('writers'))}.")
     for name in given:
         if ":" not in name:
-            _one_of("format", name, tuple(plugins.table("writers")))
-    return list(dict.fromkeys(given))
+            opt.one_of("format", name, plugins.table("writers"))
+    return list(given)
 
 
 def _pictures(source: list[str]) -> tuple[Any, int | None]:
-    """The pictures and their number. All are found before the model is loaded, so that a wrong path fails at once;
-    only a list on stdin stays a stream."""
+    """Return the images and their number; None where they come as a list on stdin.
+
+    The others are found before the model is loaded, so that a wrong path fails at once.
+    """
     from ..inference.sources import expand
 
     stream = expand(source)
@@ -192,7 +149,7 @@ def _pictures(source: list[str]) -> tuple[Any, int | None]:
 
 
 def _silence_pillow() -> None:
-    """Large pictures are fine here; what is too large is an error of our own."""
+    """Silence the warning about large images: m2f has limits and errors of its own."""
     import warnings
 
     from PIL import Image
@@ -222,7 +179,4 @@ def _print(summary: Summary, folder: Path) -> None:
     parts += [f"{summary.skipped} skipped"] if summary.skipped else []
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
     console.out(f"{', '.join(parts)}. Results: {folder}")
-    for each in summary.failed[:SHOWN_FAILURES]:
-        console.out(f"failed: {each.message}")
-    if len(summary.failed) > SHOWN_FAILURES:
-        console.out(f"… and {len(summary.failed) - SHOWN_FAILURES} more, all in {folder / 'predictions.json'}")
+    console.show_failures([each.message for each in summary.failed], folder / "predictions.json")

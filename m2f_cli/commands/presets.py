@@ -13,18 +13,18 @@ from ..config.published import backbone_cell, backbone_label, decimals, label
 from ..errors import ConfigError, M2FError, unknown_name
 from ..runtime.files import write_text, writing_to
 from ..version import __version__
+from . import options as opt
 
 if TYPE_CHECKING:
     from ..config.schema import Config
 
-app = typer.Typer(no_args_is_help=True, help="The shipped configurations: one per row of the published tables.")
+app = typer.Typer(no_args_is_help=True, help="Shipped configurations, one per row of the published tables.")
 
 Dataset = Annotated[str | None, typer.Option(help="Only this data set, such as cityscapes.")]
 Task = Annotated[str | None, typer.Option(help="Only this task: panoptic, instance or semantic.")]
 Backbone = Annotated[str | None, typer.Option(help="Only this backbone, such as swin-l or r50.")]
 Method = Annotated[str | None, typer.Option(help="Only this method, such as mask2former.")]
 Text = Annotated[str | None, typer.Argument(metavar="FILTER", help="Only presets with this text in name or summary.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 FORMATS = ("terminal", "markdown", "json", "csv")
 
@@ -36,7 +36,7 @@ def list_presets(
     task: Task = None,
     backbone: Backbone = None,
     method: Method = None,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """List the presets, one a line, each with its first published figure."""
     chosen = find(text=text, dataset=dataset, task=task, backbone=backbone, method=method)
@@ -55,19 +55,22 @@ def show_tables(
     task: Task = None,
     backbone: Backbone = None,
     method: Method = None,
-    format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "terminal",
+    format_: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help=f"Output: {', '.join(FORMATS)}.")
+    ] = "terminal",
     runs: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Where m2f eval, reproduce and bench --preset all wrote: the columns 'here'."),
+        typer.Option(
+            metavar="DIR", help="Folder of results of eval, reproduce and bench --preset all, for the columns 'here'."
+        ),
     ] = Path("runs"),
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Print the reference tables again, with what was measured on this machine.
+    """Print the reference tables, with what was measured on this machine.
 
-    ? after a figure: nobody verified it. * after a measured one: other pictures or settings than the published one.
+    ? after a figure: not verified. * after a measured one: other images or settings than the published one.
     """
-    if format_ not in FORMATS:
-        raise unknown_name("format", format_, FORMATS)
+    opt.one_of("format", format_, FORMATS)
     configs = find(text=text, dataset=dataset, task=task, backbone=backbone, method=method)
     lines = reference_table.lines(configs, reference_table.measured_in(runs))
     if as_json or format_ == "json":
@@ -82,7 +85,7 @@ def show_tables(
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="A preset, or a YAML file.")], as_json: AsJson = False) -> None:
+def show(name: Annotated[str, typer.Argument(help="Preset or YAML file.")], as_json: opt.AsJson = False) -> None:
     """Print a preset with everything that it inherits filled in."""
     from ..config import presets as config
 
@@ -95,8 +98,8 @@ def show(name: Annotated[str, typer.Argument(help="A preset, or a YAML file.")],
 
 @app.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(help="A preset.")],
-    path: Annotated[Path, typer.Argument(help="Where to: a .yaml file, or a folder.")],
+    name: Annotated[str, typer.Argument(help="Preset to copy.")],
+    path: Annotated[Path, typer.Argument(help="File (.yaml) or folder to write.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Copy a preset, with everything that it inherits filled in, into a file of your own to edit."""
@@ -114,7 +117,7 @@ def find(
     backbone: str | None = None,
     method: str | None = None,
 ) -> list[Config]:
-    """The shipped presets that match every filter, by name. `backbone` is a size (swin-l) or a family (swin).
+    """Return the shipped presets that match every filter, by name. `backbone` is a size (swin-l) or a family (swin).
 
     Raises:
         ConfigError: no preset at all has that data set, task, backbone or method.
@@ -144,7 +147,7 @@ def find(
 
 
 def summary(config: Config) -> dict[str, Any]:
-    """What `list --json` says of a preset."""
+    """Return what `list --json` says of a preset."""
     return {
         "name": config.name,
         "summary": config.summary,

@@ -1,4 +1,4 @@
-"""m2f train: from annotated pictures to a model that works."""
+"""m2f train: train a model on annotated images."""
 
 from __future__ import annotations
 
@@ -13,72 +13,76 @@ import typer
 from .. import console
 from ..errors import ConfigError
 from ..runtime.threads import usable_cores
-from .trust import TrustCode
+from . import options as opt
 
 if TYPE_CHECKING:
     from ..config.schema import Config
     from ..evaluation.evaluate import EvalResult
-    from ..training.loop import Step
-    from ..training.options import Options
+    from ..training.loop import StepRecord
+    from ..training.options import TrainOptions
     from ..training.prepare import Run
-    from ..training.run import Outcome
+    from ..training.run import TrainOutcome
 
 INTERRUPTED = 130
 
 
 def train(
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset, or a YAML file.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Annotated pictures; the format is recognised.")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Preset or YAML file to train.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of annotated images.")] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Weights to start from; random: nothing; by default the backbone's ImageNet."),
+        typer.Option(
+            metavar="REF", help="Weights to start from, or random; by default the backbone's ImageNet weights."
+        ),
     ] = None,
     init_partial: Annotated[
-        bool, typer.Option("--init-partial", help="--init names a backbone's file that may lack a part of it.")
+        bool, typer.Option("--init-partial", help="Accept an --init file of a backbone that lacks a part of it.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run; by default runs/train/<preset>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, exactly where it was.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run; by default runs/train/<preset>.")
+    ] = None,
+    resume: opt.Resume = False,
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Pictures per step of all processes; default: the preset's. auto: that, as many at once as fit.",
+            help="Images per step of all processes; by default the preset's. auto: as many at once as fit.",
         ),
     ] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at once; the rest of a step is accumulated.")
+        int | None, typer.Option(min=1, help="Images at once; the gradients of a step are accumulated.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the preset; repeatable.")
-    ] = None,
+    set_: opt.SetOverrides = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="backbone, backbone.stages.0, …; repeatable.")
+        list[str] | None, typer.Option(metavar="PART", help="Part not to train, such as backbone.stages.0; repeatable.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
-    precision: Annotated[str | None, typer.Option(metavar="FORMAT", help="fp32, bf16 or fp16.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and augment pictures.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    device: opt.Device = "auto",
+    devices: opt.Devices = 1,
+    precision: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help=f"Number format: {', '.join(opt.PRECISIONS)}.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and augment images.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for all random number generators.")] = None,
+    compile_: opt.Compile = False,
     checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Less memory, more time.")
+        bool, typer.Option("--checkpoint-activations", help="Recompute activations: less memory, more time.")
     ] = False,
-    logger: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio; repeatable.")] = None,
+    logger: Annotated[list[str] | None, typer.Option(help="Logger: tensorboard, wandb or trackio; repeatable.")] = None,
     keep: Annotated[int, typer.Option(min=0, help="Numbered checkpoints to keep beside last and best.")] = 0,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and go on.")
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and go on.")
     ] = False,
-    val_pictures: Annotated[int | None, typer.Option(min=1, help="Evaluate on at most so many.")] = None,
+    val_pictures: Annotated[int | None, typer.Option("--val-images", min=1, help="Most images to evaluate on.")] = None,
     find_lr: Annotated[
-        bool, typer.Option("--find-lr", help="Do not train: sweep the learning rate and suggest one.")
+        bool, typer.Option("--find-lr", help="Sweep the learning rate and suggest one instead of training.")
     ] = False,
-    replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Look at a step that was skipped.")] = None,
-    trust_code: TrustCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The outcome as json on stdout.")] = False,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of a skipped step to repeat and examine.")
+    ] = None,
+    trust_code: opt.TrustCode = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Train a model on your pictures, or reproduce a published one."""
+    """Train a model on your images, or reproduce a published one."""
     if replay is not None:
         return _replay(replay, device, trust_code)
     if devices > 1 and "RANK" not in os.environ:
@@ -88,7 +92,7 @@ def train(
     from ..training import run as training
 
     settings, folder = _settings(preset, out, resume, set_, batch, precision, seed, trust_code)
-    options = training.Options(
+    options = training.TrainOptions(
         data=data,
         init=init,
         init_partial=init_partial,
@@ -135,7 +139,7 @@ def _settings(
     seed: int | None,
     trust_code: bool,
 ) -> tuple[Config, Path]:
-    """The configuration and the folder of the run. A folder that is resumed may be somebody else's."""
+    """Return the configuration and the folder of the run. A folder that is resumed may be somebody else's."""
     from ..config import presets as config
     from ..training.folder import CONFIG, read_settings
 
@@ -166,7 +170,7 @@ def _micro_batch(batch: str | None, micro_batch: int | None) -> int | str | None
 
 
 def _speaks() -> bool:
-    """Whether this process is the one of several that tells how it goes."""
+    """Return True in the first of several processes, which alone prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -176,21 +180,21 @@ def _workers(asked: int | None, devices: int) -> int:
     return max(1, min(4, usable_cores() // devices - 1))
 
 
-def _as_before(folder: Path, options: Options) -> Options:
-    """What the run was started with; what is given now wins."""
+def _as_before(folder: Path, options: TrainOptions) -> TrainOptions:
+    """Fill in options that are not given now with those that the run was started with."""
     import dataclasses
 
     from ..training.folder import ENVIRONMENT
-    from ..training.options import OF_ONE_START, Options, stored_options
+    from ..training.options import OF_ONE_START, TrainOptions, stored_options
 
-    before, fresh = stored_options(folder / ENVIRONMENT), Options()
-    names = [field.name for field in dataclasses.fields(Options) if field.name not in OF_ONE_START]
+    before, fresh = stored_options(folder / ENVIRONMENT), TrainOptions()
+    names = [field.name for field in dataclasses.fields(TrainOptions) if field.name not in OF_ONE_START]
     unsaid = [name for name in names if getattr(options, name) == getattr(fresh, name)]
     return dataclasses.replace(options, **{name: getattr(before, name) for name in unsaid})
 
 
 class Display:
-    """Progress on stderr: a bar where there is a terminal, a line now and then where there is none."""
+    """Progress of a training on stderr: a bar in a terminal, else a line every few seconds."""
 
     every_seconds = 15.0
 
@@ -226,7 +230,7 @@ class Display:
         things = sum(category.isthing for category in data.categories)
         classes = f"{len(data.categories)} classes ({things} things, {len(data.categories) - things} stuff)"
         held_back = f"{len(val.records)} to evaluate on" if val else "nothing to evaluate on"
-        console.note(f"Data: {data.format}, {len(data.records)} pictures to train on, {held_back}, {classes}.")
+        console.note(f"Data: {data.format}, {len(data.records)} images to train on, {held_back}, {classes}.")
         for text in run.notes:
             console.warn(text)
         train = run.settings.train
@@ -234,7 +238,7 @@ class Display:
         cut = [run.parts.accumulate, train.batch // (run.parts.accumulate * processes)]
         shape = " x ".join(map(str, [*([processes] if processes > 1 else []), *cut]))
         console.note(
-            f"{train.iterations} iterations of {train.batch} pictures ({shape}), "
+            f"{train.iterations} iterations of {train.batch} images ({shape}), "
             f"{train.precision}, on {run.parts.device}, in {run.folder}."
         )
         rows = [[part, f"{trainable:,}", f"{every:,}"] for part, trainable, every in run.trainable()]
@@ -242,7 +246,7 @@ class Display:
             console.note(f"  {part:14} {trainable:>12} of {every:>12} numbers are trained")
         self.bar.update(self.task, completed=run.state.iteration)
 
-    def step(self, step: Step) -> None:
+    def step(self, step: StepRecord) -> None:
         self.slow_data = 0.95 * self.slow_data + 0.05 * step.data_seconds / step.seconds
         losses = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in step.losses.items())
         numbers = f"loss {step.total:.3f} ({losses}) lr {step.learning_rate:.1e} {step.images / step.seconds:.1f} img/s"
@@ -256,10 +260,10 @@ class Display:
 
     def evaluated(self, iteration: int, result: EvalResult) -> None:
         figures = ", ".join(f"{name} {value:.2f}" for name, value in list(result.figures.items())[:4] if value == value)
-        console.note(f"evaluated after {iteration}: {figures} ({result.images} pictures, {result.seconds:.0f} s)")
+        console.note(f"evaluated after {iteration}: {figures} ({result.images} images, {result.seconds:.0f} s)")
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: TrainOutcome) -> None:
     best = outcome.best
     figures = f" Best {best['metric']} {best['value']:.2f} after {best['iteration']} iterations." if best else ""
     skipped = f" {outcome.skipped} steps were skipped." if outcome.skipped else ""
@@ -269,10 +273,10 @@ def _print(outcome: Outcome) -> None:
         console.out(f"To go on: m2f train --out {outcome.folder} --resume")
         return
     console.out(f"Trained {outcome.iterations} iterations in {outcome.seconds:.0f} s.{figures}{skipped}")
-    console.out(f"Now try it: m2f predict YOUR_PICTURES --model {outcome.folder}")
+    console.out(f"Now try it: m2f predict YOUR_IMAGES --model {outcome.folder}")
 
 
-def _emit(outcome: Outcome) -> None:
+def _emit(outcome: TrainOutcome) -> None:
     console.emit_json(
         {
             "run": str(outcome.folder),
@@ -286,7 +290,7 @@ def _emit(outcome: Outcome) -> None:
     )
 
 
-def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) -> None:
+def _find_lr(settings: Config, folder: Path, options: TrainOptions, as_json: bool) -> None:
     from ..training import lr_finder
     from ..training.prepare import Listener
 

@@ -120,8 +120,7 @@ def load(ref: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(ref) if is_file else preset_path(str(ref))
     tree = _resolve(path, (), {})
     tree.setdefault("name", path.stem)
-    for pair in overrides:
-        _override(tree, pair)
+    _override(tree, overrides)
     return parse(tree, str(path))
 
 
@@ -132,8 +131,7 @@ def overridden(base: Config, overrides: Sequence[str]) -> Config:
         ConfigError: an unknown key or a wrong value. The message says which.
     """
     tree = base.model_dump(mode="json", exclude_none=True)
-    for pair in overrides:
-        _override(tree, pair)
+    _override(tree, overrides)
     return parse(tree, base.name)
 
 
@@ -282,7 +280,13 @@ def _find_base(path: Path, name: str) -> Path:
     raise unknown_name(f"recipe, backbone or preset (that {path.name} extends)", name, [*parts, *preset_names()])
 
 
-def _override(tree: dict[str, Any], pair: str) -> None:
+def _override(tree: dict[str, Any], pairs: Sequence[str]) -> None:
+    exchanged: list[dict[str, Any]] = []  # components of which only the overrides say anything
+    for pair in pairs:
+        _override_one(tree, pair, exchanged)
+
+
+def _override_one(tree: dict[str, Any], pair: str, exchanged: list[dict[str, Any]]) -> None:
     key, separator, text = pair.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set takes key=value, not {pair!r}.", hint="For example: --set test.object_threshold=0.5")
@@ -296,7 +300,9 @@ def _override(tree: dict[str, Any], pair: str) -> None:
     is_component = bool(parents) and "name" in node  # pydantic finds a misspelt key everywhere but here
     if is_component and last == "name" and value != node["name"]:
         node.clear()
-    close = nearest(last, node) if is_component and last not in node else []
+        exchanged.append(node)
+    is_known = is_component and not any(node is each for each in exchanged)
+    close = nearest(last, node) if is_known and last not in node else []
     if close:
         raise ConfigError(f"--set {key}: there is no such key.", hint=f"Did you mean {' or '.join(close)}?")
     node[last] = value

@@ -1,7 +1,6 @@
-"""From the truth about a picture to what a network is trained on (docs/methods/published-behaviour.md#2-2, "Target
-construction").
+"""Annotations as training targets (docs/methods/published-behaviour.md#2-2, "Target construction").
 
-A class number is a position in the data set's categories, in truths and targets alike.
+A class number is a position in the data set's categories, in annotations and targets alike.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..structures import Task
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from ..structures.annotations import InstanceTruth, SemanticTruth, Truth, as_semantic
 from ..structures.categories import Categories
+from ..structures.run_lengths import renamed, values_in
 from ..structures.targets import Target
 from .transforms.geometry import mask_of
 
@@ -39,7 +39,7 @@ def require_trains(annotated: Task, task: Task) -> None:
 
 
 def to_target(truth: Truth, task: Task, categories: Categories) -> Target:
-    """The target of one picture.
+    """Return the target of one image.
 
     semantic: one target for each class present; of a panoptic truth that includes crowds. panoptic: one for each
     segment that is no crowd. instance: one for each object that is no crowd; of a panoptic truth, those of things.
@@ -56,35 +56,17 @@ def to_target(truth: Truth, task: Task, categories: Categories) -> Target:
     if isinstance(truth, SemanticTruth):
         require_trains("semantic", task)
         return _from_labels(truth, len(categories))
-    if task == "semantic":
-        return _from_labels(to_semantic(truth), len(categories))
     _check_labels([segment.label for segment in truth.segments], len(categories))
+    if task == "semantic":
+        return _from_labels(as_semantic(truth, len(categories)), len(categories))
     kept = [s for s in truth.segments if not s.iscrowd and (task == "panoptic" or categories[s.label].isthing)]
     return _id_map(truth.ids_HW, [s.id for s in kept], [s.label for s in kept])
 
 
-def to_semantic(truth: PanopticTruth) -> SemanticTruth:
-    """The class of every pixel; void, and ids that no segment has, are -1: ignored."""
-    owners_HW = _positions(truth.ids_HW, [segment.id for segment in truth.segments])
-    labels = np.array([segment.label for segment in truth.segments] + [-1], dtype=np.int32)
-    return SemanticTruth(labels[owners_HW], ignore=-1)
-
-
 def _from_labels(truth: SemanticTruth, count: int) -> Target:
-    present = [label for label in _values(truth.labels_HW) if label != truth.ignore]
+    present = [label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore]
     _check_labels(present, count)
     return _id_map(truth.labels_HW, present, present)
-
-
-def _values(plane_HW: np.ndarray) -> list[int]:
-    """The values in a plane, ascending."""
-    flat = plane_HW.ravel()
-    return np.unique(flat[_run_starts(flat)]).tolist()
-
-
-def _run_starts(flat: np.ndarray) -> np.ndarray:
-    """Where runs of one value begin: there are some hundred times fewer of them than pixels."""
-    return np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])
 
 
 def _from_objects(truth: InstanceTruth, count: int) -> Target:
@@ -97,23 +79,10 @@ def _from_objects(truth: InstanceTruth, count: int) -> Target:
 
 
 def _id_map(plane_HW: np.ndarray, values: list[int], labels: list[int]) -> Target:
-    """Targets 0, 1, … are where the plane has the values of the list."""
-    owners_HW = _positions(plane_HW, values)
-    return Target(_labels_tensor(labels), owner_HW=torch.from_numpy(owners_HW))
-
-
-def _positions(plane_HW: np.ndarray, values: list[int]) -> np.ndarray:
-    """Where in the list each pixel's value stands, -1 where it does not: int16, or int32 for 32767 values or more."""
+    """Return targets 0, 1, … that lie where the plane has the values of the list, as int16 if their number fits."""
     dtype = np.int16 if len(values) < np.iinfo(np.int16).max else np.int32
-    order = np.argsort(values, kind="stable")
-    ascending = np.array(values, dtype=np.int64)[order]
-    flat = plane_HW.ravel()
-    starts = _run_starts(flat)
-    runs = flat[starts].astype(np.int64)
-    places = np.searchsorted(ascending, runs)
-    found = np.append(ascending, -1)[places] == runs
-    positions = np.where(found, np.append(order, -1)[places], -1).astype(dtype)
-    return np.repeat(positions, np.diff(np.append(starts, flat.size))).reshape(plane_HW.shape)
+    owner_HW = renamed(plane_HW, {value: number for number, value in enumerate(values)}, -1, dtype)
+    return Target(_labels_tensor(labels), owner_HW=torch.from_numpy(owner_HW))
 
 
 def _labels_tensor(labels: list[int]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader
 from ..config.schema import Config, InputConfig
 from ..errors import ConfigError, M2FError
 from ..structures.targets import Target
-from .records import DataSet
-from .training_set import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide, labels_of
+from .records import DataSet, labels_of
+from .training_set import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide
 from .transforms import build_transforms
 
 
@@ -54,7 +53,7 @@ class Batch:
         return replace(self, images_BCHW=images, targets=targets)
 
     def pin_memory(self) -> Batch:
-        """In memory from which a GPU copies while it computes. DataLoader calls it."""
+        """Move it to memory from which a GPU copies while it computes. DataLoader calls this."""
         planes = ((t.labels_N, t.masks_NHW, t.owner_HW) for t in self.targets)
         targets = [Target(*(None if plane is None else plane.pin_memory() for plane in three)) for three in planes]
         return replace(self, images_BCHW=self.images_BCHW.pin_memory(), targets=targets)
@@ -109,7 +108,7 @@ class Stream:
             begin += len(order)
 
     def epoch(self, number: int) -> np.ndarray:
-        """The records of one epoch in order, for all processes. A repeat of 2.3 is 2 or, in 3 of 10 epochs, 3."""
+        """Return the records of one epoch in order, for all processes. A repeat of 2.3 is 2, or 3 in 3 of 10 epochs."""
         rng = np.random.default_rng((self.seed, number))
         indices = np.arange(self.count)
         if self.repeats is not None:
@@ -118,7 +117,7 @@ class Stream:
 
 
 def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndarray:
-    """How often each picture occurs in an epoch (Gupta et al. 2019, LVIS, appendix B).
+    """Return how often each image occurs in an epoch (Gupta et al. 2019, LVIS, appendix B).
 
     A class in a share f of all pictures asks for max(1, sqrt(threshold / f)); a picture gets the most that one of its
     classes asks for, 1 without classes.
@@ -132,7 +131,7 @@ def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndar
 
 
 def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
-    """Draws in batches of `size`; with `wide` (one for each record) a batch is of wide pictures or of others."""
+    """Yield draws in batches of `size`; with `wide` (one for each record) a batch is of wide pictures or of others."""
     waiting: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in draws:
         group = bool(wide is not None and wide[draw.index])
@@ -179,7 +178,7 @@ class Loader:
         self._position = start
 
     def state(self) -> int:
-        """How many batches were taken."""
+        """Return how many batches were taken."""
         return self._position
 
     def __iter__(self) -> Iterator[Batch]:
@@ -238,7 +237,7 @@ def _endings() -> set[signal.Signals]:
 
 
 def of_worker(error: BaseException) -> M2FError | None:
-    """The sentence for an error of PyTorch about a worker that has died, at whatever moment it was noticed."""
+    """Return the sentence for an error of PyTorch about a worker that has died, at whatever moment it was noticed."""
     text = str(error)
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
@@ -253,7 +252,7 @@ class _BatchMaker(torch.utils.data.Dataset):
         self.samples, self.normalise, self.size_divisor = samples, normalise, size_divisor
 
     def __getitem__(self, draws: list[Draw]) -> Batch | M2FError:
-        """An error is handed over, not raised: DataLoader would bury its sentence in a worker's traceback."""
+        """Return a batch, or its error: raised, DataLoader would bury the sentence in a worker's traceback."""
         try:
             return collate([self.samples[draw] for draw in draws], self.normalise, self.size_divisor)
         except M2FError as error:
@@ -283,7 +282,7 @@ def training_loader(
     pin: bool = False,
     trust_code: bool = False,
 ) -> Loader:
-    """The loader that a configuration with a `train` section describes.
+    """Return the loader that a configuration with a `train` section describes.
 
     Args:
         batch: pictures of this process at once; `config.train.batch` counts those of all processes and steps.
@@ -315,13 +314,3 @@ def training_loader(
         start=start,
         pin=pin,
     )
-
-
-def images_per_second(loader: Loader, count: int = 20) -> float:
-    """How fast the loader alone is, over `count` batches; those that fill the queue in the beginning do not count."""
-    made = iter(loader)
-    for _ in range(2 * loader.workers + 1):
-        next(made)
-    begin = time.perf_counter()
-    images = sum(len(next(made)) for _ in range(count))
-    return images / (time.perf_counter() - begin)

@@ -12,7 +12,7 @@ from .. import plugins
 from ..errors import ConfigError, DataError
 from ..structures import Task
 from ..structures.schemas import shown
-from .formats.base import Format, Options
+from .formats.base import Format, ReadOptions
 from .formats.files import read_json
 from .records import DataSet
 
@@ -21,7 +21,7 @@ _TRIED = 20  # json files that are opened to give a hint
 
 
 def detect(folder: str | Path) -> str:
-    """The name of the format of a folder.
+    """Return the name of the format of a folder.
 
     Raises:
         DataError: no folder, none of the known formats, or several of them.
@@ -77,7 +77,7 @@ def open_data(
             hint="Leave them out.",
         )
     with plugins.using(name), _listing(folder):
-        data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
+        data = reader.open(folder, split, ReadOptions(task, classes, ignore_index, label_map))
     _refuse_twins(data, folder)
     return data
 
@@ -92,7 +92,7 @@ def _existing(folder: str | Path) -> Path:
 
 @contextmanager
 def _listing(folder: Path) -> Iterator[None]:
-    """A folder that may not be listed, or a name that no file can have, is the folder's fault."""
+    """Turn an `OSError`, such as of a folder that may not be listed, into one sentence."""
     try:
         yield
     except OSError as error:
@@ -101,7 +101,7 @@ def _listing(folder: Path) -> Iterator[None]:
 
 
 def _found_in(folder: Path) -> list[str]:
-    """The formats that a folder may have; plain ones only where no other is found."""
+    """Return the formats that a folder may have; plain ones only where no other is found."""
     readers = {name: plugins.get("formats", name) for name in plugins.names("formats")}
     found = [name for name, reader in readers.items() if reader.finds(folder)]
     return [name for name in found if not readers[name].generic] or found
@@ -126,7 +126,7 @@ def _unrecognised(folder: Path) -> DataError:
 
 
 def _coco_elsewhere(folder: Path) -> tuple[Path, str] | None:
-    """A COCO json that has not the name or the place by which it is found, and the kind of its annotations."""
+    """Return a COCO JSON without the name or the place by which it is found, and the kind of its annotations."""
     for path in itertools.islice(itertools.chain(folder.glob("*.json"), folder.glob("*/*.json")), _TRIED):
         try:
             tree = read_json(path, "images", "annotations", "categories")

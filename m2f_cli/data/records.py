@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..structures import Task
-from ..structures.annotations import Truth
+from ..structures.annotations import PanopticTruth, SemanticTruth, Truth
 from ..structures.categories import Categories
 from ..structures.images import read_picture
+from ..structures.run_lengths import values_in
 
 _NAMED = 3  # of the annotations that are passed over for one reason
 
@@ -40,7 +41,7 @@ class PictureFile:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path that comes from data leads to something; a name too long for the file system does not."""
+    """Return True if a path that comes from data leads to something; a name too long for the file system does not."""
     try:
         return path.exists()
     except OSError:
@@ -48,7 +49,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path that comes from data leads to a file; see `is_there`."""
+    """Return True if a path that comes from data leads to a file; see `is_there`."""
     return is_there(path) and path.is_file()
 
 
@@ -105,6 +106,17 @@ class Record:
         object.__setattr__(self, "read_image", PictureFile(self.image, size))
 
 
+def labels_of(record: Record) -> tuple[int, ...]:
+    """Return the class numbers in an image, of what is no crowd; reads the annotation if the record lacks them."""
+    if record.labels is not None:
+        return record.labels
+    truth = record.read_truth()
+    if isinstance(truth, SemanticTruth):
+        return tuple(label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore)
+    found = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
+    return tuple(sorted({item.label for item in found if not item.iscrowd}))
+
+
 @dataclass
 class PassedOver:
     """Annotations that a reader does not use: for each reason how many, and where the first of them are.
@@ -126,7 +138,7 @@ class PassedOver:
 
     @property
     def sentence(self) -> str:
-        """What every command says of them."""
+        """Return the sentence in which every command tells of them."""
         found = (
             f"{reason} ({count}, such as {', '.join(self.first[reason])})" for reason, count in self.counts.items()
         )
@@ -167,3 +179,7 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def same_images(self, other: DataSet) -> bool:
+        """Return True for a split that lies where `other` does: val may have borrowed test."""
+        return self.records[0].image is not None and self.records[0].image == other.records[0].image

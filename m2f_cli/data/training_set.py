@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..structures import Task
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from ..structures.annotations import InstanceTruth
 from ..structures.images import picture_size
 from ..structures.targets import Target
 from .build_targets import require_trains, to_target
-from .records import DataSet, Record
+from .records import DataSet, Record, labels_of
 from .transforms import Sample, Transform, augment
 from .transforms.geometry import Cutout, mask_of
 
@@ -110,7 +110,7 @@ class TrainingSet(torch.utils.data.Dataset):
 
 
 def read(record: Record) -> Sample:
-    """The picture of a record and its truth, without crowds of objects: nothing is trained on those.
+    """Read the image of a record and its annotation, without crowds of objects: nothing is trained on those.
 
     Raises:
         DataError: unreadable, or the annotation is of another size than the picture; names the record.
@@ -125,12 +125,12 @@ def read(record: Record) -> Sample:
         sizes = f"{truth.size[0]} x {truth.size[1]}", f"{image_HW3.shape[0]} x {image_HW3.shape[1]}"
         raise DataError(f"{record.name}: the annotation is {sizes[0]} pixels, the picture {sizes[1]}.")
     if isinstance(truth, InstanceTruth):
-        truth = _loose(truth)
+        truth = without_crowds(truth)
     return Sample(image_HW3, truth)
 
 
-def _loose(truth: InstanceTruth) -> InstanceTruth:
-    """Objects that are no crowds, run lengths unpacked once and not at every step."""
+def without_crowds(truth: InstanceTruth) -> InstanceTruth:
+    """Leave out crowds, and unpack run lengths once and not at every step."""
     objects = [
         item if isinstance(item.shape, list) else dataclasses.replace(item, shape=Cutout.of(mask_of(item, truth.size)))
         for item in truth.objects
@@ -142,20 +142,8 @@ def _loose(truth: InstanceTruth) -> InstanceTruth:
 # --- what is known of a record without its picture --------------------------------------------------------------------
 
 
-def labels_of(record: Record) -> tuple[int, ...]:
-    """The class numbers in a picture, of what is no crowd. Reads the annotation where the record does not know."""
-    return record.labels if record.labels is not None else _labels_in(record.read_truth())
-
-
-def _labels_in(truth: Truth) -> tuple[int, ...]:
-    if isinstance(truth, SemanticTruth):
-        return tuple(label for label in np.unique(truth.labels_HW).tolist() if label != truth.ignore)
-    found = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
-    return tuple(sorted({item.label for item in found if not item.iscrowd}))
-
-
 def is_wide(record: Record) -> bool:
-    """Whether the picture as it is stored is wider than high. Reads its header where the record does not know."""
+    """Return True if the stored image is wider than high; reads its header where the record does not know."""
     if record.height is not None and record.width is not None:
         return record.width > record.height
     height, width = record.read_image().shape[:2] if record.image is None else picture_size(record.image)
@@ -163,7 +151,7 @@ def is_wide(record: Record) -> bool:
 
 
 def drop_empty(data: DataSet, task: Task) -> DataSet:
-    """The data set without the pictures that have nothing to train the task on; for instances only things count."""
+    """Leave out the images that have nothing to train the task on; for instances only things count."""
     trained = {label for label, category in enumerate(data.categories) if category.isthing or task != "instance"}
     records = [record for record in data.records if trained.intersection(labels_of(record))]
     return dataclasses.replace(data, records=records)

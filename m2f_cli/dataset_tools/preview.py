@@ -18,8 +18,9 @@ from ..errors import DataError
 from ..results.drawing import plot
 from ..results.types import PanopticMap, Segment, SemanticMap
 from ..results.writers import write_image
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment, Truth
+from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment, Truth, ignore_value
 from ..structures.categories import Categories
+from ..structures.run_lengths import areas_in
 
 EDGE = 320  # pixels, the longer edge of a small picture
 GAP, CAPTION = 8, 20
@@ -28,12 +29,11 @@ GAP, CAPTION = 8, 20
 def as_result(truth: Truth, categories: Categories) -> PanopticMap | SemanticMap:
     """An annotation as a result to draw, without scores. Of objects that overlap, small ones lie on top."""
     if isinstance(truth, SemanticTruth):
-        nothing = 255 if len(categories) <= 255 else 65535
+        nothing = ignore_value(len(categories))
         labels_HW = np.where(truth.labels_HW == truth.ignore, nothing, truth.labels_HW)
-        return SemanticMap(truth.size, categories, labels_HW.astype(np.uint8 if nothing == 255 else np.uint16))
+        return SemanticMap(truth.size, categories, labels_HW.astype(np.min_scalar_type(nothing)))
     flat = _flat(truth) if isinstance(truth, InstanceTruth) else truth
-    areas = np.unique(flat.ids_HW, return_counts=True)
-    area_of = dict(zip(*(each.tolist() for each in areas), strict=True))
+    area_of = areas_in(flat.ids_HW)
     segments = [Segment(s.id, s.label, None, area_of[s.id]) for s in flat.segments if area_of.get(s.id)]
     return PanopticMap(truth.size, categories, flat.ids_HW, segments)
 
@@ -81,7 +81,7 @@ def plain(record: Record, edge: int = EDGE) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class View:
+class Preview:
     """A picture with its annotation, small: as it is, and as training sees it (None without an augmentation)."""
 
     name: str
@@ -100,7 +100,7 @@ def views(
     count: int = 16,
     seed: int = 0,
     on_skip: Callable[[str], None] | None = None,
-) -> Iterator[View]:
+) -> Iterator[Preview]:
     """Pictures chosen by a seed, in the order of the data set.
 
     Args:
@@ -127,17 +127,17 @@ def views(
         raise DataError(f"No picture of the {data.split} split can be shown. The last: {reason}")
 
 
-def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> View:
+def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> Preview:
     record = data.records[index]
     sample = read(record)
     before = drawn(sample.image_HW3, sample.truth, data.categories)
     if not steps:
-        return View(record.name, before)
+        return Preview(record.name, before)
     made: Sample = augment(sample, steps, rng)
-    return View(record.name, before, drawn(made.image_HW3, made.truth, data.categories))
+    return Preview(record.name, before, drawn(made.image_HW3, made.truth, data.categories))
 
 
-def sheet(shown: Sequence[View], columns: int | None = None) -> Image.Image:
+def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
     """All views in one picture, each with its name above it; before and after side by side.
 
     Args:
@@ -159,7 +159,7 @@ def sheet(shown: Sequence[View], columns: int | None = None) -> Image.Image:
     return page
 
 
-def write_sheet(shown: Sequence[View], path: Path) -> Path:
+def write_sheet(shown: Sequence[Preview], path: Path) -> Path:
     """The sheet as a file of the kind that the path's suffix says.
 
     Raises:

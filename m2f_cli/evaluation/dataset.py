@@ -94,12 +94,12 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
     if not folder.is_dir():
         raise DataError(
             f"{config.name} is evaluated on {config.data.dataset}, and there is no {folder}.",
-            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {place}/.{_how_to_get(place)}",
+            hint=f"Pass --data DIR, or set DETECTRON2_DATASETS to the folder that holds {place}/.{how_to_get(place)}",
         )
     return folder
 
 
-def _how_to_get(place: str) -> str:
+def how_to_get(place: str) -> str:
     """What prepares the data set that lies at `place`, and says where it comes from."""
     names = [name for name in plugins.names("preparers") if plugins.get("preparers", name).folder == place]
     return f" m2f data prepare {names[0]} says where to get it and prepares it." if names else ""

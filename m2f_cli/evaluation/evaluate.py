@@ -1,9 +1,8 @@
 """A model against annotated pictures: each goes through the network once, whatever number of metrics looks at it.
 
-Pictures are read and prepared in threads, the network runs in the caller's thread, threads finish the results, and one
-more scores them in the order of the pictures. A picture is scored alone, by empty metrics that are merged afterwards:
-so a picture counts in all metrics or in none, and what was counted can be kept (`eval_run`). Only the pictures on
-their way are in memory, and what the metrics keep.
+The images go through a stream (`inference.stream`), and one more thread scores them in their order. An image is scored
+alone, by empty metrics that are merged afterwards: so it counts in all metrics or in none, and what was counted can be
+kept (`evaluation.run`). Only the images on their way are in memory, and what the metrics keep.
 """
 
 from __future__ import annotations
@@ -11,19 +10,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
 from .. import plugins
+from ..data.records import Record
 from ..errors import DataError, M2FError
-from ..inference.pipeline import in_order, thread_pool
+from ..inference.base import BaseSegmenter
+from ..inference.stream import stream, thread_pool
 from ..metrics import Figures, Metric
 from ..metrics.comparable import check_sizes
 from ..results.types import Result
+from ..runtime import distributed as ranks
+from ..runtime.threads import in_order
 from ..structures import Task
 from ..structures.annotations import Truth
 from ..structures.categories import Categories
@@ -31,17 +34,6 @@ from ..structures.categories import Categories
 Item = TypeVar("Item")
 METRIC_OF: dict[Task, str] = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}
 NOT_FIGURES = ("per_class", "tables")  # what else `Metric.compute` may give
-
-
-class Record(Protocol):
-    """One annotated picture of a data set."""
-
-    name: str
-
-    def read_image(self) -> np.ndarray:
-        """(H, W, 3) uint8, RGB."""
-
-    def read_truth(self) -> Truth | Truths: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def truth_for(task: Task, truth: Truth | Truths) -> Truth | None:
 
 
 @dataclass(frozen=True)
-class Failure:
+class EvalFailure:
     """A picture that could not be evaluated, and why."""
 
     name: str
@@ -69,7 +61,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Progress:
+class EvalProgress:
     """What `on_progress` gets after each picture, in their order, in the caller's thread."""
 
     name: str
@@ -88,7 +80,7 @@ class EvalResult:
     metrics: dict[str, Figures]
     seconds: float
     images: int
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -125,11 +117,11 @@ def headline(task: Task) -> str:
 
 
 def evaluate(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     metrics: Mapping[str, Metric],
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     score_threshold: float = 0.0,
     workers: int = 2,
     distributed: bool = False,
@@ -138,7 +130,6 @@ def evaluate(
     """Run a model over annotated pictures and compute metrics, as published: one picture at a time.
 
     Args:
-        segmenter: a `Segmenter`.
         records: annotated pictures; a sequence when `distributed`.
         metrics: name → metric, fresh, such as from `default_metrics`.
         score_threshold: least score of an instance; 0 keeps the published top k.
@@ -155,8 +146,7 @@ def evaluate(
         ConfigError: the model or the annotations do not have what a metric needs.
         M2FError: no picture could be evaluated.
     """
-    rank, count = place() if distributed else (0, 1)
-    own = records if count == 1 else share(records, rank, count)
+    own = share(records, ranks.rank(), ranks.world_size()) if distributed else records
     options = {"score_threshold": score_threshold, **thresholds}
     measured = measure(segmenter, own, metrics, on_progress=on_progress, workers=workers, **options)
     return (gathered(measured) if distributed else measured).result()
@@ -172,12 +162,12 @@ class Measured:
     metrics: dict[str, Metric]
     seconds: float = 0.0
     images: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
 
     def add(self, picture: Scored) -> None:
         """Add one picture, after those that are here."""
         if picture.message is not None:
-            self.failures.append(Failure(picture.name, picture.message))
+            self.failures.append(EvalFailure(picture.name, picture.message))
             return
         for name, part in picture.parts.items():
             self.metrics[name].merge(part)
@@ -196,7 +186,7 @@ class Measured:
         M2FError: nothing was measured.
         """
         if not self.images:
-            raise _nothing(self.failures)
+            raise nothing_evaluated(self.failures)
         figures = {name: metric.compute() for name, metric in self.metrics.items()}
         return EvalResult(figures, self.seconds, self.images, self.failures)
 
@@ -206,29 +196,20 @@ def share(records: Sequence[Item], rank: int, count: int) -> Iterator[Item]:
     return (records[i] for i in range(len(records) * rank // count, len(records) * (rank + 1) // count))
 
 
-def place() -> tuple[int, int]:
-    """The rank of this process and the number of processes in the torch.distributed group; without one, 0 and 1."""
-    return (dist.get_rank(), dist.get_world_size()) if _has_group() else (0, 1)
-
-
 def gathered(measured: Measured) -> Measured:
     """The parts of all processes of the torch.distributed group, merged, in every process; without a group, itself."""
-    if not _has_group():
-        return measured
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, measured)
-    whole, *others = parts
+    whole, *others = ranks.gather(measured)
     for part in others:
         whole.merge(part)
     return whole
 
 
 def measure(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     metrics: Mapping[str, Metric],
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     workers: int = 2,
     **thresholds: float | int | None,
 ) -> Measured:
@@ -239,7 +220,7 @@ def measure(
         for number, each in enumerate(pictures, 1):
             measured.add(each)
             if on_progress is not None:
-                on_progress(Progress(each.name, number, each.message))
+                on_progress(EvalProgress(each.name, number, each.message))
     measured.seconds = time.perf_counter() - started
     return measured
 
@@ -263,7 +244,7 @@ OnResults: TypeAlias = Callable[[Record, Mapping[Task, Result]], Any]
 
 
 def scored(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     metrics: Mapping[str, Metric],
     *,
@@ -282,112 +263,63 @@ def scored(
         ConfigError: the model or the annotations do not have what a metric needs.
     """
     tasks = [segmenter.check_task(task) for task in dict.fromkeys(metric.task for metric in metrics.values())]
-    run = _Run(segmenter, tasks, thresholds, metrics, on_results)
-    jobs = (_Job(record) for record in records)
-    # One thread that counts: metrics need no locks.
-    with thread_pool(workers) as readers, thread_pool(workers) as finishers, thread_pool(1) as counter:
-        answered = map(run.infer, in_order(readers, run.load, jobs, workers + 1))
-        finished = in_order(finishers, run.finish, answered, workers + 1)
-        for job in in_order(counter, run.count, finished, 2):
-            message = None if job.error is None else str(job.error)
-            yield Scored(job.record.name, job.seconds, job.parts, message, job.saved)
 
+    def read(record: Record) -> tuple[np.ndarray, tuple[Truth | Truths, np.ndarray | None]]:
+        truth, image = record.read_truth(), record.read_image()
+        return image, (truth, None if on_results is None else image)
 
-@dataclass
-class _Job:
-    """One picture on its way. What is no longer needed is dropped at once: pictures are large."""
-
-    record: Record
-    error: M2FError | None = None
-    truth: Truth | Truths | None = None
-    image: np.ndarray | None = None
-    prepared: Any = None
-    raw: Any = None
-    results: dict[Task, Result] = field(default_factory=dict)
-    parts: dict[str, Metric] = field(default_factory=dict)
-    saved: Any = None
-    seconds: float = 0.0
-
-    @contextmanager
-    def step(self, expected: type[M2FError] = M2FError) -> Iterator[None]:
-        """Measure the time, and keep an expected error: it is the picture's own."""
-        started = time.perf_counter()
-        try:
-            yield
-        except expected as error:
-            self.error = error
-            self.truth = self.image = self.prepared = self.raw = None
-        self.seconds += time.perf_counter() - started
-
-
-@dataclass
-class _Run:
-    segmenter: Any
-    tasks: list[Task]
-    thresholds: dict[str, Any]
-    metrics: Mapping[str, Metric]
-    on_results: OnResults | None
-
-    def load(self, job: _Job) -> _Job:
-        with job.step():
-            job.truth = job.record.read_truth()
-            image = job.record.read_image()
-            job.prepared = self.segmenter.prepare(image)
-            job.image = None if self.on_results is None else image
-        return job
-
-    def infer(self, job: _Job) -> _Job:
-        if job.error is None:
-            with job.step():
-                [job.raw] = self.segmenter.infer([job.prepared])
-            job.prepared = None
-        return job
-
-    def finish(self, job: _Job) -> _Job:
-        if job.error is None:
-            with job.step():
-                results = {task: self.segmenter.finish(job.raw, task, **self.thresholds) for task in self.tasks}
-                self._check(results, job.truth)
-                job.results = results
-            job.raw = None
-        if job.error is None and self.on_results is not None:
-            self._hand_on(job)
-        return job
-
-    def _check(self, results: Mapping[Task, Result], truth: Truth | Truths) -> None:
+    def finish(kept: tuple[Truth | Truths, np.ndarray | None], raw: Any) -> _Found:
+        truth, image = kept
+        results = segmenter.finish_all(raw, tasks, **thresholds)
         for task, result in results.items():
             own = truth_for(task, truth)
             if own is not None:
                 check_sizes(result, own)
+            result.image = image
+        return _Found(truth, results)
 
-    def _hand_on(self, job: _Job) -> None:
-        """Errors here are not the picture's: what cannot be written ends the evaluation."""
-        for result in job.results.values():
-            result.image, result.image_id = job.image, getattr(job.record, "image_id", None)
-        job.saved = self.on_results(job.record, job.results)
-        for result in job.results.values():
-            result.image = None
-        job.image = None
+    def hand_on(record: Record, found: _Found) -> _Found:
+        if on_results is not None:
+            for result in found.results.values():
+                result.image_id = getattr(record, "image_id", None)
+            found.saved = on_results(record, found.results)
+            for result in found.results.values():
+                result.image = None
+        return found
 
-    def count(self, job: _Job) -> _Job:
-        if job.error is None:
-            with job.step(DataError):
-                job.parts = {name: self._part(metric, job) for name, metric in self.metrics.items()}
-        job.truth, job.results = None, {}
-        return job
-
-    def _part(self, metric: Metric, job: _Job) -> Metric:
-        part, truth = metric.fresh(), truth_for(metric.task, job.truth)
-        if truth is not None:
-            part.update(job.results[metric.task], truth)
-        return part
+    images = stream(segmenter, records, read, finish, hand_on, workers=workers)
+    # One thread that scores: metrics need no locks.
+    with thread_pool(1) as scorer, closing(images):
+        yield from in_order(scorer, partial(_scored, metrics), images, 2)
 
 
-def _has_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
+@dataclass
+class _Found:
+    """What is known of one image before it is scored."""
+
+    truth: Truth | Truths
+    results: dict[Task, Result]
+    saved: Any = None
 
 
-def _nothing(failures: list[Failure]) -> M2FError:
+def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, float]]) -> Scored:
+    record, found, stages = image
+    seconds, started = sum(stages.values()) - stages.get("write", 0.0), time.perf_counter()
+    if isinstance(found, M2FError):
+        return Scored(record.name, seconds, {}, str(found))
+    parts = {name: metric.fresh() for name, metric in metrics.items()}
+    try:
+        for name, metric in metrics.items():
+            truth = truth_for(metric.task, found.truth)
+            if truth is not None:
+                parts[name].update(found.results[metric.task], truth)
+    except DataError as error:
+        return Scored(record.name, seconds, {}, str(error), found.saved)
+    return Scored(record.name, seconds + time.perf_counter() - started, parts, None, found.saved)
+
+
+def nothing_evaluated(failures: list[EvalFailure]) -> M2FError:
+    """Return the error of an evaluation that scored no image."""
     if not failures:
         return DataError("There are no pictures to evaluate.")
     first = failures[0]

@@ -11,15 +11,14 @@ is ignored. Further processes of one evaluation write pictures.1.jsonl and so on
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError
-from ..runtime.files import atomic, refuse_link, writing_to
+from ..runtime.files import atomic
+from ..runtime.jsonl import JsonLines, parse, whole_bytes, whole_lines
 from ..runtime.text import json_text
 
 NAME = "pictures.jsonl"
@@ -35,8 +34,8 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is no journal.
     """
-    with path.open("rb") as file:
-        return _parsed(file.readline(), path, "header")["header"]
+    _, first = next(whole_lines(path), (0, b""))
+    return _parsed(first, path, "header")["header"]
 
 
 def read(path: Path) -> Iterator[Line]:
@@ -55,28 +54,16 @@ def finished(folder: Path) -> set[int]:
 
 
 @contextmanager
-def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], None]]:
-    """Go on with a journal, or start one; gives the function that adds a line, which is on its way to the disk then.
+def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], int]]:
+    """Go on with a journal, or start one; gives the function that adds a line.
 
     Raises:
         M2FError: the file cannot be written.
     """
-    with writing_to(path):
-        refuse_link(path)
-        end = _whole_bytes(path) if path.is_file() else 0
-        file = path.open("r+b" if end else "wb")
-
-    def add(line: Line) -> None:
-        with writing_to(path):
-            file.write(_encoded(line))
-            file.flush()
-
-    with file:
-        file.truncate(end)
-        file.seek(end)
-        if not end:
-            add({"header": header})
-        yield add
+    with JsonLines(path, compact=True) as lines:
+        if not lines.size:
+            lines.append({"header": header})
+        yield lines.append
 
 
 def check_header(folder: Path, header: dict[str, Any]) -> None:
@@ -86,7 +73,7 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
         ConfigError: it differs; says in what. DataError: a damaged journal.
     """
     for path in _journals(folder):
-        if not _whole_bytes(path):  # killed before its first line was complete
+        if not whole_bytes(path):  # killed before its first line was complete
             continue
         old = read_header(path)
         for key, new in header.items():
@@ -100,7 +87,7 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
 def consolidate(folder: Path, header: dict[str, Any]) -> None:
     """Put the journals of all processes into one, a line for each picture, in the order of the split. Of several lines
     about one picture that with a score is kept."""
-    paths = [path for path in _journals(folder) if _whole_bytes(path)]
+    paths = [path for path in _journals(folder) if whole_bytes(path)]
     chosen: dict[int, _Place] = {}
     in_order = len(paths) == 1
     for path in paths:
@@ -113,9 +100,11 @@ def consolidate(folder: Path, header: dict[str, Any]) -> None:
                 chosen[number] = place
     if in_order and paths[0] == journal_of(folder):
         return
-    with atomic(journal_of(folder)) as part, part.open("wb") as file:
-        file.write(_encoded({"header": header}))
-        file.writelines(_raw([chosen[number] for number in sorted(chosen)], paths))
+    with atomic(journal_of(folder)) as part:
+        with JsonLines(part, compact=True) as lines:
+            lines.append({"header": header})
+        with part.open("ab") as file:
+            file.writelines(_raw([chosen[number] for number in sorted(chosen)], paths))
     for path in _journals(folder):
         if path != journal_of(folder):
             path.unlink()
@@ -133,13 +122,9 @@ def _journals(folder: Path) -> list[Path]:
 
 
 def _places(path: Path) -> Iterator[tuple[_Place, Line]]:
-    with path.open("rb") as file:
-        offset = len(file.readline())
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                return
+    for offset, raw in whole_lines(path):
+        if offset:  # the first line is the header
             yield _Place(path, offset), _parsed(raw, path, "name", "number")
-            offset += len(raw)
 
 
 def _raw(places: Iterable[_Place], paths: Iterable[Path]) -> Iterator[bytes]:
@@ -150,28 +135,10 @@ def _raw(places: Iterable[_Place], paths: Iterable[Path]) -> Iterator[bytes]:
             yield files[path].readline()
 
 
-def _whole_bytes(path: Path) -> int:
-    """The length of a file without half a line at its end."""
-    with path.open("rb") as file:
-        position = file.seek(0, os.SEEK_END)
-        while position:
-            start = max(0, position - 65536)
-            file.seek(start)
-            found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            position = start
-    return 0
-
-
-def _encoded(line: Line) -> bytes:
-    return json_text(line, separators=(",", ":")).encode() + b"\n"
-
-
 def _parsed(raw: bytes, path: Path, *keys: str) -> Line:
     try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
+        line = parse(raw)
+    except ValueError:
         return _refuse(path)
     kinds = {"name": str, "number": int, "header": dict}
     fits = isinstance(line, dict) and all(type(line.get(key)) is kinds[key] for key in keys)

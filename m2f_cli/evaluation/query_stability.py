@@ -18,14 +18,16 @@ from torch import Tensor
 
 from ..config.schema import LossConfig
 from ..data.build_targets import to_target
+from ..data.records import Record
 from ..errors import ConfigError, DataError, M2FError
+from ..inference.base import BaseSegmenter
 from ..inference.mask_rendering import Size
 from ..loss import Matcher, Pairs
-from ..loss.mask_sampling import make_places
+from ..loss.mask_sampling import make_mask_sampling
 from ..structures import Task
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
-from .evaluate import Failure, Progress, Record, truth_for
+from .evaluate import EvalFailure, EvalProgress, truth_for
 
 # Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
 # trained.
@@ -57,7 +59,7 @@ class QueryDiagnosis:
     same_in_all: int = 0
     targets: int = 0
     images: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
 
     @classmethod
     def empty(cls, layers: int) -> QueryDiagnosis:
@@ -117,11 +119,11 @@ def rows(diagnosis: QueryDiagnosis) -> list[tuple[str, str, str]]:
 
 
 def diagnose_queries(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     *,
     task: Task | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     seed: int = 0,
 ) -> QueryDiagnosis:
     """Match every layer's queries with the annotated targets, as in training, and count.
@@ -146,7 +148,7 @@ def diagnose_queries(
         )
     matcher = _matcher(segmenter, seed)
     found: QueryDiagnosis | None = None
-    failures: list[Failure] = []
+    failures: list[EvalFailure] = []
     for number, record in enumerate(records, 1):
         message = None
         try:
@@ -155,11 +157,11 @@ def diagnose_queries(
             raise
         except M2FError as error:
             message = str(error)
-            failures.append(Failure(record.name, message))
+            failures.append(EvalFailure(record.name, message))
         else:
             found = _added(found, part)
         if on_progress is not None:
-            on_progress(Progress(record.name, number, message))
+            on_progress(EvalProgress(record.name, number, message))
     if found is None:
         first = f" The first, {failures[0].name}: {failures[0].message}" if failures else ""
         raise DataError(f"There is no picture whose queries could be diagnosed.{first}")
@@ -196,14 +198,14 @@ def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> Q
 
 
 @torch.inference_mode()
-def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
+def _of_picture(segmenter: BaseSegmenter, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
     truth = truth_for(task, record.read_truth())
     if truth is None:
         return None
     prepared = segmenter.prepare(record.read_image())
     valid = tuple(prepared.pixels_CHW.shape[-2:])
     target = _resized(to_target(truth, task, segmenter.categories), valid).to(segmenter.device)
-    images_1CHW = segmenter._collate([prepared.pixels_CHW])
+    images_1CHW = segmenter.collate([prepared.pixels_CHW])
     prediction = segmenter.model(images_1CHW)
     if len(prediction.layers) < 2:
         raise ConfigError(f"The model {segmenter.source} answers once, so it has no layers that could disagree.")
@@ -214,7 +216,7 @@ def _of_picture(segmenter: Any, record: Record, task: Task, matcher: Matcher) ->
     return count(prediction, target, pairs, size)
 
 
-def _matcher(segmenter: Any, seed: int) -> Matcher:
+def _matcher(segmenter: BaseSegmenter, seed: int) -> Matcher:
     train = segmenter.config.train
     loss = PUBLISHED_LOSS if train is None else train.loss
     if loss.masks == "per_pixel":
@@ -224,8 +226,8 @@ def _matcher(segmenter: Any, seed: int) -> Matcher:
     def same_for_all_layers(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.rand((1, *shape[1:]), generator=generator).to(device).expand(shape)
 
-    places = make_places(loss, same_for_all_layers)
-    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, places, loss.mask_loss)
+    sampling = make_mask_sampling(loss, same_for_all_layers)
+    return Matcher(loss.class_weight, loss.mask_weight, loss.dice_weight, sampling, loss.mask_loss)
 
 
 def _resized(target: Target, size: Size) -> Target:

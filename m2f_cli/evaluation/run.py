@@ -15,22 +15,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from ..errors import ConfigError, DataError, M2FError
+from ..data.records import Record
+from ..errors import ConfigError, DataError
+from ..inference.base import BaseSegmenter
 from ..metrics import Metric
 from ..results.places import Places
+from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
 from . import journal
-from .evaluate import EvalResult, Failure, Measured, Progress, Record, Scored, place, scored, share
+from .evaluate import EvalFailure, EvalProgress, EvalResult, Measured, Scored, scored, share
 from .save_predictions import Saver
 
 PREDICTIONS = "predictions"
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class EvalRun:
     """
 
     folder: Path
-    segmenter: Any
+    segmenter: BaseSegmenter
     records: Sequence[Record]
     metrics: Mapping[str, Metric]
     header: Mapping[str, Any]
@@ -64,7 +65,7 @@ def run(
     evaluation: EvalRun,
     *,
     resume: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
@@ -80,19 +81,19 @@ def run(
         DataError: a damaged journal. M2FError: nothing could be scored, or a file cannot be written.
     """
     started = time.perf_counter()
-    rank, count = place()
+    rank = distributed.rank()
     with ExitStack() as stack:  # of the first process: the folder is this evaluation's alone until it is done
-        todo = _from_main(lambda: _claim(evaluation, resume, stack))
-        own = list(share(todo, rank, count))
+        todo = distributed.on_main(lambda: _claim(evaluation, resume, stack))
+        own = list(share(todo, rank, distributed.world_size()))
         if on_start is not None:
             on_start(len(own))
         with _saver(evaluation, rank) as saver:
             _score(evaluation, own, rank, saver, on_progress)
-        seconds = max(_from_all(time.perf_counter() - started))
-        return _from_main(lambda: _conclude(evaluation, seconds))
+        seconds = max(distributed.gather(time.perf_counter() - started))
+        return distributed.on_main(lambda: _conclude(evaluation, seconds))
 
 
-def header_of(segmenter: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
+def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -> dict[str, Any]:
     """What identifies an evaluation: the weights by their hash, the pictures by their names, and the settings."""
     pictures = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
     config = getattr(segmenter, "config", None)
@@ -176,7 +177,7 @@ def _score(
     numbers: Sequence[int],
     rank: int,
     saver: Any,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[EvalProgress], None] | None,
 ) -> None:
     records = (evaluation.records[number] for number in numbers)
     on_results = saver.write if isinstance(saver, Saver) else None
@@ -195,7 +196,7 @@ def _score(
                 saver.append(each.saved)
             add(_line(number, each))
             if on_progress is not None:
-                on_progress(Progress(each.name, done, each.message))
+                on_progress(EvalProgress(each.name, done, each.message))
 
 
 def _line(number: int, picture: Scored) -> journal.Line:
@@ -215,7 +216,7 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
             continue
         names.append(line["name"])
         if "error" in line:
-            measured.failures.append(Failure(line["name"], line["error"]))
+            measured.failures.append(EvalFailure(line["name"], line["error"]))
             continue
         states = line.get("metrics")
         if not isinstance(states, dict) or not measured.metrics.keys() <= states.keys():
@@ -230,33 +231,3 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
         with _saver(evaluation, 0) as saver:
             saver.conclude(names)
     return measured.result()
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-
-def _from_main(make: Callable[[], Value]) -> Value:
-    """What the first process makes, in all of them; its errors, too."""
-    rank, count = place()
-    if count == 1:
-        return make()
-    box: list[Any] = [None]
-    if rank == 0:
-        try:
-            box = [make()]
-        except M2FError as error:
-            box = [error]
-    dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], M2FError):
-        raise box[0]
-    return box[0]
-
-
-def _from_all(value: Value) -> list[Value]:
-    """What each process says; all wait for the last."""
-    _, count = place()
-    if count == 1:
-        return [value]
-    values: list[Any] = [None] * count
-    dist.all_gather_object(values, value)
-    return values

@@ -6,17 +6,18 @@ Each process has a journal of its own; the first one puts them together and writ
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..inference.journal import SHARED, Journal, assemble
-from ..inference.pipeline import contents
+from ..inference.base import BaseSegmenter
+from ..inference.journal import Journal, assemble
+from ..inference.predict import write_image
 from ..metrics import Metric
 from ..results.types import Result
-from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
+from ..results.writers import SCHEMA_VERSION, Writer, writers_for
 from ..structures import Task
 
 SHARD = ".process-{}"
@@ -37,7 +38,7 @@ class Saver:
         self,
         folder: Path,
         formats: Sequence[str],
-        segmenter: Any,
+        segmenter: BaseSegmenter,
         metrics: Mapping[str, Metric],
         header: Mapping[str, Any],
         rank: int = 0,
@@ -65,18 +66,8 @@ class Saver:
 
     def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
         """Write the files of one picture, in any thread; gives its entry for `append`."""
-        files, shared = [], {}
-        image = getattr(record, "image", None)
-        file_name = (Path(record.name).parent / (image.name if image else f"{record.name}.png")).as_posix()
-        for task, name, writer in self._pairs():
-            write = SHARED[name].write if name in SHARED else writer
-            files += write(results[task], stem_for(self.folder, name, record.name))
-            if name in SHARED:
-                shared[name] = SHARED[name].entry(results[task], record.name, file_name)
-        main = results[next(iter(self.writers))]
-        entry = {"name": record.name, "file": _file_of(record), "width": main.size[1], "height": main.size[0]}
-        entry |= contents(main)
-        return {"record": {**entry, "files": listed(files, self.folder)}, "shared": shared}
+        pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
+        return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 
     def append(self, entry: dict[str, Any]) -> None:
         self.journal.append(entry)
@@ -97,11 +88,6 @@ class Saver:
         """Put the journals of all processes together, and write the shared files, in the order of `names`."""
         self.gather()
         assemble(self.journal, names, self.formats, self.categories)
-
-    def _pairs(self) -> Iterator[tuple[Task, str, Writer]]:
-        for task, writers in self.writers.items():
-            for name, writer in writers.items():
-                yield task, name, writer
 
 
 def _file_of(record: Any) -> str:

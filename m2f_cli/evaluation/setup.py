@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,18 @@ import torch
 from ..config import presets as config
 from ..config.schema import Config
 from ..errors import ConfigError
-from ..inference import load
-from ..inference.load import DEFAULT_MODELS, wrapped
-from ..inference.segmenter import Segmenter
-from ..inference.sliding_window import sliding
-from ..inference.wrapper import Wrapper
+from ..inference.base import innermost
+from ..inference.load import DEFAULT_MODELS, ModelOptions, open_model
 from ..results.writers import write_json
+from ..runtime import distributed
 from ..runtime.files import write_text
-from ..structures import Task
-from ..structures.categories import load_categories
 from ..version import __version__
 from . import report as eval_results
 from .choose_metrics import ALL, choose, known_names, task_for
 from .dataset import TASKS, EvalData, folder_of, open_for
-from .evaluate import EvalResult, Progress, place
+from .evaluate import EvalProgress, EvalResult
 from .query_stability import QueryDiagnosis, diagnose_queries
-from .report import Comparison
+from .report import PublishedComparison
 from .run import EvalRun, header_of, run, scored_names
 from .threshold_sweep import Sweep, sweep
 
@@ -41,189 +37,180 @@ PUBLISHED_SCORE_THRESHOLD = 0.0  # keeps the published top k
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be evaluated. Everything has a default: the panoptic default model, on its data, by PQ.
+class DataOptions:
+    """Which annotated images a model is evaluated on.
 
-    preset: its released weights, its data, its published figures. model: other weights, as `--model` takes them.
-    data: the folder of annotated pictures. metrics: names, or "all". task: only this one of the model's tasks.
-    thresholds: object_threshold, overlap_threshold, score_threshold, top_k; without a value as published.
-    overrides: "key=value" pairs below test, data and input.
-    sweep: whether the network runs once more to find out which thresholds would have been best.
-    diagnose: whether it runs once more to find out what each layer changes (MP-Former's measures).
-    trust_code: whether the model's file may name code. trust_names: whether `metrics` and `save` may, as what a user
-        typed may.
+    Attributes:
+        data: their folder; None: what the model was trained for, see `dataset.folder_of`.
+        limit: only the first of them.
     """
 
-    preset: str | None = None
-    model: str | None = None
     data: Path | None = None
     split: str = "val"
-    metrics: Sequence[str] = ()
-    task: Task | None = None
-    device: str = "auto"
-    precision: str = "fp32"
     limit: int | None = None
-    workers: int = 2
-    thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """What is measured, and from which results.
+
+    Attributes:
+        metrics: names, or "all"; none: the metric that the model's task is judged by.
+        max_dets: most objects of an image and class, for average precision.
+        thresholds: object_threshold, overlap_threshold, score_threshold, top_k; without a value as published.
+        trust_names: allow names of metrics, and of formats to save, to be code ("module:object").
+    """
+
+    metrics: Sequence[str] = ()
     max_dets: int | None = None
+    thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
+    trust_names: bool = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How an evaluation runs, and what it does beside measuring.
+
+    Attributes:
+        save: names of writers of predictions.
+        sweep: run the network once more, to find out which thresholds would have been best.
+        diagnose: run it once more, to find out what each layer changes (MP-Former's measures).
+    """
+
+    workers: int = 2
     save: Sequence[str] = ()
-    tta: bool = False
-    tile: int | None = None
-    tile_overlap: float = 0.25
-    overrides: Sequence[str] = ()
     sweep: bool = False
     diagnose: bool = False
-    trust_code: bool = False
-    trust_names: bool = False
-    engine: str | None = None
 
-    @property
-    def weights(self) -> str:
-        """The model to load: the given one, the preset's, or the default one of what is measured."""
-        if self.model or self.preset:
-            return str(self.model or self.preset)
-        return DEFAULT_MODELS[self.task or task_for(known_names(self.metrics), trust_code=self.trust_names)]
 
-    @property
-    def name(self) -> str:
-        """What the evaluation is called, unless somebody says otherwise."""
-        stem = self.preset or self.weights
-        path = Path(stem)
-        if path.parent.name == "checkpoints":
-            path = path.parent.parent
-        parts = [path.name if path.is_dir() else re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt2?|onnx|xml)$", "", path.name)]
-        parts += [self.split] if self.split != "val" else []
-        parts += ["tta"] if self.tta else []
-        return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts) or "model"
+def with_default(model: ModelOptions, metrics: MetricOptions) -> ModelOptions:
+    """Return `model`; where it names no model, with the default one of what is measured."""
+    if model.ref or model.preset:
+        return model
+    task = model.task or task_for(known_names(metrics.metrics), trust_code=metrics.trust_names)
+    return replace(model, ref=DEFAULT_MODELS[task])
+
+
+def name_of(model: ModelOptions, data: DataOptions, metrics: MetricOptions) -> str:
+    """Return what an evaluation is called, unless somebody says otherwise."""
+    path = Path(model.preset or with_default(model, metrics).ref)
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    parts = [path.name if path.is_dir() else re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt2?|onnx|xml)$", "", path.name)]
+    parts += [data.split] if data.split != "val" else []
+    parts += ["tta"] if model.tta else []
+    return "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts) or "model"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation that is ready to run."""
+    """An evaluation that is ready to run, and the options that it was made from."""
 
-    request: Request
+    model: ModelOptions
+    data: DataOptions
+    metrics: MetricOptions
+    options: RunOptions
     run: EvalRun
     config: Config
-    data: EvalData
+    images: EvalData
     notes: tuple[str, ...]
 
 
-def prepare(request: Request, folder: Path, *, progress: Callable | None = None) -> Evaluation:
+def prepare(
+    folder: Path,
+    model: ModelOptions,
+    data: DataOptions | None = None,
+    metrics: MetricOptions | None = None,
+    options: RunOptions | None = None,
+    *,
+    progress: Callable | None = None,
+) -> Evaluation:
     """Load the model, open its data, make the metrics; nothing is written.
 
     Args:
         folder: of the evaluation.
+        model: its `task` is the only one that is measured; None: all that the model does.
         progress: is told of downloads.
 
     Raises:
         ConfigError, DataError, WeightsError: something does not fit.
     """
-    names = known_names(request.metrics)
-    model = _load(request, progress)
-    tasks = [model.check_task(request.task)] if request.task else list(model.tasks)
-    settings = model.config
-    if request.sweep:
-        model.check_task("panoptic")
-    metrics, notes = choose(
-        names,
-        model.categories,
-        tasks,
-        request.task or model.default_task,
-        max_dets=request.max_dets,
-        model=model.source,
-        trust_code=request.trust_names,
-    )
-    where = folder_of(settings, request.model, request.data)
-    needed = [task for task in TASKS if task in {metric.task for metric in metrics.values()}]
-    needed = list(dict.fromkeys(["panoptic", *needed])) if request.sweep else needed
-    data = open_for(settings, model.categories, where, request.split, needed, every=names != [ALL])
-    metrics = {name: metric for name, metric in metrics.items() if metric.task in data.tasks}
-    thresholds = {
-        "score_threshold": PUBLISHED_SCORE_THRESHOLD,
-        **{key: value for key, value in request.thresholds.items() if value is not None},
-    }
-    # Hashed before it is wrapped: a wrapper is no network.
-    header = header_of(
-        model,
-        [record.name for record in data.records],
-        split=request.split,
-        data=data.name,
-        metrics=sorted(metrics),
-        thresholds=thresholds,
-        max_dets=request.max_dets,
-        precision=model.precision,
-        tta=request.tta,
-        tile=request.tile,
-        tile_overlap=request.tile_overlap if request.tile else None,
-        save=list(request.save),
-    )
-    used = tuple(task for task in needed if task in data.tasks)
-    seen = wrapped(model, tta=request.tta, tile=request.tile, overlap=request.tile_overlap, tasks=used)
-    evaluation = EvalRun(
-        folder,
-        seen,
-        data.records,
-        metrics,
-        header,
-        request.limit,
-        request.workers,
-        request.save,
-        thresholds,
-        request.trust_names,
-    )
-    return Evaluation(request, evaluation, settings, data, (*seen.notes, *data.notes, *notes))
-
-
-def _load(request: Request, progress: Callable | None) -> Segmenter:
-    preset = config.load(request.preset) if request.preset else None
-    if preset is not None and request.model is None and request.preset.endswith((".yaml", ".yml")):
-        raise ConfigError(f"{request.preset} is a configuration without weights.", hint="Pass --model REF, too.")
-    model = load.load(
-        request.weights,
-        device=request.device,
-        precision=request.precision,
-        trust_code=request.trust_code,
-        progress=progress,
-        engine=request.engine,
-    )
-    # Settings are changed before anything stands around the model: a checkpoint may itself ask for sliding windows.
-    model = model.inner if isinstance(model, Wrapper) else model
-    if preset is not None and request.model is not None:
-        _use_preset(model, preset)
-    wrong = [pair for pair in request.overrides if pair.partition(".")[0] not in MAY_CHANGE]
+    data, metrics, options = data or DataOptions(), metrics or MetricOptions(), options or RunOptions()
+    wrong = [pair for pair in model.overrides if pair.partition(".")[0] not in MAY_CHANGE]
     if wrong:
         raise ConfigError(
             f"--set {wrong[0]} has no effect on an evaluation.", hint=f"It may change: {', '.join(MAY_CHANGE)}."
         )
-    if request.overrides:
-        model.config = config.overridden(model.config, request.overrides)
-    return sliding(model) if model.config.test.slide is not None else model
-
-
-def _use_preset(model: Segmenter, preset: Config) -> None:
-    """Test other weights as a preset is tested."""
-    categories = load_categories(preset.data.classes)
-    if len(categories) != len(model.categories):
-        raise ConfigError(
-            f"The preset {preset.name} has {len(categories)} classes and {model.source} has {len(model.categories)}.",
-            hint="Leave --preset out: the model says itself how it is tested.",
-        )
-    model.config = preset.model_copy(update={"model": model.config.model})
-    model.categories = categories
+    names = known_names(metrics.metrics)
+    segmenter = open_model(with_default(model, metrics), progress=progress)
+    if options.sweep:
+        segmenter.check_task("panoptic")
+    chosen, notes = choose(
+        names,
+        segmenter.categories,
+        [model.task] if model.task else list(segmenter.tasks),
+        segmenter.default_task,
+        max_dets=metrics.max_dets,
+        model=segmenter.source,
+        trust_code=metrics.trust_names,
+    )
+    needed = [task for task in TASKS if task in {metric.task for metric in chosen.values()}]
+    needed = list(dict.fromkeys(["panoptic", *needed])) if options.sweep else needed
+    images = open_for(
+        segmenter.config,
+        segmenter.categories,
+        folder_of(segmenter.config, model.ref, data.data),
+        data.split,
+        needed,
+        every=names != [ALL],
+    )
+    chosen = {name: metric for name, metric in chosen.items() if metric.task in images.tasks}
+    thresholds = {
+        "score_threshold": PUBLISHED_SCORE_THRESHOLD,
+        **{key: value for key, value in metrics.thresholds.items() if value is not None},
+    }
+    header = header_of(
+        segmenter,
+        [record.name for record in images.records],
+        split=data.split,
+        data=images.name,
+        metrics=sorted(chosen),
+        thresholds=thresholds,
+        max_dets=metrics.max_dets,
+        precision=segmenter.precision,
+        tta=model.tta,
+        tile=model.tile,
+        tile_overlap=model.tile_overlap if model.tile else None,
+        save=list(options.save),
+    )
+    run = EvalRun(
+        folder,
+        segmenter,
+        images.records,
+        chosen,
+        header,
+        data.limit,
+        options.workers,
+        options.save,
+        thresholds,
+        metrics.trust_names,
+    )
+    notes = (*segmenter.notes, *images.notes, *notes)
+    return Evaluation(model, data, metrics, options, run, segmenter.config, images, notes)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalOutcome:
     """What came of an evaluation: the figures, how they stand to published ones, and the tree of results.json.
 
     names: of the scored pictures, in their order. sweep, diagnosis: where they were asked for.
     """
 
     result: EvalResult
-    published: list[Comparison]
+    published: list[PublishedComparison]
     tree: dict[str, Any]
     names: list[str]
     sweep: Sweep | None = None
@@ -235,15 +222,15 @@ def execute(
     *,
     resume: bool = False,
     command: Sequence[str] = (),
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
-) -> Outcome:
+) -> EvalOutcome:
     """Run an evaluation and write config.yaml, env.json and results.json beside its journal; see `eval_run.run`.
 
     Args:
         command: what the user typed, for the record.
     """
-    is_main = place()[0] == 0
+    is_main = distributed.rank() == 0
 
     def started(count: int) -> None:
         if is_main:
@@ -252,8 +239,8 @@ def execute(
             on_start(count)
 
     result = run(evaluation.run, resume=resume, on_progress=on_progress, on_start=started)
-    found = _sweep(evaluation) if evaluation.request.sweep and is_main else None
-    diagnosis = _diagnose(evaluation) if evaluation.request.diagnose and is_main else None
+    found = _sweep(evaluation) if evaluation.options.sweep and is_main else None
+    diagnosis = _diagnose(evaluation) if evaluation.options.diagnose and is_main else None
     outcome = _outcome(evaluation, result, found, diagnosis)
     if is_main:
         eval_results.write(evaluation.run.folder, outcome.tree)
@@ -267,35 +254,34 @@ def _sweep(evaluation: Evaluation) -> Sweep:
 
 def _diagnose(evaluation: Evaluation) -> QueryDiagnosis:
     run = evaluation.run
-    plain = run.segmenter.inner if isinstance(run.segmenter, Wrapper) else run.segmenter
-    return diagnose_queries(plain, run.records[: run.count], task=evaluation.request.task)
+    return diagnose_queries(innermost(run.segmenter), run.records[: run.count], task=evaluation.model.task)
 
 
 def _outcome(
     evaluation: Evaluation, result: EvalResult, found: Sweep | None, diagnosis: QueryDiagnosis | None
-) -> Outcome:
-    request, data, header = evaluation.request, evaluation.data, evaluation.run.header
-    chosen = [value for value in request.thresholds.values() if value is not None]
-    as_published = not (chosen or request.tile or request.overrides or request.max_dets)
+) -> EvalOutcome:
+    model, metrics, images, header = evaluation.model, evaluation.metrics, evaluation.images, evaluation.run.header
+    chosen = [value for value in metrics.thresholds.values() if value is not None]
+    as_published = not (chosen or model.tile or model.overrides or metrics.max_dets)
     published = eval_results.compare_published(
         result.figures,
         evaluation.config.published,
-        augmented=request.tta,
-        complete=as_published and result.images == data.full,
+        augmented=model.tta,
+        complete=as_published and result.images == images.full,
     )
     tree = eval_results.document(
         result,
         model={"name": evaluation.config.name, "source": header["model"], "weights": header["weights"]},
         data={
-            "name": data.name,
-            "format": data.format,
-            "folder": data.folder and str(data.folder),
-            "split": data.split,
-            "pictures": len(data),
-            "full_split": data.full,
+            "name": images.name,
+            "format": images.format,
+            "folder": images.folder and str(images.folder),
+            "split": images.split,
+            "pictures": len(images),
+            "full_split": images.full,
         },
         settings={key: header[key] for key in SETTINGS}
-        | {"limit": request.limit, "overrides": list(request.overrides)},
+        | {"limit": evaluation.data.limit, "overrides": list(model.overrides)},
         published=published,
         notes=evaluation.notes,
     )
@@ -305,7 +291,7 @@ def _outcome(
         tree["threshold_sweep"] = found.to_dict()
     if diagnosis is not None:
         tree["query_diagnosis"] = diagnosis.to_dict()
-    return Outcome(result, published, tree, names, found, diagnosis)
+    return EvalOutcome(result, published, tree, names, found, diagnosis)
 
 
 def _name_pictures(tree: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -316,9 +302,11 @@ def _name_pictures(tree: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def _write_records(evaluation: Evaluation, command: Sequence[str]) -> None:
-    folder, request = evaluation.run.folder, evaluation.request
+    folder, model = evaluation.run.folder, dict(vars(evaluation.model))
     write_text(folder / CONFIG, config.dump(evaluation.config))
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(request).items()}
+    options = {"model": model.pop("ref"), **model}
+    options |= vars(evaluation.data) | vars(evaluation.metrics) | vars(evaluation.options)
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     write_json(
         folder / ENVIRONMENT,
         json.loads(
@@ -329,7 +317,7 @@ def _write_records(evaluation: Evaluation, command: Sequence[str]) -> None:
                     "python": platform.python_version(),
                     "machine": platform.platform(),
                     "device": str(evaluation.run.segmenter.device),
-                    "processes": place()[1],
+                    "processes": distributed.world_size(),
                     "command": list(command),
                     "options": options,
                     "notes": list(evaluation.notes),

@@ -9,13 +9,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import ConfigError, DataError, M2FError
-from ..inference.wrapper import Wrapper
+from ..data.records import Record
+from ..errors import ConfigError
+from ..inference.base import BaseSegmenter, Wrapper
 from ..metrics.panoptic_quality import PanopticQuality
 from ..results.types import PanopticMap
 from ..structures import Task
 from ..structures.annotations import Truth
-from .evaluate import Failure, Progress, Record, scored
+from .evaluate import EvalFailure, EvalProgress, nothing_evaluated, scored
 from .tables import Table, number
 
 OBJECT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -51,7 +52,7 @@ class Sweep:
     now: Pair | None
     by_halves: float
     images: int
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
     caution: str = CAUTION
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,13 +81,13 @@ class Sweep:
 
 
 def sweep(
-    segmenter: Any,
+    segmenter: BaseSegmenter,
     records: Iterable[Record],
     *,
     object_thresholds: Sequence[float] = OBJECT,
     overlap_thresholds: Sequence[float] = OVERLAP,
     workers: int = 2,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
 ) -> Sweep:
     """Measure PQ for each pair of thresholds, and for the model's own pair.
 
@@ -111,15 +112,15 @@ def sweep(
     with closing(stream) as pictures:
         for done, picture in enumerate(pictures, 1):
             if picture.message is not None:
-                failures.append(Failure(picture.name, picture.message))
+                failures.append(EvalFailure(picture.name, picture.message))
             else:
                 for part in (whole, halves[images % 2]):
                     part.merge(picture.parts["grid"])
                 images += 1
             if on_progress is not None:
-                on_progress(Progress(picture.name, done, picture.message))
+                on_progress(EvalProgress(picture.name, done, picture.message))
     if not images:
-        raise _nothing(failures)
+        raise nothing_evaluated(failures)
     pairs = [_pair(at, each) for at, each in zip(grid, whole.metrics, strict=True)]
     now = next((each for at, each in zip(grid, pairs, strict=True) if at == own), None)
     return Sweep(pairs, pairs[_best(whole.metrics)], now, _by_halves(*halves), images, failures)
@@ -132,14 +133,7 @@ def _grid(objects: Sequence[float], overlaps: Sequence[float], own: tuple[float,
     return list(dict.fromkeys(pairs if own is None else [*pairs, own]))
 
 
-def _nothing(failures: list[Failure]) -> M2FError:
-    if not failures:
-        return DataError("There are no pictures to evaluate.")
-    first = failures[0]
-    return M2FError(f"None of {len(failures)} pictures could be evaluated. The first, {first.name}: {first.message}")
-
-
-def _own_pair(segmenter: Any) -> tuple[float, float] | None:
+def _own_pair(segmenter: BaseSegmenter) -> tuple[float, float] | None:
     config = getattr(segmenter, "config", None)
     return None if config is None else (config.test.object_threshold, config.test.overlap_threshold)
 
@@ -178,7 +172,7 @@ class _Results:
 class _Sweeping(Wrapper):
     """Finishes each picture with all pairs."""
 
-    def __init__(self, inner: Any, grid: Sequence[tuple[float, float]]):
+    def __init__(self, inner: BaseSegmenter, grid: Sequence[tuple[float, float]]):
         super().__init__(inner)
         self.grid = grid
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -25,10 +26,10 @@ from ..errors import ConfigError, ExportError, MissingDependency
 from ..inference.engines import base as engines
 from ..inference.segmenter import Segmenter
 from ..runtime.text import json_text
-from ..structures import rgb
+from ..structures import rgb, tiff
 from ..version import __version__
 from . import graph
-from .base import Options, description_of, refuse_options
+from .base import ExportOptions, description_of, refuse_options
 from .quantise import quantise_onnx
 from .safetensors import refuse_precision
 
@@ -71,7 +72,7 @@ class OnnxExporter:
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("onnx", options, "extra")
         for package in self.packages:
             if find_spec(package) is None:
@@ -87,7 +88,7 @@ class OnnxExporter:
                 hint="Pass --size H W (and --batch N), or update PyTorch to 2.7 or newer.",
             )
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         opset = options.opset or OPSET
         with graph.deployed(model):
             program = graph.exported_program(model, options)
@@ -100,20 +101,21 @@ class OnnxExporter:
         if options.precision == "int8":
             _save_quantised(proto, path)
         else:
-            _save(proto, path)
+            save_proto(proto, path)
         if options.runner:
             path.with_name(RUNNER).write_text(runner_source(), encoding="utf-8")
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         return engines.load(path, engine="onnx", device="cpu", task=model.default_task)
 
 
 def runner_source() -> str:
     """Return a program that runs an exported file without m2f: it holds the code by which m2f reads images."""
     template = Path(__file__).with_name("runner_template.py").read_text(encoding="utf-8")
-    code = inspect.getsource(rgb).partition(_FUTURE)[2].strip("\n")
+    sources = [inspect.getsource(module).partition(_FUTURE)[2].strip("\n") for module in (tiff, rgb)]
+    code = "\n\n\n".join(re.sub(r"^from \.tiff import .*\n\n", "", source, flags=re.MULTILINE) for source in sources)
     before, line, after = template.partition(_READER)
-    if not (line and code):
+    if not (line and all(sources)):
         raise RuntimeError("the template of the runner has no place for the code that reads images")
     rest = after.partition("\n")[2]
     return f"{before}# --- how m2f reads images ---\n\n{code}\n\n\n# --- the network ---\n{rest}"
@@ -123,11 +125,11 @@ def _save_quantised(proto: Any, path: Path) -> None:
     """By way of a file in full precision: the quantiser reads and writes files."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         whole = Path(folder) / path.name
-        _save(proto, whole)
+        save_proto(proto, whole)
         quantise_onnx(whole, path)
 
 
-def _translated(program: torch.export.ExportedProgram, model: Segmenter, options: Options, opset: int) -> Any:
+def _translated(program: torch.export.ExportedProgram, model: Segmenter, options: ExportOptions, opset: int) -> Any:
     from onnxscript.optimizer import optimize
 
     try:
@@ -236,7 +238,7 @@ def _describe(proto: Any, model: Segmenter, described: engines.Description) -> N
     proto.doc_string = f"{config.model.method}: {model.source}"
 
 
-def _save(proto: Any, path: Path) -> None:
+def save_proto(proto: Any, path: Path) -> None:
     import onnx
 
     external = {}

@@ -5,9 +5,9 @@
 
 A model for panoptic segmentation gives a map as COCO has it: the id of a segment is R + 256 G + 65536 B,
 0 is no segment; the json lists the segments. A model for instance segmentation alone gives the same of its objects, the
-surest in front. A model for semantic segmentation alone gives class ids. Images are read as m2f reads them, but for
-TIFFs that Pillow does not know, and are resized by Pillow. Copy this file, change it, ship it: it is under the Apache
-licence 2.0.
+surest in front. A model for semantic segmentation alone gives class ids. Images are read as m2f reads them; TIFFs of
+16-bit or float colours need opencv-python as well. Images are resized by Pillow. Copy this file, change it, ship it: it
+is under the Apache licence 2.0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from m2f_cli.structures.rgb import identify, image_to_rgb  # `m2f export` puts the code itself in place of this line
+from m2f_cli.structures.rgb import identify, image_to_rgb, tiff_to_rgb  # `m2f export` puts the code itself here
 
 LEAST_SCORE = 0.5  # of an object, of a model for instance segmentation alone
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # ids that are stored as JPEG are others afterwards
@@ -177,10 +177,15 @@ def read(picture):
     """The image as m2f reads it: upright, transparency over white, of 16 bits the high byte."""
     try:
         with picture.open("rb") as file:
-            image = identify(file)
-            if image is None:
+            image, tiff = identify(file)
+            if image is None and tiff is None:
                 raise SystemExit(f"{picture}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
-            return Image.fromarray(image_to_rgb(image))
+            if image is not None:
+                return Image.fromarray(image_to_rgb(image))
+            file.seek(0)
+            return Image.fromarray(tiff_to_rgb(file.read(), tiff))
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{picture} is a TIFF that only OpenCV reads: pip install opencv-python") from error
     except Exception as error:  # Pillow raises whatever it comes upon in a damaged file
         raise SystemExit(f"{picture} cannot be read: {error}") from error
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..model.pixel_decoders.deformable import softmax_on_cpu
-from ..ops.deformable_attention import corners
-from ..ops.winograd import to_pixels, to_places
+from ..ops.deformable_attention.embedding_bag import corners_on_cpu
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -20,8 +19,10 @@ COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
 def compile_parts(segmenter: Segmenter) -> None:
-    """Compile the parts of the network, in place, each when it first runs; on a CPU only what prepares deformable
-    attention and a Winograd convolution: the rest is libraries' matrix products, which torch.compile makes slower.
+    """Compile the parts of the network, in place, each when it first runs.
+
+    On a CPU only what prepares deformable attention is compiled: the rest is matrix products of libraries, which
+    torch.compile makes slower.
 
     Raises:
         ConfigError: it is an exported file, or on a CPU there is no C++ compiler.
@@ -41,8 +42,8 @@ def compile_parts(segmenter: Segmenter) -> None:
 
 
 def compile_operators() -> None:
-    """What gains on a CPU: see `ops.compiled`."""
-    for each in (corners, softmax_on_cpu, to_places, to_pixels):
+    """Compile what gains on a CPU; see `ops.compiled`."""
+    for each in (corners_on_cpu, softmax_on_cpu):
         each.compile()
 
 

@@ -1,6 +1,6 @@
-"""The memory of a predict run: a journal with one line per picture, and the json files that all its pictures share.
+"""The memory of a predict run: a journal with one line per image, and the json files that all its images share.
 
-A line is appended when a picture is finished, so that a run can stop at any time and go on later; the shared files
+A line is appended when an image is finished, so that a run can stop at any time and go on later; the shared files
 are assembled from it at the end, one line at a time. In memory there is only an index of names.
 """
 
@@ -18,7 +18,8 @@ from ..results import server_formats
 from ..results import writers as output
 from ..results.types import Result
 from ..results.writers import Writer
-from ..runtime.files import atomic, is_part, lies_in, refuse_link, writing_to
+from ..runtime.files import atomic, is_part, lies_in, writing_to
+from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock
 from ..runtime.text import json_text
 from ..structures.categories import Categories
@@ -55,8 +56,8 @@ SHARED = {
 PREDICTIONS = "predictions.json"
 
 
-class Journal:
-    """The journal of a folder. Its first line, the head, says what made it; each other line is one picture's entry:
+class Journal(JsonLines):
+    """The journal of a folder. Its first line, the head, says what made it; each other line is one image's entry:
     {"record": {"name", "file", …}, "shared": {format: what it adds to the shared file}}."""
 
     def __init__(self, folder: Path, head: dict[str, Any]):
@@ -70,31 +71,30 @@ class Journal:
         self.folder = folder
         self.head = head
         self.offsets: dict[str, int] = {}
-        with writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            refuse_link(folder / RUN_MARK)
-            self.file: IO[bytes] = (folder / RUN_MARK).open("a+b")
+        super().__init__(folder / RUN_MARK)
         try:
-            self._index()
+            if self.size:
+                self._index()
+            else:
+                super().append(head)
+            self.reader = self.path.open("rb")
         except BaseException:
-            self.file.close()
+            self.close()
             raise
 
-    def __enter__(self) -> Journal:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.reader.close()
+        self.close()
 
     def append(self, entry: dict[str, Any]) -> None:
-        self.offsets[entry["record"]["name"]] = self._write(entry)
+        self.offsets[entry["record"]["name"]] = super().append(entry)
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """The newest entry of a picture."""
+        """Return the newest entry of an image."""
         if name not in self.offsets:
             return None
-        self.file.seek(self.offsets[name])
-        return json.loads(self.file.readline())
+        self.reader.seek(self.offsets[name])
+        return json.loads(self.reader.readline())
 
     def entries(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         return (entry for entry in map(self.get, names) if entry is not None)
@@ -106,37 +106,17 @@ class Journal:
             return False
         return all((self.folder / each).is_file() for each in entry["record"].get("files", []))
 
-    def _write(self, line: dict[str, Any]) -> int:
-        offset = self.file.seek(0, 2)
-        with writing_to(self.folder / RUN_MARK):
-            self.file.write(json_text(line).encode() + b"\n")
-            self.file.flush()
-        return offset
-
     def _index(self) -> None:
-        offset = 0
-        self.file.seek(0)
-        for line in self.file:
-            if not line.endswith(b"\n"):  # the run was killed while it wrote this line
-                break
-            self._index_line(line, offset)
-            offset += len(line)
-        self.file.truncate(offset)
-        if offset == 0:
-            self._write(self.head)
-
-    def _index_line(self, line: bytes, offset: int) -> None:
         try:
-            tree = json.loads(line)
-            if offset:
-                self.offsets[_checked(tree)["record"]["name"]] = offset
-            elif not isinstance(tree, dict):
-                raise TypeError("the head is a mapping")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            for offset, line in whole_lines(self.path):
+                tree = parse(line)
+                if offset:
+                    self.offsets[_checked(tree)["record"]["name"]] = offset
+                else:
+                    _check_head(self.folder, dict(tree), self.head)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "Use --overwrite or another --out."
-            raise DataError(f"{self.folder / RUN_MARK} is damaged.", hint=hint) from error
-        if offset == 0:
-            _check_head(self.folder, tree, self.head)
+            raise DataError(f"{self.path} is damaged.", hint=hint) from error
 
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
@@ -215,16 +195,14 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
 
 def _files_of(path: Path) -> Iterator[str]:
     """The files that a journal lists, as far as they lie in its own folder, whatever it says and links lead to."""
-    with path.open("rb") as file:
-        next(file, None)
-        for line in file:
-            try:
-                files = json.loads(line)["record"]["files"]
-            except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or a picture that failed
-                continue
-            for name in files if isinstance(files, list) else ():
-                if isinstance(name, str) and lies_in(path.parent, name) and not (path.parent / name).is_dir():
-                    yield name
+    for _, line in whole_lines(path):
+        try:
+            files = parse(line)["record"]["files"]
+        except (ValueError, KeyError, TypeError):  # the head, or an image that failed
+            continue
+        for name in files if isinstance(files, list) else ():
+            if isinstance(name, str) and lies_in(path.parent, name) and not (path.parent / name).is_dir():
+                yield name
 
 
 # --- the shared files -------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress 
     """
     checkpoint = weights.load(ref, progress=progress, trust_code=trust_code)
     notes = list(checkpoint.notes)
-    categories, table = _categories(checkpoint, notes)
+    categories, table = categories_of(checkpoint, notes)
     config = checkpoint.config or _assumed_config(checkpoint, categories, table, notes)
     with random_state.kept():  # a fresh network draws its weights, also those that are replaced
         network = _network(checkpoint, trust_code)
@@ -102,7 +102,7 @@ def save_huggingface(folder: str | Path, model: MaskClassifier, config: Config, 
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def _categories(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, str]:
+def categories_of(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, str]:
     """The classes of a checkpoint and the name of their table ("" for none), as many as the network has."""
     count = checkpoint.num_classes
     if checkpoint.categories is not None:
@@ -111,9 +111,9 @@ def _categories(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, s
         table = checkpoint.config.data.classes
         categories = load_categories(table)
     elif checkpoint.class_names is not None and len(checkpoint.class_names) == count:
-        categories, table = _from_names(checkpoint.class_names, notes)
+        categories, table = categories_from_names(checkpoint.class_names, notes)
     else:
-        categories, table = _from_count(count, notes)
+        categories, table = categories_from_count(count, notes)
     if len(categories) != count:
         raise WeightsError(
             f"{checkpoint.source} has {count} classes, but {table or 'its header'} names {len(categories)}.",
@@ -122,7 +122,7 @@ def _categories(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, s
     return categories, table
 
 
-def _from_names(names: Sequence[str], notes: list[str]) -> tuple[Categories, str]:
+def categories_from_names(names: Sequence[str], notes: list[str]) -> tuple[Categories, str]:
     folded = [fold_name(name) for name in names]
     for table in class_tables():
         known = load_categories(table)
@@ -132,7 +132,7 @@ def _from_names(names: Sequence[str], notes: list[str]) -> tuple[Categories, str
     return from_names(_distinct(names)), ""
 
 
-def _from_count(count: int, notes: list[str]) -> tuple[Categories, str]:
+def categories_from_count(count: int, notes: list[str]) -> tuple[Categories, str]:
     fitting = [table for table in class_tables() if len(load_categories(table)) == count]
     if len(fitting) == 1:
         notes.append(f"The file does not name its {count} classes; {fitting[0]} has as many and was taken.")

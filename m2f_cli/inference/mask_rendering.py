@@ -31,7 +31,7 @@ BAND_ELEMENTS = 2**20  # values in one band: 4 MiB of floats, near what a core's
 class MaskLogits:
     """Mask logits of one picture, not rendered yet.
 
-    embeds_QC, features_CHW: their dot product is the logits at stride 4, plus offsets_Q1 where there are any.
+    embeds_QC, features_CHW: their dot product is the logits at stride 4.
     padded: size of the network's input, with padding; valid: without; size: of the picture itself.
     """
 
@@ -40,7 +40,6 @@ class MaskLogits:
     padded: Size
     valid: Size
     size: Size
-    offsets_Q1: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -50,8 +49,6 @@ class MaskLogits:
         """Logits of the chosen queries at stride 4: the last thing that is as large as queries times pixels."""
         embeds_QC, (height, width) = self.embeds_QC[queries].float(), self.features_CHW.shape[-2:]
         logits_QS = embeds_QC @ self.features_CHW.float().flatten(1)
-        if self.offsets_Q1 is not None:
-            logits_QS += self.offsets_Q1[queries]
         return CoarseMasks(logits_QS.unflatten(1, (height, width)), self.padded, self.valid, self.size)
 
     def objects(self, queries: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:

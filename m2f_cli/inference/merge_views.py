@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .base import Raw
+from .base import RawOutput
 from .mask_rendering import Band, MaskLogits, Size, bands
 
 SAME_MASK = 0.5  # least IoU of two views of one thing
@@ -35,7 +35,7 @@ class Group:
     mask_S: Tensor
 
 
-def merge_views(views: Sequence[tuple[Raw, bool]]) -> Raw:
+def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> RawOutput:
     """The answers of several views of one picture as that of one.
 
     Args:
@@ -58,7 +58,7 @@ def merge_views(views: Sequence[tuple[Raw, bool]]) -> Raw:
             elif wanted or number == 0:
                 groups.append(Group([(number, query)], probs_QK[query], masks_QS[query].float()))
     probs_GK = torch.stack([_mean_probs(group, len(views)) for group in groups])
-    return Raw(probs_GK.log(), MergedMasks([(raw.masks, flipped) for raw, flipped in views], groups))
+    return RawOutput(probs_GK.log(), MergedMasks([(raw.masks, flipped) for raw, flipped in views], groups))
 
 
 def _mean_probs(group: Group, views: int) -> Tensor:

@@ -1,12 +1,9 @@
-"""A model ready for use: pictures in, results out, in three steps that a pipeline can overlap."""
+"""A network as a segmenter: images in, results out."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +16,8 @@ from ..results.types import Instances, PanopticMap, SemanticMap
 from ..runtime.devices import DTYPES, Precision
 from ..structures import Task
 from ..structures.categories import Categories
-from ..structures.images import read_picture
 from . import postprocess
-from .base import Prepared, Raw
+from .base import BaseSegmenter, Prepared, RawOutput
 from .mask_rendering import Band, MaskLogits, Size
 from .preprocess import RESAMPLERS, resized_shape
 
@@ -39,12 +35,8 @@ def _memory_errors(what: str) -> Iterator[None]:
         raise M2FError(f"Not enough memory for {what}.", hint=hint) from error
 
 
-class Segmenter:
-    """A network with its classes and its published way of inference.
-
-    Call it with one picture (path, PIL image or array) or a list of them. A pipeline calls the three steps itself:
-    `prepare` (any thread), `infer` (one thread), `finish` (any thread).
-    """
+class Segmenter(BaseSegmenter):
+    """A network with its classes and its published way of inference."""
 
     def __init__(
         self,
@@ -71,43 +63,15 @@ class Segmenter:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What the published model was made for, and so can be asked for."""
         return self.config.test.tasks
 
     def check_task(self, task: str) -> Task:
-        """`task`, if this model does it.
-
-        Raises:
-            ConfigError: it does not.
-        """
         if task not in self.tasks:
             raise ConfigError(
                 f"The model {self.source} does {', '.join(self.tasks)} segmentation, not {task!r}.",
                 hint=f"Use --task {self.tasks[0]}, or a model for {task} (see `m2f presets list`).",
             )
         return task
-
-    def __call__(self, images: Any, task: Task | None = None, **thresholds: float | int | None) -> Any:
-        """Segment pictures.
-
-        Args:
-            images: a path, a PIL image, an array (H, W, 3) or (H, W), or a list of these.
-            task: "panoptic", "instance" or "semantic"; the model's own by default.
-            thresholds: object_threshold, overlap_threshold, top_k, score_threshold, as in `finish`.
-
-        Returns:
-            A PanopticMap, Instances or SemanticMap; a list of them for a list.
-
-        Raises:
-            DataError: something is not a picture; ConfigError: the model does not do this task.
-        """
-        if isinstance(images, (list, tuple)):
-            return [self(image, task, **thresholds) for image in images]
-        pixels = read_picture(images)
-        [raw] = self.infer([self.prepare(pixels)])
-        result = self.finish(raw, task, **thresholds)
-        result.image = Path(images) if isinstance(images, (str, os.PathLike)) else pixels
-        return result
 
     def prepare(self, image_HWC: np.ndarray) -> Prepared:
         """Resize a picture (H, W, 3, uint8 RGB) to the published test size, as the models were tested."""
@@ -125,18 +89,18 @@ class Segmenter:
         return resized_shape(height, width, self.config.test.resize)
 
     @torch.inference_mode()
-    def infer(self, batch: Sequence[Prepared]) -> list[Raw]:
+    def infer(self, batch: Sequence[Prepared]) -> list[RawOutput]:
         """Run the network. Pictures of a batch are padded to the largest; alone, each gives the published numbers.
 
         Raises:
             M2FError: the network's answer is not finite, or the device has too little memory.
         """
-        images_BCHW = self._collate([prepared.pixels_CHW for prepared in batch])
+        images_BCHW = self.collate([prepared.pixels_CHW for prepared in batch])
         dtype = DTYPES.get(self.precision, torch.float32)  # the int8 of an exported file is its own affair
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
-            classes, embeds, features, offsets = self._forward(images_BCHW)
-        answers = (classes, embeds) if offsets is None else (classes, embeds, offsets)
+            classes, embeds, features = self._forward(images_BCHW)
+        answers = (classes, embeds, features.mean((2, 3)))  # a mean is finite if all of its terms are
         if not torch.stack([each.isfinite().all() for each in answers]).all():  # one answer to wait for, not three
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
@@ -144,26 +108,18 @@ class Segmenter:
             )
         padded = tuple(images_BCHW.shape[-2:])
         masks = [
-            MaskLogits(
-                embeds[i],
-                features[i],
-                padded,
-                tuple(picture.pixels_CHW.shape[-2:]),
-                picture.size,
-                None if offsets is None else offsets[i],
-            )
+            MaskLogits(embeds[i], features[i], padded, tuple(picture.pixels_CHW.shape[-2:]), picture.size)
             for i, picture in enumerate(batch)
         ]
-        return [Raw(*answer) for answer in zip(classes, masks, strict=True)]
+        return [RawOutput(*answer) for answer in zip(classes, masks, strict=True)]
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Class logits, mask embeddings, mask features, offsets: a mask is the dot product of the second and the third,
-        plus the last (of each query) where there are any."""
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class logits, mask embeddings and mask features; a mask is the dot product of the last two."""
         prediction = self.model(images_BCHW)
-        embeds_BQC, offsets_BQ1 = prediction.of_queries()
-        return prediction.last.class_logits_BQK.float(), embeds_BQC.float(), prediction.mask_features_BCHW, offsets_BQ1
+        last = prediction.last
+        return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
 
-    def _collate(self, pictures: Sequence[Tensor]) -> Tensor:
+    def collate(self, pictures: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""
         height, width = self.padded_size(pictures)
         mean, std = (_per_channel(values, self.device) for values in (self.config.input.mean, self.config.input.std))
@@ -187,7 +143,7 @@ class Segmenter:
     @torch.inference_mode()
     def finish(
         self,
-        raw: Raw,
+        raw: RawOutput,
         task: Task | None = None,
         *,
         object_threshold: float | None = None,
@@ -225,7 +181,7 @@ class Segmenter:
         scores, maps = self.semantic_scores(raw), sum(raw.class_logits_QK.shape)
         return postprocess.best_classes(scores, raw.masks.size, self.categories, maps=maps, device=raw.masks.device)
 
-    def semantic_scores(self, raw: Raw) -> Band:
+    def semantic_scores(self, raw: RawOutput) -> Band:
         """Class scores (classes, rows, W) of a picture at its own size, a band of rows at a time."""
         test = self.config.test
         return postprocess.semantic_scores(

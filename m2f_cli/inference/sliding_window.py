@@ -15,18 +15,17 @@ import torch
 from ..errors import ConfigError
 from ..results.types import SemanticMap
 from ..structures import Task
-from .base import Prepared, Raw
+from .base import Prepared, RawOutput, Wrapper, refuse_wrapped
 from .mask_rendering import Band, Size, resized
 from .postprocess import best_classes
 from .segmenter import Segmenter
-from .wrapper import Wrapper, refuse_wrapped
 
 
 @dataclass
 class SlideRaw:
     """The network's answers for the windows of one picture, with their (top, left) in the network's input."""
 
-    windows: list[tuple[int, int, Raw]]
+    windows: list[tuple[int, int, RawOutput]]
     valid: Size
     size: Size
 

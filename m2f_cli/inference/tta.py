@@ -17,20 +17,19 @@ from ..config.schema import ResizeConfig, TtaConfig
 from ..errors import ConfigError
 from ..results.types import Instances, PanopticMap, SemanticMap
 from ..structures import Task
-from .base import Prepared, Raw
+from .base import Prepared, RawOutput, Wrapper, refuse_wrapped
 from .mask_rendering import Band, Size
 from .merge_views import merge_views
 from .postprocess import best_classes
 from .preprocess import RESAMPLERS, resized_shape
 from .segmenter import Segmenter
-from .wrapper import Wrapper, refuse_wrapped
 
 OURS = TtaConfig(scales=(0.75, 1.0, 1.25))  # where nothing was published
 
 
 @dataclass
 class View:
-    """One version of a picture, before (`Prepared`) or after (`Raw`) the network; mirrored left to right or not."""
+    """One version of an image before (`Prepared`) or after (`RawOutput`) the network, mirrored left to right or not."""
 
     data: Any
     flipped: bool
@@ -110,7 +109,7 @@ class Augmented(Wrapper):
     ) -> PanopticMap | Instances | SemanticMap:
         """As `Segmenter.finish`, over all views."""
         task = self.check_task(task or self.default_task)
-        first: Raw = raw[0].data
+        first: RawOutput = raw[0].data
         if len(raw) == 1 and not raw[0].flipped:
             return self.inner.finish(first, task, **thresholds)
         if task == "semantic":

@@ -1,8 +1,8 @@
 """The loss of mask classification: classes of all queries, masks of the matched ones, in every layer
 (docs/methods/published-behaviour.md#4-2, #4-3).
 
-Mask2Former compares masks at points, MaskFormer at all pixels: see `places`. Only matched queries are rendered, at
-stride 4, and that of all layers in one matrix product per picture.
+Mask2Former compares masks at points, MaskFormer at all pixels: see `mask_sampling`. Only matched queries are rendered,
+at stride 4, those of all layers in one matrix product per image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from ..config.schema import LossConfig
 from ..errors import ConfigError
 from ..ops.point_sampling import Rand, uniform
+from ..runtime import distributed
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
 from .mask_losses import bce, dice, focal
-from .mask_sampling import make_places
+from .mask_sampling import make_mask_sampling
 from .matcher import Matcher, Pairs
 from .per_pixel import PerPixelCriterion
 
@@ -32,7 +32,7 @@ MASK_LOSSES = {"bce": bce, "focal": focal}
 def make_criterion(
     num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform
 ) -> Criterion | PerPixelCriterion:
-    """The criterion that a configuration asks for.
+    """Make the criterion that a configuration asks for.
 
     Args:
         num_classes: without "no object".
@@ -52,28 +52,27 @@ def make_criterion(
 
 
 def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
-    """What the sums of mask losses are divided by: the mean number of targets per process, at least 1.
+    """Return the mean number of targets per process, at least 1, by which sums of mask losses are divided.
 
-    A tensor without dimensions, on the device of the targets: nobody waits for it.
+    The result is a tensor without dimensions on the device of the targets, so the host does not wait for it.
 
     Args:
         targets: all that this process sees in one optimiser step.
-        parts: into how many forward passes that step is cut; their gradients are taken to be averaged.
+        parts: the number of forward passes of that step, whose gradients are averaged.
     """
-    # Filled on the device: copied from the host, a GPU would have to be waited for.
+    # Filled on the device: a copy from the host would make it wait for the GPU.
     count = torch.full((), float(sum(map(len, targets))), device=targets[0].labels_N.device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        parts = parts * dist.get_world_size()
-    return (count / parts).clamp(min=1)
+    return (distributed.sum_over_processes(count) / (parts * distributed.world_size())).clamp(min=1)
 
 
 @dataclass
 class Piloted:
-    """The answers to MP-Former's pilot queries (docs/methods/published-behaviour.md#6-5): their pairs are known,
-    nothing is matched.
+    """The answers of MP-Former's pilot queries (docs/methods/published-behaviour.md#6-5), whose pairs are known.
 
-    groups: how often each target is piloted.
+    Attributes:
+        prediction: of the pilot queries alone.
+        pairs: of each image.
+        groups: the number of pilots of each target.
     """
 
     prediction: Prediction
@@ -82,15 +81,15 @@ class Piloted:
 
 
 class Criterion(nn.Module):
-    """Compares a prediction with targets.
+    """Loss of a prediction.
 
-    After each call `stats` holds plain numbers for the log: "matched" pairs of one layer, "unmatched_targets" (more
-    targets than queries) and "non_finite_costs" of all layers.
+    After each call, `stats` holds numbers for the log: "matched" pairs of one layer, "unmatched_targets" (more targets
+    than queries) and "non_finite_costs" of all layers.
 
     Args:
         num_classes: without "no object".
         class_weights: of the class loss, one per class; () is all 1. "No object" has `config.no_object_weight`.
-        rand: where random points come from.
+        rand: the source of random points.
     """
 
     def __init__(self, num_classes: int, config: LossConfig, class_weights: Sequence[float] = (), rand: Rand = uniform):
@@ -98,10 +97,10 @@ class Criterion(nn.Module):
         weights_K = torch.tensor([*(class_weights or [1.0] * num_classes), config.no_object_weight])
         self.register_buffer("class_weights_K", weights_K, persistent=False)
         self.loss_weights = {"ce": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
-        self.places = make_places(config, rand)
+        self.sampling = make_mask_sampling(config, rand)
         self.mask_loss = MASK_LOSSES[config.mask_loss]
         self.matcher = Matcher(
-            config.class_weight, config.mask_weight, config.dice_weight, self.places, config.mask_loss
+            config.class_weight, config.mask_weight, config.dice_weight, self.sampling, config.mask_loss
         )
         self.stats: dict[str, int] = {}
 
@@ -113,12 +112,12 @@ class Criterion(nn.Module):
         num_masks: Tensor | float | None = None,
         pilots: Piloted | None = None,
     ) -> dict[str, Tensor]:
-        """All losses, weighted; their sum is the total. fp32 also under autocast.
+        """Return all losses, weighted; their sum is the total. Computed in fp32, also under autocast.
 
         Args:
-            targets: one per picture, on the device of the prediction; each may be empty.
+            targets: one per image, on the device of the prediction; each may be empty.
             padded_size: (height, width) of the padded batch in pixels.
-            num_masks: see `normaliser`, which is asked when this is None.
+            num_masks: see `normaliser`, which is called if this is None.
 
         Returns:
             "loss_ce", "loss_mask", "loss_dice" of the last layer, and with "_0", "_1", … of the earlier ones, first to
@@ -133,13 +132,13 @@ class Criterion(nn.Module):
             "unmatched_targets": sum(map(len, targets)) - matched,
             "non_finite_costs": matching.non_finite,
         }
-        losses = self.supervise(prediction, matching.pairs, targets, padded_size, num_masks)
+        losses = self.losses_for(prediction, matching.pairs, targets, padded_size, num_masks)
         if pilots is not None:
             num_pilots = num_masks * pilots.groups
-            losses |= self.supervise(pilots.prediction, pilots.pairs, targets, padded_size, num_pilots, suffix="_dn")
+            losses |= self.losses_for(pilots.prediction, pilots.pairs, targets, padded_size, num_pilots, suffix="_dn")
         return losses
 
-    def supervise(
+    def losses_for(
         self,
         prediction: Prediction,
         pairs: list[Pairs],
@@ -148,8 +147,7 @@ class Criterion(nn.Module):
         num_masks: Tensor | float,
         suffix: str = "",
     ) -> dict[str, Tensor]:
-        """The weighted losses for given pairs, one `Pairs` per picture."""
-        prediction = prediction.projected()
+        """Return the weighted losses for given pairs, one `Pairs` per image."""
         with torch.autocast(prediction.mask_features_BCHW.device.type, enabled=False):
             class_loss_L = self._class_loss(prediction, pairs, targets)
             mask_loss_L, dice_loss_L = self._mask_losses(prediction, pairs, targets, padded_size)
@@ -162,7 +160,7 @@ class Criterion(nn.Module):
         }
 
     def _class_loss(self, prediction: Prediction, pairs: list[Pairs], targets: list[Target]) -> Tensor:
-        """Weighted mean over all queries of the batch, unmatched ones being "no object": (L,)."""
+        """Return the weighted mean over all queries of the batch, (L,); unmatched ones are "no object"."""
         logits_LBQK = torch.stack([layer.class_logits_BQK for layer in prediction.layers]).float()
         L, B, Q, K = logits_LBQK.shape
         classes_LBQ = torch.full((L, B, Q), K - 1, device=logits_LBQK.device)
@@ -175,29 +173,29 @@ class Criterion(nn.Module):
     def _mask_losses(
         self, prediction: Prediction, pairs: list[Pairs], targets: list[Target], padded_size: tuple[int, int]
     ) -> Tensor:
-        """Mask and dice loss, summed over the pairs of the batch: (2, L).
+        """Return mask and dice loss, summed over the pairs of the batch: (2, L).
 
-        Pictures without targets take part with zero pairs: so every parameter has a gradient on every process.
+        Images without targets take part with zero pairs, so every parameter has a gradient on every process.
         """
         embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
-        features = prediction.mask_features_BCHW.float().unbind(0)  # one gradient of the whole map, not one per picture
+        features = prediction.mask_features_BCHW.float().unbind(0)  # one gradient of the whole map, not one per image
         losses = [
-            self._picture_losses(*picture, padded_size)
-            for picture in zip(features, embeds_LBQC.unbind(1), pairs, targets, strict=True)
+            self._image_losses(*image, padded_size)
+            for image in zip(features, embeds_LBQC.unbind(1), pairs, targets, strict=True)
         ]
         return sum(losses)
 
-    def _picture_losses(
+    def _image_losses(
         self, features_CHW: Tensor, embeds_LQC: Tensor, pairs: Pairs, target: Target, padded_size: tuple[int, int]
     ) -> Tensor:
         (L, M), C = pairs.queries_LM.shape, len(features_CHW)
         chosen_LMC = embeds_LQC.gather(1, pairs.queries_LM[..., None].expand(-1, -1, C))
         logits_RHW = (chosen_LMC.view(L * M, C) @ features_CHW.flatten(1)).view(L * M, *features_CHW.shape[1:])
         numbers_R = pairs.targets_LM.reshape(-1)
-        if self.places.chunk is None:
+        if self.sampling.chunk is None:
             losses_2R = self._pair_losses(logits_RHW, target, numbers_R, padded_size)
         else:
-            chunks = zip(logits_RHW.split(self.places.chunk), numbers_R.split(self.places.chunk), strict=True)
+            chunks = zip(logits_RHW.split(self.sampling.chunk), numbers_R.split(self.sampling.chunk), strict=True)
             losses_2R = torch.cat(
                 [
                     checkpoint(self._pair_losses, few_RHW, target, few_R, padded_size, use_reentrant=False)
@@ -210,6 +208,6 @@ class Criterion(nn.Module):
     def _pair_losses(
         self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: tuple[int, int]
     ) -> Tensor:
-        """Mask and dice loss of each pair: (2, R)."""
-        logits_RP, truth_RP = self.places.of_pairs(logits_RHW, target, numbers_R, padded_size)
+        """Return mask and dice loss of each pair: (2, R)."""
+        logits_RP, truth_RP = self.sampling.of_pairs(logits_RHW, target, numbers_R, padded_size)
         return torch.stack([self.mask_loss(logits_RP, truth_RP), dice(logits_RP, truth_RP)])

@@ -1,7 +1,7 @@
-"""Losses of masks, of each against its own truth and of all queries against all targets.
+"""Losses of masks, of matched pairs and of all queries with all targets.
 
-All take logits and a truth in [0, 1] (fractions where a point lies on an edge) and reduce the last dimension, which
-may be sampled points (Mask2Former) or all pixels (MaskFormer). Sources: docs/methods/published-behaviour.md#4-1 to
+All take logits and target values in [0, 1]; values are fractions where a point lies on an edge. They reduce the last
+dimension: sampled points (Mask2Former) or all pixels (MaskFormer). Sources: docs/methods/published-behaviour.md#4-1 to
 #4-3.
 """
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def bce(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross entropy of (…, P), the mean over P: (…)."""
+    """Return the binary cross entropy of (…, P), the mean over P: (…)."""
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
 
 
 def dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """1 - (2·overlap + 1) / (sum of both + 1) of (…, P), in [0, 1): (…)."""
+    """Return 1 - (2·overlap + 1) / (sum of both + 1) of (…, P), in [0, 1): (…)."""
     probs = logits.sigmoid()
     return 1 - (2 * (probs * truth).sum(-1) + 1) / (probs.sum(-1) + truth.sum(-1) + 1)
 
 
 def focal(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of (…, P), the mean over P: (…). `alpha` weighs foreground, 1 - `alpha` background (RetinaNet)."""
+    """Return the focal loss of (…, P), the mean over P: (…). `alpha` weighs foreground, 1 - `alpha` background."""
     probs = logits.sigmoid()
     wrong = probs * (1 - truth) + (1 - probs) * truth
     weights = alpha * truth + (1 - alpha) * (1 - truth)
@@ -31,7 +31,7 @@ def focal(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0
 
 
 def pairwise_bce(logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
-    """`bce` of every query with every target: (Q, N).
+    """Return the `bce` of every query with every target: (Q, N).
 
     softplus(-z)·t + softplus(z)·(1 - t) = softplus(z) - z·t: one pass over the logits and one matrix product.
     """
@@ -39,13 +39,13 @@ def pairwise_bce(logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
 
 
 def pairwise_dice(logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
-    """`dice` of every query with every target: (Q, N)."""
+    """Return the `dice` of every query with every target: (Q, N)."""
     probs = logits_QP.sigmoid()
     return 1 - (2 * probs @ truth_NP.T + 1) / (probs.sum(-1, keepdim=True) + truth_NP.sum(-1) + 1)
 
 
 def pairwise_focal(logits_QP: Tensor, truth_NP: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal cost of every query with every target: (Q, N). The same as `focal` where the truth is 0 or 1."""
+    """Return the focal cost of every query with every target: (Q, N). That of `focal` where targets are 0 or 1."""
     probs = logits_QP.sigmoid()
     foreground = alpha * (1 - probs) ** gamma * F.softplus(-logits_QP)
     background = (1 - alpha) * probs**gamma * F.softplus(logits_QP)

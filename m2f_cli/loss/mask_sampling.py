@@ -1,7 +1,7 @@
-"""Where masks are compared with their truth: at random points (Mask2Former) or at all pixels (MaskFormer).
+"""Where predicted masks are compared with target masks: at random points (Mask2Former) or at all pixels (MaskFormer).
 
-Both answer the same two questions, each with a pair of logits and truth whose last dimension is the places: of all
-queries with all targets, for matching, and of matched pairs, for the loss.
+Both classes have the same two methods: `for_matching` for all queries with all targets, `of_pairs` for matched pairs.
+Each gives logits and target values; their last dimension is the points or pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..ops.point_sampling import Rand, sample_matched, sample_points, sample_tar
 from ..structures.targets import Target
 
 Size = tuple[int, int]
-Compared = tuple[Tensor, Tensor]  # logits and truth
-_PAIRS_AT_ONCE = 64  # whose candidate points are in memory together: 30 MB at 12544 points
+Compared = tuple[Tensor, Tensor]  # logits and target values
+PAIRS_AT_ONCE = 64  # whose candidate points are in memory together
 
 
-def make_places(config: LossConfig, rand: Rand = uniform) -> RandomPoints | AllPixels:
-    """The places that a configuration asks for."""
+def make_mask_sampling(config: LossConfig, rand: Rand = uniform) -> RandomPoints | AllPixels:
+    """Return the sampling that a configuration asks for."""
     if config.masks == "full":
         return AllPixels()
     return RandomPoints(config.num_points, config.oversample_ratio, config.importance_ratio, rand)
@@ -32,10 +32,17 @@ def make_places(config: LossConfig, rand: Rand = uniform) -> RandomPoints | AllP
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """Points (docs/methods/published-behaviour.md#4-1, #4-2; PointRend): shared by all queries and targets of a layer
-    when matching; mostly where a query is undecided, some anywhere, when it is trained.
+    """Random points (docs/methods/published-behaviour.md#4-1, #4-2; PointRend).
 
-    rand: where random points come from. Matching asks it once per picture that has targets, for (L, num_points, 2).
+    For matching, all queries and targets of a layer share their points. For the loss, each pair has its own: most where
+    its logits are near zero, the rest anywhere.
+
+    Attributes:
+        num_points: points of a mask.
+        oversample_ratio: candidates for uncertain points, as a multiple of `num_points`.
+        importance_ratio: the share of uncertain points, in [0, 1].
+        rand: the source of random points. Matching asks it once per image that has targets, for (L, num_points, 2).
+        chunk: pairs that are compared together; None for all.
     """
 
     num_points: int
@@ -43,15 +50,15 @@ class RandomPoints:
     importance_ratio: float
     rand: Rand = uniform
 
-    chunk = None  # matched pairs are compared all at once
+    chunk = None
 
     def for_matching(
         self, features_CHW: Tensor, embeds_LQC: Tensor, target: Target, padded_size: Size
     ) -> Iterator[Compared]:
-        """(Q, P) logits and (N, P) truth of each layer.
+        """Yield (Q, P) logits and (N, P) target values of each layer.
 
-        The mask *features* are sampled and then multiplied with the embeddings: no mask is rendered. One layer after
-        the other: (P, C) features of all layers would be the largest tensor of the whole step.
+        Mask features are sampled and then multiplied with the embeddings, so no mask is rendered. Layers come one by
+        one: the sampled features of all layers would be the largest tensor of the step.
         """
         features_1CHW = features_CHW[None].contiguous(memory_format=torch.channels_last)
         points_LP2 = self.rand((len(embeds_LQC), self.num_points, 2), embeds_LQC.device)
@@ -62,13 +69,13 @@ class RandomPoints:
             yield linear(embeds_QC, sampled_CP.T), truth_NP
 
     def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
-        """(R, P) logits and truth of pairs, each at points of its own."""
-        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(_PAIRS_AT_ONCE)])
+        """Return (R, P) logits and target values of pairs, each at points of its own."""
+        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(PAIRS_AT_ONCE)])
         truth_RP = sample_matched(target, numbers_R, points_RP2, padded_size)
         return sample_points(logits_RHW[:, None], points_RP2).squeeze(1), truth_RP
 
     def choose(self, logits_RHW: Tensor) -> Tensor:
-        """Points for each mask, (R, P, 2): the most undecided of many random ones, and some more anywhere."""
+        """Return points for each mask, (R, P, 2): the most uncertain of many random ones, and some anywhere."""
         R, device = len(logits_RHW), logits_RHW.device
         num_uncertain = int(self.importance_ratio * self.num_points)
         candidates = self.rand((R, int(self.oversample_ratio * self.num_points), 2), device)
@@ -80,23 +87,28 @@ class RandomPoints:
 
 @dataclass(frozen=True)
 class AllPixels:
-    """Whole masks (docs/methods/published-behaviour.md#4-3): targets are brought to stride 4 (nearest) for matching,
-    predictions to the size of the padded batch (bilinear) for the loss. What lies in the padding belongs to no target.
+    """All pixels (docs/methods/published-behaviour.md#4-3). Padding belongs to no target.
+
+    For matching, targets are resized to stride 4 (nearest). For the loss, predictions are resized to the size of the
+    padded batch (bilinear).
+
+    Attributes:
+        chunk: pairs that are compared together; the gradient computes each chunk again.
     """
 
-    chunk = 16  # pairs that are compared together; of the others nothing stays in memory for the gradient
+    chunk = 16
 
     def for_matching(
         self, features_CHW: Tensor, embeds_LQC: Tensor, target: Target, padded_size: Size
     ) -> Iterator[Compared]:
-        """(Q, S) logits and (N, S) truth of each layer, S pixels at stride 4."""
+        """Yield (Q, S) logits and (N, S) target values of each layer, S pixels at stride 4."""
         features_CS = features_CHW.flatten(1)
         truth_NS = _nearest(target, padded_size, tuple(features_CHW.shape[-2:])).flatten(1).float()
         for embeds_QC in embeds_LQC:
             yield embeds_QC @ features_CS, truth_NS
 
     def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
-        """(R, S) logits and truth of pairs, S pixels of the padded batch."""
+        """Return (R, S) logits and target values of pairs, S pixels of the padded batch."""
         logits_R1HW = F.interpolate(logits_RHW[:, None], size=padded_size, mode="bilinear", align_corners=False)
         (height, width), (padded_height, padded_width) = target.size, padded_size
         truth_RHW = F.pad(_planes(target, numbers_R).float(), (0, padded_width - width, 0, padded_height - height))
@@ -104,14 +116,14 @@ class AllPixels:
 
 
 def _planes(target: Target, numbers_R: Tensor) -> Tensor:
-    """The masks of the given numbers: (R, H, W), bool or uint8."""
+    """Return the masks of the given numbers: (R, H, W), bool or uint8."""
     if target.masks_NHW is not None:
         return target.masks_NHW[numbers_R]
     return target.owner_HW == numbers_R[:, None, None]
 
 
 def _nearest(target: Target, padded_size: Size, size: Size) -> Tensor:
-    """All masks of the padded picture at another size, as `F.interpolate` with "nearest" gives them: (N, *size)."""
+    """Resize all masks of the padded image as `F.interpolate` with "nearest" does: (N, *size)."""
     device = target.labels_N.device
     rows, columns = (_nearest_index(*lengths, device) for lengths in zip(padded_size, size, strict=True))
     height, width = target.size
@@ -124,6 +136,6 @@ def _nearest(target: Target, padded_size: Size, size: Size) -> Tensor:
 
 
 def _nearest_index(source: int, length: int, device: torch.device) -> Tensor:
-    """Which of `source` pixels each of `length` takes: PyTorch's own rule, asked with the numbers 0, 1, …"""
-    places = torch.arange(source, dtype=torch.float32, device=device)
-    return F.interpolate(places[None, None], size=length, mode="nearest")[0, 0].long()
+    """Return which of `source` pixels each of `length` takes: PyTorch's own rule, applied to the numbers 0, 1, …"""
+    pixels = torch.arange(source, dtype=torch.float32, device=device)
+    return F.interpolate(pixels[None, None], size=length, mode="nearest")[0, 0].long()

@@ -1,4 +1,4 @@
-"""Which query answers for which target: the cheapest one-to-one assignment, per picture and layer
+"""Matching of queries with targets: the cheapest one-to-one assignment, per image and layer
 (docs/methods/published-behaviour.md#4-1)."""
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ UNUSABLE = 1e8
 
 
 class Pairs(NamedTuple):
-    """Matched pairs of one picture in every layer, ascending in queries; M = min(Q, N). Both int64, (L, M)."""
+    """Matched pairs of one image in every layer, ascending in queries.
+
+    Attributes:
+        queries_LM: int64 indices of queries; M = min(Q, N).
+        targets_LM: int64 indices of targets.
+    """
 
     queries_LM: Tensor
     targets_LM: Tensor
@@ -32,7 +37,12 @@ class Pairs(NamedTuple):
 
 @dataclass
 class Matching:
-    """Pairs of each picture, and how many costs were NaN or infinite (a run that diverges shows here first)."""
+    """The result of matching a batch.
+
+    Attributes:
+        pairs: of each image.
+        non_finite: the number of costs that were NaN or infinite, an early sign of a run that diverges.
+    """
 
     pairs: list[Pairs]
     non_finite: int
@@ -40,41 +50,42 @@ class Matching:
 
 @dataclass(frozen=True)
 class Matcher:
-    """Weighs class, mask and dice cost and assigns.
+    """Weighted sum of class, mask and dice cost, and the assignment that minimises it.
 
-    Args:
-        places: where masks are compared.
-        mask_cost: "bce" or "focal", of every query with every target.
+    Attributes:
+        class_weight, mask_weight, dice_weight: factors of the three costs.
+        sampling: where masks are compared.
+        mask_cost: "bce" or "focal".
     """
 
     class_weight: float
     mask_weight: float
     dice_weight: float
-    places: RandomPoints | AllPixels
+    sampling: RandomPoints | AllPixels
     mask_cost: Literal["bce", "focal"] = "bce"
 
     def __call__(self, prediction: Prediction, targets: list[Target], padded_size: tuple[int, int]) -> Matching:
-        """Assign in all layers and pictures; targets beyond the number of queries stay without one."""
+        """Match all layers and images; targets beyond the number of queries stay unmatched."""
         return assign(self.costs(prediction, targets, padded_size))
 
     @torch.no_grad()
     def costs(self, prediction: Prediction, targets: list[Target], padded_size: tuple[int, int]) -> list[Tensor]:
-        """The costs of each picture: (L, Q, N), fp32 also under autocast, on the device."""
-        features_BCHW = prediction.projected().mask_features_BCHW
+        """Return the costs of each image: (L, Q, N), fp32 also under autocast, on the device."""
+        features_BCHW = prediction.mask_features_BCHW
         with torch.autocast(features_BCHW.device.type, enabled=False):
             embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
             probs_LBQK = torch.stack([layer.class_logits_BQK for layer in prediction.layers]).float().softmax(-1)
             return [
-                self._picture_costs(features_CHW.float(), embeds_LBQC[:, b], probs_LBQK[:, b], target, padded_size)
+                self._image_costs(features_CHW.float(), embeds_LBQC[:, b], probs_LBQK[:, b], target, padded_size)
                 for b, (features_CHW, target) in enumerate(zip(features_BCHW, targets, strict=True))
             ]
 
-    def _picture_costs(self, features_CHW, embeds_LQC, probs_LQK, target, padded_size) -> Tensor:
+    def _image_costs(self, features_CHW, embeds_LQC, probs_LQK, target, padded_size) -> Tensor:
         L, Q, _ = embeds_LQC.shape
         if not len(target):
             return embeds_LQC.new_empty(L, Q, 0)
         class_costs_LQN = -probs_LQK[:, :, target.labels_N]
-        compared = self.places.for_matching(features_CHW, embeds_LQC, target, padded_size)
+        compared = self.sampling.for_matching(features_CHW, embeds_LQC, target, padded_size)
         return self.class_weight * class_costs_LQN + torch.stack([self._mask_costs(*pair) for pair in compared])
 
     def _mask_costs(self, logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
@@ -84,7 +95,7 @@ class Matcher:
 
 
 def assign(costs: list[Tensor]) -> Matching:
-    """Solve every (Q, N) problem in a list of (L, Q, N). One transfer to the host and one back, however many."""
+    """Solve every (Q, N) problem in a list of (L, Q, N), with one transfer to the host and one back."""
     flat = torch.cat([cost_LQN.flatten() for cost_LQN in costs]).cpu().numpy().astype(np.float64)
     bad = ~np.isfinite(flat)
     flat[bad] = UNUSABLE
@@ -93,6 +104,6 @@ def assign(costs: list[Tensor]) -> Matching:
     problems = [part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends), costs, strict=True)]
     solved = [np.array([linear_sum_assignment(cost_QN) for cost_QN in problem]) for problem in problems]  # (L, 2, M)
     indices = torch.from_numpy(np.concatenate([pairs.ravel() for pairs in solved])).long().to(costs[0].device)
-    per_picture = indices.split([pairs.size for pairs in solved])
-    pairs = [part.view(array.shape) for part, array in zip(per_picture, solved, strict=True)]
+    per_image = indices.split([pairs.size for pairs in solved])
+    pairs = [part.view(array.shape) for part, array in zip(per_image, solved, strict=True)]
     return Matching([Pairs(pair[:, 0], pair[:, 1]) for pair in pairs], int(bad.sum()))

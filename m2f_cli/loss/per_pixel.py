@@ -1,4 +1,4 @@
-"""The loss of the per-pixel baselines: cross entropy of every pixel's class
+"""The loss of the per-pixel baselines: cross entropy of the class of every pixel
 (docs/methods/published-behaviour.md#2-4)."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..structures.targets import Target
 
 
 class PerPixelCriterion(nn.Module):
-    """Compares class maps with targets, in place of masks with masks; called as `Criterion`.
+    """Loss of class maps, called as `Criterion`.
 
     Query i of the prediction stands for class i, and its mask logits are the class's logits.
 
@@ -38,12 +38,16 @@ class PerPixelCriterion(nn.Module):
         padded_size: tuple[int, int],
         num_masks: Tensor | float | None = None,
     ) -> dict[str, Tensor]:
-        """The (weighted) mean over all pixels that belong to a target, of every layer: "loss_ce" of the last one,
-        "loss_ce_0", "loss_ce_1", … of the earlier ones. 0 where no pixel does. fp32 also under autocast.
+        """Return the weighted mean over all pixels that belong to a target, of every layer; 0 if there are none.
+
+        Computed in fp32, also under autocast.
 
         Args:
             padded_size: (height, width) of the padded batch, to which logits are resized (bilinear).
             num_masks: not used; here to be called as `Criterion`.
+
+        Returns:
+            "loss_ce" of the last layer; "loss_ce_0", "loss_ce_1", … of the earlier ones.
         """
         labels_BHW = torch.stack([class_map(target, padded_size) for target in targets])
         share_BHW = torch.where(labels_BHW >= 0, self.class_weights_Q[labels_BHW.clamp(min=0)], 0)
@@ -66,7 +70,7 @@ class PerPixelCriterion(nn.Module):
 
 
 def class_map(target: Target, padded_size: tuple[int, int]) -> Tensor:
-    """The class number of each pixel of the padded picture, -1 where no target is: (H, W) int64.
+    """Return the class of each pixel of the padded image, -1 where no target is: (H, W) int64.
 
     Where masks overlap, the first one counts.
     """

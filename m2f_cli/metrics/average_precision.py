@@ -15,10 +15,11 @@ from ..errors import ConfigError, DataError, MissingDependency, unknown_name
 from ..results.types import Instances
 from ..structures.annotations import Truth
 from ..structures.categories import Categories
+from ..structures.rle import encode_shape
 from . import Figures, State
 from .boundary import edge_of_rle
 from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, RunLengths, judge
-from .comparable import check_labels, check_sizes, instance_truth, rle_of
+from .comparable import check_labels, check_sizes, instance_truth
 from .state_io import reading
 
 ENGINES = {"faster-coco-eval": "faster_coco_eval.core.mask", "pycocotools": "pycocotools.mask"}  # the fastest first
@@ -91,7 +92,7 @@ class AveragePrecision:
         self.merge(part)
 
     def compute(self) -> Figures:
-        precision_TRKA, recall_TKAM = self._curves()
+        precision_TRKA, recall_TKAM = self.curves()
         last = len(self.max_dets) - 1
         figures = {
             "ap": _mean(precision_TRKA[..., 0]),
@@ -120,7 +121,7 @@ class AveragePrecision:
             },
         }
 
-    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
+    def curves(self) -> tuple[np.ndarray, np.ndarray]:
         """Precision (IoU thresholds, points of recall, classes, areas) for the last of max_dets and recall
         (thresholds, classes, areas, max_dets); -1 where there is no truth."""
         counts = len(self.labels), len(SIZES)
@@ -139,7 +140,7 @@ class AveragePrecision:
         objects: dict[int, Objects] = {}
         for each in instance_truth(truth, self.categories).objects:
             self._check_true(each.label)
-            rle = _sized(rle_of(each, truth.size), truth.size)
+            rle = _sized(encode_shape(each.shape, truth.size), truth.size)
             area = float(coco_mask.area(rle)) if each.area is None else float(each.area)
             objects.setdefault(each.label, Objects()).add(rle, area, crowd=each.iscrowd)
         return objects

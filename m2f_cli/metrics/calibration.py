@@ -13,8 +13,9 @@ from ..errors import ConfigError, DataError
 from ..results.types import Instances, PanopticMap
 from ..structures.annotations import Truth
 from ..structures.categories import Categories
+from ..structures.rle import encode_shape
 from . import Figures, State
-from .comparable import check_labels, check_sizes, instance_truth, panoptic_truth, rle_of
+from .comparable import check_labels, check_sizes, instance_truth, panoptic_truth
 from .exact_sum import UNIT, Tally, fixed
 from .pq_repairs import compare_segments
 from .state_io import reading
@@ -163,7 +164,7 @@ class InstanceCalibration(_Calibration):
         objects = instance_truth(truth, self.categories).objects
         labels = [each.label for each in objects]
         check_labels([*labels, *map(int, result.labels_N)], len(self.categories))
-        rles = [rle_of(each, tuple(map(int, truth.size))) for each in objects]
+        rles = [encode_shape(each.shape, tuple(map(int, truth.size))) for each in objects]
         noted = []
         for label in np.unique(result.labels_N):
             own = [i for i, each in enumerate(labels) if each == label]

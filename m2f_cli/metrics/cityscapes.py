@@ -53,7 +53,7 @@ def _refuse(message: str) -> None:
 
 
 @functools.cache
-def _tools(name: str) -> Any:
+def official_tools(name: str) -> Any:
     """A module of the official evaluation, which as it comes ends the process where a file is wrong."""
     module = importlib.import_module(f"{_EVALUATION}.{name}")
     module.np, module.printError = _NumpyAsBefore(), _refuse
@@ -130,7 +130,7 @@ class CityscapesPixels:
 
     def update(self, result: PanopticMap | SemanticMap, truth: Truth) -> None:
         check_sizes(result, truth)
-        files, tools = _files_of(truth), _tools("evalPixelLevelSemanticLabeling")
+        files, tools = _files_of(truth), official_tools("evalPixelLevelSemanticLabeling")
         settings = _settings(tools)
         confusion, objects = tools.generateMatrix(settings), tools.generateInstanceStats(settings)
         with tempfile.TemporaryDirectory(prefix="m2f-cityscapes-") as folder:
@@ -164,7 +164,7 @@ class CityscapesPixels:
         self.merge(part)
 
     def compute(self) -> Figures:
-        tools = _tools("evalPixelLevelSemanticLabeling")
+        tools = official_tools("evalPixelLevelSemanticLabeling")
         settings, confusion, objects = _settings(tools), self._confusion, self._summed()
         tools.generateMatrix(settings)  # names the classes in the settings
         labels = {tools.id2label[key].name: key for key in settings.evalLabels}
@@ -194,13 +194,13 @@ class CityscapesPixels:
 
     def _keys(self) -> list[tuple[str, str, str]]:
         """The official counts of objects: "classes" or "categories", the name, the count."""
-        tools = _tools("evalPixelLevelSemanticLabeling")
+        tools = official_tools("evalPixelLevelSemanticLabeling")
         empty = tools.generateInstanceStats(_settings(tools))
         return [(group, name, count) for group in empty for name in empty[group] for count in _COUNTS]
 
     def _summed(self) -> dict[str, Any]:
         """The official counts of all pictures, added up in their order."""
-        tools = _tools("evalPixelLevelSemanticLabeling")
+        tools = official_tools("evalPixelLevelSemanticLabeling")
         summed = tools.generateInstanceStats(_settings(tools))
         for row in self._objects:
             for (group, name, count), value in zip(self._keys(), row, strict=True):
@@ -230,7 +230,7 @@ class CityscapesObjects:
 
     def update(self, result: Instances, truth: Truth) -> None:
         check_sizes(result, truth)
-        files, tools = _files_of(truth), _tools("evalInstanceLevelSemanticLabeling")
+        files, tools = _files_of(truth), official_tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
         with open_image(files.instances) as image:  # before cityscapesScripts opens it, with what Pillow knows
@@ -260,7 +260,7 @@ class CityscapesObjects:
         self._pictures += pictures
 
     def compute(self) -> Figures:
-        tools = _tools("evalInstanceLevelSemanticLabeling")
+        tools = official_tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
         kinds, matches = {"groundTruth": "true", "prediction": "found"}, {}

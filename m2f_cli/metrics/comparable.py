@@ -1,8 +1,8 @@
-"""One kind of truth or result as another: what a panoptic map says about objects and classes."""
+"""Checks that a result and an annotation fit each other, and both in the form that a metric compares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,19 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError
 from ..results.types import PanopticMap, Result, Segment, SemanticMap
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment, Truth
+from ..structures.annotations import (
+    InstanceTruth,
+    PanopticTruth,
+    SemanticTruth,
+    TrueSegment,
+    Truth,
+    as_instance,
+    as_panoptic,
+    as_semantic,
+)
 from ..structures.categories import Categories
-from ..structures.run_lengths import pair_counts, renamed
+from ..structures.rle import encode_shape
+from ..structures.run_lengths import areas_in, renamed
 
 
 def check_sizes(result: Result, truth: Truth) -> None:
@@ -51,26 +61,47 @@ def check_found(labels: np.ndarray, num_classes: int) -> None:
     check_labels(labels[(labels != 255) & (labels != 65535)].tolist(), num_classes)
 
 
+def by_id(segments: Sequence[Any], whose: str) -> dict[int, Any]:
+    """Return segments by their ids.
+
+    Raises:
+        DataError: two have one id.
+    """
+    found = {segment.id: segment for segment in segments}
+    if len(found) != len(segments):
+        ids = [segment.id for segment in segments]
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DataError(f"The {whose} has several segments of the id {twice}.")
+    return found
+
+
+def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
+    """Refuse ids in the map of a result that no segment has; 0 is void.
+
+    Raises:
+        DataError: there is one.
+    """
+    unknown = sorted(set(in_map) - set(known) - {0})
+    if unknown:
+        raise DataError(f"The map of the result has the id {unknown[0]}, which none of its segments has.")
+
+
 def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
-    """The objects of an annotation: of a panoptic one its things, crowds included, as run lengths.
+    """Return the objects of an annotation; of a panoptic one its things, crowds included, as run lengths.
 
     Raises:
         ConfigError: the annotation knows no objects; DataError: a class number that does not exist.
     """
     if isinstance(truth, InstanceTruth):
-        return truth
+        return _check_shapes(truth)
     if not isinstance(truth, PanopticTruth):
         raise _wrong_kind("objects", "instance or panoptic", truth)
     check_labels((segment.label for segment in truth.segments), len(categories))
-    things = [segment for segment in truth.segments if categories[segment.label].isthing]
-    return InstanceTruth(
-        truth.size,
-        [TrueObject(segment.label, _encode(truth.ids_HW == segment.id), segment.iscrowd) for segment in things],
-    )
+    return as_instance(truth, categories)
 
 
 def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
-    """The class of every pixel: of a panoptic annotation the class of its segment; a crowd has its class.
+    """Return the class of every pixel; of a panoptic annotation that of its segment, also of a crowd.
 
     So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders,
     docs/methods/published-behaviour.md#9).
@@ -83,13 +114,11 @@ def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
     if not isinstance(truth, PanopticTruth):
         raise _wrong_kind("classes of pixels", "semantic or panoptic", truth)
     check_labels((segment.label for segment in truth.segments), len(categories))
-    labels = {segment.id: segment.label for segment in truth.segments}
-    dtype, ignore = (np.uint8, 255) if len(categories) <= 255 else (np.uint16, 65535)
-    return SemanticTruth(renamed(truth.ids_HW, labels, ignore, dtype), ignore)
+    return as_semantic(truth, len(categories))
 
 
 def panoptic_truth(truth: Truth) -> PanopticTruth:
-    """An annotation as segments: of a semantic one each class is one segment, and what is ignored is void.
+    """Return an annotation as segments: each class of a semantic one is a segment, and what is ignored is void.
 
     Raises:
         ConfigError: the annotation does not say it of every pixel.
@@ -98,13 +127,11 @@ def panoptic_truth(truth: Truth) -> PanopticTruth:
         return truth
     if not isinstance(truth, SemanticTruth):
         raise _wrong_kind("segments", "panoptic or semantic", truth)
-    labels = [int(label) for label in np.unique(truth.labels_HW) if label != truth.ignore]
-    ids_HW = renamed(truth.labels_HW, {label: label + 1 for label in labels}, 0, np.int32)
-    return PanopticTruth(ids_HW, [TrueSegment(label + 1, label) for label in labels])
+    return as_panoptic(truth)
 
 
 def flat_truth(truth: Truth) -> PanopticTruth:
-    """An annotation as segments: objects are numbered from 1 on, and where they overlap the later one is on top.
+    """Return an annotation as segments: objects are numbered from 1 on, and later ones lie on top.
 
     Raises:
         ConfigError: the annotation knows no objects; DataError: an object has no shape.
@@ -114,49 +141,32 @@ def flat_truth(truth: Truth) -> PanopticTruth:
     if not isinstance(truth, InstanceTruth):
         raise _wrong_kind("objects", "instance or panoptic", truth)
     ids_HW = np.zeros(truth.size, dtype=np.int32)
-    for number, each in enumerate(truth.objects, 1):
-        ids_HW[coco_mask.decode(rle_of(each, truth.size)) > 0] = number
+    for number, each in enumerate(_check_shapes(truth).objects, 1):
+        ids_HW[coco_mask.decode(encode_shape(each.shape, truth.size)) > 0] = number
     segments = [TrueSegment(number, each.label, each.iscrowd) for number, each in enumerate(truth.objects, 1)]
     return PanopticTruth(ids_HW, segments)
 
 
 def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
-    """A result as segments: of a semantic map each class is one segment of score 1; pixels without a class are void.
+    """Return a result as segments: each class of a semantic map is one of score 1; pixels without a class are void.
 
     Raises:
         DataError: a class number that does not exist.
     """
     if isinstance(result, PanopticMap):
         return result
-    labels, _, areas = pair_counts(result.labels_HW, result.labels_HW)
-    check_found(labels, len(result.categories))
-    segments = [
-        Segment(int(label) + 1, int(label), 1.0, int(area))
-        for label, area in zip(labels, areas, strict=True)
-        if label < len(result.categories)
-    ]
+    areas, count = areas_in(result.labels_HW), len(result.categories)
+    check_found(np.array(list(areas)), count)
+    segments = [Segment(label + 1, label, 1.0, area) for label, area in areas.items() if label < count]
     ids_HW = renamed(result.labels_HW, {segment.label: segment.id for segment in segments}, 0, np.int32)
     return PanopticMap(result.size, result.categories, ids_HW, segments)
 
 
-def rle_of(true_object: TrueObject, size: tuple[int, int]) -> dict[str, Any]:
-    """An annotated object as compressed COCO run lengths, as pycocotools rasters polygons.
-
-    Raises:
-        DataError: the object has no shape.
-    """
-    shape = true_object.shape
-    if not shape:
-        raise DataError(f"An annotated object of class number {true_object.label} has neither polygons nor a mask.")
-    if isinstance(shape, dict):
-        packed = not isinstance(shape["counts"], list)
-        return shape if packed else coco_mask.frPyObjects(shape, *size)
-    polygons = [np.asarray(polygon, dtype=np.float64).ravel().tolist() for polygon in shape]
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-
-
-def _encode(mask_HW: np.ndarray) -> dict[str, Any]:
-    return coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+def _check_shapes(truth: InstanceTruth) -> InstanceTruth:
+    for each in truth.objects:
+        if not each.shape:
+            raise DataError(f"An annotated object of class number {each.label} has neither polygons nor a mask.")
+    return truth
 
 
 def _wrong_kind(what: str, kinds: str, truth: Truth) -> ConfigError:

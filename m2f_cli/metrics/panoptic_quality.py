@@ -7,20 +7,18 @@ import functools
 import math
 import operator
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..results.types import PanopticMap, Segment, SemanticMap
+from ..results.types import PanopticMap, SemanticMap
 from ..structures import Task
-from ..structures.annotations import PanopticTruth, TrueSegment, Truth
+from ..structures.annotations import PanopticTruth, Truth
 from ..structures.categories import Categories
 from ..structures.run_lengths import pair_counts
 from . import Figures, State
-from .comparable import check_labels, check_sizes, panoptic_result, panoptic_truth
+from .comparable import by_id, check_ids, check_labels, check_sizes, panoptic_result, panoptic_truth
 from .state_io import reading, share, whole
 
 VOID = 0
@@ -136,13 +134,10 @@ def match(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Matche
         DataError: a class number that does not exist, two segments of one id, or ids in the result's map that are no
             segments.
     """
-    true = {segment.id: segment for segment in truth.segments}
-    found = {segment.id: segment for segment in result.segments}
     check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
-    _check_unique(truth.segments, true, "annotation")
-    _check_unique(result.segments, found, "result")
+    true, found = by_id(truth.segments, "annotation"), by_id(result.segments, "result")
     shared, true_area, found_area = _areas(result, truth)
-    _check_ids(found_area, found)
+    check_ids(found_area, found)
     matches, matched_true, matched_found = Matches(), set(), set()
     for (true_id, found_id), overlap in shared.items():
         if true_id not in true or found_id not in found:
@@ -178,19 +173,6 @@ def _areas(
         true_area[true_id] = true_area.get(true_id, 0) + count
         found_area[found_id] = found_area.get(found_id, 0) + count
     return shared, true_area, found_area
-
-
-def _check_unique(segments: Sequence[Segment | TrueSegment], by_id: Mapping[int, Any], whose: str) -> None:
-    if len(by_id) != len(segments):
-        ids = [segment.id for segment in segments]
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise DataError(f"The {whose} has several segments of the id {twice}.")
-
-
-def _check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
-    unknown = sorted(set(in_map) - set(known) - {VOID})
-    if unknown:
-        raise DataError(f"The map of the result has the id {unknown[0]}, which none of its segments has.")
 
 
 def _row(iou: float, hits: int, wrong: int, missed: int) -> dict[str, float]:

@@ -27,15 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
-from ..results.types import PanopticMap, Segment
+from ..results.types import PanopticMap
 from ..structures.annotations import PanopticTruth
 from ..structures.run_lengths import pair_counts
-from .comparable import check_labels
+from .comparable import by_id, check_ids, check_labels
 from .panoptic_quality import VOID
 
 KINDS = ("class", "split", "merged", "boundary", "missed", "spurious")
@@ -95,7 +94,7 @@ def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int
             segment has.
     """
     check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
-    true, found = (_by_id(segments) for segments in (truth.segments, result.segments))
+    true, found = by_id(truth.segments, "annotation"), by_id(result.segments, "result")
     first, second, counts = pair_counts(truth.ids_HW, result.ids_HW)
     true_ids, row = np.unique(first, return_inverse=True)
     found_ids, column = np.unique(second, return_inverse=True)
@@ -104,57 +103,32 @@ def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int
     row_of = {i: place for place, i in enumerate(true_ids.tolist())}
     ids_T = sorted(i for i, segment in true.items() if not segment.iscrowd)
     shared_T = shared[[row_of.get(i, -1) for i in ids_T]]
+    check_ids(found_ids.tolist(), found)
     is_segment = found_ids != VOID
-    labels_F = np.array([_label(found, i) for i in found_ids[is_segment].tolist()], np.int64)
+    labels_F = np.array([found[i].label for i in found_ids[is_segment].tolist()], np.int64)
     crowds = {segment.label: i for i, segment in true.items() if segment.iscrowd}
     on_crowd_F = np.array([row_of.get(crowds.get(label), -1) for label in labels_F.tolist()], np.int64)
     overlap_UF = shared[:, is_segment]
     void_F, total_F = overlap_UF[row_of.get(VOID, -1)], overlap_UF.sum(0)
     excused_F = 2 * (void_F + overlap_UF[on_crowd_F, np.arange(len(labels_F))]) > total_F
     labels_T = np.array([true[i].label for i in ids_T], np.int64)
-    return _picture(labels_T, labels_F, shared_T.sum(1), total_F, void_F, shared_T[:, is_segment], excused_F)
-
-
-def _picture(
-    labels_T: np.ndarray,
-    labels_F: np.ndarray,
-    areas_T: np.ndarray,
-    total_F: np.ndarray,
-    void_F: np.ndarray,
-    overlap_TF: np.ndarray,
-    excused_F: np.ndarray,
-) -> Picture:
-    areas_F = total_F - void_F
+    areas_T, areas_F, overlap_TF = shared_T.sum(1), total_F - void_F, shared_T[:, is_segment]
     iou_TF = overlap_TF / np.maximum(areas_T[:, None] + areas_F - overlap_TF, 1)
     same_TF = labels_T[:, None] == labels_F
     hit_TF = same_TF & (iou_TF > 0.5)
-    sizes_T, sizes_F = (np.searchsorted(BOUNDS, areas, side="right") for areas in (areas_T, total_F))
     return Picture(
-        labels_T,
-        labels_F,
-        sizes_T,
-        sizes_F,
-        areas_T,
-        areas_F,
-        overlap_TF,
-        iou_TF,
-        same_TF,
-        hit_TF,
-        excused_F & ~hit_TF.any(0),
+        labels_T=labels_T,
+        labels_F=labels_F,
+        sizes_T=np.searchsorted(BOUNDS, areas_T, side="right"),
+        sizes_F=np.searchsorted(BOUNDS, total_F, side="right"),
+        areas_T=areas_T,
+        areas_F=areas_F,
+        overlap_TF=overlap_TF,
+        iou_TF=iou_TF,
+        same_TF=same_TF,
+        hit_TF=hit_TF,
+        excused_F=excused_F & ~hit_TF.any(0),
     )
-
-
-def _by_id(segments: list[Any]) -> dict[int, Any]:
-    by_id = {segment.id: segment for segment in segments}
-    if len(by_id) != len(segments):
-        raise DataError(f"Two of {len(segments)} segments have one id; there are {len(by_id)} ids.")
-    return by_id
-
-
-def _label(found: dict[int, Segment], i: int) -> int:
-    if i not in found:
-        raise DataError(f"The map of the result has the id {i}, which none of its segments has.")
-    return found[i].label
 
 
 def as_found(picture: Picture) -> list[Change]:

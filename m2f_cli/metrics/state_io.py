@@ -1,4 +1,4 @@
-"""What metrics collected, read back from json."""
+"""States of metrics, read back from JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import DataError
 
 @contextlib.contextmanager
 def reading(metric: object) -> Iterator[None]:
-    """Whatever a damaged state raises becomes one DataError that names the metric."""
+    """Turn whatever a damaged state raises into one DataError that names the metric."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -22,7 +22,7 @@ def reading(metric: object) -> Iterator[None]:
 
 
 def whole(value: Any, below: int | None = None) -> int:
-    """A whole number from 0 on.
+    """Return a whole number from 0 on.
 
     Raises:
         ValueError: it is not one, or not less than `below`.
@@ -33,7 +33,7 @@ def whole(value: Any, below: int | None = None) -> int:
 
 
 def share(value: Any) -> float:
-    """A finite number from 0 to 1.
+    """Return a finite number from 0 to 1.
 
     Raises:
         ValueError: it is not one.

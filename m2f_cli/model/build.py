@@ -1,28 +1,23 @@
-"""From a configuration to a network: the one place that knows both."""
+"""From a configuration to a network."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import plugins
 from ..config.schema import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
-from .backbones.resnet import BasicBlock, Bottleneck
-from .backbones.swin import Block
-from .decoders.masked import DecoderLayer
-from .decoders.plain import PlainLayer
-from .layers import recompute
 from .mask_classifier import MaskClassifier
-from .pixel_decoders.deformable import EncoderLayer
-from .pixel_decoders.transformer_fpn import EncoderLayer as PlainEncoderLayer
 
-# What numbers that fit no constructor lead to, in Python and in torch; a MemoryError is of the kind too.
+# Errors that unsuitable numbers raise in constructors of Python and torch, memory errors included.
 _SENSELESS = (
     TypeError,
     ValueError,
@@ -33,7 +28,6 @@ _SENSELESS = (
     AssertionError,
     MemoryError,
 )
-_RECOMPUTED = (Block, BasicBlock, Bottleneck, EncoderLayer, DecoderLayer, PlainEncoderLayer, PlainLayer)
 
 
 def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) -> MaskClassifier:
@@ -63,7 +57,7 @@ def build_shapes(config: ModelConfig, num_classes: int, *, trust_code: bool = Fa
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves out random numbers for meta tensors, which PyTorch traces in Python and imports its compiler for."""
+    """Mode that skips random numbers for meta tensors, for which PyTorch would import its compiler."""
 
     drawn = (Tensor.normal_, Tensor.uniform_)
 
@@ -77,19 +71,31 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def checkpoint_activations(model: MaskClassifier) -> None:
-    """Trade time for memory in training: blocks of the backbone and layers of both decoders are computed twice.
+    """Trade time for memory in training: compute modules twice whose class says `recomputable = True`.
 
-    Gradients stay the same. Backbones of timm have a switch of their own for it.
+    Gradients stay the same. Backbones of timm have a switch of their own.
     """
     if hasattr(model.backbone, "net"):
         model.backbone.net.set_grad_checkpointing(True)
     for module in model.modules():
-        if isinstance(module, _RECOMPUTED):
-            recompute(module)
+        if getattr(module, "recomputable", False):
+            _recompute(module)
+
+
+def _recompute(module: nn.Module) -> None:
+    """Keep no intermediate results of `module` in training: the gradient computes them again."""
+    module.forward = functools.partial(_recomputed, module)  # no closure: it is copied and sent with its module
+
+
+def _recomputed(module: nn.Module, *args: Any) -> Any:
+    forward = functools.partial(type(module).forward, module)
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
 
 
 def _for_pilots(config: ModelConfig) -> dict[str, bool]:
-    """What mask-piloted training asks of the decoder; MP-Former itself has no learned positions
+    """Return the decoder options of mask-piloted training; MP-Former itself has no learned positions
     (docs/methods/published-behaviour.md#6-1)."""
     if config.piloting is None:
         return {}

@@ -1,4 +1,4 @@
-"""The whole network: pictures to masks and their classes."""
+"""The whole network: from images to masks and their classes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class MaskClassifier(nn.Module):
-    """Backbone, pixel decoder, decoder: mask classification (MaskFormer, section 3; Mask2Former, figure 2).
+    """Backbone, pixel decoder and decoder (MaskFormer, section 3; Mask2Former, figure 2).
 
-    num_classes: without "no object".
+    Attributes:
+        num_classes: without "no object".
     """
 
     def __init__(self, backbone: nn.Module, pixel_decoder: nn.Module, decoder: nn.Module, num_classes: int):
@@ -26,8 +27,7 @@ class MaskClassifier(nn.Module):
         self.decoder = decoder
 
     def forward(self, images_BCHW: Tensor, pilots: Pilots | None = None) -> Prediction:
-        """Normalised pictures of any size to the predictions of every decoder layer. Each part knows what of it takes
-        part in mixed precision.
+        """Predict from normalised images of any size. Each part decides what of it runs in mixed precision.
 
         Args:
             pilots: MP-Former's queries of this batch, in training only; their answers come before the ordinary ones.

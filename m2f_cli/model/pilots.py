@@ -1,9 +1,8 @@
-"""Mask-piloted training (MP-Former, section 3; docs/methods/published-behaviour.md#6): extra queries that are told what
-to look for, and where.
+"""Mask-piloted training (MP-Former, section 3; docs/methods/published-behaviour.md#6).
 
-A pilot query starts from the embedding of its target's class and attends where the target is, in place of where its
-own last mask was. Pilots exist in training only: the decoder puts them before its ordinary queries, which never see
-them, and `Pilots.split` takes their answers off again.
+Pilots are extra queries with known targets. A pilot query starts from the embedding of the class of its target. It
+attends where the target is, not where its own last mask was. Pilots exist in training only: the decoder puts them
+before its ordinary queries, which never see them, and `Pilots.split` separates their answers.
 """
 
 from __future__ import annotations
@@ -20,20 +19,21 @@ from ..errors import ConfigError
 from ..ops.point_sampling import Rand, uniform
 from ..structures.predictions import LayerOutput, Prediction
 from ..structures.targets import Target
-from .decoders.masked import open_empty_rows
+from .attention_masks import open_empty_rows
 
 Size = tuple[int, int]
-_MASKS_AT_ONCE = 8  # that are floating-point together: 32 MB of a megapixel
+_MASKS_AT_ONCE = 8  # that are floating-point at the same time
 
 
 @dataclass(frozen=True)
 class Piloting:
-    """Makes the pilots of a batch.
+    """Maker of the pilots of a batch.
 
-    Args:
+    Attributes:
+        config: how a network is piloted.
         num_classes: without "no object".
-        rand: where noise comes from: first the labels' (two draws (B, T), if there is label noise), then, layer by
-            layer, that of the masks ((B, T, S), or (B, A, T, S) with noise per head, if there is mask noise).
+        rand: the source of noise. Label noise takes two draws of (B, T). Mask noise then takes one draw per layer of
+            (B, T, S), or of (B, A, T, S) with noise per head.
     """
 
     config: PilotingConfig
@@ -43,18 +43,18 @@ class Piloting:
     def __call__(self, targets: Sequence[Target], padded_size: Size) -> Pilots:
         """
         Args:
-            targets: one per picture, on the device of the network; each may be empty.
+            targets: one per image, on the device of the network; each may be empty.
             padded_size: (height, width) of the padded batch in pixels.
         """
         fullest = max(map(len, targets))
-        groups = self._groups(fullest)
+        groups = self.number_of_groups(fullest)
         labels_BN = torch.full((len(targets), fullest), -1, device=targets[0].labels_N.device)
         for row, target in zip(labels_BN, targets, strict=True):
             row[: len(target)] = target.labels_N
         labels_BT = self._noised(labels_BN.repeat(1, groups))
         return Pilots(labels_BT, list(targets), padded_size, groups, self.config, self.rand)
 
-    def _groups(self, fullest: int) -> int:
+    def number_of_groups(self, fullest: int) -> int:
         if not fullest:
             return 0
         return self.config.groups if self.config.groups is not None else self.config.budget // fullest
@@ -68,7 +68,7 @@ class Piloting:
 
 
 def piloting_of(config: ModelConfig, num_classes: int) -> Piloting | None:
-    """How a network of this configuration is piloted in training; None where it is not.
+    """Return how a network of this configuration is piloted in training; None where it is not.
 
     Raises:
         ConfigError: an MP-Former whose configuration does not say how.
@@ -85,9 +85,15 @@ def piloting_of(config: ModelConfig, num_classes: int) -> Piloting | None:
 
 @dataclass
 class Pilots:
-    """The pilot queries of one batch: `groups` groups of as many slots as the fullest picture has targets.
+    """The pilot queries of one batch: `groups` groups of as many slots as the fullest image has targets.
 
-    labels_BT: the class that each slot starts from, noise included; -1 where the picture has no such target.
+    Attributes:
+        labels_BT: the class that each slot starts from, noise included; -1 where the image has no such target.
+        targets: one per image.
+        padded_size: (height, width) of the padded batch in pixels.
+        groups: the number of slots of each target.
+        config: how the network is piloted.
+        rand: the source of mask noise.
     """
 
     labels_BT: Tensor
@@ -99,18 +105,18 @@ class Pilots:
     _cells: dict[Size, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        """T: of one picture."""
+        """Return T, the number of slots of one image."""
         return self.labels_BT.shape[1]
 
     def content(self, label_embed: nn.Embedding) -> Tensor:
-        """What the slots start from: (B, T, C); zeros in unused ones.
+        """Return what the slots start from, (B, T, C); zeros in unused ones.
 
-        The embeddings take part even when there is no slot: every process of a group then has their gradient.
+        The embeddings take part even when there is no slot, so every process has their gradient.
         """
         return label_embed(self.labels_BT.clamp(min=0)) * (self.labels_BT >= 0)[..., None]
 
     def visibility(self, queries: int) -> Tensor:
-        """Which query sees which in self-attention, True = may see: (1, T + Q, T + Q).
+        """Return which query sees which in self-attention, (1, T + Q, T + Q); True = may see.
 
         Ordinary queries see each other; a pilot sees its own group and all ordinary queries
         (docs/methods/published-behaviour.md#6-4).
@@ -122,7 +128,7 @@ class Pilots:
         return ((group[:, None] == group) | (group == self.groups))[None]
 
     def guide(self, may_attend_BQS: Tensor, layer: int, size: Size, heads: int) -> Tensor:
-        """Let the pilots look where their targets are: replaces the first T rows, where this layer is piloted.
+        """Let the pilots attend where their targets are: replace the first T rows if this layer is piloted.
 
         Args:
             may_attend_BQS: of all queries, True = may attend.
@@ -141,12 +147,14 @@ class Pilots:
         return torch.cat([piloted, ordinary], dim=-2)
 
     def noised_masks(self, size: Size, heads: int) -> Tensor:
-        """The cells that each slot's target touches, (B, T, S), some of them flipped; all False in unused slots.
+        """Return the cells that the target of each slot touches, some of them flipped; all False in unused slots.
 
-        A cell flips with probability mask_noise · (share of the grid that is touched). With noise per head
-        (B, heads, T, S). New noise at every call.
+        A cell flips with probability mask_noise · (share of the grid that is touched). Each call draws new noise.
+
+        Returns:
+            (B, T, S), or (B, heads, T, S) with noise per head.
         """
-        cells_BTS = self._touched(size)
+        cells_BTS = self.target_cells(size)
         if not self.config.mask_noise:
             return cells_BTS
         S = cells_BTS.shape[-1]
@@ -155,7 +163,7 @@ class Pilots:
             cells_BTS, chance_BT1 = cells_BTS[:, None].expand(-1, heads, -1, -1), chance_BT1[:, None]
         return cells_BTS ^ (self.rand(tuple(cells_BTS.shape), cells_BTS.device) < chance_BT1)
 
-    def _touched(self, size: Size) -> Tensor:
+    def target_cells(self, size: Size) -> Tensor:
         if size not in self._cells:
             slots = len(self) // self.groups
             cells_BNS = self.labels_BT.new_zeros(len(self.targets), slots, size[0] * size[1], dtype=torch.bool)
@@ -165,19 +173,18 @@ class Pilots:
         return self._cells[size]
 
     def split(self, prediction: Prediction) -> tuple[Prediction, Prediction]:
-        """The answers of the ordinary queries and those of the pilots, over the same mask features."""
+        """Return the answers of the ordinary queries and those of the pilots, over the same mask features."""
         first, rest = slice(None, len(self)), slice(len(self), None)
         return tuple(
             Prediction(
                 prediction.mask_features_BCHW,
                 [LayerOutput(x.class_logits_BQK[:, part], x.mask_embeds_BQC[:, part]) for x in prediction.layers],
-                prediction.projection,
             )
             for part in (rest, first)
         )
 
     def pairs(self, num_layers: int) -> list[tuple[Tensor, Tensor]]:
-        """Which slot answers for which target, per picture: both (L, groups · N), the same in every layer."""
+        """Return which slot answers for which target, per image: both (L, groups · N), the same in every layer."""
         device = self.labels_BT.device
         slots = len(self) // self.groups if self.groups else 0
         starts = torch.arange(self.groups, device=device)[:, None] * slots
@@ -192,11 +199,11 @@ class Pilots:
 
 
 def touched_cells(target: Target, padded_size: Size, size: Size) -> Tensor:
-    """The cells of a grid over the padded picture that hold any pixel of each target: (N, h, w), bool.
+    """Return the cells of a grid over the padded image that hold any pixel of each target: (N, h, w), bool.
 
-    That is area averaging and "more than nothing" (docs/methods/published-behaviour.md#6-3): a thin pole stays visible
-    at stride 32. Cells are those of adaptive pooling: where the grid does not divide the picture, neighbours share a
-    row or column of pixels.
+    That is area averaging and "more than nothing" (docs/methods/published-behaviour.md#6-3), so thin objects stay at
+    stride 32. Cells are those of adaptive pooling: if the grid does not divide the image, neighbours share a row or
+    column of pixels.
 
     Args:
         target: masks or an id map; both give the same cells.
@@ -218,20 +225,20 @@ def _pooled(masks_NHW: Tensor, padded_size: Size, size: Size) -> Tensor:
 
 
 def _scattered(owner_HW: Tensor, count: int, padded_size: Size, size: Size) -> Tensor:
-    """Each pixel opens its cells of its owner's plane; however many targets, the map is read once per overlap."""
+    """Mark the cells of each pixel in the plane of its owner. The map is read once per overlap, not per target."""
     H, W = owner_HW.shape
-    # One plane more takes what belongs to nobody.
+    # One more plane takes pixels without an owner.
     plane_HW = torch.where(owner_HW < 0, count, owner_HW.long()) * (size[0] * size[1])
     touched = torch.zeros((count + 1) * size[0] * size[1], dtype=torch.bool, device=owner_HW.device)
     for row_H in _cells_of(H, padded_size[0], size[0], owner_HW.device):
         for column_W in _cells_of(W, padded_size[1], size[1], owner_HW.device):
-            places_HW = plane_HW + row_H[:, None] * size[1] + column_W
-            touched.index_fill_(0, places_HW.flatten(), True)
+            cells_HW = plane_HW + row_H[:, None] * size[1] + column_W
+            touched.index_fill_(0, cells_HW.flatten(), True)
     return touched.view(count + 1, *size)[:count]
 
 
 def _cells_of(pixels: int, length: int, cells: int, device: torch.device) -> list[Tensor]:
-    """The cells that hold each of the first `pixels` of `length` pixels: one each where `cells` divides, else two."""
+    """Return the cells of each of the first `pixels` of `length` pixels: one each if `cells` divides, else two."""
     pixel = torch.arange(pixels, device=device)
     first, last = pixel * cells // length, ((pixel + 1) * cells - 1) // length
     return [first] if length % cells == 0 else [first, last]

@@ -1,7 +1,4 @@
-"""Small pure functions that gain from torch.compile on a CPU: one loop in place of many passes over memory.
-
-Each works without: `plain` is what PyTorch runs best as it stands, `loop` is what a compiler makes one loop of.
-"""
+"""Small pure functions that gain from torch.compile on a CPU: one loop in place of many passes over memory."""
 
 from __future__ import annotations
 
@@ -11,16 +8,20 @@ from typing import Any
 import torch
 
 
-class Compilable:
-    """A function in two forms that agree to rounding. It runs as `plain` until somebody says `compile`."""
+class CompilableOp:
+    """A function that runs as it is until `compile` is called.
 
-    def __init__(self, plain: Callable[..., Any], loop: Callable[..., Any] | None = None):
-        self.plain, self.loop = plain, loop or plain
-        self.runs = plain
+    Attributes:
+        eager: the function.
+        runs: what a call runs, the function or its compiled form.
+    """
+
+    def __init__(self, eager: Callable[..., Any]):
+        self.eager = self.runs = eager
 
     def __call__(self, *args: Any) -> Any:
         return self.runs(*args)
 
     def compile(self) -> None:
-        """From now on in this process, for all sizes (a C++ compiler is needed; seconds, and kept on disk)."""
-        self.runs = torch.compile(self.loop, dynamic=True)
+        """Compile the function in this process, for all sizes. This needs a C++ compiler and takes seconds."""
+        self.runs = torch.compile(self.eager, dynamic=True)

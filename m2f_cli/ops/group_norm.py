@@ -2,11 +2,11 @@
 
 * "plain": `torch.nn.functional.group_norm`, the reference; always where a gradient is wanted.
 * "chunked": for fp32 maps with channels innermost, on a CPU. PyTorch's own kernel for that layout subtracts the squared
-  mean from the mean square, both summed in one accumulator: the digits that they have in common are lost. Here a few
-  rows at a time get their mean and their variance around it, which are put together in fp64.
+  mean from the mean square, which loses the digits that both have in common. Here each chunk of rows has its mean and
+  its variance around it, which are combined in fp64.
 
-The statistics of a chunk are those of a batch norm. The function is not documented, so `has_statistics` tries it first.
-`M2F_GROUP_NORM` (or the argument `impl`) overrides the choice.
+The statistics of a chunk are those of a batch norm. That function is not documented, so `has_statistics` tries it.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu.chunking import is_tracing
-from .dispatch import Ways
+from .dispatch import OPERATORS, is_tracing
 
-IMPLEMENTATIONS = ("plain", "chunked")
-WAYS = Ways("group norm", "M2F_GROUP_NORM", IMPLEMENTATIONS)
-CHUNK_ELEMENTS = 2**17  # values of a chunk: few enough for exact sums, enough for several threads
+IMPLEMENTATIONS = OPERATORS["group_norm"]
+THREAD_ELEMENTS = 2**16  # values of a chunk that one thread adds up: few enough for exact sums
 
 
 def choose(x_BCHW: Tensor) -> str:
-    """Return the implementation that `group_norm` uses for an input when nobody says otherwise.
+    """Return the implementation that `group_norm` uses for an input by default.
 
     Raises:
-        ValueError: `M2F_GROUP_NORM` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu" or x_BCHW.dtype != torch.float32:
@@ -65,17 +63,17 @@ def group_norm(
     """Normalise each group of channels of each image, then scale and shift each channel.
 
     Args:
-        overwrite: the result may take the place of the input, which nobody needs afterwards.
-        impl: one of `IMPLEMENTATIONS`; None for the best one.
+        overwrite: the result may take the place of the input.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one.
 
     Raises:
-        ValueError: "chunked" was asked for where a gradient is wanted: it has none.
+        ValueError: "chunked" was asked for and a gradient is wanted.
     """
-    impl = WAYS.checked(impl or choose(x_BCHW))
+    impl = IMPLEMENTATIONS.checked(impl or choose(x_BCHW))
     if impl == "plain":
         return F.group_norm(x_BCHW, groups, weight_C, bias_C, eps)
     if torch.is_grad_enabled():
-        raise ValueError('"chunked" group norm (M2F_GROUP_NORM) has no gradient: leave the variable out for training')
+        raise ValueError('"chunked" group norm has no gradient: leave M2F_OPS=group_norm:chunked out for training')
     scale_BC, shift_BC = _scale_and_shift(x_BCHW, groups, weight_C, bias_C, eps)
     out = x_BCHW if overwrite else torch.empty_like(x_BCHW)
     return torch.addcmul(shift_BC[..., None, None], x_BCHW, scale_BC[..., None, None], out=out)
@@ -84,9 +82,9 @@ def group_norm(
 def _scale_and_shift(
     x_BCHW: Tensor, groups: int, weight_C: Tensor, bias_C: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """What the norm does to each channel of each image: fp32, computed in fp64."""
+    """Return scale and shift of each channel of each image by the norm: fp32, computed in fp64."""
     x_BSC = x_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-    rows = max(1, CHUNK_ELEMENTS // x_BSC.shape[-1])
+    rows = max(1, THREAD_ELEMENTS * torch.get_num_threads() // x_BSC.shape[-1])
     statistics = [_statistics(x_SC, rows, groups) for x_SC in x_BSC]
     mean_BG1, variance_BG1 = (torch.stack(each) for each in zip(*statistics, strict=True))
     weight_GC, bias_GC = (tensor.double().unflatten(0, (groups, -1)) for tensor in (weight_C, bias_C))
@@ -96,11 +94,11 @@ def _scale_and_shift(
 
 
 def _statistics(x_SC: Tensor, rows: int, groups: int) -> tuple[Tensor, Tensor]:
-    """The mean and the biased variance of each group, (G, 1) each, fp64."""
+    """Return the mean and the biased variance of each group, (G, 1) each, fp64."""
     chunks = x_SC.split(rows)
-    # `mean` adds in a tree, the statistics of a batch norm one row after the other: good enough for the variance alone.
-    found = [(chunk.mean(0), torch.batch_norm_update_stats(chunk, None, None, 0.0)[1]) for chunk in chunks]
-    mean_NC, variance_NC = (torch.stack(each).double() for each in zip(*found, strict=True))
+    # `mean` adds in a tree. The statistics of a batch norm add row by row: exact enough for the variance alone.
+    moments = [(chunk.mean(0), torch.batch_norm_update_stats(chunk, None, None, 0.0)[1]) for chunk in chunks]
+    mean_NC, variance_NC = (torch.stack(each).double() for each in zip(*moments, strict=True))
     mean_NGC, variance_NGC = mean_NC.unflatten(1, (groups, -1)), variance_NC.unflatten(1, (groups, -1))
     share_N11 = torch.tensor([len(chunk) / len(x_SC) for chunk in chunks], dtype=torch.float64)[:, None, None]
     mean_G1 = (mean_NGC * share_N11).sum(0).mean(-1, keepdim=True)

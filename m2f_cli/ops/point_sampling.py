@@ -1,7 +1,7 @@
-"""Maps and targets at scattered points: bilinear samples (PointRend, section 3; Mask2Former, section 3.3).
+"""Bilinear samples of maps and targets at scattered points (PointRend, section 3; Mask2Former, section 3.3).
 
-A point is (x, y) in [0, 1]: 0 and 1 are the outer borders, the first pixel of W has its centre at 0.5 / W, and outside
-everything reads 0. That is `grid_sample` at 2p - 1 with align_corners=False and zero padding. Points have no gradient.
+A point is (x, y) in [0, 1]. 0 and 1 are the outer borders; the first of W pixels has its centre at 0.5 / W. Outside,
+everything is 0. That is `grid_sample` at 2p - 1 with align_corners=False and zero padding. Points have no gradient.
 """
 
 from __future__ import annotations
@@ -14,42 +14,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures.targets import Target
-from .bags import weighted_bags
+from .deformable_attention.embedding_bag import weighted_bags
 
 Rand: TypeAlias = Callable[[tuple[int, ...], torch.device], Tensor]  # shape, device → uniform numbers in [0, 1)
 Corner: TypeAlias = tuple[Tensor, Tensor, Tensor]  # row, column and weight of a pixel beside each point
-_PAIRS_AT_ONCE = 64  # whose pixels are in memory together
-_PIXELS_PER_POINT = 16  # up to so many, masks in another order pay
-_MANY_CHANNELS = 32  # from here on whole rows of channels beat one plane after the other on a CPU
+PAIRS_AT_ONCE = 64  # pairs whose pixels are in memory together
+PIXELS_PER_POINT = 16  # up to so many, reordering the masks is worth it
+MANY_CHANNELS = 32  # from so many on, rows of channels are faster than planes on a CPU
 
 
 def uniform(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Uniform random numbers from PyTorch's own generator: the usual `Rand`."""
+    """Draw uniform random numbers from PyTorch's own generator: the default `Rand`."""
     return torch.rand(shape, device=device)
 
 
 def sample_points(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
-    """Each picture's map at points of its own: (B, C, P), differentiable in the map.
+    """Sample the map of each image at points of its own: (B, C, P), differentiable in the map.
 
-    On a CPU many channels are read as rows of a channels-last table: 12544 points of 256 channels take 2.7 ms instead
-    of 31 with `grid_sample`, when the map is in `torch.channels_last` format already; any other is copied first.
+    On a CPU many channels are read as rows of a channels-last table. A map in another format is copied first.
     """
     points_BP2 = points_BP2.detach().to(maps_BCHW.dtype)
-    if maps_BCHW.device.type == "cpu" and maps_BCHW.shape[1] >= _MANY_CHANNELS:
-        return _sample_rows(maps_BCHW, points_BP2)
-    return _sample_reference(maps_BCHW, points_BP2)
+    if maps_BCHW.device.type == "cpu" and maps_BCHW.shape[1] >= MANY_CHANNELS:
+        return sample_rows(maps_BCHW, points_BP2)
+    return sample_reference(maps_BCHW, points_BP2)
 
 
-def _sample_reference(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
+def sample_reference(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
     grid = 2 * points_BP2.unsqueeze(2) - 1
     return F.grid_sample(maps_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
 
 
-def _sample_rows(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
+def sample_rows(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
     B, C, H, W = maps_BCHW.shape
-    # NOTE a footgun: for one picture reshape would give a view whose rows are not contiguous, 25 times slower below.
+    # NOTE a footgun: for one image, `reshape` would give a view whose rows are not contiguous, which is slow below.
     table = maps_BCHW.permute(0, 2, 3, 1).contiguous().view(B * H * W, C)
-    corners = _corners(points_BP2, (H, W), (H, W))
+    corners = corner_weights(points_BP2, (H, W), (H, W))
     starts_B1 = torch.arange(B, device=maps_BCHW.device)[:, None] * (H * W)
     rows = torch.stack([starts_B1 + y * W + x for y, x, _ in corners], -1)
     weights = torch.stack([weight for _, _, weight in corners], -1)
@@ -57,7 +56,7 @@ def _sample_rows(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
 
 
 def sample_target(target: Target, points_P2: Tensor, padded_size: tuple[int, int]) -> Tensor:
-    """All N masks of a picture at the same points: (N, P) float32 in [0, 1], fractions at the edges.
+    """Sample all N masks of an image at the same points: (N, P) float32 in [0, 1], fractions at the edges.
 
     Args:
         target: masks or an id map; both give the same numbers.
@@ -71,7 +70,7 @@ def sample_target(target: Target, points_P2: Tensor, padded_size: tuple[int, int
     if target.masks_NHW is not None:
         return _sample_masks(target.masks_NHW, corners)
     N = len(target)
-    # One row more takes what belongs to nobody. A corner at a time: no two writes then meet, the sum is reproducible.
+    # One more row takes pixels without an owner. Corner by corner, no two writes meet: the sum is reproducible.
     shares = points_P2.new_zeros(N + 1, len(points_P2), dtype=torch.float32)
     for y, x, weight in corners:
         owner_P = target.owner_HW[y, x].long()
@@ -80,25 +79,25 @@ def sample_target(target: Target, points_P2: Tensor, padded_size: tuple[int, int
 
 
 def _sample_masks(masks_NHW: Tensor, corners: list[Corner]) -> Tensor:
-    """(N, P): all masks at the same points."""
+    """Sample all masks at the same points: (N, P)."""
     pixels = masks_NHW.shape[1:].numel()
-    if masks_NHW.device.type != "cpu" or pixels > _PIXELS_PER_POINT * len(corners[0][0]):
+    if masks_NHW.device.type != "cpu" or pixels > PIXELS_PER_POINT * len(corners[0][0]):
         return sum(masks_NHW[:, y, x] * weight for y, x, weight in corners)
-    # All masks of a pixel side by side, once: to pick rows of them is 20 times as fast as to pick from every mask.
+    # All masks of a pixel side by side: picking rows of these is much faster than picking from every mask.
     table = masks_NHW.flatten(1).T.contiguous()
     width = masks_NHW.shape[2]
     return sum(table.index_select(0, y * width + x) * weight[:, None] for y, x, weight in corners).T
 
 
 def choose(device: torch.device) -> str:
-    """The way of `sample_matched` on a device: one mask after the other on a CPU (a GPU would wait for the host)."""
+    """Return the implementation of `sample_matched` on a device: "masks" on a CPU; a GPU would wait for the host."""
     return "masks" if device.type == "cpu" else "pixels"
 
 
 def sample_matched(
     target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int], *, impl: str | None = None
 ) -> Tensor:
-    """The masks with the given numbers, each at points of its own: (M, P) float32. See `sample_target`.
+    """Sample the masks with the given numbers, each at points of its own: (M, P) float32. See `sample_target`.
 
     No mask is copied for each pair that it is in.
 
@@ -109,12 +108,12 @@ def sample_matched(
         return _sample_by_target(target, numbers_M, points_MP2, padded_size)
     if not len(numbers_M):
         return points_MP2.new_zeros(points_MP2.shape[:2], dtype=torch.float32)
-    parts = zip(numbers_M.split(_PAIRS_AT_ONCE), points_MP2.split(_PAIRS_AT_ONCE), strict=True)
+    parts = zip(numbers_M.split(PAIRS_AT_ONCE), points_MP2.split(PAIRS_AT_ONCE), strict=True)
     return torch.cat([_sample_pairs(target, *part, padded_size) for part in parts])
 
 
 def _sample_pairs(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int]) -> Tensor:
-    """The pixels around the points, picked: nothing waits for the host."""
+    """Sample by indexing the pixels around each point: nothing waits for the host."""
     numbers_M1 = numbers_M[:, None]
     corners = _target_corners(target, points_MP2, padded_size)
     if target.masks_NHW is not None:
@@ -123,8 +122,7 @@ def _sample_pairs(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_
 
 
 def _sample_by_target(target: Target, numbers_M: Tensor, points_MP2: Tensor, padded_size: tuple[int, int]) -> Tensor:
-    """One mask after the other at the points of all pairs that it is in: 8 masks at a million points take 6 ms, and 31
-    where the pixels around each point are picked."""
+    """Sample mask by mask, each at the points of all pairs that it is in."""
     _check_size(target, padded_size)
     sizes = [torch.tensor(size, dtype=torch.float32).flip(0) for size in (padded_size, target.size)]
     sampled_MP = torch.empty(points_MP2.shape[:2])
@@ -132,13 +130,13 @@ def _sample_by_target(target: Target, numbers_M: Tensor, points_MP2: Tensor, pad
         of_number = (numbers_M == number).nonzero().squeeze(1)
         mask_HW = target.owner_HW == number if target.masks_NHW is None else target.masks_NHW[number]
         points_1X2 = points_MP2[of_number].detach().float().flatten(0, 1)[None] * (sizes[0] / sizes[1])
-        sampled_MP[of_number] = _sample_reference(mask_HW[None, None].float(), points_1X2).view(len(of_number), -1)
+        sampled_MP[of_number] = sample_reference(mask_HW[None, None].float(), points_1X2).view(len(of_number), -1)
     return sampled_MP
 
 
 def _target_corners(target: Target, points: Tensor, padded_size: tuple[int, int]) -> list[Corner]:
     _check_size(target, padded_size)
-    return _corners(points.detach().float(), padded_size, target.size)
+    return corner_weights(points.detach().float(), padded_size, target.size)
 
 
 def _check_size(target: Target, padded_size: tuple[int, int]) -> None:
@@ -147,8 +145,8 @@ def _check_size(target: Target, padded_size: tuple[int, int]) -> None:
         raise ValueError(f"a target of {h} x {w} pixels cannot lie in a batch padded to {padded_h} x {padded_w}")
 
 
-def _corners(points: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> list[Corner]:
-    """The four pixels around each point: always valid ones, but of weight 0 where the true ones are outside `size`."""
+def corner_weights(points: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> list[Corner]:
+    """Return the four pixels around each point, clamped to `size`; those outside have weight 0."""
     x = points[..., 0] * padded_size[1] - 0.5
     y = points[..., 1] * padded_size[0] - 0.5
     return [
@@ -159,7 +157,7 @@ def _corners(points: Tensor, padded_size: tuple[int, int], size: tuple[int, int]
 
 
 def _neighbours(x: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Two neighbouring pixels along one axis, and their weights."""
+    """Return two neighbouring pixels along one axis, and their weights."""
     first = x.floor()
     pairs = ((first, first + 1 - x), (first + 1, x - first))
     return [(i.clamp(0, size - 1).long(), weight * ((i >= 0) & (i < size))) for i, weight in pairs]

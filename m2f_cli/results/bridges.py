@@ -1,5 +1,4 @@
-"""Results as others want them: COCO records, transformers' pipeline output, `supervision.Detections`; and `regions`,
-one result as a stream of masks, for everything here that draws or cuts."""
+"""Results as other tools take them: COCO records, transformers' pipeline output, `supervision.Detections`."""
 
 from __future__ import annotations
 
@@ -10,17 +9,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import MissingDependency
+from ..structures.rle import as_text, encode_mask
 
 if TYPE_CHECKING:
     from .types import Instances, PanopticMap, Result, SemanticMap
 
 
 # --- COCO -------------------------------------------------------------------------------------------------------------
-
-
-def encode_rle(mask_HW: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO run lengths that json can hold: {"size": [H, W], "counts": str}."""
-    return _as_text(coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8)))
 
 
 def panoptic_to_coco(result: PanopticMap) -> dict[str, Any]:
@@ -48,7 +43,7 @@ def semantic_to_coco(result: SemanticMap) -> list[dict[str, Any]]:
     return [
         {
             "category_id": result.categories[region.label].id,
-            "segmentation": encode_rle(region.full_mask(result.size)),
+            "segmentation": as_text(encode_mask(region.full_mask(result.size))),
             "area": region.area,
         }
         for region in result.regions()
@@ -60,7 +55,7 @@ def instances_to_coco(result: Instances) -> list[dict[str, Any]]:
     return [
         {
             "category_id": result.categories[int(label)].id,
-            "segmentation": _as_text(rle),
+            "segmentation": as_text(rle),
             "bbox": [float(value) for value in coco_mask.toBbox(rle)],
             "score": float(score),
         }
@@ -68,18 +63,11 @@ def instances_to_coco(result: Instances) -> list[dict[str, Any]]:
     ]
 
 
-def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return {
-        "size": [int(edge) for edge in rle["size"]],
-        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-    }
-
-
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def _to_hf(result: Result) -> list[dict[str, Any]]:
+def to_hf(result: Result) -> list[dict[str, Any]]:
+    """Return [{"score", "label": name, "mask": "L" image of 0 and 255}], one per region; a class has no score."""
     return [
         {
             "score": region.score,
@@ -90,26 +78,11 @@ def _to_hf(result: Result) -> list[dict[str, Any]]:
     ]
 
 
-def semantic_to_hf(result: SemanticMap) -> list[dict[str, Any]]:
-    """[{"score": None, "label": name, "mask": "L" image of 0 and 255}], one per class present."""
-    return _to_hf(result)
-
-
-def panoptic_to_hf(result: PanopticMap) -> list[dict[str, Any]]:
-    """[{"score", "label": name, "mask": "L" image of 0 and 255}], one per segment."""
-    return _to_hf(result)
-
-
-def instances_to_hf(result: Instances) -> list[dict[str, Any]]:
-    """[{"score", "label": name, "mask": "L" image of 0 and 255}], one per object, best first."""
-    return _to_hf(result)
-
-
 # --- supervision ------------------------------------------------------------------------------------------------------
 
 
-def _to_supervision(result: Result) -> Any:
-    """`supervision.Detections` with masks, class numbers, scores (where there are any) and data["class_name"].
+def to_supervision(result: Result) -> Any:
+    """Return `supervision.Detections` with masks, class numbers, scores (where there are any) and data["class_name"].
 
     Boxes are supervision's own, from the masks: (x1, y1, x2, y2) of the first and last pixel.
 
@@ -132,18 +105,3 @@ def _to_supervision(result: Result) -> Any:
         class_id=np.array([region.label for region in found]),
         data={"class_name": np.array([result.categories[region.label].name for region in found])},
     )
-
-
-def semantic_to_supervision(result: SemanticMap) -> Any:
-    """`supervision.Detections`, one per class present; see `_to_supervision`."""
-    return _to_supervision(result)
-
-
-def panoptic_to_supervision(result: PanopticMap) -> Any:
-    """`supervision.Detections`, one per segment; see `_to_supervision`."""
-    return _to_supervision(result)
-
-
-def instances_to_supervision(result: Instances) -> Any:
-    """`supervision.Detections`, one per object with pixels, best first; see `_to_supervision`."""
-    return _to_supervision(result)

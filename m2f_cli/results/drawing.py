@@ -51,12 +51,12 @@ def plot(result: Result, image: Any) -> Image.Image:
         category = result.categories[region.label]
         _fill(canvas_HW3, region, color, THING_ALPHA if category.isthing else STUFF_ALPHA)
         _outline(canvas_HW3, region, color, line)
-        if (spot := _spot(region, font_size)) is not None:
+        if (spot := label_spot(region, font_size)) is not None:
             name = visible_line(category.name[:LONGEST_NAME])
             text = name if region.score is None else f"{name} {region.score:.2f}"
             labels.append(_Label(text, color, spot, region.area))
     picture = Image.fromarray(canvas_HW3)
-    _write(picture, labels, font_size)
+    write_label(picture, labels, font_size)
     return picture
 
 
@@ -128,7 +128,7 @@ class _Label:
     area: int
 
 
-def _spot(region: Region, font_size: int) -> tuple[float, float] | None:
+def label_spot(region: Region, font_size: int) -> tuple[float, float] | None:
     """The visual centre (x, y) of a region: as deep inside as anywhere, as central as that allows. None: too small."""
     height, width = region.mask_HW.shape
     shrink = max(1.0, max(height, width) / SPOT_EDGE)
@@ -146,7 +146,7 @@ def _spot(region: Region, font_size: int) -> tuple[float, float] | None:
     )
 
 
-def _write(picture: Image.Image, labels: list[_Label], font_size: int) -> None:
+def write_label(picture: Image.Image, labels: list[_Label], font_size: int) -> None:
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(font_size)
     margin = max(1, font_size // 5)
@@ -155,16 +155,16 @@ def _write(picture: Image.Image, labels: list[_Label], font_size: int) -> None:
         width = draw.textlength(label.text, font=font)
         # All boxes are equally high, whatever letters they hold: a line of labels looks calm.
         size = (width + 3 * margin, 1.25 * font_size + margin)
-        box = _place(label.spot, size, picture.size, placed)
+        box = place_label(label.spot, size, picture.size, placed)
         if box is None:
             continue
         placed.append(box)
         draw.rounded_rectangle(box, radius=margin, fill=label.color)
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        draw.text(middle, label.text, font=font, fill=_ink(label.color), anchor="mm")
+        draw.text(middle, label.text, font=font, fill=ink_for(label.color), anchor="mm")
 
 
-def _place(
+def place_label(
     spot: tuple[float, float],
     size: tuple[float, float],
     picture: tuple[int, int],
@@ -187,7 +187,7 @@ def _meet(one: tuple[float, float, float, float], other: tuple[float, float, flo
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _ink(color: Color) -> Color:
+def ink_for(color: Color) -> Color:
     """Black or white, whichever contrasts more (WCAG 2 relative luminance): the ratio is never below 4.5."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -89,9 +89,7 @@ def pack_run(folder: Path, head: dict[str, Any]) -> Path:
 
 def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
     """STEM.zip: json and PNG of one picture as the server takes them. A run shares one archive."""
-    path, entry = add_suffix(stem, ".zip"), output.panoptic_entry(result, stem.name, stem.name)
-    document: dict[str, Any] = {key: [value] for key, value in entry.items()}
-    document["categories"] = output.coco_categories(result.categories)
+    path, document = add_suffix(stem, ".zip"), output.panoptic_document(result, stem.name)
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(f"{stem.name}.json", json_text(document))
         with archive.open(f"{stem.name}/{stem.name}.png", "w") as png:

@@ -70,6 +70,18 @@ class Result(ABC):
         named = [formats] if isinstance(formats, str) else list(formats)
         return writers.save(self, Path(folder), named, name=name, trust_code=trust_code)
 
+    def to_hf(self) -> list[dict[str, Any]]:
+        """Return what transformers' pipeline does, [{"score", "label", "mask": PIL image}]; a class has no score."""
+        from . import bridges
+
+        return bridges.to_hf(self)
+
+    def to_supervision(self) -> Any:
+        """Return `supervision.Detections`, one per region."""
+        from . import bridges
+
+        return bridges.to_supervision(self)
+
 
 @dataclass
 class SemanticMap(Result):
@@ -87,18 +99,6 @@ class SemanticMap(Result):
         from . import bridges
 
         return bridges.semantic_to_coco(self)
-
-    def to_hf(self) -> list[dict[str, Any]]:
-        """What transformers' image-segmentation pipeline returns: [{"score": None, "label", "mask": PIL image}]."""
-        from . import bridges
-
-        return bridges.semantic_to_hf(self)
-
-    def to_supervision(self) -> Any:
-        """`supervision.Detections`, one per class present."""
-        from . import bridges
-
-        return bridges.semantic_to_supervision(self)
 
 
 @dataclass
@@ -129,18 +129,6 @@ class PanopticMap(Result):
         from . import bridges
 
         return bridges.panoptic_to_coco(self)
-
-    def to_hf(self) -> list[dict[str, Any]]:
-        """What transformers' image-segmentation pipeline returns: [{"score", "label", "mask": PIL image}]."""
-        from . import bridges
-
-        return bridges.panoptic_to_hf(self)
-
-    def to_supervision(self) -> Any:
-        """`supervision.Detections`, one per segment."""
-        from . import bridges
-
-        return bridges.panoptic_to_supervision(self)
 
 
 @dataclass
@@ -186,15 +174,3 @@ class Instances(Result):
         from . import bridges
 
         return bridges.instances_to_coco(self)
-
-    def to_hf(self) -> list[dict[str, Any]]:
-        """What transformers' image-segmentation pipeline returns: [{"score", "label", "mask": PIL image}]."""
-        from . import bridges
-
-        return bridges.instances_to_hf(self)
-
-    def to_supervision(self) -> Any:
-        """`supervision.Detections`, one per object."""
-        from . import bridges
-
-        return bridges.instances_to_supervision(self)

@@ -31,6 +31,7 @@ from ..errors import ConfigError, DataError
 from ..runtime import files
 from ..runtime.files import atomic, output_path, safe_name
 from ..structures import Task
+from ..structures.annotations import ids_to_rgb
 from ..structures.categories import Categories
 from ..structures.contours import outlines
 from ..structures.images import read_picture
@@ -175,17 +176,13 @@ def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
 
 
 def panoptic_image(result: PanopticMap) -> Image.Image:
-    ids_HW = result.ids_HW
-    rgb_HW3 = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
-    return Image.fromarray(rgb_HW3)
+    return Image.fromarray(ids_to_rgb(result.ids_HW))
 
 
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
     """STEM.png and STEM.json: a complete COCO panoptic document of one picture. A run shares one panoptic.json."""
     pngs = write_panoptic_png(result, stem)
-    entry = panoptic_entry(result, stem.name, stem.name)
-    document = {**entry, "categories": coco_categories(result.categories)}
-    return pngs + write_json(add_suffix(stem, ".json"), {key: _listed(value) for key, value in document.items()})
+    return pngs + write_json(add_suffix(stem, ".json"), panoptic_document(result, stem.name))
 
 
 def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
@@ -282,6 +279,12 @@ def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, 
     }
 
 
+def panoptic_document(result: PanopticMap, name: str) -> dict[str, Any]:
+    """Return a complete COCO panoptic JSON of one image."""
+    entry = panoptic_entry(result, name, name)
+    return {**{key: [value] for key, value in entry.items()}, "categories": coco_categories(result.categories)}
+
+
 def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
     """What one picture adds to instances.json: one record per object."""
     number = image_id(result, name)
@@ -290,10 +293,6 @@ def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[st
 
 def coco_categories(categories: Categories) -> list[dict[str, Any]]:
     return [{**category.to_dict(), "isthing": int(category.isthing)} for category in categories]
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def polygons(region: regions.Region) -> list[dict[str, Any]]:

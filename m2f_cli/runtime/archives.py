@@ -1,7 +1,7 @@
 """Trees of files: a folder, a zip or tar that is read in place without unpacking it, or several of them as one.
 
 Names are relative to the tree, with "/" between folders. A tree can be pickled; each process opens archives for itself.
-Threads may read at the same time. An archive is nobody's friend: no name leads out of the tree, links are no files, and
+Threads may read at the same time. Archives are not trusted: no name leads out of the tree, links are no files, and
 what is unpacked stays within limits that the size of the archive sets.
 """
 
@@ -18,7 +18,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ _LONGEST_END = 1 << 17  # bytes that the end of a zip takes: its records, and a 
 _LOCAL_HEADER = 30  # bytes before the name of a file in a zip
 _IGNORED = ("__MACOSX/", "PaxHeader/")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"(\xb5/\xfd": "zstd"}
+_HALF_A_DOWNLOAD = "It may be half a download: fetch it again."
 _DAMAGE = (
     OSError,
     EOFError,
@@ -59,7 +61,7 @@ _DAMAGE = (
 
 class Tree(Protocol):
     def names(self, folder: str = "", suffix: str | tuple[str, ...] = "", *, deep: bool = True) -> list[str]:
-        """All files below `folder` that end in `suffix` (case does not matter), sorted, without hidden ones.
+        """Return all files below `folder` that end in `suffix` (case does not matter), sorted, without hidden ones.
 
         Args:
             deep: look into the folders of `folder`, too.
@@ -75,14 +77,16 @@ class Tree(Protocol):
         """
 
     def path(self, name: str) -> Path | None:
-        """The file itself; None where it lies in an archive."""
+        """Return the file itself; None where it lies in an archive."""
 
     def below(self, folder: str) -> Tree:
-        """The part of this tree in `folder`, or above it where that begins with "..": whoever gave us a file named its
-        folder, too. Of an archive nothing is above its top."""
+        """Return the part of this tree in `folder`, or above it where that begins with "..".
+
+        Nothing is above the top of an archive.
+        """
 
     def rooted(self, marks: Sequence[str], wrapper: str) -> Tree | None:
-        """The part of this tree that has one of `marks` (files or folders) at its top; None where there is none.
+        """Return the part of this tree that has one of `marks` (files or folders) at its top; None where there is none.
 
         Args:
             wrapper: the folder that a data set's files usually lie in.
@@ -161,13 +165,8 @@ class Archive:
         if member.is_encrypted:
             raise DataError(f"{where} is encrypted.", hint="Unpack the archive with its password, give the folder.")
         _refuse_large(member.size, name, where, member.packed)
-        try:
+        with _unpacking(where, "cannot be unpacked", "Copy or download the archive again."):
             return member.read(self.file)
-        except MemoryError as error:
-            raise DataError(f"{where} needs more memory than there is.") from error
-        except _DAMAGE as error:
-            hint = "Copy or download the archive again."
-            raise DataError(f"{where} cannot be unpacked: {error}.", hint=hint) from error
 
     def path(self, name: str) -> Path | None:
         return None
@@ -221,7 +220,7 @@ class Layers:
 
 
 def open_tree(path: Path) -> Tree:
-    """A folder together with the archives that lie in it or in its "annotations", or an archive.
+    """Open a folder together with the archives that lie in it or in its "annotations", or an archive.
 
     Raises:
         DataError: nothing there, no such archive, a damaged or compressed one, or one with names that lead out of it.
@@ -246,7 +245,7 @@ def open_archive(path: Path) -> Archive:
 
 
 def archive_files(tree: Tree) -> list[Path]:
-    """The zip and tar files that a tree is read from."""
+    """Return the zip and tar files that a tree is read from."""
     if isinstance(tree, Layers):
         return list(dict.fromkeys(file for each in tree.trees for file in archive_files(each)))
     return [tree.file] if isinstance(tree, Archive) else []
@@ -275,6 +274,17 @@ def refuse_other_content(file: Path, published: str) -> None:
 
 
 # --- what is in an archive --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _unpacking(where: str, fault: str, hint: str) -> Iterator[None]:
+    """Turn whatever a damaged archive raises into one sentence."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DataError(f"{where} needs more memory than there is.") from error
+    except _DAMAGE as error:
+        raise DataError(f"{where} {fault}: {error}.", hint=hint) from error
 
 
 @dataclass(frozen=True)
@@ -346,7 +356,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=32)
 def _index_of(file: Path, changed: int, size: int) -> Mapping[str, Any]:
-    """The plain files of an archive by their names. The stamp of the file is part of the key: it may be replaced."""
+    """Return the plain files of an archive by their names. Its stamp is part of the key: the file may be replaced."""
     index = _zip_index(file) if _head(file)[:2] == b"PK" else _tar_index(file)
     for name in index:
         _refuse_evil(name, str(file))
@@ -362,14 +372,9 @@ def _head(file: Path) -> bytes:
 
 
 def _zip_index(file: Path) -> dict[str, _ZipMember]:
-    try:
+    with _unpacking(str(file), "is no zip file that can be read", _HALF_A_DOWNLOAD):
         _refuse_directory(file)
         archive = zipfile.ZipFile(file)
-    except MemoryError as error:
-        raise DataError(f"{file} needs more memory than there is.") from error
-    except _DAMAGE as error:
-        hint = "It may be half a download: fetch it again."
-        raise DataError(f"{file} is no zip file that can be read: {error}.", hint=hint) from error
     members = archive.infolist()
     _refuse_many(file, len(members))
     _refuse_overlaps(file, members)
@@ -427,18 +432,15 @@ def _tar_index(file: Path) -> dict[str, _TarMember]:
             f"{file} is compressed as a whole ({kind}): no file of it can be read without unpacking all before it.",
             hint="Uncompress it to a plain .tar, or unpack it.",
         )
-    try:
-        with tarfile.open(file, "r:") as archive:
-            return _tar_members(file, archive)
-    except MemoryError as error:
-        raise DataError(f"{file} needs more memory than there is.") from error
-    except _DAMAGE as error:
-        hint = "It may be half a download: fetch it again."
-        raise DataError(f"{file} is no zip or tar file that can be read: {error}.", hint=hint) from error
+    with (
+        _unpacking(str(file), "is no zip or tar file that can be read", _HALF_A_DOWNLOAD),
+        tarfile.open(file, "r:") as archive,
+    ):
+        return _tar_members(file, archive)
 
 
 def _tar_members(file: Path, archive: tarfile.TarFile) -> dict[str, _TarMember]:
-    """The plain files; of equal names the last one counts, as tar appends."""
+    """Return the plain files; of equal names the last one counts, as tar appends."""
     size, last, found = file.stat().st_size, -1, {}
     for number, member in enumerate(iter(archive.next, None), start=1):
         archive.members = []  # they are a kilobyte each
@@ -459,7 +461,7 @@ def _plain(names: Iterable[str], suffix: str | tuple[str, ...]) -> list[str]:
 
 
 def is_safe(name: str) -> bool:
-    """Whether a name stays inside its tree, on any system."""
+    """Return True if a name stays inside its tree, on any system."""
     parts = re.split(r"[\\/]", name)  # archives of Windows have "\\"
     return bool(parts[0]) and ".." not in parts and not re.match("[A-Za-z]:", name) and "\0" not in name
 

@@ -4,67 +4,53 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from ..errors import ConfigError
 
-if TYPE_CHECKING:
-    import torch
-
-
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_INFO = Path("/proc/cpuinfo")
-
-
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, arm64
 
 
 def cpu_info(key: str) -> str:
-    """What Linux says of its first core; nothing on other systems."""
+    """Return what Linux says of its first core; "" on other systems."""
     found = re.search(rf"^{key}\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE) if CPU_INFO.is_file() else None
     return found[1].strip() if found else ""
 
 
 def good_precisions(device: torch.device) -> list[str]:
-    """Number formats that a device computes fast."""
-    import torch
-
+    """Return the number formats that a device computes fast."""
     if device.type == "cuda":
         return gpu_precisions(torch.cuda.get_device_capability(device))
     return ["fp32", "fp16"] if device.type == "mps" else cpu_precisions()
 
 
 def gpu_precisions(capability: tuple[int, int]) -> list[str]:
-    """Number formats that a CUDA device of this capability computes fast: fp16 from 7.0 (Volta), bf16 from 8.0."""
+    """Return the number formats that a CUDA device computes fast: fp16 from 7.0 (Volta), bf16 from 8.0."""
     fast = {"fp16": (7, 0), "bf16": (8, 0)}
     return ["fp32", *(name for name, since in fast.items() if tuple(capability) >= since)]
 
 
 def cpu_precisions() -> list[str]:
-    """bf16 where the processor has instructions for it; fp16 is slow on every CPU."""
+    """Return fp32, and bf16 where the processor has instructions for it; fp16 is slow on every CPU."""
     flags = cpu_info("flags") or cpu_info("Features")
     return ["fp32", "bf16"] if BF16_FLAGS & set(flags.split()) else ["fp32"]
 
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def choose_precision(name: str, device: torch.device) -> str:
-    """`name`; for "auto" bf16, else fp16, where the device computes it fast, and fp32 where neither."""
+    """Return `name`; for "auto" bf16, else fp16, where the device computes it fast, and fp32 where neither."""
     if name != "auto":
         return name
-    from .devices import good_precisions  # only here: it knows much else
-
     good = good_precisions(device)
     return next((each for each in ("bf16", "fp16") if each in good), "fp32")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a name stands for; "auto" is the fastest kind present.
+    """Return the device that a name stands for; "auto" is the fastest kind present.
 
     Raises:
         ConfigError: the device does not exist here.

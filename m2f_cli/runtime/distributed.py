@@ -1,4 +1,4 @@
-"""Several processes: who am I, and what do all of us say together. One process needs none of it."""
+"""The processes of a torch.distributed group: ranks, and what all of them agree on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError, M2FError
 from .threads import usable_cores
@@ -54,7 +54,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network for training in this group: gradients are averaged over the processes, batch norms synchronised."""
+    """Return the network for training in this group, with averaged gradients and synchronised batch norms."""
     if not is_active():
         return model
     if device.type == "cuda":
@@ -64,7 +64,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def on_main(make: Callable[[], Value]) -> Value:
-    """What the first process makes, in all of them; its errors, too."""
+    """Return in all processes what the first one makes; its errors are raised in all, too."""
     if not is_active():
         return make()
     box: list[Any] = [None, None]
@@ -79,17 +79,29 @@ def on_main(make: Callable[[], Value]) -> Value:
     return box[0]
 
 
-def first_error(own: M2FError | None) -> M2FError | None:
-    """The error of the first process that has one, in all of them: each ends with the same code."""
+def gather(value: Value) -> list[Value]:
+    """Return what each process gives, in all of them, in the order of their ranks. Each waits for the last."""
     if not is_active():
-        return own
-    errors: list[Any] = [None] * world_size()
-    dist.all_gather_object(errors, own)
-    return next((error for error in errors if error is not None), None)
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add up a tensor of each process, in place; nobody waits for the result."""
+    if is_active():
+        dist.all_reduce(values)
+    return values
+
+
+def first_error(own: M2FError | None) -> M2FError | None:
+    """Return the error of the first process that has one, in all of them: each ends with the same code."""
+    return next((error for error in gather(own) if error is not None), None)
 
 
 def any_of_us(flag: bool, device: torch.device) -> bool:
-    """Whether any process says yes: decisions to stop or skip must be those of all."""
+    """Return True if any process says yes: decisions to stop or skip must be those of all."""
     if not is_active():
         return flag
     votes = torch.tensor(float(flag), device=device)
@@ -127,5 +139,5 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
 
 
 def _shell_code(code: int) -> int:
-    """As a shell gives it: 128 and the signal that ended a process."""
+    """Return the code of a shell: 128 and the signal that ended the process."""
     return code if code >= 0 else 128 - code

@@ -138,16 +138,6 @@ def write_json(path: Path, tree: Any, *, indent: int | None = None, durable: boo
     write_text(path, json_text(tree, indent=indent) + "\n", durable=durable)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        M2FError: it cannot be made.
-    """
-    with writing_to(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
 def safe_name(name: str) -> str:
     """Return a relative name with "/" between its parts that stays below any folder that it is joined to.
 

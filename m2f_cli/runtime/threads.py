@@ -1,4 +1,4 @@
-"""Choose as many threads as there are usable cores.
+"""Choose as many threads as there are usable cores, and map over threads in order.
 
 Libraries count the cores that they see, but not the share of them that a container may use (`docker --cpus`). Too many
 threads wait for each other after every operator, which slows a network down. Nothing here imports PyTorch, because
@@ -10,8 +10,13 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import TypeVar
 
+In, Out = TypeVar("In"), TypeVar("Out")
 CGROUP = Path("/sys/fs/cgroup")
 VARIABLE = "OMP_NUM_THREADS"
 
@@ -21,12 +26,12 @@ def usable_cores() -> int:
 
     These are the cores that it is bound to (taskset, Slurm), and at most its container's share, rounded up.
     """
-    seen = _seen()
+    seen = visible_cores()
     quota = _quota()
     return seen if quota is None else max(1, min(seen, math.ceil(quota)))
 
 
-def _seen() -> int:
+def visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -49,10 +54,27 @@ def choose_threads(count: int | None = None) -> None:
     Args:
         count: None for the usable cores, where libraries would see more. `OMP_NUM_THREADS` wins if it is set.
     """
-    if count is None and (VARIABLE in os.environ or usable_cores() >= _seen()):
+    if count is None and (VARIABLE in os.environ or usable_cores() >= visible_cores()):
         return
     count = count or usable_cores()
     os.environ[VARIABLE] = str(count)
     torch = sys.modules.get("torch")
     if torch is not None:  # it has read the variable already
         torch.set_num_threads(count)
+
+
+def in_order(pool: Executor | None, function: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:
+    """Map a function over items in a pool: in their order, with at most `depth` of them on their way.
+
+    Without a pool it is `map`.
+    """
+    if pool is None:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

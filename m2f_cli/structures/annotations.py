@@ -1,54 +1,20 @@
-"""Truths of one task out of those of a richer one."""
+"""Annotations of images: of segments, of classes of pixels, of objects; and those of one task as those of another."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 
 from . import Task
 from .categories import Categories
 from .rle import encode_ids
-from .run_lengths import values_in
-
-
-@dataclass(frozen=True)
-class ReadAs:
-    """Reads a panoptic truth and gives it as one of another task."""
-
-    read: Callable[[], PanopticTruth]
-    task: Task
-    categories: Categories
-
-    def __call__(self) -> Truth:
-        truth = self.read()
-        if self.task == "semantic":
-            derived = semantic_truth(truth, len(self.categories))
-        else:
-            derived = instance_truth(truth, self.categories)
-        return dataclasses.replace(derived, source=truth.source)
-
-
-def semantic_truth(truth: PanopticTruth, num_classes: int) -> SemanticTruth:
-    """The class of every pixel, crowds included (docs/methods/published-behaviour.md#8-1); 255 (65535 from 256 classes
-    on) where there is none."""
-    ignore = 255 if num_classes <= 255 else 65535
-    ids = values_in(truth.ids_HW)
-    labels = {segment.id: segment.label for segment in truth.segments}
-    of_ids = np.array([labels.get(int(key), ignore) for key in ids], dtype=np.uint8 if ignore == 255 else np.uint16)
-    return SemanticTruth(of_ids[np.searchsorted(ids, truth.ids_HW)], ignore)
-
-
-def instance_truth(truth: PanopticTruth, categories: Categories) -> InstanceTruth:
-    """The visible parts of the things, as run lengths; crowds stay crowds."""
-    things = [segment for segment in truth.segments if categories[segment.label].isthing]
-    rles = encode_ids(truth.ids_HW, (segment.id for segment in things))
-    objects = [TrueObject(s.label, rle, s.iscrowd) for s, rle in zip(things, rles, strict=True)]
-    return InstanceTruth(truth.size, objects)
+from .run_lengths import renamed, values_in
 
 
 @dataclass
@@ -62,8 +28,12 @@ class TrueSegment:
 
 @dataclass
 class PanopticTruth:
-    """An annotated picture: ids_HW (int32) holds ids of `segments`, 0 where nothing is annotated (void). `source` is
-    the file that it was read from, for official tools that read it themselves."""
+    """An annotated image.
+
+    Attributes:
+        ids_HW: int32, ids of `segments`; 0 where nothing is annotated (void).
+        source: the file that it was read from, for official tools that read it themselves.
+    """
 
     ids_HW: np.ndarray
     segments: list[TrueSegment]
@@ -76,8 +46,7 @@ class PanopticTruth:
 
 @dataclass
 class SemanticTruth:
-    """An annotated picture: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts.
-    `source` is the file that it was read from."""
+    """An annotated image: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts."""
 
     labels_HW: np.ndarray
     ignore: int = 255
@@ -92,7 +61,7 @@ class SemanticTruth:
 class TrueObject:
     """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE.
 
-    While a picture is augmented, the mask of an RLE travels as a `data.geometry.Cutout`.
+    While an image is augmented, the mask of an RLE travels as a `data.transforms.geometry.Cutout`.
     """
 
     label: int
@@ -103,8 +72,7 @@ class TrueObject:
 
 @dataclass
 class InstanceTruth:
-    """An annotated picture: objects that may overlap. `size` is (height, width), `source` the file of a picture that
-    the objects were read from."""
+    """An annotated image: objects that may overlap. `size` is (height, width)."""
 
     size: tuple[int, int]
     objects: list[TrueObject]
@@ -112,3 +80,71 @@ class InstanceTruth:
 
 
 Truth: TypeAlias = PanopticTruth | SemanticTruth | InstanceTruth
+
+
+# --- one as another ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReadAs:
+    """Reads a panoptic annotation and gives it as one of another task."""
+
+    read: Callable[[], PanopticTruth]
+    task: Task
+    categories: Categories
+
+    def __call__(self) -> Truth:
+        panoptic = self.read()
+        if self.task == "semantic":
+            derived = as_semantic(panoptic, len(self.categories))
+        else:
+            derived = as_instance(panoptic, self.categories)
+        return dataclasses.replace(derived, source=panoptic.source)
+
+
+def ignore_value(num_classes: int) -> int:
+    """Return what stands for no class in a map of classes: 255, or 65535 where that needs 16 bits anyway."""
+    return 255 if num_classes <= 255 else 65535
+
+
+def as_semantic(panoptic: PanopticTruth, num_classes: int) -> SemanticTruth:
+    """Return the class of every pixel, crowds included (docs/methods/published-behaviour.md#8-1)."""
+    ignore = ignore_value(num_classes)
+    labels = {segment.id: segment.label for segment in panoptic.segments}
+    return SemanticTruth(renamed(panoptic.ids_HW, labels, ignore, np.min_scalar_type(ignore)), ignore)
+
+
+def as_instance(panoptic: PanopticTruth, categories: Categories) -> InstanceTruth:
+    """Return the visible parts of the things, as run lengths; crowds stay crowds."""
+    things = [segment for segment in panoptic.segments if categories[segment.label].isthing]
+    rles = encode_ids(panoptic.ids_HW, (segment.id for segment in things))
+    objects = [TrueObject(s.label, rle, s.iscrowd) for s, rle in zip(things, rles, strict=True)]
+    return InstanceTruth(panoptic.size, objects)
+
+
+def as_panoptic(semantic: SemanticTruth, separate: Collection[int] = ()) -> PanopticTruth:
+    """Return one segment for each class that is present; ignored pixels become void.
+
+    Args:
+        separate: classes of which each connected region (8 neighbours) is a segment of its own.
+    """
+    ids_HW, segments, whole = np.zeros(semantic.size, dtype=np.int32), [], {}
+    for label in values_in(semantic.labels_HW).tolist():
+        if label == semantic.ignore:
+            continue
+        before, count = len(segments), 1
+        if label in separate:
+            inside_HW = semantic.labels_HW == label
+            count_with_background, parts_HW = cv2.connectedComponents(inside_HW.view(np.uint8))
+            count = count_with_background - 1
+            ids_HW[inside_HW] = parts_HW[inside_HW] + before
+        else:
+            whole[label] = before + 1
+        segments += [TrueSegment(before + part, label) for part in range(1, count + 1)]
+    return PanopticTruth(ids_HW + renamed(semantic.labels_HW, whole, 0, np.int32), segments)
+
+
+def ids_to_rgb(ids_HW: np.ndarray) -> np.ndarray:
+    """Return segment ids as COCO's colours, (H, W, 3) uint8: id = R + 256 G + 65536 B
+    (docs/methods/published-behaviour.md#8-1)."""
+    return np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)

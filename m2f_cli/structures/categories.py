@@ -35,12 +35,12 @@ class ClassTable:
 
 
 def class_tables() -> list[str]:
-    """The names of the shipped tables."""
+    """Return the names of the shipped tables."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_categories(name_or_path: str | Path) -> Categories:
-    """The classes of a table, in the order of their class numbers.
+    """Return the classes of a table, in the order of their class numbers.
 
     Args:
         name_or_path: the name of a shipped table, or a path that ends in .yaml or .yml.
@@ -53,7 +53,7 @@ def load_categories(name_or_path: str | Path) -> Categories:
 
 @functools.cache
 def load_class_table(name_or_path: str | Path) -> ClassTable:
-    """As `load_categories`, with what else the table says of the data set. Read once per process."""
+    """Return a table with all that it says of its data set. It is read once per process."""
     path = _table_path(name_or_path)
     tree = read_yaml(path, texts=TEXTS)
     entries = tree.get("classes")
@@ -69,7 +69,7 @@ def load_class_table(name_or_path: str | Path) -> ClassTable:
 def from_names(
     names: Sequence[str], things: Collection[str] | None = None, *, where: Any = "the list of class names"
 ) -> Categories:
-    """Classes from their names alone: ids 0, 1, … and default colours.
+    """Return classes from their names alone: ids 0, 1, … and default colours.
 
     Args:
         things: the countable ones among `names`; None means all of them.

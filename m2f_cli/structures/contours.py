@@ -20,7 +20,7 @@ class Outline(NamedTuple):
 
 
 def outlines(mask_HW: np.ndarray) -> list[Outline]:
-    """The outlines of a mask's connected regions (8 neighbours); `mask_HW` is bool or has the values 0 and 1.
+    """Return the outlines of a mask's connected regions (8 neighbours); `mask_HW` is bool or has the values 0 and 1.
 
     OpenCV walks through the centres of border pixels, which cuts half a pixel off everywhere. In the mask at twice
     its size both borders of a pixel have a place of their own, so rounding outwards gives the exact edge.
@@ -39,7 +39,7 @@ def outlines(mask_HW: np.ndarray) -> list[Outline]:
 
 
 def _corners(points_P2: np.ndarray) -> np.ndarray:
-    """The turning points of a closed path along the grid."""
+    """Return the turning points of a closed path along the grid."""
     points_P2 = points_P2[(points_P2 != np.roll(points_P2, 1, axis=0)).any(axis=1)]
     before, after = points_P2 - np.roll(points_P2, 1, axis=0), np.roll(points_P2, -1, axis=0) - points_P2
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]

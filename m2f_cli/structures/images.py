@@ -20,11 +20,19 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .rgb import NoRGBError, array_to_rgb, identify, image_to_rgb, to_uint8, turned, upright, upright_size
-from .tiff import TiffHead, read_tiff_head
-
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB of RGB
-MAX_BYTES = 8 * MAX_PIXELS  # of a decoded TIFF: four channels of 16 bits
+from .rgb import (
+    MAX_PIXELS,
+    NoRGBError,
+    TooLargeError,
+    array_to_rgb,
+    check_size,
+    identify,
+    image_to_rgb,
+    tiff_to_rgb,
+    upright,
+    upright_size,
+)
+from .tiff import TiffHead
 
 # What decoders raise on damaged files: Pillow, its plugins and OpenCV raise whatever they come upon.
 DECODER_ERRORS = (
@@ -81,8 +89,8 @@ def read_picture(
     if isinstance(source, np.ndarray):
         return _from_array(source, f"The array of shape {source.shape} and type {source.dtype}")
     if isinstance(source, Image.Image):
-        _refuse_large(source.size[::-1], "The PIL image", max_pixels)
         with _decoding("The PIL image"):
+            check_size(source.size[::-1], max_pixels)
             return image_to_rgb(source)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source), str(Path(source)), max_pixels)
@@ -158,8 +166,14 @@ def decode_png(content: bytes, where: str) -> np.ndarray:
     if len(content) < 24 or content[:8] != b"\x89PNG\r\n\x1a\n":
         raise DataError(f"{where} is no PNG, or is cut off.", hint="Copy or write it again.")
     width, height = struct.unpack(">II", content[16:24])
-    _refuse_large((height, width), where, MAX_PIXELS)
-    pixels = _opencv(content, where)
+    import cv2
+
+    with _decoding(where):
+        check_size((height, width))
+        try:
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error as error:
+            raise ValueError(error.err or str(error)) from error
     if pixels is None:
         raise DataError(f"{where} is damaged or cut off.", hint="Copy or write it again.")
     return pixels
@@ -172,16 +186,9 @@ def _from_file(source: Path | bytes, where: str, max_pixels: int) -> np.ndarray:
     with _identified(source, where, max_pixels) as (image, tiff):
         if image is not None:
             return image_to_rgb(image)
-    # What Pillow does not know: OpenCV reads several colour TIFFs of 16-bit and float values.
     content = source.read_bytes() if isinstance(source, Path) else source
-    values = _opencv(tiff.unturned(content), where) if all(tiff.size) else None
-    if values is None:
-        raise DataError(f"{where} is a TIFF of a kind that cannot be read.", hint="Save it as 8-bit RGB.")
     with _decoding(where):
-        values = to_uint8(values)
-        if values.ndim == 3 and values.shape[2] in (3, 4):
-            values = values[..., [2, 1, 0, 3][: values.shape[2]]]
-        return np.array(turned(Image.fromarray(array_to_rgb(values)), tiff.orientation))
+        return tiff_to_rgb(content, tiff)
 
 
 @contextmanager
@@ -192,13 +199,8 @@ def _identified(
     if isinstance(source, Path):
         _check_file(source)
     with _decoding(where), source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        tiff = read_tiff_head(file)
-        if tiff is not None:
-            _refuse_large(tiff.size, where, max_pixels, tiff.num_bytes)
-        image = identify(file)
-        if image is not None:
-            _refuse_large(image.size[::-1], where, max_pixels)
-        elif tiff is None:
+        image, tiff = identify(file, max_pixels)
+        if image is None and tiff is None:
             file.seek(0)
             raise _not_an_image(where, file.read(512))
         yield image, tiff
@@ -217,6 +219,8 @@ def _decoding(where: str) -> Iterator[None]:
         raise DataError(f"{where} {error.message}", hint=error.hint) from error
     except PermissionError as error:
         raise DataError(f"{where} may not be read: permission denied.") from error
+    except TooLargeError as error:
+        raise _too_large(where, str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(where, str(error).split(", could be")[0].lower()) from error
     except MemoryError as error:
@@ -243,17 +247,6 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} is empty (0 bytes).", hint="Copy or download it again.")
 
 
-def _opencv(content: bytes, where: str) -> np.ndarray | None:
-    """Decode a file whose size is checked; None where OpenCV cannot."""
-    import cv2
-
-    with _decoding(where):
-        try:
-            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error as error:
-            raise ValueError(error.err or str(error)) from error
-
-
 # --- arrays and errors ------------------------------------------------------------------------------------------------
 
 
@@ -262,14 +255,6 @@ def _from_array(pixels: np.ndarray, name: str) -> np.ndarray:
         return array_to_rgb(pixels)
     except NoRGBError as error:
         raise DataError(f"{name} {error.message}", hint=error.hint) from error
-
-
-def _refuse_large(size: tuple[int, int], where: str, max_pixels: int, num_bytes: int = 0) -> None:
-    pixels = size[0] * size[1]
-    if pixels > max_pixels:
-        raise _too_large(where, f"image size ({pixels} pixels) is above the limit of {max_pixels:,} pixels")
-    if num_bytes > MAX_BYTES:
-        raise _too_large(where, f"decoded it would take {num_bytes:,} bytes, and {MAX_BYTES:,} are allowed")
 
 
 def _too_large(where: str, what: str) -> DataError:

@@ -1,4 +1,4 @@
-"""RGB of what Pillow opens, upright: the one reader of pixels. Programs that m2f exports hold a copy of this file."""
+"""RGB of an image file, upright: the one reader of pixels. Programs that m2f exports hold a copy of this file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .tiff import TiffHead, read_tiff_head
+
 # Named, because Pillow knows forty: some start other programs (EPS), some are no images (FITS, MPEG, HDF5).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB of RGB
+MAX_BYTES = 8 * MAX_PIXELS  # of a decoded TIFF: four channels of 16 bits
 WHITE = (255, 255, 255, 255)
 VALUES_AT_ONCE = 1 << 22  # values of deep images that are converted together: more would only take memory
 
@@ -53,23 +57,50 @@ class NoRGBError(ValueError):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
-def identify(file: BinaryIO) -> Image.Image | None:
-    """Open an image of one of `FORMATS` without reading its pixels; None where it is none that Pillow knows.
+class TooLargeError(ValueError):
+    """An image with more pixels, or a TIFF with more bytes, than are read."""
 
-    Args:
-        file: no path: those Pillow maps into memory, and then lays out the rows of a TIFF that is to be turned wrongly.
+
+def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> None:
+    """Refuse a (height, width), or a number of decoded bytes, above the limits.
 
     Raises:
+        TooLargeError: with the number and the limit.
+    """
+    pixels = size[0] * size[1]
+    if pixels > max_pixels:
+        raise TooLargeError(f"image size ({pixels} pixels) is above the limit of {max_pixels:,} pixels")
+    if num_bytes > MAX_BYTES:
+        raise TooLargeError(f"decoded it would take {num_bytes:,} bytes, and {MAX_BYTES:,} are allowed")
+
+
+def identify(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image | None, TiffHead | None]:
+    """Open an image of one of `FORMATS` without reading its pixels.
+
+    Args:
+        file: an open file, not a path: of a path, Pillow lays out the rows of a TIFF that is to be turned wrongly.
+        max_pixels: larger images are refused.
+
+    Returns:
+        The image, or None where Pillow knows none; the head of the file, or None where it is no TIFF.
+
+    Raises:
+        TooLargeError: more pixels or bytes than are read.
         Exception: whatever Pillow raises at a damaged head.
     """
+    head = read_tiff_head(file)
+    if head is not None:
+        check_size(head.size, max_pixels, head.num_bytes)
     for load_plugins in (Image.preinit, Image.init):  # most files need the few plugins of the first alone
         load_plugins()
         file.seek(0)
         try:
-            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         except UnidentifiedImageError:
             continue
-    return None
+        check_size(image.size[::-1], max_pixels)
+        return image, head
+    return None, head
 
 
 def orientation(image: Image.Image) -> int:
@@ -114,6 +145,31 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return array_to_rgb(_deep_values(image))
     return np.array(_flatten(image).convert("RGB"))
+
+
+def tiff_to_rgb(content: bytes, head: TiffHead) -> np.ndarray:
+    """Return (H, W, 3) uint8 of a TIFF that Pillow does not know, such as 16-bit or float colours, read by OpenCV.
+
+    Args:
+        content: the whole file, its size checked.
+
+    Raises:
+        ModuleNotFoundError: OpenCV is not installed.
+        NoRGBError: OpenCV does not know it either, or its values mean no colours.
+        ValueError: damaged.
+    """
+    import cv2
+
+    try:
+        values = cv2.imdecode(np.frombuffer(head.unturned(content), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(error.err or str(error)) from error
+    if values is None or not all(head.size):
+        raise NoRGBError("is a TIFF of a kind that cannot be read.", "Save it as 8-bit RGB.")
+    values = to_uint8(values)
+    if values.ndim == 3 and values.shape[2] in (3, 4):
+        values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+    return np.array(turned(Image.fromarray(array_to_rgb(values)), head.orientation))
 
 
 def array_to_rgb(pixels: np.ndarray) -> np.ndarray:

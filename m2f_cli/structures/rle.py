@@ -1,25 +1,61 @@
-"""COCO run lengths of masks."""
+"""COCO run lengths of masks, polygons, objects and id maps: {"size": [height, width], "counts": bytes}."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+RLE: TypeAlias = dict[str, Any]
+Size: TypeAlias = tuple[int, int]
 
-def encode_ids(ids_HW: np.ndarray, ids: Iterable[int]) -> list[dict[str, Any]]:
-    """The regions of an id map as compressed run-length masks, in the order of `ids`, in one pass over the pixels."""
+
+def encode_mask(mask_HW: np.ndarray) -> RLE:
+    """Return the run lengths of a mask, whose values are bool, or 0 and 1."""
+    return coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+
+
+def encode_polygons(polygons: Sequence[np.ndarray], size: Size) -> RLE:
+    """Return the union of polygons, each (points, 2), as pycocotools draws it; below three points there is nothing."""
+    flat = [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in polygons if len(points_P2) >= 3]
+    if not flat:
+        return encode_counts([size[0] * size[1]], size)
+    return coco_mask.merge(coco_mask.frPyObjects(flat, *size))
+
+
+def encode_shape(shape: Sequence[np.ndarray] | RLE, size: Size) -> RLE:
+    """Return the pixels of an annotated object: of polygons, or of run lengths that need not be compressed."""
+    if not isinstance(shape, dict):
+        return encode_polygons(shape, size)
+    return encode_counts(shape["counts"], shape["size"]) if isinstance(shape["counts"], list) else shape
+
+
+def encode_ids(ids_HW: np.ndarray, ids: Iterable[int]) -> list[RLE]:
+    """Return the regions of an id map, in the order of `ids`, from one pass over the pixels."""
     flat = ids_HW.T.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends, owners = np.append(starts[1:], flat.size), flat[starts]
-    height, width = ids_HW.shape
     rles = []
     for wanted in ids:
         own = owners == wanted
         edges = np.stack([starts[own], ends[own]], axis=1).ravel()
         counts = np.diff(edges, prepend=0, append=flat.size)
         counts = counts[:-1] if counts[-1] == 0 else counts
-        rles.append(coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
+        rles.append(encode_counts(counts.tolist(), ids_HW.shape))
     return rles
+
+
+def encode_counts(counts: list[int], size: Size) -> RLE:
+    """Return plain run lengths, which go down the columns and begin with 0s, as compressed ones."""
+    return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+
+
+def as_text(rle: RLE) -> dict[str, Any]:
+    """Return run lengths as JSON holds them: {"size": [height, width], "counts": text}."""
+    counts = rle["counts"]
+    return {
+        "size": [int(edge) for edge in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }

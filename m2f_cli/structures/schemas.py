@@ -1,4 +1,4 @@
-"""What the entries of annotation files look like: a type for each kind of value, a schema for each kind of entry.
+"""The entries of annotation files: a type for each kind of value, a schema for each kind of entry.
 
 Tools write 128.0, "128" or "0" where 128 or false is meant. What is clear is read; all else is refused in one sentence.
 """
@@ -29,7 +29,7 @@ LARGEST_ID = (1 << 24) - 1  # of a segment: its id is an RGB colour, and black i
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message: its beginning, where it is long."""
+    """Return a value as it stands in a message: its beginning, where it is long."""
     return _short.repr(value)
 
 
@@ -89,12 +89,12 @@ def text(value: Any) -> str:
 
 
 def is_whole(value: str) -> bool:
-    """Whether text can be written in UTF-8: json may hold halves of characters."""
+    """Return True if text can be written in UTF-8: json may hold halves of characters."""
     return not _HALF.search(value)
 
 
 def key(value: Any) -> int | str:
-    """An id: text stays text.
+    """Return an id; text stays text.
 
     Raises:
         ValueError: neither a whole number nor text.
@@ -106,7 +106,7 @@ def key(value: Any) -> int | str:
 
 
 def same_key(value: int | str, known: Container[int | str]) -> int | str:
-    """An id as `known` has it: some tools write numbers as text on one side only."""
+    """Return an id as `known` has it: some tools write numbers as text on one side only."""
     if value in known:
         return value
     try:
@@ -205,14 +205,14 @@ class Object(BaseModel):
     area: NumberOrNone = None
 
 
-class Panoptic(BaseModel):
+class PanopticRecord(BaseModel):
     """What `annotations` of COCO panoptic say of an image beside its segments."""
 
     file_name: FileName
     segments_info: list[Any]
 
 
-class Segment(BaseModel):
+class SegmentRecord(BaseModel):
     """An entry of `segments_info`."""
 
     id: SegmentId
@@ -229,7 +229,7 @@ class CocoCategory(BaseModel):
     color: ColorOrNone = ()
 
 
-class Prediction(BaseModel):
+class PredictionRecord(BaseModel):
     """A found object of COCO instance results."""
 
     image_id: Key
@@ -245,7 +245,7 @@ class PredictedSegment(BaseModel):
     score: Number = 1.0
 
 
-class PredictedPanoptic(Panoptic):
+class PredictedPanoptic(PanopticRecord):
     image_id: Key
 
 
@@ -258,7 +258,7 @@ class TableClass(BaseModel, extra="forbid"):
     color: Color = None
 
 
-class Description(BaseModel):
+class YoloDataset(BaseModel):
     """data.yaml of YOLO. `names` is a list, or positions with names."""
 
     names: Any
@@ -307,7 +307,7 @@ def read_as(
     error: type[M2FError] = DataError,
     hint: str | None = "Export the data again.",
 ) -> Model:
-    """An entry by its schema.
+    """Read an entry by its schema.
 
     Args:
         where: what the entry is, for the message.

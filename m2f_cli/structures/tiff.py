@@ -1,11 +1,10 @@
-"""What the head of a TIFF says of its pixels, read before a decoder makes room for them."""
+"""The head of a TIFF, read before a decoder allocates memory. Programs that m2f exports hold a copy of this file."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 258, 274, 277, 322, 323
 _TAGS = (_WIDTH, _LENGTH, _BITS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH)
@@ -15,15 +14,14 @@ _MOST_TAGS = 65535  # libtiff refuses a directory of more
 _ORDERS = {b"II": "<", b"MM": ">"}
 
 
-@dataclass(frozen=True)
-class TiffHead:
-    """The largest numbers that the first directory gives: libtiff takes the first of equal tags, others the last.
+class TiffHead(NamedTuple):
+    """What the first directory of a TIFF says of its pixels.
 
     Attributes:
-        size: (height, width) as stored, before it is turned; zeros where it is not said.
-        num_bytes: of the decoded image, or of one of its tiles where that is more.
-        orientation: as EXIF counts; 1 where nothing is said.
-        turned: places in the file, and formats of `struct`, of what says the orientation.
+        size: (height, width) as stored, before the image is turned; zeros where the file does not say.
+        num_bytes: size of the decoded image in bytes, or of one of its tiles where that is more.
+        orientation: EXIF orientation, 1 to 8; 1 where the file does not say.
+        turned: offsets in the file, and `struct` formats, of the values of the orientation tag.
     """
 
     size: tuple[int, int]
@@ -32,7 +30,7 @@ class TiffHead:
     turned: tuple[tuple[int, str], ...]
 
     def unturned(self, content: bytes) -> bytes:
-        """Return the file as one that need not be turned: OpenCV turns some kinds of TIFF, and those half."""
+        """Return the file with orientation 1, because OpenCV turns some kinds of TIFF and others not."""
         changed = bytearray(content)
         for place, kind in self.turned:
             struct.pack_into(kind, changed, place, 1)
@@ -40,7 +38,11 @@ class TiffHead:
 
 
 def read_tiff_head(file: BinaryIO) -> TiffHead | None:
-    """Read the head of a TIFF or BigTIFF, as far as it goes; None for other files."""
+    """Read the head of a TIFF or BigTIFF, as far as it goes; None for other files.
+
+    Raises:
+        ValueError: the file gives its width or height twice, and differently.
+    """
     file.seek(0)
     magic = file.read(4)
     order = _ORDERS.get(magic[:2], "<")
@@ -52,7 +54,7 @@ def read_tiff_head(file: BinaryIO) -> TiffHead | None:
     else:
         return None
     found: dict[int, list[int]] = {}
-    turned = []
+    turned: list[tuple[int, str]] = []
     for tag, kind, values, place in _entries(file, offset, count, entry):
         form = f"{order}{min(values, _MOST_VALUES)}{_KINDS[kind]}"
         if struct.calcsize(form) > struct.calcsize(offset):
@@ -77,6 +79,9 @@ def _entries(file: BinaryIO, offset: str, count: str, entry: str) -> Iterator[tu
 
 
 def _head(found: dict[int, list[int]], turned: tuple[tuple[int, str], ...]) -> TiffHead:
+    for tag in (_WIDTH, _LENGTH):  # libtiff takes the first of equal tags, other readers the last
+        if len(set(found.get(tag, []))) > 1:
+            raise ValueError(f"the TIFF gives its tag {tag} twice: {found[tag][0]} and {found[tag][1]}")
     most = {tag: max(values, default=0) for tag, values in found.items()}
     height, width = most.get(_LENGTH, 0), most.get(_WIDTH, 0)
     pixels = max(height * width, most.get(_TILE_LENGTH, 0) * most.get(_TILE_WIDTH, 0))

@@ -79,7 +79,7 @@ def measured_micro_batch(parts: Parts, own: int, batches: Callable[[int], Iterat
     Raises:
         ConfigError: a device whose memory cannot be measured. M2FError: not even one picture fits.
     """
-    memory = _memory_of(parts.device)
+    memory = memory_of(parts.device)
 
     def attempt(size: int) -> None:
         one_step(parts, next(batches(size)))
@@ -110,7 +110,7 @@ def one_step(parts: Parts, batch: Batch) -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def _memory_of(device: torch.device) -> CudaMemory | HostMemory:
+def memory_of(device: torch.device) -> CudaMemory | HostMemory:
     if device.type == "cuda":
         return CudaMemory(device)
     if device.type == "cpu" and (PROC / "self" / "clear_refs").exists():

@@ -18,7 +18,7 @@ from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
 from ..runtime.locks import is_lock, locked
 from ..version import __version__
-from .options import OF_ONE_START, Options, read_environment
+from .options import OF_ONE_START, TrainOptions, read_environment
 from .resume import RESUME
 from .visualise import draw_batch
 
@@ -30,7 +30,7 @@ CHECKPOINTS = "checkpoints"
 LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before its run
 
 
-def claim(settings: Config, folder: Path, options: Options, stack: contextlib.ExitStack) -> Config:
+def claim(settings: Config, folder: Path, options: TrainOptions, stack: contextlib.ExitStack) -> Config:
     """Lock the folder for as long as the stack is open, and return the configuration of the run."""
     stack.enter_context(locked(folder, "A training"))
     with writing_to(folder):
@@ -115,7 +115,7 @@ def write_records(run: Run, command: Sequence[str]) -> None:
         draw_batch(run.train_data, run.settings, run.folder / "samples", trust_code=run.options.trust_code)
 
 
-def _recorded(options: Options) -> dict[str, Any]:
+def _recorded(options: TrainOptions) -> dict[str, Any]:
     """Return the options as plain values that mean the same from any working directory."""
     found = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()}
     if options.init is not None and Path(options.init).exists():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
-import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import MissingDependency, unknown_name
-from ..runtime.files import atomic, make_folder, refuse_link, writing_to
+from ..runtime import jsonl
+from ..runtime.files import atomic, refuse_link, writing_to
 
 
 class Logger(Protocol):
@@ -24,38 +22,29 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-class JsonLines:
-    """One json object a line: {"kind", "iteration", …}. A resumed run goes on in the same file.
+class JsonLinesLogger(jsonl.JsonLines):
+    """One JSON object a line: {"kind", "iteration", …}. A resumed run goes on in the same file.
 
     Raises:
         M2FError: the file cannot be written.
     """
 
     def __init__(self, path: Path, *, from_iteration: int = 0, evaluated: int | None = None):
-        self.path = path
-        make_folder(path.parent)
         refuse_link(path)
         if path.exists():
             last = {"train": from_iteration - 1, "val": from_iteration if evaluated is None else evaluated}
             _forget_after(last, path)
-        with writing_to(path):
-            self.file = path.open("ab", buffering=0)  # nothing waits in memory for `close` to fail on
+        super().__init__(path)
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
-        line = json.dumps({"kind": kind, "iteration": iteration, **values}).encode() + b"\n"
-        with writing_to(self.path):
-            if self.file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def close(self) -> None:
-        self.file.close()
+        self.append({"kind": kind, "iteration": iteration, **values})
 
 
 def _forget_after(last: Mapping[str, int], path: Path) -> None:
     """Drop the lines of each kind that will be written again, and half a line of a run that was killed."""
     with writing_to(path):
         lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _is_before(line, last)]
+    kept = [line for line in lines if line.endswith(b"\n") and _is_before(line, last)]
     if kept != lines:
         with atomic(path, durable=True) as part:
             part.write_bytes(b"".join(kept))
@@ -63,8 +52,8 @@ def _forget_after(last: Mapping[str, int], path: Path) -> None:
 
 def _is_before(line: bytes, last: Mapping[str, int]) -> bool:
     try:
-        entry = json.loads(line)
-        return entry["iteration"] <= last[entry["kind"]] and line.endswith(b"\n")
+        entry = jsonl.parse(line)
+        return entry["iteration"] <= last[entry["kind"]]
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -158,5 +147,5 @@ def make_loggers(
         ConfigError: an unknown name; MissingDependency: a package that is not installed.
     """
     check_loggers(names)
-    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
+    first = JsonLinesLogger(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
     return [first, *(LOGGERS[name](folder, config, from_iteration) for name in names)]

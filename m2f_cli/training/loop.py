@@ -17,18 +17,18 @@ from ..errors import ConfigError, M2FError
 from ..loss import Pairs, Piloted, normaliser
 from ..model.pilots import Pilots
 from ..runtime import distributed
+from ..runtime.devices import DTYPES
 from ..structures.predictions import Prediction
 from .optimizer import clip_gradients, set_learning_rate, train_mode
 from .parts import Parts
 from .resume import LastStep, RunState
 from .schedule import factor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 5  # steps in a row that may be skipped before training stops
 
 
 @dataclass
-class Step:
+class StepRecord:
     """What one iteration did, for progress and logs. Losses are weighted and summed over layers."""
 
     iteration: int
@@ -151,7 +151,7 @@ def train(
     batches: Iterator[Batch],
     state: RunState,
     *,
-    on_step: Callable[[Step], None],
+    on_step: Callable[[StepRecord], None],
     on_trouble: Callable[[Trouble], None],
     on_due: Callable[[int], None],
     should_stop: Callable[[], bool] = lambda: False,
@@ -200,7 +200,7 @@ def train(
         scale = parts.scaler.get_scale() if parts.scaler.is_enabled() else None
         if finite is None:
             _note_trouble(state, Trouble(done, values, norm, chosen), on_trouble)
-        on_step(Step(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
+        on_step(StepRecord(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
         on_due(state.iteration)
     return True
 
@@ -269,8 +269,5 @@ def to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], 
         kind = name.rstrip("0123456789").rstrip("_")
         kinds[kind] = kinds.get(kind, 0) + loss
     values = torch.stack([*kinds.values(), norm.to(next(iter(kinds.values())))]).double()
-    if distributed.is_active():
-        torch.distributed.all_reduce(values)
-        values /= distributed.world_size()
-    *numbers, norm_value = values.tolist()
+    *numbers, norm_value = (distributed.sum_over_processes(values) / distributed.world_size()).tolist()
     return dict(zip(kinds, numbers, strict=True)), norm_value

@@ -20,7 +20,7 @@ from . import resume as state
 from .folder import LR_FINDER as FILES
 from .loop import apply, step, to_host
 from .optimizer import set_learning_rate, train_mode
-from .options import Options
+from .options import TrainOptions
 from .parts import Parts
 from .prepare import Listener, prepare
 from .visualise import draw_sweep
@@ -114,7 +114,7 @@ def _has_diverged(losses: list[float]) -> bool:
 def search(
     settings: Config,
     folder: Path,
-    options: Options,
+    options: TrainOptions,
     listener: Listener | None = None,
     on_step: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:

@@ -13,7 +13,7 @@ from ..loss.criterion import make_criterion
 from ..model.pilots import Piloting, piloting_of
 from .ema import EMA
 from .optimizer import make_optimizer
-from .options import Options
+from .options import TrainOptions
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Parts:
     piloting: Piloting | None = None
 
 
-def make_parts(model: nn.Module, settings: Config, options: Options, device: torch.device) -> Parts:
+def make_parts(model: nn.Module, settings: Config, options: TrainOptions, device: torch.device) -> Parts:
     """Return the parts of one process, before it joins the others."""
     config_ = settings.train
     model = model.to(device)

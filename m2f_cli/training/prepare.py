@@ -19,7 +19,7 @@ from ..config.schema import Config
 from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, training_loader
 from ..data.records import DataSet
-from ..dataset_tools.check.mistakes import check
+from ..dataset_tools.check.report import glance
 from ..errors import ConfigError, Unreachable
 from ..evaluation.evaluate import EvalResult, default_metrics, evaluate
 from ..inference.segmenter import Segmenter
@@ -30,9 +30,9 @@ from .data import Splits, identity, open_splits, refuse_other_data, same_classes
 from .ema import EMA
 from .folder import CHECKPOINTS, ENVIRONMENT
 from .initialise import initialise
-from .loop import Step
+from .loop import StepRecord
 from .optimizer import freeze, train_mode, trainable_table
-from .options import Options, read_environment
+from .options import TrainOptions, read_environment
 from .parts import Parts, make_parts
 from .resume import RunState
 from .visualise import draw_results
@@ -45,7 +45,7 @@ class Listener:
     """Callbacks of a training run. Each receives a plain record; the defaults do nothing."""
 
     on_start: Callable[[Run], None] = lambda run: None
-    on_step: Callable[[Step], None] = lambda step: None
+    on_step: Callable[[StepRecord], None] = lambda step: None
     on_evaluated: Callable[[int, EvalResult], None] = lambda iteration, result: None
     on_note: Callable[[str], None] = lambda text: None
     on_download: Callable[[Any], None] | None = None
@@ -62,7 +62,7 @@ class Run:
 
     folder: Path
     settings: Config
-    options: Options
+    options: TrainOptions
     train_data: DataSet
     val_data: DataSet | None
     parts: Parts
@@ -150,7 +150,7 @@ class Run:
 def prepare(
     settings: Config,
     folder: Path,
-    options: Options,
+    options: TrainOptions,
     device: torch.device,
     listener: Listener,
     data: Splits | None = None,
@@ -186,7 +186,7 @@ def prepare(
     if options.resume and is_new:
         notes.append("No checkpoint was written: the run begins anew, as it was started.")
     if is_own and is_new and distributed.rank() == 0:
-        notes += [f"{w.message} {w.hint}" for w in check(train_data, CHECKED, against=val_data)]
+        notes += [f"{w.message} {w.hint}" for w in glance(train_data, CHECKED, val_data)]
     if is_own:
         described = settings.data.model_copy(update={"dataset": train_data.name, "classes": "checkpoint"})
         settings = settings.model_copy(update={"data": described})
@@ -231,7 +231,9 @@ def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> li
     return []
 
 
-def _initialise(model: nn.Module, settings: Config, data: DataSet, options: Options, listener: Listener) -> list[str]:
+def _initialise(
+    model: nn.Module, settings: Config, data: DataSet, options: TrainOptions, listener: Listener
+) -> list[str]:
     if options.init == "random":
         return ["The network starts from random numbers."]
     try:
@@ -254,7 +256,9 @@ def _initialise(model: nn.Module, settings: Config, data: DataSet, options: Opti
     return list(report.notes)
 
 
-def _measure(parts: Parts, options: Options, batches: Callable[[int], Iterator[Batch]], notes: list[str]) -> Options:
+def _measure(
+    parts: Parts, options: TrainOptions, batches: Callable[[int], Iterator[Batch]], notes: list[str]
+) -> TrainOptions:
     """Return the options with the number of images that fit into memory instead of "auto"."""
     own = batch_size.share_of(parts.config.batch, distributed.world_size())
     chosen = batch_size.measured_micro_batch(parts, own, batches)
@@ -262,7 +266,7 @@ def _measure(parts: Parts, options: Options, batches: Callable[[int], Iterator[B
     return dataclasses.replace(options, micro_batch=chosen)
 
 
-def _complete(parts: Parts, options: Options) -> Parts:
+def _complete(parts: Parts, options: TrainOptions) -> Parts:
     """Join the other processes. The average begins afterwards, with the weights of the first process."""
     network = distributed.wrap(parts.model, parts.device)
     if options.compile:

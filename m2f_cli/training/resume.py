@@ -103,7 +103,7 @@ def restore(parts: Parts, tree: dict[str, Any]) -> None:
 @contextmanager
 def unchanged(parts: Parts) -> Iterator[None]:
     """Inside, steps may be tried out; afterwards the parts are as before. The copy is on the host: no GPU memory."""
-    before = _on_host(snapshot(parts))
+    before = on_host(snapshot(parts))
     try:
         yield
     finally:
@@ -112,12 +112,12 @@ def unchanged(parts: Parts) -> Iterator[None]:
         set_random_state(before["random"], parts.device)
 
 
-def _on_host(tree: Any) -> Any:
+def on_host(tree: Any) -> Any:
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
-        return {key: _on_host(value) for key, value in tree.items()}
-    return [_on_host(value) for value in tree] if isinstance(tree, list) else copy.deepcopy(tree)
+        return {key: on_host(value) for key, value in tree.items()}
+    return [on_host(value) for value in tree] if isinstance(tree, list) else copy.deepcopy(tree)
 
 
 class LastStep:
@@ -145,7 +145,7 @@ class LastStep:
             buffer.copy_(kept)
 
 
-class _Remembering:
+class ErrorKeepingFile:
     """A file that remembers why it could not be written: PyTorch tells of it in other words."""
 
     def __init__(self, file: IO[bytes]):
@@ -171,7 +171,7 @@ def write(path: Path, tree: dict[str, Any]) -> None:
     """
     try:
         with atomic(path, durable=True) as part, part.open("wb") as file:
-            remembering = _Remembering(file)
+            remembering = ErrorKeepingFile(file)
             try:
                 torch.save({"schema_version": SCHEMA_VERSION, **tree}, remembering)
             except RuntimeError:

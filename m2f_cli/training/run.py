@@ -20,15 +20,16 @@ from ..runtime.signals import Asked, asked_to_stop
 from .data import Splits
 from .folder import RESULTS, claim, write_records
 from .loggers import Logger, check_loggers, make_loggers
-from .loop import Step, Trouble, train
-from .options import Options
+from .loop import StepRecord, Trouble
+from .loop import train as train_on
+from .options import TrainOptions
 from .prepare import Listener, Run, prepare
 from .replay import dump_trouble
 from .visualise import draw_curves
 
 
 @dataclass
-class Outcome:
+class TrainOutcome:
     """The end of a run. `stopped` is the signal that ended it early, if one did."""
 
     folder: Path
@@ -40,14 +41,40 @@ class Outcome:
     stopped: str | None = None
 
 
+def train(
+    config: Config,
+    data: str | Path | Splits | None = None,
+    out: str | Path = "runs/train",
+    *,
+    listener: Listener | None = None,
+    **options: Any,
+) -> TrainOutcome:
+    """Train a model as a configuration says, and write the run to a folder.
+
+    Args:
+        config: from `load_config`.
+        data: a folder of annotated images, a pair of data sets (to train on, to evaluate on or None), or None for
+            the generated images of the preset.
+        out: the folder of the run. It must be new, unless `resume=True`.
+        listener: receives what the run does; the default stays silent.
+        options: fields of `training.options.Options`, such as `init="random"`, `device="cuda"` or `resume=True`.
+
+    Raises:
+        M2FError: anything that cannot be done, in one sentence.
+    """
+    splits = data if isinstance(data, tuple) else None
+    folder = None if data is None or splits else Path(data)
+    return start(config, Path(out), TrainOptions(data=folder, **options), listener, data=splits)
+
+
 def start(
     settings: Config,
     folder: Path,
-    options: Options,
+    options: TrainOptions,
     listener: Listener | None = None,
     command: Sequence[str] = (),
     data: Splits | None = None,
-) -> Outcome:
+) -> TrainOutcome:
     """Train in this process, which under torchrun is one of several.
 
     Args:
@@ -83,7 +110,7 @@ class _Duties:
     asked: Asked
     loggers: Sequence[Logger]
 
-    def on_step(self, step: Step) -> None:
+    def on_step(self, step: StepRecord) -> None:
         values = {
             **step.losses,
             "loss": step.total,
@@ -140,7 +167,7 @@ class _Duties:
             raise _Left
 
 
-def execute(run: Run, listener: Listener) -> Outcome:
+def execute(run: Run, listener: Listener) -> TrainOutcome:
     """Train from where a run stands to its end, or until somebody asks it to stop."""
     began = time.perf_counter()
     loggers = _loggers(run)
@@ -151,7 +178,7 @@ def execute(run: Run, listener: Listener) -> Outcome:
         finally:
             for logger in loggers:
                 logger.close()
-    outcome = Outcome(
+    outcome = TrainOutcome(
         run.folder,
         run.state.iteration,
         run.settings.train.iterations,
@@ -182,7 +209,7 @@ def _train(run: Run, duties: _Duties) -> bool:
         with contextlib.closing(iter(run.loader)) as batches:
             if run.state.iteration and _is_to_be_evaluated(run):  # it was stopped in that evaluation
                 duties.on_due(run.state.iteration)
-            ended = train(
+            ended = train_on(
                 run.parts,
                 batches,
                 run.state,

@@ -92,7 +92,7 @@ SOURCES: dict[str, Release] = {
 }
 
 
-def _release_name(backbone: Component, pretrained: str) -> str:
+def release_name(backbone: Component, pretrained: str) -> str:
     """`torchvision`, as the presets say, is the file of the backbone's depth."""
     if pretrained != "torchvision":
         return pretrained
@@ -131,7 +131,7 @@ BACKBONE_TABLES = (  # the first whose mark is in a file
 )
 
 
-def _table_of(tensors: Mapping[str, Tensor]) -> Table | None:
+def table_of(tensors: Mapping[str, Tensor]) -> Table | None:
     return next((table for table in BACKBONE_TABLES if any(name.startswith(table.marks) for name in tensors)), None)
 
 
@@ -173,7 +173,7 @@ def load_backbone(
     wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
     if backbone.name == "timm":
         return _load_timm(backbone, wanted, progress)
-    ref = _release_name(backbone, str(backbone.options["pretrained"]))
+    ref = release_name(backbone, str(backbone.options["pretrained"]))
     alone = load_alone(ref, wanted, resize_windows=resize_windows, progress=progress)
     if alone is not None:
         return alone
@@ -209,7 +209,7 @@ def load_alone(
     if not path.is_file() or str(ref) in config.preset_names():
         return None
     tensors = _unwrapped(containers.read(path).tensors)
-    table = _table_of(tensors)
+    table = table_of(tensors)
     wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
     return None if table is None else _place(table, tensors, wanted, str(path), resize_windows, partial)
 
@@ -312,7 +312,7 @@ def _load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progr
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path} does not fit the timm model {model!r}: {reason}") from error
-    return _checked(_from_whole_timm(whole.state_dict(), shapes))
+    return _checked(from_whole_timm(whole.state_dict(), shapes))
 
 
 def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
@@ -328,7 +328,7 @@ def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
     )
 
 
-def _from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+def from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """timm's feature networks call "layers.0" "layers_0", or put the whole model under "model."."""
     theirs = {name.replace("_", "."): tensor for name, tensor in state.items()}
     sources = {ours: ours.removeprefix("backbone.net.").removeprefix("model.").replace("_", ".") for ours in shapes}

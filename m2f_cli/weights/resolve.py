@@ -105,7 +105,7 @@ def _load_source(source: WeightsSource, progress: Progress | None, trust_code: b
 
 def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
     found = huggingface.read_folder(hub.fetch_repo(repo, progress=progress), repo)
-    preset = next((p for p in _presets().values() if any(s.hub == repo for s in p.weights)), None)
+    preset = next((p for p in shipped_presets().values() if any(s.hub == repo for s in p.weights)), None)
     return found if preset is None or not same_network(found.model, preset.model) else _as_preset(found, preset)
 
 
@@ -116,7 +116,7 @@ def _as_preset(found: Checkpoint, preset: Config) -> Checkpoint:
 
 
 @functools.cache
-def _presets() -> Mapping[str, Config]:
+def shipped_presets() -> Mapping[str, Config]:
     return {name: config.load(name) for name in config.preset_names()}
 
 
@@ -181,7 +181,9 @@ def _released_as(path: Path, found: Checkpoint) -> Config | None:
 
     Only a name with a hash in it says anything: every detectron2 training ends with a `model_final.pth`.
     """
-    released = [(p, s) for p in _presets().values() for s in p.weights if s.url and same_network(p.model, found.model)]
+    released = [
+        (p, s) for p in shipped_presets().values() for s in p.weights if s.url and same_network(p.model, found.model)
+    ]
     by_name = next((p for p, s in released if s.hash_prefix and str(s.url).rsplit("/", 1)[-1] == path.name), None)
     if by_name is not None or not released:
         return by_name

@@ -10,7 +10,6 @@ OUT/index.html                                 all of it on one page
 from __future__ import annotations
 
 import html
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,14 @@ from ..config.schema import Config
 from ..data.synthetic.dataset import MOST, SPLITS
 from ..data.synthetic.scenes import Scene, scene
 from ..errors import ConfigError, M2FError
-from ..inference import load, pipeline
+from ..inference import load
 from ..inference.journal import check_folder
+from ..inference.predict import predict
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
 from ..results.writers import write_overlay
-from ..runtime.files import atomic, lies_in, refuse_link, write_text, writing_to
+from ..runtime.files import atomic, lies_in, write_text, writing_to
+from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
 from ..training import run as training
@@ -46,7 +47,7 @@ STEPS = 5 + len(FORMATS)
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """One step of the demo, when it is done: its name, what came of it, the seconds it took, and where that is."""
 
     name: str
@@ -60,9 +61,9 @@ def run(
     pictures: int = 4,
     *,
     iterations: int | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[DemoStep], None] | None = None,
     listener: training.Listener | None = None,
-) -> list[Step]:
+) -> list[DemoStep]:
     """Run the demo. What an earlier one wrote to `out` is replaced; files of others are never touched.
 
     Args:
@@ -78,13 +79,13 @@ def run(
     if pictures < 1:
         raise ConfigError(f"The demo needs at least one picture, not {pictures}.")
     check_folder(out, skip_existing=True, overwrite=False)
-    done: list[Step] = []
+    done: list[DemoStep] = []
     started = time.perf_counter()
     with locked(out, "A demo"):
         claim(out)
         for name, what, where in _steps(out, pictures, iterations, listener):
             now = time.perf_counter()
-            done.append(Step(name, what, now - started, where))
+            done.append(DemoStep(name, what, now - started, where))
             started = now
             if on_step:
                 on_step(done[-1])
@@ -114,7 +115,7 @@ def _steps(
     files = [_write_picture(out, name, made) for name, made in scenes.items()]
     yield "pictures", f"{pictures} generated", out / "pictures"
     for name, made in scenes.items():
-        _record(out, f"truth/{name}.jpg")
+        record_file(out, f"truth/{name}.jpg")
         write_overlay(made.panoptic(), out / "truth" / name)
     yield "truth", f"{sum(len(made.segments) for made in scenes.values())} segments drawn", out / "truth"
     outcome = _train(out, settings, listener)
@@ -130,16 +131,16 @@ def _steps(
 
 
 def _write_picture(out: Path, name: str, made: Scene) -> Path:
-    _record(out, f"pictures/{name}.png")
+    record_file(out, f"pictures/{name}.png")
     path = out / "pictures" / f"{name}.png"
     with atomic(path) as part:
         Image.fromarray(made.image_HW3).save(part, format="PNG")
     return path
 
 
-def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.Outcome:
-    _record(out, "run/")
-    options = training.Options(init="random", micro_batch=settings.train.batch, workers=1)
+def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.TrainOutcome:
+    record_file(out, "run/")
+    options = training.TrainOptions(init="random", micro_batch=settings.train.batch, workers=1)
     outcome = training.start(settings, out / "run", options, listener, ["m2f", "demo"])
     if outcome.stopped is not None:
         raise KeyboardInterrupt
@@ -148,15 +149,15 @@ def _train(out: Path, settings: Config, listener: training.Listener | None) -> t
 
 def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> str:
     """What `m2f predict` does, and what it found."""
-    summary = pipeline.predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
+    summary = predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
     if summary.failed:
         raise M2FError(f"The demo could not segment its own picture: {summary.failed[0].message}")
     return f"{summary.done / summary.seconds:.1f} pictures/s, saved as {', '.join(FORMATS[task])}"
 
 
-def _write_page(out: Path, names: list[str], value: float, outcome: training.Outcome) -> Path:
+def _write_page(out: Path, names: list[str], value: float, outcome: training.TrainOutcome) -> Path:
     """One page that needs nothing but the files beside it."""
-    _record(out, "index.html")
+    record_file(out, "index.html")
     columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]
     heads = ["picture", "truth", *FORMATS]
     rows = "".join(
@@ -205,15 +206,13 @@ def claim(out: Path) -> None:
 
 def _recorded(mark: Path) -> list[str]:
     """The names in a mark. Half a line at the end is of a demo that was killed before it wrote that file."""
-    lines = mark.read_text(encoding="utf-8").splitlines(keepends=True)
     try:
-        return [str(json.loads(line)) for line in lines if line.endswith("\n")]
+        return [str(parse(line)) for _, line in whole_lines(mark)]
     except ValueError as error:
         raise ConfigError(f"{mark} is damaged.", hint="Choose another --out.") from error
 
 
-def _record(out: Path, name: str) -> None:
+def record_file(out: Path, name: str) -> None:
     """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
-    refuse_link(out / MARK)
-    with writing_to(out / MARK), (out / MARK).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(name) + "\n")
+    with JsonLines(out / MARK) as lines:
+        lines.append(name)

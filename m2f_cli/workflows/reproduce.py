@@ -27,9 +27,10 @@ from ..errors import ConfigError, M2FError, WeightsError
 from ..evaluation import setup as eval_setup
 from ..evaluation.choose_metrics import task_of
 from ..evaluation.dataset import TASKS, folder_of, open_for
-from ..evaluation.evaluate import Progress
-from ..evaluation.report import SINGLE_SCALE, Comparison
-from ..evaluation.setup import Evaluation, Outcome, Request
+from ..evaluation.evaluate import EvalProgress
+from ..evaluation.report import SINGLE_SCALE, PublishedComparison
+from ..evaluation.setup import DataOptions, EvalOutcome, Evaluation, MetricOptions, RunOptions
+from ..inference.load import ModelOptions
 from ..results.writers import write_json
 from ..structures.categories import load_categories
 from ..weights import Progress as DownloadProgress
@@ -104,8 +105,12 @@ class Reproduced:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How rows are to be reproduced. tta: None is "where the row has such a figure". The rest as in `Request`."""
+class ReproduceOptions:
+    """How rows are reproduced.
+
+    Attributes:
+        tta: also with test-time augmentation; None: where the row has such a figure.
+    """
 
     data: Path | None = None
     device: str = "auto"
@@ -118,7 +123,7 @@ class Options:
 # --- what is needed ---------------------------------------------------------------------------------------------------
 
 
-def make_ready(rows: Sequence[str], options: Options, progress: DownloadProgress | None = None) -> None:
+def make_ready(rows: Sequence[str], options: ReproduceOptions, progress: DownloadProgress | None = None) -> None:
     """Check the data of all rows and fetch their weights, before the first of them takes hours.
 
     Raises:
@@ -146,7 +151,7 @@ def _row(name: str) -> Config:
             f"Nobody has released weights of {name!r}, so its figures cannot be reproduced by evaluating.",
             hint=f"Train it (m2f train --preset {name}), then: m2f eval --preset {name} --model RUN",
         )
-    if not any(_metric_of(preset, each.metric) for each in preset.published):
+    if not any(metric_of(preset, each.metric) for each in preset.published):
         raise ConfigError(f"{name!r} has no published figure that m2f measures.")
     return preset
 
@@ -159,7 +164,7 @@ def _problems(attempt: Callable[[], None]) -> list[M2FError]:
     return []
 
 
-def _check_data(preset: Config, options: Options) -> None:
+def _check_data(preset: Config, options: ReproduceOptions) -> None:
     """Whether there are annotations for everything that the row is measured by."""
     tasks = [task for task in TASKS if task in {task_of(name) for name in metrics_of(preset)}]
     open_for(preset, load_categories(preset.data.classes), folder_of(preset, None, options.data), "val", tasks)
@@ -178,12 +183,12 @@ def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
 
 def reproduce(
     name: str,
-    options: Options,
+    options: ReproduceOptions,
     folder: Path,
     *,
     command: Sequence[str] = (),
     on_start: Callable[[str, int], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
 ) -> Reproduced:
     """Evaluate a row as it was published and compare. See `make_ready`, which comes first.
 
@@ -199,20 +204,16 @@ def reproduce(
     settings = _settings(preset, options)
     if not settings:
         raise ConfigError(f"{name!r} has figures with test-time augmentation only.", hint="Leave out --no-tta.")
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, EvalOutcome] = {}
     speed: float | None = None
     for setting in settings:
-        request = Request(
-            preset=name,
-            data=options.data,
-            metrics=metrics_of(preset, multi=setting == MULTI),
-            device=options.device,
-            precision=options.precision,
-            limit=options.limit,
-            workers=options.workers,
-            tta=setting == MULTI,
+        evaluation = eval_setup.prepare(
+            folder / setting,
+            ModelOptions(preset=name, device=options.device, precision=options.precision, tta=setting == MULTI),
+            DataOptions(options.data, limit=options.limit),
+            MetricOptions(metrics_of(preset, multi=setting == MULTI)),
+            RunOptions(options.workers),
         )
-        evaluation = eval_setup.prepare(request, folder / setting)
         if setting == SINGLE:
             speed = pictures_per_second(evaluation)
         outcomes[setting] = eval_setup.execute(
@@ -227,8 +228,8 @@ def reproduce(
     return row
 
 
-def _settings(preset: Config, options: Options) -> list[str]:
-    figures = [each for each in preset.published if _metric_of(preset, each.metric)]
+def _settings(preset: Config, options: ReproduceOptions) -> list[str]:
+    figures = [each for each in preset.published if metric_of(preset, each.metric)]
     has_multi = any(each.setting != SINGLE_SCALE for each in figures)
     wanted = has_multi if options.tta is None else options.tta
     single = [SINGLE] if any(each.setting == SINGLE_SCALE for each in figures) else []
@@ -241,12 +242,12 @@ def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:
     Args:
         multi: only those with figures of test-time augmentation, or the row's first where it has none.
     """
-    every = [each for each in preset.published if _metric_of(preset, each.metric)]
+    every = [each for each in preset.published if metric_of(preset, each.metric)]
     chosen = [each for each in every if each.setting != SINGLE_SCALE] if multi else every
-    return list(dict.fromkeys(str(_metric_of(preset, each.metric)) for each in chosen or every[:1]))
+    return list(dict.fromkeys(str(metric_of(preset, each.metric)) for each in chosen or every[:1]))
 
 
-def _metric_of(preset: Config, figure: str) -> str | None:
+def metric_of(preset: Config, figure: str) -> str | None:
     """Cityscapes' objects are scored by its own rule, which is not COCO's (docs/methods/published-behaviour.md#9)."""
     if figure.startswith((MEMORY, SPEED)):
         return None
@@ -293,7 +294,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _reproduced(
-    preset: Config, outcomes: dict[str, Outcome], speed: float | None, evaluation: Evaluation
+    preset: Config, outcomes: dict[str, EvalOutcome], speed: float | None, evaluation: Evaluation
 ) -> Reproduced:
     device = torch.device(evaluation.run.segmenter.device)
     trees = [outcome.tree for outcome in outcomes.values()]
@@ -308,7 +309,7 @@ def _reproduced(
     )
 
 
-def checks(preset: Config, outcomes: dict[str, Outcome]) -> tuple[Check, ...]:
+def checks(preset: Config, outcomes: dict[str, EvalOutcome]) -> tuple[Check, ...]:
     """Every published figure of quality, judged; and what test-time augmentation gives where nobody published that."""
     found = {
         (each.metric, each.setting): each
@@ -325,12 +326,12 @@ def checks(preset: Config, outcomes: dict[str, Outcome]) -> tuple[Check, ...]:
     return tuple(result)
 
 
-def _check(figure: Published, match: Comparison | None) -> Check:
+def _check(figure: Published, match: PublishedComparison | None) -> Check:
     measured, verdict = (None, UNMEASURED) if match is None else (match.measured, judge(match))
     return Check(figure.metric, figure.setting, figure.value, measured, verdict, figure.source)
 
 
-def judge(comparison: Comparison) -> str:
+def judge(comparison: PublishedComparison) -> str:
     """The verdict over one measured figure, by the rule at the top."""
     if not comparison.comparable:
         return PARTIAL

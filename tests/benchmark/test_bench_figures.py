@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts import tiny_config
+from helpers.parts import tiny_config
 from torch import nn
 
 from m2f_cli.benchmark import machine
@@ -143,7 +143,7 @@ def counted():
     """FLOPs of some (layers, batch, size): in a process of its own, since it keeps fake tensors by shape."""
     wanted = [(1, 2, SIZE), (3, 2, SIZE), (1, 1, (128, 256)), (1, 1, (4096, 8192))]
     code = (
-        "import json, sys; from parts import tiny_config; from m2f_cli.benchmark.flops import flops_of\n"
+        "import json, sys; from helpers.parts import tiny_config; from m2f_cli.benchmark.flops import flops_of\n"
         "def layers(n):\n"
         "    model = tiny_config()\n"
         "    part = model.pixel_decoder.model_copy(update={'num_layers': n})\n"

@@ -83,7 +83,7 @@ def calls(monkeypatch, tmp_path):
 def test_every_option_arrives(calls, tmp_path, capsys):
     options = (
         "bench --preset cityscapes-swin-t --what predict --device cpu --precision bf16 --size 64 96 --batch 2 "
-        "--pictures 3 --source photos --against huggingface-compiled --peer-precision fp32 --rounds 7 --warm-up 3 "
+        "--images 3 --source photos --against huggingface-compiled --peer-precision fp32 --rounds 7 --warm-up 3 "
         "--threads 1 --compile --out here --json"
     )
     assert cli.run(options.split()) == 0
@@ -205,10 +205,10 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
         ("--preset all --batch 2", "without --batch"),
         ("--what post --batch 2", "--batch changes nothing about --what post"),
         ("--what load --size 9 9", "--size"),
-        ("--pictures 2", "It is for --what predict, eval"),
+        ("--images 2", "It is for --what predict, eval"),
         ("--source photos", "--what forward"),
         ("--what load --compile", "--compile"),
-        ("--size 0 64", "--size 0 64: a picture has at least one row"),
+        ("--size 0 64", "--size 0 64: an image has at least one row"),
         ("--skip-existing", "is for --preset all"),
         ("--peer-precision fp32", "is for --against"),
         ("--against huggingface --peer-precision fp33", "fp33"),

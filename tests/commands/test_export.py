@@ -77,7 +77,8 @@ def test_every_option_arrives(fake, tmp_path, capsys):
     )
     assert cli.run(options.split()) == 0
     ((ref, loading),) = fake.loads
-    assert callable(loading.pop("progress")) and (ref, loading) == ("my/model", {"device": "cpu", "trust_code": True})
+    assert callable(loading["progress"]) and ref == "my/model"
+    assert (loading["device"], loading["precision"], loading["trust_code"]) == ("cpu", "fp32", True)
     model, given = Fake.seen
     assert (given.size, given.batch, given.precision, given.postprocess) == ((64, 96), None, "fp16", "semantic")
     assert (given.opset, given.normalise, given.runner) == (19, True, True)

@@ -8,7 +8,7 @@ import struct
 import sys
 
 import pytest
-from fake_segmenter import FakeSegmenter, scene
+from helpers.fake_segmenter import FakeSegmenter, scene
 from PIL import Image
 
 from m2f_cli import cli
@@ -61,10 +61,8 @@ def predictions(folder):
 
 
 def test_compile_reaches_the_network(pictures, fake, monkeypatch):
-    from m2f_cli.inference import compile as compiling
-
     compiled = []
-    monkeypatch.setattr(compiling, "compile_parts", compiled.append)
+    monkeypatch.setattr("m2f_cli.inference.load.compile_parts", compiled.append)
     assert cli.run(["predict", "in/a.png"]) == 0 and not compiled
     assert cli.run(["predict", "in/a.png", "--compile"]) == 0 and compiled == [fake]
 
@@ -88,7 +86,8 @@ def test_every_option_arrives(pictures, fake):
     ((ref, loading),) = fake.loads
     progress = loading.pop("progress")
     assert callable(progress) and ref == "my/model"
-    assert loading == {"task": "instance", "device": "cpu", "precision": "bf16", "trust_code": True, "engine": None}
+    assert loading == {"device": "cpu", "precision": "bf16", "trust_code": True, "engine": None}
+    assert fake.default_task == "instance"
     thresholds = {"object_threshold": 0.1, "overlap_threshold": 0.2, "score_threshold": 0.0, "top_k": 7}
     assert fake.thresholds == [thresholds] * 3 and fake.batches == [2, 1]
     document = predictions(pictures / "out")
@@ -102,7 +101,7 @@ def test_the_default_score_threshold_is_a_half(pictures, fake):
     assert fake.thresholds == [{"score_threshold": 0.5}] * 3
 
 
-def test_some_failed(pictures, fake, capsys):
+def test_a_failed_picture_is_listed_and_the_others_are_done(pictures, fake, capsys):
     (pictures / "in" / "b.png").write_text("no picture")
     assert cli.run(["predict", "in", "--out", "out", "--json"]) == 3
     out, err = capsys.readouterr()
@@ -138,7 +137,7 @@ def test_names_that_are_not_utf8(pictures, fake, capsys):
     assert "6 skipped" in capsys.readouterr().out
 
 
-def test_going_on(pictures, fake, capsys):
+def test_an_existing_folder_is_gone_on_with_only_on_request(pictures, fake, capsys):
     assert cli.run(["predict", "in/a.png", "--out", "out"]) == 0
     assert cli.run(["predict", "in", "--out", "out"]) == 2
     assert "--skip-existing to go on, or --overwrite" in capsys.readouterr().err
@@ -180,7 +179,7 @@ def test_a_task_that_the_model_cannot_do(pictures, fake, capsys):
     assert "does semantic, not 'panoptic'" in capsys.readouterr().err
 
 
-def test_next_folder(tmp_path):
+def test_the_next_free_number_names_the_folder(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "3").mkdir()
     assert next_folder(tmp_path) == tmp_path / "2"

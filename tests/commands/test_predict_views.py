@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from helpers.small_segmenter import picture, small_segmenter
 from PIL import Image
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli import cli
 from m2f_cli.inference import load

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from folders import write_json
+from helpers.folders import write_json
+from helpers.presets import read_once
 from typer.testing import CliRunner
 
 from m2f_cli.commands import presets as command
@@ -21,7 +22,12 @@ from m2f_cli.errors import ConfigError, DataError
 NAMES = config.preset_names()
 
 
-def test_find_filters():
+@pytest.fixture(autouse=True)
+def presets_are_read_once(monkeypatch):
+    read_once(monkeypatch)
+
+
+def test_filters_are_combined():
     wanted = {"dataset": "cityscapes", "task": "semantic", "backbone": "swin-l", "method": "mask2former"}
     assert [c.name for c in command.find(**wanted)] == ["cityscapes-swin-l", "cityscapes-swin-l-paper"]
     assert len(command.find(backbone="swin")) + len(command.find(backbone="resnet")) == len(NAMES)
@@ -174,7 +180,7 @@ def run(*arguments):
     assert result.exit_code == 0, result.output or result.exception
 
 
-def test_list(shown):
+def test_list_shows_the_chosen_presets_and_writes_them_as_json(shown):
     run("list", "--dataset", "coco", "--task", "instance", "--backbone", "r50", "--method", "mask2former")
     run("list", "200", "--method", "mask2former", "--json")
     title, columns, rows = shown[0]
@@ -187,7 +193,7 @@ def test_list(shown):
     assert shown[2][2][0][4] == "AP 42.0", "as published, and not as YAML keeps it"
 
 
-def test_table(shown):
+def test_table_has_the_forms_terminal_markdown_csv_and_json(shown):
     only = ["--dataset", "cityscapes", "--task", "semantic", "--method", "mask2former"]
     run("table", *only)
     [(title, columns, rows)] = shown
@@ -209,7 +215,7 @@ def test_table(shown):
     assert isinstance(result.exception, ConfigError) and "no format named 'html'" in str(result.exception)
 
 
-def test_show(shown):
+def test_show_prints_a_preset_that_can_be_read_again(shown):
     run("show", "ade20k-r50")
     run("show", "ade20k-r50", "--json")
     assert config.parse(yaml.safe_load(shown[0]), "show") == config.load("ade20k-r50")

@@ -8,22 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from folders import IDS, SEGMENTS, coco_panoptic
+from helpers.folders import IDS, SEGMENTS, coco_panoptic
+from helpers.presets import shipped
 from training.tiny import settings
 
 from m2f_cli import cli, weights
 from m2f_cli.config import presets as config
 from m2f_cli.errors import ConfigError, WeightsError
 from m2f_cli.evaluation import dataset as eval_data
-from m2f_cli.evaluation.report import Comparison
+from m2f_cli.evaluation.report import PublishedComparison
 from m2f_cli.model import build
 from m2f_cli.structures.categories import from_names
 from m2f_cli.workflows import reproduce
-from m2f_cli.workflows.reproduce import Options
+from m2f_cli.workflows.reproduce import ReproduceOptions
 
 NAMES = ["cat", "dog", "sky"]
 SETTINGS = settings()
-SHIPPED = {name: config.load(name) for name in config.preset_names()}
+SHIPPED = {name: shipped(name) for name in config.preset_names()}
 TTA = {"short_edges": [32, 64], "max_edge": 96, "of": "test_size", "flip": True}
 
 
@@ -185,13 +186,13 @@ def test_rows_that_cannot_be_reproduced():
     write_row("boxes", [{"metric": "box_ap", "value": 1.0}])
     write_row("multi", [{"metric": "pq", "value": 1.0, "setting": "multi-scale + flip"}])
     with pytest.raises(WeightsError, match="Nobody has released weights of 'bare'.*m2f train --preset bare"):
-        reproduce.make_ready(["bare"], Options())
+        reproduce.make_ready(["bare"], ReproduceOptions())
     with pytest.raises(ConfigError, match="no published figure that m2f measures"):
-        reproduce.make_ready(["row", "boxes"], Options())
+        reproduce.make_ready(["row", "boxes"], ReproduceOptions())
     with pytest.raises(ConfigError, match="no preset named 'rowe'.*row"):
-        reproduce.make_ready(["rowe"], Options())
+        reproduce.make_ready(["rowe"], ReproduceOptions())
     with pytest.raises(ConfigError, match="test-time augmentation only"):
-        reproduce.reproduce("multi", Options(tta=False, device="cpu"), Path("out"))
+        reproduce.reproduce("multi", ReproduceOptions(tta=False, device="cpu"), Path("out"))
 
 
 @pytest.mark.parametrize(
@@ -209,10 +210,10 @@ def test_rows_that_cannot_be_reproduced():
         (42.0, 42.4, "FAIL"),
     ],
 )
-def test_the_rule(published, got, verdict):
+def test_a_verdict_follows_from_the_difference_and_what_is_known(published, got, verdict):
     def judged(**more):
         given = {"verified": True, "comparable": True, **more}
-        return reproduce.judge(Comparison("pq", published, got, got - published, "single scale", "s", **given))
+        return reproduce.judge(PublishedComparison("pq", published, got, got - published, "single scale", "s", **given))
 
     assert judged() == verdict
     assert judged(comparable=False) == "partial"
@@ -231,5 +232,5 @@ def test_which_metrics_a_row_needs():
     assert {name: reproduce.metrics_of(SHIPPED[name]) for name in wanted} == wanted
     assert reproduce.metrics_of(SHIPPED["ade20k-r50-paper"], multi=True) == ["miou"]
     for preset in SHIPPED.values():
-        unknown = {each.metric for each in preset.published if reproduce._metric_of(preset, each.metric) is None}
+        unknown = {each.metric for each in preset.published if reproduce.metric_of(preset, each.metric) is None}
         assert all(name == "box_ap" or name.startswith(("fps_", "train_memory_")) for name in unknown)

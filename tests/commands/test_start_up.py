@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from helpers.small_segmenter import picture, small_segmenter
 from PIL import Image
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli import weights
 

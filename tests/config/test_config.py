@@ -51,6 +51,12 @@ def test_another_component_by_override_drops_the_options_of_the_first():
     assert changed.model.backbone.options == {"depth": 50}
 
 
+def test_options_of_another_component_by_override_may_look_alike():
+    options = ["dim=32", "mask_dim=16", "num_layers=2"]
+    changed = config.load(PRESET, ["model.decoder.name=mine", *(f"model.decoder.{pair}" for pair in options)])
+    assert changed.model.decoder.options == {"dim": 32, "mask_dim": 16, "num_layers": 2}
+
+
 def test_the_same_component_by_override_keeps_its_options():
     kept = config.load(PRESET, ["model.backbone.name=swin"])
     assert kept == config.load(PRESET)

@@ -7,9 +7,16 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.build_targets import require_trains, to_semantic, to_target
+from m2f_cli.data.build_targets import require_trains, to_target
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import (
+    InstanceTruth,
+    PanopticTruth,
+    SemanticTruth,
+    TrueObject,
+    TrueSegment,
+    as_semantic,
+)
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(10 * i, f"c{i}", i < 3, (i, i, i)) for i in range(6))  # 0, 1, 2 are things
@@ -28,7 +35,7 @@ PANOPTIC = PanopticTruth(
 )  # no segment has the id 4; 77 has no pixel
 
 
-def test_panoptic():
+def test_a_panoptic_truth_becomes_a_map_of_owners():
     target = to_target(PANOPTIC, "panoptic", CATEGORIES)
     assert target.labels_N.tolist() == [1, 4, 1, 0, 4] and target.labels_N.dtype == torch.int64
     assert target.owner_HW.tolist() == [[0, 0, 1, 1], [-1, 2, 1, -1], [-1, 2, 4, -1]]
@@ -43,14 +50,14 @@ def test_instances_of_a_panoptic_truth_are_its_things():
 
 
 def test_semantics_of_a_panoptic_truth_include_crowds():
-    assert to_semantic(PANOPTIC).labels_HW.tolist() == [[1, 1, 4, 4], [-1, 1, 4, 2], [-1, 1, 4, -1]]
+    assert as_semantic(PANOPTIC, 6).labels_HW.tolist() == [[1, 1, 4, 4], [255, 1, 4, 2], [255, 1, 4, 255]]
     target = to_target(PANOPTIC, "semantic", CATEGORIES)
     assert target.labels_N.tolist() == [1, 2, 4]
     assert target.owner_HW.tolist() == [[0, 0, 2, 2], [-1, 0, 2, 1], [-1, 0, 2, -1]]
 
 
 @pytest.mark.parametrize(("dtype", "ignore"), [(np.uint8, 255), (np.uint16, 65535), (np.int32, -1), (np.uint8, 5)])
-def test_semantic(dtype, ignore):
+def test_a_semantic_truth_has_a_target_per_class(dtype, ignore):
     labels = np.array([[3, 3, ignore], [0, 4, 0]]).astype(dtype)
     target = to_target(SemanticTruth(labels, ignore), "semantic", CATEGORIES)
     assert target.labels_N.tolist() == [0, 3, 4]
@@ -72,7 +79,7 @@ def test_nothing_annotated_is_an_empty_target(truth, task):
     assert target.size == (3, 4) and tuple(target.masks().shape) == (0, 3, 4)
 
 
-def test_objects():
+def test_objects_become_masks_without_crowds_and_empty_ones():
     square = np.array([(1, 0), (3, 0), (3, 2), (1, 2)], dtype=float)
     two = [square, square + np.array([3, 2])]
     mask = np.zeros((4, 6), np.uint8)

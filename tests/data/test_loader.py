@@ -11,14 +11,12 @@ import torch
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import InputConfig
-from m2f_cli.data import loader as module
 from m2f_cli.data.loader import (
     Batch,
     Loader,
     Stream,
     batches,
     collate,
-    images_per_second,
     repeat_factors,
     training_loader,
 )
@@ -26,7 +24,9 @@ from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.data.training_set import Draw, TrainingSample, TrainingSet
-from m2f_cli.data.transforms import ColorJitter, Flip, RandomCrop
+from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.crop import RandomCrop
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.structures.annotations import SemanticTruth
 from m2f_cli.structures.targets import Target
@@ -94,7 +94,7 @@ def test_a_batch_moves_as_a_whole():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU")
-def test_pinned_batches():
+def test_pinned_batches_are_the_plain_ones():
     pinned, plain = (take(loader(pin=pin, workers=1), 2) for pin in (True, False))
     assert all(map(equal, pinned, plain))
     assert all(b.images_BCHW.is_pinned() and b.targets[0].owner_HW.is_pinned() for b in pinned)
@@ -129,7 +129,7 @@ def test_processes_share_the_stream_of_one(world):
         assert {draw.position % world for draw in share} == {rank}
 
 
-def test_repeats():
+def test_records_are_repeated_as_often_as_asked():
     stream = Stream(3, seed=0, repeats=np.array([1.0, 2.0, 1.25]))
     counts = np.array([np.bincount(stream.epoch(number), minlength=3) for number in range(400)])
     assert (counts[:, 0] == 1).all() and (counts[:, 1] == 2).all()
@@ -239,14 +239,6 @@ def test_skipped_records_are_reported(workers):
 def test_numbers_that_make_no_sense(wrong):
     with pytest.raises(ConfigError, match="should be"):
         loader(**wrong)
-
-
-def test_images_per_second(monkeypatch):
-    times = iter([10.0, 12.0])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
-    measured = loader(batch=3)
-    assert images_per_second(measured, count=4) == 4 * 3 / 2.0
-    assert measured.state() == 5  # one before the clock starts
 
 
 # --- from a configuration ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from folders import (
+from helpers.folders import (
     ade20k,
     cityscapes,
     coco_instances,

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     SIZE,
     annotation,
     coco_instances,

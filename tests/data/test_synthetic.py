@@ -35,7 +35,7 @@ def test_the_same_picture_on_every_platform(arguments, options, expected):
     assert checksums(scene(*arguments, **options)) == expected
 
 
-def test_seeds_differ():
+def test_each_seed_gives_another_scene():
     assert len({checksums(scene(seed, 48, 64)) for seed in range(20)}) == 20
 
 
@@ -73,7 +73,7 @@ def test_a_shape_has_the_area_and_the_place_that_geometry_gives(name):
         "star": 10 * 0.42 * np.sin(np.pi / 5) / 2,
     }
     turn = np.array([[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]])
-    top, left, cover_hw = synthetic._cover(synthetic.OUTLINES[name] @ turn * 60 + (80.3, 90.6), margin=3)
+    top, left, cover_hw = synthetic.polygon_coverage(synthetic.OUTLINES[name] @ turn * 60 + (80.3, 90.6), margin=3)
     share_hw = cover_hw.astype(float) / synthetic.FULL
     assert share_hw.sum() == pytest.approx(shares[name] * 60**2, rel=1e-3)
     assert np.count_nonzero(share_hw >= 0.5) == pytest.approx(shares[name] * 60**2, rel=5e-3)
@@ -108,7 +108,7 @@ def test_each_stuff_class_has_a_colour_of_its_own():
         assert np.abs(means[one] - means[other]).max() > 40, (one, other)
 
 
-def test_categories():
+def test_categories_are_things_then_stuff_of_distinct_colours():
     assert [category.name for category in CATEGORIES] == [*THINGS, *STUFF]
     assert [category.id for category in CATEGORIES] == [*range(9)]
     assert {category.name for category in CATEGORIES if category.isthing} == set(THINGS)
@@ -136,11 +136,11 @@ def test_the_three_kinds_of_truth_agree():
 
 def test_objects_that_are_nearly_hidden_are_left_out():
     def at(top, left):
-        return synthetic._Layer(0, top, left, np.full((10, 10), 240, np.uint8), np.zeros((3, 10, 10)))
+        return synthetic.Layer(0, top, left, np.full((10, 10), 240, np.uint8), np.zeros((3, 10, 10)))
 
     front, behind, outside = at(0, 0), at(0, 1), at(-30, 0)
     aside = at(0, 3)  # 20 of its 100 pixels show
-    assert synthetic._visible([behind, aside, front, outside], 20, 20) == [aside, front]
+    assert synthetic.visible_layers([behind, aside, front, outside], 20, 20) == [aside, front]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ def test_objects_that_are_nearly_hidden_are_left_out():
         ((0,), {"difficulty": 1.1}, "1.1"),
     ],
 )
-def test_wrong_arguments(arguments, options, message):
+def test_wrong_arguments_are_refused(arguments, options, message):
     with pytest.raises(ConfigError, match=message):
         scene(*arguments, **options)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.records import DataSet, Record
+from m2f_cli.data.records import DataSet, Record, labels_of
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES, scene
-from m2f_cli.data.training_set import Draw, TrainingSet, drop_empty, is_wide, labels_of, read
-from m2f_cli.data.transforms import ColorJitter, Flip, RandomCrop
+from m2f_cli.data.training_set import Draw, TrainingSet, drop_empty, is_wide, read
+from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout
+from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
 from m2f_cli.structures.categories import load_categories
@@ -117,7 +119,7 @@ def test_skipping_takes_the_next_one_and_says_so():
     assert around[Draw(0, 1)].name == "a"
 
 
-def test_skipping_ends():
+def test_skipping_ends_after_a_hundred_records_in_a_row():
     broken = data_set(*[record("broken", DataError("It is damaged."))] * 200)
     with pytest.raises(DataError, match=r"100 records in a row cannot be used. The first: broken: It is damaged."):
         TrainingSet(broken, [], "semantic", on_error="skip")[Draw(0, 0)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from fake_segmenter import CATEGORIES
+from helpers.fake_segmenter import CATEGORIES
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation.choose_metrics import choose, known_names, limits, task_for, task_of
-from m2f_cli.evaluation.setup import Request
+from m2f_cli.evaluation.setup import DataOptions, MetricOptions, name_of, with_default
+from m2f_cli.inference.load import ModelOptions
 from m2f_cli.structures.categories import from_names
 
 EVERY = ("panoptic", "instance", "semantic")
@@ -25,22 +26,39 @@ def test_each_metric_of_the_table_has_a_task():
     assert all(task_of(name) in EVERY for name in plugins.names("metrics"))
 
 
-def test_a_metric_alone_stands_for_a_default_model():
-    assert Request(metrics=("pq",)).weights == "coco-panoptic-swin-t"
-    assert Request(metrics=("boundary-ap",)).weights == "coco-instance-swin-t"
-    assert Request(metrics=("miou",)).weights == "ade20k-swin-t"
-    assert Request(metrics=("pq", "miou")).weights == Request(metrics=("all",)).weights == "coco-panoptic-swin-t"
-    assert Request(metrics=("all",), task="semantic").weights == "ade20k-swin-t"
-    assert Request(preset="a", metrics=("pq",)).weights == "a" and Request(preset="a", model="b").weights == "b"
+@pytest.mark.parametrize(
+    ("metrics", "task", "model"),
+    [
+        (["pq"], None, "coco-panoptic-swin-t"),
+        (["boundary-ap"], None, "coco-instance-swin-t"),
+        (["miou"], None, "ade20k-swin-t"),
+        (["pq", "miou"], None, "coco-panoptic-swin-t"),
+        (["all"], None, "coco-panoptic-swin-t"),
+        (["all"], "semantic", "ade20k-swin-t"),
+    ],
+)
+def test_a_metric_alone_stands_for_a_default_model(metrics, task, model):
+    assert with_default(ModelOptions(task=task), MetricOptions(metrics)).ref == model
+
+
+def test_a_model_that_is_named_is_not_replaced_by_a_default():
+    for named in (ModelOptions(preset="a"), ModelOptions("b"), ModelOptions("b", "a")):
+        assert with_default(named, MetricOptions(["pq"])) == named
     assert task_for(["ap", "boundary-ap"]) == "instance"
 
 
-def test_names_of_evaluations():
-    assert Request(metrics=("pq",)).name == "coco-panoptic-swin-t"
-    assert Request(model="runs/train/mine/checkpoints/best.safetensors").name == "mine"
-    assert Request(model="some/model_final.pkl", split="train").name == "model_final-train"
-    assert Request(preset="my.yaml", model="x", tta=True).name == "my-tta"
-    assert Request(model="facebook/mask2former-swin").name == "mask2former-swin"
+@pytest.mark.parametrize(
+    ("model", "split", "name"),
+    [
+        (ModelOptions(), "val", "coco-panoptic-swin-t"),
+        (ModelOptions("runs/train/mine/checkpoints/best.safetensors"), "val", "mine"),
+        (ModelOptions("some/model_final.pkl"), "train", "model_final-train"),
+        (ModelOptions("x", "my.yaml", tta=True), "val", "my-tta"),
+        (ModelOptions("facebook/mask2former-swin"), "val", "mask2former-swin"),
+    ],
+)
+def test_names_of_evaluations(model, split, name):
+    assert name_of(model, DataOptions(split=split), MetricOptions(["pq"])) == name
 
 
 def test_all_are_those_that_apply():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
 from pycocotools import mask as coco_mask
 
 from m2f_cli import plugins
@@ -258,7 +258,7 @@ def test_folders_that_hold_no_evaluation(tmp_path):
         '{"name": "000", "number": 9, "metrics": {"pq": {"classes": []}}}\n',
     ],
 )
-def test_damaged_journals(tmp_path, line):
+def test_damaged_journals_are_refused(tmp_path, line):
     found = states("pq", seed=1, count=2)[1]
     a, b = (write(tmp_path / run, {"pq": found}) for run in "ab")
     with (b / "pictures.jsonl").open("a") as file:
@@ -268,7 +268,7 @@ def test_damaged_journals(tmp_path, line):
 
 
 @pytest.mark.parametrize("state", [None, {}, {"classes": [[99, [0.9], 0, 0]]}, {"classes": [[0, [2.0], 0, 0]]}])
-def test_damaged_states(tmp_path, state):
+def test_damaged_states_are_refused(tmp_path, state):
     found = states("pq", seed=1, count=2)[1]
     a, b = write(tmp_path / "a", {"pq": found}), write(tmp_path / "b", {"pq": [found[0], state]})
     with pytest.raises(DataError, match="damaged"):

@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from folders import SEGMENTS, annotation, coco_instances, coco_panoptic, label_maps, plane, rectangle
+from helpers.folders import SEGMENTS, annotation, coco_instances, coco_panoptic, label_maps, plane, rectangle
 from training.tiny import settings
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.evaluation.dataset import FULL_SPLITS, LAYOUT, _how_to_get, check_classes, folder_of, open_for
+from m2f_cli.evaluation.dataset import FULL_SPLITS, LAYOUT, check_classes, folder_of, how_to_get, open_for
 from m2f_cli.evaluation.evaluate import Truths, truth_for
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth
 from m2f_cli.structures.categories import from_names, load_categories
@@ -108,7 +108,7 @@ def test_names_are_compared_as_people_read_them():
         check_classes(from_names(["a", "b"]), from_names(["a", "c"]), "here")
 
 
-def test_generated_pictures():
+def test_without_data_the_generated_scenes_are_evaluated():
     own = settings("data.scenes.val=3")
     data = open_for(own, SCENES, None, "val", ["panoptic", "semantic"])
     assert len(data) == 3 and data.tasks == ("panoptic", "semantic") and data.full is None
@@ -124,7 +124,7 @@ def test_generated_pictures():
 def test_every_published_data_set_has_a_place_and_a_preparer():
     names = {config.load(name).data.dataset for name in config.preset_names() if config.load(name).published}
     assert names == set(LAYOUT)
-    assert all("m2f data prepare " in _how_to_get(place) for place in LAYOUT.values())
+    assert all("m2f data prepare " in how_to_get(place) for place in LAYOUT.values())
     released = {config.load(name).data.dataset for name in config.preset_names() if config.load(name).weights}
     assert {name for name, _ in FULL_SPLITS} == released, "without it, reproducing a row would judge nothing"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch.distributed as dist
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError, M2FError, MissingDependency

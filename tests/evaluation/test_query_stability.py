@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
@@ -106,7 +106,7 @@ def test_a_steady_network_is_steady(segmenter, records):
     class Steady(torch.nn.Module):
         def forward(self, images):
             prediction = segmenter.model(images)
-            return Prediction(prediction.mask_features_BCHW, [prediction.last] * 3, prediction.projection)
+            return Prediction(prediction.mask_features_BCHW, [prediction.last] * 3)
 
     steady = Segmenter(Steady(), segmenter.config, CATEGORIES)
     found = diagnose_queries(steady, records)
@@ -129,7 +129,7 @@ def test_one_layer_cannot_disagree(segmenter, records):
     class Last(torch.nn.Module):
         def forward(self, images):
             prediction = segmenter.model(images)
-            return Prediction(prediction.mask_features_BCHW, [prediction.last], prediction.projection)
+            return Prediction(prediction.mask_features_BCHW, [prediction.last])
 
     with pytest.raises(ConfigError, match="answers once"):
         diagnose_queries(Segmenter(Last(), segmenter.config, CATEGORIES), records)

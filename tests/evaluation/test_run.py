@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch.distributed as dist
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter, scene, scene_labels
 
 from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.evaluation import journal
@@ -275,8 +275,8 @@ def python(code: str, **environment: str) -> subprocess.Popen:
 def test_killed_for_good_it_goes_on_to_the_same_figures(tmp_path, expected):
     folder = tmp_path / "a"
     process = python(f"here.run(here.evaluation(Path({str(folder)!r}), here.records(sleep=0.3)))")
-    path, deadline = folder / "pictures.jsonl", time.monotonic() + 60
-    while (not path.is_file() or path.read_bytes().count(b"\n") < 3) and time.monotonic() < deadline:
+    path = folder / "pictures.jsonl"
+    while process.poll() is None and (not path.is_file() or path.read_bytes().count(b"\n") < 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_segmenter import FakeSegmenter
-from folders import image_entry, plane, rectangle, write_ids, write_image, write_json, write_mask, write_picture
+from helpers.fake_segmenter import FakeSegmenter
+from helpers.folders import image_entry, plane, rectangle, write_ids, write_image, write_json, write_mask, write_picture
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -18,7 +18,7 @@ from m2f_cli import plugins
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation.score_files.score import open_predictions, score
-from m2f_cli.inference import pipeline
+from m2f_cli.inference.predict import predict as predict_all
 from m2f_cli.inference.sources import expand
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
 from m2f_cli.structures.categories import Category
@@ -122,7 +122,7 @@ class Recorded(FakeSegmenter):
 
 
 def predict(coco, task: str, *formats: str):
-    pipeline.predict(Recorded(coco.results), expand([coco.data / "val2017"]), task, coco.out, formats)
+    predict_all(Recorded(coco.results), expand([coco.data / "val2017"]), task, coco.out, formats)
     return coco.out
 
 
@@ -445,7 +445,7 @@ def test_a_metric_of_another_task_is_refused(coco):
 # --- what is what -----------------------------------------------------------------------------------------------------
 
 
-def test_archives(coco):
+def test_archives_are_read_like_folders(coco):
     out = predict(coco, "instance", "coco-instance")
     with zipfile.ZipFile(coco.tmp / "r.zip", "w") as archive:
         archive.write(out / "instances.json", "deep/results.json")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parts import randomise
+from helpers.parts import randomise
+from helpers.small_segmenter import picture
 from PIL import Image
-from small_segmenter import picture
 from weights.models import CATEGORIES, RESNET, config_of
 from weights.test_maskformer import tiny
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 import torch
-from parts import randomise
-from small_segmenter import NAMES
+from helpers.parts import randomise
+from helpers.small_segmenter import NAMES
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import ModelConfig

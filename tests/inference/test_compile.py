@@ -6,13 +6,12 @@ import copy
 
 import pytest
 import torch
-from small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import compile as compiling
 from m2f_cli.model.pixel_decoders import deformable
-from m2f_cli.ops import deformable_attention as deform_attn
-from m2f_cli.ops import winograd
+from m2f_cli.ops.deformable_attention import embedding_bag
 
 
 @pytest.fixture
@@ -21,13 +20,13 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
 
 
-OPERATORS = (deform_attn.corners, deformable.softmax_on_cpu, winograd.to_places, winograd.to_pixels)
+OPERATORS = (embedding_bag.corners_on_cpu, deformable.softmax_on_cpu)
 
 
 @pytest.fixture
 def plain_again(monkeypatch):
     for each in OPERATORS:
-        monkeypatch.setattr(each, "runs", each.plain)  # put back afterwards
+        monkeypatch.setattr(each, "runs", each.eager)  # put back afterwards
 
 
 def test_on_a_cpu_a_few_operators(monkeypatch, plain_again):
@@ -36,7 +35,7 @@ def test_on_a_cpu_a_few_operators(monkeypatch, plain_again):
     segmenter = small_segmenter()
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: pytest.fail("a part of the network"))
     compiling.compile_parts(segmenter)
-    assert [each.runs for each in OPERATORS] == [(each.loop, True) for each in OPERATORS]
+    assert [each.runs for each in OPERATORS] == [(each.eager, True) for each in OPERATORS]
 
 
 def test_elsewhere_the_parts_of_the_network(monkeypatch):
@@ -60,7 +59,7 @@ def test_the_answer_is_the_same(plain_again):
     batch = [segmenter.prepare(picture())]
     [before] = segmenter.infer(batch)
     compiling.compile_parts(segmenter)
-    assert deform_attn.corners.runs is not deform_attn.corners.plain
+    assert embedding_bag.corners_on_cpu.runs is not embedding_bag.corners_on_cpu.eager
     [after] = segmenter.infer(batch)
     torch.testing.assert_close(after.class_logits_QK, before.class_logits_QK, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(after.masks.embeds_QC, before.masks.embeds_QC, atol=1e-4, rtol=1e-4)

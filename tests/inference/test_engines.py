@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import picture, small_segmenter
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, M2FError, WeightsError
@@ -71,7 +71,7 @@ def test_test_time_augmentation_goes_around_it(model):
         assert_same(with_tta(model, sizes=[64, 96])(image, task), with_tta(exported, sizes=[64, 96])(image, task))
 
 
-def test_normalisation_inside(model):
+def test_a_file_that_normalises_gets_raw_pixels(model):
     exported = EngineSegmenter(TorchEngine(model, normalised=True))
     [raw], [expected] = (each.infer([each.prepare(picture())]) for each in (exported, model))
     assert torch.allclose(raw.class_logits_QK, expected.class_logits_QK, atol=1e-3)

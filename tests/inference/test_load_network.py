@@ -106,17 +106,17 @@ def test_known_names_bring_things_and_colours(table):
     known = load_categories(table)
     spelled = [c.name.upper().replace(" ", "_") for c in known]
     notes: list[str] = []
-    assert loading._from_names(spelled, notes) == (known, table)
+    assert loading.categories_from_names(spelled, notes) == (known, table)
     assert notes == []
     swapped = [spelled[1], spelled[0], *spelled[2:]]
-    assert loading._from_names(swapped, notes)[1] == ""
+    assert loading.categories_from_names(swapped, notes)[1] == ""
 
 
 def test_a_number_of_classes_that_one_table_has():
     notes: list[str] = []
-    assert loading._from_count(133, notes) == (load_categories("coco-panoptic"), "coco-panoptic")
+    assert loading.categories_from_count(133, notes) == (load_categories("coco-panoptic"), "coco-panoptic")
     assert "coco-panoptic has as many" in notes[0]
-    categories, table = loading._from_count(3, notes)
+    categories, table = loading.categories_from_count(3, notes)
     assert (len(categories), table) == (3, "")
 
 
@@ -132,7 +132,7 @@ def test_a_file_called_like_a_released_one(saved):
     preset = settings.model_copy(update={"data": settings.data.model_copy(update={"classes": "cityscapes"})})
     checkpoint = Checkpoint("model_final.pkl", "m2f", network.state_dict(), settings.model, config=preset)
     with pytest.raises(WeightsError, match="has 4 classes, but cityscapes names 19"):
-        loading._categories(checkpoint, [])
+        loading.categories_of(checkpoint, [])
 
 
 def test_the_name_of_a_semantic_model_decides_the_order_of_operations(tmp_path):

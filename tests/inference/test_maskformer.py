@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import images_of, params, read
+from helpers.golden_files import images_of, params, read
 from inference.test_postprocess import Published, rendered
 
 from m2f_cli.inference import postprocess

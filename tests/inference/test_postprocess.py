@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import images_of, params, read
+from helpers.golden_files import images_of, params, read
+from helpers.parts import weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import weights_of
 
 from m2f_cli.inference import mask_rendering as masks_module
 from m2f_cli.inference import postprocess
@@ -250,7 +250,7 @@ def test_the_first_of_equal_values_is_found():
     assert torch.equal(postprocess.count_true(inside), inside.sum((1, 2)))
 
 
-def test_nothing_found():
+def test_nothing_found_gives_empty_results():
     class_logits, masks = random_picture(0)
     class_logits[:, -1] = 50.0
     cats = categories(2, 2)

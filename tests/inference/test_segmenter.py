@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import for_files, images_of
+from helpers.golden_files import for_files, images_of
+from helpers.parts import full_model, randomise, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import full_model, randomise, tiny_config
 from PIL import Image
 
 import m2f_cli
@@ -38,7 +38,7 @@ def picture(height=50, width=70, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_published_resize():
+def test_resizing_rounds_as_published():
     """detectron2's ResizeShortestEdge: docs/methods/published-behaviour.md#2-2."""
     coco = ResizeConfig(short_edge=800, max_edge=1333)
     assert resized_shape(480, 640, coco) == (800, 1067)  # 1066.67 rounds up
@@ -78,7 +78,7 @@ def published_segmenter(file) -> Segmenter:
 @for_files("06")
 def test_input_is_normalised_then_padded_with_zeros(golden_file):
     images = [golden_file.tensors[f"in/image.{i}"] for i in range(len(golden_file.info["image_sizes"]))]
-    batch = published_segmenter(golden_file)._collate(images)[images_of(golden_file.info)]
+    batch = published_segmenter(golden_file).collate(images)[images_of(golden_file.info)]
     # one subtraction and one division in fp32
     torch.testing.assert_close(batch, golden_file.tensors["mid/padded_normalised_batch"], atol=1e-6, rtol=1e-6)
 
@@ -172,7 +172,7 @@ def test_low_precision_runs(segmenter, precision):
     assert low(picture(), task="semantic").labels_HW.shape == (50, 70)
 
 
-def test_public_names():
+def test_public_names_are_imported_on_first_use():
     for name in m2f_cli.__all__:
         assert getattr(m2f_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

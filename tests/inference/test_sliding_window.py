@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_segmenter import picture, small_segmenter
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import SlideConfig
@@ -74,7 +74,7 @@ def test_windows_cover_the_axis(length, crop, share):
     assert seen.min() >= 1 and starts == sorted(set(starts))
 
 
-def test_only_semantic():
+def test_sliding_is_for_semantic_segmentation_only():
     outer = sliding(small_segmenter("coco-panoptic-r50", SLIDE))
     assert outer.tasks == ("semantic",) and outer.default_task == "semantic"
     with pytest.raises(ConfigError, match="semantic segmentation here, not 'panoptic'"):
@@ -88,7 +88,7 @@ def test_without_a_setting():
 
 
 @pytest.mark.parametrize("stride", [(0, 10), (10, 65), (-1, 5)])
-def test_bad_strides(stride):
+def test_strides_that_leave_pixels_out_are_refused(stride):
     with pytest.raises(ValidationError, match="pixels are left out"):
         SlideConfig(crop=(64, 64), stride=stride)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
+from helpers.fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
+from helpers.small_segmenter import picture, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation import evaluate
@@ -22,7 +22,7 @@ from m2f_cli.inference.load import wrapped
 from m2f_cli.inference.tiling import tiled as tiling
 from m2f_cli.inference.tiling.grid import Axis
 from m2f_cli.inference.tiling.stitching import Joiner, encode_at
-from m2f_cli.inference.tiling.tiled import tiled
+from m2f_cli.inference.tiling.tiled import Tiles, tiled
 from m2f_cli.inference.tta import with_tta
 from m2f_cli.results.regions import Region
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
@@ -222,7 +222,7 @@ def test_a_picture_no_larger_than_a_tile_is_untouched(segmenter, task, size):
 def test_one_window_through_the_mosaics_is_the_plain_result(segmenter):
     """Also the parts that join, over a single window, change nothing but the order of segments."""
     image, options = picture(60, 60), {"object_threshold": 0.0, "score_threshold": 0.0}
-    results = tiled(segmenter, 60)._run(image, ["panoptic", "instance", "semantic"], options)
+    results = tiled(segmenter, 60).finish_all(Tiles(image), ["panoptic", "instance", "semantic"], **options)
     plain, mine = segmenter(image, "panoptic", **options), results["panoptic"]
     assert len(plain.segments) == len(mine.segments) > 1
     by_id = {segment.id: segment for segment in mine.segments}
@@ -335,19 +335,15 @@ def test_run_lengths_in_a_larger_picture(height, width, above, before, under, be
 
 
 def test_every_window_once_for_all_tasks():
-    """`tasks` lets one pass over the windows answer several questions."""
+    """One pass over the windows answers several questions."""
     image = np.zeros((100, 200, 3), np.uint8)
     inner = KnowsAll()
-    outer = tiled(inner, 64, 0.25, tasks=("panoptic", "semantic"))
+    outer = tiled(inner, 64, 0.25)
     [raw] = outer.infer([outer.prepare(image)])
     assert not inner.batches
-    first = outer.finish(raw, "panoptic", object_threshold=0.5)
-    windows = len(inner.batches)
-    assert windows == 2 * 4 and set(inner.shapes) == {(64, 64)}
-    assert outer.finish(raw, "semantic", object_threshold=0.5).size == first.size == (100, 200)
-    assert len(inner.batches) == windows and not raw.results
-    outer.finish(raw, "semantic", object_threshold=0.7)
-    assert len(inner.batches) == 2 * windows, "other thresholds are another question"
+    results = outer.finish_all(raw, ["panoptic", "semantic"], object_threshold=0.5)
+    assert len(inner.batches) == 2 * 4 and set(inner.shapes) == {(64, 64)}
+    assert {task: result.size for task, result in results.items()} == {"panoptic": (100, 200), "semantic": (100, 200)}
 
 
 def test_threads_share_one_network():
@@ -395,7 +391,7 @@ def test_evaluation_takes_tiles_unchanged():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(31, 0.25), (0, 0.25), (64, 0.0), (64, 0.51), (64, -1)])
-def test_bad_tiles(tile, overlap):
+def test_tiles_that_make_no_sense_are_refused(tile, overlap):
     with pytest.raises(ConfigError, match=str(overlap if tile == 64 else tile)):
         tiled(FakeSegmenter(), tile, overlap)
 
@@ -416,11 +412,11 @@ image = np.zeros((size, size, 3), np.uint8)
 for i in range(0, size - 400, 500):
     image[i + 100 : i + 500, 50 : size - 50, 0] = i // 500 + 1
     image[i + 100 : i + 500, 50 : size - 50, 1] = 2
-outer = tiled(Many(classes), 1024, tasks=tasks)
+outer = tiled(Many(classes), 1024)
 [raw] = outer.infer([outer.prepare(image)])
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-results = [outer.finish(raw, task) for task in tasks]
-assert all(result.size == (size, size) for result in results)
+results = outer.finish_all(raw, tasks)
+assert all(result.size == (size, size) for result in results.values())
 print(base // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

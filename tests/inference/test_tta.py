@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_segmenter import picture, small_segmenter
 from PIL import Image
 from pydantic import ValidationError
-from small_segmenter import picture, small_segmenter
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import TtaConfig
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import postprocess
-from m2f_cli.inference.base import Raw
+from m2f_cli.inference.base import RawOutput
 from m2f_cli.inference.mask_rendering import MaskLogits
 from m2f_cli.inference.merge_views import merge_views
 from m2f_cli.inference.tta import with_tta
@@ -163,18 +163,18 @@ def test_sizes_flip_and_defaults():
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [64, -1]])
-def test_bad_sizes(sizes):
+def test_sizes_below_one_pixel_are_refused(sizes):
     with pytest.raises(ConfigError, match="at least 1 pixel"):
         with_tta(small_segmenter(), sizes=sizes)
 
 
 @pytest.mark.parametrize("plan", [{}, {"short_edges": [64], "scales": [1.0]}, {"scales": [0.0]}, {"short_edges": [-5]}])
-def test_bad_plans(plan):
+def test_plans_that_contradict_themselves_are_refused(plan):
     with pytest.raises(ValidationError, match=r"either short_edges or scales|above 0"):
         TtaConfig(**plan)
 
 
-def test_tta_twice():
+def test_tta_around_tta_is_refused():
     with pytest.raises(ConfigError, match="directly around a model"):
         with_tta(with_tta(small_segmenter()))
 
@@ -191,7 +191,7 @@ def view(masks_QHW, classes, *, mirrored=False, sure=0.95):
     for i, label in enumerate(classes):
         probs[i, 3 if label is None else label] = sure
     masks = MaskLogits(torch.eye(len(classes)), logits, size, size, size)
-    return Raw(probs.log(), masks), mirrored
+    return RawOutput(probs.log(), masks), mirrored
 
 
 def boxes(*sides, size=(24, 32)):

@@ -9,9 +9,8 @@ from torch.nn.functional import cross_entropy, grid_sample
 from torch.testing import assert_close
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.loss import Criterion, make_criterion, normaliser
-from m2f_cli.loss import mask_sampling as places
-from m2f_cli.structures.predictions import LayerOutput, Prediction, Projection
+from m2f_cli.loss import Criterion, make_criterion, mask_sampling, normaliser
+from m2f_cli.structures.predictions import LayerOutput, Prediction
 from m2f_cli.structures.targets import Target
 
 PADDED = (28, 36)
@@ -42,7 +41,7 @@ def one_pixel(y: int, x: int) -> torch.Tensor:
     ],
     ids=["no pixel", "all pixels", "corner", "one pixel", "no target", "more than queries", "tiny picture"],
 )
-def test_odd_targets(masks):
+def test_odd_targets_give_finite_losses_and_gradients(masks):
     """Beside an ordinary picture: everything finite, a gradient for every leaf, all that can be matched is."""
     prediction, targets = random_case([2, 1])
     targets[1] = Target(torch.zeros(len(masks), dtype=torch.long), masks)
@@ -102,7 +101,7 @@ def test_both_forms_of_a_target_give_the_same_losses():
 def test_pairs_in_portions_are_the_same(monkeypatch):
     prediction, targets = random_case([5, 3])
     expected, expected_gradients, _ = losses_and_gradients(prediction, targets)
-    monkeypatch.setattr(places, "_PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(mask_sampling, "PAIRS_AT_ONCE", 3)
     found, gradients, _ = losses_and_gradients(prediction, targets)
     assert found == expected
     assert all(map(torch.equal, gradients, expected_gradients))
@@ -112,7 +111,7 @@ def test_points_are_where_masks_are_undecided():
     """With every point an important one, those taken have the smallest |logits| of all candidates."""
     config = CONFIG.model_copy(update={"importance_ratio": 1.0})
     logits_RHW = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
-    points_RP2 = Criterion(4, config, rand=same_for_all).places.choose(logits_RHW)
+    points_RP2 = Criterion(4, config, rand=same_for_all).sampling.choose(logits_RHW)
     candidates_RP2 = same_for_all((2, 336, 2), logits_RHW.device)
     taken_RP, all_RP = (
         grid_sample(logits_RHW[:, None], 2 * x[:, None] - 1, align_corners=False)[:, 0, 0].abs().sort(-1).values
@@ -139,16 +138,6 @@ def test_float32_under_autocast():
     assert {loss.dtype for loss in found.values()} == {torch.float32}
 
 
-def test_a_projection_that_is_left_is_applied_to_the_pixels():
-    """Not to the queries: beyond the border there is nothing, and no bias either."""
-    prediction, targets = random_case([3, 2])
-    generator = torch.Generator().manual_seed(5)
-    projection = Projection(torch.randn(8, 8, generator=generator), torch.randn(8, generator=generator))
-    left = Prediction(prediction.mask_features_BCHW, prediction.layers, projection)
-    expected = Criterion(4, CONFIG, rand=same_for_all)(left.projected(), targets, PADDED)
-    assert Criterion(4, CONFIG, rand=same_for_all)(left, targets, PADDED) == expected
-
-
 def test_nan_in_one_query_does_not_stop_training_data_from_being_matched():
     prediction, targets = random_case([3])
     with torch.no_grad():
@@ -159,7 +148,7 @@ def test_nan_in_one_query_does_not_stop_training_data_from_being_matched():
     assert all(losses[name].isfinite() for name in losses), "the broken query was not needed and should not be matched"
 
 
-def test_normaliser():
+def test_the_normaliser_is_the_mean_number_of_masks():
     targets = [Target(torch.zeros(n), torch.zeros(n, 1, 1)) for n in (3, 0, 4)]
     assert normaliser(targets).item() == 7
     assert normaliser(targets, parts=2).item() == 3.5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import for_files, has, params, read
+from helpers.golden_files import for_files, has, params, read
+from helpers.pilots import loss_config, padded_size
 from loss.cases import by_picture, our_order, prediction_of
-from pilots import loss_config, padded_size
 from torch.testing import assert_close
 
 from m2f_cli.config.schema import LossConfig
@@ -77,7 +77,7 @@ def test_costs_and_assignments(case):
             assert_close(cost_QN, case[f"match/{s}cost.{b}"], atol=5e-6, rtol=2e-6)  # sums of 112 terms up to 10
 
 
-def test_pairs(case):
+def test_pairs_are_the_published_ones(case):
     matching = case.criterion.matcher(case.prediction, case.targets, case.padded)
     assert matching.non_finite == 0
     for b, pairs in enumerate(matching.pairs):
@@ -86,7 +86,7 @@ def test_pairs(case):
             assert pairs.targets_LM[i].tolist() == case[f"match/{s}target_index.{b}"].tolist()
 
 
-def test_points(case, monkeypatch):
+def test_chosen_points_are_the_published_ones(case, monkeypatch):
     """The chosen points as sets: their order means nothing."""
     found = []
     choose = RandomPoints.choose

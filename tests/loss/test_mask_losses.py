@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import for_files
+from helpers.golden_files import for_files
 from loss.test_golden import sets_of
 from torch.testing import assert_close
 
@@ -19,7 +19,7 @@ def each_with_each(kind: str, logits_QP: torch.Tensor, truth_NP: torch.Tensor) -
     return getattr(masks, kind)(logits, truth)
 
 
-def test_by_hand():
+def test_losses_equal_those_by_hand():
     logits, truth = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
     log2 = 0.6931472
     assert_close(masks.bce(logits, truth).item(), log2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import params, read
+from helpers.golden_files import params, read
 from loss.cases import CONFIG, leaves, prediction_of, random_case
 from loss.test_golden import sets_of, targets_of
 from torch.testing import assert_close

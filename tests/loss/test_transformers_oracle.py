@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+from helpers.parts import randomise
 from loss.cases import CONFIG, by_picture, our_order
-from parts import randomise
 from torch.testing import assert_close
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 

@@ -20,10 +20,11 @@ from pycocotools.cocoeval import COCOeval
 from m2f_cli.errors import ConfigError, DataError, MissingDependency
 from m2f_cli.metrics import average_precision
 from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision, BoundaryAveragePrecision
-from m2f_cli.metrics.comparable import instance_truth, rle_of
+from m2f_cli.metrics.comparable import instance_truth
 from m2f_cli.results.types import Instances
 from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject
 from m2f_cli.structures.categories import Category
+from m2f_cli.structures.rle import encode_shape
 
 CATEGORIES = (
     Category(1, "person", True, (0, 0, 0)),
@@ -66,7 +67,8 @@ def found(*objects, size=SIZE) -> Instances:
 
 def as_found(truth: InstanceTruth) -> Instances:
     return found(
-        *((each.label, 1.0, rle_of(each, truth.size)) for each in truth.objects if not each.iscrowd), size=truth.size
+        *((each.label, 1.0, encode_shape(each.shape, truth.size)) for each in truth.objects if not each.iscrowd),
+        size=truth.size,
     )
 
 
@@ -103,7 +105,7 @@ def whole(pictures, tools=(COCO, COCOeval), iou_type="segm", **params):
         for each in truth.objects:
             polygons = not isinstance(each.shape, dict)
             segmentation = [polygon.ravel().tolist() for polygon in each.shape] if polygons else each.shape
-            area = float(coco_mask.area(rle_of(each, truth.size))) if each.area is None else each.area
+            area = float(coco_mask.area(encode_shape(each.shape, truth.size))) if each.area is None else each.area
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -207,7 +209,7 @@ def test_every_curve_is_that_of_pycocotools(seed, max_dets):
     pictures = [crowded_picture(seed + i) for i in range(10)]
     pictures.append((found((PERSON, 0.5, box(0, 0, 2, 2, size=(4, 12))), size=(4, 12)), InstanceTruth((4, 12), [])))
     run = whole(pictures, maxDets=list(max_dets))
-    precision_TRKA, recall_TKAM = of(pictures, max_dets=max_dets)._curves()
+    precision_TRKA, recall_TKAM = of(pictures, max_dets=max_dets).curves()
     assert np.array_equal(precision_TRKA, run.eval["precision"][..., -1])
     assert np.array_equal(recall_TKAM, run.eval["recall"])
     assert (precision_TRKA[..., 2, :] == -1).all()
@@ -241,7 +243,7 @@ def test_parts_merge_to_the_whole_and_compute_changes_nothing(engine):
 
 
 @engines
-def test_by_hand(engine):
+def test_ap_equals_that_by_hand(engine):
     """Of two persons one is found, after a mistake: precision 1/2 up to recall 1/2, 0 beyond: 51 of 101 points."""
     truth = InstanceTruth(SIZE, [TrueObject(PERSON, box(0, 0, 40, 40)), TrueObject(PERSON, box(100, 100, 50, 50))])
     result = found((PERSON, 0.9, box(50, 50, 20, 20)), (PERSON, 0.8, box(0, 0, 40, 40)))
@@ -273,7 +275,7 @@ def test_things_of_annotated_images_against_themselves_are_100(engine, annotated
 
 
 @engines
-def test_max_dets(engine):
+def test_recall_counts_at_most_max_dets(engine):
     boxes = [box(10 * i, 10 * j, 8, 8) for i in range(10) for j in range(12)]
     truth = InstanceTruth(SIZE, [TrueObject(CAR, rle) for rle in boxes])
     pictures = [(found(*((CAR, 1 - i / 1000, rle) for i, rle in enumerate(boxes))), truth)]
@@ -305,12 +307,12 @@ def test_nothing_found_is_0(engine):
 
 
 @engines
-def test_silent(engine, capfd):
+def test_computing_prints_nothing(engine, capfd):
     of([random_picture(1)], engine=engine).compute()
     assert capfd.readouterr() == ("", "")
 
 
-def test_errors(monkeypatch):
+def test_settings_that_make_no_sense_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="countable"):
         AveragePrecision(CATEGORIES[1:2])
     with pytest.raises(ConfigError, match=r"max_dets = \(10, 1\)"):

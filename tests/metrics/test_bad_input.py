@@ -139,7 +139,7 @@ def test_a_wrong_class_everywhere_is_0(name):
 
 
 @every
-def test_another_size(name):
+def test_a_result_of_another_size_is_refused(name):
     metric = metric_of(name)
     metric.update(result(metric), truth())
     refused(metric, result(metric, IDS_HW.T), truth(), "10 x 12 pixels and its annotation 12 x 10")
@@ -147,7 +147,7 @@ def test_another_size(name):
 
 @every
 @pytest.mark.parametrize("label", [3, 200, -1])
-def test_unknown_classes(name, label):
+def test_unknown_classes_are_refused(name, label):
     metric = metric_of(name)
     if metric.task != "semantic" or label >= 0:
         refused(metric, result(metric, labels={1: CAR, 2: label}), truth(), f"class number {label} occurs")

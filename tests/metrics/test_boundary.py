@@ -79,7 +79,7 @@ def test_the_edge_of_nothing_is_nothing():
         ((30, 40), 0.05, 2),
     ],
 )
-def test_widths(size, ratio, width):
+def test_the_edge_grows_with_the_diagonal(size, ratio, width):
     assert edge_width(size, ratio) == width
 
 
@@ -134,7 +134,7 @@ def test_the_two_conventions_differ_where_the_truth_is_ignored():
     assert BoundaryIoU(CATEGORIES).ratio == 0.02 and MaSS13KBoundaryIoU(CATEGORIES).ratio == 0.001
 
 
-def test_by_hand():
+def test_boundary_figures_equal_those_by_hand():
     # 5 x 5: the whole border of sky is its edge, 16 pixels; a hole of grass in the middle makes all of it edge.
     true = np.full((5, 5), SKY, np.uint8)
     found = true.copy()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from folders import plane, write_mask, write_picture
+from helpers.folders import plane, write_mask, write_picture
 from pycocotools import mask as coco_mask
 
 from m2f_cli import plugins
@@ -97,7 +97,7 @@ def save_all(street, task: str):
 
 def official(street, module: str, end: str):
     """The official tool's own search for predictions and its whole evaluation."""
-    tools = cityscapes_scores._tools(module)
+    tools = cityscapes_scores.official_tools(module)
     args = copy.copy(tools.args)
     args.JSONOutput, args.quiet = False, True
     args.gtInstancesFile = str(street.tmp / "gtInstances.json")
@@ -144,7 +144,7 @@ def test_iou_and_iiou_as_the_facts_define_them(street):
 
 def test_object_scores_are_the_official_ones(street, monkeypatch):
     save_all(street, "instance")
-    tools = cityscapes_scores._tools("evalInstanceLevelSemanticLabeling")
+    tools = cityscapes_scores.official_tools("evalInstanceLevelSemanticLabeling")
     # The tool dumps its matches where it stands, which fails with the numbers of NumPy 2.4.
     monkeypatch.setattr(tools, "writeDict2JSON", lambda *_: None)
     expected = official(street, "evalInstanceLevelSemanticLabeling", "instanceIds")["averages"]

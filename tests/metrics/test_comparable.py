@@ -10,10 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.metrics.comparable import instance_truth, panoptic_result, panoptic_truth, rle_of, semantic_truth
+from m2f_cli.metrics.comparable import instance_truth, panoptic_result, panoptic_truth, semantic_truth
 from m2f_cli.results.types import Segment, SemanticMap
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
 from m2f_cli.structures.categories import Category
+from m2f_cli.structures.rle import encode_shape
 
 CATEGORIES = (Category(1, "person", True, (0, 0, 0)), Category(2, "sky", False, (0, 0, 0)))
 PERSON, SKY = 0, 1
@@ -80,12 +81,12 @@ def test_a_class_that_does_not_exist_is_an_error(convert):
 def test_run_lengths_of_every_form(shape):
     mask = np.zeros((4, 6), np.uint8)
     mask[1:3, 1:4] = 1
-    assert (coco_mask.decode(rle_of(TrueObject(0, shape), (4, 6))) == mask).all()
+    assert (coco_mask.decode(encode_shape(shape, (4, 6))) == mask).all()
 
 
 def test_an_object_without_a_shape_is_an_error():
     with pytest.raises(DataError, match="class number 5"):
-        rle_of(TrueObject(5, []), (4, 6))
+        instance_truth(InstanceTruth((4, 6), [TrueObject(5, [])]), CATEGORIES)
 
 
 def test_real_panoptic_annotations_as_the_published_semantic_ones(coco):

@@ -163,7 +163,7 @@ def test_parts_merge_to_the_whole_to_the_last_bit(seeds, data):
 # --- the rules one by one ---------------------------------------------------------------------------------------------
 
 
-def test_by_hand():
+def test_pq_equals_that_by_hand():
     # person: 3 of 4 pixels right, one of them taken by grass; IoU 3/4. grass: 4 true, 5 found: IoU 4/5.
     truth = true([[1, 1, 1, 1], [2, 2, 2, 2]], {1: PERSON, 2: GRASS})
     result = found([[5, 5, 5, 6], [6, 6, 6, 6]], {5: PERSON, 6: GRASS})

@@ -133,7 +133,7 @@ def test_pieces_that_lie_mostly_elsewhere_are_no_split():
     assert len(errors["spurious"]) == 2  # a car, and the piece that is mostly sky
 
 
-def test_merged():
+def test_two_objects_found_as_one_are_merged():
     truth = true([[1] * 10 + [2] * 6 + [3] * 4], {1: PERSON, 2: PERSON, 3: SKY})
     alone = found([[1] * 16 + [3] * 4], {1: PERSON, 3: SKY})  # a hit of the larger: 10/16
     errors = errors_of(alone, truth)
@@ -344,7 +344,7 @@ def test_unusable_pictures_are_refused():
         of([(found([[7]], {}), true([[1]], {1: 0}))])
     with pytest.raises(DataError, match="class number 9"):
         of([(found([[1]], {1: 9}), true([[1]], {1: 0}))])
-    with pytest.raises(DataError, match="one id"):
+    with pytest.raises(DataError, match="several segments of the id 1"):
         of([(PanopticMap((1, 1), CATEGORIES, np.ones((1, 1), np.int32), [Segment(1, 0, 1.0, 1)] * 2), true([[1]], {}))])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import ModelConfig
@@ -90,7 +90,7 @@ def test_gradients_reach_everything():
 
 
 @torch.no_grad()
-def test_odd_sizes():
+def test_odd_sizes_are_aligned():
     given = {stride: torch.randn(1, count, -(-75 // stride), -(-101 // stride)) for stride, count in CHANNELS.items()}
     result = AlignedPixelDecoder(CHANNELS, 32, 16, 8)(given)
     assert result.mask_features_BCHW.shape[-2:] == (19, 26) and result.levels[0].shape[-2:] == (3, 4)

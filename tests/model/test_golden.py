@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import for_files
-from parts import STRIDES, Given, features_of, full_model, load_published, whole_batch
+from helpers.golden_files import for_files
+from helpers.parts import STRIDES, Given, features_of, full_model, levels_of, load_published, whole_batch
 
 from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.decoders import masked
 from m2f_cli.model.decoders.masked import MaskedDecoder
 from m2f_cli.model.pixel_decoders.deformable import DeformableAttention, DeformablePixelDecoder
-from m2f_cli.ops.deformable_attention import IMPLEMENTATIONS, deform_attn
+from m2f_cli.ops.deformable_attention import EVERYWHERE, deform_attn
 from m2f_cli.structures.predictions import PixelFeatures
 
 NOISE_FACTOR = 8
@@ -69,7 +69,7 @@ def _pixels(locations: torch.Tensor, shapes: list[list[int]]) -> tuple[torch.Ten
 
 
 @for_files("03")
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERYWHERE)
 def test_deformable_sampling_and_gradients(golden_file, impl):
     tensors, noise = golden_file.tensors, golden_file.info["fp32_noise"]
     shapes = tensors["in/spatial_shapes"].tolist()
@@ -83,7 +83,7 @@ def test_deformable_sampling_and_gradients(golden_file, impl):
 
 
 @for_files("03")
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERYWHERE)
 def test_deformable_sampling_on_borders_and_outside(golden_file, impl):
     tensors = golden_file.tensors
     shapes = tensors["in/spatial_shapes"].tolist()
@@ -140,7 +140,7 @@ def test_pixel_decoder_gives_the_published_features(golden_file):
         config["points"],
     )
     load_published(decoder, "pixel_decoder", golden_file)
-    result = decoder(features_of(tensors, "in/")).projected()
+    result = decoder(features_of(tensors, "in/"))
     noise = golden_file.info["fp32_noise"]
     assert_close(result.mask_features_BCHW, tensors["out/mask_features"], noise["mask_features"], "mask features")
     for i, level in enumerate(result.levels):
@@ -166,8 +166,7 @@ def test_masked_decoder_gives_the_published_predictions(golden_file, monkeypatch
     used = []
     attend = masked.masked_attention
     monkeypatch.setattr(masked, "masked_attention", lambda *args: used.append(attend(*args)) or used[-1])
-    levels = [tensors[f"in/multi_scale.{i}"] for i in range(3)]
-    prediction = decoder(PixelFeatures(tensors["in/mask_features"], levels))
+    prediction = decoder(PixelFeatures(tensors["in/mask_features"], levels_of(tensors)))
     layers = config["decoder_layers"]
     assert len(prediction.layers) == layers + 1 and len(used) == layers
     for i, may_attend in enumerate(used):
@@ -199,9 +198,7 @@ def test_full_model_gives_the_published_predictions(golden_file):
     images = tensors["mid/padded_normalised_batch"]
     assert_backbone(model, images, golden_file)
     prediction = model(images)
-    assert prediction.projection is not None  # in prediction it is the queries' affair; the masks below are of that
-    projected = prediction.projected().mask_features_BCHW
-    assert_close_to(projected, tensors["mid/mask_features"], atol=2e-5, usual=10)
+    assert_close_to(prediction.mask_features_BCHW, tensors["mid/mask_features"], atol=2e-5, usual=10)
     assert_predictions(prediction, golden_file, whole=True)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import for_files
+from helpers.golden_files import for_files
+from helpers.parts import STRIDES, features_of, full_model, load_published
 from model.test_golden import assert_backbone, assert_close, assert_close_to, assert_predictions
-from parts import STRIDES, features_of, full_model, load_published
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.model.decoders.per_pixel import PerPixelDecoder, PerPixelPlusDecoder
@@ -106,7 +106,7 @@ def test_full_model_gives_the_published_predictions(golden_file):
     assert_backbone(model, images, golden_file)
     prediction = model(images)
     wanted = tensors["mid/mask_features"]
-    assert_close_to(prediction.projected().mask_features_BCHW, wanted, atol=2e-5, usual=10)
+    assert_close_to(prediction.mask_features_BCHW, wanted, atol=2e-5, usual=10)
     assert_predictions(prediction, golden_file, whole=True)
 
 

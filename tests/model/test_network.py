@@ -6,16 +6,16 @@ import sys
 
 import pytest
 import torch
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import Component
 from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
-from m2f_cli.model.backbones.swin import windows_of
+from m2f_cli.model.attention_masks import open_empty_rows
+from m2f_cli.model.backbones.swin_windows import windows_of
 from m2f_cli.model.decoders import masked
-from m2f_cli.model.decoders.masked import open_empty_rows
-from m2f_cli.model.layers import channels_last
+from m2f_cli.model.layers.conv import channels_last
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 8, "width": 8}
 
@@ -27,7 +27,7 @@ def model():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 31), (64, 64), (1, 1000), (600, 2), (75, 101)])
 @torch.no_grad()
-def test_any_size(model, size):
+def test_pictures_of_any_size_are_taken(model, size):
     prediction = model(torch.randn(1, 3, *size))
     assert prediction.render(size).shape == (1, 12, *size)
     assert prediction.render(size).isfinite().all() and prediction.last.class_logits_BQK.shape == (1, 12, 6)
@@ -164,7 +164,7 @@ def test_layers_of_a_level_share_products_where_they_are_small(dtype, monkeypatc
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         shared = model(images)
         assert asked == [2, 2, 1]  # five layers look at three levels in turns
-        monkeypatch.setattr(masked, "PIECE", 0)
+        monkeypatch.setattr(masked, "CHUNK_ELEMENTS", 0)
         alone = model(images)
     assert asked[3:] == [1] * 5
     rounding = 1e-4 if dtype == torch.float32 else 0.05
@@ -216,7 +216,7 @@ def test_dynamo_traces_the_whole_network(model):
 
 
 @torch.no_grad()
-def test_timm_backbone():
+def test_backbones_of_timm_are_taken():
     pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
     model = build(tiny_config(name="timm", model="resnet18"), num_classes=3).eval()
     assert model.backbone.channels == {4: 64, 8: 128, 16: 256, 32: 512}

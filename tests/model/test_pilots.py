@@ -8,12 +8,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import for_files, has, params, read
+from helpers.golden_files import for_files, has, params, read
+from helpers.parts import randomise, tiny_config
+from helpers.pilots import decoder_of, features_of, level_sizes, padded_size, piloted_layers, pilots_of, targets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model.test_golden import assert_close
-from parts import randomise, tiny_config
-from pilots import decoder_of, features_of, level_sizes, padded_size, piloted_layers, pilots_of, targets_of
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import ModelConfig, PilotingConfig
@@ -154,7 +154,7 @@ def some_targets() -> list[Target]:
 def test_the_chance_to_flip_grows_with_the_area():
     pilots = Piloting(PilotingConfig(groups=200, mask_noise=0.4, label_noise=0), 9)(some_targets(), (32, 48))
     torch.manual_seed(0)
-    clean = pilots._touched((8, 12))
+    clean = pilots.target_cells((8, 12))
     flipped = (pilots.noised_masks((8, 12), 4) ^ clean).float().mean(-1).view(2, 200, 3).mean(1)
     area = clean[:, :3].float().mean(-1)
     assert area[0].tolist() == [pytest.approx(1 / 6), 0.25, 1.0] and area[1, 1:].tolist() == [0, 0]
@@ -193,7 +193,7 @@ def test_each_head_has_noise_of_its_own_only_if_asked():
     ],
 )
 def test_how_many_groups(count, fullest, groups):
-    assert Piloting(PilotingConfig(**count), 9)._groups(fullest) == groups
+    assert Piloting(PilotingConfig(**count), 9).number_of_groups(fullest) == groups
 
 
 # --- what pilots must not do ------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_unpiloted_networks_have_no_embeddings():
         ("model.piloting={group: 1}", "Did you mean groups"),
     ],
 )
-def test_wrong_settings(override, message):
+def test_wrong_settings_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         config.load("tiny", [override])
 

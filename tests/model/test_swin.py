@@ -27,7 +27,7 @@ def test_windows_in_pieces(size, windows_at_once, dtype, monkeypatch: pytest.Mon
             asked.append(places)
             return windows_at_once
 
-        monkeypatch.setattr(swin.WindowAttention, "_windows_at_once", few)
+        monkeypatch.setattr(swin.WindowAttention, "windows_at_once", few)
         found = network(images)
     assert len(asked) == 8
     for stride in expected:
@@ -39,14 +39,14 @@ def test_windows_in_pieces(size, windows_at_once, dtype, monkeypatch: pytest.Mon
 @torch.no_grad()
 def test_large_maps_alone_go_in_pieces(monkeypatch: pytest.MonkeyPatch):
     attention = swin.WindowAttention(8, 2, 7)
-    monkeypatch.setattr(swin, "PIECE", 3 * 8 * 49 * 2)
+    monkeypatch.setattr(swin, "CHUNK_ELEMENTS", 3 * 8 * 49 * 2)
     tokens = torch.zeros(1, 8)
-    assert attention._windows_at_once(tokens, 4 * 49) is None
-    assert attention._windows_at_once(tokens, 5 * 49) == 2
-    assert attention._windows_at_once(tokens.to("meta"), 5 * 49) is None
+    assert attention.windows_at_once(tokens, 4 * 49) is None
+    assert attention.windows_at_once(tokens, 5 * 49) == 2
+    assert attention.windows_at_once(tokens.to("meta"), 5 * 49) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):  # half the memory
-        assert attention._windows_at_once(tokens, 8 * 49) is None
-        assert attention._windows_at_once(tokens, 9 * 49) == 4
-    monkeypatch.setattr(attention, "_attended_in_pieces", lambda *_: pytest.fail("in pieces"))
+        assert attention.windows_at_once(tokens, 8 * 49) is None
+        assert attention.windows_at_once(tokens, 9 * 49) == 4
+    monkeypatch.setattr(attention, "attended_in_chunks", lambda *_: pytest.fail("in pieces"))
     with torch.enable_grad():
         attention(torch.zeros(1, 49, 8), swin.windows_of(1, 7, 7, 7, 0, tokens.device))

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.samples import make, outputs_and_gradients
 
-from m2f_cli.ops import deformable_attention as op
-from m2f_cli.ops.deformable_attention import IMPLEMENTATIONS, choose, deform_attn
+from m2f_cli.errors import ConfigError
+from m2f_cli.ops.deformable_attention import EVERYWHERE, choose, deform_attn
+from m2f_cli.ops.deformable_attention.embedding_bag import corners_on_cpu
 
-FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
+FAST = [name for name in EVERYWHERE if name != "reference"]
 
 
 def any_levels(test):
@@ -38,7 +39,7 @@ def test_equals_the_reference(impl, shapes, seed, batch, points):
 @pytest.mark.parametrize("impl", FAST)
 @any_levels
 def test_equals_the_reference_without_gradients(impl, shapes, seed, batch, points):
-    """Then the samples are prepared in place."""
+    """And the inputs stay as they are."""
     inputs = make(tuple(shapes), seed, batch=batch, points=points)
     kept = [tensor.clone() for tensor in inputs if isinstance(tensor, torch.Tensor)]
     with torch.no_grad():
@@ -52,10 +53,10 @@ def test_equals_the_reference_without_gradients(impl, shapes, seed, batch, point
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs a C++ compiler")
 @torch.no_grad()
 def test_compiled_corners_are_the_same_for_all_sizes(monkeypatch):
-    monkeypatch.setattr(op.corners, "runs", op.corners.plain)  # put back afterwards
+    monkeypatch.setattr(corners_on_cpu, "runs", corners_on_cpu.eager)  # put back afterwards
     expected = [deform_attn(*make(((5, 7), (3, 4)), queries=n), impl="bag") for n in (7, 20, 33)]
-    op.corners.compile()
-    assert op.corners.runs is not op.corners.plain
+    corners_on_cpu.compile()
+    assert corners_on_cpu.runs is not corners_on_cpu.eager
     found = [deform_attn(*make(((5, 7), (3, 4)), queries=n), impl="bag") for n in (7, 20, 33)]
     for pair in zip(found, expected, strict=True):
         torch.testing.assert_close(*pair, atol=1e-6, rtol=1e-6)  # a compiler may multiply and add in one step
@@ -78,14 +79,14 @@ def test_slope_at_whole_pixels_is_that_of_grid_sample(impl):
 
 def test_far_outside_is_zero():
     value, shapes, x, y, weights = make(((5, 7), (3, 4)))
-    for impl in IMPLEMENTATIONS:
+    for impl in EVERYWHERE:
         assert not deform_attn(value, shapes, x + 1e6, y, weights, impl=impl).any()
 
 
-def test_override(monkeypatch):
+def test_the_environment_overrides_the_choice(monkeypatch):
     assert choose(torch.device("cpu")) == "bag"
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
     assert choose(torch.device("cpu")) == "gather"
     monkeypatch.setenv("M2F_DEFORM_ATTN", "fastest")
-    with pytest.raises(ValueError, match="'fastest'.*reference, bag, gather, triton"):
+    with pytest.raises(ConfigError, match="'fastest'.*reference, bag, gather, triton"):
         choose(torch.device("cpu"))

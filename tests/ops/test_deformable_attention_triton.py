@@ -110,28 +110,28 @@ def gpu(monkeypatch):
 
 def test_chosen_on_a_gpu_that_triton_knows(gpu, monkeypatch):
     gpu(9)
-    assert op.choose(CUDA) == "triton" and op.implementations(CUDA) == (*op.IMPLEMENTATIONS, "triton")
+    assert op.choose(CUDA) == "triton" and op.implementations(CUDA) == (*op.EVERYWHERE, "triton")
     monkeypatch.setenv("M2F_DEFORM_ATTN", "reference")
     assert op.choose(CUDA) == "reference"
     monkeypatch.delenv("M2F_DEFORM_ATTN")
     gpu(6)
-    assert op.choose(CUDA) == "reference" and op.implementations(CUDA) == op.IMPLEMENTATIONS
+    assert op.choose(CUDA) == "reference" and op.implementations(CUDA) == op.EVERYWHERE
     gpu(9)
-    monkeypatch.setattr(op, "_HAS_TRITON", False)
+    monkeypatch.setattr(op, "HAS_TRITON", False)
     assert op.choose(CUDA) == "reference"
 
 
 def test_never_chosen_for_export_or_elsewhere(gpu, monkeypatch):
     gpu(9)
     assert op.choose(torch.device("cpu")) == "bag" and op.choose(torch.device("mps")) == "reference"
-    monkeypatch.setattr(op, "_is_exporting", lambda: True)
+    monkeypatch.setattr(op, "is_exporting", lambda: True)
     assert op.choose(CUDA) == "gather"
 
 
 def test_on_a_cpu_it_says_so(monkeypatch):
     monkeypatch.setenv("M2F_DEFORM_ATTN", "triton")
     value, shapes, *samples = make(((2, 3),), queries=1)
-    with pytest.raises(ConfigError, match="needs a GPU.*Unset M2F_DEFORM_ATTN"):
+    with pytest.raises(ConfigError, match="needs a GPU.*Unset M2F_OPS"):
         op.deform_attn(value, shapes, *samples)
 
 

@@ -36,13 +36,13 @@ def values_and_gradient(sample, maps, where):
 def test_maps_at_points(size, batch, channels, seed):
     maps = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
     where = some_points(batch, 13, seed=seed)
-    expected = values_and_gradient(points._sample_reference, maps, where)
-    for sample in (sample_points, points._sample_rows):
+    expected = values_and_gradient(points.sample_reference, maps, where)
+    for sample in (sample_points, points.sample_rows):
         for ours, theirs in zip(values_and_gradient(sample, maps, where), expected, strict=True):
             assert_close(ours, theirs, atol=1e-5, rtol=1e-5)  # coordinates are rounded differently, times slopes of ~3
 
 
-@pytest.mark.parametrize("channels", [1, points._MANY_CHANNELS])
+@pytest.mark.parametrize("channels", [1, points.MANY_CHANNELS])
 def test_a_point_by_hand(channels):
     """Half way between two columns, on the centre of a row; the outer border is half a pixel from the centres."""
     maps = torch.tensor([[1.0, 3.0], [10.0, 20.0]]).expand(1, channels, 2, 2)
@@ -88,7 +88,7 @@ def test_targets_at_points(size, padding, count, seed, owner_dtype):
     where = some_points(11, seed=seed)
     full = torch.zeros(1, count, *padded_size)
     full[:, :, : size[0], : size[1]] = as_masks.masks_NHW
-    expected = points._sample_reference(full, where[None])[0]
+    expected = points.sample_reference(full, where[None])[0]
     for target in (as_map, as_masks, Target(as_map.labels_N, as_masks.masks_NHW.bool())):
         found = sample_target(target, where, padded_size)
         assert found.dtype == torch.float32
@@ -114,19 +114,19 @@ def test_each_at_points_of_its_own(size, seed, chosen):
 def test_more_pairs_than_are_read_together(monkeypatch: pytest.MonkeyPatch):
     target, numbers, where = make_target((9, 7), 4, 0)[0], torch.arange(10) % 4, some_points(10, 7, seed=0)
     expected = sample_matched(target, numbers, where, (9, 7), impl="pixels")
-    monkeypatch.setattr(points, "_PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(points, "PAIRS_AT_ONCE", 3)
     assert torch.equal(sample_matched(target, numbers, where, (9, 7), impl="pixels"), expected)
 
 
 @pytest.mark.parametrize("few", [0, 10**9])
 def test_masks_in_another_order_read_the_same(few, monkeypatch: pytest.MonkeyPatch):
     target, where = make_target((9, 7), 4, 0)[1], some_points(6)
-    expected = sum(target.masks_NHW[:, y, x] * weight for y, x, weight in points._corners(where, (11, 8), (9, 7)))
-    monkeypatch.setattr(points, "_PIXELS_PER_POINT", few)
+    expected = sum(target.masks_NHW[:, y, x] * weight for y, x, weight in points.corner_weights(where, (11, 8), (9, 7)))
+    monkeypatch.setattr(points, "PIXELS_PER_POINT", few)
     assert torch.equal(sample_target(target, where, (11, 8)), expected)
 
 
-def test_no_targets():
+def test_no_targets_give_no_samples():
     for target in make_target((4, 5), 0, 0):
         assert sample_target(target, some_points(6), (4, 5)).shape == (0, 6)
         assert sample_matched(target, torch.empty(0, dtype=torch.long), torch.zeros(0, 6, 2), (4, 5)).shape == (0, 6)

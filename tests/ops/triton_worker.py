@@ -77,13 +77,13 @@ def registered() -> dict[str, str]:
     value, shapes, x, y, weights = make(LEVELS[:2], batch=1, queries=2, heads=1, points=2)
     sizes = [length for shape in shapes for length in shape]
     inputs = [value.requires_grad_(), sizes, *(t.requires_grad_() for t in (x, y, weights))]
-    checks = torch.library.opcheck(kernels._deform_attn, tuple(inputs))
+    checks = torch.library.opcheck(kernels.operator, tuple(inputs))
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in inputs]
     grad = torch.randn(1, 2, value.shape[-1])
     return checks | {
         f"backward {name}": state
         for name, state in torch.library.opcheck(
-            kernels._deform_attn_backward, (grad, *plain), test_utils=("test_schema", "test_faketensor")
+            kernels.operator_backward, (grad, *plain), test_utils=("test_schema", "test_faketensor")
         ).items()
     }
 

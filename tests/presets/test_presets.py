@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import facts
+from helpers.presets import shipped
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
@@ -54,10 +56,10 @@ MMSEG_HASHES = {
 UNPUBLISHED = ("small-instance", "small-panoptic", "small-semantic", "tiny")
 ELSEWHERE = ("maskformer-", "mpformer-", "ade20k-swin-l-fapn")  # test_presets_<method>.py
 NAMES = tuple(name for name in config.preset_names() if name not in UNPUBLISHED and not name.startswith(ELSEWHERE))
-ALL = {name: config.load(name) for name in NAMES}
+ALL = {name: shipped(name) for name in NAMES}
 
 
-def test_how_many():
+def test_each_table_has_as_many_presets_as_rows():
     own = [name for name in config.preset_names() if not name.startswith(ELSEWHERE)]
     assert [name for name in own if not config.load(name).published] == [*UNPUBLISHED]
     sources = Counter(preset.published[0].source for preset in ALL.values())
@@ -81,7 +83,7 @@ def test_the_name_says_what_is_inside(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_backbone(name):
+def test_backbones_are_the_published_ones(name):
     said, backbone = NAME.fullmatch(name).groupdict(), ALL[name].model.backbone
     in1k = said["pretraining"] == "in1k"
     pretrained = PRETRAINED[said["backbone"]].removesuffix("_22k" if in1k else "")
@@ -183,7 +185,7 @@ def test_classes_fit_the_task(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_inference_settings(name):
+def test_inference_settings_are_the_published_ones(name):
     preset, backbone = ALL[name], command.backbone_label(ALL[name])
     dataset, task, test = preset.data.dataset, preset.task, preset.test
     big_ade = task != "semantic" or backbone in ("swin-b", "swin-l")
@@ -232,7 +234,7 @@ def test_the_heads_are_the_same_everywhere(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights(name):
+def test_weights_are_the_published_files(name):
     preset = ALL[name]
     first, *others = preset.weights
     if preset.published[0].source in (MMSEG, MMDET):
@@ -256,30 +258,13 @@ def hub_name(preset):
     return f"facebook/mask2former-swin-{size}{'-IN21k' if in22k else ''}-{dataset}-{preset.task}"
 
 
-def test_mmsegmentation_hashes():
+def test_hashes_of_mmsegmentation_are_those_of_2023():
     assert {p.name: p.weights[0].hash_prefix for p in ALL.values() if p.published[0].source == MMSEG} == MMSEG_HASHES
 
 
 def test_no_two_presets_share_weights():
     urls = Counter(source.url or source.hub for preset in ALL.values() for source in preset.weights)
     assert set(urls.values()) == {1}
-
-
-def markdown_tables(text: str) -> list[list[dict[str, str]]]:
-    """The tables of a markdown text, each a list of {column: cell}."""
-    found, rows = [], []
-    for line in [*text.splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip().strip("|").split("|")])
-        elif rows:
-            found.append([dict(zip(rows[0], row, strict=True)) for row in rows[2:]])
-            rows = []
-    return found
-
-
-def facts_section(shared_dir: Path, start: str, end: str) -> str:
-    text = (shared_dir / "reference" / "facts.md").read_text()
-    return text[text.index(start) : text.index(end)]
 
 
 def zoo_figures(row: dict[str, str]) -> Counter:
@@ -297,10 +282,9 @@ def zoo_figures(row: dict[str, str]) -> Counter:
     )
 
 
-def test_every_row_of_the_zoo_is_there_once(shared_dir):
+def test_every_row_of_the_zoo_is_there_once():
     by_hash = {p.weights[0].hash_prefix: p for p in ALL.values() if p.weights[0].format == "detectron2"}
-    tables = markdown_tables(facts_section(shared_dir, "### COCO panoptic (val", "### Video"))
-    rows = [row for table in tables for row in table]
+    rows = facts.rows(facts.section("1.1", until="Video"))
     assert sorted(row["hash"] for row in rows) == sorted(by_hash)
     for row in rows:
         preset = by_hash[row["hash"]]
@@ -316,8 +300,8 @@ def test_every_row_of_the_zoo_is_there_once(shared_dir):
         assert pretrained.endswith("_22k") == ("IN21k" in row["backbone"])
 
 
-def test_every_row_of_mmsegmentation_is_there_once(shared_dir):
-    table, *_ = markdown_tables(facts_section(shared_dir, "## 1.3 ", "## 1.4 "))
+def test_every_row_of_mmsegmentation_is_there_once():
+    table, *_ = facts.tables(facts.section("1.3"))
     ours = {p.weights[0].url.split("/")[-2]: p for p in ALL.values() if p.published[0].source == MMSEG}
     assert sorted(row["config"] for row in table) == sorted(ours)
     for row in table:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 import pytest
 import torch
-from golden_files import read_list
-from presets.test_presets import facts_section, markdown_tables
+from helpers import facts
+from helpers.golden_files import read_list
+from helpers.presets import shipped
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.published import backbone_cell, backbone_label, crop_of, lines
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
-from m2f_cli.data.training_set import _loose
+from m2f_cli.data.training_set import without_crowds
 from m2f_cli.data.transforms import Sample, augment, build_transforms
 from m2f_cli.model import build
 from m2f_cli.structures.annotations import InstanceTruth
@@ -26,7 +29,7 @@ from m2f_cli.weights.key_tables import DETECTRON2
 NAMES = config.preset_names()
 OURS = tuple(name for name in NAMES if name.startswith(("small-", "tiny")))  # networks that nobody published
 ROWS = tuple(name for name in NAMES if name not in OURS)
-load = functools.cache(config.load)
+load = shipped
 GOLDEN = {
     "r50": "r50",
     "r101": "r101",
@@ -42,26 +45,25 @@ UNSAVED = ("num_batches_tracked", "relative_position_index", "empty_weight")
 # --- every row --------------------------------------------------------------------------------------------------------
 
 
-def test_all_rows_of_the_facts_are_there(shared_dir):
+def test_all_rows_of_the_facts_are_there():
     rows = lines(load(name) for name in NAMES)
     found = {source: sum(row.source == source for row in rows) for source in {row.source for row in rows}}
 
-    def count(start: str, end: str, wanted: str = "") -> int:
-        tables = markdown_tables(facts_section(shared_dir, start, end))
-        return sum(wanted in " ".join(row.values()) for table in tables for row in table)
+    def count(number: str, until: str | None = None) -> int:
+        return len(facts.rows(facts.section(number, until)))
 
     also_in_text = {"1.3": 4, "1.4": 2}  # rows of MaskFormer below the tables
-    assert found.pop("Mask2Former model zoo") == count("### COCO panoptic (val", "### Video")
-    assert found.pop("MaskFormer model zoo") == count("## 1.2 ", "## 1.3 ")
-    assert found.pop("MMSegmentation") == count("## 1.3 ", "## 1.4 ") + also_in_text["1.3"]
-    assert found.pop("MMDetection") == count("## 1.4 ", "## 1.5 ") + also_in_text["1.4"]
+    assert found.pop("Mask2Former model zoo") == count("1.1", until="Video")
+    assert found.pop("MaskFormer model zoo") == count("1.2")
+    assert found.pop("MMSegmentation") == count("1.3") + also_in_text["1.3"]
+    assert found.pop("MMDetection") == count("1.4") + also_in_text["1.4"]
     assert found.pop("Mask2Former paper") == 1  # the headline of 57.7
     # one line has two rows (panoptic and instance best), and one value, NuInsSeg's and MaSS13K's, has a row each
-    assert sum(found.values()) == sum(row.method == "MP-Former" for row in rows) == count("## 1.5 ", "# 2. ") + 1
+    assert sum(found.values()) == sum(row.method == "MP-Former" for row in rows) == count("1.5") + 1
 
 
-def test_every_row_of_mmdetection(shared_dir):
-    table, *_ = markdown_tables(facts_section(shared_dir, "## 1.4 ", "## 1.5 "))
+def test_every_row_of_mmdetection():
+    table, *_ = facts.tables(facts.section("1.4"))
     assert len(table) == 11
     for row in table:
         size = row["backbone"].lower().replace("-5", "5").replace("-1", "1").split()[0]
@@ -83,8 +85,8 @@ def test_every_row_of_mmdetection(shared_dir):
         assert ("in22k" in backbone_cell(preset)) == ("in21k" in row["backbone"])
 
 
-def test_rows_of_maskformer_elsewhere(shared_dir):
-    text = facts_section(shared_dir, "MMSeg MaskFormer ADE20K", "## 1.4 ")
+def test_rows_of_maskformer_elsewhere():
+    text = facts.section("1.3").partition("MMSeg MaskFormer ADE20K")[2]
     found = re.findall(r"(R-\d+|Swin-[TS]) ([\d.]+)(?: GB)? / ([\d.]+)(?: fps)? / ([\d.]+)", text)
     assert len(found) == 4
     for size, *numbers in found:
@@ -92,7 +94,7 @@ def test_rows_of_maskformer_elsewhere(shared_dir):
         values = {each.metric: each.value for each in preset.published}
         wanted = ("train_memory_gib", "fps_v100", "miou")
         assert values == dict(zip(wanted, map(float, numbers), strict=True))
-    text = facts_section(shared_dir, "MMDet MaskFormer COCO panoptic", "## 1.5 ")
+    text = facts.section("1.4").partition("MMDet MaskFormer COCO panoptic")[2]
     for size, numbers in re.findall(r"(R-50|Swin-L) \d+e (PQ [^)]*)\)", text):
         preset = load(f"maskformer-coco-panoptic-{size.lower().replace('r-', 'r')}-mmdet")
         values = [each.value for each in preset.published if each.metric != "train_memory_gib"]
@@ -133,6 +135,19 @@ def _built(model_json: str, classes: int) -> torch.nn.Module:
         return build(config.ModelConfig.model_validate_json(model_json), classes)
 
 
+def architecture(name: str) -> str:
+    """The model of a preset without its number of queries and the weights that it starts from."""
+    tree = load(name).model.model_dump(mode="json", exclude={"piloting"})
+    tree["decoder"].pop("num_queries", None)
+    tree["backbone"].pop("pretrained", None)
+    return json.dumps(tree)
+
+
+def first_of_each(names: Iterable[str], key: Callable[[str], Hashable]) -> list[str]:
+    """The first name of each key: the others would only be the same once more."""
+    return list({key(name): name for name in reversed(list(names))}.values())[::-1]
+
+
 def network(name: str) -> torch.nn.Module:
     preset = load(name)
     return _built(preset.model.model_dump_json(), len(load_categories(preset.data.classes)))
@@ -168,7 +183,7 @@ def without(part: str, names: dict[str, list[int]]) -> dict[str, list[int]]:
     return {name: shape for name, shape in names.items() if part not in name}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_of_each(NAMES, architecture))
 def test_networks_have_the_published_names_and_shapes(name):
     built = network(name)
     assert built is not None
@@ -207,7 +222,13 @@ def golden_groups(method: str, family: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if not re.match(r"maskformer.*-r\d+-mmseg", name)])
+@pytest.mark.parametrize(
+    "name",
+    first_of_each(
+        [name for name in ROWS if not re.match(r"maskformer.*-r\d+-mmseg", name)],
+        lambda name: (architecture(name), load(name).train.optimizer.model_dump_json()),
+    ),
+)
 def test_parameter_groups_are_the_published_ones(name):
     preset = load(name)
     known = golden_groups(preset.model.method, preset.model.backbone.name)
@@ -235,10 +256,10 @@ def test_maskformer_of_mmsegmentation_decays_everywhere():
 def scene(task: str) -> Sample:
     [record] = synthetic_dataset("train", 1, size=(150, 260), task=task).records
     truth = record.read_truth()
-    return Sample(record.read_image(), _loose(truth) if isinstance(truth, InstanceTruth) else truth)
+    return Sample(record.read_image(), without_crowds(truth) if isinstance(truth, InstanceTruth) else truth)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_of_each(NAMES, lambda name: (load(name).task, str(load(name).train.augment))))
 def test_augmentation_runs_on_a_picture_of_its_kind(name):
     preset = load(name)
     steps = build_transforms(preset.train.augment)

@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 import yaml
-from presets.test_presets import PRETRAINED, SWIN, facts_section, hub_name, markdown_tables
+from helpers import facts
+from presets.test_presets import PRETRAINED, SWIN, hub_name
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
@@ -47,9 +48,9 @@ def variant(name: str) -> str | None:
 # --- rows and figures -------------------------------------------------------------------------------------------------
 
 
-def test_every_row_of_the_zoo_is_there_once(shared_dir):
+def test_every_row_of_the_zoo_is_there_once():
     by_hash = {p.weights[0].hash_prefix: p for p in ALL.values()}
-    rows = [row for table in markdown_tables(facts_section(shared_dir, "## 1.2 ", "## 1.3 ")) for row in table]
+    rows = facts.rows(facts.section("1.2"))
     assert sorted(row["hash"] for row in rows) == sorted(by_hash) and len(rows) == len(ALL) == 30
     for row in rows:
         preset = by_hash[row["hash"]]
@@ -106,7 +107,7 @@ def test_the_name_says_what_is_inside(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_weights(name):
+def test_weights_are_the_published_files(name):
     first, *others = ALL[name].weights
     assert (first.format, first.licence, len(first.hash_prefix)) == ("detectron2", "CC-BY-NC-4.0", 6)
     hubs = []
@@ -138,7 +139,7 @@ def test_a_preset_extends_a_recipe_and_a_backbone_and_is_short(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_backbone(name):
+def test_backbones_are_the_published_ones(name):
     backbone, label = ALL[name].model.backbone, NAME.fullmatch(name)["backbone"]
     options = backbone.options
     if label == "r101c":
@@ -154,7 +155,7 @@ def test_the_backbone(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_heads(name):
+def test_heads_are_the_published_ones(name):
     model, kind = ALL[name].model, variant(name)
     encoder = {"num_layers": 6, "num_heads": 8, "ffn_dim": 2048, "dropout": 0.1}
     has_encoder = ALL[name].task == "panoptic" and not is_swin(ALL[name])
@@ -171,7 +172,7 @@ def test_the_heads(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_inference_settings(name):
+def test_inference_settings_are_the_published_ones(name):
     preset, test = ALL[name], ALL[name].test
     dataset = preset.data.dataset
     big = (is_swin(preset) and name[-1] in "bl") or preset.task == "panoptic" or dataset == "coco-stuff-10k"
@@ -211,7 +212,7 @@ def test_optimiser_and_loss(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_how_long(name):
+def test_schedules_are_the_published_ones(name):
     preset, schedule = ALL[name], ALL[name].train.schedule
     lengths = {
         "ade20k-full": (200000, 16),
@@ -230,7 +231,7 @@ def test_how_long(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_augmentation(name):
+def test_augmentations_are_the_published_ones(name):
     preset = ALL[name]
     steps = [(step.name, step.options) for step in preset.train.augment]
     if preset.data.dataset == "coco":

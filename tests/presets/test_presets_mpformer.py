@@ -7,13 +7,15 @@ import re
 
 import pytest
 import yaml
+from helpers import facts
+from helpers.presets import shipped
 
 from m2f_cli.commands import presets as command
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import PilotingConfig
 from m2f_cli.structures.categories import load_categories, load_class_table
 
-ALL = {name: config.load(name) for name in config.preset_names() if name.startswith("mpformer-")}
+ALL = {name: shipped(name) for name in config.preset_names() if name.startswith("mpformer-")}
 OURS = ("mpformer-mass13k-r50", "mpformer-nuinsseg-panoptic-r50")  # recipes that nobody published
 PUBLISHED = {  # docs/methods/published-behaviour.md#1-5: metric, value, setting, whether verified
     "mpformer-coco-instance-r50-12ep": [("ap", 40.15, "single scale", True)],
@@ -33,7 +35,7 @@ NAME = re.compile(
 )
 
 
-def test_the_rows():
+def test_published_rows_are_there():
     found = {
         name: [(f.metric, f.value, f.setting, f.verified) for f in preset.published]
         for name, preset in ALL.items()
@@ -42,9 +44,8 @@ def test_the_rows():
     assert found == PUBLISHED and len(ALL) == 24
 
 
-def test_the_figures_are_those_of_the_facts(shared_dir):
-    facts = (shared_dir / "reference" / "facts.md").read_text()
-    section = facts[facts.index("## 1.5") : facts.index("# 2. RECIPES")]
+def test_the_figures_are_those_of_the_facts():
+    section = facts.section("1.5")
     for rows in PUBLISHED.values():
         for _, value, _, verified in rows:
             lines = [line for line in section.splitlines() if line.startswith("|") and f"{value}" in line]
@@ -95,13 +96,13 @@ def test_all_else_is_mask2formers(name):
     assert ours.train.model_copy(update=own) == other.train.model_copy(update=own)
 
 
-def test_schedules_are_those_of_the_facts(shared_dir):
-    facts = (shared_dir / "reference" / "facts.md").read_text()
-    section = facts[facts.index("## 2.5") : facts.index("## 2.6")]
-    [row] = [line for line in section.splitlines() if line.startswith("| coco/instance R50 12ep")]
-    published = re.findall(r"(\d+)(?: it)? \((\d+),(\d+)\)", row)
-    for epochs, (iterations, *steps) in zip((12, 24, 36, 50), published, strict=True):
-        expected = int(iterations), tuple(map(int, steps))
+def test_schedules_are_those_of_the_facts():
+    section = facts.section("2.5")
+    published = [row for row in facts.rows(section) if row.get("config", "").endswith("ep") and "it" in row]
+    assert [row["config"] for row in published] == ["12ep", "24ep", "36ep", "50ep"]
+    for row in published:
+        epochs = int(row["config"].removesuffix("ep"))
+        expected = int(row["it"]), tuple(map(int, row["steps"].split(",")))
         assert recipe_of(f"mpformer-coco-instance-r50-{epochs}ep") == expected
         if epochs in (12, 36):
             assert recipe_of(f"mpformer-coco-panoptic-r50-{epochs}ep") == expected
@@ -128,7 +129,7 @@ def test_recipes_of_ours_say_so():
         assert "OURS" in (config.presets_dir() / f"{recipe}.yaml").read_text()
 
 
-def test_classes():
+def test_classes_of_mass13k_and_nuinsseg():
     table = load_class_table("mass13k")
     assert [c.name for c in table.categories][:2] == ["background", "person"]  # a trained class: no label reduction
     assert [c.id for c in table.categories] == list(range(7)) and table.ignore_index == 255

@@ -9,10 +9,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from folders import plane, scenes_as_coco, write_mask, write_picture
-from golden_files import reference_folder
+from helpers.folders import plane, scenes_as_coco, write_mask, write_picture
+from helpers.golden_files import reference_folder
+from helpers.prepare_tools import prepare
+from helpers.presets import shipped
 from PIL import Image
-from prepare_tools import prepare
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.open_dataset import open_data
@@ -22,7 +23,7 @@ from m2f_cli.data.transforms.geometry import mask_of
 from m2f_cli.structures.categories import load_categories
 from m2f_cli.training.data import open_split
 
-load = functools.cache(config.load)
+load = shipped
 ROWS = tuple(name for name in config.preset_names() if not name.startswith(("small-", "tiny")))
 SPLITS = {"mapillary-vistas": "val", "ade20k": "train", "ade20k-full": "train"}  # the others: val
 # The others are made, or lie in the repository.

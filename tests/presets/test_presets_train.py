@@ -6,13 +6,15 @@ from __future__ import annotations
 import re
 
 import pytest
+from helpers import facts
+from helpers.presets import shipped
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.data.transforms import build_transforms
 from m2f_cli.structures.categories import load_categories
 
-ALL = {name: config.load(name) for name in config.preset_names()}
+ALL = {name: shipped(name) for name in config.preset_names()}
 NAMES = [name for name, preset in ALL.items() if preset.published and preset.model.method == "mask2former"]
 JITTER = {"brightness": 32, "contrast": [0.5, 1.5], "saturation": [0.5, 1.5], "hue": 18}
 EDGES = {base: [int(base * k / 10) for k in range(5, 21)] for base in (512, 640, 1024, 2048)}
@@ -134,21 +136,19 @@ def test_resize_crop_and_colours(name):
     assert [*found.items()] == expected
 
 
-def test_the_short_edges_are_those_of_the_facts(shared_dir):
-    facts = (shared_dir / "reference" / "facts.md").read_text()
-    rows = {"Cityscapes pan/inst/sem": 1024, "ADE semantic 512": 512, "Mapillary pan/sem": 2048}
-    for start, base in rows.items():
-        row = next(line for line in facts.splitlines() if line.startswith(f"| {start}"))
-        listed = re.search(r"(\d+(?:,\d+){15}); max (\d+)", row)
-        assert [int(edge) for edge in listed[1].split(",")] == EDGES[base]
+def test_the_short_edges_are_those_of_the_facts():
+    text = re.sub(r"\s+", " ", facts.section("2.2"))
+    for start, base in {"Cityscapes": 1024, "ADE semantic 512": 512, "Mapillary": 2048}.items():
+        listed = re.search(rf"- {start}: `[^`]*`[^:]*: ((?:\d+, ){{15}}\d+); max (\d+)", text)
+        assert [int(edge) for edge in listed[1].split(", ")] == EDGES[base]
         presets = [p for n, p in ALL.items() if n in NAMES and p.data.dataset != "coco" and size_of(p)[0] == base]
         assert presets and {size_of(preset)[1] for preset in presets} == {int(listed[2])}
-    assert "320..1280 step 64; max 2560" in facts and EDGES[640] == list(range(320, 1281, 64))
+    assert "320..1280 step 64; max 2560" in text and EDGES[640] == list(range(320, 1281, 64))
 
 
-def test_the_iterations_are_those_of_the_facts(shared_dir):
-    facts = (shared_dir / "reference" / "facts.md").read_text()
-    rows = {
+def test_the_iterations_are_those_of_the_facts():
+    schedules, *_ = facts.tables(facts.section("2.2"))
+    wanted = {
         "COCO panoptic 50ep": "coco-panoptic-r50",
         "COCO panoptic Swin-L": "coco-panoptic-swin-l",
         "Cityscapes pan/inst/sem": "cityscapes-r50-paper",
@@ -157,11 +157,10 @@ def test_the_iterations_are_those_of_the_facts(shared_dir):
         "ADE panoptic / instance": "ade20k-panoptic-r50",
         "Mapillary pan/sem": "mapillary-vistas-panoptic-r50",
     }
-    for start, name in rows.items():
-        cells = next(line for line in facts.splitlines() if line.startswith(f"| {start}")).split(" | ")
-        schedule, iterations = cells[1], int(cells[2])
-        assert ALL[name].train.iterations == iterations
-        marks = re.search(r"@(\d+), (\d+)", schedule)
+    for start, name in wanted.items():
+        [row] = [row for row in schedules if row["family"].startswith(start)]
+        assert ALL[name].train.iterations == int(row["it"])
+        marks = re.search(r"@(\d+), (\d+)", row["schedule"])
         assert ALL[name].train.schedule.steps == (tuple(map(int, marks.groups())) if marks else ())
 
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene_labels, semantic
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -94,7 +94,7 @@ def test_to_hf_has_the_form_of_the_pipeline(make, scores, labels):
 
 
 @pytest.mark.parametrize("make", [panoptic, semantic, instances])
-def test_to_supervision(make):
+def test_detections_of_supervision_have_masks_and_names(make):
     found = make(LABELS).to_supervision()
     assert found.class_id.tolist()[-1] == PERSON and found.data["class_name"].tolist()[-1] == "person"
     assert np.array_equal(found.mask[-1], LABELS == PERSON)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene, scene_labels, semantic
 
 from m2f_cli.errors import DataError
 from m2f_cli.results import drawing as draw
@@ -74,7 +74,7 @@ def test_text_contrasts_with_its_box(color):
         channels = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
         return np.dot([0.2126, 0.7152, 0.0722], channels)
 
-    light, dark = sorted([luminance(color), luminance(draw._ink(color))], reverse=True)
+    light, dark = sorted([luminance(color), luminance(draw.ink_for(color))], reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
@@ -98,7 +98,7 @@ def test_a_label_stands_inside_its_region():
     radius = np.hypot(ys - 50, xs - 50)
     result = panoptic(np.where((radius < 48) & (radius > 20), PERSON, GRASS).astype(np.uint8))
     ring = next(region for region in result.regions() if region.label == PERSON)
-    x, y = draw._spot(ring, font_size=10)
+    x, y = draw.label_spot(ring, font_size=10)
     assert 25 < np.hypot(x - 50, y - 50) < 43
 
 
@@ -106,7 +106,7 @@ def test_small_regions_carry_no_label_whatever_the_picture():
     labels_HW = np.full((600, 600), GRASS, np.uint8)
     labels_HW[300:306, 300:306] = labels_HW[100:102, :] = PERSON
     (small,) = [region for region in plain(labels_HW).regions()]
-    assert draw._spot(small, font_size=12) is None
+    assert draw.label_spot(small, font_size=12) is None
 
 
 def test_labels_do_not_overlap_and_stay_in_the_picture():
@@ -114,7 +114,7 @@ def test_labels_do_not_overlap_and_stay_in_the_picture():
     placed = []
     for _ in range(60):
         spot, size = rng.uniform(0, (400, 300)), (rng.uniform(30, 90), 14)
-        if (box := draw._place(tuple(spot), size, (400, 300), placed)) is not None:
+        if (box := draw.place_label(tuple(spot), size, (400, 300), placed)) is not None:
             placed.append(box)
     assert len(placed) in range(16, 60)
     for one, other in itertools.combinations(placed, 2):
@@ -128,7 +128,7 @@ def test_labels_are_written_where_there_is_room_and_grow_with_the_picture(monkey
 
     edges = (32, 500, 1000)
     named = [with_labels(edge) for edge in edges]
-    monkeypatch.setattr(draw, "_write", lambda *_: None)
+    monkeypatch.setattr(draw, "write_label", lambda *_: None)
     covered = [(one != with_labels(edge)).any(axis=-1).mean() for one, edge in zip(named, edges, strict=True)]
     assert covered[0] == 0
     assert covered[1] > 0.005

@@ -8,12 +8,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, FakeSegmenter, instances, panoptic, scene, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, FakeSegmenter, instances, panoptic, scene, scene_labels, semantic
 from PIL import Image
 from pycocotools.coco import COCO
 
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.inference import pipeline
+from m2f_cli.inference.predict import predict
 from m2f_cli.inference.sources import expand
 from m2f_cli.results import server_formats
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
@@ -29,7 +29,7 @@ def run(tmp_path, task, formats, **options):
     for number in (139, 285):
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(scene()).save(tmp_path / "in" / f"{number:012d}.png")
-    pipeline.predict(FakeSegmenter(), expand([tmp_path / "in"]), task, tmp_path / "out", formats, **options)
+    predict(FakeSegmenter(), expand([tmp_path / "in"]), task, tmp_path / "out", formats, **options)
     return tmp_path / "out"
 
 

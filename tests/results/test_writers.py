@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene, scene_labels, semantic
+from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, instances, panoptic, scene, scene_labels, semantic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -111,7 +111,7 @@ def test_label_png_has_as_many_bits_as_the_ids_need(tmp_path, highest, dtype, vo
         output.write_label_png(result, tmp_path / "b")
 
 
-def test_color_png(tmp_path):
+def test_a_color_png_has_the_colours_of_the_classes(tmp_path):
     (path,) = output.write_color_png(semantic(LABELS), tmp_path / "a")
     assert np.array_equal(read(path), np.array([category.color for category in CATEGORIES])[LABELS])
 
@@ -158,7 +158,7 @@ def test_polygons_are_exact(mask_HW):
     assert np.array_equal(inside % 2 == 1, mask_HW)
 
 
-def test_polygon_file(tmp_path):
+def test_a_polygon_file_says_what_it_holds(tmp_path):
     (path,) = output.write_polygons(panoptic(LABELS), tmp_path / "a")
     document = json.loads(path.read_text())
     assert (document["schema_version"], document["task"]) == (1, "panoptic")

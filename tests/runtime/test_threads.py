@@ -15,7 +15,7 @@ from m2f_cli.runtime import threads as cores
 def machine(monkeypatch, tmp_path):
     """A machine that shows eight cores, without a limit."""
     monkeypatch.setattr(cores, "CGROUP", tmp_path)
-    monkeypatch.setattr(cores, "_seen", lambda: 8)
+    monkeypatch.setattr(cores, "visible_cores", lambda: 8)
     monkeypatch.delenv(cores.VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     return tmp_path

@@ -7,6 +7,7 @@ import math
 import re
 
 import pytest
+from helpers import facts
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.structures import categories
@@ -54,7 +55,7 @@ def test_the_shipped_tables():
         ("mapillary-vistas", 49, Category(50, "Traffic Sign (Back)", True, (192, 192, 192))),
     ],
 )
-def test_single_classes(table, position, category):
+def test_single_classes_are_the_published_ones(table, position, category):
     assert load_categories(table)[position] == category
 
 
@@ -66,27 +67,24 @@ def test_instance_tables_are_the_things_of_the_panoptic_ones(instance, panoptic)
     assert load_categories(instance) == tuple(c for c in load_categories(panoptic) if c.isthing)
 
 
-def section(facts: str, number: str) -> str:
-    return facts[facts.index(f"## {number} ") :].split("\n## ")[0]
+def listed_after(number: str, heading: str) -> list[str]:
+    """The items of the list below a bold heading of a section."""
+    text = facts.section(number).partition(f"**{heading}**")[2]
+    return re.split(r",\s+", text.split("\n\n")[1].strip().removesuffix(".").replace("\\", ""))
 
 
-def test_names_and_things_are_those_of_the_facts(shared_dir):
+def test_names_and_things_are_those_of_the_facts():
     """docs/methods/published-behaviour.md lists ADE20K, Cityscapes, Mapillary and COCO in prose, independently of the
     tables' source."""
-    facts = (shared_dir / "reference" / "facts.md").read_text()
-    ade = re.search(r"first synonym\): (0 wall.*149\* flag)", section(facts, "8.2"))[1]
-    listed = [re.fullmatch(r"(\d+)(\*?) (.*)", item).groups() for item in ade.split(",")]
-    ours = [(str(i), "*" * c.isthing, c.name) for i, c in enumerate(load_categories("ade20k"))]
-    assert ours == listed
-    vistas = re.search(r"(0\* Bird.*64 Ego Vehicle)", section(facts, "8.5"))[1]
-    listed = [re.fullmatch(r"(\d+)(\*?) (.*)", item).groups() for item in vistas.split(",")]
-    assert [(str(c.id - 1), "*" * c.isthing, c.name) for c in load_categories("mapillary-vistas")] == listed
-    city = re.search(r"trainId: id name\(\*thing\): (.*?)\. Ignore", section(facts, "8.4"))[1]
-    listed = [re.fullmatch(r"(\d+):(\d+) (.*?)(\*?)", item).groups() for item in city.split(",")]
-    assert [(str(i), str(c.id), c.name, "*" * c.isthing) for i, c in enumerate(load_categories("cityscapes"))] == listed
-    stuff, things = re.search(r"\n(92 banner.*)\.\nThings: (1 person.*)\.\n", section(facts, "8.1")).groups()
-    listed = [(*item.split(" ", 1), True) for item in things.split(",")]
-    listed += [(*item.split(" ", 1), False) for item in stuff.split(",")]
+    starred = re.compile(r"(\d+)(\*?) (.*)")
+    for table, number, heading in (("ade20k", "8.2", "Labels"), ("mapillary-vistas", "8.5", "Order and thing flags")):
+        listed = [starred.fullmatch(item).groups() for item in listed_after(number, heading)]
+        assert [(str(i), "*" * c.isthing, c.name) for i, c in enumerate(load_categories(table))] == listed
+    city = re.findall(r"\| (\d+) \| (\d+) \| ([a-z ]+)(?:\\(\*))? (?=\|)", facts.section("8.4"))
+    ours = [(str(i), str(c.id), c.name, "*" * c.isthing) for i, c in enumerate(load_categories("cityscapes"))]
+    assert ours == sorted(city, key=lambda row: int(row[0]))
+    listed = [(*item.split(" ", 1), True) for item in listed_after("8.1", "Things, by category id")]
+    listed += [(*item.split(" ", 1), False) for item in listed_after("8.1", "Stuff, by category id")]
     assert [(str(c.id), c.name, c.isthing) for c in load_categories("coco-panoptic")] == listed
 
 
@@ -99,17 +97,15 @@ def test_names_and_things_are_those_of_the_facts(shared_dir):
         ("mapillary-vistas", "mapillary_v12_65"),
     ],
 )
-def test_colours_are_those_of_the_class_lists(shared_dir, table, file):
-    lines = (shared_dir / "reference" / "class_lists" / f"{file}.tsv").read_text().splitlines()[1:]
-    listed = [tuple(map(int, line.split("\t")[-1].split(","))) for line in lines]
+def test_colours_are_those_of_the_class_lists(table, file):
+    listed = [tuple(map(int, row[-1].split(","))) for row in facts.class_list(file)]
     assert [c.color for c in load_categories(table)] == listed
 
 
-def test_large_tables_are_those_of_the_class_lists(shared_dir):
+def test_large_tables_are_those_of_the_class_lists():
     """Names are as listed, or the first synonym alone where no other class has it."""
     for table, file in (("ade20k-full", "ade20k_full_847"), ("coco-stuff-10k", "coco_stuff10k_171")):
-        lines = (shared_dir / "reference" / "class_lists" / f"{file}.tsv").read_text().splitlines()[1:]
-        listed, ours = [line.split("\t") for line in lines], load_categories(table)
+        listed, ours = facts.class_list(file), load_categories(table)
         assert len(ours) == len(listed)
         for i, (found, row) in enumerate(zip(ours, listed, strict=True)):
             number, name = (i, row[2]) if table == "ade20k-full" else (int(row[1]), row[2])
@@ -166,7 +162,7 @@ def test_an_unknown_table_names_the_nearest():
         load_categories("cityscape")
 
 
-def test_from_names():
+def test_names_become_categories_with_colours():
     assert from_names(["a", "b"], things={"b"}) == (
         Category(0, "a", False, default_color(0)),
         Category(1, "b", True, default_color(1)),

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_kinds import GREY16, RGB, encoded, plain, tiff, turned
+from helpers.image_kinds import GREY16, RGB, encoded, plain, tiff, turned
 from PIL import Image
 
 import m2f_cli
 from m2f_cli.data.formats.files import read_ids, read_values
-from m2f_cli.dataset_tools.check.inspect_image import _reduced
+from m2f_cli.dataset_tools.check.inspect_image import decode_small
 from m2f_cli.errors import DataError
 from m2f_cli.export.onnx import runner_source
 from m2f_cli.inference.sources import PICTURES
@@ -77,13 +77,16 @@ def test_all_readers_agree(tmp_path, exported_reader, name):
     assert size == image.shape[:2]
     assert np.array_equal(decode_image(FILES[name], "it"), image)
     if FILES[name][:2] == b"\xff\xd8":
-        small, whole = _reduced(FILES[name])
+        small, whole = decode_small(FILES[name])
         assert whole == size and small.size == size[::-1]
-    if ("float" in name and name.endswith(".tif")) or name == "rgba-double.tif":
-        with pytest.raises(SystemExit, match="cannot identify"):  # OpenCV reads these, and the program has none
-            exported_reader(path)
-    else:
-        assert np.array_equal(np.asarray(exported_reader(path)), image)
+    assert np.array_equal(np.asarray(exported_reader(path)), image)
+
+
+def test_the_exported_program_names_opencv_where_only_that_reads(tmp_path, monkeypatch, exported_reader):
+    (tmp_path / "a.tif").write_bytes(FILES["rgb-float.tif"])
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(SystemExit, match="pip install opencv-python"):
+        exported_reader(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("name", [name for name in turned() if re.match(r"(raw|lzw|big|float|grey|grey16|PNG)-", name)])
@@ -174,7 +177,8 @@ def sparse_tiff(width, height, bits, channels, form, *extra, tags=()):
         (sparse_tiff(13_000, 13_000, 32, 3, 3), "too large: decoded it would take"),
         (sparse_tiff(9, 9, 32, 3, 3, tags=[(322, 4, 1, 1 << 16), (323, 4, 1, 1 << 16)]), "too large"),
         (sparse_tiff(9, 9, 8, 3, 1, tags=[(322, 4, 1, 1 << 16), (323, 4, 1, 1 << 16)]), "too large"),
-        (sparse_tiff(9, 9, 32, 3, 3, tags=[(256, 4, 1, 60_000), (257, 4, 1, 60_000)]), "too large"),
+        (sparse_tiff(9, 9, 32, 3, 3, tags=[(256, 4, 1, 60_000), (257, 4, 1, 60_000)]), "tag 256 twice"),
+        (tiff(RGB, extra=[(257, 4, 1, 3)]), "tag 257 twice"),
         (b"II*\0\x08\0\0\0" + b"\xff" * 70_000, "TIFF"),
         (b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 70_000, "TIFF|damaged"),
         (b"MM\0*", "TIFF"),

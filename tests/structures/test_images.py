@@ -60,7 +60,7 @@ def test_transparency_is_laid_over_white(tmp_path):
     assert read_picture(rgba)[0].tolist() == expected
 
 
-def test_palettes(tmp_path):
+def test_palettes_become_their_colours(tmp_path):
     palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode="P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     assert read_picture(saved(tmp_path, palette, "a.png"))[0].tolist() == [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
@@ -82,7 +82,7 @@ def test_16_bit_colour_keeps_the_high_byte_and_the_channel_order(tmp_path, name)
     assert np.array_equal(read_picture(tmp_path / name), (deep // 256).astype(np.uint8))
 
 
-def test_float_tiffs(tmp_path):
+def test_float_tiffs_are_scaled_to_bytes(tmp_path):
     unit = np.array([[0.0, 0.5, 1.0]], np.float32)
     assert read_picture(saved(tmp_path, Image.fromarray(unit), "a.tiff"))[0, :, 0].tolist() == [0, 128, 255]
     colour = np.random.default_rng(3).random((4, 5, 3), dtype=np.float32)
@@ -94,7 +94,7 @@ def test_float_tiffs(tmp_path):
         read_picture(saved(tmp_path, Image.fromarray(np.array([[0.0, 300.0]], np.float32)), "d.tiff"))
 
 
-def test_other_modes(tmp_path):
+def test_grey_bit_and_cmyk_pictures_become_rgb(tmp_path):
     assert read_picture(saved(tmp_path, Image.fromarray(RGB[..., 0]), "l.png"))[3, 4].tolist() == [RGB[3, 4, 0]] * 3
     bits = Image.fromarray(RGB[..., 0] > 128)
     assert np.array_equal(read_picture(saved(tmp_path, bits, "1.png"))[..., 2], (RGB[..., 0] > 128) * np.uint8(255))
@@ -159,7 +159,7 @@ def test_files_that_are_no_pictures_are_named(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff", "a.gif", "a.bmp"])
 @pytest.mark.parametrize("kept", [0.3, 0.8])
-def test_truncated_files(tmp_path, name, kept):
+def test_truncated_files_are_refused(tmp_path, name, kept):
     path = saved(tmp_path, Image.fromarray(np.random.default_rng(4).integers(0, 256, (64, 64, 3), np.uint8)), name)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])

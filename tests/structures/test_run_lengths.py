@@ -38,7 +38,7 @@ def test_a_run_may_go_on_in_the_next_row():
 
 
 @given(st.data(), SHAPES)
-def test_renamed(data, shape):
+def test_ids_are_renamed_by_a_table(data, shape):
     map_HW = data.draw(arrays.arrays(np.int32, shape, elements=IDS))
     names = {1: 3, 2**24 - 1: 0, 7: 254}
     new = renamed(map_HW, names, 255, np.uint8)

@@ -6,7 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from folders import SIZE, THINGS, annotation, coco_instances, coco_panoptic, label_maps, labelme, plane, yolo_seg
+from helpers.folders import (
+    SIZE,
+    THINGS,
+    annotation,
+    coco_instances,
+    coco_panoptic,
+    label_maps,
+    labelme,
+    plane,
+    yolo_seg,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +42,7 @@ def edited(folder, change, name="instances_val2017.json"):
 
 
 @pytest.mark.parametrize("value", [128, 128.0, "128", " 128 ", "128.0", "+128"])
-def test_whole_numbers(value):
+def test_whole_numbers_are_taken_in_every_spelling(value):
     found = schemas.whole_number(value)
     assert (found, type(found)) == (128, int)
 
@@ -63,7 +73,7 @@ def test_what_is_no_whole_number(value):
         ("1.0", True),
     ],
 )
-def test_flags(value, found):
+def test_flags_are_taken_in_every_spelling(value, found):
     assert schemas.flag(value) is found
 
 
@@ -74,7 +84,7 @@ def test_what_is_no_flag(value):
 
 
 @pytest.mark.parametrize(("value", "found"), [(1, 1.0), (0.5, 0.5), ("0.5", 0.5), ("-1e3", -1000.0), (".5", 0.5)])
-def test_numbers(value, found):
+def test_numbers_are_taken_in_every_spelling(value, found):
     assert schemas.number(value) == found
 
 
@@ -206,7 +216,7 @@ def test_panoptic_flags_and_numbers_written_as_text(tmp_path):
         (lambda infos: infos.append(dict(infos[0])), "lists the segment 70000 of 1.png twice"),
     ],
 )
-def test_wrong_segments(tmp_path, change, words):
+def test_wrong_segments_are_refused(tmp_path, change, words):
     folder = coco_panoptic(tmp_path)
     edited(folder, lambda t: change(t["annotations"][0]["segments_info"]), "panoptic_val2017.json")
     with pytest.raises(DataError, match=words):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parts import tiny_config
+from helpers.parts import tiny_config
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import ModelConfig

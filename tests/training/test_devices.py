@@ -69,13 +69,13 @@ def check_run(folder: Path, iterations: int) -> None:
     assert json.loads((folder / "env.json").read_text())["processes"] == 2
 
 
-def test_devices(tmp_path):
+def test_two_processes_train_one_run(tmp_path):
     """Two processes, one picture to evaluate: the second has none, and nobody waits for it."""
     code, out, err = finish(start([*M2F, "train", *SMALL, "--devices", "2", "--out", "run"], tmp_path))
     assert code == 0, err[-3000:]
     assert json.loads(out)["iteration"] == 3, "one process alone prints"
-    assert err.count("iterations of 4 pictures (2 x 1 x 2)") == 1 and err.count("evaluated after 3") == 1
-    assert "(1 pictures" in err
+    assert err.count("iterations of 4 images (2 x 1 x 2)") == 1 and err.count("evaluated after 3") == 1
+    assert "(1 images" in err
     check_run(tmp_path / "run", 3)
 
 
@@ -94,9 +94,7 @@ def test_stopped_and_resumed(tmp_path, to_all):
     command = [*M2F, "train", *SMALL, "--devices", "2", "--out", "run", "--set", "train.iterations=400"]
     command[command.index("--workers") + 1] = "1"
     child = start(command, tmp_path, start_new_session=True)
-    deadline = time.time() + 200
     while not (tmp_path / "run" / "checkpoints" / "resume.pt").exists() and child.poll() is None:
-        assert time.time() < deadline
         time.sleep(0.2)
     if to_all:
         os.killpg(child.pid, signal.SIGTERM)
@@ -116,7 +114,7 @@ def test_stopped_and_resumed(tmp_path, to_all):
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path):
+def test_torchrun_starts_two_processes(tmp_path):
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "m2f_cli", "train", *SMALL, "--out", "run"]
     code, out, err = finish(start(command, tmp_path))
     assert code == 0, err[-3000:]
@@ -125,7 +123,7 @@ def test_torchrun(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes(tmp_path):
+def test_two_nodes_find_each_other(tmp_path):
     """Two launchers that find each other at an address, as on two machines with a common folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

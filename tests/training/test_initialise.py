@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from parts import randomise
+from helpers.parts import randomise
 from safetensors.torch import save_file
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of
 
@@ -131,7 +131,7 @@ def test_another_number_of_classes_without_names(tmp_path, settings):
     assert report.notes == ["The file has 4 classes without names, the network 3: all of them start fresh."]
 
 
-def test_strict_classes(saved, settings):
+def test_strict_classes_refuse_other_classes(saved, settings):
     network, before = fresh_network(settings, OTHER)
     with pytest.raises(WeightsError, match="may be of other classes. Of the network's 3 classes, 2 are"):
         initialise(network, settings, OTHER, init=saved[0], strict_classes=True)

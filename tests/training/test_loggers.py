@@ -11,13 +11,13 @@ import sys
 import pytest
 from training.tiny import settings
 
-from m2f_cli.dataset_tools.prepare.journal import Journal as PrepareJournal
+from m2f_cli.dataset_tools.prepare.journal import PrepareJournal as PrepareJournal
 from m2f_cli.errors import ConfigError, MissingDependency
 from m2f_cli.evaluation import journal as picture_journal
 from m2f_cli.inference.journal import Journal
 from m2f_cli.inference.sources import RUN_MARK
 from m2f_cli.training import run
-from m2f_cli.training.loggers import LOGGERS, JsonLines, make_loggers
+from m2f_cli.training.loggers import LOGGERS, JsonLinesLogger, make_loggers
 from m2f_cli.workflows import demo
 
 CONFIG = {"name": "tiny", "train": {"batch": 4, "steps": [1, 2], "nothing": None}}
@@ -33,13 +33,13 @@ def write(names, folder, from_iteration=0, iterations=range(3)):
 
 
 def test_json_lines_forget_what_is_done_again(tmp_path):
-    log = JsonLines(tmp_path / "metrics.jsonl")
+    log = JsonLinesLogger(tmp_path / "metrics.jsonl")
     for i in range(4):
         log.log("train", i, {"loss": float(i)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tr')  # killed while writing
-    JsonLines(tmp_path / "metrics.jsonl", from_iteration=2).close()
+    JsonLinesLogger(tmp_path / "metrics.jsonl", from_iteration=2).close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == [0.0, 1.0]
 
@@ -53,7 +53,7 @@ def test_unknown_and_missing_loggers(tmp_path, monkeypatch):
             make_loggers([name], tmp_path, {}, from_iteration=0)
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard_has_each_step_once_after_resuming(tmp_path):
     """A resumed run goes on in the same folder; what it does again is there once."""
     pytest.importorskip("tensorboard", reason="needs the extra m2f-cli[tensorboard]")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -91,7 +91,7 @@ def chunks(data):
         position += 7 + length
 
 
-def test_wandb_offline(tmp_path):
+def test_wandb_logs_offline(tmp_path):
     pytest.importorskip("wandb", reason="needs the extra m2f-cli[wandb]")
     folder = tmp_path / "first"
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_wandb_offline(tmp_path):
     assert [(row["_step"], row["val/pq"]) for row in rows if "val/pq" in row] == [(3, 50)]
 
 
-def test_trackio_here(tmp_path):
+def test_trackio_logs_on_this_machine(tmp_path):
     pytest.importorskip("trackio", reason="needs the extra m2f-cli[trackio]")
     import sqlite3
 
@@ -131,7 +131,7 @@ def test_trackio_here(tmp_path):
 def test_a_missing_package_is_found_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingDependency, match="--logger trackio needs the package trackio"):
-        run.start(settings(), tmp_path / "run", run.Options(init="random", device="cpu", loggers=("trackio",)))
+        run.start(settings(), tmp_path / "run", run.TrainOptions(init="random", device="cpu", loggers=("trackio",)))
     assert not (tmp_path / "run").exists()
 
 
@@ -141,8 +141,8 @@ def test_a_link_in_place_of_a_file_that_is_added_to_is_refused(tmp_path):
     other = tmp_path / "other"
     other.write_text("mine")
     adding = {
-        "metrics.jsonl": JsonLines,
-        demo.MARK: lambda path: demo._record(path.parent, "x"),
+        "metrics.jsonl": JsonLinesLogger,
+        demo.MARK: lambda path: demo.record_file(path.parent, "x"),
         RUN_MARK: lambda path: Journal(path.parent, {"model": "x"}),
         ".table.journal": lambda path: PrepareJournal(path.parent / "table"),
         "pictures.jsonl": lambda path: picture_journal.appending(path, {"model": "x"}).__enter__(),

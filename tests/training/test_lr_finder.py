@@ -16,11 +16,11 @@ from m2f_cli.errors import M2FError
 from m2f_cli.training import lr_finder, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.lr_finder import find_learning_rate, search, smooth
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.parts import Parts
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 class Bowl(nn.Module):
@@ -98,7 +98,7 @@ def test_a_run_is_as_before_and_the_rate_trains(tmp_path):
     """Weights, optimiser, average and random numbers are bit by bit what they were."""
     changes = ("train.ema_decay=0.9", "train.optimizer.clip_norm=1.0")
     prepared = run.prepare(settings(*changes), tmp_path, OPTIONS, torch.device("cpu"), Listener())
-    before = state._on_host(state.snapshot(prepared.parts))
+    before = state.on_host(state.snapshot(prepared.parts))
     rates = []
 
     def on_step(tried):
@@ -106,7 +106,7 @@ def test_a_run_is_as_before_and_the_rate_trains(tmp_path):
 
     found = find_learning_rate(prepared.parts, iter(prepared.loader), steps=30, on_step=on_step)
     assert rates == pytest.approx(found.rates), "the optimiser steps with the rates that are reported"
-    assert_same(before, state._on_host(state.snapshot(prepared.parts)))
+    assert_same(before, state.on_host(state.snapshot(prepared.parts)))
     assert 1e-6 < found.suggested < 0.1
     assert min(found.smoothed) < 0.9 * found.losses[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import read_list
+from helpers.golden_files import read_list
 
 from m2f_cli.config import presets as config
 from m2f_cli.loss import make_criterion

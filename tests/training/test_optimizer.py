@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from golden_files import read_list
-from parts import randomise, tiny_config
+from helpers.golden_files import read_list
+from helpers.parts import randomise, tiny_config
 from torch import nn
 
 from m2f_cli.config import presets as configuration
@@ -98,7 +98,7 @@ def test_learning_rate_reaches_the_groups():
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}
 
 
-def test_freezing():
+def test_frozen_parts_have_no_trainable_parameters():
     model = build(tiny_config(), 3)
     backbone = sum(p.numel() for p in model.backbone.parameters())
     assert freeze(model, ("backbone",)) == backbone

@@ -12,7 +12,7 @@ from m2f_cli.evaluation import evaluate as evaluation
 from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import loop, prepare, run
 from m2f_cli.training import resume as state
-from m2f_cli.training.run import Outcome
+from m2f_cli.training.run import TrainOutcome
 
 SMALL = [
     "train",
@@ -51,7 +51,7 @@ def prepared(tmp_path, monkeypatch):
 
         def stop_here(made, listener):
             seen.append(made)
-            return Outcome(made.folder, 0, 0, {}, 0, 0.0)
+            return TrainOutcome(made.folder, 0, 0, {}, 0, 0.0)
 
         with monkeypatch.context() as patch:
             patch.setattr(run, "execute", stop_here)
@@ -71,7 +71,7 @@ def gradients(made: run.Run) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in made.parts.model.named_parameters() if p.grad is not None}
 
 
-def test_freeze(prepared):
+def test_frozen_parts_get_no_gradients(prepared):
     made = prepared("--freeze", "backbone", "--freeze", "decoder.class_embed")
     one_step(made)
     trained = gradients(made)
@@ -80,7 +80,7 @@ def test_freeze(prepared):
     assert {part: count for part, count, _ in made.trainable()}["backbone"] == 0
 
 
-def test_class_weights(prepared):
+def test_class_weights_change_the_class_loss_alone(prepared):
     weights = [5.0, *[0.2] * 8]
     plain, weighted = prepared(), prepared("--set", f"train.class_weights={weights}")
     assert weighted.parts.criterion.class_weights_K.tolist() == pytest.approx([*weights, 0.1])
@@ -127,7 +127,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path, monkeypatch):
         assert all(torch.equal(found[name], average[name]) for name in average)
 
 
-def test_checkpoint_activations(prepared):
+def test_recomputed_activations_give_the_same_gradients(prepared):
     """The same gradients, with layers that are run again on the way back."""
     found = []
     for options in ((), ("--checkpoint-activations",)):
@@ -142,7 +142,7 @@ def test_checkpoint_activations(prepared):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision(prepared, precision, dtype):
+def test_the_network_computes_in_the_chosen_precision(prepared, precision, dtype):
     made = prepared("--precision", precision)
     seen = []
     made.parts.model.backbone.stages[3].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
@@ -160,7 +160,7 @@ def test_batch_and_micro_batch(prepared):
 
 
 @pytest.mark.slow
-def test_compile(prepared, monkeypatch):
+def test_a_compiled_network_has_the_same_losses(prepared, monkeypatch):
     """The compiled network has the losses of the other. The backend that needs no compiler is enough to prove it."""
     plain = one_step(prepared())
     calls = []

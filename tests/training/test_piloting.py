@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden_files import for_files, has
+from helpers.golden_files import for_files, has
+from helpers.pilots import Recorded, decoder_of, features_of, loss_config, padded_size, piloting_config, targets_of
 from loss.cases import Streams
 from loss.test_golden import recorded_draws
-from pilots import Recorded, decoder_of, features_of, loss_config, padded_size, piloting_config, targets_of
 from torch import nn
 from torch.testing import assert_close
 from training import piloting_worker
@@ -29,10 +29,10 @@ from m2f_cli.model.pilots import Piloting
 from m2f_cli.structures.predictions import PixelFeatures
 from m2f_cli.training import run
 from m2f_cli.training.loop import losses_of
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 class DecoderAlone(nn.Module):
@@ -119,7 +119,7 @@ def piloted(*overrides: str, method: str = "mask2former", **piloting) -> config.
 
 def run_of(folder: Path, tree: config.Config, **options) -> tuple[dict, list]:
     steps = []
-    run.start(tree, folder, Options(**{**vars(OPTIONS), **options}), Listener(on_step=steps.append))
+    run.start(tree, folder, TrainOptions(**{**vars(OPTIONS), **options}), Listener(on_step=steps.append))
     return load_model(folder / "checkpoints" / "last.safetensors").model.state_dict(), steps
 
 

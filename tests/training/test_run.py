@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from parts import randomise
+from helpers.parts import randomise
 from training.tiny import settings
 
 from m2f_cli.config import presets as config
@@ -23,10 +22,10 @@ from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import loop, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.ema import EMA
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -91,7 +90,7 @@ def test_the_loss_falls(tmp_path):
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0)):
-        options = Options(init="random", device="cpu", workers=workers)
+        options = TrainOptions(init="random", device="cpu", workers=workers)
         run.start(settings(f"train.seed={seed}"), tmp_path / name, options)
     assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     one, other = weights(tmp_path / "a"), weights(tmp_path / "c")
@@ -114,7 +113,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, at):
 
     outcome = run.start(settings(*changes), tmp_path / "cut", OPTIONS, Listener(on_step=stop))
     assert (outcome.stopped, outcome.iteration) == ("SIGTERM", at + 1)
-    again = run.start(settings(*changes), tmp_path / "cut", Options(device="cpu", resume=True))
+    again = run.start(settings(*changes), tmp_path / "cut", TrainOptions(device="cpu", resume=True))
     assert again.iteration == 6
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     trees = [state.read(tmp_path / name / "checkpoints" / "resume.pt") for name in ("whole", "cut")]
@@ -125,27 +124,26 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, at):
 
 
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
-    """SIGKILL at some moment; whatever was written last is whole."""
+    """SIGKILL at some moment of a step after the first checkpoints; whatever was written last is whole."""
     script = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+        "import os, signal, threading\n"
+        "from pathlib import Path\n"
         "from training.tiny import settings\n"
         "from m2f_cli.training import run\n"
-        "from pathlib import Path\n"
-        "options = run.Options(init='random', device='cpu', resume=len(sys.argv) > 2)\n"
-        "run.start(settings('train.iterations=40', 'train.checkpoint_every=2'), Path(sys.argv[1]), options)\n"
+        "def on_step(step):\n"
+        "    if step.iteration == 7:\n"
+        "        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "changes = ('train.iterations=16', 'train.checkpoint_every=2')\n"
+        "options = run.TrainOptions(init='random', device='cpu')\n"
+        "run.start(settings(*changes), Path(sys.argv[1]), options, run.Listener(on_step=on_step))\n"
     )
-    resume = tmp_path / "killed" / "checkpoints" / "resume.pt"
-    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")])
-    deadline = time.time() + 120
-    while not resume.exists() and time.time() < deadline and child.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], check=False)
     assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert 0 < state.read(resume)["iteration"] < 40
-    for name, extra in (("killed", ["resume"]), ("whole", [])):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / name), *extra], check=True)
+    assert 0 < state.read(tmp_path / "killed" / "checkpoints" / "resume.pt")["iteration"] < 16
+    tree = settings("train.iterations=16", "train.checkpoint_every=2")
+    run.start(tree, tmp_path / "killed", TrainOptions(device="cpu", resume=True))
+    run.start(tree, tmp_path / "whole", OPTIONS)
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     leftovers = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
     assert len(leftovers) <= 1, "a killed writer may leave its temporary file, never a damaged one"
@@ -179,9 +177,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         return fixed[: shape[-2]].expand(shape)
 
     for micro in (4, 1):
-        options = Options(init="random", device="cpu", micro_batch=micro)
+        options = TrainOptions(init="random", device="cpu", micro_batch=micro)
         prepared = run.prepare(settings(*changes), tmp_path, options, torch.device("cpu"), Listener())
-        object.__setattr__(prepared.parts.criterion.places, "rand", rand)
+        object.__setattr__(prepared.parts.criterion.sampling, "rand", rand)
         randomise(prepared.parts.model).eval()  # no drop path; mask logits so large that rounding turns none
         stream = iter(prepared.loader)
         loop.step(prepared.parts, [next(stream) for _ in range(prepared.parts.accumulate)])
@@ -231,7 +229,7 @@ def test_gloo_processes_train_as_one(tmp_path):
         "seen = []\n"
         "class L(run.Listener):\n    pass\n"
         "listener = run.Listener(on_start=lambda r: seen.append(r))\n"
-        f"run.start(settings(), Path({str(tmp_path / 'run')!r}), run.Options(init='random', device='cpu'), listener)\n"
+        f"run.start(settings(), Path({str(tmp_path / 'run')!r}), run.TrainOptions(init='random', device='cpu'), listener)\n"
         "import os\n"
         f"torch.save(seen[0].parts.model.state_dict(), {str(tmp_path)!r} + '/rank' + os.environ['RANK'] + '.pt')\n"
     )
@@ -268,7 +266,7 @@ def test_frozen_batch_norms_stand_still_from_the_first_step(tmp_path):
     tiny = config.load("tiny", ["train.iterations=2", "train.batch=2", "train.loss.num_points=32", "data.scenes.val=2"])
     before = {}
     listener = Listener(on_start=lambda r: before.update({k: v.clone() for k, v in r.parts.model.state_dict().items()}))
-    run.start(tiny, tmp_path / "run", Options(init="random", device="cpu", freeze=("backbone",)), listener)
+    run.start(tiny, tmp_path / "run", TrainOptions(init="random", device="cpu", freeze=("backbone",)), listener)
     after = weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -276,7 +274,7 @@ def test_frozen_batch_norms_stand_still_from_the_first_step(tmp_path):
 
 def test_a_compiled_network_accumulates(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: _Compiled(network))
-    options = Options(init="random", device="cpu", compile=True, micro_batch=1)
+    options = TrainOptions(init="random", device="cpu", compile=True, micro_batch=1)
     assert run.start(settings("train.iterations=1"), tmp_path / "run", options).iteration == 1
 
 
@@ -296,7 +294,7 @@ def test_existing_runs_are_kept(tmp_path):
     with pytest.raises(ConfigError, match="exists already.*--resume"):
         run.start(settings(), tmp_path / "run", OPTIONS)
     with pytest.raises(ConfigError, match="no run that could be resumed"):
-        run.start(settings(), tmp_path / "none", Options(resume=True, device="cpu"))
+        run.start(settings(), tmp_path / "none", TrainOptions(resume=True, device="cpu"))
 
 
 def test_presets_need_data(tmp_path):

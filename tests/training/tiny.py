@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parts import tiny_config
+from helpers.parts import tiny_config
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import Config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from parts import randomise, tiny_config
+from helpers.parts import randomise, tiny_config
 
 from m2f_cli import model
 from m2f_cli.config.schema import Component, Config

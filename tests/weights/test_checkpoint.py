@@ -125,7 +125,7 @@ def test_large_values_are_not_broken(saved):
     assert weights.load(path).state_for(shapes_of(network))
 
 
-def test_strict(saved):
+def test_tensors_that_do_not_fit_are_all_named(saved):
     path, settings, network = saved
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state["decoder.norm.bia"] = state.pop("decoder.norm.bias")

@@ -117,13 +117,13 @@ def test_a_file_that_is_not_there(host, home):
     assert f"put it at {home}/weights/model_final_94dc52.pkl" in caught.value.hint
 
 
-def test_no_network():
+def test_no_network_is_said():
     with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9/x\.pkl cannot be reached"):
         download.download("http://127.0.0.1:9/x.pkl")
 
 
 @pytest.mark.parametrize("variable", ["M2F_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline(host, home, monkeypatch, variable):
+def test_offline_asks_nobody_and_takes_the_copy(host, home, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     with pytest.raises(WeightsError, match="switched off") as caught:
         download.download(host.address)
@@ -171,17 +171,9 @@ def test_two_processes_fetch_it_once(host):
 
 REPO = "someone/mask2former-swin-nano-cells"
 LOAD = """
-import json, sys
+import sys
 from m2f_cli import weights
-from m2f_cli.errors import WeightsError
-records = []
-try:
-    found = weights.load(sys.argv[1], progress=records.append)
-except WeightsError as error:
-    print(json.dumps({"error": str(error)}))
-else:
-    print(json.dumps({"source": found.source, "classes": found.class_names, "tensors": len(found.tensors),
-                      "resize": found.resize.model_dump(), "records": [[r.name, r.received] for r in records]}))
+print(weights.load(sys.argv[1]).source)
 """
 
 
@@ -202,50 +194,63 @@ def server(repository):
         yield running
 
 
-def load_in_process(ref, endpoint, home, **environment):
-    """In a process of its own: huggingface_hub reads the environment when it is imported."""
+@pytest.fixture
+def at(monkeypatch):
+    """`at(endpoint)`: from now on the hub is there."""
+    return lambda endpoint: monkeypatch.setenv("HF_ENDPOINT", endpoint)
+
+
+def refused(ref: str) -> str:
+    with pytest.raises(WeightsError) as caught:
+        weights.load(ref)
+    return str(caught.value)
+
+
+def test_a_process_loads_a_repository_and_says_nothing_else(server, home):
+    """huggingface_hub reads the environment when it is imported."""
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-    hub_settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-c", LOAD, ref]
-    done = subprocess.run(command, env={**kept, **hub_settings, **environment}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout), done.stderr
+    hub_settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", LOAD, REPO]
+    done = subprocess.run(command, env={**kept, **hub_settings}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{REPO}\n", "")
 
 
-def test_a_repository(server, home, repository):
-    found, stderr = load_in_process(REPO, server.url, home)
-    assert found["source"] == REPO
-    assert found["classes"] == [c.name for c in CATEGORIES]
-    assert (found["resize"]["short_edge"], found["resize"]["max_edge"]) == (96, 160)
-    size = (repository / "model.safetensors").stat().st_size
-    assert found["records"][-1][0] == REPO
-    assert found["records"][-1][1] >= size
-    assert stderr == ""
+def test_a_repository_is_fetched_once_and_then_read_without_a_network(server, at, repository, monkeypatch):
+    at(server.url)
+    records = []
+    found = weights.load(REPO, progress=records.append)
+    assert found.source == REPO
+    assert list(found.class_names) == [c.name for c in CATEGORIES]
+    assert (found.resize.short_edge, found.resize.max_edge) == (96, 160)
+    assert records[-1].name == REPO
+    assert records[-1].received >= (repository / "model.safetensors").stat().st_size
     fetched = {path.rpartition("/")[2] for method, path in server.requests if method == "GET" and "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", "preprocessor_config.json"}
 
-    server.requests.clear()  # and again, without network
-    again, _ = load_in_process(REPO, server.url, home, HF_HUB_OFFLINE="1")
-    assert again["tensors"] == found["tensors"]
+    server.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights.load(REPO).tensors.keys() == found.tensors.keys()
     assert server.requests == []
-    again, _ = load_in_process(REPO, "http://127.0.0.1:9", home)
-    assert again["tensors"] == found["tensors"]
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    at("http://127.0.0.1:9")
+    assert weights.load(REPO).tensors.keys() == found.tensors.keys()
 
 
-def test_a_repository_that_is_not_there(server, home):
-    found, _ = load_in_process("someone/mask2former-swin-nino-cells", server.url, home)
-    assert "no repository 'someone/mask2former-swin-nino-cells'" in found["error"]
-    found, _ = load_in_process("someone/else", server.url, home, M2F_OFFLINE="1")
-    assert "not in the local cache" in found["error"]
-    assert "switched off" in found["error"]
-    found, _ = load_in_process("someone/else", "http://127.0.0.1:9", home)
-    assert "cannot be fetched from http://127.0.0.1:9" in found["error"]
+def test_a_repository_that_is_not_there_is_told_from_a_network_that_is_not(server, at, monkeypatch):
+    at(server.url)
+    missing = "someone/mask2former-swin-nino-cells"
+    assert f"no repository '{missing}'" in refused(missing)
+    at("http://127.0.0.1:9")
+    assert "cannot be fetched from http://127.0.0.1:9" in refused("someone/else")
+    monkeypatch.setenv("M2F_OFFLINE", "1")
+    message = refused("someone/else")
+    assert "not in the local cache" in message and "switched off" in message
 
 
-def test_a_repository_without_weights(server, home):
+def test_a_repository_without_weights_is_refused(server, at):
     server.files = {"config.json": b"{}"}
-    found, _ = load_in_process(REPO, server.url, home)
-    assert "holds no transformers model: it has no model.safetensors" in found["error"]
+    at(server.url)
+    assert "holds no transformers model: it has no model.safetensors" in refused(REPO)
 
 
 def test_which_files_are_wanted():
@@ -267,22 +272,23 @@ def test_m2f_home_has_a_default(monkeypatch):
 
 @pytest.mark.parametrize("states_hashes", [True, False])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_another_content_than_the_hub_states_is_refused(server, home, name, states_hashes):
+def test_another_content_than_the_hub_states_is_refused(server, home, at, name, states_hashes):
     content = server.files[name]
     server.states_hashes = states_hashes
     server.served = {name: content[:-1] + bytes([content[-1] ^ 1])}
-    found, _ = load_in_process(REPO, server.url, home)
-    assert f"resolve/{Hub.commit}/{name} arrived with another content than the hub states" in found["error"]
-    assert "The copy was deleted" in found["error"]
+    at(server.url)
+    message = refused(REPO)
+    assert f"resolve/{Hub.commit}/{name} arrived with another content than the hub states" in message
+    assert "The copy was deleted" in message
     assert not list(home.rglob(name))
     server.served = {}
-    assert load_in_process(REPO, server.url, home)[0]["source"] == REPO
+    assert weights.load(REPO).source == REPO
 
 
-def test_another_size_than_the_hub_states_is_refused(server, home):
+def test_another_size_than_the_hub_states_is_refused(server, at):
     server.served = {"config.json": server.files["config.json"] + b" "}
-    found, _ = load_in_process(REPO, server.url, home)
-    assert "bytes are offered, where" in found["error"]
+    at(server.url)
+    assert "bytes are offered, where" in refused(REPO)
 
 
 # --- answers that are none --------------------------------------------------------------------------------------------
@@ -430,7 +436,7 @@ def test_a_file_that_drips_is_given_up(odd, monkeypatch):
 
 
 def test_a_redirect_may_not_leave_https():
-    handler = web._Redirects()
+    handler = web.Redirects()
     request = urllib.request.Request("https://example.org/x")
     with pytest.raises(web.Refused, match="which nobody encrypts"):
         handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/x")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import read_list
-from parts import tiny_config
+from helpers.golden_files import read_list
+from helpers.parts import tiny_config
 from weights.models import RESNET, assert_equal, config_of, network_of, shapes_of
 
 from m2f_cli import model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import read_list
-from parts import randomise
+from helpers.golden_files import read_list
+from helpers.parts import randomise
 from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of, shapes_of
 
@@ -174,7 +174,7 @@ def test_there_and_back(table, pixel_decoder, decoder, backbone):
         ("decoder.output_norm.bias", "decode_head.transformer_decoder.post_norm.bias"),
     ],
 )
-def test_openmmlab_names(ours, theirs):
+def test_names_of_openmmlab_are_translated(ours, theirs):
     """mmdet/models/layers/pixel_decoder.py, dense_heads/maskformer_head.py; laterals are fine to coarse there."""
     assert OPENMMLAB.find(ours)[0] == [theirs]
 

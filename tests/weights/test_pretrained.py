@@ -12,10 +12,10 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from golden_files import for_files, read_list
+from helpers.golden_files import for_files, read_list
+from helpers.parts import features_of as golden_features
+from helpers.parts import published_weights, randomise
 from model.test_golden import resnet_of
-from parts import features_of as golden_features
-from parts import published_weights, randomise
 from safetensors.torch import save_file
 from weights.models import RESNET, config_of, network_of
 from weights.servers import FileHost, serving
@@ -157,7 +157,7 @@ def test_every_tensor_of_resnet101_has_its_place():
     with torch.device("meta"):
         theirs = set(torchvision.models.resnet101(weights=None).state_dict()) - {"fc.weight", "fc.bias"}
         ours = shapes_of(ResNet(101, "basic", "sync_bn"))
-    table = pretrained._table_of(dict.fromkeys(theirs))
+    table = pretrained.table_of(dict.fromkeys(theirs))
     named = [table.find(name)[0][0].removeprefix("backbone.") for name in ours]
     counters = {name for name in theirs if name.endswith("num_batches_tracked")}
     assert {name for name in named if not name.endswith("num_batches_tracked")} == theirs - counters
@@ -315,7 +315,7 @@ def test_the_presets_name_sources_that_are_known():
     for name in config.preset_names():
         backbone = config.load(name).model.backbone
         if "pretrained" in backbone.options:
-            assert pretrained._release_name(backbone, backbone.options["pretrained"]) in pretrained.SOURCES, name
+            assert pretrained.release_name(backbone, backbone.options["pretrained"]) in pretrained.SOURCES, name
 
 
 def test_sources_have_the_hash_that_is_in_their_name():
@@ -450,6 +450,6 @@ def test_a_file_that_timm_cannot_place(timm_file, tmp_path):
 
 def test_timm_features_without_a_source():
     with pytest.raises(WeightsError, match="1 of another shape: backbone.net.stem_0.w.* 1 missing: backbone.net.a"):
-        pretrained._from_whole_timm(
+        pretrained.from_whole_timm(
             {"stem.0.weight": torch.zeros(2)}, {"backbone.net.a": (2,), "backbone.net.stem_0.weight": (3,)}
         )

@@ -34,7 +34,7 @@ def check(container, names=TENSORS):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])
-def test_torch_files(tmp_path, zipped, key):
+def test_torch_files_are_read(tmp_path, zipped, key):
     path = tmp_path / "weights.pkl"
     tree = TENSORS if key is None else {key: TENSORS, "iteration": 3, "optimizer": {"state": {}, "param_groups": []}}
     torch.save(tree, path, _use_new_zipfile_serialization=zipped)
@@ -110,7 +110,7 @@ def write_index(folder, weight_map):
     return path
 
 
-def test_shards(tmp_path):
+def test_shards_are_read_as_one(tmp_path):
     check(containers.read(write_index(tmp_path, shards(tmp_path))))
 
 
@@ -365,7 +365,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "pickle"])
 @pytest.mark.parametrize("kept", [0.5, 0.95])
-def test_truncated(tmp_path, kind, kept):
+def test_truncated_files_are_refused(tmp_path, kind, kept):
     path = tmp_path / "model"
     tensors = {"a": torch.randn(64, 64)}
     if kind == "safetensors":

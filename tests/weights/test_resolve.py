@@ -47,7 +47,7 @@ def detectron2_file(path, network, **more):
 @pytest.mark.parametrize("piloted", [False, True])
 @pytest.mark.parametrize("backbone", [None, RESNET])
 @pytest.mark.parametrize("kind", ["pkl", "pth", "bare"])
-def test_detectron2_files(tmp_path, kind, backbone, piloted):
+def test_files_of_detectron2_are_read(tmp_path, kind, backbone, piloted):
     settings = config_of(backbone, piloted=piloted)
     network = network_of(settings)
     theirs = to_theirs(DETECTRON2, network.state_dict())
@@ -73,7 +73,7 @@ def test_detectron2_files(tmp_path, kind, backbone, piloted):
     ],
 )
 @pytest.mark.parametrize("prefix", ["decode_head.", "panoptic_head."])
-def test_openmmlab_files(tmp_path, prefix, meta):
+def test_files_of_openmmlab_are_read(tmp_path, prefix, meta):
     settings = config_of()
     network = network_of(settings)
     theirs = {n.replace("decode_head.", prefix): t for n, t in to_theirs(OPENMMLAB, network.state_dict()).items()}
@@ -105,7 +105,7 @@ def test_a_transformers_file_without_its_folder(tmp_path, network):
         (["sem_seg_head.predictor.query_feat.weight"], "no Mask2Former"),
     ],
 )
-def test_other_networks(tmp_path, names, message):
+def test_files_of_other_networks_are_refused(tmp_path, names, message):
     torch.save({name: torch.zeros(1) for name in names}, tmp_path / "model.pth")
     with pytest.raises(WeightsError, match=message):
         weights.load(tmp_path / "model.pth")
@@ -185,7 +185,7 @@ def test_variants_that_m2f_does_not_have(change, message):
         ({"do_rescale": False, "image_mean": [100.0] * 3}, {"short_edge": 800, "max_edge": 1333}, 100.0),
     ],
 )
-def test_processors(tmp_path, processor, resize, mean):
+def test_the_processor_says_how_to_resize(tmp_path, processor, resize, mean):
     settings, folder = config_of(RESNET, heads=4), tmp_path / "model"
     write_huggingface.write_folder(folder, network_of(settings).state_dict(), settings, CATEGORIES)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -216,11 +216,11 @@ def preset(monkeypatch):
         settings = config_of(RESNET).model_copy(update={"name": "tiny-cells", "weights": sources})
         monkeypatch.setattr(config, "preset_names", lambda: ("tiny-cells",))
         monkeypatch.setattr(config, "load", lambda name: settings)
-        refs._presets.cache_clear()
+        refs.shipped_presets.cache_clear()
         return settings
 
     yield make
-    refs._presets.cache_clear()
+    refs.shipped_presets.cache_clear()
 
 
 def source(**place):

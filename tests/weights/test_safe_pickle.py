@@ -28,14 +28,14 @@ from m2f_cli.training import resume as state
 from m2f_cli.weights import pickle_values, safe_pickle, torch_files
 from m2f_cli.weights import readers as containers
 from m2f_cli.weights.pickle_machine import Machine
-from m2f_cli.weights.pickle_source import Budget, Source
+from m2f_cli.weights.pickle_source import Budget, PickleSource
 from m2f_cli.weights.pickle_values import Inert
 
 ROOM = 1 << 30  # bytes; more than any honest pickle here
 
 
 def load(data, size=ROOM):
-    return safe_pickle.load(Source(data), budget=Budget(size))[0]
+    return safe_pickle.load(PickleSource(data), budget=Budget(size))[0]
 
 
 def text(value):
@@ -70,7 +70,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("key", PLAIN)
-def test_plain_values(protocol, key):
+def test_plain_values_are_read(protocol, key):
     found = load(pickle.dumps(PLAIN[key], protocol))
     assert found == PLAIN[key] and repr(found) == repr(PLAIN[key]).replace("bytearray(b'abc')", "b'abc'")
 
@@ -98,7 +98,7 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("key", ARRAYS)
 @pytest.mark.parametrize("old_name", [False, True])
-def test_arrays(protocol, key, old_name):
+def test_arrays_are_read(protocol, key, old_name):
     data = pickle.dumps([ARRAYS[key], ARRAYS[key].sum() if ARRAYS[key].dtype.kind != "U" else None], protocol)
     if old_name:  # of numpy 1
         data = data.replace(b"numpy._core.", b"numpy.core.").replace(b"\x8c\x16numpy.core", b"\x8c\x15numpy.core")
@@ -364,7 +364,7 @@ def test_what_no_weights_need_is_refused(tmp_path, key):
 
 
 def test_nothing_that_a_pickle_gets_hold_of_can_be_called():
-    machine = Machine(Source(b"x"), 0, 1, Budget(10), None, None)
+    machine = Machine(PickleSource(b"x"), 0, 1, Budget(10), None, None)
     for full in {*pickle_values.CALLS, *pickle_values.MARKERS}:
         machine.name(*full.rsplit(".", 1))
         assert type(machine.stack[-1]) is pickle_values.Name and not callable(machine.stack[-1])

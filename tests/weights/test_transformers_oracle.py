@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parts import randomise
+from helpers.parts import randomise
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from weights.models import CATEGORIES, RESNET, config_of, network_of
@@ -141,7 +141,7 @@ def test_both_spellings_are_read(tmp_path, backbone):
     assert_same_answers(theirs, load_model(tmp_path).model, SIZES[:1])
 
 
-def test_their_shards(tmp_path):
+def test_shards_of_transformers_are_read(tmp_path):
     theirs = theirs_of("swin", 3)
     theirs.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

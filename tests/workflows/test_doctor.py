@@ -16,7 +16,7 @@ from m2f_cli.ops import deformable_attention as op
 from m2f_cli.ops.cpu import linear
 from m2f_cli.runtime import devices
 from m2f_cli.workflows import doctor, requirements
-from m2f_cli.workflows.doctor import Finding, diagnose
+from m2f_cli.workflows.doctor import DoctorFinding, diagnose
 from m2f_cli.workflows.requirements import Requirement, is_older
 
 
@@ -77,10 +77,10 @@ def test_this_machine_can_run_m2f_and_findings_are_sorted():
 
 def test_an_examination_that_fails_is_a_finding_and_keeps_what_it_found(monkeypatch):
     def half():
-        yield Finding("devices", "cpu", "fine")
+        yield DoctorFinding("devices", "cpu", "fine")
         raise OSError("no such library\nmore")
 
-    whole = lambda: iter([Finding("caches", "a", "b")])  # noqa: E731
+    whole = lambda: iter([DoctorFinding("caches", "a", "b")])  # noqa: E731
     monkeypatch.setattr(doctor, "EXAMINATIONS", {"devices": half, "caches": whole})
     cpu, failed, cache = diagnose()
     assert (cpu.name, cache.name) == ("cpu", "a")
@@ -128,15 +128,17 @@ def test_versions_are_compared_by_number(version, minimum, expected):
     assert is_older(version, minimum) is expected
 
 
-def test_required_packages(installed):
+def test_required_packages_that_are_old_or_missing_are_problems(installed):
     torch_wanted, opencv = Requirement("torch", "2.6", ""), Requirement("opencv-python", "4.8", "")
     installed(torch="2.1.0", opencv_contrib_python_headless="4.10.0")
-    assert doctor._required(torch_wanted) == Finding(
+    assert doctor.check_required(torch_wanted) == DoctorFinding(
         "packages", "torch", "2.1.0, too old", "problem", "Run: pip install --upgrade 'torch>=2.6'"
     )
-    assert doctor._required(opencv) == Finding("packages", "opencv-python", "4.10.0 (opencv-contrib-python-headless)")
+    assert doctor.check_required(opencv) == DoctorFinding(
+        "packages", "opencv-python", "4.10.0 (opencv-contrib-python-headless)"
+    )
     installed()
-    assert doctor._required(torch_wanted) == Finding(
+    assert doctor.check_required(torch_wanted) == DoctorFinding(
         "packages", "torch", "not installed", "problem", "Run: pip install 'torch>=2.6'"
     )
 
@@ -159,28 +161,28 @@ def test_a_package_that_is_there_and_cannot_be_imported(installed, monkeypatch, 
 
     installed(opencv_python="4.10.0")
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    finding = doctor._required(Requirement("opencv-python", "4.8", ""))
+    finding = doctor.check_required(Requirement("opencv-python", "4.8", ""))
     assert finding.status == "problem" and finding.value.startswith(f"4.10.0, cannot be imported: {value}")
     assert finding.hint == f"Run: pip install --force-reinstall {command}"
 
 
-def test_optional_packages(installed):
+def test_optional_packages_that_are_old_or_missing_are_notes(installed):
     timm = Requirement("timm", "1.0", "timm")
     installed(timm="1.0.9")
-    assert doctor._optional(timm) == Finding("optional packages", "timm", "1.0.9")
+    assert doctor.check_optional(timm) == DoctorFinding("optional packages", "timm", "1.0.9")
     installed(timm="0.9.16")
-    assert doctor._optional(timm).hint == "If you use it, run: pip install -U 'm2f-cli[timm]'"
+    assert doctor.check_optional(timm).hint == "If you use it, run: pip install -U 'm2f-cli[timm]'"
     installed()
-    missing = doctor._optional(timm)
+    missing = doctor.check_optional(timm)
     assert (missing.status, missing.value) == ("note", "not installed")
     assert missing.hint == "If you want it, run: pip install 'm2f-cli[timm]'"
-    assert "ruff" not in found(doctor._optional_packages)
+    assert "ruff" not in found(doctor.check_optional_packages)
 
 
 def test_an_old_python(monkeypatch):
     monkeypatch.setattr(platform, "python_version", lambda: "3.9.18")
-    assert doctor._python("3.10").status == "problem"
-    assert doctor._python("3.9").status == "ok"
+    assert doctor.check_python("3.10").status == "problem"
+    assert doctor.check_python("3.9").status == "ok"
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -190,23 +192,23 @@ def test_no_gpu_is_a_note_with_a_cuda_build_and_nothing_without(gpus, monkeypatc
     gpus()
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    cuda = found(doctor._devices)["cuda"]
+    cuda = found(doctor.check_devices)["cuda"]
     assert (cuda.status, cuda.value) == ("note", "torch is built for CUDA 12.6 and sees no GPU")
     assert "CUDA_VISIBLE_DEVICES=''" in cuda.hint
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert found(doctor._devices)["cuda"].status == "ok"
+    assert found(doctor.check_devices)["cuda"].status == "ok"
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert "Install a CUDA build" in found(doctor._devices)["cuda"].hint
+    assert "Install a CUDA build" in found(doctor.check_devices)["cuda"].hint
 
 
 def test_gpus_and_what_auto_takes(gpus):
     gpus(("Tesla T4", 15 << 30, 7, 5), ("NVIDIA H200", 139 << 30, 9, 0))
-    devices = found(doctor._devices)
+    devices = found(doctor.check_devices)
     assert devices["cuda:0"].value == "Tesla T4, 15.0 GiB, capability 7.5"
     assert devices["cuda:1"].value == "NVIDIA H200, 139.0 GiB, capability 9.0"
     assert devices["--device auto"].value == "takes cuda" and "cuda" not in devices
-    precisions = found(doctor._precisions)
+    precisions = found(doctor.check_precisions)
     assert precisions["cuda:0"].value == "good at fp32, fp16"
     assert precisions["cuda:1"].value == "good at fp32, fp16, bf16"
 
@@ -221,7 +223,7 @@ def test_what_torch_warns_of_is_said(gpus, monkeypatch):
     gpus()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", warns)
-    assert found(doctor._devices)["cuda"].hint == "The NVIDIA driver on your system is too old"
+    assert found(doctor.check_devices)["cuda"].hint == "The NVIDIA driver on your system is too old"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_precisions_of_a_cpu(tmp_path, monkeypatch, text, expected):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n{text}")
     monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
     assert devices.cpu_precisions() == expected
-    assert doctor._cpu_name() == "Some CPU @ 2 GHz"
+    assert doctor.cpu_name() == "Some CPU @ 2 GHz"
     monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "none")
     assert devices.cpu_precisions() == ["fp32"]
 
@@ -259,11 +261,11 @@ def test_precisions_of_a_cpu(tmp_path, monkeypatch, text, expected):
 def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(doctor, "MEMORY_LIMIT", limit)
-    plain = doctor._memory()
+    plain = doctor.memory_size()
     limit.write_text("max\n")
-    assert doctor._memory() == plain
+    assert doctor.memory_size() == plain
     limit.write_text(f"{256 << 20}\n")
-    assert doctor._memory() == f"256.0 MiB (limit of the container; the machine has {plain})"
+    assert doctor.memory_size() == f"256.0 MiB (limit of the container; the machine has {plain})"
 
 
 # --- deformable attention ---------------------------------------------------------------------------------------------
@@ -276,16 +278,16 @@ def only_cpu(monkeypatch):
 
 def test_all_implementations_agree_here(only_cpu, monkeypatch):
     monkeypatch.delenv("M2F_DEFORM_ATTN", raising=False)
-    findings = found(doctor._deform_attn)
-    assert set(findings) == {f"cpu {impl}" for impl in op.IMPLEMENTATIONS}
+    findings = found(doctor.check_deform_attn)
+    assert set(findings) == {f"cpu {impl}" for impl in op.EVERYWHERE}
     assert all(finding.status == "ok" for finding in findings.values())
     assert [name for name, each in findings.items() if each.value.endswith(", used here")] == ["cpu bag"]
 
 
 def test_a_wrong_value_is_found(only_cpu, monkeypatch):
-    right = op._bag
-    monkeypatch.setattr(op, "_bag", lambda *inputs: right(*inputs) + 3e-4)
-    findings = found(doctor._deform_attn)
+    right = op.embedding_bag.sample
+    monkeypatch.setattr(op.embedding_bag, "sample", lambda *inputs: right(*inputs) + 3e-4)
+    findings = found(doctor.check_deform_attn)
     assert findings["cpu bag"].status == "problem" and findings["cpu gather"].status == "ok"
     assert findings["cpu bag"].value.startswith("off by 3.0e-04 from the reference")
 
@@ -293,40 +295,40 @@ def test_a_wrong_value_is_found(only_cpu, monkeypatch):
 @pytest.mark.parametrize("wrong", [0, 2, 3, 4])
 def test_a_wrong_gradient_is_found(only_cpu, monkeypatch, wrong):
     """Of the values, x, y or weights; the output itself stays right."""
-    right = op._gather
+    right = op.gather.sample
 
     def doubled(*inputs):
         inputs = list(inputs)
         inputs[wrong] = 2 * inputs[wrong] - inputs[wrong].detach()
         return right(*inputs)
 
-    monkeypatch.setattr(op, "_gather", doubled)
-    findings = found(doctor._deform_attn)
+    monkeypatch.setattr(op.gather, "sample", doubled)
+    findings = found(doctor.check_deform_attn)
     assert findings["cpu gather"].status == "problem" and findings["cpu bag"].status == "ok"
 
 
 def test_nan_and_failure_are_problems_where_it_is_used(only_cpu, monkeypatch):
-    right = op._bag
-    monkeypatch.setattr(op, "_bag", lambda *inputs: right(*inputs) * float("nan"))
-    assert found(doctor._deform_attn)["cpu bag"].status == "problem"
+    right = op.embedding_bag.sample
+    monkeypatch.setattr(op.embedding_bag, "sample", lambda *inputs: right(*inputs) * float("nan"))
+    assert found(doctor.check_deform_attn)["cpu bag"].status == "problem"
 
     def fails(*inputs):
         raise NotImplementedError("aten::x is not implemented for this device.\nmore")
 
-    monkeypatch.setattr(op, "_bag", fails)
-    bag = found(doctor._deform_attn)["cpu bag"]
+    monkeypatch.setattr(op.embedding_bag, "sample", fails)
+    bag = found(doctor.check_deform_attn)["cpu bag"]
     assert bag.status == "problem" and "NotImplementedError: aten::x is not implemented" in bag.value
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
-    assert found(doctor._deform_attn)["cpu bag"].status == "note"
+    assert found(doctor.check_deform_attn)["cpu bag"].status == "note"
 
 
 def test_the_override_is_shown(only_cpu, monkeypatch):
     monkeypatch.setenv("M2F_DEFORM_ATTN", "gather")
-    findings = found(doctor._deform_attn)
+    findings = found(doctor.check_deform_attn)
     assert (findings["M2F_DEFORM_ATTN"].status, findings["M2F_DEFORM_ATTN"].value) == ("note", "gather")
     assert findings["cpu gather"].value.endswith(", used here")
     monkeypatch.setenv("M2F_DEFORM_ATTN", "fastest")
-    findings = found(doctor._deform_attn)
+    findings = found(doctor.check_deform_attn)
     assert findings["M2F_DEFORM_ATTN"].status == "problem" and "'fastest'" in findings["M2F_DEFORM_ATTN"].value
     assert findings["cpu bag"].status == "ok"
 
@@ -334,17 +336,17 @@ def test_the_override_is_shown(only_cpu, monkeypatch):
 def test_the_way_of_linear_layers_is_shown(monkeypatch):
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(linear, "is_blas_slow", lambda: True)
-    monkeypatch.setattr(linear, "has_fused", lambda dtype: True)
+    monkeypatch.setattr(linear, "fused_kernel_available", lambda dtype: True)
     slow = "MKL's matrix products are slow on this processor"
-    assert found(doctor._linear)["cpu"].value == f"training fused, prediction fused; {slow}"
+    assert found(doctor.check_linear)["cpu"].value == f"training fused, prediction fused; {slow}"
     monkeypatch.setattr(linear, "is_blas_slow", lambda: False)
-    monkeypatch.setattr(linear, "has_fused", lambda dtype: False)
-    assert found(doctor._linear)["cpu"].value == "training blas, prediction blas"
+    monkeypatch.setattr(linear, "fused_kernel_available", lambda dtype: False)
+    assert found(doctor.check_linear)["cpu"].value == "training blas, prediction blas"
     monkeypatch.setenv("M2F_LINEAR", "fused")
-    findings = found(doctor._linear)
+    findings = found(doctor.check_linear)
     assert (findings["M2F_LINEAR"].status, findings["cpu"].value) == ("note", "training fused, prediction fused")
     monkeypatch.setenv("M2F_LINEAR", "fastest")
-    assert found(doctor._linear)["M2F_LINEAR"].status == "problem"
+    assert found(doctor.check_linear)["M2F_LINEAR"].status == "problem"
 
 
 # --- files and settings -----------------------------------------------------------------------------------------------
@@ -359,29 +361,29 @@ def test_caches_say_where_how_much_and_whether_there_is_a_network(tmp_path, monk
     monkeypatch.setenv("HF_ENDPOINT", "https://user:secret@mirror.example:8080/hub")
     for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    caches = found(doctor._caches)
+    caches = found(doctor.check_caches)
     assert caches["M2F_HOME"].value.startswith(f"{tmp_path / 'm2f' / 'weights'}: 3.0 MiB used, ")
     assert (caches["network"].status, caches["network"].value) == ("ok", "allowed, the hub is mirror.example")
     monkeypatch.setenv("M2F_OFFLINE", "1")
-    assert found(doctor._caches)["network"].status == "note"
+    assert found(doctor.check_caches)["network"].status == "note"
     assert not (tmp_path / "new").exists()
     monkeypatch.setenv("M2F_HOME", str(tmp_path / "new"))
-    assert "0.0 MiB used" in found(doctor._caches)["M2F_HOME"].value
+    assert "0.0 MiB used" in found(doctor.check_caches)["M2F_HOME"].value
     assert not (tmp_path / "new").exists()
 
 
 def test_a_cache_that_is_full_or_locked_is_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1 << 30))
-    full = doctor._cache("M2F_HOME", tmp_path)
+    full = doctor.check_cache("M2F_HOME", tmp_path)
     assert full.status == "note" and "1.0 GiB free" in full.value
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    locked = doctor._cache("M2F_HOME", tmp_path / "deeper")
+    locked = doctor.check_cache("M2F_HOME", tmp_path / "deeper")
     assert locked.status == "note" and locked.value.endswith(", not writable") and "set M2F_HOME" in locked.hint
 
 
 def test_presets_that_are_missing_or_broken(monkeypatch):
     monkeypatch.setattr(config, "preset_names", lambda: ())
-    presets = found(doctor._configuration)["presets"]
+    presets = found(doctor.check_configuration)["presets"]
     assert presets.status == "problem" and "--force-reinstall m2f-cli" in presets.hint
 
     def broken(name):
@@ -389,7 +391,7 @@ def test_presets_that_are_missing_or_broken(monkeypatch):
 
     monkeypatch.setattr(config, "preset_names", lambda: ("mine",))
     monkeypatch.setattr(config, "load", broken)
-    *_, failed = doctor._examined("configuration", doctor._configuration)
+    *_, failed = doctor.examined("configuration", doctor.check_configuration)
     assert failed.status == "problem" and "mine: the key 'task' is missing." in failed.value
 
 
@@ -402,18 +404,18 @@ def test_plug_ins_of_others(monkeypatch):
     ]
     package = types.SimpleNamespace(metadata={"Name": "my-pkg"}, entry_points=entries)
     monkeypatch.setattr(metadata, "distributions", lambda: [package])
-    findings = found(doctor._plugins)
+    findings = found(doctor.check_plugins)
     assert set(findings) == {"backbones good", "metrics bad", "backbones swin"}
     assert findings["backbones good"].value == "m2f_cli.errors:M2FError of my-pkg"
     assert findings["metrics bad"].status == "problem" and findings["metrics bad"].hint == "Repair or uninstall my-pkg."
     assert "swin" in plugins.BUILT_IN["backbones"] and findings["backbones swin"].status == "note"
     monkeypatch.setattr(metadata, "distributions", list)
-    assert [each.value for each in doctor._plugins()] == ["none"]
+    assert [each.value for each in doctor.check_plugins()] == ["none"]
 
 
 def test_an_implementation_that_does_not_run_here(monkeypatch):
     monkeypatch.setenv("M2F_DEFORM_ATTN", "triton")
-    found = list(doctor._deform_attn())
+    found = list(doctor.check_deform_attn())
     [finding] = [each for each in found if each.name == "cpu triton"]
     assert finding.status == "problem" and "M2F_DEFORM_ATTN" in finding.hint
     assert any(each.name == "cpu reference" for each in found)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...config.schema import Config
 from ...errors import ConfigError, MissingDependency
+from ...inference.base import BaseSegmenter
 from ...inference.segmenter import Segmenter
 from ...results.types import PanopticMap, Result
 from ...results.writers import coco_categories, panoptic_image
@@ -30,7 +31,7 @@ from ..case import Case, Workload, network_size, picture_size, training_size
 from ..model_under_test import autocast, class_logits, picture
 from ..stages import Stages
 from ..synthetic_batch import training_batch
-from .published import Post
+from .published import PeerPost
 from .published_recipe import RENDER, Rendered, finish
 
 
@@ -90,7 +91,7 @@ def load(folder: Path, config: Config) -> nn.Module:
 class _Workload(Workload):
     """A model, and a run on few pixels."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         self.images = case.batch
         self.model = Model(case, segmenter, folder)
         self.parts, self.methods = self.model.parts, RENDER
@@ -99,8 +100,8 @@ class _Workload(Workload):
         self.model(torch.zeros(1, 3, 64, 64, device=self.model.device))
 
 
-class Forward(_Workload):
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+class PeerForward(_Workload):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         self.images_BCHW = ours.random_images(case.batch, network_size(case, self.model.config)).to(self.model.device)
 
@@ -112,10 +113,10 @@ class Forward(_Workload):
         return {"class logits": classes[0].float().cpu().numpy(), "mask logits": masks[0].float().cpu().numpy()}
 
 
-class Pictures(_Workload):
+class PeerPictures(_Workload):
     """Normalise, network, published-order post-processing of pictures at the test size."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         size = picture_size(case, self.model.config)
         batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
@@ -141,14 +142,14 @@ class Pictures(_Workload):
         return ours.plain(self.last[0])
 
 
-class Predict(_Workload):
+class PeerPredict(_Workload):
     """A plain loop: read, transformers' image processor, network, published-order post-processing, write.
 
     Left alone, the processor stretches a picture to the next multiple of its size_divisor. It is told not to, and the
     picture is padded to that as it is published: else the network would see other pictures than ours does.
     """
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         from transformers import AutoImageProcessor
 
@@ -197,10 +198,10 @@ def write(result: Result, path: Path) -> dict[str, Any]:
     return {"file_name": path.name, "objects": result.to_coco()}  # type: ignore[attr-defined]
 
 
-class Load(Workload):
+class PeerLoad(Workload):
     """from_pretrained of the converted folder."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         self.images, self.folder, self.config, self.device = 1, folder, segmenter.config, segmenter.device
 
     def touch(self) -> None:
@@ -210,10 +211,10 @@ class Load(Workload):
         load(self.folder, self.config).to(self.device)
 
 
-class Train(_Workload):
+class PeerTrain(_Workload):
     """A training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         self.net = self.model.net.train()
         self._as_ours(segmenter.config)
@@ -257,16 +258,16 @@ class Train(_Workload):
 
 
 WORKLOADS = {
-    "forward": Forward,
-    "picture": Pictures,
-    "predict": Predict,
-    "post": Post,
-    "load": Load,
-    "train": Train,
+    "forward": PeerForward,
+    "picture": PeerPictures,
+    "predict": PeerPredict,
+    "post": PeerPost,
+    "load": PeerLoad,
+    "train": PeerTrain,
 }
 
 
-def workload(case: Case, segmenter: Any, folder: Path) -> Any:
+def workload(case: Case, segmenter: BaseSegmenter, folder: Path) -> Any:
     """The peer of one of our workloads.
 
     Raises:

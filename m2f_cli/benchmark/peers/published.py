@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...errors import ConfigError
+from ...inference.base import BaseSegmenter
 from .. import workloads as ours
 from ..case import Case
 from ..stages import Stages
 from .published_recipe import RENDER, Rendered, finish
 
 
-class Post(ours.Post):
+class PeerPost(ours.Post):
     """It starts from mask logits at stride 4: rendering those is the network's work there, and not timed."""
 
-    def __init__(self, case: Case, segmenter: Any, folder: Path | None):
+    def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path | None):
         super().__init__(case, segmenter)
         masks, self.methods = self.raw.masks, RENDER
         logits_QHW = torch.einsum("qc,chw->qhw", masks.embeds_QC, masks.features_CHW)
@@ -32,7 +32,7 @@ class Post(ours.Post):
             )
 
 
-def workload(case: Case, segmenter: Any, folder: Path | None) -> Post:
+def workload(case: Case, segmenter: BaseSegmenter, folder: Path | None) -> PeerPost:
     """The published order; it is post-processing and nothing else.
 
     Raises:
@@ -40,4 +40,4 @@ def workload(case: Case, segmenter: Any, folder: Path | None) -> Post:
     """
     if case.what != "post":
         raise ConfigError(f"--against published goes with --what post, not {case.what}.")
-    return Post(case, segmenter, folder)
+    return PeerPost(case, segmenter, folder)

@@ -12,9 +12,9 @@ from ...structures import Task
 from ...structures.annotations import PanopticTruth, ReadAs, TrueSegment
 from ...structures.categories import Categories, load_categories
 from ...structures.images import picture_size
-from ...structures.run_lengths import values_in
+from ...structures.run_lengths import renamed, values_in
 from ..records import DataSet, Record, check_size
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, map_classes
 from .files import read_values
 from .label_maps import Folders, label_records
@@ -44,13 +44,13 @@ class InstanceIds:
         """
         values_HW = read_values(self.png)
         check_size(self.image, picture_size(self.image), values_HW.shape, self.png)
-        present = [int(value) for value in values_in(values_HW)]
+        present = values_in(values_HW).tolist()
         numbers = {value: self.classes.numbers.get(value if value < OBJECTS else value // OBJECTS) for value in present}
         kept = [value for value in present if numbers[value] is not None]
-        own_ids = np.zeros(present[-1] + 1, dtype=np.int32)
-        own_ids[kept] = kept
         segments = [TrueSegment(value, numbers[value], self._is_group(value, numbers[value])) for value in kept]
-        return PanopticTruth(own_ids[values_HW], segments, source=self.png)
+        return PanopticTruth(
+            renamed(values_HW, dict(zip(kept, kept, strict=True)), 0, np.int32), segments, source=self.png
+        )
 
     def _is_group(self, value: int, label: int) -> bool:
         return value < OBJECTS and self.classes.categories[label].isthing
@@ -61,7 +61,7 @@ def label_ids(classes: ClassMap) -> ValueMap:
     return value_map(classes.numbers, classes.categories, set(LABEL_IDS) - classes.numbers.keys())
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
     folders, _, notes = find_split(folder, split, lambda name: _folders_at(folder, name))
     classes = map_classes(_own_classes(folder, task), options.classes, folder)

@@ -65,7 +65,7 @@ def read_coco(path: Path) -> CocoFile:
 def _images(rows: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
     images: dict[int | str, dict[str, Any]] = {}
     for position, row in enumerate(rows):
-        image = row if _is_plain(row) else _read_image(row, f"{path}: image {position}")
+        image = row if _is_plain(row) else read_as(schemas.Image, row, f"{path}: image {position}").model_dump()
         twin = images.setdefault(image["id"], image)
         if twin["file_name"] != image["file_name"]:
             raise DataError(
@@ -88,10 +88,6 @@ def _is_plain(row: Any) -> bool:
         and row["file_name"][-4:-3] == "."
         and "\0" not in row["file_name"]
     )
-
-
-def _read_image(row: Any, where: str) -> dict[str, Any]:
-    return read_as(schemas.Image, row, where).model_dump()
 
 
 def _image_id(annotation: Any, images: dict[int | str, Any], where: str) -> int | str:

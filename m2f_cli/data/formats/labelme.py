@@ -19,8 +19,9 @@ from ...structures import schemas
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories, from_names
 from ...structures.images import decode_image, open_image, picture_size
+from ...structures.rle import encode_mask, encode_polygons
 from ..records import DataSet, PassedOver, Record, check_size, is_file
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, class_names, map_classes, read_class_file
 from .files import read_json
 from .layout import NAMES, PICTURES, find_split, record_name
@@ -180,21 +181,21 @@ def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: P
     if inside_HW.ndim != 2 or window.shape != inside_HW.shape:
         raise DataError(f"{file}: a mask of {inside_HW.shape} pixels at x = {left}, y = {top} leaves the picture.")
     window[...] = inside_HW
-    return coco_mask.encode(mask_HW)
+    return encode_mask(mask_HW)
 
 
 def _union(shapes: list[np.ndarray | dict[str, Any]], size: tuple[int, int]) -> list[np.ndarray] | dict[str, Any]:
     polygons = [shape for shape in shapes if isinstance(shape, np.ndarray)]
     if len(polygons) == len(shapes):
         return polygons
-    drawn = coco_mask.frPyObjects([points_P2.ravel().tolist() for points_P2 in polygons], *size) if polygons else []
-    return coco_mask.merge([*drawn, *(shape for shape in shapes if isinstance(shape, dict))])
+    masks = [shape for shape in shapes if isinstance(shape, dict)]
+    return coco_mask.merge([encode_polygons(polygons, size), *masks])
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     choose_task(options.task, ("instance",), folder)
     files, name, notes = find_split(folder, split, lambda name: _files_at(folder, name))
     seen: dict[Path, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Shapes of objects: polygons and run lengths as they come in annotation files, checked; id maps as run lengths."""
+"""Shapes of objects: polygons and run lengths as they come in annotation files, checked."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...errors import DataError
 from ...structures.images import MAX_PIXELS
+from ...structures.rle import encode_counts
 from ...structures.schemas import shown, whole_number
 
 REACH = 10  # times the longer edge: how far from its image a polygon may go
@@ -20,7 +20,7 @@ _MOST_LETTERS = 7  # of a run length in COCO's text: 35 bits
 
 
 def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np.ndarray] | dict[str, Any]:
-    """A COCO `segmentation` as a TrueObject keeps it.
+    """Return a COCO `segmentation` as an annotated object keeps it.
 
     Args:
         segmentation: polygons as in `split_polygons`, or run lengths, compressed or not.
@@ -42,7 +42,7 @@ def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np
 
 
 def split_polygons(segmentation: Any, where: str) -> list[np.ndarray]:
-    """The polygons of a `segmentation`, each (points, 2) float64, those of fewer than three points among them.
+    """Return the polygons of a `segmentation`, each (points, 2) float64, those of fewer than three points among them.
 
     Args:
         segmentation: a list of [x, y, x, y, …] or of [[x, y], [x, y], …]. Neighbouring entries [x, y] are the points
@@ -146,7 +146,7 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
             hint="Export the annotation again.",
         )
     if packed is None:
-        packed = coco_mask.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)["counts"]
+        return encode_counts(lengths.tolist(), size)
     return {"size": list(size), "counts": packed}
 
 
@@ -168,7 +168,7 @@ def _whole_numbers(counts: Any, where: str) -> np.ndarray:
 
 
 def unpack_lengths(packed: bytes) -> np.ndarray | None:
-    """The run lengths in COCO's compressed text, by its description in pycocotools; None for what is no such text.
+    """Return the run lengths in COCO's compressed text, None for what is no such text.
 
     Five bits a letter, the sixth says that the number goes on. From the fourth number on, it is the difference to the
     one before the last.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError, DataError, unknown_name
-from ...structures.annotations import SemanticTruth
+from ...structures.annotations import SemanticTruth, ignore_value
 from ...structures.categories import Categories
 from ...structures.run_lengths import values_in
 
@@ -34,15 +34,14 @@ class ValueMap:
         Raises:
             DataError: a value without meaning.
         """
-        present = values_in(values_HW)
-        strange = [int(v) for v in present if not 0 <= v < len(self.lookup) or self.lookup[v] < 0]
+        strange = [v for v in values_in(values_HW).tolist() if not 0 <= v < len(self.lookup) or self.lookup[v] < 0]
         if strange:
             raise DataError(
                 f"{where} holds the value {strange[0]}; known are {self._known()}.",
                 hint="Say with label_map what each value means (a class, or null: ignore), or with ignore_index which "
                 "one counts nowhere.",
             )
-        labels_HW = self.lookup.astype(np.uint8 if self.ignore == 255 else np.uint16)[values_HW]
+        labels_HW = self.lookup.astype(np.min_scalar_type(self.ignore))[values_HW]
         return SemanticTruth(labels_HW, self.ignore, source=where)
 
     def _known(self) -> str:
@@ -57,7 +56,7 @@ def value_map(meanings: Mapping[int, int], categories: Categories, ignored: Iter
 
     Numbers that no pixel has mean nothing: ids may be of any size.
     """
-    ignore = 255 if len(categories) <= 255 else 65535
+    ignore = ignore_value(len(categories))
     everything = {**meanings, **dict.fromkeys(ignored, ignore)}
     everything = {value: meaning for value, meaning in everything.items() if 0 <= value <= _LARGEST}
     lookup = np.full(max(everything, default=0) + 1, -1, dtype=np.int32)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...errors import ConfigError
 from ...results.types import Instances, PanopticMap, Segment, SemanticMap
 from ...structures.categories import Categories, from_names
+from ...structures.rle import encode_ids
 
 THINGS = {"circle": (220, 20, 60), "triangle": (250, 220, 0), "rectangle": (20, 60, 230), "star": (230, 40, 220)}
 STUFF = {
@@ -71,7 +71,7 @@ class Scene:
     def instances(self) -> Instances:
         """The visible part of each object, nearest first."""
         objects = [segment for segment in reversed(self.segments) if CATEGORIES[segment.label].isthing]
-        rles = [coco_mask.encode(np.asfortranarray(self.ids_HW == segment.id, dtype=np.uint8)) for segment in objects]
+        rles = encode_ids(self.ids_HW, (segment.id for segment in objects))
         labels_N = np.array([segment.label for segment in objects], dtype=np.int64)
         return Instances(self.size, CATEGORIES, labels_N, np.ones(len(objects)), rles, image=self.image_HW3)
 
@@ -99,7 +99,7 @@ def scene(
     for layer in _landscape(rng, height, width):
         canvas.lay(layer)
     count = int(rng.integers(least, most + 1))
-    for shape in _visible([_shape(rng, height, width, difficulty) for _ in range(count)], height, width):
+    for shape in visible_layers([_shape(rng, height, width, difficulty) for _ in range(count)], height, width):
         canvas.darken(shape.shadow(_unit(height, width)))
         canvas.lay(shape)
     return canvas.finish(_grain(rng, height, width, 3 + 12 * difficulty))
@@ -109,7 +109,7 @@ def scene(
 
 
 @dataclass
-class _Layer:
+class Layer:
     """Something to paint: a class, how much of each pixel it covers (0 to FULL), and its colours (0 to 255, float32).
 
     top, left: where its window lies in the picture; it may stick out. A pixel is its own from half coverage on.
@@ -123,7 +123,7 @@ class _Layer:
     colors_3hw: np.ndarray
     soft_hw: np.ndarray | None = None
 
-    def shadow(self, unit: int) -> _Layer:
+    def shadow(self, unit: int) -> Layer:
         """Where its soft shadow falls, to the lower right; the coverage is the shadow's strength."""
         return dataclasses.replace(self, top=self.top + 3 * unit, left=self.left + 2 * unit, cover_hw=self.soft_hw)
 
@@ -144,7 +144,7 @@ class _Canvas:
         self.ids_HW = np.zeros((height, width), dtype=np.int32)
         self.labels = [-1]  # of each id
 
-    def lay(self, layer: _Layer) -> None:
+    def lay(self, layer: Layer) -> None:
         there, here = layer.clipped(*self.size)
         cover = layer.cover_hw[here]
         patch = self.image_3HW[(slice(None), *there)]
@@ -152,7 +152,7 @@ class _Canvas:
         self.ids_HW[there][cover >= FULL // 2] = len(self.labels)
         self.labels.append(layer.label)
 
-    def darken(self, shadow: _Layer) -> None:
+    def darken(self, shadow: Layer) -> None:
         there, here = shadow.clipped(*self.size)
         strength = shadow.cover_hw[here].astype(np.float32) * np.float32(SHADOW / FULL)
         self.image_3HW[(slice(None), *there)] *= 1 - strength
@@ -198,10 +198,10 @@ def _grain(rng: np.random.Generator, height: int, width: int, strength: float) -
 # --- stuff ------------------------------------------------------------------------------------------------------------
 
 
-def _landscape(rng: np.random.Generator, height: int, width: int) -> list[_Layer]:
+def _landscape(rng: np.random.Generator, height: int, width: int) -> list[Layer]:
     """Sky, often a wall before it, then one or two grounds: they cover the picture together."""
     unit = _unit(height, width)
-    sky = _Layer(LABELS["sky"], 0, 0, np.full((height, width), FULL, np.uint8), _sky(rng, height, width, unit))
+    sky = Layer(LABELS["sky"], 0, 0, np.full((height, width), FULL, np.uint8), _sky(rng, height, width, unit))
     horizon = 0.35 + 0.25 * rng.random()
     walls = [_wall(rng, height, width, horizon)] if rng.random() < 0.6 else []
     far, near = map(str, rng.permutation([*GROUNDS])[:2])
@@ -212,7 +212,7 @@ def _landscape(rng: np.random.Generator, height: int, width: int) -> list[_Layer
     return [sky, *walls, *grounds]
 
 
-def _ground(rng: np.random.Generator, name: str, height: int, width: int, level: float, waves: float) -> _Layer:
+def _ground(rng: np.random.Generator, name: str, height: int, width: int, level: float, waves: float) -> Layer:
     """Everything below a wavy line. level, waves: its mean and its amplitude, as shares of the height."""
     x = np.arange(width) / width
     line = np.full(width, level * height)
@@ -222,15 +222,15 @@ def _ground(rng: np.random.Generator, name: str, height: int, width: int, level:
     top = max(0, int(line.min()))
     below = np.clip(np.arange(top + 1, height + 1)[:, None] - line, 0, 1)
     texture = GROUNDS[name](rng, height - top, width, _unit(height, width))
-    return _Layer(LABELS[name], top, 0, np.rint(below * FULL).astype(np.uint8), texture)
+    return Layer(LABELS[name], top, 0, np.rint(below * FULL).astype(np.uint8), texture)
 
 
-def _wall(rng: np.random.Generator, height: int, width: int, horizon: float) -> _Layer:
+def _wall(rng: np.random.Generator, height: int, width: int, horizon: float) -> Layer:
     left, right = int((0.6 * rng.random() - 0.1) * width), int((0.55 + 0.55 * rng.random()) * width)
     top = int((0.05 + 0.4 * rng.random()) * horizon * height)
     bottom = min(height, int((horizon + 0.15) * height))
     size = bottom - top, max(right - left, width // 5)
-    return _Layer(LABELS["brick"], top, left, np.full(size, FULL, np.uint8), _brick(rng, *size, _unit(height, width)))
+    return Layer(LABELS["brick"], top, left, np.full(size, FULL, np.uint8), _brick(rng, *size, _unit(height, width)))
 
 
 def _sky(rng: np.random.Generator, height: int, width: int, unit: int) -> np.ndarray:
@@ -294,7 +294,7 @@ OUTLINES = {  # within the circle of radius 1, or nearly so
 }
 
 
-def _shape(rng: np.random.Generator, height: int, width: int, difficulty: float) -> _Layer:
+def _shape(rng: np.random.Generator, height: int, width: int, difficulty: float) -> Layer:
     name = [*OUTLINES][int(rng.integers(len(OUTLINES)))]
     radius = min(height, width) * (0.2 - 0.14 * rng.random() * (0.4 + 0.6 * difficulty))
     center = np.array([(0.05 + 0.9 * rng.random()) * width, (0.15 + 0.78 * rng.random()) * height])
@@ -303,12 +303,12 @@ def _shape(rng: np.random.Generator, height: int, width: int, difficulty: float)
     cosine, sine = math.cos(turn), math.sin(turn)
     corners = OUTLINES[name] * (radius, radius * squeeze) @ np.array([[cosine, sine], [-sine, cosine]])
     margin = 5 * _unit(height, width)
-    top, left, cover_hw = _cover(corners + center, margin)
+    top, left, cover_hw = polygon_coverage(corners + center, margin)
     soft_hw = cv2.GaussianBlur(cover_hw, (2 * margin + 1, 2 * margin + 1), 0)
-    return _Layer(LABELS[name], top, left, cover_hw, _paint(rng, soft_hw, difficulty), soft_hw)
+    return Layer(LABELS[name], top, left, cover_hw, _paint(rng, soft_hw, difficulty), soft_hw)
 
 
-def _cover(corners: np.ndarray, margin: int) -> tuple[int, int, np.ndarray]:
+def polygon_coverage(corners: np.ndarray, margin: int) -> tuple[int, int, np.ndarray]:
     """Top, left and coverage of a polygon (N, 2; x, y in pixels), with an empty margin around it."""
     corners = np.rint(corners * 64) / 64
     left, top = (int(edge) - margin for edge in np.floor(corners.min(axis=0)))
@@ -340,7 +340,7 @@ def _paint(rng: np.random.Generator, soft_hw: np.ndarray, difficulty: float) -> 
     return np.clip(_plain((255 * red, 255 * green, 255 * blue)) * light + 12 * inside * (1 - across / 2), 0, 255)
 
 
-def _visible(shapes: list[_Layer], height: int, width: int) -> list[_Layer]:
+def visible_layers(shapes: list[Layer], height: int, width: int) -> list[Layer]:
     """Those that show enough of themselves, back to front. Looked at from the front: the nearest hides the others."""
     hidden_HW = np.zeros((height, width), dtype=bool)
     kept = []

@@ -1,20 +1,87 @@
-"""DETR's crop, which MaskFormer's COCO recipe has before its resize (docs/methods/published-behaviour.md#2-4)."""
+"""Crops (docs/methods/published-behaviour.md#2-2, "primitives, exact"), and what they leave empty."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import RandomCrop, ResizeChoice, Sample, _require
+from ...errors import ConfigError
+from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from ...structures.run_lengths import renamed, values_in
+from . import geometry
+from .base import Sample, require
+from .pad import Fill, extended, require_fill
+from .resize import ResizeChoice
 
-_UNLIMITED = 2**31 - 1  # the long edge of the resize before the crop has no limit
+CROP_TRIES = 10
+_UNLIMITED = 2**31 - 1  # the long edge of the resize before DETR's crop has no limit
 
 
 @dataclass(frozen=True)
-class SometimesCrop:
-    """With probability p: resize so that the short edge is one of `short_edges`, then cut a window whose height and
+class FixedCrop:
+    """Cut a square of `size`, then extend what is smaller to it, at the bottom and the right.
+
+    Draws one number that both axes share: the offset is round((edge - size) * u). (detectron2's FixedSizeCrop.)
+
+    Args:
+        pad_value: the grey of the extension, 0 to 255, or "mean": 0 after normalisation.
+    """
+
+    size: int
+    pad_value: Fill
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, f"size = {self.size} should be above 0")
+        require_fill(self.pad_value)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        u = rng.random()
+        top, left = (int(np.round(max(0, edge - self.size) * u)) for edge in sample.size)
+        height, width = (min(edge, self.size) for edge in sample.size)
+        return extended(_cut(sample, top, left, height, width), (self.size, self.size), self.pad_value)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Cut a window of (height, width), or of the picture's own edge where that is shorter.
+
+    Draws two whole numbers, top and left. With category_max_area below 1 it draws again, up to 10 times in all, until
+    the window shows more than one class and the largest takes a smaller share of what is annotated; the last one is
+    used if none does. (detectron2's RandomCrop_CategoryAreaConstraint, MMSegmentation's cat_max_ratio.)
+    """
+
+    height: int
+    width: int
+    category_max_area: float
+
+    def __post_init__(self) -> None:
+        require(min(self.height, self.width) > 0, f"height, width = {self.height}, {self.width} should be above 0")
+        share = self.category_max_area
+        require(0 < share <= 1, f"category_max_area = {share} should be above 0 and at most 1")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = min(self.height, sample.size[0]), min(self.width, sample.size[1])
+        tries = CROP_TRIES if self.category_max_area < 1 else 1
+        labels_HW = _labels(sample.truth) if tries > 1 else None
+        for _ in range(tries):
+            top = int(rng.integers(sample.size[0] - height + 1))
+            left = int(rng.integers(sample.size[1] - width + 1))
+            if tries == 1 or self._is_varied(labels_HW[top : top + height, left : left + width]):
+                break
+        return _cut(sample, top, left, height, width)
+
+    def _is_varied(self, labels_HW: np.ndarray) -> bool:
+        counts = np.bincount(labels_HW.ravel())[1:]  # 0 is what does not count
+        return np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * self.category_max_area
+
+
+@dataclass(frozen=True)
+class DetrCrop:
+    """DETR's crop, which MaskFormer's COCO recipe has before its resize (docs/methods/published-behaviour.md#2-4).
+
+    With probability p: resize so that the short edge is one of `short_edges`, then cut a window whose height and
     width are each any of min_size … max_size pixels, or the picture's own edge where that is shorter.
 
     Draws one number, always; if it crops, those of `ResizeChoice`, two whole numbers (height, width), and those of
@@ -27,9 +94,9 @@ class SometimesCrop:
     max_size: int
 
     def __post_init__(self) -> None:
-        _require(0 <= self.p <= 1, f"p = {self.p} should be a probability, 0 to 1")
+        require(0 <= self.p <= 1, f"p = {self.p} should be a probability, 0 to 1")
         in_order = 0 < self.min_size <= self.max_size
-        _require(in_order, f"min_size = {self.min_size}, max_size = {self.max_size} should be above 0 and in order")
+        require(in_order, f"min_size = {self.min_size}, max_size = {self.max_size} should be above 0 and in order")
         ResizeChoice(self.short_edges, _UNLIMITED)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -40,3 +107,41 @@ class SometimesCrop:
             int(rng.integers(min(edge, self.min_size), min(edge, self.max_size), endpoint=True)) for edge in sample.size
         )
         return RandomCrop(height, width, category_max_area=1.0)(sample, rng)
+
+
+@dataclass(frozen=True)
+class DropVanished:
+    """Leave out objects and segments of which nothing is left in the picture. Draws nothing.
+
+    COCO's instance recipe does so; all others train on the empty masks too (docs/methods/published-behaviour.md#2-2).
+    """
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        truth = sample.truth
+        if isinstance(truth, InstanceTruth):
+            truth = replace(truth, objects=[item for item in truth.objects if not geometry.has_vanished(item)])
+        elif isinstance(truth, PanopticTruth):
+            present = set(values_in(truth.ids_HW).tolist())
+            truth = replace(truth, segments=[segment for segment in truth.segments if segment.id in present])
+        return replace(sample, truth=truth)
+
+
+def _cut(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    if (height, width) == sample.size:
+        return sample
+    image = np.ascontiguousarray(sample.image_HW3[top : top + height, left : left + width])
+    truth = geometry.moved(sample.truth, geometry.window(top, left, height, width))
+    return replace(sample, image_HW3=image, truth=truth)
+
+
+def _labels(truth: Truth) -> np.ndarray:
+    """Return the class numbers + 1 of all pixels, 0 where nothing counts."""
+    if isinstance(truth, SemanticTruth):
+        labels_HW = truth.labels_HW.astype(np.int32)
+        return np.where(labels_HW == truth.ignore, 0, labels_HW + 1)
+    if isinstance(truth, PanopticTruth):
+        return renamed(truth.ids_HW, {segment.id: segment.label + 1 for segment in truth.segments}, 0, np.int32)
+    raise ConfigError(
+        "A crop with category_max_area below 1 needs a class for every pixel, which instance annotations do not give.",
+        hint="Set category_max_area to 1.0 for instance data.",
+    )

@@ -1,4 +1,4 @@
-"""How the truth about a picture moves with it: mirrored, resized, cut, extended.
+"""Move an annotation with its image: mirrored, resized, cut, extended.
 
 Every move treats rows and columns apart from each other. Planes of pixels (id maps, labels, masks) follow by index,
 "nearest" on the grid of a published implementation; polygons stay polygons until a target is made of them.
@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, Truth
+from ...structures.rle import encode_shape
 
 Grid = Literal["pillow", "torch", "opencv"]
 VOID = 0  # the id of nobody in a panoptic map
@@ -42,7 +43,7 @@ class Cutout:
         return cls(top, left, mask_HW[top : rows[-1] + 1, left : columns[-1] + 1].copy())
 
     def paste(self, size: tuple[int, int]) -> np.ndarray:
-        """The whole mask (H, W), uint8."""
+        """Return the whole mask (H, W), uint8."""
         mask_HW = np.zeros(size, dtype=np.uint8)
         height, width = self.mask_hw.shape
         mask_HW[self.top : self.top + height, self.left : self.left + width] = self.mask_hw
@@ -65,7 +66,7 @@ class Move:
         return len(self.rows), len(self.columns)
 
     def plane(self, plane_HW: np.ndarray, fill: int) -> np.ndarray:
-        """(H, W) of any type; `fill` is the value of pixels that come from nowhere."""
+        """Move a plane (H, W) of any type; `fill` is the value of pixels that come from nowhere."""
         if 0 in plane_HW.shape:
             return np.full(self.size, fill, dtype=plane_HW.dtype)
         moved = plane_HW.take(self.rows, axis=0, mode="wrap").take(self.columns, axis=1, mode="wrap")
@@ -80,7 +81,7 @@ class Move:
 
 
 def _within(sources: np.ndarray, start: int, length: int) -> tuple[int, np.ndarray]:
-    """Where the new rows (or columns) begin that come from start … start + length, and which of those they are."""
+    """Return where the new rows (or columns) from start … start + length begin, and which of those they are."""
     hits = np.flatnonzero((sources >= start) & (sources < start + length))
     return (int(hits[0]) if len(hits) else 0), sources[hits] - start
 
@@ -89,7 +90,7 @@ def _within(sources: np.ndarray, start: int, length: int) -> tuple[int, np.ndarr
 
 
 def mirror(size: tuple[int, int]) -> Move:
-    """Left becomes right."""
+    """Mirror left and right."""
     height, width = size
     return Move(np.arange(height), np.arange(width)[::-1], lambda points: points * (-1, 1) + (width, 0))
 
@@ -118,7 +119,7 @@ def extend(size: tuple[int, int], new_size: tuple[int, int]) -> Move:
 
 @functools.lru_cache(maxsize=512)
 def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
-    """(new,) the old row (or column) of each new one: what that library's "nearest" does.
+    """Return the old row (or column) of each new one, as "nearest" of that library chooses it.
 
     pillow looks at the centres of pixels, torch and OpenCV at their left edges; pillow and OpenCV are asked themselves,
     for their rounding. torch means floor(i * old / new): its kernels, chosen by size and version, compute that in
@@ -136,11 +137,11 @@ def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
     return indices
 
 
-# --- truths -----------------------------------------------------------------------------------------------------------
+# --- annotations ------------------------------------------------------------------------------------------------------
 
 
 def moved(truth: Truth, move: Move) -> Truth:
-    """The truth about the moved picture. New pixels are void (panoptic), ignored (semantic) or nobody's (instance)."""
+    """Return the annotation of the moved image. New pixels are void, ignored, or of no object."""
     if isinstance(truth, PanopticTruth):
         return replace(truth, ids_HW=move.plane(truth.ids_HW, VOID))
     if isinstance(truth, SemanticTruth):
@@ -158,36 +159,28 @@ def _moved_shape(item: TrueObject, move: Move, size: tuple[int, int]) -> Any:
 
 
 def mask_of(item: TrueObject, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of an object, (H, W) uint8, by COCO's own rules for polygons and run lengths."""
+    """Return the pixels of an object, (H, W) uint8, by COCO's own rules for polygons and run lengths."""
     if isinstance(item.shape, Cutout):
         return item.shape.paste(size)
-    shape = item.shape
-    if isinstance(shape, list):
-        flat = [np.asarray(polygon, dtype=np.float64).ravel().tolist() for polygon in shape if len(polygon) >= 3]
-        if not flat:
-            return np.zeros(size, dtype=np.uint8)
-        shape = coco_mask.merge(coco_mask.frPyObjects(flat, *size))
-    elif isinstance(shape["counts"], list):
-        shape = coco_mask.frPyObjects(shape, *size)
-    return coco_mask.decode(shape)
+    return coco_mask.decode(encode_shape(item.shape, size))
 
 
 def has_vanished(item: TrueObject) -> bool:
-    """Whether nothing is left of an object: polygons without area, or a mask without pixels."""
+    """Return True if nothing is left of an object: polygons without area, or a mask without pixels."""
     if isinstance(item.shape, list):
-        return not any(_area(np.asarray(polygon, dtype=np.float64)) > 0 for polygon in item.shape)
+        return not any(polygon_area(np.asarray(polygon, dtype=np.float64)) > 0 for polygon in item.shape)
     if isinstance(item.shape, Cutout):
         return not item.shape.mask_hw.any()
     return not mask_of(item, tuple(item.shape["size"])).any()
 
 
-def _area(points: np.ndarray) -> float:
+def polygon_area(points: np.ndarray) -> float:
     (x, y), (x_next, y_next) = points.T, np.roll(points, -1, axis=0).T
     return abs(float(np.sum(x * y_next - x_next * y))) / 2
 
 
 def _clip(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The part of a polygon inside (0, 0) … (width, height): Sutherland and Hodgman, one border after the other.
+    """Return the part of a polygon inside (0, 0) … (width, height), by Sutherland and Hodgman.
 
     Parts that belong together stay one polygon, joined along the border; such a seam has no area.
     """

@@ -85,7 +85,7 @@ def _picture(record: Record) -> dict[str, Any]:
         small, content = Image.fromarray(image_HW3), image_HW3.tobytes()
         return {"size": image_HW3.shape[:2], "exact": digest(content), "look": difference_hash(small), "num_bytes": 0}
     content = _content(record.image)
-    small, size = _reduced(content) or _whole(record.image)
+    small, size = decode_small(content) or _whole(record.image)
     return {"size": size, "exact": digest(content), "look": difference_hash(small), "num_bytes": len(content)}
 
 
@@ -98,7 +98,7 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _reduced(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
+def decode_small(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
     """A JPEG decoded to the end, but small, and its whole (height, width); None where that does not work."""
     if not content.startswith(_JPEG):
         return None

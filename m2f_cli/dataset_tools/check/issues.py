@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
-from ...data.records import DataSet
 from ...errors import DataError
 from .inspect_image import Problem
-from .mistakes import DataWarning, check
+from .mistakes import check
 from .near_duplicates import Twin
 from .orphans import Leftover
-
-if TYPE_CHECKING:
-    from .report import SplitReport
+from .summary import Finding, SplitReport
 
 _FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # what else is true where nothing is annotated
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a person should know. An error stops training; a warning spoils its result."""
-
-    level: Literal["error", "warning"]
-    kind: str
-    split: str
-    message: str
-    hint: str
 
 
 # --- of the folder ----------------------------------------------------------------------------------------------------
@@ -82,12 +66,12 @@ def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
 # --- of a split -------------------------------------------------------------------------------------------------------
 
 
-def of_split(data: DataSet, split: SplitReport) -> list[Finding]:
+def of_split(split: SplitReport) -> list[Finding]:
     return [
         *_of_problems(split),
         *_of_passed_over(split),
         *_of_labels(split),
-        *_of_mistakes(data, split),
+        *_of_mistakes(split),
         *_of_repeats(split),
     ]
 
@@ -146,11 +130,9 @@ def _is_bare(split: SplitReport) -> bool:
     return bool(split.description.looked_at) and not any(split.description.objects_of)
 
 
-def _of_mistakes(data: DataSet, split: SplitReport) -> list[Finding]:
-    """The classic ones of `data.checks`; pictures that cannot be used have findings of their own."""
-    told = ("unusable", *(_FOLLOW_FROM_NOTHING if _is_bare(split) else ()))
-    known: list[DataWarning] = check(data, description=split.description)
-    return [Finding("warning", w.kind, split.split, w.message, w.hint) for w in known if w.kind not in told]
+def _of_mistakes(split: SplitReport) -> list[Finding]:
+    follow = _FOLLOW_FROM_NOTHING if _is_bare(split) else ()
+    return [finding for finding in check(split.description) if finding.kind not in follow]
 
 
 def _of_repeats(split: SplitReport) -> list[Finding]:

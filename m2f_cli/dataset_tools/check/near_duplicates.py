@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
+
+from ...data.records import Record, is_file
 
 EDGE = 8
 FLAT = 8  # grey levels: a picture with less contrast than this has no look of its own
@@ -88,6 +91,25 @@ def twins(mine: Prints, theirs: Prints) -> list[Twin]:
             found.append(Twin(name, mine.split, same, theirs.split, identical=True))
         elif other is not None:
             found.append(Twin(name, mine.split, theirs.names[other], theirs.split, identical=False, bits=bits))
+    return found
+
+
+def shared_files(mine: Sequence[Record], theirs: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return the names of images whose files are equal, in both splits. Only files of one length are read."""
+    lengths, others = _by_length(mine), _by_length(theirs)
+    pairs = []
+    for length in lengths.keys() & others.keys():
+        known = {digest(record.image.read_bytes()): record.name for record in others[length]}
+        own = ((record.name, digest(record.image.read_bytes())) for record in lengths[length])
+        pairs += [(name, known[exact]) for name, exact in own if exact in known]
+    return sorted(pairs)
+
+
+def _by_length(records: Sequence[Record]) -> dict[int, list[Record]]:
+    found = defaultdict(list)
+    for record in records:
+        if record.image is not None and is_file(record.image):
+            found[record.image.stat().st_size].append(record)
     return found
 
 

@@ -67,7 +67,8 @@ class _Folders:
         for folder, names in self.names.items():
             if not os.path.isdir(folder):  # a missing one is an error of its pictures
                 continue
-            endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in _suffixes(names)})
+            suffixes = {os.path.splitext(name)[1] for name in names}
+            endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in suffixes})
             used = names | others.names.get(folder, set())
             found = sorted(
                 name
@@ -76,10 +77,6 @@ class _Folders:
             )
             if found:
                 yield Leftover(self.splits[folder], kind, Path(folder), len(found), found[0])
-
-
-def _suffixes(names: set[str]) -> set[str]:
-    return {os.path.splitext(name)[1] for name in names}
 
 
 def _ending(names: Sequence[str]) -> str:

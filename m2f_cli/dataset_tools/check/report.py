@@ -1,131 +1,30 @@
-"""What a data set is, split by split, and whether it can be trained on. Everything is counted in one pass over the
-pictures; of each, only numbers stay."""
+"""Look at the splits of a data set, in one pass over the images that keeps only numbers, and judge them."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
-from ...data.records import DataSet, PassedOver
+from ...data.records import DataSet
 from ...errors import DataError
+from ...runtime.threads import in_order
 from .inspect_image import Look, Problem, look_at
-from .issues import Finding, of_classes, of_leftovers, of_no_split, of_split, of_twins
-from .mistakes import Description
-from .near_duplicates import Prints, Twin, repeats, twins
+from .issues import of_classes, of_leftovers, of_no_split, of_split, of_twins
+from .mistakes import check
+from .near_duplicates import Prints, repeats, shared_files, twins
 from .orphans import leftovers
+from .summary import EDGES, MOST_NAMES, ClassCount, DataReport, Finding, SplitCounts, SplitReport
 
 SPLITS = ("train", "val", "test")
-EDGES = (8, 16, 32, 64, 128, 256, 512)  # square roots of areas in pixels, between the bars of the size histogram
 COCO_SIZES = (32**2, 96**2)  # small below, large from here on
-MOST_NAMES = 100  # of empty pictures, and of sizes
 _IN_FLIGHT = 4  # pictures per thread
 
 Open = Callable[[str], DataSet]
-
-
-def edge_names() -> list[str]:
-    """What the bars of `SplitReport.object_edges` stand for."""
-    return [f"below {EDGES[0]}", *(f"{low} to {high}" for low, high in itertools.pairwise(EDGES)), f"from {EDGES[-1]}"]
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """One class in one split. pixels: of all its objects. small, medium, large: objects by COCO's bounds of area."""
-
-    name: str
-    isthing: bool
-    pictures: int
-    objects: int
-    pixels: int
-    small: int
-    medium: int
-    large: int
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """One split.
-
-    description: the counts that `data.checks` works with.
-    problems: why pictures cannot be used. empty: names of pictures without an object, the first hundred.
-    object_edges: objects by the square root of their area, below 8, 16, 32, … 512 pixels, and larger.
-    repeats: files that are in it twice. num_bytes: of all files of pictures.
-    passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
-    """
-
-    description: Description
-    classes: tuple[ClassCount, ...]
-    problems: tuple[Problem, ...]
-    empty: tuple[str, ...]
-    object_edges: tuple[int, ...]
-    repeats: tuple[Twin, ...]
-    num_bytes: int
-    notes: tuple[str, ...]
-    prints: Prints = field(repr=False)
-    passed_over: PassedOver = field(default_factory=PassedOver)
-
-    @property
-    def split(self) -> str:
-        return self.description.split
-
-    @property
-    def num_empty(self) -> int:
-        return self.description.objects.count(0)
-
-    def to_dict(self) -> dict[str, Any]:
-        counted = self.description.to_dict()
-        del counted["failures"]
-        sizes = Counter(self.description.sizes).most_common(MOST_NAMES)
-        histogram = sorted(Counter(self.description.objects).items())
-        return {
-            **counted,
-            "notes": list(self.notes),
-            "bytes": self.num_bytes,
-            "classes": [asdict(each) for each in self.classes],
-            "different_sizes": len(self.description.sizes),
-            "sizes": [{"height": h, "width": w, "pictures": count} for (h, w), count in sizes],
-            "pictures_by_objects": [{"objects": objects, "pictures": count} for objects, count in histogram],
-            "object_edges": {"bounds": list(EDGES), "objects": list(self.object_edges)},
-            "empty": {"pictures": self.num_empty, "first": list(self.empty)},
-            "problems": [asdict(problem) for problem in self.problems],
-            "repeats": [asdict(twin) for twin in self.repeats],
-            "passed_over": self.passed_over.to_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """All splits that were looked at, pictures that are in two of them, and what is wrong."""
-
-    splits: tuple[SplitReport, ...]
-    twins: tuple[Twin, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == "error"]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "would_train": not self.errors,
-            "findings": [asdict(finding) for finding in self.findings],
-            "splits": {each.split: each.to_dict() for each in self.splits},
-            "twins": [asdict(twin) for twin in self.twins],
-        }
-
-
-def class_rows(splits: Sequence[SplitReport]) -> list[tuple[ClassCount, list[ClassCount | None]]]:
-    """Each class, from the first split that has it, with its counts in every split; None where a split has no such."""
-    counts = [{each.name: each for each in split.classes} for split in splits]
-    first = {name: count for known in reversed(counts) for name, count in known.items()}
-    names = dict.fromkeys(name for known in counts for name in known)
-    return [(first[name], [known.get(name) for known in counts]) for name in names]
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
@@ -147,16 +46,12 @@ def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[Data
         except DataError as error:
             failed[name] = error
         else:
-            if not any(_same_pictures(data, other) for other in opened):  # val may have borrowed test
+            if not any(map(data.same_images, opened)):  # val may have borrowed test
                 opened.append(data)
     if not opened:
         raise failed["train"]
     missing = [of_no_split(name, error) for name, error in failed.items() if name != "test"]
     return opened, [*missing, *map(of_leftovers, leftovers(opened))]
-
-
-def _same_pictures(data: DataSet, other: DataSet) -> bool:
-    return data.records[0].image is not None and data.records[0].image == other.records[0].image
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -178,15 +73,10 @@ def inspect(data: DataSet, *, workers: int = 1, on_look: Callable[[Look], None] 
 
 
 def _looks(data: DataSet, workers: int) -> Iterator[Look]:
-    """In order, with a few pictures at a time in memory."""
-    waiting: deque[Future[Look]] = deque()
+    """Look at all images in order, with a few at a time in memory."""
     with ThreadPoolExecutor(workers) as pool:
-        for record in data.records:
-            waiting.append(pool.submit(look_at, record, len(data.categories)))
-            if len(waiting) == _IN_FLIGHT * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        count = len(data.categories)
+        yield from in_order(pool, lambda record: look_at(record, count), data.records, _IN_FLIGHT * workers)
 
 
 class _Tally:
@@ -243,9 +133,9 @@ class _Tally:
             notes=tuple(note for note in self.data.notes if note not in self.data.passed_over.notes),
         )
 
-    def _description(self) -> Description:
+    def _description(self) -> SplitCounts:
         data = self.data
-        return Description(
+        return SplitCounts(
             name=data.name,
             format=data.format,
             split=data.split,
@@ -253,7 +143,6 @@ class _Tally:
             categories=data.categories,
             pictures=len(data.records),
             looked_at=len(self.objects),
-            failures=tuple((problem.name, problem.message) for problem in self.problems),
             objects=tuple(self.objects),
             pictures_of=tuple(self.pictures_of.tolist()),
             objects_of=tuple(self.coco_sizes_of.sum(axis=1).tolist()),
@@ -297,5 +186,29 @@ def report(
     splits = [inspect(data, workers=workers, on_look=on_look) for data in opened]
     pairs = itertools.combinations(splits, 2)
     shared = [twin for first, second in pairs for twin in twins(second.prints, first.prints)]
-    of_each = [each for data, split in zip(opened, splits, strict=True) for each in of_split(data, split)]
+    of_each = [each for split in splits for each in of_split(split)]
     return DataReport(tuple(splits), tuple(shared), (*before, *of_classes(splits), *of_each, *of_twins(shared)))
+
+
+def glance(data: DataSet, limit: int, against: DataSet | None = None) -> list[Finding]:
+    """Look for classic mistakes in a few images, as a training does before it starts.
+
+    Args:
+        limit: read at most so many images, spread evenly; rare classes may then look as if nobody annotated them.
+        against: another split, whose image files should be others.
+    """
+    count = min(limit, len(data.records))
+    records = [data.records[number * len(data.records) // count] for number in range(count)]
+    split = inspect(replace(data, records=records))
+    found = []
+    if split.problems:
+        message = f"{len(split.problems)} of {count} pictures cannot be used; the first: {split.problems[0].message}"
+        found.append(Finding("warning", "unusable", data.split, message, "Repair them or leave them out."))
+    found += check(split.description)
+    pairs = [] if against is None else shared_files(data.records, against.records)
+    if pairs:
+        such = f"such as {pairs[0][0]} and {pairs[0][1]}"
+        message = f"{len(pairs)} pictures are in {data.split} and in {against.split}, {such}."
+        hint = "Results on pictures that were trained on mean nothing: remove them from one split."
+        found.append(Finding("warning", "shared-pictures", data.split, message, hint))
+    return found

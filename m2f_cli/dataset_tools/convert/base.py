@@ -1,4 +1,4 @@
-"""What a format that data sets are written in is: which truth it takes, what it keeps, where it puts things."""
+"""The contract of a format that data sets are written in, and what its writers share."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class Place:
 
 
 class Writer(Protocol):
-    """Writes a data set of given classes. Small, frozen, and sent to other processes."""
+    """Writes a data set of given classes. Small, frozen, and sent to other processes; what is not overridden does
+    nothing."""
 
     def picture(self, place: Place) -> str:
-        """Where the picture goes, from the root of the data set."""
+        """Return where the image goes, from the root of the data set."""
 
     def annotate(self, root: Path, place: Place, truth: Truth) -> tuple[Rows, Lost]:
         """Write the annotation of a picture; returns rows for the split's json, and what had no place, by kind.
@@ -55,17 +56,19 @@ class Writer(Protocol):
         """
 
     def shared(self, split: str) -> str | None:
-        """The json that the pictures of a split share, from the root; None where there is none."""
+        """Return the path of the JSON that the images of a split share, from the root."""
+        return None
 
     def head(self) -> dict[str, Any]:
-        """What stands in that json beside the rows."""
+        """Return what stands in that JSON beside the rows."""
+        return {}
 
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         """Write what the whole data set shares."""
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputFormat:
     """A format to write, one line of the group "converters" in plugins.py.
 
     task: which truths it is made of.
@@ -83,13 +86,8 @@ class Target:
 # --- shared by writers ------------------------------------------------------------------------------------------------
 
 
-def ignore_value(num_classes: int) -> int:
-    """What stands for no class in a label map: 255 in 8 bits as long as the classes fit, else 65535 in 16 bits."""
-    return 255 if num_classes <= 255 else 65535
-
-
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """(H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
+    """Write pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, format="PNG")
 
@@ -100,6 +98,6 @@ def save_text(path: Path, text: str) -> None:
 
 
 def save_classes(root: Path, name: str, categories: Categories, ignore_index: int = 255) -> None:
-    """classes.yaml: a class table as `data.categories` reads it."""
+    """Write classes.yaml, a class table as `structures.categories` reads it."""
     tree = {"dataset": name, "ignore_index": ignore_index, "classes": [category.to_dict() for category in categories]}
     save_text(root / CLASSES, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None))

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,14 +16,15 @@ from ...data.formats.cityscapes import OBJECTS
 from ...errors import ConfigError, DataError
 from ...structures.annotations import PanopticTruth
 from ...structures.categories import Categories, load_categories
-from .base import Lost, Place, Rows, Target, save_classes, save_png
+from ...structures.run_lengths import renamed
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_png
 
 MOST_CLASSES = 64  # an instance id, label id * 1000 + n, has 16 bits
 _VOID = 0  # "unlabeled"
 
 
 @dataclass(frozen=True)
-class CityscapesStyle:
+class CityscapesStyle(Writer):
     """Categories have ids from 1 to 64 here. A picture that is in no folder goes to a city of the data set's name."""
 
     categories: Categories
@@ -38,9 +38,7 @@ class CityscapesStyle:
 
     def annotate(self, root: Path, place: Place, truth: PanopticTruth) -> tuple[Rows, Lost]:
         values, lost = self._values(truth, place.name)
-        ids = np.array(sorted({0, *values}), dtype=np.int64)
-        of_ids = np.array([values.get(key, _VOID) for key in ids.tolist()], dtype=np.uint16)
-        instances_HW = of_ids[np.searchsorted(ids, truth.ids_HW)]
+        instances_HW = renamed(truth.ids_HW, values, _VOID, np.uint16)
         labels_HW = np.where(instances_HW < OBJECTS, instances_HW, instances_HW // OBJECTS).astype(np.uint8)
         stem = root / "gtFine" / place.split / self._stem(place)
         save_png(stem.with_name(f"{stem.name}_gtFine_instanceIds.png"), instances_HW)
@@ -48,7 +46,7 @@ class CityscapesStyle:
         return {}, lost
 
     def _values(self, truth: PanopticTruth, name: str) -> tuple[dict[int, int], Lost]:
-        """The instance id of each segment: label id * 1000 + n for an object, the bare label id for stuff, crowds."""
+        """Return the instance id of each segment: label id * 1000 + n, or the bare label id for stuff and crowds."""
         counts: Counter[int] = Counter()
         values: dict[int, int] = {}
         for segment in truth.segments:
@@ -61,19 +59,13 @@ class CityscapesStyle:
             raise DataError(f"{name} has {max(counts.values())} objects of a class, where {OBJECTS} fit.")
         return values, Counter(merged=len(values) - len(set(values.values())))
 
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
-
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         if self.categories != load_categories("cityscapes"):
             save_classes(root, self.name, self.categories, _VOID)
 
 
 def open_writer(categories: Categories, name: str) -> CityscapesStyle:
-    """Ids that do not fit are numbered from 1 on.
+    """Make a writer; ids that do not fit are numbered from 1 on.
 
     Raises:
         ConfigError: too many classes.
@@ -85,7 +77,7 @@ def open_writer(categories: Categories, name: str) -> CityscapesStyle:
     return CityscapesStyle(categories, name)
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="panoptic",
     keeps=frozenset({"category ids", "colours"}),
     open=open_writer,

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...data.formats.coco_instance import KIND
+from ...results.writers import coco_categories
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target
-from .outlines import rle_of
+from ...structures.rle import as_text, encode_shape
+from .base import Lost, OutputFormat, Place, Rows, Writer
 
 
 @dataclass(frozen=True)
-class CocoInstances:
+class CocoInstances(Writer):
     """Polygons stay the polygons they are, run lengths are written compressed."""
 
     categories: Categories
+    kind: ClassVar[str] = KIND
 
     def picture(self, place: Place) -> str:
         return f"{place.split}/{place.file_name}"
@@ -35,7 +36,7 @@ class CocoInstances:
         return rows, Counter()
 
     def _row(self, item: TrueObject, place: Place, size: tuple[int, int]) -> dict[str, Any]:
-        rle = rle_of(item, size)
+        rle = encode_shape(item.shape, size)
         return {
             "id": None,
             "image_id": place.image_id,
@@ -47,31 +48,24 @@ class CocoInstances:
         }
 
     def shared(self, split: str) -> str:
-        return f"annotations/{KIND}_{split}.json"
+        return f"annotations/{self.kind}_{split}.json"
 
     def head(self) -> dict[str, Any]:
-        return {"categories": category_rows(self.categories)}
-
-    def finish(self, root: Path, splits: Sequence[str]) -> None:
-        pass
+        return {"categories": coco_categories(self.categories)}
 
 
 def image_row(place: Place, size: tuple[int, int]) -> dict[str, Any]:
     return {"id": place.image_id, "file_name": place.file_name, "height": int(size[0]), "width": int(size[1])}
 
 
-def category_rows(categories: Categories) -> list[dict[str, Any]]:
-    return [{**category.to_dict(), "isthing": int(category.isthing)} for category in categories]
-
-
 def segmentation(item: TrueObject, rle: dict[str, Any]) -> Any:
-    """An object in the form that it has, as it stands in a COCO json."""
+    """Return an object as it stands in a COCO JSON: polygons stay polygons."""
     if isinstance(item.shape, list) and item.shape:
         return [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in item.shape]
-    return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return as_text(rle)
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="instance",
     keeps=frozenset({"category ids", "colours", "image ids", "areas"}),
     open=lambda categories, name: CocoInstances(categories),

@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ...structures.annotations import SemanticTruth
+from ...structures.annotations import SemanticTruth, ignore_value
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, ignore_value, save_classes, save_png
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_png
 
 
 @dataclass(frozen=True)
-class LabelMaps:
+class LabelMaps(Writer):
     """8 bits and 255 for pixels of no class where there are at most 255 classes, else 16 bits and 65535."""
 
     categories: Categories
@@ -28,18 +27,12 @@ class LabelMaps:
     def annotate(self, root: Path, place: Place, truth: SemanticTruth) -> tuple[Rows, Lost]:
         ignore = ignore_value(len(self.categories))
         labels_HW = np.where(truth.labels_HW == truth.ignore, ignore, truth.labels_HW)
-        pixels_HW = labels_HW.astype(np.uint8 if ignore == 255 else np.uint16)
+        pixels_HW = labels_HW.astype(np.min_scalar_type(ignore))
         save_png(root / "labels" / place.split / f"{place.name}.png", pixels_HW)
         return {}, Counter()
-
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
 
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         save_classes(root, self.name, self.categories, ignore_value(len(self.categories)))
 
 
-TARGET = Target(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)
+TARGET = OutputFormat(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)

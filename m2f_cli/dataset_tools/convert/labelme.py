@@ -18,14 +18,15 @@ from ...data.formats.labelme import CROWD
 from ...runtime.text import json_text
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, save_classes, save_text
-from .outlines import rle_of, rle_outlines
+from ...structures.rle import encode_shape
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_text
+from .outlines import rle_outlines
 
 _VERSION = "5.5.0"  # of LabelMe, whose masks these are
 
 
 @dataclass(frozen=True)
-class LabelMeFiles:
+class LabelMeFiles(Writer):
     """Parts of one object share a group_id; an object with holes is a mask; a crowd has the flag `iscrowd`."""
 
     categories: Categories
@@ -35,7 +36,7 @@ class LabelMeFiles:
         return f"{place.split}/{place.file_name}"
 
     def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
-        found = [(item, _parts(item, truth.size)) for item in truth.objects]
+        found = [(item, shapes_of(item, truth.size)) for item in truth.objects]
         shapes = [
             self._shape(item, part, number if len(parts) > 1 else None)
             for number, (item, parts) in enumerate(found, 1)
@@ -57,20 +58,14 @@ class LabelMeFiles:
         flags = {CROWD: True} if item.iscrowd else {}
         return {"label": self.categories[item.label].name, "group_id": group, "description": "", "flags": flags, **part}
 
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
-
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         save_classes(root, self.name, self.categories)
 
 
-def _parts(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
+def shapes_of(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
     if isinstance(item.shape, list):
         return [_polygon(points_P2) for points_P2 in item.shape]
-    rle = rle_of(item, size)
+    rle = encode_shape(item.shape, size)
     outer, holes = rle_outlines(rle)
     return [_mask(rle)] if holes else [_polygon(points_P2) for points_P2 in outer]
 
@@ -80,7 +75,7 @@ def _polygon(points_P2: np.ndarray) -> dict[str, Any]:
 
 
 def _mask(rle: dict[str, Any]) -> dict[str, Any]:
-    """The part of the mask in its box as a PNG; the corners are the centres of the first and the last pixel."""
+    """Return the part of the mask in its box as a PNG; the corners are the centres of the first and the last pixel."""
     left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
     inside_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
     file = io.BytesIO()
@@ -89,4 +84,4 @@ def _mask(rle: dict[str, Any]) -> dict[str, Any]:
     return {"shape_type": "mask", "points": corners, "mask": base64.b64encode(file.getvalue()).decode("ascii")}
 
 
-TARGET = Target(task="instance", keeps=frozenset({"category ids", "colours"}), open=LabelMeFiles)
+TARGET = OutputFormat(task="instance", keeps=frozenset({"category ids", "colours"}), open=LabelMeFiles)

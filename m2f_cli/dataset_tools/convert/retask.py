@@ -1,4 +1,4 @@
-"""Truths of one task as those of another, and what that loses."""
+"""Annotations of one task as those of another, and what that loses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -19,20 +18,22 @@ from ...structures.annotations import (
     SemanticTruth,
     TrueSegment,
     Truth,
-    instance_truth,
-    semantic_truth,
+    as_instance,
+    as_panoptic,
+    as_semantic,
+    ignore_value,
 )
 from ...structures.categories import Categories, Category
+from ...structures.rle import encode_shape
 from ...structures.run_lengths import values_in
-from .base import Lost, ignore_value
-from .outlines import rle_of
+from .base import Lost
 
 BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
 class Recast:
-    """Gives the truths of a data set as those of `task`.
+    """Gives the annotations of a data set as those of `task`.
 
     source, categories: the classes before and after.
     separate: class numbers of label maps whose connected regions become objects.
@@ -44,8 +45,8 @@ class Recast:
     separate: frozenset[int] = frozenset()
 
     def __call__(self, truth: Truth) -> tuple[Truth, Lost]:
-        """The truth, and what was lost: pixels of "overlaps", number of "hidden", "crowds", "objects", "outlines",
-        "groups"."""
+        """Return the annotation, and what was lost: pixels of "overlaps"; how many "hidden", "crowds", "objects",
+        "outlines" and "groups"."""
         kind = {"panoptic": PanopticTruth, "instance": InstanceTruth, "semantic": SemanticTruth}[self.task]
         if isinstance(truth, kind):
             return truth, Counter()
@@ -59,35 +60,35 @@ class Recast:
             present = set(values_in(ids_HW).tolist())
             named = [(number, item) for number, item in enumerate(truth.objects, 1) if number in present]
             return PanopticTruth(ids_HW, [TrueSegment(n, item.label, item.iscrowd) for n, item in named]), lost
-        found = _regions(truth, self.separate)
+        found = as_panoptic(truth, self.separate)
         for segment in found.segments:
             segment.iscrowd = self.source[segment.label].isthing and segment.label not in self.separate
         return found, Counter(groups=sum(segment.iscrowd for segment in found.segments))
 
     def _instances(self, truth: PanopticTruth | SemanticTruth) -> tuple[InstanceTruth, Lost]:
         if isinstance(truth, SemanticTruth):
-            truth = _regions(truth, self.separate)
+            truth = as_panoptic(truth, self.separate)
         numbers = {category.name: number for number, category in enumerate(self.categories)}
         renumbered = {old: numbers[c.name] for old, c in enumerate(self.source) if c.name in numbers}
         kept = [dataclasses.replace(s, label=renumbered[s.label]) for s in truth.segments if s.label in renumbered]
-        return instance_truth(dataclasses.replace(truth, segments=kept), self.categories), Counter()
+        return as_instance(dataclasses.replace(truth, segments=kept), self.categories), Counter()
 
     def _semantic(self, truth: InstanceTruth | PanopticTruth) -> tuple[SemanticTruth, Lost]:
         if isinstance(truth, PanopticTruth):
             things = sum(self.source[segment.label].isthing for segment in truth.segments)
             crowds = sum(segment.iscrowd for segment in truth.segments)
-            return semantic_truth(truth, len(self.categories)), Counter(objects=things - crowds, crowds=crowds)
+            return as_semantic(truth, len(self.categories)), Counter(objects=things - crowds, crowds=crowds)
         ids_HW, lost = paint(truth)
         background = [category.name for category in self.categories].index(BACKGROUND)
         ignore = ignore_value(len(self.categories))
         labels = np.array([background, *(item.label for item in truth.objects)])
         crowds = sum(item.iscrowd for item in truth.objects)
         lost.update(objects=len(truth.objects) - crowds, crowds=crowds)
-        return SemanticTruth(labels.astype(np.uint8 if ignore == 255 else np.uint16)[ids_HW], ignore), lost
+        return SemanticTruth(labels.astype(np.min_scalar_type(ignore))[ids_HW], ignore), lost
 
 
 def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str] = ()) -> Recast:
-    """How truths of the task `given` become truths of the task `wanted`.
+    """Return what makes annotations of the task `wanted` out of those of the task `given`.
 
     Args:
         separate: names of classes of label maps whose connected regions are one object each.
@@ -122,11 +123,11 @@ def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str
 
 
 def paint(truth: InstanceTruth) -> tuple[np.ndarray, Lost]:
-    """Objects side by side: (H, W) int32, the position + 1 of the object that a pixel goes to, 0 for nobody's.
+    """Lay objects side by side: (H, W) int32, the position + 1 of the object of each pixel, 0 for none, and the losses.
 
     Crowds lie below all others and large objects below small ones, so that as few as possible vanish.
     """
-    rles = [rle_of(item, truth.size) for item in truth.objects]
+    rles = [encode_shape(item.shape, truth.size) for item in truth.objects]
     areas = [int(coco_mask.area(rle)) for rle in rles]
     order = sorted(range(len(rles)), key=lambda n: (not truth.objects[n].iscrowd, -areas[n], n))
     ids_HW = np.zeros(truth.size, dtype=np.int32)
@@ -136,17 +137,3 @@ def paint(truth: InstanceTruth) -> tuple[np.ndarray, Lost]:
     hidden = len(rles) - np.count_nonzero(values_in(ids_HW)) if rles else 0
     drawn = sum(isinstance(item.shape, list) for item in truth.objects)
     return ids_HW, Counter(overlaps=sum(areas) - covered, hidden=int(hidden), outlines=drawn)
-
-
-def _regions(truth: SemanticTruth, separate: Collection[int]) -> PanopticTruth:
-    """One segment for each class present; of the classes `separate` one for each connected region (8 neighbours)."""
-    ids_HW, segments = np.zeros(truth.size, dtype=np.int32), []
-    for label in values_in(truth.labels_HW).tolist():
-        if label == truth.ignore:
-            continue
-        mask_HW = (truth.labels_HW == label).astype(np.uint8)
-        count, parts_HW = cv2.connectedComponents(mask_HW) if label in separate else (2, mask_HW)
-        inside = mask_HW.view(bool)
-        ids_HW[inside] = parts_HW[inside].astype(np.int32) + len(segments)
-        segments += [TrueSegment(len(segments) + part, label) for part in range(1, count)]
-    return PanopticTruth(ids_HW, segments)

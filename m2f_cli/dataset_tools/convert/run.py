@@ -12,10 +12,10 @@ from ... import plugins
 from ...data.records import Record
 from ...errors import ConfigError
 from ...structures.categories import default_color
-from .base import CLASSES, Lost, Target
+from .base import CLASSES, Lost, OutputFormat
 from .retask import BACKGROUND, Recast, plan
-from .source import Source, open_source
-from .write import Outcome, Written, refuse_existing, write_splits
+from .source import ConvertSource, open_source
+from .write import ConvertOutcome, Written, refuse_existing, write_splits
 
 TEXTS = {
     "overlaps": "pixels that several objects share belong to the smallest of them now",
@@ -69,7 +69,7 @@ class Conversion:
 
     @property
     def failures(self) -> list[tuple[str, str, str]]:
-        """(split, picture, reason)"""
+        """Return (split, image, reason) of each failure."""
         return [(each.split, *failure) for each in self.splits for failure in each.failures]
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,16 +98,13 @@ def convert(
     to: str,
     *,
     splits: Sequence[str] = (),
-    format: str | None = None,
-    classes: str | Path | None = None,
-    ignore_index: int | None = None,
-    label_map: Mapping[int, str | int | None] | None = None,
     separate: Sequence[str] = (),
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
+    **options: Any,
 ) -> Conversion:
     """Write the annotated pictures of a folder in another format.
 
@@ -115,12 +112,12 @@ def convert(
         destination: a folder that does not exist yet. It appears under its name when it is complete.
         to: a name of the group "converters": coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme.
         splits: those wanted; by default train, val and test as far as they are there.
-        format, classes, ignore_index, label_map: as in `detect.open_data`.
         separate: label maps: classes whose connected regions become objects.
         link: symbolic links to the pictures instead of copies.
-        workers: processes; None as many as are worth it. See `writing.write_splits`.
+        workers: processes; None as many as are worth it. See `write.write_splits`.
         on_start: is told how many pictures there are; on_picture: what became of each.
         trust_code: whether `to` and `format` may be module:object, as what a user typed may.
+        options: format, classes, ignore_index and label_map, as in `open_dataset.open_data`.
 
     Raises:
         ConfigError: the destination exists or lies in the source, an unknown format, or classes that it cannot hold.
@@ -128,20 +125,11 @@ def convert(
         M2FError: the destination cannot be written.
     """
     source, destination = Path(source), Path(destination)
-    target: Target = plugins.get("converters", to, trust_code=trust_code)
+    target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
     check_destination(source, destination)
     with plugins.using(to):
         task = target.task
-    opened = open_source(
-        source,
-        task,
-        splits,
-        format=format,
-        classes=classes,
-        ignore_index=ignore_index,
-        label_map=label_map,
-        trust_code=trust_code,
-    )
+    opened = open_source(source, task, splits, trust_code=trust_code, **options)
     parts = {data.split: data.records for data in opened.splits}
     return write_out(
         opened,
@@ -158,7 +146,7 @@ def convert(
 
 
 def write_out(
-    opened: Source,
+    opened: ConvertSource,
     parts: Mapping[str, Sequence[Record]],
     destination: Path,
     to: str,
@@ -167,11 +155,11 @@ def write_out(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
 ) -> Conversion:
     """Write records of an opened source, shared out to splits in any way; as `convert`."""
-    target: Target = plugins.get("converters", to, trust_code=trust_code)
+    target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
     recast = plan(opened.categories, opened.task, target.task, separate)
     writer = target.open(recast.categories, destination.name)
     if on_start is not None:
@@ -202,7 +190,7 @@ def _counted(lost: Lost) -> Iterable[Loss]:
     return (Loss(kind, lost[kind]) for kind in TEXTS if lost[kind])
 
 
-def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]:
+def _of_format(opened: ConvertSource, target: OutputFormat, recast: Recast) -> Iterable[Loss]:
     kinds: dict[str, int | None] = dict.fromkeys(target.lacks)
     before, after = opened.task, target.task
     stuff = set(opened.dropped) | ({c.name for c in recast.source} - {c.name for c in recast.categories})
@@ -222,8 +210,8 @@ def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]
     return [Loss(kind, kinds.get(kind)) for kind in TEXTS if kind in kinds or kind in has - target.keeps]
 
 
-def _own(opened: Source, recast: Recast) -> frozenset[str]:
-    """What the source has that not every format keeps."""
+def _own(opened: ConvertSource, recast: Recast) -> frozenset[str]:
+    """Return the kinds of things that the source has and that not every format keeps."""
     ids = [category.id for category in recast.categories] != list(range(len(recast.categories)))
     colours = any(c.color != default_color(number) for number, c in enumerate(recast.categories))
     pictures = any(record.image_id is not None for data in opened.splits for record in data.records[:1])

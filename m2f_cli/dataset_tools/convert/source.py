@@ -1,4 +1,4 @@
-"""What is converted: all splits of a folder, opened for the task that is wanted where the data have it."""
+"""The source of a conversion: all splits of a folder, opened for the task that is wanted where the data have it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ...data.formats.base import NoTask
 from ...data.formats.layout import NoSplit, in_all_cases, spellings
 from ...data.open_dataset import detect, open_data
-from ...data.records import DataSet, Record
+from ...data.records import DataSet
 from ...errors import DataError
 from ...structures import Task
 from ...structures.categories import Categories
@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Source:
+class ConvertSource:
     """splits: one data set per split, all of the same classes. richest: the task that the data support best.
     dropped: classes that truths of the task at hand do not have (stuff, for instances)."""
 
@@ -45,14 +45,14 @@ class Source:
 
 def open_source(
     folder: Path, task: Task | None, splits: Sequence[str] = (), *, also: Sequence[str] = (), **options: Any
-) -> Source:
+) -> ConvertSource:
     """Open the splits of a folder.
 
     Args:
         task: what is wanted; data that have no truths for it, or None, are opened for their richest task.
         splits: those wanted; by default train, val and test as far as they are there.
         also: further splits that are opened where they are there.
-        options: as those of `detect.open_data`.
+        options: as those of `open_dataset.open_data`.
 
     Raises:
         DataError: a broken or missing split, no split at all, or splits of different classes or tasks.
@@ -66,7 +66,7 @@ def open_source(
     _refuse_other_kinds(folder, opened)
     names = {category.name for category in opened[0].categories}
     dropped = tuple(category.name for category in own if category.name not in names)
-    return Source(folder, tuple(map(_without_split, opened)), richest, dropped)
+    return ConvertSource(folder, tuple(map(_without_split, opened)), richest, dropped)
 
 
 def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *, must: bool) -> list[DataSet]:
@@ -80,15 +80,11 @@ def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *
                 raise
             missing = error
             continue
-        if must or not any(_same_pictures(data, other) for other in opened.values()):
+        if must or not any(map(data.same_images, opened.values())):
             opened[split] = data
     if not opened:
         raise missing or DataError(f"{folder} has no splits.")
     return [opened[split] for split in dict.fromkeys(splits) if split in opened]
-
-
-def _same_pictures(data: DataSet, other: DataSet) -> bool:
-    return data.records[0].image is not None and data.records[0].image == other.records[0].image
 
 
 def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
@@ -108,12 +104,9 @@ def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
 
 
 def _without_split(data: DataSet) -> DataSet:
-    """Some formats name pictures from above the folder of the split: that folder is no part of the name."""
+    """Take the folder of the split off names: some formats name images from above it."""
     for name in in_all_cases(spellings(data.split)):
         if all(record.name.startswith(f"{name}/") for record in data.records):
-            return dataclasses.replace(data, records=tuple(_shorter(record, name) for record in data.records))
+            shorter = (dataclasses.replace(r, name=r.name.removeprefix(f"{name}/")) for r in data.records)
+            return dataclasses.replace(data, records=tuple(shorter))
     return data
-
-
-def _shorter(record: Record, split: str) -> Record:
-    return dataclasses.replace(record, name=record.name.removeprefix(f"{split}/"))

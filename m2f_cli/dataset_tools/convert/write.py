@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from ...errors import ConfigError, DataError, M2FError
 from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
 from ...runtime.locks import staged
 from ...runtime.text import json_text
-from ...runtime.threads import usable_cores
+from ...runtime.threads import in_order, usable_cores
 from .base import Lost, Place, Rows, Writer, save_png
 from .retask import Recast
 
@@ -34,7 +34,7 @@ _WORTH_PROCESSES = 500  # pictures: fewer are written before other processes hav
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ConvertOutcome:
     """What became of one picture: rows for the shared json, or the message of a failure."""
 
     name: str
@@ -52,10 +52,10 @@ class WritePicture:
     recast: Recast
     link: bool
 
-    def __call__(self, items: Sequence[tuple[Record, Place]]) -> list[Outcome]:
+    def __call__(self, items: Sequence[tuple[Record, Place]]) -> list[ConvertOutcome]:
         return [self._write(record, place) for record, place in items]
 
-    def _write(self, record: Record, place: Place) -> Outcome:
+    def _write(self, record: Record, place: Place) -> ConvertOutcome:
         try:
             truth = record.read_truth()
             pixels_HW3 = record.read_image()  # also proves that the picture is whole
@@ -63,7 +63,7 @@ class WritePicture:
             truth, lost = self.recast(truth)
             rows, more = self.writer.annotate(self.root, place, truth)
         except DataError as error:
-            return Outcome(record.name, failure=str(error))
+            return ConvertOutcome(record.name, failure=str(error))
         target = self.root / self.writer.picture(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         if record.image is None:
@@ -72,7 +72,7 @@ class WritePicture:
             target.symlink_to(record.image.resolve())
         else:
             shutil.copyfile(record.image, target)
-        return Outcome(record.name, rows, lost + more)
+        return ConvertOutcome(record.name, rows, lost + more)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def write_splits(
     *,
     link: bool = False,
     workers: int | None = 1,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
 ) -> list[Written]:
     """Write a data set; under its name it is either complete or not there.
 
@@ -113,7 +113,7 @@ def write_splits(
         work[safe_name(split)] = _placed(records, safe_name(split), writer)
     if workers is None:
         workers = usable_cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
-    with _folder(destination) as root, _pool(workers) as pool:
+    with new_folder(destination) as root, _pool(workers) as pool:
         write = WritePicture(root, writer, recast, link)
         written = [_write_split(split, items, write, pool, workers, on_picture) for split, items in work.items()]
         if not any(each.pictures for each in written):
@@ -128,7 +128,7 @@ def _write_split(
     write: WritePicture,
     pool: Executor | None,
     workers: int,
-    on_picture: Callable[[Outcome], None] | None,
+    on_picture: Callable[[ConvertOutcome], None] | None,
 ) -> Written:
     lost: Lost = Counter()
     pictures, failures = 0, []
@@ -147,19 +147,11 @@ def _write_split(
 
 def _outcomes(
     items: Iterable[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int
-) -> Iterator[Outcome]:
-    """In the order of `items`, with a few chunks at a time on their way."""
-    if pool is None:
-        for item in items:
-            yield from write([item])
-        return
-    rest, waiting = iter(items), deque[Future[list[Outcome]]]()
-    while chunk := list(islice(rest, _CHUNK)):
-        waiting.append(pool.submit(write, chunk))
-        if len(waiting) >= _AHEAD * workers:
-            yield from waiting.popleft().result()
-    while waiting:
-        yield from waiting.popleft().result()
+) -> Iterator[ConvertOutcome]:
+    """Write all items in order, with a few chunks at a time on their way."""
+    rest, size = iter(items), 1 if pool is None else _CHUNK
+    chunks = iter(lambda: list(islice(rest, size)), [])
+    return chain.from_iterable(in_order(pool, write, chunks, _AHEAD * workers))
 
 
 @contextmanager
@@ -210,7 +202,7 @@ def _suffix(record: Record) -> str:
 
 
 @contextmanager
-def _folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path) -> Iterator[Path]:
     """A folder beside `destination` that takes its name in the end, and is removed if anything goes wrong."""
     refuse_existing(destination)
     with writing_to(destination), staged(destination, "A conversion") as part:

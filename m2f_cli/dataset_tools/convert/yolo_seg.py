@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -14,15 +13,16 @@ from pycocotools import mask as coco_mask
 
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, save_text
-from .outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
+from ...structures.rle import encode_polygons, encode_shape
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_text
+from .outlines import joined, rle_outlines, same_pixels
 
 # In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
 _NUDGE = 1e-5
 
 
 @dataclass(frozen=True)
-class YoloPolygons:
+class YoloPolygons(Writer):
     """An object of several parts or with holes becomes one polygon with seams; its pixels stay the same."""
 
     categories: Categories
@@ -38,12 +38,6 @@ class YoloPolygons:
         save_text(root / "labels" / place.split / f"{place.name}.txt", text)
         return {}, lost
 
-    def shared(self, split: str) -> None:
-        return None
-
-    def head(self) -> dict[str, Any]:
-        return {}
-
     def finish(self, root: Path, splits: Sequence[str]) -> None:
         names = {number: category.name for number, category in enumerate(self.categories)}
         tree = {"path": ".", **{split: f"images/{split}" for split in splits}, "nc": len(names), "names": names}
@@ -51,17 +45,17 @@ class YoloPolygons:
 
 
 def polygon_line(item: TrueObject, size: tuple[int, int]) -> str | None:
-    """x y x y … as shares of the picture's edges; None for an object without a pixel.
+    """Return x y x y … as shares of the image's edges; None for an object without a pixel.
 
     Its own polygons where they, read back, cover the same pixels; else the exact outline of its mask.
     """
-    rle = rle_of(item, size)
+    rle = encode_shape(item.shape, size)
     if not coco_mask.area(rle):
         return None
     if isinstance(item.shape, list):
         points_P2 = joined([np.asarray(part_P2, dtype=np.float64) for part_P2 in item.shape])
         line = _shares(points_P2 + _NUDGE, size)
-        if same_pixels(polygons_rle([_points(line, size)], size), rle):
+        if same_pixels(encode_polygons([_points(line, size)], size), rle):
             return line
     outer, holes = rle_outlines(rle)
     return _shares(joined([*outer, *holes]), size)
@@ -76,4 +70,4 @@ def _points(line: str, size: tuple[int, int]) -> np.ndarray:
     return np.array([float(word) for word in line.split()]).reshape(-1, 2) * (size[1], size[0])
 
 
-TARGET = Target(task="instance", keeps=frozenset(), open=lambda categories, name: YoloPolygons(categories))
+TARGET = OutputFormat(task="instance", keeps=frozenset(), open=lambda categories, name: YoloPolygons(categories))

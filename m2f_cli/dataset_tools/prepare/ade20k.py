@@ -10,17 +10,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...config.presets import read_yaml
 from ...errors import DataError
 from ...runtime.archives import Tree
+from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
+from ...structures.rle import as_text, encode_mask
 from ...structures.run_lengths import values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
-from .pixels import box_of, encode, ids_to_rgb, image_info, read_rgb, read_values, segment_info
+from .pixels import box_of, encode, image_info, read_rgb, read_values, segment_info
 
-_SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
+SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
 _CLASSES = 150
 _NEAR = 30  # grey levels by which the colour of a further object of a class may differ from the class's own
 
@@ -41,7 +42,7 @@ def labels_minus_one(tree: Tree, item: Item) -> Made:
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectReader:
     """Reads annotations_instance: red is the number of a thing from 1, green that of an object of the picture.
 
     things: class ids of the instance classes, ascending.
@@ -72,7 +73,7 @@ class Objects:
 class ObjectEntry:
     """The picture and its objects for the instance json, as run lengths."""
 
-    objects: Objects
+    objects: ObjectReader
 
     def __call__(self, tree: Tree, item: Item) -> Made:
         size, found = self.objects.read(tree, item.sources[0])
@@ -82,7 +83,7 @@ class ObjectEntry:
                 "iscrowd": 0,
                 "category_id": category,
                 "bbox": box_of(mask_HW),
-                "segmentation": _run_lengths(mask_HW),
+                "segmentation": as_text(encode_mask(mask_HW)),
                 "area": int(np.count_nonzero(mask_HW)),
             }
             for category, mask_HW in found
@@ -91,7 +92,7 @@ class ObjectEntry:
 
 
 @dataclass(frozen=True)
-class SegmentMaker:
+class Ade20kSegments:
     """The PNG of segments and the picture's entry: one segment for each stuff class, over them the objects. Pixels of a
     thing without an object stay void. Areas of stuff are those before objects cover them, as published.
 
@@ -101,7 +102,7 @@ class SegmentMaker:
     colors: of the classes by their id; stuff: ids of stuff classes.
     """
 
-    objects: Objects
+    objects: ObjectReader
     colors: tuple[tuple[int, int, int], ...]
     stuff: frozenset[int]
 
@@ -111,7 +112,7 @@ class SegmentMaker:
         size, found = self.objects.read(tree, instances)
         if size != labels_HW.shape:
             raise DataError(f"{tree}: {instances} has {size} pixels (height, width), {labels} {labels_HW.shape}.")
-        colors = _Colors(item.name, {(0, 0, 0), *(self.colors[key] for key in self.stuff)})
+        colors = SegmentColors(item.name, {(0, 0, 0), *(self.colors[key] for key in self.stuff)})
         ids_HW, infos = np.zeros(size, dtype=np.int32), []
         regions = [(int(k), labels_HW == k) for k in values_in(labels_HW) if int(k) in self.stuff]
         for category, mask_HW in (*regions, *found):
@@ -124,7 +125,7 @@ class SegmentMaker:
         return Made(encode(ids_to_rgb(ids_HW)), [image_info(item.name, item.facts, size), annotation])
 
 
-class _Colors:
+class SegmentColors:
     """Colours of objects, each once: the class's own for its first object, near it for the others."""
 
     def __init__(self, name: str, taken: set[tuple[int, int, int]]):
@@ -140,16 +141,11 @@ class _Colors:
         return chosen
 
 
-def _run_lengths(mask_HW: np.ndarray) -> dict[str, Any]:
-    rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Table:
+class Ade20kTable:
     """Joins the entries of pictures to a COCO json."""
 
     categories: tuple[dict[str, Any], ...]
@@ -196,7 +192,7 @@ def plan(tree: Tree, partial: bool) -> Plan:
         DataError: a picture without annotation, or an annotation without picture.
     """
     counts, stages, needed, notes = [], [], [], []
-    for split, (short, size) in _SPLITS.items():
+    for split, (short, size) in SPLITS.items():
         pictures, labels = tree.names(f"images/{split}", PICTURES), tree.names(f"annotations/{split}", ".png")
         both = pairs(pictures, labels, partial=partial)
         counts.append(Count(split, len(both), size))
@@ -218,9 +214,9 @@ def plan(tree: Tree, partial: bool) -> Plan:
 def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, str]]) -> list[Stage]:
     """The stages of a split that need objects."""
     categories = panoptic_categories()
-    things = Objects(tuple(row["id"] for row in categories if row["isthing"]))
+    things = ObjectReader(tuple(row["id"] for row in categories if row["isthing"]))
     stuff = frozenset(row["id"] for row in categories if not row["isthing"])
-    segments = SegmentMaker(things, tuple(tuple(row["color"]) for row in categories), stuff)
+    segments = Ade20kSegments(things, tuple(tuple(row["color"]) for row in categories), stuff)
     of_picture, folder = dict(labels), f"ade20k_panoptic_{short}"
     both = [(picture, mask) for picture, mask in objects if picture in of_picture]
     plain = [Item(stem(picture), (mask,), None, PurePosixPath(picture).name) for picture, mask in both]
@@ -234,9 +230,9 @@ def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, 
             plain,
             ObjectEntry(things),
             f"ade20k_instance_{short}.json",
-            Table(instance_categories()).instances,
+            Ade20kTable(instance_categories()).instances,
         ),
-        Stage(folder, full, segments, f"{folder}.json", Table(categories).panoptic),
+        Stage(folder, full, segments, f"{folder}.json", Ade20kTable(categories).panoptic),
     ]
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from ...errors import DataError
 from ...runtime.archives import Tree
+from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.run_lengths import values_in
 from .base import Count, Item, Made, Plan, Preparer, Stage, pairs
 from .cityscapes_polygons import Label, Polygons, load_labels
-from .pixels import encode, ids_to_rgb, image_info, read_values, segment_info
+from .pixels import encode, image_info, read_values, segment_info
 
 OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
 _SIZES = {"train": 2975, "val": 500, "test": 1525}
@@ -25,7 +26,7 @@ _PICTURE, _POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
 
 
 @dataclass(frozen=True)
-class SegmentMaker:
+class CityscapesSegments:
     """The PNG of segments and the picture's entry: ids are the instance ids, groups of things are crowds, what is not
     evaluated is void.
 
@@ -59,7 +60,7 @@ class SegmentMaker:
 
 
 @dataclass(frozen=True)
-class Table:
+class CityscapesTable:
     """Joins the entries of pictures to the json, with the layout that the official script gives it."""
 
     categories: tuple[dict[str, Any], ...]
@@ -96,7 +97,7 @@ def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ..
             items = [item for item in items if not tree.has(item.target)]
         stages += [Stage(f"gtFine/{split}: {kind}", items, Polygons(kind, labels))] if items else []
     evaluated = {category.id: category.isthing for category in load_categories("cityscapes")}
-    maker = SegmentMaker(evaluated, frozenset(label.id for label in labels))
+    maker = CityscapesSegments(evaluated, frozenset(label.id for label in labels))
     folder = f"gtFine/cityscapes_panoptic_{split}"
     items = [
         Item(
@@ -106,7 +107,7 @@ def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ..
         )
         for name in polygons
     ]
-    return [*stages, Stage(folder, items, maker, f"{folder}.json", Table(_categories(labels)))]
+    return [*stages, Stage(folder, items, maker, f"{folder}.json", CityscapesTable(_categories(labels)))]
 
 
 def _categories(labels: tuple[Label, ...]) -> tuple[dict[str, Any], ...]:

@@ -11,7 +11,7 @@ from ...errors import DataError
 from ...runtime import documents
 from ...runtime.archives import Tree
 from ...structures.categories import load_categories
-from ...structures.run_lengths import values_in
+from ...structures.run_lengths import renamed, values_in
 from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, stem
 from .pixels import encode, read_rgb
 
@@ -32,14 +32,12 @@ class SemanticFromSegments:
         [png] = item.sources
         rgb_HW3 = read_rgb(tree, png).astype(np.int32)
         ids_HW = rgb_HW3[..., 0] | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2] << 16
-        present = values_in(ids_HW)
         numbers = {0: _VOID, **dict(item.facts)}
-        strange = [int(key) for key in present if int(key) not in numbers]
+        strange = [key for key in values_in(ids_HW).tolist() if key not in numbers]
         if strange:
             hint = "Json and PNGs must be of one release: copy both again."
             raise DataError(f"{tree}: {png} has the segment {strange[0]}, which its json does not list.", hint=hint)
-        labels = np.array([numbers[int(key)] for key in present], dtype=np.uint8)
-        return Made(encode(labels[np.searchsorted(present, ids_HW)]))
+        return Made(encode(renamed(ids_HW, numbers, _VOID, np.uint8)))
 
 
 def plan(tree: Tree, partial: bool) -> Plan:

@@ -1,16 +1,16 @@
-"""The memory of a stage that was stopped: the entries of the pictures that are done, one line each."""
+"""The memory of a stage that was stopped: the entries of the images that are done, one line each."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ...runtime.files import refuse_link, writing_to
+from ...runtime.jsonl import JsonLines, parse, whole_lines
 
 
-class Journal:
-    """Entries of a table's pictures, kept in a hidden file beside it until the table is written.
+class PrepareJournal:
+    """Entries of a table's images, kept in a hidden file beside it until the table is written.
 
     Args:
         table: None for a stage without a table: nothing is remembered.
@@ -19,50 +19,36 @@ class Journal:
 
     def __init__(self, table: Path | None, *, fresh: bool = False):
         self.entries: dict[str, Any] = {}
-        self.path = None if table is None else table.with_name(f".{table.name}.journal")
-        self.file: IO[bytes] | None = None
-        if self.path is None:
-            return
-        with writing_to(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            refuse_link(self.path)
-            self.file = self.path.open("w+b" if fresh else "a+b")
-        self._read()
+        self.lines = None if table is None else JsonLines(table.with_name(f".{table.name}.journal"), fresh=fresh)
+        if self.lines is not None:
+            for _, line in whole_lines(self.lines.path):
+                self._keep(line)
 
     @property
     def is_used(self) -> bool:
-        return self.path is not None
+        return self.lines is not None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> PrepareJournal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
+        if self.lines is not None:
+            self.lines.close()
 
     def append(self, name: str, entry: Any) -> None:
-        if self.file is None:
-            return
-        # What a later run reads must be what this one has: json knows no tuples and no whole-number keys.
-        line = json.dumps([name, entry])
-        self.entries[name] = json.loads(line)[1]
-        with writing_to(self.path):
-            self.file.write(line.encode() + b"\n")
-            self.file.flush()
+        if self.lines is not None:
+            # What a later run reads must be what this one has: JSON knows no tuples and no whole-number keys.
+            self.entries[name] = json.loads(json.dumps(entry))
+            self.lines.append([name, entry])
 
     def remove(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.path.unlink(missing_ok=True)
+        if self.lines is not None:
+            self.lines.close()
+            self.lines.path.unlink(missing_ok=True)
 
-    def _read(self) -> None:
-        offset = 0
-        self.file.seek(0)
-        for line in self.file:
-            try:
-                name, entry = json.loads(line)
-            except ValueError:  # the run was killed while it wrote this line
-                break
-            self.entries[name] = entry
-            offset += len(line)
-        self.file.truncate(offset)
+    def _keep(self, line: bytes) -> None:
+        try:
+            name, entry = parse(line)
+        except ValueError:  # not ours, or damaged: that image is prepared again
+            return
+        self.entries[name] = entry

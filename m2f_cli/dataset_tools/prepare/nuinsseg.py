@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...results.writers import coco_categories
 from ...runtime.archives import Tree
+from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.run_lengths import values_in
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is, pairs, stem
-from .pixels import encode, ids_to_rgb, image_info, read_values, segment_info
+from .pixels import encode, image_info, read_values, segment_info
 
 _SIZE = 665
 _EVERY = 5
@@ -41,7 +43,7 @@ def nuclei(tree: Tree, item: Item) -> Made:
 
 def join(entries: list[Any]) -> str:
     images, annotations = zip(*entries, strict=True) if entries else ((), ())
-    categories = [{**c.to_dict(), "isthing": int(c.isthing)} for c in load_categories("nuinsseg")]
+    categories = coco_categories(load_categories("nuinsseg"))
     return json.dumps({"images": images, "annotations": annotations, "categories": categories})
 
 

@@ -53,11 +53,6 @@ def encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) 
     return buffer.getvalue()
 
 
-def ids_to_rgb(ids_HW: np.ndarray) -> np.ndarray:
-    """COCO's colours of segment ids: id = R + 256 G + 65536 B."""
-    return np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16 & 255], axis=-1).astype(np.uint8)
-
-
 def box_of(mask_HW: np.ndarray) -> list[int]:
     """x, y, width, height of the true pixels; of none, zeros."""
     columns, rows = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (0, 1))

@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ...data.formats.cityscapes import LABEL_IDS
 from ...data.formats.label_maps import LabelFile
@@ -22,13 +21,12 @@ from ...data.formats.shapes import parse_shape
 from ...data.formats.value_map import ValueMap, value_map
 from ...data.records import DataSet, Record
 from ...errors import DataError
-from ...metrics.comparable import rle_of
 from ...results.types import Instances, PanopticMap, Result, Segment, SemanticMap
 from ...runtime import documents
 from ...runtime.archives import Tree
 from ...structures import Task, schemas
-from ...structures.annotations import TrueObject
 from ...structures.categories import Categories
+from ...structures.rle import encode_mask, encode_shape
 from ...structures.run_lengths import pair_counts
 from .matching import by_name, known_ids
 from .pngs import decode_ids, decode_mask, decode_values
@@ -211,7 +209,7 @@ def _read_object(given: Any, numbers: dict[int, int], where: str) -> dict[str, A
         and math.isfinite(given["score"])
     )
     if not is_plain:
-        said = schemas.read_as(schemas.Prediction, given, where, hint="Write the predictions again.")
+        said = schemas.read_as(schemas.PredictionRecord, given, where, hint="Write the predictions again.")
         given = {**given, **said.model_dump()}
     number_of(given["category_id"], numbers, where)
     return given
@@ -229,7 +227,7 @@ class _InstanceRead:
         shapes = [parse_shape(record.get("segmentation"), size, self.where) for record in self.records]
         if not all(shapes):
             raise DataError(f"{self.where}: the polygons of an object have fewer than three points each.")
-        rles = [rle_of(TrueObject(label, shape), size) for label, shape in zip(labels, shapes, strict=True)]
+        rles = [encode_shape(shape, size) for shape in shapes]
         return ranked(size, self.categories, labels, [record["score"] for record in self.records], rles)
 
 
@@ -324,7 +322,7 @@ class _CityscapesRead:
             if label_id in things:  # the official tool passes over the others
                 path = (folder / png).as_posix()
                 mask_HW = decode_mask(self.files.read(path), size, f"{self.files}/{path}")
-                rles.append(coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8)))
+                rles.append(encode_mask(mask_HW))
                 labels.append(things[label_id])
                 scores.append(score)
         return ranked(size, self.categories, labels, scores, rles)

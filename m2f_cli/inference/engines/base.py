@@ -208,9 +208,7 @@ class EngineSegmenter(Segmenter):
         self.notes = (
             []
             if described.size is None
-            else [
-                f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."
-            ]
+            else [f"The file takes images of {described.size[0]} x {described.size[1]}: others are resized to fit."]
         )
         self.default_task = self.check_task(task or self.config.task)
 
@@ -235,7 +233,7 @@ class EngineSegmenter(Segmenter):
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Prepared]) -> dict[str, Tensor]:
         """All that the file gives for some pictures, by name; see `Engine`."""
-        return self._run(self._collate([prepared.pixels_CHW for prepared in batch]))
+        return self._run(self.collate([prepared.pixels_CHW for prepared in batch]))
 
     def answers(self, batch: Sequence[Prepared]) -> list[Result]:
         """The results of the post-processing inside the file, at the size of its input, padding included.
@@ -252,14 +250,14 @@ class EngineSegmenter(Segmenter):
             for i in range(len(batch))
         ]
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs = self._run(images_BCHW)
         classes, masks_BQHW = outputs[CLASS_LOGITS].float(), outputs[MASK_LOGITS].float()
         if not masks_BQHW.isfinite().all():
             raise M2FError(f"{self.source} answered with NaN or infinity in {self.precision}.")
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q, exactly.
         each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
-        return classes, each, masks_BQHW, None
+        return classes, each, masks_BQHW
 
     def _run(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """A batch of any length, also where the file's own is fixed: the last one is filled up with zeros."""

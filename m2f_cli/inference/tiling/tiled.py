@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from ...errors import ConfigError
 from ...results.types import Instances, PanopticMap, Segment, SemanticMap
 from ...structures import Task
 from ...structures.categories import Categories
+from ..base import BaseSegmenter, Wrapper
 from ..mask_rendering import Band, bands
-from ..wrapper import Wrapper
 from .grid import Box, Grid
 from .stitching import Joiner, union_rle
 
@@ -28,7 +28,7 @@ SEAM_ELEMENTS = 2**26  # class scores kept between two rows of windows: 256 MiB 
 LEAST_TILE = 32
 
 
-def tiled(segmenter: Any, tile: int, overlap: float = 0.25, *, tasks: Sequence[Task] = ()) -> Tiled:
+def tiled(segmenter: BaseSegmenter, tile: int, overlap: float = 0.25) -> Tiled:
     """`segmenter`, with pictures larger than a tile done in windows. Smaller ones give exactly what they gave.
 
     Args:
@@ -36,16 +36,14 @@ def tiled(segmenter: Any, tile: int, overlap: float = 0.25, *, tasks: Sequence[T
             resized to its test size. So `tile` chooses the scale: the model's short edge (800 for COCO) keeps pixels
             as they are, half of it shows everything at twice the size. All windows of a picture are of one size.
         overlap: least share of a tile that two neighbours have in common. A thing should fit into it to be seen whole.
-        tasks: what will be asked of `finish` for one picture, with the same thresholds: the first call does all of
-            them, so that each window goes through the network once.
 
     Semantic: class scores are blended around the seams. Panoptic: each pixel is its window's own, stuff is one segment
     per class, and things are joined (`joining.Joiner`). Instances: joined things are the union of what the windows saw,
     and what a neighbour saw better is dropped; `top_k` counts per window. The score of a joined thing is the mean over
     its pieces, weighted by area.
 
-    A large picture goes through the network in `finish`, under a lock, because only the task says what to keep of each
-    window.
+    A large image goes through the network in `finish`, under a lock, because only the task says what to keep of each
+    window. `finish_all` needs one pass over the windows for several tasks.
 
     Raises:
         ConfigError: a tile below 32 pixels, or an overlap that is not above 0 and at most 0.5.
@@ -56,25 +54,22 @@ def tiled(segmenter: Any, tile: int, overlap: float = 0.25, *, tasks: Sequence[T
         raise ConfigError(f"The overlap of tiles is a share above 0, at most 0.5, not {overlap}.")
     if isinstance(segmenter, Tiled):
         raise ConfigError("These are tiles already: tiled() goes around a model once.")
-    return Tiled(segmenter, tile, max(1, round(tile * overlap)), tasks)
+    return Tiled(segmenter, tile, max(1, round(tile * overlap)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tiles:
-    """A picture that goes through the network window by window, and results of it that nobody has asked for yet."""
+    """An image that goes through the network window by window."""
 
     image_HWC: np.ndarray
-    results: dict[Any, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
 
 class Tiled(Wrapper):
     """See `tiled`."""
 
-    def __init__(self, inner: Any, tile: int, overlap: int, tasks: Sequence[Task]):
+    def __init__(self, inner: BaseSegmenter, tile: int, overlap: int):
         super().__init__(inner)
         self.tile, self.overlap = tile, overlap
-        self.together = [self.check_task(task) for task in tasks]
         self._network = threading.Lock()
         self.notes = [*inner.notes, f"Pictures above {tile} pixels are done in tiles that overlap by {overlap}."]
 
@@ -88,34 +83,31 @@ class Tiled(Wrapper):
             answers = iter(self.inner.infer(small) if small else [])
         return [each if isinstance(each, Tiles) else next(answers) for each in batch]
 
-    @torch.inference_mode()
     def finish(
         self, raw: Any, task: Task | None = None, **thresholds: float | int | None
     ) -> PanopticMap | Instances | SemanticMap:
-        """As `Segmenter.finish`; a large picture goes through the network here."""
+        """As `Segmenter.finish`; a large image goes through the network here."""
         task = self.check_task(task or self.default_task)
-        if not isinstance(raw, Tiles):
-            return self.inner.finish(raw, task, **thresholds)
-        asked = tuple(sorted(thresholds.items()))
-        with raw.lock:
-            if (task, asked) not in raw.results:
-                done = self._run(raw.image_HWC, list(dict.fromkeys([task, *self.together])), thresholds)
-                raw.results |= {(each, asked): result for each, result in done.items()}
-            return raw.results.pop((task, asked))
+        return self.finish_all(raw, [task], **thresholds)[task]
 
-    def _run(self, image_HWC: np.ndarray, tasks: list[Task], thresholds: dict[str, Any]) -> dict[Task, Any]:
+    @torch.inference_mode()
+    def finish_all(self, raw: Any, tasks: Sequence[Task], **thresholds: float | int | None) -> dict[Task, Any]:
+        """As `finish` for each task; each window goes through the network once."""
+        if not isinstance(raw, Tiles):
+            return self.inner.finish_all(raw, tasks, **thresholds)
+        image_HWC = raw.image_HWC
         grid = Grid.of(image_HWC.shape[:2], self.tile, self.overlap)
         mosaics = {task: MOSAICS[task](grid, self.categories) for task in tasks}
         for i, j in grid:
             top, left, bottom, right = grid.box(i, j)
             prepared = self.inner.prepare(np.ascontiguousarray(image_HWC[top:bottom, left:right]))
             with self._network:
-                [raw] = self.inner.infer([prepared])
+                [answer] = self.inner.infer([prepared])
             for task, mosaic in mosaics.items():
                 if task == "semantic":
-                    mosaic.add(i, j, self.inner.semantic_scores(raw))
+                    mosaic.add(i, j, self.inner.semantic_scores(answer))
                 else:
-                    mosaic.add(i, j, self.inner.finish(raw, task, **thresholds))
+                    mosaic.add(i, j, self.inner.finish(answer, task, **thresholds))
         return {task: mosaic.result() for task, mosaic in mosaics.items()}
 
 

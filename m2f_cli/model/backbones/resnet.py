@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2015) as detectron2 lays it out: the stride sits in the 3x3 convolution
+"""ResNet (He et al. 2015) as in detectron2: the 3x3 convolution has the stride
 (docs/methods/published-behaviour.md#3-2)."""
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.cpu.chunking import is_tracing
-from ..layers import ConvNorm, FrozenBatchNorm
+from ...ops.dispatch import is_tracing
+from ..layers.conv import ConvNorm, FrozenBatchNorm
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def fixed_affine_bn(channels: int) -> nn.BatchNorm2d:
-    """Batch norm whose scale and shift are not trained while its statistics move, as in MMSegmentation
+    """Make a batch norm whose statistics move while its scale and shift are not trained, as in MMSegmentation
     (docs/methods/published-behaviour.md#2-6)."""
     return nn.BatchNorm2d(channels).requires_grad_(False)
 
@@ -33,6 +33,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, the first with the stride, and a shortcut: the block of ResNet-18 and -34."""
+
+    recomputable = True
 
     expansion = 1
 
@@ -50,6 +52,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 (stride, dilation), 1x1 convolutions and a shortcut: the block of ResNet-50 and -101."""
 
+    recomputable = True
+
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int, norm: Callable):
@@ -66,7 +70,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-50 or -101, as published; or one of the small ones, for small data and small machines.
+    """ResNet-50 or -101 as published, or ResNet-18 or -34 for small data sets and machines.
 
     Args:
         depth: 18, 34, 50 or 101.

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, MissingDependency, unknown_name
 
-# Options by which timm would fetch files or unpickle them; weights come through our own readers alone.
+# Options by which timm would download or unpickle files; only our own readers read weights.
 _FETCHING = ("checkpoint_path", "cache_dir", "pretrained_")
 
 
 class Timm(nn.Module):
-    """A timm model through `features_only`.
+    """Backbone from a timm model with `features_only`.
 
     Args:
         model: timm's name of it, such as "convnext_tiny" or "resnet50d".
@@ -40,21 +40,21 @@ class Timm(nn.Module):
         if not timm.is_model(model):
             raise unknown_name("timm model", model, timm.list_models())
         self.net = timm.create_model(model, pretrained=False, features_only=True, **options)
-        strides = {stride: place for place, stride in enumerate(self.net.feature_info.reduction())}
+        strides = {stride: index for index, stride in enumerate(self.net.feature_info.reduction())}
         missing = [stride for stride in (4, 8, 16, 32) if stride not in strides]
         if missing:
             raise ConfigError(
                 f"The timm model {model!r} has features at strides {list(strides)}, but 4, 8, 16 and 32 are needed.",
                 hint="Choose a hierarchical model, such as convnext_tiny, resnet50 or swinv2_tiny_window8_256.",
             )
-        self.places = {stride: strides[stride] for stride in (4, 8, 16, 32)}
+        self.indices = {stride: strides[stride] for stride in (4, 8, 16, 32)}
         channels = self.net.feature_info.channels()
-        self.channels = {stride: channels[place] for stride, place in self.places.items()}
+        self.channels = {stride: channels[index] for stride, index in self.indices.items()}
 
     def forward(self, images_BCHW: Tensor) -> dict[int, Tensor]:
         maps = self.net(images_BCHW)
         return {
-            stride: self._channels_first(maps[place], self.channels[stride]) for stride, place in self.places.items()
+            stride: self._channels_first(maps[index], self.channels[stride]) for stride, index in self.indices.items()
         }
 
     @staticmethod

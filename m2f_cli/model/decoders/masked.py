@@ -1,5 +1,7 @@
-"""The masked-attention decoder of Mask2Former (docs/methods/published-behaviour.md#3-5): queries look only where their
-last mask was."""
+"""The masked-attention decoder of Mask2Former (docs/methods/published-behaviour.md#3-5).
+
+Queries attend only where their last mask was.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +14,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.cpu.chunking import PIECE, is_tracing
+from ...ops.cpu.chunking import CHUNK_ELEMENTS
 from ...ops.cpu.linear import Linear
+from ...ops.dispatch import is_tracing
 from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, full_precision, keys_and_values, sine_positions, xavier_init
+from ..attention_masks import masked_attention
+from ..layers import xavier_init
+from ..layers.attention import Attention, keys_and_values
+from ..layers.feed_forward import MLP, FeedForward
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision
 
 if TYPE_CHECKING:
     from ..pilots import Pilots
 
 
-def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
-    """A query whose mask is empty attends everywhere; True = may attend."""
-    return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
-
-
-def masked_attention(mask_embeds_BQC: Tensor, features_BCS: Tensor, offsets_BQ1: Tensor | float = 0.0) -> Tensor:
-    """Where each query may attend: the cells that its mask covers (probability of at least one half).
-
-    Resizing is linear, so masks of resized features are the resized masks: no full-size mask is rendered.
-
-    Args:
-        offsets_BQ1: what is added to the products.
-    """
-    logits_BQS = mask_embeds_BQC.detach() @ features_BCS.detach()
-    return open_empty_rows(logits_BQS >= -offsets_BQ1)
-
-
 def _is_shared(key_BSC: Tensor, layers: int) -> bool:
+    """Return True if so many layers share the products of a level. On a CPU, large ones would need too much memory."""
     if is_tracing() or torch.is_grad_enabled() or key_BSC.device.type != "cpu":
         return True
-    return layers * key_BSC.numel() <= PIECE
+    return layers * key_BSC.numel() <= CHUNK_ELEMENTS
 
 
 class DecoderLayer(nn.Module):
     """Post-norm: masked cross-attention, then self-attention, then a feed-forward network."""
+
+    recomputable = True
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int):
         super().__init__()
@@ -65,7 +59,7 @@ class DecoderLayer(nn.Module):
         may_attend_BQS: Tensor,
         may_see_1QQ: Tensor | None = None,
     ) -> Tensor:
-        """Keys and values are those of `keys_and_values`."""
+        """Apply the layer to queries; keys and values are those of `keys_and_values`."""
         x_BQC = self.norm1(x_BQC + self.cross_attn.attend(x_BQC + position_QC, key_BSC, value_BSC, may_attend_BQS))
         placed_BQC = x_BQC + position_QC
         x_BQC = self.norm2(x_BQC + self.self_attn(placed_BQC, placed_BQC, x_BQC, may_see_1QQ))
@@ -73,7 +67,7 @@ class DecoderLayer(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    """Queries to classes and masks.
+    """Decoder from queries to classes and masks.
 
     Args:
         num_classes: without "no object".
@@ -117,12 +111,13 @@ class MaskedDecoder(nn.Module):
         xavier_init(self.layers)
 
     def forward(self, features: PixelFeatures, pilots: Pilots | None = None) -> Prediction:
-        """
+        """Return the predictions of all layers, the one before the first layer included.
+
         Args:
             pilots: MP-Former's queries of this batch; they come before the ordinary ones in every layer's answers.
         """
         mask_features_BCHW = features.mask_features_BCHW
-        # Outside training all but keys and values is fp32: few numbers, but they decide which pixels are looked at.
+        # Outside training all but keys and values is fp32: these few numbers decide which pixels are attended to.
         exact = contextlib.nullcontext if self.training else partial(full_precision, mask_features_BCHW.device)
         sizes = [tuple(level_BCHW.shape[-2:]) for level_BCHW in features.levels]
         small = [
@@ -135,17 +130,19 @@ class MaskedDecoder(nn.Module):
         for i, (layer, memory) in enumerate(zip(self.layers, self.memories(features.levels), strict=True)):
             level = i % len(sizes)
             with exact():
-                embeds_BQC, offsets_BQ1 = features.of_queries(outputs[-1].mask_embeds_BQC)
-                may_attend_BQS = masked_attention(embeds_BQC, small[level], offsets_BQ1)
+                may_attend_BQS = masked_attention(outputs[-1].mask_embeds_BQC, small[level])
                 if pilots is not None:
                     may_attend_BQS = pilots.guide(may_attend_BQS, i, sizes[level], self.num_heads)
                 x_BQC = layer(x_BQC, position_QC, *memory, may_attend_BQS, may_see_1QQ)
                 outputs.append(self.predict(x_BQC))
-        return Prediction(mask_features_BCHW, outputs, features.projection)
+        return Prediction(mask_features_BCHW, outputs)
 
     def memories(self, levels: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values, projected. Layers that look at the same level share the products; but not those
-        of a large level in prediction on a CPU, where that gains no time and all layers' are more than one's."""
+        """Yield the projected keys and values of each layer.
+
+        Layers that attend to the same level share the products. Those of a large level in prediction on a CPU do not:
+        there it gains no time and needs the memory of all layers.
+        """
         inputs = []
         for i, level_BCHW in enumerate(levels):
             with full_precision(level_BCHW.device):
@@ -163,17 +160,17 @@ class MaskedDecoder(nn.Module):
             yield ready.pop(i)
 
     def queries(self, batch: int, pilots: Pilots | None) -> tuple[Tensor, Tensor | float, Tensor | None]:
-        """What the queries start from, their positions, and who sees whom in self-attention (None: all see all)."""
+        """Return what the queries start from, their positions, and who sees whom in self-attention (None: all)."""
         x_BQC = self.query_feat.weight.expand(batch, -1, -1)
         position_QC = 0.0 if self.query_embed is None else self.query_embed.weight
         if pilots is None:
             return x_BQC, position_QC, None
         x_BQC = torch.cat([pilots.content(self.label_embed), x_BQC], dim=1)
-        if self.query_embed is not None:  # pilots have none: their masks say where they are
+        if self.query_embed is not None:  # pilots have none: their masks say where to attend
             position_QC = F.pad(position_QC, (0, 0, len(pilots), 0))
         return x_BQC, position_QC, pilots.visibility(len(self.query_feat.weight))
 
     def predict(self, x_BQC: Tensor) -> LayerOutput:
-        """Class logits and mask embeddings of the queries as they stand after a layer."""
+        """Return class logits and mask embeddings of the queries after a layer."""
         x_BQC = self.norm(x_BQC)
         return LayerOutput(self.class_embed(x_BQC), self.mask_embed(x_BQC))

@@ -1,8 +1,7 @@
-"""The baselines of MaskFormer's tables: a class for each pixel (docs/methods/published-behaviour.md#2-4; MaskFormer,
-section 4.1).
+"""The per-pixel baselines of MaskFormer (docs/methods/published-behaviour.md#2-4; MaskFormer, section 4.1).
 
-Both are decoders as any other: they answer with one query per class, whose class is fixed and whose mask logits are the
-logits of that class. So the class of a pixel is that of the query with the highest mask logit.
+Both have the interface of the other decoders. They answer with one query per class, whose class is fixed and whose mask
+logits are the logits of that class. So the class of a pixel is that of the query with the highest mask logit.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _CERTAIN = 1e4  # a difference of class logits whose softmax is exactly 0 and 1,
 
 
 class FixedClasses(nn.Module):
-    """The class logits of queries that stand for one class each: nothing to learn."""
+    """Constant class logits of queries that stand for one class each."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -31,7 +30,7 @@ class FixedClasses(nn.Module):
 class PerPixelDecoder(nn.Module):
     """PerPixelBaseline: a linear classifier on the mask features.
 
-    Its bias travels as one more channel of the mask features, which is 1 everywhere.
+    For its bias, the mask features get one more channel, which is 1 everywhere.
     """
 
     def __init__(self, num_classes: int, in_dim: int, mask_dim: int):
@@ -42,7 +41,7 @@ class PerPixelDecoder(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: PixelFeatures, pilots: None = None) -> Prediction:
-        mask_features_BCHW = features.projected().mask_features_BCHW
+        mask_features_BCHW = features.mask_features_BCHW
         ones_B1HW = torch.ones_like(mask_features_BCHW[:, :1])
         embeds_QC = torch.cat([self.classifier.weight.flatten(1), self.classifier.bias[:, None]], dim=1)
         embeds_BQC = embeds_QC.expand(mask_features_BCHW.shape[0], -1, -1)

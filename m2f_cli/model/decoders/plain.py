@@ -11,14 +11,22 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...ops.cpu.linear import Linear
 from ...structures.predictions import LayerOutput, PixelFeatures, Prediction
-from ..layers import MLP, Attention, FeedForward, dropout, full_precision, pointwise, sine_positions, xavier_init
+from ..layers import xavier_init
+from ..layers.attention import Attention
+from ..layers.conv import pointwise
+from ..layers.feed_forward import MLP, FeedForward, dropout
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision
 
 
 class PlainLayer(nn.Module):
     """Self-attention, then cross-attention, then a feed-forward network.
 
-    pre_norm: normalise the input of each part and not the sum after it.
+    Args:
+        pre_norm: normalise the input of each part and not the sum after it.
     """
+
+    recomputable = True
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool):
         super().__init__()
@@ -34,11 +42,11 @@ class PlainLayer(nn.Module):
         def attend_to_each_other(x: Tensor) -> Tensor:
             return self.self_attn(x + position_QC, x + position_QC, x)
 
-        def attend_to_picture(x: Tensor) -> Tensor:
+        def attend_to_image(x: Tensor) -> Tensor:
             return self.cross_attn(x + position_QC, key_BSC, value_BSC)
 
         x_BQC = self._residual(x_BQC, attend_to_each_other, self.norm1)
-        x_BQC = self._residual(x_BQC, attend_to_picture, self.norm2)
+        x_BQC = self._residual(x_BQC, attend_to_image, self.norm2)
         return self._residual(x_BQC, self.ffn, self.norm3)
 
     def _residual(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
@@ -48,15 +56,15 @@ class PlainLayer(nn.Module):
 
 
 class PlainDecoder(nn.Module):
-    """Queries to classes and masks. Queries start as zeros; their learned positions tell them apart.
+    """Decoder from queries to classes and masks. Queries start as zeros; their learned positions differ.
 
     Args:
         num_classes: without "no object".
         in_dim: channels of the level; a 1x1 convolution brings it to `dim` where they differ, or where
             `enforce_input_proj` asks for it.
         mask_dim: channels of the mask features.
-        num_layers: 6 in every published model, and 6 it is.
-        deep_supervision: whether every layer answers, or the last one alone.
+        num_layers: 6 in every published model.
+        deep_supervision: True if every layer answers, False if only the last one does.
     """
 
     def __init__(
@@ -89,9 +97,10 @@ class PlainDecoder(nn.Module):
         xavier_init(self.blocks)
 
     def forward(self, features: PixelFeatures, pilots: None = None) -> Prediction:
-        """
+        """Return the predictions of the layers that answer.
+
         Raises:
-            ConfigError: there are pilots, which have no way in here.
+            ConfigError: there are pilots, which this decoder cannot use.
         """
         if pilots is not None:
             raise ConfigError(
@@ -104,7 +113,7 @@ class PlainDecoder(nn.Module):
 
     def decode(self, features: PixelFeatures) -> Prediction:
         [level_BCHW] = features.levels
-        level_BCHW = level_BCHW if self.training else level_BCHW.float()  # under autocast the backbone's own format
+        level_BCHW = level_BCHW if self.training else level_BCHW.float()  # it has the format of the backbone
         position_SC = sine_positions(*level_BCHW.shape[-2:], self.dim, level_BCHW.device)
         level_BCHW = level_BCHW if self.input_proj is None else pointwise(self.input_proj, level_BCHW)
         value_BSC = level_BCHW.flatten(2).transpose(1, 2)
@@ -116,9 +125,9 @@ class PlainDecoder(nn.Module):
             x_BQC = block(x_BQC, position_QC, key_BSC, value_BSC)
             if self.deep_supervision or i == len(self.blocks):
                 outputs.append(self.predict(x_BQC))
-        return Prediction(features.mask_features_BCHW, outputs, features.projection)
+        return Prediction(features.mask_features_BCHW, outputs)
 
     def predict(self, x_BQC: Tensor) -> LayerOutput:
-        """Class logits and mask embeddings of the queries as they stand after a layer."""
+        """Return class logits and mask embeddings of the queries after a layer."""
         x_BQC = self.output_norm(x_BQC)
         return LayerOutput(self.class_embed(x_BQC), self.mask_embed(x_BQC))

@@ -12,29 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.cache import cached_by_shape
-from ...ops.compiled import Compilable
-from ...ops.cpu.chunking import in_pieces, is_tracing
+from ...ops.compiled import CompilableOp
+from ...ops.cpu.chunking import in_chunks
 from ...ops.cpu.linear import Linear
 from ...ops.deformable_attention import deform_attn
-from ...structures.predictions import PixelFeatures, Projection
-from ..layers import (
-    ConvNorm,
-    FeedForward,
-    channels_last,
-    full_precision,
-    group_norm,
-    is_half,
-    pointwise,
-    sine_positions,
-    xavier_init,
-)
+from ...ops.dispatch import is_tracing
+from ...structures.predictions import PixelFeatures
+from ..layers import xavier_init
+from ..layers.conv import ConvNorm, channels_last, group_norm, pointwise
+from ..layers.feed_forward import FeedForward
+from ..layers.positions import sine_positions
+from ..layers.precision import full_precision, is_half
 
 Shapes = tuple[tuple[int, int], ...]
 
 
 @cached_by_shape
 def centres(shapes: Shapes, device: torch.device) -> Tensor:
-    """(S, 2): x and y of each token's own centre, as parts of width and height."""
+    """Return the centre of each token, (S, 2): x and y as parts of width and height."""
     parts = []
     for height, width in shapes:
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
@@ -45,20 +40,22 @@ def centres(shapes: Shapes, device: torch.device) -> Tensor:
 
 @cached_by_shape
 def level_sizes(shapes: Shapes, heads: int, points: int, device: torch.device) -> Tensor:
-    """(2, A·L·P): width and height of the level of each sample, in the order of the sampling offsets."""
+    """Return width and height of the level of each sample, (2, A·L·P), in the order of the sampling offsets."""
     sizes_L2 = torch.tensor(shapes, dtype=torch.float32, device=device).flip(1)
     return sizes_L2.T.repeat_interleave(points, 1).repeat(1, heads)
 
 
 def reference_points(centres_S2: Tensor, sizes_2X: Tensor) -> Tensor:
-    """(S, 2·A·L·P): centres in pixels of every level (0 = centre of the first pixel), in the order of the sampling
-    offsets: a block of x, a block of y. Made anew where it is needed: that costs less than to read it, and at 2048 x
-    2048 it would be 66 MB."""
+    """Return centres in pixels of every level, (S, 2·A·L·P); 0 is the centre of the first pixel.
+
+    The order is that of the sampling offsets: a block of x, a block of y. The result is not cached: to compute it costs
+    less than to read it from memory.
+    """
     return (centres_S2[:, :, None] * sizes_2X - 0.5).flatten(1)
 
 
 def softmax_of_few(x: Tensor) -> Tensor:
-    """Softmax over a short last axis. Written out: PyTorch's CPU kernel is 5 times slower on rows of 12."""
+    """Compute the softmax over a short last axis, for which PyTorch's CPU kernel is slow."""
     return _softmax(x) if torch.is_grad_enabled() or is_tracing() or x.device.type != "cpu" else softmax_on_cpu(x)
 
 
@@ -67,11 +64,11 @@ def _softmax(x: Tensor) -> Tensor:
     return exponentials / exponentials.sum(-1, keepdim=True)
 
 
-softmax_on_cpu = Compilable(_softmax)  # without gradients
+softmax_on_cpu = CompilableOp(_softmax)  # without gradients
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at `num_points` places per level and head, around a reference point.
+    """Attention of each query to `num_points` points per level and head, around a reference point.
 
     The rows of `sampling_offsets` are ordered (x or y, head, level, point), so that x and y come out as two blocks.
     """
@@ -86,14 +83,14 @@ class DeformableAttention(nn.Module):
         self._init()
 
     def _init(self) -> None:
-        """Points start on squares around the reference: head h looks in direction 2πh/heads, point p at p+1 pixels."""
+        """Start points on squares around the reference: head h in direction 2πh/heads, point p at p+1 pixels."""
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
         for predictor in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(predictor.weight)
             nn.init.zeros_(predictor.bias)
-        # On the CPU also where the parameters are on the meta device: arithmetic there imports PyTorch's compiler.
+        # On the CPU even if the parameters are on the meta device: arithmetic there imports PyTorch's compiler.
         angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions_2A = torch.stack([angles.cos(), angles.sin()])
         directions_2A = directions_2A / directions_2A.abs().amax(0)
@@ -111,17 +108,18 @@ class DeformableAttention(nn.Module):
         valid_BS: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """
+        """Attend.
+
         Args:
-            references: (N, 2·A·L·P) or (B, N, 2·A·L·P), where each query looks from, in pixels of each level: the same
-                for all heads and points, in the order of the sampling offsets.
+            references: (N, 2·A·L·P) or (B, N, 2·A·L·P), the reference point of each query in pixels of each level, the
+                same for all heads and points, in the order of the sampling offsets.
             valid_BS: False where a value is padding and counts as zero.
             residual: added to the result.
         """
         return self.sample(query_BNC, self.values(value_BSC, valid_BS), references, shapes, residual)
 
     def values(self, value_BSC: Tensor, valid_BS: Tensor | None = None) -> Tensor:
-        """What `sample` sums, (B, S, A, D)."""
+        """Project the values that `sample` sums, (B, S, A, D)."""
         value_BSC = self.value_proj(value_BSC).float()
         if valid_BS is not None:
             value_BSC = value_BSC * valid_BS[..., None]
@@ -130,19 +128,21 @@ class DeformableAttention(nn.Module):
     def sample(
         self, query_BNC: Tensor, value_BSAD: Tensor, references: Tensor, shapes: Shapes, residual: Tensor | None = None
     ) -> Tensor:
-        """The rest of `forward`, of which each query is independent of the others. fp32 up to the last product."""
+        """Do the rest of `forward`, in fp32 up to the last product. Queries are independent of each other."""
         with full_precision(query_BNC.device):
             B, N, _ = query_BNC.shape
             heads_levels_points = (self.num_heads, self.num_levels, self.num_points)
-            places_BNX = self.sampling_offsets(query_BNC, residual=references.expand(B, -1, -1))
-            x, y = places_BNX.view(B, N, 2, *heads_levels_points).unbind(2)
+            points_BNX = self.sampling_offsets(query_BNC, residual=references.expand(B, -1, -1))
+            x, y = points_BNX.view(B, N, 2, *heads_levels_points).unbind(2)
             weights = softmax_of_few(self.attention_weights(query_BNC).view(B, N, self.num_heads, -1))
             sampled_BNC = deform_attn(value_BSAD, shapes, x, y, weights.view(B, N, *heads_levels_points))
         return self.output_proj(sampled_BNC, residual=residual)
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm: deformable self-attention, then a feed-forward network. Positions enter the query only."""
+    """Post-norm layer: deformable self-attention, then a feed-forward network. Positions enter the query only."""
+
+    recomputable = True
 
     def __init__(self, dim: int, ffn_dim: int, num_levels: int, num_heads: int, num_points: int):
         super().__init__()
@@ -153,25 +153,24 @@ class EncoderLayer(nn.Module):
         xavier_init(self.ffn)
 
     def forward(self, x_BSC: Tensor, position_SC: Tensor, centres_S2: Tensor, shapes: Shapes) -> Tensor:
-        """fp32 but, under autocast, the products: of the values, of what was sampled, of the feed-forward network."""
+        """Apply the layer. Under autocast only values, output projection and feed-forward network are not fp32."""
         value_BSAD = self.attn.values(x_BSC)
         sizes = level_sizes(shapes, self.attn.num_heads, self.attn.num_points, x_BSC.device)
 
-        def of_some(x_BNC: Tensor, position_NC: Tensor, centres_N2: Tensor) -> Tensor:
+        def attend_and_feed_forward(x_BNC: Tensor, position_NC: Tensor, centres_N2: Tensor) -> Tensor:
             references = reference_points(centres_N2, sizes)
             x_BNC = self.norm1(self.attn.sample(x_BNC + position_NC, value_BSAD, references, shapes, x_BNC).float())
             return self.norm2(self.ffn(x_BNC, residual=x_BNC).float())
 
-        return in_pieces(of_some, self.ffn.linear1.out_features, x_BSC, position_SC, centres_S2)
+        return in_chunks(attend_and_feed_forward, self.ffn.linear1.out_features, x_BSC, position_SC, centres_S2)
 
 
 class DeformablePixelDecoder(nn.Module):
     """Multi-scale deformable attention pixel decoder.
 
-    Under autocast, its feed-forward networks, the projections of what is sampled and all of stride 4 are of the lower
-    precision, which is most of its arithmetic and little of its error; places, weights and sums of the attention, the
-    encoder's norms and what comes out stay fp32. But training in fp16 is fp32 throughout, as published: its gradients
-    leave the range of fp16, and bf16 has that of fp32.
+    Under autocast, feed-forward networks, value and output projections and all of stride 4 have the lower precision:
+    most of the arithmetic and little of the error. Sampling points, attention weights, sums, norms and the result stay
+    fp32. Training in fp16 is fp32 throughout, as published, because gradients leave the range of fp16.
 
     Args:
         channels: of the backbone's features, by stride.
@@ -220,20 +219,12 @@ class DeformablePixelDecoder(nn.Module):
             lateral = channels_last(self.lateral(features[4].float() if is_exact else features[4]))
             coarse = channels_last(levels[-1].to(lateral.dtype))
             upsampled = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            fine = upsampled.add_(lateral)  # in place: the largest map there is
+            fine = upsampled.add_(lateral)  # in place: this is the largest map
             y_BCHW = self.output(fine)
-            if self._is_left_to_queries(device):
-                projection = Projection(self.mask_features.weight.flatten(1), self.mask_features.bias)
-                return PixelFeatures(y_BCHW.float(), levels, projection)
             return PixelFeatures(pointwise(self.mask_features, y_BCHW).float(), levels)
 
-    def _is_left_to_queries(self, device: torch.device) -> bool:
-        """Whether the last projection is the queries' affair. The loss reads features between pixels and beyond the
-        border, where there is nothing and no bias; and a graph should have the published shape."""
-        return not (self.training or torch.is_grad_enabled() or is_tracing() or device.type == "meta")
-
     def encode(self, features: list[Tensor]) -> list[Tensor]:
-        """The deformable encoder: feature maps in and out, coarse to fine."""
+        """Apply the deformable encoder to feature maps, coarse to fine."""
         with full_precision(features[0].device):
             maps = [proj(feature) for proj, feature in zip(self.input_projs, features, strict=True)]
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)

@@ -1,6 +1,6 @@
-"""The feature-aligned pyramid network (FaPN, Huang et al., ICCV 2021): a pixel decoder that selects and aligns.
+"""The feature-aligned pyramid network (FaPN, Huang et al., ICCV 2021).
 
-A feature pyramid adds an upsampled coarse map to a fine one, although its edges are somewhere else by then. FaPN first
+A feature pyramid adds an upsampled coarse map to a fine one, although their edges do not match. FaPN first
 weighs the fine map's channels (feature selection, section 3.2), then lets a modulated deformable convolution move the
 coarse map onto it (feature alignment, section 3.1), and adds the two.
 """
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from ...structures.predictions import PixelFeatures
-from ..layers import ConvNorm, group_norm
+from ..layers.conv import ConvNorm, group_norm
 
 KERNEL = 3
 
 
 class FeatureSelection(nn.Module):
-    """Keep what matters of a fine map: x + gate·x with a gate per channel, then a 1x1 convolution."""
+    """Weighting of the channels of a fine map, x + gate·x, then a 1x1 convolution."""
 
     def __init__(self, in_channels: int, dim: int):
         super().__init__()
@@ -34,7 +34,7 @@ class FeatureSelection(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """Move a coarse map, upsampled, onto a fine one: a 3x3 deformable convolution with modulation (DCN v2), ReLU.
+    """Alignment of an upsampled coarse map with a fine one: a 3x3 deformable convolution (DCN v2), then ReLU.
 
     Offsets and modulations come from both maps. They start at 0, which is a plain 3x3 convolution, half modulated.
 
@@ -52,16 +52,16 @@ class FeatureAlignment(nn.Module):
         nn.init.zeros_(self.offsets.bias)
 
     def forward(self, fine_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
-        """Both of the fine map's size; the coarse one comes back, moved."""
+        """Return the coarse map, aligned. Both maps have the size of the fine one."""
         found = self.offsets(self.compare(torch.cat([fine_BCHW, 2 * coarse_BCHW], dim=1)))
-        places = 2 * self.groups * KERNEL**2  # y and x of each point, then how much it counts
+        count = 2 * self.groups * KERNEL**2  # y and x of each point; then come the modulations
         moved_BCHW = deform_conv2d(
             coarse_BCHW,
-            found[:, :places],
+            found[:, :count],
             self.align.weight,
             self.align.bias,
             padding=KERNEL // 2,
-            mask=found[:, places:].sigmoid(),
+            mask=found[:, count:].sigmoid(),
         )
         return F.relu(moved_BCHW)
 
@@ -69,8 +69,8 @@ class FeatureAlignment(nn.Module):
 class AlignedPixelDecoder(nn.Module):
     """FaPN over strides 32 to 4. Always fp32, also under autocast.
 
-    How Mask2Former's authors put FaPN below their decoder was not published. Ours: as their other pixel decoders, the
-    three coarse maps of the pyramid are the decoder's levels, and a 1x1 convolution of the finest makes mask features.
+    How the authors of Mask2Former combined FaPN with their decoder was not published. Here, as in their other pixel
+    decoders, the three coarse maps are the levels, and a 1x1 convolution of the finest makes the mask features.
 
     Args:
         channels: of the backbone's features, by stride.
@@ -101,7 +101,7 @@ class AlignedPixelDecoder(nn.Module):
             return PixelFeatures(self.mask_features(finest), levels)
 
     def pyramid(self, features: Mapping[int, Tensor]) -> list[Tensor]:
-        """The aligned maps, coarse to fine."""
+        """Return the aligned maps, coarse to fine."""
         maps = [self.top(features[32])]
         for stride, select, align in zip(self.strides[1:], self.selections, self.alignments, strict=True):
             fine = select(features[stride])

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures.predictions import PixelFeatures
-from ..layers import ConvNorm, group_norm
+from ..layers.conv import ConvNorm, group_norm
 
 
 class FPNPixelDecoder(nn.Module):
-    """From stride 32 down to stride 4: upsample (nearest), add, convolve.
+    """Feature pyramid from stride 32 to stride 4: upsample (nearest), add, convolve.
 
-    The one level that a decoder attends to is the backbone's stride 32 as it is.
+    The only level that a decoder attends to is stride 32 of the backbone, unchanged.
 
     Args:
         channels: of the backbone's features, by stride.
@@ -37,7 +37,7 @@ class FPNPixelDecoder(nn.Module):
 
     @staticmethod
     def _top_channels(channels: Mapping[int, int], dim: int) -> int:
-        """The width of the map that the pyramid starts from, which is also the level for the decoder."""
+        """Return the width of the map that the pyramid starts from, which is also the level for the decoder."""
         return channels[32]
 
     def forward(self, features: Mapping[int, Tensor]) -> PixelFeatures:
@@ -49,5 +49,5 @@ class FPNPixelDecoder(nn.Module):
         return PixelFeatures(self.mask_features(y).float(), [level_BCHW])
 
     def encode(self, coarsest_BCHW: Tensor) -> Tensor:
-        """What happens to the coarsest map before the pyramid: nothing here."""
+        """Return the coarsest map as the pyramid takes it: unchanged here."""
         return coarsest_BCHW

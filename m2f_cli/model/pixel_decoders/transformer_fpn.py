@@ -7,12 +7,18 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..layers import Attention, FeedForward, dropout, pointwise, sine_positions, xavier_init
+from ..layers import xavier_init
+from ..layers.attention import Attention
+from ..layers.conv import pointwise
+from ..layers.feed_forward import FeedForward, dropout
+from ..layers.positions import sine_positions
 from .fpn import FPNPixelDecoder
 
 
-class EncoderLayer(nn.Module):
+class PlainEncoderLayer(nn.Module):
     """Post-norm: self-attention, then a feed-forward network. Positions enter query and key only."""
+
+    recomputable = True
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float):
         super().__init__()
@@ -30,7 +36,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerFPNPixelDecoder(FPNPixelDecoder):
-    """The feature pyramid starts from an encoded stride 32, and a decoder attends to the same map.
+    """Feature pyramid that starts from an encoded stride 32; a decoder attends to the same map.
 
     Args:
         num_layers, num_heads, ffn_dim, dropout: of the encoder; 6, 8, 2048 and 0.1 in every published model.
@@ -48,7 +54,7 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
     ):
         super().__init__(channels, dim, mask_dim)
         self.input_proj = nn.Conv2d(channels[32], dim, 1)
-        self.layers = nn.ModuleList(EncoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(PlainEncoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         nn.init.kaiming_uniform_(self.input_proj.weight, a=1)
         nn.init.zeros_(self.input_proj.bias)
         xavier_init(self.layers)

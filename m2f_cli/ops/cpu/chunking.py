@@ -1,61 +1,41 @@
-"""Functions of single rows, applied to a few rows at a time: what lies between stays in the processor's cache."""
+"""Functions of single rows, applied in chunks, so that intermediates stay in the CPU cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# Numbers of fp32 of the widest result in between: 16 MiB. Beyond 32 MiB the C library asks the system for pages anew
-# each time, which finds and zeroes them: 10752 rows of 256 - 1024 - 256 channels took 72 ms at once and 57 ms in three
-# pieces; many small pieces cost more in each product's preparation than a smaller cache gains.
-PIECE = 2**22
+from ..dispatch import is_tracing
 
-
-_plainly = ContextVar("plainly", default=False)
-
-
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """Inside, operators are computed as a graph would state them: PyTorch's documented ones, all rows at once."""
-    token = _plainly.set(True)
-    try:
-        yield
-    finally:
-        _plainly.reset(token)
-
-
-def is_tracing() -> bool:
-    """Whether PyTorch is making a graph (compile, export), in which sizes may be symbols, or somebody wants what such a
-    graph would hold (`plain_operators`)."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _plainly.get()
+# Of the widest intermediate in fp32: 16 MiB. For more than 32 MiB the C library asks the system for new pages.
+# Many small chunks are slower, because each product has to be prepared. See docs/development/performance.md.
+CHUNK_ELEMENTS = 2**22
 
 
 def in_fp32(numbers: int, x: Tensor) -> int:
-    """How many numbers of fp32 take as much memory as these in the format of a product of `x`."""
+    """Return how many fp32 numbers take as much memory as `numbers` in the format of a product of `x`."""
     kind = x.device.type
     size = torch.get_autocast_dtype(kind).itemsize if torch.is_autocast_enabled(kind) else x.element_size()
     return -(-numbers * size // 4)
 
 
-def in_pieces(function: Callable[..., Tensor], width: int, *inputs_SX: Tensor) -> Tensor:
-    """`function(*inputs_SX)`, of which each row of the result depends on the same row of the inputs only.
+def in_chunks(function: Callable[..., Tensor], width: int, *inputs_SX: Tensor) -> Tensor:
+    """Return `function(*inputs_SX)`; each row of the result depends on the same row of the inputs only.
 
-    Rows are the last dimension but one. In pieces on a CPU while no gradient is wanted; elsewhere all at once.
+    Rows are the last dimension but one. They are split on a CPU if no gradient is wanted.
 
     Args:
-        width: how many numbers per row the widest tensor in between has.
+        width: numbers per row of the widest intermediate.
     """
     first = inputs_SX[0]
     if torch.is_grad_enabled() or is_tracing() or first.device.type != "cpu":
         return function(*inputs_SX)
     rows = first.shape[-2]
-    count = -(-in_fp32(max(x.shape[:-1].numel() for x in inputs_SX) * width, first) // PIECE)
+    count = -(-in_fp32(max(x.shape[:-1].numel() for x in inputs_SX) * width, first) // CHUNK_ELEMENTS)
     if count <= 1 or rows <= 1:
         return function(*inputs_SX)
     step = -(-rows // count)
-    pieces = zip(*(x.split(step, dim=-2) for x in inputs_SX), strict=True)
-    return torch.cat([function(*piece) for piece in pieces], dim=-2)
+    chunks = zip(*(x.split(step, dim=-2) for x in inputs_SX), strict=True)
+    return torch.cat([function(*chunk) for chunk in chunks], dim=-2)

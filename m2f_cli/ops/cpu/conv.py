@@ -1,11 +1,10 @@
-"""Convolutions on a CPU: `y = relu(conv(x) + residual)`, one function, two ways that agree to rounding.
+"""Convolutions on a CPU: `y = relu(conv(x) + residual)`, two implementations that agree to rounding.
 
 * "plain": `torch.nn.functional.conv2d` and what follows it, the reference; with a gradient always.
-* "fused": oneDNN's convolution, which adds the residual and cuts off below zero what it still holds in registers. A
-  pass of its own over the map costs as much as a third of a 1x1 convolution before it. The operator is the one that
-  PyTorch's compiler uses; as it is not documented, `has_fused` tries it first.
+* "fused": the convolution of oneDNN, which adds the residual and applies the ReLU in registers. PyTorch's compiler uses
+  the same operator. It is not documented, so `fused_kernel_available` tries it first.
 
-`M2F_CONV` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -17,46 +16,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..dispatch import Ways
-from .chunking import is_tracing
+from ..dispatch import OPERATORS, is_tracing
 from .linear import computed_in
 
-IMPLEMENTATIONS = ("plain", "fused")
-WAYS = Ways("convolutions", "M2F_CONV", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["conv"]
 
 
 def choose(x_BCHW: Tensor) -> str:
-    """The implementation that `conv2d` uses for an input when nobody says otherwise.
+    """Return the implementation that `conv2d` uses for an input by default.
 
     Raises:
-        ValueError: `M2F_CONV` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or torch.is_grad_enabled() or x_BCHW.device.type != "cpu":
         return "plain"
     dtype = computed_in(x_BCHW)
-    return "fused" if dtype in (torch.float32, torch.bfloat16) and has_fused(dtype) else "plain"
+    return "fused" if dtype in (torch.float32, torch.bfloat16) and fused_kernel_available(dtype) else "plain"
 
 
 @functools.cache
-def has_fused(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether the convolution with an epilogue is there for a number format, and right."""
+def fused_kernel_available(dtype: torch.dtype = torch.float32) -> bool:
+    """Return True if the fused convolution exists for a number format and is right."""
     if not torch.backends.mkldnn.is_available():
         return False
-    # No layer: its weights would be drawn from the generator that training draws from.
+    # Not a layer, whose weights would be drawn from the generator of the training.
     conv = SimpleNamespace(stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=1)
     x, residual = torch.linspace(-1, 1, 50).view(1, 2, 5, 5), torch.linspace(1, -1, 27).view(1, 3, 3, 3)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # whoever asks first may be casting
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the first caller may be inside autocast
         weight, bias = torch.linspace(-1, 1, 54).view(3, 2, 3, 3), torch.ones(3)
         expected = [_plain(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
         x, weight, bias, residual = (tensor.to(dtype) for tensor in (x, weight, bias, residual))
         try:
-            found = [_fused(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
+            found = [fused_conv(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
-        rounding = 16 * torch.finfo(dtype).eps  # of numbers up to 10
+        rounding = 16 * torch.finfo(dtype).eps  # numbers are up to 10
         pairs = zip(found, expected, strict=True)
         return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
 
@@ -71,20 +68,20 @@ def conv2d(
     residual: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """A convolution with stride, padding, dilation and groups of `conv`, and what follows it.
+    """Convolve with stride, padding, dilation and groups of `conv`, add the residual and apply the ReLU.
 
     Args:
         weight, bias_O: in place of those of `conv`.
         residual: added to the result before the ReLU, shaped like it.
-        impl: one of `IMPLEMENTATIONS`; None for the best one.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one.
 
     Raises:
-        ValueError: "fused" was asked for where a gradient is wanted: it has none.
+        ValueError: "fused" was asked for and a gradient is wanted.
     """
-    impl = WAYS.checked(impl or choose(x_BCHW))
+    impl = IMPLEMENTATIONS.checked(impl or choose(x_BCHW))
     if impl == "fused" and torch.is_grad_enabled():
-        raise ValueError('"fused" convolutions (M2F_CONV) have no gradient: leave the variable out for training')
-    return (_fused if impl == "fused" else _plain)(conv, x_BCHW, weight, bias_O, relu, residual)
+        raise ValueError('"fused" convolutions have no gradient: leave M2F_OPS=conv:fused out for training')
+    return (fused_conv if impl == "fused" else _plain)(conv, x_BCHW, weight, bias_O, relu, residual)
 
 
 def _plain(
@@ -95,16 +92,16 @@ def _plain(
     return F.relu(y, inplace=residual is not None or not torch.is_grad_enabled()) if relu else y
 
 
-def _fused(
+def fused_conv(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, residual: Tensor | None
 ) -> Tensor:
     dtype = computed_in(x)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    places = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     operator, activation = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else "none"
     if residual is None:
-        return operator(x, weight, bias, *places, activation, [], "")
+        return operator(x, weight, bias, *geometry, activation, [], "")
     if residual.dtype != dtype:
-        y = operator(x, weight, bias, *places, "none", [], "") + residual
+        y = operator(x, weight, bias, *geometry, "none", [], "") + residual
         return y.relu_() if relu else y
-    return operator.binary(x, residual, weight, bias, *places, "add", 1.0, "relu" if relu else None, [], None)
+    return operator.binary(x, residual, weight, bias, *geometry, "add", 1.0, "relu" if relu else None, [], None)

@@ -1,11 +1,10 @@
-"""Two linear layers with an activation between them: one function, two ways that agree to rounding.
+"""Feed-forward networks on a CPU: `second(activation(first(x))) + residual`, two implementations.
 
-* "layers": one after the other, the reference.
-* "own": for training on a CPU, with the gradient written out. It keeps one wide tensor where PyTorch keeps two (a GELU
-  is computed again), goes through the rows in pieces, and changes the wide gradient in place: that of a ReLU over 5376
-  rows of 1024 costs 6 ms of its own otherwise, nearly half of a matrix product.
+* "layers": two linear layers, the reference.
+* "own": for training, with the gradient written out. It keeps one wide tensor where PyTorch keeps two, because it
+  computes a GELU again. It splits the rows into chunks, and changes the wide gradient in place.
 
-`M2F_FEED_FORWARD` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch import Ways
-from .chunking import PIECE, in_pieces, is_tracing
+from ..dispatch import OPERATORS, is_tracing
+from .chunking import CHUNK_ELEMENTS, in_chunks
 from .linear import MIN_ROWS, Linear, computed_in, linear
 
-IMPLEMENTATIONS = ("layers", "own")
-WAYS = Ways("feed-forward networks", "M2F_FEED_FORWARD", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["feed_forward"]
 
 
 def choose(x: Tensor) -> str:
-    """The implementation that `feed_forward` uses for an input when nobody says otherwise.
+    """Return the implementation that `feed_forward` uses for an input by default.
 
     Raises:
-        ValueError: `M2F_FEED_FORWARD` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or not torch.is_grad_enabled() or x.device.type != "cpu":
@@ -47,13 +45,13 @@ def feed_forward(
     *,
     impl: str | None = None,
 ) -> Tensor:
-    """`second(activation(first(x)))`: (..., I) → (..., O), plus the residual.
+    """Return `second(activation(first(x)))`, (..., I) → (..., O), plus the residual.
 
     Args:
         activation: "relu" or "gelu" (exact).
-        impl: one of `IMPLEMENTATIONS`; None for the best one here.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one here.
     """
-    if WAYS.checked(impl or choose(x)) == "layers":
+    if IMPLEMENTATIONS.checked(impl or choose(x)) == "layers":
         return second(first(x, activation), residual=residual)
     x_RI = x.flatten(0, -2).to(computed_in(x))
     parameters = (first.weight, first.bias, second.weight, second.bias)
@@ -64,8 +62,10 @@ def feed_forward(
 
 
 class _FeedForward(torch.autograd.Function):
-    """Keeps its input, and what enters a GELU or leaves a ReLU. Computes in the precision of the input; gradients of
-    the parameters are of theirs."""
+    """A feed-forward network that keeps its input, and what enters a GELU or leaves a ReLU.
+
+    It computes in the precision of the input. Gradients of the parameters have the precision of these.
+    """
 
     @staticmethod
     def forward(ctx, x_RI, *parameters_and_activation) -> Tensor:
@@ -76,7 +76,7 @@ class _FeedForward(torch.autograd.Function):
             y_RO = linear(hidden_RH, weight_OH, bias_O)
         else:
             hidden_RH = linear(x_RI, weight_HI, bias_H)
-            y_RO = in_pieces(lambda h: linear(F.gelu(h), weight_OH, bias_O), len(weight_HI), hidden_RH)
+            y_RO = in_chunks(lambda h: linear(F.gelu(h), weight_OH, bias_O), len(weight_HI), hidden_RH)
         ctx.activation, ctx.parameters = activation, parameters[0].dtype
         ctx.save_for_backward(x_RI, hidden_RH, weight_HI, weight_OH)
         return y_RO
@@ -88,7 +88,7 @@ class _FeedForward(torch.autograd.Function):
         grad_RI, grad_RO = torch.empty_like(x_RI), grad_RO.contiguous()
         of_first = of_second = grad_bias_H = None
         with torch.autocast("cpu", enabled=False):
-            step = -(-len(x_RI) // -(-hidden_RH.numel() // PIECE))
+            step = -(-len(x_RI) // -(-hidden_RH.numel() // CHUNK_ELEMENTS))
             for grad, x, hidden, grad_x in zip(
                 *(t.split(step) for t in (grad_RO, x_RI, hidden_RH, grad_RI)), strict=True
             ):
@@ -108,7 +108,7 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _plus_product(total_OI: Tensor | None, grad_RO: Tensor, x_RI: Tensor) -> Tensor:
-    """With the gradient of a layer's weights that these rows give; the sum of several products is fp32."""
+    """Add the gradient of the weights from these rows; the sum of several products is fp32."""
     if total_OI is None:
         return grad_RO.T @ x_RI
     if grad_RO.dtype == torch.float32:

@@ -1,16 +1,13 @@
-"""Linear layers on a CPU: `y = activation(x Wᵀ + b) + residual`, one function, two ways that agree to rounding.
+"""Linear layers on a CPU: `y = activation(x Wᵀ + b) + residual`, two implementations that agree to rounding.
 
 * "blas": `torch.nn.functional.linear` and what follows it, the reference.
-* "fused": oneDNN's product, which adds the residual or applies the activation to what it still holds in registers (with
-  a gradient: the product alone). A GELU of its own costs as much as two thirds of the product before it. And PyTorch's
-  fp32 products come from Intel's MKL, which on other makers' processors runs slower code: measured on an AMD EPYC with
-  AVX-512, 5376 rows, 256 to 1024 channels: 200 against 131 GFLOP/s. These are the operators that PyTorch's compiler
-  uses; as they are not documented, `has_fused` tries them first.
+* "fused": the product of oneDNN, which adds the residual or applies the activation in registers (with a gradient: the
+  product alone). It also replaces PyTorch's fp32 products by MKL, which are slow on processors that Intel did not make.
+  PyTorch's compiler uses the same operators. They are not documented, so `fused_kernel_available` tries them first.
 
-A `Linear` keeps its weights in oneDNN's own order where that costs little memory: else every call puts them so (that is
-1 of the 10 ms that 3570 rows, 256 to 1024 channels take).
+A `Linear` caches its weights in oneDNN's own order where that costs little memory; else every call reorders them.
 
-`M2F_LINEAR` (or the argument `impl`) overrides the choice.
+`M2F_OPS` (or the argument `impl`) overrides the choice.
 """
 
 from __future__ import annotations
@@ -25,28 +22,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..cache import derived, forget
-from ..dispatch import Ways
-from .chunking import is_tracing
+from ..cache import cached_on, clear_cached
+from ..dispatch import OPERATORS, is_tracing
 
-IMPLEMENTATIONS = ("blas", "fused")
-WAYS = Ways("linear layers", "M2F_LINEAR", IMPLEMENTATIONS)
+IMPLEMENTATIONS = OPERATORS["linear"]
 CPU_INFO = Path("/proc/cpuinfo")
-MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains (measured: 25 rows slower, 100 as fast)
+MIN_ROWS_FUSED = 64  # below, its preparation costs more than it gains
 MIN_ROWS = 256  # the same with a gradient, of which a part does not gain
-MAX_PACKED = 2**18  # weights of a layer that are kept twice in fp32: those of many rows, in all 5 % of a Swin-T's
+MAX_PACKED = 2**18  # weights of a layer that may be in memory twice in fp32
 
 
 def choose(x: Tensor) -> str:
-    """The implementation that `linear` uses for an input when nobody says otherwise.
+    """Return the implementation that `linear` uses for an input by default.
 
-    The other way is for many rows on an x86 CPU while nobody traces; with a gradient only in fp32 and where PyTorch's
+    "fused" is for many rows on an x86 CPU while nothing is traced; with a gradient only in fp32 and where PyTorch's
     own products are slow.
 
     Raises:
-        ValueError: `M2F_LINEAR` is no implementation.
+        ConfigError: the environment asks for none of the implementations.
     """
-    override = WAYS.override()
+    override = IMPLEMENTATIONS.override()
     if override is not None:
         return override
     if is_tracing() or x.device.type != "cpu":  # first: sizes that are symbols must not be compared
@@ -56,24 +51,24 @@ def choose(x: Tensor) -> str:
         gains = dtype == torch.float32 and rows >= MIN_ROWS and is_blas_slow()
     else:
         gains = dtype in (torch.float32, torch.bfloat16) and rows >= MIN_ROWS_FUSED
-    return "fused" if gains and has_fused(dtype) else "blas"
+    return "fused" if gains and fused_kernel_available(dtype) else "blas"
 
 
 def computed_in(x: Tensor) -> torch.dtype:
-    """The number format of the product: autocast's, where it is on."""
+    """Return the number format of the product: that of autocast, if it is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 @functools.cache
 def is_blas_slow() -> bool:
-    """Whether matrix products come from MKL and the processor is an x86 of another maker than Intel."""
+    """Return True if matrix products come from MKL and the processor is an x86 that Intel did not make."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return is_x86 and has_both and "intel" not in _maker().lower()
 
 
 def _maker() -> str:
-    """What the system says of the processor; "Intel" if it says nothing."""
+    """Return what the system says of the maker of the processor; "Intel" if it says nothing."""
     if CPU_INFO.exists():
         lines = CPU_INFO.read_text(errors="replace").splitlines()
         return next((line for line in lines if line.startswith("vendor_id")), "Intel")
@@ -81,30 +76,30 @@ def _maker() -> str:
 
 
 @functools.cache
-def has_fused(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether the product with an epilogue is there for a number format, and right. On x86 only: elsewhere untimed."""
+def fused_kernel_available(dtype: torch.dtype = torch.float32) -> bool:
+    """Return True if the fused product exists for a number format and is right. On x86 only: not timed elsewhere."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = torch.linspace(-1, 1, 24).view(3, 8), torch.linspace(-1, 1, 32).view(4, 8), torch.ones(4)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # whoever asks first may be casting
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the first caller may be inside autocast
         expected = F.linear(x, weight, bias)
         lowered = [tensor.to(dtype) for tensor in (x, weight, bias)]
         try:
             in_order = packed(lowered[1], len(x))
             found = (
-                _fused(*lowered, "gelu", None),
-                _fused(*lowered, None, expected.to(dtype)),
-                _fused(lowered[0], in_order, lowered[2], None, None),
+                fused_linear(*lowered, "gelu", None),
+                fused_linear(*lowered, None, expected.to(dtype)),
+                fused_linear(lowered[0], in_order, lowered[2], None, None),
             )
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
         pairs = zip(found, (F.gelu(expected), 2 * expected, expected), strict=True)
-        rounding = 8 * torch.finfo(dtype).eps  # of numbers up to 10
+        rounding = 8 * torch.finfo(dtype).eps  # numbers are up to 10
         return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
 
 
 def relu(x: Tensor) -> Tensor:
-    """In place while nothing is kept for a gradient (of a view, that gradient would be copied)."""
+    """Apply a ReLU, in place if no gradient is wanted (the gradient of a view would be copied)."""
     return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -120,16 +115,16 @@ def linear(
     residual: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.linear`: (..., I) → (..., O), and what follows it.
+    """Apply `torch.nn.functional.linear`, (..., I) → (..., O), then the activation, then the residual.
 
     Args:
         activation: "relu" or "gelu" (exact), applied to the product.
         residual: added at the end, shaped like the result.
-        impl: one of `IMPLEMENTATIONS`; None for the best one on this machine.
+        impl: one of `IMPLEMENTATIONS.names`; None for the best one on this machine.
     """
-    impl = WAYS.checked(impl or choose(x))
+    impl = IMPLEMENTATIONS.checked(impl or choose(x))
     if impl == "fused" and not torch.is_grad_enabled():
-        return _fused(x, weight_OI, bias_O, activation, residual)
+        return fused_linear(x, weight_OI, bias_O, activation, residual)
     if impl == "fused":
         dtype = computed_in(x)
         x_RI = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -143,11 +138,11 @@ def linear(
 
 
 def packed(weight_OI: Tensor, rows: int) -> Tensor:
-    """The weights as oneDNN wants them for about so many rows: a tensor for "fused" alone, right for any number."""
+    """Reorder weights for oneDNN and about so many rows. Only "fused" takes the result, for any number of rows."""
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), rows)
 
 
-def _fused(
+def fused_linear(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
     """`weight_OI` may be `packed`."""
@@ -163,12 +158,12 @@ def _fused(
 
 
 class _Fused(torch.autograd.Function):
-    """The product and its gradient for the input by the fused operator; the weights' gradient is a plain product."""
+    """The fused product and its gradient for the input; the gradient of the weights is a plain product."""
 
     @staticmethod
     def forward(ctx, x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_RI, weight_OI)
-        return _fused(x_RI, weight_OI, bias_O, None, None)
+        return fused_linear(x_RI, weight_OI, bias_O, None, None)
 
     @staticmethod
     @once_differentiable
@@ -178,17 +173,16 @@ class _Fused(torch.autograd.Function):
         grad_RO = grad_RO.contiguous()
         with torch.autocast("cpu", enabled=False):
             return (
-                _fused(grad_RO, weight_OI.T, None, None, None) if for_x else None,
+                fused_linear(grad_RO, weight_OI.T, None, None, None) if for_x else None,
                 grad_RO.T @ x_RI if for_weight else None,
                 grad_RO.sum(0) if for_bias else None,
             )
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by `linear`: same parameters, same start; the call takes an activation and a residual too.
+    """`torch.nn.Linear` by `linear`, with the same parameters; the call also takes an activation and a residual.
 
-    In prediction the weights are converted once, and again when they have changed: to a lower number format, to the
-    order of the fused product.
+    In prediction the weights are converted to the number format and order of the product, and cached until they change.
     """
 
     def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
@@ -196,20 +190,20 @@ class Linear(nn.Linear):
         kind = x.device.type
         is_kept = kind in ("cpu", "cuda") and not torch.is_grad_enabled() and not is_tracing()
         if torch.is_grad_enabled() and not is_tracing():
-            forget(self)
+            clear_cached(self)
         impl, is_lowered = choose(x), is_kept and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if is_lowered else weight.dtype
         if is_kept and impl == "fused" and self._is_worth_packing(x, dtype):
             rows = x.numel() // x.shape[-1]
-            weight = derived(self, "packed", lambda: packed(weight.to(dtype), rows), weight, dtype)
+            weight = cached_on(self, "packed", lambda: packed(weight.to(dtype), rows), weight, dtype)
         elif is_lowered:
-            weight = derived(self, "weight", lambda: weight.to(dtype), weight, dtype)
+            weight = cached_on(self, "weight", lambda: weight.to(dtype), weight, dtype)
         if is_lowered and bias is not None:
-            bias = derived(self, "bias", lambda: bias.to(dtype), bias, dtype)
+            bias = cached_on(self, "bias", lambda: bias.to(dtype), bias, dtype)
         return linear(x, weight, bias, activation=activation, residual=residual, impl=impl)
 
     def _is_worth_packing(self, x: Tensor, dtype: torch.dtype) -> bool:
-        """In fp32 they are kept beside the parameter itself, in other formats instead of its copy."""
-        if x.numel() < MIN_ROWS * x.shape[-1] or self.weight.is_inference():  # of the latter nothing is kept
+        """Return True if packed weights cost little memory: in fp32 they are a copy, else they replace one."""
+        if x.numel() < MIN_ROWS * x.shape[-1] or self.weight.is_inference():  # nothing of the latter is cached
             return False
         return dtype != self.weight.dtype or self.weight.numel() <= MAX_PACKED

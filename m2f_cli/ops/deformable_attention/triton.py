@@ -1,4 +1,6 @@
-"""Deformable attention as two Triton kernels, forward and backward: the "triton" of `deform_attn`, for GPUs.
+"""Deformable attention as two Triton kernels, forward and backward, for GPUs: the "triton" of `deform_attn`.
+
+*Experimental*: so far the kernels were compared with the reference in Triton's interpreter only, and never timed.
 
 A row is one head of one query: its points lie together in memory, and so does its result. A program takes a block of
 rows and sums their samples in fp32, whatever the inputs are; nothing but the four inputs is kept for the gradient. The
@@ -22,16 +24,14 @@ from torch import Tensor
 from ...errors import ConfigError
 from ..cache import cached_by_shape
 
-# Elements of a program's block, rows times channels. Chosen by registers per thread, which decide how many programs
-# wait for memory side by side (ptxas for sm_90, 32 channels, forward and backward: 256 needs 55 and 79, 1024 needs 192
-# and 255 and spills). No time was measured.
+# Elements of a program's block, rows times channels: small enough that registers do not spill.
 BLOCK = 256
 
 
-def sampled(
+def sample(
     value_BSAD: Tensor, shapes: Sequence[tuple[int, int]], x_BNALP: Tensor, y_BNALP: Tensor, weights_BNALP: Tensor
 ) -> Tensor:
-    """`deform_attn`, computed here. Value and weights may be of a lower precision than the points.
+    """See `deform_attn`. Value and weights may have a lower precision than the points.
 
     Returns:
         (B, N, A·D) in the precision of the values.
@@ -43,9 +43,9 @@ def sampled(
     if is_compiled and value_BSAD.device.type == "cpu":
         raise ConfigError(
             "Deformable attention was asked of Triton, which needs a GPU, for tensors on a CPU.",
-            hint="Unset M2F_DEFORM_ATTN, or choose bag.",
+            hint="Unset M2F_OPS and M2F_DEFORM_ATTN, or choose bag.",
         )
-    return _deform_attn(value_BSAD, [length for shape in shapes for length in shape], x_BNALP, y_BNALP, weights_BNALP)
+    return operator(value_BSAD, [length for shape in shapes for length in shape], x_BNALP, y_BNALP, weights_BNALP)
 
 
 # --- operators of PyTorch ---------------------------------------------------------------------------------------------
@@ -54,13 +54,13 @@ _INPUTS = "Tensor value_BSAD, SymInt[] sizes, Tensor x_BNALP, Tensor y_BNALP, Te
 
 
 @torch.library.custom_op("m2f::deform_attn", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _deform_attn(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
+def operator(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     output_BNC = _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP)
     _launch(_forward_kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, output_BNC)
     return output_BNC
 
 
-@_deform_attn.register_fake
+@operator.register_fake
 def _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     B, _, A, D = value_BSAD.shape
     return value_BSAD.new_empty(B, x_BNALP.shape[1], A * D)
@@ -71,7 +71,7 @@ def _like_output(value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     mutates_args=(),
     schema=f"(Tensor grad_BNC, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _deform_attn_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
+def operator_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     grad_value = torch.zeros(value_BSAD.shape, dtype=torch.float32, device=value_BSAD.device)
     per_sample = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x_BNALP, y_BNALP, weights_BNALP)]
     _launch(
@@ -88,7 +88,7 @@ def _deform_attn_backward(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights
     return grad_value.to(value_BSAD.dtype), *per_sample
 
 
-@_deform_attn_backward.register_fake
+@operator_backward.register_fake
 def _like_inputs(grad_BNC, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP):
     inputs = (value_BSAD, x_BNALP, y_BNALP, weights_BNALP)
     return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs)
@@ -101,11 +101,11 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, grad_BNC):
     value_BSAD, *samples = ctx.saved_tensors
-    grad_value, *per_sample = _deform_attn_backward(grad_BNC, value_BSAD, ctx.sizes, *samples)
+    grad_value, *per_sample = operator_backward(grad_BNC, value_BSAD, ctx.sizes, *samples)
     return grad_value, None, *per_sample
 
 
-_deform_attn.register_autograd(_gradients, setup_context=_save)
+operator.register_autograd(_gradients, setup_context=_save)
 
 
 def _launch(kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, *results) -> None:
@@ -135,7 +135,7 @@ def _launch(kernel, value_BSAD, sizes, x_BNALP, y_BNALP, weights_BNALP, *results
 
 @cached_by_shape
 def _levels(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """(L, 3) int32: height and width of each level, and the row of the table where it begins."""
+    """Return height and width of each level, and the row of the table where it begins: (L, 3) int32."""
     height, width = torch.tensor(sizes).view(-1, 2).T
     start = (height * width).cumsum(0) - height * width
     return torch.stack([height, width, start], 1).int().to(device)
@@ -146,8 +146,8 @@ def _levels(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 @triton.jit
 def _block(rows, S, N, A, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The rows of this program (R,), where their results are and where their heads begin in the table (R, D), and
-    which of both exist. Offsets have 64 bits; to divide with them would be slow."""
+    """Return the rows of this program, (R,), offsets of their results and of their heads in the table, (R, D), and
+    which of both exist. Offsets have 64 bits, but the divisions do not, which would be slow."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.arange(0, BLOCK_D)[None, :]
     head = ((row // (N * A)).to(tl.int64) * S * A + row % A) * D
@@ -158,27 +158,27 @@ def _block(rows, S, N, A, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _level(levels, level):
-    """Height, width and first row of a level."""
+    """Return height, width and first row of a level."""
     return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
 
 
 @triton.jit
-def _sample(x, y, weights, place, exists):
-    """Coordinates and weight of one sample of each row, (R,) each."""
-    px = tl.load(x + place, mask=exists, other=0.0).to(tl.float32)
-    py = tl.load(y + place, mask=exists, other=0.0).to(tl.float32)
-    return px, py, tl.load(weights + place, mask=exists, other=0.0).to(tl.float32)
+def _sample(x, y, weights, index, exists):
+    """Return coordinates and weight of one sample of each row, (R,) each."""
+    px = tl.load(x + index, mask=exists, other=0.0).to(tl.float32)
+    py = tl.load(y + index, mask=exists, other=0.0).to(tl.float32)
+    return px, py, tl.load(weights + index, mask=exists, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _corner(px, py, height, width, right: tl.constexpr, below: tl.constexpr):
-    """One of the four pixels around a place: its number within the level, whether there is one, and the bilinear
-    weight along x and along y (0 where there is none)."""
+    """Return one of the four pixels around a point: its number within the level, whether it exists, and its bilinear
+    weights along x and y (0 where it does not exist)."""
     column, line = tl.floor(px), tl.floor(py)
     share_x = px - column if right else 1 - (px - column)
     share_y = py - line if below else 1 - (py - line)
     column, line = column + right, line + below
-    # Compared before they become integers, which could not hold what lies far outside.
+    # Compared before the conversion to integers, which cannot hold points far outside.
     has = (column >= 0) & (column < width) & (line >= 0) & (line < height)
     number = tl.where(has, line, 0.0).to(tl.int32) * width + tl.where(has, column, 0.0).to(tl.int32)
     return number, has, tl.where(has, share_x, 0.0), tl.where(has, share_y, 0.0)
@@ -243,8 +243,8 @@ def _backward_kernel(
     for level in range(L):
         height, width, start = _level(levels, level)
         for point in range(P):
-            place = (row * L + level) * P + point
-            px, py, weight = _sample(x, y, weights, place, exists)
+            index = (row * L + level) * P + point
+            px, py, weight = _sample(x, y, weights, index, exists)
             for_x = tl.zeros((BLOCK_R,), tl.float32)
             for_y = tl.zeros((BLOCK_R,), tl.float32)
             for_weight = tl.zeros((BLOCK_R,), tl.float32)
@@ -259,6 +259,6 @@ def _backward_kernel(
                 for_x += product * share_y * (2 * (corner % 2) - 1)  # a share's slope: 1 of the right pixel, -1 left
                 for_y += product * share_x * (2 * (corner // 2) - 1)
                 for_weight += product * share_x * share_y
-            tl.store(grad_x + place, weight * for_x, mask=exists)
-            tl.store(grad_y + place, weight * for_y, mask=exists)
-            tl.store(grad_weights + place, for_weight, mask=exists)
+            tl.store(grad_x + index, weight * for_x, mask=exists)
+            tl.store(grad_y + index, weight * for_y, mask=exists)
+            tl.store(grad_weights + index, for_weight, mask=exists)

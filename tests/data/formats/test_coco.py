@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     SIZE,
     annotation,
     coco_instances,
@@ -282,7 +282,7 @@ def test_a_class_table_about_something_else_is_refused(tmp_path):
 # --- Roboflow ---------------------------------------------------------------------------------------------------------
 
 
-def test_roboflow_export(tmp_path):
+def test_an_export_of_roboflow_is_read_without_its_empty_class(tmp_path):
     data = open_data(roboflow(tmp_path), "val")
     assert (data.format, data.split) == ("roboflow-coco", "val")
     assert [(c.id, c.name) for c in data.categories] == [(1, "red"), (2, "white")]
@@ -321,7 +321,7 @@ def test_real_coco_instances(shared_dir, split, pictures, count, crowds):
     assert sum(pixels for pixels, _ in pairs) == pytest.approx(sum(area for _, area in pairs), rel=0.002)
 
 
-def test_real_nuclei(shared_dir):
+def test_real_nuclei_are_all_read(shared_dir):
     folder = shared_dir / "data" / "nuclei_dsb2018"
     for split, pictures, count in (("train", 260, 10321), ("val", 90, 3441)):
         data = open_data(folder, split)

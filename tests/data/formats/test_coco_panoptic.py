@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     ALL,
     IDS,
     SEGMENTS,
@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import DataError
-from m2f_cli.structures.annotations import instance_truth
+from m2f_cli.structures.annotations import as_instance
 
 TRIANGLE = [0, 0, 10, 0, 0, 10]
 
@@ -174,6 +174,6 @@ def test_real_panoptic_things_are_the_instances_of_the_pack(shared_dir):
     from_json = open_data(folder, "val", task="instance", format="coco-instance")
     panoptic = open_data(folder, "val")
     for record, rich in zip(from_json.records[:20], panoptic.records[:20], strict=True):
-        derived = instance_truth(rich.read_truth(), panoptic.categories)
+        derived = as_instance(rich.read_truth(), panoptic.categories)
         there = [(item.label, item.shape["counts"]) for item in record.read_truth().objects]
         assert sorted((item.label, item.shape["counts"]) for item in derived.objects) == sorted(there)

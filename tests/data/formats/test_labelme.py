@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import SIZE, labelme, write_json, write_picture, write_text
+from helpers.folders import SIZE, labelme, write_json, write_picture, write_text
 from PIL import Image
 
 from m2f_cli.data.open_dataset import detect, open_data
@@ -145,7 +145,7 @@ def test_pictures_elsewhere_and_inside(tmp_path):
         ([shape("dog", "mask", [[-1, 0], [0, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
     ],
 )
-def test_damaged_shapes(tmp_path, shapes, words):
+def test_damaged_shapes_are_refused_with_their_file(tmp_path, shapes, words):
     record = open_data(labelme(tmp_path, shapes), "train").records[0]
     with pytest.raises(DataError, match=words) as caught:
         record.read_truth()

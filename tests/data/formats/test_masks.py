@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     SIZE,
     ade20k,
     annotation,
@@ -43,7 +43,7 @@ def only_truth(data):
 
 
 @pytest.mark.parametrize("kind", ["labels", "annotations", "masks"])
-def test_label_maps(tmp_path, kind):
+def test_label_maps_are_read_as_semantic_data(tmp_path, kind):
     data = open_data(label_maps(tmp_path, [VALUES, VALUES * 0], kind=kind), "train")
     assert (data.format, data.task, len(data), data.notes) == ("label-maps", "semantic", 2, ())
     assert [(c.name, c.isthing) for c in data.categories] == [("a", False), ("b", False), ("c", False)]
@@ -178,7 +178,7 @@ def test_missing_and_left_over_masks(tmp_path):
         open_data(folder, "train")
 
 
-def test_no_pictures(tmp_path):
+def test_masks_without_pictures_are_refused(tmp_path):
     folder = label_maps(tmp_path, [VALUES])
     (folder / "images/train/0.jpg").unlink()
     with pytest.raises(DataError, match="holds no pictures"):
@@ -223,7 +223,7 @@ def test_values_in_is_unique():
 # --- Cityscapes -------------------------------------------------------------------------------------------------------
 
 
-def test_cityscapes_panoptic(tmp_path):
+def test_cityscapes_is_read_as_panoptic(tmp_path):
     data = open_data(cityscapes(tmp_path), "val")
     assert (data.format, data.task, len(data.categories)) == ("cityscapes", "panoptic", 19)
     (record,) = data.records
@@ -241,7 +241,7 @@ def test_cityscapes_panoptic(tmp_path):
     assert areas == {0: 165, 7: 226, 23: 150, 24: 27, 26000: 20, 26001: 12}
 
 
-def test_cityscapes_semantic(tmp_path):
+def test_cityscapes_is_read_as_semantic(tmp_path):
     data = open_data(cityscapes(tmp_path), "val", task="semantic")
     assert data.notes == (), "instanceIds beside labelIds are no masks without picture"
     truth = only_truth(data)
@@ -250,7 +250,7 @@ def test_cityscapes_semantic(tmp_path):
     assert areas == {0: 226, 10: 150, 11: 27, 13: 32, 255: 165}  # train ids
 
 
-def test_cityscapes_instances(tmp_path):
+def test_cityscapes_is_read_as_instances(tmp_path):
     data = open_data(cityscapes(tmp_path), "val", task="instance")
     names = [c.name for c in data.categories]
     assert names == ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
@@ -315,14 +315,14 @@ def test_ade20k_says_which_file_is_missing(tmp_path):
 # --- Mapillary Vistas -------------------------------------------------------------------------------------------------
 
 
-def test_mapillary_semantic(tmp_path):
+def test_mapillary_is_read_as_semantic(tmp_path):
     data = open_data(mapillary(tmp_path), "val")
     assert (data.format, data.task, len(data.categories)) == ("mapillary", "semantic", 65)
     assert data.categories[13].name == "Road"
     assert np.array_equal(only_truth(data).labels_HW, plane((13, 0, 0, 5, 30), (64, 5, 0, 10, 30), fill=255))
 
 
-def test_mapillary_panoptic(tmp_path):
+def test_mapillary_is_read_as_panoptic(tmp_path):
     folder = mapillary(tmp_path) / "validation/v1.2/panoptic"
     write_ids(folder / "a.png", plane((9, 0, 0, 5, 30)))
     tree = {
@@ -339,7 +339,7 @@ def test_mapillary_panoptic(tmp_path):
 # --- real data --------------------------------------------------------------------------------------------------------
 
 
-def test_real_camvid(shared_dir):
+def test_real_camvid_is_read_whole(shared_dir):
     folder = shared_dir / "data" / "camvid"
     train, val = (open_data(folder, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (367, 101)
@@ -352,7 +352,7 @@ def test_real_camvid(shared_dir):
     assert counts[11:255].sum() == 0
 
 
-def test_real_ade20k(shared_dir):
+def test_real_ade20k_has_the_published_labels(shared_dir):
     folder = shared_dir / "data" / "ade20k_sample" / "ADEChallengeData2016"
     for split, spelled in (("train", "training"), ("val", "validation")):
         for record in open_data(folder, split, task="semantic").records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from folders import SIZE, write_picture, write_text, yolo_seg
+from helpers.folders import SIZE, write_picture, write_text, yolo_seg
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m2f_cli.data.transforms import Sample
-from m2f_cli.data.transforms.crop import SometimesCrop
+from m2f_cli.data.transforms.crop import DetrCrop
 from m2f_cli.errors import ConfigError
 from m2f_cli.structures.annotations import SemanticTruth
 
@@ -18,7 +18,7 @@ def sample_of(height: int, width: int) -> Sample:
 
 
 def test_it_crops_as_often_and_as_large_as_it_says():
-    step = SometimesCrop(p=0.5, short_edges=[40, 50, 60], min_size=38, max_size=60)
+    step = DetrCrop(p=0.5, short_edges=[40, 50, 60], min_size=38, max_size=60)
     sample, rng = sample_of(100, 150), np.random.default_rng(0)
     results = [step(sample, rng) for _ in range(400)]
     cropped = [result for result in results if result is not sample]
@@ -30,17 +30,17 @@ def test_it_crops_as_often_and_as_large_as_it_says():
 
 
 def test_the_truth_moves_with_the_picture():
-    result = SometimesCrop(1.0, [100], 30, 50)(sample_of(100, 150), np.random.default_rng(3))
+    result = DetrCrop(1.0, [100], 30, 50)(sample_of(100, 150), np.random.default_rng(3))
     assert np.array_equal(result.image_HW3[..., 0], result.truth.labels_HW)
 
 
 def test_an_edge_that_is_too_short_is_kept():
     """detectron2: the range is that of min(edge, size)."""
-    sizes = {SometimesCrop(1.0, [20], 38, 60)(sample_of(40, 100), np.random.default_rng(i)).size for i in range(50)}
+    sizes = {DetrCrop(1.0, [20], 38, 60)(sample_of(40, 100), np.random.default_rng(i)).size for i in range(50)}
     assert {height for height, _ in sizes} == {20} and {width for _, width in sizes} <= set(range(38, 51))
 
 
 @pytest.mark.parametrize("change", [{"p": 2}, {"short_edges": []}, {"min_size": 70}, {"min_size": 0}])
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(ConfigError, match="makes no sense"):
-        SometimesCrop(**{"p": 0.5, "short_edges": [40], "min_size": 38, "max_size": 60, **change})
+        DetrCrop(**{"p": 0.5, "short_edges": [40], "min_size": 38, "max_size": 60, **change})

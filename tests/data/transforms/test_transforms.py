@@ -16,21 +16,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m2f_cli.config.schema import Component
-from m2f_cli.data.transforms import (
-    ColorJitter,
-    DropVanished,
-    FixedCrop,
-    Flip,
-    LargeScaleJitter,
-    Pad,
-    RandomCrop,
-    ResizeChoice,
-    Sample,
-    augment,
-    build_transforms,
-    geometry,
-)
+from m2f_cli.data.transforms import Sample, augment, build_transforms, geometry
+from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.crop import DropVanished, FixedCrop, RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout, mask_of, nearest_indices
+from m2f_cli.data.transforms.pad import Pad
+from m2f_cli.data.transforms.resize import Flip, LargeScaleJitter, ResizeChoice
 from m2f_cli.errors import ConfigError
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
 
@@ -182,7 +173,7 @@ def test_category_area_of_panoptic_truth_and_of_objects():
         ((8, 7), Pad(value=128, size=9, divisor=4), (12, 12)),
     ],
 )
-def test_pad(size, step, expected):
+def test_pad_fills_right_and_bottom(size, step, expected):
     sample, (height, width) = plain(*size), size
     padded = step(sample, None)
     assert padded.size == padded.truth.size == expected
@@ -278,7 +269,7 @@ def test_flipping_twice_is_nothing(kind):
     np.testing.assert_array_equal(owners(twice.truth), owners(truths[kind]))
 
 
-def test_flip_probability():
+def test_flip_happens_below_its_probability():
     sample = plain(2, 3)
     flipped = [Flip(0.25)(sample, Replay(u)).image_HW3[0, 0, 1] == 2 for u in (0.0, 0.2499, 0.25, 0.9)]
     assert flipped == [True, True, False, False]
@@ -353,8 +344,8 @@ def test_polygons_move_as_polygons():
     np.testing.assert_array_equal(after(Flip(1.0), 0.0), square * (-1, 1) + (100, 0))
     np.testing.assert_array_equal(after(ResizeChoice([75], 1000), 0), square * 1.5)
     np.testing.assert_array_equal(after(ResizeChoice([33], 1000), 0), square * (66 / 100, 33 / 50))
-    assert geometry._area(after(RandomCrop(25, 25, 1.0), 0, 0)) == 15 * 5
-    assert geometry._area(after(RandomCrop(30, 15, 1.0), 20, 20)) == 10 * 20
+    assert geometry.polygon_area(after(RandomCrop(25, 25, 1.0), 0, 0)) == 15 * 5
+    assert geometry.polygon_area(after(RandomCrop(30, 15, 1.0), 20, 20)) == 10 * 20
 
 
 @settings(max_examples=60, deadline=None)
@@ -406,7 +397,7 @@ def test_vanished_objects_leave_only_when_told():
     assert [item.label for item in DropVanished()(sample, None).truth.objects] == [0, 4]
 
 
-def test_vanished_segments():
+def test_segments_without_pixels_are_dropped():
     ids = np.array([[1, 1], [0, 3]], dtype=np.int32)
     truth = PanopticTruth(ids, [TrueSegment(1, 5), TrueSegment(2, 6), TrueSegment(3, 7)])
     dropped = DropVanished()(Sample(np.zeros((2, 2, 3), np.uint8), truth), None)

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     IDS,
     SEGMENTS,
     annotation,
@@ -21,14 +21,22 @@ from folders import (
 )
 
 from m2f_cli.data.open_dataset import open_data
-from m2f_cli.dataset_tools.check.mistakes import check, describe, shared_pictures
+from m2f_cli.dataset_tools.check import report
+from m2f_cli.dataset_tools.check.inspect_image import look_at
+from m2f_cli.dataset_tools.check.mistakes import check
+from m2f_cli.dataset_tools.check.near_duplicates import shared_files
+from m2f_cli.dataset_tools.check.report import glance, inspect
 
 SIZE = (40, 60)
 SOUND = plane((1, 0, 0, 20, 60), (2, 5, 5, 9, 9), size=SIZE)
 
 
-def kinds(data, **options):
-    return [warning.kind for warning in check(data, **options)]
+def describe(data):
+    return inspect(data).description
+
+
+def kinds(data):
+    return [warning.kind for warning in check(describe(data))]
 
 
 def semantic(folder, *masks, **options):
@@ -37,14 +45,14 @@ def semantic(folder, *masks, **options):
 
 
 def test_sound_data_gives_no_warning(tmp_path):
-    assert check(semantic(tmp_path, SOUND, SOUND)) == []
+    assert kinds(semantic(tmp_path, SOUND, SOUND)) == []
 
 
 def test_broken_pictures_are_counted_and_the_first_is_told(tmp_path):
     data = semantic(tmp_path, SOUND, SOUND, SOUND)
     write_mask(tmp_path / "labels/train/0.png", plane((200, 0, 0, 5, 5), size=SIZE))
     (tmp_path / "images/train/1.jpg").write_bytes((tmp_path / "images/train/1.jpg").read_bytes()[:700])
-    (warning,) = check(data)
+    (warning,) = glance(data, 50)
     assert warning.kind == "unusable"
     assert "2 of 3 pictures" in warning.message
     assert "value 200" in warning.message
@@ -54,17 +62,16 @@ def test_a_damaged_picture_is_found_where_its_pixels_are_read(tmp_path):
     data = semantic(tmp_path, SOUND)
     path = tmp_path / "images/train/0.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    assert describe(data).failures == ()
-    ((name, message),) = describe(data, pixels=True).failures
-    assert name == "0"
-    assert "damaged" in message
+    (problem,) = inspect(data).problems
+    assert problem.name == "0"
+    assert "damaged" in problem.message
 
 
 def test_masks_of_another_size(tmp_path):
     data = open_data(coco_instances(tmp_path, []), "val")
     write_picture(tmp_path / "val2017" / "1.jpg", (20, 31))
-    ((_, message),) = describe(data).failures
-    assert "20 x 31" in message
+    (problem,) = inspect(data).problems
+    assert "20 x 31" in problem.message
 
 
 @pytest.mark.parametrize("classes", ["background\nobject\n", "object\n"])
@@ -76,11 +83,11 @@ def test_masks_of_0_and_255(tmp_path, classes):
 def test_masks_of_0_and_255_that_were_explained(tmp_path):
     mask = plane((255, 5, 5, 20, 20), size=SIZE)
     data = semantic(tmp_path, mask, classes="rest\nobject\n", label_map={0: "rest", 255: "object"})
-    assert check(data) == []
+    assert kinds(data) == []
 
 
 def test_background_as_a_class(tmp_path):
-    (warning,) = check(semantic(tmp_path, SOUND, classes="Background\ncar\ntree\n"))
+    (warning,) = check(describe(semantic(tmp_path, SOUND, classes="Background\ncar\ntree\n")))
     assert warning.kind == "background-class"
     assert "ignore_index=0" in warning.hint
 
@@ -96,7 +103,7 @@ def test_one_class_only(tmp_path):
 
 
 def test_classes_that_nobody_annotated(tmp_path):
-    (warning,) = check(semantic(tmp_path, SOUND, classes="road\ncar\ntree\nship\n"))
+    (warning,) = check(describe(semantic(tmp_path, SOUND, classes="road\ncar\ntree\nship\n")))
     assert warning.kind == "unseen-classes"
     assert warning.message.endswith("1 of 4 classes are nowhere in 1 pictures of train: ship.")
 
@@ -122,7 +129,7 @@ def test_more_objects_than_queries(tmp_path):
     assert "many-objects" not in kinds(open_data(coco_instances(tmp_path / "b", rows[1:]), "val"))
 
 
-def test_tiny_pictures(tmp_path):
+def test_pictures_below_32_pixels_are_absurd(tmp_path):
     assert kinds(semantic(tmp_path, SOUND[:31])) == ["absurd-sizes"]
 
 
@@ -132,17 +139,16 @@ def test_pictures_in_both_splits(tmp_path):
     val = open_data(tmp_path, "val")
     write_picture(tmp_path / "images/val/0.jpg", SIZE, seed=9)
     shutil.copy(tmp_path / "images/train/0.jpg", tmp_path / "images/val/1.jpg")
-    assert shared_pictures(train, val) == [("0", "1")]
-    (warning,) = check(train, against=val)
+    assert shared_files(train.records, val.records) == [("0", "1")]
+    (warning,) = glance(train, 50, val)
     assert warning.kind == "shared-pictures"
     assert "1 pictures are in train and in val" in warning.message
 
 
 def test_description_of_semantic_data(tmp_path):
     ignored = plane((1, 0, 0, 20, 60), (255, 30, 0, 40, 60), size=SIZE)
-    told = []
-    found = describe(semantic(tmp_path, SOUND, ignored), on_picture=told.append)
-    assert (found.pictures, found.looked_at, found.objects, told) == (2, 2, (3, 2), [1, 2])
+    found = describe(semantic(tmp_path, SOUND, ignored))
+    assert (found.pictures, found.looked_at, found.objects) == (2, 2, (3, 2))
     assert found.pictures_of == found.objects_of == (2, 2, 1)
     assert found.ignored == 0.125
     assert found.sizes == {SIZE: 2}
@@ -165,16 +171,21 @@ def test_description_of_objects(tmp_path):
     assert found.ignored is None
 
 
-def test_limit_spreads_over_the_split(tmp_path):
-    rows = [annotation(n, n, 17, [rectangle(1, 1, 9, 9)]) for n in range(1, 11) for _ in range(n)]
-    found = describe(open_data(coco_instances(tmp_path, rows, count=10), "val"), limit=5)
-    assert (found.pictures, found.looked_at, found.objects) == (10, 5, (1, 3, 5, 7, 9))
+def test_a_glance_spreads_over_the_split(tmp_path, monkeypatch):
+    rows = [annotation(n, n, 17, [rectangle(1, 1, 9, 9)]) for n in range(1, 11)]
+    data = open_data(coco_instances(tmp_path, rows, count=10), "val")
+    looked_at = []
+    monkeypatch.setattr(
+        report, "look_at", lambda record, count: looked_at.append(record.name) or look_at(record, count)
+    )
+    glance(data, 5)
+    assert looked_at == ["1", "3", "5", "7", "9"]
 
 
 def test_real_data_is_sound(shared_dir):
     for pack in ("camvid", "coco_panoptic_sample"):
         data = open_data(shared_dir / "data" / pack, "val")
-        assert set(kinds(data, limit=5)) <= {"unseen-classes"}
+        assert set(kinds(data)) <= {"unseen-classes"}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import yaml
-from convert_tools import VALUES, kinds, objects, pictures, read
-from folders import (
+from helpers.convert_tools import VALUES, kinds, objects, pictures, read
+from helpers.folders import (
     ALL,
     SEGMENTS,
     cityscapes,
@@ -97,7 +97,7 @@ def test_the_json_of_segments_counts_their_pixels(tmp_path):
     ]
 
 
-def test_cityscapes_itself(tmp_path):
+def test_cityscapes_converted_to_cityscapes_stays_the_same(tmp_path):
     source = cityscapes(tmp_path / "a")
     done = convert(source, tmp_path / "b", "cityscapes")
     assert not (tmp_path / "b" / "classes.yaml").exists()

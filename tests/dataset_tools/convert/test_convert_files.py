@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 import pytest
-from convert_tools import VALUES, objects, read
-from folders import (
+from helpers.convert_tools import VALUES, objects, read
+from helpers.folders import (
     SIZE,
     ade20k,
     annotation,

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import yaml
-from convert_tools import VALUES, kinds, objects, read
-from folders import (
+from helpers.convert_tools import VALUES, kinds, objects, read
+from helpers.folders import (
     SIZE,
     annotation,
     coco_instances,

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from m2f_cli.dataset_tools.convert.labelme import _parts
-from m2f_cli.dataset_tools.convert.outlines import joined, polygons_rle, rle_of, rle_outlines, same_pixels
+from m2f_cli.dataset_tools.convert.labelme import shapes_of
+from m2f_cli.dataset_tools.convert.outlines import joined, rle_outlines, same_pixels
 from m2f_cli.dataset_tools.convert.yolo_seg import polygon_line
 from m2f_cli.structures.annotations import TrueObject
+from m2f_cli.structures.rle import encode_polygons, encode_shape
 
 SIZES = st.tuples(st.integers(1, 14), st.integers(1, 14))
 MASKS = SIZES.flatmap(lambda size: arrays(np.uint8, size, elements=st.integers(0, 1)))
@@ -23,7 +24,7 @@ def encode(mask_HW):
 
 
 def pixels(polygons, size):
-    return np.asarray(coco_mask.decode(polygons_rle(polygons, size)))
+    return np.asarray(coco_mask.decode(encode_polygons(polygons, size)))
 
 
 def ring():
@@ -88,13 +89,13 @@ POINTS = st.lists(st.tuples(st.floats(-3, 33), st.floats(-3, 23)), min_size=3, m
 def test_polygons_of_any_kind_keep_their_pixels(polygons):
     """Overlapping parts, crossings, and corners outside of the picture, which YOLO's numbers cannot express."""
     item = TrueObject(0, [np.array(points) for points in polygons])
-    rle = rle_of(item, (20, 30))
+    rle = encode_shape(item.shape, (20, 30))
     line = polygon_line(item, (20, 30))
     if line is None:
         assert not coco_mask.area(rle)
         return
     points_P2 = np.clip(np.array([float(word) for word in line.split()]).reshape(-1, 2), 0, 1) * (30, 20)
-    assert same_pixels(polygons_rle([points_P2], (20, 30)), rle)
+    assert same_pixels(encode_polygons([points_P2], (20, 30)), rle)
 
 
 def test_polygons_of_yolo_stay_as_they_are_where_they_can():
@@ -121,4 +122,4 @@ def test_same_pixels_tells_masks_apart():
     ],
 )
 def test_labelme_gets_masks_where_there_are_holes(mask_HW, kinds):
-    assert [part["shape_type"] for part in _parts(TrueObject(0, encode(mask_HW)), mask_HW.shape)] == kinds
+    assert [part["shape_type"] for part in shapes_of(TrueObject(0, encode(mask_HW)), mask_HW.shape)] == kinds

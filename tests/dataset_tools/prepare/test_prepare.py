@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.prepare_tools import zipped
 from PIL import Image
-from prepare_tools import zipped
 
 from m2f_cli import plugins
 from m2f_cli.dataset_tools.prepare import ade20k, run
@@ -148,7 +148,7 @@ def test_other_counts_than_published_are_refused(ade):
 
 
 def test_archives_are_compared_with_their_published_hashes(ade, tmp_path, monkeypatch):
-    monkeypatch.setattr(ade20k, "_SPLITS", {"training": ("train", COUNT), "validation": ("val", 2)})
+    monkeypatch.setattr(ade20k, "SPLITS", {"training": ("train", COUNT), "validation": ("val", 2)})
     path = zipped(ade, tmp_path / "packed" / "ADEChallengeData2016.zip", "ADEChallengeData2016/")
     prepare(path, partial=False)
     prepare(path, verify=True)
@@ -272,12 +272,12 @@ def test_without_objects_it_is_good_for_semantic_models(ade):
 
 
 def test_colours_of_a_hundred_objects_are_near_their_class_and_all_different():
-    colors = ade20k._Colors("picture", {(0, 0, 0)})
+    colors = ade20k.SegmentColors("picture", {(0, 0, 0)})
     base = (150, 5, 61)
     found = [colors.near(base) for _ in range(100)]
     assert found[0] == base and len(set(found)) == 100
     assert max(abs(np.array(found) - np.array(base)).ravel()) <= 30
-    again = ade20k._Colors("picture", {(0, 0, 0)})
+    again = ade20k.SegmentColors("picture", {(0, 0, 0)})
     assert [again.near(base) for _ in range(100)] == found
 
 

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from prepare_tools import pixels, prepare, save, zipped
+from helpers.prepare_tools import pixels, prepare, save, zipped
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import DataError

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from helpers.facts import class_list
+from helpers.prepare_tools import pixels, prepare, save, zipped
 from PIL import Image
-from prepare_tools import pixels, prepare, save, zipped
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.dataset_tools.prepare import ade20k_full
@@ -101,7 +102,7 @@ def test_coco_bad_input(coco):
             prepare("coco-panoptic", coco)
 
 
-def test_coco_stuff(tmp_path):
+def test_coco_stuff_is_prepared_from_its_matrices(tmp_path):
     h5py = pytest.importorskip("h5py")
     root = tmp_path / "coco_stuff_10k"
     values = np.array([[1, 2, 3], [81, 82, 172]], np.uint8)
@@ -191,10 +192,10 @@ def test_instance_classes_are_the_table_of_the_release(ade_sample):
     assert dict(enumerate((row["id"] for row in instance_categories()), start=1)) == scene and len(scene) == 100
 
 
-def test_ade20k_full_classes_are_those_of_the_list(shared_dir):
-    rows = json.loads((shared_dir / "data" / "class_lists" / "ade20k_847.json").read_text())
+def test_ade20k_full_classes_are_those_of_the_list():
     lookup = ade20k_full.lookup_table()
-    assert [int(lookup[row["id"]]) for row in rows] == [row["trainId"] for row in rows]
+    rows = class_list("ade20k_full_847")
+    assert [int(lookup[int(index_id)]) for _, index_id, _ in rows] == [int(train_id) for train_id, _, _ in rows]
     assert (lookup == 65535).sum() == len(lookup) - 847
 
 
@@ -288,7 +289,7 @@ def nuinsseg(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_nuinsseg(nuinsseg, tmp_path, packed):
+def test_nuinsseg_is_prepared_from_a_folder_or_an_archive(nuinsseg, tmp_path, packed):
     root = zipped(nuinsseg, tmp_path / "nuinsseg.zip") if packed else nuinsseg
     report = prepare("nuinsseg", root)
     home = tmp_path / "nuinsseg" if packed else nuinsseg

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from m2f_cli.errors import ConfigError
 from m2f_cli.ops.cpu import attention as module
-from m2f_cli.ops.cpu import chunking as pieces
 from m2f_cli.ops.cpu.attention import attention
+from m2f_cli.ops.dispatch import plain_operators
 
 
 def inputs(batch=3, heads=2, queries=5, keys=7, channels=8, dtype=torch.float32) -> list[torch.Tensor]:
@@ -21,7 +22,7 @@ def by_hand(q, k, v, bias) -> torch.Tensor:
     return torch.softmax(torch.einsum("baqd,basd->baqs", q, k) / q.shape[-1] ** 0.5 + bias, dim=-1) @ v
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS.names)
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (1, 1, 5, 7), (3, 1, 5, 7), (5, 7)])
 def test_values_and_gradients(impl, shape):
     tensors = [x.double().requires_grad_() for x in inputs()]
@@ -37,7 +38,7 @@ def test_values_and_gradients(impl, shape):
         torch.testing.assert_close(ours.double(), theirs, atol=5e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS.names)
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (3, 1, 5, 7)])
 def test_what_may_not_be_attended_to_counts_nothing(impl, shape):
     q, k, v = inputs()
@@ -50,15 +51,13 @@ def test_what_may_not_be_attended_to_counts_nothing(impl, shape):
     assert attention(q, k, v, may_attend=may_attend, impl=impl).abs().max() < 10  # a weight of exactly 0
 
 
-@pytest.mark.parametrize("by_head", [True, False])
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (5, 7)])
 @torch.no_grad()
-def test_pieces_change_nothing(shape, by_head: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "BY_HEAD", {torch.float32: 0} if by_head else {})
+def test_chunks_change_nothing(shape, monkeypatch: pytest.MonkeyPatch):
     tensors = inputs()
     bias = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     whole = attention(*tensors, bias, impl="products")
-    monkeypatch.setattr(module, "PIECE", 2 * 2 * 5 * 7)  # two of three at a time
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 2 * 5 * 7)  # two of three at a time
     torch.testing.assert_close(attention(*tensors, bias, impl="products"), whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(whole, by_hand(*tensors, bias), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(
@@ -66,7 +65,7 @@ def test_pieces_change_nothing(shape, by_head: bool, monkeypatch: pytest.MonkeyP
     )
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS.names)
 @torch.no_grad()
 def test_writes_where_it_is_told_to(impl):
     """Heads of several windows lie in one tensor, as a projection gives them."""
@@ -77,10 +76,8 @@ def test_writes_where_it_is_told_to(impl):
     torch.testing.assert_close(out[1:].transpose(1, 2), by_hand(*qkv, torch.zeros(())), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("by_head", [True, False])
 @torch.no_grad()
-def test_lower_precision_adds_the_bias_in_fp32(by_head: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "BY_HEAD", {torch.bfloat16: 0} if by_head else {})
+def test_lower_precision_adds_the_bias_in_fp32():
     q, k, v = inputs(dtype=torch.bfloat16)
     bias = torch.full((5, 7), 1000.0) + torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
     found = attention(q, k, v, bias, impl="products")
@@ -100,7 +97,7 @@ def test_dropout_keeps_the_mean():
     assert not torch.equal(kept, torch.ones_like(kept))
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_size_type_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_ATTENTION", raising=False)
     q = torch.zeros(1, 1, 2, 4)
     assert module.choose(q, 49) == module.choose(q.bfloat16(), 4096) == "products"
@@ -109,10 +106,10 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         assert module.choose(q, 257) == module.choose(q.bfloat16(), 4096) == module.choose(q.half(), 49) == "sdpa"
         assert module.choose(q, 256) == module.choose(q.bfloat16(), 49) == "products"
-    with pieces.plain_operators():
+    with plain_operators():
         assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "sdpa")
     assert module.choose(q, 49) == "sdpa"
     monkeypatch.setenv("M2F_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="'flash' is no implementation of attention: it is one of sdpa, products"):
+    with pytest.raises(ConfigError, match="'flash', which is no implementation of attention.*sdpa, products"):
         module.choose(q, 49)

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from m2f_cli.model.layers import ConvNorm, FrozenBatchNorm, is_constant
+from m2f_cli.errors import ConfigError
+from m2f_cli.model.layers.conv import ConvNorm, FrozenBatchNorm, is_constant
 from m2f_cli.ops.cpu import conv as op
 from m2f_cli.ops.cpu.conv import conv2d
 
-needs_fused = pytest.mark.skipif(not op.has_fused(), reason="this PyTorch or processor has no fused convolution")
+needs_fused = pytest.mark.skipif(
+    not op.fused_kernel_available(), reason="this PyTorch or processor has no fused convolution"
+)
 CONVS = {
     "1x1": nn.Conv2d(6, 8, 1),
     "1x1 of every second pixel": nn.Conv2d(6, 8, 1, stride=2),
@@ -34,7 +37,7 @@ def picture(batch: int = 2, channels: int = 6, size: tuple[int, int] = (13, 9)) 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", CONVS)
 @torch.no_grad()
-def test_implementations_agree(name: str, layout: torch.memory_format):
+def test_implementations_agree_in_values(name: str, layout: torch.memory_format):
     conv, x = CONVS[name], picture().contiguous(memory_format=layout)
     weight, bias = conv.weight.contiguous(memory_format=layout), conv.bias
     shape = conv(x).shape
@@ -44,7 +47,7 @@ def test_implementations_agree(name: str, layout: torch.memory_format):
         for relu in (False, True):
             for r in (None, residual):
                 plain, fused = (
-                    conv2d(conv, x, weight, b, relu=relu, residual=r, impl=impl) for impl in op.IMPLEMENTATIONS
+                    conv2d(conv, x, weight, b, relu=relu, residual=r, impl=impl) for impl in op.IMPLEMENTATIONS.names
                 )
                 expected = F.conv2d(
                     x.double(),
@@ -74,12 +77,12 @@ def test_gradients_are_those_of_pytorch():
         assert torch.equal(ours, theirs)
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_gradients_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_CONV", raising=False)
     conv, x = CONVS["1x1"], picture()
     assert op.choose(x) == "plain"  # somebody may want a gradient
     with torch.no_grad():
-        assert op.choose(x) == ("fused" if op.has_fused() else "plain")
+        assert op.choose(x) == ("fused" if op.fused_kernel_available() else "plain")
         assert op.choose(x.double()) == op.choose(torch.zeros(1, 6, 2, 2, device="meta")) == "plain"
         monkeypatch.setenv("M2F_CONV", "plain")
         assert op.choose(x) == "plain"
@@ -87,17 +90,17 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="have no gradient"):
         conv2d(conv, x, conv.weight)
     monkeypatch.setenv("M2F_CONV", "magic")
-    with pytest.raises(ValueError, match="'magic' is no implementation of convolutions: it is one of plain, fused"):
+    with pytest.raises(ConfigError, match="'magic', which is no implementation of conv.*plain, fused"):
         conv2d(conv, x, conv.weight)
 
 
 def test_a_pytorch_without_the_fused_convolution_is_noticed(monkeypatch: pytest.MonkeyPatch):
-    op.has_fused.cache_clear()
-    monkeypatch.setattr(op, "_fused", lambda *_: (_ for _ in ()).throw(AttributeError("_convolution_pointwise")))
+    op.fused_kernel_available.cache_clear()
+    monkeypatch.setattr(op, "fused_conv", lambda *_: (_ for _ in ()).throw(AttributeError("_convolution_pointwise")))
     try:
-        assert not op.has_fused()
+        assert not op.fused_kernel_available()
     finally:
-        op.has_fused.cache_clear()
+        op.fused_kernel_available.cache_clear()
 
 
 # --- batch norms inside -----------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ def test_a_batch_norm_is_part_of_its_convolution(norm: str, layout: torch.memory
             # Sums of at most 486 products of numbers around 1, in another order and with factors inside.
             torch.testing.assert_close(found, plainly(layer, x, r), atol=2e-5, rtol=1e-5)
         assert found.is_contiguous(memory_format=layout)
-    assert ("folded" in layer.__dict__["_derived"]) != large  # weights of many numbers are not there twice
+    assert ("folded" in layer.__dict__["_module_cache"]) != large  # weights of many numbers are not there twice
     assert set(layer.state_dict()) == set(copy.deepcopy(layer).state_dict()) and "folded" not in str(layer.state_dict())
 
 
@@ -179,7 +182,7 @@ def test_training_sees_the_batch_norm_itself():
     assert not is_constant(layer.norm) and not is_constant(nn.GroupNorm(2, 8))
     before = layer.norm.running_mean.clone()
     expected = plainly(copy.deepcopy(layer), x)
-    assert torch.equal(layer(x), expected) and "_derived" not in vars(layer)
+    assert torch.equal(layer(x), expected) and "_module_cache" not in vars(layer)
     assert not torch.equal(layer.norm.running_mean, before)
     layer.eval()
     with torch.no_grad():

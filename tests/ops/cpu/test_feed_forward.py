@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m2f_cli.ops.cpu import chunking as pieces
+from m2f_cli.errors import ConfigError
 from m2f_cli.ops.cpu import feed_forward as module
 from m2f_cli.ops.cpu.feed_forward import feed_forward
 from m2f_cli.ops.cpu.linear import Linear
+from m2f_cli.ops.dispatch import plain_operators
 
 
 def network(shape=(2, 150, 12), hidden=40) -> tuple[torch.Tensor, Linear, Linear]:
@@ -30,8 +31,8 @@ def results(impl: str, activation: str, residual: bool, tensors, dtype=torch.flo
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("shape", [(2, 150, 12), (300, 12), (1, 1, 12)])
 @pytest.mark.parametrize("piece", [2**22, 40 * 128])
-def test_implementations_agree(piece, shape, residual, activation, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PIECE", piece)  # at once, or 100 rows at a time
+def test_implementations_agree_in_values(piece, shape, residual, activation, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", piece)  # at once, or 100 rows at a time
     tensors = network(shape)
     for found, expected in zip(
         *(results(impl, activation, residual, tensors) for impl in ("own", "layers")), strict=True
@@ -54,7 +55,7 @@ def test_against_plain_pytorch_in_double_precision(activation):
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("piece", [2**22, 40 * 128])
 def test_lower_precision_is_as_close_as_two_layers(piece, activation, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", piece)
     tensors = network()
     exact = results("layers", activation, True, tensors)
     own, layers = (results(impl, activation, True, tensors, torch.bfloat16) for impl in ("own", "layers"))
@@ -75,7 +76,7 @@ def test_keeps_one_wide_tensor():
     assert sum(t.shape == (300, 40) for t in kept) == 1
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_depends_on_rows_type_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_FEED_FORWARD", raising=False)
     x = torch.zeros(module.MIN_ROWS, 8)
     assert module.choose(x) == module.choose(x.bfloat16()) == "own"
@@ -85,10 +86,10 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
         assert module.choose(x) == "layers"
     with torch.no_grad():
         assert module.choose(x) == "layers"
-    with pieces.plain_operators():
+    with plain_operators():
         assert module.choose(x) == "layers"
     monkeypatch.setenv("M2F_FEED_FORWARD", "layers")
     assert module.choose(x) == "layers"
     monkeypatch.setenv("M2F_FEED_FORWARD", "quick")
-    with pytest.raises(ValueError, match="'quick' is no implementation of feed-.*: it is one of layers, own"):
+    with pytest.raises(ConfigError, match="'quick', which is no implementation of feed_forward.*layers, own"):
         module.choose(x)

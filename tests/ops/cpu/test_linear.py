@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+from m2f_cli.errors import ConfigError
 from m2f_cli.ops.cpu import linear as op
 from m2f_cli.ops.cpu.linear import Linear, linear
 
@@ -29,14 +30,14 @@ def results(impl: str, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
     return out.detach(), *torch.autograd.grad((out * weights).sum() / out.shape[-2], tensors)
 
 
-needs_fused = pytest.mark.skipif(not op.has_fused(), reason="this PyTorch or processor has no fused product")
+needs_fused = pytest.mark.skipif(not op.fused_kernel_available(), reason="there is no fused product here")
 
 
 @needs_fused
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(300, 64), (1, 300, 64), (2, 150, 64), (3, 7, 11, 48), (257, 33), (1, 1, 64)])
-def test_implementations_agree(shape: tuple[int, ...], bias: bool, threads: int):
+def test_implementations_agree_in_values(shape: tuple[int, ...], bias: bool, threads: int):
     tensors = inputs(*shape, out=40, bias=bias)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -147,7 +148,7 @@ def test_what_a_fused_optimiser_changed_is_noticed(precision: str):
 
     before = predict()
     layer(x).square().sum().backward()
-    assert "_derived" not in vars(layer)  # nor does it take memory while others train
+    assert "_module_cache" not in vars(layer)  # nor does it take memory while others train
     optimizer.step()
     rounding = 1e-5 if precision == "fp32" else 0.05  # bf16: 8 bits of numbers up to 5
     with torch.no_grad():
@@ -160,12 +161,12 @@ def test_what_a_fused_optimiser_changed_is_noticed(precision: str):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_weights_in_the_order_of_the_product_are_right_for_any_number_of_rows(dtype: torch.dtype):
-    if not op.has_fused(dtype):
+    if not op.fused_kernel_available(dtype):
         pytest.skip("this processor has no fused product in bf16")
     x, weight, bias = (tensor.to(dtype) for tensor in inputs(1000, 70, out=50))
     packed, rounding = op.packed(weight, 300), ROUNDING if dtype == torch.float32 else {"atol": 0, "rtol": 2**-7}
     for rows in (1, 7, 300, 1000):  # the same numbers in the same sums, whoever puts them in order
-        found, expected = (op._fused(x[:rows], each, bias, "relu", None) for each in (packed, weight))
+        found, expected = (op.fused_linear(x[:rows], each, bias, "relu", None) for each in (packed, weight))
         torch.testing.assert_close(found, expected, **rounding)
 
 
@@ -191,7 +192,7 @@ def test_a_layer_keeps_its_weights_in_order_until_they_change(monkeypatch: pytes
     assert made == []
     with torch.autocast("cpu", dtype=torch.bfloat16):
         large(x)
-    assert made == ([torch.bfloat16] if op.has_fused(torch.bfloat16) else [])
+    assert made == ([torch.bfloat16] if op.fused_kernel_available(torch.bfloat16) else [])
 
 
 @pytest.mark.parametrize(
@@ -208,9 +209,9 @@ def test_a_layer_keeps_its_weights_in_order_until_they_change(monkeypatch: pytes
 def test_choice_where_matrix_products_are_slow(x: torch.Tensor, chosen: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_LINEAR", raising=False)
     monkeypatch.setattr(op, "is_blas_slow", lambda: True)
-    monkeypatch.setattr(op, "has_fused", lambda dtype: True)
+    monkeypatch.setattr(op, "fused_kernel_available", lambda dtype: True)
     assert op.choose(x) == chosen
-    monkeypatch.setattr(op, "has_fused", lambda dtype: False)
+    monkeypatch.setattr(op, "fused_kernel_available", lambda dtype: False)
     assert op.choose(x) == "blas"
 
 
@@ -219,17 +220,19 @@ def test_choice_without_a_gradient(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(op, "is_blas_slow", lambda: False)
     few, many = torch.zeros(op.MIN_ROWS_FUSED - 1, 8), torch.zeros(op.MIN_ROWS_FUSED, 8)
     with torch.no_grad():
-        monkeypatch.setattr(op, "has_fused", lambda dtype: True)
+        monkeypatch.setattr(op, "fused_kernel_available", lambda dtype: True)
         assert [op.choose(x) for x in (few, many, many.bfloat16(), many.double())] == ["blas", "fused", "fused", "blas"]
-        monkeypatch.setattr(op, "has_fused", lambda dtype: dtype == torch.float32)  # a processor without bf16
+        monkeypatch.setattr(
+            op, "fused_kernel_available", lambda dtype: dtype == torch.float32
+        )  # a processor without bf16
         assert [op.choose(x) for x in (many, many.bfloat16())] == ["fused", "blas"]
 
 
 @needs_fused
 def test_the_fused_product_is_found_by_whoever_asks_first():
-    expected = [op.has_fused.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)]
+    expected = [op.fused_kernel_available.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert [op.has_fused.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)] == expected
+        assert [op.fused_kernel_available.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)] == expected
     assert expected[0]
 
 
@@ -237,10 +240,10 @@ def test_a_pytorch_without_the_fused_product_is_noticed(monkeypatch: pytest.Monk
     def missing(*_):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(op, "_fused", missing)
-    assert op.has_fused.__wrapped__() is False
-    monkeypatch.setattr(op, "_fused", lambda x, *_: torch.zeros(3, 4))
-    assert op.has_fused.__wrapped__() is False  # it is there and wrong
+    monkeypatch.setattr(op, "fused_linear", missing)
+    assert op.fused_kernel_available.__wrapped__() is False
+    monkeypatch.setattr(op, "fused_linear", lambda x, *_: torch.zeros(3, 4))
+    assert op.fused_kernel_available.__wrapped__() is False  # it is there and wrong
 
 
 def test_choice_where_they_are_not_or_numbers_are_cast(monkeypatch: pytest.MonkeyPatch):
@@ -254,13 +257,13 @@ def test_choice_where_they_are_not_or_numbers_are_cast(monkeypatch: pytest.Monke
         assert Linear(8, 8)(x).dtype == torch.bfloat16
 
 
-def test_override(monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_overrides_the_choice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("M2F_LINEAR", "fused")
     assert op.choose(torch.zeros(1, 8)) == "fused"
     monkeypatch.setenv("M2F_LINEAR", "blas")
     assert op.choose(torch.zeros(10_000, 8)) == "blas"
     monkeypatch.setenv("M2F_LINEAR", "fast")
-    with pytest.raises(ValueError, match="'fast' is no implementation of linear layers: it is one of blas, fused"):
+    with pytest.raises(ConfigError, match="'fast', which is no implementation of linear.*blas, fused"):
         linear(torch.zeros(1, 8), torch.zeros(8, 8))
 
 
@@ -268,7 +271,7 @@ def test_override(monkeypatch: pytest.MonkeyPatch):
     ("info", "slow"),
     [("vendor_id\t: AuthenticAMD\n", True), ("vendor_id\t: GenuineIntel\n", False), ("model name : ?\n", False)],
 )
-def test_makers(info: str, slow: bool, monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_the_maker_of_the_processor_tells_a_slow_blas(info: str, slow: bool, monkeypatch: pytest.MonkeyPatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(info)
     monkeypatch.setattr(op, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(op.platform, "machine", lambda: "x86_64")

@@ -1,0 +1,29 @@
+# Tasks of a developer, in a virtual environment: https://just.systems. Each line also works by itself.
+
+default:
+    @just --list
+
+# Install m2f as it stands here, with what its tests need
+setup:
+    pip install -e ".[test]"
+
+# Look at style and layout
+check:
+    ruff check
+    ruff format --check
+
+# Run all tests but the slow ones
+test:
+    pytest
+
+# Run the tests that need no network: a few minutes less
+test-fast:
+    pytest -x tests/structures tests/results tests/runtime tests/config tests/metrics tests/test_architecture.py
+
+# Check the documentation: links, citations, public names, examples
+docs:
+    pytest -x tests/test_docs.py tests/test_public_api.py tests/test_adding.py tests/test_contributing.py
+
+# Measure the speed of a small model
+bench:
+    m2f bench --preset small-panoptic --what picture --size 128 192 --rounds 2

@@ -1,0 +1,11 @@
+"""m2f data: prepare, check, view, convert and split folders of annotated images."""
+
+from __future__ import annotations
+
+import typer
+
+from . import check, convert, prepare, split, view
+
+app = typer.Typer(no_args_is_help=True, help="Prepare, check, view, convert and split annotated images.")
+for command in (prepare.prepare, check.check, view.view, convert.convert, split.split):
+    app.command()(command)

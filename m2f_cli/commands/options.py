@@ -1,0 +1,146 @@
+"""The options that several commands share, each declared once, and checks of what was typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from ..errors import unknown_name
+from ..structures import Task
+
+TASKS: tuple[str, ...] = get_args(Task)
+PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO = "auto"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run code that a checkpoint or run brings. Use it only if you trust the maker."),
+]
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REF", help="Weights: preset, run folder, checkpoint, Hugging Face repository or exported file."
+    ),
+]
+TaskOption = Annotated[
+    str | None, typer.Option(metavar="TASK", help=f"Task: {', '.join(TASKS)}; by default that of the model.")
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Engine for an exported file, such as onnx; by default from its name."),
+]
+SetOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Setting to change, such as test.top_k=50; repeatable."),
+]
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+Device = Annotated[str, typer.Option(help="Device to compute on, such as auto, cpu, cuda, cuda:1 or mps.")]
+Devices = Annotated[int, typer.Option(min=1, help="Number of processes on this machine, one per GPU.")]
+Precision = Annotated[str, typer.Option(metavar="FORMAT", help=f"Number format: {', '.join(PRECISIONS)} or {AUTO}.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Use torch.compile where it helps: slower start, then faster.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per process. Lower it on a shared machine.")]
+ReaderThreads = Annotated[int, typer.Option(min=1, help="Threads that read images, and as many that finish results.")]
+WorkerProcesses = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to one per core.")]
+
+# --- post-processing --------------------------------------------------------------------------------------------------
+
+ObjectThreshold = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Panoptic: lowest score of a segment; by default the model's own.")
+]
+OverlapThreshold = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Panoptic: least visible share of a mask; by default the model's own."),
+]
+ScoreThreshold = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Instance: lowest score of an object; 0 keeps the published top 100.")
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, help="Instance: most objects of an image, before the score; by default the model's."),
+]
+Tta = Annotated[bool, typer.Option("--tta", help="Test-time augmentation: several sizes, mirrored; slower, better.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=32,
+        metavar="N",
+        help="Edge of tiles, in pixels, into which larger images are split. Smaller tiles show more detail.",
+    ),
+]
+TileOverlap = Annotated[float, typer.Option(min=0.01, max=0.5, help="Share of a tile that neighbours have in common.")]
+
+# --- the results ------------------------------------------------------------------------------------------------------
+
+SaveFormats = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FORMAT,…",
+        help="Formats of predictions to write: overlay (default of predict), coco-panoptic, coco-instance, label-png, "
+        "color-png, polygons or crops; repeatable.",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped, exactly where it was.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep finished results in --out, and do the rest.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in --out.")]
+
+# --- annotated images -------------------------------------------------------------------------------------------------
+
+AnnotatedFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of annotated images.")]
+SourceFolder = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of annotated images.")]
+NewFolder = Annotated[Path, typer.Argument(metavar="DST", help="New folder for the result. Nothing is overwritten.")]
+PublishedData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of annotated images; by default the run's own data, or published data in $DETECTRON2_DATASETS.",
+    ),
+]
+SplitName = Annotated[str, typer.Option(metavar="NAME", help="Split to read, such as train or val.")]
+SplitNames = Annotated[
+    list[str] | None, typer.Option("--split", metavar="NAME", help="Split to read, by default all; repeatable.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Evaluate on the first N images only.")]
+ReadAsPreset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Preset whose training the data is read for. Excludes the options below about reading."
+    ),
+]
+FormatName = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="Annotation format, if it is not recognised.")
+]
+DataTask = Annotated[
+    str | None, typer.Option(metavar="TASK", help=f"Task: {', '.join(TASKS)}; by default the richest of the data.")
+]
+Classes = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Class table to use instead of the data's own.")]
+IgnoreIndex = Annotated[int | None, typer.Option(metavar="VALUE", help="Label maps: pixel value that is ignored.")]
+LabelMap = Annotated[
+    list[str] | None, typer.Option(metavar="VALUE=CLASS,…", help="Label maps: classes of values; VALUE= ignores one.")
+]
+Link = Annotated[bool, typer.Option("--link/--copy", help="Link to the images instead of copying them.")]
+
+
+def one_of(kind: str, value: str | None, known: Iterable[str]) -> None:
+    """Refuse a value that is given and not known.
+
+    Raises:
+        ConfigError: names the nearest known values.
+    """
+    if value is not None and value not in known:
+        raise unknown_name(kind, value, known)
+
+
+def listed(given: list[str] | None) -> tuple[str, ...]:
+    """Return the names of a repeatable option whose values may hold several, between commas; each once."""
+    return tuple(dict.fromkeys(name.strip() for text in given or () for name in text.split(",") if name.strip()))

@@ -1,0 +1,76 @@
+"""The colour changes of SSD (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from .base import Sample, require
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """The colour changes of SSD (Liu et al. 2016): brightness, contrast, saturation and hue, each at even odds.
+
+    brightness: the most that is added to all channels; contrast, saturation: (least, most) factor, uniform;
+    hue: the most that is added, whole numbers of 2 degrees. Every change is cut to bytes, towards 0. Hue and
+    saturation are OpenCV's for bytes (hue 0 to 179).
+
+    Draws, in this order: brightness's coin (and value); the order's coin; then contrast, saturation, hue or saturation,
+    hue, contrast, each its coin (and value). The value is drawn only where the coin says so.
+    """
+
+    brightness: float
+    contrast: tuple[float, float]
+    saturation: tuple[float, float]
+    hue: int
+
+    def __post_init__(self) -> None:
+        require(self.brightness >= 0, f"brightness = {self.brightness} should be 0 or more")
+        for name, (low, high) in {"contrast": self.contrast, "saturation": self.saturation}.items():
+            require(0 <= low <= high, f"{name} = ({low}, {high}) should be 0 or more and in order")
+        require(0 <= self.hue < 180, f"hue = {self.hue} should be 0 to 179")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        image = self._brightened(sample.image_HW3, rng)
+        if rng.random() < 0.5:
+            changes = self._contrasted, self._saturated, self._turned
+        else:
+            changes = self._saturated, self._turned, self._contrasted
+        for change in changes:
+            image = change(image, rng)
+        return replace(sample, image_HW3=image)
+
+    def _brightened(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= 0.5:
+            return image
+        return cv2.LUT(image, _table(1.0, rng.uniform(-self.brightness, self.brightness)))
+
+    def _contrasted(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= 0.5:
+            return image
+        return cv2.LUT(image, _table(rng.uniform(*self.contrast), 0.0))
+
+    def _saturated(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= 0.5:
+            return image
+        return _in_hsv(image, 1, _table(rng.uniform(*self.saturation), 0.0))
+
+    def _turned(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= 0.5:
+            return image
+        turn = rng.integers(-self.hue, self.hue, endpoint=True)
+        return _in_hsv(image, 0, ((np.arange(256) + turn) % 180).astype(np.uint8))
+
+
+def _table(factor: float, offset: float) -> np.ndarray:
+    """Return what each byte becomes: times factor plus offset in single precision, cut to 0 … 255 and rounded down."""
+    return np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
+
+
+def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., channel] = cv2.LUT(hsv[..., channel], table)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

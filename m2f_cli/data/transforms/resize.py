@@ -1,0 +1,109 @@
+"""Resizing, and mirroring (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ...structures.annotations import SemanticTruth
+from . import geometry
+from .base import Sample, Size, require
+
+Resampling = Literal["pillow", "opencv"]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left and right with probability p. Draws one number, always."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        require(0 <= self.p <= 1, f"p = {self.p} should be a probability, 0 to 1")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        truth = geometry.moved(sample.truth, geometry.mirror(sample.size))
+        return replace(sample, image_HW3=cv2.flip(sample.image_HW3, 1), truth=truth)
+
+
+@dataclass(frozen=True)
+class ResizeChoice:
+    """Resize so that the short edge is one of `short_edges` (pixels), each as likely as the others, aspect kept.
+
+    Where the long edge would pass `max_edge`, it becomes that. Rounded half up. Draws one whole number.
+
+    Args:
+        resampling: of the picture, bilinear: "pillow" averages when it shrinks (detectron2), "opencv" does not
+            (OpenMMLab). It also decides the grid of "nearest" for labels.
+    """
+
+    short_edges: Sequence[int]
+    max_edge: int
+    resampling: Resampling = "pillow"
+
+    def __post_init__(self) -> None:
+        require(len(self.short_edges) > 0, "short_edges is empty")
+        require(min(self.short_edges) > 0, f"short_edges = {list(self.short_edges)} should be above 0")
+        require(self.max_edge > 0, f"max_edge = {self.max_edge} should be above 0")
+        require_resampling(self.resampling)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        edge = self.short_edges[int(rng.integers(len(self.short_edges)))]
+        return resized(sample, _short_edge_size(sample.size, edge, self.max_edge), self.resampling)
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Resize to fit into a square of `size` times a factor from min_scale to max_scale, aspect kept.
+
+    Rounded half to even. Draws one number: the factor, uniform. (Ghiasi et al. 2021; detectron2's ResizeScale.)
+    """
+
+    size: int
+    min_scale: float
+    max_scale: float
+    resampling: Resampling = "pillow"
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, f"size = {self.size} should be above 0")
+        fits = 0 < self.min_scale <= self.max_scale
+        require(fits, f"min_scale = {self.min_scale}, max_scale = {self.max_scale} should be above 0 and in order")
+        require_resampling(self.resampling)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        box = self.size * rng.uniform(self.min_scale, self.max_scale)
+        ratio = min(box / edge for edge in sample.size)
+        height, width = (max(1, int(np.round(edge * ratio))) for edge in sample.size)
+        return resized(sample, (height, width), self.resampling)
+
+
+def _short_edge_size(size: Size, short_edge: int, max_edge: int) -> Size:
+    scale = short_edge / min(size)
+    if max(size) * scale > max_edge:
+        scale = max_edge / max(size)
+    height, width = (max(1, int(edge * scale + 0.5)) for edge in size)
+    return height, width
+
+
+def resized(sample: Sample, size: Size, resampling: Resampling) -> Sample:
+    if size == sample.size:
+        return sample
+    height, width = size
+    if resampling == "opencv":
+        grid, image = "opencv", cv2.resize(sample.image_HW3, (width, height), interpolation=cv2.INTER_LINEAR)
+    else:  # detectron2 holds semantic labels as floats, for which its resize is torch's
+        grid = "torch" if isinstance(sample.truth, SemanticTruth) else "pillow"
+        image = np.asarray(Image.fromarray(sample.image_HW3).resize((width, height), Image.Resampling.BILINEAR))
+    move = geometry.scale(sample.size, size, grid)
+    return replace(sample, image_HW3=image, truth=geometry.moved(sample.truth, move))
+
+
+def require_resampling(value: str) -> None:
+    require(value in ("pillow", "opencv"), f"resampling = {value!r} should be pillow or opencv")

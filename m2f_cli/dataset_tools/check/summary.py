@@ -1,0 +1,180 @@
+"""The summary of a data set: the counts of each split, and what is wrong with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ...data.records import PassedOver
+from ...structures.categories import Categories
+from .inspect_image import Problem
+from .near_duplicates import Prints, Twin
+
+EDGES = (8, 16, 32, 64, 128, 256, 512)  # square roots of areas in pixels, between the bars of the size histogram
+MOST_NAMES = 100  # of empty images, and of sizes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a person should know. An error stops training; a warning spoils its result."""
+
+    level: Literal["error", "warning"]
+    kind: str
+    split: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Counts over the usable images of a split.
+
+    pictures: of the split; looked_at: of those, how many could be used.
+    objects: of each picture, how many regions are annotated that are no crowds; a class of a semantic map is one.
+    pictures_of, objects_of: for each class number, pictures that show it and objects of it. crowds: of all classes.
+    hidden: regions without a single pixel; hidden_in: the name of the first picture that has one.
+    ignored: the share of the pixels that belong to no class, 0 to 1; None for instances.
+    sizes: (height, width) to pictures of that size.
+    """
+
+    name: str
+    format: str
+    split: str
+    task: str
+    categories: Categories
+    pictures: int
+    looked_at: int
+    objects: tuple[int, ...]
+    pictures_of: tuple[int, ...]
+    objects_of: tuple[int, ...]
+    crowds: int
+    hidden: int
+    ignored: float | None
+    sizes: dict[tuple[int, int], int]
+    hidden_in: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON: names instead of numbers, summaries instead of one number per picture."""
+        objects = np.array(self.objects or (0,))
+        rows = zip(self.categories, self.pictures_of, self.objects_of, strict=True)
+        return {
+            "name": self.name,
+            "format": self.format,
+            "split": self.split,
+            "task": self.task,
+            "pictures": self.pictures,
+            "looked_at": self.looked_at,
+            "things": sum(c.isthing for c in self.categories),
+            "stuff": sum(not c.isthing for c in self.categories),
+            "objects_per_picture": {
+                "least": int(objects.min()),
+                "mean": float(objects.mean()),
+                "most": int(objects.max()),
+            },
+            "classes": [{"name": c.name, "isthing": c.isthing, "pictures": p, "objects": o} for c, p, o in rows],
+            "crowds": self.crowds,
+            "hidden": self.hidden,
+            "ignored": self.ignored,
+        }
+
+
+def edge_names() -> list[str]:
+    """Return what the bars of `SplitReport.object_edges` stand for."""
+    return [f"below {EDGES[0]}", *(f"{low} to {high}" for low, high in itertools.pairwise(EDGES)), f"from {EDGES[-1]}"]
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """One class in one split. pixels: of all its objects. small, medium, large: objects by COCO's bounds of area."""
+
+    name: str
+    isthing: bool
+    pictures: int
+    objects: int
+    pixels: int
+    small: int
+    medium: int
+    large: int
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split.
+
+    description: the counts that `mistakes.check` works with.
+    problems: why pictures cannot be used. empty: names of pictures without an object, the first hundred.
+    object_edges: objects by the square root of their area, below 8, 16, 32, … 512 pixels, and larger.
+    repeats: files that are in it twice. num_bytes: of all files of pictures.
+    passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
+    """
+
+    description: SplitCounts
+    classes: tuple[ClassCount, ...]
+    problems: tuple[Problem, ...]
+    empty: tuple[str, ...]
+    object_edges: tuple[int, ...]
+    repeats: tuple[Twin, ...]
+    num_bytes: int
+    notes: tuple[str, ...]
+    prints: Prints = field(repr=False)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    @property
+    def split(self) -> str:
+        return self.description.split
+
+    @property
+    def num_empty(self) -> int:
+        return self.description.objects.count(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        sizes = Counter(self.description.sizes).most_common(MOST_NAMES)
+        histogram = sorted(Counter(self.description.objects).items())
+        return {
+            **self.description.to_dict(),
+            "notes": list(self.notes),
+            "bytes": self.num_bytes,
+            "classes": [asdict(each) for each in self.classes],
+            "different_sizes": len(self.description.sizes),
+            "sizes": [{"height": h, "width": w, "pictures": count} for (h, w), count in sizes],
+            "pictures_by_objects": [{"objects": objects, "pictures": count} for objects, count in histogram],
+            "object_edges": {"bounds": list(EDGES), "objects": list(self.object_edges)},
+            "empty": {"pictures": self.num_empty, "first": list(self.empty)},
+            "problems": [asdict(problem) for problem in self.problems],
+            "repeats": [asdict(twin) for twin in self.repeats],
+            "passed_over": self.passed_over.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """All splits that were looked at, pictures that are in two of them, and what is wrong."""
+
+    splits: tuple[SplitReport, ...]
+    twins: tuple[Twin, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "would_train": not self.errors,
+            "findings": [asdict(finding) for finding in self.findings],
+            "splits": {each.split: each.to_dict() for each in self.splits},
+            "twins": [asdict(twin) for twin in self.twins],
+        }
+
+
+def class_rows(splits: Sequence[SplitReport]) -> list[tuple[ClassCount, list[ClassCount | None]]]:
+    """Return each class of any split with its counts in every split, None where a split does not have it."""
+    counts = [{each.name: each for each in split.classes} for split in splits]
+    first = {name: count for known in reversed(counts) for name, count in known.items()}
+    names = dict.fromkeys(name for known in counts for name in known)
+    return [(first[name], [known.get(name) for known in counts]) for name in names]

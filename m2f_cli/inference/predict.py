@@ -1,0 +1,224 @@
+"""Many images to files on disk: segmented in a stream, written as they come, with a journal of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ..errors import ConfigError, M2FError
+from ..results.places import Places
+from ..results.types import Instances, PanopticMap, Result, SemanticMap
+from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
+from ..runtime.files import remove_parts
+from ..runtime.locks import locked
+from ..structures import Task
+from ..structures.images import read_picture
+from .base import BaseSegmenter
+from .journal import SHARED, Journal, assemble, check_folder, erase
+from .sources import ImageSource
+from .stream import stream
+
+
+@dataclass(frozen=True)
+class PredictFailure:
+    """An image that could not be done, and why."""
+
+    file: Path
+    message: str
+
+
+@dataclass(frozen=True)
+class PredictProgress:
+    """What `on_progress` gets after each image, in the order of the sources, in the caller's thread."""
+
+    file: Path
+    state: Literal["done", "skipped", "failed"]
+    message: str | None = None
+
+
+@dataclass
+class Summary:
+    """How a run went: numbers of images, what failed, and the time that it took."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[PredictFailure] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def predict(
+    segmenter: BaseSegmenter,
+    sources: Iterable[ImageSource],
+    task: Task | None,
+    out: Path,
+    formats: Sequence[str],
+    *,
+    batch: int = 1,
+    workers: int = 2,
+    skip_existing: bool = False,
+    overwrite: bool = False,
+    thresholds: dict[str, float | int | None] | None = None,
+    model: str | None = None,
+    on_progress: Callable[[PredictProgress], None] | None = None,
+    trust_code: bool = False,
+) -> Summary:
+    """Segment pictures and write the results below `out`, with predictions.json about all of them.
+
+    Args:
+        sources: the pictures, from `sources.expand`.
+        task: panoptic, instance or semantic; None is the model's own.
+        formats: names of writers; see output.py for the layout.
+        batch: pictures per forward pass.
+        workers: threads that read, and as many that write, beside a network on a GPU. Beside one on the CPU there are
+            none: it has all cores, and each of its steps would wait for the slowest core.
+        skip_existing: go on with an earlier run into `out`: finished pictures keep their files and records.
+        overwrite: remove what an earlier run wrote to `out` first.
+        thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
+        model: how the model is called in predictions.json; its source by default.
+        trust_code: whether `formats` may be "module:function", as what a user typed may.
+
+    A picture that cannot be read or segmented is reported in the summary and the rest go on. After Ctrl-C
+    predictions.json holds what was finished.
+
+    Raises:
+        ConfigError: a task or format that does not fit, or an output folder that is in use, also by another process.
+        M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
+    """
+    task = segmenter.check_task(task or segmenter.default_task)
+    writers = writers_for(formats, task, trust_code=trust_code)
+    if batch < 1 or workers < 1:
+        raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
+    thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
+    check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
+    places = Places(out, formats)
+    is_known = isinstance(sources, Sequence)  # else they come one by one, as from a list on stdin
+    sources = places.claimed(sources, "path")
+    sources = list(sources) if is_known else sources
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model or segmenter.source,
+        "task": task,
+        "formats": list(writers),
+        "thresholds": thresholds,
+    }
+
+    def finish(image: np.ndarray, raw: Any) -> Result:
+        result = segmenter.finish(raw, task, **thresholds)
+        result.image = image
+        return result
+
+    def write(item: tuple[ImageSource, bool], result: Result) -> dict[str, Any]:
+        source, results = item[0], [(name, write, result) for name, write in writers.items()]
+        return write_image(source.name, source.path, out, result, results)
+
+    with locked(out, "A prediction"):
+        check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
+        remove_parts(out)
+        if overwrite:
+            erase(out, spared=[source.path for source in sources] if is_known else ())
+        with Journal(out, head) as journal:
+            items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
+            workers = 0 if segmenter.device.type == "cpu" else workers
+            images = stream(segmenter, items, _read, finish, write, batch=batch, workers=workers)
+            names: list[str] = []
+            started = time.perf_counter()
+            try:
+                with closing(images):
+                    summary = _keep(images, journal, names, on_progress or (lambda progress: None))
+            except KeyboardInterrupt:
+                assemble(journal, names, writers, segmenter.categories)
+                raise
+            assemble(journal, names, writers, segmenter.categories)
+            return replace(summary, seconds=time.perf_counter() - started)
+
+
+def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | None:
+    source, is_finished = item
+    if is_finished:
+        return None
+    image = read_picture(source.path)
+    return image, image
+
+
+def write_image(
+    name: str, image: Path | None, out: Path, main: Result, results: Iterable[tuple[str, Writer, Result]]
+) -> dict[str, Any]:
+    """Write the files of one image; return its entry for the journal.
+
+    Args:
+        image: its file; None for an image that was not read from one.
+        main: the result that the entry describes.
+        results: each format with its writer and its result.
+    """
+    files, shared = [], {}
+    file_name = (Path(name).parent / (image.name if image else f"{name}.png")).as_posix()
+    for format_name, write, result in results:
+        if format_name in SHARED:
+            write = SHARED[format_name].write
+            shared[format_name] = SHARED[format_name].entry(result, name, file_name)
+        files += write(result, stem_for(out, format_name, name))
+    height, width = main.size
+    record = {"name": name, "file": str(image or name), "width": width, "height": height, **contents(main)}
+    return {"record": {**record, "files": listed(files, out)}, "shared": shared}
+
+
+def _keep(
+    images: Iterable[tuple[tuple[ImageSource, bool], Any, dict[str, float]]],
+    journal: Journal,
+    names: list[str],
+    on_progress: Callable[[PredictProgress], None],
+) -> Summary:
+    """Take the images from the stream into the journal, in their order; `names` gets the name of each."""
+    summary = Summary()
+    for (source, _), outcome, seconds in images:
+        names.append(source.name)
+        if outcome is None:
+            summary.skipped += 1
+            step = PredictProgress(source.path, "skipped")
+        elif isinstance(outcome, M2FError):
+            journal.append({"record": {"name": source.name, "file": str(source.path), "error": str(outcome)}})
+            summary.failed.append(PredictFailure(source.path, str(outcome)))
+            step = PredictProgress(source.path, "failed", str(outcome))
+        else:
+            outcome["record"]["times_ms"] = {stage: round(1000 * each, 3) for stage, each in seconds.items()}
+            journal.append(outcome)
+            summary.done += 1
+            step = PredictProgress(source.path, "done")
+        on_progress(step)
+    return summary
+
+
+def contents(result: Result) -> dict[str, list[dict[str, Any]]]:
+    """What is in a result, without its pixels: {"segments" | "instances" | "classes": [{"label", "area", …}]}."""
+    named = [{"label": category.name, "category_id": category.id} for category in result.categories]
+    if isinstance(result, PanopticMap):
+        return {
+            "segments": [
+                {
+                    "id": each.id,
+                    **named[each.label],
+                    "isthing": result.categories[each.label].isthing,
+                    "score": round(float(each.score), 4),
+                    "area": int(each.area),
+                }
+                for each in result.segments
+            ]
+        }
+    if isinstance(result, Instances):
+        return {
+            "instances": [
+                {**named[int(label)], "score": round(float(score), 4), "area": int(coco_mask.area(rle))}
+                for label, score, rle in zip(result.labels_N, result.scores_N, result.rles, strict=True)
+            ]
+        }
+    if isinstance(result, SemanticMap):
+        areas = np.bincount(result.labels_HW.ravel(), minlength=len(named))
+        return {"classes": [{**named[i], "area": int(areas[i])} for i in range(len(named)) if areas[i]]}
+    raise TypeError(f"{type(result).__name__} is no result of this package")

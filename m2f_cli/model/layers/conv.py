@@ -1,0 +1,163 @@
+"""Convolutions, batch norms and group norms, in the layouts that they are fast in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops.cache import cached_on, clear_cached
+from ...ops.cpu.conv import conv2d
+from ...ops.cpu.linear import MAX_PACKED, linear, relu
+from ...ops.dispatch import is_exporting, is_tracing
+from ...ops.group_norm import group_norm as ops_group_norm
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with constant statistics, scale and shift (buffers), also in training; eps 1e-5."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.batch_norm(x_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    """Apply a 1x1 convolution; as a linear layer where channels are innermost already (transformer features).
+
+    The convolution kernels would copy such a map into another layout and back. An exported graph has the convolution:
+    its compiler chooses layouts, and tracing the linear layer for a free size takes minutes.
+    """
+    if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
+        return conv(x_BCHW)
+    return linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    """Return the same map with channels innermost, the faster layout for a resize or a convolution on a CPU.
+
+    `contiguous` alone is not enough. A single map cut out of a sequence of tokens may have any stride along the batch,
+    which `contiguous` accepts. The resize takes it for another layout, and copies its result twice.
+    """
+    if is_exporting():
+        return x_BCHW
+    if x_BCHW.stride(1) != 1:
+        return x_BCHW.contiguous(memory_format=torch.channels_last)
+    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+    return x_BHWC.flatten(0, 1).unflatten(0, x_BHWC.shape[:2]).permute(0, 3, 1, 2)
+
+
+def convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    """Apply a convolution; the kernel gets the layout of the map, because mixed layouts are slow on a CPU.
+
+    The parameter itself keeps its layout, for checkpoints.
+    """
+    if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
+        return conv(x_BCHW)
+    weight = conv.weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, then a norm, then (optionally) ReLU. Padding keeps the size at stride 1.
+
+    In prediction a batch norm is folded into the convolution: a factor of its weights, and a bias. Folded weights are
+    cached if they are small or in another number format than the parameters, and else computed in each call.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        norm: Callable[[int], nn.Module],
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        relu: bool = False,
+    ):
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=bias)
+        self.norm = norm(out_channels)
+        self.relu = relu
+
+    def forward(self, x_BCHW: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve and normalise.
+
+        Args:
+            residual: added before the ReLU.
+        """
+        if torch.is_grad_enabled():
+            clear_cached(self)
+        elif is_constant(self.norm) and not is_tracing() and x_BCHW.device.type in ("cpu", "cuda"):
+            return conv2d(self.conv, x_BCHW, *self._folded(x_BCHW), relu=self.relu, residual=residual)
+        is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
+        y = pointwise(self.conv, x_BCHW) if is_linear else convolved(self.conv, x_BCHW)
+        y = self.norm(y, overwrite=True) if isinstance(self.norm, GroupNorm) else self.norm(y)
+        if residual is not None:
+            return F.relu(y + residual, inplace=True) if self.relu else y + residual
+        return relu(y) if self.relu else y
+
+    def _folded(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and bias with the norm folded in, in the number format and layout that suit an input."""
+        weight, kind = self.conv.weight, x_BCHW.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        is_innermost = x_BCHW.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_innermost else torch.contiguous_format
+        norm, bias = self.norm, () if self.conv.bias is None else (self.conv.bias,)
+        sources = (weight, *bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+        def scale_and_shift() -> Tensor:
+            return torch.stack(self._scale_and_shift())
+
+        def scaled() -> Tensor:
+            factors_O111 = scale_O[:, None, None, None].to(weight.dtype)
+            return torch.mul(weight, factors_O111, out=torch.empty_like(weight, memory_format=layout)).to(dtype)
+
+        scale_O, shift_O = cached_on(self, "norm", scale_and_shift, sources).unbind()
+        is_kept = dtype != weight.dtype or weight.numel() <= MAX_PACKED
+        return cached_on(self, "folded", scaled, sources, dtype, layout) if is_kept else scaled(), shift_O
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of each channel by the norm, with the bias of the convolution in the shift."""
+        norm = self.norm
+        scale_O = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift_O = norm.bias.double() - norm.running_mean.double() * scale_O
+        if self.conv.bias is not None:
+            shift_O = shift_O + self.conv.bias.double() * scale_O
+        return scale_O.float(), shift_O.float()
+
+
+def is_constant(norm: nn.Module) -> bool:
+    """Return True if a norm does the same to every image: a batch norm outside training."""
+    return isinstance(norm, FrozenBatchNorm) or (
+        isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats
+    )
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm that is exact also with channels innermost; see `ops.group_norm`."""
+
+    def forward(self, x_BCHW: Tensor, overwrite: bool = False) -> Tensor:
+        """Normalise.
+
+        Args:
+            overwrite: the result may take the place of the input.
+        """
+        return ops_group_norm(x_BCHW, self.num_groups, self.weight, self.bias, self.eps, overwrite=overwrite)
+
+
+def group_norm(channels: int) -> GroupNorm:
+    """Make the group norm of pixel decoders: 32 groups."""
+    return GroupNorm(32, channels)

@@ -1,0 +1,103 @@
+"""Files of JSON lines that are appended to, and that the kill of a process leaves readable."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .files import refuse_link, writing_to
+from .text import json_text
+
+LONGEST_LINE = 1 << 30  # bytes; the masks of one image take a few million
+_BLOCK = 1 << 16  # bytes
+
+
+class JsonLines:
+    """A file that takes one value a line. Each line is with the operating system when `append` returns.
+
+    Args:
+        path: is made with its folder, or gone on with; half a line at its end is cut off.
+        fresh: begin with an empty file.
+        compact: write no spaces.
+
+    Raises:
+        ConfigError: the path is a link.
+        M2FError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False, compact: bool = False):
+        self.path, self.separators = path, (",", ":") if compact else None
+        with writing_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_link(path)
+            self.file = path.open("wb" if fresh else "ab", buffering=0)  # nothing waits in memory for `close`
+            self.size = whole_bytes(path)
+            self.file.truncate(self.size)
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def append(self, value: Any) -> int:
+        """Write one line and return where it begins.
+
+        Raises:
+            M2FError: it cannot be written, or not as a whole.
+        """
+        line = json_text(value, separators=self.separators).encode() + b"\n"
+        start, self.size = self.size, self.size + len(line)
+        with writing_to(self.path):
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return start
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield where each line begins, and its bytes. Half a line at the end is left out.
+
+    Raises:
+        DataError: a line is longer than `LONGEST_LINE`.
+    """
+    with path.open("rb") as file:
+        start = 0
+        while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
+            yield start, line
+            start += len(line)
+        if len(line) == LONGEST_LINE:
+            raise DataError(f"{path} has a line of more than {LONGEST_LINE:,} bytes.")
+
+
+def whole_bytes(path: Path) -> int:
+    """Return the length of a file without half a line at its end."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
+def parse(line: bytes) -> Any:
+    """Return the value of a line.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

@@ -1,0 +1,90 @@
+"""Files of JSON lines: what a kill, a full disk or a link does to them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from m2f_cli.errors import ConfigError, DataError, M2FError
+from m2f_cli.runtime import jsonl
+from m2f_cli.runtime.jsonl import JsonLines, parse, whole_bytes, whole_lines
+
+
+def values(path):
+    return [parse(line) for _, line in whole_lines(path)]
+
+
+def test_lines_are_on_their_way_when_append_returns(tmp_path):
+    path = tmp_path / "deep" / "log"
+    with JsonLines(path) as lines:
+        assert lines.size == 0
+        starts = [lines.append(value) for value in ({"a": 1}, ["é", "\u2028"], "x\ny")]
+        assert values(path) == [{"a": 1}, ["é", "\u2028"], "x\ny"]
+        assert lines.size == path.stat().st_size
+    assert starts == [start for start, _ in whole_lines(path)]
+
+
+def test_half_a_line_is_left_out_and_cut_off_when_the_file_is_gone_on_with(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b'{"a": 1}\n{"a":')
+    assert values(path) == [{"a": 1}] and whole_bytes(path) == 9
+    with JsonLines(path) as lines:
+        assert lines.append(2) == 9
+    assert path.read_bytes() == b'{"a": 1}\n2\n'
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a":', b"x" * 200_000])
+def test_a_file_without_a_whole_line_is_empty(tmp_path, content):
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    assert whole_bytes(path) == 0 and not list(whole_lines(path))
+    with JsonLines(path) as lines:
+        assert lines.size == 0
+
+
+def test_a_long_half_line_after_whole_ones(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"1\n22\n" + b"x" * 200_000)
+    assert whole_bytes(path) == 5
+
+
+def test_fresh_files_forget_and_compact_ones_have_no_spaces(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"1\n")
+    with JsonLines(path, fresh=True, compact=True) as lines:
+        lines.append({"a": [1, 2]})
+    assert path.read_bytes() == b'{"a":[1,2]}\n'
+    with JsonLines(path) as lines:
+        lines.append({"a": [1, 2]})
+    assert path.read_bytes().endswith(b'\n{"a": [1, 2]}\n')
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_full_disk_is_one_sentence_and_closing_says_nothing_more(tmp_path):
+    lines = JsonLines(tmp_path / "log")
+    lines.file.close()
+    lines.file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    with lines, pytest.raises(M2FError, match="Cannot write .*log: No space left"):
+        lines.append(1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_links_are_refused(tmp_path):
+    (tmp_path / "log").symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="is a link"):
+        JsonLines(tmp_path / "log")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_no_json_is_a_value_error():
+    for line in (b"{", b"[" * 100_000):
+        with pytest.raises(ValueError):
+            parse(line)
+
+
+def test_lines_of_absurd_length_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", 10)
+    (tmp_path / "log").write_bytes(b"1\n" + b"2" * 50 + b"\n")
+    with pytest.raises(DataError, match="a line of more than 10 bytes"):
+        list(whole_lines(tmp_path / "log"))
