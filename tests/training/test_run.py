@@ -229,7 +229,8 @@ def test_gloo_processes_train_as_one(tmp_path):
         "seen = []\n"
         "class L(run.Listener):\n    pass\n"
         "listener = run.Listener(on_start=lambda r: seen.append(r))\n"
-        f"run.start(settings(), Path({str(tmp_path / 'run')!r}), run.TrainOptions(init='random', device='cpu'), listener)\n"
+        "options = run.TrainOptions(init='random', device='cpu')\n"
+        f"run.start(settings(), Path({str(tmp_path / 'run')!r}), options, listener)\n"
         "import os\n"
         f"torch.save(seen[0].parts.model.state_dict(), {str(tmp_path)!r} + '/rank' + os.environ['RANK'] + '.pt')\n"
     )
