@@ -22,6 +22,7 @@ import m2f_cli
 from m2f_cli import cli, plugins, weights
 from m2f_cli.benchmark.case import Case
 from m2f_cli.config import presets as config
+from m2f_cli.config.schema import Component, Config
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation import compare
@@ -58,7 +59,7 @@ def marker(tmp_path, monkeypatch) -> Path:
     sys.modules.pop(EVIL, None)
 
 
-def evil(part: str = "backbone") -> config.Config:
+def evil(part: str = "backbone") -> Config:
     """The tiny configuration with code of somebody's as one of its parts; "augment" is a step of the augmentation."""
     clean = settings("train.iterations=2", "train.batch=2", "train.checkpoint_every=1")
     if part == "augment":
@@ -417,7 +418,7 @@ def test_a_hugging_face_folder_names_no_code(tree, marker, capsys):
 def test_a_configuration_cannot_make_timm_read_files(options, marker):
     pytest.importorskip("timm", reason="the extra m2f-cli[timm] is not installed")
     backbone = {"name": "timm", "model": "resnet18", **options}
-    named = settings().model.model_copy(update={"backbone": config.Component(**backbone)})
+    named = settings().model.model_copy(update={"backbone": Component(**backbone)})
     with pytest.raises(ConfigError, match="read a file by itself|no timm model"):
         build(named, 3, trust_code=True)
 

@@ -1,8 +1,8 @@
 """Read presets and configuration files into one frozen tree. This module imports no torch.
 
 A configuration `extends` other files and states the rest. A shipped preset extends a recipe (presets/recipes/) and a
-backbone (presets/backbones/). The files state every number that identifies a model: the classes of schema.py, which
-are importable from here, have no defaults for those. presets/README.md has the names, and the order in which files win.
+backbone (presets/backbones/). The files state every number that identifies a model: the classes of schema.py have no
+defaults for those. presets/README.md has the names, and the order in which files win.
 """
 
 from __future__ import annotations
@@ -18,61 +18,7 @@ from pydantic import ValidationError
 from .. import plugins
 from ..errors import ConfigError, nearest, unknown_name
 from ..runtime import documents
-from .schema import (
-    MOST_CLASSES,
-    Component,
-    Config,
-    DataConfig,
-    InputConfig,
-    LossConfig,
-    ModelConfig,
-    Node,
-    OptimizerConfig,
-    PilotingConfig,
-    Published,
-    ResizeConfig,
-    ScenesConfig,
-    ScheduleConfig,
-    SlideConfig,
-    Task,
-    TestConfig,
-    TrainConfig,
-    TtaConfig,
-    WeightsSource,
-)
-
-__all__ = [
-    "MOST_CLASSES",
-    "Component",
-    "Config",
-    "DataConfig",
-    "InputConfig",
-    "LossConfig",
-    "ModelConfig",
-    "Node",
-    "OptimizerConfig",
-    "PilotingConfig",
-    "Published",
-    "ResizeConfig",
-    "ScenesConfig",
-    "ScheduleConfig",
-    "SlideConfig",
-    "Task",
-    "TestConfig",
-    "TrainConfig",
-    "TtaConfig",
-    "WeightsSource",
-    "dump",
-    "load",
-    "merge",
-    "overridden",
-    "parse",
-    "preset_names",
-    "preset_path",
-    "presets_dir",
-    "read_yaml",
-    "refuse_code",
-]
+from .schema import Config, ModelConfig
 
 MOST_FILES = 50  # that one configuration extends, directly or not
 _NOT_INHERITED = ("name", "summary", "published")  # true of one preset alone

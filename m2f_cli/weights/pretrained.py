@@ -43,7 +43,7 @@ _FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's 
 
 @dataclass(frozen=True)
 class Release:
-    """A published file of ImageNet weights; `hash_prefix` as in `config.WeightsSource`."""
+    """A published file of ImageNet weights; `hash_prefix` as in `schema.WeightsSource`."""
 
     url: str
     licence: str

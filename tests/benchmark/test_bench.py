@@ -32,6 +32,7 @@ from m2f_cli.benchmark.stages import Stages
 from m2f_cli.benchmark.synthetic_batch import OBJECTS, training_batch
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.published import measured_in
+from m2f_cli.config.schema import ResizeConfig
 from m2f_cli.errors import ConfigError, ExportError, M2FError
 from m2f_cli.inference import postprocess
 from m2f_cli.inference.base import Wrapper
@@ -85,7 +86,7 @@ def test_the_published_order_gives_what_ours_gives(seed, task, alone):
 def segmenter():
     """Six classes, tiny, on pictures as they are."""
     made = small_segmenter("coco-panoptic-r50")
-    test = made.config.test.model_copy(update={"resize": configuration.ResizeConfig()})
+    test = made.config.test.model_copy(update={"resize": ResizeConfig()})
     return Segmenter(made.model, made.config.model_copy(update={"test": test}), made.categories)
 
 

@@ -16,6 +16,7 @@ from m2f_cli import cli, weights
 from m2f_cli.benchmark.case import Case
 from m2f_cli.benchmark.quality import lost
 from m2f_cli.config import presets as config
+from m2f_cli.config.schema import DataConfig, SlideConfig
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.inference import segmenter
 from m2f_cli.model import build
@@ -290,7 +291,7 @@ def test_other_classes_are_refused(tmp_path, capsys):
 
 
 def test_where_the_data_of_a_preset_are(tmp_path, capsys, monkeypatch):
-    tree = settings().model_copy(update={"data": config.DataConfig(dataset="coco", classes="checkpoint")})
+    tree = settings().model_copy(update={"data": DataConfig(dataset="coco", classes="checkpoint")})
     coco_panoptic(tmp_path / "sets" / "coco")
     (tmp_path / "coco").symlink_to(tmp_path / "sets" / "coco")
     write_run(tmp_path / "own", _coco_classes(), data=tree.data)
@@ -332,7 +333,7 @@ def test_the_overlap_of_tiles_is_a_part_of_the_evaluation(capsys):
 
 
 def test_a_checkpoint_that_asks_for_sliding_windows(capsys):
-    test = settings().test.model_copy(update={"slide": config.SlideConfig(crop=(32, 32), stride=(16, 16))})
+    test = settings().test.model_copy(update={"slide": SlideConfig(crop=(32, 32), stride=(16, 16))})
     write_run(Path("runs/train/slides"), test=test)
     slides = ["eval", "--model", "runs/train/slides", "--device", "cpu", "--metric", "miou"]
     assert cli.run(slides) == 0

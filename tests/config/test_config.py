@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from m2f_cli.config import presets as config
+from m2f_cli.config.schema import Config, ResizeConfig
 from m2f_cli.errors import ConfigError
 
 PRESET = "coco-panoptic-swin-t"
@@ -41,9 +42,9 @@ def test_overrides_win_over_the_file():
 
 def test_an_override_may_state_an_optional_key_that_the_file_leaves_out():
     fixed = config.load(PRESET, ["test.resize={fixed: [384, 384]}"])
-    assert fixed.test.resize == config.ResizeConfig(fixed=(384, 384))
+    assert fixed.test.resize == ResizeConfig(fixed=(384, 384))
     capped = config.load(PRESET, ["test.resize={short_edge: 800}", "test.resize.max_edge=900"])
-    assert capped.test.resize == config.ResizeConfig(short_edge=800, max_edge=900)
+    assert capped.test.resize == ResizeConfig(short_edge=800, max_edge=900)
 
 
 def test_another_component_by_override_drops_the_options_of_the_first():
@@ -293,7 +294,7 @@ def test_every_field_has_a_description():
     """The page of the configuration is made of them."""
     from pydantic import TypeAdapter
 
-    schema = TypeAdapter(config.Config).json_schema()
+    schema = TypeAdapter(Config).json_schema()
     nodes = {**schema["$defs"], "Config": schema}
     fields = {f"{name}.{key}": field for name, node in nodes.items() for key, field in node["properties"].items()}
     assert len(nodes) == 17 and len(fields) > 100
@@ -306,7 +307,7 @@ def test_every_number_of_the_tree_has_bounds():
     """A field without them lets a file that came from anywhere ask for whatever it likes."""
     from pydantic import TypeAdapter
 
-    schema = TypeAdapter(config.Config).json_schema()
+    schema = TypeAdapter(Config).json_schema()
     open_ended = []
 
     def visit(place, node):

@@ -10,6 +10,7 @@ from helpers.folders import SEGMENTS, annotation, coco_instances, coco_panoptic,
 from training.tiny import settings
 
 from m2f_cli.config import presets as config
+from m2f_cli.config.schema import DataConfig
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation.dataset import FULL_SPLITS, LAYOUT, check_classes, folder_of, how_to_get, open_for
@@ -17,7 +18,7 @@ from m2f_cli.evaluation.evaluate import Truths, truth_for
 from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth
 from m2f_cli.structures.categories import from_names, load_categories
 
-OWN = settings().model_copy(update={"data": config.DataConfig(dataset="mine", classes="checkpoint")})
+OWN = settings().model_copy(update={"data": DataConfig(dataset="mine", classes="checkpoint")})
 CAT_DOG_SKY = from_names(["cat", "dog", "sky"], ["cat", "dog"])
 
 

@@ -16,6 +16,7 @@ from helpers.presets import shipped
 
 from m2f_cli.config import presets as config
 from m2f_cli.config.published import backbone_cell, backbone_label, crop_of, lines
+from m2f_cli.config.schema import ModelConfig
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.training_set import without_crowds
 from m2f_cli.data.transforms import Sample, augment, build_transforms
@@ -132,7 +133,7 @@ def test_each_row_says_what_it_ran_on():
 @functools.cache
 def _built(model_json: str, classes: int) -> torch.nn.Module:
     with torch.device("meta"):
-        return build(config.ModelConfig.model_validate_json(model_json), classes)
+        return build(ModelConfig.model_validate_json(model_json), classes)
 
 
 def architecture(name: str) -> str:

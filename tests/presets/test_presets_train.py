@@ -10,6 +10,7 @@ from helpers import facts
 from helpers.presets import shipped
 
 from m2f_cli.config import presets as config
+from m2f_cli.config.schema import LossConfig, OptimizerConfig
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.data.transforms import build_transforms
 from m2f_cli.structures.categories import load_categories
@@ -48,7 +49,7 @@ def size_of(preset) -> tuple[int, int, tuple[int, int]]:
 def test_what_all_recipes_share(name):
     train = ALL[name].train
     assert train.batch == 16 and train.checkpoint_every == 5000
-    assert train.optimizer == config.OptimizerConfig(
+    assert train.optimizer == OptimizerConfig(
         learning_rate=1e-4,
         weight_decay=0.05,
         norm_weight_decay=0.0,
@@ -56,7 +57,7 @@ def test_what_all_recipes_share(name):
         backbone_multiplier=0.1,
         clip_norm=0.01,
     )
-    assert train.loss == config.LossConfig(
+    assert train.loss == LossConfig(
         class_weight=2.0,
         mask_weight=5.0,
         dice_weight=5.0,

@@ -7,6 +7,7 @@ import torch
 from helpers.golden_files import read_list
 
 from m2f_cli.config import presets as config
+from m2f_cli.config.schema import ModelConfig
 from m2f_cli.loss import make_criterion
 from m2f_cli.model import build
 from m2f_cli.model.build import checkpoint_activations
@@ -71,7 +72,7 @@ SWIN = {
 )
 def test_every_parameter_learns(preset, pixel_decoder, decoder, recompute):
     torch.manual_seed(0)
-    model_config = config.ModelConfig(
+    model_config = ModelConfig(
         method="maskformer", backbone=SWIN, pixel_decoder=SMALL[pixel_decoder], decoder=decoder
     )
     model = build(model_config, 3).train()

@@ -19,8 +19,7 @@ from torch.testing import assert_close
 from training import piloting_worker
 from training.tiny import settings
 
-from m2f_cli.config import presets as config
-from m2f_cli.config.schema import ModelConfig
+from m2f_cli.config.schema import Config, ModelConfig
 from m2f_cli.data.loader import Batch
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference.load_network import load_model
@@ -111,13 +110,13 @@ def test_without_the_class_loss_nothing_else_changes(golden_file):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def piloted(*overrides: str, method: str = "mask2former", **piloting) -> config.Config:
+def piloted(*overrides: str, method: str = "mask2former", **piloting) -> Config:
     plain = settings(*overrides)
     tree = {**plain.model.model_dump(), "method": method, "piloting": {"groups": 2, "mask_noise": 0.1, **piloting}}
     return plain.model_copy(update={"model": ModelConfig.model_validate(tree)})
 
 
-def run_of(folder: Path, tree: config.Config, **options) -> tuple[dict, list]:
+def run_of(folder: Path, tree: Config, **options) -> tuple[dict, list]:
     steps = []
     run.start(tree, folder, TrainOptions(**{**vars(OPTIONS), **options}), Listener(on_step=steps.append))
     return load_model(folder / "checkpoints" / "last.safetensors").model.state_dict(), steps

@@ -13,7 +13,7 @@ from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_
 
 from m2f_cli import weights
 from m2f_cli.config import presets as config
-from m2f_cli.config.schema import WeightsSource
+from m2f_cli.config.schema import ResizeConfig, WeightsSource
 from m2f_cli.errors import WeightsError
 from m2f_cli.weights import download, hub, huggingface, write_huggingface
 from m2f_cli.weights import resolve as refs
@@ -190,7 +190,7 @@ def test_the_processor_says_how_to_resize(tmp_path, processor, resize, mean):
     write_huggingface.write_folder(folder, network_of(settings).state_dict(), settings, CATEGORIES)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     found = weights.load(folder)
-    assert found.resize == config.ResizeConfig(**resize)
+    assert found.resize == ResizeConfig(**resize)
     assert found.input.mean[0] == mean
     if "do_normalize" in processor:
         assert found.input.std == (255, 255, 255)
