@@ -59,7 +59,7 @@ def main() -> None:
     settings = config.load(arguments.preset, ["train.precision=fp32", "train.batch=1"])
     found = {}
     for workers in sorted({0, arguments.workers}):
-        options = run.Options(data=arguments.data, init="random", workers=workers, micro_batch=1)
+        options = run.TrainOptions(data=arguments.data, init="random", workers=workers, micro_batch=1)
         with tempfile.TemporaryDirectory() as folder:
             prepared = run.prepare(settings, Path(folder), options, torch.device("cpu"), run.Listener())
             found[f"loader, {workers or 'no'} workers"] = images_per_second(prepared.loader, arguments.pictures)

@@ -34,13 +34,13 @@ Forward = Callable[..., tuple]  # images (1, 3, H, W) as a numpy array to class 
 
 
 def export_ours(folder: Path, engine: str, size: tuple[int, int]) -> None:
-    from m2f_cli.export.base import Options, export
+    from m2f_cli.export.base import ExportOptions, export
     from m2f_cli.export.verify import Tolerance
     from m2f_cli.inference.load import load
 
     format, path = {"onnxruntime": ("onnx", "model.onnx"), "openvino": ("openvino", "model")}[engine]
     anything = Tolerance(logits=1.0, moved=1.0, pixels=1.0)  # random queries are all alike; `differences` tells
-    options = Options(size=size, tolerance=anything)
+    options = ExportOptions(size=size, tolerance=anything)
     export(load(folder / "weights", device="cpu"), folder / f"ours-{engine}" / path, format, options)
 
 

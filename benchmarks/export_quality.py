@@ -49,7 +49,7 @@ class Differences:
         return [f"{max(self.logits):.1e}", f"{statistics.mean(self.pixels):.3%}", f"{max(self.pixels):.3%}"]
 
 
-def exported(model: Segmenter, format: str, precision: str, options: base.Options, folder: Path) -> Path:
+def exported(model: Segmenter, format: str, precision: str, options: base.ExportOptions, folder: Path) -> Path:
     path = folder / f"{format}-{precision}" / FORMATS[format]
     if not path.exists():
         base.export(model, path, format, options, on_step=lambda step: note(step.message))
@@ -63,7 +63,7 @@ def differences(model: Segmenter, file: Segmenter, pictures: Sequence) -> Differ
         [ours], [theirs] = model.infer([seen]), file.infer([seen])
         height, width = (-(-edge // 4) for edge in seen.pixels_CHW.shape[1:])  # padding may differ, and is no answer
         masks = [verify.stride4(raw.masks)[:, :height, :width] for raw in (ours, theirs)]
-        found.logits.append(verify.Difference.of(*masks).to_dict()["largest_share"])
+        found.logits.append(verify.LogitDifference.of(*masks).to_dict()["largest_share"])
         found.pixels.append(verify.differing(model.finish(ours), file.finish(theirs)))
     return found
 
@@ -148,7 +148,7 @@ def main() -> None:
     pictures = [record.read_image() for record in records]
     for name in arguments.only:
         format, precision = name.split("-")
-        options = base.Options(
+        options = base.ExportOptions(
             size=arguments.size and tuple(arguments.size),
             precision=precision,
             tolerance=ANYTHING,

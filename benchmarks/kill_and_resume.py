@@ -70,7 +70,7 @@ def train(folder: Path, iterations: int, workers: int, count_to: Path | None = N
     sys.addaudithook(watch)
     torch.set_num_threads(1)
     resume = (folder / run.CONFIG).is_file()
-    options = run.Options(init="random", device="cpu", workers=workers, resume=resume, keep=1)
+    options = run.TrainOptions(init="random", device="cpu", workers=workers, resume=resume, keep=1)
     run.start(settings(iterations), folder, options, command=["kill_and_resume"])
     if count_to is not None:
         count_to.write_text(str(done))

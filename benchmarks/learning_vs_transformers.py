@@ -241,7 +241,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     given = {"iterations": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
     tree = config.load(arguments.preset, [f"train.{k}={v}" for k, v in given.items()] + arguments.overrides)
-    options = run.Options(
+    options = run.TrainOptions(
         data=arguments.data,
         init=arguments.init or "random",
         init_partial=True,

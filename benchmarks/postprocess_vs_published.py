@@ -52,7 +52,7 @@ def measure(task: str, label: str, arguments: argparse.Namespace, folder: Path) 
         picture=picture,
         threads=arguments.threads,
     )
-    tree = race.bench(case, race.Options(rounds=arguments.rounds, watched=0, peer="published"))
+    tree = race.bench(case, race.BenchOptions(rounds=arguments.rounds, watched=0, peer="published"))
     ours, theirs = tree["sides"]["m2f"], tree["sides"]["published"]
     memory = "device_peak_mib" if ours["memory"]["device_peak_mib"] else "resident_growth_mib"
     apart = {name: stats.most(value) for name, value in tree["difference"].items()}

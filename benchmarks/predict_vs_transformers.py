@@ -50,7 +50,7 @@ def main() -> None:
         compile=arguments.compile,
         keep_memory=is_kept_by("predict") and not arguments.no_keep_memory,
     )
-    tree = race.bench(case, race.Options(rounds=arguments.rounds, peer="huggingface", peer_precision="fp32"))
+    tree = race.bench(case, race.BenchOptions(rounds=arguments.rounds, peer="huggingface", peer_precision="fp32"))
     print(results.headline(tree))
     for name, side in tree["sides"].items():
         stages = ", ".join(f"{stage} {1000 * seconds:.0f}" for stage, seconds in (side["stages"] or {}).items())

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from .errors import ConfigError, DataError, ExportError, M2FError, MissingDependency, Unreachable, WeightsError
     from .evaluation.evaluate import EvalResult
     from .evaluation.evaluate_dataset import evaluate
-    from .export.base import Exporter, export
-    from .export.base import Report as ExportReport
+    from .export.base import Exporter, ExportReport, export
     from .inference.engines.base import Engine
     from .inference.load import load
     from .inference.segmenter import Segmenter
@@ -39,8 +38,7 @@ if TYPE_CHECKING:
     from .model.build import build as build_model
     from .results.types import Instances, PanopticMap, Segment, SemanticMap
     from .structures.categories import Category
-    from .training.run import Outcome as TrainOutcome
-    from .training.run import train
+    from .training.run import TrainOutcome, train
 
 _HOMES = {  # public name → module, and the object's own name where it differs
     "load": "inference.load",
@@ -61,8 +59,8 @@ _HOMES = {  # public name → module, and the object's own name where it differs
     "Dataset": "data.records:DataSet",
     "Record": "data.records",
     "EvalResult": "evaluation.evaluate",
-    "TrainOutcome": "training.run:Outcome",
-    "ExportReport": "export.base:Report",
+    "TrainOutcome": "training.run",
+    "ExportReport": "export.base",
     "Metric": "metrics",
     "Transform": "data.transforms",
     "Exporter": "export.base",

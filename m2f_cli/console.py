@@ -142,10 +142,10 @@ def progress(
         yield advance
 
 
-class Stages:
+class StageList:
     """Progress bars on stderr, one after the other; each begins when its total is known."""
 
-    def __enter__(self) -> Stages:
+    def __enter__(self) -> StageList:
         self._bar = ExitStack()
         return self
 

@@ -114,6 +114,13 @@ def test_no_circle_of_files():
     assert not arrows, sorted(str(path.relative_to(PACKAGE)) for path in arrows)
 
 
+def test_load_stands_on_top_of_its_room():
+    """Whatever stands around a segmenter is imported by `inference/load.py`, never the other way."""
+    top = PACKAGE / "inference" / "load.py"
+    assert top.is_file()
+    assert not [path.name for path in SOURCES if unit_of(path) == "inference" and top in files_imported(path)]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_arrow_by_string(path):
     """A name of code in a string climbs where an import may not: such names stand in the table alone."""
@@ -133,6 +140,17 @@ def test_no_room_is_too_large():
         rooms[unit_of(path)] = rooms.get(unit_of(path), 0) + count
     assert max(rooms.values()) < 0.15 * sum(lines.values()), rooms
     assert sum(unit_of(path) == "inference" for path in SOURCES) <= 25
+
+
+def test_no_class_name_has_two_meanings():
+    """A class name, public or private, is defined in one file of the package."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(str(path.relative_to(PACKAGE)))
+    assert len(places) > 300
+    assert not {name: sorted(files) for name, files in places.items() if len(files) > 1}
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if unit_of(p) == "commands"], ids=lambda p: p.name)

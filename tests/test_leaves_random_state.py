@@ -19,7 +19,7 @@ from m2f_cli.benchmark.case import Case
 from m2f_cli.benchmark.model_under_test import load_subject
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.evaluation.evaluate import default_metrics, evaluate
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.ops.cpu import conv
 from m2f_cli.training import run
 
@@ -41,7 +41,9 @@ def trained(tmp_path_factory) -> Path:
     """Training seeds the generators for itself, and gives them back."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     with unchanged():
-        run.start(settings("train.iterations=1", "train.batch=2"), folder, run.Options(init="random", device="cpu"))
+        run.start(
+            settings("train.iterations=1", "train.batch=2"), folder, run.TrainOptions(init="random", device="cpu")
+        )
     return folder
 
 
@@ -66,7 +68,7 @@ def test_exporting_leaves_the_random_state(trained, tmp_path, name, package):
     model = load(trained, device="cpu")
     suffix = {"safetensors": ".safetensors", "onnx": ".onnx"}.get(name, "")
     with unchanged():
-        export(model, tmp_path / f"x{suffix}", name, Options())
+        export(model, tmp_path / f"x{suffix}", name, ExportOptions())
 
 
 def test_commands_leave_the_random_state(tmp_path, monkeypatch, capsys, trained):

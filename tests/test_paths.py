@@ -22,13 +22,13 @@ from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.dataset_tools import preview as data_pictures
 from m2f_cli.dataset_tools.check import page as data_page
 from m2f_cli.dataset_tools.convert.run import write_out
-from m2f_cli.dataset_tools.convert.source import Source as Opened
+from m2f_cli.dataset_tools.convert.source import ImageSource as Opened
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation import run as eval_run
 from m2f_cli.evaluation.evaluate import default_metrics
 from m2f_cli.inference.journal import erase
 from m2f_cli.inference.predict import predict
-from m2f_cli.inference.sources import RUN_MARK, Source, expand
+from m2f_cli.inference.sources import RUN_MARK, ImageSource, expand
 from m2f_cli.results import server_formats
 from m2f_cli.results import writers as output
 from m2f_cli.runtime.files import safe_name
@@ -145,7 +145,7 @@ def test_names_of_predictions_stay_in_their_folder(writer, out, tmp_path):
             for name in names
         }.values()
     )
-    sources = [Source(tmp_path / "given.png", name) for name in names]
+    sources = [ImageSource(tmp_path / "given.png", name) for name in names]
     summary = predict(CitySegmenter(), sources, task_for(writer), out, [writer])
     assert (summary.done, summary.failed) == (len(names), [])
     tree = json.loads((out / "predictions.json").read_text())
@@ -259,7 +259,9 @@ def test_images_that_would_be_written_to_one_place(names, writer, out, tmp_path)
         evaluate([record(name) for name in names], out, writer)
     assert all(repr(name) in str(caught.value) for name in names) and not out.exists()
     with pytest.raises(DataError) as caught:
-        predict(CitySegmenter(), [Source(tmp_path / "given.png", name) for name in names], "panoptic", out, [writer])
+        predict(
+            CitySegmenter(), [ImageSource(tmp_path / "given.png", name) for name in names], "panoptic", out, [writer]
+        )
     assert all(repr(name) in str(caught.value) for name in names) and not out.exists()
 
 
@@ -357,7 +359,7 @@ def evaluate_into(out: Path, records: list[Record]):
 
 
 def test_an_earlier_result_that_is_given_is_not_removed(out):
-    predict(FakeSegmenter(), [Source(out.parents[2] / "given.png", "x")], None, out, ["overlay"])
+    predict(FakeSegmenter(), [ImageSource(out.parents[2] / "given.png", "x")], None, out, ["overlay"])
     given = list(expand([out / "overlay" / "x.jpg"]))
     before = (out / "overlay" / "x.jpg").read_bytes()
     with pytest.raises(ConfigError, match="result of an earlier run, which --overwrite would remove"):
@@ -403,7 +405,7 @@ def test_what_a_journal_lists_is_removed_only_in_its_folder(out, tmp_path):
     ],
 )
 def test_a_damaged_journal_is_one_sentence(entry, out, tmp_path):
-    sources = [Source(tmp_path / "given.png", "x")]
+    sources = [ImageSource(tmp_path / "given.png", "x")]
     predict(FakeSegmenter(), sources, None, out, ["coco-panoptic"])
     with (out / RUN_MARK).open("a") as file:
         file.write(json.dumps(entry) + "\n")

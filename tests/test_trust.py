@@ -25,7 +25,7 @@ from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.scenes import CATEGORIES
 from m2f_cli.errors import ConfigError
 from m2f_cli.evaluation import compare
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.inference.engines import base as engines
 from m2f_cli.model import build
 from m2f_cli.results import writers as output
@@ -320,7 +320,7 @@ def predicted_with_an_exported_file():
     """An exported file is run by its engine; its description is never built."""
     onnx = pytest.importorskip("onnx", reason="the extra m2f-cli[onnx] is not installed")
     pytest.importorskip("onnxruntime", reason="the extra m2f-cli[onnx] is not installed")
-    export(tiny_segmenter("maskformer-resnet"), Path("model.onnx"), "onnx", Options(size=(64, 96)))
+    export(tiny_segmenter("maskformer-resnet"), Path("model.onnx"), "onnx", ExportOptions(size=(64, 96)))
     model = onnx.load("model.onnx")
     [entry] = [each for each in model.metadata_props if each.key == engines.KEY]
     entry.value = json.dumps(json.loads(entry.value) | {"config": evil().model_dump(mode="json", exclude_none=True)})

@@ -21,7 +21,7 @@ from m2f_cli.training import run
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run.start(settings("train.iterations=1", "train.batch=2"), folder, run.Options(init="random", device="cpu"))
+    run.start(settings("train.iterations=1", "train.batch=2"), folder, run.TrainOptions(init="random", device="cpu"))
     return folder
 
 

@@ -16,13 +16,13 @@ from . import statistics as stats
 from .case import Case
 from .machine import load_average
 from .process import Side, Timer, Work, side
-from .worker import OURS, Host, Sample
+from .worker import OURS, Host, TimedRun
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """rounds: that count. warm_up: before them, beside the very first run. watched: further rounds for the stages.
 
     peer: a name of the group "peers" in plugins.py. peer_compile, peer_precision: of the peer; None is as ours. It
@@ -54,7 +54,7 @@ class Round:
 OnRound = Callable[[Round], None]
 
 
-def bench(case: Case, options: Options, on_round: OnRound | None = None) -> dict[str, Any]:
+def bench(case: Case, options: BenchOptions, on_round: OnRound | None = None) -> dict[str, Any]:
     """Time a case; see the package's docstring for what comes back.
 
     Raises:
@@ -80,7 +80,7 @@ def bench(case: Case, options: Options, on_round: OnRound | None = None) -> dict
     return _tree(case, options, known, machine, rows, differences)
 
 
-def _peers(case: Case, options: Options, ours: Side, stack: ExitStack) -> list[Side]:
+def _peers(case: Case, options: BenchOptions, ours: Side, stack: ExitStack) -> list[Side]:
     if options.peer is None:
         return []
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2f-bench-"))) / "model"
@@ -92,9 +92,9 @@ def _peers(case: Case, options: Options, ours: Side, stack: ExitStack) -> list[S
 
 
 def _raced(
-    sides: Sequence[Side], options: Options, on_round: OnRound
-) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
-    found: dict[str, dict[str, list[Sample]]] = {}
+    sides: Sequence[Side], options: BenchOptions, on_round: OnRound
+) -> tuple[dict[str, list[TimedRun]], dict[str, list[TimedRun]]]:
+    found: dict[str, dict[str, list[TimedRun]]] = {}
     for phase, count in (("warm-up", options.warm_up), ("timed", options.rounds), ("stages", options.watched)):
         found[phase] = {each.name: [] for each in sides}
         for number, each in in_turns(sides, count):
@@ -148,7 +148,7 @@ def race(sides: Mapping[str, Callable[[], Work]], rounds: int) -> dict[str, Time
 # --- what comes back --------------------------------------------------------------------------------------------------
 
 
-def _side(start: dict[str, Any], samples: Sequence[Sample], watched: Sequence[Sample]) -> dict[str, Any]:
+def _side(start: dict[str, Any], samples: Sequence[TimedRun], watched: Sequence[TimedRun]) -> dict[str, Any]:
     seconds = [sample.seconds for sample in samples]
     middle = stats.summary(seconds)
     joules = _of(mean, [sample.joules for sample in samples])
@@ -170,7 +170,7 @@ def _of(middle: Callable[[list[float]], float], values: Sequence[float | None]) 
     return middle(known) if known else None
 
 
-def _stages(watched: Sequence[Sample]) -> dict[str, float] | None:
+def _stages(watched: Sequence[TimedRun]) -> dict[str, float] | None:
     if not watched:
         return None
     names = list(dict.fromkeys(name for sample in watched for name in sample.stages or ()))
@@ -202,7 +202,7 @@ def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 def _tree(
     case: Case,
-    options: Options,
+    options: BenchOptions,
     known: dict[str, Any],
     machine: dict[str, Any],
     rows: dict[str, Any],
@@ -240,7 +240,7 @@ PROTOCOL = (
 )
 
 
-def _peer(case: Case, options: Options) -> dict[str, Any] | None:
+def _peer(case: Case, options: BenchOptions) -> dict[str, Any] | None:
     if options.peer is None:
         return None
     return {

@@ -19,7 +19,7 @@ from ..runtime.files import safe_name
 from .captions import allocators, circumstances, size_of
 from .case import Case, training_size
 from .chart import chart
-from .interleaved import OnRound, Options, bench
+from .interleaved import BenchOptions, OnRound, bench
 from .machine import device_name
 from .statistics import between
 from .worker import OURS
@@ -29,7 +29,10 @@ TABLE_PROTOCOL = (
     "weights; normalise, network and post-processing, not reading and resizing; after a warm-up, synchronised. Class "
     "logits of panoptic and instance models are replaced, as of a trained model. Training: 2 pictures of the crop."
 )
-TABLE_OPTIONS = {"picture": Options(rounds=20, warm_up=4, watched=2), "train": Options(rounds=5, warm_up=1, watched=1)}
+TABLE_OPTIONS = {
+    "picture": BenchOptions(rounds=20, warm_up=4, watched=2),
+    "train": BenchOptions(rounds=5, warm_up=1, watched=1),
+}
 FIGURES = {"images_per_second", "train_memory_gib"}  # what only results of the tables have
 TRAIN_BATCH = 2  # pictures of a GPU in the reference tables
 
@@ -181,7 +184,7 @@ def table_presets() -> list[Config]:
     return [each for each in map(configuration.load, configuration.preset_names()) if each.published]
 
 
-def table_options(what: str, rounds: int | None = None, warm_up: int | None = None) -> Options:
+def table_options(what: str, rounds: int | None = None, warm_up: int | None = None) -> BenchOptions:
     """Rounds of the protocol of the tables, unless somebody wants others.
 
     Raises:
@@ -197,7 +200,7 @@ def sweep(
     case: Case,
     presets: Sequence[Config],
     out: Path,
-    options: Options,
+    options: BenchOptions,
     on_start: Callable[[str], None] | None = None,
     on_round: OnRound | None = None,
     *,
@@ -289,7 +292,7 @@ def work_of(preset: Config, case: Case) -> str:
     return "\n".join([*common, preset.test.model_dump_json(exclude={"tta"})])
 
 
-def _measured(case: Case, options: Options, on_round: OnRound | None) -> dict[str, Any] | M2FError:
+def _measured(case: Case, options: BenchOptions, on_round: OnRound | None) -> dict[str, Any] | M2FError:
     try:
         tree = bench(case, options, on_round)
     except M2FError as error:

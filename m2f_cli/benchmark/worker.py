@@ -29,7 +29,7 @@ NO_FLOPS = ("post", "load", "train", "predict", "eval")  # where a run is not on
 
 
 @dataclass
-class Sample:
+class TimedRun:
     """One run. other_cores: how many cores, on average, worked for somebody else; None, joules too: not told."""
 
     seconds: float
@@ -83,7 +83,7 @@ class Host:
             "energy": self.energy.source,
         }
 
-    def run(self, *, watched: bool = False) -> Sample:
+    def run(self, *, watched: bool = False) -> TimedRun:
         stages = Stages(self.device, live=watched)
         parts = {} if self.case.compile else self.workload.parts
         synchronise(self.device)
@@ -95,7 +95,7 @@ class Host:
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         others = None if busy is None else max(0.0, (machine.busy_seconds() - busy - cpu) / seconds)
         found = split(stages.seconds, seconds) if watched else None
-        return Sample(seconds, cpu, others, self.energy.since(joules), found)
+        return TimedRun(seconds, cpu, others, self.energy.since(joules), found)
 
     def answer(self) -> dict[str, Any]:
         return self.workload.answer()

@@ -24,7 +24,7 @@ from ..inference.engines.base import CLASS_LOGITS, MASK_LOGITS
 from ..inference.load import open_model
 from ..inference.mask_rendering import CoarseMasks, MaskLogits, Size
 from ..inference.predict import predict
-from ..inference.sources import Source, expand
+from ..inference.sources import ImageSource, expand
 from ..metrics import Metric
 from ..results.types import Instances, PanopticMap, Result
 from ..results.writers import save as save_result
@@ -224,7 +224,7 @@ class Predict(Workload):
             for path in self.files:
                 self._one(path, out, stages)
             return
-        sources = [Source(path, path.stem) for path in self.files]
+        sources = [ImageSource(path, path.stem) for path in self.files]
         predict(self.segmenter, sources, None, out, [self.format], batch=self.case.batch, thresholds=dict(PUBLISHED))
 
     def _one(self, path: Path, out: Path, stages: Stages) -> None:

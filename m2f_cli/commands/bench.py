@@ -154,7 +154,7 @@ def bench(
         check(case, quality)
 
     peer = None if against is None else against.removesuffix(COMPILED)
-    options = race.Options(
+    options = race.BenchOptions(
         rounds=rounds or ROUNDS,
         warm_up=WARM_UP if warm_up is None else warm_up,
         peer=peer,

@@ -12,7 +12,7 @@ from .. import console
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..workflows.demo import Step
+    from ..workflows.demo import DemoStep
 
 STORY = {
     "pictures": "Scenes to look at were generated; training never sees them.",
@@ -52,11 +52,11 @@ def demo(
     console.out(f"Look at {out / 'index.html'}. Then your own images: m2f predict photo.jpg --task panoptic")
 
 
-def _tell(step: Step) -> None:
+def _tell(step: DemoStep) -> None:
     console.note(f"{STORY[step.name]} {step.what[0].upper()}{step.what[1:]} ({step.seconds:.0f} s).")
 
 
-def _emit(steps: list[Step], out: Path) -> None:
+def _emit(steps: list[DemoStep], out: Path) -> None:
     console.emit_json(
         {
             "out": str(out),

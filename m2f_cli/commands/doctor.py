@@ -12,7 +12,7 @@ from .. import console
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..workflows.doctor import Finding
+    from ..workflows.doctor import DoctorFinding
 
 
 def doctor(as_json: opt.AsJson = False) -> None:
@@ -33,7 +33,7 @@ def doctor(as_json: opt.AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def verdict(problems: list[Finding]) -> str:
+def verdict(problems: list[DoctorFinding]) -> str:
     """Return the last line: all problems, or that there are none."""
     if not problems:
         return "everything that m2f needs is here"
@@ -41,7 +41,7 @@ def verdict(problems: list[Finding]) -> str:
     return f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {named}"
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(findings: list[DoctorFinding]) -> None:
     """Show a table per group, with its name above the first column, where a pipe has it, too."""
     for group, members in itertools.groupby(findings, key=lambda finding: finding.group):
         rows = [[each.name, each.value, each.status, each.hint] for each in members]

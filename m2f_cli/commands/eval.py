@@ -16,8 +16,8 @@ from ..errors import ConfigError, DataError
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import EvalResult, Progress
-    from ..evaluation.setup import DataOptions, MetricOptions, Outcome, RunOptions
+    from ..evaluation.evaluate import EvalProgress, EvalResult
+    from ..evaluation.setup import DataOptions, EvalOutcome, MetricOptions, RunOptions
     from ..inference.load import ModelOptions
 
 SHOWN_CLASSES = 20
@@ -157,7 +157,7 @@ def _evaluate(
             if is_main:
                 advance = stack.enter_context(console.progress("Evaluating", count))
 
-        def show(step: Progress) -> None:
+        def show(step: EvalProgress) -> None:
             if is_main:
                 advance(step.message and f"{step.name}: {step.message}")
             elif step.message:
@@ -281,7 +281,7 @@ def _show(tables: list[Any]) -> None:
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
+def _print(outcome: EvalOutcome, folder: Path, per_class: bool) -> None:
     from ..evaluation.report import published_rows
 
     tree = outcome.tree

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..export.base import Options, Report
+    from ..export.base import ExportOptions, ExportReport
 
 FILE_PRECISIONS = ("fp32", "fp16", "int8")
 SHOWN = ("class_logits.largest_share", "mask_logits.largest_share", "mask_logits.mean", "moved")
@@ -96,7 +96,7 @@ def export(
     from ..inference.sources import expand
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
-    options = base.Options(
+    options = base.ExportOptions(
         size=size,
         batch=batch_size,
         precision=precision,
@@ -157,7 +157,7 @@ def _name(model: str, format_: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{stem}-{format_}")
 
 
-def _print(report: Report, options: Options) -> None:
+def _print(report: ExportReport, options: ExportOptions) -> None:
     names = [*SHOWN, *(f"maps.{task}" for task in opt.TASKS), *(f"inside.{task}" for task in opt.TASKS)]
     rows = []
     for each in report.comparisons:

@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..inference.predict import Progress, Summary
+    from ..inference.predict import PredictProgress, Summary
 
 
 def predict(
@@ -89,7 +89,7 @@ def predict(
     }
     with console.progress("Segmenting", total) as advance:
 
-        def show(step: Progress) -> None:
+        def show(step: PredictProgress) -> None:
             advance(step.message)
 
         summary = predict_all(

@@ -13,8 +13,8 @@ from ..config.published import decimals
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Progress
-    from ..workflows.reproduce import Check, Options, Reproduced
+    from ..evaluation.evaluate import EvalProgress
+    from ..workflows.reproduce import Check, Reproduced, ReproduceOptions
 
 ROW_FAILED = 1
 COLUMNS = ["row", "figure", "published", "measured", "difference", "verdict"]
@@ -47,7 +47,7 @@ def reproduce(
     opt.one_of("precision", precision, opt.PRECISIONS)
     from ..workflows import reproduce as core
 
-    options = core.Options(data, device, precision, limit, workers, tta)
+    options = core.ReproduceOptions(data, device, precision, limit, workers, tta)
     rows = list(dict.fromkeys(rows))
     with console.downloads() as fetched:
         core.make_ready(rows, options, fetched)
@@ -60,12 +60,12 @@ def reproduce(
         raise typer.Exit(ROW_FAILED)
 
 
-def _one(name: str, options: Options, folder: Path, as_json: bool) -> Reproduced:
+def _one(name: str, options: ReproduceOptions, folder: Path, as_json: bool) -> Reproduced:
     from ..workflows import reproduce as core
 
-    with console.Stages() as stages:
+    with console.StageList() as stages:
 
-        def show(step: Progress) -> None:
+        def show(step: EvalProgress) -> None:
             stages.advance(step.message and f"{step.name}: {step.message}")
 
         try:

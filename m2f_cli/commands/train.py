@@ -18,9 +18,9 @@ from . import options as opt
 if TYPE_CHECKING:
     from ..config.schema import Config
     from ..evaluation.evaluate import EvalResult
-    from ..training.loop import Step
-    from ..training.options import Options
-    from ..training.run import Outcome, Run
+    from ..training.loop import StepRecord
+    from ..training.options import TrainOptions
+    from ..training.run import Run, TrainOutcome
 
 INTERRUPTED = 130
 
@@ -91,7 +91,7 @@ def train(
     from ..training import run as training
 
     settings, folder = _settings(preset, out, resume, set_, batch, precision, seed, trust_code)
-    options = training.Options(
+    options = training.TrainOptions(
         data=data,
         init=init,
         init_partial=init_partial,
@@ -179,15 +179,15 @@ def _workers(asked: int | None, devices: int) -> int:
     return max(1, min(4, usable_cores() // devices - 1))
 
 
-def _as_before(folder: Path, options: Options) -> Options:
+def _as_before(folder: Path, options: TrainOptions) -> TrainOptions:
     """Fill in options that are not given now with those that the run was started with."""
     import dataclasses
 
-    from ..training.options import OF_ONE_START, Options, stored_options
+    from ..training.options import OF_ONE_START, TrainOptions, stored_options
     from ..training.run import ENVIRONMENT
 
-    before, fresh = stored_options(folder / ENVIRONMENT), Options()
-    names = [field.name for field in dataclasses.fields(Options) if field.name not in OF_ONE_START]
+    before, fresh = stored_options(folder / ENVIRONMENT), TrainOptions()
+    names = [field.name for field in dataclasses.fields(TrainOptions) if field.name not in OF_ONE_START]
     unsaid = [name for name in names if getattr(options, name) == getattr(fresh, name)]
     return dataclasses.replace(options, **{name: getattr(before, name) for name in unsaid})
 
@@ -245,7 +245,7 @@ class Display:
             console.note(f"  {part:14} {trainable:>12} of {every:>12} numbers are trained")
         self.bar.update(self.task, completed=run.state.iteration)
 
-    def step(self, step: Step) -> None:
+    def step(self, step: StepRecord) -> None:
         self.slow_data = 0.95 * self.slow_data + 0.05 * step.data_seconds / step.seconds
         losses = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in step.losses.items())
         numbers = f"loss {step.total:.3f} ({losses}) lr {step.learning_rate:.1e} {step.images / step.seconds:.1f} img/s"
@@ -262,7 +262,7 @@ class Display:
         console.note(f"evaluated after {iteration}: {figures} ({result.images} images, {result.seconds:.0f} s)")
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: TrainOutcome) -> None:
     best = outcome.best
     figures = f" Best {best['metric']} {best['value']:.2f} after {best['iteration']} iterations." if best else ""
     skipped = f" {outcome.skipped} steps were skipped." if outcome.skipped else ""
@@ -275,7 +275,7 @@ def _print(outcome: Outcome) -> None:
     console.out(f"Now try it: m2f predict YOUR_IMAGES --model {outcome.folder}")
 
 
-def _emit(outcome: Outcome) -> None:
+def _emit(outcome: TrainOutcome) -> None:
     console.emit_json(
         {
             "run": str(outcome.folder),
@@ -289,7 +289,7 @@ def _emit(outcome: Outcome) -> None:
     )
 
 
-def _find_lr(settings: Config, folder: Path, options: Options, as_json: bool) -> None:
+def _find_lr(settings: Config, folder: Path, options: TrainOptions, as_json: bool) -> None:
     from ..training import lr_finder
     from ..training.run import Listener
 

@@ -98,7 +98,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRuns:
     """What the folders of runs say: (preset, metric, setting) → (value, comparable); preset → cost.
 
     A cost is a mapping of what was measured of images_per_second and train_memory_gib to (value, device).
@@ -108,12 +108,12 @@ class Measured:
     costs: Mapping[str, Mapping[str, tuple[float, str]]] = field(default_factory=dict)
 
 
-def lines(configs: Iterable[Config], measured: Measured | None = None) -> list[Line]:
+def lines(configs: Iterable[Config], measured: MeasuredRuns | None = None) -> list[Line]:
     """The rows of all presets that stand for a published one."""
-    return [_line(config, measured or Measured()) for config in configs if config.published]
+    return [_line(config, measured or MeasuredRuns()) for config in configs if config.published]
 
 
-def _line(config: Config, measured: Measured) -> Line:
+def _line(config: Config, measured: MeasuredRuns) -> Line:
     train = config.train
     quality = [each for each in config.published if not each.metric.startswith((MEMORY, SPEED))]
     memory = [each.value * MIB_PER[each.metric] / 1024 for each in config.published if each.metric in MIB_PER]
@@ -148,7 +148,7 @@ def _where(cost: Mapping[str, tuple[float, str]]) -> str | None:
     return "; ".join(f"{short[name]}: {device}" for name, (_, device) in cost.items())
 
 
-def _figure(each: Published, preset: str, measured: Measured) -> Figure:
+def _figure(each: Published, preset: str, measured: MeasuredRuns) -> Figure:
     value, comparable = measured.figures.get((preset, each.metric, each.setting), (None, False))
     return Figure(each.metric, each.setting, each.value, decimals(each.value), each.verified, value, comparable)
 
@@ -302,7 +302,7 @@ def document(rows: Iterable[Line]) -> list[dict[str, Any]]:
 # --- what was measured ------------------------------------------------------------------------------------------------
 
 
-def measured_in(runs: Path) -> Measured:
+def measured_in(runs: Path) -> MeasuredRuns:
     """What evaluations and benchmarks below a folder of runs say of released weights. Of several, the latest counts
     that is comparable with the published figure.
 
@@ -319,7 +319,7 @@ def measured_in(runs: Path) -> Measured:
         found = {key: (tree[key], str(tree.get("device"))) for key in COSTS if tree.get(key) is not None}
         if found:
             costs.setdefault(str(tree.get("model", {}).get("name")), {}).update(found)
-    return Measured(figures, costs)
+    return MeasuredRuns(figures, costs)
 
 
 def read_trees(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:

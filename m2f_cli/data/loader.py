@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from ..config.schema import Config, InputConfig
 from ..errors import ConfigError, M2FError
 from ..structures.targets import Target
-from .records import DataSet
-from .training_set import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide, labels_of
+from .records import DataSet, labels_of
+from .training_set import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide
 from .transforms import build_transforms
 
 

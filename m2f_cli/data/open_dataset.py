@@ -12,7 +12,7 @@ from .. import plugins
 from ..errors import ConfigError, DataError
 from ..structures import Task
 from ..structures.schemas import shown
-from .formats.base import Format, Options
+from .formats.base import Format, ReadOptions
 from .formats.files import read_json
 from .records import DataSet
 
@@ -77,7 +77,7 @@ def open_data(
             hint="Leave them out.",
         )
     with plugins.using(name), _listing(folder):
-        data = reader.open(folder, split, Options(task, classes, ignore_index, label_map))
+        data = reader.open(folder, split, ReadOptions(task, classes, ignore_index, label_map))
     _refuse_twins(data, folder)
     return data
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..structures import Task
-from ..structures.annotations import Truth
+from ..structures.annotations import PanopticTruth, SemanticTruth, Truth
 from ..structures.categories import Categories
 from ..structures.images import read_picture
+from ..structures.run_lengths import values_in
 
 _NAMED = 3  # of the annotations that are passed over for one reason
 
@@ -103,6 +104,17 @@ class Record:
             raise ValueError(f"record {self.name!r} has neither image nor read_image")
         size = None if self.height is None or self.width is None else (self.height, self.width)
         object.__setattr__(self, "read_image", PictureFile(self.image, size))
+
+
+def labels_of(record: Record) -> tuple[int, ...]:
+    """Return the class numbers in an image, of what is no crowd; reads the annotation if the record lacks them."""
+    if record.labels is not None:
+        return record.labels
+    truth = record.read_truth()
+    if isinstance(truth, SemanticTruth):
+        return tuple(label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore)
+    found = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
+    return tuple(sorted({item.label for item in found if not item.iscrowd}))
 
 
 @dataclass

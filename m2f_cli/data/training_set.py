@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..structures import Task
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth
+from ..structures.annotations import InstanceTruth
 from ..structures.images import picture_size
-from ..structures.run_lengths import values_in
 from ..structures.targets import Target
 from .build_targets import require_trains, to_target
-from .records import DataSet, Record
+from .records import DataSet, Record, labels_of
 from .transforms import Sample, Transform, augment
 from .transforms.geometry import Cutout, mask_of
 
@@ -141,17 +140,6 @@ def without_crowds(truth: InstanceTruth) -> InstanceTruth:
 
 
 # --- what is known of a record without its picture --------------------------------------------------------------------
-
-
-def labels_of(record: Record) -> tuple[int, ...]:
-    """Return the class numbers in an image, of what is no crowd; reads the annotation if the record lacks them."""
-    if record.labels is not None:
-        return record.labels
-    truth = record.read_truth()
-    if isinstance(truth, SemanticTruth):
-        return tuple(label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore)
-    found = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
-    return tuple(sorted({item.label for item in found if not item.iscrowd}))
 
 
 def is_wide(record: Record) -> bool:

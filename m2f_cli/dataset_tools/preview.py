@@ -81,7 +81,7 @@ def plain(record: Record, edge: int = EDGE) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class View:
+class Preview:
     """A picture with its annotation, small: as it is, and as training sees it (None without an augmentation)."""
 
     name: str
@@ -100,7 +100,7 @@ def views(
     count: int = 16,
     seed: int = 0,
     on_skip: Callable[[str], None] | None = None,
-) -> Iterator[View]:
+) -> Iterator[Preview]:
     """Pictures chosen by a seed, in the order of the data set.
 
     Args:
@@ -127,17 +127,17 @@ def views(
         raise DataError(f"No picture of the {data.split} split can be shown. The last: {reason}")
 
 
-def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> View:
+def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> Preview:
     record = data.records[index]
     sample = read(record)
     before = drawn(sample.image_HW3, sample.truth, data.categories)
     if not steps:
-        return View(record.name, before)
+        return Preview(record.name, before)
     made: Sample = augment(sample, steps, rng)
-    return View(record.name, before, drawn(made.image_HW3, made.truth, data.categories))
+    return Preview(record.name, before, drawn(made.image_HW3, made.truth, data.categories))
 
 
-def sheet(shown: Sequence[View], columns: int | None = None) -> Image.Image:
+def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
     """All views in one picture, each with its name above it; before and after side by side.
 
     Args:
@@ -159,7 +159,7 @@ def sheet(shown: Sequence[View], columns: int | None = None) -> Image.Image:
     return page
 
 
-def write_sheet(shown: Sequence[View], path: Path) -> Path:
+def write_sheet(shown: Sequence[Preview], path: Path) -> Path:
     """The sheet as a file of the kind that the path's suffix says.
 
     Raises:

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import plugins
-from ..data import training_set
+from ..data import records as data_records
 from ..data.records import Record
 from ..errors import ConfigError, DataError, unknown_name
 from ..structures import Task
 from .convert.run import Conversion, check_destination, write_out
-from .convert.source import Source, open_source
-from .convert.write import Outcome
+from .convert.source import ConvertSource, open_source
+from .convert.write import ConvertOutcome
 
 TRAIN, VAL, TEST = "train", "val", "test"
 BY_FOLDER = "folder"
@@ -31,7 +31,7 @@ _EVERYTHING = "pictures"  # a label that every picture has
 
 
 @dataclass(frozen=True)
-class Item:
+class SplitItem:
     """What matters of one picture. Pictures of one group stay together; `labels` are the classes that it shows."""
 
     name: str
@@ -66,7 +66,7 @@ class Division:
 
 
 def divide(
-    items: Sequence[Item],
+    items: Sequence[SplitItem],
     shares: Mapping[str, float],
     *,
     seed: int = 0,
@@ -85,7 +85,7 @@ def divide(
     """
     pinned = dict(pinned or {})
     _check(items, shares, pinned)
-    groups: dict[str, list[Item]] = defaultdict(list)
+    groups: dict[str, list[SplitItem]] = defaultdict(list)
     for item in items:
         groups[item.group].append(item)
     split_of_group = _pin(groups, pinned)
@@ -103,7 +103,7 @@ def divide(
     return Division({item.name: split_of_group[item.group] for item in items}, {name: counts[name] for name in names})
 
 
-def _check(items: Sequence[Item], shares: Mapping[str, float], pinned: Mapping[str, Sequence[str]]) -> None:
+def _check(items: Sequence[SplitItem], shares: Mapping[str, float], pinned: Mapping[str, Sequence[str]]) -> None:
     if not shares and not pinned:
         raise ConfigError("Nothing says what to hold back.", hint="Pass --val 0.1, or --val-groups NAME.")
     if not items:
@@ -128,7 +128,7 @@ def _pin(groups: Mapping[str, Any], pinned: Mapping[str, Sequence[str]]) -> dict
 
 
 def _stratified(
-    groups: Mapping[str, Sequence[Item]], asked: Mapping[str, float], seed: int, stratify: bool
+    groups: Mapping[str, Sequence[SplitItem]], asked: Mapping[str, float], seed: int, stratify: bool
 ) -> dict[str, str]:
     """Sechidis et al. (2011), algorithm 1, with groups for examples: a group weighs as many as it has pictures.
 
@@ -179,7 +179,7 @@ def _move(
     return True
 
 
-def _labels(members: Iterable[Item], stratify: bool) -> list[Hashable]:
+def _labels(members: Iterable[SplitItem], stratify: bool) -> list[Hashable]:
     """Of each picture its classes, and what all pictures have. Pictures that show nothing are a class of their own:
     they, too, should be shared out."""
     classes = ((set(item.labels) or {None}) if stratify else () for item in members)
@@ -236,7 +236,7 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
 def labels_of(record: Record) -> tuple[int, ...]:
     """Return the classes in an image; none where its annotation is damaged, which is reported when it is written."""
     try:
-        return training_set.labels_of(record)
+        return data_records.labels_of(record)
     except DataError:
         return ()
 
@@ -257,7 +257,7 @@ def split(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
     **options: Any,
 ) -> tuple[Division, Conversion]:
     """Write a data set of the same format whose pictures are shared out anew.
@@ -278,7 +278,7 @@ def split(
     pooled, kept = _choose(opened, splits, (TRAIN, *shares, *(pinned or {})))
     records = _pooled(pooled)
     find = grouping(group_by)
-    items = [Item(record.name, find(record.name), labels_of(record) if stratify else ()) for record in records]
+    items = [SplitItem(record.name, find(record.name), labels_of(record) if stratify else ()) for record in records]
     division = divide(items, shares, seed=seed, stratify=stratify, pinned=pinned)
     parts = {name: [record for record in records if division.split_of[record.name] == name] for name in division.groups}
     to = opened.format if opened.format in plugins.names("converters") else _SUBSTITUTES[opened.task]
@@ -289,7 +289,7 @@ def split(
 
 
 def _choose(
-    opened: Source, splits: Sequence[str], made: Iterable[str]
+    opened: ConvertSource, splits: Sequence[str], made: Iterable[str]
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Sequence[Record]]]:
     """The records of the splits to share out, and of those that stay as they are."""
     there = {data.split: data.records for data in opened.splits}

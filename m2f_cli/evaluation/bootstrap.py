@@ -22,7 +22,7 @@ FEW = 100  # resamples, where each takes a metric of its own
 MANY = 10**6
 
 
-class Pictures(Protocol):
+class RunStates(Protocol):
     """N pictures of one run.
 
     figures: names of the figures of the whole, the headline first; classes: names of the classes.
@@ -40,7 +40,7 @@ class Pictures(Protocol):
         """(figures + classes) in percent, where picture n counts weights_N[n] times (int64); NaN: nothing there."""
 
 
-def pictures_of(metric: Metric, states: Sequence[State]) -> Pictures:
+def pictures_of(metric: Metric, states: Sequence[State]) -> RunStates:
     """What a metric kept of each picture, ready to be resampled.
 
     Raises:

@@ -16,7 +16,7 @@ from ..errors import ConfigError, DataError
 from ..metrics import Metric
 from ..structures.categories import Categories, Category
 from . import journal
-from .bootstrap import Pictures, State, pictures_of
+from .bootstrap import RunStates, State, pictures_of
 from .evaluate import METRIC_OF
 from .tables import Table, number
 
@@ -155,7 +155,7 @@ def compare(
     )
 
 
-def differences(a: Pictures, b: Pictures, resamples: int, seed: int) -> tuple[list[Difference], list[Difference]]:
+def differences(a: RunStates, b: RunStates, resamples: int, seed: int) -> tuple[list[Difference], list[Difference]]:
     """Differences of the figures and of the classes, with their intervals."""
     ones = np.ones(len(a), np.int64)
     values_a, values_b = a(ones), b(ones)
@@ -281,7 +281,7 @@ def _metric(name: str, run: _Run, state: State, trust_code: bool) -> Metric:
         raise _damaged(run.folder) from error
 
 
-def _check_truth(a: Pictures, b: Pictures, names: list[str]) -> None:
+def _check_truth(a: RunStates, b: RunStates, names: list[str]) -> None:
     if a.truth is None or b.truth is None:
         return
     unequal = np.flatnonzero((a.truth != b.truth).any(1))

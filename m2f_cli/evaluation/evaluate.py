@@ -21,11 +21,12 @@ from .. import plugins
 from ..data.records import Record
 from ..errors import DataError, M2FError
 from ..inference.base import BaseSegmenter
-from ..inference.stream import in_order, stream, thread_pool
+from ..inference.stream import stream, thread_pool
 from ..metrics import Figures, Metric
 from ..metrics.comparable import check_sizes
 from ..results.types import Result
 from ..runtime import distributed as ranks
+from ..runtime.threads import in_order
 from ..structures import Task
 from ..structures.annotations import Truth
 from ..structures.categories import Categories
@@ -52,7 +53,7 @@ def truth_for(task: Task, truth: Truth | Truths) -> Truth | None:
 
 
 @dataclass(frozen=True)
-class Failure:
+class EvalFailure:
     """A picture that could not be evaluated, and why."""
 
     name: str
@@ -60,7 +61,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Progress:
+class EvalProgress:
     """What `on_progress` gets after each picture, in their order, in the caller's thread."""
 
     name: str
@@ -79,7 +80,7 @@ class EvalResult:
     metrics: dict[str, Figures]
     seconds: float
     images: int
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -120,7 +121,7 @@ def evaluate(
     records: Iterable[Record],
     metrics: Mapping[str, Metric],
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     score_threshold: float = 0.0,
     workers: int = 2,
     distributed: bool = False,
@@ -161,12 +162,12 @@ class Measured:
     metrics: dict[str, Metric]
     seconds: float = 0.0
     images: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
 
     def add(self, picture: Scored) -> None:
         """Add one picture, after those that are here."""
         if picture.message is not None:
-            self.failures.append(Failure(picture.name, picture.message))
+            self.failures.append(EvalFailure(picture.name, picture.message))
             return
         for name, part in picture.parts.items():
             self.metrics[name].merge(part)
@@ -208,7 +209,7 @@ def measure(
     records: Iterable[Record],
     metrics: Mapping[str, Metric],
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     workers: int = 2,
     **thresholds: float | int | None,
 ) -> Measured:
@@ -219,7 +220,7 @@ def measure(
         for number, each in enumerate(pictures, 1):
             measured.add(each)
             if on_progress is not None:
-                on_progress(Progress(each.name, number, each.message))
+                on_progress(EvalProgress(each.name, number, each.message))
     measured.seconds = time.perf_counter() - started
     return measured
 
@@ -317,7 +318,7 @@ def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, f
     return Scored(record.name, seconds + time.perf_counter() - started, parts, None, found.saved)
 
 
-def nothing_evaluated(failures: list[Failure]) -> M2FError:
+def nothing_evaluated(failures: list[EvalFailure]) -> M2FError:
     """Return the error of an evaluation that scored no image."""
     if not failures:
         return DataError("There are no pictures to evaluate.")

@@ -8,7 +8,7 @@ from ..data.records import DataSet
 from ..inference.segmenter import Segmenter
 from .choose_metrics import choose, known_names
 from .dataset import check_classes
-from .evaluate import EvalResult, Progress
+from .evaluate import EvalProgress, EvalResult
 from .evaluate import evaluate as evaluate_records
 
 
@@ -19,7 +19,7 @@ def evaluate(
     *,
     limit: int | None = None,
     workers: int = 2,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     trust_code: bool = False,
     **thresholds: float | int | None,
 ) -> EvalResult:

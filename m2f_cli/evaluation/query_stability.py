@@ -27,7 +27,7 @@ from ..loss.mask_sampling import make_mask_sampling
 from ..structures import Task
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
-from .evaluate import Failure, Progress, truth_for
+from .evaluate import EvalFailure, EvalProgress, truth_for
 
 # Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
 # trained.
@@ -59,7 +59,7 @@ class QueryDiagnosis:
     same_in_all: int = 0
     targets: int = 0
     images: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
 
     @classmethod
     def empty(cls, layers: int) -> QueryDiagnosis:
@@ -123,7 +123,7 @@ def diagnose_queries(
     records: Iterable[Record],
     *,
     task: Task | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     seed: int = 0,
 ) -> QueryDiagnosis:
     """Match every layer's queries with the annotated targets, as in training, and count.
@@ -148,7 +148,7 @@ def diagnose_queries(
         )
     matcher = _matcher(segmenter, seed)
     found: QueryDiagnosis | None = None
-    failures: list[Failure] = []
+    failures: list[EvalFailure] = []
     for number, record in enumerate(records, 1):
         message = None
         try:
@@ -157,11 +157,11 @@ def diagnose_queries(
             raise
         except M2FError as error:
             message = str(error)
-            failures.append(Failure(record.name, message))
+            failures.append(EvalFailure(record.name, message))
         else:
             found = _added(found, part)
         if on_progress is not None:
-            on_progress(Progress(record.name, number, message))
+            on_progress(EvalProgress(record.name, number, message))
     if found is None:
         first = f" The first, {failures[0].name}: {failures[0].message}" if failures else ""
         raise DataError(f"There is no picture whose queries could be diagnosed.{first}")

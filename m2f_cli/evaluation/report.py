@@ -35,7 +35,7 @@ ANALYSES = ("pq-errors", "calibration", "calibration-instance")  # metrics that 
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PublishedComparison:
     """A published figure beside the measured one, in percent.
 
     comparable: whether all pictures of the published split were scored, in the published setting.
@@ -53,7 +53,7 @@ class Comparison:
 
 def compare_published(
     figures: Mapping[str, float], published: Sequence[Published], *, augmented: bool, complete: bool
-) -> list[Comparison]:
+) -> list[PublishedComparison]:
     """The published figures that were measured, too. With test-time augmentation those with it, where there are any.
 
     Args:
@@ -66,7 +66,7 @@ def compare_published(
     for each in own or wanted:
         measured = _measured(figures, each.metric)
         found.append(
-            Comparison(
+            PublishedComparison(
                 each.metric,
                 each.value,
                 measured,
@@ -91,7 +91,7 @@ def document(
     model: Mapping[str, Any],
     data: Mapping[str, Any],
     settings: Mapping[str, Any],
-    published: Sequence[Comparison] = (),
+    published: Sequence[PublishedComparison] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The tree of results.json; NaN is null."""
@@ -146,7 +146,7 @@ def class_rows(result: EvalResult, metric: str) -> tuple[list[str], list[list[st
     return ["class", *columns], rows
 
 
-def published_rows(published: Sequence[Comparison]) -> list[list[str]]:
+def published_rows(published: Sequence[PublishedComparison]) -> list[list[str]]:
     return [
         [
             each.metric,

@@ -28,7 +28,7 @@ from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
 from . import journal
-from .evaluate import EvalResult, Failure, Measured, Progress, Scored, scored, share
+from .evaluate import EvalFailure, EvalProgress, EvalResult, Measured, Scored, scored, share
 from .save_predictions import Saver
 
 PREDICTIONS = "predictions"
@@ -65,7 +65,7 @@ def run(
     evaluation: EvalRun,
     *,
     resume: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
@@ -177,7 +177,7 @@ def _score(
     numbers: Sequence[int],
     rank: int,
     saver: Any,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[EvalProgress], None] | None,
 ) -> None:
     records = (evaluation.records[number] for number in numbers)
     on_results = saver.write if isinstance(saver, Saver) else None
@@ -196,7 +196,7 @@ def _score(
                 saver.append(each.saved)
             add(_line(number, each))
             if on_progress is not None:
-                on_progress(Progress(each.name, done, each.message))
+                on_progress(EvalProgress(each.name, done, each.message))
 
 
 def _line(number: int, picture: Scored) -> journal.Line:
@@ -216,7 +216,7 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
             continue
         names.append(line["name"])
         if "error" in line:
-            measured.failures.append(Failure(line["name"], line["error"]))
+            measured.failures.append(EvalFailure(line["name"], line["error"]))
             continue
         states = line.get("metrics")
         if not isinstance(states, dict) or not measured.metrics.keys() <= states.keys():

@@ -67,7 +67,7 @@ class Saver:
     def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
         """Write the files of one picture, in any thread; gives its entry for `append`."""
         pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
-        return write_image(record.name, getattr(record, "image", None), self.folder, pairs)
+        return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 
     def append(self, entry: dict[str, Any]) -> None:
         self.journal.append(entry)

@@ -24,9 +24,9 @@ from ..version import __version__
 from . import report as eval_results
 from .choose_metrics import ALL, choose, known_names, task_for
 from .dataset import TASKS, EvalData, folder_of, open_for
-from .evaluate import EvalResult, Progress
+from .evaluate import EvalProgress, EvalResult
 from .query_stability import QueryDiagnosis, diagnose_queries
-from .report import Comparison
+from .report import PublishedComparison
 from .run import EvalRun, header_of, run, scored_names
 from .threshold_sweep import Sweep, sweep
 
@@ -203,14 +203,14 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalOutcome:
     """What came of an evaluation: the figures, how they stand to published ones, and the tree of results.json.
 
     names: of the scored pictures, in their order. sweep, diagnosis: where they were asked for.
     """
 
     result: EvalResult
-    published: list[Comparison]
+    published: list[PublishedComparison]
     tree: dict[str, Any]
     names: list[str]
     sweep: Sweep | None = None
@@ -222,9 +222,9 @@ def execute(
     *,
     resume: bool = False,
     command: Sequence[str] = (),
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
-) -> Outcome:
+) -> EvalOutcome:
     """Run an evaluation and write config.yaml, env.json and results.json beside its journal; see `eval_run.run`.
 
     Args:
@@ -259,7 +259,7 @@ def _diagnose(evaluation: Evaluation) -> QueryDiagnosis:
 
 def _outcome(
     evaluation: Evaluation, result: EvalResult, found: Sweep | None, diagnosis: QueryDiagnosis | None
-) -> Outcome:
+) -> EvalOutcome:
     model, metrics, images, header = evaluation.model, evaluation.metrics, evaluation.images, evaluation.run.header
     chosen = [value for value in metrics.thresholds.values() if value is not None]
     as_published = not (chosen or model.tile or model.overrides or metrics.max_dets)
@@ -291,7 +291,7 @@ def _outcome(
         tree["threshold_sweep"] = found.to_dict()
     if diagnosis is not None:
         tree["query_diagnosis"] = diagnosis.to_dict()
-    return Outcome(result, published, tree, names, found, diagnosis)
+    return EvalOutcome(result, published, tree, names, found, diagnosis)
 
 
 def _name_pictures(tree: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from ..metrics.panoptic_quality import PanopticQuality
 from ..results.types import PanopticMap
 from ..structures import Task
 from ..structures.annotations import Truth
-from .evaluate import Failure, Progress, nothing_evaluated, scored
+from .evaluate import EvalFailure, EvalProgress, nothing_evaluated, scored
 from .tables import Table, number
 
 OBJECT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -52,7 +52,7 @@ class Sweep:
     now: Pair | None
     by_halves: float
     images: int
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[EvalFailure] = field(default_factory=list)
     caution: str = CAUTION
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def sweep(
     object_thresholds: Sequence[float] = OBJECT,
     overlap_thresholds: Sequence[float] = OVERLAP,
     workers: int = 2,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
 ) -> Sweep:
     """Measure PQ for each pair of thresholds, and for the model's own pair.
 
@@ -112,13 +112,13 @@ def sweep(
     with closing(stream) as pictures:
         for done, picture in enumerate(pictures, 1):
             if picture.message is not None:
-                failures.append(Failure(picture.name, picture.message))
+                failures.append(EvalFailure(picture.name, picture.message))
             else:
                 for part in (whole, halves[images % 2]):
                     part.merge(picture.parts["grid"])
                 images += 1
             if on_progress is not None:
-                on_progress(Progress(picture.name, done, picture.message))
+                on_progress(EvalProgress(picture.name, done, picture.message))
     if not images:
         raise nothing_evaluated(failures)
     pairs = [_pair(at, each) for at, each in zip(grid, whole.metrics, strict=True)]

@@ -32,14 +32,14 @@ from ..runtime.locks import is_lock, locked, staged
 from ..structures import Task
 from ..version import __version__
 from .quantise import measure, open_measured
-from .verify import Comparison, Tolerance, check, compare, default_cases, tolerance_for
+from .verify import ExportComparison, Tolerance, check, compare, default_cases, tolerance_for
 
 SCHEMA_VERSION = 1
 _FLAGS = {"extra": "option", "runner": "with-runner"}  # of the command line, where they are called differently
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What the file is to be. An exporter refuses what it cannot do (`Exporter.check`), it never ignores it.
 
     size: (height, width) of the input where it is to be fixed; None: any multiple of 32 (or of the model's divisor).
@@ -80,27 +80,27 @@ class Exporter(Protocol):
     suffix: str
     packages: Sequence[str]
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         """Raise what speaks against it before anything is made: ConfigError for options that the format does not
         have, MissingDependency for an extra that is not installed, ExportError for a network that it cannot take."""
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         """Write to `path`, which is in a folder of its own under the final name: other files (external data, a runner)
         may be put beside it and travel along. Raise ExportError where the network cannot be written."""
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         """What was written, ready to run: `engines.load(path, device="cpu")` where an engine runs it."""
 
 
 @dataclass(frozen=True)
-class Step:
+class ExportStep:
     """Progress: what happens now."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Report:
+class ExportReport:
     """What came of an export: the file, and how it compares with the model. `to_dict` is the tree of export.json.
 
     quality: what `quantise.measure` says, where it was asked for.
@@ -109,8 +109,8 @@ class Report:
     path: Path
     format: str
     model: str
-    options: Options
-    comparisons: list[Comparison]
+    options: ExportOptions
+    comparisons: list[ExportComparison]
     tolerance: Tolerance
     bytes: int
     weight_bytes: int
@@ -138,7 +138,7 @@ class Report:
         }
 
 
-def worst(comparisons: Sequence[Comparison]) -> dict[str, float]:
+def worst(comparisons: Sequence[ExportComparison]) -> dict[str, float]:
     """The largest of each figure over all inputs."""
     figures = [each.figures() for each in comparisons]
     names = {name for each in figures for name in each}
@@ -149,13 +149,13 @@ def export(
     model: Segmenter,
     path: str | Path,
     format: str,
-    options: Options | None = None,
+    options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[ExportStep], None] | None = None,
     trust_code: bool = False,
     **fields: Any,
-) -> Report:
+) -> ExportReport:
     """Write a model in a format, compare what was written with the model, and only then give it its name.
 
     Beside it comes export.json: differences on every input, tolerance, sizes, versions.
@@ -164,7 +164,7 @@ def export(
         path: the file, or the folder of a format that is one. Its suffix is that of the format.
         format: a name of the group "exporters", or with `trust_code` "module:object".
         overwrite: replace the file, or the files of an earlier export of this format to this folder; others stay.
-        fields: of `Options`, over `options`: `size=(512, 512)`, `postprocess="panoptic"`.
+        fields: of `ExportOptions`, over `options`: `size=(512, 512)`, `postprocess="panoptic"`.
 
     Raises:
         ConfigError: there is something already that is no such export, or was not to be replaced; another process is
@@ -172,7 +172,7 @@ def export(
         MissingDependency: the format needs an extra.
         ExportError: it cannot be written, or differs from the model more than the tolerance; nothing is left behind.
     """
-    started, path, options = time.perf_counter(), Path(path), replace(options or Options(), **fields)
+    started, path, options = time.perf_counter(), Path(path), replace(options or ExportOptions(), **fields)
     tell = on_step or (lambda step: None)
     with plugins.using(format):
         exporter: Exporter = plugins.get("exporters", format, trust_code=trust_code)()
@@ -180,20 +180,20 @@ def export(
     _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
     with random_state.kept(), _staging(path, overwrite) as part:
-        tell(Step(f"Writing {format}"))
+        tell(ExportStep(f"Writing {format}"))
         exporter.write(plain, part, options)
         size = _size_of(part.parent)
-        tell(Step("Running what was written"))
+        tell(ExportStep("Running what was written"))
         exported = exporter.open(part, plain, options)
         cases = default_cases(plain, exported, options.pictures)
         tolerance = options.tolerance or tolerance_for(options.precision)
-        comparisons = compare(plain, exported, cases, tolerance, on_case=lambda text: tell(Step(text)))
+        comparisons = compare(plain, exported, cases, tolerance, on_case=lambda text: tell(ExportStep(text)))
         check(comparisons, tolerance, path.name)
         quality = None
         if data is not None:
             limit = options.measure_limit
-            quality = measure(plain, exported, data, limit=limit, on_start=lambda text: tell(Step(text)))
-        report = Report(
+            quality = measure(plain, exported, data, limit=limit, on_start=lambda text: tell(ExportStep(text)))
+        report = ExportReport(
             path,
             format,
             model.source,
@@ -211,7 +211,7 @@ def export(
     return report
 
 
-def description_of(model: Segmenter, options: Options, **extra: Any) -> Description:
+def description_of(model: Segmenter, options: ExportOptions, **extra: Any) -> Description:
     """What a file made with these options says of itself; see `inference.engines`."""
     return described(
         model,
@@ -224,12 +224,12 @@ def description_of(model: Segmenter, options: Options, **extra: Any) -> Descript
     )
 
 
-def refuse_options(format: str, options: Options, *names: str) -> None:
+def refuse_options(format: str, options: ExportOptions, *names: str) -> None:
     """
     Raises:
         ConfigError: one of the named options is set, and `format` has no such thing.
     """
-    unset = Options()
+    unset = ExportOptions()
     for name in names:
         if getattr(options, name) != getattr(unset, name):
             flag = _FLAGS.get(name, name)
@@ -254,7 +254,7 @@ def _in_fp32(model: Segmenter) -> Segmenter:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _measured(model: Segmenter, options: Options) -> EvalData | None:
+def _measured(model: Segmenter, options: ExportOptions) -> EvalData | None:
     """
     Raises:
         DataError, ConfigError: `options.measure` has no annotated pictures for this model.
@@ -267,7 +267,7 @@ def _measured(model: Segmenter, options: Options) -> EvalData | None:
 
 
 def _check_request(
-    model: Segmenter, path: Path, format: str, exporter: Exporter, options: Options, overwrite: bool
+    model: Segmenter, path: Path, format: str, exporter: Exporter, options: ExportOptions, overwrite: bool
 ) -> None:
     if model.model is None:
         raise ConfigError(f"{model.source} is an exported file already.", hint="Export the checkpoint that it is of.")
@@ -327,7 +327,7 @@ def _format_in(record: Path) -> str | None:
     return tree["format"] if is_record and isinstance(tree["format"], str) else None
 
 
-def check_size(model: Segmenter, options: Options) -> None:
+def check_size(model: Segmenter, options: ExportOptions) -> None:
     """
     Raises:
         ConfigError: a fixed size that is no multiple of what the network needs, or a batch below 1.

@@ -24,7 +24,7 @@ from ..model.backbones.swin_windows import relative_index
 from ..weights import readers as containers
 from ..weights.key_mapping import to_ours, to_theirs
 from ..weights.key_tables import DETECTRON2
-from .base import Options, refuse_options
+from .base import ExportOptions, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
 
 NO_OBJECT_WEIGHT = 0.1  # of every published recipe (docs/methods/published-behaviour.md#4-2)
@@ -38,15 +38,15 @@ class Detectron2:
     suffix = ".pth"
     packages = ()
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("detectron2", options, *NOT_FOR_WEIGHTS)
         refuse_precision("detectron2", options, "fp32")
         to_tensors(model)
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         torch.save({"model": to_tensors(model)}, path)
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         """Our network with the file's weights, read through the same door as anybody's."""
         shapes = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
         state = to_ours(DETECTRON2, containers.read(path).tensors, shapes)
@@ -60,7 +60,7 @@ class Detectron2Pickle(Detectron2):
 
     suffix = ".pkl"
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         tree = {"model": to_tensors(model), "__author__": f"m2f, from {model.source}"}
         with path.open("wb") as file:
             pickle.dump(tree, file, protocol=4)  # before that, bytes were stored as text: half as large again

@@ -36,7 +36,7 @@ from ..inference.engines.base import CLASS_LOGITS, LEAST, MASK_LOGITS, described
 from ..inference.segmenter import Segmenter
 from ..model.layers.conv import ConvNorm, FrozenBatchNorm
 from ..structures import Task
-from .base import Options
+from .base import ExportOptions
 
 INPUT = "images"
 OUTPUTS: dict[Task, tuple[str, ...]] = {
@@ -49,12 +49,12 @@ MOST = 512  # pictures of a batch, of a file that takes any
 BEYOND = 2  # cells by which the coarsest map is larger than a window when a file for any size is traced
 
 
-def output_names(options: Options) -> list[str]:
+def output_names(options: ExportOptions) -> list[str]:
     """The outputs of `network`, in order."""
     return [CLASS_LOGITS, MASK_LOGITS, *(OUTPUTS[options.postprocess] if options.postprocess else ())]
 
 
-def network(model: Segmenter, options: Options) -> nn.Module:
+def network(model: Segmenter, options: ExportOptions) -> nn.Module:
     """`images` to a tuple of outputs, as this file's beginning says."""
     test = model.config.test
     things = [category.isthing for category in model.categories]
@@ -191,7 +191,7 @@ class Semantic(nn.Module):
 # --- tracing ----------------------------------------------------------------------------------------------------------
 
 
-def example(model: Segmenter, options: Options) -> Tensor:
+def example(model: Segmenter, options: ExportOptions) -> Tensor:
     """An input of the right shape. Where the shape is free it is one that no special case of the network takes: the
     coarsest map has several windows (of Swin) in both directions, none of them whole."""
     multiple = described(model).multiple
@@ -202,7 +202,7 @@ def example(model: Segmenter, options: Options) -> Tensor:
     return torch.rand(batch, 3, *size, generator=generator).mul(255 if options.normalise else 1).to(model.device)
 
 
-def dynamic_shapes(model: Segmenter, options: Options) -> dict[str, dict] | None:
+def dynamic_shapes(model: Segmenter, options: ExportOptions) -> dict[str, dict] | None:
     """What of the input's shape is free, as torch.export wants it."""
     free: dict[int, object] = {}
     if options.batch is None:
@@ -214,7 +214,7 @@ def dynamic_shapes(model: Segmenter, options: Options) -> dict[str, dict] | None
     return {INPUT: free} if free else None
 
 
-def exported_program(model: Segmenter, options: Options) -> torch.export.ExportedProgram:
+def exported_program(model: Segmenter, options: ExportOptions) -> torch.export.ExportedProgram:
     """`network` as a graph, in operators that every compiler knows: attention is matrix products and a softmax.
 
     Raises:

@@ -15,7 +15,7 @@ from ..inference.load_network import save_huggingface
 from ..inference.segmenter import Segmenter
 from ..version import __version__
 from ..weights import write_huggingface
-from .base import Options, refuse_options
+from .base import ExportOptions, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
 
 _PAPERS = {
@@ -33,20 +33,20 @@ class HuggingFace:
     suffix = ""
     packages = ("transformers", "safetensors")
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("huggingface", options, *NOT_FOR_WEIGHTS)
         refuse_precision("huggingface", options, "fp32")
         _transformers()
         write_huggingface.to_config_json(model.config.model, model.categories)
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         try:
             save_huggingface(path, model.model, model.config, model.categories)
         except WeightsError as error:  # a part that has no name there
             raise ExportError(error.message, hint=error.hint) from error
         (path / "README.md").write_text(model_card(model), encoding="utf-8")
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         """
         Raises:
             ExportError: transformers misses something in the folder, or does not know what to do with something.

@@ -29,7 +29,7 @@ from ..runtime.text import json_text
 from ..structures import rgb, tiff
 from ..version import __version__
 from . import graph
-from .base import Options, description_of, refuse_options
+from .base import ExportOptions, description_of, refuse_options
 from .quantise import quantise_onnx
 from .safetensors import refuse_precision
 
@@ -72,7 +72,7 @@ class OnnxExporter:
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("onnx", options, "extra")
         for package in self.packages:
             if find_spec(package) is None:
@@ -88,7 +88,7 @@ class OnnxExporter:
                 hint="Pass --size H W (and --batch N), or update PyTorch to 2.7 or newer.",
             )
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         opset = options.opset or OPSET
         with graph.deployed(model):
             program = graph.exported_program(model, options)
@@ -105,7 +105,7 @@ class OnnxExporter:
         if options.runner:
             path.with_name(RUNNER).write_text(runner_source(), encoding="utf-8")
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         return engines.load(path, engine="onnx", device="cpu", task=model.default_task)
 
 
@@ -129,7 +129,7 @@ def _save_quantised(proto: Any, path: Path) -> None:
         quantise_onnx(whole, path)
 
 
-def _translated(program: torch.export.ExportedProgram, model: Segmenter, options: Options, opset: int) -> Any:
+def _translated(program: torch.export.ExportedProgram, model: Segmenter, options: ExportOptions, opset: int) -> Any:
     from onnxscript.optimizer import optimize
 
     try:

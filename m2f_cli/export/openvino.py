@@ -23,7 +23,7 @@ from ..inference.engines import base as engines
 from ..inference.engines.openvino_engine import XML, OpenVinoEngine, require
 from ..inference.segmenter import Segmenter
 from ..structures.images import read_picture
-from .base import Options, description_of, refuse_options
+from .base import ExportOptions, description_of, refuse_options
 from .onnx import OnnxExporter
 from .safetensors import refuse_precision
 
@@ -37,7 +37,7 @@ class OpenVino:
     suffix = ""
     packages = ("openvino", "nncf")
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("openvino", options, "opset", "runner", "extra")
         refuse_precision("openvino", options, "fp32", "fp16", "int8")
         require("openvino", _PURPOSE)
@@ -50,7 +50,7 @@ class OpenVino:
                     hint="Pass --images DIR with a few hundred of the kind that the model is for.",
                 )
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         openvino = require("openvino", _PURPOSE)
         converted = convert(model, options)
         if options.precision == "int8":
@@ -60,11 +60,11 @@ class OpenVino:
         path.mkdir()
         openvino.save_model(converted, path / XML, compress_to_fp16=options.precision == "fp16")
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         return engines.EngineSegmenter(OpenVinoEngine(path), source=str(path), task=model.default_task)
 
 
-def convert(model: Segmenter, options: Options) -> Any:
+def convert(model: Segmenter, options: ExportOptions) -> Any:
     """The network as an OpenVINO model, by way of ONNX: OpenVINO's own reader of PyTorch programs does not know sizes
     that are free. Names and shapes of inputs and outputs are those of `graph`.
 
@@ -82,11 +82,11 @@ def convert(model: Segmenter, options: Options) -> Any:
             raise ExportError(f"OpenVINO cannot convert the network of {model.source}: {reason[:300]}") from error
 
 
-def _as_onnx(options: Options) -> Options:
+def _as_onnx(options: ExportOptions) -> ExportOptions:
     return replace(options, precision="fp32", pictures=())
 
 
-def _quantised(converted: Any, model: Segmenter, options: Options) -> Any:
+def _quantised(converted: Any, model: Segmenter, options: ExportOptions) -> Any:
     nncf = require("nncf", "int8 for OpenVINO")
     pictures = list(options.pictures)[:CALIBRATION_PICTURES]
     dataset = nncf.Dataset(pictures, network_input(model, options))
@@ -100,7 +100,7 @@ def _quantised(converted: Any, model: Segmenter, options: Options) -> Any:
         )
 
 
-def network_input(model: Segmenter, options: Options) -> Callable[[Path], np.ndarray]:
+def network_input(model: Segmenter, options: ExportOptions) -> Callable[[Path], np.ndarray]:
     """Makes of a picture's file what an exported file with these options would be given: (batch, 3, H, W)."""
     recorder = _Recorder(description_of(model, options))
     feeder = engines.EngineSegmenter(recorder)

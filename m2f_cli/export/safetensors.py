@@ -11,7 +11,7 @@ from .. import weights
 from ..errors import ConfigError, ExportError
 from ..inference.load_network import load_model
 from ..inference.segmenter import Segmenter
-from .base import Options, refuse_options
+from .base import ExportOptions, refuse_options
 
 NOT_FOR_WEIGHTS = ("size", "batch", "postprocess", "normalise", "opset", "runner", "extra")  # what only a graph has
 
@@ -22,22 +22,22 @@ class Safetensors:
     suffix = ".safetensors"
     packages = ("safetensors",)
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("safetensors", options, *NOT_FOR_WEIGHTS)
         refuse_precision("safetensors", options, "fp32", "fp16")
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         state = model.model.state_dict()
         if options.precision == "fp16":
             state = {name: _half(name, tensor) for name, tensor in state.items()}
         weights.save(path, state, model.config, model.categories)
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         loaded = load_model(path, trust_code=True)  # this process wrote it
         return Segmenter(loaded.model, loaded.config, loaded.categories, task=model.default_task)
 
 
-def refuse_precision(format: str, options: Options, *known: str) -> None:
+def refuse_precision(format: str, options: ExportOptions, *known: str) -> None:
     """
     Raises:
         ConfigError: the format has no such number format.

@@ -19,7 +19,7 @@ from ..inference.engines import base as engines
 from ..inference.engines.torch_engine import COMPILED, OUTPUTS, TorchEngine
 from ..inference.segmenter import Segmenter
 from . import graph
-from .base import Options, description_of, refuse_options
+from .base import ExportOptions, description_of, refuse_options
 from .safetensors import refuse_precision
 
 COMPILE = "compile"  # in `Options.extra`: whether AOTInductor compiles the program
@@ -32,7 +32,7 @@ class TorchExport:
     suffix = ".pt2"
     packages = ()
 
-    def check(self, model: Segmenter, options: Options) -> None:
+    def check(self, model: Segmenter, options: ExportOptions) -> None:
         refuse_options("torch", options, "opset", "runner")
         refuse_precision("torch", options, "fp32")
         for name in options.extra:
@@ -41,7 +41,7 @@ class TorchExport:
         if options.extra.get(COMPILE) and not _compiler():
             raise MissingDependency("g++", "Compiling a network (AOTInductor)")
 
-    def write(self, model: Segmenter, path: Path, options: Options) -> None:
+    def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         compiled = bool(options.extra.get(COMPILE))
         with graph.deployed(model):
             program = graph.exported_program(model, options)
@@ -60,7 +60,7 @@ class TorchExport:
             warnings.simplefilter("ignore", UserWarning)  # that the format may change: `TorchEngine` says it if so
             torch.export.save(_slim(program), path, extra_files={engines.KEY: described.to_json()})
 
-    def open(self, path: Path, model: Segmenter, options: Options) -> Segmenter:
+    def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         return engines.EngineSegmenter(TorchEngine(path, "cpu"), source=str(path), task=model.default_task)
 
 

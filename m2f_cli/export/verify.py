@@ -65,7 +65,7 @@ def scaled_tolerance(precision: str, logits: float) -> Tolerance:
 
 
 @dataclass(frozen=True)
-class Case:
+class VerifyBatch:
     """A batch of pictures that both see. kind: "picture" (the user's), "scene" (generated) or "random" (noise)."""
 
     kind: str
@@ -77,7 +77,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogitDifference:
     """Of two tensors of logits: largest and mean absolute difference, and the range of the model's own."""
 
     largest: float
@@ -85,7 +85,7 @@ class Difference:
     range: float
 
     @classmethod
-    def of(cls, expected: Tensor, found: Tensor) -> Difference:
+    def of(cls, expected: Tensor, found: Tensor) -> LogitDifference:
         delta = (expected - found).abs()
         return cls(delta.max().item(), delta.mean().item(), (expected.max() - expected.min()).item())
 
@@ -95,7 +95,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportComparison:
     """One case.
 
     moved: share of the queries whose class or mask logits differ by more than the tolerance.
@@ -106,8 +106,8 @@ class Comparison:
     kind: str
     size: Size
     batch: int
-    class_logits: Difference
-    mask_logits: Difference
+    class_logits: LogitDifference
+    mask_logits: LogitDifference
     moved: float
     maps: dict[Task, float]
     inside: dict[Task, float]
@@ -127,7 +127,9 @@ class Comparison:
 # --- what is compared -------------------------------------------------------------------------------------------------
 
 
-def default_cases(model: Segmenter, exported: Segmenter, pictures: Sequence[Path] = (), seed: int = 0) -> list[Case]:
+def default_cases(
+    model: Segmenter, exported: Segmenter, pictures: Sequence[Path] = (), seed: int = 0
+) -> list[VerifyBatch]:
     """Noise, and real pictures (generated scenes where there are none), in sizes and batches that the file takes:
     three of each kind at least.
 
@@ -139,7 +141,7 @@ def default_cases(model: Segmenter, exported: Segmenter, pictures: Sequence[Path
         sizes = [described.size] * len(sizes)
     fixed = described.batch if described is not None else None
     rng = np.random.default_rng(seed)
-    found: list[Case] = []
+    found: list[VerifyBatch] = []
     for i, size in enumerate(sizes):
         count = fixed or 1 + i % 2
         real = [
@@ -148,8 +150,8 @@ def default_cases(model: Segmenter, exported: Segmenter, pictures: Sequence[Path
             else scene(seed + i + j, *size).image_HW3
             for j in range(count)
         ]
-        found.append(Case("picture" if pictures else "scene", [prepared_as_is(each) for each in real]))
-        found.append(Case("random", [prepared_as_is(_noise(rng, size)) for _ in range(count)]))
+        found.append(VerifyBatch("picture" if pictures else "scene", [prepared_as_is(each) for each in real]))
+        found.append(VerifyBatch("random", [prepared_as_is(_noise(rng, size)) for _ in range(count)]))
     return found
 
 
@@ -184,10 +186,10 @@ def prepared_as_is(image_HWC: np.ndarray) -> Prepared:
 def compare(
     model: Segmenter,
     exported: Segmenter,
-    cases: Sequence[Case],
+    cases: Sequence[VerifyBatch],
     tolerance: Tolerance,
     on_case: Callable[[str], None] | None = None,
-) -> list[Comparison]:
+) -> list[ExportComparison]:
     """Run both on every case. `exported` is anything with the methods of a `Segmenter`."""
     found = []
     for case in cases:
@@ -197,17 +199,17 @@ def compare(
     return found
 
 
-def compare_case(model: Segmenter, exported: Segmenter, case: Case, tolerance: Tolerance) -> Comparison:
+def compare_case(model: Segmenter, exported: Segmenter, case: VerifyBatch, tolerance: Tolerance) -> ExportComparison:
     expected, found = model.infer(case.batch), exported.infer(case.batch)
     classes = [torch.stack([raw.class_logits_QK.cpu() for raw in raws]) for raws in (expected, found)]
     masks = [torch.stack([stride4(raw.masks).cpu() for raw in raws]) for raws in (expected, found)]
     by_task = {task: _differing_maps(model, exported, expected, found, task) for task in model.tasks}
-    return Comparison(
+    return ExportComparison(
         case.kind,
         case.size,
         len(case.batch),
-        Difference.of(*classes),
-        Difference.of(*masks),
+        LogitDifference.of(*classes),
+        LogitDifference.of(*masks),
         _moved(classes, masks, tolerance.logits),
         by_task,
         _inside(model, exported, case, expected),
@@ -234,7 +236,9 @@ def _differing_maps(
     return sum(shares) / len(shares)
 
 
-def _inside(model: Segmenter, exported: Segmenter, case: Case, expected: Sequence[RawOutput]) -> dict[Task, float]:
+def _inside(
+    model: Segmenter, exported: Segmenter, case: VerifyBatch, expected: Sequence[RawOutput]
+) -> dict[Task, float]:
     task = exported.description.postprocess if isinstance(exported, EngineSegmenter) else None
     if task is None:
         return {}
@@ -291,7 +295,7 @@ def _worst_first(result: Instances) -> Iterator[tuple[int, np.ndarray]]:
     return ((i + 1, masks_NHW[i]) for i in reversed(range(len(result))))
 
 
-def check(comparisons: Sequence[Comparison], tolerance: Tolerance, name: str) -> None:
+def check(comparisons: Sequence[ExportComparison], tolerance: Tolerance, name: str) -> None:
     """
     Raises:
         ExportError: a figure is out of tolerance (or not a number); the message has it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +138,13 @@ def load(
     """
     if ref is None:
         ref = DEFAULT_MODELS[task or "panoptic"]
-    ref = _file_of_export(ref)
-    exported = _exported(ref, engine)
-    if exported is not None:
+    path = Path(ref).expanduser()
+    is_there = path.exists() and ref not in presets.preset_names()
+    if is_there and path.is_dir():
+        ref = path = engines.file_in(path)
+    if engine is not None or (is_there and engines.engine_for(path)):
         known = "fp32" if precision == "auto" else precision  # an exported file has its own
-        segmenter = exported(task=task, device=device, precision=known, trust_code=trust_code)
+        segmenter = engines.load(path, engine=engine, task=task, device=device, precision=known, trust_code=trust_code)
     else:
         chosen = choose_device(device)
         loaded = load_model(ref, trust_code=trust_code, progress=progress)
@@ -161,20 +162,6 @@ def load(
             notes=notes,
         )
     return segmenter if segmenter.config.test.slide is None else sliding(segmenter)
-
-
-def _file_of_export(ref: str | Path) -> str | Path:
-    """The file in a folder of `m2f export`; `ref` itself where it is something else."""
-    path = Path(ref).expanduser()
-    return engines.file_in(path) if path.is_dir() and ref not in presets.preset_names() else ref
-
-
-def _exported(ref: str | Path, engine: str | None) -> Callable[..., Segmenter] | None:
-    """How to open `ref` with an engine, if it is an exported file or somebody says so."""
-    path = Path(ref).expanduser()
-    if engine is None and not (path.exists() and ref not in presets.preset_names() and engines.engine_for(path)):
-        return None
-    return functools.partial(engines.load, path, engine=engine)
 
 
 def wrapped(

@@ -22,12 +22,12 @@ from ..structures import Task
 from ..structures.images import read_picture
 from .base import BaseSegmenter
 from .journal import SHARED, Journal, assemble, check_folder, erase
-from .sources import Source
+from .sources import ImageSource
 from .stream import stream
 
 
 @dataclass(frozen=True)
-class Failure:
+class PredictFailure:
     """An image that could not be done, and why."""
 
     file: Path
@@ -35,7 +35,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PredictProgress:
     """What `on_progress` gets after each image, in the order of the sources, in the caller's thread."""
 
     file: Path
@@ -49,13 +49,13 @@ class Summary:
 
     done: int = 0
     skipped: int = 0
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[PredictFailure] = field(default_factory=list)
     seconds: float = 0.0
 
 
 def predict(
     segmenter: BaseSegmenter,
-    sources: Iterable[Source],
+    sources: Iterable[ImageSource],
     task: Task | None,
     out: Path,
     formats: Sequence[str],
@@ -66,7 +66,7 @@ def predict(
     overwrite: bool = False,
     thresholds: dict[str, float | int | None] | None = None,
     model: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
 ) -> Summary:
     """Segment pictures and write the results below `out`, with predictions.json about all of them.
@@ -91,7 +91,6 @@ def predict(
         ConfigError: a task or format that does not fit, or an output folder that is in use, also by another process.
         M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
     """
-    started = time.perf_counter()
     task = segmenter.check_task(task or segmenter.default_task)
     writers = writers_for(formats, task, trust_code=trust_code)
     if batch < 1 or workers < 1:
@@ -115,9 +114,9 @@ def predict(
         result.image = image
         return result
 
-    def write(item: tuple[Source, bool], result: Result) -> dict[str, Any]:
-        source = item[0]
-        return write_image(source.name, source.path, out, [(name, write, result) for name, write in writers.items()])
+    def write(item: tuple[ImageSource, bool], result: Result) -> dict[str, Any]:
+        source, results = item[0], [(name, write, result) for name, write in writers.items()]
+        return write_image(source.name, source.path, out, result, results)
 
     with locked(out, "A prediction"):
         check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
@@ -129,6 +128,7 @@ def predict(
             workers = 0 if segmenter.device.type == "cpu" else workers
             images = stream(segmenter, items, _read, finish, write, batch=batch, workers=workers)
             names: list[str] = []
+            started = time.perf_counter()
             try:
                 with closing(images):
                     summary = _keep(images, journal, names, on_progress or (lambda progress: None))
@@ -136,10 +136,10 @@ def predict(
                 assemble(journal, names, writers, segmenter.categories)
                 raise
             assemble(journal, names, writers, segmenter.categories)
-    return replace(summary, seconds=time.perf_counter() - started)
+            return replace(summary, seconds=time.perf_counter() - started)
 
 
-def _read(item: tuple[Source, bool]) -> tuple[np.ndarray, np.ndarray] | None:
+def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | None:
     source, is_finished = item
     if is_finished:
         return None
@@ -148,32 +148,32 @@ def _read(item: tuple[Source, bool]) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def write_image(
-    name: str, image: Path | None, out: Path, results: Iterable[tuple[str, Writer, Result]]
+    name: str, image: Path | None, out: Path, main: Result, results: Iterable[tuple[str, Writer, Result]]
 ) -> dict[str, Any]:
     """Write the files of one image; return its entry for the journal.
 
     Args:
         image: its file; None for an image that was not read from one.
-        results: each format with its writer and its result. The entry describes the first result.
+        main: the result that the entry describes.
+        results: each format with its writer and its result.
     """
-    files, shared, described = [], {}, {}
+    files, shared = [], {}
     file_name = (Path(name).parent / (image.name if image else f"{name}.png")).as_posix()
     for format_name, write, result in results:
-        if not described:
-            described = {"width": result.size[1], "height": result.size[0], **contents(result)}
         if format_name in SHARED:
             write = SHARED[format_name].write
             shared[format_name] = SHARED[format_name].entry(result, name, file_name)
         files += write(result, stem_for(out, format_name, name))
-    record = {"name": name, "file": str(image or name), **described, "files": listed(files, out)}
-    return {"record": record, "shared": shared}
+    height, width = main.size
+    record = {"name": name, "file": str(image or name), "width": width, "height": height, **contents(main)}
+    return {"record": {**record, "files": listed(files, out)}, "shared": shared}
 
 
 def _keep(
-    images: Iterable[tuple[tuple[Source, bool], Any, dict[str, float]]],
+    images: Iterable[tuple[tuple[ImageSource, bool], Any, dict[str, float]]],
     journal: Journal,
     names: list[str],
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PredictProgress], None],
 ) -> Summary:
     """Take the images from the stream into the journal, in their order; `names` gets the name of each."""
     summary = Summary()
@@ -181,16 +181,16 @@ def _keep(
         names.append(source.name)
         if outcome is None:
             summary.skipped += 1
-            step = Progress(source.path, "skipped")
+            step = PredictProgress(source.path, "skipped")
         elif isinstance(outcome, M2FError):
             journal.append({"record": {"name": source.name, "file": str(source.path), "error": str(outcome)}})
-            summary.failed.append(Failure(source.path, str(outcome)))
-            step = Progress(source.path, "failed", str(outcome))
+            summary.failed.append(PredictFailure(source.path, str(outcome)))
+            step = PredictProgress(source.path, "failed", str(outcome))
         else:
             outcome["record"]["times_ms"] = {stage: round(1000 * each, 3) for stage, each in seconds.items()}
             journal.append(outcome)
             summary.done += 1
-            step = Progress(source.path, "done")
+            step = PredictProgress(source.path, "done")
         on_progress(step)
     return summary
 

@@ -40,14 +40,14 @@ _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  
 RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not pictures to predict
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """One picture: its file, and the name of its results (relative, "/" between folders, no suffix)."""
 
     path: Path
     name: str
 
 
-def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[Source]:
+def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[ImageSource]:
     """Find the pictures behind `sources`, lazily and in a stable order.
 
     Folders are searched with their sub-folders, sorted, by extension; hidden files and results of earlier runs are
@@ -68,7 +68,7 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
             real = _real(path)
             if real not in seen:
                 seen.add(real)
-                yield Source(path, names.give(path, base))
+                yield ImageSource(path, names.give(path, base))
 
 
 def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:

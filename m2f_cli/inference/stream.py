@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ..errors import M2FError
+from ..runtime.threads import in_order
 from .base import BaseSegmenter
 
 In = TypeVar("In")
@@ -55,7 +55,7 @@ def stream(
     """
     with thread_pool(workers) as readers, thread_pool(workers) as finishers:
 
-        def load(job: _Job) -> _Job:
+        def load(job: _Work) -> _Work:
             with job.stage("read"):
                 job.kept = read(job.item)
                 job.is_open = job.kept is not None
@@ -65,7 +65,7 @@ def stream(
                     job.value = segmenter.prepare(image)
             return job
 
-        def infer(jobs: list[_Job]) -> list[_Job]:
+        def infer(jobs: list[_Work]) -> list[_Work]:
             waiting = [job for job in jobs if job.is_open]
             started = time.perf_counter()
             try:
@@ -82,7 +82,7 @@ def stream(
                 job.seconds["network"] = (time.perf_counter() - started) / len(waiting)
             return jobs
 
-        def end(job: _Job) -> _Job:
+        def end(job: _Work) -> _Work:
             if job.is_open:
                 with job.stage("post_process"):
                     job.value = finish(job.kept, job.value)
@@ -93,14 +93,14 @@ def stream(
                 job.seconds["write"] = time.perf_counter() - started
             return job
 
-        loaded = in_order(readers, load, map(_Job, items), workers + batch)
+        loaded = in_order(readers, load, map(_Work, items), workers + batch)
         answered = itertools.chain.from_iterable(map(infer, _batches(loaded, batch)))
         for job in in_order(finishers, end, answered, workers + batch):
             yield job.item, job.value, job.seconds
 
 
 @dataclass
-class _Job(Generic[Item]):
+class _Work(Generic[Item]):
     """One item on its way.
 
     Attributes:
@@ -139,23 +139,6 @@ def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor | None]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def in_order(
-    pool: ThreadPoolExecutor | None, function: Callable[[In], Out], items: Iterable[In], depth: int
-) -> Iterator[Out]:
-    """`map(function, items)` in threads: in order, with at most `depth` items between taken and handed on. Without a
-    pool: `map`."""
-    if pool is None:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Out]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _batches(items: Iterable[In], count: int) -> Iterator[list[In]]:

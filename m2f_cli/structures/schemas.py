@@ -205,14 +205,14 @@ class Object(BaseModel):
     area: NumberOrNone = None
 
 
-class Panoptic(BaseModel):
+class PanopticRecord(BaseModel):
     """What `annotations` of COCO panoptic say of an image beside its segments."""
 
     file_name: FileName
     segments_info: list[Any]
 
 
-class Segment(BaseModel):
+class SegmentRecord(BaseModel):
     """An entry of `segments_info`."""
 
     id: SegmentId
@@ -229,7 +229,7 @@ class CocoCategory(BaseModel):
     color: ColorOrNone = ()
 
 
-class Prediction(BaseModel):
+class PredictionRecord(BaseModel):
     """A found object of COCO instance results."""
 
     image_id: Key
@@ -245,7 +245,7 @@ class PredictedSegment(BaseModel):
     score: Number = 1.0
 
 
-class PredictedPanoptic(Panoptic):
+class PredictedPanoptic(PanopticRecord):
     image_id: Key
 
 
@@ -258,7 +258,7 @@ class TableClass(BaseModel, extra="forbid"):
     color: Color = None
 
 
-class Description(BaseModel):
+class YoloDataset(BaseModel):
     """data.yaml of YOLO. `names` is a list, or positions with names."""
 
     names: Any

@@ -22,7 +22,7 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-class JsonLines(jsonl.JsonLines):
+class JsonLinesLogger(jsonl.JsonLines):
     """One JSON object a line: {"kind", "iteration", …}. A resumed run goes on in the same file.
 
     Raises:
@@ -147,5 +147,5 @@ def make_loggers(
         ConfigError: an unknown name; MissingDependency: a package that is not installed.
     """
     check_loggers(names)
-    first = JsonLines(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
+    first = JsonLinesLogger(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
     return [first, *(LOGGERS[name](folder, config, from_iteration) for name in names)]

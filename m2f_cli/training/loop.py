@@ -49,7 +49,7 @@ class Parts:
 
 
 @dataclass
-class Step:
+class StepRecord:
     """What one iteration did, for progress and logs. Losses are weighted and summed over layers."""
 
     iteration: int
@@ -172,7 +172,7 @@ def train(
     batches: Iterator[Batch],
     state: RunState,
     *,
-    on_step: Callable[[Step], None],
+    on_step: Callable[[StepRecord], None],
     on_trouble: Callable[[Trouble], None],
     on_due: Callable[[int], None],
     should_stop: Callable[[], bool] = lambda: False,
@@ -221,7 +221,7 @@ def train(
         scale = parts.scaler.get_scale() if parts.scaler.is_enabled() else None
         if finite is None:
             _note_trouble(state, Trouble(done, values, norm, chosen), on_trouble)
-        on_step(Step(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
+        on_step(StepRecord(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
         on_due(state.iteration)
     return True
 

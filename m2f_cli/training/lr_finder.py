@@ -19,7 +19,7 @@ from ..runtime.locks import locked
 from . import resume as state
 from .loop import Parts, apply, step, to_host
 from .optimizer import set_learning_rate, train_mode
-from .options import Options
+from .options import TrainOptions
 from .run import LR_FINDER as FILES
 from .run import Listener, prepare
 from .visualise import draw_sweep
@@ -113,7 +113,7 @@ def _has_diverged(losses: list[float]) -> bool:
 def search(
     settings: Config,
     folder: Path,
-    options: Options,
+    options: TrainOptions,
     listener: Listener | None = None,
     on_step: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:

@@ -16,7 +16,7 @@ OF_ONE_START = ("resume", "device", "workers", "trust_code")  # what a resumed r
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """How to train, beside what the configuration says.
 
     data: the folder of annotated pictures; None for the preset's own (generated pictures only).
@@ -63,7 +63,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     return tree
 
 
-def stored_options(path: Path) -> Options:
+def stored_options(path: Path) -> TrainOptions:
     """Read the options that a run was started with; those of `OF_ONE_START` are not taken from a file.
 
     Args:
@@ -75,7 +75,7 @@ def stored_options(path: Path) -> Options:
     options = read_environment(path).get("options", {})
     try:
         known = {name: value for name, value in options.items() if name not in OF_ONE_START}
-        return TypeAdapter(Options).validate_python(known)
+        return TypeAdapter(TrainOptions).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -42,10 +42,10 @@ from .data import Splits, identity, open_splits, refuse_other_data, same_classes
 from .ema import EMA
 from .initialise import initialise
 from .loggers import check_loggers, make_loggers
-from .loop import Parts, Step, Trouble
+from .loop import Parts, StepRecord, Trouble
 from .loop import train as train_on
 from .optimizer import freeze, make_optimizer, train_mode, trainable_table
-from .options import OF_ONE_START, Options, read_environment
+from .options import OF_ONE_START, TrainOptions, read_environment
 from .replay import dump_trouble
 from .resume import RunState
 from .visualise import draw_batch, draw_curves, draw_results
@@ -57,7 +57,7 @@ LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before it
 
 
 @dataclass
-class Outcome:
+class TrainOutcome:
     """How a run ended. `stopped` says why it ended early, if it did."""
 
     folder: Path
@@ -74,7 +74,7 @@ class Listener:
     """Whom a run tells what it does; each takes plain records. The default tells nobody."""
 
     on_start: Callable[[Run], None] = lambda run: None
-    on_step: Callable[[Step], None] = lambda step: None
+    on_step: Callable[[StepRecord], None] = lambda step: None
     on_evaluated: Callable[[int, EvalResult], None] = lambda iteration, result: None
     on_note: Callable[[str], None] = lambda text: None
     on_download: Callable[[Any], None] | None = None
@@ -93,7 +93,7 @@ class Run:
 
     folder: Path
     settings: Config
-    options: Options
+    options: TrainOptions
     train_data: DataSet
     val_data: DataSet | None
     parts: Parts
@@ -181,7 +181,7 @@ class Run:
 def prepare(
     settings: Config,
     folder: Path,
-    options: Options,
+    options: TrainOptions,
     device: torch.device,
     listener: Listener,
     data: Splits | None = None,
@@ -262,7 +262,9 @@ def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> li
     return []
 
 
-def _initialise(model: nn.Module, settings: Config, data: DataSet, options: Options, listener: Listener) -> list[str]:
+def _initialise(
+    model: nn.Module, settings: Config, data: DataSet, options: TrainOptions, listener: Listener
+) -> list[str]:
     if options.init == "random":
         return ["The network starts from random numbers."]
     try:
@@ -285,7 +287,7 @@ def _initialise(model: nn.Module, settings: Config, data: DataSet, options: Opti
     return list(report.notes)
 
 
-def _parts(model: nn.Module, settings: Config, options: Options, device: torch.device) -> Parts:
+def _parts(model: nn.Module, settings: Config, options: TrainOptions, device: torch.device) -> Parts:
     """What one process alone works with; see `_complete`."""
     config_ = settings.train
     model = model.to(device)
@@ -298,7 +300,9 @@ def _parts(model: nn.Module, settings: Config, options: Options, device: torch.d
     return Parts(config_, model, model, criterion, optimizer, scaler, None, device, 1, options.freeze, piloting)
 
 
-def _measure(parts: Parts, options: Options, batches: Callable[[int], Iterator[Batch]], notes: list[str]) -> Options:
+def _measure(
+    parts: Parts, options: TrainOptions, batches: Callable[[int], Iterator[Batch]], notes: list[str]
+) -> TrainOptions:
     """The options with the number of pictures that the memory holds instead of "auto"."""
     own = batch_size.share_of(parts.config.batch, distributed.world_size())
     chosen = batch_size.measured_micro_batch(parts, own, batches)
@@ -306,7 +310,7 @@ def _measure(parts: Parts, options: Options, batches: Callable[[int], Iterator[B
     return dataclasses.replace(options, micro_batch=chosen)
 
 
-def _complete(parts: Parts, options: Options) -> Parts:
+def _complete(parts: Parts, options: TrainOptions) -> Parts:
     """Join the other processes. The average begins afterwards, with the numbers of the first process."""
     network = distributed.wrap(parts.model, parts.device)
     if options.compile:
@@ -331,7 +335,7 @@ def train(
     *,
     listener: Listener | None = None,
     **options: Any,
-) -> Outcome:
+) -> TrainOutcome:
     """Train a model as a configuration says, and write the run to a folder.
 
     Args:
@@ -347,17 +351,17 @@ def train(
     """
     splits = data if isinstance(data, tuple) else None
     folder = None if data is None or splits else Path(data)
-    return start(config, Path(out), Options(data=folder, **options), listener, data=splits)
+    return start(config, Path(out), TrainOptions(data=folder, **options), listener, data=splits)
 
 
 def start(
     settings: Config,
     folder: Path,
-    options: Options,
+    options: TrainOptions,
     listener: Listener | None = None,
     command: Sequence[str] = (),
     data: Splits | None = None,
-) -> Outcome:
+) -> TrainOutcome:
     """Train, in this process or, under torchrun, in this one of several.
 
     Args:
@@ -380,7 +384,7 @@ def start(
         return execute(run, listener)
 
 
-def _claim(settings: Config, folder: Path, options: Options, stack: contextlib.ExitStack) -> Config:
+def _claim(settings: Config, folder: Path, options: TrainOptions, stack: contextlib.ExitStack) -> Config:
     """Make the folder this process's own as long as the stack is open; gives the configuration of the run."""
     stack.enter_context(locked(folder, "A training"))
     with writing_to(folder):
@@ -465,7 +469,7 @@ def _write_records(run: Run, command: Sequence[str]) -> None:
         draw_batch(run.train_data, run.settings, run.folder / "samples", trust_code=run.options.trust_code)
 
 
-def _recorded(options: Options) -> dict[str, Any]:
+def _recorded(options: TrainOptions) -> dict[str, Any]:
     """The options as plain values, which mean the same from any folder."""
     found = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()}
     if options.init is not None and Path(options.init).exists():
@@ -481,7 +485,7 @@ class _Left(Exception):
     """A signal came in the middle of an evaluation, which can be done another time."""
 
 
-def execute(run: Run, listener: Listener) -> Outcome:
+def execute(run: Run, listener: Listener) -> TrainOutcome:
     began = time.perf_counter()
     main = distributed.rank() == 0
     loggers = []
@@ -491,7 +495,7 @@ def execute(run: Run, listener: Listener) -> Outcome:
             run.options.loggers, run.folder, tree, from_iteration=run.state.iteration, evaluated=run.state.evaluated
         )
 
-    def on_step(step: Step) -> None:
+    def on_step(step: StepRecord) -> None:
         values = {
             **step.losses,
             "loss": step.total,
@@ -561,7 +565,7 @@ def execute(run: Run, listener: Listener) -> Outcome:
         finally:
             for logger in loggers:
                 logger.close()
-    outcome = Outcome(
+    outcome = TrainOutcome(
         run.folder,
         run.state.iteration,
         run.settings.train.iterations,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .pickle_source import Budget, Damaged, Source, refused
+from .pickle_source import Budget, Damaged, PickleSource, refused
 from .pickle_values import CALLS, CLASSES, MARKERS, TORCH_TYPES, Inert, InertDict, Kind, Name, byte_order, fill
 
 MOST_STEPS = 600_000  # operations of one pickle; a training file of Swin-L has 200,000
@@ -22,7 +22,7 @@ _LARGE = 1 << 16  # bytes that are read faster than copied from where they are m
 
 
 class Machine:
-    def __init__(self, source: Source, start: int, end: int, budget: Budget, storage_of: Any, torch_bytes: Any):
+    def __init__(self, source: PickleSource, start: int, end: int, budget: Budget, storage_of: Any, torch_bytes: Any):
         self.source, self.at, self.end = source, start, end
         self.view = memoryview(source.data)
         self.budget, self.storage_of, self.torch_bytes = budget, storage_of, torch_bytes

@@ -13,7 +13,7 @@ class Damaged(Exception):
     """A file makes no sense. The message is a clause without a full stop, such as "it ends too early"."""
 
 
-class Source:
+class PickleSource:
     """The bytes of a file, mapped, or bytes that stood in one; what is written to mapped ones stays in this process.
 
     Raises:
@@ -34,7 +34,7 @@ class Source:
                 raise Damaged("it is empty") from error
         self.is_mapped = self._file is not None
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> PickleSource:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .pickle_machine import Machine
-from .pickle_source import Budget, Damaged, Source
+from .pickle_source import Budget, Damaged, PickleSource
 from .pickle_values import Storage
 
 MOST_VALUES = 5_000_000  # values of what it holds, those that are referred to twice counted twice
@@ -22,7 +22,7 @@ _SENSELESS = (ValueError, TypeError, IndexError, KeyError, OverflowError, Memory
 
 
 def load(
-    source: Source,
+    source: PickleSource,
     start: int = 0,
     end: int | None = None,
     *,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pickle_source import Budget, Damaged, Source
+from .pickle_source import Budget, Damaged, PickleSource
 from .pickle_values import STORAGES, Name, Storage
 from .safe_pickle import load as load_pickle
 
@@ -38,7 +38,7 @@ def read(path: Path, *, copied: bool = False) -> Any:
         OSError: it cannot be read.
         WeightsError: it names what weights do not need.
     """
-    with Source(path) as source:
+    with PickleSource(path) as source:
         budget = Budget(len(source))
         tree = _read_zip(path, source, budget) if source.data[:4] == ZIP else read_legacy(source, budget)
     return _copied(tree, {}) if copied else tree
@@ -46,9 +46,9 @@ def read(path: Path, *, copied: bool = False) -> Any:
 
 def read_plain(path: Path) -> Any:
     """What a plain pickle holds, as detectron2 writes `.pkl`; see `read`."""
-    with Source(path) as source:
+    with PickleSource(path) as source:
         budget = Budget(len(source))
-        return load_pickle(source, budget=budget, torch_bytes=lambda data: read_legacy(Source(data), budget))[0]
+        return load_pickle(source, budget=budget, torch_bytes=lambda data: read_legacy(PickleSource(data), budget))[0]
 
 
 def _copied(value: Any, memory: dict[int, Tensor]) -> Any:
@@ -82,7 +82,7 @@ def _storage(ident: Any) -> tuple[torch.dtype, str, int, Any]:
     return STORAGES[kind.text], key, count, rest[0] if rest else None
 
 
-def _values(source: Source, start: int, count: int, dtype: torch.dtype, budget: Budget) -> Tensor:
+def _values(source: PickleSource, start: int, count: int, dtype: torch.dtype, budget: Budget) -> Tensor:
     """Numbers of the file: mapped where they are aligned, else copied."""
     size = count * dtype.itemsize
     if start < 0 or start + size > len(source):
@@ -100,7 +100,7 @@ def _values(source: Source, start: int, count: int, dtype: torch.dtype, budget: 
 # --- the zip archive --------------------------------------------------------------------------------------------------
 
 
-def _read_zip(path: Path, source: Source, budget: Budget) -> Any:
+def _read_zip(path: Path, source: PickleSource, budget: Budget) -> Any:
     _refuse_long_directory(source)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -132,7 +132,7 @@ def _read_zip(path: Path, source: Source, budget: Budget) -> Any:
     return load_pickle(source, start, start + size, budget=budget, storage_of=storage_of)[0]
 
 
-def _refuse_long_directory(source: Source) -> None:
+def _refuse_long_directory(source: PickleSource) -> None:
     """Python's zipfile reads the directory whole, at ten times its size in memory."""
     at = source.data.rfind(_END, max(0, len(source) - (1 << 16) - 22))
     if at < 0 or at + 22 > len(source):
@@ -145,7 +145,7 @@ def _refuse_long_directory(source: Source) -> None:
         raise Damaged(f"the directory of the zip archive has {size:,} bytes")
 
 
-def _place(source: Source, entry: zipfile.ZipInfo) -> tuple[int, int]:
+def _place(source: PickleSource, entry: zipfile.ZipInfo) -> tuple[int, int]:
     """Where the bytes of a member begin in the file, and how many there are."""
     at = entry.header_offset
     if not 0 <= at <= len(source) - 30 or source.data[at : at + 4] != ZIP:
@@ -160,7 +160,7 @@ def _place(source: Source, entry: zipfile.ZipInfo) -> tuple[int, int]:
     return start, entry.file_size
 
 
-def _refuse_big_endian(source: Source, entry: zipfile.ZipInfo | None) -> None:
+def _refuse_big_endian(source: PickleSource, entry: zipfile.ZipInfo | None) -> None:
     if entry is None:
         return
     start, size = _place(source, entry)
@@ -171,7 +171,7 @@ def _refuse_big_endian(source: Source, entry: zipfile.ZipInfo | None) -> None:
 # --- the row of pickles of earlier days -------------------------------------------------------------------------------
 
 
-def read_legacy(source: Source, budget: Budget) -> Any:
+def read_legacy(source: PickleSource, budget: Budget) -> Any:
     """A number that marks the form, its version, what machine wrote it, the tree, the keys of storages, the storages.
 
     The tree comes before the storages, so it is gone through twice: what is in them is known the second time.

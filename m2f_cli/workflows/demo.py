@@ -47,7 +47,7 @@ STEPS = 5 + len(FORMATS)
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """One step of the demo, when it is done: its name, what came of it, the seconds it took, and where that is."""
 
     name: str
@@ -61,9 +61,9 @@ def run(
     pictures: int = 4,
     *,
     iterations: int | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[DemoStep], None] | None = None,
     listener: training.Listener | None = None,
-) -> list[Step]:
+) -> list[DemoStep]:
     """Run the demo. What an earlier one wrote to `out` is replaced; files of others are never touched.
 
     Args:
@@ -79,13 +79,13 @@ def run(
     if pictures < 1:
         raise ConfigError(f"The demo needs at least one picture, not {pictures}.")
     check_folder(out, skip_existing=True, overwrite=False)
-    done: list[Step] = []
+    done: list[DemoStep] = []
     started = time.perf_counter()
     with locked(out, "A demo"):
         claim(out)
         for name, what, where in _steps(out, pictures, iterations, listener):
             now = time.perf_counter()
-            done.append(Step(name, what, now - started, where))
+            done.append(DemoStep(name, what, now - started, where))
             started = now
             if on_step:
                 on_step(done[-1])
@@ -138,9 +138,9 @@ def _write_picture(out: Path, name: str, made: Scene) -> Path:
     return path
 
 
-def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.Outcome:
+def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.TrainOutcome:
     record_file(out, "run/")
-    options = training.Options(init="random", micro_batch=settings.train.batch, workers=1)
+    options = training.TrainOptions(init="random", micro_batch=settings.train.batch, workers=1)
     outcome = training.start(settings, out / "run", options, listener, ["m2f", "demo"])
     if outcome.stopped is not None:
         raise KeyboardInterrupt
@@ -155,7 +155,7 @@ def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> 
     return f"{summary.done / summary.seconds:.1f} pictures/s, saved as {', '.join(FORMATS[task])}"
 
 
-def _write_page(out: Path, names: list[str], value: float, outcome: training.Outcome) -> Path:
+def _write_page(out: Path, names: list[str], value: float, outcome: training.TrainOutcome) -> Path:
     """One page that needs nothing but the files beside it."""
     record_file(out, "index.html")
     columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]

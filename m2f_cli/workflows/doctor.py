@@ -39,7 +39,7 @@ MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One thing that was looked at.
 
     status: "ok"; "note" for what m2f can do without; "problem" for what it cannot.
@@ -53,19 +53,19 @@ class Finding:
     hint: str = ""
 
 
-def diagnose() -> list[Finding]:
+def diagnose() -> list[DoctorFinding]:
     """Examine everything, group by group; sorted by name within a group. Nothing is downloaded or written.
 
     An examination that fails is a finding itself: it does not take the others with it.
     """
-    findings: list[Finding] = []
+    findings: list[DoctorFinding] = []
     for group, examine in EXAMINATIONS.items():
         findings += sorted(examined(group, examine), key=lambda finding: finding.name.casefold())
     return findings
 
 
-def examined(group: str, examine: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    found: list[Finding] = []
+def examined(group: str, examine: Callable[[], Iterator[DoctorFinding]]) -> list[DoctorFinding]:
+    found: list[DoctorFinding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters is a finding
         try:
@@ -73,7 +73,7 @@ def examined(group: str, examine: Callable[[], Iterator[Finding]]) -> list[Findi
                 found.append(finding)
         except Exception as error:  # whatever it is, it is what the user has to hear
             hint = "The other groups stand for themselves; what they call a problem may be the reason."
-            found.append(Finding(group, "examination", f"failed: {_reason(error)}", "problem", hint))
+            found.append(DoctorFinding(group, "examination", f"failed: {_reason(error)}", "problem", hint))
     return found
 
 
@@ -85,53 +85,55 @@ def _reason(error: BaseException) -> str:
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
-def check_packages() -> Iterator[Finding]:
-    yield Finding("packages", "m2f", f"{__version__} in {Path(__file__).resolve().parents[1]}")
+def check_packages() -> Iterator[DoctorFinding]:
+    yield DoctorFinding("packages", "m2f", f"{__version__} in {Path(__file__).resolve().parents[1]}")
     yield check_python(required_python())
     for requirement in requirements():
         if not requirement.extra:
             yield check_required(requirement)
 
 
-def check_python(minimum: str) -> Finding:
+def check_python(minimum: str) -> DoctorFinding:
     version = platform.python_version()
     if is_older(version, minimum):
-        return Finding("packages", "python", version, "problem", f"Install Python {minimum} or newer.")
-    return Finding("packages", "python", f"{version} ({sys.executable})")
+        return DoctorFinding("packages", "python", version, "problem", f"Install Python {minimum} or newer.")
+    return DoctorFinding("packages", "python", f"{version} ({sys.executable})")
 
 
-def check_required(requirement: Requirement) -> Finding:
+def check_required(requirement: Requirement) -> DoctorFinding:
     name, found = requirement.name, requirement.installed()
     if found is None:
-        return Finding("packages", name, "not installed", "problem", f"Run: pip install '{requirement}'")
+        return DoctorFinding("packages", name, "not installed", "problem", f"Run: pip install '{requirement}'")
     provider, version = found
     if is_older(version, requirement.minimum):
         value = f"{version}, too old"
-        return Finding("packages", name, value, "problem", f"Run: pip install --upgrade '{requirement}'")
+        return DoctorFinding("packages", name, value, "problem", f"Run: pip install --upgrade '{requirement}'")
     try:
         importlib.import_module(requirement.module)
     except Exception as error:  # a broken build may raise anything
         headless = "Run: pip install --force-reinstall opencv-python-headless"
         hint = headless if "libGL" in str(error) else f"Run: pip install --force-reinstall '{provider}'"
-        return Finding("packages", name, f"{version}, cannot be imported: {_reason(error)}", "problem", hint)
-    return Finding("packages", name, version if provider == name else f"{version} ({provider})")
+        return DoctorFinding("packages", name, f"{version}, cannot be imported: {_reason(error)}", "problem", hint)
+    return DoctorFinding("packages", name, version if provider == name else f"{version} ({provider})")
 
 
-def check_optional_packages() -> Iterator[Finding]:
+def check_optional_packages() -> Iterator[DoctorFinding]:
     for requirement in requirements():
         if requirement.extra and requirement.extra not in NOT_FOR_USERS:
             yield check_optional(requirement)
 
 
-def check_optional(requirement: Requirement) -> Finding:
+def check_optional(requirement: Requirement) -> DoctorFinding:
     group, found = "optional packages", requirement.installed()
     wanted = f"'{DISTRIBUTION}[{requirement.extra}]'"
     if found is None:
-        return Finding(group, requirement.name, "not installed", "note", f"If you want it, run: pip install {wanted}")
+        return DoctorFinding(
+            group, requirement.name, "not installed", "note", f"If you want it, run: pip install {wanted}"
+        )
     if is_older(found[1], requirement.minimum):
         value, hint = f"{found[1]}, older than {requirement.minimum}", f"If you use it, run: pip install -U {wanted}"
-        return Finding(group, requirement.name, value, "note", hint)
-    return Finding(group, requirement.name, found[1])
+        return DoctorFinding(group, requirement.name, value, "note", hint)
+    return DoctorFinding(group, requirement.name, found[1])
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -146,16 +148,16 @@ def devices() -> list[torch.device]:
     return [torch.device(name) for name in ("cpu", *(f"cuda:{i}" for i in gpus), *mps)]
 
 
-def check_devices() -> Iterator[Finding]:
+def check_devices() -> Iterator[DoctorFinding]:
     import torch
 
     from ..runtime.devices import choose_device
 
     threads = f"cores: {usable_cores()}, threads of torch: {torch.get_num_threads()}"
-    yield Finding("devices", "cpu", f"{cpu_name()}, {threads}")
-    yield Finding("devices", "memory", memory_size())
+    yield DoctorFinding("devices", "cpu", f"{cpu_name()}, {threads}")
+    yield DoctorFinding("devices", "memory", memory_size())
     kept = "kept by predict and eval" if can_keep_memory() else "given back: this C library is not glibc 2.35 or newer"
-    yield Finding("devices", "freed memory", kept)
+    yield DoctorFinding("devices", "freed memory", kept)
     with warnings.catch_warnings(record=True) as caught:  # torch tells of drivers that are too old, and of old GPUs
         warnings.simplefilter("always")
         found = devices()
@@ -166,19 +168,19 @@ def check_devices() -> Iterator[Finding]:
         if device.type == "cuda":
             yield _gpu(device, remark)
         elif device.type == "mps":
-            yield Finding("devices", "mps", "usable")
-    yield Finding("devices", "--device auto", f"takes {choose_device('auto')}")
+            yield DoctorFinding("devices", "mps", "usable")
+    yield DoctorFinding("devices", "--device auto", f"takes {choose_device('auto')}")
 
 
-def _gpu(device: torch.device, remark: str) -> Finding:
+def _gpu(device: torch.device, remark: str) -> DoctorFinding:
     import torch
 
     card = torch.cuda.get_device_properties(device)
     value = f"{card.name}, {_bytes(card.total_memory)}, capability {card.major}.{card.minor}"
-    return Finding("devices", str(device), value, "note" if remark else "ok", remark)
+    return DoctorFinding("devices", str(device), value, "note" if remark else "ok", remark)
 
 
-def _no_gpu(remark: str) -> Finding:
+def _no_gpu(remark: str) -> DoctorFinding:
     import torch
 
     versions = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
@@ -190,11 +192,15 @@ def _no_gpu(remark: str) -> Finding:
             if visible is None
             else (f"CUDA_VISIBLE_DEVICES={visible!r} chooses among the GPUs.")
         )
-        return Finding("devices", "cuda", f"torch is built for {built_for} and sees no GPU", "note", remark or hint)
+        return DoctorFinding(
+            "devices", "cuda", f"torch is built for {built_for} and sees no GPU", "note", remark or hint
+        )
     if shutil.which("nvidia-smi"):
         hint = "Install a CUDA build of torch to use the NVIDIA GPU."
-        return Finding("devices", "cuda", "torch is built for the CPU alone, beside an NVIDIA driver", "note", hint)
-    return Finding("devices", "cuda", "none; torch is built without it")
+        return DoctorFinding(
+            "devices", "cuda", "torch is built for the CPU alone, beside an NVIDIA driver", "note", hint
+        )
+    return DoctorFinding("devices", "cuda", "none; torch is built without it")
 
 
 def cpu_name() -> str:
@@ -217,17 +223,17 @@ def _bytes(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
 
 
-def check_precisions() -> Iterator[Finding]:
+def check_precisions() -> Iterator[DoctorFinding]:
     from ..runtime.devices import good_precisions
 
     for device in devices():
-        yield Finding("precision", str(device), f"good at {', '.join(good_precisions(device))}")
+        yield DoctorFinding("precision", str(device), f"good at {', '.join(good_precisions(device))}")
 
 
 # --- deformable attention ---------------------------------------------------------------------------------------------
 
 
-def check_deform_attn() -> Iterator[Finding]:
+def check_deform_attn() -> Iterator[DoctorFinding]:
     from ..ops import deformable_attention as op
 
     group = "deformable attention"
@@ -238,37 +244,37 @@ def check_deform_attn() -> Iterator[Finding]:
         used = None if override is None else op.choose(device)
         if used and used not in running:
             hint = f"Unset {op.IMPLEMENTATIONS.variable()}: here run {', '.join(running)}."
-            yield Finding(group, f"{device} {used}", "does not run on this device", "problem", hint)
+            yield DoctorFinding(group, f"{device} {used}", "does not run on this device", "problem", hint)
         for impl in running:
             yield _agreement(impl, device, truth, is_used=impl == used)
 
 
-def _override(group: str, operator: Implementations, hint: str) -> Generator[Finding, None, str | None]:
+def _override(group: str, operator: Implementations, hint: str) -> Generator[DoctorFinding, None, str | None]:
     """Report what the environment asks for; return it, "auto" if it is nothing, or None if it makes no sense."""
     try:
         name = operator.override()
     except ConfigError as error:
-        yield Finding(group, operator.variable(), error.message, "problem", error.hint or "")
+        yield DoctorFinding(group, operator.variable(), error.message, "problem", error.hint or "")
         return None
     if name is not None:
-        yield Finding(group, operator.variable(), name, "note", hint)
+        yield DoctorFinding(group, operator.variable(), name, "note", hint)
     return name or "auto"
 
 
-def _agreement(impl: str, device: torch.device, truth: list[Tensor], *, is_used: bool) -> Finding:
+def _agreement(impl: str, device: torch.device, truth: list[Tensor], *, is_used: bool) -> DoctorFinding:
     group, name = "deformable attention", f"{device} {impl}"
     mark = ", used here" if is_used else ""
     try:
         found = outputs_and_gradients(impl, device)
     except RuntimeError as error:  # an operator that this device does not have, or a GPU that torch has no code for
         hint = "Use another device, or another implementation (M2F_OPS)." if is_used else ""
-        return Finding(group, name, f"fails: {_reason(error)}{mark}", "problem" if is_used else "note", hint)
+        return DoctorFinding(group, name, f"fails: {_reason(error)}{mark}", "problem" if is_used else "note", hint)
     difference = max(float((a - b).abs().max()) for a, b in zip(found, truth, strict=True))
     value = f"within {difference:.1g} of the reference, values and gradients{mark}"
     if difference <= LARGEST_DIFFERENCE:  # false for NaN
-        return Finding(group, name, value)
+        return DoctorFinding(group, name, value)
     value = f"off by {difference:.1e} from the reference{mark}"
-    return Finding(group, name, value, "problem", "Results would be wrong: please report it with this output.")
+    return DoctorFinding(group, name, value, "problem", "Results would be wrong: please report it with this output.")
 
 
 def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]:
@@ -299,7 +305,7 @@ def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]
 # --- files and settings -----------------------------------------------------------------------------------------------
 
 
-def check_caches() -> Iterator[Finding]:
+def check_caches() -> Iterator[DoctorFinding]:
     from huggingface_hub import constants
 
     from ..weights import download
@@ -308,23 +314,23 @@ def check_caches() -> Iterator[Finding]:
     yield check_cache("HF_HOME", Path(constants.HF_HUB_CACHE))
     if download.offline():
         hint = "Only models that are here already can be loaded; unset M2F_OFFLINE and HF_HUB_OFFLINE for others."
-        yield Finding("caches", "network", "switched off", "note", hint)
+        yield DoctorFinding("caches", "network", "switched off", "note", hint)
     else:
         endpoint = os.environ.get("HF_ENDPOINT", "")
         mirror = f", the hub is {urlsplit(endpoint).hostname}" if endpoint else ""  # without a user's name or password
-        yield Finding("caches", "network", f"allowed{mirror}")
+        yield DoctorFinding("caches", "network", f"allowed{mirror}")
 
 
-def check_cache(name: str, folder: Path) -> Finding:
+def check_cache(name: str, folder: Path) -> DoctorFinding:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     used = sum(_size(Path(root) / file) for root, _, files in os.walk(folder) for file in files)
     free = shutil.disk_usage(existing).free
     value = f"{folder}: {_bytes(used)} used, {_bytes(free)} free"
     if not os.access(existing, os.W_OK):
-        return Finding("caches", name, f"{value}, not writable", "note", f"To download weights, set {name}.")
+        return DoctorFinding("caches", name, f"{value}, not writable", "note", f"To download weights, set {name}.")
     if free < LITTLE_DISK:
-        return Finding("caches", name, value, "note", f"Little disk is left; {name} says where weights go.")
-    return Finding("caches", name, value)
+        return DoctorFinding("caches", name, value, "note", f"Little disk is left; {name} says where weights go.")
+    return DoctorFinding("caches", name, value)
 
 
 def _size(path: Path) -> int:
@@ -335,25 +341,25 @@ def _size(path: Path) -> int:
         return 0
 
 
-def check_configuration() -> Iterator[Finding]:
+def check_configuration() -> Iterator[DoctorFinding]:
     from ..config import presets as config
     from ..structures.categories import class_tables, load_categories
 
     tables = class_tables()
     for name in tables:
         load_categories(name)
-    yield Finding("configuration", "class tables", f"{len(tables)}: {', '.join(tables)}")
+    yield DoctorFinding("configuration", "class tables", f"{len(tables)}: {', '.join(tables)}")
     presets = config.preset_names()
     for name in presets:
         config.load(name)
     if presets:
-        yield Finding("configuration", "presets", f"{len(presets)} in {config.presets_dir()}")
+        yield DoctorFinding("configuration", "presets", f"{len(presets)} in {config.presets_dir()}")
     else:
         hint = f"Run: pip install --force-reinstall {DISTRIBUTION}"
-        yield Finding("configuration", "presets", f"none in {config.presets_dir()}", "problem", hint)
+        yield DoctorFinding("configuration", "presets", f"none in {config.presets_dir()}", "problem", hint)
 
 
-def check_plugins() -> Iterator[Finding]:
+def check_plugins() -> Iterator[DoctorFinding]:
     found = {
         entry: package.metadata["Name"]
         for package in metadata.distributions()
@@ -363,28 +369,28 @@ def check_plugins() -> Iterator[Finding]:
     for entry, owner in found.items():
         yield _plugin(entry, owner)
     if not found:
-        yield Finding("plug-ins", "of other packages", "none")
+        yield DoctorFinding("plug-ins", "of other packages", "none")
 
 
-def _plugin(entry: metadata.EntryPoint, owner: str) -> Finding:
+def _plugin(entry: metadata.EntryPoint, owner: str) -> DoctorFinding:
     from .. import plugins
 
     group = entry.group.removeprefix("m2f.")
     name = f"{group} {entry.name}"
     if entry.name in plugins.BUILT_IN.get(group, {}):
-        return Finding("plug-ins", name, f"of {owner}, not used", "note", "m2f has a built-in one of that name.")
+        return DoctorFinding("plug-ins", name, f"of {owner}, not used", "note", "m2f has a built-in one of that name.")
     try:
         plugins.load(entry.value)
     except Exception as error:  # code of others may raise anything
         hint = f"Repair or uninstall {owner}."
-        return Finding("plug-ins", name, f"of {owner}, cannot be loaded: {_reason(error)}", "problem", hint)
-    return Finding("plug-ins", name, f"{entry.value} of {owner}")
+        return DoctorFinding("plug-ins", name, f"of {owner}, cannot be loaded: {_reason(error)}", "problem", hint)
+    return DoctorFinding("plug-ins", name, f"{entry.value} of {owner}")
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------
 
 
-def check_linear() -> Iterator[Finding]:
+def check_linear() -> Iterator[DoctorFinding]:
     import torch
 
     from ..ops.cpu import linear as op
@@ -398,10 +404,10 @@ def check_linear() -> Iterator[Finding]:
     with torch.no_grad():
         predicted = op.choose(x)
     slow = "; MKL's matrix products are slow on this processor" if op.is_blas_slow() else ""
-    yield Finding(group, "cpu", f"training {trained}, prediction {predicted}{'' if override != 'auto' else slow}")
+    yield DoctorFinding(group, "cpu", f"training {trained}, prediction {predicted}{'' if override != 'auto' else slow}")
 
 
-EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
+EXAMINATIONS: dict[str, Callable[[], Iterator[DoctorFinding]]] = {
     "packages": check_packages,
     "optional packages": check_optional_packages,
     "devices": check_devices,

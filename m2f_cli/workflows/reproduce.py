@@ -27,9 +27,9 @@ from ..errors import ConfigError, M2FError, WeightsError
 from ..evaluation import setup as eval_setup
 from ..evaluation.choose_metrics import task_of
 from ..evaluation.dataset import TASKS, folder_of, open_for
-from ..evaluation.evaluate import Progress
-from ..evaluation.report import SINGLE_SCALE, Comparison
-from ..evaluation.setup import DataOptions, Evaluation, MetricOptions, Outcome, RunOptions
+from ..evaluation.evaluate import EvalProgress
+from ..evaluation.report import SINGLE_SCALE, PublishedComparison
+from ..evaluation.setup import DataOptions, EvalOutcome, Evaluation, MetricOptions, RunOptions
 from ..inference.load import ModelOptions
 from ..results.writers import write_json
 from ..structures.categories import load_categories
@@ -105,7 +105,7 @@ class Reproduced:
 
 
 @dataclass(frozen=True)
-class Options:
+class ReproduceOptions:
     """How rows are reproduced.
 
     Attributes:
@@ -123,7 +123,7 @@ class Options:
 # --- what is needed ---------------------------------------------------------------------------------------------------
 
 
-def make_ready(rows: Sequence[str], options: Options, progress: DownloadProgress | None = None) -> None:
+def make_ready(rows: Sequence[str], options: ReproduceOptions, progress: DownloadProgress | None = None) -> None:
     """Check the data of all rows and fetch their weights, before the first of them takes hours.
 
     Raises:
@@ -164,7 +164,7 @@ def _problems(attempt: Callable[[], None]) -> list[M2FError]:
     return []
 
 
-def _check_data(preset: Config, options: Options) -> None:
+def _check_data(preset: Config, options: ReproduceOptions) -> None:
     """Whether there are annotations for everything that the row is measured by."""
     tasks = [task for task in TASKS if task in {task_of(name) for name in metrics_of(preset)}]
     open_for(preset, load_categories(preset.data.classes), folder_of(preset, None, options.data), "val", tasks)
@@ -183,12 +183,12 @@ def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
 
 def reproduce(
     name: str,
-    options: Options,
+    options: ReproduceOptions,
     folder: Path,
     *,
     command: Sequence[str] = (),
     on_start: Callable[[str, int], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
 ) -> Reproduced:
     """Evaluate a row as it was published and compare. See `make_ready`, which comes first.
 
@@ -204,7 +204,7 @@ def reproduce(
     settings = _settings(preset, options)
     if not settings:
         raise ConfigError(f"{name!r} has figures with test-time augmentation only.", hint="Leave out --no-tta.")
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, EvalOutcome] = {}
     speed: float | None = None
     for setting in settings:
         evaluation = eval_setup.prepare(
@@ -228,7 +228,7 @@ def reproduce(
     return row
 
 
-def _settings(preset: Config, options: Options) -> list[str]:
+def _settings(preset: Config, options: ReproduceOptions) -> list[str]:
     figures = [each for each in preset.published if metric_of(preset, each.metric)]
     has_multi = any(each.setting != SINGLE_SCALE for each in figures)
     wanted = has_multi if options.tta is None else options.tta
@@ -294,7 +294,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _reproduced(
-    preset: Config, outcomes: dict[str, Outcome], speed: float | None, evaluation: Evaluation
+    preset: Config, outcomes: dict[str, EvalOutcome], speed: float | None, evaluation: Evaluation
 ) -> Reproduced:
     device = torch.device(evaluation.run.segmenter.device)
     trees = [outcome.tree for outcome in outcomes.values()]
@@ -309,7 +309,7 @@ def _reproduced(
     )
 
 
-def checks(preset: Config, outcomes: dict[str, Outcome]) -> tuple[Check, ...]:
+def checks(preset: Config, outcomes: dict[str, EvalOutcome]) -> tuple[Check, ...]:
     """Every published figure of quality, judged; and what test-time augmentation gives where nobody published that."""
     found = {
         (each.metric, each.setting): each
@@ -326,12 +326,12 @@ def checks(preset: Config, outcomes: dict[str, Outcome]) -> tuple[Check, ...]:
     return tuple(result)
 
 
-def _check(figure: Published, match: Comparison | None) -> Check:
+def _check(figure: Published, match: PublishedComparison | None) -> Check:
     measured, verdict = (None, UNMEASURED) if match is None else (match.measured, judge(match))
     return Check(figure.metric, figure.setting, figure.value, measured, verdict, figure.source)
 
 
-def judge(comparison: Comparison) -> str:
+def judge(comparison: PublishedComparison) -> str:
     """The verdict over one measured figure, by the rule at the top."""
     if not comparison.comparable:
         return PARTIAL

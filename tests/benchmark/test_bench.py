@@ -284,7 +284,7 @@ def tiny(tmp_path, segmenter):
 def test_a_race_in_processes_of_their_own(tiny, tmp_path):
     seen = []
     case = Case(what="forward", preset=tiny, device="cpu", size=SIZE, threads=1, keep_memory=allocator.is_glibc())
-    tree = race.bench(case, race.Options(rounds=3, warm_up=0, watched=1, peer="huggingface"), seen.append)
+    tree = race.bench(case, race.BenchOptions(rounds=3, warm_up=0, watched=1, peer="huggingface"), seen.append)
     keeping = {name: bool(side["allocator"]["settings"]) for name, side in tree["sides"].items()}
     assert keeping == {"m2f": allocator.is_glibc(), "huggingface": False}  # and it says so
     assert ("(m2f keeps freed memory)" in results.headline(tree)) == allocator.is_glibc()
@@ -319,17 +319,17 @@ def test_sides_take_turns_at_being_first():
 
 def test_errors_of_a_worker_are_those_of_the_command():
     with pytest.raises(ConfigError, match="cityscapes-swin-t") as caught:
-        race.bench(Case(preset="cityscapes-swin-tt", device="cpu"), race.Options())
+        race.bench(Case(preset="cityscapes-swin-tt", device="cpu"), race.BenchOptions())
     assert "Did you mean" in caught.value.hint
     assert isinstance(process.error_from("ExportError", "a", "b"), ExportError)
     assert str(process.error_from("MissingDependency", "a", "b")) == "a b"
     with pytest.raises(ConfigError, match="rounds = 0"):
-        race.Options(rounds=0)
+        race.BenchOptions(rounds=0)
 
 
 def test_what_a_library_raises_is_one_sentence():
     with pytest.raises(M2FError, match="'start' failed in the timed process: RuntimeError") as caught:
-        race.bench(Case(preset="small-panoptic", device="cpu", size=(0, 64)), race.Options())
+        race.bench(Case(preset="small-panoptic", device="cpu", size=(0, 64)), race.BenchOptions())
     assert "M2F_DEBUG" in caught.value.hint
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.\n\nmore")
     kind, message, hint = process.error_record(error, "run")

@@ -8,11 +8,11 @@ import pytest
 
 from m2f_cli import cli
 from m2f_cli.workflows import doctor as diagnose
-from m2f_cli.workflows.doctor import Finding
+from m2f_cli.workflows.doctor import DoctorFinding
 
-FINE = [Finding("packages", "torch", "2.6.0"), Finding("devices", "cpu", "Some CPU")]
-NOTED = [*FINE, Finding("devices", "cuda", "no GPU", "note", "See nvidia-smi.")]
-BROKEN = [*NOTED, Finding("packages", "numpy", "not installed", "problem", "Run: pip install 'numpy'")]
+FINE = [DoctorFinding("packages", "torch", "2.6.0"), DoctorFinding("devices", "cpu", "Some CPU")]
+NOTED = [*FINE, DoctorFinding("devices", "cuda", "no GPU", "note", "See nvidia-smi.")]
+BROKEN = [*NOTED, DoctorFinding("packages", "numpy", "not installed", "problem", "Run: pip install 'numpy'")]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_problem_is_named_in_the_last_line_and_in_the_exit_code(findings, caps
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "1 problem: numpy (packages): not installed" and err == ""
     assert "numpy\tnot installed\tproblem\tRun: pip install 'numpy'" in out
-    findings([*BROKEN, Finding("caches", "x", "y", "problem", "z")])
+    findings([*BROKEN, DoctorFinding("caches", "x", "y", "problem", "z")])
     assert cli.run(["doctor"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "2 problems: numpy (packages): not installed; x (caches): y"

@@ -16,11 +16,11 @@ from m2f_cli import cli, weights
 from m2f_cli.config import presets as config
 from m2f_cli.errors import ConfigError, WeightsError
 from m2f_cli.evaluation import dataset as eval_data
-from m2f_cli.evaluation.report import Comparison
+from m2f_cli.evaluation.report import PublishedComparison
 from m2f_cli.model import build
 from m2f_cli.structures.categories import from_names
 from m2f_cli.workflows import reproduce
-from m2f_cli.workflows.reproduce import Options
+from m2f_cli.workflows.reproduce import ReproduceOptions
 
 NAMES = ["cat", "dog", "sky"]
 SETTINGS = settings()
@@ -186,13 +186,13 @@ def test_rows_that_cannot_be_reproduced():
     write_row("boxes", [{"metric": "box_ap", "value": 1.0}])
     write_row("multi", [{"metric": "pq", "value": 1.0, "setting": "multi-scale + flip"}])
     with pytest.raises(WeightsError, match="Nobody has released weights of 'bare'.*m2f train --preset bare"):
-        reproduce.make_ready(["bare"], Options())
+        reproduce.make_ready(["bare"], ReproduceOptions())
     with pytest.raises(ConfigError, match="no published figure that m2f measures"):
-        reproduce.make_ready(["row", "boxes"], Options())
+        reproduce.make_ready(["row", "boxes"], ReproduceOptions())
     with pytest.raises(ConfigError, match="no preset named 'rowe'.*row"):
-        reproduce.make_ready(["rowe"], Options())
+        reproduce.make_ready(["rowe"], ReproduceOptions())
     with pytest.raises(ConfigError, match="test-time augmentation only"):
-        reproduce.reproduce("multi", Options(tta=False, device="cpu"), Path("out"))
+        reproduce.reproduce("multi", ReproduceOptions(tta=False, device="cpu"), Path("out"))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_rows_that_cannot_be_reproduced():
 def test_a_verdict_follows_from_the_difference_and_what_is_known(published, got, verdict):
     def judged(**more):
         given = {"verified": True, "comparable": True, **more}
-        return reproduce.judge(Comparison("pq", published, got, got - published, "single scale", "s", **given))
+        return reproduce.judge(PublishedComparison("pq", published, got, got - published, "single scale", "s", **given))
 
     assert judged() == verdict
     assert judged(comparable=False) == "partial"

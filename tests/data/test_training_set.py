@@ -11,10 +11,10 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from m2f_cli.data.records import DataSet, Record
+from m2f_cli.data.records import DataSet, Record, labels_of
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES, scene
-from m2f_cli.data.training_set import Draw, TrainingSet, drop_empty, is_wide, labels_of, read
+from m2f_cli.data.training_set import Draw, TrainingSet, drop_empty, is_wide, read
 from m2f_cli.data.transforms.color import ColorJitter
 from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2f_cli.data.open_dataset import detect, open_data
-from m2f_cli.dataset_tools.split import Item, divide, grouping, labels_of, split
+from m2f_cli.dataset_tools.split import SplitItem, divide, grouping, labels_of, split
 from m2f_cli.errors import ConfigError, DataError
 
 ITEMS = (
@@ -32,12 +32,14 @@ ITEMS = (
             st.tuples(st.integers(0, 9), st.sets(st.integers(0, 4), max_size=3)), min_size=count, max_size=count
         )
     )
-    .map(lambda rows: [Item(f"p{n}", f"g{group}", tuple(sorted(labels))) for n, (group, labels) in enumerate(rows)])
+    .map(
+        lambda rows: [SplitItem(f"p{n}", f"g{group}", tuple(sorted(labels))) for n, (group, labels) in enumerate(rows)]
+    )
 )
 
 
 def alone(items):
-    return [Item(item.name, item.name, item.labels) for item in items]
+    return [SplitItem(item.name, item.name, item.labels) for item in items]
 
 
 def parts(division):
@@ -63,7 +65,7 @@ def test_nothing_is_lost_and_the_order_does_not_matter(items, stratify, seed, ra
 @settings(max_examples=60, deadline=None)
 @given(st.integers(20, 300), st.floats(0.05, 0.45), st.floats(0.05, 0.45), st.integers(0, 3))
 def test_shares_are_met_to_the_picture(count, val, test, seed):
-    division = divide([Item(str(n), str(n)) for n in range(count)], {"val": val, "test": test}, seed=seed)
+    division = divide([SplitItem(str(n), str(n)) for n in range(count)], {"val": val, "test": test}, seed=seed)
     for name, share in (("val", val), ("test", test)):
         assert abs(division.pictures[name] - share * count) <= 1
 
@@ -88,7 +90,7 @@ def test_classes_are_shared_out_alike(count):
     for seed in range(10):
         random = np.random.default_rng(seed)
         shown = (random.random((count, 8)) < random.random(8) ** 2) & (random.random((count, 1)) < 0.5)
-        items = [Item(str(n), str(n), tuple(np.flatnonzero(row).tolist())) for n, row in enumerate(shown)]
+        items = [SplitItem(str(n), str(n), tuple(np.flatnonzero(row).tolist())) for n, row in enumerate(shown)]
         division = divide(items, {"val": 0.25}, seed=seed, stratify=True)
         is_val = np.array([division.split_of[str(n)] == "val" for n in range(count)])
         assert np.abs(shown[is_val].sum(0) - shown.sum(0) / 4).max() <= 2
@@ -97,7 +99,7 @@ def test_classes_are_shared_out_alike(count):
 
 def test_rare_classes_come_out_better_than_by_chance():
     """4 of 400 pictures show the class 1: two of them belong into half of the pictures, for any seed."""
-    items = [Item(str(n), str(n), (0, 1) if n < 4 else (0,)) for n in range(400)]
+    items = [SplitItem(str(n), str(n), (0, 1) if n < 4 else (0,)) for n in range(400)]
 
     def rare(seed, stratify):
         division = divide(items, {"val": 0.5}, seed=seed, stratify=stratify)
@@ -109,7 +111,7 @@ def test_rare_classes_come_out_better_than_by_chance():
 
 def test_groups_of_a_rare_class():
     """Both splits get one of the two sequences with trams, though each is a group."""
-    items = [Item(f"{g}/{n}", str(g), (0, 1) if g in (3, 8) else (0,)) for g in range(10) for n in range(10)]
+    items = [SplitItem(f"{g}/{n}", str(g), (0, 1) if g in (3, 8) else (0,)) for g in range(10) for n in range(10)]
     for seed in range(10):
         division = divide(items, {"val": 0.5}, seed=seed, stratify=True)
         assert division.pictures == {"train": 50, "val": 50}
@@ -117,7 +119,7 @@ def test_groups_of_a_rare_class():
 
 
 def test_the_same_seed_is_the_same_division_on_every_machine():
-    items = [Item(str(n), str(n)) for n in range(20)]
+    items = [SplitItem(str(n), str(n)) for n in range(20)]
     first = parts(divide(items, {"val": 0.2}, seed=0))["val"]
     assert parts(divide(items, {"val": 0.2}, seed=0))["val"] == first
     others = {frozenset(parts(divide(items, {"val": 0.2}, seed=seed))["val"]) for seed in range(10)}
@@ -126,7 +128,7 @@ def test_the_same_seed_is_the_same_division_on_every_machine():
 
 
 def test_groups_by_name():
-    items = [Item(f"{g}_{n}", g) for g in ("0001TP", "0006R0", "0016E5") for n in range(10)]
+    items = [SplitItem(f"{g}_{n}", g) for g in ("0001TP", "0006R0", "0016E5") for n in range(10)]
     division = divide(items, {}, pinned={"val": ["0006R0"]})
     assert parts(division)["val"] == {f"0006R0_{n}" for n in range(10)}
     assert division.groups == {"train": 2, "val": 1}
@@ -151,7 +153,7 @@ def test_groups_by_name():
     ],
 )
 def test_what_makes_no_sense(shares, pinned, words):
-    items = [Item(f"{n}", "ab"[n % 2]) for n in range(10)]
+    items = [SplitItem(f"{n}", "ab"[n % 2]) for n in range(10)]
     with pytest.raises(ConfigError, match=words):
         divide(items, shares, pinned=pinned)
 

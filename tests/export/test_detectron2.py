@@ -11,7 +11,7 @@ from torch import nn
 
 from m2f_cli.config.schema import Component
 from m2f_cli.errors import ConfigError, ExportError
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.export.detectron2 import to_tensors
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.model import build
@@ -119,7 +119,9 @@ def test_a_backbone_that_detectron2_does_not_have(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [Options(size=(64, 64)), Options(precision="fp16"), Options(normalise=True)])
+@pytest.mark.parametrize(
+    "options", [ExportOptions(size=(64, 64)), ExportOptions(precision="fp16"), ExportOptions(normalise=True)]
+)
 def test_options_that_weights_do_not_have(tmp_path, options):
     with pytest.raises(ConfigError, match="detectron2 has no"):
         export(segmenter_of("mask2former"), tmp_path / "model.pth", "detectron2", options)

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from m2f_cli.config.presets import load as load_config
 from m2f_cli.errors import ExportError, MissingDependency
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.export.huggingface import is_released, model_card
 from m2f_cli.inference.load import load
 
@@ -134,7 +134,7 @@ def test_our_own_file_is_identical(tmp_path):
 def test_half_the_size(tmp_path):
     model = segmenter_of("mask2former")
     whole = export(model, tmp_path / "model.safetensors", "safetensors")
-    half = export(model, tmp_path / "half.safetensors", "safetensors", Options(precision="fp16"))
+    half = export(model, tmp_path / "half.safetensors", "safetensors", ExportOptions(precision="fp16"))
     assert 0.4 < half.bytes / whole.bytes < 0.6
     loaded = load(half.path, device="cpu")
     name = "decoder.class_embed.weight"
@@ -147,5 +147,5 @@ def test_numbers_that_fp16_cannot_hold(tmp_path):
     with torch.no_grad():
         model.model.decoder.class_embed.bias[0] = 1e5
     with pytest.raises(ExportError, match="1e\\+05, more than fp16"):
-        export(model, tmp_path / "model.safetensors", "safetensors", Options(precision="fp16"))
+        export(model, tmp_path / "model.safetensors", "safetensors", ExportOptions(precision="fp16"))
     assert list(tmp_path.iterdir()) == []

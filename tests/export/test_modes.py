@@ -8,7 +8,7 @@ import pytest
 from export.tiny import tiny_segmenter
 from helpers.small_segmenter import small_segmenter
 
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 
 SIZE = (64, 96)
 FORMATS = {  # name → (file, package, options)
@@ -35,7 +35,7 @@ def test_they_obey_the_umask(tmp_path, name):
         folder = tmp_path / f"{umask:o}"
         old = os.umask(umask)
         try:
-            export(segmenter, folder / file, name, Options(**options))
+            export(segmenter, folder / file, name, ExportOptions(**options))
         finally:
             os.umask(old)
         modes = {str(path): path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}

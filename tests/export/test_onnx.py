@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from m2f_cli.errors import ConfigError, MissingDependency, WeightsError
 from m2f_cli.export import base, graph, verify
 from m2f_cli.export import onnx as exporting_onnx
-from m2f_cli.export.base import Options
+from m2f_cli.export.base import ExportOptions
 from m2f_cli.export.verify import Tolerance, differing
 from m2f_cli.inference import load
-from m2f_cli.model.backbones.swin import Stage
+from m2f_cli.model.backbones.swin import SwinStage
 from m2f_cli.model.layers.conv import FrozenBatchNorm
 
 onnx = pytest.importorskip("onnx")
@@ -29,9 +29,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 optimize = pytest.importorskip("onnxscript.optimizer").optimize
 
 EXPORTS = {  # tracing and translating takes seconds: three files prove most of it
-    "mask2former-swin": Options(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
-    "maskformer-resnet": Options(size=(64, 96), postprocess="semantic"),
-    "mpformer-resnet": Options(size=(96, 64), postprocess="instance", opset=20),
+    "mask2former-swin": ExportOptions(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
+    "maskformer-resnet": ExportOptions(size=(64, 96), postprocess="semantic"),
+    "mpformer-resnet": ExportOptions(size=(96, 64), postprocess="instance", opset=20),
 }
 # Of the table of operators in NVIDIA's onnx-tensorrt, release 10, that an exported network may need.
 TENSORRT = set(
@@ -249,11 +249,11 @@ needs_free_sizes = pytest.mark.skipif(not exporting_onnx.TAKES_ANY_SIZE, reason=
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(opset=11), "opset 11 will not do: it is from 18"),
-        (Options(size=(100, 96)), "100 x 96 is no multiple of 32.*nearest is --size 96 96"),
-        (Options(precision="fp8"), "no precision 'fp8'. It has: fp32, fp16, int8"),
-        (Options(batch=0), "at least one picture"),
-        (Options(extra={"fast": True}), "no --option"),
+        (ExportOptions(opset=11), "opset 11 will not do: it is from 18"),
+        (ExportOptions(size=(100, 96)), "100 x 96 is no multiple of 32.*nearest is --size 96 96"),
+        (ExportOptions(precision="fp8"), "no precision 'fp8'. It has: fp32, fp16, int8"),
+        (ExportOptions(batch=0), "at least one picture"),
+        (ExportOptions(extra={"fast": True}), "no --option"),
     ],
 )
 def test_wrong_options_fail_before_anything_is_made(tmp_path, options, message):
@@ -268,7 +268,7 @@ def test_a_missing_extra(tmp_path, monkeypatch):
         base.export(tiny_segmenter(), tmp_path / "model.onnx", "onnx")
 
 
-@pytest.mark.parametrize("options", [Options(), Options(size=(64, 96), batch=None)])
+@pytest.mark.parametrize("options", [ExportOptions(), ExportOptions(size=(64, 96), batch=None)])
 def test_an_old_pytorch_is_asked_for_fixed_sizes_only(tmp_path, monkeypatch, options):
     monkeypatch.setattr(exporting_onnx, "TAKES_ANY_SIZE", False)
     with pytest.raises(ConfigError, match="any size or batch is more than PyTorch.*Pass --size H W"):
@@ -279,7 +279,7 @@ def test_an_old_pytorch_is_asked_for_fixed_sizes_only(tmp_path, monkeypatch, opt
 @pytest.mark.slow
 def test_any_size_and_batch(tmp_path):
     model = tiny_segmenter("mask2former-resnet")
-    report = base.export(model, tmp_path / "model.onnx", "onnx", Options(batch=None))
+    report = base.export(model, tmp_path / "model.onnx", "onnx", ExportOptions(batch=None))
     assert {(each.batch, each.size) for each in report.comparisons} == {(1, (64, 96)), (2, (96, 64)), (1, (64, 64))}
     assert max(each.mask_logits.to_dict()["largest_share"] for each in report.comparisons) < 1e-5
     opened = load.load(report.path, device="cpu")
@@ -300,7 +300,7 @@ def test_windows_of_any_size(tmp_path, step):
     class Shifted(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.stage = Stage(8, [0.0, 0.0], num_heads=2, window=4, merge=False)
+            self.stage = SwinStage(8, [0.0, 0.0], num_heads=2, window=4, merge=False)
 
         def forward(self, x_BCHW):
             height, width = x_BCHW.shape[2:]
@@ -327,7 +327,7 @@ def test_windows_of_any_size(tmp_path, step):
 @pytest.mark.slow  # a minute or more: the tracer reasons about every window
 def test_any_size_with_windows(tmp_path):
     model = tiny_segmenter("mask2former-swin")
-    report = base.export(model, tmp_path / "model.onnx", "onnx", Options())
+    report = base.export(model, tmp_path / "model.onnx", "onnx", ExportOptions())
     assert max(each.mask_logits.to_dict()["largest_share"] for each in report.comparisons) < 1e-5
     opened = load.load(report.path, device="cpu")
     for size in ((224, 160), (160, 320)):  # several windows in the coarsest map, too, whole ones and cut ones
@@ -338,7 +338,7 @@ def test_any_size_with_windows(tmp_path):
 
 def test_half_precision_halves_the_file(tmp_path):
     model = tiny_segmenter("mask2former-resnet")
-    options = Options(size=(64, 96), precision="fp16", tolerance=Tolerance(logits=1.0, moved=1.0, pixels=1.0))
+    options = ExportOptions(size=(64, 96), precision="fp16", tolerance=Tolerance(logits=1.0, moved=1.0, pixels=1.0))
     report = base.export(model, tmp_path / "model.onnx", "onnx", options)  # random weights: any cell may move a query
     types = {each.name: each.data_type for each in onnx.load(report.path).graph.initializer}
     halves = sum(kind == onnx.TensorProto.FLOAT16 for kind in types.values())
@@ -351,8 +351,8 @@ def test_half_precision_halves_the_file(tmp_path):
 def test_batch_norms_go_into_convolutions():
     """What torch 2.6 is given; newer ones need no such help."""
     model = tiny_segmenter("maskformer-resnet")
-    whole = graph.network(model, Options())
-    images = graph.example(model, Options(size=(64, 96)))
+    whole = graph.network(model, ExportOptions())
+    images = graph.example(model, ExportOptions(size=(64, 96)))
     fused = graph.fused(whole)
     kinds = {type(module).__name__ for module in fused.modules()}
     assert not kinds & {"FrozenBatchNorm", "BatchNorm2d"} and "GroupNorm" in kinds

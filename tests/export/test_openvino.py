@@ -15,7 +15,7 @@ from helpers.small_segmenter import picture
 
 from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
 from m2f_cli.export import openvino as exporting
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.export.verify import Tolerance
 from m2f_cli.inference import load
 from m2f_cli.inference.engines import base as engines
@@ -29,7 +29,7 @@ LOOSE = Tolerance(logits=1.0, moved=1.0, pixels=1.0)  # random weights are no tr
 @pytest.fixture(scope="module")
 def converted():
     """The conversion takes most of the time: once for all tests."""
-    return exporting.convert(tiny_segmenter(), Options(size=SIZE))
+    return exporting.convert(tiny_segmenter(), ExportOptions(size=SIZE))
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def model(converted, monkeypatch):
 
 @pytest.fixture
 def folder(model, tmp_path):
-    return export(model, tmp_path / "model", "openvino", Options(size=SIZE)).path
+    return export(model, tmp_path / "model", "openvino", ExportOptions(size=SIZE)).path
 
 
 def test_it_is_the_model(model, tmp_path):
-    report = export(model, tmp_path / "model", "openvino", Options(size=SIZE))
+    report = export(model, tmp_path / "model", "openvino", ExportOptions(size=SIZE))
     assert sorted(path.name for path in report.path.iterdir()) == ["export.json", "model.bin", "model.xml"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     record = json.loads((report.path / "export.json").read_text())
@@ -90,7 +90,7 @@ def test_as_an_engine_it_gives_the_models_results(model, folder):
 
 
 def test_fp16_halves_the_weights(model, folder, tmp_path):
-    options = Options(size=SIZE, precision="fp16", tolerance=LOOSE)
+    options = ExportOptions(size=SIZE, precision="fp16", tolerance=LOOSE)
     report = export(model, tmp_path / "half", "openvino", options)
     share = (report.path / "model.bin").stat().st_size / (folder / "model.bin").stat().st_size
     assert 0.45 < share < 0.6
@@ -101,7 +101,7 @@ def test_fp16_halves_the_weights(model, folder, tmp_path):
 
 def test_int8_after_calibration(model, folder, tmp_path, capfd):
     pytest.importorskip("nncf", reason="needs the extra openvino")
-    options = Options(size=SIZE, precision="int8", pictures=pictures_in(tmp_path / "pictures"), tolerance=LOOSE)
+    options = ExportOptions(size=SIZE, precision="int8", pictures=pictures_in(tmp_path / "pictures"), tolerance=LOOSE)
     report = export(model, tmp_path / "int8", "openvino", options)
     share = (report.path / "model.bin").stat().st_size / (folder / "model.bin").stat().st_size
     assert share < 0.6
@@ -113,11 +113,11 @@ def test_int8_after_calibration(model, folder, tmp_path, capfd):
 
 def test_calibration_sees_what_the_file_will_be_given(model, tmp_path):
     [path] = pictures_in(tmp_path, 1)
-    made = exporting.network_input(model, Options(size=SIZE, batch=2))(path)
+    made = exporting.network_input(model, ExportOptions(size=SIZE, batch=2))(path)
     assert (made.shape, made.dtype) == ((2, 3, *SIZE), np.float32)
     expected = model.collate([model.prepare(read_picture(path)).pixels_CHW])[0].numpy()
     assert np.array_equal(made[0], expected)
-    raw = exporting.network_input(model, Options(size=SIZE, normalise=True))(path)
+    raw = exporting.network_input(model, ExportOptions(size=SIZE, normalise=True))(path)
     assert raw.max() <= 255 + 1e-3
     assert raw.max() > 100
 
@@ -125,10 +125,10 @@ def test_calibration_sees_what_the_file_will_be_given(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (Options(precision="int8"), ConfigError, "needs pictures"),
-        (Options(precision="bf16"), ConfigError, "no precision 'bf16'"),
-        (Options(opset=18), ConfigError, "--opset"),
-        (Options(size=(65, 96)), ConfigError, "no multiple of 32"),
+        (ExportOptions(precision="int8"), ConfigError, "needs pictures"),
+        (ExportOptions(precision="bf16"), ConfigError, "no precision 'bf16'"),
+        (ExportOptions(opset=18), ConfigError, "--opset"),
+        (ExportOptions(size=(65, 96)), ConfigError, "no multiple of 32"),
     ],
 )
 def test_what_it_cannot_do(model, tmp_path, options, error, message):
@@ -140,7 +140,7 @@ def test_what_it_cannot_do(model, tmp_path, options, error, message):
 @pytest.mark.parametrize("package", ["openvino", "nncf"])
 def test_a_missing_extra(model, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    options = Options(precision="int8", pictures=pictures_in(tmp_path / "pictures", 1))
+    options = ExportOptions(precision="int8", pictures=pictures_in(tmp_path / "pictures", 1))
     with pytest.raises(MissingDependency, match=rf"{package}.*m2f-cli\[openvino\]"):
         export(model, tmp_path / "model", "openvino", options)
 
@@ -152,7 +152,7 @@ def test_a_wrong_conversion_gets_no_name(converted, monkeypatch, tmp_path):
         other.model.decoder.class_embed.weight.neg_()
     monkeypatch.setattr(exporting, "convert", lambda model, options: converted.clone())
     with pytest.raises(ExportError, match="is not the model"):
-        export(other, tmp_path / "model", "openvino", Options(size=SIZE))
+        export(other, tmp_path / "model", "openvino", ExportOptions(size=SIZE))
     assert list(tmp_path.iterdir()) == []
 
 

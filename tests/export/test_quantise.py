@@ -17,7 +17,7 @@ from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError, ExportError, MissingDependency
 from m2f_cli.evaluation.dataset import EvalData
 from m2f_cli.export import quantise
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.export.verify import Tolerance
 from m2f_cli.inference.base import Wrapper
 from m2f_cli.inference.load import load
@@ -34,8 +34,8 @@ LOOSE = Tolerance(logits=1.0, moved=1.0, pixels=1.0)  # random weights are no tr
 def files(tmp_path_factory):
     """The same network in fp32 and int8."""
     folder, model = tmp_path_factory.mktemp("files"), tiny_segmenter()
-    whole = export(model, folder / "fp32" / "model.onnx", "onnx", Options(size=SIZE))
-    options = Options(size=SIZE, precision="int8", tolerance=LOOSE, postprocess="semantic", runner=True)
+    whole = export(model, folder / "fp32" / "model.onnx", "onnx", ExportOptions(size=SIZE))
+    options = ExportOptions(size=SIZE, precision="int8", tolerance=LOOSE, postprocess="semantic", runner=True)
     return whole, export(model, folder / "int8" / "model.onnx", "onnx", options)
 
 
@@ -65,7 +65,10 @@ def test_only_the_file_and_its_record_stay(files):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(Options(precision="int4"), "no precision 'int4'"), (Options(precision="int8", size=(65, 96)), "no multiple")],
+    [
+        (ExportOptions(precision="int4"), "no precision 'int4'"),
+        (ExportOptions(precision="int8", size=(65, 96)), "no multiple"),
+    ],
 )
 def test_what_it_cannot_do(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
@@ -123,7 +126,7 @@ def test_what_an_export_costs(own_data, tmp_path):
 
 def test_it_is_measured_by_the_command_that_exports(own_data, tmp_path):
     steps = []
-    report = export(tiny_segmenter(), tmp_path / "model.safetensors", "safetensors", Options(measure=tmp_path))
+    report = export(tiny_segmenter(), tmp_path / "model.safetensors", "safetensors", ExportOptions(measure=tmp_path))
     record = json.loads((tmp_path / "export.json").read_text())
     assert record["quality"] == report.quality
     assert (record["quality"]["folder"], record["quality"]["difference"]["pq"]) == (str(tmp_path), 0)
@@ -131,13 +134,15 @@ def test_it_is_measured_by_the_command_that_exports(own_data, tmp_path):
         tiny_segmenter(),
         tmp_path / "two" / "model.safetensors",
         "safetensors",
-        Options(measure=tmp_path, measure_limit=2),
+        ExportOptions(measure=tmp_path, measure_limit=2),
         on_step=lambda step: steps.append(step.message),
     )
     assert limited.quality["pictures"] == 2
     assert steps[-2:] == ["Measuring the model on 2 pictures", "Measuring the file on 2 pictures"]
     with pytest.raises(DataError, match="no folder"):
-        export(tiny_segmenter(), tmp_path / "other.safetensors", "safetensors", Options(measure=tmp_path / "nothing"))
+        export(
+            tiny_segmenter(), tmp_path / "other.safetensors", "safetensors", ExportOptions(measure=tmp_path / "nothing")
+        )
 
 
 # --- exporters of other packages --------------------------------------------------------------------------------------
@@ -198,5 +203,5 @@ def test_an_exporter_of_another_package(installed, tmp_path):
 
 def test_an_exporter_of_another_package_is_verified_too(installed, tmp_path):
     with pytest.raises(ExportError, match="is not the model"):
-        export(tiny_segmenter(), tmp_path / "out" / "model.numbers", "numbers", Options(extra={"broken": True}))
+        export(tiny_segmenter(), tmp_path / "out" / "model.numbers", "numbers", ExportOptions(extra={"broken": True}))
     assert list((tmp_path / "out").iterdir()) == []

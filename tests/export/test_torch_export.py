@@ -15,7 +15,7 @@ from helpers.small_segmenter import picture
 
 from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
 from m2f_cli.export import graph, torch_export
-from m2f_cli.export.base import Options, export
+from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.inference import load
 from m2f_cli.inference.engines import base as engines
 from m2f_cli.inference.engines.torch_engine import TorchEngine, read_description
@@ -26,7 +26,7 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def program():
     """Tracing takes most of the time: once for all tests."""
-    return graph.exported_program(tiny_segmenter(), Options(size=SIZE))
+    return graph.exported_program(tiny_segmenter(), ExportOptions(size=SIZE))
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def model(program, monkeypatch):
 
 @pytest.fixture
 def file(model, tmp_path):
-    return export(model, tmp_path / "model.pt2", "torch", Options(size=SIZE)).path
+    return export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE)).path
 
 
 def test_it_is_the_model(model, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        report = export(model, tmp_path / "model.pt2", "torch", Options(size=SIZE))
+        report = export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.pt2"]
     largest = json.loads((tmp_path / "export.json").read_text())["largest"]
     assert largest["class_logits.largest_share"] < 1e-4
@@ -88,10 +88,10 @@ def test_a_program_is_not_opened_without_the_users_word(file, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (Options(precision="fp16"), ConfigError, "no precision 'fp16'"),
-        (Options(opset=18), ConfigError, "--opset"),
-        (Options(extra={"compil": True}), ConfigError, "compile"),
-        (Options(size=(65, 96)), ConfigError, "no multiple of 32"),
+        (ExportOptions(precision="fp16"), ConfigError, "no precision 'fp16'"),
+        (ExportOptions(opset=18), ConfigError, "--opset"),
+        (ExportOptions(extra={"compil": True}), ConfigError, "compile"),
+        (ExportOptions(size=(65, 96)), ConfigError, "no multiple of 32"),
     ],
 )
 def test_what_it_cannot_do(model, tmp_path, options, error, message):
@@ -103,14 +103,14 @@ def test_what_it_cannot_do(model, tmp_path, options, error, message):
 def test_without_a_compiler(model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch_export.shutil, "which", lambda name: None)
     with pytest.raises(MissingDependency, match="Compiling a network"):
-        export(model, tmp_path / "model.pt2", "torch", Options(size=SIZE, extra={"compile": True}))
+        export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE, extra={"compile": True}))
 
 
 def test_a_network_that_cannot_be_traced(tmp_path, monkeypatch):
     model = tiny_segmenter()
     monkeypatch.setattr(model.model.decoder, "forward", lambda *_: torch.zeros(1).item().nothing)
     with pytest.raises(ExportError, match="cannot be traced"):
-        export(model, tmp_path / "model.pt2", "torch", Options(size=SIZE))
+        export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,7 +144,7 @@ def test_a_program_that_this_pytorch_cannot_open(file, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_ahead_of_time(model, tmp_path):
-    options = Options(size=SIZE, extra={"compile": True})
+    options = ExportOptions(size=SIZE, extra={"compile": True})
     report = export(model, tmp_path / "model.pt2", "torch", options)
     assert report.to_dict()["largest"]["mask_logits.largest_share"] < 1e-4
     assert read_description(report.path).extra["compiled_for"] == "cpu"

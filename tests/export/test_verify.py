@@ -16,7 +16,7 @@ from helpers.small_segmenter import NAMES
 
 from m2f_cli.errors import ConfigError, ExportError
 from m2f_cli.export import base, verify
-from m2f_cli.export.base import Options
+from m2f_cli.export.base import ExportOptions
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
 from m2f_cli.runtime.locks import locked
 from m2f_cli.structures.categories import from_names
@@ -59,7 +59,7 @@ def copies(monkeypatch):
 
 
 def export(path, **options):
-    return base.export(tiny_segmenter(), path, "fake_exporter:Exporter", Options(**options), trust_code=True)
+    return base.export(tiny_segmenter(), path, "fake_exporter:Exporter", ExportOptions(**options), trust_code=True)
 
 
 def test_a_right_file_gets_its_name_and_a_record(copies, tmp_path):
@@ -215,15 +215,15 @@ def test_requests_that_make_no_sense(copies, tmp_path):
             tiny_segmenter("maskformer-resnet"),
             tmp_path / "a.copy",
             "fake_exporter:Exporter",
-            Options(postprocess="instance"),
+            ExportOptions(postprocess="instance"),
             trust_code=True,
         )
     with pytest.raises(ConfigError, match="has no --opset"):
-        base.refuse_options("copy", Options(opset=18), "size", "opset")
+        base.refuse_options("copy", ExportOptions(opset=18), "size", "opset")
     with pytest.raises(ConfigError, match="has no --with-runner. Leave it out, or choose --format onnx"):
-        base.refuse_options("copy", Options(runner=True), "runner")
+        base.refuse_options("copy", ExportOptions(runner=True), "runner")
     with pytest.raises(ConfigError, match="has no --option. Leave it out.$"):
-        base.refuse_options("onnx", Options(extra={"fast": True}), "extra")
+        base.refuse_options("onnx", ExportOptions(extra={"fast": True}), "extra")
 
 
 def test_inputs_are_of_the_sizes_that_a_network_takes():

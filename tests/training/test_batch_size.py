@@ -15,7 +15,7 @@ from m2f_cli.errors import ConfigError, M2FError
 from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import batch_size, run
 from m2f_cli.training.batch_size import CudaMemory, HostMemory, accumulation, largest_micro_batch
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
 GIB = 2**30
@@ -149,7 +149,7 @@ def test_where_memory_cannot_be_measured(monkeypatch):
 
 def test_not_even_one_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(HostMemory, "fits", lambda self, size, attempt: False)
-    options = Options(init="random", device="cpu", micro_batch="auto")
+    options = TrainOptions(init="random", device="cpu", micro_batch="auto")
     with pytest.raises(M2FError, match="Not even one picture at a time fits into the memory of cpu"):
         run.prepare(settings(), tmp_path, options, torch.device("cpu"), Listener())
 
@@ -171,7 +171,7 @@ def test_a_run_that_measured_is_the_run_that_was_told(tmp_path, monkeypatch):
     monkeypatch.setattr(HostMemory, "fits", lambda self, size, attempt: size <= 2 and fits(self, size, attempt))
     notes = []
     for name, micro in (("auto", "auto"), ("told", 2)):
-        options = Options(init="random", device="cpu", micro_batch=micro)
+        options = TrainOptions(init="random", device="cpu", micro_batch=micro)
         listener = Listener(on_start=lambda r: notes.append(r.notes))
         run.start(settings("train.iterations=2"), tmp_path / name, options, listener)
     assert sizes == [1, 2]

@@ -19,7 +19,7 @@ from m2f_cli.structures.annotations import InstanceTruth, TrueObject
 from m2f_cli.structures.categories import load_categories
 from m2f_cli.training import run
 from m2f_cli.training.data import open_split, things_only
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
 
@@ -66,7 +66,7 @@ def test_instances_of_133_panoptic_classes_are_80(tmp_path):
         run.prepare(
             settings(f"task={task}"),
             tmp_path / "run",
-            Options(data=tmp_path, init="random", device="cpu"),
+            TrainOptions(data=tmp_path, init="random", device="cpu"),
             torch.device("cpu"),
             Listener(),
         )
@@ -140,7 +140,7 @@ def test_a_preset_of_another_task_takes_that_of_the_data(tmp_path):
     """A semantic preset on instance annotations: truth, crop, figure and checkpoint are of instances."""
     instances_in(tmp_path)
     chosen = settings("task=semantic", "train.augment=[{name: crop, height: 32, width: 32, category_max_area: 0.75}]")
-    options = Options(data=tmp_path, init="random", device="cpu")
+    options = TrainOptions(data=tmp_path, init="random", device="cpu")
     prepared = run.prepare(chosen, tmp_path / "run", options, torch.device("cpu"), Listener())
     assert prepared.settings.task == "instance" and prepared.settings.test.tasks == ("instance",)
     assert prepared.settings.train.augment[0].options == {"height": 32, "width": 32, "category_max_area": 1.0}
@@ -154,6 +154,6 @@ def test_a_network_made_for_one_task_refuses_another(tmp_path):
     chosen = settings("task=semantic")
     loss = chosen.train.loss.model_copy(update={"masks": "per_pixel"})
     chosen = chosen.model_copy(update={"train": chosen.train.model_copy(update={"loss": loss})})
-    options = Options(data=tmp_path, init="random", device="cpu")
+    options = TrainOptions(data=tmp_path, init="random", device="cpu")
     with pytest.raises(DataError, match="no annotations for the task 'semantic', only for: instance"):
         run.prepare(chosen, tmp_path / "run", options, torch.device("cpu"), Listener())

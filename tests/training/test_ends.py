@@ -22,10 +22,10 @@ from m2f_cli.runtime.locks import locked
 from m2f_cli.training import loop, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.data import open_splits
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 CHANGES = ("train.checkpoint_every=100", "train.batch=2", "train.ema_decay=0.9")
 WAYS_TO_STOP = ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)]
 

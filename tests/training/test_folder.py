@@ -22,10 +22,10 @@ from m2f_cli.training import loggers as logs
 from m2f_cli.training import lr_finder, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.data import identity, open_splits, refuse_other_data
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 RESUME = replace(OPTIONS, resume=True)
 CHANGES = ("train.batch=2", "train.iterations=4", "train.checkpoint_every=2")
 
@@ -323,7 +323,7 @@ def test_an_out_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, ca
 
 
 def test_numbers_on_a_full_disk_are_one_sentence_and_half_a_line_is_forgotten(tmp_path):
-    log = logs.JsonLines(tmp_path / "metrics.jsonl")
+    log = logs.JsonLinesLogger(tmp_path / "metrics.jsonl")
     log.log("train", 0, {"loss": 1.0})
     whole_file, short = log.file, []
 
@@ -339,7 +339,7 @@ def test_numbers_on_a_full_disk_are_one_sentence_and_half_a_line_is_forgotten(tm
     with pytest.raises(M2FError, match=r"Cannot write .*metrics.jsonl: No space left on device"):
         log.log("train", 1, {"loss": 2.0})
     log.close()
-    again = logs.JsonLines(tmp_path / "metrics.jsonl", from_iteration=1)
+    again = logs.JsonLinesLogger(tmp_path / "metrics.jsonl", from_iteration=1)
     again.log("train", 1, {"loss": 3.0})
     again.close()
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1.0, 3.0]

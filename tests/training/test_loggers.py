@@ -11,13 +11,13 @@ import sys
 import pytest
 from training.tiny import settings
 
-from m2f_cli.dataset_tools.prepare.journal import Journal as PrepareJournal
+from m2f_cli.dataset_tools.prepare.journal import PrepareJournal as PrepareJournal
 from m2f_cli.errors import ConfigError, MissingDependency
 from m2f_cli.evaluation import journal as picture_journal
 from m2f_cli.inference.journal import Journal
 from m2f_cli.inference.sources import RUN_MARK
 from m2f_cli.training import run
-from m2f_cli.training.loggers import LOGGERS, JsonLines, make_loggers
+from m2f_cli.training.loggers import LOGGERS, JsonLinesLogger, make_loggers
 from m2f_cli.workflows import demo
 
 CONFIG = {"name": "tiny", "train": {"batch": 4, "steps": [1, 2], "nothing": None}}
@@ -33,13 +33,13 @@ def write(names, folder, from_iteration=0, iterations=range(3)):
 
 
 def test_json_lines_forget_what_is_done_again(tmp_path):
-    log = JsonLines(tmp_path / "metrics.jsonl")
+    log = JsonLinesLogger(tmp_path / "metrics.jsonl")
     for i in range(4):
         log.log("train", i, {"loss": float(i)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tr')  # killed while writing
-    JsonLines(tmp_path / "metrics.jsonl", from_iteration=2).close()
+    JsonLinesLogger(tmp_path / "metrics.jsonl", from_iteration=2).close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == [0.0, 1.0]
 
@@ -131,7 +131,7 @@ def test_trackio_logs_on_this_machine(tmp_path):
 def test_a_missing_package_is_found_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingDependency, match="--logger trackio needs the package trackio"):
-        run.start(settings(), tmp_path / "run", run.Options(init="random", device="cpu", loggers=("trackio",)))
+        run.start(settings(), tmp_path / "run", run.TrainOptions(init="random", device="cpu", loggers=("trackio",)))
     assert not (tmp_path / "run").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_link_in_place_of_a_file_that_is_added_to_is_refused(tmp_path):
     other = tmp_path / "other"
     other.write_text("mine")
     adding = {
-        "metrics.jsonl": JsonLines,
+        "metrics.jsonl": JsonLinesLogger,
         demo.MARK: lambda path: demo.record_file(path.parent, "x"),
         RUN_MARK: lambda path: Journal(path.parent, {"model": "x"}),
         ".table.journal": lambda path: PrepareJournal(path.parent / "table"),

@@ -17,10 +17,10 @@ from m2f_cli.training import lr_finder, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.loop import Parts
 from m2f_cli.training.lr_finder import find_learning_rate, search, smooth
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 class Bowl(nn.Module):

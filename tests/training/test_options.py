@@ -12,7 +12,7 @@ from m2f_cli.evaluation import evaluate as evaluation
 from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import loop, run
 from m2f_cli.training import resume as state
-from m2f_cli.training.run import Outcome
+from m2f_cli.training.run import TrainOutcome
 
 SMALL = [
     "train",
@@ -51,7 +51,7 @@ def prepared(tmp_path, monkeypatch):
 
         def stop_here(made, listener):
             seen.append(made)
-            return Outcome(made.folder, 0, 0, {}, 0, 0.0)
+            return TrainOutcome(made.folder, 0, 0, {}, 0, 0.0)
 
         with monkeypatch.context() as patch:
             patch.setattr(run, "execute", stop_here)

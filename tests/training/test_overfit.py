@@ -9,7 +9,7 @@ import pytest
 from m2f_cli.config import presets as config
 from m2f_cli.training import run
 from m2f_cli.training.data import open_split
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 
 PICTURES = 4
 TARGET = 90.0  # PQ on the pictures trained on
@@ -38,6 +38,6 @@ def test_four_real_pictures_are_learned(shared_dir, tmp_path):
     settings = config.load(PRESET, RECIPE)
     whole = open_split(settings, pack, "train")
     few = dataclasses.replace(whole, records=whole.records[:PICTURES])
-    options = Options(init=str(weights), init_partial=True, freeze=EARLY, micro_batch=PICTURES)
+    options = TrainOptions(init=str(weights), init_partial=True, freeze=EARLY, micro_batch=PICTURES)
     outcome = run.start(settings, tmp_path / "run", options, data=(few, dataclasses.replace(few, split="val")))
     assert outcome.best["metric"] == "pq" and outcome.best["value"] >= TARGET

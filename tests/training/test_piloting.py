@@ -29,10 +29,10 @@ from m2f_cli.model.pilots import Piloting
 from m2f_cli.structures.predictions import PixelFeatures
 from m2f_cli.training import run
 from m2f_cli.training.loop import losses_of
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 class DecoderAlone(nn.Module):
@@ -119,7 +119,7 @@ def piloted(*overrides: str, method: str = "mask2former", **piloting) -> config.
 
 def run_of(folder: Path, tree: config.Config, **options) -> tuple[dict, list]:
     steps = []
-    run.start(tree, folder, Options(**{**vars(OPTIONS), **options}), Listener(on_step=steps.append))
+    run.start(tree, folder, TrainOptions(**{**vars(OPTIONS), **options}), Listener(on_step=steps.append))
     return load_model(folder / "checkpoints" / "last.safetensors").model.state_dict(), steps
 
 

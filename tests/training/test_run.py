@@ -22,10 +22,10 @@ from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import loop, run
 from m2f_cli.training import resume as state
 from m2f_cli.training.ema import EMA
-from m2f_cli.training.options import Options
+from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
 
-OPTIONS = Options(init="random", device="cpu")
+OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_the_loss_falls(tmp_path):
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0)):
-        options = Options(init="random", device="cpu", workers=workers)
+        options = TrainOptions(init="random", device="cpu", workers=workers)
         run.start(settings(f"train.seed={seed}"), tmp_path / name, options)
     assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     one, other = weights(tmp_path / "a"), weights(tmp_path / "c")
@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, at):
 
     outcome = run.start(settings(*changes), tmp_path / "cut", OPTIONS, Listener(on_step=stop))
     assert (outcome.stopped, outcome.iteration) == ("SIGTERM", at + 1)
-    again = run.start(settings(*changes), tmp_path / "cut", Options(device="cpu", resume=True))
+    again = run.start(settings(*changes), tmp_path / "cut", TrainOptions(device="cpu", resume=True))
     assert again.iteration == 6
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     trees = [state.read(tmp_path / name / "checkpoints" / "resume.pt") for name in ("whole", "cut")]
@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
     assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
     assert 0 < state.read(tmp_path / "killed" / "checkpoints" / "resume.pt")["iteration"] < 16
     tree = settings("train.iterations=16", "train.checkpoint_every=2")
-    run.start(tree, tmp_path / "killed", Options(device="cpu", resume=True))
+    run.start(tree, tmp_path / "killed", TrainOptions(device="cpu", resume=True))
     run.start(tree, tmp_path / "whole", OPTIONS)
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     leftovers = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
@@ -177,7 +177,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         return fixed[: shape[-2]].expand(shape)
 
     for micro in (4, 1):
-        options = Options(init="random", device="cpu", micro_batch=micro)
+        options = TrainOptions(init="random", device="cpu", micro_batch=micro)
         prepared = run.prepare(settings(*changes), tmp_path, options, torch.device("cpu"), Listener())
         object.__setattr__(prepared.parts.criterion.sampling, "rand", rand)
         randomise(prepared.parts.model).eval()  # no drop path; mask logits so large that rounding turns none
@@ -266,7 +266,7 @@ def test_frozen_batch_norms_stand_still_from_the_first_step(tmp_path):
     tiny = config.load("tiny", ["train.iterations=2", "train.batch=2", "train.loss.num_points=32", "data.scenes.val=2"])
     before = {}
     listener = Listener(on_start=lambda r: before.update({k: v.clone() for k, v in r.parts.model.state_dict().items()}))
-    run.start(tiny, tmp_path / "run", Options(init="random", device="cpu", freeze=("backbone",)), listener)
+    run.start(tiny, tmp_path / "run", TrainOptions(init="random", device="cpu", freeze=("backbone",)), listener)
     after = weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -274,7 +274,7 @@ def test_frozen_batch_norms_stand_still_from_the_first_step(tmp_path):
 
 def test_a_compiled_network_accumulates(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: _Compiled(network))
-    options = Options(init="random", device="cpu", compile=True, micro_batch=1)
+    options = TrainOptions(init="random", device="cpu", compile=True, micro_batch=1)
     assert run.start(settings("train.iterations=1"), tmp_path / "run", options).iteration == 1
 
 
@@ -294,7 +294,7 @@ def test_existing_runs_are_kept(tmp_path):
     with pytest.raises(ConfigError, match="exists already.*--resume"):
         run.start(settings(), tmp_path / "run", OPTIONS)
     with pytest.raises(ConfigError, match="no run that could be resumed"):
-        run.start(settings(), tmp_path / "none", Options(resume=True, device="cpu"))
+        run.start(settings(), tmp_path / "none", TrainOptions(resume=True, device="cpu"))
 
 
 def test_presets_need_data(tmp_path):

@@ -28,14 +28,14 @@ from m2f_cli.training import resume as state
 from m2f_cli.weights import pickle_values, safe_pickle, torch_files
 from m2f_cli.weights import readers as containers
 from m2f_cli.weights.pickle_machine import Machine
-from m2f_cli.weights.pickle_source import Budget, Source
+from m2f_cli.weights.pickle_source import Budget, PickleSource
 from m2f_cli.weights.pickle_values import Inert
 
 ROOM = 1 << 30  # bytes; more than any honest pickle here
 
 
 def load(data, size=ROOM):
-    return safe_pickle.load(Source(data), budget=Budget(size))[0]
+    return safe_pickle.load(PickleSource(data), budget=Budget(size))[0]
 
 
 def text(value):
@@ -364,7 +364,7 @@ def test_what_no_weights_need_is_refused(tmp_path, key):
 
 
 def test_nothing_that_a_pickle_gets_hold_of_can_be_called():
-    machine = Machine(Source(b"x"), 0, 1, Budget(10), None, None)
+    machine = Machine(PickleSource(b"x"), 0, 1, Budget(10), None, None)
     for full in {*pickle_values.CALLS, *pickle_values.MARKERS}:
         machine.name(*full.rsplit(".", 1))
         assert type(machine.stack[-1]) is pickle_values.Name and not callable(machine.stack[-1])

@@ -16,7 +16,7 @@ from m2f_cli.ops import deformable_attention as op
 from m2f_cli.ops.cpu import linear
 from m2f_cli.runtime import devices
 from m2f_cli.workflows import doctor, requirements
-from m2f_cli.workflows.doctor import Finding, diagnose
+from m2f_cli.workflows.doctor import DoctorFinding, diagnose
 from m2f_cli.workflows.requirements import Requirement, is_older
 
 
@@ -77,10 +77,10 @@ def test_this_machine_can_run_m2f_and_findings_are_sorted():
 
 def test_an_examination_that_fails_is_a_finding_and_keeps_what_it_found(monkeypatch):
     def half():
-        yield Finding("devices", "cpu", "fine")
+        yield DoctorFinding("devices", "cpu", "fine")
         raise OSError("no such library\nmore")
 
-    whole = lambda: iter([Finding("caches", "a", "b")])  # noqa: E731
+    whole = lambda: iter([DoctorFinding("caches", "a", "b")])  # noqa: E731
     monkeypatch.setattr(doctor, "EXAMINATIONS", {"devices": half, "caches": whole})
     cpu, failed, cache = diagnose()
     assert (cpu.name, cache.name) == ("cpu", "a")
@@ -131,14 +131,14 @@ def test_versions_are_compared_by_number(version, minimum, expected):
 def test_required_packages_that_are_old_or_missing_are_problems(installed):
     torch_wanted, opencv = Requirement("torch", "2.6", ""), Requirement("opencv-python", "4.8", "")
     installed(torch="2.1.0", opencv_contrib_python_headless="4.10.0")
-    assert doctor.check_required(torch_wanted) == Finding(
+    assert doctor.check_required(torch_wanted) == DoctorFinding(
         "packages", "torch", "2.1.0, too old", "problem", "Run: pip install --upgrade 'torch>=2.6'"
     )
-    assert doctor.check_required(opencv) == Finding(
+    assert doctor.check_required(opencv) == DoctorFinding(
         "packages", "opencv-python", "4.10.0 (opencv-contrib-python-headless)"
     )
     installed()
-    assert doctor.check_required(torch_wanted) == Finding(
+    assert doctor.check_required(torch_wanted) == DoctorFinding(
         "packages", "torch", "not installed", "problem", "Run: pip install 'torch>=2.6'"
     )
 
@@ -169,7 +169,7 @@ def test_a_package_that_is_there_and_cannot_be_imported(installed, monkeypatch, 
 def test_optional_packages_that_are_old_or_missing_are_notes(installed):
     timm = Requirement("timm", "1.0", "timm")
     installed(timm="1.0.9")
-    assert doctor.check_optional(timm) == Finding("optional packages", "timm", "1.0.9")
+    assert doctor.check_optional(timm) == DoctorFinding("optional packages", "timm", "1.0.9")
     installed(timm="0.9.16")
     assert doctor.check_optional(timm).hint == "If you use it, run: pip install -U 'm2f-cli[timm]'"
     installed()

@@ -31,7 +31,7 @@ from ..case import Case, Workload, network_size, picture_size, training_size
 from ..model_under_test import autocast, class_logits, picture
 from ..stages import Stages
 from ..synthetic_batch import training_batch
-from .published import Post
+from .published import PeerPost
 from .published_recipe import RENDER, Rendered, finish
 
 
@@ -100,7 +100,7 @@ class _Workload(Workload):
         self.model(torch.zeros(1, 3, 64, 64, device=self.model.device))
 
 
-class Forward(_Workload):
+class PeerForward(_Workload):
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         self.images_BCHW = ours.random_images(case.batch, network_size(case, self.model.config)).to(self.model.device)
@@ -113,7 +113,7 @@ class Forward(_Workload):
         return {"class logits": classes[0].float().cpu().numpy(), "mask logits": masks[0].float().cpu().numpy()}
 
 
-class Pictures(_Workload):
+class PeerPictures(_Workload):
     """Normalise, network, published-order post-processing of pictures at the test size."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
@@ -142,7 +142,7 @@ class Pictures(_Workload):
         return ours.plain(self.last[0])
 
 
-class Predict(_Workload):
+class PeerPredict(_Workload):
     """A plain loop: read, transformers' image processor, network, published-order post-processing, write.
 
     Left alone, the processor stretches a picture to the next multiple of its size_divisor. It is told not to, and the
@@ -198,7 +198,7 @@ def write(result: Result, path: Path) -> dict[str, Any]:
     return {"file_name": path.name, "objects": result.to_coco()}  # type: ignore[attr-defined]
 
 
-class Load(Workload):
+class PeerLoad(Workload):
     """from_pretrained of the converted folder."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
@@ -211,7 +211,7 @@ class Load(Workload):
         load(self.folder, self.config).to(self.device)
 
 
-class Train(_Workload):
+class PeerTrain(_Workload):
     """A training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
@@ -258,12 +258,12 @@ class Train(_Workload):
 
 
 WORKLOADS = {
-    "forward": Forward,
-    "picture": Pictures,
-    "predict": Predict,
-    "post": Post,
-    "load": Load,
-    "train": Train,
+    "forward": PeerForward,
+    "picture": PeerPictures,
+    "predict": PeerPredict,
+    "post": PeerPost,
+    "load": PeerLoad,
+    "train": PeerTrain,
 }
 
 

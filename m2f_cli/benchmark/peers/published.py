@@ -14,7 +14,7 @@ from ..stages import Stages
 from .published_recipe import RENDER, Rendered, finish
 
 
-class Post(ours.Post):
+class PeerPost(ours.Post):
     """It starts from mask logits at stride 4: rendering those is the network's work there, and not timed."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path | None):
@@ -32,7 +32,7 @@ class Post(ours.Post):
             )
 
 
-def workload(case: Case, segmenter: BaseSegmenter, folder: Path | None) -> Post:
+def workload(case: Case, segmenter: BaseSegmenter, folder: Path | None) -> PeerPost:
     """The published order; it is post-processing and nothing else.
 
     Raises:
@@ -40,4 +40,4 @@ def workload(case: Case, segmenter: BaseSegmenter, folder: Path | None) -> Post:
     """
     if case.what != "post":
         raise ConfigError(f"--against published goes with --what post, not {case.what}.")
-    return Post(case, segmenter, folder)
+    return PeerPost(case, segmenter, folder)

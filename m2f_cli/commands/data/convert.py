@@ -45,7 +45,7 @@ def convert(
     """
     from ...dataset_tools.convert.run import convert as run
 
-    with console.Stages() as stages:
+    with console.StageList() as stages:
         done = run(
             source,
             destination,

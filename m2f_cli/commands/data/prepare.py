@@ -11,7 +11,7 @@ from ... import console, plugins
 from .. import options as opt
 
 if TYPE_CHECKING:
-    from ...dataset_tools.prepare.run import Progress, Report
+    from ...dataset_tools.prepare.run import PrepareProgress, PrepareReport
 
 
 def prepare(
@@ -50,9 +50,9 @@ def prepare(
     from ...dataset_tools.prepare import run
 
     stage = None
-    with console.Stages() as stages:
+    with console.StageList() as stages:
 
-        def show(progress: Progress) -> None:
+        def show(progress: PrepareProgress) -> None:
             nonlocal stage
             if progress.stage != stage:
                 stage = progress.stage
@@ -70,7 +70,7 @@ def prepare(
         _show(report)
 
 
-def _show(report: Report) -> None:
+def _show(report: PrepareReport) -> None:
     counts = [[each.split, each.found, each.expected] for each in report.counts]
     console.show_table(report.dataset, ["split", "images", "published"], counts)
     rows = [[stage.title, stage.made, stage.kept, stage.replaced] for stage in report.stages]

@@ -49,7 +49,7 @@ def split(
 
     shares = {name: share for name, share in ((VAL, val), (TEST, test)) if share is not None}
     pinned = {name: opt.listed(groups) for name, groups in ((VAL, val_groups), (TEST, test_groups)) if groups}
-    with console.Stages() as stages:
+    with console.StageList() as stages:
         division, written = run(
             source,
             destination,

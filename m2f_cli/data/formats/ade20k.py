@@ -9,7 +9,7 @@ from ...errors import DataError
 from ...structures import Task
 from ...structures.categories import load_categories
 from ..records import DataSet, PassedOver
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import map_classes
 from .coco import read_coco
 from .coco_instance import read_instances
@@ -22,17 +22,17 @@ _SHORT = {"training": "train", "validation": "val"}
 _UNLABELLED = 0  # a mask's value is the id + 1
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     folders, name, notes = find_split(folder, split, lambda name: _folders_at(folder, name))
     jsons = {task: folder / f"ade20k_{task}_{_SHORT.get(name, name)}.json" for task in ("panoptic", "instance")}
     task = _choose(folder, jsons, options)
     if task == "instance":
         coco = read_coco(jsons["instance"])
-        options = Options("instance", options.classes or "ade20k-instance")
+        options = ReadOptions("instance", options.classes or "ade20k-instance")
         categories, records, more, passed = read_instances(coco, [folders.images], options)
     elif task == "panoptic":
         coco, pngs = read_coco(jsons["panoptic"]), png_folder(jsons["panoptic"])
-        options = Options("panoptic", options.classes or "ade20k")
+        options = ReadOptions("panoptic", options.classes or "ade20k")
         categories, records, more, passed = read_panoptic(coco, pngs, [folders.images], options, task)
     else:
         passed = PassedOver()
@@ -44,7 +44,7 @@ def open_split(folder: Path, split: str, options: Options) -> DataSet:
     return DataSet(folder.name, "ade20k", split, task, categories, records, (*notes, *more), passed)
 
 
-def _choose(folder: Path, jsons: dict[Task, Path], options: Options) -> Task:
+def _choose(folder: Path, jsons: dict[Task, Path], options: ReadOptions) -> Task:
     prepared = [task for task, path in jsons.items() if path.is_file()]
     if options.task in jsons and options.task not in prepared:
         raise DataError(

@@ -17,7 +17,7 @@ Parts: TypeAlias = tuple[Categories, tuple[Record, ...], tuple[str, ...], Passed
 
 
 @dataclass(frozen=True)
-class Options:
+class ReadOptions:
     """What a person may say about a data set, as in `detect.open_data`; None where nothing was said."""
 
     task: Task | None = None
@@ -39,7 +39,7 @@ class Format:
 
     layout: str
     finds: Callable[[Path], bool]
-    open: Callable[[Path, str, Options], DataSet]
+    open: Callable[[Path, str, ReadOptions], DataSet]
     generic: bool = False
     raw_values: bool = False
 

@@ -14,7 +14,7 @@ from ...structures.categories import Categories, load_categories
 from ...structures.images import picture_size
 from ...structures.run_lengths import renamed, values_in
 from ..records import DataSet, Record, check_size
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, map_classes
 from .files import read_values
 from .label_maps import Folders, label_records
@@ -61,7 +61,7 @@ def label_ids(classes: ClassMap) -> ValueMap:
     return value_map(classes.numbers, classes.categories, set(LABEL_IDS) - classes.numbers.keys())
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
     folders, _, notes = find_split(folder, split, lambda name: _folders_at(folder, name))
     classes = map_classes(_own_classes(folder, task), options.classes, folder)

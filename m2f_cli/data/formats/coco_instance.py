@@ -14,7 +14,7 @@ from ...structures import schemas
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.images import picture_size
 from ..records import DataSet, PassedOver, Record
-from .base import Format, Options, Parts, choose_task
+from .base import Format, Parts, ReadOptions, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
 from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
 from .layout import as_found, picture_folder, record_name
@@ -69,7 +69,7 @@ def _where(file: Path, key: Any, image: Path) -> str:
     return f"{file.name}: annotation {'without id' if key is None else key} of {image.name}"
 
 
-def read_instances(coco: CocoFile, candidates: list[Path], options: Options) -> Parts:
+def read_instances(coco: CocoFile, candidates: list[Path], options: ReadOptions) -> Parts:
     """The classes, a record per picture (also of those without annotation), notes, and what is passed over.
 
     Args:
@@ -127,7 +127,7 @@ def _count(passed: PassedOver, segmentation: list[Any], where: str) -> None:
         passed.add("parts of objects that are fewer than three points", where, empty)
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     path, found_notes = find_json(folder, KIND, split)
     candidates = picture_folders(folder, path, KIND, split)
     categories, records, notes, passed = read_instances(read_coco(path), candidates, options)

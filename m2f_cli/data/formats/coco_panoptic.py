@@ -19,7 +19,7 @@ from ...structures.images import picture_size
 from ...structures.run_lengths import values_in
 from ..records import DataSet, PassedOver, Record, check_size, is_there
 from . import coco_instance
-from .base import Format, Options, Parts, choose_task
+from .base import Format, Parts, ReadOptions, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
 from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
 from .files import read_ids
@@ -77,11 +77,11 @@ def _checked(row: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     key, category_id, crowd = row
     if type(key) is type(category_id) is int and 0 < key <= schemas.LARGEST_ID and crowd in (None, 0, 1):
         return row
-    said = schemas.read_as(schemas.Segment, {"id": key, "category_id": category_id, "iscrowd": crowd}, where)
+    said = schemas.read_as(schemas.SegmentRecord, {"id": key, "category_id": category_id, "iscrowd": crowd}, where)
     return said.id, said.category_id, said.iscrowd
 
 
-def read_panoptic(coco: CocoFile, pngs: Path, candidates: list[Path], options: Options, task: Task) -> Parts:
+def read_panoptic(coco: CocoFile, pngs: Path, candidates: list[Path], options: ReadOptions, task: Task) -> Parts:
     """The classes, a record per annotated picture, notes, and what is passed over.
 
     Args:
@@ -130,7 +130,7 @@ def _record(coco: CocoFile, key: int | str, pngs: Path, pictures: Path, classes:
 def _segment_rows(annotation: dict[str, Any], path: Path) -> tuple[str, list[tuple[Any, ...]]]:
     """The file name of the PNG, and (id, category id, crowd) of each segment, not checked yet."""
     where = f"{path}: the annotation of image {schemas.shown(annotation['image_id'])}"
-    said = schemas.read_as(schemas.Panoptic, annotation, where, hint=_NOT_PANOPTIC)
+    said = schemas.read_as(schemas.PanopticRecord, annotation, where, hint=_NOT_PANOPTIC)
     if not all(isinstance(info, dict) and "id" in info for info in said.segments_info):
         raise DataError(f"{where} has segments_info without ids.", hint=_NOT_PANOPTIC)
     return said.file_name, [tuple(info.get(key) for key in _KEYS) for info in said.segments_info]
@@ -149,7 +149,7 @@ def png_folder(path: Path) -> Path:
     return found
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
     path, found_notes = find_json(folder, KIND, split)
     if task == "instance" and path.with_name(path.name.replace(KIND, coco_instance.KIND)).is_file():

@@ -13,7 +13,7 @@ from ...structures.categories import ClassTable, load_class_table
 from ...structures.images import picture_size
 from ...structures.run_lengths import values_in
 from ..records import DataSet, Record, check_size
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import read_class_file
 from .files import read_values
 from .layout import NAMES, find_split, folder_at, pictures_below, record_name
@@ -98,7 +98,7 @@ def folders_at(folder: Path, name: str) -> Folders | None:
     return None
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     choose_task(options.task, ("semantic",), folder)
     folders, _, found_notes = find_split(folder, split, lambda name: folders_at(folder, name))
     table = _classes(folder, folders, options)
@@ -116,7 +116,7 @@ def _ignored_value(table: ClassTable) -> int:
     return 65535 if table.ignore_index == 255 < len(table.categories) else table.ignore_index
 
 
-def _classes(folder: Path, folders: Folders, options: Options) -> ClassTable:
+def _classes(folder: Path, folders: Folders, options: ReadOptions) -> ClassTable:
     if options.classes is not None:
         return load_class_table(options.classes)
     for name in _CLASS_FILES:

@@ -21,7 +21,7 @@ from ...structures.categories import Categories, from_names
 from ...structures.images import decode_image, open_image, picture_size
 from ...structures.rle import encode_mask, encode_polygons
 from ..records import DataSet, PassedOver, Record, check_size, is_file
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, class_names, map_classes, read_class_file
 from .files import read_json
 from .layout import NAMES, PICTURES, find_split, record_name
@@ -195,7 +195,7 @@ def _union(shapes: list[np.ndarray | dict[str, Any]], size: tuple[int, int]) -> 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     choose_task(options.task, ("instance",), folder)
     files, name, notes = find_split(folder, split, lambda name: _files_at(folder, name))
     seen: dict[Path, list[dict[str, Any]]] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...structures.categories import load_class_table
 from ..records import DataSet, PassedOver
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import map_classes
 from .coco import read_coco
 from .coco_panoptic import png_folder, read_panoptic
@@ -18,7 +18,7 @@ from .value_map import value_map
 TABLE = "mapillary-vistas"
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     folders, _, notes = find_split(folder, split, lambda name: _folders_at(folder, name))
     json_path = folders.masks.parent / "panoptic" / "panoptic_2018.json"
     rich = ("panoptic", "instance") if json_path.is_file() else ()

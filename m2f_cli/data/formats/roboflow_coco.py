@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import DataSet
-from .base import Format, Options
+from .base import Format, ReadOptions
 from .coco import CocoFile, read_coco
 from .coco_instance import read_instances
 from .layout import NAMES, find_split, subfolders
@@ -18,7 +18,7 @@ FILE = "_annotations.coco.json"
 _ZERO = re.compile(rb'"category_id"\s*:\s*"?0(\.0*)?"?\s*[,}]')
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     others = [name for name in subfolders(folder) if _json_at(folder, name)]
     path, _, found_notes = find_split(folder, split, lambda name: _json_at(folder, name), others)
     coco, own_notes = without_project(read_coco(path), [_json_at(folder, name) for name in others])

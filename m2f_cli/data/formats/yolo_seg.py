@@ -16,7 +16,7 @@ from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import TEXTS, from_names
 from ...structures.images import picture_size
 from ..records import DataSet, Record, is_file, is_there
-from .base import Format, Options, choose_task
+from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, listed_names, map_classes
 from .layout import find_split, pictures_below, record_name
 from .shapes import check_polygons
@@ -82,13 +82,13 @@ def _is_description(path: Path) -> bool:
     return "names" in keys and bool(keys & {"train", "val"})
 
 
-def open_split(folder: Path, split: str, options: Options) -> DataSet:
+def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     choose_task(options.task, ("instance",), folder)
     path = find_yaml(folder)
     if path is None:
         raise DataError(f"{folder} has no data.yaml.", hint="Write one with the keys train, val and names.")
     tree = read_yaml(path, texts=TEXTS)
-    said = schemas.read_as(schemas.Description, tree, str(path), error=ConfigError, hint=None)
+    said = schemas.read_as(schemas.YoloDataset, tree, str(path), error=ConfigError, hint=None)
     names = listed_names(said.names, path)
     if said.nc not in (None, len(names)):
         raise ConfigError(f"{path}: nc = {said.nc}, but there are {len(names)} names.", hint="Correct one of them.")

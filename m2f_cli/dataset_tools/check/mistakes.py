@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .summary import Description, Finding
+from .summary import Finding, SplitCounts
 
 BACKGROUNDS = frozenset(("background", "bg", "_background_", "unlabeled", "unlabelled", "void", "ignore", "none"))
 LEAST_EDGE, MOST_PIXELS = 32, 50_000_000  # 32 is the stride of the coarsest features
@@ -10,16 +10,16 @@ USUAL_QUERIES = 100
 _SHOWN = 5
 
 
-def check(found: Description) -> list[Finding]:
+def check(found: SplitCounts) -> list[Finding]:
     """Look for classic mistakes in the counts of a split."""
     return [finding for look in _CHECKS if (finding := look(found)) is not None]
 
 
-def _warning(found: Description, kind: str, message: str, hint: str) -> Finding:
+def _warning(found: SplitCounts, kind: str, message: str, hint: str) -> Finding:
     return Finding("warning", kind, found.split, message, hint)
 
 
-def _binary(found: Description) -> Finding | None:
+def _binary(found: SplitCounts) -> Finding | None:
     """Masks of 0 and 255 look like class 0 and ignored pixels."""
     only_zero = found.task == "semantic" and found.pictures_of[0] and not any(found.pictures_of[1:])
     if not only_zero or not found.ignored:
@@ -33,7 +33,7 @@ def _binary(found: Description) -> Finding | None:
     )
 
 
-def _background(found: Description) -> Finding | None:
+def _background(found: SplitCounts) -> Finding | None:
     names = [category.name for category in found.categories if category.name.casefold() in BACKGROUNDS]
     if not names:
         return None
@@ -44,7 +44,7 @@ def _background(found: Description) -> Finding | None:
     return _warning(found, "background-class", f"The class {number}, {names[0]!r}, is learned like any other.", hint)
 
 
-def _one_class(found: Description) -> Finding | None:
+def _one_class(found: SplitCounts) -> Finding | None:
     seen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if pictures]
     if found.task != "semantic" or len(seen) != 1 or found.ignored:
         return None
@@ -56,7 +56,7 @@ def _one_class(found: Description) -> Finding | None:
     )
 
 
-def _unseen(found: Description) -> Finding | None:
+def _unseen(found: SplitCounts) -> Finding | None:
     unseen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if not pictures]
     if not unseen or not found.looked_at:
         return None
@@ -70,7 +70,7 @@ def _unseen(found: Description) -> Finding | None:
     )
 
 
-def _no_objects(found: Description) -> Finding | None:
+def _no_objects(found: SplitCounts) -> Finding | None:
     empty = found.objects.count(0)
     if 2 * empty <= found.looked_at:
         return None
@@ -82,7 +82,7 @@ def _no_objects(found: Description) -> Finding | None:
     )
 
 
-def _hidden(found: Description) -> Finding | None:
+def _hidden(found: SplitCounts) -> Finding | None:
     if not found.hidden:
         return None
     return _warning(
@@ -93,7 +93,7 @@ def _hidden(found: Description) -> Finding | None:
     )
 
 
-def _many(found: Description) -> Finding | None:
+def _many(found: SplitCounts) -> Finding | None:
     crowded = sum(count > USUAL_QUERIES for count in found.objects)
     if not crowded:
         return None
@@ -105,7 +105,7 @@ def _many(found: Description) -> Finding | None:
     )
 
 
-def _sizes(found: Description) -> Finding | None:
+def _sizes(found: SplitCounts) -> Finding | None:
     absurd = [size for size in found.sizes if min(size) < LEAST_EDGE or size[0] * size[1] > MOST_PIXELS]
     if not absurd:
         return None

@@ -16,7 +16,7 @@ from ...data.records import DataSet, Record
 from ...errors import DataError
 from ...runtime.files import write_text
 from ...runtime.text import visible_text
-from ..preview import View, drawn, plain
+from ..preview import Preview, drawn, plain
 from .near_duplicates import Twin
 from .summary import DataReport, SplitReport, class_rows, edge_names
 
@@ -64,7 +64,7 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
     return _write(f"{data.name}: data", [*body, _twins(report.twins, records)], path)
 
 
-def write_view_page(data: DataSet, shown: Sequence[View], path: Path) -> Path:
+def write_view_page(data: DataSet, shown: Sequence[Preview], path: Path) -> Path:
     """The page of `m2f data view`.
 
     Raises:
@@ -192,19 +192,19 @@ def _problems(split: SplitReport) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _samples(data: DataSet, count: int) -> list[View]:
+def _samples(data: DataSet, count: int) -> list[Preview]:
     """Some pictures, spread evenly; those that cannot be used are listed elsewhere."""
     step = max(1, len(data.records) // max(1, count))
     shown = []
     for record in data.records[::step][:count]:
         try:
-            shown.append(View(record.name, drawn(record.read_image(), record.read_truth(), data.categories)))
+            shown.append(Preview(record.name, drawn(record.read_image(), record.read_truth(), data.categories)))
         except DataError:
             continue
     return shown
 
 
-def _gallery(shown: Sequence[View]) -> str:
+def _gallery(shown: Sequence[Preview]) -> str:
     figures = "".join(_figure(view.pictures, view.name) for view in shown)
     return f'<div class="pictures">{figures}</div>'
 

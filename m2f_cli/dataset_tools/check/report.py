@@ -18,7 +18,7 @@ from .issues import of_classes, of_leftovers, of_no_split, of_split, of_twins
 from .mistakes import check
 from .near_duplicates import Prints, repeats, shared_files, twins
 from .orphans import leftovers
-from .summary import EDGES, MOST_NAMES, ClassCount, DataReport, Description, Finding, SplitReport
+from .summary import EDGES, MOST_NAMES, ClassCount, DataReport, Finding, SplitCounts, SplitReport
 
 SPLITS = ("train", "val", "test")
 COCO_SIZES = (32**2, 96**2)  # small below, large from here on
@@ -133,9 +133,9 @@ class _Tally:
             notes=tuple(note for note in self.data.notes if note not in self.data.passed_over.notes),
         )
 
-    def _description(self) -> Description:
+    def _description(self) -> SplitCounts:
         data = self.data
-        return Description(
+        return SplitCounts(
             name=data.name,
             format=data.format,
             split=data.split,

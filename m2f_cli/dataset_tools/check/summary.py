@@ -31,7 +31,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Description:
+class SplitCounts:
     """Counts over the usable images of a split.
 
     pictures: of the split; looked_at: of those, how many could be used.
@@ -113,7 +113,7 @@ class SplitReport:
     passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
     """
 
-    description: Description
+    description: SplitCounts
     classes: tuple[ClassCount, ...]
     problems: tuple[Problem, ...]
     empty: tuple[str, ...]

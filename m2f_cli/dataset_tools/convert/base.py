@@ -68,7 +68,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputFormat:
     """A format to write, one line of the group "converters" in plugins.py.
 
     task: which truths it is made of.

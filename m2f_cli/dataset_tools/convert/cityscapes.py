@@ -17,7 +17,7 @@ from ...errors import ConfigError, DataError
 from ...structures.annotations import PanopticTruth
 from ...structures.categories import Categories, load_categories
 from ...structures.run_lengths import renamed
-from .base import Lost, Place, Rows, Target, Writer, save_classes, save_png
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_png
 
 MOST_CLASSES = 64  # an instance id, label id * 1000 + n, has 16 bits
 _VOID = 0  # "unlabeled"
@@ -77,7 +77,7 @@ def open_writer(categories: Categories, name: str) -> CityscapesStyle:
     return CityscapesStyle(categories, name)
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="panoptic",
     keeps=frozenset({"category ids", "colours"}),
     open=open_writer,

@@ -15,7 +15,7 @@ from ...results.writers import coco_categories
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
 from ...structures.rle import as_text, encode_shape
-from .base import Lost, Place, Rows, Target, Writer
+from .base import Lost, OutputFormat, Place, Rows, Writer
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def segmentation(item: TrueObject, rle: dict[str, Any]) -> Any:
     return as_text(rle)
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="instance",
     keeps=frozenset({"category ids", "colours", "image ids", "areas"}),
     open=lambda categories, name: CocoInstances(categories),

@@ -14,7 +14,7 @@ from ...errors import DataError
 from ...results.regions import windows_of
 from ...structures.annotations import PanopticTruth, ids_to_rgb
 from ...structures.run_lengths import areas_in
-from .base import Lost, Place, Rows, Target, save_png
+from .base import Lost, OutputFormat, Place, Rows, save_png
 from .coco_instance import CocoInstances, image_row
 
 MOST = (1 << 24) - 1  # an id is an RGB colour
@@ -53,7 +53,7 @@ def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:
     }
 
 
-TARGET = Target(
+TARGET = OutputFormat(
     task="panoptic",
     keeps=frozenset({"category ids", "colours", "image ids"}),
     open=lambda categories, name: CocoPanoptic(categories),

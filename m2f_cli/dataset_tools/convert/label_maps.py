@@ -11,7 +11,7 @@ import numpy as np
 
 from ...structures.annotations import SemanticTruth, ignore_value
 from ...structures.categories import Categories
-from .base import Lost, Place, Rows, Target, Writer, save_classes, save_png
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_png
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ class LabelMaps(Writer):
         save_classes(root, self.name, self.categories, ignore_value(len(self.categories)))
 
 
-TARGET = Target(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)
+TARGET = OutputFormat(task="semantic", keeps=frozenset({"category ids", "colours"}), open=LabelMaps)

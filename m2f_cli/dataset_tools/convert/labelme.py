@@ -19,7 +19,7 @@ from ...runtime.text import json_text
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
 from ...structures.rle import encode_shape
-from .base import Lost, Place, Rows, Target, Writer, save_classes, save_text
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_text
 from .outlines import rle_outlines
 
 _VERSION = "5.5.0"  # of LabelMe, whose masks these are
@@ -84,4 +84,4 @@ def _mask(rle: dict[str, Any]) -> dict[str, Any]:
     return {"shape_type": "mask", "points": corners, "mask": base64.b64encode(file.getvalue()).decode("ascii")}
 
 
-TARGET = Target(task="instance", keeps=frozenset({"category ids", "colours"}), open=LabelMeFiles)
+TARGET = OutputFormat(task="instance", keeps=frozenset({"category ids", "colours"}), open=LabelMeFiles)

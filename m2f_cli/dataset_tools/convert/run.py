@@ -12,10 +12,10 @@ from ... import plugins
 from ...data.records import Record
 from ...errors import ConfigError
 from ...structures.categories import default_color
-from .base import CLASSES, Lost, Target
+from .base import CLASSES, Lost, OutputFormat
 from .retask import BACKGROUND, Recast, plan
-from .source import Source, open_source
-from .write import Outcome, Written, refuse_existing, write_splits
+from .source import ConvertSource, open_source
+from .write import ConvertOutcome, Written, refuse_existing, write_splits
 
 TEXTS = {
     "overlaps": "pixels that several objects share belong to the smallest of them now",
@@ -102,7 +102,7 @@ def convert(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
     **options: Any,
 ) -> Conversion:
@@ -125,7 +125,7 @@ def convert(
         M2FError: the destination cannot be written.
     """
     source, destination = Path(source), Path(destination)
-    target: Target = plugins.get("converters", to, trust_code=trust_code)
+    target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
     check_destination(source, destination)
     with plugins.using(to):
         task = target.task
@@ -146,7 +146,7 @@ def convert(
 
 
 def write_out(
-    opened: Source,
+    opened: ConvertSource,
     parts: Mapping[str, Sequence[Record]],
     destination: Path,
     to: str,
@@ -155,11 +155,11 @@ def write_out(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
 ) -> Conversion:
     """Write records of an opened source, shared out to splits in any way; as `convert`."""
-    target: Target = plugins.get("converters", to, trust_code=trust_code)
+    target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
     recast = plan(opened.categories, opened.task, target.task, separate)
     writer = target.open(recast.categories, destination.name)
     if on_start is not None:
@@ -190,7 +190,7 @@ def _counted(lost: Lost) -> Iterable[Loss]:
     return (Loss(kind, lost[kind]) for kind in TEXTS if lost[kind])
 
 
-def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]:
+def _of_format(opened: ConvertSource, target: OutputFormat, recast: Recast) -> Iterable[Loss]:
     kinds: dict[str, int | None] = dict.fromkeys(target.lacks)
     before, after = opened.task, target.task
     stuff = set(opened.dropped) | ({c.name for c in recast.source} - {c.name for c in recast.categories})
@@ -210,7 +210,7 @@ def _of_format(opened: Source, target: Target, recast: Recast) -> Iterable[Loss]
     return [Loss(kind, kinds.get(kind)) for kind in TEXTS if kind in kinds or kind in has - target.keeps]
 
 
-def _own(opened: Source, recast: Recast) -> frozenset[str]:
+def _own(opened: ConvertSource, recast: Recast) -> frozenset[str]:
     """Return the kinds of things that the source has and that not every format keeps."""
     ids = [category.id for category in recast.categories] != list(range(len(recast.categories)))
     colours = any(c.color != default_color(number) for number, c in enumerate(recast.categories))

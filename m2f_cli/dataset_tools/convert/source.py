@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Source:
+class ConvertSource:
     """splits: one data set per split, all of the same classes. richest: the task that the data support best.
     dropped: classes that truths of the task at hand do not have (stuff, for instances)."""
 
@@ -45,7 +45,7 @@ class Source:
 
 def open_source(
     folder: Path, task: Task | None, splits: Sequence[str] = (), *, also: Sequence[str] = (), **options: Any
-) -> Source:
+) -> ConvertSource:
     """Open the splits of a folder.
 
     Args:
@@ -66,7 +66,7 @@ def open_source(
     _refuse_other_kinds(folder, opened)
     names = {category.name for category in opened[0].categories}
     dropped = tuple(category.name for category in own if category.name not in names)
-    return Source(folder, tuple(map(_without_split, opened)), richest, dropped)
+    return ConvertSource(folder, tuple(map(_without_split, opened)), richest, dropped)
 
 
 def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *, must: bool) -> list[DataSet]:

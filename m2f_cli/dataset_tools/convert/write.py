@@ -34,7 +34,7 @@ _WORTH_PROCESSES = 500  # pictures: fewer are written before other processes hav
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ConvertOutcome:
     """What became of one picture: rows for the shared json, or the message of a failure."""
 
     name: str
@@ -52,10 +52,10 @@ class WritePicture:
     recast: Recast
     link: bool
 
-    def __call__(self, items: Sequence[tuple[Record, Place]]) -> list[Outcome]:
+    def __call__(self, items: Sequence[tuple[Record, Place]]) -> list[ConvertOutcome]:
         return [self._write(record, place) for record, place in items]
 
-    def _write(self, record: Record, place: Place) -> Outcome:
+    def _write(self, record: Record, place: Place) -> ConvertOutcome:
         try:
             truth = record.read_truth()
             pixels_HW3 = record.read_image()  # also proves that the picture is whole
@@ -63,7 +63,7 @@ class WritePicture:
             truth, lost = self.recast(truth)
             rows, more = self.writer.annotate(self.root, place, truth)
         except DataError as error:
-            return Outcome(record.name, failure=str(error))
+            return ConvertOutcome(record.name, failure=str(error))
         target = self.root / self.writer.picture(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         if record.image is None:
@@ -72,7 +72,7 @@ class WritePicture:
             target.symlink_to(record.image.resolve())
         else:
             shutil.copyfile(record.image, target)
-        return Outcome(record.name, rows, lost + more)
+        return ConvertOutcome(record.name, rows, lost + more)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def write_splits(
     *,
     link: bool = False,
     workers: int | None = 1,
-    on_picture: Callable[[Outcome], None] | None = None,
+    on_picture: Callable[[ConvertOutcome], None] | None = None,
 ) -> list[Written]:
     """Write a data set; under its name it is either complete or not there.
 
@@ -128,7 +128,7 @@ def _write_split(
     write: WritePicture,
     pool: Executor | None,
     workers: int,
-    on_picture: Callable[[Outcome], None] | None,
+    on_picture: Callable[[ConvertOutcome], None] | None,
 ) -> Written:
     lost: Lost = Counter()
     pictures, failures = 0, []
@@ -147,7 +147,7 @@ def _write_split(
 
 def _outcomes(
     items: Iterable[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int
-) -> Iterator[Outcome]:
+) -> Iterator[ConvertOutcome]:
     """Write all items in order, with a few chunks at a time on their way."""
     rest, size = iter(items), 1 if pool is None else _CHUNK
     chunks = iter(lambda: list(islice(rest, size)), [])

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from ...structures.annotations import InstanceTruth, TrueObject
 from ...structures.categories import Categories
 from ...structures.rle import encode_polygons, encode_shape
-from .base import Lost, Place, Rows, Target, Writer, save_text
+from .base import Lost, OutputFormat, Place, Rows, Writer, save_text
 from .outlines import joined, rle_outlines, same_pixels
 
 # In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
@@ -70,4 +70,4 @@ def _points(line: str, size: tuple[int, int]) -> np.ndarray:
     return np.array([float(word) for word in line.split()]).reshape(-1, 2) * (size[1], size[0])
 
 
-TARGET = Target(task="instance", keeps=frozenset(), open=lambda categories, name: YoloPolygons(categories))
+TARGET = OutputFormat(task="instance", keeps=frozenset(), open=lambda categories, name: YoloPolygons(categories))

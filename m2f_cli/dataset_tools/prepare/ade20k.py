@@ -42,7 +42,7 @@ def labels_minus_one(tree: Tree, item: Item) -> Made:
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectReader:
     """Reads annotations_instance: red is the number of a thing from 1, green that of an object of the picture.
 
     things: class ids of the instance classes, ascending.
@@ -73,7 +73,7 @@ class Objects:
 class ObjectEntry:
     """The picture and its objects for the instance json, as run lengths."""
 
-    objects: Objects
+    objects: ObjectReader
 
     def __call__(self, tree: Tree, item: Item) -> Made:
         size, found = self.objects.read(tree, item.sources[0])
@@ -92,7 +92,7 @@ class ObjectEntry:
 
 
 @dataclass(frozen=True)
-class SegmentMaker:
+class Ade20kSegments:
     """The PNG of segments and the picture's entry: one segment for each stuff class, over them the objects. Pixels of a
     thing without an object stay void. Areas of stuff are those before objects cover them, as published.
 
@@ -102,7 +102,7 @@ class SegmentMaker:
     colors: of the classes by their id; stuff: ids of stuff classes.
     """
 
-    objects: Objects
+    objects: ObjectReader
     colors: tuple[tuple[int, int, int], ...]
     stuff: frozenset[int]
 
@@ -145,7 +145,7 @@ class SegmentColors:
 
 
 @dataclass(frozen=True)
-class Table:
+class Ade20kTable:
     """Joins the entries of pictures to a COCO json."""
 
     categories: tuple[dict[str, Any], ...]
@@ -214,9 +214,9 @@ def plan(tree: Tree, partial: bool) -> Plan:
 def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, str]]) -> list[Stage]:
     """The stages of a split that need objects."""
     categories = panoptic_categories()
-    things = Objects(tuple(row["id"] for row in categories if row["isthing"]))
+    things = ObjectReader(tuple(row["id"] for row in categories if row["isthing"]))
     stuff = frozenset(row["id"] for row in categories if not row["isthing"])
-    segments = SegmentMaker(things, tuple(tuple(row["color"]) for row in categories), stuff)
+    segments = Ade20kSegments(things, tuple(tuple(row["color"]) for row in categories), stuff)
     of_picture, folder = dict(labels), f"ade20k_panoptic_{short}"
     both = [(picture, mask) for picture, mask in objects if picture in of_picture]
     plain = [Item(stem(picture), (mask,), None, PurePosixPath(picture).name) for picture, mask in both]
@@ -230,9 +230,9 @@ def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, 
             plain,
             ObjectEntry(things),
             f"ade20k_instance_{short}.json",
-            Table(instance_categories()).instances,
+            Ade20kTable(instance_categories()).instances,
         ),
-        Stage(folder, full, segments, f"{folder}.json", Table(categories).panoptic),
+        Stage(folder, full, segments, f"{folder}.json", Ade20kTable(categories).panoptic),
     ]
 
 

@@ -26,7 +26,7 @@ _PICTURE, _POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
 
 
 @dataclass(frozen=True)
-class SegmentMaker:
+class CityscapesSegments:
     """The PNG of segments and the picture's entry: ids are the instance ids, groups of things are crowds, what is not
     evaluated is void.
 
@@ -60,7 +60,7 @@ class SegmentMaker:
 
 
 @dataclass(frozen=True)
-class Table:
+class CityscapesTable:
     """Joins the entries of pictures to the json, with the layout that the official script gives it."""
 
     categories: tuple[dict[str, Any], ...]
@@ -97,7 +97,7 @@ def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ..
             items = [item for item in items if not tree.has(item.target)]
         stages += [Stage(f"gtFine/{split}: {kind}", items, Polygons(kind, labels))] if items else []
     evaluated = {category.id: category.isthing for category in load_categories("cityscapes")}
-    maker = SegmentMaker(evaluated, frozenset(label.id for label in labels))
+    maker = CityscapesSegments(evaluated, frozenset(label.id for label in labels))
     folder = f"gtFine/cityscapes_panoptic_{split}"
     items = [
         Item(
@@ -107,7 +107,7 @@ def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ..
         )
         for name in polygons
     ]
-    return [*stages, Stage(folder, items, maker, f"{folder}.json", Table(_categories(labels)))]
+    return [*stages, Stage(folder, items, maker, f"{folder}.json", CityscapesTable(_categories(labels)))]
 
 
 def _categories(labels: tuple[Label, ...]) -> tuple[dict[str, Any], ...]:

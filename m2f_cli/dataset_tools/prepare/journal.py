@@ -9,7 +9,7 @@ from typing import Any
 from ...runtime.jsonl import JsonLines, parse, whole_lines
 
 
-class Journal:
+class PrepareJournal:
     """Entries of a table's images, kept in a hidden file beside it until the table is written.
 
     Args:
@@ -28,7 +28,7 @@ class Journal:
     def is_used(self) -> bool:
         return self.lines is not None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> PrepareJournal:
         return self
 
     def __exit__(self, *_: object) -> None:

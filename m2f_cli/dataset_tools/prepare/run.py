@@ -24,7 +24,7 @@ from ...runtime.locks import locked
 from ...runtime.threads import usable_cores
 from ...structures.images import open_image
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
-from .journal import Journal
+from .journal import PrepareJournal
 
 _PIXELS = (".png", ".tif", ".tiff")
 _PNG_END = b"IEND\xaeB`\x82"
@@ -32,7 +32,7 @@ _CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """What `on_progress` gets after each picture, in the caller's process: `done` of `total` of a stage."""
 
     stage: str
@@ -52,7 +52,7 @@ class StageReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class PrepareReport:
     """What was found, and what was done. `folder` holds the data set now."""
 
     dataset: str
@@ -80,9 +80,9 @@ def prepare(
     workers: int | None = None,
     verify: bool = False,
     partial: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
     trust_code: bool = False,
-) -> Report:
+) -> PrepareReport:
     """Make of a downloaded data set what training and evaluation read.
 
     What exists and is whole is kept; a run that was stopped goes on where it was. Archives are read in place.
@@ -117,7 +117,7 @@ def prepare(
         job = _Job(everything, folder, verify, map_, on_progress)
         reports = tuple(job.run(stage) for stage in stages)
     check_output(stages, folder)
-    return Report(dataset, str(tree), folder, plan.counts, reports, notes)
+    return PrepareReport(dataset, str(tree), folder, plan.counts, reports, notes)
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def check_counts(plan: Plan, preparer: Preparer, partial: bool) -> list[str]:
     return notes
 
 
-def check_archives(tree: Tree, preparer: Preparer, on_progress: Callable[[Progress], None] | None) -> None:
+def check_archives(tree: Tree, preparer: Preparer, on_progress: Callable[[PrepareProgress], None] | None) -> None:
     """
     Raises:
         DataError: an archive is not the published one.
@@ -177,7 +177,7 @@ def check_archives(tree: Tree, preparer: Preparer, on_progress: Callable[[Progre
     for number, file in enumerate(known, start=1):
         refuse_other_content(file, preparer.hashes[file.name])
         if on_progress is not None:
-            on_progress(Progress("hashes of archives", number, len(known), file.name))
+            on_progress(PrepareProgress("hashes of archives", number, len(known), file.name))
 
 
 def check_output(stages: Sequence[Stage], folder: Path) -> None:
@@ -229,13 +229,13 @@ class _Job:
     out: Path
     verify: bool
     map: Callable[..., Iterator[Done]]
-    on_progress: Callable[[Progress], None] | None
+    on_progress: Callable[[PrepareProgress], None] | None
 
     def run(self, stage: Stage) -> StageReport:
         table = None if stage.table is None else self.out / stage.table
         if table is not None and not self.verify and _is_complete(table, stage.items, self.out):
             return StageReport(stage.title, kept=len(stage.items))
-        with Journal(table, fresh=self.verify) as journal:
+        with PrepareJournal(table, fresh=self.verify) as journal:
             kept = [] if self.verify else [item for item in stage.items if self._is_done(item, journal)]
             names = {item.name for item in kept}
             todo = [item for item in stage.items if item.name not in names]
@@ -244,7 +244,7 @@ class _Job:
             for number, done in enumerate(self.map(work, todo), start=1 + len(kept)):
                 outcomes[done.outcome] += 1
                 journal.append(done.name, done.entry)
-                self._tell(Progress(stage.title, number, len(stage.items), done.name))
+                self._tell(PrepareProgress(stage.title, number, len(stage.items), done.name))
             if table is not None:
                 text = stage.join([journal.entries[item.name] for item in stage.items]).encode()
                 if not table.is_file() or table.read_bytes() != text:
@@ -252,11 +252,11 @@ class _Job:
                 journal.remove()
         return StageReport(stage.title, **outcomes)
 
-    def _is_done(self, item: Item, journal: Journal) -> bool:
+    def _is_done(self, item: Item, journal: PrepareJournal) -> bool:
         has_entry = not journal.is_used or item.name in journal.entries
         return has_entry and (item.target is None or is_whole(self.out / item.target))
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: PrepareProgress) -> None:
         if self.on_progress is not None:
             self.on_progress(progress)
 

@@ -209,7 +209,7 @@ def _read_object(given: Any, numbers: dict[int, int], where: str) -> dict[str, A
         and math.isfinite(given["score"])
     )
     if not is_plain:
-        said = schemas.read_as(schemas.Prediction, given, where, hint="Write the predictions again.")
+        said = schemas.read_as(schemas.PredictionRecord, given, where, hint="Write the predictions again.")
         given = {**given, **said.model_dump()}
     number_of(given["category_id"], numbers, where)
     return given

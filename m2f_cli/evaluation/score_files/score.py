@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...data.formats.base import Options
+from ...data.formats.base import ReadOptions
 from ...data.formats.class_map import read_class_file
 from ...data.formats.coco import read_coco
 from ...data.formats.coco_instance import read_instances
@@ -23,16 +23,17 @@ from ...data.open_dataset import open_data
 from ...data.records import DataSet, Record
 from ...errors import DataError
 from ...inference.journal import PREDICTIONS, SHARED
-from ...inference.stream import in_order, thread_pool
+from ...inference.stream import thread_pool
 from ...metrics.comparable import check_sizes
 from ...results.types import Result
 from ...runtime.archives import Archive, Folder, Tree, open_archive
 from ...runtime.documents import parse_json
+from ...runtime.threads import in_order
 from ...structures import Task
 from ...structures.annotations import Truth
 from ...structures.categories import load_class_table
 from ..choose_metrics import choose, known_names
-from ..evaluate import EvalResult, Progress
+from ..evaluate import EvalProgress, EvalResult
 from .readers import CityscapesInstances, InstanceFile, LabelFiles, PanopticFiles, Predictions, Read
 
 _CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt")
@@ -50,7 +51,7 @@ def score(
     classes: str | Path | None = None,
     max_dets: int | None = None,
     workers: int = 2,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EvalProgress], None] | None = None,
     trust_code: bool = False,
 ) -> EvalResult:
     """Score predictions that any tool wrote.
@@ -94,7 +95,7 @@ def score(
             for metric in made.values():
                 metric.update(result, truth)
             if on_progress is not None:
-                on_progress(Progress(name, number))
+                on_progress(EvalProgress(name, number))
     figures = {name: metric.compute() for name, metric in made.items()}
     kinds = [f"predictions are {found.kind}", f"annotations are {data.format}: {data.name}"]
     seconds = time.perf_counter() - started
@@ -236,7 +237,7 @@ def open_truth(
         return _label_maps(path, masks, task, classes) if masks else open_data(path, split, task=task, classes=classes)
     if not path.is_file() or path.suffix.lower() != ".json":
         raise DataError(f"There are no annotations {path}.", hint="Give the folder of a data set, or a COCO json.")
-    coco, options = read_coco(path), Options(task, classes)
+    coco, options = read_coco(path), ReadOptions(task, classes)
     first = next(iter(coco.annotations.values()), [{}])[0]
     if "segments_info" in first:
         pngs = png_folder(path) if folder is None else _existing_folder(folder).root

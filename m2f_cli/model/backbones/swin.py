@@ -154,7 +154,7 @@ class PatchEmbed(nn.Module):
         return self.norm(x.flatten(2).transpose(1, 2)), rows, columns
 
 
-class Stage(nn.Module):
+class SwinStage(nn.Module):
     """Blocks of one resolution, and the merging after them."""
 
     def __init__(self, dim: int, drop_path_rates: Sequence[float], num_heads: int, window: int, merge: bool):
@@ -203,7 +203,7 @@ class Swin(nn.Module):
         rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         starts = [sum(depths[:i]) for i in range(len(depths))]
         self.stages = nn.ModuleList(
-            Stage(dim, rates[start : start + depth], heads, window_size, merge=i < len(depths) - 1)
+            SwinStage(dim, rates[start : start + depth], heads, window_size, merge=i < len(depths) - 1)
             for i, (dim, start, depth, heads) in enumerate(zip(dims, starts, depths, num_heads, strict=True))
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)

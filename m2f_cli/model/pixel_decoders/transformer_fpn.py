@@ -15,7 +15,7 @@ from ..layers.positions import sine_positions
 from .fpn import FPNPixelDecoder
 
 
-class EncoderLayer(nn.Module):
+class PlainEncoderLayer(nn.Module):
     """Post-norm: self-attention, then a feed-forward network. Positions enter query and key only."""
 
     recomputable = True
@@ -54,7 +54,7 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
     ):
         super().__init__(channels, dim, mask_dim)
         self.input_proj = nn.Conv2d(channels[32], dim, 1)
-        self.layers = nn.ModuleList(EncoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(PlainEncoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         nn.init.kaiming_uniform_(self.input_proj.weight, a=1)
         nn.init.zeros_(self.input_proj.bias)
         xavier_init(self.layers)
