@@ -207,7 +207,7 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
             hint = f"It is for --what {', '.join(each for each in plugins.table('workloads') if each not in works)}."
             raise ConfigError(f"{name} changes nothing about --what {what}.", hint=hint)
     if min(given.get("--size", (1, 1))) < 1:
-        raise ConfigError(f"--size {' '.join(map(str, given['--size']))}: a picture has at least one row and column.")
+        raise ConfigError(f"--size {' '.join(map(str, given['--size']))}: an image has at least one row and column.")
     if "--skip-existing" in given and preset != ALL:
         raise ConfigError("--skip-existing is for --preset all.", hint="Other results get a file of their own each.")
     if "--peer-precision" in given and against is None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 STORY = {
     "pictures": "Scenes to look at were generated; training never sees them.",
-    "truth": "Their true segmentation was drawn.",
-    "train": "A small Mask2Former learned from other scenes, from nothing.",
-    "evaluate": "It was measured on scenes that it never saw.",
+    "truth": "Their annotations were drawn.",
+    "train": "A small Mask2Former was trained on other scenes, from random weights.",
+    "evaluate": "It was evaluated on scenes that it was not trained on.",
     "panoptic": "Every pixel: one segment.",
     "semantic": "Every pixel: one class.",
     "instance": "Every object: a mask and a score.",
@@ -41,7 +41,7 @@ def demo(
     from .train import Display
 
     total = core.demo_config(iterations).train.iterations
-    console.note(f"A small Mask2Former will learn generated scenes on this machine, in {total} steps.")
+    console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {total} steps.")
     with Display(total) as display:
         listener = Listener(on_start=display.start, on_step=display.step, on_evaluated=display.evaluated)
         steps = core.run(out, pictures, iterations=iterations, on_step=_tell, listener=listener)
@@ -49,7 +49,7 @@ def demo(
         return _emit(steps, out)
     rows = [[step.name, step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]
     console.show_table("m2f demo", ["step", "what", "seconds", "where"], rows)
-    console.out(f"Look at {out / 'index.html'}. Then your own pictures: m2f predict photo.jpg --task panoptic")
+    console.out(f"Look at {out / 'index.html'}. Then your own images: m2f predict photo.jpg --task panoptic")
 
 
 def _tell(step: Step) -> None:

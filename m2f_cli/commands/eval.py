@@ -242,7 +242,7 @@ def _score_files(
         console.emit_json(tree)
     else:
         _print_figures(result, str(predictions), per_class)
-        console.out(f"Scored {result.images} pictures in {result.seconds:.1f} s.")
+        console.out(f"Scored {result.images} images in {result.seconds:.1f} s.")
 
 
 def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
@@ -292,9 +292,9 @@ def _print(outcome: Outcome, folder: Path, per_class: bool) -> None:
         columns = ["figure", "measured", "published", "difference", "setting", "source"]
         console.show_table("Measured and published (?: unverified)", columns, published_rows(outcome.published))
         if not all(each.comparable for each in outcome.published):
-            console.warn("not comparable as it stands: other pictures or settings than those of the published figure.")
+            console.warn("not comparable as it stands: other images or settings than those of the published figure.")
     failed = f", {tree['failed']} failed" if tree["failed"] else ""
-    console.out(f"Scored {tree['scored']} of {tree['of']} pictures{failed}. Results: {folder}")
+    console.out(f"Scored {tree['scored']} of {tree['of']} images{failed}. Results: {folder}")
     failures = [f"{each.name}: {each.message}" for each in outcome.result.failures]
     console.show_failures(failures, folder / "results.json")
 

@@ -50,14 +50,19 @@ def export(
     ] = False,
     pictures: Annotated[
         list[str] | None,
-        typer.Option("--images", metavar="SOURCE", help="Images to compare and calibrate with; repeatable."),
+        typer.Option(
+            "--images",
+            metavar="SOURCE",
+            help="Images to compare and calibrate with, by default generated ones; repeatable.",
+        ),
     ] = None,
     measure: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Annotated images on whose val the loss of quality is measured.")
     ] = None,
     limit: opt.Limit = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, metavar="X", help="Largest difference of logits, as a share of their range.")
+        float | None,
+        typer.Option(min=0, metavar="X", help="Largest difference of logits as a share of their range; 0.001 in fp32."),
     ] = None,
     set_: opt.SetOverrides = None,
     option: Annotated[
@@ -193,5 +198,5 @@ def _print_quality(quality: dict[str, Any]) -> None:
         for name, difference in quality["difference"].items()
         if difference is not None
     ]
-    title = f"Quality on {quality['pictures']} pictures of {quality['data']}"
+    title = f"Quality on {quality['pictures']} images of {quality['data']}"
     console.show_table(title, ["figure", "model", "file", "difference"], rows)

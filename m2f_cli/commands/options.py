@@ -17,7 +17,8 @@ AUTO = "auto"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run code that a checkpoint or run brings. Only if you trust its maker.")
+    bool,
+    typer.Option("--trust-code", help="Run code that a checkpoint or run brings. Use it only if you trust the maker."),
 ]
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ Compile = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per process. Lower it on a shared machine.")]
 ReaderThreads = Annotated[int, typer.Option(min=1, help="Threads that read images, and as many that finish results.")]
-WorkerProcesses = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default as many as help.")]
+WorkerProcesses = Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to one per core.")]
 
 # --- post-processing --------------------------------------------------------------------------------------------------
 

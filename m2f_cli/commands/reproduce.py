@@ -83,8 +83,8 @@ def _print(found: list[Reproduced], rule: str) -> None:
     table = [[row.preset, check.label, *_figures(check), check.verdict] for row in found for check in row.checks]
     console.show_table(f"Reproduced: {rule}", COLUMNS, table)
     for row in found:
-        speed = f", {row.images_per_second:.2f} pictures/s on {row.device}" if row.images_per_second else ""
-        failed = f", {row.failed} pictures failed" if row.failed else ""
+        speed = f", {row.images_per_second:.2f} images/s on {row.device}" if row.images_per_second else ""
+        failed = f", {row.failed} images failed" if row.failed else ""
         console.out(f"{row.preset}: {row.verdict}{failed}{speed}")
 
 

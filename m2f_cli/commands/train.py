@@ -229,7 +229,7 @@ class Display:
         things = sum(category.isthing for category in data.categories)
         classes = f"{len(data.categories)} classes ({things} things, {len(data.categories) - things} stuff)"
         held_back = f"{len(val.records)} to evaluate on" if val else "nothing to evaluate on"
-        console.note(f"Data: {data.format}, {len(data.records)} pictures to train on, {held_back}, {classes}.")
+        console.note(f"Data: {data.format}, {len(data.records)} images to train on, {held_back}, {classes}.")
         for text in run.notes:
             console.warn(text)
         train = run.settings.train
@@ -237,7 +237,7 @@ class Display:
         cut = [run.parts.accumulate, train.batch // (run.parts.accumulate * processes)]
         shape = " x ".join(map(str, [*([processes] if processes > 1 else []), *cut]))
         console.note(
-            f"{train.iterations} iterations of {train.batch} pictures ({shape}), "
+            f"{train.iterations} iterations of {train.batch} images ({shape}), "
             f"{train.precision}, on {run.parts.device}, in {run.folder}."
         )
         rows = [[part, f"{trainable:,}", f"{every:,}"] for part, trainable, every in run.trainable()]
@@ -259,7 +259,7 @@ class Display:
 
     def evaluated(self, iteration: int, result: EvalResult) -> None:
         figures = ", ".join(f"{name} {value:.2f}" for name, value in list(result.figures.items())[:4] if value == value)
-        console.note(f"evaluated after {iteration}: {figures} ({result.images} pictures, {result.seconds:.0f} s)")
+        console.note(f"evaluated after {iteration}: {figures} ({result.images} images, {result.seconds:.0f} s)")
 
 
 def _print(outcome: Outcome) -> None:
@@ -272,7 +272,7 @@ def _print(outcome: Outcome) -> None:
         console.out(f"To go on: m2f train --out {outcome.folder} --resume")
         return
     console.out(f"Trained {outcome.iterations} iterations in {outcome.seconds:.0f} s.{figures}{skipped}")
-    console.out(f"Now try it: m2f predict YOUR_PICTURES --model {outcome.folder}")
+    console.out(f"Now try it: m2f predict YOUR_IMAGES --model {outcome.folder}")
 
 
 def _emit(outcome: Outcome) -> None:

@@ -47,7 +47,7 @@ class OpenVino:
             if not options.pictures:
                 raise ConfigError(
                     "int8 needs pictures: they show which range each activation has.",
-                    hint="Pass --pictures DIR with a few hundred of the kind that the model is for.",
+                    hint="Pass --images DIR with a few hundred of the kind that the model is for.",
                 )
 
     def write(self, model: Segmenter, path: Path, options: Options) -> None:

@@ -208,7 +208,7 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
         ("--images 2", "It is for --what predict, eval"),
         ("--source photos", "--what forward"),
         ("--what load --compile", "--compile"),
-        ("--size 0 64", "--size 0 64: a picture has at least one row"),
+        ("--size 0 64", "--size 0 64: an image has at least one row"),
         ("--skip-existing", "is for --preset all"),
         ("--peer-precision fp32", "is for --against"),
         ("--against huggingface --peer-precision fp33", "fp33"),

@@ -62,7 +62,7 @@ def test_a_run_on_its_own_data(capsys):
     assert cli.run(MINE) == 0
     out, _ = capsys.readouterr()
     assert "figure\t%" in out and "\npq\t" in out and "class\tpq\tsq\trq" in out
-    assert out.endswith("Scored 3 of 3 pictures. Results: runs/eval/mine\n")
+    assert out.endswith("Scored 3 of 3 images. Results: runs/eval/mine\n")
     tree, folder = results(), Path("runs/eval/mine")
     assert (tree["schema_version"], tree["scored"], tree["of"], tree["failed"]) == (1, 3, 3, 0)
     assert tree["data"]["format"] == "synthetic" and tree["data"]["folder"] is None and tree["published"] == []
@@ -91,7 +91,7 @@ def test_everything_in_one_pass_and_as_json(capsys, monkeypatch):
 def test_it_goes_on_and_is_never_overwritten(capsys):
     mine = [*MINE, "--metric", "pq,miou"]
     assert cli.run([*mine, "--limit", "2"]) == 0
-    assert capsys.readouterr().out.endswith("Scored 2 of 3 pictures. Results: runs/eval/mine\n")
+    assert capsys.readouterr().out.endswith("Scored 2 of 3 images. Results: runs/eval/mine\n")
     assert cli.run(mine) == 2
     assert "runs/eval/mine exists already. Use --resume to go on" in one_error(capsys)
     assert cli.run([*mine, "--resume"]) == 0
@@ -151,7 +151,7 @@ def test_some_failures_are_exit_code_3(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(segmenter.Segmenter, "infer", second_fails)
     assert cli.run(MINE) == 3
     out, err = capsys.readouterr()
-    assert "Scored 2 of 3 pictures, 1 failed." in out and "failed: scene-000001: answered with NaN." in out
+    assert "Scored 2 of 3 images, 1 failed." in out and "failed: scene-000001: answered with NaN." in out
     assert "warning: scene-000001: answered with NaN." in err
     assert results()["failures"] == [{"name": "scene-000001", "message": "answered with NaN."}]
     assert cli.run([*MINE, "--resume"]) == 0 and results()["failed"] == 0
@@ -227,7 +227,7 @@ def test_files_of_others_are_scored(tmp_path, capsys):
     assert cli.run([*command, "--object-threshold", "0"]) == 0
     assert cli.run(["eval", "--predictions", "runs/eval/own/predictions", "--ground-truth", "coco", "--out", "s"]) == 0
     out, err = capsys.readouterr()
-    assert "Scored 1 pictures" in out and "predictions are" in err
+    assert "Scored 1 images" in out and "predictions are" in err
     assert results("s")["figures"] == results("runs/eval/own")["figures"]
     assert results("s")["per_class"] == results("runs/eval/own")["per_class"]
     files = ["--predictions", "runs/eval/own/predictions", "--ground-truth", "coco"]
@@ -253,7 +253,7 @@ def test_two_processes_of_torchrun(tmp_path, capsys):
     command = [sys.executable, "-m", "m2f_cli", *MINE, "--out", "two", "--devices", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("Scored 3 of 3 pictures") == 1
+    assert done.stdout.count("Scored 3 of 3 images") == 1
     assert cli.run([*MINE, "--out", "one"]) == 0
     assert results("two")["figures"] == results("one")["figures"]
     assert results("two")["per_class"] == results("one")["per_class"]
@@ -300,7 +300,7 @@ def test_where_the_data_of_a_preset_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
     assert cli.run(command) == 0
     out, _ = capsys.readouterr()
-    assert "Scored 1 of 5000 pictures" in out and results("runs/eval/own")["data"]["full_split"] == 5000
+    assert "Scored 1 of 5000 images" in out and results("runs/eval/own")["data"]["full_split"] == 5000
     assert results("runs/eval/own")["data"]["folder"] == str(tmp_path / "sets" / "coco")
 
 

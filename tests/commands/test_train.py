@@ -47,8 +47,8 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
     assert cli.run([*SMALL, "--freeze", "backbone", "--keep", "1"]) == 0
     out, err = capsys.readouterr()
     folder = tmp_path / "runs" / "train" / "tiny"
-    assert "Trained 3 iterations" in out and "m2f predict YOUR_PICTURES --model runs/train/tiny" in out
-    assert "6 pictures to train on, 2 to evaluate on, 9 classes (4 things, 5 stuff)" in err
+    assert "Trained 3 iterations" in out and "m2f predict YOUR_IMAGES --model runs/train/tiny" in out
+    assert "6 images to train on, 2 to evaluate on, 9 classes (4 things, 5 stuff)" in err
     assert "backbone                  0 of    1,480,976 numbers are trained" in err
     assert "starts from random numbers" in err and "iteration 3/3: loss" in err and "pq" in err
     numbered = [p.name for p in (folder / "checkpoints").glob("iteration_*")]
@@ -59,7 +59,7 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
 
 
 def test_a_run_is_not_overwritten_and_goes_on_as_it_was_started(tmp_path, capsys):
-    assert cli.run([*SMALL, "--out", "r", "--json", "--val-pictures", "1"]) == 0
+    assert cli.run([*SMALL, "--out", "r", "--json", "--val-images", "1"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert (first["iteration"], first["stopped"], first["schema_version"]) == (3, None, 1)
     assert cli.run([*SMALL, "--out", "r"]) == 2

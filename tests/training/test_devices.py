@@ -74,8 +74,8 @@ def test_devices(tmp_path):
     code, out, err = finish(start([*M2F, "train", *SMALL, "--devices", "2", "--out", "run"], tmp_path))
     assert code == 0, err[-3000:]
     assert json.loads(out)["iteration"] == 3, "one process alone prints"
-    assert err.count("iterations of 4 pictures (2 x 1 x 2)") == 1 and err.count("evaluated after 3") == 1
-    assert "(1 pictures" in err
+    assert err.count("iterations of 4 images (2 x 1 x 2)") == 1 and err.count("evaluated after 3") == 1
+    assert "(1 images" in err
     check_run(tmp_path / "run", 3)
 
 

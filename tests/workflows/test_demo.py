@@ -96,13 +96,13 @@ def test_the_predictions_are_those_of_the_run(made):
 
 
 def test_again_it_replaces_its_own_files_only(small, capsys):
-    assert cli.run(["demo", "--out", "out", "--pictures", "2"]) == 0
+    assert cli.run(["demo", "--out", "out", "--images", "2"]) == 0
     strangers = {"mine.txt", "pictures/mine.png", "predict/mine.json", "predict/panoptic/overlay/mine.jpg"}
     for name in strangers:
         (small / "out" / name).write_text("keep me")
     with (small / "out" / demo.MARK).open("a") as mark:
         mark.write('"pictures/mi')  # a demo that was killed
-    assert cli.run(["demo", "--out", "out", "--pictures", "1"]) == 0
+    assert cli.run(["demo", "--out", "out", "--images", "1"]) == 0
     assert all((small / "out" / name).read_text() == "keep me" for name in strangers)
     assert not [name for name in names(small / "out") if "scene-01" in name]
 
@@ -133,13 +133,13 @@ def test_folders_of_others_are_refused(small, capsys):
 
 
 def test_the_story_and_the_json(small, capsys):
-    assert cli.run(["demo", "--pictures", "1"]) == 0
+    assert cli.run(["demo", "--images", "1"]) == 0
     out, err = capsys.readouterr()
     header, *rows, remark = out.splitlines()
     assert header == "step\twhat\tseconds\twhere"
     assert [row.split("\t")[0] for row in rows] == ["pictures", "truth", "train", "evaluate", *TASKS, "page"]
     assert "runs/demo/index.html" in remark and "from nothing" in err and "never saw" in err
-    assert cli.run(["demo", "--pictures", "1", "--json"]) == 0
+    assert cli.run(["demo", "--images", "1", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["schema_version"], tree["out"], len(tree["steps"])) == (1, "runs/demo", demo.STEPS)
 

@@ -62,7 +62,7 @@ def check(
             reports.Finding("warning", "other-task", "train", note, "Name a preset of that task to be sure.")
             for note in open_split.notes
         ]
-    with console.progress("Looking at pictures", sum(map(len, opened))) as advance:
+    with console.progress("Checking images", sum(map(len, opened))) as advance:
         found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
     found = dataclasses.replace(found, findings=(*found.findings, *_rehearsed(found, opened, open_split, out)))
     if page is not None:
@@ -80,7 +80,7 @@ def check(
 def _rehearsed(
     found: DataReport, opened: Sequence[DataSet], open_split: Callable[[str], DataSet], out: Path | None
 ) -> list[Finding]:
-    """What stops a training that is begun, beside the pictures that were found to be unusable."""
+    """Begin a training and return what stops it, except images that were found to be unusable."""
     from ...config import presets as config
     from ...dataset_tools.check.issues import Finding
     from ...training import rehearsal
@@ -116,17 +116,17 @@ def _require_trains(opened: Iterable[DataSet], settings: Config) -> None:
 
 
 def _show(found: DataReport, data: DataSet, page: Path | None) -> None:
-    """For people: tables and findings on stdout."""
+    """Show tables and findings."""
     from ...dataset_tools.check.report import edge_names
 
     for note in dict.fromkeys(note for split in found.splits for note in split.notes):
         console.note(note)
     title = f"{data.name}: {data.format}, {data.task}, {len(data.categories)} classes"
-    columns = ["split", "pictures", "unusable", "empty", "objects", "per picture", "most", "sizes", "MB"]
+    columns = ["split", "images", "unusable", "empty", "objects", "per image", "most", "sizes", "MB"]
     console.show_table(title, columns, map(_split_row, found.splits))
     names = [split.split for split in found.splits]
     rows = _class_rows(found.splits)
-    columns = ["class", "kind", *(f"{name} {what}" for name in names for what in ("pictures", "objects"))]
+    columns = ["class", "kind", *(f"{name} {what}" for name in names for what in ("images", "objects"))]
     console.show_table("Classes", columns, rows[:SHOWN_CLASSES])
     if len(rows) > SHOWN_CLASSES:
         console.note(f"{len(rows) - SHOWN_CLASSES} more classes are in --json and on the --page.")
@@ -156,7 +156,7 @@ def _split_row(split: SplitReport) -> list[Any]:
 
 
 def _span(sizes: Iterable[tuple[int, int]]) -> str:
-    """Smallest to largest, as width x height."""
+    """Return the smallest and the largest size, as width x height."""
     ordered = sorted(sizes, key=lambda size: size[0] * size[1])
     ends = dict.fromkeys(f"{width}x{height}" for height, width in (*ordered[:1], *ordered[-1:]))
     return " – ".join(ends)

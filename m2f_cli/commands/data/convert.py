@@ -15,8 +15,6 @@ from .reading import parse_label_map
 if TYPE_CHECKING:
     from ...dataset_tools.convert.run import Conversion
 
-SHOWN_FAILURES = 5
-
 
 def convert(
     source: opt.SourceFolder,
@@ -73,16 +71,16 @@ def convert(
 
 
 def show(done: Conversion) -> None:
-    """Splits, losses and failures, for people."""
+    """Show splits, losses and failures."""
     rows = [(each.split, each.pictures, len(each.failures) or "") for each in done.splits]
-    console.show_table(f"{done.format} → {done.to}, {done.classes} classes", ["split", "pictures", "failed"], rows)
+    console.show_table(f"{done.format} → {done.to}, {done.classes} classes", ["split", "images", "failed"], rows)
     if done.losses:
         lost = [(loss.kind, loss.count, loss.text) for loss in done.losses]
         console.show_table("What the new format does not hold", ["what", "number", "meaning"], lost)
     for note in done.notes:
         console.note(note)
-    for split, name, reason in done.failures[:SHOWN_FAILURES]:
+    for split, name, reason in done.failures[: console.SHOWN_FAILURES]:
         console.warn(f"{split}: {name}: {reason}")
-    if len(done.failures) > SHOWN_FAILURES:
-        console.warn(f"… and {len(done.failures) - SHOWN_FAILURES} more; --json lists all.")
+    if len(done.failures) > console.SHOWN_FAILURES:
+        console.warn(f"… and {len(done.failures) - console.SHOWN_FAILURES} more; --json lists all.")
     console.out(f"Written: {done.destination}")

@@ -51,7 +51,7 @@ def split_opener(
 
 @dataclass
 class AsTraining:
-    """Opener of splits as training with a preset has it; data without the preset's task changes the task."""
+    """Opener of splits for training with a preset. Data without the preset's task changes the task."""
 
     settings: Config
     folder: Path

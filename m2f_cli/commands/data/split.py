@@ -72,7 +72,7 @@ def split(
         rows = [
             (name, row["pictures"], row["groups"], f"{row['share']:.1%}") for name, row in division.to_dict().items()
         ]
-        console.show_table("Shared out", ["split", "pictures", "groups", "share"], rows)
+        console.show_table("Splits", ["split", "images", "groups", "share"], rows)
         show(written)
     if written.failures:
         raise typer.Exit(DataError.exit_code)
