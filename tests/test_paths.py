@@ -22,7 +22,7 @@ from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.dataset_tools import preview as data_pictures
 from m2f_cli.dataset_tools.check import page as data_page
 from m2f_cli.dataset_tools.convert.run import write_out
-from m2f_cli.dataset_tools.convert.source import ImageSource as Opened
+from m2f_cli.dataset_tools.convert.source import ConvertSource as Opened
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation import run as eval_run
 from m2f_cli.evaluation.evaluate import default_metrics

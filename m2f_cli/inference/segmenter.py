@@ -100,7 +100,8 @@ class Segmenter(BaseSegmenter):
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
             classes, embeds, features = self._forward(images_BCHW)
-        answers = (classes, embeds, features.mean((2, 3)))  # a mean is finite if all of its terms are
+        wide = torch.float32 if features.dtype is torch.float16 else None  # of a sum that has to stay in range
+        answers = (classes, embeds, features.sum(dtype=wide))  # a sum is finite only if all of its terms are
         if not torch.stack([each.isfinite().all() for each in answers]).all():  # one answer to wait for, not three
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",

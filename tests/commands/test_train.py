@@ -47,7 +47,7 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
     assert cli.run([*SMALL, "--freeze", "backbone", "--keep", "1"]) == 0
     out, err = capsys.readouterr()
     folder = tmp_path / "runs" / "train" / "tiny"
-    assert "Trained 3 iterations" in out and "m2f predict YOUR_PICTURES --model runs/train/tiny" in out
+    assert "Trained 3 iterations" in out and "m2f predict YOUR_IMAGES --model runs/train/tiny" in out
     assert "6 images to train on, 2 to evaluate on, 9 classes (4 things, 5 stuff)" in err
     assert "backbone                  0 of    1,480,976 numbers are trained" in err
     assert "starts from random numbers" in err and "iteration 3/3: loss" in err and "pq" in err
