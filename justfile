@@ -26,4 +26,4 @@ docs:
 
 # Measure the speed of a small model
 bench:
-    m2f bench --preset small-panoptic --what picture --size 128 192 --rounds 2
+    m2f bench --preset small-panoptic --what image --size 128 192 --rounds 2

@@ -3,7 +3,7 @@
     python benchmarks/data_check.py [--annotations 100000] [--workers 2] [--keep DIR]
 
 A COCO instance data set is generated first (not timed): 640 x 480 JPEGs with seven objects each, polygons of 24 points
-and run lengths in turn, a tenth of the pictures in val. Then it is opened, looked at and judged, as the command does.
+and run lengths in turn, a tenth of the images in val. Then it is opened, looked at and judged, as the command does.
 Memory is the peak of the process after opening, and by how much the check raises it. CPU seconds are what the check
 itself needed, of all threads together: on a machine that does other things they are the figure to look at.
 """
@@ -27,14 +27,14 @@ from m2f_cli.data.open_dataset import open_data
 from m2f_cli.dataset_tools.check.report import open_splits, report
 
 SIZE = (480, 640)
-PER_PICTURE, POINTS, CLASSES = 7, 24, 80
+PER_IMAGE, POINTS, CLASSES = 7, 24, 80
 
 
 def generate(folder: Path, annotations: int) -> None:
-    pictures = max(10, annotations // PER_PICTURE)
-    for split, numbers in (("val", range(pictures // 10)), ("train", range(pictures // 10, pictures))):
+    total = max(10, annotations // PER_IMAGE)
+    for split, numbers in (("val", range(total // 10)), ("train", range(total // 10, total))):
         (folder / split).mkdir(parents=True)
-        rows = [row for number in numbers for row in _picture(folder / split / f"{number}.jpg", number)]
+        rows = [row for number in numbers for row in _image(folder / split / f"{number}.jpg", number)]
         images = [{"id": n, "file_name": f"{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in numbers]
         categories = [{"id": n, "name": f"class {n}"} for n in range(1, CLASSES + 1)]
         tree = {"images": images, "annotations": rows, "categories": categories}
@@ -42,11 +42,11 @@ def generate(folder: Path, annotations: int) -> None:
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))
 
 
-def _picture(path: Path, number: int) -> list[dict]:
+def _image(path: Path, number: int) -> list[dict]:
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     small.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(path, quality=90)
-    return [_object(rng, number, PER_PICTURE * number + i) for i in range(PER_PICTURE)]
+    return [_object(rng, number, PER_IMAGE * number + i) for i in range(PER_IMAGE)]
 
 
 def _object(rng: np.random.Generator, image_id: int, key: int) -> dict:

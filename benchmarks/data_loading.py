@@ -1,9 +1,9 @@
-"""Does reading and augmenting pictures keep up with training? Pictures per second of the loader alone, and of the step.
+"""Does reading and augmenting images keep up with training? Images per second of the loader alone, and of the step.
 
     python benchmarks/data_loading.py --preset coco-panoptic-swin-t --data DIR [--workers 1] [--pictures 40]
 
 The loader is that of `m2f train`: decode, augment as the preset says, targets, batch, normalise. The step is forward,
-losses, backward, clipping and AdamW of the preset's network from random numbers, on one picture at a time.
+losses, backward, clipping and AdamW of the preset's network from random numbers, on one image at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def images_per_second(loader: Loader, count: int = 20) -> float:
 
 
 def steps_per_second(prepared: run.Run, rounds: int) -> float:
-    """Median over rounds of pictures per second, on batches that are in memory already."""
+    """Median over rounds of images per second, on batches that are in memory already."""
     loop.train_mode(prepared.parts.model)
     seconds = []
     for batch in list(itertools.islice(prepared.loader, rounds + 1)):
@@ -62,7 +62,7 @@ def main() -> None:
         options = run.TrainOptions(data=arguments.data, init="random", workers=workers, micro_batch=1)
         with tempfile.TemporaryDirectory() as folder:
             prepared = run.prepare(settings, Path(folder), options, torch.device("cpu"), run.Listener())
-            found[f"loader, {workers or 'no'} workers"] = images_per_second(prepared.loader, arguments.pictures)
+            found[f"loader, {workers or 'no'} workers"] = images_per_second(prepared.loader, arguments.images)
             if workers == 0:
                 found["training step"] = steps_per_second(prepared, arguments.rounds)
     print(f"{about.cpu_name()}, {arguments.threads} threads, {about.allocator()['name']}, load {about.load_average()}")

@@ -2,7 +2,7 @@
 
     python benchmarks/engines_vs_transformers.py [--size 512 512] [--rounds 5] [--threads 2] [--engines onnxruntime …]
 
-Weights are random ones of Swin-T that matter (forward_vs_transformers.py), one picture of a fixed size, fp32. Ours goes
+Weights are random ones of Swin-T that matter (forward_vs_transformers.py), one image of a fixed size, fp32. Ours goes
 through `m2f export` (the library's), theirs through what its users have: `torch.onnx.export` (dynamo) for onnxruntime
 and `openvino.convert_model` of the PyTorch model for OpenVINO. Our PyTorch network (eager) runs beside them. Each side
 runs in a process of its own; rounds alternate between all, so that a slow moment of the machine hits each; ratios are

@@ -226,7 +226,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=100, help="steps between evaluations")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--limit", type=int, default=None, help="pictures to evaluate on")
+    parser.add_argument("--limit", type=int, default=None, help="images to evaluate on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="of the process, for a machine that does other things")

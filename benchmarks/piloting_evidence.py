@@ -1,4 +1,4 @@
-"""Does piloting help? The same training with and without pilots, several seeds: curves as a picture, and a table.
+"""Does piloting help? The same training with and without pilots, several seeds: curves as an image, and a table.
 
     python benchmarks/piloting_evidence.py --preset tiny --seeds 3 --out runs/piloting/scenes -- --init random \\
         --set train.iterations=240 --set train.eval_every=40
@@ -7,8 +7,8 @@
 What follows -- is handed to `m2f train`. A pair of runs differs in `model.piloting.groups` alone (--pilots changes what
 "with pilots" means): same seed, same batches, same budget of steps. Runs that are complete are not repeated.
 
---nuclei trains as `real_data.py nuclei` does, on crops; whole pictures say little of such a network, so each third of
-the training leaves a checkpoint, which is evaluated in tiles on the first 30 pictures of val.
+--nuclei trains as `real_data.py nuclei` does, on crops; whole images say little of such a network, so each third of
+the training leaves a checkpoint, which is evaluated in tiles on the first 30 images of val.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def curve(metrics: Path, figure: str | None) -> tuple[str, Curve]:
 
 def draw(curves: dict[str, list[Curve]], name: str, path: Path) -> None:
     """Thin lines are seeds, thick ones their means."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     points = [point for side in curves.values() for each in side for point in each]
     last, low, high = max(x for x, _ in points), 0.0, max(max(y for _, y in points), 1e-9) * 1.05
 
@@ -103,7 +103,7 @@ def draw(curves: dict[str, list[Curve]], name: str, path: Path) -> None:
         pen.line([place(point) for point in mean_of(several)], fill=SIDES[side], width=4, joint="curve")
         pen.text((MARGIN + 12, MARGIN + 18 * number), f"{side} (mean of {len(several)})", SIDES[side], font)
     pen.text((MARGIN, 12), f"{name} over iterations", fill="black", font=font)
-    picture.save(path)
+    image.save(path)
 
 
 def mean_of(several: list[Curve]) -> Curve:
@@ -144,7 +144,7 @@ def main() -> None:
             seconds[side].append(sum(1 / entry["images_per_second"] for entry in entries_of(metrics, "train")))
     draw(curves, name, arguments.out / "curves.png")
     iterations = [x for x, _ in curves["with pilots"][0]]
-    print(f"| {name} after | " + " | ".join(map(str, iterations)) + " | time per picture |")
+    print(f"| {name} after | " + " | ".join(map(str, iterations)) + " | time per image |")
     print("|---" * (len(iterations) + 2) + "|")
     base = statistics.fmean(seconds["without pilots"])
     for side, several in curves.items():

@@ -2,7 +2,7 @@
 
     python benchmarks/postprocess_vs_published.py [--rounds 5] [--threads 2] [--json FILE]
 
-The published order renders every query at the network's input and at the picture's size before it looks at any score
+The published order renders every query at the network's input and at the image's size before it looks at any score
 (m2f_cli/inference/bench/published.py). It is given mask logits that are rendered at stride 4 already; ours renders them
 itself, so its share of that is in its time. 100 queries of smooth noise, 18 of them sure of a class, as a trained model
 has them. Each side of each row runs in a process of its own, rounds alternate; memory is the growth of the process in
@@ -24,7 +24,7 @@ from m2f_cli.config import presets as config
 from m2f_cli.config.schema import ResizeConfig
 
 GOALS = {"panoptic": (7, 10), "instance": (4.5, 8), "semantic": (1.8, 3)}  # time, memory
-# What a user meets: COCO's pictures shrunk to 800, the same without shrinking, and a large one.
+# What a user meets: COCO's images shrunk to 800, the same without shrinking, and a large one.
 SIZES = {
     "800x1200 -> 427x640": ((427, 640), (800, 1333)),
     "800x1200 as they are": ((800, 1200), None),
@@ -33,23 +33,23 @@ SIZES = {
 MOST_DIFFERENT = 1e-4  # share of pixels
 
 
-def preset_of(task: str, resize: tuple[int, int] | None, picture: tuple[int, int], folder: Path) -> str:
-    """A preset of the panoptic COCO model that does one task on pictures of one size."""
+def preset_of(task: str, resize: tuple[int, int] | None, image: tuple[int, int], folder: Path) -> str:
+    """A preset of the panoptic COCO model that does one task on images of one size."""
     settings = config.load("coco-panoptic-swin-t")
     size = ResizeConfig() if resize is None else ResizeConfig(short_edge=resize[0], max_edge=resize[1])
     test = settings.test.model_copy(update={"resize": size})
-    path = folder / f"{task}-{'x'.join(map(str, picture))}.yaml"
+    path = folder / f"{task}-{'x'.join(map(str, image))}.yaml"
     path.write_text(config.dump(settings.model_copy(update={"task": task, "test": test}), named=False))
     return str(path)
 
 
 def measure(task: str, label: str, arguments: argparse.Namespace, folder: Path) -> dict:
-    picture, resize = SIZES[label]
+    image, resize = SIZES[label]
     case = Case(
         what="post",
-        preset=preset_of(task, resize, picture, folder),
+        preset=preset_of(task, resize, image, folder),
         device=arguments.device,
-        picture=picture,
+        image=image,
         threads=arguments.threads,
     )
     tree = race.bench(case, race.BenchOptions(rounds=arguments.rounds, watched=0, peer="published"))

@@ -6,7 +6,7 @@
 Ours is the pipeline that the command runs, with its defaults: on glibc it keeps freed memory. The loop is what a
 user of transformers writes: Pillow, the image processor, the network, the published post-processing, PNG and json.
 Both have the same weights: random ones of the preset, with class logits as of a trained model (18 queries are sure), or
-those of --model. Each side is a process of its own, rounds alternate, and each round does all the pictures.
+those of --model. Each side is a process of its own, rounds alternate, and each round does all the images.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from m2f_cli.benchmark.case import Case
 from m2f_cli.results.writers import write_json
 from m2f_cli.runtime.allocator import is_kept_by
 
-PICTURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_panoptic_160" / "val2017"
+IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_panoptic_160" / "val2017"
 GOAL = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=PICTURES, help="a folder of pictures; default: %(default)s")
+    parser.add_argument("--source", type=Path, default=IMAGES, help="a folder of images; default: %(default)s")
     parser.add_argument("--preset", default="coco-panoptic-swin-t")
     parser.add_argument("--model", metavar="REF", help="these weights, in place of the preset's random ones")
     parser.add_argument("--pictures", type=int, default=20)
@@ -44,7 +44,7 @@ def main() -> None:
         model=arguments.model,
         device=arguments.device,
         precision=arguments.precision,
-        pictures=arguments.pictures,
+        images=arguments.images,
         source=str(arguments.source),
         threads=arguments.threads,
         compile=arguments.compile,

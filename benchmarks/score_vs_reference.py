@@ -54,8 +54,8 @@ def ids_of_png(path: Path) -> np.ndarray:
     return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
 
 
-def published_picture(stats: dict[int, list[float]], true_ids, found_ids, true: dict, found: dict) -> None:
-    """panopticapi's rules for one picture: adds to stats {category: [iou, tp, fp, fn]}."""
+def published_image(stats: dict[int, list[float]], true_ids, found_ids, true: dict, found: dict) -> None:
+    """panopticapi's rules for one image: adds to stats {category: [iou, tp, fp, fn]}."""
     labels, counts = np.unique(found_ids, return_counts=True)
     found_area = {int(label): int(count) for label, count in zip(labels, counts, strict=True) if label in found}
     labels, counts = np.unique(true_ids, return_counts=True)
@@ -86,15 +86,15 @@ def published_picture(stats: dict[int, list[float]], true_ids, found_ids, true: 
             stats[segment["category_id"]][2] += 1
 
 
-def published_pq(pictures, categories: dict[int, bool]) -> dict[str, Any]:
+def published_pq(images, categories: dict[int, bool]) -> dict[str, Any]:
     """
     Args:
-        pictures: (true ids, found ids, true segments, found segments) each.
+        images: (true ids, found ids, true segments, found segments) each.
         categories: id → whether it is a thing.
     """
     stats = {category: [0.0, 0, 0, 0] for category in categories}
-    for true_ids, found_ids, true, found in pictures:
-        published_picture(stats, true_ids, found_ids, *({s["id"]: s for s in each} for each in (true, found)))
+    for true_ids, found_ids, true, found in images:
+        published_image(stats, true_ids, found_ids, *({s["id"]: s for s in each} for each in (true, found)))
     figures: dict[str, Any] = {"counts": {category: tuple(row[1:]) for category, row in stats.items()}}
     for suffix, wanted in (("", (True, False)), ("_things", (True,)), ("_stuff", (False,))):
         totals, count = [0.0, 0.0, 0.0], 0
@@ -122,7 +122,7 @@ def moved(ids_HW: np.ndarray, number: int) -> np.ndarray:
 
 
 def write_predictions(data: Path, folder: Path) -> list[tuple]:
-    """PNGs and json of predictions; and for each picture its true and found PNG and segments."""
+    """PNGs and json of predictions; and for each image its true and found PNG and segments."""
     document = json.loads((data / "annotations" / "panoptic_val2017.json").read_text())
     (folder / "panoptic").mkdir()
     rows, annotations = [], []
@@ -216,16 +216,18 @@ def pq_rows(data: Path, folder: Path) -> list[Row]:
     from m2f_cli.evaluation.score_files.score import score
     from m2f_cli.metrics.panoptic_quality import PanopticQuality
     from m2f_cli.results.types import PanopticMap, Segment
-    from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+    from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 
     files = write_predictions(data, folder)
     categories = open_data(data, "val", task="panoptic").categories
     things, number = {c.id: c.isthing for c in categories}, {c.id: i for i, c in enumerate(categories)}
     maps = [(ids_of_png(t).astype(np.int32), ids_of_png(f).astype(np.int32), *rows) for t, f, *rows in files]
-    pictures = [
+    images = [
         (
             PanopticMap(f.shape, categories, f, [Segment(s["id"], number[s["category_id"]], 1.0, 0) for s in found]),
-            PanopticTruth(t, [TrueSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"])) for s in true]),
+            PanopticAnnotation(
+                t, [AnnotatedSegment(s["id"], number[s["category_id"]], bool(s["iscrowd"])) for s in true]
+            ),
         )
         for t, f, true, found in maps
     ]
@@ -236,8 +238,8 @@ def pq_rows(data: Path, folder: Path) -> list[Row]:
 
     def in_memory() -> dict:
         metric = PanopticQuality(categories)
-        for result, truth in pictures:
-            metric.update(result, truth)
+        for result, annotation in images:
+            metric.update(result, annotation)
         return counted(metric.compute())
 
     def from_files() -> dict:
@@ -247,7 +249,7 @@ def pq_rows(data: Path, folder: Path) -> list[Row]:
         return published_pq(((ids_of_png(t), ids_of_png(f), *rows) for t, f, *rows in files), things)
 
     return [
-        Row(f"PQ of {len(files)} pictures, results in memory", published_files, in_memory, 15),
+        Row(f"PQ of {len(files)} images, results in memory", published_files, in_memory, 15),
         Row("PQ, both in memory", lambda: published_pq(maps, things), in_memory, None),
         Row("PQ, both from PNG files", published_files, from_files, 2),
     ]
@@ -259,23 +261,23 @@ def ap_rows(data: Path) -> list[Row]:
 
     from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision
     from m2f_cli.results.types import Instances
-    from m2f_cli.structures.annotations import InstanceTruth, TrueObject
+    from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation
     from m2f_cli.structures.categories import Category
 
     document = json.loads((data / "annotations" / "instances_val2017.json").read_text())
     results = objects_found(document)
     categories = tuple(Category(c["id"], c["name"], True, (0, 0, 0)) for c in document["categories"])
     number = {category.id: i for i, category in enumerate(categories)}
-    pictures = []
+    images = []
     for image in document["images"]:
         size, key = (image["height"], image["width"]), image["id"]
         true = [
-            TrueObject(number[a["category_id"]], _shape(a["segmentation"]), bool(a["iscrowd"]), a["area"])
+            AnnotatedObject(number[a["category_id"]], _shape(a["segmentation"]), bool(a["iscrowd"]), a["area"])
             for a in document["annotations"]
             if a["image_id"] == key
         ]
         own = sorted((r for r in results if r["image_id"] == key), key=lambda r: -r["score"])
-        pictures.append(
+        images.append(
             (
                 Instances(
                     size,
@@ -284,7 +286,7 @@ def ap_rows(data: Path) -> list[Row]:
                     np.array([r["score"] for r in own], np.float32),
                     [r["segmentation"] for r in own],
                 ),
-                InstanceTruth(size, true),
+                InstanceAnnotation(size, true),
             )
         )
 
@@ -301,15 +303,15 @@ def ap_rows(data: Path) -> list[Row]:
 
     def ours(engine: str) -> dict:
         metric = AveragePrecision(categories, engine=engine)
-        for result, truth in pictures:
-            metric.update(result, truth)
+        for result, annotation in images:
+            metric.update(result, annotation)
         return metric.compute()
 
     def prepare() -> None:
         given[:] = copy.deepcopy((document, results))  # pycocotools changes what it is given
 
     given: list[Any] = []
-    title = f"AP of {len(results)} objects in {len(pictures)} pictures, masks by"
+    title = f"AP of {len(results)} objects in {len(images)} images, masks by"
     return [Row(f"{title} {engine}", theirs, lambda engine=engine: ours(engine), 2.5, prepare) for engine in ENGINES]
 
 

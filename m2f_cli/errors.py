@@ -2,7 +2,7 @@
 
 M2FError                exit 1   anything that went wrong at run time
 ├── ConfigError         exit 2   a preset, option or argument that makes no sense
-├── DataError           exit 3   a picture, annotation or folder that cannot be used
+├── DataError           exit 3   an image, annotation or folder that cannot be used
 ├── WeightsError        exit 4   a checkpoint that is missing, unsafe, or does not fit
 │   └── Unreachable     exit 4   …because there is no way to where it is published
 ├── ExportError         exit 5   an exported file that cannot be written or is wrong

@@ -66,7 +66,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "boundary-iou": "m2f_cli.metrics.boundary:BoundaryIoU",
         "boundary-iou-mass13k": "m2f_cli.metrics.boundary:MaSS13KBoundaryIoU",
         "pq-stuff": "m2f_cli.metrics.panoptic_quality:StuffQuality",
-        "pq-per-picture": "m2f_cli.metrics.pq_per_image:PictureQuality",
+        "pq-per-picture": "m2f_cli.metrics.pq_per_image:ImageQuality",
         "pq-errors": "m2f_cli.metrics.pq_errors:PanopticErrors",
         "calibration": "m2f_cli.metrics.calibration:PanopticCalibration",
         "calibration-instance": "m2f_cli.metrics.calibration:InstanceCalibration",
@@ -104,7 +104,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "workloads": {
         "forward": "m2f_cli.benchmark.workloads:forward",
-        "picture": "m2f_cli.benchmark.workloads:Pictures",
+        "picture": "m2f_cli.benchmark.workloads:ImageWork",
         "predict": "m2f_cli.benchmark.workloads:Predict",
         "post": "m2f_cli.benchmark.workloads:Post",
         "eval": "m2f_cli.benchmark.workloads:Evaluate",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.folders import write_mask, write_picture, write_text
+from helpers.folders import write_mask, write_random_image, write_text
 
 from m2f_cli import plugins
 
@@ -79,11 +79,11 @@ def home(tmp_path_factory):
         settings = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder)}
         subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=folder / "tree", env=settings, check=True)
     for i in range(2):
-        write_picture(folder / "images" / f"{i}.jpg", (64, 96), seed=i)
+        write_random_image(folder / "images" / f"{i}.jpg", (64, 96), seed=i)
     for split in ("train", "val"):
         for i in range(2):
             labels_HW = np.random.default_rng([i, len(split)]).integers(0, 2, (64, 96))
-            write_picture(folder / "pairs" / split / f"{i}.jpg", (64, 96), seed=i + 10 * len(split))
+            write_random_image(folder / "pairs" / split / f"{i}.jpg", (64, 96), seed=i + 10 * len(split))
             write_mask(folder / "pairs" / split / f"{i}.mask.png", labels_HW)
     write_text(folder / "pairs" / "classes.txt", "field\nforest\n")
     return folder

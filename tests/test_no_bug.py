@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.folders import write_picture
+from helpers.folders import write_random_image
 from helpers.presets import read_once
 from training.tiny import settings
 
@@ -30,7 +30,7 @@ def in_a_folder_with_a_run(tmp_path, monkeypatch):
         settings(),
         CATEGORIES,
     )
-    write_picture(Path("a.png"), (64, 96))
+    write_random_image(Path("a.png"), (64, 96))
     Path("text.txt").write_text("hello")
     Path("empty").mkdir()
     Path("folder.yaml").mkdir()

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.parts import randomise, tiny_config
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 from torch.overrides import TorchFunctionMode
 
 from m2f_cli.config import presets as configuration
@@ -64,7 +64,7 @@ def published_loss(preset="coco-panoptic-r50"):
 
 
 def batch_on(device: str, form: str, counts=(3, 0)) -> Batch:
-    """A picture with and one without targets."""
+    """An image with and one without targets."""
     height, width = SIZE
     targets = []
     for count in counts:
@@ -142,7 +142,7 @@ def test_meta_tensors_would_tell():
 
 
 def test_matching_waits_once_and_the_step_once_more(monkeypatch):
-    """However many pictures and layers: all costs go to the host together, and all losses."""
+    """However many images and layers: all costs go to the host together, and all losses."""
     monkeypatch.setattr(points, "choose", lambda device: "pixels")  # as on a GPU
     model = build(tiny_config(), 6).train()
     criterion = make_criterion(6, published_loss())
@@ -164,7 +164,7 @@ def waits_of(segmenter, raw, task, **thresholds) -> list[str]:
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
 def test_post_processing_waits_no_more_for_many_bands_or_segments(task, monkeypatch):
     segmenter = small_segmenter()
-    [raw] = segmenter.infer([segmenter.prepare(picture())])
+    [raw] = segmenter.infer([segmenter.prepare(random_image())])
     allowed = {
         "panoptic": ["cpu", "cpu", "nonzero", "bincount", "tolist", "tolist", "tolist", "cpu"],
         "semantic": ["cpu"],
@@ -178,7 +178,7 @@ def test_post_processing_waits_no_more_for_many_bands_or_segments(task, monkeypa
 def test_objects_wait_for_their_masks_alone(monkeypatch):
     """Masks leave the device in chunks of queries, as they are turned into run lengths; nothing else repeats."""
     segmenter = small_segmenter()
-    [raw] = segmenter.infer([segmenter.prepare(picture())])
+    [raw] = segmenter.infer([segmenter.prepare(random_image())])
     monkeypatch.setattr(rendering, "BAND_ELEMENTS", 1)
     chunks = {}
     for at_once in (100, 1):
@@ -192,7 +192,7 @@ def test_objects_wait_for_their_masks_alone(monkeypatch):
 
 def test_the_answer_is_checked_with_one_wait():
     segmenter = small_segmenter()
-    prepared = segmenter.prepare(picture())
+    prepared = segmenter.prepare(random_image())
     with Waits() as waits:
         segmenter.infer([prepared, dataclasses.replace(prepared)])
     assert waits.found == ["__bool__"]
@@ -244,7 +244,7 @@ def test_only_parameters_on_a_gpu_are_fused():
 def test_channels_last_changes_the_memory_format_alone():
     plain = small_segmenter()
     model = randomise(build(tiny_config(**RESNET), len(plain.categories)), seed=1)
-    prepared = plain.prepare(picture())
+    prepared = plain.prepare(random_image())
     answers = []
     for channels_last in (False, True):
         segmenter = Segmenter(copy.deepcopy(model), plain.config, plain.categories, channels_last=channels_last)

@@ -12,14 +12,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from helpers.fake_segmenter import CATEGORIES, FakeSegmenter, scene, scene_labels
-from helpers.folders import annotation, coco_instances, image_entry, rectangle, write_json, write_picture
+from helpers.folders import annotation, coco_instances, image_entry, rectangle, write_json, write_random_image
 from PIL import Image
 from training.tiny import settings
 
 from m2f_cli import cli, plugins
 from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
-from m2f_cli.dataset_tools import preview as data_pictures
+from m2f_cli.dataset_tools import preview as data_images
 from m2f_cli.dataset_tools.check import page as data_page
 from m2f_cli.dataset_tools.convert.run import write_out
 from m2f_cli.dataset_tools.convert.source import ConvertSource as Opened
@@ -32,7 +32,13 @@ from m2f_cli.inference.sources import RUN_MARK, ImageSource, expand
 from m2f_cli.results import server_formats
 from m2f_cli.results import writers as output
 from m2f_cli.runtime.files import safe_name
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import (
+    AnnotatedObject,
+    AnnotatedSegment,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+)
 from m2f_cli.structures.categories import Category
 from m2f_cli.training.visualise import draw_batch, draw_results
 
@@ -88,13 +94,13 @@ def fits(writer: str, name: str) -> bool:
     return writer not in FRAMED or FRAME in name
 
 
-def truth() -> PanopticTruth:
+def panoptic_annotation() -> PanopticAnnotation:
     labels_HW = scene_labels()
-    return PanopticTruth(labels_HW.astype(np.int32) + 1, [TrueSegment(i + 1, i) for i in range(3)])
+    return PanopticAnnotation(labels_HW.astype(np.int32) + 1, [AnnotatedSegment(i + 1, i) for i in range(3)])
 
 
 def record(name: str, image: Path | None = None) -> Record:
-    return Record(name, image, truth, 48, 64, read_image=scene)
+    return Record(name, image, panoptic_annotation, 48, 64, read_image=scene)
 
 
 @pytest.fixture
@@ -173,7 +179,9 @@ def test_names_of_saved_evaluations_stay_in_their_folder(writer, out):
 def evaluate(records: list[Record], out: Path, writer: str):
     metrics = default_metrics(task_for(writer), CITY)
     if task_for(writer) == "instance":
-        records = [dataclasses.replace(each, read_truth=lambda: InstanceTruth((48, 64), [])) for each in records]
+        records = [
+            dataclasses.replace(each, read_annotation=lambda: InstanceAnnotation((48, 64), [])) for each in records
+        ]
     run = eval_run.EvalRun(out, CitySegmenter(), records, metrics, {"weights": "w", "split": "../val"}, save=[writer])
     return eval_run.run(run)
 
@@ -195,26 +203,26 @@ def test_names_of_converted_data_stay_in_their_folder(target, out):
     names = list({safe_name(name): name for each in NAMES if FRAME in (name := named(each, out))}.values())
     task = plugins.get("converters", target).task
     read = {
-        "panoptic": truth,
-        "semantic": lambda: SemanticTruth(scene_labels()),
-        "instance": lambda: InstanceTruth((48, 64), [TrueObject(2, [np.array([[1, 1], [9, 1], [9, 9.0]])])]),
+        "panoptic": panoptic_annotation,
+        "semantic": lambda: SemanticAnnotation(scene_labels()),
+        "instance": lambda: InstanceAnnotation((48, 64), [AnnotatedObject(2, [np.array([[1, 1], [9, 1], [9, 9.0]])])]),
     }
-    records = [dataclasses.replace(record(name), read_truth=read[task]) for name in names]
+    records = [dataclasses.replace(record(name), read_annotation=read[task]) for name in names]
     data = DataSet("x", "coco-panoptic", "../train", task, CATEGORIES, records)
     done = write_out(Opened(Path("x"), (data,), task), {"../train": records}, out, target)
-    assert [(each.split, each.pictures, each.failures) for each in done.splits] == [("train", len(names), ())]
+    assert [(each.split, each.images, each.failures) for each in done.splits] == [("train", len(names), ())]
     files = [path.relative_to(out).as_posix() for path in out.rglob("*.png")]
     images = [file for file in files if not file.startswith(("labels/", "panoptic_", "gtFine/"))]
     assert len(images) == len(names)
 
 
-def test_pictures_of_a_training(out):
+def test_images_of_a_training(out):
     names = [named(name, out) for name in NAMES]
     records = [
         dataclasses.replace(
             record(name),
             read_image=lambda: np.zeros((64, 96, 3), np.uint8),
-            read_truth=lambda: PanopticTruth(np.ones((64, 96), np.int32), [TrueSegment(1, 0)]),
+            read_annotation=lambda: PanopticAnnotation(np.ones((64, 96), np.int32), [AnnotatedSegment(1, 0)]),
         )
         for name in names
     ]
@@ -234,9 +242,9 @@ class FakeCallable(FakeSegmenter):
 def test_pages_and_sheets(out):
     records = [record(named(name, out)) for name in NAMES]
     data = DataSet("../x", "coco", "../val", "panoptic", CATEGORIES, records)
-    shown = list(data_pictures.views(data, count=len(records)))
+    shown = list(data_images.views(data, count=len(records)))
     data_page.write_view_page(data, shown, out / "page.html")
-    data_pictures.write_sheet(shown, out / "sheet.jpg")
+    data_images.write_sheet(shown, out / "sheet.jpg")
     assert sorted(path.name for path in out.iterdir()) == ["page.html", "sheet.jpg"]
 
 
@@ -299,7 +307,7 @@ def absolute_coco(folder: Path, writer_suffix: str = ".jpg") -> Path:
     """A COCO json with absolute names, as FiftyOne and Label Studio write them."""
     files = [folder / "media" / f"{number}{writer_suffix}" for number in range(2)]
     for number, path in enumerate(files):
-        write_picture(path, (64, 96), seed=number)
+        write_random_image(path, (64, 96), seed=number)
     tree = {
         "images": [image_entry(number, str(path), (64, 96)) for number, path in enumerate(files)],
         "annotations": [annotation(n, n, 1, [rectangle(10, 10, 60, 60)]) for n in range(2)],
@@ -339,7 +347,7 @@ def test_absolute_names_of_a_coco_json(writer, suffix, out, tiny_run, capsys):
 
 def test_results_do_not_replace_the_images_that_they_are_of(out):
     folder = out / "overlay"
-    write_picture(folder / "a.jpg")
+    write_random_image(folder / "a.jpg")
     before = tree_of(out, out / "nothing")
     with pytest.raises(ConfigError, match=r"a.jpg lies in .*overlay, where results would be written over it"):
         predict(FakeSegmenter(), list(expand([folder])), None, out, ["overlay"], overwrite=True)

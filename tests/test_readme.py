@@ -58,7 +58,7 @@ INSTALLING = "pip install -e . && "  # a test does not install; the suite runs w
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A user's folder: pictures, COCO annotations, and the weights of three presets where downloads are kept.
+    """A user's folder: images, COCO annotations, and the weights of three presets where downloads are kept.
 
     The commands that train have been run: others evaluate and export what they leave.
     """
@@ -85,7 +85,7 @@ def home(tmp_path_factory):
 
 
 def write_coco(folder: Path) -> None:
-    """Two pictures in each split, a person on grass, and predictions of the held-back ones."""
+    """Two images in each split, a person on grass, and predictions of the held-back ones."""
     classes = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in load_categories("coco-panoptic")]
     person, grass = (next(c["id"] for c in classes if name in c["name"]) for name in ("person", "grass"))
     ids_HW = np.full((64, 96), 2, np.int32)

@@ -81,7 +81,7 @@ def write_checkpoint(path: Path, part: str = "backbone") -> Path:
     return weights.save(path, clean_network().state_dict(), evil(part), CATEGORIES)
 
 
-def write_picture(path: Path) -> Path:
+def write_random_image(path: Path) -> Path:
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(path)
     return path
 
@@ -126,7 +126,7 @@ def write_evaluation(folder: Path, metric: str) -> Path:
 
 def checkpoint(part="backbone"):
     write_checkpoint(Path("evil.safetensors"), part)
-    return ["predict", str(write_picture(Path("a.png"))), "--model", "evil.safetensors", "--out", "o", *ON_CPU]
+    return ["predict", str(write_random_image(Path("a.png"))), "--model", "evil.safetensors", "--out", "o", *ON_CPU]
 
 
 def pixel_decoder_of_a_checkpoint():
@@ -169,12 +169,14 @@ def _scenes() -> Path:
 
     data = synthetic_dataset("val", 1, size=(64, 96), objects=(3, 8), difficulty=0.3, task="panoptic")
     [record] = data.records
-    truth = record.read_truth()
+    annotation = record.read_annotation()
     folder = Path("scenes")
     (folder / "val").mkdir(parents=True)
     Image.fromarray(record.read_image()).save(folder / "val" / "1.png")
-    write_ids(folder / "panoptic_val" / "1.png", truth.ids_HW)
-    rows = [{"id": s.id, "category_id": data.categories[s.label].id, "iscrowd": 0, "area": 1} for s in truth.segments]
+    write_ids(folder / "panoptic_val" / "1.png", annotation.ids_HW)
+    rows = [
+        {"id": s.id, "category_id": data.categories[s.label].id, "iscrowd": 0, "area": 1} for s in annotation.segments
+    ]
     write_json(
         folder / "annotations" / "panoptic_val.json",
         {
@@ -326,7 +328,7 @@ def predicted_with_an_exported_file():
     [entry] = [each for each in model.metadata_props if each.key == engines.KEY]
     entry.value = json.dumps(json.loads(entry.value) | {"config": evil().model_dump(mode="json", exclude_none=True)})
     onnx.save(model, "model.onnx")
-    return ["predict", str(write_picture(Path("a.png"))), "--model", "model.onnx", "--out", "o", *ON_CPU]
+    return ["predict", str(write_random_image(Path("a.png"))), "--model", "model.onnx", "--out", "o", *ON_CPU]
 
 
 def evaluation_that_goes_on():
@@ -396,7 +398,7 @@ def test_a_hugging_face_folder_names_no_code(tree, marker, capsys):
     (folder / "config.json").write_text(json.dumps(tree))
     weights.save(folder / "model.safetensors", clean_network().state_dict(), settings(), CATEGORIES)
     shutil.copy(f"{EVIL}.py", folder)
-    arguments = ["predict", str(write_picture(Path("a.png"))), "--model", "hf", "--out", "o", *ON_CPU]
+    arguments = ["predict", str(write_random_image(Path("a.png"))), "--model", "hf", "--out", "o", *ON_CPU]
     for more in ([], ["--trust-code"]):
         assert cli.run([*arguments, *more]) == 4
         assert "bug in m2f" not in capsys.readouterr().err

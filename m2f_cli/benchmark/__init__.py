@@ -7,8 +7,8 @@ converted weights) that makes its own. The scripts in benchmarks/ describe sides
 (schema_version 1):
 
     model             {"name", "source", "weights": "random" | "as loaded", "parameters": {part: count, "total"}}
-    what, device (its name), precision (of our network), picture, network_input (null: of several sizes), sizes
-    ([(height, width) of the picture, of what the network sees] of each), batch, threads, compile, engine, rounds,
+    what, device (its name), precision (of our network), image, network_input (null: of several sizes), sizes
+    ([(height, width) of the image, of what the network sees] of each), batch, threads, compile, engine, rounds,
     warm_up, protocol (a sentence), peer ({"name", "compile", "precision", "batch"}; null without one)
     machine           where and beside what: cpu, gpu, cores, torch, allocator, load average before and after
     sides             name → {"seconds": [of each round], "median", "low", "high" (quartiles), "images_per_second",

@@ -1,4 +1,4 @@
-"""What both the table and the picture of a benchmark say of it."""
+"""What both the table and the image of a benchmark say of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..runtime import allocator
 
 
 def size_of(tree: dict[str, Any], times: str = " x ") -> str:
-    """What the network sees, such as "512 x 1024", or that pictures were of several sizes."""
+    """What the network sees, such as "512 x 1024", or that images were of several sizes."""
     size = tree["network_input"]
     return times.join(map(str, size)) if size else "several sizes"
 

@@ -19,8 +19,8 @@ from ..inference.preprocess import resized_shape
 from .stages import Method, Stages
 
 DEFAULT_PRESET = "coco-panoptic-swin-t"
-# Pictures of the data sets that the shipped rows are tested on: the usual size, (height, width).
-PICTURE_SIZES: dict[str, Size] = {
+# Images of the data sets that the shipped rows are tested on: the usual size, (height, width).
+IMAGE_SIZES: dict[str, Size] = {
     "cityscapes": (1024, 2048),
     "ade20k": (512, 683),
     "ade20k-full": (512, 683),
@@ -37,11 +37,11 @@ class Case:
 
     what: a name of the group "workloads" in plugins.py.
     preset: random weights of this preset. model: these weights instead.
-    size: (height, width) of the picture, which the network then sees as it is; None: a usual picture of the preset's
+    size: (height, width) of the image, which the network then sees as it is; None: a usual image of the preset's
         data set, resized as the preset is tested (or the crop that it is trained on).
-    picture: (height, width) of the picture, which is resized as the preset is tested; `size` wins over it.
-    batch: pictures of one forward pass. pictures: of one run of "predict" and "eval".
-    source: a folder of pictures for "predict"; None: generated ones.
+    image: (height, width) of the image, which is resized as the preset is tested; `size` wins over it.
+    batch: images of one forward pass. images: of one run of "predict" and "eval".
+    source: a folder of images for "predict"; None: generated ones.
     engine: what runs an exported file (`inference.engines`); None: what its name says.
     threads: of PyTorch; None leaves its choice.
     keep_memory: the process keeps what it freed (`m2f_cli.runtime.allocator`).
@@ -54,9 +54,9 @@ class Case:
     device: str = "auto"
     precision: str = "fp32"
     size: Size | None = None
-    picture: Size | None = None
+    image: Size | None = None
     batch: int = 1
-    pictures: int = 4
+    images: int = 4
     source: str | None = None
     threads: int | None = None
     compile: bool = False
@@ -83,8 +83,8 @@ class Case:
 class Workload(Protocol):
     """Something that can be done again and again: the base of all of them, for what most have not.
 
-    images: pictures of one run. parts: modules whose time is a stage of its own; empty where none can be watched.
-    methods: of which calls are one, by the name of the stage. sizes: (height, width) of the pictures and of what the
+    images: images of one run. parts: modules whose time is a stage of its own; empty where none can be watched.
+    methods: of which calls are one, by the name of the stage. sizes: (height, width) of the images and of what the
     network sees of each, where those are not the case's own.
     """
 
@@ -103,14 +103,14 @@ class Workload(Protocol):
         return {}
 
 
-def picture_size(case: Case, config: Config) -> Size:
-    """(height, width) of the picture."""
-    return case.size or case.picture or PICTURE_SIZES.get(config.data.dataset, USUAL_SIZE)
+def image_size(case: Case, config: Config) -> Size:
+    """(height, width) of the image."""
+    return case.size or case.image or IMAGE_SIZES.get(config.data.dataset, USUAL_SIZE)
 
 
-def network_size(case: Case, config: Config, fixed: Size | None = None, picture: Size | None = None) -> Size:
+def network_size(case: Case, config: Config, fixed: Size | None = None, image: Size | None = None) -> Size:
     """(height, width) that the network sees in inference, with padding; `fixed` of an exported file, of the case's
-    picture unless it is another `picture`.
+    image unless it is another `picture`.
 
     Raises:
         ConfigError: a size is asked for that is not the file's.
@@ -118,18 +118,18 @@ def network_size(case: Case, config: Config, fixed: Size | None = None, picture:
     if fixed is not None:
         if case.size not in (None, fixed):
             raise ConfigError(
-                f"The file takes pictures of {fixed[0]} x {fixed[1]}, not of {case.size[0]} x {case.size[1]}.",
+                f"The file takes images of {fixed[0]} x {fixed[1]}, not of {case.size[0]} x {case.size[1]}.",
                 hint="Leave --size out, or export the model for that size.",
             )
         return fixed
-    asked = case.size if picture is None else None
-    resized = asked or resized_shape(*(picture or picture_size(case, config)), config.test.resize)
+    asked = case.size if image is None else None
+    resized = asked or resized_shape(*(image or image_size(case, config)), config.test.resize)
     divisor = max(1, config.test.size_divisor)
     return tuple(-(-edge // divisor) * divisor for edge in resized)
 
 
 def training_size(case: Case, config: Config) -> Size:
-    """(height, width) that the network sees in training: the crop, or a whole picture where there is none."""
+    """(height, width) that the network sees in training: the crop, or a whole image where there is none."""
     crop = crop_of(config)
     if case.size or crop is None:
         return network_size(case, config)

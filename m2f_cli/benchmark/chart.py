@@ -1,4 +1,4 @@
-"""A benchmark as a picture: a bar for each side, cut into its stages."""
+"""A benchmark as an image: a bar for each side, cut into its stages."""
 
 from __future__ import annotations
 

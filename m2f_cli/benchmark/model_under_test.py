@@ -25,7 +25,7 @@ from ..runtime.devices import DTYPES, choose_device, choose_precision
 from ..structures.categories import load_categories
 from .case import DEFAULT_PRESET, Case
 
-KEPT = 18  # queries that a trained COCO model finds in a usual picture
+KEPT = 18  # queries that a trained COCO model finds in a usual image
 _SHAPED = ("sampling_offsets", "attention_weights", "relative_position_bias_table")
 
 
@@ -83,7 +83,7 @@ def _random(case: Case, config: Config) -> BaseSegmenter:
 
 
 def at_size(config: Config, case: Case) -> Config:
-    """With a size given the network sees the picture as it is."""
+    """With a size given the network sees the image as it is."""
     if case.size is None:
         return config
     return config.model_copy(update={"test": config.test.model_copy(update={"resize": ResizeConfig()})})
@@ -146,6 +146,6 @@ def class_logits(queries: int, classes: int, device: torch.device | str = "cpu")
     return logits_QK.to(device)
 
 
-def picture(size: tuple[int, int], number: int = 0) -> Scene:
-    """A generated picture of (height, width); edges below the least of a scene are made up to it."""
+def image(size: tuple[int, int], number: int = 0) -> Scene:
+    """A generated image of (height, width); edges below the least of a scene are made up to it."""
     return scene(number, *(max(LEAST_EDGE, edge) for edge in size))

@@ -1,4 +1,4 @@
-"""What a number format costs: the same weights evaluated on annotated pictures in fp32 and in that format."""
+"""What a number format costs: the same weights evaluated on annotated images in fp32 and in that format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lost(case: Case, data: Path | None) -> dict[str, Any]:
     "a" of fp32 and "b" of the case's precision, "pictures" and "data".
 
     Args:
-        data: a folder of annotated pictures, as `m2f eval --data` takes it; all of its "val" split. None: what the
+        data: a folder of annotated images, as `m2f eval --data` takes it; all of its "val" split. None: what the
             model was trained on.
 
     Raises:
@@ -48,4 +48,4 @@ def lost(case: Case, data: Path | None) -> dict[str, Any]:
             execute(prepare(run, replace(case.model_options, precision=precision), DataOptions(data)))
             runs.append(run)
         found = compare(*runs)
-    return without_nan({**asdict(found.figures[0]), "pictures": found.pictures, "data": str(data)})
+    return without_nan({**asdict(found.figures[0]), "pictures": found.images, "data": str(data)})

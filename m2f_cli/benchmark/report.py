@@ -25,16 +25,16 @@ from .statistics import between
 from .worker import OURS
 
 TABLE_PROTOCOL = (
-    "As MMSegmentation's: batch 1, a whole picture of the data set's usual size at the preset's test size, random "
+    "As MMSegmentation's: batch 1, a whole image of the data set's usual size at the preset's test size, random "
     "weights; normalise, network and post-processing, not reading and resizing; after a warm-up, synchronised. Class "
-    "logits of panoptic and instance models are replaced, as of a trained model. Training: 2 pictures of the crop."
+    "logits of panoptic and instance models are replaced, as of a trained model. Training: 2 images of the crop."
 )
 TABLE_OPTIONS = {
     "picture": BenchOptions(rounds=20, warm_up=4, watched=2),
     "train": BenchOptions(rounds=5, warm_up=1, watched=1),
 }
 FIGURES = {"images_per_second", "train_memory_gib"}  # what only results of the tables have
-TRAIN_BATCH = 2  # pictures of a GPU in the reference tables
+TRAIN_BATCH = 2  # images of a GPU in the reference tables
 
 
 def write(tree: dict[str, Any], out: Path) -> list[Path]:
@@ -135,10 +135,10 @@ def headline(tree: dict[str, Any]) -> str:
 
 
 def _sizes(tree: dict[str, Any]) -> str:
-    """Such as "4 pictures that the network sees as 800 x 1088 to 896 x 800", by their pixels."""
+    """Such as "4 images that the network sees as 800 x 1088 to 896 x 800", by their pixels."""
     seen = sorted((seen for _, seen in tree["sizes"]), key=math.prod)
     first, last = (" x ".join(map(str, size)) for size in (seen[0], seen[-1]))
-    return f"{len(seen)} pictures, {tree['batch']} at a time, that the network sees as {first} to {last}"
+    return f"{len(seen)} images, {tree['batch']} at a time, that the network sees as {first} to {last}"
 
 
 def findings(tree: dict[str, Any]) -> list[str]:
@@ -147,7 +147,7 @@ def findings(tree: dict[str, Any]) -> list[str]:
     for name, each in (tree["ratio"] or {}).items():
         lines.append(f"{name.replace('_', ' ')}: {tree['peer']['name']} / m2f = {each['value']:.2f}{between(each)}")
     if tree["peer"] and tree["peer"]["batch"] != tree["batch"]:
-        lines.append(f"{tree['peer']['name']} takes {tree['peer']['batch']} picture at a time, m2f {tree['batch']}")
+        lines.append(f"{tree['peer']['name']} takes {tree['peer']['batch']} image at a time, m2f {tree['batch']}")
     for name, each in (tree["difference"] or {}).items():
         lines.append(f"difference of {name}: " + ", ".join(f"{key} {_number(value)}" for key, value in each.items()))
     if tree["flops"]:
@@ -168,7 +168,7 @@ def _quality(found: dict[str, Any], precision: str) -> str:
     interval = "" if found["low"] is None else f" (95 %: {found['low']:+.2f} to {found['high']:+.2f})"
     return (
         f"quality in {precision}: {found['name']} {found['b']:.2f} beside {found['a']:.2f} in fp32, "
-        f"{found['difference']:+.2f}{interval} over {found['pictures']} pictures of {found['data']}"
+        f"{found['difference']:+.2f}{interval} over {found['pictures']} images of {found['data']}"
     )
 
 

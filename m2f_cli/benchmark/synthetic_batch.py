@@ -9,13 +9,13 @@ from ..inference.mask_rendering import Size
 from ..structures.targets import Target
 from .workloads import random_images
 
-OBJECTS = 8  # in each picture
+OBJECTS = 8  # in each image
 
 
 def training_batch(
     batch: int, *, size: Size, classes: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, list[Target]]:
-    """Normalised pictures of noise (B, 3, H, W), and `OBJECTS` rectangles in each, every one in a strip of its own."""
+    """Normalised images of noise (B, 3, H, W), and `OBJECTS` rectangles in each, every one in a strip of its own."""
     height, width = size
     owner_HW = torch.full(size, -1, dtype=torch.int16)
     for i in range(OBJECTS):

@@ -19,7 +19,7 @@ from ..inference.mask_rendering import Size
 from ..runtime.allocator import keep_memory_if_possible
 from ..runtime.devices import DTYPES
 from . import machine
-from .case import Case, network_size, picture_size, training_size
+from .case import Case, image_size, network_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
 from .model_under_test import fixed_size, load_subject, share
 from .stages import Stages, split, synchronise
@@ -113,7 +113,7 @@ class Host:
                 "weights": "random" if case.is_random else "as loaded",
             },
             "precision": precision,
-            "picture": _the_only(picture for picture, _ in sizes),
+            "picture": _the_only(image for image, _ in sizes),
             "network_input": _the_only(seen for _, seen in sizes),
             "sizes": sizes,
             "device": machine.device_name(self.device),
@@ -123,11 +123,11 @@ class Host:
         }
 
     def _size(self) -> tuple[Size, Size]:
-        """Of the picture, and of what the network sees of it."""
+        """Of the image, and of what the network sees of it."""
         case, config = self.case, self.segmenter.config
         if case.what == "train":
             return training_size(case, config), training_size(case, config)
-        return picture_size(case, config), network_size(case, config, fixed_size(self.segmenter))
+        return image_size(case, config), network_size(case, config, fixed_size(self.segmenter))
 
     def _flops(self, size: Size) -> tuple[dict[str, Any] | None, str | None]:
         """FLOPs of a run by part; or None, and why."""

@@ -29,11 +29,18 @@ from ..metrics import Metric
 from ..results.types import Instances, PanopticMap, Result
 from ..results.writers import save as save_result
 from ..structures import Task
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment, Truth
-from ..structures.images import read_picture
+from ..structures.annotations import (
+    AnnotatedObject,
+    AnnotatedSegment,
+    Annotation,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+)
+from ..structures.images import read_image
 from ..weights.checkpoint import save
-from .case import Case, Workload, network_size, picture_size
-from .model_under_test import autocast, class_logits, fixed_size, picture
+from .case import Case, Workload, image_size, network_size
+from .model_under_test import autocast, class_logits, fixed_size, image
 from .stages import Method, Stages
 
 PUBLISHED = {"score_threshold": 0.0}  # of instances: the published top 100
@@ -43,8 +50,8 @@ RENDER = {"render": ((MaskLogits, "coarse"), (CoarseMasks, "band"))}  # the stag
 _TINY = 64  # pixels
 
 
-def of_pictures(segmenter: BaseSegmenter) -> dict[str, Sequence[Method]]:
-    """Methods that are stages of work on whole pictures."""
+def of_images(segmenter: BaseSegmenter) -> dict[str, Sequence[Method]]:
+    """Methods that are stages of work on whole images."""
     return {"preprocess": ((innermost(segmenter), "collate"),), **RENDER}
 
 
@@ -75,12 +82,12 @@ class Forward(Workload):
 
 
 def random_images(batch: int, size: Size) -> torch.Tensor:
-    """Normalised pictures of noise (B, 3, H, W): the same in every process."""
+    """Normalised images of noise (B, 3, H, W): the same in every process."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 class ForwardOfFile(Workload):
-    """The same of an exported file, on pictures of noise that are not normalised yet."""
+    """The same of an exported file, on images of noise that are not normalised yet."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.batch
@@ -90,7 +97,7 @@ class ForwardOfFile(Workload):
         self.batch = [Prepared(pixels_CHW, size) for pixels_CHW in pixels_BCHW]
 
     def touch(self) -> None:
-        """Nothing: the file may take pictures of one size only."""
+        """Nothing: the file may take images of one size only."""
 
     def run(self, stages: Stages) -> None:
         self.last = self.segmenter.outputs(self.batch)
@@ -107,14 +114,14 @@ def forward(case: Case, segmenter: BaseSegmenter) -> Forward | ForwardOfFile:
     return (ForwardOfFile if segmenter.model is None else Forward)(case, segmenter)
 
 
-class Pictures(Workload):
-    """Whole pictures in memory at the test size: normalise, network, post-processing (what MMSegmentation's fps is)."""
+class ImageWork(Workload):
+    """Whole images in memory at the test size: normalise, network, post-processing (what MMSegmentation's fps is)."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.batch
-        self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
-        size = picture_size(case, segmenter.config)
-        self.batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
+        self.parts, self.methods = parts_of(segmenter.model), of_images(segmenter)
+        size = image_size(case, segmenter.config)
+        self.batch = [segmenter.prepare(image(size, number).image_HW3) for number in range(case.batch)]
 
     def touch(self) -> None:
         touch(self.segmenter)
@@ -148,7 +155,7 @@ def plain(result: Result) -> dict[str, np.ndarray]:
 
 
 def plain_of_all(results: Iterable[Result]) -> dict[str, np.ndarray]:
-    """`plain` of pictures of any size, one after the other."""
+    """`plain` of images of any size, one after the other."""
     found = [plain(result) for result in results]
     return {name: np.concatenate([each[name].ravel() for each in found]) for name in found[0]}
 
@@ -159,7 +166,7 @@ class Post(Workload):
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images, self.methods = segmenter, 1, RENDER
         queries = segmenter.config.model.decoder.options.get("num_queries", len(segmenter.categories))
-        prepared = segmenter.prepare(picture(picture_size(case, segmenter.config)).image_HW3)
+        prepared = segmenter.prepare(image(image_size(case, segmenter.config)).image_HW3)
         padded = network_size(case, segmenter.config)
         self.raw = answer_of_noise(
             queries,
@@ -203,14 +210,14 @@ def answer_of_noise(
 
 
 class Predict(Workload):
-    """From JPEG files to written results, as `m2f predict` does; the stages are those of one picture after another."""
+    """From JPEG files to written results, as `m2f predict` does; the stages are those of one image after another."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.case = segmenter, case
-        self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
+        self.parts, self.methods = parts_of(segmenter.model), of_images(segmenter)
         self.format = FORMAT[segmenter.default_task]
         self.folder = tempfile.TemporaryDirectory(prefix="m2f-bench-")
-        self.files = pictures_of(case, segmenter.config, Path(self.folder.name))
+        self.files = images_of(case, segmenter.config, Path(self.folder.name))
         self.images = len(self.files)
         self.sizes = sizes_of(self.files, case, segmenter) if case.source else None
         self.numbers = itertools.count()
@@ -229,7 +236,7 @@ class Predict(Workload):
 
     def _one(self, path: Path, out: Path, stages: Stages) -> None:
         with stages("read"):
-            image_HW3 = read_picture(path)
+            image_HW3 = read_image(path)
         with stages("preprocess"):
             prepared = self.segmenter.prepare(image_HW3)
         [raw] = self.segmenter.infer([prepared])
@@ -242,25 +249,25 @@ class Predict(Workload):
         return plain_of_all(self.segmenter(path, **PUBLISHED) for path in self.files)
 
 
-def pictures_of(case: Case, config: Config, folder: Path) -> list[Path]:
-    """The first pictures of the case's source, or generated ones, written to `folder`."""
+def images_of(case: Case, config: Config, folder: Path) -> list[Path]:
+    """The first images of the case's source, or generated ones, written to `folder`."""
     if case.source is None:
-        return write_pictures(folder, picture_size(case, config), case.pictures)
-    return [source.path for source in itertools.islice(expand([case.source]), case.pictures)]
+        return write_images(folder, image_size(case, config), case.images)
+    return [source.path for source in itertools.islice(expand([case.source]), case.images)]
 
 
 def sizes_of(files: Sequence[Path], case: Case, segmenter: BaseSegmenter) -> list[tuple[Size, Size]]:
-    """(height, width) of each picture and of what the network sees of it, one at a time."""
+    """(height, width) of each image and of what the network sees of it, one at a time."""
     found = []
     for path in files:
-        size = read_picture(path).shape[:2]
+        size = read_image(path).shape[:2]
         found.append((size, network_size(case, segmenter.config, fixed_size(segmenter), size)))
     return found
 
 
-def write_pictures(folder: Path, size: Size, count: int) -> list[Path]:
-    """Generated pictures as JPEG files; two scenes in turns, since making one takes longer than segmenting it."""
-    scenes = [picture(size, number).image_HW3 for number in range(min(2, count))]
+def write_images(folder: Path, size: Size, count: int) -> list[Path]:
+    """Generated images as JPEG files; two scenes in turns, since making one takes longer than segmenting it."""
+    scenes = [image(size, number).image_HW3 for number in range(min(2, count))]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"picture-{number:03d}.jpg" for number in range(count)]
     for number, path in enumerate(files):
@@ -269,20 +276,20 @@ def write_pictures(folder: Path, size: Size, count: int) -> list[Path]:
 
 
 class Evaluate(Workload):
-    """Pictures in memory to the figure that the model is judged by, as `m2f eval` does."""
+    """ImageWork in memory to the figure that the model is judged by, as `m2f eval` does."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
-        self.segmenter, self.images = segmenter, case.pictures
-        self.parts, self.methods = parts_of(segmenter.model), of_pictures(segmenter)
+        self.segmenter, self.images = segmenter, case.images
+        self.parts, self.methods = parts_of(segmenter.model), of_images(segmenter)
         self.task: Task = segmenter.default_task
-        size, classes = picture_size(case, segmenter.config), len(segmenter.categories)
-        scenes = [picture(size, number) for number in range(min(2, case.pictures))]
-        chosen = [scenes[number % len(scenes)] for number in range(case.pictures)]
+        size, classes = image_size(case, segmenter.config), len(segmenter.categories)
+        scenes = [image(size, number) for number in range(min(2, case.images))]
+        chosen = [scenes[number % len(scenes)] for number in range(case.images)]
         self.records = [
             Record(
                 f"scene-{number}",
                 None,
-                partial(truth_of, each, self.task, classes),
+                partial(annotation_of, each, self.task, classes),
                 *each.size,
                 read_image=partial(getattr, each, "image_HW3"),
             )
@@ -301,9 +308,9 @@ class Evaluate(Workload):
         self.last = evaluate(self.segmenter, self.records, metrics)
 
     def _one(self, record: Record, metrics: dict[str, Metric], stages: Stages) -> None:
-        """One picture after another: what `evaluate` does at the same time."""
+        """One image after another: what `evaluate` does at the same time."""
         with stages("read"):
-            truth, image_HW3 = record.read_truth(), record.read_image()
+            annotation, image_HW3 = record.read_annotation(), record.read_image()
         with stages("preprocess"):
             prepared = self.segmenter.prepare(image_HW3)
         [raw] = self.segmenter.infer([prepared])
@@ -311,21 +318,23 @@ class Evaluate(Workload):
             result = self.segmenter.finish(raw, self.task, **PUBLISHED)
         with stages("score"):
             for metric in metrics.values():
-                metric.update(result, truth)
+                metric.update(result, annotation)
 
     def answer(self) -> dict[str, np.ndarray]:
         return {name: np.array([value]) for name, value in self.last.figures.items()}
 
 
-def truth_of(scene: Any, task: Task, classes: int) -> Truth:
-    """The truth about a scene, in the classes of any model."""
+def annotation_of(scene: Any, task: Task, classes: int) -> Annotation:
+    """The annotation about a scene, in the classes of any model."""
     if task == "semantic":
-        return SemanticTruth(scene.semantic().labels_HW % classes)
+        return SemanticAnnotation(scene.semantic().labels_HW % classes)
     if task == "panoptic":
-        return PanopticTruth(scene.ids_HW, [TrueSegment(each.id, each.label % classes) for each in scene.segments])
+        return PanopticAnnotation(
+            scene.ids_HW, [AnnotatedSegment(each.id, each.label % classes) for each in scene.segments]
+        )
     found = scene.instances()
     pairs = zip(found.labels_N.tolist(), found.rles, strict=True)
-    return InstanceTruth(scene.size, [TrueObject(label % classes, rle) for label, rle in pairs])
+    return InstanceAnnotation(scene.size, [AnnotatedObject(label % classes, rle) for label, rle in pairs])
 
 
 class Load(Workload):

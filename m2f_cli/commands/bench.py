@@ -53,7 +53,7 @@ def bench(
         typer.Option(metavar="H W", help="Size of the images, not resized; by default usual for the preset's data."),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per forward pass; by default 1.")] = None,
-    pictures: Annotated[
+    images: Annotated[
         int | None, typer.Option("--images", min=1, help=f"Images per run of predict and eval; by default {IMAGES}.")
     ] = None,
     source: Annotated[
@@ -104,7 +104,7 @@ def bench(
     _check_names(what, precision, engine, against, peer_precision, model)
     given = {
         "--batch": batch,
-        "--images": pictures,
+        "--images": images,
         "--source": source,
         "--size": size,
         "--compile": compile_ or None,
@@ -130,7 +130,7 @@ def bench(
         precision=precision,
         size=size,
         batch=batch or 1,
-        pictures=pictures or IMAGES,
+        images=images or IMAGES,
         source=source,
         threads=threads,
         compile=compile_,

@@ -28,7 +28,7 @@ STORY = {
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all results.")] = Path("runs/demo"),
-    pictures: Annotated[int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.")] = 4,
+    images: Annotated[int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.")] = 4,
     iterations: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer are quicker and worse.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -44,7 +44,7 @@ def demo(
     console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {total} steps.")
     with Display(total) as display:
         listener = Listener(on_start=display.start, on_step=display.step, on_evaluated=display.evaluated)
-        steps = core.run(out, pictures, iterations=iterations, on_step=_tell, listener=listener)
+        steps = core.run(out, images, iterations=iterations, on_step=_tell, listener=listener)
     if as_json:
         return _emit(steps, out)
     rows = [[step.name, step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]

@@ -252,10 +252,10 @@ def _score_files(
 def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
     """Return the metrics that apply to the files."""
     from ..evaluation.choose_metrics import ALL, choose
-    from ..evaluation.score_files.score import open_predictions, open_truth
+    from ..evaluation.score_files.score import open_annotation, open_predictions
 
     task = open_predictions(predictions).task
-    categories = open_truth(ground_truth, task, split=split).categories
+    categories = open_annotation(ground_truth, task, split=split).categories
     return list(choose([ALL], categories, [task], task)[0])
 
 

@@ -48,7 +48,7 @@ def export(
     with_runner: Annotated[
         bool, typer.Option("--with-runner", help="ONNX: write a small program that runs the file without PyTorch.")
     ] = False,
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Option(
             "--images",
@@ -104,7 +104,7 @@ def export(
         normalise=normalise,
         opset=opset,
         runner=with_runner,
-        pictures=tuple(each.path for each in expand(pictures or ())),
+        images=tuple(each.path for each in expand(images or ())),
         tolerance=given,
         measure=measure,
         measure_limit=limit,

@@ -53,7 +53,7 @@ def predict(
     opt.one_of("engine", engine, plugins.table("engines"))
     formats = _formats(save)
     folder = out or next_folder(Path("runs/predict"))
-    pictures, total = _pictures(source)
+    images, total = _images(source)
 
     from ..inference import journal
     from ..inference.load import ModelOptions, open_model
@@ -94,7 +94,7 @@ def predict(
 
         summary = predict_all(
             loaded,
-            pictures,
+            images,
             task,
             folder,
             formats,
@@ -134,7 +134,7 @@ def _formats(save: list[str] | None) -> list[str]:
     return list(given)
 
 
-def _pictures(source: list[str]) -> tuple[Any, int | None]:
+def _images(source: list[str]) -> tuple[Any, int | None]:
     """Return the images and their number; None where they come as a list on stdin.
 
     The others are found before the model is loaded, so that a wrong path fails at once.

@@ -134,7 +134,7 @@ class PilotingConfig(Node):
     @model_validator(mode="after")
     def _one_count(self) -> PilotingConfig:
         if (self.groups is None) == (self.budget is None):
-            raise ValueError("give either groups (pilots per target) or budget (pilots per picture), the other null")
+            raise ValueError("give either groups (pilots per target) or budget (pilots per image), the other null")
         if self.layers != "all" and not 1 <= self.layers <= _LARGEST["num_layers"]:
             raise ValueError(f"layers is 'all' or at least 1 and at most {_LARGEST['num_layers']}, not {self.layers}")
         return self
@@ -223,7 +223,7 @@ class TtaConfig(Node):
     of: Literal["test_size", "picture"] = Field(
         "test_size",
         description="Image that sizes apply to. test_size: after the test resize, so that it is resized twice "
-        "(detectron2, docs/methods/published-behaviour.md#2-2). picture: the image itself (OpenMMLab).",
+        "(detectron2, docs/methods/published-behaviour.md#2-2). image: the image itself (OpenMMLab).",
     )
     flip: bool = Field(True, description="Add the mirrored image of each size.")
     softmax: bool = Field(False, description="Apply a softmax to class scores before they are averaged (OpenMMLab).")

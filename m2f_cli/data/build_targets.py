@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..structures import Task
-from ..structures.annotations import InstanceTruth, SemanticTruth, Truth, as_semantic
+from ..structures.annotations import Annotation, InstanceAnnotation, SemanticAnnotation, as_semantic
 from ..structures.categories import Categories
 from ..structures.run_lengths import renamed, values_in
 from ..structures.targets import Target
@@ -38,43 +38,43 @@ def require_trains(annotated: Task, task: Task) -> None:
         )
 
 
-def to_target(truth: Truth, task: Task, categories: Categories) -> Target:
+def to_target(annotation: Annotation, task: Task, categories: Categories) -> Target:
     """Return the target of one image.
 
-    semantic: one target for each class present; of a panoptic truth that includes crowds. panoptic: one for each
-    segment that is no crowd. instance: one for each object that is no crowd; of a panoptic truth, those of things.
-    Segments and objects without any pixel are kept: their masks are empty. Only an instance truth gives masks, which
-    may overlap; everything else is an id map.
+    semantic: one target for each class present; of a panoptic annotation that includes crowds. panoptic: one for each
+    segment that is no crowd. instance: one for each object that is no crowd; of a panoptic annotation, those of things.
+    Segments and objects without any pixel are kept: their masks are empty. Only an instance annotation gives
+    masks, which may overlap; everything else is an id map.
 
     Raises:
-        ConfigError: the truth cannot train the task.
+        ConfigError: the annotation cannot train the task.
         DataError: a class number that the categories do not have.
     """
-    if isinstance(truth, InstanceTruth):
+    if isinstance(annotation, InstanceAnnotation):
         require_trains("instance", task)
-        return _from_objects(truth, len(categories))
-    if isinstance(truth, SemanticTruth):
+        return _from_objects(annotation, len(categories))
+    if isinstance(annotation, SemanticAnnotation):
         require_trains("semantic", task)
-        return _from_labels(truth, len(categories))
-    _check_labels([segment.label for segment in truth.segments], len(categories))
+        return _from_labels(annotation, len(categories))
+    _check_labels([segment.label for segment in annotation.segments], len(categories))
     if task == "semantic":
-        return _from_labels(as_semantic(truth, len(categories)), len(categories))
-    kept = [s for s in truth.segments if not s.iscrowd and (task == "panoptic" or categories[s.label].isthing)]
-    return _id_map(truth.ids_HW, [s.id for s in kept], [s.label for s in kept])
+        return _from_labels(as_semantic(annotation, len(categories)), len(categories))
+    kept = [s for s in annotation.segments if not s.iscrowd and (task == "panoptic" or categories[s.label].isthing)]
+    return _id_map(annotation.ids_HW, [s.id for s in kept], [s.label for s in kept])
 
 
-def _from_labels(truth: SemanticTruth, count: int) -> Target:
-    present = [label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore]
+def _from_labels(annotation: SemanticAnnotation, count: int) -> Target:
+    present = [label for label in values_in(annotation.labels_HW).tolist() if label != annotation.ignore]
     _check_labels(present, count)
-    return _id_map(truth.labels_HW, present, present)
+    return _id_map(annotation.labels_HW, present, present)
 
 
-def _from_objects(truth: InstanceTruth, count: int) -> Target:
-    kept = [item for item in truth.objects if not item.iscrowd]
+def _from_objects(annotation: InstanceAnnotation, count: int) -> Target:
+    kept = [item for item in annotation.objects if not item.iscrowd]
     _check_labels([item.label for item in kept], count)
-    masks_NHW = np.zeros((len(kept), *truth.size), dtype=np.uint8)
+    masks_NHW = np.zeros((len(kept), *annotation.size), dtype=np.uint8)
     for mask_HW, item in zip(masks_NHW, kept, strict=True):
-        mask_HW[:] = mask_of(item, truth.size)
+        mask_HW[:] = mask_of(item, annotation.size)
     return Target(_labels_tensor([item.label for item in kept]), masks_NHW=torch.from_numpy(masks_NHW))
 
 

@@ -28,8 +28,8 @@ from .transforms import build_transforms
 class Batch:
     """What one process trains on at once.
 
-    images_BCHW: float32, normalised; each picture lies in the upper left, the rest is 0.
-    targets: one for each picture, of the picture's own size.
+    images_BCHW: float32, normalised; each image lies in the upper left, the rest is 0.
+    targets: one for each image, of the image's own size.
     position: the number of this batch in its process, from 0 on; `start` of a loader that begins with this one.
     skipped: what was wrong with records that could not be used.
     """
@@ -60,9 +60,9 @@ class Batch:
 
 
 def collate(samples: Sequence[TrainingSample], normalise: InputConfig, size_divisor: int) -> Batch:
-    """Normalise pictures and lay them into one tensor, padded with 0 at the bottom and the right.
+    """Normalise images and lay them into one tensor, padded with 0 at the bottom and the right.
 
-    Its size is the largest height and width of pictures and canvases, up to a multiple of `size_divisor` (0: as it is).
+    Its size is the largest height and width of images and canvases, up to a multiple of `size_divisor` (0: as it is).
     """
     mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
     sizes = [edges for sample in samples for edges in (sample.image_CHW.shape[1:], sample.canvas)]
@@ -119,11 +119,11 @@ class Stream:
 def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndarray:
     """Return how often each image occurs in an epoch (Gupta et al. 2019, LVIS, appendix B).
 
-    A class in a share f of all pictures asks for max(1, sqrt(threshold / f)); a picture gets the most that one of its
+    A class in a share f of all images asks for max(1, sqrt(threshold / f)); an image gets the most that one of its
     classes asks for, 1 without classes.
 
     Args:
-        labels: the class numbers in each picture.
+        labels: the class numbers in each image.
     """
     frequencies = Counter(label for found in labels for label in set(found))
     asked = {label: max(1.0, math.sqrt(threshold * len(labels) / count)) for label, count in frequencies.items()}
@@ -131,7 +131,7 @@ def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndar
 
 
 def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
-    """Yield draws in batches of `size`; with `wide` (one for each record) a batch is of wide pictures or of others."""
+    """Yield draws in batches of `size`; with `wide` (one for each record) a batch is of wide images or of others."""
     waiting: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in draws:
         group = bool(wide is not None and wide[draw.index])
@@ -150,7 +150,7 @@ class Loader:
     Iterating goes on where the last batch left off; `state()` is that place, to be given as `start` another time.
 
     Args:
-        batch: pictures of this process.
+        batch: images of this process.
         workers: processes that read and augment; 0 is this one.
         start: how many batches to leave out; they are counted, not made.
         wide: see `batches`.
@@ -285,12 +285,12 @@ def training_loader(
     """Return the loader that a configuration with a `train` section describes.
 
     Args:
-        batch: pictures of this process at once; `config.train.batch` counts those of all processes and steps.
+        batch: images of this process at once; `config.train.batch` counts those of all processes and steps.
         trust_code: whether the configuration may name code ("module:object").
 
     Raises:
         ConfigError: no train section, unknown augmentation, or annotations that cannot train the task.
-        DataError: no picture is left to train on.
+        DataError: no image is left to train on.
     """
     train = config.train
     if train is None:

@@ -1,4 +1,4 @@
-"""A folder of annotated pictures: which format it has, and one split of it as a data set."""
+"""A folder of annotated images: which format it has, and one split of it as a data set."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def open_data(
     label_map: Mapping[int, str | int | None] | None = None,
     trust_code: bool = False,
 ) -> DataSet:
-    """Open one split. Annotation files are parsed here; pictures and masks when a record is read.
+    """Open one split. Annotation files are parsed here; images and masks when a record is read.
 
     Args:
         split: "train", "val", or a name of the folder itself; "val" also finds val2017, valid, validation and, with a
             note, test.
         format: a name of the group "formats" or module:object; None recognises it.
-        task: what the truths are for; None is the richest that the data supports.
+        task: what the annotations are for; None is the richest that the data supports.
         classes: a class table (shipped name or YAML file) instead of the data's own classes.
         ignore_index: label maps: the pixel value that counts nowhere.
         label_map: label maps: pixel value to class name or number, or to None for what counts nowhere. Values that are
@@ -62,7 +62,7 @@ def open_data(
         trust_code: whether `format` may be module:object, as what a user typed may.
 
     Raises:
-        DataError: no folder, format, split or pictures, a damaged annotation file, or classes that do not fit.
+        DataError: no folder, format, split or images, a damaged annotation file, or classes that do not fit.
         ConfigError: an unknown format or class table, or an option that the format has no use for.
     """
     folder = _existing(folder)
@@ -141,6 +141,6 @@ def _refuse_twins(data: DataSet, folder: Path) -> None:
     name, count = Counter(record.name for record in data.records).most_common(1)[0]
     if count > 1:
         raise DataError(
-            f"{folder}: {count} pictures of the split {data.split!r} are called {name!r} (without suffix).",
+            f"{folder}: {count} images of the split {data.split!r} are called {name!r} (without suffix).",
             hint="Rename them, so that results can be told apart.",
         )

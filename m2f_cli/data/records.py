@@ -1,4 +1,4 @@
-"""Records: the annotated pictures of one split, each small enough to hold them all, and read when it is asked for."""
+"""Records: the annotated images of one split, each small enough to hold them all, and read when it is asked for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from ..errors import DataError
 from ..structures import Task
-from ..structures.annotations import PanopticTruth, SemanticTruth, Truth
+from ..structures.annotations import Annotation, PanopticAnnotation, SemanticAnnotation
 from ..structures.categories import Categories
-from ..structures.images import read_picture
+from ..structures.images import read_image
 from ..structures.run_lengths import values_in
 
 _NAMED = 3  # of the annotations that are passed over for one reason
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """Reads a picture, (H, W, 3) uint8 RGB. `size` is the (height, width) that its annotation was made for."""
+class ImageFile:
+    """Reads an image, (H, W, 3) uint8 RGB. `size` is the (height, width) that its annotation was made for."""
 
     path: Path
     size: tuple[int, int] | None = None
@@ -33,8 +33,8 @@ class PictureFile:
             DataError: missing or unreadable, or of another size than its annotation.
         """
         if not is_there(self.path):
-            raise DataError(f"The annotated picture {self.path} is missing.", hint="Copy it there, or drop its entry.")
-        image_HW3 = read_picture(self.path)
+            raise DataError(f"The annotated image {self.path} is missing.", hint="Copy it there, or drop its entry.")
+        image_HW3 = read_image(self.path)
         if self.size is not None:
             check_size(self.path, image_HW3.shape[:2], self.size)
         return image_HW3
@@ -53,22 +53,22 @@ def is_file(path: Path) -> bool:
     return is_there(path) and path.is_file()
 
 
-def check_size(picture: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
-    """Refuse a picture of another (height, width) than its annotation.
+def check_size(image: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
+    """Refuse an image of another (height, width) than its annotation.
 
     Args:
-        mask: the file of the annotation, where each picture has one.
+        mask: the file of the annotation, where each image has one.
 
     Raises:
         DataError: they differ.
     """
     if tuple(size) == tuple(annotated):
         return
-    hint = "Annotation and picture must have the same size: export one of them again."
+    hint = "Annotation and image must have the same size: export one of them again."
     if tuple(size) == tuple(annotated)[::-1]:
         hint = "It may have been annotated without its EXIF orientation: save it upright, or turn the annotation."
     raise DataError(
-        f"{picture} has {size[0]} x {size[1]} pixels (height x width), its annotation "
+        f"{image} has {size[0]} x {size[1]} pixels (height x width), its annotation "
         f"{mask or ''}{' ' if mask else ''}{annotated[0]} x {annotated[1]}.",
         hint=hint,
     )
@@ -76,21 +76,21 @@ def check_size(picture: Path, size: tuple[int, int], annotated: tuple[int, int],
 
 @dataclass(frozen=True)
 class Record:
-    """One annotated picture. It can be pickled: its readers are small frozen objects, not functions.
+    """One annotated image. It can be pickled: its readers are small frozen objects, not functions.
 
-    name: unique in its split: the picture's path in the folder of pictures, "/" between folders, without suffix.
-    image: its file; None where the picture is made and not read.
-    read_truth: reads the annotation; DataError where it is damaged or does not fit the picture.
-    height, width: in pixels, as the annotation says; None where that would have to be read from the picture.
+    name: unique in its split: the image's path in the folder of images, "/" between folders, without suffix.
+    image: its file; None where the image is made and not read.
+    read_annotation: reads the annotation; DataError where it is damaged or does not fit the image.
+    height, width: in pixels, as the annotation says; None where that would have to be read from the image.
     labels: the class numbers of which there is an object that is no crowd, ascending, without repeats; None where the
         annotation would have to be read for it.
     read_image: reads the pixels, (H, W, 3) uint8 RGB; of the file `image` by default.
-    image_id: the picture's id in the data set's own files; None where those know it by its name.
+    image_id: the image's id in the data set's own files; None where those know it by its name.
     """
 
     name: str
     image: Path | None
-    read_truth: Callable[[], Truth]
+    read_annotation: Callable[[], Annotation]
     height: int | None = None
     width: int | None = None
     labels: tuple[int, ...] | None = None
@@ -103,17 +103,17 @@ class Record:
         if self.image is None:
             raise ValueError(f"record {self.name!r} has neither image nor read_image")
         size = None if self.height is None or self.width is None else (self.height, self.width)
-        object.__setattr__(self, "read_image", PictureFile(self.image, size))
+        object.__setattr__(self, "read_image", ImageFile(self.image, size))
 
 
 def labels_of(record: Record) -> tuple[int, ...]:
     """Return the class numbers in an image, of what is no crowd; reads the annotation if the record lacks them."""
     if record.labels is not None:
         return record.labels
-    truth = record.read_truth()
-    if isinstance(truth, SemanticTruth):
-        return tuple(label for label in values_in(truth.labels_HW).tolist() if label != truth.ignore)
-    found = truth.segments if isinstance(truth, PanopticTruth) else truth.objects
+    annotation = record.read_annotation()
+    if isinstance(annotation, SemanticAnnotation):
+        return tuple(label for label in values_in(annotation.labels_HW).tolist() if label != annotation.ignore)
+    found = annotation.segments if isinstance(annotation, PanopticAnnotation) else annotation.objects
     return tuple(sorted({item.label for item in found if not item.iscrowd}))
 
 
@@ -161,8 +161,8 @@ class DataSet:
 
     name: of its folder.
     format: the name of the reader, in the group "formats" of plugins.py.
-    task: what the truths are made for: "panoptic" gives PanopticTruth, "instance" InstanceTruth, "semantic"
-        SemanticTruth. The richest that the data supports, unless one was asked for.
+    task: what the annotations are made for: "panoptic" gives PanopticAnnotation, "instance" InstanceAnnotation,
+        "semantic" SemanticAnnotation. The richest that the data supports, unless one was asked for.
     categories: the classes; a class number is a position here.
     notes: what a person should know: what was assumed, and what was left out.
     passed_over: annotations that the reader does not use; its sentence is among the notes.

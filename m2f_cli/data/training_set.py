@@ -1,4 +1,4 @@
-"""Annotated pictures as training samples: read, augmented, turned into targets.
+"""Annotated images as training samples: read, augmented, turned into targets.
 
 The randomness of a sample is a function of (seed, position in the stream of samples, index of the record): of no
 worker, no process and no order of execution.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..structures import Task
-from ..structures.annotations import InstanceTruth
-from ..structures.images import picture_size
+from ..structures.annotations import InstanceAnnotation
+from ..structures.images import image_size
 from ..structures.targets import Target
 from .build_targets import require_trains, to_target
 from .records import DataSet, Record, labels_of
@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 @dataclass
 class TrainingSample:
-    """One augmented picture.
+    """One augmented image.
 
     image_CHW: uint8, RGB. canvas: least (height, width) of its batch. index: of the record that it was made from.
     skipped: what was wrong with the records that it stands in for.
@@ -72,7 +72,7 @@ class TrainingSet(torch.utils.data.Dataset):
         if on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error = {on_error!r} should be raise or skip.")
         if not data.records:
-            raise DataError(f"The {data.split} split of {data.name} has no pictures to train on.")
+            raise DataError(f"The {data.split} split of {data.name} has no images to train on.")
         self.data, self.steps, self.task = data, tuple(steps), task
         self.seed, self.on_error = seed, on_error
 
@@ -102,7 +102,7 @@ class TrainingSet(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, *draw))
         made = augment(read(record), self.steps, rng)
         try:
-            target = to_target(made.truth, self.task, self.data.categories)
+            target = to_target(made.annotation, self.task, self.data.categories)
         except DataError as error:
             raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
         image_CHW = torch.from_numpy(made.image_HW3.transpose(2, 0, 1).copy())
@@ -113,40 +113,42 @@ def read(record: Record) -> Sample:
     """Read the image of a record and its annotation, without crowds of objects: nothing is trained on those.
 
     Raises:
-        DataError: unreadable, or the annotation is of another size than the picture; names the record.
+        DataError: unreadable, or the annotation is of another size than the image; names the record.
     """
     try:
-        image_HW3, truth = record.read_image(), record.read_truth()
+        image_HW3, annotation = record.read_image(), record.read_annotation()
     except DataError as error:
         if record.name in error.message:
             raise
         raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
-    if tuple(truth.size) != image_HW3.shape[:2]:
-        sizes = f"{truth.size[0]} x {truth.size[1]}", f"{image_HW3.shape[0]} x {image_HW3.shape[1]}"
-        raise DataError(f"{record.name}: the annotation is {sizes[0]} pixels, the picture {sizes[1]}.")
-    if isinstance(truth, InstanceTruth):
-        truth = without_crowds(truth)
-    return Sample(image_HW3, truth)
+    if tuple(annotation.size) != image_HW3.shape[:2]:
+        sizes = f"{annotation.size[0]} x {annotation.size[1]}", f"{image_HW3.shape[0]} x {image_HW3.shape[1]}"
+        raise DataError(f"{record.name}: the annotation is {sizes[0]} pixels, the image {sizes[1]}.")
+    if isinstance(annotation, InstanceAnnotation):
+        annotation = without_crowds(annotation)
+    return Sample(image_HW3, annotation)
 
 
-def without_crowds(truth: InstanceTruth) -> InstanceTruth:
+def without_crowds(annotation: InstanceAnnotation) -> InstanceAnnotation:
     """Leave out crowds, and unpack run lengths once and not at every step."""
     objects = [
-        item if isinstance(item.shape, list) else dataclasses.replace(item, shape=Cutout.of(mask_of(item, truth.size)))
-        for item in truth.objects
+        item
+        if isinstance(item.shape, list)
+        else dataclasses.replace(item, shape=Cutout.of(mask_of(item, annotation.size)))
+        for item in annotation.objects
         if not item.iscrowd
     ]
-    return InstanceTruth(truth.size, objects)
+    return InstanceAnnotation(annotation.size, objects)
 
 
-# --- what is known of a record without its picture --------------------------------------------------------------------
+# --- what is known of a record without its image --------------------------------------------------------------------
 
 
 def is_wide(record: Record) -> bool:
     """Return True if the stored image is wider than high; reads its header where the record does not know."""
     if record.height is not None and record.width is not None:
         return record.width > record.height
-    height, width = record.read_image().shape[:2] if record.image is None else picture_size(record.image)
+    height, width = record.read_image().shape[:2] if record.image is None else image_size(record.image)
     return width > height
 
 

@@ -1,4 +1,4 @@
-"""Annotated pictures to look at: small, with their annotations drawn over them, before and after augmentation."""
+"""Annotated images to look at: small, with their annotations drawn over them, before and after augmentation."""
 
 from __future__ import annotations
 
@@ -18,43 +18,50 @@ from ..errors import DataError
 from ..results.drawing import plot
 from ..results.types import PanopticMap, Segment, SemanticMap
 from ..results.writers import write_image
-from ..structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueSegment, Truth, ignore_value
+from ..structures.annotations import (
+    AnnotatedSegment,
+    Annotation,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+    ignore_value,
+)
 from ..structures.categories import Categories
 from ..structures.run_lengths import areas_in
 
-EDGE = 320  # pixels, the longer edge of a small picture
+EDGE = 320  # pixels, the longer edge of a small image
 GAP, CAPTION = 8, 20
 
 
-def as_result(truth: Truth, categories: Categories) -> PanopticMap | SemanticMap:
+def as_result(annotation: Annotation, categories: Categories) -> PanopticMap | SemanticMap:
     """An annotation as a result to draw, without scores. Of objects that overlap, small ones lie on top."""
-    if isinstance(truth, SemanticTruth):
+    if isinstance(annotation, SemanticAnnotation):
         nothing = ignore_value(len(categories))
-        labels_HW = np.where(truth.labels_HW == truth.ignore, nothing, truth.labels_HW)
-        return SemanticMap(truth.size, categories, labels_HW.astype(np.min_scalar_type(nothing)))
-    flat = _flat(truth) if isinstance(truth, InstanceTruth) else truth
+        labels_HW = np.where(annotation.labels_HW == annotation.ignore, nothing, annotation.labels_HW)
+        return SemanticMap(annotation.size, categories, labels_HW.astype(np.min_scalar_type(nothing)))
+    flat = _flat(annotation) if isinstance(annotation, InstanceAnnotation) else annotation
     area_of = areas_in(flat.ids_HW)
     segments = [Segment(s.id, s.label, None, area_of[s.id]) for s in flat.segments if area_of.get(s.id)]
-    return PanopticMap(truth.size, categories, flat.ids_HW, segments)
+    return PanopticMap(annotation.size, categories, flat.ids_HW, segments)
 
 
-def _flat(truth: InstanceTruth) -> PanopticTruth:
-    cutouts = [(item.label, Cutout.of(mask_of(item, truth.size))) for item in truth.objects]
+def _flat(annotation: InstanceAnnotation) -> PanopticAnnotation:
+    cutouts = [(item.label, Cutout.of(mask_of(item, annotation.size))) for item in annotation.objects]
     cutouts.sort(key=lambda pair: -np.count_nonzero(pair[1].mask_hw))
-    ids_HW = np.zeros(truth.size, dtype=np.int32)
+    ids_HW = np.zeros(annotation.size, dtype=np.int32)
     for number, (_, cutout) in enumerate(cutouts, 1):
         height, width = cutout.mask_hw.shape
         ids_HW[cutout.top : cutout.top + height, cutout.left : cutout.left + width][cutout.mask_hw > 0] = number
-    return PanopticTruth(ids_HW, [TrueSegment(number, label) for number, (label, _) in enumerate(cutouts, 1)])
+    return PanopticAnnotation(ids_HW, [AnnotatedSegment(number, label) for number, (label, _) in enumerate(cutouts, 1)])
 
 
-def drawn(image_HW3: np.ndarray, truth: Truth, categories: Categories, edge: int = EDGE) -> Image.Image:
-    """A picture, made small enough for `edge` pixels, with its annotation drawn over it."""
+def drawn(image_HW3: np.ndarray, annotation: Annotation, categories: Categories, edge: int = EDGE) -> Image.Image:
+    """An image, made small enough for `edge` pixels, with its annotation drawn over it."""
     height, width = image_HW3.shape[:2]
     factor = min(1.0, edge / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     small = Image.fromarray(image_HW3).resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=2)
-    return plot(_shrunk(as_result(truth, categories), size), small)
+    return plot(_shrunk(as_result(annotation, categories), size), small)
 
 
 def _shrunk(result: PanopticMap | SemanticMap, size: tuple[int, int]) -> PanopticMap | SemanticMap:
@@ -67,14 +74,14 @@ def _shrunk(result: PanopticMap | SemanticMap, size: tuple[int, int]) -> Panopti
 
 
 def plain(record: Record, edge: int = EDGE) -> Image.Image:
-    """A picture, small, as it is.
+    """An image, small, as it is.
 
     Raises:
         DataError: it cannot be read.
     """
-    picture = Image.fromarray(record.read_image())
-    picture.thumbnail((edge, edge))
-    return picture
+    image = Image.fromarray(record.read_image())
+    image.thumbnail((edge, edge))
+    return image
 
 
 # --- before and after augmentation ------------------------------------------------------------------------------------
@@ -82,14 +89,14 @@ def plain(record: Record, edge: int = EDGE) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture with its annotation, small: as it is, and as training sees it (None without an augmentation)."""
+    """An image with its annotation, small: as it is, and as training sees it (None without an augmentation)."""
 
     name: str
     before: Image.Image
     after: Image.Image | None = None
 
     @property
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         return [self.before] if self.after is None else [self.before, self.after]
 
 
@@ -101,14 +108,14 @@ def views(
     seed: int = 0,
     on_skip: Callable[[str], None] | None = None,
 ) -> Iterator[Preview]:
-    """Pictures chosen by a seed, in the order of the data set.
+    """Images chosen by a seed, in the order of the data set.
 
     Args:
         steps: the augmentation; its randomness is that of a training of this seed whose stream begins with them.
-        on_skip: is told why a picture is left out; another takes its place.
+        on_skip: is told why an image is left out; another takes its place.
 
     Raises:
-        DataError: none of the pictures that were chosen can be read.
+        DataError: none of the images that were chosen can be read.
     """
     order = np.random.default_rng(seed).permutation(len(data.records)).tolist()
     chosen = sorted(order[:count]) + order[count:]
@@ -124,29 +131,29 @@ def views(
             if on_skip is not None:
                 on_skip(reason)
     if not made:
-        raise DataError(f"No picture of the {data.split} split can be shown. The last: {reason}")
+        raise DataError(f"No image of the {data.split} split can be shown. The last: {reason}")
 
 
 def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> Preview:
     record = data.records[index]
     sample = read(record)
-    before = drawn(sample.image_HW3, sample.truth, data.categories)
+    before = drawn(sample.image_HW3, sample.annotation, data.categories)
     if not steps:
         return Preview(record.name, before)
     made: Sample = augment(sample, steps, rng)
-    return Preview(record.name, before, drawn(made.image_HW3, made.truth, data.categories))
+    return Preview(record.name, before, drawn(made.image_HW3, made.annotation, data.categories))
 
 
 def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
-    """All views in one picture, each with its name above it; before and after side by side.
+    """All views in one image, each with its name above it; before and after side by side.
 
     Args:
         columns: views in a row; by default about as wide as high.
     """
-    each = max(len(view.pictures) for view in shown)
+    each = max(len(view.images) for view in shown)
     columns = columns or max(1, min(len(shown), round((len(shown) / each) ** 0.5)))
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
-    heights = [max(picture.height for view in row for picture in view.pictures) + CAPTION + GAP for row in rows]
+    heights = [max(image.height for view in row for image in view.images) + CAPTION + GAP for row in rows]
     width = each * (EDGE + GAP) + GAP
     page = Image.new("RGB", (columns * width, sum(heights) + GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
@@ -154,8 +161,8 @@ def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
         for number, view in enumerate(row):
             left = number * width + GAP
             draw.text((left, top), _shortened(view.name, draw, font, width - 2 * GAP), fill="black", font=font)
-            for place, picture in enumerate(view.pictures):
-                page.paste(picture, (left + place * (EDGE + GAP), top + CAPTION))
+            for place, image in enumerate(view.images):
+                page.paste(image, (left + place * (EDGE + GAP), top + CAPTION))
     return page
 
 
@@ -170,7 +177,7 @@ def write_sheet(shown: Sequence[Preview], path: Path) -> Path:
 
 
 def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The end of a name is what tells pictures apart. What no font can draw in a line becomes a question mark."""
+    """The end of a name is what tells images apart. What no font can draw in a line becomes a question mark."""
     text = "".join(each if each.isprintable() else "?" for each in text)
     if draw.textlength(text, font=font) <= width:
         return text

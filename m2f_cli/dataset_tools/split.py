@@ -1,7 +1,7 @@
-"""Shares the pictures of a data set out to splits: by chance but the same every time, groups whole, classes alike.
+"""Shares the images of a data set out to splits: by chance but the same every time, groups whole, classes alike.
 
 Classes are shared out by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class first, each
-of its pictures to the split that still lacks most of it; then single groups move as long as that brings shares closer.
+of its images to the split that still lacks most of it; then single groups move as long as that brings shares closer.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TRAIN, VAL, TEST = "train", "val", "test"
 BY_FOLDER = "folder"
 # Formats that are read but not written, and what is written instead for each task.
 _SUBSTITUTES: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-maps"}
-_EVERYTHING = "pictures"  # a label that every picture has
+_EVERYTHING = "images"  # a label that every image has
 
 
 @dataclass(frozen=True)
 class SplitItem:
-    """What matters of one picture. Pictures of one group stay together; `labels` are the classes that it shows."""
+    """What matters of one image. Images of one group stay together; `labels` are the classes that it shows."""
 
     name: str
     group: str
@@ -41,22 +41,22 @@ class SplitItem:
 
 @dataclass(frozen=True)
 class Division:
-    """What was decided: the split of each picture by its name, how many groups there are, and how many of each."""
+    """What was decided: the split of each image by its name, how many groups there are, and how many of each."""
 
     split_of: Mapping[str, str]
     groups: Mapping[str, int]
 
     @property
-    def pictures(self) -> Counter[str]:
+    def images(self) -> Counter[str]:
         return Counter(self.split_of.values())
 
     def to_dict(self) -> dict[str, Any]:
-        pictures = self.pictures
+        images = self.images
         return {
             split: {
-                "pictures": pictures[split],
+                "pictures": images[split],
                 "groups": self.groups[split],
-                "share": pictures[split] / len(self.split_of),
+                "share": images[split] / len(self.split_of),
             }
             for split in self.groups
         }
@@ -73,10 +73,10 @@ def divide(
     stratify: bool = False,
     pinned: Mapping[str, Sequence[str]] | None = None,
 ) -> Division:
-    """Share pictures out; the order of `items` does not matter.
+    """Share images out; the order of `items` does not matter.
 
     Args:
-        shares: split to the share of the pictures, 0 to 1; "train" gets the rest.
+        shares: split to the share of the images, 0 to 1; "train" gets the rest.
         stratify: the classes in `labels` should have the same shares.
         pinned: split to the groups that it consists of; such a split gets no others.
 
@@ -107,7 +107,7 @@ def _check(items: Sequence[SplitItem], shares: Mapping[str, float], pinned: Mapp
     if not shares and not pinned:
         raise ConfigError("Nothing says what to hold back.", hint="Pass --val 0.1, or --val-groups NAME.")
     if not items:
-        raise ConfigError("There are no pictures to share out.")
+        raise ConfigError("There are no images to share out.")
     both = shares.keys() & pinned.keys()
     if both:
         raise ConfigError(f"The split {min(both)!r} has a share and groups.", hint="Say one of both.")
@@ -130,16 +130,16 @@ def _pin(groups: Mapping[str, Any], pinned: Mapping[str, Sequence[str]]) -> dict
 def _stratified(
     groups: Mapping[str, Sequence[SplitItem]], asked: Mapping[str, float], seed: int, stratify: bool
 ) -> dict[str, str]:
-    """Sechidis et al. (2011), algorithm 1, with groups for examples: a group weighs as many as it has pictures.
+    """Sechidis et al. (2011), algorithm 1, with groups for examples: a group weighs as many as it has images.
 
     Args:
-        asked: split to its number of pictures.
+        asked: split to its number of images.
     """
     weights = {key: Counter(_labels(members, stratify)) for key, members in groups.items()}
     totals = sum(weights.values(), Counter())
-    pictures = totals[_EVERYTHING] or 1
+    images = totals[_EVERYTHING] or 1
     lacking = {
-        split: {label: count * number / pictures for label, count in totals.items()} for split, number in asked.items()
+        split: {label: count * number / images for label, count in totals.items()} for split, number in asked.items()
     }
     left = {label: {key for key, weight in weights.items() if label in weight} for label in totals}
     chosen: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _move(
     key: str, chosen: dict[str, str], weight: Mapping[Hashable, int], lacking: dict[str, dict[Hashable, float]]
 ) -> bool:
     """Move a group to where it brings the squares of `lacking` down, if it does: where classes appear together, the
-    greedy order alone ends several pictures off. Every move lowers their sum, so moves come to an end."""
+    greedy order alone ends several images off. Every move lowers their sum, so moves come to an end."""
     here = lacking[chosen[key]]
 
     def change(split: str) -> float:
@@ -180,7 +180,7 @@ def _move(
 
 
 def _labels(members: Iterable[SplitItem], stratify: bool) -> list[Hashable]:
-    """Of each picture its classes, and what all pictures have. Pictures that show nothing are a class of their own:
+    """Of each image its classes, and what all images have. Images that show nothing are a class of their own:
     they, too, should be shared out."""
     classes = ((set(item.labels) or {None}) if stratify else () for item in members)
     # Sorted, so that sums of floats do not depend on the order of files either.
@@ -192,11 +192,11 @@ def _chance(*what: Any) -> bytes:
     return hashlib.sha256(repr(what).encode()).digest()
 
 
-def _refuse_empty(names: Iterable[str], counts: Counter[str], pictures: int, groups: int) -> None:
+def _refuse_empty(names: Iterable[str], counts: Counter[str], images: int, groups: int) -> None:
     empty = [name for name in names if not counts[name]]
     if empty:
         raise ConfigError(
-            f"The split {empty[0]!r} would be empty: its share of {pictures} pictures in {groups} groups is less than "
+            f"The split {empty[0]!r} would be empty: its share of {images} images in {groups} groups is less than "
             "one group.",
             hint="Ask for a larger share, for smaller groups, or name its groups with --val-groups or --test-groups.",
         )
@@ -206,7 +206,7 @@ def _refuse_empty(names: Iterable[str], counts: Counter[str], pictures: int, gro
 
 
 def grouping(group_by: str | None) -> Callable[[str], str]:
-    """From a picture's name to its group: each picture its own (None), "folder", or a regular expression that is
+    """From an image's name to its group: each image its own (None), "folder", or a regular expression that is
     searched for in the name: what its first group matches, or all that matches where it has none.
 
     Raises:
@@ -226,7 +226,7 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
         if found is None or not found[bool(pattern.groups)]:
             raise ConfigError(
                 f"--group-by {group_by!r} is not found in the name {name!r}.",
-                hint="Names are paths below the folder of pictures, without suffix.",
+                hint="Names are paths below the folder of images, without suffix.",
             )
         return found[bool(pattern.groups)]
 
@@ -257,16 +257,16 @@ def split(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[ConvertOutcome], None] | None = None,
+    on_image: Callable[[ConvertOutcome], None] | None = None,
     **options: Any,
 ) -> tuple[Division, Conversion]:
-    """Write a data set of the same format whose pictures are shared out anew.
+    """Write a data set of the same format whose images are shared out anew.
 
     Args:
         shares, seed, stratify, pinned: as in `divide`; group_by: as in `grouping`.
         splits: those of the source that are shared out, together; may be left out where there is one. Others are
             written as they are.
-        link, workers, on_start, on_picture: as in `convert.run.convert`; options: as in `detect.open_data`.
+        link, workers, on_start, on_image: as in `convert.run.convert`; options: as in `detect.open_data`.
 
     Raises:
         ConfigError: as `divide`, an existing destination, or several splits of which none was chosen.
@@ -283,7 +283,7 @@ def split(
     parts = {name: [record for record in records if division.split_of[record.name] == name] for name in division.groups}
     to = opened.format if opened.format in plugins.names("converters") else _SUBSTITUTES[opened.task]
     written = write_out(
-        opened, {**parts, **kept}, destination, to, link=link, workers=workers, on_start=on_start, on_picture=on_picture
+        opened, {**parts, **kept}, destination, to, link=link, workers=workers, on_start=on_start, on_image=on_image
     )
     return division, written
 

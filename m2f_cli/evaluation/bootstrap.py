@@ -1,6 +1,6 @@
-"""Figures over pictures that count any number of times, from what the journal of an evaluation holds of each.
+"""Figures over images that count any number of times, from what the journal of an evaluation holds of each.
 
-With each picture once they are those of the metric itself, to the last bit; that is also how they are tested.
+With each image once they are those of the metric itself, to the last bit; that is also how they are tested.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ MANY = 10**6
 
 
 class RunStates(Protocol):
-    """N pictures of one run.
+    """N images of one run.
 
     figures: names of the figures of the whole, the headline first; classes: names of the classes.
-    truth: (N, …) what the annotations say, equal for runs over the same ones; None where the states do not tell.
+    annotation: (N, …) what the annotations say, equal for runs over the same ones; None where the states do not tell.
     """
 
     figures: list[str]
     classes: list[str]
-    truth: np.ndarray | None
+    annotation: np.ndarray | None
     most_resamples: int
 
     def __len__(self) -> int: ...
 
     def __call__(self, weights_N: np.ndarray) -> np.ndarray:
-        """(figures + classes) in percent, where picture n counts weights_N[n] times (int64); NaN: nothing there."""
+        """(figures + classes) in percent, where image n counts weights_N[n] times (int64); NaN: nothing there."""
 
 
-def pictures_of(metric: Metric, states: Sequence[State]) -> RunStates:
-    """What a metric kept of each picture, ready to be resampled.
+def images_of(metric: Metric, states: Sequence[State]) -> RunStates:
+    """What a metric kept of each image, ready to be resampled.
 
     Raises:
         DataError: a damaged state, or one of other settings.
@@ -68,24 +68,24 @@ class _Panoptic:
         self.figures = list(self.groups)
         shape = len(states), len(self.classes)
         self.hits_NK, self.wrong_NK, self.missed_NK = (np.zeros(shape, np.int64) for _ in range(3))
-        pictures, labels, ious = [], [], []
+        images, labels, ious = [], [], []
         for n, state in enumerate(states):
             part = metric.fresh()
             part.restore(state)  # checks it
             for label, own, wrong, missed in part.state()["classes"]:
                 self.hits_NK[n, label], self.wrong_NK[n, label], self.missed_NK[n, label] = len(own), wrong, missed
-                pictures += [n] * len(own)
+                images += [n] * len(own)
                 labels += [label] * len(own)
                 ious += own
-        self.picture_H, self.label_H = np.array(pictures, np.int64), np.array(labels, np.int64)
+        self.image_H, self.label_H = np.array(images, np.int64), np.array(labels, np.int64)
         self.iou_H = np.array(ious, np.float64)
-        self.truth = self.hits_NK + self.missed_NK
+        self.annotation = self.hits_NK + self.missed_NK
 
     def __len__(self) -> int:
         return len(self.hits_NK)
 
     def __call__(self, weights_N: np.ndarray) -> np.ndarray:
-        weighted_H = self.iou_H * weights_N[self.picture_H]
+        weighted_H = self.iou_H * weights_N[self.image_H]
         iou_K = np.bincount(self.label_H, weights=weighted_H, minlength=len(self.classes))
         hits_K, wrong_K, missed_K = (weights_N @ each for each in (self.hits_NK, self.wrong_NK, self.missed_NK))
         weight_K = hits_K + 0.5 * wrong_K + 0.5 * missed_K
@@ -109,7 +109,7 @@ class _Regions:
             part.restore(state)
             table = part.confusion
             self.pixels_N3K[n] = np.diagonal(table), table.sum(1), table[:, :-1].sum(0)
-        self.truth = self.pixels_N3K[:, 1]
+        self.annotation = self.pixels_N3K[:, 1]
 
     def __len__(self) -> int:
         return len(self.pixels_N3K)
@@ -130,7 +130,7 @@ class _Regions:
 
 
 class _Ranking:
-    """AP: how each found object was judged, best first, and which picture it is in. Sorting is done once."""
+    """AP: how each found object was judged, best first, and which image it is in. Sorting is done once."""
 
     most_resamples = MANY
 
@@ -138,49 +138,49 @@ class _Ranking:
         self.figures = [metric.prefix + name for name in ("ap", "ap50", "ap75")]
         self.labels = metric.labels
         self.classes = [metric.categories[label].name for label in self.labels]
-        self.truth = np.zeros((len(states), len(self.labels)), np.int64)
+        self.annotation = np.zeros((len(states), len(self.labels)), np.int64)
         ranked = {label: [] for label in self.labels}
         for n, state in enumerate(states):
             metric.fresh().restore(state)  # checks it
             for label, own in state["classes"]:
                 part = Ranked.of_state(own, metric.max_dets[-1])
                 ranked[label].append((n, part))
-                self.truth[n, self.labels.index(label)] = part.true[0]
+                self.annotation[n, self.labels.index(label)] = part.true[0]
         self.judged = [_judged(ranked[label]) for label in self.labels]
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.annotation)
 
     def __call__(self, weights_N: np.ndarray) -> np.ndarray:
         precision_TRK = -np.ones((len(THRESHOLDS), len(RECALLS), len(self.labels)))
-        for k, count in enumerate((weights_N @ self.truth).tolist()):
+        for k, count in enumerate((weights_N @ self.annotation).tolist()):
             if count:
-                picture_F, hit_FT, out_FT = self.judged[k]
+                image_F, hit_FT, out_FT = self.judged[k]
                 for t in range(len(THRESHOLDS)):
-                    times_F = np.where(out_FT[:, t], 0, weights_N[picture_F])
+                    times_F = np.where(out_FT[:, t], 0, weights_N[image_F])
                     precision_TRK[t, :, k] = precision_at_recalls(np.repeat(hit_FT[:, t], times_F), count)
         whole = [_mean_present(each) for each in (precision_TRK, precision_TRK[0], precision_TRK[5])]
         return np.array([*whole, *(_mean_present(precision_TRK[:, :, k]) for k in range(len(self.labels)))])
 
 
 def _judged(parts: list[tuple[int, Ranked]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Found objects of one class, best first: picture (F), is a hit (F, T) and does not count (F, T), of all sizes."""
+    """Found objects of one class, best first: image (F), is a hit (F, T) and does not count (F, T), of all sizes."""
     whole = Ranked()
     for _, part in parts:
         whole.add(part)
     order_F = np.argsort(-np.array(whole.scores), kind="mergesort")
-    picture_F = np.repeat([n for n, _ in parts], [len(part.scores) for _, part in parts]).astype(np.int64)
+    image_F = np.repeat([n for n, _ in parts], [len(part.scores) for _, part in parts]).astype(np.int64)
     plane, count = len(SIZES) * len(THRESHOLDS), len(THRESHOLDS)
     bytes_FB = np.frombuffer(bytes(whole.judged), np.uint8).reshape(-1, 2 * plane // 8)[order_F]
     bits = np.unpackbits(bytes_FB, axis=1).astype(bool)
-    return picture_F[order_F], bits[:, :count], bits[:, plane : plane + count]
+    return image_F[order_F], bits[:, :count], bits[:, plane : plane + count]
 
 
 class _Restored:
     """Any other metric, through its own `restore` and `compute`: slow, and right. Its first figure is the headline."""
 
     most_resamples = FEW
-    truth = None
+    annotation = None
 
     def __init__(self, metric: Metric, states: Sequence[State]):
         self.metric, self.states = metric, states
@@ -212,6 +212,6 @@ def _mean_one_by_one(shares: np.ndarray) -> float:
 
 
 def _mean_present(values: np.ndarray) -> float:
-    """In percent; -1 says that there is no truth."""
+    """In percent; -1 says that there is no annotation."""
     present = values[values > -1]
     return 100 * float(np.mean(present)) if present.size else np.nan

@@ -61,7 +61,7 @@ def choose(
     Args:
         names: from `known_names`; [] is the metric that the task `default` is judged by.
         tasks: what the model does, or what of it is wanted.
-        max_dets: the most objects of a picture that count, for metrics that have such a limit.
+        max_dets: the most objects of an image that count, for metrics that have such a limit.
         model: how it is called in messages.
         trust_code: whether the names may be "module:object".
 

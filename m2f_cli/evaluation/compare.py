@@ -1,4 +1,4 @@
-"""Is one evaluation better than another, or were its pictures kind? Two folders of `m2f eval`, picture by picture."""
+"""Is one evaluation better than another, or were its images kind? Two folders of `m2f eval`, image by image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ConfigError, DataError
 from ..metrics import Metric
 from ..structures.categories import Categories, Category
 from . import journal
-from .bootstrap import RunStates, State, pictures_of
+from .bootstrap import RunStates, State, images_of
 from .evaluate import METRIC_OF
 from .tables import Table, number
 
@@ -27,7 +27,7 @@ MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of both runs over the pictures that both scored, in percent; `low` to `high` is the interval of
+    """A figure of both runs over the images that both scored, in percent; `low` to `high` is the interval of
     difference = b - a. NaN: nothing to measure."""
 
     name: str
@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Changed:
-    """One picture's own figure in both runs."""
+    """One image's own figure in both runs."""
 
     name: str
     a: float
@@ -54,16 +54,16 @@ class Changed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs over the `pictures` that both scored; `only_a`, `only_b` count those that one alone scored.
+    """Two runs over the `images` that both scored; `only_a`, `only_b` count those that one alone scored.
 
     figures: of the whole, the first is the headline. per_class: the headline of each class.
-    changed: the pictures whose own figure changed most, the largest change first.
+    changed: the images whose own figure changed most, the largest change first.
     """
 
     run_a: str
     run_b: str
     metric: str
-    pictures: int
+    images: int
     only_a: int
     only_b: int
     resamples: int
@@ -74,7 +74,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for json: NaN is None."""
-        return _plain({"schema_version": 1, "level": LEVEL, **asdict(self)})
+        named = {"pictures" if key == "images" else key: value for key, value in asdict(self).items()}
+        return _plain({"schema_version": 1, "level": LEVEL, **named})
 
     def summary(self) -> str:
         """One line about the headline."""
@@ -83,11 +84,11 @@ class Comparison:
         others = f" ({self.only_a} only in A, {self.only_b} only in B)" if self.only_a or self.only_b else ""
         return (
             f"{first.name}: B - A = {first.difference:+.2f} [{first.low:+.2f}, {first.high:+.2f}], {verdict} over "
-            f"{self.pictures} pictures{others}"
+            f"{self.images} images{others}"
         )
 
     def rows(self) -> list[Table]:
-        """Tables for a terminal, (title, columns, rows): the figures, then the classes and pictures that changed."""
+        """Tables for a terminal, (title, columns, rows): the figures, then the classes and images that changed."""
         head = ["A", "B", "difference", "from", "to", "clear"]
         classes = sorted(
             (each for each in self.per_class if not math.isnan(each.difference)), key=lambda each: -abs(each.difference)
@@ -96,7 +97,7 @@ class Comparison:
         return [
             (f"A: {self.run_a}, B: {self.run_b}", ["figure", *head], [_row(each) for each in self.figures]),
             ("Classes that changed most", ["class", *head], [_row(each) for each in classes]),
-            ("Pictures that changed most", ["picture", "A", "B", "difference"], changed),
+            ("Images that changed most", ["image", "A", "B", "difference"], changed),
         ]
 
 
@@ -109,12 +110,12 @@ def compare(
     seed: int = 0,
     trust_code: bool = False,
 ) -> Comparison:
-    """Compare two folders of `m2f eval` over the pictures that both scored, paired by name.
+    """Compare two folders of `m2f eval` over the images that both scored, paired by name.
 
     The intervals are of the paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
-    13): pictures are drawn with replacement, the same for both runs, and the middle 95 % of the differences are given.
-    They say how much of a difference is the choice of pictures, not what another training would give. They are too
-    narrow for few pictures: below about 30 take them as a hint.
+    13): images are drawn with replacement, the same for both runs, and the middle 95 % of the differences are given.
+    They say how much of a difference is the choice of images, not what another training would give. They are too
+    narrow for few images: below about 30 take them as a hint.
 
     Args:
         metric: its name in the journals; the headline of a task that both have by default.
@@ -123,7 +124,7 @@ def compare(
 
     Raises:
         ConfigError: resamples makes no sense, no such metric in both, or code without `trust_code`.
-        DataError: a folder that holds no evaluation, a damaged journal, other classes, no picture in common, or
+        DataError: a folder that holds no evaluation, a damaged journal, other classes, no image in common, or
             annotations that differ.
     """
     if resamples < 1:
@@ -134,10 +135,10 @@ def compare(
     states_a, states_b = a.states(name), b.states(name)
     common = [each for each in states_a if each in states_b]
     if not common:
-        raise DataError(f"{run_a} and {run_b} have no scored picture in common.", hint="Evaluate on the same pictures.")
+        raise DataError(f"{run_a} and {run_b} have no scored image in common.", hint="Evaluate on the same images.")
     own = _metric(name, a, states_a[common[0]], trust_code)
-    pair = [pictures_of(own, [states[each] for each in common]) for states in (states_a, states_b)]
-    _check_truth(pair[0], pair[1], common)
+    pair = [images_of(own, [states[each] for each in common]) for states in (states_a, states_b)]
+    _check_annotation(pair[0], pair[1], common)
     resamples = min(resamples, pair[0].most_resamples)
     figures, per_class = differences(pair[0], pair[1], resamples, seed)
     return Comparison(
@@ -205,7 +206,7 @@ def _changed(
 class _Run:
     folder: Path
     categories: Categories
-    lines: dict[str, dict[str, State]]  # picture → metric → state
+    lines: dict[str, dict[str, State]]  # image → metric → state
 
     @property
     def metrics(self) -> list[str]:
@@ -228,12 +229,12 @@ def _open(folder: Path) -> _Run:
         if "error" in line:
             continue
         if numbers.setdefault(line["name"], line["number"]) != line["number"]:
-            raise DataError(f"{path} has two pictures named {line['name']!r}, which cannot be paired.")
+            raise DataError(f"{path} has two images named {line['name']!r}, which cannot be paired.")
         if not isinstance(line.get("metrics"), dict):
             raise _damaged(folder)
         lines[line["name"]] = line["metrics"]
     if not lines:
-        raise DataError(f"{folder} has no scored picture.", hint="Let the evaluation finish: m2f eval --resume.")
+        raise DataError(f"{folder} has no scored image.", hint="Let the evaluation finish: m2f eval --resume.")
     return _Run(Path(folder), _categories(Path(folder), header), lines)
 
 
@@ -281,13 +282,13 @@ def _metric(name: str, run: _Run, state: State, trust_code: bool) -> Metric:
         raise _damaged(run.folder) from error
 
 
-def _check_truth(a: RunStates, b: RunStates, names: list[str]) -> None:
-    if a.truth is None or b.truth is None:
+def _check_annotation(a: RunStates, b: RunStates, names: list[str]) -> None:
+    if a.annotation is None or b.annotation is None:
         return
-    unequal = np.flatnonzero((a.truth != b.truth).any(1))
+    unequal = np.flatnonzero((a.annotation != b.annotation).any(1))
     if len(unequal):
         raise DataError(
-            f"The annotations of {len(unequal)} of {len(names)} pictures differ between the runs, such as those of "
+            f"The annotations of {len(unequal)} of {len(names)} images differ between the runs, such as those of "
             f"{names[unequal[0]]}.",
             hint="Evaluate both on the same data, with the same --metric.",
         )

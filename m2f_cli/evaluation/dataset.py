@@ -1,4 +1,4 @@
-"""What a model is evaluated on: where its data set is, whether the classes are the model's, which truth a task has."""
+"""The data set that a model is evaluated on, its classes as the model has them, and the annotation of each task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..runtime import documents
 from ..structures import Task
 from ..structures.annotations import ReadAs
 from ..structures.categories import Categories, class_tables, load_categories
-from .evaluate import Truths
+from .evaluate import Annotations
 
 LAYOUT = {  # below $DETECTRON2_DATASETS (docs/methods/published-behaviour.md#8)
     "coco": "coco",
@@ -35,7 +35,7 @@ LAYOUT = {  # below $DETECTRON2_DATASETS (docs/methods/published-behaviour.md#8)
     "mass13k": "mass13k",
     "nuinsseg": "nuinsseg",
 }
-FULL_SPLITS = {  # pictures (docs/methods/published-behaviour.md#8)
+FULL_SPLITS = {  # images (docs/methods/published-behaviour.md#8)
     ("coco", "val"): 5000,
     ("ade20k", "val"): 2000,
     ("cityscapes", "val"): 500,
@@ -50,11 +50,11 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class EvalData:
-    """Annotated pictures for a model.
+    """Annotated images for a model.
 
-    name, format, split: of the data set; folder: None for generated pictures.
+    name, format, split: of the data set; folder: None for generated images.
     tasks: those that the annotations are good for.
-    full: how many pictures the published split has, where the data set is a known one.
+    full: how many images the published split has, where the data set is a known one.
     """
 
     name: str
@@ -71,8 +71,8 @@ class EvalData:
 
 
 def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Path | None:
-    """Where the annotated pictures are: `data`, else what the run `model` was trained on, else the known data set
-    below $DETECTRON2_DATASETS (./datasets where that is not set). None: the generated pictures of the configuration.
+    """Where the annotated images are: `data`, else what the run `model` was trained on, else the known data set
+    below $DETECTRON2_DATASETS (./datasets where that is not set). None: the generated images of the configuration.
 
     Raises:
         ConfigError: nobody says where.
@@ -87,7 +87,7 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
         return None
     hint = "Pass --data DIR."
     if config.data.dataset not in LAYOUT:
-        raise ConfigError(f"The model {config.name} does not say where pictures to evaluate it on are.", hint=hint)
+        raise ConfigError(f"The model {config.name} does not say where images to evaluate it on are.", hint=hint)
     root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
     place = LAYOUT[config.data.dataset]
     folder = root / place
@@ -142,7 +142,7 @@ def open_for(
 
     Raises:
         DataError: unusable data, other classes than the model's, or no annotations for a task.
-        ConfigError: the configuration has generated pictures no more.
+        ConfigError: the configuration has generated images no more.
     """
     ordered = [task for task in TASKS if task in tasks]
     if folder is None:
@@ -163,7 +163,7 @@ def open_for(
 def _generated(config: Config, categories: Categories, split: str, tasks: Sequence[Task]) -> EvalData:
     scenes = config.data.scenes
     if scenes is None:
-        raise ConfigError(f"The configuration {config.name} has no generated pictures.", hint="Pass --data DIR.")
+        raise ConfigError(f"The configuration {config.name} has no generated images.", hint="Pass --data DIR.")
     count = scenes.train if split == "train" else scenes.val
     data = synthetic_dataset(
         split,
@@ -173,7 +173,7 @@ def _generated(config: Config, categories: Categories, split: str, tasks: Sequen
         difficulty=scenes.difficulty,
         task=tasks[0] if len(tasks) == 1 else "panoptic",
     )
-    check_classes(categories, data.categories, "the generated pictures")
+    check_classes(categories, data.categories, "the generated images")
     return EvalData(data.name, data.format, split, None, tuple(tasks), data.records)
 
 
@@ -234,18 +234,18 @@ def _names(categories: Categories) -> list[str]:
     return [fold_name(category.name) for category in categories]
 
 
-# --- several truths ---------------------------------------------------------------------------------------------------
+# --- several annotations ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _ReadAll:
-    """Reads all annotations of one picture."""
+    """Reads all annotations of one image."""
 
     main: Any
     others: tuple[tuple[Task, Any], ...]
 
-    def __call__(self) -> Truths:
-        return Truths(self.main(), {task: None if read is None else read() for task, read in self.others})
+    def __call__(self) -> Annotations:
+        return Annotations(self.main(), {task: None if read is None else read() for task, read in self.others})
 
 
 def _with_missing(data: EvalData, missing: Mapping[Task, DataError]) -> EvalData:
@@ -257,28 +257,28 @@ def _with_missing(data: EvalData, missing: Mapping[Task, DataError]) -> EvalData
 
 
 def _joined(sets: dict[Task, DataSet], folder: Path, full: int | None) -> EvalData:
-    """The pictures of the first data set, each with the annotations that the others have of it."""
+    """The images of the first data set, each with the annotations that the others have of it."""
     first, *more = sets
     main = sets[first]
     own = {task: sets[task] for task in more if not _is_derived(sets[task], main)}
     notes = list(main.notes)
-    readers = {task: {record.name: record.read_truth for record in data.records} for task, data in own.items()}
+    readers = {task: {record.name: record.read_annotation for record in data.records} for task, data in own.items()}
     for task, found in readers.items():
         known = sum(record.name in found for record in main.records)
         if not known:
-            raise DataError(f"{folder}: no picture has both {first} and {task} annotations.")
+            raise DataError(f"{folder}: no image has both {first} and {task} annotations.")
         if known < len(main.records):
-            notes.append(f"{len(main.records) - known} pictures have no {task} annotations, and do not count there.")
+            notes.append(f"{len(main.records) - known} images have no {task} annotations, and do not count there.")
     records = main.records
     if readers:
-        records = [replace(record, read_truth=_all_of(record, readers)) for record in main.records]
+        records = [replace(record, read_annotation=_all_of(record, readers)) for record in main.records]
     return EvalData(main.name, main.format, main.split, folder, tuple(sets), records, full, tuple(dict.fromkeys(notes)))
 
 
 def _is_derived(data: DataSet, main: DataSet) -> bool:
     """Whether the annotations are only another view of the panoptic ones, which the metrics take themselves."""
-    return main.task == "panoptic" and all(isinstance(record.read_truth, ReadAs) for record in data.records)
+    return main.task == "panoptic" and all(isinstance(record.read_annotation, ReadAs) for record in data.records)
 
 
 def _all_of(record: Record, readers: dict[Task, dict[str, Any]]) -> _ReadAll:
-    return _ReadAll(record.read_truth, tuple((task, found.get(record.name)) for task, found in readers.items()))
+    return _ReadAll(record.read_annotation, tuple((task, found.get(record.name)) for task, found in readers.items()))

@@ -1,4 +1,4 @@
-"""A model against annotated pictures: each goes through the network once, whatever number of metrics looks at it.
+"""A model against annotated images: each goes through the network once, whatever number of metrics looks at it.
 
 The images go through a stream (`inference.stream`), and one more thread scores them in their order. An image is scored
 alone, by empty metrics that are merged afterwards: so it counts in all metrics or in none, and what was counted can be
@@ -28,7 +28,7 @@ from ..results.types import Result
 from ..runtime import distributed as ranks
 from ..runtime.threads import in_order
 from ..structures import Task
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 
 Item = TypeVar("Item")
@@ -37,24 +37,24 @@ NOT_FIGURES = ("per_class", "tables")  # what else `Metric.compute` may give
 
 
 @dataclass(frozen=True)
-class Truths:
-    """The annotations of one picture where a data set has several: COCO's objects overlap, its segments do not.
+class Annotations:
+    """The annotations of one image where a data set has several: COCO's objects overlap, its segments do not.
 
-    main: for the tasks that `others` does not have. In `others`, None says that the picture does not count for a task.
+    main: for the tasks that `others` does not have. In `others`, None says that the image does not count for a task.
     """
 
-    main: Truth
-    others: Mapping[Task, Truth | None]
+    main: Annotation
+    others: Mapping[Task, Annotation | None]
 
 
-def truth_for(task: Task, truth: Truth | Truths) -> Truth | None:
-    """The annotation that results of a task are compared with; None: the picture does not count for it."""
-    return truth.others.get(task, truth.main) if isinstance(truth, Truths) else truth
+def annotation_for(task: Task, annotation: Annotation | Annotations) -> Annotation | None:
+    """The annotation that results of a task are compared with; None: the image does not count for it."""
+    return annotation.others.get(task, annotation.main) if isinstance(annotation, Annotations) else annotation
 
 
 @dataclass(frozen=True)
 class EvalFailure:
-    """A picture that could not be evaluated, and why."""
+    """An image that could not be evaluated, and why."""
 
     name: str
     message: str
@@ -62,10 +62,10 @@ class EvalFailure:
 
 @dataclass(frozen=True)
 class EvalProgress:
-    """What `on_progress` gets after each picture, in their order, in the caller's thread."""
+    """What `on_progress` gets after each image, in their order, in the caller's thread."""
 
     name: str
-    number: int  # of pictures so far, this one included
+    number: int  # of images so far, this one included
     message: str | None = None  # what went wrong, if anything
 
 
@@ -127,10 +127,10 @@ def evaluate(
     distributed: bool = False,
     **thresholds: float | int | None,
 ) -> EvalResult:
-    """Run a model over annotated pictures and compute metrics, as published: one picture at a time.
+    """Run a model over annotated images and compute metrics, as published: one image at a time.
 
     Args:
-        records: annotated pictures; a sequence when `distributed`.
+        records: annotated images; a sequence when `distributed`.
         metrics: name → metric, fresh, such as from `default_metrics`.
         score_threshold: least score of an instance; 0 keeps the published top k.
         workers: threads that read.
@@ -139,12 +139,12 @@ def evaluate(
             changes nothing.
         thresholds: object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
 
-    A picture that cannot be read or segmented, or whose annotation does not fit, is reported in the result and not
+    An image that cannot be read or segmented, or whose annotation does not fit, is reported in the result and not
     counted.
 
     Raises:
         ConfigError: the model or the annotations do not have what a metric needs.
-        M2FError: no picture could be evaluated.
+        M2FError: no image could be evaluated.
     """
     own = share(records, ranks.rank(), ranks.world_size()) if distributed else records
     options = {"score_threshold": score_threshold, **thresholds}
@@ -157,24 +157,24 @@ def evaluate(
 
 @dataclass
 class Measured:
-    """What was counted over some of the pictures; parts merge, in the order of their pictures."""
+    """What was counted over some of the images; parts merge, in the order of their images."""
 
     metrics: dict[str, Metric]
     seconds: float = 0.0
     images: int = 0
     failures: list[EvalFailure] = field(default_factory=list)
 
-    def add(self, picture: Scored) -> None:
-        """Add one picture, after those that are here."""
-        if picture.message is not None:
-            self.failures.append(EvalFailure(picture.name, picture.message))
+    def add(self, image: Scored) -> None:
+        """Add one image, after those that are here."""
+        if image.message is not None:
+            self.failures.append(EvalFailure(image.name, image.message))
             return
-        for name, part in picture.parts.items():
+        for name, part in image.parts.items():
             self.metrics[name].merge(part)
         self.images += 1
 
     def merge(self, other: Measured) -> None:
-        """Add a part that another process measured at the same time, over later pictures."""
+        """Add a part that another process measured at the same time, over later images."""
         for name, metric in self.metrics.items():
             metric.merge(other.metrics[name])
         self.seconds = max(self.seconds, other.seconds)
@@ -192,7 +192,7 @@ class Measured:
 
 
 def share(records: Sequence[Item], rank: int, count: int) -> Iterator[Item]:
-    """The pictures of process `rank` of `count`: neighbours, so that merged parts keep the order of the pictures."""
+    """The images of process `rank` of `count`: neighbours, so that merged parts keep the order of the images."""
     return (records[i] for i in range(len(records) * rank // count, len(records) * (rank + 1) // count))
 
 
@@ -213,11 +213,11 @@ def measure(
     workers: int = 2,
     **thresholds: float | int | None,
 ) -> Measured:
-    """As `evaluate`, for a part of the pictures: the figures are not computed yet."""
+    """As `evaluate`, for a part of the images: the figures are not computed yet."""
     started = time.perf_counter()
     measured = Measured(dict(metrics))
-    with closing(scored(segmenter, records, metrics, workers=workers, **thresholds)) as pictures:
-        for number, each in enumerate(pictures, 1):
+    with closing(scored(segmenter, records, metrics, workers=workers, **thresholds)) as images:
+        for number, each in enumerate(images, 1):
             measured.add(each)
             if on_progress is not None:
                 on_progress(EvalProgress(each.name, number, each.message))
@@ -227,7 +227,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Scored:
-    """One picture, by every metric alone.
+    """One image, by every metric alone.
 
     seconds: from reading to scoring, without waiting. message: what went wrong; `parts` is empty then.
     saved: what `on_results` gave.
@@ -252,31 +252,31 @@ def scored(
     on_results: OnResults | None = None,
     **thresholds: float | int | None,
 ) -> Iterator[Scored]:
-    """Score picture by picture, in their order; the network runs in the caller's thread. Close what is not used up.
+    """Score image by image, in their order; the network runs in the caller's thread. Close what is not used up.
 
     Args:
-        metrics: name → metric; they stay as they are, each picture gets a fresh one.
+        metrics: name → metric; they stay as they are, each image gets a fresh one.
         workers: threads that read, and as many that finish.
-        on_results: called in threads with each picture's results by task, which know their picture then.
+        on_results: called in threads with each image's results by task, which know their image then.
 
     Raises:
         ConfigError: the model or the annotations do not have what a metric needs.
     """
     tasks = [segmenter.check_task(task) for task in dict.fromkeys(metric.task for metric in metrics.values())]
 
-    def read(record: Record) -> tuple[np.ndarray, tuple[Truth | Truths, np.ndarray | None]]:
-        truth, image = record.read_truth(), record.read_image()
-        return image, (truth, None if on_results is None else image)
+    def read(record: Record) -> tuple[np.ndarray, tuple[Annotation | Annotations, np.ndarray | None]]:
+        annotation, image = record.read_annotation(), record.read_image()
+        return image, (annotation, None if on_results is None else image)
 
-    def finish(kept: tuple[Truth | Truths, np.ndarray | None], raw: Any) -> _Found:
-        truth, image = kept
+    def finish(kept: tuple[Annotation | Annotations, np.ndarray | None], raw: Any) -> _Found:
+        annotation, image = kept
         results = segmenter.finish_all(raw, tasks, **thresholds)
         for task, result in results.items():
-            own = truth_for(task, truth)
+            own = annotation_for(task, annotation)
             if own is not None:
                 check_sizes(result, own)
             result.image = image
-        return _Found(truth, results)
+        return _Found(annotation, results)
 
     def hand_on(record: Record, found: _Found) -> _Found:
         if on_results is not None:
@@ -297,7 +297,7 @@ def scored(
 class _Found:
     """What is known of one image before it is scored."""
 
-    truth: Truth | Truths
+    annotation: Annotation | Annotations
     results: dict[Task, Result]
     saved: Any = None
 
@@ -310,9 +310,9 @@ def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, f
     parts = {name: metric.fresh() for name, metric in metrics.items()}
     try:
         for name, metric in metrics.items():
-            truth = truth_for(metric.task, found.truth)
-            if truth is not None:
-                parts[name].update(found.results[metric.task], truth)
+            annotation = annotation_for(metric.task, found.annotation)
+            if annotation is not None:
+                parts[name].update(found.results[metric.task], annotation)
     except DataError as error:
         return Scored(record.name, seconds, {}, str(error), found.saved)
     return Scored(record.name, seconds + time.perf_counter() - started, parts, None, found.saved)
@@ -321,9 +321,9 @@ def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, f
 def nothing_evaluated(failures: list[EvalFailure]) -> M2FError:
     """Return the error of an evaluation that scored no image."""
     if not failures:
-        return DataError("There are no pictures to evaluate.")
+        return DataError("There are no images to evaluate.")
     first = failures[0]
-    return M2FError(f"None of {len(failures)} pictures could be evaluated. The first, {first.name}: {first.message}")
+    return M2FError(f"None of {len(failures)} images could be evaluated. The first, {first.name}: {first.message}")
 
 
 def without_nan(value: Any) -> Any:

@@ -1,12 +1,12 @@
-"""The memory of an evaluation: pictures.jsonl, one line for each picture that was scored.
+"""The memory of an evaluation: pictures.jsonl, one line for each image that was scored.
 
     {"header": {…}}                                                       what was evaluated, and how
-    {"name", "number", "seconds", "metrics": {metric: state}}             a scored picture
+    {"name", "number", "seconds", "metrics": {metric: state}}             a scored image
     {"name", "number", "seconds", "error": "…"}                           one that could not be scored
 
-`number` is the picture's place in its split, from 0; a state is what `Metric.restore` takes. A line is written when
-its picture is done, so that an evaluation can stop at any time; half a line at the end is of one that was killed, and
-is ignored. Further processes of one evaluation write pictures.1.jsonl and so on, until all are put together.
+`number` is the image's place in its split, from 0; a state is what `Metric.restore` takes. A line is written when
+its image is done, so that an evaluation can stop at any time; half a line at the end is of one that was killed, and
+is ignored. Further processes of one evaluation write images.1.jsonl and so on, until all are put together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Line = dict[str, Any]
 
 
 def journal_of(folder: Path, rank: int = 0) -> Path:
-    return folder / (f"pictures.{rank}.jsonl" if rank else NAME)
+    return folder / (f"images.{rank}.jsonl" if rank else NAME)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The pictures of a journal, in the order of the file.
+    """The images of a journal, in the order of the file.
 
     Raises:
         DataError: a damaged line, other than half a one at the end.
@@ -48,7 +48,7 @@ def read(path: Path) -> Iterator[Line]:
 
 
 def finished(folder: Path) -> set[int]:
-    """The numbers of the pictures that were scored; those that failed are worth another try."""
+    """The numbers of the images that were scored; those that failed are worth another try."""
     path = journal_of(folder)
     return {line["number"] for line in read(path) if "error" not in line} if path.is_file() else set()
 
@@ -85,8 +85,8 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
 
 
 def consolidate(folder: Path, header: dict[str, Any]) -> None:
-    """Put the journals of all processes into one, a line for each picture, in the order of the split. Of several lines
-    about one picture that with a score is kept."""
+    """Put the journals of all processes into one, a line for each image, in the order of the split. Of several lines
+    about one image that with a score is kept."""
     paths = [path for path in _journals(folder) if whole_bytes(path)]
     chosen: dict[int, _Place] = {}
     in_order = len(paths) == 1

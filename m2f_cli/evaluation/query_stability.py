@@ -27,7 +27,7 @@ from ..loss.mask_sampling import make_mask_sampling
 from ..structures import Task
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
-from .evaluate import EvalFailure, EvalProgress, truth_for
+from .evaluate import EvalFailure, EvalProgress, annotation_for
 
 # Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
 # trained.
@@ -82,7 +82,7 @@ class QueryDiagnosis:
         return _percent(self.iou_L, self.compared_L)
 
     def merge(self, other: QueryDiagnosis) -> None:
-        """Add what was counted over other pictures."""
+        """Add what was counted over other images."""
         self.same_L, self.iou_L = self.same_L + other.same_L, self.iou_L + other.iou_L
         self.compared_L = self.compared_L + other.compared_L
         self.same_in_all += other.same_in_all
@@ -130,15 +130,15 @@ def diagnose_queries(
 
     Args:
         segmenter: a `Segmenter` around a network (an exported file answers with its last layer only).
-        records: annotated pictures with the classes of the model.
+        records: annotated images with the classes of the model.
         task: what targets are made for; the model's own by default.
-        on_progress: is told of each picture.
+        on_progress: is told of each image.
         seed: of the points at which masks are compared when they are matched: the same for all layers, so that only
             the layers differ, and the same every time.
 
     Raises:
         ConfigError: the model has one prediction only or does not match queries; annotations that do not fit the task.
-        M2FError: no picture could be used.
+        M2FError: no image could be used.
     """
     task = segmenter.check_task(task or segmenter.default_task)
     if segmenter.model is None:
@@ -152,7 +152,7 @@ def diagnose_queries(
     for number, record in enumerate(records, 1):
         message = None
         try:
-            part = _of_picture(segmenter, record, task, matcher)
+            part = _of_image(segmenter, record, task, matcher)
         except ConfigError:
             raise
         except M2FError as error:
@@ -164,13 +164,13 @@ def diagnose_queries(
             on_progress(EvalProgress(record.name, number, message))
     if found is None:
         first = f" The first, {failures[0].name}: {failures[0].message}" if failures else ""
-        raise DataError(f"There is no picture whose queries could be diagnosed.{first}")
+        raise DataError(f"There is no image whose queries could be diagnosed.{first}")
     found.failures = failures
     return found
 
 
 def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> QueryDiagnosis:
-    """Of one picture.
+    """Of one image.
 
     Args:
         prediction: of a batch of one.
@@ -198,13 +198,13 @@ def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> Q
 
 
 @torch.inference_mode()
-def _of_picture(segmenter: BaseSegmenter, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
-    truth = truth_for(task, record.read_truth())
-    if truth is None:
+def _of_image(segmenter: BaseSegmenter, record: Record, task: Task, matcher: Matcher) -> QueryDiagnosis | None:
+    annotation = annotation_for(task, record.read_annotation())
+    if annotation is None:
         return None
     prepared = segmenter.prepare(record.read_image())
     valid = tuple(prepared.pixels_CHW.shape[-2:])
-    target = _resized(to_target(truth, task, segmenter.categories), valid).to(segmenter.device)
+    target = _resized(to_target(annotation, task, segmenter.categories), valid).to(segmenter.device)
     images_1CHW = segmenter.collate([prepared.pixels_CHW])
     prediction = segmenter.model(images_1CHW)
     if len(prediction.layers) < 2:

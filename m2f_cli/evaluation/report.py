@@ -3,7 +3,7 @@
 {"schema_version": 1,
  "model":     {"name", "source", "weights"},             weights: the start of a hash over them; null for files
  "data":      {"name", "format", "folder", "split", "pictures", "full_split"},
- "scored": 80, "of": 5000, "failed": 0,                  of: pictures of the published split, else of this one
+ "scored": 80, "of": 5000, "failed": 0,                  of: images of the published split, else of this one
  "figures":   {"pq": 51.2, "pq_things": …, "ap": …},     percent; null where there was nothing to measure
  "per_class": {metric: {class: {figure: value}}},
  "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
@@ -38,7 +38,7 @@ ANALYSES = ("pq-errors", "calibration", "calibration-instance")  # metrics that 
 class PublishedComparison:
     """A published figure beside the measured one, in percent.
 
-    comparable: whether all pictures of the published split were scored, in the published setting.
+    comparable: whether all images of the published split were scored, in the published setting.
     """
 
     metric: str
@@ -58,7 +58,7 @@ def compare_published(
 
     Args:
         augmented: whether the evaluation had test-time augmentation.
-        complete: whether it saw all pictures of the published split, with the published thresholds.
+        complete: whether it saw all images of the published split, with the published thresholds.
     """
     wanted = [each for each in published if _measured(figures, each.metric) is not None]
     own = [each for each in wanted if (each.setting != SINGLE_SCALE) == augmented]

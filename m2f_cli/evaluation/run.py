@@ -1,6 +1,6 @@
 """An evaluation in a folder: it can be stopped and go on, and several processes can share it.
 
-    OUT/pictures.jsonl        the journal (`picture_journal`); the figures are computed from it, picture by picture in
+    OUT/pictures.jsonl        the journal (`image_journal`); the figures are computed from it, image by image in
                               the order of the split, however often it was stopped and however many processes wrote it
     OUT/predictions/          what `save` names, as `m2f predict` lays it out
 
@@ -71,10 +71,10 @@ def run(
     """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
 
     Args:
-        resume: go on in a folder where such an evaluation was begun: pictures that were scored are not scored again,
+        resume: go on in a folder where such an evaluation was begun: images that were scored are not scored again,
             those that failed are. Figures are equal to those of one that was never stopped, to the last bit.
-        on_progress: after each picture of this process.
-        on_start: is told how many pictures this process will score.
+        on_progress: after each image of this process.
+        on_start: is told how many images this process will score.
 
     Raises:
         ConfigError: the folder is in use, also by another process, or holds another evaluation.
@@ -94,8 +94,8 @@ def run(
 
 
 def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -> dict[str, Any]:
-    """What identifies an evaluation: the weights by their hash, the pictures by their names, and the settings."""
-    pictures = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
+    """What identifies an evaluation: the weights by their hash, the images by their names, and the settings."""
+    images = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
     config = getattr(segmenter, "config", None)
     return {
         "schema_version": 1,
@@ -103,7 +103,7 @@ def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -
         "weights": weights_hash(getattr(segmenter, "model", None)),
         "categories": [category.to_dict() for category in segmenter.categories],
         "test": None if config is None else config.test.model_dump(mode="json"),
-        "pictures": pictures,
+        "pictures": images,
         **settings,
     }
 
@@ -120,7 +120,7 @@ def weights_hash(model: torch.nn.Module | None) -> str | None:
 
 
 def scored_names(evaluation: EvalRun) -> list[str]:
-    """The pictures that were scored, in the order of the split."""
+    """The images that were scored, in the order of the split."""
     lines = journal.read(journal.journal_of(evaluation.folder))
     return [line["name"] for line in lines if "error" not in line and line["number"] < evaluation.count]
 
@@ -130,7 +130,7 @@ def scored_names(evaluation: EvalRun) -> list[str]:
 
 def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
     """Make the folder this evaluation's own, for this process alone as long as the stack is open; the numbers of the
-    pictures that are still to be scored."""
+    images that are still to be scored."""
     folder, header = evaluation.folder, dict(evaluation.header)
     with writing_to(folder):
         if folder.exists() and not folder.is_dir():
@@ -148,7 +148,7 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)
-    if evaluation.save and done:  # a picture whose predictions were lost is done again
+    if evaluation.save and done:  # an image whose predictions were lost is done again
         with _saver(evaluation, 0) as saver:
             saver.gather()
             done = {
@@ -192,18 +192,18 @@ def _score(
     path = journal.journal_of(evaluation.folder, rank)
     with journal.appending(path, dict(evaluation.header)) as add, closing(stream):
         for done, (number, each) in enumerate(zip(numbers, stream, strict=True), 1):
-            if each.saved is not None:  # first: a picture that is in the journal is never done again
+            if each.saved is not None:  # first: an image that is in the journal is never done again
                 saver.append(each.saved)
             add(_line(number, each))
             if on_progress is not None:
                 on_progress(EvalProgress(each.name, done, each.message))
 
 
-def _line(number: int, picture: Scored) -> journal.Line:
-    line = {"name": picture.name, "number": number, "seconds": round(picture.seconds, 6)}
-    if picture.message is not None:
-        return {**line, "error": picture.message}
-    return {**line, "metrics": {name: part.state() for name, part in picture.parts.items()}}
+def _line(number: int, image: Scored) -> journal.Line:
+    line = {"name": image.name, "number": number, "seconds": round(image.seconds, 6)}
+    if image.message is not None:
+        return {**line, "error": image.message}
+    return {**line, "metrics": {name: part.state() for name, part in image.parts.items()}}
 
 
 def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:

@@ -1,6 +1,6 @@
-"""Predictions written while they are scored: what `m2f predict` writes, for the pictures of an evaluation.
+"""Predictions written while they are scored: what `m2f predict` writes, for the images of an evaluation.
 
-Each process has a journal of its own; the first one puts them together and writes the files that all pictures share.
+Each process has a journal of its own; the first one puts them together and writes the files that all images share.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Saver:
         self.stack.close()
 
     def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
-        """Write the files of one picture, in any thread; gives its entry for `append`."""
+        """Write the files of one image, in any thread; gives its entry for `append`."""
         pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
         return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 
@@ -73,7 +73,7 @@ class Saver:
         self.journal.append(entry)
 
     def is_saved(self, record: Any) -> bool:
-        """Return whether a picture is in this journal, and all its files are there."""
+        """Return whether an image is in this journal, and all its files are there."""
         return self.journal.is_finished(record.name, _file_of(record))
 
     def gather(self) -> None:

@@ -206,7 +206,7 @@ def prepare(
 class EvalOutcome:
     """What came of an evaluation: the figures, how they stand to published ones, and the tree of results.json.
 
-    names: of the scored pictures, in their order. sweep, diagnosis: where they were asked for.
+    names: of the scored images, in their order. sweep, diagnosis: where they were asked for.
     """
 
     result: EvalResult
@@ -286,7 +286,7 @@ def _outcome(
         notes=evaluation.notes,
     )
     names = scored_names(evaluation.run)
-    _name_pictures(tree, names)
+    _name_images(tree, names)
     if found is not None:
         tree["threshold_sweep"] = found.to_dict()
     if diagnosis is not None:
@@ -294,8 +294,8 @@ def _outcome(
     return EvalOutcome(result, published, tree, names, found, diagnosis)
 
 
-def _name_pictures(tree: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Metrics know pictures by their number; people by their name."""
+def _name_images(tree: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Metrics know images by their number; people by their name."""
     for tables in tree["tables"].values():
         for row in tables.get("worst_pictures", ()):
             row["name"] = names[row["number"]]

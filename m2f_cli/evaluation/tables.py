@@ -18,13 +18,13 @@ def tables(metrics: Mapping[str, Figures], names: Sequence[str] | None = None) -
 
     Args:
         metrics: name → what the metric computed, as in `EvalResult.metrics`.
-        names: of the scored pictures, in their order, for the worst ones; without them they go by number.
+        names: of the scored images, in their order, for the worst ones; without them they go by number.
     """
     found: list[Table] = []
     if "pq-errors" in metrics:
         figures = metrics["pq-errors"]
         found += [errors(figures), errors_by_class(figures), sizes(figures), confusion(figures)]
-        found.append(worst_pictures(figures, names))
+        found.append(worst_images(figures, names))
     for metric in ("calibration", "calibration-instance"):
         if metric in metrics:
             found.append(reliability(metrics[metric]))
@@ -69,13 +69,13 @@ def confusion(figures: Figures, top: int = TOP) -> Table:
     return "Classes taken for each other", ["true", "found as", "segments"], rows
 
 
-def worst_pictures(figures: Figures, names: Sequence[str] | None = None, top: int = TOP) -> Table:
+def worst_images(figures: Figures, names: Sequence[str] | None = None, top: int = TOP) -> Table:
     rows = []
     for row in figures["tables"]["worst_pictures"][:top]:
         name = str(row["number"]) if names is None else names[row["number"]]
         counts = [str(row[key]) for key in ("hits", "missed", "wrong")]
         rows.append([name, number(row["pq"]), number(row["lost"]), *counts])
-    return "Pictures that cost most", ["picture", "PQ", "segments lost", "hits", "missed", "wrong"], rows
+    return "Images that cost most", ["image", "PQ", "segments lost", "hits", "missed", "wrong"], rows
 
 
 def reliability(figures: Figures) -> Table:
@@ -95,7 +95,7 @@ def reliability(figures: Figures) -> Table:
 def object_threshold(found: Mapping[str, Any]) -> Table:
     rows = [
         [name, f"{found[key]['threshold']:.2f}", number(found[key]["pq"])]
-        for name, key in (("as evaluated", "now"), ("best on these pictures", "best"))
+        for name, key in (("as evaluated", "now"), ("best on these images", "best"))
     ]
     return f"Object threshold, estimated. {found['caution']}", ["", "least score", "PQ"], rows
 

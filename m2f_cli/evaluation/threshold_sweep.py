@@ -1,4 +1,4 @@
-"""Which object and overlap thresholds would have been best: the network runs once per picture, not once per pair."""
+"""Which object and overlap thresholds would have been best: the network runs once per image, not once per pair."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..inference.base import BaseSegmenter, Wrapper
 from ..metrics.panoptic_quality import PanopticQuality
 from ..results.types import PanopticMap
 from ..structures import Task
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from .evaluate import EvalFailure, EvalProgress, nothing_evaluated, scored
 from .tables import Table, number
 
 OBJECT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 OVERLAP = (0.5, 0.6, 0.7, 0.8, 0.9)
 CAUTION = (
-    "The best pair was chosen on the very pictures that it is measured on, so its figure flatters. The figure by "
-    "halves is what choosing on one half of the pictures gives on the other."
+    "The best pair was chosen on the very images that it is measured on, so its figure flatters. The figure by "
+    "halves is what choosing on one half of the images gives on the other."
 )
 
 
@@ -40,11 +40,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sweep:
-    """PQ of every pair of thresholds over the same pictures.
+    """PQ of every pair of thresholds over the same images.
 
     best: of the highest PQ; of equal ones the first. now: with the model's own thresholds, where it has some.
-    by_halves: PQ where each half of the pictures (every other one) is measured with the pair that is best on the other
-        half; the mean of both halves. NaN with fewer than two pictures.
+    by_halves: PQ where each half of the images (every other one) is measured with the pair that is best on the other
+        half; the mean of both halves. NaN with fewer than two images.
     """
 
     pairs: list[Pair]
@@ -64,7 +64,7 @@ class Sweep:
 
     def tables(self) -> list[Table]:
         """(title, columns, rows) for a terminal: what is best, and PQ of all pairs."""
-        chosen = [("now", self.now), ("best on these pictures", self.best)]
+        chosen = [("now", self.now), ("best on these images", self.best)]
         rows = [
             [name, f"{each.object_threshold:g}", f"{each.overlap_threshold:g}", number(each.pq)]
             for name, each in chosen
@@ -75,7 +75,7 @@ class Sweep:
         grid = {(each.object_threshold, each.overlap_threshold): each.pq for each in self.pairs}
         lines = [[f"{a:g}", *(number(grid.get((a, b))) for b in columns)] for a in sorted({a for a, _ in grid})]
         return [
-            (f"Thresholds over {self.images} pictures. {self.caution}", ["", "object", "overlap", "PQ"], rows),
+            (f"Thresholds over {self.images} images. {self.caution}", ["", "object", "overlap", "PQ"], rows),
             ("PQ by thresholds", ["object \\ overlap", *(f"{b:g}" for b in columns)], lines),
         ]
 
@@ -91,39 +91,39 @@ def sweep(
 ) -> Sweep:
     """Measure PQ for each pair of thresholds, and for the model's own pair.
 
-    Each picture goes through the network once and is finished once for each pair, one after the other; only
+    Each image goes through the network once and is finished once for each pair, one after the other; only
     counts are kept.
     The figures of a pair are those of `evaluate` with these thresholds.
 
     Args:
         segmenter: a `Segmenter` that does panoptic segmentation, or a wrapper around one.
-        records: annotated pictures. One that cannot be evaluated is reported and not counted, for no pair.
+        records: annotated images. One that cannot be evaluated is reported and not counted, for no pair.
         workers: threads that read, and as many that finish.
 
     Raises:
         ConfigError: thresholds outside 0 to 1 or none, or the model is not panoptic.
-        M2FError: no picture could be evaluated.
+        M2FError: no image could be evaluated.
     """
     own = _own_pair(segmenter)
     grid = _grid(object_thresholds, overlap_thresholds, own)
     whole, *halves = (_Grid([PanopticQuality(segmenter.categories) for _ in grid]) for _ in range(3))
-    images, failures = 0, []
+    count, failures = 0, []
     stream = scored(_Sweeping(segmenter, grid), records, {"grid": whole}, workers=workers)
-    with closing(stream) as pictures:
-        for done, picture in enumerate(pictures, 1):
-            if picture.message is not None:
-                failures.append(EvalFailure(picture.name, picture.message))
+    with closing(stream) as images:
+        for done, image in enumerate(images, 1):
+            if image.message is not None:
+                failures.append(EvalFailure(image.name, image.message))
             else:
-                for part in (whole, halves[images % 2]):
-                    part.merge(picture.parts["grid"])
-                images += 1
+                for part in (whole, halves[count % 2]):
+                    part.merge(image.parts["grid"])
+                count += 1
             if on_progress is not None:
-                on_progress(EvalProgress(picture.name, done, picture.message))
-    if not images:
+                on_progress(EvalProgress(image.name, done, image.message))
+    if not count:
         raise nothing_evaluated(failures)
     pairs = [_pair(at, each) for at, each in zip(grid, whole.metrics, strict=True)]
     now = next((each for at, each in zip(grid, pairs, strict=True) if at == own), None)
-    return Sweep(pairs, pairs[_best(whole.metrics)], now, _by_halves(*halves), images, failures)
+    return Sweep(pairs, pairs[_best(whole.metrics)], now, _by_halves(*halves), count, failures)
 
 
 def _grid(objects: Sequence[float], overlaps: Sequence[float], own: tuple[float, float] | None) -> list:
@@ -144,7 +144,7 @@ def _pair(at: tuple[float, float], metric: PanopticQuality) -> Pair:
 
 
 def _best(metrics: Sequence[PanopticQuality]) -> int:
-    """NaN, where there is neither truth nor result, is the worst."""
+    """NaN, where there is neither annotation nor result, is the worst."""
     return max(range(len(metrics)), key=lambda i: _or_less(metrics[i].compute()["pq"]))
 
 
@@ -159,7 +159,7 @@ def _by_halves(first: _Grid, second: _Grid) -> float:
 
 @dataclass
 class _Results:
-    """One picture with each pair of thresholds, made when it is asked for: a map of a large picture is large."""
+    """One image with each pair of thresholds, made when it is asked for: a map of a large image is large."""
 
     first: PanopticMap
     others: Iterator[PanopticMap]
@@ -170,7 +170,7 @@ class _Results:
 
 
 class _Sweeping(Wrapper):
-    """Finishes each picture with all pairs."""
+    """Finishes each image with all pairs."""
 
     def __init__(self, inner: BaseSegmenter, grid: Sequence[tuple[float, float]]):
         super().__init__(inner)
@@ -196,6 +196,6 @@ class _Grid:
         for metric, part in zip(self.metrics, other.metrics, strict=True):
             metric.merge(part)
 
-    def update(self, results: _Results, truth: Truth) -> None:
+    def update(self, results: _Results, annotation: Annotation) -> None:
         for metric, result in zip(self.metrics, itertools.chain([results.first], results.others), strict=True):
-            metric.update(result, truth)
+            metric.update(result, annotation)

@@ -43,15 +43,15 @@ class ExportOptions:
     """What the file is to be. An exporter refuses what it cannot do (`Exporter.check`), it never ignores it.
 
     size: (height, width) of the input where it is to be fixed; None: any multiple of 32 (or of the model's divisor).
-    batch: pictures per run where it is to be fixed; None: any.
+    batch: images per run where it is to be fixed; None: any.
     precision: "fp32", "fp16" or "int8".
     postprocess: the task whose final maps the file is to give as well.
     normalise: whether (x - mean) / std goes inside: the input is RGB from 0 to 255 then.
     opset: of ONNX; None: the exporter's own choice.
     runner: whether a small program that runs the file stands beside it.
-    pictures: real ones that the file is compared on, and calibrated with where a format needs that.
+    images: real ones that the file is compared on, and calibrated with where a format needs that.
     tolerance: None: that of the precision.
-    measure: a folder of annotated pictures on which the quality of model and file is measured; measure_limit: on the
+    measure: a folder of annotated images on which the quality of model and file is measured; measure_limit: on the
         first so many of them alone.
     extra: what one format alone knows; plain values.
     """
@@ -63,7 +63,7 @@ class ExportOptions:
     normalise: bool = False
     opset: int | None = None
     runner: bool = False
-    pictures: Sequence[Path] = ()
+    images: Sequence[Path] = ()
     tolerance: Tolerance | None = None
     measure: Path | None = None
     measure_limit: int | None = None
@@ -119,7 +119,7 @@ class ExportReport:
     quality: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        elsewhere = ("pictures", "tolerance", "measure", "measure_limit")
+        elsewhere = ("images", "tolerance", "measure", "measure_limit")
         options = {key: value for key, value in asdict(self.options).items() if key not in elsewhere}
         return {
             "schema_version": SCHEMA_VERSION,
@@ -185,7 +185,7 @@ def export(
         size = _size_of(part.parent)
         tell(ExportStep("Running what was written"))
         exported = exporter.open(part, plain, options)
-        cases = default_cases(plain, exported, options.pictures)
+        cases = default_cases(plain, exported, options.images)
         tolerance = options.tolerance or tolerance_for(options.precision)
         comparisons = compare(plain, exported, cases, tolerance, on_case=lambda text: tell(ExportStep(text)))
         check(comparisons, tolerance, path.name)
@@ -257,7 +257,7 @@ def _in_fp32(model: Segmenter) -> Segmenter:
 def _measured(model: Segmenter, options: ExportOptions) -> EvalData | None:
     """
     Raises:
-        DataError, ConfigError: `options.measure` has no annotated pictures for this model.
+        DataError, ConfigError: `options.measure` has no annotated images for this model.
     """
     if options.measure is None:
         return None
@@ -340,7 +340,7 @@ def check_size(model: Segmenter, options: ExportOptions) -> None:
             hint=f"The nearest is --size {height} {width}.",
         )
     if options.batch is not None and options.batch < 1:
-        raise ConfigError(f"A batch has at least one picture, not {options.batch}.")
+        raise ConfigError(f"A batch has at least one image, not {options.batch}.")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What goes into an exported file: the network, optionally normalisation before it and post-processing behind it.
 
-Inputs and outputs, by name; B pictures, Q queries, K classes + 1, H x W the size of the network's input:
+Inputs and outputs, by name; B images, Q queries, K classes + 1, H x W the size of the network's input:
 
     images         (B, 3, H, W) float32, RGB: normalised, or 0 to 255 where normalisation is inside
     class_logits   (B, Q, K), the last class is "no object"
@@ -16,7 +16,7 @@ data-dependent shapes), at H x W:
                    no object (stuff, for a model that also does panoptic); instance_scores (B, N) float32
     semantic       semantic_map (B, H, W) int32: class numbers
 
-The thresholds are those of the model's configuration. The whole input counts as the picture: cut padding off the maps.
+The thresholds are those of the model's configuration. The whole input counts as the image: cut padding off the maps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OUTPUTS: dict[Task, tuple[str, ...]] = {
     "semantic": ("semantic_map",),
 }
 LARGEST = 8192  # pixels of an edge, of a file that takes any size
-MOST = 512  # pictures of a batch, of a file that takes any
+MOST = 512  # images of a batch, of a file that takes any
 BEYOND = 2  # cells by which the coarsest map is larger than a window when a file for any size is traced
 
 
@@ -171,8 +171,8 @@ class Instance(nn.Module):
         scores_BN, order_BN = scores_BN.topk(count, sorted=True)
         queries_BN = queries_BN.gather(1, order_BN)
         labels_BN = torch.where(scores_BN >= 0, labels_BN.gather(1, order_BN), -1)
-        pictures_B1 = torch.arange(len(queries_BN), device=queries_BN.device)[:, None]
-        return inside_BQHW[pictures_B1, queries_BN], labels_BN.int(), scores_BN.clamp(min=0)
+        images_B1 = torch.arange(len(queries_BN), device=queries_BN.device)[:, None]
+        return inside_BQHW[images_B1, queries_BN], labels_BN.int(), scores_BN.clamp(min=0)
 
 
 class Semantic(nn.Module):

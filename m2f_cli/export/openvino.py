@@ -1,7 +1,7 @@
 """A folder for OpenVINO, model.xml and model.bin: Intel's processors, graphics and NPUs.
 
 fp16 halves the weights; on a CPU they are fp32 again when the network runs. int8 goes through nncf: weights and
-activations are quantised after the ranges that calibration pictures show, with the settings for transformers.
+activations are quantised after the ranges that calibration images show, with the settings for transformers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..errors import ConfigError, ExportError
 from ..inference.engines import base as engines
 from ..inference.engines.openvino_engine import XML, OpenVinoEngine, require
 from ..inference.segmenter import Segmenter
-from ..structures.images import read_picture
+from ..structures.images import read_image
 from .base import ExportOptions, description_of, refuse_options
 from .onnx import OnnxExporter
 from .safetensors import refuse_precision
 
-CALIBRATION_PICTURES = 300  # nncf's own default: more pictures no longer move the ranges
+CALIBRATION_IMAGES = 300  # nncf's own default: more images no longer move the ranges
 _PURPOSE = "Exporting for OpenVINO"
 
 
@@ -44,9 +44,9 @@ class OpenVino:
         OnnxExporter().check(model, _as_onnx(options))
         if options.precision == "int8":
             require("nncf", "int8 for OpenVINO")
-            if not options.pictures:
+            if not options.images:
                 raise ConfigError(
-                    "int8 needs pictures: they show which range each activation has.",
+                    "int8 needs images: they show which range each activation has.",
                     hint="Pass --images DIR with a few hundred of the kind that the model is for.",
                 )
 
@@ -83,30 +83,30 @@ def convert(model: Segmenter, options: ExportOptions) -> Any:
 
 
 def _as_onnx(options: ExportOptions) -> ExportOptions:
-    return replace(options, precision="fp32", pictures=())
+    return replace(options, precision="fp32", images=())
 
 
 def _quantised(converted: Any, model: Segmenter, options: ExportOptions) -> Any:
     nncf = require("nncf", "int8 for OpenVINO")
-    pictures = list(options.pictures)[:CALIBRATION_PICTURES]
-    dataset = nncf.Dataset(pictures, network_input(model, options))
+    images = list(options.images)[:CALIBRATION_IMAGES]
+    dataset = nncf.Dataset(images, network_input(model, options))
     with contextlib.redirect_stdout(sys.stderr):  # its bars of progress; stdout is for results
         return nncf.quantize(
             converted,
             dataset,
-            subset_size=len(pictures),
+            subset_size=len(images),
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
         )
 
 
 def network_input(model: Segmenter, options: ExportOptions) -> Callable[[Path], np.ndarray]:
-    """Makes of a picture's file what an exported file with these options would be given: (batch, 3, H, W)."""
+    """Makes of an image's file what an exported file with these options would be given: (batch, 3, H, W)."""
     recorder = _Recorder(description_of(model, options))
     feeder = engines.EngineSegmenter(recorder)
 
     def make(path: Path) -> np.ndarray:
-        feeder.outputs([feeder.prepare(read_picture(path))])
+        feeder.outputs([feeder.prepare(read_image(path))])
         return recorder.images_BCHW.contiguous().numpy()
 
     return make

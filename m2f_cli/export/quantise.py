@@ -1,6 +1,6 @@
 """int8 for processors: ONNX whose linear layers are quantised when they run, and what any export costs in quality.
 
-Dynamic quantisation needs no pictures: weights are stored as int8, activations get the range that they have at that
+Dynamic quantisation needs no images: weights are stored as int8, activations get the range that they have at that
 moment. It shrinks the file to less than a third where linear layers are most of it (Swin), and leaves convolutions
 (ResNet) as they are.
 """
@@ -40,7 +40,7 @@ def quantise_onnx(source: Path, target: Path) -> None:
 
 
 def open_measured(model: Segmenter, folder: Path, split: str = "val") -> EvalData:
-    """The annotated pictures that the quality of a model and of its file are compared on.
+    """The annotated images that the quality of a model and of its file are compared on.
 
     Args:
         folder: of a data set, as `m2f eval --data` takes it.
@@ -59,17 +59,17 @@ def measure(
     limit: int | None = None,
     on_start: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """What an export costs: figures of the model and of the file on the same annotated pictures, in percent.
+    """What an export costs: figures of the model and of the file on the same annotated images, in percent.
 
     Args:
         data: from `open_measured`.
-        limit: only so many pictures.
+        limit: only so many images.
         on_start: is told when either begins.
     """
     task, records = model.default_task, data.records[:limit]
     found = {}
     for name, each in (("model", model), ("exported", exported)):
-        on_start(f"Measuring the {name.replace('exported', 'file')} on {len(records)} pictures")
+        on_start(f"Measuring the {name.replace('exported', 'file')} on {len(records)} images")
         found[name] = evaluate(each, records, default_metrics(task, model.categories)).figures
     difference = {name: found["exported"][name] - value for name, value in found["model"].items()}
     about = {"task": task, "data": data.name, "folder": str(data.folder), "split": data.split, "pictures": len(records)}

@@ -1,4 +1,4 @@
-"""Run an ONNX file of m2f on a picture: numpy, onnxruntime and Pillow, nothing else.
+"""Run an ONNX file of m2f on an image: numpy, onnxruntime and Pillow, nothing else.
 
     python run_onnx.py photo.jpg                            writes photo-segments.png and photo-segments.json
     python run_onnx.py photo.jpg --model model.onnx --out result.png
@@ -28,7 +28,7 @@ LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # ids that are stored as JPEG are 
 
 
 def input_size(height, width, about):
-    """The size at which the network sees a picture, and that of its input, which is padded on the right and below."""
+    """The size at which the network sees an image, and that of its input, which is padded on the right and below."""
     resize = about["config"]["test"]["resize"]
     if "fixed" in resize:
         new = tuple(resize["fixed"])
@@ -45,7 +45,7 @@ def input_size(height, width, about):
 
 
 def network_input(image, valid, padded, about):
-    """(1, 3, H, W) float32: normalised, with zeros where there is no picture."""
+    """(1, 3, H, W) float32: normalised, with zeros where there is no image."""
     mean, std = (np.array(about["config"]["input"][key], np.float32) for key in ("mean", "std"))
     pixels = np.asarray(image.resize(valid[::-1], Image.Resampling.BILINEAR), np.float32)
     canvas = np.zeros((*padded, 3), np.float32)
@@ -173,26 +173,26 @@ def opened(model):
     return session, json.loads(about)
 
 
-def read(picture):
+def read(path):
     """The image as m2f reads it: upright, transparency over white, of 16 bits the high byte."""
     try:
-        with picture.open("rb") as file:
+        with path.open("rb") as file:
             image, tiff = identify(file)
             if image is None and tiff is None:
-                raise SystemExit(f"{picture}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
+                raise SystemExit(f"{path}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
             if image is not None:
                 return Image.fromarray(image_to_rgb(image))
             file.seek(0)
             return Image.fromarray(tiff_to_rgb(file.read(), tiff))
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{picture} is a TIFF that only OpenCV reads: pip install opencv-python") from error
+        raise SystemExit(f"{path} is a TIFF that only OpenCV reads: pip install opencv-python") from error
     except Exception as error:  # Pillow raises whatever it comes upon in a damaged file
-        raise SystemExit(f"{picture} cannot be read: {error}") from error
+        raise SystemExit(f"{path} cannot be read: {error}") from error
 
 
-def run(model, picture, out):
+def run(model, path, out):
     session, about = opened(model)
-    image = read(picture)
+    image = read(path)
     size = (image.height, image.width)
     valid, padded = input_size(*size, about)
     images = network_input(image, valid, padded, about)
@@ -214,18 +214,18 @@ def run(model, picture, out):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--model", type=Path, help="by default the one .onnx beside this file")
-    parser.add_argument("--out", type=Path, help="by default PICTURE-segments.png")
+    parser.add_argument("--out", type=Path, help="by default IMAGE-segments.png")
     given = parser.parse_args()
     beside = [given.model] if given.model else list(Path(__file__).parent.glob("*.onnx"))
     if len(beside) != 1:
         parser.error(f"there are {len(beside)} .onnx files beside this program: pass --model")
-    out = given.out or given.picture.with_name(f"{given.picture.stem}-segments.png")
+    out = given.out or given.image.with_name(f"{given.image.stem}-segments.png")
     if out.suffix.lower() not in LOSSLESS:
         parser.error(f"--out should end in {', '.join(LOSSLESS)}: other files lose values")
     try:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have the letters of a file's name
-        sys.stdout.write(run(beside[0], given.picture, out) + "\n")
+        sys.stdout.write(run(beside[0], given.image, out) + "\n")
     except OSError as error:
         parser.error(str(error))

@@ -1,4 +1,4 @@
-"""Is an exported file still the model? Both see the same pictures; logits and final maps are compared.
+"""Is an exported file still the model? Both see the same images; logits and final maps are compared.
 
 Masks are thresholded inside the network (docs/methods/published-behaviour.md#3-5): a logit within rounding of zero may
 open or close one cell of an attention mask and move one query, in any two correct implementations. So a small share of
@@ -26,9 +26,9 @@ from ..inference.preprocess import RESAMPLERS
 from ..inference.segmenter import Segmenter
 from ..results.types import Instances, PanopticMap, Result
 from ..structures import Task
-from ..structures.images import read_picture
+from ..structures.images import read_image
 
-LARGEST_EDGE = 480  # of a comparison's short edge: larger pictures say no more and take minutes
+LARGEST_EDGE = 480  # of a comparison's short edge: larger images say no more and take minutes
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def scaled_tolerance(precision: str, logits: float) -> Tolerance:
 
 @dataclass(frozen=True)
 class VerifyBatch:
-    """A batch of pictures that both see. kind: "picture" (the user's), "scene" (generated) or "random" (noise)."""
+    """A batch of images that both see. kind: "picture" (the user's), "scene" (generated) or "random" (noise)."""
 
     kind: str
     batch: list[Prepared]
@@ -128,9 +128,9 @@ class ExportComparison:
 
 
 def default_cases(
-    model: Segmenter, exported: Segmenter, pictures: Sequence[Path] = (), seed: int = 0
+    model: Segmenter, exported: Segmenter, images: Sequence[Path] = (), seed: int = 0
 ) -> list[VerifyBatch]:
-    """Noise, and real pictures (generated scenes where there are none), in sizes and batches that the file takes:
+    """Noise, and real images (generated scenes where there are none), in sizes and batches that the file takes:
     three of each kind at least.
 
     All are of exactly the size of a network input, so that no padding makes a difference of its own.
@@ -145,12 +145,10 @@ def default_cases(
     for i, size in enumerate(sizes):
         count = fixed or 1 + i % 2
         real = [
-            _picture(model, size, pictures[(i + j) % len(pictures)])
-            if pictures
-            else scene(seed + i + j, *size).image_HW3
+            _image(model, size, images[(i + j) % len(images)]) if images else scene(seed + i + j, *size).image_HW3
             for j in range(count)
         ]
-        found.append(VerifyBatch("picture" if pictures else "scene", [prepared_as_is(each) for each in real]))
+        found.append(VerifyBatch("picture" if images else "scene", [prepared_as_is(each) for each in real]))
         found.append(VerifyBatch("random", [prepared_as_is(_noise(rng, size)) for _ in range(count)]))
     return found
 
@@ -166,8 +164,8 @@ def _round(edge: float, multiple: int) -> int:
     return max(2, round(edge / multiple)) * multiple
 
 
-def _picture(model: Segmenter, size: Size, path: Path) -> np.ndarray:
-    return RESAMPLERS[model.config.test.resize.resampling](read_picture(path), (size[1], size[0]))
+def _image(model: Segmenter, size: Size, path: Path) -> np.ndarray:
+    return RESAMPLERS[model.config.test.resize.resampling](read_image(path), (size[1], size[0]))
 
 
 def _noise(rng: np.random.Generator, size: Size) -> np.ndarray:

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..results.types import Instances, PanopticMap, SemanticMap
 from ..structures import Task
 from ..structures.categories import Categories
-from ..structures.images import read_picture
+from ..structures.images import read_image
 from .mask_rendering import Band, MaskLogits, Size
 
 
@@ -77,7 +77,7 @@ class BaseSegmenter(ABC):
         """
         if isinstance(images, (list, tuple)):
             return [self(image, task, **thresholds) for image in images]
-        pixels = read_picture(images)
+        pixels = read_image(images)
         [raw] = self.infer([self.prepare(pixels)])
         result = self.finish(raw, task, **thresholds)
         result.image = Path(images) if isinstance(images, (str, os.PathLike)) else pixels

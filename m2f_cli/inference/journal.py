@@ -28,10 +28,10 @@ from .sources import RUN_MARK
 
 @dataclass(frozen=True)
 class Shared:
-    """A format whose pictures share one json file.
+    """A format whose images share one json file.
 
-    write: what each picture still writes of its own.  entry: what it adds to the shared file, from the result, its
-    name and its picture's file name.  pack: what is made of the folder in the end, from it and the journal's head;
+    write: what each image still writes of its own.  entry: what it adds to the shared file, from the result, its
+    name and its image's file name.  pack: what is made of the folder in the end, from it and the journal's head;
     `packed` is the pattern of its name.
     """
 
@@ -100,7 +100,7 @@ class Journal(JsonLines):
         return (entry for entry in map(self.get, names) if entry is not None)
 
     def is_finished(self, name: str, file: str) -> bool:
-        """Whether a picture was done without error and all its files are still there."""
+        """Whether an image was done without error and all its files are still there."""
         entry = self.get(name)
         if entry is None or "error" in entry["record"] or entry["record"]["file"] != file:
             return False
@@ -209,7 +209,7 @@ def _files_of(path: Path) -> Iterator[str]:
 
 
 def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], categories: Categories) -> None:
-    """Write predictions.json and the shared files of `formats`, pictures in the order of `names`. Pictures of the
+    """Write predictions.json and the shared files of `formats`, images in the order of `names`. Images of the
     journal that are not named come first: they belong to earlier runs into the same folder."""
     named = set(names)
     order = [name for name in journal.offsets if name not in named] + list(names)

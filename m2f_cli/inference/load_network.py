@@ -161,7 +161,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, notes: list[str]) -> Config:
     """The configuration of weights that bring none: input and test size from a processor, else the usual ones."""
     if checkpoint.input is None:
-        notes.append("The file does not say how pictures are normalised: ImageNet's mean and deviation were assumed.")
+        notes.append("The file does not say how images are normalised: ImageNet's mean and deviation were assumed.")
     if checkpoint.resize is None:
         notes.append("The file does not say at what size it was tested: 800 by at most 1333 was assumed.")
     maskformer = checkpoint.model.method == "maskformer"

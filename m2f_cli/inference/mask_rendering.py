@@ -1,6 +1,6 @@
-"""The masks of one picture as dot products, rendered a band of rows at a time.
+"""The masks of one image as dot products, rendered a band of rows at a time.
 
-The published order of resizing is: stride 4 → the padded network input → (crop the padding) → the picture's own size,
+The published order of resizing is: stride 4 → the padded network input → (crop the padding) → the image's own size,
 bilinear each time (docs/methods/published-behaviour.md#5-1). A `Band` function gives rows [start, stop) of such a stack
 of maps at the last size, by two small matrix products from stride 4: nothing larger than a band ever exists, not even
 at the size in between.
@@ -29,10 +29,10 @@ BAND_ELEMENTS = 2**20  # values in one band: 4 MiB of floats, near what a core's
 
 @dataclass
 class MaskLogits:
-    """Mask logits of one picture, not rendered yet.
+    """Mask logits of one image, not rendered yet.
 
     embeds_QC, features_CHW: their dot product is the logits at stride 4.
-    padded: size of the network's input, with padding; valid: without; size: of the picture itself.
+    padded: size of the network's input, with padding; valid: without; size: of the image itself.
     """
 
     embeds_QC: Tensor
@@ -69,7 +69,7 @@ class MaskLogits:
         return self.coarse(queries).at(self.valid)
 
     def at_output(self, queries: Tensor) -> Band:
-        """Logits of the chosen queries at the size of the picture."""
+        """Logits of the chosen queries at the size of the image."""
         return self.coarse(queries).at(self.size)
 
 
@@ -133,7 +133,7 @@ class ResizeWeights(NamedTuple):
 @cached_by_shape
 def resize_weights(coarse: int, padded: int, valid: int, size: int, device: torch.device) -> ResizeWeights:
     """Both published resizes of one axis in one: stride 4 to the padded input, cropped to what is valid, to the
-    picture. Resizing is linear, so the weights of the two multiply; nothing of the input's size is ever made."""
+    image. Resizing is linear, so the weights of the two multiply; nothing of the input's size is ever made."""
     weights = csr_array(_bilinear(valid, size) @ _bilinear(coarse, padded)[:valid])
     weights.eliminate_zeros()
     weights.sort_indices()

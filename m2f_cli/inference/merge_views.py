@@ -1,4 +1,4 @@
-"""One answer from several views of a picture, for panoptic and instance segmentation.
+"""One answer from several views of an image, for panoptic and instance segmentation.
 
 The rule is ours, nobody published one. Queries of different views that show the same thing are grouped; a group's mask
 is the mean of its members' mask probabilities, its class the mean of their class probabilities. The groups then go
@@ -36,10 +36,10 @@ class Group:
 
 
 def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> RawOutput:
-    """The answers of several views of one picture as that of one.
+    """The answers of several views of one image as that of one.
 
     Args:
-        views: the network's answers, and whether each saw the picture mirrored. They may have seen it in any size.
+        views: the network's answers, and whether each saw the image mirrored. They may have seen it in any size.
 
     Views are taken in order. The queries of the first are groups; those of each next join the groups that they match
     best, one to one: mask IoU at least 0.5, then the highest IoU times likeness of classes. What matches none
@@ -119,7 +119,7 @@ class MergedMasks:
         return self.views[0][0].size
 
     def at_output(self, chosen: Tensor) -> Band:
-        """Logits of the mean mask probability of the chosen groups, at the size of the picture."""
+        """Logits of the mean mask probability of the chosen groups, at the size of the image."""
         members = [self.groups[group].members for group in chosen.tolist()]
         counts = torch.tensor([len(each) for each in members], device=self.device)
         parts: list[tuple[Tensor, Band, bool]] = []

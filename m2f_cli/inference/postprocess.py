@@ -2,7 +2,7 @@
 filtering first, rendering late.
 
 Pixels stay on the device of the masks; what is as small as a list of queries is decided on the host. A GPU is waited
-for a few times per picture (the classes, the counts, the finished map), never once per segment or band of rows.
+for a few times per image (the classes, the counts, the finished map), never once per segment or band of rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
 
 @dataclass
 class Claims:
-    """What each kept query claims of a picture, counted in pixels.
+    """What each kept query claims of an image, counted in pixels.
 
     owner_HW: number of the kept query with the highest score times probability; sure_HW: whether that query's own
         probability is at least one half there.
@@ -184,7 +184,7 @@ def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
 def semantic_scores(
     class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores: bool, of_logits: bool = False
 ) -> Band:
-    """Per-class scores (K - 1, rows, W) at the picture's size, a band of rows at a time
+    """Per-class scores (K - 1, rows, W) at the image's size, a band of rows at a time
     (docs/methods/published-behaviour.md#5-1, steps 3 and 4).
 
     score[class] = Σ over queries of class probability · mask probability; "no object" is dropped, nothing renormalised.

@@ -19,7 +19,7 @@ from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_
 from ..runtime.files import remove_parts
 from ..runtime.locks import locked
 from ..structures import Task
-from ..structures.images import read_picture
+from ..structures.images import read_image
 from .base import BaseSegmenter
 from .journal import SHARED, Journal, assemble, check_folder, erase
 from .sources import ImageSource
@@ -69,22 +69,22 @@ def predict(
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
 ) -> Summary:
-    """Segment pictures and write the results below `out`, with predictions.json about all of them.
+    """Segment images and write the results below `out`, with predictions.json about all of them.
 
     Args:
-        sources: the pictures, from `sources.expand`.
+        sources: the images, from `sources.expand`.
         task: panoptic, instance or semantic; None is the model's own.
         formats: names of writers; see output.py for the layout.
-        batch: pictures per forward pass.
+        batch: images per forward pass.
         workers: threads that read, and as many that write, beside a network on a GPU. Beside one on the CPU there are
             none: it has all cores, and each of its steps would wait for the slowest core.
-        skip_existing: go on with an earlier run into `out`: finished pictures keep their files and records.
+        skip_existing: go on with an earlier run into `out`: finished images keep their files and records.
         overwrite: remove what an earlier run wrote to `out` first.
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
         model: how the model is called in predictions.json; its source by default.
         trust_code: whether `formats` may be "module:function", as what a user typed may.
 
-    A picture that cannot be read or segmented is reported in the summary and the rest go on. After Ctrl-C
+    An image that cannot be read or segmented is reported in the summary and the rest go on. After Ctrl-C
     predictions.json holds what was finished.
 
     Raises:
@@ -143,7 +143,7 @@ def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | Non
     source, is_finished = item
     if is_finished:
         return None
-    image = read_picture(source.path)
+    image = read_image(source.path)
     return image, image
 
 

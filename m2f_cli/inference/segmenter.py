@@ -54,7 +54,7 @@ class Segmenter(BaseSegmenter):
         if precision not in DTYPES:
             raise unknown_name("precision", precision, DTYPES)
         self.model = model.eval().to(device)
-        if channels_last:  # convolutions answer in the format of their weights, so that the pictures need no change
+        if channels_last:  # convolutions answer in the format of their weights, so that the images need no change
             self.model.backbone.to(memory_format=torch.channels_last)
         self.config, self.categories = config, categories
         self.device, self.precision = torch.device(device), precision
@@ -74,7 +74,7 @@ class Segmenter(BaseSegmenter):
         return task
 
     def prepare(self, image_HWC: np.ndarray) -> Prepared:
-        """Resize a picture (H, W, 3, uint8 RGB) to the published test size, as the models were tested."""
+        """Resize an image (H, W, 3, uint8 RGB) to the published test size, as the models were tested."""
         height, width = image_HWC.shape[:2]
         new_height, new_width = self.input_shape(height, width)
         if (new_height, new_width) != (height, width):
@@ -85,12 +85,12 @@ class Segmenter(BaseSegmenter):
         return Prepared(pixels_HWC.permute(2, 0, 1), (height, width))
 
     def input_shape(self, height: int, width: int) -> Size:
-        """The size at which the network sees a picture of this size, without padding."""
+        """The size at which the network sees an image of this size, without padding."""
         return resized_shape(height, width, self.config.test.resize)
 
     @torch.inference_mode()
     def infer(self, batch: Sequence[Prepared]) -> list[RawOutput]:
-        """Run the network. Pictures of a batch are padded to the largest; alone, each gives the published numbers.
+        """Run the network. Images of a batch are padded to the largest; alone, each gives the published numbers.
 
         Raises:
             M2FError: the network's answer is not finite, or the device has too little memory.
@@ -109,8 +109,8 @@ class Segmenter(BaseSegmenter):
             )
         padded = tuple(images_BCHW.shape[-2:])
         masks = [
-            MaskLogits(embeds[i], features[i], padded, tuple(picture.pixels_CHW.shape[-2:]), picture.size)
-            for i, picture in enumerate(batch)
+            MaskLogits(embeds[i], features[i], padded, tuple(image.pixels_CHW.shape[-2:]), image.size)
+            for i, image in enumerate(batch)
         ]
         return [RawOutput(*answer) for answer in zip(classes, masks, strict=True)]
 
@@ -120,12 +120,12 @@ class Segmenter(BaseSegmenter):
         last = prediction.last
         return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
 
-    def collate(self, pictures: Sequence[Tensor]) -> Tensor:
+    def collate(self, images: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""
-        height, width = self.padded_size(pictures)
+        height, width = self.padded_size(images)
         mean, std = (_per_channel(values, self.device) for values in (self.config.input.mean, self.config.input.std))
-        images_BCHW = torch.zeros(len(pictures), 3, height, width, device=self.device)
-        for image_CHW, pixels_CHW in zip(images_BCHW, pictures, strict=True):
+        images_BCHW = torch.zeros(len(images), 3, height, width, device=self.device)
+        for image_CHW, pixels_CHW in zip(images_BCHW, images, strict=True):
             h, w = pixels_CHW.shape[1:]
             pixels_CHW = pixels_CHW.to(self.device, non_blocking=self.device.type == "cuda")  # bytes, not floats
             image_CHW[:, :h, :w] = (pixels_CHW.float() - mean) / std
@@ -136,9 +136,9 @@ class Segmenter(BaseSegmenter):
         """Height and width of the network's input are multiples of this."""
         return max(1, self.config.test.size_divisor)
 
-    def padded_size(self, pictures: Sequence[Tensor]) -> Size:
-        """The size of a batch of these pictures."""
-        height, width = (-(-max(p.shape[axis] for p in pictures) // self.divisor) * self.divisor for axis in (1, 2))
+    def padded_size(self, images: Sequence[Tensor]) -> Size:
+        """The size of a batch of these images."""
+        height, width = (-(-max(p.shape[axis] for p in images) // self.divisor) * self.divisor for axis in (1, 2))
         return height, width
 
     @torch.inference_mode()
@@ -152,7 +152,7 @@ class Segmenter(BaseSegmenter):
         top_k: int | None = None,
         score_threshold: float | None = None,
     ) -> PanopticMap | Instances | SemanticMap:
-        """Turn the network's answer into a result at the picture's own size.
+        """Turn the network's answer into a result at the image's own size.
 
         Args:
             object_threshold, overlap_threshold: panoptic; the preset's values by default.
@@ -183,7 +183,7 @@ class Segmenter(BaseSegmenter):
         return postprocess.best_classes(scores, raw.masks.size, self.categories, maps=maps, device=raw.masks.device)
 
     def semantic_scores(self, raw: RawOutput) -> Band:
-        """Class scores (classes, rows, W) of a picture at its own size, a band of rows at a time."""
+        """Class scores (classes, rows, W) of an image at its own size, a band of rows at a time."""
         test = self.config.test
         return postprocess.semantic_scores(
             raw.class_logits_QK,

@@ -1,6 +1,6 @@
-"""MMSegmentation's `slide` mode: windows over the resized picture, class scores averaged where windows overlap.
+"""MMSegmentation's `slide` mode: windows over the resized image, class scores averaged where windows overlap.
 
-All of its Mask2Former rows are tested on whole pictures (docs/methods/published-behaviour.md#2-6), so no shipped preset
+All of its Mask2Former rows are tested on whole images (docs/methods/published-behaviour.md#2-6), so no shipped preset
 has a `test.slide`; models that were trained and tested with windows set one.
 """
 
@@ -23,7 +23,7 @@ from .segmenter import Segmenter
 
 @dataclass
 class SlideRaw:
-    """The network's answers for the windows of one picture, with their (top, left) in the network's input."""
+    """The network's answers for the windows of one image, with their (top, left) in the network's input."""
 
     windows: list[tuple[int, int, RawOutput]]
     valid: Size
@@ -62,7 +62,7 @@ class Sliding(Wrapper):
         if task != "semantic":
             raise ConfigError(
                 f"Windows (test.slide) give class scores: {self.source} does semantic segmentation here, not {task!r}.",
-                hint="Use --task semantic, or --tile for large pictures.",
+                hint="Use --task semantic, or --tile for large images.",
             )
         return task
 

@@ -1,4 +1,4 @@
-"""SOURCE… of the command line: files, folders, globs and lists on stdin become pictures with unique names."""
+"""SOURCE… of the command line: files, folders, globs and lists on stdin become images with unique names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..runtime.files import Distinct, safe_name
 
-PICTURES = frozenset(
+IMAGES = frozenset(
     (
         ".jpg",
         ".jpeg",
@@ -37,18 +37,18 @@ PICTURES = frozenset(
 )
 VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins as UTF-16 LE
-RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not pictures to predict
+RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one holds results, not images to predict
 
 
 class ImageSource(NamedTuple):
-    """One picture: its file, and the name of its results (relative, "/" between folders, no suffix)."""
+    """One image: its file, and the name of its results (relative, "/" between folders, no suffix)."""
 
     path: Path
     name: str
 
 
 def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[ImageSource]:
-    """Find the pictures behind `sources`, lazily and in a stable order.
+    """Find the images behind `sources`, lazily and in a stable order.
 
     Folders are searched with their sub-folders, sorted, by extension; hidden files and results of earlier runs are
     left out. A name keeps the sub-folders below its source, so equal stems do not meet; where they would, the later
@@ -59,7 +59,7 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
         stdin: the lines that "-" reads; `sys.stdin` by default.
 
     Raises:
-        DataError: nothing there, no picture in it, or a video, camera or address, which are not read yet.
+        DataError: nothing there, no image in it, or a video, camera or address, which are not read yet.
     """
     names = _Names()
     seen: set[str] = set()
@@ -72,7 +72,7 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
 
 
 def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
-    """The pictures of one source, each with the folder that its name is relative to."""
+    """The images of one source, each with the folder that its name is relative to."""
     if source == "-":
         for line in stdin:
             yield from _in_line(line.rstrip("\r\n"))
@@ -127,13 +127,13 @@ def _in_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
     found, videos = False, 0
     for path in _walk(folder, set()):
         videos += path.suffix.lower() in VIDEOS
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in IMAGES:
             found = True
             yield path, folder
     if not found:
         more = f" It holds {videos} video file(s), which cannot be read yet." if videos else ""
         raise DataError(
-            f"No pictures in {folder} or below.{more}", hint=f"Looked for {', '.join(sorted(PICTURES))}, in any case."
+            f"No images in {folder} or below.{more}", hint=f"Looked for {', '.join(sorted(IMAGES))}, in any case."
         )
 
 
@@ -161,11 +161,11 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
 def _in_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
     fixed = Path(*_until_magic(Path(pattern).parts))
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
-    pictures = [match for match in matches if match.suffix.lower() in PICTURES]
-    if not pictures:
-        what = f"{len(matches)} file(s), none of them a picture" if matches else "nothing"
+    images = [match for match in matches if match.suffix.lower() in IMAGES]
+    if not images:
+        what = f"{len(matches)} file(s), none of them an image" if matches else "nothing"
         raise DataError(f"The pattern {pattern!r} matches {what}.", hint=f"It was looked up from {Path.cwd()}.")
-    for match in pictures:
+    for match in images:
         yield match, fixed
 
 
@@ -181,7 +181,7 @@ def _until_magic(parts: tuple[str, ...]) -> list[str]:
 def _refuse_video(path: Path) -> None:
     if path.suffix.lower() in VIDEOS:
         raise DataError(
-            f"{path} is a video; this version reads pictures only.",
+            f"{path} is a video; this version reads images only.",
             hint=f"Write its frames to a folder first, for example: ffmpeg -i {path.name} frames/%06d.png",
         )
 
@@ -190,7 +190,7 @@ def _missing(source: str) -> DataError:
     if source.isdigit():
         return DataError(f"{source!r} is no file; cameras cannot be read yet.", hint="Give files, folders or globs.")
     if "://" in source:
-        return DataError(f"{source!r} is an address; pictures are not downloaded.", hint="Download it, give the file.")
+        return DataError(f"{source!r} is an address; images are not downloaded.", hint="Download it, give the file.")
     return DataError(f"There is no file or folder {source!r}.", hint=f"It was looked up from {Path.cwd()}.")
 
 
@@ -200,10 +200,10 @@ def _folded(name: str) -> str:
 
 
 class _Names:
-    """Gives each picture a name of its own. Letter case does not tell names apart: some file systems ignore it."""
+    """Gives each image a name of its own. Letter case does not tell names apart: some file systems ignore it."""
 
     def __init__(self) -> None:
-        self.taken = Distinct("pictures")
+        self.taken = Distinct("images")
         self.owners: dict[str, Path] = {}
 
     def give(self, path: Path, base: Path) -> str:
@@ -220,7 +220,7 @@ class _Names:
         if owner is not None and folder.name and owner.absolute().parent != folder:
             yield f"{folder.name}/{path.stem}"
         yield f"{plain}_{path.suffix.lstrip('.')}"
-        if owner is None:  # one of its folders is called as the results of another picture are
+        if owner is None:  # one of its folders is called as the results of another image are
             plain = plain.replace("/", "_")
             yield plain
         for number in itertools.count(2):

@@ -1,6 +1,6 @@
-"""Test-time augmentation: a picture at several sizes, plain and mirrored, and one answer for all of them.
+"""Test-time augmentation: an image at several sizes, plain and mirrored, and one answer for all of them.
 
-Semantic: class scores at the picture's own size are averaged, as published (docs/methods/published-behaviour.md#2-2,
+Semantic: class scores at the image's own size are averaged, as published (docs/methods/published-behaviour.md#2-2,
 "ms+flip"). Panoptic and instance: nobody published a rule; `merge.py` has ours.
 """
 
@@ -36,15 +36,15 @@ class View:
 
 
 def with_tta(segmenter: Segmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
-    """`segmenter`, with every picture seen in several sizes and mirrored.
+    """`segmenter`, with every image seen in several sizes and mirrored.
 
     Args:
         sizes: short edges in pixels of the network's input; by default those of `test.tta`, which are the published
             ones, or 0.75, 1 and 1.25 times the test size where nothing was published.
         flip: whether each size is also seen mirrored; by default as `test.tta` says, or True.
 
-    Memory: the mask features of all views are kept until a picture is finished; 12 views of a Cityscapes picture
-    are 2.3 GB, of an ADE20K picture 0.4 GB.
+    Memory: the mask features of all views are kept until an image is finished; 12 views of a Cityscapes image
+    are 2.3 GB, of an ADE20K image 0.4 GB.
 
     Raises:
         ConfigError: sizes that are not above 0.
@@ -75,10 +75,10 @@ class Augmented(Wrapper):
         super().__init__(inner)
         self.plan = plan
         count = len(plan.short_edges or plan.scales) * (1 + plan.flip)
-        self.notes = [*inner.notes, f"Test-time augmentation: {count} views of each picture."]
+        self.notes = [*inner.notes, f"Test-time augmentation: {count} views of each image."]
 
     def prepare(self, image_HWC: np.ndarray) -> list[View]:
-        """All views of a picture (H, W, 3, uint8 RGB): sizes in their order, each plain, then mirrored."""
+        """All views of an image (H, W, 3, uint8 RGB): sizes in their order, each plain, then mirrored."""
         prepared = self.inner.prepare(image_HWC)
         base_HWC = image_HWC if self.plan.of == "picture" else prepared.pixels_CHW.permute(1, 2, 0).numpy()
         resample = RESAMPLERS[self.config.test.resize.resampling]
@@ -120,7 +120,7 @@ class Augmented(Wrapper):
         return self.inner.finish(merged, task, **thresholds)
 
     def semantic_scores(self, raw: list[View]) -> Band:
-        """Class scores (classes, rows, W) at the picture's own size, mirrored back, summed in order, averaged."""
+        """Class scores (classes, rows, W) at the image's own size, mirrored back, summed in order, averaged."""
         bands = [(self.inner.semantic_scores(view.data), view.flipped) for view in raw]
 
         def scores(start: int, stop: int) -> torch.Tensor:

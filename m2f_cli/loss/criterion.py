@@ -209,5 +209,5 @@ class Criterion(nn.Module):
         self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: tuple[int, int]
     ) -> Tensor:
         """Return mask and dice loss of each pair: (2, R)."""
-        logits_RP, truth_RP = self.sampling.of_pairs(logits_RHW, target, numbers_R, padded_size)
-        return torch.stack([self.mask_loss(logits_RP, truth_RP), dice(logits_RP, truth_RP)])
+        logits_RP, target_RP = self.sampling.of_pairs(logits_RHW, target, numbers_R, padded_size)
+        return torch.stack([self.mask_loss(logits_RP, target_RP), dice(logits_RP, target_RP)])

@@ -11,42 +11,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bce(logits: Tensor, truth: Tensor) -> Tensor:
+def bce(logits: Tensor, target: Tensor) -> Tensor:
     """Return the binary cross entropy of (…, P), the mean over P: (…)."""
-    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
 
 
-def dice(logits: Tensor, truth: Tensor) -> Tensor:
+def dice(logits: Tensor, target: Tensor) -> Tensor:
     """Return 1 - (2·overlap + 1) / (sum of both + 1) of (…, P), in [0, 1): (…)."""
     probs = logits.sigmoid()
-    return 1 - (2 * (probs * truth).sum(-1) + 1) / (probs.sum(-1) + truth.sum(-1) + 1)
+    return 1 - (2 * (probs * target).sum(-1) + 1) / (probs.sum(-1) + target.sum(-1) + 1)
 
 
-def focal(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Return the focal loss of (…, P), the mean over P: (…). `alpha` weighs foreground, 1 - `alpha` background."""
     probs = logits.sigmoid()
-    wrong = probs * (1 - truth) + (1 - probs) * truth
-    weights = alpha * truth + (1 - alpha) * (1 - truth)
-    return (weights * wrong**gamma * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")).mean(-1)
+    wrong = probs * (1 - target) + (1 - probs) * target
+    weights = alpha * target + (1 - alpha) * (1 - target)
+    return (weights * wrong**gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean(-1)
 
 
-def pairwise_bce(logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
+def pairwise_bce(logits_QP: Tensor, target_NP: Tensor) -> Tensor:
     """Return the `bce` of every query with every target: (Q, N).
 
     softplus(-z)·t + softplus(z)·(1 - t) = softplus(z) - z·t: one pass over the logits and one matrix product.
     """
-    return (F.softplus(logits_QP).sum(-1, keepdim=True) - logits_QP @ truth_NP.T) / logits_QP.shape[-1]
+    return (F.softplus(logits_QP).sum(-1, keepdim=True) - logits_QP @ target_NP.T) / logits_QP.shape[-1]
 
 
-def pairwise_dice(logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
+def pairwise_dice(logits_QP: Tensor, target_NP: Tensor) -> Tensor:
     """Return the `dice` of every query with every target: (Q, N)."""
     probs = logits_QP.sigmoid()
-    return 1 - (2 * probs @ truth_NP.T + 1) / (probs.sum(-1, keepdim=True) + truth_NP.sum(-1) + 1)
+    return 1 - (2 * probs @ target_NP.T + 1) / (probs.sum(-1, keepdim=True) + target_NP.sum(-1) + 1)
 
 
-def pairwise_focal(logits_QP: Tensor, truth_NP: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def pairwise_focal(logits_QP: Tensor, target_NP: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Return the focal cost of every query with every target: (Q, N). That of `focal` where targets are 0 or 1."""
     probs = logits_QP.sigmoid()
     foreground = alpha * (1 - probs) ** gamma * F.softplus(-logits_QP)
     background = (1 - alpha) * probs**gamma * F.softplus(logits_QP)
-    return ((foreground - background) @ truth_NP.T + background.sum(-1, keepdim=True)) / logits_QP.shape[-1]
+    return ((foreground - background) @ target_NP.T + background.sum(-1, keepdim=True)) / logits_QP.shape[-1]

@@ -62,17 +62,17 @@ class RandomPoints:
         """
         features_1CHW = features_CHW[None].contiguous(memory_format=torch.channels_last)
         points_LP2 = self.rand((len(embeds_LQC), self.num_points, 2), embeds_LQC.device)
-        truth_NX = sample_target(target, points_LP2.flatten(0, 1), padded_size)
-        truths = truth_NX.split(self.num_points, dim=1)
-        for embeds_QC, points_P2, truth_NP in zip(embeds_LQC, points_LP2, truths, strict=True):
+        target_NX = sample_target(target, points_LP2.flatten(0, 1), padded_size)
+        targets = target_NX.split(self.num_points, dim=1)
+        for embeds_QC, points_P2, target_NP in zip(embeds_LQC, points_LP2, targets, strict=True):
             sampled_CP = sample_points(features_1CHW, points_P2[None])[0]
-            yield linear(embeds_QC, sampled_CP.T), truth_NP
+            yield linear(embeds_QC, sampled_CP.T), target_NP
 
     def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
         """Return (R, P) logits and target values of pairs, each at points of its own."""
         points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(PAIRS_AT_ONCE)])
-        truth_RP = sample_matched(target, numbers_R, points_RP2, padded_size)
-        return sample_points(logits_RHW[:, None], points_RP2).squeeze(1), truth_RP
+        target_RP = sample_matched(target, numbers_R, points_RP2, padded_size)
+        return sample_points(logits_RHW[:, None], points_RP2).squeeze(1), target_RP
 
     def choose(self, logits_RHW: Tensor) -> Tensor:
         """Return points for each mask, (R, P, 2): the most uncertain of many random ones, and some anywhere."""
@@ -103,16 +103,16 @@ class AllPixels:
     ) -> Iterator[Compared]:
         """Yield (Q, S) logits and (N, S) target values of each layer, S pixels at stride 4."""
         features_CS = features_CHW.flatten(1)
-        truth_NS = _nearest(target, padded_size, tuple(features_CHW.shape[-2:])).flatten(1).float()
+        target_NS = _nearest(target, padded_size, tuple(features_CHW.shape[-2:])).flatten(1).float()
         for embeds_QC in embeds_LQC:
-            yield embeds_QC @ features_CS, truth_NS
+            yield embeds_QC @ features_CS, target_NS
 
     def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
         """Return (R, S) logits and target values of pairs, S pixels of the padded batch."""
         logits_R1HW = F.interpolate(logits_RHW[:, None], size=padded_size, mode="bilinear", align_corners=False)
         (height, width), (padded_height, padded_width) = target.size, padded_size
-        truth_RHW = F.pad(_planes(target, numbers_R).float(), (0, padded_width - width, 0, padded_height - height))
-        return logits_R1HW.flatten(1), truth_RHW.flatten(1)
+        target_RHW = F.pad(_planes(target, numbers_R).float(), (0, padded_width - width, 0, padded_height - height))
+        return logits_R1HW.flatten(1), target_RHW.flatten(1)
 
 
 def _planes(target: Target, numbers_R: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ class Matcher:
         compared = self.sampling.for_matching(features_CHW, embeds_LQC, target, padded_size)
         return self.class_weight * class_costs_LQN + torch.stack([self._mask_costs(*pair) for pair in compared])
 
-    def _mask_costs(self, logits_QP: Tensor, truth_NP: Tensor) -> Tensor:
-        return self.mask_weight * MASK_COSTS[self.mask_cost](logits_QP, truth_NP) + self.dice_weight * pairwise_dice(
-            logits_QP, truth_NP
+    def _mask_costs(self, logits_QP: Tensor, target_NP: Tensor) -> Tensor:
+        return self.mask_weight * MASK_COSTS[self.mask_cost](logits_QP, target_NP) + self.dice_weight * pairwise_dice(
+            logits_QP, target_NP
         )
 
 

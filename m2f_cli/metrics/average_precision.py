@@ -13,13 +13,13 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError, MissingDependency, unknown_name
 from ..results.types import Instances
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from ..structures.rle import encode_shape
 from . import Figures, State
 from .boundary import edge_of_rle
 from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, RunLengths, judge
-from .comparable import check_labels, check_sizes, instance_truth
+from .comparable import check_labels, check_sizes, instance_annotation
 from .state_io import reading
 
 ENGINES = {"faster-coco-eval": "faster_coco_eval.core.mask", "pycocotools": "pycocotools.mask"}  # the fastest first
@@ -31,14 +31,14 @@ class AveragePrecision:
 
     ap, ap50, ap75: over all thresholds, at 0.5 and at 0.75; ap_small, ap_medium, ap_large: of objects by annotated
     area (below 32², 96², and above); ar1, ar10, ar100 (by `max_dets`), ar_small, …: highest recall. Crowds are no
-    misses, and what lies on them is no mistake. Equal scores rank in the order of the pictures. Figures are equal to
+    misses, and what lies on them is no mistake. Equal scores rank in the order of the images. Figures are equal to
     pycocotools', to the last bit.
 
     The engine computes the overlaps of the masks. Matching and ranking are `coco_rules`: both engines would keep the
-    run lengths of all pictures until the end, and this keeps 18 bytes of each found object.
+    run lengths of all images until the end, and this keeps 18 bytes of each found object.
 
     Args:
-        max_dets: the most objects of one class in one picture that count; ap takes the last, ar each of them.
+        max_dets: the most objects of one class in one image that count; ap takes the last, ar each of them.
         engine: "faster-coco-eval" or "pycocotools"; None is the first of them that is installed. Same figures.
 
     Raises:
@@ -58,9 +58,9 @@ class AveragePrecision:
             raise ConfigError(f"max_dets = {self.max_dets} should be ascending whole numbers from 1 on.")
         self._ranked = {label: Ranked() for label in self.labels}
 
-    def update(self, result: Instances, truth: Truth) -> None:
-        check_sizes(result, truth)
-        true, found = self._true(truth), self._found(result)
+    def update(self, result: Instances, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        true, found = self._true(annotation), self._found(result)
         overlaps = importlib.import_module(ENGINES[self.engine]).iou
         judged = {}
         for label in self.labels:
@@ -123,7 +123,7 @@ class AveragePrecision:
 
     def curves(self) -> tuple[np.ndarray, np.ndarray]:
         """Precision (IoU thresholds, points of recall, classes, areas) for the last of max_dets and recall
-        (thresholds, classes, areas, max_dets); -1 where there is no truth."""
+        (thresholds, classes, areas, max_dets); -1 where there is no annotation."""
         counts = len(self.labels), len(SIZES)
         precision_TRKA = -np.ones((len(THRESHOLDS), len(RECALLS), *counts))
         recall_TKAM = -np.ones((len(THRESHOLDS), *counts, len(self.max_dets)))
@@ -136,11 +136,11 @@ class AveragePrecision:
         """How alike found and true masks are, by the engine's IoU of masks."""
         return overlaps
 
-    def _true(self, truth: Truth) -> dict[int, Objects]:
+    def _true(self, annotation: Annotation) -> dict[int, Objects]:
         objects: dict[int, Objects] = {}
-        for each in instance_truth(truth, self.categories).objects:
+        for each in instance_annotation(annotation, self.categories).objects:
             self._check_true(each.label)
-            rle = _sized(encode_shape(each.shape, truth.size), truth.size)
+            rle = _sized(encode_shape(each.shape, annotation.size), annotation.size)
             area = float(coco_mask.area(rle)) if each.area is None else float(each.area)
             objects.setdefault(each.label, Objects()).add(rle, area, crowd=each.iscrowd)
         return objects
@@ -166,7 +166,7 @@ class AveragePrecision:
 
 class BoundaryAveragePrecision(AveragePrecision):
     """Boundary AP (Cheng et al., Boundary IoU, CVPR 2021): AP with the lesser of mask IoU and boundary IoU, which is
-    the IoU of what of each mask lies within 2 % of the picture's diagonal of its outline. Crowds are compared by their
+    the IoU of what of each mask lies within 2 % of the image's diagonal of its outline. Crowds are compared by their
     masks. boundary_ap, boundary_ap50, …: as in `AveragePrecision`."""
 
     prefix = "boundary_"
@@ -197,7 +197,7 @@ def choose_engine(name: str | None) -> str:
 def _sized(rle: RunLengths, size: tuple[int, int]) -> RunLengths:
     if tuple(rle["size"]) != tuple(size):
         wrong, right = (" x ".join(map(str, each)) for each in (rle["size"], size))
-        raise DataError(f"The mask of an object has {wrong} pixels and its picture {right} (height x width).")
+        raise DataError(f"The mask of an object has {wrong} pixels and its image {right} (height x width).")
     return rle
 
 
@@ -211,6 +211,6 @@ def _check_scores(scores: Sequence[float]) -> None:
 
 
 def _mean(values: np.ndarray) -> float:
-    """In percent; -1 says that there is no truth."""
+    """In percent; -1 says that there is no annotation."""
     present = values[values > -1]
     return 100 * float(np.mean(present)) if present.size else math.nan

@@ -11,11 +11,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..results.types import SemanticMap
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from ..structures.run_lengths import renamed, starts_of_runs
 from . import Figures, State
-from .comparable import check_found, check_labels, check_sizes, semantic_truth
+from .comparable import check_found, check_labels, check_sizes, semantic_annotation
 from .state_io import reading, whole
 
 RATIO = 0.02  # of the diagonal: the width of the edge in the paper
@@ -28,7 +28,7 @@ def edge_width(size: tuple[int, int], ratio: float = RATIO) -> int:
 
 def edge_of_rle(rle: dict[str, Any], ratio: float = RATIO) -> dict[str, Any]:
     """The edge of a mask, both as compressed COCO run lengths: its pixels from which another one, or the outside of
-    the picture, is at most `edge_width` rows and columns away."""
+    the image, is at most `edge_width` rows and columns away."""
     left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
     edge_HW = np.asfortranarray(np.zeros(rle["size"], dtype=np.uint8))
     if width and height:
@@ -43,7 +43,7 @@ def interior(values_HW: np.ndarray, width: int, outside: int = 0) -> np.ndarray:
 
     Args:
         values_HW: uint8 or uint16.
-        outside: the value around the picture.
+        outside: the value around the image.
     """
     # A frame of 1 is enough: OpenCV takes nothing from beyond it.
     framed = cv2.copyMakeBorder(values_HW, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=outside)
@@ -53,12 +53,12 @@ def interior(values_HW: np.ndarray, width: int, outside: int = 0) -> np.ndarray:
 
 
 class BoundaryIoU:
-    """IoU of the edges of the classes' regions, from sums over all pictures.
+    """IoU of the edges of the classes' regions, from sums over all images.
 
-    The edge of a class is what of its region lies within `ratio` of the picture's diagonal of its outline or of the
-    picture's border. Pixels whose truth is `ignore` count neither as truth nor as result.
+    The edge of a class is what of its region lies within `ratio` of the image's diagonal of its outline or of the
+    image's border. Pixels whose annotation is `ignore` count neither as annotation nor as result.
 
-    boundary_iou: mean over the classes that occur in the truth.
+    boundary_iou: mean over the classes that occur in the annotation.
 
     Args:
         ratio: width of an edge as a share of the diagonal; at least 1 pixel.
@@ -72,10 +72,10 @@ class BoundaryIoU:
         self.categories, self.ratio = categories, ratio
         self.pixels_3K = np.zeros((3, len(categories)), dtype=np.int64)  # in both edges, in the true, in the found one
 
-    def update(self, result: SemanticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
-        truth = semantic_truth(truth, self.categories)
-        true_HW = self._contiguous(truth.labels_HW, truth.ignore)
+    def update(self, result: SemanticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        annotation = semantic_annotation(annotation, self.categories)
+        true_HW = self._contiguous(annotation.labels_HW, annotation.ignore)
         found_HW = self._contiguous(result.labels_HW)
         true_edge_HW, found_edge_HW = self._edges(true_HW), self._edges(found_HW)
         if not self.counts_ignored:
@@ -137,7 +137,7 @@ class BoundaryIoU:
 
 class MaSS13KBoundaryIoU(BoundaryIoU):
     """Boundary IoU in the convention of MaSS13K: edges within 0.1 % of the diagonal, and what is found on ignored
-    pixels counts as wrong. boundary_iou_mass13k: mean over the classes that occur in the truth."""
+    pixels counts as wrong. boundary_iou_mass13k: mean over the classes that occur in the annotation."""
 
     figure = "boundary_iou_mass13k"
     counts_ignored = True

@@ -11,11 +11,11 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError
 from ..results.types import Instances, PanopticMap
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from ..structures.rle import encode_shape
 from . import Figures, State
-from .comparable import check_labels, check_sizes, instance_truth, panoptic_truth
+from .comparable import check_labels, check_sizes, instance_annotation, panoptic_annotation
 from .exact_sum import UNIT, Tally, fixed
 from .pq_repairs import compare_segments
 from .state_io import reading
@@ -23,7 +23,7 @@ from .state_io import reading
 STEPS = 100  # scores are kept to one in a hundred
 COUNT, HITS, IOU, SCORES = range(4)  # the table's columns; the last two in units of 2^-40
 CAUTION = (
-    "Chosen on these very pictures, so it flatters: choose on one set of pictures, report figures of another. Scores "
+    "Chosen on these very images, so it flatters: choose on one set of images, report figures of another. Scores "
     "below the threshold that the results were made with cannot be seen."
 )
 
@@ -101,7 +101,7 @@ class _Calibration:
         self._scored.add(place, 1, int(hit), fixed(iou) if hit else 0, fixed(score))
 
     def _note_all(self, noted: Iterable[tuple[int, float, float, bool]], true: Iterable[int]) -> None:
-        part = self.fresh()  # a wrong score half-way must not leave half of a picture behind
+        part = self.fresh()  # a wrong score half-way must not leave half of an image behind
         for label, score, iou, hit in noted:
             part._note(int(label), float(score), float(iou), hit=bool(hit))
         for label in true:
@@ -121,15 +121,15 @@ class PanopticCalibration(_Calibration):
 
     task = "panoptic"
 
-    def update(self, result: PanopticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
-        picture = compare_segments(result, panoptic_truth(truth), len(self.categories))
+    def update(self, result: PanopticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        image = compare_segments(result, panoptic_annotation(annotation), len(self.categories))
         ids = set(np.unique(result.ids_HW).tolist())
         score_of = {each.id: each.score for each in result.segments if each.id in ids and each.id}
         scores = [score_of[i] for i in sorted(score_of)]
-        hit_F, iou_F = picture.hit_TF.any(0), (picture.iou_TF * picture.hit_TF).sum(0)
-        noted = zip(picture.labels_F, scores, iou_F, hit_F, picture.excused_F, strict=True)
-        self._note_all(((*each, hit) for *each, hit, excused in noted if not excused), picture.labels_T)
+        hit_F, iou_F = image.hit_TF.any(0), (image.iou_TF * image.hit_TF).sum(0)
+        noted = zip(image.labels_F, scores, iou_F, hit_F, image.excused_F, strict=True)
+        self._note_all(((*each, hit) for *each, hit, excused in noted if not excused), image.labels_T)
 
     def compute(self) -> Figures:
         figures = super().compute()
@@ -159,12 +159,12 @@ class InstanceCalibration(_Calibration):
 
     task = "instance"
 
-    def update(self, result: Instances, truth: Truth) -> None:
-        check_sizes(result, truth)
-        objects = instance_truth(truth, self.categories).objects
+    def update(self, result: Instances, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        objects = instance_annotation(annotation, self.categories).objects
         labels = [each.label for each in objects]
         check_labels([*labels, *map(int, result.labels_N)], len(self.categories))
-        rles = [encode_shape(each.shape, tuple(map(int, truth.size))) for each in objects]
+        rles = [encode_shape(each.shape, tuple(map(int, annotation.size))) for each in objects]
         noted = []
         for label in np.unique(result.labels_N):
             own = [i for i, each in enumerate(labels) if each == label]

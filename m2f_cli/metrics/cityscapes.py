@@ -1,8 +1,8 @@
 """The official scores of Cityscapes, computed by cityscapesScripts over files that our writers made
 (docs/methods/published-behaviour.md#9).
 
-The official code reads the annotation's own PNGs, which the truth names as its `source`: regions that are not evaluated
-are told apart there in a way that no truth of this package keeps.
+The official code reads the annotation's own PNGs, which the annotation names as its `source`: regions that are not
+evaluated are told apart there in a way that no annotation of this package keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import ConfigError, DataError, MissingDependency
 from ..results.server_formats import write_cityscapes_instance, write_cityscapes_semantic
 from ..results.types import Instances, PanopticMap, SemanticMap
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories, load_categories
 from ..structures.images import open_image
 from . import Figures, State
@@ -35,7 +35,7 @@ _EVALUATION = "cityscapesscripts.evaluation"
 _LABEL_IDS, _INSTANCE_IDS = "_gtFine_labelIds.png", "_gtFine_instanceIds.png"
 _TABLES = ("cityscapes", "cityscapes-instance")
 _COUNTS = ("tp", "tpWeighted", "fn", "fnWeighted")
-_OF_TRUTH = ("instID", "pixelCount", "medDist", "distConf")
+_OF_ANNOTATION = ("instID", "pixelCount", "medDist", "distConf")
 _OF_FOUND = ("confidence", "pixelCount", "voidIntersection")
 
 
@@ -82,22 +82,22 @@ def _check(categories: Categories, what: str) -> None:
 
 
 class _Files(NamedTuple):
-    """The annotation of one picture as Cityscapes has it."""
+    """The annotation of one image as Cityscapes has it."""
 
     labels: Path
     instances: Path
     frame: str
 
 
-def _files_of(truth: Truth) -> _Files:
+def _files_of(annotation: Annotation) -> _Files:
     """
     Raises:
         ConfigError: the annotation did not come from the files of Cityscapes.
     """
-    name = "" if truth.source is None else truth.source.name
+    name = "" if annotation.source is None else annotation.source.name
     for end in (_LABEL_IDS, _INSTANCE_IDS):
         if name.endswith(end):
-            frame, folder = name.removesuffix(end), truth.source.parent
+            frame, folder = name.removesuffix(end), annotation.source.parent
             return _Files(folder / (frame + _LABEL_IDS), folder / (frame + _INSTANCE_IDS), frame)
     raise ConfigError(
         "The official scores of Cityscapes need its own annotations, gtFine/*/*_gtFine_{labelIds,instanceIds}.png.",
@@ -126,11 +126,11 @@ class CityscapesPixels:
         _check(categories, "The official pixel scores of Cityscapes")
         self.categories = categories
         self._confusion = np.zeros((34, 34), dtype=np.int64)  # true labelId, found labelId
-        self._objects: list[list[float]] = []  # of each picture, in the order of `_keys`
+        self._objects: list[list[float]] = []  # of each image, in the order of `_keys`
 
-    def update(self, result: PanopticMap | SemanticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
-        files, tools = _files_of(truth), official_tools("evalPixelLevelSemanticLabeling")
+    def update(self, result: PanopticMap | SemanticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        files, tools = _files_of(annotation), official_tools("evalPixelLevelSemanticLabeling")
         settings = _settings(tools)
         confusion, objects = tools.generateMatrix(settings), tools.generateInstanceStats(settings)
         with tempfile.TemporaryDirectory(prefix="m2f-cityscapes-") as folder:
@@ -147,7 +147,7 @@ class CityscapesPixels:
         return CityscapesPixels(self.categories)
 
     def state(self) -> State:
-        """{"pixels": [[true labelId, found labelId, pixels], …], "objects": a list of numbers for each picture}."""
+        """{"pixels": [[true labelId, found labelId, pixels], …], "objects": a list of numbers for each image}."""
         true, found = np.nonzero(self._confusion)
         pixels = np.stack([true, found, self._confusion[true, found]], axis=1).tolist()
         return {"pixels": pixels, "objects": self._objects}
@@ -199,7 +199,7 @@ class CityscapesPixels:
         return [(group, name, count) for group in empty for name in empty[group] for count in _COUNTS]
 
     def _summed(self) -> dict[str, Any]:
-        """The official counts of all pictures, added up in their order."""
+        """The official counts of all images, added up in their order."""
         tools = official_tools("evalPixelLevelSemanticLabeling")
         summed = tools.generateInstanceStats(_settings(tools))
         for row in self._objects:
@@ -226,11 +226,11 @@ class CityscapesObjects:
     def __init__(self, categories: Categories):
         _check(categories, "The official average precisions of Cityscapes")
         self.categories = categories
-        self._pictures: list[str] = []  # the official matches as json: a tenth of what they take as objects
+        self._images: list[str] = []  # the official matches as json: a tenth of what they take as objects
 
-    def update(self, result: Instances, truth: Truth) -> None:
-        check_sizes(result, truth)
-        files, tools = _files_of(truth), official_tools("evalInstanceLevelSemanticLabeling")
+    def update(self, result: Instances, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        files, tools = _files_of(annotation), official_tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
         with open_image(files.instances) as image:  # before cityscapesScripts opens it, with what Pillow knows
@@ -242,31 +242,31 @@ class CityscapesObjects:
             predictions = tools.readPredInfo(str(text.absolute()), settings)
             own = tools.filterGtInstances(objects, settings)
             true, found = tools.assignGt2Preds(own, image, predictions, settings)
-        self._pictures.append(json.dumps(_lean(true, found)))
+        self._images.append(json.dumps(_lean(true, found)))
 
     def merge(self, other: CityscapesObjects) -> None:
-        self._pictures += other._pictures
+        self._images += other._images
 
     def fresh(self) -> CityscapesObjects:
         return CityscapesObjects(self.categories)
 
     def state(self) -> State:
         """{"pictures": [{"true", "found": class name → [what the official matching knows of each object], …}]}"""
-        return {"pictures": [json.loads(picture) for picture in self._pictures]}
+        return {"pictures": [json.loads(image) for image in self._images]}
 
     def restore(self, state: State) -> None:
         with reading(self):
-            pictures = [json.dumps(_lean(picture["true"], picture["found"])) for picture in state["pictures"]]
-        self._pictures += pictures
+            images = [json.dumps(_lean(image["true"], image["found"])) for image in state["pictures"]]
+        self._images += images
 
     def compute(self) -> Figures:
         tools = official_tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
         kinds, matches = {"groundTruth": "true", "prediction": "found"}, {}
-        for number, picture in enumerate(map(json.loads, self._pictures)):
+        for number, image in enumerate(map(json.loads, self._images)):
             matches[number] = {
-                official: {name: picture[own].get(name, []) for name in settings.instLabels}
+                official: {name: image[own].get(name, []) for name in settings.instLabels}
                 for official, own in kinds.items()
             }
         with warnings.catch_warnings():
@@ -285,12 +285,12 @@ def _lean(true: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """What the official scoring looks at, of classes that occur."""
     return {
         "true": {
-            name: [_kept(each, _OF_TRUTH, "matchedPred", _OF_FOUND[:2]) for each in objects]
+            name: [_kept(each, _OF_ANNOTATION, "matchedPred", _OF_FOUND[:2]) for each in objects]
             for name, objects in true.items()
             if objects
         },
         "found": {
-            name: [_kept(each, _OF_FOUND, "matchedGt", _OF_TRUTH) for each in objects]
+            name: [_kept(each, _OF_FOUND, "matchedGt", _OF_ANNOTATION) for each in objects]
             for name, objects in found.items()
             if objects
         },

@@ -1,7 +1,7 @@
 """COCO's rules of matching and ranking objects, as pycocotools' evaluateImg and accumulate, one class at a time.
 
-Of each found object stays only how it was judged at each IoU threshold and range of areas, so that pictures can be
-forgotten at once. Letters: A ranges of areas, T thresholds, R points of recall, M limits of objects in one picture,
+Of each found object stays only how it was judged at each IoU threshold and range of areas, so that images can be
+forgotten at once. Letters: A ranges of areas, T thresholds, R points of recall, M limits of objects in one image,
 F found and N true objects.
 """
 
@@ -30,7 +30,7 @@ Overlaps = Callable[[list[RunLengths], list[RunLengths], list[int]], np.ndarray]
 
 @dataclass
 class Objects:
-    """The true or the found objects of one class in one picture."""
+    """The true or the found objects of one class in one image."""
 
     rles: list[RunLengths] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
@@ -51,16 +51,16 @@ class Objects:
 
 @dataclass
 class Ranked:
-    """The judged objects of one class, in the order of their pictures and best first in each.
+    """The judged objects of one class, in the order of their images and best first in each.
 
-    scores: of the found objects.  per_picture: how many of them each picture has that has any.
+    scores: of the found objects.  per_image: how many of them each image has that has any.
     judged: 10 bytes each: a bit for each range of areas and each threshold that says whether it is a hit, and the
         same bits again that say whether it does not count.
     true: how many true objects count, by range of areas.
     """
 
     scores: array = field(default_factory=lambda: array("d"))
-    per_picture: array = field(default_factory=lambda: array("I"))
+    per_image: array = field(default_factory=lambda: array("I"))
     judged: bytearray = field(default_factory=bytearray)
     true: list[int] = field(default_factory=lambda: [0] * len(SIZES))
 
@@ -69,7 +69,7 @@ class Ranked:
 
     def add(self, other: Ranked) -> None:
         self.scores.extend(other.scores)
-        self.per_picture.extend(other.per_picture)
+        self.per_image.extend(other.per_image)
         self.judged += other.judged
         self.true = [a + b for a, b in zip(self.true, other.true, strict=True)]
 
@@ -77,7 +77,7 @@ class Ranked:
         judged = base64.b64encode(self.judged).decode()
         return {
             "true": list(self.true),
-            "per_picture": self.per_picture.tolist(),
+            "per_picture": self.per_image.tolist(),
             "scores": self.scores.tolist(),
             "judged": judged,
         }
@@ -86,7 +86,7 @@ class Ranked:
     def of_state(cls, state: dict[str, Any], most: int) -> Ranked:
         """
         Args:
-            most: objects in one picture.
+            most: objects in one image.
 
         Raises:
             KeyError, TypeError, ValueError: the state is damaged.
@@ -98,13 +98,13 @@ class Ranked:
             [whole(count) for count in state["true"]],
         )
         count = len(ranked.scores)
-        lengths = sum(ranked.per_picture), len(ranked.judged), len(ranked.true)
+        lengths = sum(ranked.per_image), len(ranked.judged), len(ranked.true)
         if lengths != (count, count * _BYTES, len(SIZES)) or not np.isfinite(ranked.scores).all():
             raise ValueError(f"{count} scores do not fit {lengths[0]} objects, {lengths[1]} bytes, {lengths[2]} areas")
         return ranked
 
     def curves(self, limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Precision (T, R, A) with the last of `limits` of objects in one picture, and recall (T, A, M); -1 where
+        """Precision (T, R, A) with the last of `limits` of objects in one image, and recall (T, A, M); -1 where
         no true object counts."""
         precision_TRA = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
         recall_TAM = -np.ones((len(THRESHOLDS), len(SIZES), len(limits)))
@@ -121,13 +121,13 @@ class Ranked:
         return precision_TRA, recall_TAM
 
     def _ranks(self) -> np.ndarray:
-        """Of each found object, its place by score in its picture, from 0 on."""
-        counts = np.array(self.per_picture, dtype=np.int64)
+        """Of each found object, its place by score in its image, from 0 on."""
+        counts = np.array(self.per_image, dtype=np.int64)
         return np.arange(len(self.scores)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def judge(found: Objects, true: Objects, overlaps: Overlaps) -> Ranked:
-    """Match the objects of one class in one picture; `found` best first.
+    """Match the objects of one class in one image; `found` best first.
 
     Each found object in turn takes the true one that it overlaps most, at least by the threshold, of those that are
     free; of equal ones the last. It takes one that does not count (a crowd, or of another size) only if there is no

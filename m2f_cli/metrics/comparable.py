@@ -11,11 +11,11 @@ from pycocotools import mask as coco_mask
 from ..errors import ConfigError, DataError
 from ..results.types import PanopticMap, Result, Segment, SemanticMap
 from ..structures.annotations import (
-    InstanceTruth,
-    PanopticTruth,
-    SemanticTruth,
-    TrueSegment,
-    Truth,
+    AnnotatedSegment,
+    Annotation,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
     as_instance,
     as_panoptic,
     as_semantic,
@@ -25,15 +25,15 @@ from ..structures.rle import encode_shape
 from ..structures.run_lengths import areas_in, renamed
 
 
-def check_sizes(result: Result, truth: Truth) -> None:
+def check_sizes(result: Result, annotation: Annotation) -> None:
     """Raises:
-    DataError: result and truth are not of one size.
+    DataError: result and annotation are not of one size.
     """
-    if tuple(result.size) != tuple(truth.size):
-        found, true = (" x ".join(map(str, size)) for size in (result.size, truth.size))
+    if tuple(result.size) != tuple(annotation.size):
+        found, true = (" x ".join(map(str, size)) for size in (result.size, annotation.size))
         raise DataError(
             f"The result has {found} pixels and its annotation {true} (height x width).",
-            hint="Does the annotation belong to this picture?",
+            hint="Does the annotation belong to this image?",
         )
 
 
@@ -86,21 +86,21 @@ def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
         raise DataError(f"The map of the result has the id {unknown[0]}, which none of its segments has.")
 
 
-def instance_truth(truth: Truth, categories: Categories) -> InstanceTruth:
+def instance_annotation(annotation: Annotation, categories: Categories) -> InstanceAnnotation:
     """Return the objects of an annotation; of a panoptic one its things, crowds included, as run lengths.
 
     Raises:
         ConfigError: the annotation knows no objects; DataError: a class number that does not exist.
     """
-    if isinstance(truth, InstanceTruth):
-        return _check_shapes(truth)
-    if not isinstance(truth, PanopticTruth):
-        raise _wrong_kind("objects", "instance or panoptic", truth)
-    check_labels((segment.label for segment in truth.segments), len(categories))
-    return as_instance(truth, categories)
+    if isinstance(annotation, InstanceAnnotation):
+        return _check_shapes(annotation)
+    if not isinstance(annotation, PanopticAnnotation):
+        raise _wrong_kind("objects", "instance or panoptic", annotation)
+    check_labels((segment.label for segment in annotation.segments), len(categories))
+    return as_instance(annotation, categories)
 
 
-def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
+def semantic_annotation(annotation: Annotation, categories: Categories) -> SemanticAnnotation:
     """Return the class of every pixel; of a panoptic annotation that of its segment, also of a crowd.
 
     So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders,
@@ -109,42 +109,42 @@ def semantic_truth(truth: Truth, categories: Categories) -> SemanticTruth:
     Raises:
         ConfigError: the annotation does not say it of every pixel; DataError: a class number that does not exist.
     """
-    if isinstance(truth, SemanticTruth):
-        return truth
-    if not isinstance(truth, PanopticTruth):
-        raise _wrong_kind("classes of pixels", "semantic or panoptic", truth)
-    check_labels((segment.label for segment in truth.segments), len(categories))
-    return as_semantic(truth, len(categories))
+    if isinstance(annotation, SemanticAnnotation):
+        return annotation
+    if not isinstance(annotation, PanopticAnnotation):
+        raise _wrong_kind("classes of pixels", "semantic or panoptic", annotation)
+    check_labels((segment.label for segment in annotation.segments), len(categories))
+    return as_semantic(annotation, len(categories))
 
 
-def panoptic_truth(truth: Truth) -> PanopticTruth:
+def panoptic_annotation(annotation: Annotation) -> PanopticAnnotation:
     """Return an annotation as segments: each class of a semantic one is a segment, and what is ignored is void.
 
     Raises:
         ConfigError: the annotation does not say it of every pixel.
     """
-    if isinstance(truth, PanopticTruth):
-        return truth
-    if not isinstance(truth, SemanticTruth):
-        raise _wrong_kind("segments", "panoptic or semantic", truth)
-    return as_panoptic(truth)
+    if isinstance(annotation, PanopticAnnotation):
+        return annotation
+    if not isinstance(annotation, SemanticAnnotation):
+        raise _wrong_kind("segments", "panoptic or semantic", annotation)
+    return as_panoptic(annotation)
 
 
-def flat_truth(truth: Truth) -> PanopticTruth:
+def flat_annotation(annotation: Annotation) -> PanopticAnnotation:
     """Return an annotation as segments: objects are numbered from 1 on, and later ones lie on top.
 
     Raises:
         ConfigError: the annotation knows no objects; DataError: an object has no shape.
     """
-    if isinstance(truth, PanopticTruth):
-        return truth
-    if not isinstance(truth, InstanceTruth):
-        raise _wrong_kind("objects", "instance or panoptic", truth)
-    ids_HW = np.zeros(truth.size, dtype=np.int32)
-    for number, each in enumerate(_check_shapes(truth).objects, 1):
-        ids_HW[coco_mask.decode(encode_shape(each.shape, truth.size)) > 0] = number
-    segments = [TrueSegment(number, each.label, each.iscrowd) for number, each in enumerate(truth.objects, 1)]
-    return PanopticTruth(ids_HW, segments)
+    if isinstance(annotation, PanopticAnnotation):
+        return annotation
+    if not isinstance(annotation, InstanceAnnotation):
+        raise _wrong_kind("objects", "instance or panoptic", annotation)
+    ids_HW = np.zeros(annotation.size, dtype=np.int32)
+    for number, each in enumerate(_check_shapes(annotation).objects, 1):
+        ids_HW[coco_mask.decode(encode_shape(each.shape, annotation.size)) > 0] = number
+    segments = [AnnotatedSegment(number, each.label, each.iscrowd) for number, each in enumerate(annotation.objects, 1)]
+    return PanopticAnnotation(ids_HW, segments)
 
 
 def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
@@ -162,15 +162,15 @@ def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
     return PanopticMap(result.size, result.categories, ids_HW, segments)
 
 
-def _check_shapes(truth: InstanceTruth) -> InstanceTruth:
-    for each in truth.objects:
+def _check_shapes(annotation: InstanceAnnotation) -> InstanceAnnotation:
+    for each in annotation.objects:
         if not each.shape:
             raise DataError(f"An annotated object of class number {each.label} has neither polygons nor a mask.")
-    return truth
+    return annotation
 
 
-def _wrong_kind(what: str, kinds: str, truth: Truth) -> ConfigError:
+def _wrong_kind(what: str, kinds: str, annotation: Annotation) -> ConfigError:
     return ConfigError(
-        f"The metric compares {what}, which the annotations ({type(truth).__name__}) do not have.",
+        f"The metric compares {what}, which the annotations ({type(annotation).__name__}) do not have.",
         hint=f"Use a data set with {kinds} annotations, or another metric.",
     )

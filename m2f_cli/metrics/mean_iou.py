@@ -1,4 +1,4 @@
-"""Mean intersection over union of semantic maps, from one confusion matrix over all pictures
+"""Mean intersection over union of semantic maps, from one confusion matrix over all images
 (docs/methods/published-behaviour.md#9)."""
 
 from __future__ import annotations
@@ -6,19 +6,19 @@ from __future__ import annotations
 import numpy as np
 
 from ..results.types import SemanticMap
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from ..structures.run_lengths import pair_counts
 from . import Figures, State
-from .comparable import check_found, check_labels, check_sizes, semantic_truth
+from .comparable import check_found, check_labels, check_sizes, semantic_annotation
 from .state_io import reading, whole
 
 
 class MeanIoU:
-    """mIoU and its relatives, in percent. Pixels whose truth is `ignore` count neither as truth nor as result.
+    """mIoU and its relatives, in percent. Pixels that are annotated as `ignore` count nowhere.
 
-    miou: mean over the classes that occur in the truth (detectron2 today, OpenMMLab up to classes nobody has).
-    miou_union: the same sum over the number of classes in the truth or in the results (detectron2 when the papers
+    miou: mean over the classes that occur in the annotation (detectron2 today, OpenMMLab up to classes nobody has).
+    miou_union: the same sum over the number of classes in the annotation or in the results (detectron2 when the papers
         were written; it matters where classes are rare: ADE20K-Full, Mapillary).
     fwiou: IoU weighted by the class's share of the true pixels.
     macc, pacc: mean of the classes' accuracies, and accuracy of the pixels.
@@ -35,12 +35,12 @@ class MeanIoU:
         count = len(categories)
         self.confusion = np.zeros((count, count + 1), dtype=np.int64)  # true class, found class; last: none
 
-    def update(self, result: SemanticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
-        truth, count = semantic_truth(truth, self.categories), len(self.categories)
-        true, found, pixels = pair_counts(truth.labels_HW, result.labels_HW)
+    def update(self, result: SemanticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        annotation, count = semantic_annotation(annotation, self.categories), len(self.categories)
+        true, found, pixels = pair_counts(annotation.labels_HW, result.labels_HW)
         check_found(found, count)
-        counted = true != truth.ignore
+        counted = true != annotation.ignore
         true, found, pixels = true[counted], np.minimum(found[counted], count), pixels[counted]
         check_labels(true.tolist(), count)
         np.add.at(self.confusion, (true, found), pixels)

@@ -14,11 +14,11 @@ import numpy as np
 
 from ..results.types import PanopticMap, SemanticMap
 from ..structures import Task
-from ..structures.annotations import PanopticTruth, Truth
+from ..structures.annotations import Annotation, PanopticAnnotation
 from ..structures.categories import Categories
 from ..structures.run_lengths import pair_counts
 from . import Figures, State
-from .comparable import by_id, check_ids, check_labels, check_sizes, panoptic_result, panoptic_truth
+from .comparable import by_id, check_ids, check_labels, check_sizes, panoptic_annotation, panoptic_result
 from .state_io import reading, share, whole
 
 VOID = 0
@@ -26,7 +26,7 @@ VOID = 0
 
 @dataclass
 class Matches:
-    """How one picture was matched: class number and IoU of each hit, class numbers of what was found wrongly (false
+    """How one image was matched: class number and IoU of each hit, class numbers of what was found wrongly (false
     positives) and of what was missed (false negatives)."""
 
     hits: list[tuple[int, float]] = field(default_factory=list)
@@ -38,13 +38,13 @@ class PanopticQuality:
     """PQ, SQ and RQ over all classes, things, stuff and per class.
 
     PQ of a class is Σ IoU of its hits / (hits + half of the wrong + half of the missed); SQ is the mean IoU of the
-    hits, RQ the rest of the product. The means are over classes that occur in results or truth. Figures are equal to
-    panopticapi's, run in one process over the same pictures in the same order, to the last bit.
+    hits, RQ the rest of the product. The means are over classes that occur in results or annotations. Figures are equal
+    to panopticapi's, run in one process over the same images in the same order, to the last bit.
 
-    Kept of each picture are the IoUs of its hits, 8 bytes each: sums of sums would not be equal to the last bit.
+    Kept of each image are the IoUs of its hits, 8 bytes each: sums of sums would not be equal to the last bit.
 
     Args:
-        task: "panoptic", or "semantic" for maps of classes, where each class of a picture is one segment.
+        task: "panoptic", or "semantic" for maps of classes, where each class of an image is one segment.
     """
 
     def __init__(self, categories: Categories, *, task: Task = "panoptic"):
@@ -53,9 +53,9 @@ class PanopticQuality:
         self._wrong = np.zeros(len(categories), dtype=np.int64)
         self._missed = np.zeros(len(categories), dtype=np.int64)
 
-    def update(self, result: PanopticMap | SemanticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
-        found = match(panoptic_result(result), panoptic_truth(truth), len(self.categories))
+    def update(self, result: PanopticMap | SemanticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        found = match(panoptic_result(result), panoptic_annotation(annotation), len(self.categories))
         for label, iou in found.hits:
             self._ious[label].append(iou)
         for label in found.wrong:
@@ -98,7 +98,7 @@ class PanopticQuality:
         return {**figures, "per_class": self._per_class(rows)}
 
     def _rows(self) -> list[dict[str, float]]:
-        # One addition after another, in the order of the pictures, as panopticapi: not `sum`, not numpy's pairs.
+        # One addition after another, in the order of the images, as panopticapi: not `sum`, not numpy's pairs.
         ious = [functools.reduce(operator.add, each, 0.0) for each in self._ious]
         hits = map(len, self._ious)
         return [_row(*values) for values in zip(ious, hits, self._wrong.tolist(), self._missed.tolist(), strict=True)]
@@ -109,7 +109,7 @@ class PanopticQuality:
 
 class StuffQuality(PanopticQuality):
     """PQ of semantic models (MaskFormer paper, PQ^St): each class of a map is one segment, whether countable or not,
-    and what the truth ignores is void. pq_stuff, sq_stuff, rq_stuff: over all classes."""
+    and what the annotation ignores is void. pq_stuff, sq_stuff, rq_stuff: over all classes."""
 
     def __init__(self, categories: Categories):
         super().__init__(categories, task="semantic")
@@ -123,20 +123,20 @@ class StuffQuality(PanopticQuality):
         return {**figures, "per_class": self._per_class(rows)}
 
 
-def match(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Matches:
-    """Match the segments of one picture, by the rules of panopticapi.
+def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int) -> Matches:
+    """Match the segments of one image, by the rules of panopticapi.
 
     A found and a true segment of one class are a hit when their IoU is above 0.5; the union leaves out what of the
     found one lies on void. A crowd is never hit and never missed. A found segment without a hit does not count when
-    more than half of it lies on void and the crowd of its class (the last one, where a picture lists several).
+    more than half of it lies on void and the crowd of its class (the last one, where an image lists several).
 
     Raises:
         DataError: a class number that does not exist, two segments of one id, or ids in the result's map that are no
             segments.
     """
-    check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
-    true, found = by_id(truth.segments, "annotation"), by_id(result.segments, "result")
-    shared, true_area, found_area = _areas(result, truth)
+    check_labels((segment.label for segment in (*annotation.segments, *result.segments)), num_classes)
+    true, found = by_id(annotation.segments, "annotation"), by_id(result.segments, "result")
+    shared, true_area, found_area = _areas(result, annotation)
     check_ids(found_area, found)
     matches, matched_true, matched_found = Matches(), set(), set()
     for (true_id, found_id), overlap in shared.items():
@@ -163,10 +163,10 @@ def match(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Matche
 
 
 def _areas(
-    result: PanopticMap, truth: PanopticTruth
+    result: PanopticMap, annotation: PanopticAnnotation
 ) -> tuple[dict[tuple[int, int], int], dict[int, int], dict[int, int]]:
     """Pixels of each pair (true id, found id) in ascending order, of each true id, and of each found id."""
-    true_ids, found_ids, counts = (values.tolist() for values in pair_counts(truth.ids_HW, result.ids_HW))
+    true_ids, found_ids, counts = (values.tolist() for values in pair_counts(annotation.ids_HW, result.ids_HW))
     shared, true_area, found_area = {}, {}, {}
     for true_id, found_id, count in zip(true_ids, found_ids, counts, strict=True):
         shared[true_id, found_id] = count

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..results.types import PanopticMap, SemanticMap
-from ..structures.annotations import Truth
+from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from . import Figures, State
-from .comparable import check_sizes, panoptic_result, panoptic_truth
+from .comparable import check_sizes, panoptic_annotation, panoptic_result
 from .exact_sum import UNIT, Tally, fixed
 from .pq_repairs import KINDS, SIZES, Change, as_found, compare_segments, confusions, repairs
 from .state_io import reading, whole
@@ -35,14 +35,14 @@ class PanopticErrors:
         An error belongs to the size of its true segment; a merged found segment to that of its largest.
     confusion: records (true class, found class, count) of segment pairs of IoU > 0.5, most frequent first; None is no
         such partner.
-    worst_pictures: those that cost most. `number` is the picture's place among those counted, from 0; `lost` is the
+    worst_images: those that cost most. `number` is the image's place among those counted, from 0; `lost` is the
         sum over segments of what is missing to IoU 1, where half a segment stands for each missed or wrong one.
     pq, all_repaired: PQ as it is (up to 1e-9 of the metric "pq"), and with everything repaired.
 
-    What is kept does not grow with the number of pictures. Sums are exact: their order does not matter.
+    What is kept does not grow with the number of images. Sums are exact: their order does not matter.
 
     Args:
-        worst: how many pictures to name.
+        worst: how many images to name.
     """
 
     task = "panoptic"
@@ -52,21 +52,21 @@ class PanopticErrors:
         count = len(categories)
         self._sums = Tally((len(KINDS) + 1, len(SIZES), count), 4)
         self._confusion = Tally((count + 1, count + 1), 1)
-        self._pictures = 0
+        self._images = 0
         self._worst: list[list[int]] = []  # lost · 2, number, IoU, hits, wrong, missed, errors of each kind
 
-    def update(self, result: PanopticMap | SemanticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
+    def update(self, result: PanopticMap | SemanticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
         none = len(self.categories)
-        picture = compare_segments(panoptic_result(result), panoptic_truth(truth), none)
-        seen, found = as_found(picture), repairs(picture)
+        image = compare_segments(panoptic_result(result), panoptic_annotation(annotation), none)
+        seen, found = as_found(image), repairs(image)
         self._add(AS_FOUND, seen)
         for number, kind in enumerate(KINDS):
             self._add(number, found[kind])
-        for true_label, label in confusions(picture):
+        for true_label, label in confusions(image):
             self._confusion.add((none if true_label is None else true_label, none if label is None else label), 1)
-        self._note([_row_of(self._pictures, seen, found)])
-        self._pictures += 1
+        self._note([_row_of(self._images, seen, found)])
+        self._images += 1
 
     def fresh(self) -> PanopticErrors:
         return PanopticErrors(self.categories, worst=self.worst)
@@ -74,12 +74,12 @@ class PanopticErrors:
     def merge(self, other: PanopticErrors) -> None:
         self._sums.merge(other._sums)
         self._confusion.merge(other._confusion)
-        self._note([[lost, number + self._pictures, *rest] for lost, number, *rest in other._worst])
-        self._pictures += other._pictures
+        self._note([[lost, number + self._images, *rest] for lost, number, *rest in other._worst])
+        self._images += other._images
 
     def state(self) -> State:
         return {
-            "pictures": self._pictures,
+            "pictures": self._images,
             "sums": self._sums.state(),
             "confusion": self._confusion.state(),
             "worst": self._worst,
@@ -88,12 +88,12 @@ class PanopticErrors:
     def restore(self, state: State) -> None:
         part = self.fresh()
         with reading(self):
-            part._pictures = whole(state["pictures"])
+            part._images = whole(state["pictures"])
             part._sums.restore(state["sums"])
             part._confusion.restore(state["confusion"])
             part._note([list(map(whole, row)) for row in state["worst"]])
-            if any(len(row) != 6 + len(KINDS) or row[1] >= part._pictures for row in part._worst):
-                raise ValueError("the worst pictures are no rows of this metric")
+            if any(len(row) != 6 + len(KINDS) or row[1] >= part._images for row in part._worst):
+                raise ValueError("the worst images are no rows of this metric")
         self.merge(part)
 
     def compute(self) -> Figures:
@@ -106,7 +106,7 @@ class PanopticErrors:
         tables = {
             "sizes": self._sizes(sums_ESK4),
             "confusion": self._pairs(),
-            "worst_pictures": self._worst_pictures(),
+            "worst_pictures": self._worst_images(),
             "pq": _mean(pq_K),
             "all_repaired": _mean(_pq(_without_errors(by_kind_EK4))),
         }
@@ -141,7 +141,7 @@ class PanopticErrors:
         rows = sorted(self._confusion.state(), key=lambda row: -row[2])
         return [{"true": names[true], "found": names[found], "count": count} for true, found, count in rows]
 
-    def _worst_pictures(self) -> list[dict[str, Any]]:
+    def _worst_images(self) -> list[dict[str, Any]]:
         rows = []
         for lost, number, iou, hits, wrong, missed, *errors in self._worst:
             weight = hits + (wrong + missed) / 2
@@ -175,7 +175,7 @@ def _without_errors(by_kind_EK4: np.ndarray) -> np.ndarray:
 
 
 def _pq(sums_K4: np.ndarray) -> np.ndarray:
-    """PQ of each class in percent; NaN where there is neither truth nor result."""
+    """PQ of each class in percent; NaN where there is neither annotation nor result."""
     weights_K = sums_K4[:, HITS] + (sums_K4[:, WRONG] + sums_K4[:, MISSED]) / 2
     with np.errstate(invalid="ignore"):
         return np.where(weights_K > 0, 100 * (sums_K4[:, IOU] / UNIT) / weights_K, np.nan)

@@ -1,4 +1,4 @@
-"""Panoptic quality picture by picture, as the data sets of cell nuclei count it
+"""Panoptic quality image by image, as the data sets of cell nuclei count it
 (docs/methods/published-behaviour.md#8-9)."""
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from array import array
 import numpy as np
 
 from ..results.types import PanopticMap
-from ..structures.annotations import PanopticTruth, Truth
+from ..structures.annotations import Annotation, PanopticAnnotation
 from ..structures.categories import Categories
 from . import Figures, State
-from .comparable import check_sizes, flat_truth
+from .comparable import check_sizes, flat_annotation
 from .panoptic_quality import VOID, match
 from .state_io import reading, share
 
 KEYS = ("pq", "sq", "rq")
 
 
-class PictureQuality:
-    """PQ of the things of each picture, averaged over the pictures (NuInsSeg; one class there).
+class ImageQuality:
+    """PQ of the things of each image, averaged over the images (NuInsSeg; one class there).
 
-    A picture's PQ is Σ IoU / (hits + half of the wrong + half of the missed) over its things, all classes together;
+    An image's PQ is Σ IoU / (hits + half of the wrong + half of the missed) over its things, all classes together;
     a hit has an IoU above 0.5 and the right class. There is no void: what is not annotated is background, and what is
-    found there is wrong. Pictures without things in truth and result do not count.
+    found there is wrong. Images without things in annotation and result do not count.
 
-    pq_per_picture, sq_per_picture, rq_per_picture: means over the pictures, SQ of a picture without hits being 0.
+    pq_per_image, sq_per_image, rq_per_image: means over the images, SQ of an image without hits being 0.
     """
 
     task = "panoptic"
@@ -37,9 +37,9 @@ class PictureQuality:
         self.categories = categories
         self._values = {key: array("d") for key in KEYS}
 
-    def update(self, result: PanopticMap, truth: Truth) -> None:
-        check_sizes(result, truth)
-        found = match(result, _without_void(flat_truth(truth)), len(self.categories))
+    def update(self, result: PanopticMap, annotation: Annotation) -> None:
+        check_sizes(result, annotation)
+        found = match(result, _without_void(flat_annotation(annotation)), len(self.categories))
         ious = [iou for label, iou in found.hits if self.categories[label].isthing]
         wrong, missed = (sum(self.categories[label].isthing for label in each) for each in (found.wrong, found.missed))
         weight = len(ious) + 0.5 * wrong + 0.5 * missed
@@ -50,15 +50,15 @@ class PictureQuality:
         for key, value in zip(KEYS, values, strict=True):
             self._values[key].append(value)
 
-    def merge(self, other: PictureQuality) -> None:
+    def merge(self, other: ImageQuality) -> None:
         for key, values in self._values.items():
             values.extend(other._values[key])
 
-    def fresh(self) -> PictureQuality:
-        return PictureQuality(self.categories)
+    def fresh(self) -> ImageQuality:
+        return ImageQuality(self.categories)
 
     def state(self) -> State:
-        """{"pq", "sq", "rq": a share of 1 for each picture}."""
+        """{"pq", "sq", "rq": a share of 1 for each image}."""
         return {key: values.tolist() for key, values in self._values.items()}
 
     def restore(self, state: State) -> None:
@@ -67,16 +67,16 @@ class PictureQuality:
             for key, values in part._values.items():
                 values.extend(map(share, state[key]))
             if len({*map(len, part._values.values())}) != 1:
-                raise ValueError("unequal numbers of pictures")
+                raise ValueError("unequal numbers of images")
         self.merge(part)
 
     def compute(self) -> Figures:
         return {
-            f"{key}_per_picture": 100 * float(np.mean(values)) if values else math.nan
+            f"{key}_per_image": 100 * float(np.mean(values)) if values else math.nan
             for key, values in self._values.items()
         } | {"per_class": {}}
 
 
-def _without_void(truth: PanopticTruth) -> PanopticTruth:
-    background = max(int(truth.ids_HW.max(initial=0)), *(segment.id for segment in truth.segments), 0) + 1
-    return PanopticTruth(np.where(truth.ids_HW == VOID, background, truth.ids_HW), truth.segments)
+def _without_void(annotation: PanopticAnnotation) -> PanopticAnnotation:
+    background = max(int(annotation.ids_HW.max(initial=0)), *(segment.id for segment in annotation.segments), 0) + 1
+    return PanopticAnnotation(np.where(annotation.ids_HW == VOID, background, annotation.ids_HW), annotation.segments)

@@ -1,4 +1,4 @@
-"""What is wrong with each segment of one picture, and what PQ would count if that were repaired.
+"""What is wrong with each segment of one image, and what PQ would count if that were repaired.
 
 In the spirit of TIDE (Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020), for
 panoptic segments. IoU is PQ's: the union leaves out what of the found segment lies on void. T are the true segments
@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..results.types import PanopticMap
-from ..structures.annotations import PanopticTruth
+from ..structures.annotations import PanopticAnnotation
 from ..structures.run_lengths import pair_counts
 from .comparable import by_id, check_ids, check_labels
 from .panoptic_quality import VOID
@@ -56,8 +56,8 @@ class Change(NamedTuple):
 
 
 @dataclass
-class Picture:
-    """The segments of one picture and how they lie on each other.
+class ComparedImage:
+    """The segments of one image and how they lie on each other.
 
     sizes_T, sizes_F: numbers in SIZES.  areas_T, areas_F: pixels, of found ones without those on void.
     overlap_TF: pixels; iou_TF, same_TF (one class) and hit_TF (bool).
@@ -86,16 +86,16 @@ class Picture:
         return overlap / (self.areas_T[true].sum() + self.areas_F[found].sum() - overlap)
 
 
-def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int) -> Picture:
+def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int) -> ComparedImage:
     """Lay the segments of a result over the true ones.
 
     Raises:
         DataError: a class number that does not exist, two segments of one id, or an id in the result's map that no
             segment has.
     """
-    check_labels((segment.label for segment in (*truth.segments, *result.segments)), num_classes)
-    true, found = by_id(truth.segments, "annotation"), by_id(result.segments, "result")
-    first, second, counts = pair_counts(truth.ids_HW, result.ids_HW)
+    check_labels((segment.label for segment in (*annotation.segments, *result.segments)), num_classes)
+    true, found = by_id(annotation.segments, "annotation"), by_id(result.segments, "result")
+    first, second, counts = pair_counts(annotation.ids_HW, result.ids_HW)
     true_ids, row = np.unique(first, return_inverse=True)
     found_ids, column = np.unique(second, return_inverse=True)
     shared = np.zeros((len(true_ids) + 1, len(found_ids)), np.int64)  # the last row is of ids that the map lacks
@@ -116,7 +116,7 @@ def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int
     iou_TF = overlap_TF / np.maximum(areas_T[:, None] + areas_F - overlap_TF, 1)
     same_TF = labels_T[:, None] == labels_F
     hit_TF = same_TF & (iou_TF > 0.5)
-    return Picture(
+    return ComparedImage(
         labels_T=labels_T,
         labels_F=labels_F,
         sizes_T=np.searchsorted(BOUNDS, areas_T, side="right"),
@@ -131,27 +131,27 @@ def compare_segments(result: PanopticMap, truth: PanopticTruth, num_classes: int
     )
 
 
-def as_found(picture: Picture) -> list[Change]:
-    """What PQ counts in the picture as it is."""
-    p = picture
+def as_found(image: ComparedImage) -> list[Change]:
+    """What PQ counts in the image as it is."""
+    p = image
     hits = [_of_true(p, t, p.iou_TF[t, f], 1, 0, 0) for t, f in np.argwhere(p.hit_TF)]
     missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.hit_TF.any(1))]
     wrong = [_of_found(p, f, 1) for f in np.flatnonzero(~p.hit_TF.any(0) & p.counted_F)]
     return hits + missed + wrong
 
 
-def repairs(picture: Picture) -> dict[str, list[Change]]:
+def repairs(image: ComparedImage) -> dict[str, list[Change]]:
     """For each kind of error of KINDS the changes that repairing it makes."""
-    free_T = ~picture.hit_TF.any(1)
-    free_F = ~picture.hit_TF.any(0) & picture.counted_F
+    free_T = ~image.hit_TF.any(1)
+    free_F = ~image.hit_TF.any(0) & image.counted_F
     finders = (_class, _split, _merged, _boundary, _missed, _spurious)
     # In this order: each finder takes the segments that it explains out of those that are free.
-    return {kind: list(find(picture, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
+    return {kind: list(find(image, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
 
 
-def confusions(picture: Picture) -> Iterator[tuple[int | None, int | None]]:
+def confusions(image: ComparedImage) -> Iterator[tuple[int | None, int | None]]:
     """Classes (true, found) of the pairs of IoU > 0.5, whatever their classes; None where there is no such partner."""
-    p = picture
+    p = image
     pair_TF = (p.iou_TF > 0.5) & p.counted_F
     yield from ((int(p.labels_T[t]), int(p.labels_F[f])) for t, f in np.argwhere(pair_TF))
     yield from ((int(label), None) for label in p.labels_T[~pair_TF.any(1)])
@@ -161,14 +161,14 @@ def confusions(picture: Picture) -> Iterator[tuple[int | None, int | None]]:
 # --- one finder for each kind -----------------------------------------------------------------------------------------
 
 
-def _class(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+def _class(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
     for t, f in np.argwhere((p.iou_TF > 0.5) & free_T[:, None] & free_F):
         free_T[t] = free_F[f] = False
         yield _of_true(p, t, p.iou_TF[t, f], 1, 0, -1)
         yield Change(int(p.labels_F[f]), int(p.sizes_T[t]), 0.0, 0, -1, 0)
 
 
-def _split(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+def _split(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
     inside_TF = p.same_TF & (2 * p.overlap_TF > p.areas_F)
     for t in range(len(p.labels_T)):
         hit = np.flatnonzero(p.hit_TF[t]).tolist()
@@ -184,7 +184,7 @@ def _split(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Chang
         free_F[pieces] = False
 
 
-def _merged(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+def _merged(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
     inside_TF = p.same_TF & (2 * p.overlap_TF > p.areas_T[:, None])
     for f in range(len(p.labels_F)):
         hit = np.flatnonzero(p.hit_TF[:, f]).tolist()
@@ -201,7 +201,7 @@ def _merged(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Chan
         free_F[f] = False
 
 
-def _boundary(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+def _boundary(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
     yield from (_of_true(p, t, 1 - p.iou_TF[t, f], 0, 0, 0) for t, f in np.argwhere(p.hit_TF))
     near_TF = p.same_TF & (p.iou_TF > NEAR) & free_T[:, None] & free_F
     pairs = np.argwhere(near_TF)
@@ -211,17 +211,17 @@ def _boundary(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Ch
             yield _of_true(p, t, 1.0, 1, -1, -1)
 
 
-def _missed(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+def _missed(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
     return (_of_true(p, t, 1.0, 1, 0, -1) for t in np.flatnonzero(free_T))
 
 
-def _spurious(p: Picture, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
+def _spurious(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
     return (_of_found(p, f, -1) for f in np.flatnonzero(free_F))
 
 
-def _of_true(p: Picture, t: int, iou: float, hits: int, wrong: int, missed: int) -> Change:
+def _of_true(p: ComparedImage, t: int, iou: float, hits: int, wrong: int, missed: int) -> Change:
     return Change(int(p.labels_T[t]), int(p.sizes_T[t]), float(iou), hits, wrong, missed)
 
 
-def _of_found(p: Picture, f: int, wrong: int) -> Change:
+def _of_found(p: ComparedImage, f: int, wrong: int) -> Change:
     return Change(int(p.labels_F[f]), int(p.sizes_F[f]), 0.0, 0, wrong, 0)

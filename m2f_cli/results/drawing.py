@@ -1,4 +1,4 @@
-"""Results over pictures: translucent fills, crisp outlines, and labels that stay readable on anything."""
+"""Results over images: translucent fills, crisp outlines, and labels that stay readable on anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import DataError
 from ..runtime.text import visible_line
 from ..structures.categories import Category
-from ..structures.images import read_picture
+from ..structures.images import read_image
 from .regions import Region
 
 if TYPE_CHECKING:
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 
 THING_ALPHA, STUFF_ALPHA = 0.55, 0.4
-SPOT_EDGE = 192  # a label's place is searched in a mask of at most this edge: cheap at any picture size
+SPOT_EDGE = 192  # a label's place is searched in a mask of at most this edge: cheap at any image size
 LONGEST_NAME = 200  # letters that a label tries to show; a longer one would fit no image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def plot(result: Result, image: Any) -> Image.Image:
-    """A picture with a result drawn over it: a colour per class, slightly varied per object, names and scores.
+    """An image with a result drawn over it: a colour per class, slightly varied per object, names and scores.
 
     Args:
-        image: the picture: path, PIL image or array, of the result's size.
+        image: the image: path, PIL image or array, of the result's size.
 
     Returns:
-        A new RGB image of the picture's size. Stuff is muted, things are bright; small regions carry no label, and
+        A new RGB image of the image's size. Stuff is muted, things are bright; small regions carry no label, and
         a label that would cover another one moves, or is left out.
 
     Raises:
-        DataError: no picture, one that cannot be read, or one of another size.
+        DataError: no image, one that cannot be read, or one of another size.
     """
     canvas_HW3 = _canvas(result, image)
     scale = np.sqrt(canvas_HW3.shape[0] * canvas_HW3.shape[1])
@@ -55,9 +55,9 @@ def plot(result: Result, image: Any) -> Image.Image:
             name = visible_line(category.name[:LONGEST_NAME])
             text = name if region.score is None else f"{name} {region.score:.2f}"
             labels.append(_Label(text, color, spot, region.area))
-    picture = Image.fromarray(canvas_HW3)
-    write_label(picture, labels, font_size)
-    return picture
+    drawn = Image.fromarray(canvas_HW3)
+    write_label(drawn, labels, font_size)
+    return drawn
 
 
 def colored(result: Result) -> Iterator[tuple[Region, Color]]:
@@ -86,13 +86,13 @@ def region_color(category: Category, nth: int = 0) -> Color:
 
 def _canvas(result: Result, image: Any) -> np.ndarray:
     if image is None:
-        raise DataError("The result does not know its picture.", hint="Pass it: result.plot(image).")
-    canvas_HW3 = read_picture(image)
+        raise DataError("The result does not know its image.", hint="Pass it: result.plot(image).")
+    canvas_HW3 = read_image(image)
     if canvas_HW3.shape[:2] != tuple(result.size):
         height, width = result.size
         raise DataError(
-            f"The picture is {canvas_HW3.shape[1]}x{canvas_HW3.shape[0]} pixels, the result {width}x{height}.",
-            hint="Pass the picture that the result was made from.",
+            f"The image is {canvas_HW3.shape[1]}x{canvas_HW3.shape[0]} pixels, the result {width}x{height}.",
+            hint="Pass the image that the result was made from.",
         )
     return canvas_HW3
 
@@ -105,7 +105,7 @@ def _fill(canvas_HW3: np.ndarray, region: Region, color: Color, alpha: float) ->
 
 
 def _outline(canvas_HW3: np.ndarray, region: Region, color: Color, line: int) -> None:
-    """Paint the border pixels of a region, inside it. The frame of the picture is no border."""
+    """Paint the border pixels of a region, inside it. The frame of the image is no border."""
     height, width = canvas_HW3.shape[:2]
     top, left, bottom, right = region.box
     up, before = min(line, top), min(line, left)
@@ -146,8 +146,8 @@ def label_spot(region: Region, font_size: int) -> tuple[float, float] | None:
     )
 
 
-def write_label(picture: Image.Image, labels: list[_Label], font_size: int) -> None:
-    draw = ImageDraw.Draw(picture)
+def write_label(image: Image.Image, labels: list[_Label], font_size: int) -> None:
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(font_size)
     margin = max(1, font_size // 5)
     placed: list[tuple[float, float, float, float]] = []
@@ -155,7 +155,7 @@ def write_label(picture: Image.Image, labels: list[_Label], font_size: int) -> N
         width = draw.textlength(label.text, font=font)
         # All boxes are equally high, whatever letters they hold: a line of labels looks calm.
         size = (width + 3 * margin, 1.25 * font_size + margin)
-        box = place_label(label.spot, size, picture.size, placed)
+        box = place_label(label.spot, size, image.size, placed)
         if box is None:
             continue
         placed.append(box)
@@ -167,16 +167,16 @@ def write_label(picture: Image.Image, labels: list[_Label], font_size: int) -> N
 def place_label(
     spot: tuple[float, float],
     size: tuple[float, float],
-    picture: tuple[int, int],
+    image: tuple[int, int],
     placed: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float] | None:
-    """The box (left, top, right, bottom) of a label near its spot, free of the others and inside the picture."""
+    """The box (left, top, right, bottom) of a label near its spot, free of the others and inside the image."""
     width, height = size
-    if width > picture[0] or height > picture[1]:
+    if width > image[0] or height > image[1]:
         return None
     for across, down in ((0, 0), (0, -1.1), (0, 1.1), (0, -2.2), (0, 2.2), (-0.5, 0), (0.5, 0)):
-        left = min(max(spot[0] - width / 2 + across * width, 0), picture[0] - width)
-        top = min(max(spot[1] - height / 2 + down * height, 0), picture[1] - height)
+        left = min(max(spot[0] - width / 2 + across * width, 0), image[0] - width)
+        top = min(max(spot[1] - height / 2 + down * height, 0), image[1] - height)
         box = (left, top, left + width, top + height)
         if not any(_meet(box, other) for other in placed):
             return box

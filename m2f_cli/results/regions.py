@@ -14,7 +14,7 @@ class Region:
 
     label: class number.  score: None for a semantic class.
     id: the segment's id (panoptic), the class number (semantic) or the position (instances).
-    box: (top, left, bottom, right) in pixels, half open; mask_HW (bool) is the picture's mask inside this box.
+    box: (top, left, bottom, right) in pixels, half open; mask_HW (bool) is the image's mask inside this box.
     """
 
     id: int
@@ -39,7 +39,7 @@ class Region:
         return [left, top, right - left, bottom - top]
 
     def full_mask(self, size: tuple[int, int]) -> np.ndarray:
-        """The mask over the whole picture of `size` (height, width), bool."""
+        """The mask over the whole image of `size` (height, width), bool."""
         mask_HW = np.zeros(size, dtype=bool)
         mask_HW[self.window] = self.mask_HW
         return mask_HW

@@ -88,7 +88,7 @@ def pack_run(folder: Path, head: dict[str, Any]) -> Path:
 
 
 def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
-    """STEM.zip: json and PNG of one picture as the server takes them. A run shares one archive."""
+    """STEM.zip: json and PNG of one image as the server takes them. A run shares one archive."""
     path, document = add_suffix(stem, ".zip"), output.panoptic_document(result, stem.name)
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(f"{stem.name}.json", json_text(document))
@@ -167,6 +167,6 @@ def _frame(stem: Path) -> Path:
     if found is None:
         raise ConfigError(
             f"Cityscapes finds predictions by names such as aachen_000000_000019, not {stem.name!r}.",
-            hint="For other pictures use label-png or coco-instance.",
+            hint="For other images use label-png or coco-instance.",
         )
     return found

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Result(ABC):
-    """What was found in one picture. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB);
-    `image_id` is the picture's id in its data set's own files, for the COCO formats."""
+    """What was found in one image. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB);
+    `image_id` is the image's id in its data set's own files, for the COCO formats."""
 
     size: tuple[int, int]
     categories: Categories
@@ -40,10 +40,10 @@ class Result(ABC):
         return self
 
     def plot(self, image: Any = None) -> Image:
-        """The picture with this result drawn over it: outlines, names and scores, one colour per class.
+        """The image with this result drawn over it: outlines, names and scores, one colour per class.
 
         Args:
-            image: the picture, where the result does not know it (path, array or PIL image).
+            image: the image, where the result does not know it (path, array or PIL image).
         """
         from . import drawing
 
@@ -62,7 +62,7 @@ class Result(ABC):
         Args:
             folder: where to; made if it is missing.
             formats: names of writers, such as "overlay", "coco-panoptic", "label-png".
-            name: the stem of the files; the picture's own stem by default.
+            name: the stem of the files; the image's own stem by default.
             trust_code: whether `formats` may be "module:function".
         """
         from . import writers
@@ -125,7 +125,7 @@ class PanopticMap(Result):
             yield Region(found.id, found.label, found.score, box_of(window), mask_HW)
 
     def to_coco(self) -> dict[str, Any]:
-        """The annotation of this picture in a COCO panoptic json: {"segments_info": [...]}; ids as in ids_HW."""
+        """The annotation of this image in a COCO panoptic json: {"segments_info": [...]}; ids as in ids_HW."""
         from . import bridges
 
         return bridges.panoptic_to_coco(self)

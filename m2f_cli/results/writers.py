@@ -2,7 +2,7 @@
 
 Layout below the output folder; NAME may hold sub-folders:
 
-    overlay/NAME.jpg              the picture with the result drawn over it
+    overlay/NAME.jpg              the image with the result drawn over it
     panoptic/NAME.png             COCO panoptic: segment id = R + 256 G + 65536 B, 0 is void
     labels/NAME.png               the category id of each pixel; 255 (8 bits) or 65535 (16 bits) where there is none
     color/NAME.png                the regions in their colours on black
@@ -10,7 +10,7 @@ Layout below the output folder; NAME may hold sub-folders:
     crops/NAME/000_person.png     the regions cut out, RGBA
     cityscapes-semantic, cityscapes-instance, panoptic_*_results.zip      for evaluation servers, see server_formats.py
     panoptic.json instances.json predictions.json      one per run, see journal.py; `save` writes the first two as
-                                  panoptic/NAME.json and instances/NAME.json, for its one picture
+                                  panoptic/NAME.json and instances/NAME.json, for its one image
 
 All files are written under a temporary name and renamed.
 """
@@ -34,7 +34,7 @@ from ..structures import Task
 from ..structures.annotations import ids_to_rgb
 from ..structures.categories import Categories
 from ..structures.contours import outlines
-from ..structures.images import read_picture
+from ..structures.images import read_image
 from . import drawing as draw
 from . import regions
 
@@ -71,11 +71,11 @@ def save(
     Args:
         folder: the output folder; each format has a sub-folder there.
         formats: names of writers, or with `trust_code` "module:function".
-        name: the stem of the files, "/" for sub-folders; the picture's own stem by default.
+        name: the stem of the files, "/" for sub-folders; the image's own stem by default.
 
     Raises:
         ConfigError: an unknown format, or one that does not fit the result.
-        DataError: the format shows the picture and the result does not know it.
+        DataError: the format shows the image and the result does not know it.
         M2FError: a file cannot be written.
     """
     writers = writers_for(formats, result.task, trust_code=trust_code)
@@ -158,7 +158,7 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
 
 
 def write_overlay(result: Result, stem: Path) -> list[Path]:
-    """STEM.jpg: the picture with the result drawn over it; STEM.png where JPEG cannot hold the size."""
+    """STEM.jpg: the image with the result drawn over it; STEM.png where JPEG cannot hold the size."""
     if max(result.size) > JPEG_EDGE:
         return write_overlay_png(result, stem)
     # 4:4:4 keeps thin coloured outlines crisp.
@@ -166,7 +166,7 @@ def write_overlay(result: Result, stem: Path) -> list[Path]:
 
 
 def write_overlay_png(result: Result, stem: Path) -> list[Path]:
-    """STEM.png: the picture with the result drawn over it, without loss."""
+    """STEM.png: the image with the result drawn over it, without loss."""
     return write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
 
 
@@ -180,13 +180,13 @@ def panoptic_image(result: PanopticMap) -> Image.Image:
 
 
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
-    """STEM.png and STEM.json: a complete COCO panoptic document of one picture. A run shares one panoptic.json."""
+    """STEM.png and STEM.json: a complete COCO panoptic document of one image. A run shares one panoptic.json."""
     pngs = write_panoptic_png(result, stem)
     return pngs + write_json(add_suffix(stem, ".json"), panoptic_document(result, stem.name))
 
 
 def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
-    """STEM.json: COCO instance results of one picture. A run shares one instances.json."""
+    """STEM.json: COCO instance results of one image. A run shares one instances.json."""
     return write_json(add_suffix(stem, ".json"), instance_entry(result, stem.name, stem.name))
 
 
@@ -244,10 +244,10 @@ def write_polygons(result: Result, stem: Path) -> list[Path]:
 
 
 def write_crops(result: Result, stem: Path) -> list[Path]:
-    """STEM/000_person.png, …: each region cut out of the picture at its own box, transparent around it."""
+    """STEM/000_person.png, …: each region cut out of the image at its own box, transparent around it."""
     if result.image is None:
-        raise DataError("Crops need the picture, and the result does not know it.", hint="Set result.image.")
-    image_HW3 = read_picture(result.image)
+        raise DataError("Crops need the image, and the result does not know it.", hint="Set result.image.")
+    image_HW3 = read_image(result.image)
     crops = []
     for k, region in enumerate(result.regions()):
         alpha = region.mask_HW.astype(np.uint8) * 255
@@ -261,7 +261,7 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
 
 
 def image_id(result: Result, name: str) -> int | str:
-    """The picture's id in its data set; where nobody said it, COCO's own pictures (twelve digits) are known by
+    """The image's id in its data set; where nobody said it, COCO's own images (twelve digits) are known by
     number, all others by name."""
     if result.image_id is not None:
         return result.image_id
@@ -269,7 +269,7 @@ def image_id(result: Result, name: str) -> int | str:
 
 
 def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
-    """What one picture adds to panoptic.json: one record of each list. The annotation's file is the PNG that was
+    """What one image adds to panoptic.json: one record of each list. The annotation's file is the PNG that was
     written for `name`; `file_name` is what the data set calls the image."""
     height, width = result.size
     number = image_id(result, name)
@@ -286,7 +286,7 @@ def panoptic_document(result: PanopticMap, name: str) -> dict[str, Any]:
 
 
 def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
-    """What one picture adds to instances.json: one record per object."""
+    """What one image adds to instances.json: one record per object."""
     number = image_id(result, name)
     return [{"image_id": number, **record} for record in result.to_coco()]
 

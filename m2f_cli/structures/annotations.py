@@ -18,7 +18,7 @@ from .run_lengths import renamed, values_in
 
 
 @dataclass
-class TrueSegment:
+class AnnotatedSegment:
     """One annotated region of a panoptic map. `label` is a class number; a crowd is a group that is not separated."""
 
     id: int
@@ -27,7 +27,7 @@ class TrueSegment:
 
 
 @dataclass
-class PanopticTruth:
+class PanopticAnnotation:
     """An annotated image.
 
     Attributes:
@@ -36,7 +36,7 @@ class PanopticTruth:
     """
 
     ids_HW: np.ndarray
-    segments: list[TrueSegment]
+    segments: list[AnnotatedSegment]
     source: Path | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
@@ -45,7 +45,7 @@ class PanopticTruth:
 
 
 @dataclass
-class SemanticTruth:
+class SemanticAnnotation:
     """An annotated image: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts."""
 
     labels_HW: np.ndarray
@@ -58,7 +58,7 @@ class SemanticTruth:
 
 
 @dataclass
-class TrueObject:
+class AnnotatedObject:
     """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE.
 
     While an image is augmented, the mask of an RLE travels as a `data.transforms.geometry.Cutout`.
@@ -71,15 +71,15 @@ class TrueObject:
 
 
 @dataclass
-class InstanceTruth:
+class InstanceAnnotation:
     """An annotated image: objects that may overlap. `size` is (height, width)."""
 
     size: tuple[int, int]
-    objects: list[TrueObject]
+    objects: list[AnnotatedObject]
     source: Path | None = field(default=None, kw_only=True, repr=False, compare=False)
 
 
-Truth: TypeAlias = PanopticTruth | SemanticTruth | InstanceTruth
+Annotation: TypeAlias = PanopticAnnotation | SemanticAnnotation | InstanceAnnotation
 
 
 # --- one as another ---------------------------------------------------------------------------------------------------
@@ -89,11 +89,11 @@ Truth: TypeAlias = PanopticTruth | SemanticTruth | InstanceTruth
 class ReadAs:
     """Reads a panoptic annotation and gives it as one of another task."""
 
-    read: Callable[[], PanopticTruth]
+    read: Callable[[], PanopticAnnotation]
     task: Task
     categories: Categories
 
-    def __call__(self) -> Truth:
+    def __call__(self) -> Annotation:
         panoptic = self.read()
         if self.task == "semantic":
             derived = as_semantic(panoptic, len(self.categories))
@@ -107,22 +107,22 @@ def ignore_value(num_classes: int) -> int:
     return 255 if num_classes <= 255 else 65535
 
 
-def as_semantic(panoptic: PanopticTruth, num_classes: int) -> SemanticTruth:
+def as_semantic(panoptic: PanopticAnnotation, num_classes: int) -> SemanticAnnotation:
     """Return the class of every pixel, crowds included (docs/methods/published-behaviour.md#8-1)."""
     ignore = ignore_value(num_classes)
     labels = {segment.id: segment.label for segment in panoptic.segments}
-    return SemanticTruth(renamed(panoptic.ids_HW, labels, ignore, np.min_scalar_type(ignore)), ignore)
+    return SemanticAnnotation(renamed(panoptic.ids_HW, labels, ignore, np.min_scalar_type(ignore)), ignore)
 
 
-def as_instance(panoptic: PanopticTruth, categories: Categories) -> InstanceTruth:
+def as_instance(panoptic: PanopticAnnotation, categories: Categories) -> InstanceAnnotation:
     """Return the visible parts of the things, as run lengths; crowds stay crowds."""
     things = [segment for segment in panoptic.segments if categories[segment.label].isthing]
     rles = encode_ids(panoptic.ids_HW, (segment.id for segment in things))
-    objects = [TrueObject(s.label, rle, s.iscrowd) for s, rle in zip(things, rles, strict=True)]
-    return InstanceTruth(panoptic.size, objects)
+    objects = [AnnotatedObject(s.label, rle, s.iscrowd) for s, rle in zip(things, rles, strict=True)]
+    return InstanceAnnotation(panoptic.size, objects)
 
 
-def as_panoptic(semantic: SemanticTruth, separate: Collection[int] = ()) -> PanopticTruth:
+def as_panoptic(semantic: SemanticAnnotation, separate: Collection[int] = ()) -> PanopticAnnotation:
     """Return one segment for each class that is present; ignored pixels become void.
 
     Args:
@@ -140,8 +140,8 @@ def as_panoptic(semantic: SemanticTruth, separate: Collection[int] = ()) -> Pano
             ids_HW[inside_HW] = parts_HW[inside_HW] + before
         else:
             whole[label] = before + 1
-        segments += [TrueSegment(before + part, label) for part in range(1, count + 1)]
-    return PanopticTruth(ids_HW + renamed(semantic.labels_HW, whole, 0, np.int32), segments)
+        segments += [AnnotatedSegment(before + part, label) for part in range(1, count + 1)]
+    return PanopticAnnotation(ids_HW + renamed(semantic.labels_HW, whole, 0, np.int32), segments)
 
 
 def ids_to_rgb(ids_HW: np.ndarray) -> np.ndarray:

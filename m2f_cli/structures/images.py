@@ -67,7 +67,7 @@ _LOOKALIKES = (
 )
 
 
-def read_picture(
+def read_image(
     source: str | os.PathLike[str] | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """Read an image as people see it.
@@ -95,13 +95,13 @@ def read_picture(
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source), str(Path(source)), max_pixels)
     raise DataError(
-        f"A picture is a path, a PIL image or a NumPy array, not {type(source).__name__}.",
+        f"An image is a path, a PIL image or a NumPy array, not {type(source).__name__}.",
         hint="For a tensor: pass tensor.permute(1, 2, 0).numpy()." if hasattr(source, "permute") else None,
     )
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
-    """Read the content of an image file, as `read_picture` does a file.
+    """Read the content of an image file, as `read_image` does a file.
 
     Args:
         where: what it is called in errors.
@@ -109,11 +109,11 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
     return _from_file(content, where, MAX_PIXELS)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the pixels that `read_picture` gives, from the head of the file.
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the pixels that `read_image` gives, from the head of the file.
 
     Raises:
-        DataError: as `read_picture`.
+        DataError: as `read_image`.
     """
     with _identified(path, str(path), MAX_PIXELS) as (image, tiff):
         if image is not None:
@@ -132,7 +132,7 @@ def open_image(source: Path | bytes, where: str | None = None) -> Iterator[Image
         where: what it is called in errors; by default the path.
 
     Raises:
-        DataError: as `read_picture`.
+        DataError: as `read_image`.
     """
     where = str(source) if where is None else where
     with _identified(source, where, MAX_PIXELS) as (image, _):
@@ -149,7 +149,7 @@ def open_small(content: bytes, edge: int) -> tuple[Image.Image, tuple[int, int]]
         The small image, upright, and the (height, width) of the whole one.
 
     Raises:
-        DataError: as `read_picture`.
+        DataError: as `read_image`.
     """
     with _identified(content, "The JPEG", MAX_PIXELS) as (image, _):
         size = upright_size(image)
@@ -240,9 +240,9 @@ def _check_file(path: Path) -> None:
     except (OSError, ValueError) as error:  # a name that no file can have
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{path} is a folder, not a picture.")
+        raise DataError(f"{path} is a folder, not an image.")
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
-        raise DataError(f"{path} is no regular file.", hint="Save the picture to a file first.")
+        raise DataError(f"{path} is no regular file.", hint="Save the image to a file first.")
     if status.st_size == 0:
         raise DataError(f"{path} is empty (0 bytes).", hint="Copy or download it again.")
 
@@ -274,13 +274,13 @@ def _not_an_image(where: str, head: bytes) -> DataError:
         return DataError(f"{where} is empty (0 bytes).", hint="Copy or download it again.")
     for offset, magic, what, advice in _LOOKALIKES:
         if head[offset:].startswith(magic):
-            return DataError(f"{where} is {what}, not a picture.", hint=advice)
+            return DataError(f"{where} is {what}, not an image.", hint=advice)
     if head.lstrip()[:1] == b"<":
-        return DataError(f"{where} is a web page or XML, not a picture.", hint="A failed download? Fetch it again.")
+        return DataError(f"{where} is a web page or XML, not an image.", hint="A failed download? Fetch it again.")
     if _is_text(head):
-        return DataError(f"{where} is text, not a picture.", hint="Give JPEG, PNG, WebP, TIFF or BMP files.")
+        return DataError(f"{where} is text, not an image.", hint="Give JPEG, PNG, WebP, TIFF or BMP files.")
     return DataError(
-        f"{where} is not a picture that can be read (it starts with {head[:8].hex(' ')}).",
+        f"{where} is not an image that can be read (it starts with {head[:8].hex(' ')}).",
         hint="Give JPEG, PNG, WebP, TIFF or BMP files.",
     )
 

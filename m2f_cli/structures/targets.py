@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass
 class Target:
-    """What one picture of a training batch shows: N class numbers (int64), and where each is.
+    """What one image of a training batch shows: N class numbers (int64), and where each is.
 
     Exactly one of the two forms is given. Masks may overlap; an id map is one plane however many targets there are:
-    200 segments of a 4k picture are 33 MB instead of 1.7 GB.
+    200 segments of a 4k image are 33 MB instead of 1.7 GB.
 
     masks_NHW: (N, H, W), bool or uint8.
     owner_HW: (H, W), int16 or int32: the number of the target that a pixel belongs to, -1 where there is none.
 
-    H, W are those of the picture itself; a batch's padding belongs to no target and is not stored.
+    H, W are those of the image itself; a batch's padding belongs to no target and is not stored.
     """
 
     labels_N: Tensor
@@ -45,7 +45,7 @@ class Target:
         return Target(*moved)
 
     def masks(self) -> Tensor:
-        """(N, H, W) bool, whichever form is stored. For tests and pictures: large."""
+        """(N, H, W) bool, whichever form is stored. For tests and images: large."""
         if self.masks_NHW is not None:
             return self.masks_NHW.bool()
         numbers = torch.arange(len(self), device=self.owner_HW.device)

@@ -1,1 +1,1 @@
-"""From pictures to a model that works: one visible loop, and what it needs."""
+"""From images to a model that works: one visible loop, and what it needs."""

@@ -1,4 +1,4 @@
-"""How the batch of a step is cut: pictures that go through the network at once, the rest is accumulated."""
+"""How the batch of a step is cut: images that go through the network at once, the rest is accumulated."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .loop import losses_of
 from .optimizer import train_mode
 from .parts import Parts
 
-LARGEST_BY_DEFAULT = 2  # as published: 2 pictures on each GPU
-SHARE = 0.9  # of the memory that may be used: later pictures may have more objects than those that were tried
+LARGEST_BY_DEFAULT = 2  # as published: 2 images on each GPU
+SHARE = 0.9  # of the memory that may be used: later images may have more objects than those that were tried
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
-    """Forward passes per optimiser step, so that `batch` pictures are seen by `world` processes together.
+    """Forward passes per optimiser step, so that `batch` images are seen by `world` processes together.
 
     Args:
-        micro_batch: pictures per forward pass and process; None: at most 2.
+        micro_batch: images per forward pass and process; None: at most 2.
 
     Raises:
         ConfigError: the numbers do not divide.
@@ -35,25 +35,25 @@ def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
         micro_batch = next(m for m in range(min(LARGEST_BY_DEFAULT, own), 0, -1) if own % m == 0)
     if own % micro_batch:
         raise ConfigError(
-            f"{own} pictures per process and step are no multiple of the {micro_batch} that go in at once.",
+            f"{own} images per process and step are no multiple of the {micro_batch} that go in at once.",
             hint="Change --batch or --micro-batch.",
         )
     return own // micro_batch
 
 
 def share_of(batch: int, world: int) -> int:
-    """The pictures of one process in a step.
+    """The images of one process in a step.
 
     Raises:
         ConfigError: they cannot be shared evenly.
     """
     if batch % world:
-        raise ConfigError(f"A batch of {batch} pictures cannot be shared by {world} processes.", hint="Change --batch.")
+        raise ConfigError(f"A batch of {batch} images cannot be shared by {world} processes.", hint="Change --batch.")
     return batch // world
 
 
 def largest_micro_batch(own: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest divisor of `own` that fits; None where not even one picture does.
+    """The largest divisor of `own` that fits; None where not even one image does.
 
     Divisors are tried in ascending order (1, 2, 4, 8, 16 of 16) until one does not fit.
     """
@@ -66,7 +66,7 @@ def largest_micro_batch(own: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def measured_micro_batch(parts: Parts, own: int, batches: Callable[[int], Iterator[Batch]]) -> int:
-    """The most pictures, of the `own` of this process in a step, that fit into memory at once; the same everywhere.
+    """The most images, of the `own` of this process in a step, that fit into memory at once; the same everywhere.
 
     A whole step is tried with each size and undone: forward, backward, optimiser. On CUDA a size fits when nothing
     runs out and at least a tenth of the memory stays free. On a CPU nothing runs out before the machine stands still:
@@ -77,7 +77,7 @@ def measured_micro_batch(parts: Parts, own: int, batches: Callable[[int], Iterat
         batches: batches of a size.
 
     Raises:
-        ConfigError: a device whose memory cannot be measured. M2FError: not even one picture fits.
+        ConfigError: a device whose memory cannot be measured. M2FError: not even one image fits.
     """
     memory = memory_of(parts.device)
 
@@ -91,7 +91,7 @@ def measured_micro_batch(parts: Parts, own: int, batches: Callable[[int], Iterat
         )
     if largest is None:
         raise M2FError(
-            f"Not even one picture at a time fits into the memory of {parts.device}.",
+            f"Not even one image at a time fits into the memory of {parts.device}.",
             hint="Use --checkpoint-activations, --precision bf16 or a smaller crop.",
         )
     return largest
@@ -117,7 +117,7 @@ def memory_of(device: torch.device) -> CudaMemory | HostMemory:
         return HostMemory()
     raise ConfigError(
         f"--batch auto measures the memory of CUDA GPUs and of CPUs under Linux; this is {device}.",
-        hint="Say how many pictures go in at once: --micro-batch N.",
+        hint="Say how many images go in at once: --micro-batch N.",
     )
 
 

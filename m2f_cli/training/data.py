@@ -15,7 +15,7 @@ from ..data.open_dataset import open_data
 from ..data.records import DataSet, Record
 from ..data.synthetic.dataset import synthetic_dataset
 from ..errors import ConfigError, DataError
-from ..structures.annotations import InstanceTruth
+from ..structures.annotations import InstanceAnnotation
 
 Splits = tuple[DataSet, DataSet | None]  # to train on, to evaluate on
 
@@ -28,8 +28,8 @@ def open_splits(settings: Config, folder: Path | None, val_limit: int | None, no
 def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
     """The configuration for the task that the data has, where it has another one than the preset's.
 
-    Mask classification is trained alike for all tasks (Mask2Former, section 3): the task says which truth is read and
-    which figure is measured. A crop that limits a class's share needs a class for every pixel, and does not without.
+    Mask classification is trained alike for all tasks (Mask2Former, section 3): the task says which annotation is read
+    and which figure is measured. A crop that limits a class's share needs a class for every pixel.
 
     Raises:
         NoTask: the same again, for a network that is made for one task alone.
@@ -107,33 +107,33 @@ def things_only(data: DataSet) -> DataSet:
 
 def _of_things(record: Record, numbers: Mapping[int, int]) -> Record:
     labels = record.labels and tuple(numbers[label] for label in record.labels if label in numbers)
-    return dataclasses.replace(record, labels=labels, read_truth=ReadThings(record.read_truth, numbers))
+    return dataclasses.replace(record, labels=labels, read_annotation=ReadThings(record.read_annotation, numbers))
 
 
 @dataclass(frozen=True)
 class ReadThings:
-    """Reads the objects of a picture and gives those of the classes in `numbers` their new numbers."""
+    """Reads the objects of an image and gives those of the classes in `numbers` their new numbers."""
 
-    read: Callable[[], InstanceTruth]
+    read: Callable[[], InstanceAnnotation]
     numbers: Mapping[int, int]
 
-    def __call__(self) -> InstanceTruth:
-        truth = self.read()
-        kept = (item for item in truth.objects if item.label in self.numbers)
+    def __call__(self) -> InstanceAnnotation:
+        annotation = self.read()
+        kept = (item for item in annotation.objects if item.label in self.numbers)
         return dataclasses.replace(
-            truth, objects=[dataclasses.replace(item, label=self.numbers[item.label]) for item in kept]
+            annotation, objects=[dataclasses.replace(item, label=self.numbers[item.label]) for item in kept]
         )
 
 
 def val_split(settings: Config, folder: Path | None, limit: int | None, notes: list[str]) -> DataSet | None:
-    """The pictures to evaluate on; None, with a note, where the data have none."""
+    """The images to evaluate on; None, with a note, where the data have none."""
     try:
         data = open_split(settings, folder, "val")
     except DataError as error:
         notes.append(f"Nothing is evaluated while training: {error.message}")
         return None
     if limit is not None and len(data.records) > limit:
-        notes.append(f"Evaluation uses the first {limit} of {len(data.records)} pictures.")
+        notes.append(f"Evaluation uses the first {limit} of {len(data.records)} images.")
         data = dataclasses.replace(data, records=data.records[:limit])
     return data
 

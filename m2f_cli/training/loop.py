@@ -60,14 +60,14 @@ class Trouble:
         broken = [name for name, value in self.losses.items() if not math.isfinite(value)]
         what = f"the loss {broken[0]} is {self.losses[broken[0]]}" if broken else "a gradient is not finite"
         names = [name for batch in self.batches for name in batch.names]
-        return f"in iteration {self.iteration} {what} (pictures: {', '.join(names[:4])})"
+        return f"in iteration {self.iteration} {what} (images: {', '.join(names[:4])})"
 
 
 def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
     """Losses and clipped gradients of one optimiser step over several batches, as if they were one.
 
     The number of masks that normalises the losses is that of all batches and processes: accumulating 8 times 2
-    pictures gives the gradients that 8 GPUs with 2 pictures each give.
+    images gives the gradients that 8 GPUs with 2 images each give.
 
     Returns:
         The losses by name, averaged over the batches, and the norm of the gradients; both stay on the device.
@@ -121,14 +121,14 @@ def supervise(
     criterion: nn.Module, prediction: Prediction, pilots: Pilots | None, batch: Batch, num_masks: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The weighted losses of a prediction, of whose queries the first ones are the `pilots`, where there are any."""
-    truth = (batch.targets, batch.padded_size, num_masks)
+    annotation = (batch.targets, batch.padded_size, num_masks)
     if pilots is None:
-        return criterion(prediction, *truth)
+        return criterion(prediction, *annotation)
     prediction, answers = pilots.split(prediction)
     if len(pilots):
-        losses = criterion(prediction, *truth, pilots=_supervised(pilots, answers))
+        losses = criterion(prediction, *annotation, pilots=_supervised(pilots, answers))
     else:  # every process reports the same losses, whatever it sees
-        losses = criterion(prediction, *truth)
+        losses = criterion(prediction, *annotation)
         losses |= {_of_pilots(name): torch.zeros_like(loss) for name, loss in losses.items()}
     if not pilots.config.class_loss:
         losses = {name: loss for name, loss in losses.items() if not name.startswith("loss_ce_dn")}
@@ -136,7 +136,7 @@ def supervise(
 
 
 def _supervised(pilots: Pilots, answers: Prediction) -> Piloted:
-    pairs = [Pairs(*picture) for picture in pilots.pairs(len(answers.layers))]
+    pairs = [Pairs(*image) for image in pilots.pairs(len(answers.layers))]
     return Piloted(answers, pairs, pilots.groups)
 
 

@@ -94,7 +94,7 @@ def _conclude(tried: list[Tried], diverged: bool) -> Found:
     if least == 0:
         raise M2FError(
             f"The loss does not fall at any of {len(tried)} learning rates from {LOWEST:.0e} on: nothing is learnt.",
-            hint="Look at the pictures in samples/ of a short run, and at train.optimizer.clip_norm.",
+            hint="Look at the images in samples/ of a short run, and at train.optimizer.clip_norm.",
         )
     return Found(float(f"{rates[least] / MARGIN:.1e}"), rates, losses, smoothed, diverged)
 

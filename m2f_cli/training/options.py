@@ -19,10 +19,10 @@ OF_ONE_START = ("resume", "device", "workers", "trust_code")  # what a resumed r
 class TrainOptions:
     """How to train, beside what the configuration says.
 
-    data: the folder of annotated pictures; None for the preset's own (generated pictures only).
+    data: the folder of annotated images; None for the preset's own (generated images only).
     init: weights to start from; None: the backbone's own ImageNet weights; "random": nothing.
     init_partial: `init` is a file of a backbone alone and may lack a part of it, which starts fresh.
-    micro_batch: pictures per forward pass and process; None is at most 2, "auto" as many as the memory holds. The rest
+    micro_batch: images per forward pass and process; None is at most 2, "auto" as many as the memory holds. The rest
         of `train.batch` is accumulated.
     keep: how many numbered checkpoints are kept beside last and best.
     trust_code: whether the configuration may name code: that of a new run is what the user wrote, that of a folder

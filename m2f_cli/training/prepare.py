@@ -37,7 +37,7 @@ from .parts import Parts, make_parts
 from .resume import RunState
 from .visualise import draw_results
 
-CHECKED = 50  # pictures that are looked at for classic mistakes before training starts
+CHECKED = 50  # images that are looked at for classic mistakes before training starts
 
 
 @dataclass
@@ -262,7 +262,7 @@ def _measure(
     """Return the options with the number of images that fit into memory instead of "auto"."""
     own = batch_size.share_of(parts.config.batch, distributed.world_size())
     chosen = batch_size.measured_micro_batch(parts, own, batches)
-    notes.append(f"--batch auto: {chosen} of the {own} pictures of a process and step fit into memory at once.")
+    notes.append(f"--batch auto: {chosen} of the {own} images of a process and step fit into memory at once.")
     return dataclasses.replace(options, micro_batch=chosen)
 
 

@@ -21,7 +21,7 @@ def rehearse(data: DataSet, settings: Config, samples: int = SAMPLES) -> list[st
 
     Args:
         data: what is trained on.
-        samples: how many; no more than there are pictures.
+        samples: how many; no more than there are images.
 
     Returns:
         Why training would stop; nothing where it would not.

@@ -53,7 +53,7 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
 
 
 def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> list[tuple[str, str]]:
-    """Rows (what, finding): weights, pictures, the answers of each layer, the losses, the gradients; all in fp32.
+    """Rows (what, finding): weights, images, the answers of each layer, the losses, the gradients; all in fp32.
 
     Random points (and the noise of pilots) are drawn anew, so a loss may come out a little different.
 
@@ -130,7 +130,7 @@ def _require(holds: bool, otherwise: str) -> None:
 def _repeat(
     model: torch.nn.Module, criterion: torch.nn.Module, piloting: Piloting | None, batch: Batch
 ) -> list[tuple[str, str]]:
-    rows = [("pictures", ", ".join(batch.names)), ("input", _range(batch.images_BCHW))]
+    rows = [("images", ", ".join(batch.names)), ("input", _range(batch.images_BCHW))]
     pilots = None if piloting is None else piloting(batch.targets, batch.padded_size)
     prediction = model(batch.images_BCHW, *([] if pilots is None else [pilots]))
     rows.append(("mask features", _range(prediction.mask_features_BCHW)))

@@ -1,4 +1,4 @@
-"""What a run looks like: its first batch after augmentation, its answers on held-back pictures, its curves."""
+"""What a run looks like: its first batch after augmentation, its answers on held-back images, its curves."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ..structures import Task
 from ..structures.categories import Categories
 from ..structures.targets import Target
 
-SAMPLES = 4  # pictures of the first batch
+SAMPLES = 4  # images of the first batch
 
 
 def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: bool = False) -> list[Path]:
-    """The first training samples as pictures, after augmentation, with what the network is told about them.
+    """The first training samples as images, after augmentation, with what the network is told about them.
 
     Args:
         trust_code: whether the augmentation may name code.
@@ -64,7 +64,7 @@ def as_result(sample: TrainingSample, categories: Categories) -> PanopticMap | I
 
 
 def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, folder: Path) -> list[Path]:
-    """Overlays of the network's answers on some pictures; the evaluation has told which cannot be read."""
+    """Overlays of the network's answers on some images; the evaluation has told which cannot be read."""
     paths = []
     for record in records:
         try:
@@ -83,7 +83,7 @@ WIDTH, HEIGHT, MARGIN = 900, 320, 56
 
 
 def draw_curves(metrics: Path, path: Path) -> Path:
-    """The loss (smoothed) and the figures of each evaluation over the iterations, from metrics.jsonl, as a picture."""
+    """The loss (smoothed) and the figures of each evaluation over the iterations, from metrics.jsonl, as an image."""
     entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = [(e["iteration"], e["loss"]) for e in entries if e["kind"] == "train"]
     train = [(iteration, loss) for iteration, loss in losses if np.isfinite(loss)]
@@ -91,11 +91,11 @@ def draw_curves(metrics: Path, path: Path) -> Path:
     names = [name for name in (val[-1] if val else {}) if name not in ("kind", "iteration")][:4]
     panels = [("loss (smoothed)", {"loss": _smooth(train)})]
     panels.append(("evaluation", {name: [(e["iteration"], e[name]) for e in val if name in e] for name in names}))
-    picture = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
+    image = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
     for i, (title, curves) in enumerate(panels):
-        _panel(ImageDraw.Draw(picture), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
+        _panel(ImageDraw.Draw(image), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
     with atomic(path) as part:
-        picture.save(part, "PNG")
+        image.save(part, "PNG")
     return path
 
 
@@ -103,11 +103,11 @@ def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float
     """The losses of a learning-rate sweep over the logarithm of the rate, and where the suggestion lies."""
     points = [(math.log10(rate), loss) for rate, loss in zip(rates, losses, strict=True)]
     nearest = min(points, key=lambda point: abs(point[0] - math.log10(suggested)))
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     curves = {"loss": points, f"suggested {suggested:.1e}": [nearest]}
-    _panel(ImageDraw.Draw(picture), 0, "learning rate", curves, points[0][0], lambda x: f"{10**x:.0e}")
+    _panel(ImageDraw.Draw(image), 0, "learning rate", curves, points[0][0], lambda x: f"{10**x:.0e}")
     with atomic(path) as part:
-        picture.save(part, "PNG")
+        image.save(part, "PNG")
     return path
 
 

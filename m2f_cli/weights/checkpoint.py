@@ -76,7 +76,7 @@ class Checkpoint:
 
 
 def refuse_other_numbers(name: str, tensor: Tensor, expected: Tensor) -> None:
-    """Refuse whole, complex or truth values where a network computes with real numbers.
+    """Refuse whole, complex or annotation values where a network computes with real numbers.
 
     Raises:
         WeightsError: `tensor` is of such a type, and `expected`, that of the network, is not.

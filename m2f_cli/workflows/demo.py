@@ -1,4 +1,4 @@
-"""The main job from end to end, offline, on generated pictures: what `m2f demo` does.
+"""The main job from end to end, offline, on generated images: what `m2f demo` does.
 
 OUT/pictures/NAME.png                          generated scenes that no training sees
 OUT/truth/NAME.jpg                             what a perfect result looks like
@@ -37,7 +37,7 @@ from ..training import run as training
 
 PRESET = "tiny"
 MARK = ".demo.jsonl"  # the files that the demo wrote, one a line; in a folder with one it may write again
-ENLARGED = 3  # the pictures to look at are so many times larger than those trained on
+ENLARGED = 3  # the images to look at are so many times larger than those trained on
 FORMATS: dict[Task, list[str]] = {
     "panoptic": ["overlay", "coco-panoptic"],
     "semantic": ["overlay", "label-png"],
@@ -58,7 +58,7 @@ class DemoStep:
 
 def run(
     out: Path,
-    pictures: int = 4,
+    images: int = 4,
     *,
     iterations: int | None = None,
     on_step: Callable[[DemoStep], None] | None = None,
@@ -67,23 +67,23 @@ def run(
     """Run the demo. What an earlier one wrote to `out` is replaced; files of others are never touched.
 
     Args:
-        pictures: how many scenes to look at.
+        images: how many scenes to look at.
         iterations: of the training; the preset's by default.
         on_step: is told of each of the STEPS steps when it is done.
         listener: is told of the training.
 
     Raises:
-        ConfigError: `out` is a file, holds files and no demo, or another demo is at work there; or no pictures.
+        ConfigError: `out` is a file, holds files and no demo, or another demo is at work there; or no images.
         M2FError: a file cannot be written.
     """
-    if pictures < 1:
-        raise ConfigError(f"The demo needs at least one picture, not {pictures}.")
+    if images < 1:
+        raise ConfigError(f"The demo needs at least one image, not {images}.")
     check_folder(out, skip_existing=True, overwrite=False)
     done: list[DemoStep] = []
     started = time.perf_counter()
     with locked(out, "A demo"):
         claim(out)
-        for name, what, where in _steps(out, pictures, iterations, listener):
+        for name, what, where in _steps(out, images, iterations, listener):
             now = time.perf_counter()
             done.append(DemoStep(name, what, now - started, where))
             started = now
@@ -107,30 +107,30 @@ def test_scenes(settings: Config, count: int) -> dict[str, Scene]:
 
 
 def _steps(
-    out: Path, pictures: int, iterations: int | None, listener: training.Listener | None
+    out: Path, images: int, iterations: int | None, listener: training.Listener | None
 ) -> Iterator[tuple[str, str, Path]]:
     """The steps, each done when it is yielded: name, what came of it, where."""
     settings = demo_config(iterations)
-    scenes = test_scenes(settings, pictures)
-    files = [_write_picture(out, name, made) for name, made in scenes.items()]
-    yield "pictures", f"{pictures} generated", out / "pictures"
+    scenes = test_scenes(settings, images)
+    files = [_write_image(out, name, made) for name, made in scenes.items()]
+    yield "pictures", f"{images} generated", out / "pictures"
     for name, made in scenes.items():
         record_file(out, f"truth/{name}.jpg")
         write_overlay(made.panoptic(), out / "truth" / name)
     yield "truth", f"{sum(len(made.segments) for made in scenes.values())} segments drawn", out / "truth"
     outcome = _train(out, settings, listener)
     seen = outcome.iterations * settings.train.batch
-    yield "train", f"{outcome.iterations} steps, {seen} pictures, from nothing", out / "run"
+    yield "train", f"{outcome.iterations} steps, {seen} images, from nothing", out / "run"
     value, count = outcome.best["value"], settings.data.scenes.val
-    yield "evaluate", f"PQ {value:.1f} on {count} pictures that training never saw", out / "run" / training.RESULTS
+    yield "evaluate", f"PQ {value:.1f} on {count} images that training never saw", out / "run" / training.RESULTS
     loaded = load.load(out / "run")
     for task in FORMATS:
         yield task, _predict(loaded, files, task, out / "predict" / task), out / "predict" / task
     page = _write_page(out, list(scenes), value, outcome)
-    yield "page", "pictures, truth and predictions side by side", page
+    yield "page", "images, annotation and predictions side by side", page
 
 
-def _write_picture(out: Path, name: str, made: Scene) -> Path:
+def _write_image(out: Path, name: str, made: Scene) -> Path:
     record_file(out, f"pictures/{name}.png")
     path = out / "pictures" / f"{name}.png"
     with atomic(path) as part:
@@ -151,15 +151,15 @@ def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> 
     """What `m2f predict` does, and what it found."""
     summary = predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
     if summary.failed:
-        raise M2FError(f"The demo could not segment its own picture: {summary.failed[0].message}")
-    return f"{summary.done / summary.seconds:.1f} pictures/s, saved as {', '.join(FORMATS[task])}"
+        raise M2FError(f"The demo could not segment its own image: {summary.failed[0].message}")
+    return f"{summary.done / summary.seconds:.1f} images/s, saved as {', '.join(FORMATS[task])}"
 
 
 def _write_page(out: Path, names: list[str], value: float, outcome: training.TrainOutcome) -> Path:
     """One page that needs nothing but the files beside it."""
     record_file(out, "index.html")
     columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]
-    heads = ["picture", "truth", *FORMATS]
+    heads = ["image", "annotation", *FORMATS]
     rows = "".join(
         "<tr>" + "".join(f'<td><img src="{html.escape(column.format(name))}"></td>' for column in columns) + "</tr>"
         for name in names
@@ -169,10 +169,10 @@ def _write_page(out: Path, names: list[str], value: float, outcome: training.Tra
 img{{width:100%}}</style>
 <h1>m2f demo</h1>
 <p>A small Mask2Former learned generated scenes from nothing in {outcome.seconds:.0f} s ({outcome.iterations} steps).
-Panoptic quality on pictures that it never saw: <b>{value:.1f}</b>.</p>
+Panoptic quality on images that it never saw: <b>{value:.1f}</b>.</p>
 <table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{rows}</table>
 <h2>How it learned</h2><img src="run/curves.png" style="max-width:900px">
-<p>The model is in <code>run/</code>: <code>m2f predict YOUR_PICTURES --model {html.escape(str(out / "run"))}</code>.
+<p>The model is in <code>run/</code>: <code>m2f predict YOUR_IMAGES --model {html.escape(str(out / "run"))}</code>.
 It knows circles, triangles, rectangles and stars. For your own classes: <code>m2f train --data DIR</code>.</p>
 """
     page = out / "index.html"

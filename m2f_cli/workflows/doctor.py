@@ -238,7 +238,7 @@ def check_deform_attn() -> Iterator[DoctorFinding]:
 
     group = "deformable attention"
     override = yield from _override(group, op.IMPLEMENTATIONS, "Unset it for the fastest on each device.")
-    truth = outputs_and_gradients("reference", "cpu")
+    expected = outputs_and_gradients("reference", "cpu")
     for device in devices():
         running = op.implementations(device)
         used = None if override is None else op.choose(device)
@@ -246,7 +246,7 @@ def check_deform_attn() -> Iterator[DoctorFinding]:
             hint = f"Unset {op.IMPLEMENTATIONS.variable()}: here run {', '.join(running)}."
             yield DoctorFinding(group, f"{device} {used}", "does not run on this device", "problem", hint)
         for impl in running:
-            yield _agreement(impl, device, truth, is_used=impl == used)
+            yield _agreement(impl, device, expected, is_used=impl == used)
 
 
 def _override(group: str, operator: Implementations, hint: str) -> Generator[DoctorFinding, None, str | None]:
@@ -261,7 +261,7 @@ def _override(group: str, operator: Implementations, hint: str) -> Generator[Doc
     return name or "auto"
 
 
-def _agreement(impl: str, device: torch.device, truth: list[Tensor], *, is_used: bool) -> DoctorFinding:
+def _agreement(impl: str, device: torch.device, expected: list[Tensor], *, is_used: bool) -> DoctorFinding:
     group, name = "deformable attention", f"{device} {impl}"
     mark = ", used here" if is_used else ""
     try:
@@ -269,7 +269,7 @@ def _agreement(impl: str, device: torch.device, truth: list[Tensor], *, is_used:
     except RuntimeError as error:  # an operator that this device does not have, or a GPU that torch has no code for
         hint = "Use another device, or another implementation (M2F_OPS)." if is_used else ""
         return DoctorFinding(group, name, f"fails: {_reason(error)}{mark}", "problem" if is_used else "note", hint)
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, truth, strict=True))
+    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
     value = f"within {difference:.1g} of the reference, values and gradients{mark}"
     if difference <= LARGEST_DIFFERENCE:  # false for NaN
         return DoctorFinding(group, name, value)

@@ -41,7 +41,7 @@ SPREAD = 0.1
 RULE = f"within {SPREAD} of the published figure, both rounded to its digits"
 ROW = "row.json"
 SINGLE, MULTI = "single-scale", "ms-flip"
-WARM_UP, TIMED = 3, 20  # pictures
+WARM_UP, TIMED = 3, 20  # images
 
 PASS, FAIL, PARTIAL, UNVERIFIED, UNMEASURED = "pass", "FAIL", "partial", "unverified", "not measured"
 UNPUBLISHED = "nothing published"
@@ -52,7 +52,7 @@ _METRICS = {"pq": "pq", "sq": "pq", "rq": "pq", "ap": "ap", "ap50": "ap", "miou"
 class Check:
     """A published figure and what became of it.
 
-    verdict: "pass", "FAIL", "partial" (other pictures than those of the published split: no judgement), "unverified"
+    verdict: "pass", "FAIL", "partial" (other images than those of the published split: no judgement), "unverified"
         (outside the spread of a figure that nobody could verify: no judgement), "not measured", or "nothing published".
     """
 
@@ -70,9 +70,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Reproduced:
-    """One row. images_per_second: network and post-processing of one whole picture at a time, without reading it.
+    """One row. images_per_second: network and post-processing of one whole image at a time, without reading it.
 
-    failed: pictures that could not be scored.
+    failed: images that could not be scored.
     """
 
     preset: str
@@ -194,8 +194,8 @@ def reproduce(
 
     Args:
         folder: of this row; evaluations that were stopped there go on.
-        on_start: is told what is about to be evaluated, such as "cityscapes-swin-l ms-flip", and how many pictures.
-        on_progress: after each picture.
+        on_start: is told what is about to be evaluated, such as "cityscapes-swin-l ms-flip", and how many images.
+        on_progress: after each image.
 
     Raises:
         M2FError: of any kind: weights, data, or a folder that holds something else.
@@ -215,7 +215,7 @@ def reproduce(
             RunOptions(options.workers),
         )
         if setting == SINGLE:
-            speed = pictures_per_second(evaluation)
+            speed = images_per_second(evaluation)
         outcomes[setting] = eval_setup.execute(
             evaluation,
             resume=True,
@@ -255,9 +255,9 @@ def metric_of(preset: Config, figure: str) -> str | None:
     return "cityscapes-ap" if found == "ap" and preset.data.dataset == "cityscapes" else found
 
 
-def pictures_per_second(evaluation: Evaluation) -> float | None:
-    """Whole pictures, one at a time, after a warm-up and synchronised: from pixels in memory at the test size to the
-    finished result of the row's own task. None where there are no more pictures than the warm-up needs."""
+def images_per_second(evaluation: Evaluation) -> float | None:
+    """Whole images, one at a time, after a warm-up and synchronised: from pixels in memory at the test size to the
+    finished result of the row's own task. None where there are no more images than the warm-up needs."""
     model, device = evaluation.run.segmenter, torch.device(evaluation.run.segmenter.device)
     seconds: list[float] = []
     for prepared in _prepared(evaluation):
@@ -272,7 +272,7 @@ def pictures_per_second(evaluation: Evaluation) -> float | None:
 
 
 def _prepared(evaluation: Evaluation) -> Iterator[Any]:
-    """The first pictures that can be read."""
+    """The first images that can be read."""
     readable = (image for record in evaluation.run.records[: evaluation.run.count] for image in _pixels(record))
     for image_HW3 in itertools.islice(readable, WARM_UP + TIMED):
         yield evaluation.run.segmenter.prepare(image_HW3)

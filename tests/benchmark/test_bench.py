@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.parts import tiny_config
-from helpers.small_segmenter import NAMES, picture, small_segmenter
+from helpers.small_segmenter import NAMES, random_image, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +22,7 @@ from m2f_cli.benchmark import process, worker
 from m2f_cli.benchmark import report as results
 from m2f_cli.benchmark import statistics as stats
 from m2f_cli.benchmark import workloads as ours
-from m2f_cli.benchmark.case import Case, network_size, picture_size, training_size
+from m2f_cli.benchmark.case import Case, image_size, network_size, training_size
 from m2f_cli.benchmark.chart import chart
 from m2f_cli.benchmark.flops import parameters_of
 from m2f_cli.benchmark.model_under_test import KEPT, Plausible, class_logits, fixed_size, load_subject, plausible, share
@@ -45,7 +45,7 @@ from m2f_cli.structures.categories import from_names
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
-CASE = Case(size=SIZE, pictures=2)
+CASE = Case(size=SIZE, images=2)
 
 
 # --- the published order ----------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_the_published_order_gives_what_ours_gives(seed, task, alone):
 
 @pytest.fixture(scope="module")
 def segmenter():
-    """Six classes, tiny, on pictures as they are."""
+    """Six classes, tiny, on images as they are."""
     made = small_segmenter("coco-panoptic-r50")
     test = made.config.test.model_copy(update={"resize": ResizeConfig()})
     return Segmenter(made.model, made.config.model_copy(update={"test": test}), made.categories)
@@ -146,16 +146,16 @@ def test_predict_at_full_speed_writes_what_the_stages_write(segmenter):
     assert quick == slow == ["picture-000.png", "picture-001.png"]
 
 
-def test_pictures_of_ones_own(segmenter, folder, tmp_path):
-    ours.write_pictures(tmp_path / "in", (50, 70), 3)
-    case = Case(what="predict", size=SIZE, pictures=2, source=str(tmp_path / "in"))
+def test_images_of_ones_own(segmenter, folder, tmp_path):
+    ours.write_images(tmp_path / "in", (50, 70), 3)
+    case = Case(what="predict", size=SIZE, images=2, source=str(tmp_path / "in"))
     sides = ours.Predict(case, segmenter), huggingface.workload(case, segmenter, folder)
     for each in sides:
         answer = done(each)
         assert answer["segment ids"].shape == (2 * 50 * 70,)  # all of them are compared
         assert each.images == 2 and [path.parent for path in each.files] == [tmp_path / "in"] * 2
     assert sides[0].sizes == [((50, 70), (64, 96))] * 2  # what was measured, not what is usual
-    assert len(list((tmp_path / "in").iterdir())) == 3  # nothing is written beside a user's pictures
+    assert len(list((tmp_path / "in").iterdir())) == 3  # nothing is written beside a user's images
 
 
 def test_evaluate_gives_figures(segmenter):
@@ -175,7 +175,7 @@ def test_random_weights_find_as_much_as_trained_ones():
     assert torch.equal(logits, class_logits(100, 134))
     made = small_segmenter("coco-panoptic-r50")
     wrapped = plausible(made)
-    [raw] = wrapped.infer([wrapped.prepare(picture())])
+    [raw] = wrapped.infer([wrapped.prepare(random_image())])
     assert isinstance(wrapped, Plausible) and torch.equal(raw.class_logits_QK, class_logits(12, len(NAMES) + 1))
 
 
@@ -248,7 +248,7 @@ def test_an_exported_file_of_one_size_is_timed_at_that_size(segmenter):
     config = segmenter.config
     assert network_size(Case(), config, (256, 384)) == network_size(Case(size=(256, 384)), config, (256, 384))
     assert network_size(Case(), config, (256, 384)) == (256, 384) != network_size(Case(), config)
-    with pytest.raises(ConfigError, match="takes pictures of 256 x 384, not of 64 x 64"):
+    with pytest.raises(ConfigError, match="takes images of 256 x 384, not of 64 x 64"):
         network_size(Case(size=(64, 64)), config, (256, 384))
     assert fixed_size(segmenter) is None
     segmenter = Wrapper(SimpleNamespace(description=SimpleNamespace(size=(256, 384))))
@@ -263,8 +263,8 @@ def test_training_batch_has_the_objects_it_promises():
 
 def test_sizes_are_those_of_the_preset_unless_somebody_says_otherwise():
     cityscapes, ade = configuration.load("cityscapes-swin-t"), configuration.load("ade20k-swin-t")
-    assert picture_size(Case(), cityscapes) == network_size(Case(), cityscapes) == (1024, 2048)
-    assert picture_size(Case(), ade) == (512, 683) and network_size(Case(), ade)[1] % 32 == 0
+    assert image_size(Case(), cityscapes) == network_size(Case(), cityscapes) == (1024, 2048)
+    assert image_size(Case(), ade) == (512, 683) and network_size(Case(), ade)[1] % 32 == 0
     assert training_size(Case(), cityscapes) == (512, 1024)
     odd = Case(size=(65, 100))
     assert network_size(odd, cityscapes) == training_size(odd, cityscapes) == (96, 128)
@@ -415,8 +415,8 @@ def test_what_people_read():
     assert any("huggingface / m2f = 2.00 (95 %: 1.90 to 2.10)" in line for line in results.findings(tree))
     assert "1 x 3 x 64 x 96, fp32, on a cpu" in results.headline(tree)
     several = {**tree, "network_input": None, "sizes": [[[50, 60], [800, 1088]], [[9, 9], [96, 64]]], "batch": 2}
-    assert "2 pictures, 2 at a time, that the network sees as 96 x 64 to 800 x 1088" in results.headline(several)
-    assert "huggingface takes 1 picture at a time, m2f 2" in results.findings(several)
+    assert "2 images, 2 at a time, that the network sees as 96 x 64 to 800 x 1088" in results.headline(several)
+    assert "huggingface takes 1 image at a time, m2f 2" in results.findings(several)
     assert results.name_of(several) == "a-b-forward-fp32-several-sizes-b2-vs-huggingface" and chart(several)
     image = chart(tree)
     assert image.getpixel((200, 100)) == (0x4E, 0x79, 0xA7)  # the first stage of the first bar

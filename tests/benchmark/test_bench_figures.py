@@ -22,7 +22,7 @@ from m2f_cli.model import build
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
-CASE = Case(size=SIZE, pictures=2)
+CASE = Case(size=SIZE, images=2)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def counted():
 
 def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):
     few, many = counted[:2]
-    tokens = 2 * (2 * 3 + 4 * 6 + 8 * 12)  # of both pictures, strides 32, 16, 8
+    tokens = 2 * (2 * 3 + 4 * 6 + 8 * 12)  # of both images, strides 32, 16, 8
     dim, ffn, samples = 64, 64, 4 * 3 * 4  # heads, levels, points
     linear = 2 * tokens * dim * (dim + dim + 2 * samples + samples + 2 * ffn)
     sampling = 2 * 4 * (3 * 4) * tokens * dim
@@ -165,7 +165,7 @@ def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):
     assert {name: value for name, value in few.items() if name not in ("pixel decoder", "total")} == {
         name: value for name, value in many.items() if name not in ("pixel decoder", "total")
     }
-    assert few["render"] == 2 * 2 * 12 * 32 * (16 * 24)  # pictures, queries, channels, stride 4
+    assert few["render"] == 2 * 2 * 12 * 32 * (16 * 24)  # images, queries, channels, stride 4
     assert few["total"] == sum(value for name, value in few.items() if name != "total")
 
 

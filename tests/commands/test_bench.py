@@ -89,7 +89,7 @@ def test_every_option_arrives(calls, tmp_path, capsys):
     assert cli.run(options.split()) == 0
     [(case, chosen)] = calls
     assert (case.preset, case.model, case.what, case.device) == ("cityscapes-swin-t", None, "predict", "cpu")
-    assert (case.precision, case.size, case.batch, case.pictures, case.threads) == ("bf16", (64, 96), 2, 3, 1)
+    assert (case.precision, case.size, case.batch, case.images, case.threads) == ("bf16", (64, 96), 2, 3, 1)
     assert case.source == "photos" and case.compile and case.engine is None and not case.trust_code
     assert (chosen.rounds, chosen.warm_up, chosen.peer, chosen.peer_compile) == (7, 3, "huggingface", True)
     assert chosen.peer_precision == "fp32"
@@ -135,7 +135,7 @@ def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypat
     assert cli.run(["bench", "--model", "mine", "--precision", "bf16", "--quality", "photos"]) == 0
     assert asked == [("bf16", "photos")]
     out = capsys.readouterr().out
-    line = "quality in bf16: PQ 59.90 beside 60.00 in fp32, -0.10 (95 %: -0.30 to +0.20) over 64 pictures of photos"
+    line = "quality in bf16: PQ 59.90 beside 60.00 in fp32, -0.10 (95 %: -0.30 to +0.20) over 64 images of photos"
     assert line in out
     [file] = (tmp_path / "runs" / "bench").glob("*.json")
     assert json.loads(file.read_text())["quality"] == found
@@ -200,7 +200,7 @@ def test_all_rows_go_where_the_table_looks(calls, tmp_path, capsys, monkeypatch)
         ("--engine warp", "warp"),
         ("--preset a --model b", "exclude each other"),
         ("--preset all --against huggingface", "without --against"),
-        ("--preset all --what forward", "picture or train"),
+        ("--preset all --what forward", "image or train"),
         ("--preset all --size 64 64", "without --size"),
         ("--preset all --batch 2", "without --batch"),
         ("--what post --batch 2", "--batch changes nothing about --what post"),

@@ -126,9 +126,9 @@ def test_what_cannot_be_read_is_reported(tmp_path, capsys):
     write_run(tmp_path / "own", _coco_classes(), trained_on="coco")
     assert cli.run(["eval", "--model", "own", "--device", "cpu"]) == 0
     capsys.readouterr()
-    (tmp_path / "coco" / "val2017" / "1.jpg").write_text("no picture")
+    (tmp_path / "coco" / "val2017" / "1.jpg").write_text("no image")
     assert cli.run(["eval", "--model", "own", "--device", "cpu", "--out", "o"]) == 1
-    assert "None of 1 pictures could be evaluated. The first, 1:" in one_error(capsys)
+    assert "None of 1 images could be evaluated. The first, 1:" in one_error(capsys)
 
 
 def _coco_classes():
@@ -213,7 +213,7 @@ def test_two_evaluations_are_compared(capsys):
     assert cli.run(["eval", "--compare", "runs/eval/mine", "b", "--metric", "miou"]) == 0
     out, _ = capsys.readouterr()
     assert "figure\tA\tB\tdifference" in out and "miou: B - A = " in out
-    assert "2 pictures (1 only in A, 0 only in B)" in out
+    assert "2 images (1 only in A, 0 only in B)" in out
     assert cli.run(["eval", "--compare", "b", "b", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert tree["metric"] == "pq" and all(each["difference"] in (0.0, None) for each in tree["figures"])
@@ -239,13 +239,13 @@ def test_files_of_others_are_scored(tmp_path, capsys):
 
 
 def test_views_and_tiles(capsys):
-    """Tiles of more than the picture change nothing; views and smaller tiles do, and are written down."""
+    """Tiles of more than the image change nothing; views and smaller tiles do, and are written down."""
     for name, more in (("plain", []), ("large", ["--tile", "128"]), ("small", ["--tile", "48"]), ("views", ["--tta"])):
         assert cli.run([*MINE, "--metric", "miou", "--out", name, *more]) == 0
     figures = {name: results(name)["figures"] for name in ("plain", "large", "small", "views")}
     assert figures["plain"] == figures["large"] and figures["small"] != figures["plain"] != figures["views"]
     assert results("views")["settings"]["tta"] and results("small")["settings"]["tile"] == 48
-    assert "views of each picture" in capsys.readouterr().err
+    assert "views of each image" in capsys.readouterr().err
 
 
 @pytest.mark.slow

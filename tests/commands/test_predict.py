@@ -48,7 +48,7 @@ def fake(monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     for name in ("a", "b", "c"):
@@ -60,23 +60,23 @@ def predictions(folder):
     return json.loads((folder / "predictions.json").read_text())
 
 
-def test_compile_reaches_the_network(pictures, fake, monkeypatch):
+def test_compile_reaches_the_network(images, fake, monkeypatch):
     compiled = []
     monkeypatch.setattr("m2f_cli.inference.load.compile_parts", compiled.append)
     assert cli.run(["predict", "in/a.png"]) == 0 and not compiled
     assert cli.run(["predict", "in/a.png", "--compile"]) == 0 and compiled == [fake]
 
 
-def test_the_short_way(pictures, fake, capsys):
+def test_the_short_way(images, fake, capsys):
     assert cli.run(["predict", "in"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("3 done in ") and out.endswith("Results: runs/predict/1\n") and err == ""
-    assert sorted(path.name for path in (pictures / "runs/predict/1/overlay").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert sorted(path.name for path in (images / "runs/predict/1/overlay").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
     assert cli.run(["predict", "in/a.png"]) == 0
-    assert (pictures / "runs/predict/2/overlay/a.jpg").is_file()
+    assert (images / "runs/predict/2/overlay/a.jpg").is_file()
 
 
-def test_every_option_arrives(pictures, fake):
+def test_every_option_arrives(images, fake):
     options = (
         "predict in/*.png --task instance --model my/model --out out --save overlay,coco-instance --save polygons "
         "--device cpu --precision bf16 --batch 2 --workers 1 --object-threshold 0.1 --overlap-threshold 0.2 "
@@ -90,54 +90,54 @@ def test_every_option_arrives(pictures, fake):
     assert fake.default_task == "instance"
     thresholds = {"object_threshold": 0.1, "overlap_threshold": 0.2, "score_threshold": 0.0, "top_k": 7}
     assert fake.thresholds == [thresholds] * 3 and fake.batches == [2, 1]
-    document = predictions(pictures / "out")
+    document = predictions(images / "out")
     assert document["formats"] == ["overlay", "coco-instance", "polygons"] and document["thresholds"] == thresholds
     assert (document["model"], document["task"]) == ("my/model", "instance")
-    assert len(json.loads((pictures / "out/instances.json").read_text())) == 3
+    assert len(json.loads((images / "out/instances.json").read_text())) == 3
 
 
-def test_the_default_score_threshold_is_a_half(pictures, fake):
+def test_the_default_score_threshold_is_a_half(images, fake):
     assert cli.run(["predict", "in", "--task", "instance"]) == 0
     assert fake.thresholds == [{"score_threshold": 0.5}] * 3
 
 
-def test_a_failed_picture_is_listed_and_the_others_are_done(pictures, fake, capsys):
-    (pictures / "in" / "b.png").write_text("no picture")
+def test_a_failed_image_is_listed_and_the_others_are_done(images, fake, capsys):
+    (images / "in" / "b.png").write_text("no image")
     assert cli.run(["predict", "in", "--out", "out", "--json"]) == 3
     out, err = capsys.readouterr()
     summary = json.loads(out)
     assert (summary["schema_version"], summary["done"], summary["out"]) == (1, 2, "out")
     assert [failure["file"] for failure in summary["failed"]] == ["in/b.png"]
     assert err.startswith("warning: in/b.png is text")
-    assert [("error" in record) for record in predictions(pictures / "out")["predictions"]] == [False, True, False]
+    assert [("error" in record) for record in predictions(images / "out")["predictions"]] == [False, True, False]
 
 
 @pytest.mark.parametrize("content", [tiff(60_000, 60_000, 32), tiff(13_000, 13_000, 64), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_one_hostile_file_does_not_end_a_run(pictures, fake, capsys, content):
-    (pictures / "in" / "a.tif").write_bytes(content)
+def test_one_hostile_file_does_not_end_a_run(images, fake, capsys, content):
+    (images / "in" / "a.tif").write_bytes(content)
     assert cli.run(["predict", "in", "--out", "out", "--json"]) == 3
     summary = json.loads(capsys.readouterr().out)
     assert summary["done"] == 3 and [failure["file"] for failure in summary["failed"]] == ["in/a.tif"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode on other systems")
-def test_names_that_are_not_utf8(pictures, fake, capsys):
+def test_names_that_are_not_utf8(images, fake, capsys):
     for name in (b"latin-\xfc.png", b"new\nline\x1b[31m.png", "sep\u2028图.png".encode()):
-        (pictures / "in" / os.fsdecode(name)).write_bytes((pictures / "in" / "a.png").read_bytes())
-    (pictures / "in" / os.fsdecode(b"bad-\xfc.png")).write_text("text")
+        (images / "in" / os.fsdecode(name)).write_bytes((images / "in" / "a.png").read_bytes())
+    (images / "in" / os.fsdecode(b"bad-\xfc.png")).write_text("text")
     arguments = ["predict", "in", "--out", "out", "--save", "overlay,coco-panoptic,label-png"]
     assert cli.run([*arguments, "--json"]) == 3
     summary = json.loads(capsys.readouterr().out.encode())
     assert summary["done"] == 6 and all(os.path.exists(each["file"]) for each in summary["failed"])
-    records = predictions(pictures / "out")["predictions"]
+    records = predictions(images / "out")["predictions"]
     assert all(os.path.exists(record["file"]) for record in records) and len(records) == 7
-    assert all((pictures / "out" / file).is_file() for record in records for file in record.get("files", []))
-    assert len(json.loads((pictures / "out" / "panoptic.json").read_bytes())["images"]) == 6
+    assert all((images / "out" / file).is_file() for record in records for file in record.get("files", []))
+    assert len(json.loads((images / "out" / "panoptic.json").read_bytes())["images"]) == 6
     assert cli.run([*arguments, "--skip-existing"]) == 3
     assert "6 skipped" in capsys.readouterr().out
 
 
-def test_an_existing_folder_is_gone_on_with_only_on_request(pictures, fake, capsys):
+def test_an_existing_folder_is_gone_on_with_only_on_request(images, fake, capsys):
     assert cli.run(["predict", "in/a.png", "--out", "out"]) == 0
     assert cli.run(["predict", "in", "--out", "out"]) == 2
     assert "--skip-existing to go on, or --overwrite" in capsys.readouterr().err
@@ -147,10 +147,10 @@ def test_an_existing_folder_is_gone_on_with_only_on_request(pictures, fake, caps
     assert capsys.readouterr().out.startswith("3 done in")
 
 
-def test_paths_on_stdin(pictures, fake, monkeypatch):
+def test_paths_on_stdin(images, fake, monkeypatch):
     monkeypatch.setattr(sys, "stdin", iter(["in/c.png\n", "in/a.png\n"]))
     assert cli.run(["predict", "-", "--out", "out"]) == 0
-    assert [record["name"] for record in predictions(pictures / "out")["predictions"]] == ["c", "a"]
+    assert [record["name"] for record in predictions(images / "out")["predictions"]] == ["c", "a"]
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,13 @@ def test_paths_on_stdin(pictures, fake, monkeypatch):
         ("in --skip-existing --overwrite", 2, "exclude each other"),
     ],
 )
-def test_wrong_requests_fail_before_the_model_is_loaded(pictures, fake, capsys, arguments, code, message):
+def test_wrong_requests_fail_before_the_model_is_loaded(images, fake, capsys, arguments, code, message):
     assert cli.run(["predict", *arguments.split()]) == code
     assert message in " ".join(capsys.readouterr().err.split())
-    assert fake.loads == [] and not (pictures / "runs").exists()
+    assert fake.loads == [] and not (images / "runs").exists()
 
 
-def test_a_task_that_the_model_cannot_do(pictures, fake, capsys):
+def test_a_task_that_the_model_cannot_do(images, fake, capsys):
     fake.tasks = ("semantic",)
     assert cli.run(["predict", "in", "--task", "panoptic"]) == 2
     assert "does semantic, not 'panoptic'" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def write_row(name: str, published: list[dict], **more) -> None:
 
 @pytest.fixture(autouse=True)
 def a_place_of_its_own(tmp_path, monkeypatch):
-    """Rows in presets/, weights where downloads go, two pictures of which the published split consists."""
+    """Rows in presets/, weights where downloads go, two images of which the published split consists."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("M2F_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("M2F_OFFLINE", "1")

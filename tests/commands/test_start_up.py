@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 from PIL import Image
 
 from m2f_cli import weights
@@ -40,7 +40,7 @@ SLOW = (
 def test_predict_imports_no_compiler_and_no_library_of_other_commands(preset, tmp_path):
     small = small_segmenter(preset)
     weights.save(tmp_path / "model.safetensors", small.model.state_dict(), small.config, small.categories)
-    Image.fromarray(picture()).save(tmp_path / "in.png")
+    Image.fromarray(random_image()).save(tmp_path / "in.png")
     done = subprocess.run([sys.executable, "-c", PREDICT], capture_output=True, text=True, cwd=tmp_path, check=True)
     code, imported = json.loads(done.stdout.splitlines()[-1])
     assert code == 0

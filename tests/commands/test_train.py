@@ -54,8 +54,8 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
     numbered = [p.name for p in (folder / "checkpoints").glob("iteration_*")]
     assert numbered == ["iteration_0000003.safetensors"]
     assert config.load(folder / "config.yaml").train.batch == 2
-    picture = next((folder / "samples").glob("*.jpg"))
-    assert cli.run(["predict", str(picture), "--model", str(folder), "--out", "o"]) == 0
+    image = next((folder / "samples").glob("*.jpg"))
+    assert cli.run(["predict", str(image), "--model", str(folder), "--out", "o"]) == 0
 
 
 def test_a_run_is_not_overwritten_and_goes_on_as_it_was_started(tmp_path, capsys):

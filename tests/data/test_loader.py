@@ -28,7 +28,7 @@ from m2f_cli.data.transforms.color import ColorJitter
 from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.structures.annotations import SemanticTruth
+from m2f_cli.structures.annotations import SemanticAnnotation
 from m2f_cli.structures.targets import Target
 
 NORMALISE = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
@@ -100,7 +100,7 @@ def test_pinned_batches_are_the_plain_ones():
     assert all(b.images_BCHW.is_pinned() and b.targets[0].owner_HW.is_pinned() for b in pinned)
 
 
-def test_batches_of_wide_and_of_other_pictures():
+def test_batches_of_wide_and_of_other_images():
     wide = [True, False, True, True, False, False, True]
     draws = [Draw(i, i) for i in range(7)]
     found = [[draw.index for draw in group] for group in batches(draws, 2, wide)]
@@ -209,13 +209,13 @@ class Fine:
         return np.zeros((40, 56, 3), np.uint8)
 
 
-class Truth:
+class Annotation:
     def __call__(self):
-        return SemanticTruth(np.zeros((40, 56), np.uint8))
+        return SemanticAnnotation(np.zeros((40, 56), np.uint8))
 
 
 def partly_broken(on_error):
-    records = [Record(f"r{i}", None, Truth(), read_image=Broken() if i == 2 else Fine()) for i in range(4)]
+    records = [Record(f"r{i}", None, Annotation(), read_image=Broken() if i == 2 else Fine()) for i in range(4)]
     return TrainingSet(
         DataSet("fake", "fake", "train", "semantic", CATEGORIES, records), STEPS, "semantic", on_error=on_error
     )

@@ -105,12 +105,12 @@ def test_unknown_formats_and_options_without_use(tmp_path):
     ],
 )
 def test_splits_under_their_names(tmp_path, stored, asked):
-    data = open_data(coco_instances(tmp_path, [], name=stored, pictures=stored), asked)
+    data = open_data(coco_instances(tmp_path, [], name=stored, images=stored), asked)
     assert (data.split, len(data), data.notes) == (asked, 1, ())
 
 
 def test_test_stands_in_for_val_and_says_so(tmp_path):
-    data = open_data(coco_instances(tmp_path, [], name="test", pictures="test"), "val")
+    data = open_data(coco_instances(tmp_path, [], name="test", images="test"), "val")
     assert data.notes == ("there is no split 'val': 'test' is used",)
 
 
@@ -121,7 +121,7 @@ def test_a_missing_split_names_those_that_are_there(tmp_path):
 
 def test_several_years_of_a_split(tmp_path):
     for year in ("val2014", "val2016"):
-        coco_instances(tmp_path, [], name=year, pictures=year)
+        coco_instances(tmp_path, [], name=year, images=year)
     with pytest.raises(DataError, match="Choose: val2014, val2016"):
         open_data(tmp_path, "val")
     assert open_data(tmp_path, "val2014").records[0].image == tmp_path / "val2014" / "1.jpg"

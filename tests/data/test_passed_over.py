@@ -19,7 +19,7 @@ from helpers.folders import (
     rectangle,
     roboflow,
     write_json,
-    write_picture,
+    write_random_image,
     yolo_seg,
 )
 from pycocotools import mask as coco_mask
@@ -109,14 +109,14 @@ SENTENCE = (
 @pytest.fixture
 def folder(tmp_path):
     rows = [{**row, "segmentation": row["segmentation"]} for row in ROWS]
-    return coco_instances(tmp_path / "data", rows, name="train2017", pictures="train2017")
+    return coco_instances(tmp_path / "data", rows, name="train2017", images="train2017")
 
 
 def test_the_reader_counts_and_names(folder):
     data = open_data(folder, "train")
     assert SENTENCE in data.notes
     assert sum(data.passed_over.counts.values()) == 3
-    assert len(data.records[0].read_truth().objects) == 3
+    assert len(data.records[0].read_annotation().objects) == 3
     assert not open_data(coco_instances(folder.parent / "b", ROWS[:2]), "val").passed_over
 
 
@@ -157,8 +157,8 @@ def test_every_command_says_it(folder, capsys, tmp_path):
 
 def test_predictions_are_compared_with_what_is_left_and_that_is_said(folder, capsys, tmp_path):
     objects = [{"image_id": 1, "category_id": 3, "score": 0.5, "segmentation": [FLAT]}]
-    truth = folder / "annotations/instances_train2017.json"
-    arguments = ["--predictions", write_json(tmp_path / "p.json", objects), "--ground-truth", truth]
+    annotation = folder / "annotations/instances_train2017.json"
+    arguments = ["--predictions", write_json(tmp_path / "p.json", objects), "--ground-truth", annotation]
     assert cli.run(["eval", *map(str, arguments), "--out", str(tmp_path / "o"), "--json"]) == 0
     assert SENTENCE in json.loads(capsys.readouterr().out)["notes"]
 
@@ -174,7 +174,7 @@ def test_labelme_shapes_without_area(tmp_path):
         {**square, "label": "__ignore__"},
     ]
     data = open_data(labelme(tmp_path, shapes), "train")
-    assert len(data.records[0].read_truth().objects) == 2
+    assert len(data.records[0].read_annotation().objects) == 2
     assert dict(data.passed_over.counts) == {
         "shapes of the type 'point'": 1,
         "shapes of the type 'linestrip'": 1,
@@ -188,13 +188,13 @@ def test_labelme_shapes_without_area(tmp_path):
 def test_labelme_flags_and_sizes_written_as_text(tmp_path):
     shape = {"label": "cat", "points": [[2, 2], [9, 2], [9, 9]], "shape_type": "polygon", "flags": {"iscrowd": "1"}}
     data = open_data(labelme(tmp_path / "a", [shape], imageHeight="20", imageWidth=30.0), "train")
-    assert [item.iscrowd for item in data.records[0].read_truth().objects] == [True]
+    assert [item.iscrowd for item in data.records[0].read_annotation().objects] == [True]
     shape["flags"]["iscrowd"] = "0"
     data = open_data(labelme(tmp_path / "b", [shape]), "train")
-    assert [item.iscrowd for item in data.records[0].read_truth().objects] == [False]
+    assert [item.iscrowd for item in data.records[0].read_annotation().objects] == [False]
     shape["flags"]["iscrowd"] = "perhaps"
     with pytest.raises(DataError, match="the flag iscrowd of a shape is 'perhaps'"):
-        open_data(labelme(tmp_path / "c", [shape]), "train").records[0].read_truth()
+        open_data(labelme(tmp_path / "c", [shape]), "train").records[0].read_annotation()
 
 
 def test_further_annotations_of_one_image_and_yolo_without_a_file(tmp_path):
@@ -205,7 +205,7 @@ def test_further_annotations_of_one_image_and_yolo_without_a_file(tmp_path):
     data = open_data(folder, "val")
     assert dict(data.passed_over.counts) == {"further annotations of one image": 2}
     notes = open_data(yolo_seg(tmp_path / "yolo"), "train").notes
-    assert any("1 of 2 pictures have no text file and count as empty" in note for note in notes)
+    assert any("1 of 2 images have no text file and count as empty" in note for note in notes)
 
 
 def test_crowds_alone_are_said(tmp_path):
@@ -229,15 +229,15 @@ def test_the_first_few_are_named():
 
 @pytest.mark.parametrize("value", [1e4, 1e5, 5e7, 4e8, 1e12, 1e300, -1e5, -1e300])
 @pytest.mark.parametrize("kind", ["coco", "labelme"])
-def test_a_coordinate_far_outside_is_an_error_of_its_picture(tmp_path, value, kind):
+def test_a_coordinate_far_outside_is_an_error_of_its_image(tmp_path, value, kind):
     points = [10, 10, value, 10, 20, 15]
     if kind == "coco":
         data = open_data(coco_instances(tmp_path, [annotation(7, 1, 3, [points])]), "val")
     else:
         shape = {"label": "cat", "points": np.reshape(points, (-1, 2)).tolist(), "shape_type": "polygon"}
         data = open_data(labelme(tmp_path, [shape]), "train")
-    with pytest.raises(DataError, match="the coordinate .*far outside of its picture of 20 x 30"):
-        data.records[0].read_truth()
+    with pytest.raises(DataError, match="the coordinate .*far outside of its image of 20 x 30"):
+        data.records[0].read_annotation()
 
 
 @pytest.mark.parametrize("shift", [-3.5, -40, 25.25, 290])
@@ -308,8 +308,8 @@ def test_anchors_that_multiply_are_refused(tmp_path, kind):
         yolo_seg(tmp_path)
         (tmp_path / "data.yaml").write_text(f"{BOMB}names: *j\ntrain: images/train\nval: images/val\n")
     else:
-        write_picture(tmp_path / "images/train/0.jpg")
-        write_picture(tmp_path / "labels/train/0.png")
+        write_random_image(tmp_path / "images/train/0.jpg")
+        write_random_image(tmp_path / "labels/train/0.png")
         (tmp_path / "classes.yaml").write_text(f"{BOMB}classes: *j\n")
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
@@ -327,7 +327,7 @@ def test_anchors_that_multiply_are_refused(tmp_path, kind):
 
 def renamed(folder, name, change=lambda tree: None):
     """A COCO set of one split, its json under another name."""
-    coco_instances(folder, [annotation(1, 1, 3, [FLAT])], name="train", pictures="images")
+    coco_instances(folder, [annotation(1, 1, 3, [FLAT])], name="train", images="images")
     path = folder / "annotations/instances_train.json"
     tree = json.loads(path.read_text())
     change(tree)
@@ -359,7 +359,7 @@ def test_the_only_split_is_shared_out(tmp_path, options):
         tmp_path / "data",
         [annotation(1, 1, 3, [FLAT]), annotation(2, 2, 3, [FLAT])],
         name="default",
-        pictures="images/default",
+        images="images/default",
         count=2,
     )
     arguments = ["data", "split", str(tmp_path / "data"), str(tmp_path / "out"), "--val", "0.5", *options]
@@ -371,7 +371,7 @@ def test_backslashes_are_folders_where_no_file_has_them(tmp_path):
     renamed(tmp_path, "annotations/instances_train.json", lambda t: t["images"][0].update(file_name="images\\1.jpg"))
     (record,) = open_data(tmp_path, "train").records
     assert (record.name, record.image) == ("images/1", tmp_path / "images/1.jpg")
-    write_picture(tmp_path / "images\\1.jpg")
+    write_random_image(tmp_path / "images\\1.jpg")
     assert open_data(tmp_path, "train").records[0].image == tmp_path / "images\\1.jpg"
 
 

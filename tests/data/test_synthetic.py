@@ -1,4 +1,4 @@
-"""Generated scenes: the same everywhere, masks that are a partition, and a picture that shows what the masks say."""
+"""Generated scenes: the same everywhere, masks that are a partition, and an image that shows what the masks say."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def checksums(made):
         ((3, 700, 500), {"objects": (20, 20)}, (3817405431, 608668008)),
     ],
 )
-def test_the_same_picture_on_every_platform(arguments, options, expected):
+def test_the_same_image_on_every_platform(arguments, options, expected):
     """Computed with OpenCV 4.10 and 5.0. If a change of the drawing is meant, put the new numbers here."""
     assert checksums(scene(*arguments, **options)) == expected
 
@@ -84,8 +84,8 @@ def test_a_shape_has_the_area_and_the_place_that_geometry_gives(name):
     assert len(np.unique(cover_hw)) > 10, "the edge is not antialiased"
 
 
-def test_the_picture_shows_what_the_masks_say():
-    """Edges of the picture are where the segments meet, not elsewhere: things are of one colour, grain aside."""
+def test_the_image_shows_what_the_masks_say():
+    """Edges of the image are where the segments meet, not elsewhere: things are of one colour, grain aside."""
     for seed in range(5):
         made = scene(seed, 160, 240, difficulty=0.0)
         for region in made.panoptic().regions():
@@ -121,7 +121,7 @@ def test_all_classes_appear():
     assert seen == set(LABELS.values())
 
 
-def test_the_three_kinds_of_truth_agree():
+def test_the_three_kinds_of_annotation_agree():
     made = scene(1, 120, 160)
     panoptic, semantic, instances = made.panoptic(), made.semantic(), made.instances()
     things = [segment for segment in made.segments if segment.label in THINGS_LABELS]

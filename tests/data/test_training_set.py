@@ -20,7 +20,13 @@ from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout
 from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import (
+    AnnotatedObject,
+    AnnotatedSegment,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+)
 from m2f_cli.structures.categories import load_categories
 
 STEPS = [RandomCrop(32, 40, 1.0), ColorJitter(32, (0.5, 1.5), (0.5, 1.5), 18), Flip(0.5)]
@@ -38,10 +44,10 @@ class Given:
         return self.value
 
 
-def record(name="a", image=None, truth=None, **known):
+def record(name="a", image=None, annotation=None, **known):
     image = np.zeros((6, 8, 3), np.uint8) if image is None else image
-    truth = SemanticTruth(np.zeros((6, 8), np.uint8)) if truth is None else truth
-    return Record(name, None, Given(truth), read_image=Given(image), **known)
+    annotation = SemanticAnnotation(np.zeros((6, 8), np.uint8)) if annotation is None else annotation
+    return Record(name, None, Given(annotation), read_image=Given(image), **known)
 
 
 def data_set(*records, task="semantic"):
@@ -78,8 +84,10 @@ def test_crowds_are_no_objects_and_run_lengths_are_unpacked_once():
     mask[2:4, 3:5] = 1
     rle = coco_mask.encode(np.asfortranarray(mask))
     square = [np.array([(0, 0), (4, 0), (4, 4)], dtype=float)]
-    truth = InstanceTruth((6, 8), [TrueObject(0, rle, iscrowd=True), TrueObject(1, rle), TrueObject(2, square)])
-    objects = read(record(truth=truth)).truth.objects
+    annotation = InstanceAnnotation(
+        (6, 8), [AnnotatedObject(0, rle, iscrowd=True), AnnotatedObject(1, rle), AnnotatedObject(2, square)]
+    )
+    objects = read(record(annotation=annotation)).annotation.objects
     assert [item.label for item in objects] == [1, 2]
     assert isinstance(objects[0].shape, Cutout) and objects[0].shape.mask_hw.shape == (2, 2)
     assert objects[1].shape is square
@@ -99,10 +107,10 @@ def test_an_unreadable_record_is_named():
 
 
 def test_sizes_and_classes_that_do_not_fit_are_named():
-    small = record("b", truth=SemanticTruth(np.zeros((6, 7), np.uint8)))
-    with pytest.raises(DataError, match="b: the annotation is 6 x 7 pixels, the picture 6 x 8"):
+    small = record("b", annotation=SemanticAnnotation(np.zeros((6, 7), np.uint8)))
+    with pytest.raises(DataError, match="b: the annotation is 6 x 7 pixels, the image 6 x 8"):
         TrainingSet(data_set(small), [], "semantic")[Draw(0, 0)]
-    strange = record("c", truth=SemanticTruth(np.full((6, 8), 77, np.uint8)))
+    strange = record("c", annotation=SemanticAnnotation(np.full((6, 8), 77, np.uint8)))
     with pytest.raises(DataError, match="c: .* class number 77"):
         TrainingSet(data_set(strange), [], "semantic")[Draw(0, 0)]
 
@@ -126,7 +134,7 @@ def test_skipping_ends_after_a_hundred_records_in_a_row():
 
 
 def test_what_no_training_set_is_made_of():
-    with pytest.raises(DataError, match="train split of fake has no pictures"):
+    with pytest.raises(DataError, match="train split of fake has no images"):
         TrainingSet(data_set(), [], "semantic")
     with pytest.raises(ConfigError, match="cannot train a panoptic"):
         TrainingSet(data_set(record()), [], "panoptic")
@@ -140,12 +148,12 @@ def test_what_no_training_set_is_made_of():
 def test_labels_come_from_the_record_or_from_its_annotation():
     assert labels_of(record(labels=(4, 5))) == (4, 5)
     labels = np.array([[3, 255], [1, 3]], np.uint8)
-    assert labels_of(record(truth=SemanticTruth(labels))) == (1, 3)
-    segments = [TrueSegment(1, 8), TrueSegment(2, 0, iscrowd=True), TrueSegment(3, 8)]
-    assert labels_of(record(truth=PanopticTruth(np.ones((2, 2), np.int32), segments))) == (8,)
+    assert labels_of(record(annotation=SemanticAnnotation(labels))) == (1, 3)
+    segments = [AnnotatedSegment(1, 8), AnnotatedSegment(2, 0, iscrowd=True), AnnotatedSegment(3, 8)]
+    assert labels_of(record(annotation=PanopticAnnotation(np.ones((2, 2), np.int32), segments))) == (8,)
 
 
-def test_empty_pictures_are_dropped():
+def test_empty_images_are_dropped():
     records = [record("none", labels=()), record("stuff", labels=(4, 8)), record("thing", labels=(8, 3))]
     assert [r.name for r in drop_empty(data_set(*records), "semantic").records] == ["stuff", "thing"]
     assert [r.name for r in drop_empty(data_set(*records), "instance").records] == ["thing"]
@@ -198,7 +206,7 @@ def test_scenes_that_make_no_sense(wrong):
         synthetic_dataset(**wrong)
 
 
-def test_a_scene_is_painted_once_for_picture_and_truth(monkeypatch):
+def test_a_scene_is_painted_once_for_image_and_annotation(monkeypatch):
     from m2f_cli.data.synthetic import dataset as synthetic_data
 
     calls = []

@@ -1,4 +1,4 @@
-"""Pictures are shared out whole and once, groups together, classes alike, and the same every time."""
+"""Images are shared out whole and once, groups together, classes alike, and the same every time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_nothing_is_lost_and_the_order_does_not_matter(items, stratify, seed, ra
     division = divide(alone(items), shares, seed=seed, stratify=stratify)
     assert division.split_of.keys() == {item.name for item in items}
     assert set(division.split_of.values()) == {"train", "val", "test"}
-    assert division.pictures == Counter(division.groups)
+    assert division.images == Counter(division.groups)
     shuffled = alone(items)
     random.shuffle(shuffled)
     assert divide(shuffled, shares, seed=seed, stratify=stratify).split_of == division.split_of
@@ -64,10 +64,10 @@ def test_nothing_is_lost_and_the_order_does_not_matter(items, stratify, seed, ra
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(20, 300), st.floats(0.05, 0.45), st.floats(0.05, 0.45), st.integers(0, 3))
-def test_shares_are_met_to_the_picture(count, val, test, seed):
+def test_shares_are_met_to_the_image(count, val, test, seed):
     division = divide([SplitItem(str(n), str(n)) for n in range(count)], {"val": val, "test": test}, seed=seed)
     for name, share in (("val", val), ("test", test)):
-        assert abs(division.pictures[name] - share * count) <= 1
+        assert abs(division.images[name] - share * count) <= 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,7 +86,7 @@ def test_groups_stay_whole(items, stratify, seed):
 
 @pytest.mark.parametrize("count", [40, 80, 200])
 def test_classes_are_shared_out_alike(count):
-    """Eight classes of all frequencies, that appear together, and pictures of nothing."""
+    """Eight classes of all frequencies, that appear together, and images of nothing."""
     for seed in range(10):
         random = np.random.default_rng(seed)
         shown = (random.random((count, 8)) < random.random(8) ** 2) & (random.random((count, 1)) < 0.5)
@@ -98,7 +98,7 @@ def test_classes_are_shared_out_alike(count):
 
 
 def test_rare_classes_come_out_better_than_by_chance():
-    """4 of 400 pictures show the class 1: two of them belong into half of the pictures, for any seed."""
+    """4 of 400 images show the class 1: two of them belong into half of the images, for any seed."""
     items = [SplitItem(str(n), str(n), (0, 1) if n < 4 else (0,)) for n in range(400)]
 
     def rare(seed, stratify):
@@ -114,7 +114,7 @@ def test_groups_of_a_rare_class():
     items = [SplitItem(f"{g}/{n}", str(g), (0, 1) if g in (3, 8) else (0,)) for g in range(10) for n in range(10)]
     for seed in range(10):
         division = divide(items, {"val": 0.5}, seed=seed, stratify=True)
-        assert division.pictures == {"train": 50, "val": 50}
+        assert division.images == {"train": 50, "val": 50}
         assert division.split_of["3/0"] != division.split_of["8/0"]
 
 
@@ -133,7 +133,7 @@ def test_groups_by_name():
     assert parts(division)["val"] == {f"0006R0_{n}" for n in range(10)}
     assert division.groups == {"train": 2, "val": 1}
     division = divide(items, {"test": 1 / 3}, pinned={"val": ["0006R0"]})
-    assert division.pictures == {"train": 10, "val": 10, "test": 10}
+    assert division.images == {"train": 10, "val": 10, "test": 10}
     assert division.to_dict()["val"] == {"pictures": 10, "groups": 1, "share": 1 / 3}
 
 
@@ -159,7 +159,7 @@ def test_what_makes_no_sense(shares, pinned, words):
 
 
 def test_nothing_to_split_is_refused():
-    with pytest.raises(ConfigError, match="no pictures"):
+    with pytest.raises(ConfigError, match="no images"):
         divide([], {"val": 0.5})
 
 
@@ -173,7 +173,7 @@ def test_nothing_to_split_is_refused():
         ("seq[0-9]+", "x-seq12-3", "seq12"),
     ],
 )
-def test_pictures_are_grouped_by_what_is_asked(group_by, name, group):
+def test_images_are_grouped_by_what_is_asked(group_by, name, group):
     assert grouping(group_by)(name) == group
 
 
@@ -201,13 +201,13 @@ def test_label_maps_are_split_by_their_classes(tmp_path):
     old = {record.name: record for record in open_data(source, "train").records}
     for record in (*found["train"], *found["val"]):
         assert record.read_image().tobytes() == old[record.name].read_image().tobytes()
-        assert np.array_equal(record.read_truth().labels_HW, old[record.name].read_truth().labels_HW)
+        assert np.array_equal(record.read_annotation().labels_HW, old[record.name].read_annotation().labels_HW)
     assert {record.name for record in found["val"]} == parts(division)["val"]
 
 
 def test_a_json_of_objects_keeps_ids_and_annotations(tmp_path):
     annotations = [annotation(n, n, 3 if n % 2 else 17, [rectangle(1, 2, 11, 7)], area=float(n)) for n in range(1, 11)]
-    source = coco_instances(tmp_path / "a", annotations, name="train", pictures="train", count=10)
+    source = coco_instances(tmp_path / "a", annotations, name="train", images="train", count=10)
     split(source, tmp_path / "b", {"val": 0.2, "test": 0.2}, stratify=True, link=True)
     seen = {}
     for name in ("train", "val", "test"):
@@ -240,7 +240,7 @@ def test_other_splits_stay_as_they_are(tmp_path):
 
 
 def test_splits_shared_out_together(tmp_path):
-    """Their pictures have the same names: 0 to 4."""
+    """Their images have the same names: 0 to 4."""
     source = label_maps(tmp_path / "a", [plane()] * 5)
     label_maps(source, [plane()] * 5, split="val")
     division, _ = split(source, tmp_path / "b", {"val": 0.3}, splits=["train", "val"])
@@ -264,10 +264,10 @@ def test_formats_that_are_only_read_have_a_substitute(tmp_path, make, to):
     assert (done.to, detect(tmp_path / "b")) == (to, to)
 
 
-def test_damaged_pictures_are_reported_and_not_written(tmp_path):
+def test_damaged_images_are_reported_and_not_written(tmp_path):
     source = label_maps(tmp_path / "a", [plane()] * 10)
-    write_text(source / "images/train/3.jpg", "no picture")
+    write_text(source / "images/train/3.jpg", "no image")
     division, done = split(source, tmp_path / "b", {"val": 0.2}, stratify=True)
     assert [name for _, name, _ in done.failures] == ["3"]
-    assert sum(each.pictures for each in done.splits) == 9
+    assert sum(each.images for each in done.splits) == 9
     assert len(division.split_of) == 10

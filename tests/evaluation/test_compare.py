@@ -14,20 +14,22 @@ from pycocotools import mask as coco_mask
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation import tables as error_tables
-from m2f_cli.evaluation.bootstrap import FEW, pictures_of
+from m2f_cli.evaluation.bootstrap import FEW, images_of
 from m2f_cli.evaluation.compare import compare, differences
 from m2f_cli.evaluation.threshold_sweep import sweep
 from m2f_cli.metrics.calibration import InstanceCalibration, PanopticCalibration
 from m2f_cli.metrics.panoptic_quality import PanopticQuality
 from m2f_cli.metrics.pq_errors import PanopticErrors
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
-from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 
 METRICS = ("pq", "ap", "boundary-ap", "miou", "pq-stuff", "boundary-iou", "pq-per-picture")
 
 
-def truth_of(labels_HW) -> PanopticTruth:
-    return PanopticTruth(labels_HW.astype(np.int32) + 1, [TrueSegment(k + 1, k) for k in (SKY, GRASS, PERSON)])
+def annotation_of(labels_HW) -> PanopticAnnotation:
+    return PanopticAnnotation(
+        labels_HW.astype(np.int32) + 1, [AnnotatedSegment(k + 1, k) for k in (SKY, GRASS, PERSON)]
+    )
 
 
 def damaged(rng, labels_HW, noise: float):
@@ -49,14 +51,14 @@ def damaged(rng, labels_HW, noise: float):
 
 
 def states(name: str, seed: int, count: int = 12, noise: float = 0.1):
-    """A metric of all pictures, and the state of each."""
+    """A metric of all images, and the state of each."""
     rng = np.random.default_rng(seed)
     metric = plugins.get("metrics", name)(CATEGORIES)
     found = []
     for _ in range(count):
         labels_HW = scene_labels(24, 32)
         part = metric.fresh()
-        part.update(damaged(rng, labels_HW, noise)[metric.task], truth_of(labels_HW))
+        part.update(damaged(rng, labels_HW, noise)[metric.task], annotation_of(labels_HW))
         found.append(json.loads(json.dumps(part.state())))
         metric.restore(found[-1])
     return metric, found
@@ -77,35 +79,35 @@ def write(folder: Path, by_metric: dict[str, list], names=None, **header) -> Pat
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_picture_once_gives_the_metrics_own_figures_to_the_last_bit(name):
+def test_every_image_once_gives_the_metrics_own_figures_to_the_last_bit(name):
     metric, found = states(name, seed=3)
-    pictures = pictures_of(metric.fresh(), found)
+    images = images_of(metric.fresh(), found)
     expected = metric.compute()
-    values = pictures(np.ones(len(found), np.int64)).tolist()
-    whole = dict(zip(pictures.figures, values, strict=False))
-    assert whole == {figure: expected[figure] for figure in pictures.figures}
+    values = images(np.ones(len(found), np.int64)).tolist()
+    whole = dict(zip(images.figures, values, strict=False))
+    assert whole == {figure: expected[figure] for figure in images.figures}
     assert not math.isnan(next(iter(whole.values()))) and next(iter(whole.values())) not in (0, 100)
-    classes = values[len(pictures.figures) :]
-    column = {"pq-stuff": "pq", "miou": "iou"}.get(name, pictures.figures[0])
-    assert str(classes) == str([expected["per_class"][each][column] for each in pictures.classes])
+    classes = values[len(images.figures) :]
+    column = {"pq-stuff": "pq", "miou": "iou"}.get(name, images.figures[0])
+    assert str(classes) == str([expected["per_class"][each][column] for each in images.classes])
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_pictures_that_count_several_times(name):
+def test_images_that_count_several_times(name):
     metric, found = states(name, seed=5)
     weights_N = np.random.default_rng(0).multinomial(len(found), np.full(len(found), 1 / len(found)))
     again = metric.fresh()
     for state, times in zip(found, weights_N, strict=True):
         for _ in range(times):
             again.restore(state)
-    pictures = pictures_of(metric.fresh(), found)
-    expected = [again.compute()[figure] for figure in pictures.figures]
-    assert pictures(weights_N)[: len(expected)].tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    images = images_of(metric.fresh(), found)
+    expected = [again.compute()[figure] for figure in images.figures]
+    assert images(weights_N)[: len(expected)].tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
     assert 0 in weights_N and weights_N.max() > 1
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """B is A with a hit more or less in each picture, at random: the true difference is known from many pictures."""
+def test_intervals_cover_the_annotation_about_as_often_as_they_say():
+    """B is A with a hit more or less in each image, at random: the true difference is known from many images."""
     rng = np.random.default_rng(7)
 
     def draw(count):
@@ -113,7 +115,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         runs = []
         for share in (0.5, 0.6):
             hits = rng.binomial(6, share, count)
-            runs.append(pictures_of(metric, [{"classes": [[0, [0.8] * int(h), 0, 6 - int(h)]]} for h in hits]))
+            runs.append(images_of(metric, [{"classes": [[0, [0.8] * int(h), 0, 6 - int(h)]]} for h in hits]))
         return runs
 
     expected = 100 * 0.8 * (0.6 / 0.8 - 0.5 / 0.75)
@@ -135,7 +137,7 @@ def test_identical_runs_do_not_differ(tmp_path, name):
     for each in (*comparison.figures, *comparison.per_class):
         if not math.isnan(each.a):
             assert (each.difference, each.low, each.high) == (0, 0, 0) and not each.is_clear
-    assert comparison.changed == [] and comparison.pictures == 12
+    assert comparison.changed == [] and comparison.images == 12
     assert comparison.resamples == 30 and comparison.metric == name
     json.dumps(comparison.to_dict(), allow_nan=False)
     assert all(len(row) == len(head) for _, head, rows in comparison.rows() for row in rows)
@@ -149,7 +151,7 @@ def test_a_clearly_better_run(tmp_path, name):
     first = comparison.figures[0]
     assert first.difference == first.b - first.a > 0 and first.low > 0 and first.is_clear
     assert first.low <= first.difference <= first.high
-    assert comparison.changed and "clear over 30 pictures" in comparison.summary()
+    assert comparison.changed and "clear over 30 images" in comparison.summary()
     changes = [abs(each.b - each.a) for each in comparison.changed]
     assert changes == sorted(changes, reverse=True) and all(changes)
     back = compare(b, a, resamples=60)
@@ -162,22 +164,22 @@ def test_the_same_seed_gives_the_same_intervals(tmp_path):
     assert compare(a, b, resamples=50, seed=1).figures[0].low != compare(a, b, resamples=50).figures[0].low
 
 
-def test_only_pictures_of_both_are_compared_whatever_their_order(tmp_path):
+def test_only_images_of_both_are_compared_whatever_their_order(tmp_path):
     _, found = states("pq", seed=1, count=6)
     a = write(tmp_path / "a", {"pq": found[:5]}, ["p", "q", "r", "s", "t"])
     b = write(tmp_path / "b", {"pq": [found[5], found[4], found[3]]}, ["z", "t", "s"])
     comparison = compare(a, b, resamples=10)
-    assert (comparison.pictures, comparison.only_a, comparison.only_b) == (2, 3, 1)
+    assert (comparison.images, comparison.only_a, comparison.only_b) == (2, 3, 1)
     assert comparison.figures[0].difference == 0
     expected = PanopticQuality(CATEGORIES)
     for state in found[3:5]:
         expected.restore(state)
     assert comparison.figures[0].a == expected.compute()["pq"]
-    with pytest.raises(DataError, match="no scored picture in common"):
+    with pytest.raises(DataError, match="no scored image in common"):
         compare(a, write(tmp_path / "c", {"pq": found[:1]}, ["other"]))
 
 
-def test_one_picture_has_no_interval(tmp_path):
+def test_one_image_has_no_interval(tmp_path):
     a, b = (write(tmp_path / str(seed), {"pq": states("pq", seed, count=1)[1]}) for seed in (1, 2))
     first = compare(a, b, resamples=10).figures[0]
     assert math.isnan(first.low) and math.isnan(first.high) and not first.is_clear
@@ -201,7 +203,7 @@ def test_which_metric_is_compared(tmp_path):
 def test_average_precision_with_another_limit_of_objects(tmp_path):
     metric = plugins.get("metrics", "ap")(CATEGORIES, max_dets=[1, 2])
     labels_HW = scene_labels(24, 32)
-    metric.update(damaged(np.random.default_rng(0), labels_HW, 0.0)["instance"], truth_of(labels_HW))
+    metric.update(damaged(np.random.default_rng(0), labels_HW, 0.0)["instance"], annotation_of(labels_HW))
     a, b = (write(tmp_path / run, {"ap": [metric.state()]}) for run in "ab")
     assert compare(a, b).figures[0].a == metric.compute()["ap"]
     c = write(tmp_path / "c", {"ap": states("ap", seed=1, count=1)[1]})
@@ -216,7 +218,7 @@ def test_annotations_must_be_the_same(tmp_path):
     _, found = states("pq", seed=1, count=3)
     other = [found[0], {"classes": [[0, [0.9], 0, 4]]}, found[2]]
     a, b = write(tmp_path / "a", {"pq": found}), write(tmp_path / "b", {"pq": other})
-    with pytest.raises(DataError, match="annotations of 1 of 3 pictures differ.*001"):
+    with pytest.raises(DataError, match="annotations of 1 of 3 images differ.*001"):
         compare(a, b)
 
 
@@ -239,12 +241,12 @@ def test_folders_that_hold_no_evaluation(tmp_path):
     with pytest.raises(DataError, match="holds no evaluation"):
         compare(good, tmp_path / "nowhere")
     empty = write(tmp_path / "empty", {"pq": []})
-    with pytest.raises(DataError, match="no scored picture"):
+    with pytest.raises(DataError, match="no scored image"):
         compare(good, empty)
     failed = write(tmp_path / "failed", {"pq": []})
     with (failed / "pictures.jsonl").open("a") as file:
         file.write(json.dumps({"name": "000", "number": 0, "seconds": 0, "error": "is damaged"}) + "\n")
-    with pytest.raises(DataError, match="no scored picture"):
+    with pytest.raises(DataError, match="no scored image"):
         compare(good, failed)
 
 
@@ -263,7 +265,7 @@ def test_damaged_journals_are_refused(tmp_path, line):
     a, b = (write(tmp_path / run, {"pq": found}) for run in "ab")
     with (b / "pictures.jsonl").open("a") as file:
         file.write(line)
-    with pytest.raises(DataError, match="damaged|two pictures named"):
+    with pytest.raises(DataError, match="damaged|two images named"):
         compare(a, b)
 
 
@@ -281,7 +283,7 @@ def test_half_a_line_at_the_end_is_not_there_yet(tmp_path):
     text = (b / "pictures.jsonl").read_text()
     (b / "pictures.jsonl").write_text(text[:-20])
     comparison = compare(a, b, resamples=5)
-    assert (comparison.pictures, comparison.only_a) == (2, 1)
+    assert (comparison.images, comparison.only_a) == (2, 1)
 
 
 # --- tables of errors -------------------------------------------------------------------------------------------------
@@ -298,16 +300,16 @@ def test_tables_of_errors_and_calibration():
     for _ in range(5):
         results = damaged(rng, labels_HW, 0.4)
         for metric in metrics.values():
-            metric.update(results[metric.task], truth_of(labels_HW))
+            metric.update(results[metric.task], annotation_of(labels_HW))
     figures = {name: metric.compute() for name, metric in metrics.items()}
-    tables = error_tables.tables(figures, [f"picture {i}" for i in range(5)])
+    tables = error_tables.tables(figures, [f"image {i}" for i in range(5)])
     assert len(tables) == 8 and len({title for title, _, _ in tables}) == 8
     assert all(isinstance(cell, str) for _, _, rows in tables for row in rows for cell in row)
     assert all(len(row) == len(head) for _, head, rows in tables for row in rows)
     losses = [float(row[1]) for row in tables[0][2] if row[1] != "–"]
     assert losses == sorted(losses, reverse=True) and losses[0] > 0
     lost = [float(row[2]) for row in tables[4][2]]
-    assert lost == sorted(lost, reverse=True) and {row[0] for row in tables[4][2]} == {f"picture {i}" for i in range(5)}
+    assert lost == sorted(lost, reverse=True) and {row[0] for row in tables[4][2]} == {f"image {i}" for i in range(5)}
     json.dumps(figures["pq-errors"]["tables"])
     empty = {name: metric.fresh().compute() for name, metric in metrics.items()}
     assert len(error_tables.tables(empty)) == 7 and error_tables.tables({"pq": {}}) == []
@@ -323,13 +325,13 @@ class Record:
     def read_image(self):
         return scene(24, 32)
 
-    def read_truth(self):
-        return truth_of(scene_labels(24, 32))
+    def read_annotation(self):
+        return annotation_of(scene_labels(24, 32))
 
 
 class Broken(Record):
     def read_image(self):
-        raise DataError("The picture is damaged.")
+        raise DataError("The image is damaged.")
 
 
 class Thresholded(FakeSegmenter):
@@ -380,12 +382,12 @@ def test_sweep_measures_the_models_own_pair_too():
     assert found.now.pq == pytest.approx(100 / 3) and found.best.pq == pytest.approx(100) and len(found.pairs) == 2
 
 
-def test_sweep_of_one_picture_or_of_none():
+def test_sweep_of_one_image_or_of_none():
     found = sweep(Thresholded(), [Record(0)], object_thresholds=[0.2], overlap_thresholds=[0.6])
     assert math.isnan(found.by_halves) and found.to_dict()["by_halves"] is None
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         sweep(Thresholded(), [])
-    with pytest.raises(Exception, match="None of 1 pictures"):
+    with pytest.raises(Exception, match="None of 1 images"):
         sweep(Thresholded(), [Broken(0)])
     with pytest.raises(ConfigError, match="from 0 to 1"):
         sweep(Thresholded(), [Record(0)], object_thresholds=[1.5])

@@ -1,4 +1,4 @@
-"""Where data are found, whose classes they have, and which truth each task gets."""
+"""Where data are found, whose classes they have, and which annotation each task gets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from m2f_cli.config.schema import DataConfig
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation.dataset import FULL_SPLITS, LAYOUT, check_classes, folder_of, how_to_get, open_for
-from m2f_cli.evaluation.evaluate import Truths, truth_for
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth
+from m2f_cli.evaluation.evaluate import Annotations, annotation_for
+from m2f_cli.structures.annotations import InstanceAnnotation, PanopticAnnotation, SemanticAnnotation
 from m2f_cli.structures.categories import from_names, load_categories
 
 OWN = settings().model_copy(update={"data": DataConfig(dataset="mine", classes="checkpoint")})
@@ -30,11 +30,11 @@ def both(folder):
 
 def test_objects_of_their_own_go_before_visible_parts(tmp_path):
     data = open_for(OWN, CAT_DOG_SKY, both(tmp_path), "val", ["panoptic", "instance", "semantic"])
-    truth = data.records[0].read_truth()
-    assert data.tasks == ("panoptic", "instance", "semantic") and isinstance(truth, Truths)
-    assert isinstance(truth_for("panoptic", truth), PanopticTruth)
-    assert truth_for("semantic", truth) is truth.main  # derived: the metric does that itself
-    [cat] = truth_for("instance", truth).objects
+    annotation = data.records[0].read_annotation()
+    assert data.tasks == ("panoptic", "instance", "semantic") and isinstance(annotation, Annotations)
+    assert isinstance(annotation_for("panoptic", annotation), PanopticAnnotation)
+    assert annotation_for("semantic", annotation) is annotation.main  # derived: the metric does that itself
+    [cat] = annotation_for("instance", annotation).objects
     assert (cat.label, cat.area) == (0, 200.0)
 
 
@@ -43,22 +43,22 @@ def test_objects_are_numbered_as_the_models_classes(tmp_path):
     folder = coco_instances(tmp_path, [annotation(1, 1, 17, [rectangle(0, 0, 5, 5)])])
     categories = from_names(["sky", "dog", "cat"], ["cat", "dog"])
     [record] = open_for(OWN, categories, folder, "val", ["instance"]).records
-    assert [each.label for each in record.read_truth().objects] == [1]
+    assert [each.label for each in record.read_annotation().objects] == [1]
     coco_panoptic(tmp_path)
-    truth = open_for(OWN, categories, folder, "val", ["panoptic", "instance"]).records[0].read_truth()
-    assert [each.label for each in truth_for("instance", truth).objects] == [1]
-    assert [each.label for each in truth.main.segments] == [2, 1, 0]
-    assert [each.iscrowd for each in truth.main.segments] == [bool(each["iscrowd"]) for each in SEGMENTS]
+    result = open_for(OWN, categories, folder, "val", ["panoptic", "instance"]).records[0].read_annotation()
+    assert [each.label for each in annotation_for("instance", result).objects] == [1]
+    assert [each.label for each in result.main.segments] == [2, 1, 0]
+    assert [each.iscrowd for each in result.main.segments] == [bool(each["iscrowd"]) for each in SEGMENTS]
 
 
 def test_without_objects_the_visible_parts_count(tmp_path):
     data = open_for(OWN, CAT_DOG_SKY, coco_panoptic(tmp_path), "val", ["panoptic", "instance"])
-    assert isinstance(data.records[0].read_truth(), PanopticTruth) and data.tasks == ("panoptic", "instance")
+    assert isinstance(data.records[0].read_annotation(), PanopticAnnotation) and data.tasks == ("panoptic", "instance")
     alone = open_for(OWN, CAT_DOG_SKY, tmp_path, "val", ["semantic"])
-    assert isinstance(alone.records[0].read_truth(), SemanticTruth)
+    assert isinstance(alone.records[0].read_annotation(), SemanticAnnotation)
 
 
-def test_a_picture_without_objects_in_the_other_file_does_not_count_there(tmp_path):
+def test_a_image_without_objects_in_the_other_file_does_not_count_there(tmp_path):
     folder = both(tmp_path)
     path = folder / "annotations" / "panoptic_val2017.json"
     tree = json.loads(path.read_text())
@@ -66,11 +66,11 @@ def test_a_picture_without_objects_in_the_other_file_does_not_count_there(tmp_pa
     tree["annotations"].append({**tree["annotations"][0], "image_id": 2})
     path.write_text(json.dumps(tree))
     data = open_for(OWN, CAT_DOG_SKY, folder, "val", ["panoptic", "instance"])
-    first, second = (record.read_truth for record in data.records)
-    assert truth_for("instance", first()) is not None and any("do not count" in note for note in data.notes)
+    first, second = (record.read_annotation for record in data.records)
+    assert annotation_for("instance", first()) is not None and any("do not count" in note for note in data.notes)
     assert data.records[1].name == "2"
     (folder / "val2017" / "2.jpg").write_bytes((folder / "val2017" / "1.jpg").read_bytes())
-    assert truth_for("instance", second()) is None
+    assert annotation_for("instance", second()) is None
 
 
 def test_tasks_that_the_annotations_cannot_tell(tmp_path):
@@ -79,11 +79,11 @@ def test_tasks_that_the_annotations_cannot_tell(tmp_path):
     with pytest.raises(DataError, match="no annotations for the task 'panoptic'"):
         open_for(OWN, classes, maps, "val", ["panoptic", "semantic"])
     data = open_for(OWN, classes, maps, "val", ["panoptic", "semantic"], every=False)
-    assert data.tasks == ("semantic",) and isinstance(data.records[0].read_truth(), SemanticTruth)
+    assert data.tasks == ("semantic",) and isinstance(data.records[0].read_annotation(), SemanticAnnotation)
     assert any("panoptic" in note for note in data.notes)
     objects = coco_instances(tmp_path / "o", [annotation(1, 1, 3, [rectangle(0, 0, 5, 5)])])
     data = open_for(OWN, CAT_DOG_SKY, objects, "val", ["panoptic", "instance", "semantic"], every=False)
-    assert data.tasks == ("instance",) and isinstance(data.records[0].read_truth(), InstanceTruth)
+    assert data.tasks == ("instance",) and isinstance(data.records[0].read_annotation(), InstanceAnnotation)
     with pytest.raises(DataError, match="no annotations for the task"):
         open_for(OWN, CAT_DOG_SKY, objects, "val", ["panoptic", "semantic"], every=False)
 
@@ -113,8 +113,8 @@ def test_without_data_the_generated_scenes_are_evaluated():
     own = settings("data.scenes.val=3")
     data = open_for(own, SCENES, None, "val", ["panoptic", "semantic"])
     assert len(data) == 3 and data.tasks == ("panoptic", "semantic") and data.full is None
-    assert isinstance(data.records[0].read_truth(), PanopticTruth)
-    assert isinstance(open_for(own, SCENES, None, "val", ["semantic"]).records[0].read_truth(), SemanticTruth)
+    assert isinstance(data.records[0].read_annotation(), PanopticAnnotation)
+    assert isinstance(open_for(own, SCENES, None, "val", ["semantic"]).records[0].read_annotation(), SemanticAnnotation)
     train = open_for(settings("data.scenes.train=5"), SCENES, None, "train", ["panoptic"])
     assert len(train) == 5
     assert not np.array_equal(train.records[0].read_image(), data.records[0].read_image())
@@ -157,7 +157,7 @@ def test_where_data_are(tmp_path, monkeypatch):
 
 
 def test_the_real_pack(shared_dir):
-    """All of COCO's categories, in COCO's order, whatever part of the pictures is there."""
+    """All of COCO's categories, in COCO's order, whatever part of the images is there."""
     folder = shared_dir / "data" / "coco_panoptic_160"
     preset = config.load("coco-panoptic-r50")
     data = open_for(preset, load_categories("coco-panoptic"), folder, "val", ["panoptic", "instance", "semantic"])
@@ -166,6 +166,6 @@ def test_the_real_pack(shared_dir):
     instances = open_for(other, load_categories(other.data.classes), folder, "val", ["instance"])
     assert len(instances) == 80
     for record, same in zip(data.records[:5], instances.records[:5], strict=True):
-        truth = record.read_truth()
-        things = [each.label for each in truth_for("panoptic", truth).segments if each.label < 80]
-        assert sorted(each.label for each in same.read_truth().objects) == sorted(things)
+        annotation = record.read_annotation()
+        things = [each.label for each in annotation_for("panoptic", annotation).segments if each.label < 80]
+        assert sorted(each.label for each in same.read_annotation().objects) == sorted(things)

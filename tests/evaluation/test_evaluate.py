@@ -1,4 +1,4 @@
-"""Evaluation: figures of known results, one forward per picture, order, failures, and parts that merge exactly."""
+"""Evaluation: figures of known results, one forward per image, order, failures, and parts that merge exactly."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError, M2FError, MissingDependency
 from m2f_cli.evaluation.evaluate import (
+    Annotations,
     EvalResult,
-    Truths,
     default_metrics,
     evaluate,
     gathered,
@@ -30,13 +30,13 @@ from m2f_cli.evaluation.evaluate import (
     share,
 )
 from m2f_cli.metrics.panoptic_quality import PanopticQuality
-from m2f_cli.structures.annotations import PanopticTruth, SemanticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation, SemanticAnnotation
 
 ALL = ("instance", "semantic")
 
 
 class Record:
-    """A scene; its annotation is moved down by some rows, so that figures differ between pictures."""
+    """A scene; its annotation is moved down by some rows, so that figures differ between images."""
 
     def __init__(self, number: int, moved: int = 0, height: int = 48):
         self.name, self.moved, self.height = f"{number:03}", moved, height
@@ -44,9 +44,9 @@ class Record:
     def read_image(self):
         return scene(self.height)
 
-    def read_truth(self):
+    def read_annotation(self):
         ids_HW = np.roll(scene_labels(self.height), self.moved, axis=0).astype(np.int32) + 1
-        return PanopticTruth(ids_HW, [TrueSegment(label + 1, label) for label in (SKY, GRASS, PERSON)])
+        return PanopticAnnotation(ids_HW, [AnnotatedSegment(label + 1, label) for label in (SKY, GRASS, PERSON)])
 
 
 class Broken(Record):
@@ -55,8 +55,8 @@ class Broken(Record):
 
 
 class OtherSize(Record):
-    def read_truth(self):
-        return SemanticTruth(np.zeros((5, 5), np.uint8))
+    def read_annotation(self):
+        return SemanticAnnotation(np.zeros((5, 5), np.uint8))
 
 
 def records(count: int = 7) -> list[Record]:
@@ -72,7 +72,7 @@ def text(result: EvalResult) -> str:
     return json.dumps({**result.to_dict(), "seconds": 0})
 
 
-def test_truth_against_itself_is_100():
+def test_annotation_against_itself_is_100():
     result = evaluate(FakeSegmenter(), [Record(i) for i in range(3)], metrics())
     names = ("pq", "sq", "rq", "pq_things", "pq_stuff", "ap", "ap50", "miou", "pacc")
     assert [result.figures[name] for name in names] == pytest.approx([100.0] * len(names))
@@ -92,7 +92,7 @@ def test_a_known_difference():
     assert person["miou"]["iou"] == pytest.approx(50.0)
 
 
-def test_each_picture_goes_through_the_network_once_in_the_callers_thread():
+def test_each_image_goes_through_the_network_once_in_the_callers_thread():
     segmenter = FakeSegmenter()
     evaluate(segmenter, records(9), metrics())
     assert segmenter.batches == [1] * 9
@@ -127,7 +127,7 @@ def test_progress_is_in_order_and_in_the_callers_thread():
     assert {each[3] for each in seen} == {threading.get_ident()}
 
 
-def test_memory_does_not_grow_with_the_pictures():
+def test_memory_does_not_grow_with_the_images():
     alive, most = weakref.WeakSet(), []
 
     def stream():
@@ -168,28 +168,31 @@ def test_a_network_that_fails_is_reported():
 
 
 def test_nothing_evaluated_is_an_error():
-    with pytest.raises(M2FError, match=r"None of 2 pictures.*000: is damaged"):
+    with pytest.raises(M2FError, match=r"None of 2 images.*000: is damaged"):
         evaluate(FakeSegmenter(), [Broken(0), Broken(1)], metrics())
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         evaluate(FakeSegmenter(), [], metrics())
 
 
 class Strange(Record):
     """Annotated with a class that does not exist, which only some metrics find out, and not the first."""
 
-    def read_truth(self):
-        return PanopticTruth(np.ones((48, 64), np.int32), [TrueSegment(1, 99)])
+    def read_annotation(self):
+        return PanopticAnnotation(np.ones((48, 64), np.int32), [AnnotatedSegment(1, 99)])
 
 
 class Tolerant(PanopticQuality):
-    def update(self, result, truth):
-        super().update(result, PanopticTruth(truth.ids_HW, [TrueSegment(each.id, 0) for each in truth.segments]))
+    def update(self, result, annotation):
+        super().update(
+            result,
+            PanopticAnnotation(annotation.ids_HW, [AnnotatedSegment(each.id, 0) for each in annotation.segments]),
+        )
 
     def fresh(self):
         return Tolerant(self.categories)
 
 
-def test_a_picture_that_one_metric_refuses_counts_in_none():
+def test_a_image_that_one_metric_refuses_counts_in_none():
     made = {"mine": Tolerant(CATEGORIES), "pq": PanopticQuality(CATEGORIES)}
     result = evaluate(FakeSegmenter(), [Record(0), Strange(1), Record(2)], made)
     alone = evaluate(FakeSegmenter(), [Record(0), Record(2)], {each: made[each].fresh() for each in made})
@@ -199,7 +202,7 @@ def test_a_picture_that_one_metric_refuses_counts_in_none():
 
 
 class Bug(PanopticQuality):
-    def update(self, result, truth):
+    def update(self, result, annotation):
         raise self.error
 
     def fresh(self):
@@ -215,13 +218,13 @@ def test_another_error_in_a_metric_ends_it_and_leaves_no_thread(error):
     assert threading.active_count() == before
 
 
-def test_a_task_can_have_a_truth_of_its_own():
-    """Objects are annotated where they are found, segments are not; the second picture has no objects at all."""
+def test_a_task_can_have_a_annotation_of_its_own():
+    """Objects are annotated where they are found, segments are not; the second image has no objects at all."""
 
     class Both(Record):
-        def read_truth(self):
-            moved = super().read_truth()
-            return Truths(moved, {"instance": Record(0).read_truth() if self.name == "000" else None})
+        def read_annotation(self):
+            moved = super().read_annotation()
+            return Annotations(moved, {"instance": Record(0).read_annotation() if self.name == "000" else None})
 
     result = evaluate(FakeSegmenter(), [Both(0, moved=4), Both(1, moved=4)], metrics())
     assert result.images == 2
@@ -229,7 +232,7 @@ def test_a_task_can_have_a_truth_of_its_own():
     assert result.figures["pq_things"] == 0.0 and result.metrics["pq"]["per_class"]["person"]["fn"] == 2
 
 
-def test_results_are_handed_on_with_their_picture():
+def test_results_are_handed_on_with_their_image():
     seen = {}
 
     def keep(record, results):
@@ -238,12 +241,12 @@ def test_results_are_handed_on_with_their_picture():
 
     items = [Record(0), Broken(1), Record(2)]
     items[2].image_id = 42
-    pictures = list(scored(FakeSegmenter(), items, metrics(), on_results=keep))
-    assert [each.saved for each in pictures] == ["000", None, "002"]
-    assert [each.message for each in pictures] == [None, "is damaged.", None]
+    images = list(scored(FakeSegmenter(), items, metrics(), on_results=keep))
+    assert [each.saved for each in images] == ["000", None, "002"]
+    assert [each.message for each in images] == [None, "is damaged.", None]
     assert seen["000"] == dict.fromkeys(("panoptic", "instance", "semantic"), ((48, 64, 3), None))
     assert seen["002"]["panoptic"] == ((48, 64, 3), 42)
-    assert all(each.seconds > 0 for each in pictures)
+    assert all(each.seconds > 0 for each in images)
 
 
 def test_interrupted_it_leaves_no_thread():

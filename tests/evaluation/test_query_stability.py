@@ -90,11 +90,11 @@ def records():
     return synthetic_dataset("val", count=3, size=(64, 96), objects=(3, 6), difficulty=0.0).records
 
 
-def test_a_network_on_pictures(segmenter, records):
+def test_a_network_on_images(segmenter, records):
     told = []
     found = diagnose_queries(segmenter, records, on_progress=told.append)
     assert (found.images, [progress.number for progress in told]) == (3, [1, 2, 3])
-    assert found.targets == sum(len(record.read_truth().segments) for record in records)
+    assert found.targets == sum(len(record.read_annotation().segments) for record in records)
     assert len(found.utilisation) == 4 and found.utilisation[-1] == 100.0 and len(found.mask_consistency) == 3
     assert found.to_dict() == diagnose_queries(segmenter, records).to_dict()
     assert found.matched_in_all_layers <= min(found.utilisation)
@@ -116,12 +116,12 @@ def test_a_steady_network_is_steady(segmenter, records):
 
 def test_what_cannot_be_read_is_told(segmenter, records):
     def broken():
-        raise DataError("no picture")
+        raise DataError("no image")
 
-    bad = SimpleNamespace(name="bad", read_truth=broken, read_image=broken)
+    bad = SimpleNamespace(name="bad", read_annotation=broken, read_image=broken)
     found = diagnose_queries(segmenter, [bad, records[0]])
-    assert found.images == 1 and found.to_dict()["failures"] == [{"name": "bad", "message": "no picture"}]
-    with pytest.raises(DataError, match=r"no picture whose queries.*bad: no picture"):
+    assert found.images == 1 and found.to_dict()["failures"] == [{"name": "bad", "message": "no image"}]
+    with pytest.raises(DataError, match=r"no image whose queries.*bad: no image"):
         diagnose_queries(segmenter, [bad])
 
 

@@ -21,7 +21,7 @@ from m2f_cli.evaluation import journal
 from m2f_cli.evaluation import run as eval_run
 from m2f_cli.evaluation.evaluate import default_metrics, evaluate
 from m2f_cli.evaluation.run import EvalRun, header_of, run
-from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 
 COUNT = 9
 
@@ -41,9 +41,9 @@ class Record:
             raise DataError("is damaged.")
         return scene(self.height)
 
-    def read_truth(self):
+    def read_annotation(self):
         ids_HW = np.roll(scene_labels(self.height), self.moved, axis=0).astype(np.int32) + 1
-        return PanopticTruth(ids_HW, [TrueSegment(label + 1, label) for label in (SKY, GRASS, PERSON)])
+        return PanopticAnnotation(ids_HW, [AnnotatedSegment(label + 1, label) for label in (SKY, GRASS, PERSON)])
 
 
 def records(count: int = COUNT, **more) -> list[Record]:
@@ -80,11 +80,11 @@ def test_the_journal_and_the_figures(tmp_path, expected):
     result = run(evaluation(tmp_path / "a"), on_progress=seen.append, on_start=counts.append)
     assert text(result) == expected and counts == [COUNT]
     assert [(each.name, each.number) for each in seen] == [(f"{i:03}", i + 1) for i in range(COUNT)]
-    header, *pictures = lines(tmp_path / "a")
+    header, *images = lines(tmp_path / "a")
     assert header["header"]["model"] == "fake"
     assert [each["name"] for each in header["header"]["categories"]] == ["sky", "grass", "person"]
-    assert [(line["name"], line["number"]) for line in pictures] == [(f"{i:03}", i) for i in range(COUNT)]
-    assert all(line["seconds"] > 0 and list(line["metrics"]) == ["pq", "ap", "miou"] for line in pictures)
+    assert [(line["name"], line["number"]) for line in images] == [(f"{i:03}", i) for i in range(COUNT)]
+    assert all(line["seconds"] > 0 and list(line["metrics"]) == ["pq", "ap", "miou"] for line in images)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["pictures.jsonl"]
 
 
@@ -123,7 +123,7 @@ def test_another_evaluation_is_refused(tmp_path):
     before = (tmp_path / "a" / "pictures.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="with seed 0, not 1"):
         run(evaluation(tmp_path / "a", seed=1), resume=True)
-    with pytest.raises(ConfigError, match="with pictures"):
+    with pytest.raises(ConfigError, match="with images"):
         run(evaluation(tmp_path / "a", records(COUNT + 1)), resume=True)
     other = FakeSegmenter()
     other.source = "other"
@@ -179,7 +179,7 @@ def test_a_limit_can_be_raised_and_lowered(tmp_path, expected):
 
 
 def test_nothing_scored_is_an_error(tmp_path):
-    with pytest.raises(M2FError, match="None of 2 pictures"):
+    with pytest.raises(M2FError, match="None of 2 images"):
         run(evaluation(tmp_path / "a", records(2, broken=True)))
 
 
@@ -247,7 +247,7 @@ def test_a_format_for_a_task_that_is_not_measured(tmp_path):
         run(made)
 
 
-def test_memory_holds_only_the_pictures_on_their_way(tmp_path):
+def test_memory_holds_only_the_images_on_their_way(tmp_path):
     segmenter = FakeSegmenter()
     run(evaluation(tmp_path / "a", records(60), segmenter=segmenter))
     assert segmenter.most_alive <= 5
@@ -299,7 +299,7 @@ def run_as(rank: int, store: str, folder: str, count: int = COUNT, resume: bool 
 
 
 def two_processes(tmp_path: Path, folder: Path, *, count: int = COUNT, resume: bool = False) -> list[str]:
-    """What each said: the number of pictures that went through its network, and the figures. This one is the first."""
+    """What each said: the number of images that went through its network, and the figures. This one is the first."""
     store = str(tmp_path / f"store-{folder.name}-{resume}")
     second = python(f"here.run_as(1, {store!r}, {str(folder)!r}, {count}, {resume})")
     run_as(0, store, str(folder), count, resume)
@@ -329,7 +329,7 @@ def test_two_processes_get_the_figures_of_one_and_go_on(tmp_path, expected):
 
 
 @needs_gloo
-def test_a_process_without_pictures(tmp_path):
+def test_a_process_without_images(tmp_path):
     alone = text(evaluate(FakeSegmenter(), records(1), metrics()))
     assert two_processes(tmp_path, tmp_path / "a", count=1) == [f"0 {alone}", f"1 {alone}"]
 

@@ -10,7 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.fake_segmenter import FakeSegmenter
-from helpers.folders import image_entry, plane, rectangle, write_ids, write_image, write_json, write_mask, write_picture
+from helpers.folders import (
+    image_entry,
+    plane,
+    rectangle,
+    write_ids,
+    write_image,
+    write_json,
+    write_mask,
+    write_random_image,
+)
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -54,16 +63,16 @@ def listed(mask_HW) -> dict:
 
 @pytest.fixture
 def coco(tmp_path):
-    """`.data`: a COCO data set of five pictures; `.results`: random results of them by task, near the truth."""
+    """`.data`: a COCO data set of five images; `.results`: random results of them by task, near the annotation."""
     rng = np.random.default_rng(7)
     data, images, panoptic, objects = tmp_path / "data", [], [], []
     results = {"panoptic": [], "instance": [], "semantic": []}
     for number in range(1, COUNT + 1):
         name, key = f"{number:012d}", 1000 + number
-        picture = write_picture(data / f"val2017/{name}.png", (H, W), seed=number)
-        pixels = np.array(Image.open(picture))
+        image = write_random_image(data / f"val2017/{name}.png", (H, W), seed=number)
+        pixels = np.array(Image.open(image))
         pixels[0, 0] = number
-        write_image(picture, pixels)
+        write_image(image, pixels)
         ids_HW = random_map(rng, 6)
         labels = rng.integers(0, 3, 6).tolist()
         infos = [
@@ -105,7 +114,7 @@ def coco(tmp_path):
 
 
 class Recorded(FakeSegmenter):
-    """Gives results that were made before, by the number in the picture's first pixel."""
+    """Gives results that were made before, by the number in the image's first pixel."""
 
     def __init__(self, results):
         super().__init__()
@@ -130,7 +139,7 @@ def in_memory(coco, task: str, name: str) -> dict:
     data = open_data(coco.data, "val", task=task)
     metric = plugins.get("metrics", name)(data.categories)
     for result, record in zip(coco.results[task], data.records, strict=True):
-        metric.update(result, record.read_truth())
+        metric.update(result, record.read_annotation())
     return metric.compute()
 
 
@@ -146,8 +155,8 @@ def test_panoptic_files_score_as_results_in_memory(coco, formats):
     expected = in_memory(coco, "panoptic", "pq")
     assert 0 < expected["pq"] < 100
     out = predict(coco, "panoptic", *formats)
-    for truth in (coco.data, coco.panoptic):
-        found = score(out, truth)
+    for annotation in (coco.data, coco.panoptic):
+        found = score(out, annotation)
         assert same(found.metrics["pq"], expected)
         assert found.images == COUNT and not found.failures
         assert "COCO panoptic" in found.notes[0] and "coco-panoptic" in found.notes[1]
@@ -165,8 +174,8 @@ def test_instance_files_score_as_results_in_memory(coco):
     expected = in_memory(coco, "instance", "ap")
     assert 0 < expected["ap"] < 100
     out = predict(coco, "instance", "coco-instance")
-    for predictions, truth in ((out, coco.data), (out / "instances.json", coco.instances)):
-        assert same(score(predictions, truth).metrics["ap"], expected)
+    for predictions, annotation in ((out, coco.data), (out / "instances.json", coco.instances)):
+        assert same(score(predictions, annotation).metrics["ap"], expected)
 
 
 def test_label_maps_score_as_results_in_memory(coco):
@@ -185,7 +194,7 @@ def test_label_maps_are_compared_with_a_bare_folder_of_label_maps(tmp_path):
     write_mask(tmp_path / "truth/x.png", plane((1, 0, 0, 20, 15), (9, 0, 15, 10, 30)))
     write_mask(tmp_path / "found/x.png", plane((1, 0, 0, 20, 12), (9, 15, 20, 20, 30)))
     found = score(tmp_path / "found", tmp_path / "truth").metrics["miou"]
-    # Truth: a 150 pixels, b 300, ignored 150. Found: 60 pixels of b as a, 50 of a as nothing.
+    # Annotation: a 150 pixels, b 300, ignored 150. Found: 60 pixels of b as a, 50 of a as nothing.
     assert found["per_class"]["a"]["iou"] == pytest.approx(100 * 100 / (150 + 60))
     assert found["per_class"]["b"]["iou"] == pytest.approx(100 * 240 / 300)
 
@@ -197,19 +206,19 @@ def test_real_annotations_against_themselves_are_perfect(shared_dir, tmp_path, t
         found = score(folder / "annotations/panoptic_val2017.json", folder)
         assert (found.figures["pq"], found.figures["sq"], found.figures["rq"]) == (100, 100, 100)
     else:
-        truth = folder / "annotations/instances_val2017.json"
-        objects = json.loads(truth.read_text())["annotations"]
+        annotation = folder / "annotations/instances_val2017.json"
+        objects = json.loads(annotation.read_text())["annotations"]
         results = [{**each, "score": 1.0} for each in objects if not each["iscrowd"]]
-        found = score(write_json(tmp_path / "r.json", results), truth, max_dets=200)
+        found = score(write_json(tmp_path / "r.json", results), annotation, max_dets=200)
         assert found.figures["ap"] == pytest.approx(100, abs=1e-9)
         assert found.figures["ar200"] == 100
     assert found.images == 80
 
 
 def test_nuclei_against_themselves_are_perfect(nuclei_dir, tmp_path):
-    truth = nuclei_dir / "annotations/instances_val.json"
-    results = [{**each, "score": 1.0} for each in json.loads(truth.read_text())["annotations"]]
-    found = score(write_json(tmp_path / "r.json", results), truth, max_dets=400)
+    annotation = nuclei_dir / "annotations/instances_val.json"
+    results = [{**each, "score": 1.0} for each in json.loads(annotation.read_text())["annotations"]]
+    found = score(write_json(tmp_path / "r.json", results), annotation, max_dets=400)
     assert found.figures["ap"] == pytest.approx(100, abs=1e-9)
     assert found.figures["ar400"] == 100 and found.images == 4
 
@@ -309,12 +318,12 @@ def test_a_panoptic_json_that_does_not_fit(coco, change, message):
         score(coco.out, coco.data)
 
 
-def test_predictions_of_other_pictures_are_left_out_with_a_note(coco):
+def test_predictions_of_other_images_are_left_out_with_a_note(coco):
     expected = in_memory(coco, "panoptic", "pq")
     changed(coco, lambda document: document["annotations"].append({**document["annotations"][0], "image_id": 5555}))
     found = score(coco.out, coco.data)
     assert same(found.metrics["pq"], expected)
-    assert "1 predictions of pictures that the annotations do not have are left out" in found.notes
+    assert "1 predictions of images that the annotations do not have are left out" in found.notes
 
 
 def test_another_name_of_a_category_is_said(coco):
@@ -367,7 +376,7 @@ OBJECT = {"image_id": 1001, "category_id": 3, "score": 0.5, "segmentation": [rec
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 7}, "objects in 1 pictures that the annotations do not have, such as the image_id 7"),
+        ({"image_id": 7}, "objects in 1 images that the annotations do not have, such as the image_id 7"),
         ({"image_id": None}, "object 0 has the image_id None, which should be a whole number or text"),
         ({"category_id": 200}, "category_id 200; the annotations have 2 categories with ids from 3 to 17"),
         ({"score": float("nan")}, "score nan, which should be a finite number"),
@@ -392,7 +401,7 @@ def test_instance_results_that_do_not_fit(coco, change, message):
 def test_no_objects_at_all_is_nothing_found(coco):
     found = score(write_json(coco.tmp / "r.json", []), coco.instances)
     assert (found.figures["ap"], found.figures["ar100"], found.images) == (0, 0, COUNT)
-    assert "5 of 5 annotated pictures have no objects in the predictions" in found.notes
+    assert "5 of 5 annotated images have no objects in the predictions" in found.notes
 
 
 @pytest.mark.parametrize(
@@ -424,11 +433,11 @@ def test_label_maps_with_a_palette_hold_its_indices(coco):
 def test_names_in_folders_do_not_share_a_file(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("a/1", "b/1"):
-        write_picture(tmp_path / f"data/images/val/{name}.png", (4, 4))
+        write_random_image(tmp_path / f"data/images/val/{name}.png", (4, 4))
         write_mask(tmp_path / f"data/labels/val/{name}.png", np.zeros((4, 4), int))
     (tmp_path / "data/classes.txt").write_text("x\ny\n")
     write_mask(tmp_path / "found/a/1.png", np.zeros((4, 4), int))
-    with pytest.raises(DataError, match="no file for 1 of 2 annotated pictures, such as b/1"):
+    with pytest.raises(DataError, match="no file for 1 of 2 annotated images, such as b/1"):
         score(tmp_path / "found", tmp_path / "data")
     shutil.move(tmp_path / "found/a/1.png", tmp_path / "found/1.png")
     with pytest.raises(DataError, match="would share the prediction"):

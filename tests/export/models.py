@@ -1,11 +1,11 @@
-"""Tiny segmenters that the formats of others can hold, and pictures as files."""
+"""Tiny segmenters that the formats of others can hold, and images as files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from helpers.parts import randomise
-from helpers.small_segmenter import picture
+from helpers.small_segmenter import random_image
 from PIL import Image
 from weights.models import CATEGORIES, RESNET, config_of
 from weights.test_maskformer import tiny
@@ -36,10 +36,10 @@ def segmenter_of(name: str, seed: int = 1) -> Segmenter:
     return Segmenter(randomise(build(config.model, len(CATEGORIES)), seed), config, CATEGORIES)
 
 
-def pictures_in(folder: Path, count: int = 3) -> list[Path]:
-    """Some pictures of different sizes as files."""
+def images_in(folder: Path, count: int = 3) -> list[Path]:
+    """Some images of different sizes as files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
-        Image.fromarray(picture(60 + 10 * i, 90, seed=i)).save(path)
+        Image.fromarray(random_image(60 + 10 * i, 90, seed=i)).save(path)
     return paths

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
-from helpers.small_segmenter import picture
+from helpers.small_segmenter import random_image
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -119,12 +119,12 @@ def test_names_shapes_and_metadata(exported):
 def test_predicting_with_the_file_is_predicting_with_the_model(exported):
     model = tiny_segmenter("mask2former-swin")
     opened = load.load(exported("mask2former-swin").path, device="cpu")
-    pictures = [picture(64, 96, seed=seed) for seed in range(3)]  # of the input's size: no padding, no resizing
+    images = [random_image(64, 96, seed=seed) for seed in range(3)]  # of the input's size: no padding, no resizing
     for task in model.tasks:
-        for ours, theirs in zip(model(pictures, task), opened(pictures, task), strict=True):
+        for ours, theirs in zip(model(images, task), opened(images, task), strict=True):
             assert differing(ours, theirs) == 0
-    raws = opened.infer([opened.prepare(each) for each in pictures])  # three pictures, in batches of two
-    alone = opened.infer([opened.prepare(pictures[2])])
+    raws = opened.infer([opened.prepare(each) for each in images])  # three images, in batches of two
+    alone = opened.infer([opened.prepare(images[2])])
     assert torch.allclose(raws[2].class_logits_QK, alone[0].class_logits_QK, atol=1e-4)
 
 
@@ -154,7 +154,7 @@ def segments_in(path):
 
 def test_the_runner_needs_no_torch(exported, tmp_path):
     report = exported("mask2former-swin")
-    image = picture(80, 120, seed=5)
+    image = random_image(80, 120, seed=5)
     Image.fromarray(image).save(tmp_path / "in.png")
     done = run_alone(tmp_path, report.path.with_name("run_onnx.py"), tmp_path / "in.png")
     assert done.returncode == 0, done.stderr
@@ -168,7 +168,7 @@ def test_the_runner_needs_no_torch(exported, tmp_path):
 
 
 def test_the_runner_with_instances(exported, runner, tmp_path):
-    path, image = exported("mpformer-resnet").path, picture(120, 80, seed=5)
+    path, image = exported("mpformer-resnet").path, random_image(120, 80, seed=5)
     Image.fromarray(image).save(tmp_path / "in.png")
     done = run_alone(tmp_path, runner, tmp_path / "in.png", "--model", path, "--out", tmp_path / "out.png")
     assert done.returncode == 0, done.stderr
@@ -187,7 +187,7 @@ def test_the_runner_with_instances(exported, runner, tmp_path):
 
 def test_the_runner_says_what_is_wrong(exported, runner, tmp_path):
     (tmp_path / "text.onnx").write_text("no ONNX")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     path = exported("mpformer-resnet").path
     for arguments, message in (
         ([tmp_path / "gone.png", "--model", path], "No such file"),
@@ -221,7 +221,7 @@ def test_the_folder_of_an_export_stands_for_its_file(exported, tmp_path):
 
 def test_openvino_runs_the_file_too(exported):
     pytest.importorskip("openvino", reason="needs the extra openvino")
-    path, image = exported("mask2former-swin").path, picture(64, 96)
+    path, image = exported("mask2former-swin").path, random_image(64, 96)
     with_onnx, with_openvino = (load.load(path, engine=name, device="cpu") for name in ("onnx", "openvino"))
     assert with_openvino.description == with_onnx.description
     assert differing(with_onnx(image, "panoptic"), with_openvino(image, "panoptic")) == 0
@@ -236,7 +236,7 @@ def test_large_weights_go_into_a_file_of_their_own(exported, tmp_path, monkeypat
     assert (tmp_path / "model.onnx.data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
     opened = load.load(tmp_path / "model.onnx", device="cpu")
     before = load.load(exported("maskformer-resnet").path, device="cpu")
-    image = picture(64, 96)
+    image = random_image(64, 96)
     assert differing(opened(image, "semantic"), before(image, "semantic")) == 0
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(WeightsError, match="data file beside it"):
@@ -252,7 +252,7 @@ needs_free_sizes = pytest.mark.skipif(not exporting_onnx.TAKES_ANY_SIZE, reason=
         (ExportOptions(opset=11), "opset 11 will not do: it is from 18"),
         (ExportOptions(size=(100, 96)), "100 x 96 is no multiple of 32.*nearest is --size 96 96"),
         (ExportOptions(precision="fp8"), "no precision 'fp8'. It has: fp32, fp16, int8"),
-        (ExportOptions(batch=0), "at least one picture"),
+        (ExportOptions(batch=0), "at least one image"),
         (ExportOptions(extra={"fast": True}), "no --option"),
     ],
 )
@@ -284,10 +284,10 @@ def test_any_size_and_batch(tmp_path):
     assert max(each.mask_logits.to_dict()["largest_share"] for each in report.comparisons) < 1e-5
     opened = load.load(report.path, device="cpu")
     for size in ((50, 100), (200, 90)):  # 64 x 128, and 142 x 64, which is padded
-        ours, theirs = model(picture(*size), "semantic"), opened(picture(*size), "semantic")
-        padded = opened.padded_size([opened.prepare(picture(*size)).pixels_CHW])
+        ours, theirs = model(random_image(*size), "semantic"), opened(random_image(*size), "semantic")
+        padded = opened.padded_size([opened.prepare(random_image(*size)).pixels_CHW])
         assert theirs.size == size and all(edge % 32 == 0 and edge >= 64 for edge in padded)
-        if model.padded_size([model.prepare(picture(*size)).pixels_CHW]) == padded:
+        if model.padded_size([model.prepare(random_image(*size)).pixels_CHW]) == padded:
             assert differing(ours, theirs) == 0
     assert exporting_onnx.operators(onnx.load(report.path)) <= TENSORRT
 
@@ -331,7 +331,7 @@ def test_any_size_with_windows(tmp_path):
     assert max(each.mask_logits.to_dict()["largest_share"] for each in report.comparisons) < 1e-5
     opened = load.load(report.path, device="cpu")
     for size in ((224, 160), (160, 320)):  # several windows in the coarsest map, too, whole ones and cut ones
-        batch = [verify.prepared_as_is(picture(*size))]
+        batch = [verify.prepared_as_is(random_image(*size))]
         [expected], [found] = model.infer(batch), opened.infer(batch)
         assert torch.allclose(verify.stride4(found.masks), verify.stride4(expected.masks), atol=1e-3)
 

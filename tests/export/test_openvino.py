@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from export.models import pictures_in
+from export.models import images_in
 from export.tiny import tiny_segmenter
-from helpers.small_segmenter import picture
+from helpers.small_segmenter import random_image
 
 from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
 from m2f_cli.export import openvino as exporting
@@ -19,7 +19,7 @@ from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.export.verify import Tolerance
 from m2f_cli.inference import load
 from m2f_cli.inference.engines import base as engines
-from m2f_cli.structures.images import read_picture
+from m2f_cli.structures.images import read_image
 
 openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
 SIZE = (64, 96)
@@ -56,7 +56,7 @@ def test_it_is_the_model(model, tmp_path):
 
 
 def test_what_is_a_formula_stays_one(folder):
-    """Positions and masks are not stored: the file is as large as the weights. (Of a picture as small as this one the
+    """Positions and masks are not stored: the file is as large as the weights. (Of an image as small as this one the
     reference points are: the translator folds what has few numbers.)"""
     network = tiny_segmenter().model
     weights = sum(4 * tensor.numel() for tensor in network.state_dict().values())
@@ -77,7 +77,7 @@ def test_as_an_engine_it_gives_the_models_results(model, folder):
     loaded = load.load(folder, device="cpu")
     assert isinstance(loaded, engines.EngineSegmenter)
     assert (loaded.categories, loaded.config) == (model.categories, model.config)
-    image = picture(*SIZE)  # of the file's size: a smaller one would be padded, a larger one shrunk
+    image = random_image(*SIZE)  # of the file's size: a smaller one would be padded, a larger one shrunk
     expected, found = model(image), loaded(image)
     assert 0.1 < (expected.ids_HW > 0).mean() < 0.9
     assert np.array_equal(expected.ids_HW, found.ids_HW)
@@ -101,7 +101,7 @@ def test_fp16_halves_the_weights(model, folder, tmp_path):
 
 def test_int8_after_calibration(model, folder, tmp_path, capfd):
     pytest.importorskip("nncf", reason="needs the extra openvino")
-    options = ExportOptions(size=SIZE, precision="int8", pictures=pictures_in(tmp_path / "pictures"), tolerance=LOOSE)
+    options = ExportOptions(size=SIZE, precision="int8", images=images_in(tmp_path / "pictures"), tolerance=LOOSE)
     report = export(model, tmp_path / "int8", "openvino", options)
     share = (report.path / "model.bin").stat().st_size / (folder / "model.bin").stat().st_size
     assert share < 0.6
@@ -112,10 +112,10 @@ def test_int8_after_calibration(model, folder, tmp_path, capfd):
 
 
 def test_calibration_sees_what_the_file_will_be_given(model, tmp_path):
-    [path] = pictures_in(tmp_path, 1)
+    [path] = images_in(tmp_path, 1)
     made = exporting.network_input(model, ExportOptions(size=SIZE, batch=2))(path)
     assert (made.shape, made.dtype) == ((2, 3, *SIZE), np.float32)
-    expected = model.collate([model.prepare(read_picture(path)).pixels_CHW])[0].numpy()
+    expected = model.collate([model.prepare(read_image(path)).pixels_CHW])[0].numpy()
     assert np.array_equal(made[0], expected)
     raw = exporting.network_input(model, ExportOptions(size=SIZE, normalise=True))(path)
     assert raw.max() <= 255 + 1e-3
@@ -125,7 +125,7 @@ def test_calibration_sees_what_the_file_will_be_given(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (ExportOptions(precision="int8"), ConfigError, "needs pictures"),
+        (ExportOptions(precision="int8"), ConfigError, "needs images"),
         (ExportOptions(precision="bf16"), ConfigError, "no precision 'bf16'"),
         (ExportOptions(opset=18), ConfigError, "--opset"),
         (ExportOptions(size=(65, 96)), ConfigError, "no multiple of 32"),
@@ -140,7 +140,7 @@ def test_what_it_cannot_do(model, tmp_path, options, error, message):
 @pytest.mark.parametrize("package", ["openvino", "nncf"])
 def test_a_missing_extra(model, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    options = ExportOptions(precision="int8", pictures=pictures_in(tmp_path / "pictures", 1))
+    options = ExportOptions(precision="int8", images=images_in(tmp_path / "pictures", 1))
     with pytest.raises(MissingDependency, match=rf"{package}.*m2f-cli\[openvino\]"):
         export(model, tmp_path / "model", "openvino", options)
 

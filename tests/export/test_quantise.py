@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
-from helpers.small_segmenter import picture
+from helpers.small_segmenter import random_image
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError, ExportError, MissingDependency
@@ -21,7 +21,7 @@ from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.export.verify import Tolerance
 from m2f_cli.inference.base import Wrapper
 from m2f_cli.inference.load import load
-from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -97,14 +97,16 @@ class Worse(Wrapper):
 
 @pytest.fixture
 def own_data(monkeypatch):
-    """Annotated pictures of which the model's own results are the truth."""
+    """Annotated images of which the model's own results are the annotation."""
     model = tiny_segmenter()
 
     def record(seed):
-        image = picture(64, 96, seed=seed)
+        image = random_image(64, 96, seed=seed)
         found = model(image)
-        truth = PanopticTruth(found.ids_HW, [TrueSegment(each.id, each.label) for each in found.segments])
-        return SimpleNamespace(name=str(seed), read_image=lambda: image, read_truth=lambda: truth)
+        annotation = PanopticAnnotation(
+            found.ids_HW, [AnnotatedSegment(each.id, each.label) for each in found.segments]
+        )
+        return SimpleNamespace(name=str(seed), read_image=lambda: image, read_annotation=lambda: annotation)
 
     def opened(config, categories, folder, split, tasks):
         return EvalData("own", "own", split, folder, tuple(tasks), [record(seed) for seed in range(3)])
@@ -138,7 +140,7 @@ def test_it_is_measured_by_the_command_that_exports(own_data, tmp_path):
         on_step=lambda step: steps.append(step.message),
     )
     assert limited.quality["pictures"] == 2
-    assert steps[-2:] == ["Measuring the model on 2 pictures", "Measuring the file on 2 pictures"]
+    assert steps[-2:] == ["Measuring the model on 2 images", "Measuring the file on 2 images"]
     with pytest.raises(DataError, match="no folder"):
         export(
             tiny_segmenter(), tmp_path / "other.safetensors", "safetensors", ExportOptions(measure=tmp_path / "nothing")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from export.tiny import tiny_segmenter
-from helpers.small_segmenter import picture
+from helpers.small_segmenter import random_image
 
 from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
 from m2f_cli.export import graph, torch_export
@@ -56,14 +56,14 @@ def test_as_an_engine_it_gives_the_models_results(model, file):
     loaded = engines.EngineSegmenter(engine)
     assert (loaded.categories, loaded.config) == (model.categories, model.config)
     assert engine.description.extra["torch"] == torch.__version__
-    image = picture(*SIZE)
+    image = random_image(*SIZE)
     expected, found = model(image), loaded(image)
     assert 0.1 < (expected.ids_HW > 0).mean() < 0.9
     assert np.array_equal(expected.ids_HW, found.ids_HW)
 
 
 def test_what_is_in_the_file(file):
-    """No example picture, no paths of this machine, no pickles of code."""
+    """No example image, no paths of this machine, no pickles of code."""
     with zipfile.ZipFile(file) as archive:
         text = b"".join(archive.read(name) for name in archive.namelist())
         samples = [name for name in archive.namelist() if "sample_inputs" in name]

@@ -1,4 +1,4 @@
-"""What the tests of `m2f data convert` share: sources, and truths as names and pixels, not as formats number them."""
+"""Shared by the tests of `m2f data convert`: sources, and annotations as names and pixels."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from pycocotools import mask as coco_mask
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.data.transforms.geometry import mask_of
-from m2f_cli.structures.annotations import PanopticTruth, SemanticTruth
+from m2f_cli.structures.annotations import PanopticAnnotation, SemanticAnnotation
 
 VALUES = plane((1, 0, 0, 10, 30), (2, 5, 5, 9, 9), (255, 15, 0, 20, 30))
 
 
-def regions(truth, categories):
-    """What a truth says, in names and pixels: independent of how the format numbers things."""
+def regions(annotation, categories):
+    """What an annotation says, in names and pixels: independent of how the format numbers things."""
     name = [category.name for category in categories]
-    if isinstance(truth, SemanticTruth):
-        return {(name[v], (truth.labels_HW == v).tobytes()) for v in np.unique(truth.labels_HW) if v != truth.ignore}
-    if isinstance(truth, PanopticTruth):
-        return sorted((name[s.label], s.iscrowd, (truth.ids_HW == s.id).tobytes()) for s in truth.segments)
-    return [(name[o.label], o.iscrowd, mask_of(o, truth.size).astype(bool).tobytes()) for o in truth.objects]
+    if isinstance(annotation, SemanticAnnotation):
+        return {
+            (name[v], (annotation.labels_HW == v).tobytes())
+            for v in np.unique(annotation.labels_HW)
+            if v != annotation.ignore
+        }
+    if isinstance(annotation, PanopticAnnotation):
+        return sorted((name[s.label], s.iscrowd, (annotation.ids_HW == s.id).tobytes()) for s in annotation.segments)
+    return [(name[o.label], o.iscrowd, mask_of(o, annotation.size).astype(bool).tobytes()) for o in annotation.objects]
 
 
 def read(folder, split="val", **options):
     data = open_data(folder, split, **options)
-    return {record.name: regions(record.read_truth(), data.categories) for record in data.records}
+    return {record.name: regions(record.read_annotation(), data.categories) for record in data.records}
 
 
-def pictures(folder, split="val"):
+def images(folder, split="val"):
     return {record.name: record.read_image().tobytes() for record in open_data(folder, split).records}
 
 
@@ -56,7 +60,7 @@ def rle(mask_HW):
 
 
 def objects(folder):
-    """A triangle with tenths, a mask with a hole and a second part, two parts, a crowd; and a picture of nothing."""
+    """A triangle with tenths, a mask with a hole and a second part, two parts, a crowd; and an image of nothing."""
     crowd_HW = np.zeros(SIZE, np.uint8)
     crowd_HW[16:20, 0:20] = 1
     return coco_instances(

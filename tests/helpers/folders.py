@@ -1,4 +1,4 @@
-"""Help for tests: small annotated data sets on disk, one function per format. The pictures show noise."""
+"""Help for tests: small annotated data sets on disk, one function per format. The images show noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_image(path: Path, array: np.ndarray) -> Path:
     return path
 
 
-def write_picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
+def write_random_image(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
     return write_image(path, np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
@@ -68,7 +68,7 @@ def label_maps(
     classes: str | None = "a\nb\nc\n",
 ) -> Path:
     for number, values_HW in enumerate(masks):
-        write_picture(folder / "images" / split / f"{number}.jpg", values_HW.shape[:2], seed=number)
+        write_random_image(folder / "images" / split / f"{number}.jpg", values_HW.shape[:2], seed=number)
         write_mask(folder / kind / split / f"{number}.png", values_HW)
     if classes is not None:
         write_text(folder / "classes.txt", classes)
@@ -106,15 +106,15 @@ def coco_instances(
     annotations: list[dict],
     *,
     name: str = "val2017",
-    pictures: str = "val2017",
+    images: str = "val2017",
     categories: object = THINGS,
     count: int = 1,
 ) -> Path:
-    """Pictures 1.jpg, 2.jpg, … with the ids 1, 2, …"""
-    images = [image_entry(n, f"{n}.jpg") for n in range(1, count + 1)]
-    for entry in images:
-        write_picture(folder / pictures / entry["file_name"], seed=entry["id"])
-    tree = {"images": images, "annotations": annotations, "categories": categories}
+    """Images 1.jpg, 2.jpg, … with the ids 1, 2, …"""
+    entries = [image_entry(n, f"{n}.jpg") for n in range(1, count + 1)]
+    for entry in entries:
+        write_random_image(folder / images / entry["file_name"], seed=entry["id"])
+    tree = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(folder / "annotations" / f"instances_{name}.json", tree)
     return folder
 
@@ -136,7 +136,7 @@ def coco_panoptic(
     pngs: str = "",
     categories: object = ALL,
 ) -> Path:
-    write_picture(folder / name / "1.jpg")
+    write_random_image(folder / name / "1.jpg")
     write_ids(folder / (pngs or f"panoptic_{name}") / "1.png", ids_HW)
     tree = {
         "images": [image_entry(1, "1.jpg")],
@@ -157,10 +157,10 @@ def scenes_as_coco(folder: Path, count: int = 4, size: tuple[int, int] = (150, 2
     order = {c.name: n for is_thing in kinds for n, c in enumerate(c for c in data.categories if c.isthing == is_thing)}
     images, rows, objects = [], [], []
     for number, record in enumerate(data.records, start=1):
-        truth, segments = record.read_truth(), []
-        for segment in truth.segments:
+        panoptic, segments = record.read_annotation(), []
+        for segment in panoptic.segments:
             ours = data.categories[segment.label]
-            category, mask = kinds[ours.isthing][order[ours.name]].id, np.asfortranarray(truth.ids_HW == segment.id)
+            category, mask = kinds[ours.isthing][order[ours.name]].id, np.asfortranarray(panoptic.ids_HW == segment.id)
             if not mask.any():
                 continue
             area = int(mask.sum())
@@ -171,7 +171,7 @@ def scenes_as_coco(folder: Path, count: int = 4, size: tuple[int, int] = (150, 2
                 box = coco_mask.toBbox(rle).tolist()
                 objects.append(annotation(len(objects) + 1, number, category, shape, bbox=box) | {"area": area})
         write_image(folder / f"val2017/{number}.png", record.read_image())
-        write_ids(folder / f"panoptic_val2017/{number}.png", np.asarray(truth.ids_HW, np.int64))
+        write_ids(folder / f"panoptic_val2017/{number}.png", np.asarray(panoptic.ids_HW, np.int64))
         images.append(image_entry(number, f"{number}.png", size))
         rows.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
     named = [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)} for c in table]
@@ -196,14 +196,14 @@ def cityscapes(folder: Path, split: str = "val") -> Path:
         (29000, 15, 20, 18, 25),
     )
     stem = f"{split}/aachen/aachen_000000_000019"
-    write_picture(folder / f"leftImg8bit/{stem}_leftImg8bit.png")
+    write_random_image(folder / f"leftImg8bit/{stem}_leftImg8bit.png")
     write_mask(folder / f"gtFine/{stem}_gtFine_instanceIds.png", ids)
     write_mask(folder / f"gtFine/{stem}_gtFine_labelIds.png", np.where(ids < 1000, ids, ids // 1000))
     return folder
 
 
 def ade20k(folder: Path) -> Path:
-    write_picture(folder / "images/training/ADE_train_00000001.jpg")
+    write_random_image(folder / "images/training/ADE_train_00000001.jpg")
     write_mask(folder / "annotations/training/ADE_train_00000001.png", plane((1, 0, 0, 5, 30), (150, 5, 0, 10, 30)))
     write_text(folder / "objectInfo150.txt", "Idx\tRatio\tTrain\tVal\tName\n")
     return folder
@@ -211,8 +211,8 @@ def ade20k(folder: Path) -> Path:
 
 def yolo_seg(folder: Path, lines: str = "1 0.1 0.2 0.5 0.2 0.5 0.7 0.1 0.7\n", **description: object) -> Path:
     for split in ("train", "val"):
-        write_picture(folder / f"images/{split}/a.jpg")
-        write_picture(folder / f"images/{split}/empty.jpg", seed=1)
+        write_random_image(folder / f"images/{split}/a.jpg")
+        write_random_image(folder / f"images/{split}/empty.jpg", seed=1)
         write_text(folder / f"labels/{split}/a.txt", lines)
     tree = {"path": ".", "train": "images/train", "val": "images/val", "names": {0: "cat", 1: "dog"}, **description}
     write_text(folder / "data.yaml", yaml.safe_dump(tree))
@@ -220,7 +220,7 @@ def yolo_seg(folder: Path, lines: str = "1 0.1 0.2 0.5 0.2 0.5 0.7 0.1 0.7\n", *
 
 
 def labelme(folder: Path, shapes: list[dict] | None = None, **more: object) -> Path:
-    """One picture with a polygon of a dog, 12 by 10 pixels, or other shapes."""
+    """One image with a polygon of a dog, 12 by 10 pixels, or other shapes."""
     points = [[3, 4], [15, 4], [15, 14], [3, 14]]
     polygon = {"label": "dog", "shape_type": "polygon", "points": points, "group_id": None, "flags": {}}
     tree = {
@@ -233,7 +233,7 @@ def labelme(folder: Path, shapes: list[dict] | None = None, **more: object) -> P
         "imageWidth": SIZE[1],
         **more,
     }
-    write_picture(folder / "a.jpg")
+    write_random_image(folder / "a.jpg")
     write_json(folder / "a.json", tree)
     return folder
 
@@ -242,7 +242,7 @@ def roboflow(folder: Path) -> Path:
     pairs = [("cells", "none"), ("red", "cells"), ("white", "cells")]
     categories = [{"id": key, "name": name, "supercategory": above} for key, (name, above) in enumerate(pairs)]
     for split in ("train", "valid"):
-        write_picture(folder / split / "1.jpg")
+        write_random_image(folder / split / "1.jpg")
         tree = {
             "images": [image_entry(0, "1.jpg")],
             "annotations": [annotation(0, 0, 2, [rectangle(1, 2, 11, 7)])],
@@ -253,6 +253,6 @@ def roboflow(folder: Path) -> Path:
 
 
 def mapillary(folder: Path) -> Path:
-    write_picture(folder / "validation/images/a.jpg")
+    write_random_image(folder / "validation/images/a.jpg")
     write_mask(folder / "validation/v1.2/labels/a.png", plane((13, 0, 0, 5, 30), (64, 5, 0, 10, 30), fill=65))
     return folder

@@ -1,4 +1,4 @@
-"""A real segmenter that is small enough to run hundreds of times, and pictures for it."""
+"""A real segmenter that is small enough to run hundreds of times, and images for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_model(path: Path, config: Config, categories: Categories) -> Path:
     return weights.save(path, _network(config, len(categories)).state_dict(), config, categories)
 
 
-def picture(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
+def random_image(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
     """Patches of one colour each, with noise. (H, W, 3) uint8."""
     generator = np.random.default_rng(seed)
     patches = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)

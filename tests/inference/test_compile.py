@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import compile as compiling
@@ -56,7 +56,7 @@ def test_without_a_compiler_there_is_one_sentence(no_compiler):
 @pytest.mark.skipif(not any(map(compiling.shutil.which, compiling.COMPILERS)), reason="there is no C++ compiler")
 def test_the_answer_is_the_same(plain_again):
     segmenter = small_segmenter()
-    batch = [segmenter.prepare(picture())]
+    batch = [segmenter.prepare(random_image())]
     [before] = segmenter.infer(batch)
     compiling.compile_parts(segmenter)
     assert embedding_bag.corners_on_cpu.runs is not embedding_bag.corners_on_cpu.eager

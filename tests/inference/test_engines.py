@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, M2FError, WeightsError
@@ -60,35 +60,35 @@ def assert_same(ours, theirs):
 def test_the_same_results_as_the_network(model, task):
     exported = EngineSegmenter(TorchEngine(model))
     for size in ((50, 70), (96, 64), (61, 130)):
-        image = picture(*size)
+        image = random_image(*size)
         assert_same(model(image, task), exported(image, task))
 
 
 def test_test_time_augmentation_goes_around_it(model):
     exported = EngineSegmenter(TorchEngine(model))
     for task in ("panoptic", "semantic"):
-        image = picture(60, 80)
+        image = random_image(60, 80)
         assert_same(with_tta(model, sizes=[64, 96])(image, task), with_tta(exported, sizes=[64, 96])(image, task))
 
 
 def test_a_file_that_normalises_gets_raw_pixels(model):
     exported = EngineSegmenter(TorchEngine(model, normalised=True))
-    [raw], [expected] = (each.infer([each.prepare(picture())]) for each in (exported, model))
+    [raw], [expected] = (each.infer([each.prepare(random_image())]) for each in (exported, model))
     assert torch.allclose(raw.class_logits_QK, expected.class_logits_QK, atol=1e-3)
 
 
-def test_a_fixed_size_takes_any_picture(model):
+def test_a_fixed_size_takes_any_image(model):
     exported = EngineSegmenter(TorchEngine(model, size=(64, 96)))
     assert exported.notes == ["The file takes images of 64 x 96: others are resized to fit."]
-    assert exported.prepare(picture(64, 128)).pixels_CHW.shape == (3, 48, 96)  # 50 x 100 would be the test size
-    assert exported.prepare(picture(128, 64)).pixels_CHW.shape == (3, 64, 32)
+    assert exported.prepare(random_image(64, 128)).pixels_CHW.shape == (3, 48, 96)  # 50 x 100 would be the test size
+    assert exported.prepare(random_image(128, 64)).pixels_CHW.shape == (3, 64, 32)
     for size in ((64, 96), (50, 200), (300, 30)):
-        assert exported(picture(*size), "panoptic").size == size
+        assert exported(random_image(*size), "panoptic").size == size
     assert set(exported.engine.shapes) == {(1, 3, 64, 96)}
-    assert_same(model(picture(64, 96), "panoptic"), exported(picture(64, 96), "panoptic"))
+    assert_same(model(random_image(64, 96), "panoptic"), exported(random_image(64, 96), "panoptic"))
 
 
-def test_small_pictures_are_padded_to_the_least_size(model):
+def test_small_images_are_padded_to_the_least_size(model):
     exported = EngineSegmenter(TorchEngine(model))
     exported.config = exported.config.model_copy(
         update={
@@ -97,13 +97,13 @@ def test_small_pictures_are_padded_to_the_least_size(model):
             )
         }
     )
-    exported(picture(20, 40), "panoptic")
+    exported(random_image(20, 40), "panoptic")
     assert exported.engine.shapes == [(1, 3, 64, 64)]
 
 
-def test_a_fixed_batch_takes_any_number_of_pictures(model):
+def test_a_fixed_batch_takes_any_number_of_images(model):
     exported = EngineSegmenter(TorchEngine(model, batch=2))
-    prepared = [model.prepare(picture(64, 96, seed=seed)) for seed in range(5)]
+    prepared = [model.prepare(random_image(64, 96, seed=seed)) for seed in range(5)]
     found, expected = exported.infer(prepared), model.infer(prepared)
     assert exported.engine.shapes == [(2, 3, 64, 96)] * 3 and len(found) == 5
     for ours, theirs in zip(expected, found, strict=True):
@@ -116,9 +116,9 @@ def test_what_is_not_finite_is_an_error(model):
     nan = {"class_logits": torch.zeros(1, 2, 7), "mask_logits": torch.full((1, 2, 4, 4), torch.nan)}
     exported.engine = lambda images_BCHW: nan
     with pytest.raises(M2FError, match="NaN or infinity"):
-        exported(picture(), "panoptic")
+        exported(random_image(), "panoptic")
     with pytest.raises(ConfigError, match="no post-processing inside"):
-        exported.answers([exported.prepare(picture())])
+        exported.answers([exported.prepare(random_image())])
 
 
 # --- descriptions -----------------------------------------------------------------------------------------------------

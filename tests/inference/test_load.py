@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 
 from m2f_cli.errors import ConfigError
 from m2f_cli.inference import load
@@ -56,7 +56,7 @@ def test_overrides_change_the_settings_and_what_stands_around_the_network(loads)
     assert model.config.test.object_threshold == 0.1 and not isinstance(model, Wrapper)
     windows = open_model(ModelOptions("mine", overrides=(SLIDE,)))
     assert windows.tasks == ("semantic",) and innermost(windows).config.test.slide is not None
-    assert windows(picture()).size == (50, 70)
+    assert windows(random_image()).size == (50, 70)
 
 
 def test_windows_that_a_model_asks_for_can_be_taken_away(monkeypatch):
@@ -87,7 +87,7 @@ def test_tiles_stand_around_views(loads):
 def test_wrappers_give_what_the_contract_asks_for():
     for model in (small_segmenter(), with_tta(small_segmenter())):
         assert isinstance(model, BaseSegmenter)
-        [raw] = model.infer([model.prepare(picture())])
+        [raw] = model.infer([model.prepare(random_image())])
         results = model.finish_all(raw, ["panoptic", "semantic"])
         assert {task: result.size for task, result in results.items()} == {"panoptic": (50, 70), "semantic": (50, 70)}
         assert (model.semantic_scores(raw)(0, 50).argmax(0).cpu().numpy() == results["semantic"].labels_HW).all()

@@ -159,7 +159,7 @@ def slow_panoptic(class_logits, masks, cats, object_threshold, overlap_threshold
     return ids, segments
 
 
-def random_picture(seed: int, queries: int = 9, classes: int = 4):
+def random_image(seed: int, queries: int = 9, classes: int = 4):
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(queries, 3, 4, generator=generator)
     features = F.interpolate(coarse[None], size=(12, 16), mode="bicubic")[0] * 4
@@ -172,7 +172,7 @@ def random_picture(seed: int, queries: int = 9, classes: int = 4):
 @given(seed=st.integers(0, 2**31), band=st.sampled_from([1, 500, 10**9]), overlap=st.sampled_from([0.0, 0.5, 0.8]))
 def test_panoptic_equals_the_slow_version(seed, band, overlap):
     """At any band height; a pixel may differ only where two claims are equal to the last digit."""
-    class_logits, masks = random_picture(seed)
+    class_logits, masks = random_image(seed)
     cats = categories(2, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masks_module, "BAND_ELEMENTS", band)
@@ -185,7 +185,7 @@ def test_panoptic_equals_the_slow_version(seed, band, overlap):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), top_k=st.integers(1, 60), threshold=st.sampled_from([0.0, 0.3]))
 def test_instances_equal_the_slow_version(seed, top_k, threshold):
-    class_logits, masks = random_picture(seed)
+    class_logits, masks = random_image(seed)
     result = postprocess.instances(
         class_logits, masks, categories(2, 2), top_k=top_k, only_things=True, score_threshold=threshold
     )
@@ -209,7 +209,7 @@ def test_instances_equal_the_slow_version(seed, top_k, threshold):
 
 @pytest.mark.parametrize("resize_scores", [False, True])
 def test_semantic_in_bands_is_semantic_at_once(resize_scores, monkeypatch):
-    class_logits, masks = random_picture(3)
+    class_logits, masks = random_image(3)
     at_once = postprocess.semantic(class_logits, masks, categories(2, 2), resize_scores=resize_scores).labels_HW
     monkeypatch.setattr(masks_module, "BAND_ELEMENTS", 1)
     assert np.array_equal(
@@ -251,7 +251,7 @@ def test_the_first_of_equal_values_is_found():
 
 
 def test_nothing_found_gives_empty_results():
-    class_logits, masks = random_picture(0)
+    class_logits, masks = random_image(0)
     class_logits[:, -1] = 50.0
     cats = categories(2, 2)
     result = postprocess.panoptic(class_logits, masks, cats, **THRESHOLDS)
@@ -263,7 +263,7 @@ def test_nothing_found_gives_empty_results():
 
 
 def test_bands_need_little_memory():
-    """A 4k picture: 100 queries would be 3.3 GB of logits; a band of the eight rows that it has at least is 12 MiB."""
+    """A 4k image: 100 queries would be 3.3 GB of logits; a band of the eight rows that it has at least is 12 MiB."""
     seen = []
     masks = MaskLogits(torch.randn(100, 8), torch.randn(8, 64, 120), (256, 480), (250, 470), (2160, 3840))
     band = masks.at_output(torch.arange(100))

@@ -1,4 +1,4 @@
-"""Many pictures: order, bounds, broken files, crashes, Ctrl-C, going on later."""
+"""Many images: order, bounds, broken files, crashes, Ctrl-C, going on later."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_semantic_summary_counts_pixels(folder):
 
 
 def test_one_broken_file_is_reported_and_the_rest_go_on(folder):
-    (folder / "in" / "3.png").write_bytes(b"no picture")
+    (folder / "in" / "3.png").write_bytes(b"no image")
     steps = []
     summary = predict(folder, batch=2, on_progress=steps.append)
     assert summary.done == COUNT - 1
@@ -126,7 +126,7 @@ def test_one_broken_file_is_reported_and_the_rest_go_on(folder):
 
 
 @pytest.mark.parametrize("stage", ["prepare", "infer", "finish"])
-def test_a_picture_that_the_model_refuses_does_not_spoil_its_batch(folder, stage):
+def test_a_image_that_the_model_refuses_does_not_spoil_its_batch(folder, stage):
     class Picky(FakeSegmenter):
         def refuse(self, stage_now, height):
             if stage_now == stage and height == 26:
@@ -320,7 +320,7 @@ def test_a_damaged_journal_is_said(folder):
         predict(folder, skip_existing=True)
 
 
-def test_wrong_requests_are_refused_before_the_first_picture(folder):
+def test_wrong_requests_are_refused_before_the_first_image(folder):
     with pytest.raises(ConfigError, match="fake does panoptic, semantic, not 'instance'"):
         predict(folder, FakeSegmenter(("panoptic", "semantic")), task="instance", formats=["overlay"])
     with pytest.raises(ConfigError, match="not for semantic"):

@@ -34,7 +34,7 @@ def segmenter():
     return Segmenter(model, config, from_names(NAMES, things=NAMES[:3]))
 
 
-def picture(height=50, width=70, seed=0) -> np.ndarray:
+def image(height=50, width=70, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -98,7 +98,7 @@ def test_images_give_the_published_panoptic_maps(golden_file):
 
 
 def test_three_tasks_and_what_goes_in(segmenter, tmp_path):
-    pixels = picture()
+    pixels = image()
     path = tmp_path / "photo.png"
     Image.fromarray(pixels).save(path)
     kinds = {"panoptic": PanopticMap, "instance": Instances, "semantic": SemanticMap}
@@ -107,23 +107,23 @@ def test_three_tasks_and_what_goes_in(segmenter, tmp_path):
         assert isinstance(result, kind) and result.size == (50, 70)
     maps = [segmenter(x, task="semantic").labels_HW for x in (path, str(path), pixels, Image.fromarray(pixels))]
     assert all(np.array_equal(m, maps[0]) for m in maps)
-    several = segmenter([path, picture(31, 90)], task="semantic")
+    several = segmenter([path, image(31, 90)], task="semantic")
     assert [m.labels_HW.shape for m in several] == [(50, 70), (31, 90)]
 
 
 def test_thresholds_are_obeyed(segmenter):
-    everything = segmenter(picture(), task="instance", score_threshold=0.0)
+    everything = segmenter(image(), task="instance", score_threshold=0.0)
     assert len(everything) == sum(1 for label in everything.labels_N if label < 3) > 0, "stuff is no instance"
     assert (np.diff(everything.scores_N) <= 0).all()
     middle = float(np.median(everything.scores_N))
-    some = segmenter(picture(), task="instance", score_threshold=middle)
+    some = segmenter(image(), task="instance", score_threshold=middle)
     assert len(some) == (everything.scores_N >= middle).sum() and some.scores_N.min() >= middle
-    assert len(segmenter(picture(), task="instance", score_threshold=0.0, top_k=5)) <= 5
-    assert segmenter(picture(), task="panoptic", object_threshold=1.0).segments == []
+    assert len(segmenter(image(), task="instance", score_threshold=0.0, top_k=5)) <= 5
+    assert segmenter(image(), task="panoptic", object_threshold=1.0).segments == []
 
 
-def test_a_batch_of_equal_sizes_is_its_pictures_alone(segmenter):
-    prepared = [segmenter.prepare(picture(seed=i)) for i in range(3)]
+def test_a_batch_of_equal_sizes_is_its_images_alone(segmenter):
+    prepared = [segmenter.prepare(image(seed=i)) for i in range(3)]
     together = segmenter.infer(prepared)
     for one, raw in zip(prepared, together, strict=True):
         [alone] = segmenter.infer([one])
@@ -135,7 +135,7 @@ def test_opencv_resampling_is_another_one(segmenter):
     other = segmenter.config.model_copy(
         update={"test": test.model_copy(update={"resize": test.resize.model_copy(update={"resampling": "opencv"})})}
     )
-    pixels = picture(200, 260)
+    pixels = image(200, 260)
     ours = Segmenter(segmenter.model, other, segmenter.categories).prepare(pixels).pixels_CHW
     pillow = segmenter.prepare(pixels).pixels_CHW
     assert ours.shape == pillow.shape and (ours.float() - pillow.float()).abs().mean() > 5
@@ -143,7 +143,7 @@ def test_opencv_resampling_is_another_one(segmenter):
 
 def test_wrong_tasks_devices_and_precisions(segmenter):
     with pytest.raises(ConfigError, match="does panoptic, instance, semantic segmentation, not 'depth'"):
-        segmenter(picture(), task="depth")
+        segmenter(image(), task="depth")
     with pytest.raises(ConfigError, match="'tpu9' cannot be used"):
         choose_device("tpu9")
     with pytest.raises(ConfigError, match="no precision named 'fp31'.*fp32"):
@@ -154,7 +154,7 @@ def test_a_network_that_answers_nan_says_so(segmenter):
     model = build(tiny_config(), num_classes=len(NAMES))
     torch.nn.init.constant_(model.decoder.class_embed.bias, float("nan"))
     with pytest.raises(M2FError, match="NaN or infinity in fp32"):
-        Segmenter(model, segmenter.config, segmenter.categories)(picture())
+        Segmenter(model, segmenter.config, segmenter.categories)(image())
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_auto_is_the_fastest_precision_of_the_device(good, chosen, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_runs(segmenter, precision):
     low = Segmenter(segmenter.model, segmenter.config, segmenter.categories, precision=precision)
-    assert low(picture(), task="semantic").labels_HW.shape == (50, 70)
+    assert low(image(), task="semantic").labels_HW.shape == (50, 70)
 
 
 def test_public_names_are_imported_on_first_use():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -23,8 +23,8 @@ SLIDE = "test.slide={crop: [48, 64], stride: [32, 43]}"
 
 
 def restated(segmenter, image, crop, stride):
-    """Scores over the resized picture: windows every stride, the last moved back to the edge, summed, divided by how
-    many see a pixel; then resized to the picture."""
+    """Scores over the resized image: windows every stride, the last moved back to the edge, summed, divided by how
+    many see a pixel; then resized to the image."""
     prepared = segmenter.prepare(image)
     _, height, width = prepared.pixels_CHW.shape
     total, counts = torch.zeros(6, height, width), torch.zeros(height, width)
@@ -44,7 +44,7 @@ def restated(segmenter, image, crop, stride):
 @pytest.mark.parametrize("size", [(50, 70), (70, 50), (30, 90), (48, 48)])
 def test_scores_are_those_of_the_restatement(size):
     segmenter = small_segmenter("ade20k-r50", SLIDE)
-    image = picture(*size)
+    image = random_image(*size)
     outer = sliding(segmenter)
     [raw] = outer.infer([outer.prepare(image)])
     with torch.inference_mode():
@@ -57,9 +57,9 @@ def test_scores_are_those_of_the_restatement(size):
     assert len(raw.windows) > 1
 
 
-def test_a_picture_inside_one_window_is_done_whole():
+def test_a_image_inside_one_window_is_done_whole():
     segmenter = small_segmenter("ade20k-r50", "test.slide={crop: [512, 512], stride: [341, 341]}")
-    image = picture(50, 70)
+    image = random_image(50, 70)
     assert np.array_equal(sliding(segmenter)(image).labels_HW, segmenter(image, "semantic").labels_HW)
 
 
@@ -78,8 +78,8 @@ def test_sliding_is_for_semantic_segmentation_only():
     outer = sliding(small_segmenter("coco-panoptic-r50", SLIDE))
     assert outer.tasks == ("semantic",) and outer.default_task == "semantic"
     with pytest.raises(ConfigError, match="semantic segmentation here, not 'panoptic'"):
-        outer(picture(), "panoptic")
-    assert outer(picture()).size == (50, 70)
+        outer(random_image(), "panoptic")
+    assert outer(random_image()).size == (50, 70)
 
 
 def test_without_a_setting():
@@ -107,5 +107,5 @@ def test_a_loaded_model_slides_where_its_configuration_says_so(monkeypatch):
 
 
 def test_no_shipped_preset_slides():
-    """MMSegmentation tests all its Mask2Former models on whole pictures (docs/methods/published-behaviour.md#2-6)."""
+    """MMSegmentation tests all its Mask2Former models on whole images (docs/methods/published-behaviour.md#2-6)."""
     assert all(configuration.load(name).test.slide is None for name in configuration.preset_names())

@@ -1,4 +1,4 @@
-"""SOURCE…: which pictures, in which order, under which names."""
+"""SOURCE…: which images, in which order, under which names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_stems_never_meet(tree):
     assert names("in/a.jpg", "in/day/a.jpg", "in/a.png") == ["a", "day/a", "a_png"]
 
 
-def test_folders_that_are_called_as_results_of_other_pictures(tree):
+def test_folders_that_are_called_as_results_of_other_images(tree):
     for name in ("a.png/in.jpg", "a.png/in.tif", "b.json/day/in.jpg", "day/a.jpg.png/in.jpg"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
@@ -94,7 +94,7 @@ def test_the_stream_is_lazy(tree):
     assert next(expand(["-"], stdin=endless())).name == "a"
 
 
-def test_results_of_an_earlier_run_are_no_pictures(tree):
+def test_results_of_an_earlier_run_are_no_images(tree):
     (tree / "runs" / "overlay").mkdir(parents=True)
     (tree / "runs" / "overlay" / "a.jpg").touch()
     assert "runs/overlay/a" in names(tree)
@@ -115,9 +115,9 @@ def test_a_link_that_leads_back_ends(tree):
         ("0", "camera"),
         ("https://x.org/a.jpg", "address"),
         ("in/*.bmp", "matches nothing"),
-        ("in/*.txt", "none of them a picture"),
+        ("in/*.txt", "none of them an image"),
         ("clip.MP4", "is a video"),
-        ("empty", r"No pictures in empty.*1 video.*\.avif"),
+        ("empty", r"No images in empty.*1 video.*\.avif"),
     ],
 )
 def test_what_cannot_be_read_is_said(tree, tmp_path, source, message):

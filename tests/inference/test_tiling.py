@@ -1,4 +1,4 @@
-"""Tiles of large pictures: what is known per pixel comes out as if the picture had been seen at once."""
+"""Tiles of large images: what is known per pixel comes out as if the image had been seen at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -26,7 +26,7 @@ from m2f_cli.inference.tiling.tiled import Tiles, tiled
 from m2f_cli.inference.tta import with_tta
 from m2f_cli.results.regions import Region
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
-from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 
 THING = PERSON  # the other two classes are stuff
 
@@ -77,19 +77,19 @@ class KnowsAll(FakeSegmenter):
 def scenes(draw, most=120):
     """Sky above grass, and connected objects on them that touch but do not cut each other."""
     height, width = draw(st.integers(33, most)), draw(st.integers(33, most))
-    picture_HW3 = np.zeros((height, width, 3), np.uint8)
-    picture_HW3[height // 2 :, :, 1] = 1
+    image_HW3 = np.zeros((height, width, 3), np.uint8)
+    image_HW3[height // 2 :, :, 1] = 1
     number = 0
     for _ in range(draw(st.integers(0, 12))):
         top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
         tall, wide = draw(st.integers(1, height)), draw(st.integers(1, width))
-        place = picture_HW3[top : top + tall, left : left + wide]
+        place = image_HW3[top : top + tall, left : left + wide]
         if not place[..., 0].any():
             number += 1
             place[..., 0], place[..., 1] = number, THING
             if min(place.shape[:2]) > 2 and draw(st.booleans()):  # a ring: several parts of it can be in one window
                 place[1:-1, 1:-1, 0], place[1:-1, 1:-1, 1] = 0, 0
-    return picture_HW3
+    return image_HW3
 
 
 cuts = st.tuples(st.integers(32, 80), st.sampled_from([0.01, 0.1, 0.25, 0.37, 0.5]))
@@ -160,8 +160,8 @@ def ramp(length, start, stop, fade, first, last):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(33, 100), st.integers(33, 100), cuts, st.sampled_from([2**26, 2000]), st.integers(0, 99))
 def test_blending_is_the_plain_weighted_sum(height, width, cut, budget, seed):
-    """Against a restatement that keeps the score maps of the whole picture."""
-    image = picture(height, width, seed)
+    """Against a restatement that keeps the score maps of the whole image."""
+    image = random_image(height, width, seed)
     outer = tiled(SeesNoise(), *cut)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiling, "SEAM_ELEMENTS", budget)
@@ -191,7 +191,7 @@ def test_windows_cover_an_axis(length, tile, share):
     for i in range(len(axis.starts)):
         (start, stop), (own_start, own_stop) = axis.window(i), axis.own(i)
         assert 0 <= start <= own_start < own_stop <= stop <= length and own_start == ends[-1]
-        assert stop - start == min(tile, length), "all windows of a picture have one size"
+        assert stop - start == min(tile, length), "all windows of an image have one size"
         ends.append(own_stop)
     assert ends[-1] == length
     overlaps = [axis.window(i)[1] - axis.starts[i + 1] for i in range(len(axis.starts) - 1)]
@@ -207,8 +207,8 @@ def test_windows_cover_an_axis(length, tile, share):
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 @pytest.mark.parametrize("size", [(50, 70), (70, 70), (1, 3)])
-def test_a_picture_no_larger_than_a_tile_is_untouched(segmenter, task, size):
-    image = picture(*size)
+def test_a_image_no_larger_than_a_tile_is_untouched(segmenter, task, size):
+    image = random_image(*size)
     options = {"object_threshold": 0.0, "score_threshold": 0.0}
     plain, same = segmenter(image, task, **options), tiled(segmenter, 70)(image, task, **options)
     if task == "instance":
@@ -221,7 +221,7 @@ def test_a_picture_no_larger_than_a_tile_is_untouched(segmenter, task, size):
 
 def test_one_window_through_the_mosaics_is_the_plain_result(segmenter):
     """Also the parts that join, over a single window, change nothing but the order of segments."""
-    image, options = picture(60, 60), {"object_threshold": 0.0, "score_threshold": 0.0}
+    image, options = random_image(60, 60), {"object_threshold": 0.0, "score_threshold": 0.0}
     results = tiled(segmenter, 60).finish_all(Tiles(image), ["panoptic", "instance", "semantic"], **options)
     plain, mine = segmenter(image, "panoptic", **options), results["panoptic"]
     assert len(plain.segments) == len(mine.segments) > 1
@@ -238,7 +238,7 @@ def test_one_window_through_the_mosaics_is_the_plain_result(segmenter):
 
 
 def test_a_real_network_in_tiles(segmenter):
-    image = picture(150, 190)
+    image = random_image(150, 190)
     for task in ("panoptic", "instance", "semantic"):
         outer = tiled(segmenter, 64, 0.3)
         first, again = outer(image, task, score_threshold=0.0), outer(image, task, score_threshold=0.0)
@@ -263,7 +263,7 @@ def regions_of(*objects):
 
 
 def test_who_is_joined():
-    """Two windows of 20 x 100 that share columns 60 to 100 of the picture."""
+    """Two windows of 20 x 100 that share columns 60 to 100 of the image."""
     joiner = Joiner()
     left = joiner.add(
         (0, 0, 20, 100),
@@ -326,7 +326,7 @@ def test_what_a_neighbour_sees_better_is_dropped():
     st.integers(0, 10**6),
     st.sampled_from([0.2, 0.5, 0.9, 1.0]),
 )
-def test_run_lengths_in_a_larger_picture(height, width, above, before, under, behind, seed, density):
+def test_run_lengths_in_a_larger_image(height, width, above, before, under, behind, seed, density):
     mask = np.random.default_rng(seed).random((height, width)) < density
     size = (above + height + under, before + width + behind)
     full = np.zeros(size, np.uint8, order="F")
@@ -373,7 +373,7 @@ def test_threads_share_one_network():
 
 
 def test_evaluation_takes_tiles_unchanged():
-    """The tiles of a fake that knows the truth score 100."""
+    """The tiles of a fake that knows the annotation score 100."""
 
     class Record:
         name = "one"
@@ -381,9 +381,9 @@ def test_evaluation_takes_tiles_unchanged():
         def read_image(self):
             return scene(100, 150)
 
-        def read_truth(self):
+        def read_annotation(self):
             labels_HW = scene_labels(100, 150)
-            return PanopticTruth(labels_HW.astype(np.int32) + 1, [TrueSegment(i + 1, i) for i in range(3)])
+            return PanopticAnnotation(labels_HW.astype(np.int32) + 1, [AnnotatedSegment(i + 1, i) for i in range(3)])
 
     outer = tiled(FakeSegmenter(), 64)
     metrics = evaluate.default_metrics("panoptic", CATEGORIES)
@@ -434,20 +434,20 @@ class Many(KnowsAll):
 
 
 def peak(size, classes, tasks):
-    """Memory of a process in MiB: before a large picture, and the most while it is done."""
+    """Memory of a process in MiB: before a large image, and the most while it is done."""
     arguments = [str(size), str(classes), tasks, str(Path(__file__).resolve().parents[1])]
     done = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [int(value) for value in done.stdout.split()]
 
 
-def test_memory_of_a_large_picture():
-    """Class scores of the whole picture would be 2.1 GiB; here are ids, classes, a row of windows and the seams."""
+def test_memory_of_a_large_image():
+    """Class scores of the whole image would be 2.1 GiB; here are ids, classes, a row of windows and the seams."""
     base, most = peak(3000, 64, "panoptic,instance,semantic")
     assert most - base < 700
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_a_picture_of_100_megapixels_in_6_gib(task):
+def test_a_image_of_100_megapixels_in_6_gib(task):
     assert peak(10_000, 150, task)[1] < 6 * 1024

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_segmenter import picture, small_segmenter
+from helpers.small_segmenter import random_image, small_segmenter
 from PIL import Image
 from pydantic import ValidationError
 
@@ -27,7 +27,7 @@ CATEGORIES = from_names(["cat", "dog", "sky"], things=["cat", "dog"])
 
 def published(segmenter, image, sizes, max_edge, *, flip=True):
     """detectron2's way as docs/methods/published-behaviour.md#2-2 and #5-1 tell it: resized to the test size, resized
-    again by Pillow, each size plain and then mirrored, class scores at the picture's size, mirrored back, summed,
+    again by Pillow, each size plain and then mirrored, class scores at the image's size, mirrored back, summed,
     divided by their number."""
     height, width = image.shape[:2]
     test = segmenter.config.test.resize
@@ -68,9 +68,9 @@ def semantic_scores(segmenter, pixels_HWC, size):
 
 @pytest.mark.parametrize("size", [(40, 61), (90, 64), (20, 200)])
 def test_semantic_as_published(size):
-    """Six sizes, mirrored; the last picture meets both limits on long edges."""
+    """Six sizes, mirrored; the last image meets both limits on long edges."""
     segmenter = small_segmenter(PAPER, "test.tta.short_edges=[32, 48, 64, 80, 96, 112]", "test.tta.max_edge=250")
-    image = picture(*size)
+    image = random_image(*size)
     expected = published(segmenter, image, (32, 48, 64, 80, 96, 112), 250)
     augmented = with_tta(segmenter)
     [raw] = augmented.infer([augmented.prepare(image)])
@@ -87,7 +87,7 @@ def test_semantic_as_published(size):
 def test_views_are_the_published_pixels():
     """Resized twice, each with Pillow; mirrored after that; sizes in their order, plain before mirrored."""
     segmenter = small_segmenter(PAPER, "test.tta.short_edges=[48, 80]", "test.tta.max_edge=250")
-    image = picture(50, 75)
+    image = random_image(50, 75)
     views = with_tta(segmenter).prepare(image)
     base = resize_shortest(Image.fromarray(image), 64, 100)
     assert base.size == (96, 64)
@@ -99,16 +99,16 @@ def test_views_are_the_published_pixels():
     assert {view.data.size for view in views} == {(50, 75)}
 
 
-def test_mmsegmentation_resizes_the_picture_and_takes_a_softmax():
+def test_mmsegmentation_resizes_the_image_and_takes_a_softmax():
     segmenter = small_segmenter(MMSEG)
     plan = segmenter.config.test.tta
     assert plan.of == "picture" and plan.softmax and segmenter.config.test.resize.resampling == "opencv"
-    image = picture(60, 84)
+    image = random_image(60, 84)
     augmented = with_tta(segmenter)
     views = augmented.prepare(image)
     sizes = [(30, 42), (45, 63), (60, 84), (75, 105), (90, 126), (105, 147)]
     assert [tuple(view.data.pixels_CHW.shape[1:]) for view in views] == [size for size in sizes for _ in range(2)]
-    assert np.array_equal(views[4].data.pixels_CHW.permute(1, 2, 0).numpy(), image), "1.0 is the picture itself"
+    assert np.array_equal(views[4].data.pixels_CHW.permute(1, 2, 0).numpy(), image), "1.0 is the image itself"
     total = torch.zeros(6, 60, 84)
     for view in views:
         scores = semantic_scores(segmenter, view.data.pixels_CHW.permute(1, 2, 0).numpy(), (60, 84)).softmax(0)
@@ -128,7 +128,7 @@ def test_mmsegmentation_resizes_the_picture_and_takes_a_softmax():
 )
 def test_one_view_of_the_test_size_is_the_plain_result(preset, task):
     segmenter = small_segmenter(preset)
-    image, options = picture(50, 70), {"object_threshold": 0.0, "score_threshold": 0.0}
+    image, options = random_image(50, 70), {"object_threshold": 0.0, "score_threshold": 0.0}
     one = with_tta(segmenter, sizes=[64], flip=False)(image, task, **options)
     plain = segmenter(image, task, **options)
     if task == "instance":
@@ -153,7 +153,7 @@ def test_sizes_flip_and_defaults():
     for name in ("coco-panoptic-r50", "mapillary-vistas-semantic-r50"):
         assert configuration.load(name).test.tta is None
     segmenter = small_segmenter("coco-panoptic-r50")
-    image = picture(64, 80)
+    image = random_image(64, 80)
     assert len(with_tta(segmenter).prepare(image)) == 6
     shapes = [tuple(v.data.pixels_CHW.shape[1:]) for v in with_tta(segmenter, flip=False).prepare(image)]
     assert shapes == [(48, 60), (64, 80), (80, 100)]
@@ -229,14 +229,14 @@ def test_views_that_agree_change_nothing():
 
 def test_masks_are_averaged_and_get_better():
     """Every view errs at other pixels; the mean errs less than the best of them."""
-    truth = boxes((4, 6, 20, 26))
+    annotation = boxes((4, 6, 20, 26))
     generator = np.random.default_rng(0)
-    noisy = [truth ^ (generator.random(truth.shape) < 0.12) for _ in range(5)]
+    noisy = [annotation ^ (generator.random(annotation.shape) < 0.12) for _ in range(5)]
     merged = merge_views([view(masks, [0], mirrored=bool(i % 2)) for i, masks in enumerate(noisy)])
     found = run_panoptic(merged).ids_HW > 0
 
     def iou(mask):
-        return (mask & truth[0]).sum() / (mask | truth[0]).sum()
+        return (mask & annotation[0]).sum() / (mask | annotation[0]).sum()
 
     assert iou(found) > 0.95 > 0.85 > max(iou(masks[0]) for masks in noisy)
 
@@ -266,7 +266,7 @@ def test_stacked_things_of_two_classes_stay_apart():
     assert merged.class_logits_QK.softmax(-1).max(-1).values.tolist() == pytest.approx([0.95, 0.95])
 
 
-def test_a_small_picture_and_nothing_at_all():
+def test_a_small_image_and_nothing_at_all():
     nothing = view(boxes((0, 0, 0, 0), size=(1, 3)), [None])
     result = run_panoptic(merge_views([nothing, nothing]))
     assert result.segments == [] and not result.ids_HW.any()
@@ -276,7 +276,7 @@ def test_a_small_picture_and_nothing_at_all():
 def test_a_real_network_twice_the_same(task, kind):
     augmented = with_tta(small_segmenter("coco-panoptic-r50"))
     options = {"object_threshold": 0.0, "score_threshold": 0.0}
-    first, again = (augmented(picture(50, 300), task, **options) for _ in range(2))
+    first, again = (augmented(random_image(50, 300), task, **options) for _ in range(2))
     assert isinstance(first, kind) and first.size == (50, 300)
     if task == "panoptic":
         assert first.segments and np.array_equal(first.ids_HW, again.ids_HW)

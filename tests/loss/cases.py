@@ -95,20 +95,20 @@ class Streams:
 def our_order(
     match_points: list[list[Tensor]], refined: list[tuple[list[list[Tensor]], list[list[Tensor]]]]
 ) -> Streams:
-    """Published draws to ours, which go picture by picture through all layers at once.
+    """Published draws to ours, which go image by image through all layers at once.
 
     Args:
-        match_points: per picture the (1, P, 2) points of each layer; [] without targets.
-        refined: of each call of `supervise`: per picture the candidates (M, 3P, 2) of each layer, and
+        match_points: per image the (1, P, 2) points of each layer; [] without targets.
+        refined: of each call of `supervise`: per image the candidates (M, 3P, 2) of each layer, and
             the random points.
     """
     draws = [torch.cat(layers) for layers in match_points if layers]
     for candidates, anywhere in refined:
-        for picture in zip(candidates, anywhere, strict=True):
-            draws += [torch.cat(layers) for layers in picture if layers[0].numel()]
+        for image in zip(candidates, anywhere, strict=True):
+            draws += [torch.cat(layers) for layers in image if layers[0].numel()]
     return Streams(draws)
 
 
-def by_picture(draws_per_layer: list[Tensor], pairs_per_picture: list[int]) -> list[list[Tensor]]:
-    """Draws for all pairs of the batch, cut into pictures: picture → layer → (M, …)."""
-    return [list(picture) for picture in zip(*(draw.split(pairs_per_picture) for draw in draws_per_layer), strict=True)]
+def by_image(draws_per_layer: list[Tensor], pairs_per_image: list[int]) -> list[list[Tensor]]:
+    """Draws for all pairs of the batch, cut into images: image → layer → (M, …)."""
+    return [list(image) for image in zip(*(draw.split(pairs_per_image) for draw in draws_per_layer), strict=True)]

@@ -39,10 +39,10 @@ def one_pixel(y: int, x: int) -> torch.Tensor:
         torch.ones(9, *PADDED, dtype=torch.bool),
         torch.ones(1, 1, 1, dtype=torch.bool),
     ],
-    ids=["no pixel", "all pixels", "corner", "one pixel", "no target", "more than queries", "tiny picture"],
+    ids=["no pixel", "all pixels", "corner", "one pixel", "no target", "more than queries", "tiny image"],
 )
 def test_odd_targets_give_finite_losses_and_gradients(masks):
-    """Beside an ordinary picture: everything finite, a gradient for every leaf, all that can be matched is."""
+    """Beside an ordinary image: everything finite, a gradient for every leaf, all that can be matched is."""
     prediction, targets = random_case([2, 1])
     targets[1] = Target(torch.zeros(len(masks), dtype=torch.long), masks)
     losses, gradients, module = losses_and_gradients(prediction, targets)

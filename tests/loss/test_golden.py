@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.golden_files import for_files, has, params, read
 from helpers.pilots import loss_config, padded_size
-from loss.cases import by_picture, our_order, prediction_of
+from loss.cases import by_image, our_order, prediction_of
 from torch.testing import assert_close
 
 from m2f_cli.config.schema import LossConfig
@@ -38,7 +38,7 @@ class Case:
             [self[f"match/{s}points.{b}"] for s in self.sets] if n else [] for b, n in enumerate(self.pairs)
         ]
         refined = [
-            by_picture([self[f"points/{s}{kind}"] for s in self.sets], self.pairs) for kind in ("candidates", "random")
+            by_image([self[f"points/{s}{kind}"] for s in self.sets], self.pairs) for kind in ("candidates", "random")
         ]
         self.rand = our_order(match_points, [refined])
         self.weights = config["loss weights"]
@@ -92,7 +92,7 @@ def test_chosen_points_are_the_published_ones(case, monkeypatch):
     choose = RandomPoints.choose
     monkeypatch.setattr(RandomPoints, "choose", lambda *args: found.append(choose(*args)) or found[-1])
     case.criterion(case.prediction, case.targets, case.padded)
-    published = by_picture([case[f"points/{s}final"] for s in case.sets], case.pairs)
+    published = by_image([case[f"points/{s}final"] for s in case.sets], case.pairs)
     expected = torch.cat([points for layers in published for points in layers])
     for points_P2, expected_P2 in zip(torch.cat(found) if found else expected[:0], expected, strict=True):
         assert sorted(points_P2.tolist()) == sorted(expected_P2.tolist())
@@ -158,7 +158,7 @@ def recorded_draws(file, counts: list[int], groups: int, layers: int):
     per_layer = [*per_layer[1:], per_layer[0]]
     match_points = [[layer[b] for layer in per_layer] if n else [] for b, n in enumerate(counts)]
     ordinary, piloted = (
-        [by_picture([layer[len(counts) + k] for layer in per_layer], pairs) for k in kinds]
+        [by_image([layer[len(counts) + k] for layer in per_layer], pairs) for k in kinds]
         for kinds, pairs in (((0, 1), counts), ((2, 3), [n * groups for n in counts]))
     )
     return our_order(match_points, [ordinary, piloted])

@@ -14,17 +14,17 @@ from m2f_cli.loss import mask_losses as masks
 KINDS = ["bce", "dice", "focal"]
 
 
-def each_with_each(kind: str, logits_QP: torch.Tensor, truth_NP: torch.Tensor) -> torch.Tensor:
-    logits, truth = torch.broadcast_tensors(logits_QP[:, None], truth_NP[None])
-    return getattr(masks, kind)(logits, truth)
+def each_with_each(kind: str, logits_QP: torch.Tensor, target_NP: torch.Tensor) -> torch.Tensor:
+    logits, target = torch.broadcast_tensors(logits_QP[:, None], target_NP[None])
+    return getattr(masks, kind)(logits, target)
 
 
 def test_losses_equal_those_by_hand():
-    logits, truth = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
+    logits, target = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
     log2 = 0.6931472
-    assert_close(masks.bce(logits, truth).item(), log2)
-    assert_close(masks.dice(logits, truth).item(), 1 - (2 * 0.5 + 1) / (1 + 1 + 1))
-    assert_close(masks.focal(logits, truth).item(), (0.25 * 0.25 * log2 + 0.75 * 0.25 * log2) / 2)
+    assert_close(masks.bce(logits, target).item(), log2)
+    assert_close(masks.dice(logits, target).item(), 1 - (2 * 0.5 + 1) / (1 + 1 + 1))
+    assert_close(masks.focal(logits, target).item(), (0.25 * 0.25 * log2 + 0.75 * 0.25 * log2) / 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,9 +32,9 @@ def test_pairwise_equals_one_by_one(kind):
     """Also for logits that would overflow a naive log(1 + exp)."""
     generator = torch.Generator().manual_seed(0)
     logits_QP = torch.randn(5, 40, generator=generator) * 30
-    truth_NP = (torch.rand(3, 40, generator=generator) < 0.4).float()
-    pairwise = getattr(masks, f"pairwise_{kind}")(logits_QP, truth_NP)
-    one_by_one = each_with_each(kind, logits_QP.double(), truth_NP.double())
+    target_NP = (torch.rand(3, 40, generator=generator) < 0.4).float()
+    pairwise = getattr(masks, f"pairwise_{kind}")(logits_QP, target_NP)
+    one_by_one = each_with_each(kind, logits_QP.double(), target_NP.double())
     assert pairwise.shape == (5, 3)
     assert_close(pairwise.double(), one_by_one, atol=1e-5, rtol=1e-5)
 
@@ -42,9 +42,9 @@ def test_pairwise_equals_one_by_one(kind):
 @pytest.mark.parametrize("kind", ["bce", "dice"])
 def test_pairwise_with_fractions_at_edges(kind):
     generator = torch.Generator().manual_seed(1)
-    logits_QP, truth_NP = torch.randn(4, 30, generator=generator), torch.rand(2, 30, generator=generator)
-    one_by_one = each_with_each(kind, logits_QP, truth_NP)
-    assert_close(getattr(masks, f"pairwise_{kind}")(logits_QP, truth_NP), one_by_one, atol=2e-6, rtol=2e-6)
+    logits_QP, target_NP = torch.randn(4, 30, generator=generator), torch.rand(2, 30, generator=generator)
+    one_by_one = each_with_each(kind, logits_QP, target_NP)
+    assert_close(getattr(masks, f"pairwise_{kind}")(logits_QP, target_NP), one_by_one, atol=2e-6, rtol=2e-6)
 
 
 def cases_with_targets(info: dict) -> list[str]:
@@ -60,19 +60,19 @@ def test_published_maskformer_costs_and_losses(golden_file):
         logits_BQHW, class_logits_BQK = tensors[f"{case}/in/{s}pred_masks"], tensors[f"{case}/in/{s}pred_logits"]
         focal, dice, count = 0.0, 0.0, 0
         for b in range(len(logits_BQHW)):
-            labels, truth_NHW = tensors[f"{case}/in/target.{b}.labels"], tensors[f"{case}/in/target.{b}.masks"].float()
+            labels, target_NHW = tensors[f"{case}/in/target.{b}.labels"], tensors[f"{case}/in/target.{b}.masks"].float()
             if not len(labels):
                 continue
-            small_NP = F.interpolate(truth_NHW[None], size=logits_BQHW.shape[-2:], mode="nearest")[0].flatten(1)
+            small_NP = F.interpolate(target_NHW[None], size=logits_BQHW.shape[-2:], mode="nearest")[0].flatten(1)
             logits_QP = logits_BQHW[b].flatten(1)
             cost = weights["cost_mask"] * masks.pairwise_focal(logits_QP, small_NP)
             cost += weights["cost_dice"] * masks.pairwise_dice(logits_QP, small_NP)
             cost -= weights["cost_class"] * class_logits_BQK[b].softmax(-1)[:, labels]
             assert_close(cost, tensors[f"{case}/match/{s}cost.{b}"], atol=2e-5, rtol=1e-5)  # up to 20, sums of 520
             queries, numbers = (tensors[f"{case}/match/{s}{kind}_index.{b}"] for kind in ("query", "target"))
-            large = F.interpolate(logits_BQHW[b][queries][None], truth_NHW.shape[-2:], mode="bilinear")[0].flatten(1)
-            focal += masks.focal(large, truth_NHW[numbers].flatten(1)).sum()
-            dice += masks.dice(large, truth_NHW[numbers].flatten(1)).sum()
+            large = F.interpolate(logits_BQHW[b][queries][None], target_NHW.shape[-2:], mode="bilinear")[0].flatten(1)
+            focal += masks.focal(large, target_NHW[numbers].flatten(1)).sum()
+            dice += masks.dice(large, target_NHW[numbers].flatten(1)).sum()
             count += len(labels)
         assert_close(focal / count, tensors[f"{case}/loss/loss_mask{suffix}"], atol=1e-6, rtol=5e-6)
         assert_close(dice / count, tensors[f"{case}/loss/loss_dice{suffix}"], atol=1e-6, rtol=5e-6)

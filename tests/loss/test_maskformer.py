@@ -124,10 +124,10 @@ def test_targets_are_resized_as_the_published_code_resizes_them(padded):
     size = (max(1, padded[0] - 3), max(1, padded[1] - 2))
     target = Target(torch.zeros(3, dtype=torch.long), torch.rand(3, *size, generator=generator) < 0.5)
     features_CHW = torch.randn(2, -(-padded[0] // 4), -(-padded[1] // 4), generator=generator)
-    [(_, truth_NS)] = AllPixels().for_matching(features_CHW, torch.randn(1, 4, 2), target, padded)
+    [(_, target_NS)] = AllPixels().for_matching(features_CHW, torch.randn(1, 4, 2), target, padded)
     whole = F.pad(target.masks_NHW.float(), (0, padded[1] - size[1], 0, padded[0] - size[0]))
     expected = F.interpolate(whole[None], size=features_CHW.shape[1:], mode="nearest")[0]
-    assert expected.any() and torch.equal(truth_NS, expected.flatten(1))
+    assert expected.any() and torch.equal(target_NS, expected.flatten(1))
 
 
 def test_a_batch_without_targets_has_gradients_of_zero_for_masks():
@@ -146,7 +146,7 @@ def test_numbers_of_points_belong_to_points(change):
 
 
 def per_pixel_case() -> tuple[Prediction, list[Target], torch.Tensor]:
-    """Two layers of four classes; the first picture is smaller than the batch, some of it belongs to nobody."""
+    """Two layers of four classes; the first image is smaller than the batch, some of it belongs to nobody."""
     generator = torch.Generator().manual_seed(0)
     layers = [
         LayerOutput(torch.zeros(2, 4, 5), torch.randn(2, 4, 6, generator=generator).requires_grad_()) for _ in range(2)
@@ -176,7 +176,7 @@ def test_per_pixel_loss_is_the_cross_entropy_of_all_pixels(weights):
         assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
 
 
-def test_a_picture_without_a_label_costs_nothing():
+def test_a_image_without_a_label_costs_nothing():
     prediction, _, _ = per_pixel_case()
     nothing = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, *PADDED, dtype=torch.bool))
     losses = PerPixelCriterion(4, 1.0)(prediction, [nothing, nothing], PADDED)

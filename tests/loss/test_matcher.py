@@ -21,19 +21,19 @@ PADDED = (28, 36)
 COUNTS = st.lists(st.integers(0, 8), min_size=1, max_size=3)
 
 
-def picture_of(prediction: Prediction, b: int) -> Prediction:
+def image_of(prediction: Prediction, b: int) -> Prediction:
     layers = [LayerOutput(x.class_logits_BQK[b : b + 1], x.mask_embeds_BQC[b : b + 1]) for x in prediction.layers]
     return Prediction(prediction.mask_features_BCHW[b : b + 1], layers)
 
 
 @settings(max_examples=20, deadline=None)
 @given(counts=COUNTS, seed=st.integers(0, 2**31))
-def test_a_picture_is_matched_as_if_alone(counts, seed):
-    """Six queries: pictures without targets and with more targets than queries are among them."""
+def test_a_image_is_matched_as_if_alone(counts, seed):
+    """Six queries: images without targets and with more targets than queries are among them."""
     prediction, targets = random_case(counts, seed)
     together = MATCHER(prediction, targets, PADDED)
     for b, target in enumerate(targets):
-        (alone,) = MATCHER(picture_of(prediction, b), [target], PADDED).pairs
+        (alone,) = MATCHER(image_of(prediction, b), [target], PADDED).pairs
         assert together.pairs[b].queries_LM.shape == (2, min(6, counts[b]))
         for ours, theirs in zip(together.pairs[b], alone, strict=True):
             assert ours.tolist() == theirs.tolist()
@@ -119,7 +119,7 @@ def test_costs_are_float32_under_autocast():
     assert torch.equal(found, expected)
 
 
-def test_all_layers_and_pictures_come_to_the_host_at_once(monkeypatch):
+def test_all_layers_and_images_come_to_the_host_at_once(monkeypatch):
     transfers = []
     to_host = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: transfers.append(tensor.numel()) or to_host(tensor))

@@ -1,10 +1,10 @@
-"""transformers as an oracle: the same weights, pictures, targets and random points give its loss and gradient."""
+"""transformers as an oracle: the same weights, images, targets and random points give its loss and gradient."""
 
 from __future__ import annotations
 
 import torch
 from helpers.parts import randomise
-from loss.cases import CONFIG, by_picture, our_order
+from loss.cases import CONFIG, by_image, our_order
 from torch.testing import assert_close
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
@@ -64,10 +64,10 @@ def test_loss_and_gradient(tmp_path, monkeypatch):
     monkeypatch.undo()
 
     layers = len(theirs.model.transformer_module.decoder.layers) + 1
-    assert len(draws) == 4 * layers  # of each layer, the last first: two pictures' points, candidates, random ones
+    assert len(draws) == 4 * layers  # of each layer, the last first: two images' points, candidates, random ones
     main, *earlier = [draws[4 * i : 4 * i + 4] for i in range(layers)]
     points_0, points_1, candidates, anywhere = zip(*earlier, main, strict=True)
-    replay = our_order([points_0, points_1], [[by_picture(candidates, COUNTS), by_picture(anywhere, COUNTS)]])
+    replay = our_order([points_0, points_1], [[by_image(candidates, COUNTS), by_image(anywhere, COUNTS)]])
 
     our_images = images.clone().requires_grad_()
     targets = [Target(label, mask) for label, mask in zip(labels, masks, strict=True)]

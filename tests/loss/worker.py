@@ -21,16 +21,16 @@ from m2f_cli.structures.predictions import LayerOutput, Prediction
 COUNTS = {"equal": [3, 3], "unequal": [1, 5], "one empty": [0, 4]}
 
 
-def gradients(counts: list[int], pictures: slice) -> dict[str, torch.Tensor]:
+def gradients(counts: list[int], images: slice) -> dict[str, torch.Tensor]:
     """Of each kind of loss, for the weights of two linear layers that make features and queries."""
     fixed, targets = random_case(counts)
     torch.manual_seed(1)
     of_features, of_queries, of_classes = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 5)
-    features_BCHW = of_features(fixed.mask_features_BCHW.detach()[pictures].movedim(1, -1)).movedim(-1, 1)
-    queries = [layer.mask_embeds_BQC.detach()[pictures] for layer in fixed.layers]
+    features_BCHW = of_features(fixed.mask_features_BCHW.detach()[images].movedim(1, -1)).movedim(-1, 1)
+    queries = [layer.mask_embeds_BQC.detach()[images] for layer in fixed.layers]
     prediction = Prediction(features_BCHW, [LayerOutput(of_classes(x), of_queries(x)) for x in queries])
     weights = [of_features.weight, of_queries.weight, of_classes.weight]
-    mine = targets[pictures]
+    mine = targets[images]
     losses = Criterion(4, CONFIG, rand=same_for_all)(prediction, mine, (28, 36), normaliser(mine))
     found = {}
     for kind, parameters in (("ce", weights[2:]), ("mask", weights[:2]), ("dice", weights[:2])):

@@ -20,9 +20,9 @@ from pycocotools.cocoeval import COCOeval
 from m2f_cli.errors import ConfigError, DataError, MissingDependency
 from m2f_cli.metrics import average_precision
 from m2f_cli.metrics.average_precision import ENGINES, AveragePrecision, BoundaryAveragePrecision
-from m2f_cli.metrics.comparable import instance_truth
+from m2f_cli.metrics.comparable import instance_annotation
 from m2f_cli.results.types import Instances
-from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject
+from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation, SemanticAnnotation
 from m2f_cli.structures.categories import Category
 from m2f_cli.structures.rle import encode_shape
 
@@ -65,14 +65,18 @@ def found(*objects, size=SIZE) -> Instances:
     return Instances(size, CATEGORIES, np.array(labels, np.int64), np.array(scores, np.float32), list(rles))
 
 
-def as_found(truth: InstanceTruth) -> Instances:
+def as_found(annotation: InstanceAnnotation) -> Instances:
     return found(
-        *((each.label, 1.0, encode_shape(each.shape, truth.size)) for each in truth.objects if not each.iscrowd),
-        size=truth.size,
+        *(
+            (each.label, 1.0, encode_shape(each.shape, annotation.size))
+            for each in annotation.objects
+            if not each.iscrowd
+        ),
+        size=annotation.size,
     )
 
 
-def random_picture(seed: int) -> tuple[Instances, InstanceTruth]:
+def random_image(seed: int) -> tuple[Instances, InstanceAnnotation]:
     """Boxes of all sizes with crowds and annotated areas; the result moves, drops, repeats and renames them."""
     rng = np.random.default_rng(seed)
     true, results = [], []
@@ -83,13 +87,13 @@ def random_picture(seed: int) -> tuple[Instances, InstanceTruth]:
         area = None if rng.random() < 0.5 else float(edge * edge * rng.uniform(0.5, 1.0))
         polygon = np.array([(left, top), (left + edge, top), (left + edge, top + edge), (left, top + edge)], float)
         shape = [polygon] if rng.random() < 0.5 and not crowd else box(top, left, edge, edge)
-        true.append(TrueObject(label, shape, bool(crowd), area))
+        true.append(AnnotatedObject(label, shape, bool(crowd), area))
         for _ in range(int(rng.integers(0, 4))):
             shift = int(rng.integers(0, 1 + edge // 4))
             rle = box(max(0, top - shift), left, edge, max(1, edge - shift))
             renamed = int(rng.choice([PERSON, SKY, CAR])) if rng.random() < 0.2 else label
             results.append((renamed, float(rng.integers(1, 50)) / 50, rle))
-    return found(*sorted(results, key=lambda each: -each[1])), InstanceTruth(SIZE, true)
+    return found(*sorted(results, key=lambda each: -each[1])), InstanceAnnotation(SIZE, true)
 
 
 def fast_tools():
@@ -98,14 +102,14 @@ def fast_tools():
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
 
-def whole(pictures, tools=(COCO, COCOeval), iou_type="segm", **params):
-    """The official evaluation, all pictures in one go: json dictionaries, loadRes, evaluate, accumulate."""
+def whole(images, tools=(COCO, COCOeval), iou_type="segm", **params):
+    """The official evaluation, all images in one go: json dictionaries, loadRes, evaluate, accumulate."""
     annotations, results = [], []
-    for number, (result, truth) in enumerate(pictures, 1):
-        for each in truth.objects:
+    for number, (result, annotation) in enumerate(images, 1):
+        for each in annotation.objects:
             polygons = not isinstance(each.shape, dict)
             segmentation = [polygon.ravel().tolist() for polygon in each.shape] if polygons else each.shape
-            area = float(coco_mask.area(encode_shape(each.shape, truth.size))) if each.area is None else each.area
+            area = float(coco_mask.area(encode_shape(each.shape, annotation.size))) if each.area is None else each.area
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -123,7 +127,7 @@ def whole(pictures, tools=(COCO, COCOeval), iou_type="segm", **params):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = tools[0]()
         coco.dataset = {
-            "images": [{"id": i + 1, "height": t.size[0], "width": t.size[1]} for i, (_, t) in enumerate(pictures)],
+            "images": [{"id": i + 1, "height": t.size[0], "width": t.size[1]} for i, (_, t) in enumerate(images)],
             "annotations": annotations,
             "info": {},
             "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES if c.isthing],
@@ -137,52 +141,52 @@ def whole(pictures, tools=(COCO, COCOeval), iou_type="segm", **params):
     return run
 
 
-def by_hand(pictures, **how) -> list[float]:
+def by_hand(images, **how) -> list[float]:
     """The twelve official figures."""
-    run = whole(pictures, **how)
+    run = whole(images, **how)
     with contextlib.redirect_stdout(io.StringIO()):
         run.summarize()
     return [100 * float(value) for value in run.stats[:12]]
 
 
-def of(pictures, kind=AveragePrecision, **options) -> AveragePrecision:
+def of(images, kind=AveragePrecision, **options) -> AveragePrecision:
     metric = kind(CATEGORIES, **options)
-    for result, truth in pictures:
-        metric.update(result, truth)
+    for result, annotation in images:
+        metric.update(result, annotation)
     return metric
 
 
 @engines
 @pytest.mark.parametrize("seed", [0, 100, 200])
 def test_the_official_figures_to_the_last_bit(engine, seed):
-    pictures = [random_picture(seed + i) for i in range(12)]
-    figures = of(pictures, engine=engine).compute()
-    assert [figures[name] for name in STATS] == by_hand(pictures)
+    images = [random_image(seed + i) for i in range(12)]
+    figures = of(images, engine=engine).compute()
+    assert [figures[name] for name in STATS] == by_hand(images)
     assert 5 < figures["ap"] < 95 and figures["ap50"] != figures["ap75"]
     per_class = figures["per_class"]
     assert set(per_class) == {"person", "car", "bus"} and math.isnan(per_class["bus"]["ap"])
     assert figures["ap"] == pytest.approx((per_class["person"]["ap"] + per_class["car"]["ap"]) / 2)
     assert per_class["bus"]["objects"] == 0 and per_class["car"]["objects"] == sum(
-        each.label == CAR and not each.iscrowd for _, truth in pictures for each in truth.objects
+        each.label == CAR and not each.iscrowd for _, annotation in images for each in annotation.objects
     )
 
 
 @needs_faster
 def test_the_figures_of_the_whole_fast_engine():
-    pictures = [random_picture(i) for i in range(40)]
-    figures = of(pictures).compute()
-    expected = by_hand(pictures, tools=fast_tools())
+    images = [random_image(i) for i in range(40)]
+    figures = of(images).compute()
+    expected = by_hand(images, tools=fast_tools())
     assert [figures[name] for name in STATS] == pytest.approx(expected, abs=1e-10)
 
 
 @needs_faster
 def test_the_engines_agree_to_the_last_bit():
-    pictures = [random_picture(i) for i in range(40)]
-    one, two = (of(pictures, engine=engine).compute() for engine in ENGINES)
+    images = [random_image(i) for i in range(40)]
+    one, two = (of(images, engine=engine).compute() for engine in ENGINES)
     assert str(one) == str(two)
 
 
-def crowded_picture(seed: int) -> tuple[Instances, InstanceTruth]:
+def crowded_image(seed: int) -> tuple[Instances, InstanceAnnotation]:
     """Strips in few pixels: equal overlaps, equal scores, several candidates for one object, crowds, odd areas."""
     rng = np.random.default_rng(seed)
 
@@ -192,7 +196,7 @@ def crowded_picture(seed: int) -> tuple[Instances, InstanceTruth]:
 
     areas = [20.0, 1024.0, 1025.0, 9216.0, 20_000.0]
     true = [
-        TrueObject(int(rng.choice([PERSON, CAR])), strip(), bool(rng.random() < 0.2), float(rng.choice(areas)))
+        AnnotatedObject(int(rng.choice([PERSON, CAR])), strip(), bool(rng.random() < 0.2), float(rng.choice(areas)))
         for _ in range(rng.integers(0, 6))
     ]
     masks = [each.shape for each in true] + [strip() for _ in range(4)]
@@ -200,16 +204,16 @@ def crowded_picture(seed: int) -> tuple[Instances, InstanceTruth]:
         (int(rng.choice([PERSON, CAR, BUS])), float(rng.integers(1, 4)) / 4, masks[int(rng.integers(len(masks)))])
         for _ in range(rng.integers(0, 9))
     ]
-    return found(*results, size=(4, 12)), InstanceTruth((4, 12), true)
+    return found(*results, size=(4, 12)), InstanceAnnotation((4, 12), true)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(1, 10, 100), (1, 2), (3,)]))
 def test_every_curve_is_that_of_pycocotools(seed, max_dets):
-    pictures = [crowded_picture(seed + i) for i in range(10)]
-    pictures.append((found((PERSON, 0.5, box(0, 0, 2, 2, size=(4, 12))), size=(4, 12)), InstanceTruth((4, 12), [])))
-    run = whole(pictures, maxDets=list(max_dets))
-    precision_TRKA, recall_TKAM = of(pictures, max_dets=max_dets).curves()
+    images = [crowded_image(seed + i) for i in range(10)]
+    images.append((found((PERSON, 0.5, box(0, 0, 2, 2, size=(4, 12))), size=(4, 12)), InstanceAnnotation((4, 12), [])))
+    run = whole(images, maxDets=list(max_dets))
+    precision_TRKA, recall_TKAM = of(images, max_dets=max_dets).curves()
     assert np.array_equal(precision_TRKA, run.eval["precision"][..., -1])
     assert np.array_equal(recall_TKAM, run.eval["recall"])
     assert (precision_TRKA[..., 2, :] == -1).all()
@@ -218,36 +222,38 @@ def test_every_curve_is_that_of_pycocotools(seed, max_dets):
 @needs_faster
 @pytest.mark.parametrize("seed", [0, 50])
 def test_boundary_ap_is_that_of_the_fast_engine(seed):
-    pictures = [random_picture(seed + i) for i in range(15)]
-    figures = of(pictures, kind=BoundaryAveragePrecision).compute()
-    expected = by_hand(pictures, tools=fast_tools(), iou_type="boundary")
+    images = [random_image(seed + i) for i in range(15)]
+    figures = of(images, kind=BoundaryAveragePrecision).compute()
+    expected = by_hand(images, tools=fast_tools(), iou_type="boundary")
     assert [figures["boundary_" + name] for name in STATS] == pytest.approx(expected, abs=1e-10)
-    assert figures["boundary_ap"] < of(pictures).compute()["ap"]
+    assert figures["boundary_ap"] < of(images).compute()["ap"]
     assert set(figures["per_class"]["car"]) == {"boundary_ap", "boundary_ap50", "boundary_ar", "objects"}
 
 
-def test_what_is_kept_of_a_picture_is_small():
-    one, many = of([random_picture(3)]), of([random_picture(3)] * 400)
-    objects = len(random_picture(3)[0]) * 399
+def test_what_is_kept_of_a_image_is_small():
+    one, many = of([random_image(3)]), of([random_image(3)] * 400)
+    objects = len(random_image(3)[0]) * 399
     assert objects > 2000 and (len(pickle.dumps(many)) - len(pickle.dumps(one))) / objects < 20
-    assert len(json.dumps(of([random_picture(3)]).state())) < 1000
+    assert len(json.dumps(of([random_image(3)]).state())) < 1000
 
 
 @engines
 def test_parts_merge_to_the_whole_and_compute_changes_nothing(engine):
-    pictures = [random_picture(i) for i in range(9)]
-    whole = pickle.loads(pickle.dumps(of(pictures[:4], engine=engine)))
-    whole.merge(pickle.loads(pickle.dumps(of(pictures[4:4], engine=engine))))
-    whole.merge(pickle.loads(pickle.dumps(of(pictures[4:], engine=engine))))
-    assert str(whole.compute()) == str(of(pictures, engine=engine).compute()) == str(whole.compute())
+    images = [random_image(i) for i in range(9)]
+    whole = pickle.loads(pickle.dumps(of(images[:4], engine=engine)))
+    whole.merge(pickle.loads(pickle.dumps(of(images[4:4], engine=engine))))
+    whole.merge(pickle.loads(pickle.dumps(of(images[4:], engine=engine))))
+    assert str(whole.compute()) == str(of(images, engine=engine).compute()) == str(whole.compute())
 
 
 @engines
 def test_ap_equals_that_by_hand(engine):
     """Of two persons one is found, after a mistake: precision 1/2 up to recall 1/2, 0 beyond: 51 of 101 points."""
-    truth = InstanceTruth(SIZE, [TrueObject(PERSON, box(0, 0, 40, 40)), TrueObject(PERSON, box(100, 100, 50, 50))])
+    annotation = InstanceAnnotation(
+        SIZE, [AnnotatedObject(PERSON, box(0, 0, 40, 40)), AnnotatedObject(PERSON, box(100, 100, 50, 50))]
+    )
     result = found((PERSON, 0.9, box(50, 50, 20, 20)), (PERSON, 0.8, box(0, 0, 40, 40)))
-    figures = of([(result, truth)], engine=engine).compute()
+    figures = of([(result, annotation)], engine=engine).compute()
     assert figures["ap"] == figures["ap50"] == pytest.approx(100 * 0.5 * 51 / 101)
     assert figures["ar100"] == 50.0 and figures["ar1"] == 0.0
     assert figures["ap_medium"] == pytest.approx(100 * 51 / 101)  # there the mistake, a small one, does not count
@@ -255,60 +261,65 @@ def test_ap_equals_that_by_hand(engine):
 
 
 @engines
-def test_truth_against_itself_is_100(engine):
-    truths = [random_picture(i)[1] for i in range(12)]
-    figures = of([(as_found(truth), truth) for truth in truths], engine=engine).compute()
+def test_annotation_against_itself_is_100(engine):
+    annotations = [random_image(i)[1] for i in range(12)]
+    figures = of([(as_found(annotation), annotation) for annotation in annotations], engine=engine).compute()
     assert [figures[name] for name in STATS if name not in ("ar1", "ar10")] == pytest.approx([100.0] * 10)
 
 
 @engines
 def test_things_of_annotated_images_against_themselves_are_100(engine, annotated, monkeypatch):
     monkeypatch.setattr(f"{__name__}.CATEGORIES", annotated.categories)
-    truths = [instance_truth(truth, annotated.categories) for truth in annotated.truths]
+    annotations = [instance_annotation(annotation, annotated.categories) for annotation in annotated.annotations]
     metric = AveragePrecision(annotated.categories, engine=engine)
-    for truth, panoptic in zip(truths, annotated.truths, strict=True):
-        metric.update(as_found(truth), panoptic)
+    for annotation, panoptic in zip(annotations, annotated.annotations, strict=True):
+        metric.update(as_found(annotation), panoptic)
     figures = metric.compute()
     assert figures["ap"] == figures["ap50"] == figures["ar100"] == 100.0
-    present = {annotated.categories[each.label].name for truth in truths for each in truth.objects if not each.iscrowd}
+    present = {
+        annotated.categories[each.label].name
+        for annotation in annotations
+        for each in annotation.objects
+        if not each.iscrowd
+    }
     assert {name for name, row in figures["per_class"].items() if row["ap"] > 99.999} == present
 
 
 @engines
 def test_recall_counts_at_most_max_dets(engine):
     boxes = [box(10 * i, 10 * j, 8, 8) for i in range(10) for j in range(12)]
-    truth = InstanceTruth(SIZE, [TrueObject(CAR, rle) for rle in boxes])
-    pictures = [(found(*((CAR, 1 - i / 1000, rle) for i, rle in enumerate(boxes))), truth)]
-    few = of(pictures, engine=engine).compute()
+    annotation = InstanceAnnotation(SIZE, [AnnotatedObject(CAR, rle) for rle in boxes])
+    images = [(found(*((CAR, 1 - i / 1000, rle) for i, rle in enumerate(boxes))), annotation)]
+    few = of(images, engine=engine).compute()
     assert few["ar1"] == pytest.approx(100 / 120) and few["ar100"] == pytest.approx(100 * 100 / 120)
-    many = of(pictures, engine=engine, max_dets=(100, 300)).compute()
+    many = of(images, engine=engine, max_dets=(100, 300)).compute()
     assert many["ap"] == many["ar300"] == many["ar_small"] == 100.0 and many["ar100"] == few["ar100"]
 
 
 @engines
 @pytest.mark.parametrize(
-    "pictures",
+    "images",
     [
         [],
-        [(found(), InstanceTruth(SIZE, []))],
-        [(found((CAR, 0.5, box(0, 0, 5, 5))), InstanceTruth(SIZE, []))],
+        [(found(), InstanceAnnotation(SIZE, []))],
+        [(found((CAR, 0.5, box(0, 0, 5, 5))), InstanceAnnotation(SIZE, []))],
     ],
-    ids=["no pictures", "empty", "no truth"],
+    ids=["no images", "empty", "no annotation"],
 )
-def test_without_truth_it_is_nan(engine, pictures):
-    figures = of(pictures, engine=engine).compute()
+def test_without_annotation_it_is_nan(engine, images):
+    figures = of(images, engine=engine).compute()
     assert all(math.isnan(figures[name]) for name in STATS)
 
 
 @engines
 def test_nothing_found_is_0(engine):
-    truth = InstanceTruth(SIZE, [TrueObject(CAR, box(0, 0, 9, 9))])
-    assert of([(found(), truth)], engine=engine).compute()["ap"] == 0.0
+    annotation = InstanceAnnotation(SIZE, [AnnotatedObject(CAR, box(0, 0, 9, 9))])
+    assert of([(found(), annotation)], engine=engine).compute()["ap"] == 0.0
 
 
 @engines
 def test_computing_prints_nothing(engine, capfd):
-    of([random_picture(1)], engine=engine).compute()
+    of([random_image(1)], engine=engine).compute()
     assert capfd.readouterr() == ("", "")
 
 
@@ -325,19 +336,19 @@ def test_settings_that_make_no_sense_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("truth", "error", "says"),
+    ("annotation", "error", "says"),
     [
-        (InstanceTruth((2, 2), []), DataError, "160 x 200 pixels and its annotation 2 x 2"),
+        (InstanceAnnotation((2, 2), []), DataError, "160 x 200 pixels and its annotation 2 x 2"),
         (
-            InstanceTruth(SIZE, [TrueObject(SKY, box(0, 0, 2, 2))]),
+            InstanceAnnotation(SIZE, [AnnotatedObject(SKY, box(0, 0, 2, 2))]),
             DataError,
             "class number 1,.* 3 countable classes of 4",
         ),
-        (SemanticTruth(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticTruth"),
+        (SemanticAnnotation(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticTruth"),
     ],
 )
-def test_what_does_not_fit_is_said(truth, error, says):
+def test_what_does_not_fit_is_said(annotation, error, says):
     metric = AveragePrecision(CATEGORIES)
     with pytest.raises(error, match=says):
-        metric.update(found(), truth)
+        metric.update(found(), annotation)
     assert metric.state()["classes"] == []

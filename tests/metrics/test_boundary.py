@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from m2f_cli.metrics.boundary import BoundaryIoU, MaSS13KBoundaryIoU, edge_of_rle, edge_width, interior
 from m2f_cli.results.types import SemanticMap
-from m2f_cli.structures.annotations import SemanticTruth
+from m2f_cli.structures.annotations import SemanticAnnotation
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(i, name, False, (i, i, i)) for i, name in enumerate(["sky", "grass", "water"]))
@@ -22,7 +22,7 @@ SKY, GRASS, WATER = range(3)
 
 
 def published_edge(mask_HW: np.ndarray, width: int) -> np.ndarray:
-    """The paper's code: the mask without its erosion, `width` times by 3 x 3, zeros around the picture."""
+    """The paper's code: the mask without its erosion, `width` times by 3 x 3, zeros around the image."""
     framed = cv2.copyMakeBorder(mask_HW.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
     return (mask_HW.astype(np.uint8) - eroded).astype(bool)
@@ -86,7 +86,7 @@ def test_the_edge_grows_with_the_diagonal(size, ratio, width):
 # --- boundary IoU -----------------------------------------------------------------------------------------------------
 
 
-def random_pictures(seed: int, ignore: int = 255, count: int = 3):
+def random_images(seed: int, ignore: int = 255, count: int = 3):
     rng = np.random.default_rng(seed)
     for _ in range(count):
         true = np.kron(rng.integers(0, 3, (3, 4)), np.ones((9, 9), int)).astype(np.uint8)
@@ -96,17 +96,17 @@ def random_pictures(seed: int, ignore: int = 255, count: int = 3):
         yield found, true
 
 
-def of(pictures, kind=BoundaryIoU, ignore=255, **options):
+def of(images, kind=BoundaryIoU, ignore=255, **options):
     metric = kind(CATEGORIES, **options)
-    for found_HW, true_HW in pictures:
-        metric.update(SemanticMap(found_HW.shape, CATEGORIES, found_HW), SemanticTruth(true_HW, ignore))
+    for found_HW, true_HW in images:
+        metric.update(SemanticMap(found_HW.shape, CATEGORIES, found_HW), SemanticAnnotation(true_HW, ignore))
     return metric
 
 
-def oracle(pictures, ratio: float, counts_ignored: bool, ignore: int) -> list[float]:
+def oracle(images, ratio: float, counts_ignored: bool, ignore: int) -> list[float]:
     """Class by class with binary masks."""
     both, union = np.zeros(3), np.zeros(3)
-    for found_HW, true_HW in pictures:
+    for found_HW, true_HW in images:
         width = edge_width(true_HW.shape, ratio)
         for label in range(3):
             true, found = published_edge(true_HW == label, width), published_edge(found_HW == label, width)
@@ -119,17 +119,17 @@ def oracle(pictures, ratio: float, counts_ignored: bool, ignore: int) -> list[fl
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.02, 0.05, 0.1]), st.sampled_from([255, 3]))
 def test_equal_to_binary_masks(seed, ratio, ignore):
-    pictures = list(random_pictures(seed, ignore))
+    images = list(random_images(seed, ignore))
     for kind, counts_ignored in ((BoundaryIoU, False), (MaSS13KBoundaryIoU, True)):
-        figures = of(pictures, kind, ignore, ratio=ratio).compute()
-        expected = oracle(pictures, ratio, counts_ignored, ignore)
+        figures = of(images, kind, ignore, ratio=ratio).compute()
+        expected = oracle(images, ratio, counts_ignored, ignore)
         assert [row[kind.figure] for row in figures["per_class"].values()] == pytest.approx(expected, nan_ok=True)
         assert figures[kind.figure] == pytest.approx(np.nanmean(expected))
 
 
-def test_the_two_conventions_differ_where_the_truth_is_ignored():
-    pictures = list(random_pictures(5))
-    ours, theirs = (of(pictures, kind, ratio=0.05).compute() for kind in (BoundaryIoU, MaSS13KBoundaryIoU))
+def test_the_two_conventions_differ_where_the_annotation_is_ignored():
+    images = list(random_images(5))
+    ours, theirs = (of(images, kind, ratio=0.05).compute() for kind in (BoundaryIoU, MaSS13KBoundaryIoU))
     assert ours["boundary_iou"] > theirs["boundary_iou_mass13k"]
     assert BoundaryIoU(CATEGORIES).ratio == 0.02 and MaSS13KBoundaryIoU(CATEGORIES).ratio == 0.001
 
@@ -144,12 +144,12 @@ def test_boundary_figures_equal_those_by_hand():
     assert math.isnan(figures["per_class"]["grass"]["boundary_iou"])
 
 
-def test_truth_against_itself_is_100(annotated):
-    from m2f_cli.metrics.comparable import semantic_truth
+def test_annotation_against_itself_is_100(annotated):
+    from m2f_cli.metrics.comparable import semantic_annotation
 
     metrics = [BoundaryIoU(annotated.categories), MaSS13KBoundaryIoU(annotated.categories)]
-    for truth in annotated.truths:
-        labels_HW = semantic_truth(truth, annotated.categories).labels_HW
+    for annotation in annotated.annotations:
+        labels_HW = semantic_annotation(annotation, annotated.categories).labels_HW
         for metric in metrics:
-            metric.update(SemanticMap(truth.size, annotated.categories, labels_HW), truth)
+            metric.update(SemanticMap(annotation.size, annotated.categories, labels_HW), annotation)
     assert [metric.compute()[metric.figure] for metric in metrics] == [100.0, 100.0]

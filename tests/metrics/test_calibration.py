@@ -15,7 +15,7 @@ from m2f_cli.metrics.average_precision import AveragePrecision
 from m2f_cli.metrics.calibration import InstanceCalibration, PanopticCalibration
 from m2f_cli.metrics.panoptic_quality import PanopticQuality
 from m2f_cli.results.types import Instances, PanopticMap, Segment
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedObject, AnnotatedSegment, InstanceAnnotation, PanopticAnnotation
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = (Category(1, "cat", True, (255, 0, 0)), Category(2, "dog", True, (0, 255, 0)))
@@ -27,17 +27,21 @@ def panoptic(ids, segments: dict[int, tuple[int, float]]) -> PanopticMap:
     return PanopticMap(ids_HW.shape, CATEGORIES, ids_HW, [Segment(i, c, s, 1) for i, (c, s) in segments.items()])
 
 
-def true(ids, labels: dict[int, int], crowds=()) -> PanopticTruth:
-    return PanopticTruth(np.array([ids], np.int32), [TrueSegment(i, c, i in crowds) for i, c in labels.items()])
+def true(ids, labels: dict[int, int], crowds=()) -> PanopticAnnotation:
+    return PanopticAnnotation(
+        np.array([ids], np.int32), [AnnotatedSegment(i, c, i in crowds) for i, c in labels.items()]
+    )
 
 
-TRUTH = true([1, 1, 2, 2, 0, 0], {1: CAT, 2: DOG})
+ANNOTATION = true([1, 1, 2, 2, 0, 0], {1: CAT, 2: DOG})
 
 
 def test_reliability_by_hand():
     metric = PanopticCalibration(CATEGORIES)
     # Ids out of order, one segment without pixels, one on void: neither counts.
-    metric.update(panoptic([9, 9, 4, 4, 5, 5], {9: (CAT, 0.9), 4: (CAT, 0.7), 7: (DOG, 0.1), 5: (DOG, 0.2)}), TRUTH)
+    metric.update(
+        panoptic([9, 9, 4, 4, 5, 5], {9: (CAT, 0.9), 4: (CAT, 0.7), 7: (DOG, 0.1), 5: (DOG, 0.2)}), ANNOTATION
+    )
     figures = metric.compute()
     assert figures["ece"] == pytest.approx((abs(90 - 100) + abs(70 - 0)) / 2)
     assert figures["mean_score"] == pytest.approx(80) and figures["precision"] == 50
@@ -49,15 +53,15 @@ def test_reliability_by_hand():
 
 def test_the_last_range_holds_a_score_of_1_and_bins_can_be_finer():
     metric = PanopticCalibration(CATEGORIES, bins=20)
-    metric.update(panoptic([9, 9, 4, 4, 0, 0], {9: (CAT, 1.0), 4: (DOG, 0.0)}), TRUTH)
+    metric.update(panoptic([9, 9, 4, 4, 0, 0], {9: (CAT, 1.0), 4: (DOG, 0.0)}), ANNOTATION)
     rows = metric.compute()["tables"]["reliability"]
     assert len(rows) == 20 and rows[-1]["count"] == rows[0]["count"] == 1
     with pytest.raises(ConfigError, match="bins = 7"):
         PanopticCalibration(CATEGORIES, bins=7)
 
 
-def random_pictures(count: int, seed: int = 0):
-    """Pictures of ten pixels for each of five objects, found or not; scores are the chances of being found."""
+def random_images(count: int, seed: int = 0):
+    """Images of ten pixels for each of five objects, found or not; scores are the chances of being found."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         ids = np.repeat(np.arange(1, 6), 10)
@@ -69,25 +73,25 @@ def random_pictures(count: int, seed: int = 0):
 
 def test_honest_scores_are_calibrated_and_boastful_ones_are_not():
     honest, boastful = PanopticCalibration(CATEGORIES), PanopticCalibration(CATEGORIES)
-    for result, truth in random_pictures(400):
-        honest.update(result, truth)
+    for result, annotation in random_images(400):
+        honest.update(result, annotation)
         for each in result.segments:
             each.score = 0.5 + each.score / 2
-        boastful.update(result, truth)
+        boastful.update(result, annotation)
     assert honest.compute()["ece"] < 5 and boastful.compute()["ece"] == pytest.approx(25, abs=4)
 
 
 def test_the_estimate_of_the_object_threshold_is_pq_without_the_lower_segments():
-    metric, pictures = PanopticCalibration(CATEGORIES), list(random_pictures(30))
-    for result, truth in pictures:
-        metric.update(result, truth)
+    metric, images = PanopticCalibration(CATEGORIES), list(random_images(30))
+    for result, annotation in images:
+        metric.update(result, annotation)
     found = metric.compute()["tables"]["object_threshold"]
     for threshold in (0.0, 0.25, 0.6):
         pq = PanopticQuality(CATEGORIES)
-        for result, truth in pictures:
+        for result, annotation in images:
             kept = [each for each in result.segments if each.score >= threshold]
             ids_HW = np.where(np.isin(result.ids_HW, [each.id for each in kept]), result.ids_HW, 0)
-            pq.update(PanopticMap(result.size, CATEGORIES, ids_HW, kept), truth)
+            pq.update(PanopticMap(result.size, CATEGORIES, ids_HW, kept), annotation)
         [row] = [row for row in found["curve"] if row["threshold"] == threshold]
         assert row["pq"] == pytest.approx(pq.compute()["pq"], abs=1e-9)
     assert found["best"]["pq"] == max(row["pq"] for row in found["curve"]) > found["now"]["pq"]
@@ -103,20 +107,21 @@ def box(start: int, stop: int) -> list[int]:
     return [int(start <= x < stop) for x in range(8)]
 
 
-def objects(*given) -> InstanceTruth:
+def objects(*given) -> InstanceAnnotation:
     made = [
-        TrueObject(label, coco_mask.encode(np.asfortranarray([mask], np.uint8)), crowd) for mask, label, crowd in given
+        AnnotatedObject(label, coco_mask.encode(np.asfortranarray([mask], np.uint8)), crowd)
+        for mask, label, crowd in given
     ]
-    return InstanceTruth((1, 8), made)
+    return InstanceAnnotation((1, 8), made)
 
 
 def test_objects_are_matched_as_coco_does_it():
     metric = InstanceCalibration(CATEGORIES)
-    truth = objects((box(0, 4), CAT, False), (box(4, 8), DOG, True))
+    annotation = objects((box(0, 4), CAT, False), (box(4, 8), DOG, True))
     result = instances(
         [box(0, 4), box(0, 3), box(0, 2), box(5, 7), box(0, 4)], [CAT, CAT, CAT, DOG, DOG], [0.9, 0.95, 0.05, 0.8, 0.7]
     )
-    metric.update(result, truth)
+    metric.update(result, annotation)
     # The cat of 0.95 takes the true one (IoU 0.75), those of 0.9 and 0.05 come too late; a dog lies on the crowd.
     rows = {row["from"]: row for row in metric.compute()["tables"]["reliability"] if row["count"]}
     assert {start: (row["count"], row["precision"]) for start, row in rows.items()} == {
@@ -125,7 +130,7 @@ def test_objects_are_matched_as_coco_does_it():
         0.9: (2, 50.0),
     }
     ap = AveragePrecision(CATEGORIES)
-    ap.update(result, truth)
+    ap.update(result, annotation)
     assert ap.compute()["ap50"] == pytest.approx(100)
 
 
@@ -134,13 +139,13 @@ def test_parts_saved_and_merged_give_the_same(name):
     whole = plugins.get("metrics", name)(CATEGORIES)
     restored, merged = whole.fresh(), whole.fresh()
     rng = np.random.default_rng(0)
-    for result, truth in random_pictures(6):
+    for result, annotation in random_images(6):
         if name == "calibration-instance":
             result = instances([box(0, rng.integers(1, 5)), box(4, 8)], rng.integers(0, 2, 2), rng.random(2))
-            truth = objects((box(0, 4), CAT, False), (box(4, 8), DOG, bool(rng.random() < 0.3)))
+            annotation = objects((box(0, 4), CAT, False), (box(4, 8), DOG, bool(rng.random() < 0.3)))
         part = whole.fresh()
-        part.update(result, truth)
-        whole.update(result, truth)
+        part.update(result, annotation)
+        whole.update(result, annotation)
         merged.merge(part)
         restored.restore(json.loads(json.dumps(part.state())))
     assert json.dumps(whole.compute()) == json.dumps(merged.compute()) == json.dumps(restored.compute())
@@ -154,7 +159,7 @@ def test_parts_saved_and_merged_give_the_same(name):
 def test_impossible_scores_are_refused_and_add_nothing(score):
     metric = PanopticCalibration(CATEGORIES)
     with pytest.raises(DataError, match="from 0 to 1"):
-        metric.update(panoptic([9, 9, 4, 4, 0, 0], {9: (CAT, score), 4: (CAT, 0.7)}), TRUTH)
+        metric.update(panoptic([9, 9, 4, 4, 0, 0], {9: (CAT, score), 4: (CAT, 0.7)}), ANNOTATION)
     assert metric.state() == {"scored": [], "true": []}
     other = InstanceCalibration(CATEGORIES)
     with pytest.raises(DataError, match="from 0 to 1"):

@@ -1,4 +1,4 @@
-"""The official scores, picture by picture, against the official tool run over a whole folder of our files."""
+"""The official scores, image by image, against the official tool run over a whole folder of our files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.folders import plane, write_mask, write_picture
+from helpers.folders import plane, write_mask, write_random_image
 from pycocotools import mask as coco_mask
 
 from m2f_cli import plugins
@@ -20,7 +20,7 @@ from m2f_cli.evaluation.score_files.score import score
 from m2f_cli.metrics import cityscapes as cityscapes_scores
 from m2f_cli.metrics.cityscapes import CityscapesObjects, CityscapesPixels
 from m2f_cli.results.types import Instances, SemanticMap
-from m2f_cli.structures.annotations import SemanticTruth
+from m2f_cli.structures.annotations import SemanticAnnotation
 from m2f_cli.structures.categories import load_categories
 
 pytest.importorskip("cityscapesscripts", reason="needs cityscapesScripts: pip install 'm2f-cli[cityscapes]'")
@@ -44,7 +44,7 @@ def instance_ids(seed: int) -> np.ndarray:
 
 @pytest.fixture
 def street(tmp_path):
-    """A miniature of Cityscapes: `.data`, random results of its three pictures, and `.gt`, its label pictures."""
+    """A miniature of Cityscapes: `.data`, random results of its three images, and `.gt`, its label images."""
     rng, gt = np.random.default_rng(5), []
     results = SimpleNamespace(semantic=[], instance=[])
     for number in range(3):
@@ -52,7 +52,7 @@ def street(tmp_path):
         labels_HW = np.where(ids_HW < 1000, ids_HW, ids_HW // 1000)
         city = "aachen" if number < 2 else "bonn"
         stem = f"val/{city}/{city}_000000_{number:06d}"
-        write_picture(tmp_path / f"data/leftImg8bit/{stem}_leftImg8bit.png", SIZE, seed=number)
+        write_random_image(tmp_path / f"data/leftImg8bit/{stem}_leftImg8bit.png", SIZE, seed=number)
         write_mask(tmp_path / f"data/gtFine/{stem}_gtFine_instanceIds.png", ids_HW)
         gt.append(write_mask(tmp_path / f"data/gtFine/{stem}_gtFine_labelIds.png", labels_HW))
         found_HW = np.full(SIZE, 255, np.uint8)
@@ -83,7 +83,7 @@ def measured(street, make, task: str, results):
     metric = make(STREET)
     for result, record in zip(results, open_data(street.data, "val", task="panoptic").records, strict=True):
         part = metric.fresh()
-        part.update(result, record.read_truth())
+        part.update(result, record.read_annotation())
         metric.merge(part)
     return metric
 
@@ -103,9 +103,9 @@ def official(street, module: str, end: str):
     args.gtInstancesFile = str(street.tmp / "gtInstances.json")
     of_pixels = "Pixel" in module
     args.predictionPath = str(street.out.absolute() / f"cityscapes-{'semantic' if of_pixels else 'instance'}")
-    truths = [str(path).replace("labelIds", end) for path in street.gt]
-    found = [tools.getPrediction(*((args, path) if of_pixels else (path, args))) for path in truths]
-    return tools.evaluateImgLists(found, truths, args)
+    annotations = [str(path).replace("labelIds", end) for path in street.gt]
+    found = [tools.getPrediction(*((args, path) if of_pixels else (path, args))) for path in annotations]
+    return tools.evaluateImgLists(found, annotations, args)
 
 
 def test_pixel_scores_are_the_official_ones(street):
@@ -126,18 +126,18 @@ def test_pixel_scores_are_the_official_ones(street):
 def test_iou_and_iiou_as_the_facts_define_them(street):
     """Half of the first car is taken for road. Void counts nowhere; a car's pixels weigh mean size / own size."""
     [record, *_] = open_data(street.data, "val", task="semantic").records
-    truth = record.read_truth()
-    found_HW = truth.labels_HW.copy()
+    annotation = record.read_annotation()
+    found_HW = annotation.labels_HW.copy()
     found_HW[10:30, 5:15] = LABEL_OF[ROAD]
     found_HW[8:10] = LABEL_OF[CAR]  # on void
     metric = CityscapesPixels(STREET)
-    metric.update(SemanticMap(SIZE, STREET, found_HW), truth)
+    metric.update(SemanticMap(SIZE, STREET, found_HW), annotation)
     figures = metric.compute()
     sizes, size = [20 * 20, 18 * 20, 20 * 25, 2 * 4], 12794.0202738185
     assert figures["per_class"]["car"]["iou"] == pytest.approx(100 * (sum(sizes) - 200) / sum(sizes))
     weighted = [(size / 400) * 200, size, size, size]
     assert figures["per_class"]["car"]["iiou"] == pytest.approx(100 * sum(weighted) / (4 * size))
-    road = int((truth.labels_HW == LABEL_OF[ROAD]).sum())
+    road = int((annotation.labels_HW == LABEL_OF[ROAD]).sum())
     assert figures["per_class"]["road"]["iou"] == pytest.approx(100 * road / (road + 200))
     assert math.isnan(figures["per_class"]["road"]["iiou"]) and math.isnan(figures["per_class"]["bus"]["iou"])
 
@@ -157,16 +157,16 @@ def test_object_scores_are_the_official_ones(street, monkeypatch):
 
 
 def test_a_region_that_is_not_evaluated_but_has_a_number_excuses_nothing(street):
-    """The official tool knows caravans by their bare labelId only: our own truth has them as void."""
+    """The official tool knows caravans by their bare labelId only: our own annotation has them as void."""
     [record, *_] = open_data(street.data, "val", task="instance").records
-    truth, ids_HW = record.read_truth(), instance_ids(0)
+    annotation, ids_HW = record.read_annotation(), instance_ids(0)
 
     def ap(*masks_HW) -> float:
         rles = [coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8)) for mask_HW in masks_HW]
         things = load_categories("cityscapes-instance")
         metric = CityscapesObjects(things)
         scores = np.linspace(0.9, 0.5, len(rles))
-        metric.update(Instances(SIZE, things, np.full(len(rles), 2), scores, rles), truth)
+        metric.update(Instances(SIZE, things, np.full(len(rles), 2), scores, rles), annotation)
         return metric.compute()["per_class"]["car"]["ap"]
 
     cars = [ids_HW == 26000 + i for i in range(3)]
@@ -189,9 +189,9 @@ class TestBoth:
         whole, restored = make(categories), make(categories)
         for result, record in zip(getattr(street.results, task), records, strict=True):
             result = result if task == "semantic" else only_things(result, categories)
-            whole.update(result, record.read_truth())
+            whole.update(result, record.read_annotation())
             part = whole.fresh()
-            part.update(result, record.read_truth())
+            part.update(result, record.read_annotation())
             restored.restore(json.loads(json.dumps(part.state())))
         expected = json.dumps(whole.compute())
         assert json.dumps(restored.compute()) == json.dumps(pickle.loads(pickle.dumps(whole)).compute()) == expected
@@ -216,9 +216,9 @@ class TestBoth:
             make(STREET[:5])
         result = getattr(street.results, task)[0]
         with pytest.raises(ConfigError, match="need its own annotations"):
-            make(STREET).update(result, SemanticTruth(np.zeros(SIZE, np.uint8)))
+            make(STREET).update(result, SemanticAnnotation(np.zeros(SIZE, np.uint8)))
         with pytest.raises(DataError, match="pixels"):
-            make(STREET).update(result, SemanticTruth(np.zeros((4, 4), np.uint8)))
+            make(STREET).update(result, SemanticAnnotation(np.zeros((4, 4), np.uint8)))
 
     def test_without_the_package_it_is_said_what_to_install(self, street, task, name, make, monkeypatch):
         monkeypatch.setattr(cityscapes_scores.importlib.util, "find_spec", lambda name: None)
@@ -234,7 +234,7 @@ class TestBoth:
         for result, record in zip(
             getattr(street.results, task), open_data(street.data, "val", task=task).records, strict=True
         ):
-            expected.update(result if task == "semantic" else only_things(result, categories), record.read_truth())
+            expected.update(result if task == "semantic" else only_things(result, categories), record.read_annotation())
         found = score(folder, street.data, [name])
         assert json.dumps(found.metrics[name]) == json.dumps(expected.compute())
         plain = "miou" if task == "semantic" else "ap"
@@ -252,7 +252,7 @@ def test_a_png_that_cannot_be_read_is_a_data_error(street):
     street.gt[0].write_bytes(street.gt[0].read_bytes()[:40])
     [record, *_] = open_data(street.data, "val", task="panoptic").records
     with pytest.raises(DataError, match="cityscapesScripts: Unable to load"):
-        CityscapesPixels(STREET).update(street.results.semantic[0], record.read_truth())
+        CityscapesPixels(STREET).update(street.results.semantic[0], record.read_annotation())
 
 
 @pytest.mark.parametrize(
@@ -271,5 +271,5 @@ def test_texts_that_are_wrong(street, line, message):
     with pytest.raises(DataError, match=message):
         score(folder, street.data)
     next(folder.rglob("aachen_000000_000000_pred.txt")).unlink()
-    with pytest.raises(DataError, match="no file for 1 of 3 annotated pictures, such as aachen/aachen_000000_000000"):
+    with pytest.raises(DataError, match="no file for 1 of 3 annotated images, such as aachen/aachen_000000_000000"):
         score(folder, street.data)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.metrics.comparable import semantic_truth
+from m2f_cli.metrics.comparable import semantic_annotation
 from m2f_cli.metrics.mean_iou import MeanIoU
 from m2f_cli.results.types import SemanticMap
-from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth
+from m2f_cli.structures.annotations import InstanceAnnotation, SemanticAnnotation
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(i, name, False, (i, i, i)) for i, name in enumerate(["sky", "grass", "water", "sand"]))
@@ -22,17 +22,17 @@ SKY, GRASS, WATER, SAND = range(4)
 NAMES = ("miou", "miou_union", "fwiou", "macc", "pacc")
 
 
-def of(pictures, ignore=255) -> MeanIoU:
+def of(images, ignore=255) -> MeanIoU:
     metric = MeanIoU(CATEGORIES)
-    for found_HW, true_HW in pictures:
-        metric.update(SemanticMap(found_HW.shape, CATEGORIES, found_HW), SemanticTruth(true_HW, ignore))
+    for found_HW, true_HW in images:
+        metric.update(SemanticMap(found_HW.shape, CATEGORIES, found_HW), SemanticAnnotation(true_HW, ignore))
     return metric
 
 
-def oracle(pictures, ignore=255) -> dict[str, float]:
-    """Mask by mask over all pixels of all pictures."""
-    found = np.concatenate([f.ravel() for f, _ in pictures]).astype(int)
-    true = np.concatenate([t.ravel() for _, t in pictures]).astype(int)
+def oracle(images, ignore=255) -> dict[str, float]:
+    """Mask by mask over all pixels of all images."""
+    found = np.concatenate([f.ravel() for f, _ in images]).astype(int)
+    true = np.concatenate([t.ravel() for _, t in images]).astype(int)
     found, true = found[true != ignore], true[true != ignore]
     iou, acc, weight, seen = [], [], [], 0
     for label in range(4):
@@ -46,7 +46,7 @@ def oracle(pictures, ignore=255) -> dict[str, float]:
     return {name: 100 * value for name, value in zip(NAMES, values, strict=True)}
 
 
-def random_pictures(seed: int, ignore: int, dtype=np.uint8):
+def random_images(seed: int, ignore: int, dtype=np.uint8):
     rng = np.random.default_rng(seed)
     for _ in range(int(rng.integers(1, 4))):
         true = rng.integers(0, rng.integers(1, 5), (5, 6)).astype(dtype)
@@ -60,18 +60,18 @@ def random_pictures(seed: int, ignore: int, dtype=np.uint8):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(255, np.uint8), (65535, np.uint16), (4, np.int32)]))
 def test_equal_to_the_oracle(seed, kind):
     ignore, dtype = kind
-    pictures = list(random_pictures(seed, ignore, dtype))
-    figures, expected = of(pictures, ignore).compute(), oracle(pictures, ignore)
+    images = list(random_images(seed, ignore, dtype))
+    figures, expected = of(images, ignore).compute(), oracle(images, ignore)
     assert {name: figures[name] for name in NAMES} == pytest.approx(expected, abs=1e-10)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_parts_merge_to_the_whole(seed):
-    pictures = [*random_pictures(seed, 255), *random_pictures(seed + 1, 255)]
-    whole = pickle.loads(pickle.dumps(of(pictures[:1])))
-    whole.merge(pickle.loads(pickle.dumps(of(pictures[1:]))))
-    assert str(whole.compute()) == str(of(pictures).compute())
+    images = [*random_images(seed, 255), *random_images(seed + 1, 255)]
+    whole = pickle.loads(pickle.dumps(of(images[:1])))
+    whole.merge(pickle.loads(pickle.dumps(of(images[1:]))))
+    assert str(whole.compute()) == str(of(images).compute())
 
 
 def test_by_hand_with_both_averages():
@@ -99,9 +99,9 @@ def test_a_pixel_without_a_class_is_a_miss(none, dtype):
     assert figures["miou"] == figures["miou_union"] == 75.0
 
 
-@pytest.mark.parametrize("pictures", [[], [(np.zeros((1, 2), np.uint8), np.full((1, 2), 255, np.uint8))]])
-def test_nothing_seen_is_nan(pictures):
-    figures = of(pictures).compute()
+@pytest.mark.parametrize("images", [[], [(np.zeros((1, 2), np.uint8), np.full((1, 2), 255, np.uint8))]])
+def test_nothing_seen_is_nan(images):
+    figures = of(images).compute()
     assert all(math.isnan(figures[name]) for name in NAMES)
 
 
@@ -116,20 +116,20 @@ def test_nothing_seen_is_nan(pictures):
 def test_what_does_not_fit_is_said_and_not_counted(true, says):
     metric = MeanIoU(CATEGORIES)
     with pytest.raises(DataError, match=says):
-        metric.update(SemanticMap((1, 2), CATEGORIES, np.zeros((1, 2), np.uint8)), SemanticTruth(true))
+        metric.update(SemanticMap((1, 2), CATEGORIES, np.zeros((1, 2), np.uint8)), SemanticAnnotation(true))
     assert not metric.confusion.any()
 
 
 def test_objects_have_no_miou():
     result = SemanticMap((1, 1), CATEGORIES, np.zeros((1, 1), np.uint8))
     with pytest.raises(ConfigError, match="InstanceTruth"):
-        MeanIoU(CATEGORIES).update(result, InstanceTruth((1, 1), []))
+        MeanIoU(CATEGORIES).update(result, InstanceAnnotation((1, 1), []))
 
 
-def test_panoptic_truth_against_itself_is_100(annotated):
+def test_panoptic_annotation_against_itself_is_100(annotated):
     metric = MeanIoU(annotated.categories)
-    for truth in annotated.truths:
-        labels_HW = semantic_truth(truth, annotated.categories).labels_HW
-        metric.update(SemanticMap(truth.size, annotated.categories, labels_HW), truth)
+    for annotation in annotated.annotations:
+        labels_HW = semantic_annotation(annotation, annotated.categories).labels_HW
+        metric.update(SemanticMap(annotation.size, annotated.categories, labels_HW), annotation)
     figures = metric.compute()
     assert [figures[name] for name in NAMES] == pytest.approx([100.0] * 5)

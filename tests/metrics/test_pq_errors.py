@@ -17,7 +17,7 @@ from m2f_cli.metrics.panoptic_quality import PanopticQuality
 from m2f_cli.metrics.pq_errors import PanopticErrors
 from m2f_cli.metrics.pq_repairs import KINDS, Change, compare_segments, repairs
 from m2f_cli.results.types import PanopticMap, Segment
-from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = (
@@ -35,26 +35,28 @@ def found(ids_HW, labels: dict[int, int]) -> PanopticMap:
     )
 
 
-def true(ids_HW, labels: dict[int, int], crowds=()) -> PanopticTruth:
-    return PanopticTruth(np.array(ids_HW, np.int32), [TrueSegment(i, c, i in crowds) for i, c in labels.items()])
+def true(ids_HW, labels: dict[int, int], crowds=()) -> PanopticAnnotation:
+    return PanopticAnnotation(
+        np.array(ids_HW, np.int32), [AnnotatedSegment(i, c, i in crowds) for i, c in labels.items()]
+    )
 
 
-def of(pictures, metric=None):
+def of(images, metric=None):
     metric = metric or PanopticErrors(CATEGORIES)
-    for result, truth in pictures:
-        metric.update(result, truth)
+    for result, annotation in images:
+        metric.update(result, annotation)
     return metric
 
 
-def pq_of(pictures) -> dict:
-    return of(pictures, PanopticQuality(CATEGORIES)).compute()
+def pq_of(images) -> dict:
+    return of(images, PanopticQuality(CATEGORIES)).compute()
 
 
-def errors_of(result, truth) -> dict[str, list[Change]]:
-    return {kind: changes for kind, changes in repairs(compare_segments(result, truth, 3)).items() if changes}
+def errors_of(result, annotation) -> dict[str, list[Change]]:
+    return {kind: changes for kind, changes in repairs(compare_segments(result, annotation, 3)).items() if changes}
 
 
-def random_picture(seed: int):
+def random_image(seed: int):
     """Blocks of true segments, void and crowds, and a result with moved borders, joins, cuts and wrong classes."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 6, (3, 4))
@@ -90,12 +92,12 @@ ROW = [[1] * 10 + [2] * 10]
 
 
 def test_wrong_class_on_a_right_mask():
-    result, truth = found([[1] * 10 + [2] * 10], {1: CAR, 2: SKY}), true(ROW, {1: PERSON, 2: SKY})
-    assert errors_of(result, truth) == {
+    result, annotation = found([[1] * 10 + [2] * 10], {1: CAR, 2: SKY}), true(ROW, {1: PERSON, 2: SKY})
+    assert errors_of(result, annotation) == {
         "class": [Change(PERSON, 0, 1.0, 1, 0, -1), Change(CAR, 0, 0.0, 0, -1, 0)],
         "boundary": [Change(SKY, 0, 0.0, 0, 0, 0)],
     }
-    figures = of([(result, truth)]).compute()
+    figures = of([(result, annotation)]).compute()
     assert figures["tables"]["pq"] == pytest.approx(100 / 3)  # person 0, car 0, sky 100
     # The false car was the only one: repaired, cars are no longer measured.
     assert figures["pq_lost_class"] == pytest.approx(100 - 100 / 3)
@@ -110,18 +112,18 @@ def test_wrong_class_on_a_right_mask():
 
 def test_split_without_a_hit():
     pieces = [[1] * 5 + [3] * 5 + [2] * 10]
-    result, truth = found(pieces, {1: PERSON, 3: PERSON, 2: SKY}), true(ROW, {1: PERSON, 2: SKY})
-    assert errors_of(result, truth)["split"] == [Change(PERSON, 0, 1.0, 1, -2, -1)]
-    assert of([(result, truth)]).compute()["pq_lost_split"] == pytest.approx(50)
+    result, annotation = found(pieces, {1: PERSON, 3: PERSON, 2: SKY}), true(ROW, {1: PERSON, 2: SKY})
+    assert errors_of(result, annotation)["split"] == [Change(PERSON, 0, 1.0, 1, -2, -1)]
+    assert of([(result, annotation)]).compute()["pq_lost_split"] == pytest.approx(50)
 
 
 def test_split_beside_a_hit_raises_its_iou():
     pieces = [[1] * 7 + [3] * 3 + [2] * 10]
-    result, truth = found(pieces, {1: PERSON, 3: PERSON, 2: SKY}), true(ROW, {1: PERSON, 2: SKY})
-    [change] = errors_of(result, truth)["split"]
+    result, annotation = found(pieces, {1: PERSON, 3: PERSON, 2: SKY}), true(ROW, {1: PERSON, 2: SKY})
+    [change] = errors_of(result, annotation)["split"]
     assert change == Change(PERSON, 0, pytest.approx(0.3), 0, -1, 0)
     # Person: 0.7 / 1.5 before, 1 after; sky is perfect.
-    assert of([(result, truth)]).compute()["pq_lost_split"] == pytest.approx(100 * (1 - 0.7 / 1.5) / 2)
+    assert of([(result, annotation)]).compute()["pq_lost_split"] == pytest.approx(100 * (1 - 0.7 / 1.5) / 2)
 
 
 def test_pieces_that_lie_mostly_elsewhere_are_no_split():
@@ -134,17 +136,17 @@ def test_pieces_that_lie_mostly_elsewhere_are_no_split():
 
 
 def test_two_objects_found_as_one_are_merged():
-    truth = true([[1] * 10 + [2] * 6 + [3] * 4], {1: PERSON, 2: PERSON, 3: SKY})
+    annotation = true([[1] * 10 + [2] * 6 + [3] * 4], {1: PERSON, 2: PERSON, 3: SKY})
     alone = found([[1] * 16 + [3] * 4], {1: PERSON, 3: SKY})  # a hit of the larger: 10/16
-    errors = errors_of(alone, truth)
+    errors = errors_of(alone, annotation)
     assert errors["merged"] == [Change(PERSON, 0, 1.0, 1, 0, -1), Change(PERSON, 0, pytest.approx(6 / 16), 0, 0, 0)]
-    assert of([(alone, truth)]).compute()["pq_lost_merged"] == pytest.approx(100 * (1 - 0.625 / 1.5) / 2)
+    assert of([(alone, annotation)]).compute()["pq_lost_merged"] == pytest.approx(100 * (1 - 0.625 / 1.5) / 2)
 
 
 def test_merged_without_a_hit_and_with_something_outside():
-    truth = true([[1] * 8 + [2] * 8 + [3] * 4], {1: PERSON, 2: PERSON, 3: SKY})
+    annotation = true([[1] * 8 + [2] * 8 + [3] * 4], {1: PERSON, 2: PERSON, 3: SKY})
     result = found([[1] * 18 + [3] * 2], {1: PERSON, 3: SKY})
-    assert errors_of(result, truth)["merged"] == [
+    assert errors_of(result, annotation)["merged"] == [
         Change(PERSON, 0, 1.0, 1, 0, -1),
         Change(PERSON, 0, 1.0, 1, 0, -1),
         Change(PERSON, 0, 0.0, 0, -1, 0),
@@ -152,10 +154,10 @@ def test_merged_without_a_hit_and_with_something_outside():
 
 
 def test_near_misses_are_boundaries_and_far_ones_missed_and_spurious():
-    truth = true([[1] * 20], {1: PERSON})
+    annotation = true([[1] * 20], {1: PERSON})
     near, far = (found([[1] * n + [0] * (20 - n)], {1: PERSON}) for n in (10, 2))
-    assert errors_of(near, truth) == {"boundary": [Change(PERSON, 0, 1.0, 1, -1, -1)]}
-    assert errors_of(far, truth) == {
+    assert errors_of(near, annotation) == {"boundary": [Change(PERSON, 0, 1.0, 1, -1, -1)]}
+    assert errors_of(far, annotation) == {
         "missed": [Change(PERSON, 0, 1.0, 1, 0, -1)],
         "spurious": [Change(PERSON, 0, 0.0, 0, -1, 0)],
     }
@@ -173,9 +175,9 @@ def test_what_pq_excuses_has_no_error():
 def test_sizes_follow_coco():
     ids_HW = np.full((200, 200), 3)
     ids_HW[:31, :33], ids_HW[:32, 100:132] = 1, 2  # 1023 and 1024 pixels
-    truth = true(ids_HW, {1: PERSON, 2: PERSON, 3: SKY})
+    annotation = true(ids_HW, {1: PERSON, 2: PERSON, 3: SKY})
     result = found(np.where(ids_HW == 1, 0, ids_HW), {2: PERSON, 3: SKY})
-    sizes = of([(result, truth)]).compute()["tables"]["sizes"]
+    sizes = of([(result, annotation)]).compute()["tables"]["sizes"]
     assert [sizes[size]["segments"] for size in ("small", "medium", "large")] == [1, 1, 1]
     assert [sizes[size]["hits"] for size in ("small", "medium", "large")] == [0, 1, 1]
     assert sizes["small"]["pq"] == 0 and sizes["medium"]["pq"] == 100
@@ -183,7 +185,7 @@ def test_sizes_follow_coco():
     assert sizes["large"]["pq_lost_missed"] == 0
 
 
-def test_worst_pictures_are_those_that_cost_most():
+def test_worst_images_are_those_that_cost_most():
     good = (found(ROW, {1: PERSON, 2: SKY}), true(ROW, {1: PERSON, 2: SKY}))
     bad = (found([[0] * 20], {}), true(ROW, {1: PERSON, 2: SKY}))
     half = (found([[1] * 10 + [0] * 10], {1: PERSON}), true(ROW, {1: PERSON, 2: SKY}))
@@ -198,24 +200,24 @@ def test_worst_pictures_are_those_that_cost_most():
 @settings(max_examples=60, deadline=None)
 @given(seeds)
 def test_every_false_segment_has_one_error_and_all_repairs_give_100(numbers):
-    pictures = [random_picture(seed) for seed in numbers]
-    figures, pq = of(pictures).compute(), pq_of(pictures)
+    images = [random_image(seed) for seed in numbers]
+    figures, pq = of(images).compute(), pq_of(images)
     assert figures["tables"]["pq"] == pytest.approx(pq["pq"], abs=1e-9, nan_ok=True)
     for name, row in figures["per_class"].items():
         expected = pq["per_class"][name]
         assert row["pq"] == pytest.approx(expected["pq"], abs=1e-9, nan_ok=True)
         assert sum(row[kind] for kind in KINDS) == expected["fp"] + expected["fn"]
-    if any(not segment.iscrowd for _, truth in pictures for segment in truth.segments):
+    if any(not segment.iscrowd for _, annotation in images for segment in annotation.segments):
         assert figures["tables"]["all_repaired"] == 100
 
 
-def repaired(result: PanopticMap, truth: PanopticTruth, kind: str) -> PanopticMap:
+def repaired(result: PanopticMap, annotation: PanopticAnnotation, kind: str) -> PanopticMap:
     """The map itself repaired, from masks, with the definitions of the module's text read literally."""
     ids_HW, labels = result.ids_HW.copy(), {each.id: each.label for each in result.segments}
-    trues = {each.id: each.label for each in truth.segments if not each.iscrowd}
-    excused = {i for i in labels if excuse(result, truth, i)}
-    void = truth.ids_HW == 0
-    mask_t = {i: truth.ids_HW == i for i in trues}
+    trues = {each.id: each.label for each in annotation.segments if not each.iscrowd}
+    excused = {i for i in labels if excuse(result, annotation, i)}
+    void = annotation.ids_HW == 0
+    mask_t = {i: annotation.ids_HW == i for i in trues}
     mask_f = {i: (result.ids_HW == i) & ~void for i in labels if i not in excused}
     hits = {(t, f) for t in trues for f in mask_f if trues[t] == labels[f] and iou(mask_t[t], mask_f[f]) > 0.5}
     free_t, free_f = set(trues) - {t for t, _ in hits}, set(mask_f) - {f for _, f in hits}
@@ -264,14 +266,14 @@ def iou(one, two) -> float:
     return (one & two).sum() / union if union else 0.0
 
 
-def excuse(result, truth, i) -> bool:
+def excuse(result, annotation, i) -> bool:
     mask, label = result.ids_HW == i, next(each.label for each in result.segments if each.id == i)
-    crowds = [each.id for each in truth.segments if each.iscrowd and each.label == label][-1:]
-    on = np.isin(truth.ids_HW, [0, *crowds]) & mask
-    void = truth.ids_HW == 0
+    crowds = [each.id for each in annotation.segments if each.iscrowd and each.label == label][-1:]
+    on = np.isin(annotation.ids_HW, [0, *crowds]) & mask
+    void = annotation.ids_HW == 0
     is_hit = any(
-        iou(truth.ids_HW == each.id, mask & ~void) > 0.5
-        for each in truth.segments
+        iou(annotation.ids_HW == each.id, mask & ~void) > 0.5
+        for each in annotation.segments
         if not each.iscrowd and each.label == label
     )
     return not is_hit and 2 * on.sum() > mask.sum()
@@ -281,14 +283,14 @@ def excuse(result, truth, i) -> bool:
 @settings(max_examples=60, deadline=None)
 @given(numbers=seeds)
 def test_a_repaired_map_has_the_promised_pq(kind, numbers):
-    pictures = [random_picture(seed) for seed in numbers]
-    after = pq_of([(repaired(result, truth, kind), truth) for result, truth in pictures])["pq"]
-    figures = of(pictures).compute()
+    images = [random_image(seed) for seed in numbers]
+    after = pq_of([(repaired(result, annotation, kind), annotation) for result, annotation in images])["pq"]
+    figures = of(images).compute()
     assert figures[f"pq_lost_{kind}"] == pytest.approx(after - figures["tables"]["pq"], abs=1e-8, nan_ok=True)
 
 
-def test_the_random_pictures_have_every_error():
-    figures = of([random_picture(seed) for seed in range(150)]).compute()
+def test_the_random_images_have_every_error():
+    figures = of([random_image(seed) for seed in range(150)]).compute()
     totals = {kind: sum(row[kind] for row in figures["per_class"].values()) for kind in KINDS}
     assert min(totals.values()) > 10, totals
     assert all(figures[f"pq_lost_{kind}"] > 0 for kind in KINDS)
@@ -297,12 +299,12 @@ def test_the_random_pictures_have_every_error():
 @settings(max_examples=20, deadline=None)
 @given(seeds)
 def test_parts_saved_and_merged_in_any_grouping_give_the_same(numbers):
-    pictures = [random_picture(seed) for seed in numbers]
-    whole = of(pictures)
+    images = [random_image(seed) for seed in numbers]
+    whole = of(images)
     restored = PanopticErrors(CATEGORIES)
-    for picture in pictures:
-        restored.restore(json.loads(json.dumps(of([picture]).state())))
-    left, right = of(pictures[:2]), pickle.loads(pickle.dumps(of(pictures[2:])))
+    for image in images:
+        restored.restore(json.loads(json.dumps(of([image]).state())))
+    left, right = of(images[:2]), pickle.loads(pickle.dumps(of(images[2:])))
     left.merge(right)
     for other in (restored, left):
         assert json.dumps(other.state()) == json.dumps(whole.state())
@@ -310,10 +312,10 @@ def test_parts_saved_and_merged_in_any_grouping_give_the_same(numbers):
 
 
 def test_what_is_kept_does_not_grow():
-    pictures = [random_picture(seed) for seed in range(30)]
-    metric = of(pictures * 4)
+    images = [random_image(seed) for seed in range(30)]
+    metric = of(images * 4)
     small = len(pickle.dumps(metric.state()))
-    assert len(pickle.dumps(of(pictures * 8, metric).state())) < 1.1 * small
+    assert len(pickle.dumps(of(images * 8, metric).state())) < 1.1 * small
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_what_is_kept_does_not_grow():
     ],
 )
 def test_damaged_states_are_refused_and_add_nothing(damage):
-    metric = of([random_picture(1)])
+    metric = of([random_image(1)])
     before = json.dumps(metric.state())
     with pytest.raises(DataError, match="damaged"):
         metric.restore({**metric.state(), **damage})
@@ -339,7 +341,7 @@ def test_damaged_states_are_refused_and_add_nothing(damage):
     assert json.dumps(metric.state()) == before
 
 
-def test_unusable_pictures_are_refused():
+def test_unusable_images_are_refused():
     with pytest.raises(DataError, match="id 7"):
         of([(found([[7]], {}), true([[1]], {1: 0}))])
     with pytest.raises(DataError, match="class number 9"):
@@ -351,12 +353,12 @@ def test_unusable_pictures_are_refused():
 def test_real_annotations_against_themselves_and_damaged(annotated):
     perfect, worse = PanopticErrors(annotated.categories), PanopticErrors(annotated.categories)
     pq = PanopticQuality(annotated.categories)
-    for truth in annotated.truths:
-        segments = [Segment(s.id, s.label, 1.0, 0) for s in truth.segments if (truth.ids_HW == s.id).any()]
-        perfect.update(PanopticMap(truth.size, annotated.categories, truth.ids_HW, segments), truth)
-        moved = PanopticMap(truth.size, annotated.categories, np.roll(truth.ids_HW, 12, axis=1), segments)
-        worse.update(moved, truth)
-        pq.update(moved, truth)
+    for annotation in annotated.annotations:
+        segments = [Segment(s.id, s.label, 1.0, 0) for s in annotation.segments if (annotation.ids_HW == s.id).any()]
+        perfect.update(PanopticMap(annotation.size, annotated.categories, annotation.ids_HW, segments), annotation)
+        moved = PanopticMap(annotation.size, annotated.categories, np.roll(annotation.ids_HW, 12, axis=1), segments)
+        worse.update(moved, annotation)
+        pq.update(moved, annotation)
     figures = perfect.compute()
     assert [figures[f"pq_lost_{kind}"] for kind in KINDS] == [0] * len(KINDS) and figures["tables"]["pq"] == 100
     damaged, expected = worse.compute(), pq.compute()

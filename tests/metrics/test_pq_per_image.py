@@ -1,4 +1,4 @@
-"""PQ picture by picture, by hand and against PQ of single pictures."""
+"""PQ image by image, by hand and against PQ of single images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from m2f_cli.metrics.panoptic_quality import PanopticQuality
-from m2f_cli.metrics.pq_per_image import PictureQuality
+from m2f_cli.metrics.pq_per_image import ImageQuality
 from m2f_cli.results.types import PanopticMap, Segment
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedObject, AnnotatedSegment, InstanceAnnotation, PanopticAnnotation
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = (Category(1, "nucleus", True, (0, 0, 0)), Category(2, "tissue", False, (0, 0, 0)))
@@ -24,17 +24,17 @@ def found(ids_HW, stuff=()) -> PanopticMap:
     return PanopticMap(ids_HW.shape, CATEGORIES, ids_HW, segments)
 
 
-def true(ids_HW, stuff=()) -> PanopticTruth:
+def true(ids_HW, stuff=()) -> PanopticAnnotation:
     ids_HW = np.array(ids_HW, np.int32)
-    return PanopticTruth(
-        ids_HW, [TrueSegment(int(i), TISSUE if i in stuff else NUCLEUS) for i in np.unique(ids_HW) if i]
+    return PanopticAnnotation(
+        ids_HW, [AnnotatedSegment(int(i), TISSUE if i in stuff else NUCLEUS) for i in np.unique(ids_HW) if i]
     )
 
 
-def of(*pictures) -> dict[str, float]:
-    metric = PictureQuality(CATEGORIES)
-    for result, truth in pictures:
-        metric.update(result, truth)
+def of(*images) -> dict[str, float]:
+    metric = ImageQuality(CATEGORIES)
+    for result, annotation in images:
+        metric.update(result, annotation)
     return metric.compute()
 
 
@@ -48,8 +48,8 @@ def test_by_hand_with_background_that_is_no_void():
 
 
 def test_stuff_does_not_count():
-    result, truth = found([[1, 1, 2, 2]], stuff=[2]), true([[1, 1, 3, 3]], stuff=[3])
-    assert of((result, truth))["pq_per_picture"] == 100.0
+    result, annotation = found([[1, 1, 2, 2]], stuff=[2]), true([[1, 1, 3, 3]], stuff=[3])
+    assert of((result, annotation))["pq_per_picture"] == 100.0
     assert math.isnan(of((found([[2, 2]], stuff=[2]), true([[3, 0]], stuff=[3])))["pq_per_picture"])
 
 
@@ -61,28 +61,32 @@ def test_nothing_found_and_nothing_true():
     assert of(empty, (found([[1]]), true([[1]])))["pq_per_picture"] == 100.0  # the empty one does not count
 
 
-def test_objects_as_truth_the_later_on_top():
+def test_objects_as_annotation_the_later_on_top():
     def mask(*columns):
         mask_HW = np.zeros((1, 6), np.uint8, order="F")
         mask_HW[0, list(columns)] = 1
         return coco_mask.encode(mask_HW)
 
-    truth = InstanceTruth((1, 6), [TrueObject(NUCLEUS, mask(0, 1, 2)), TrueObject(NUCLEUS, mask(2, 3, 4))])
-    assert of((found([[1, 1, 2, 2, 2, 0]]), truth))["pq_per_picture"] == 100.0
+    annotation = InstanceAnnotation(
+        (1, 6), [AnnotatedObject(NUCLEUS, mask(0, 1, 2)), AnnotatedObject(NUCLEUS, mask(2, 3, 4))]
+    )
+    assert of((found([[1, 1, 2, 2, 2, 0]]), annotation))["pq_per_picture"] == 100.0
 
 
-def test_one_class_is_the_pq_of_each_picture():
+def test_one_class_is_the_pq_of_each_image():
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(8):
-        truth = np.kron(rng.integers(0, 6, (4, 4)), np.ones((5, 5), int))
-        result = np.where(rng.random(truth.shape) < 0.15, 0, np.roll(truth, 1, 1))
-        pictures.append((found(result), true(truth)))
+        annotation = np.kron(rng.integers(0, 6, (4, 4)), np.ones((5, 5), int))
+        result = np.where(rng.random(annotation.shape) < 0.15, 0, np.roll(annotation, 1, 1))
+        images.append((found(result), true(annotation)))
     single = []
-    for result, truth in pictures:
+    for result, annotation in images:
         metric = PanopticQuality(CATEGORIES)
-        ids_HW = np.where(truth.ids_HW == 0, 99, truth.ids_HW)  # an id that no segment has: neither void nor truth
-        metric.update(result, PanopticTruth(ids_HW, truth.segments))
+        ids_HW = np.where(
+            annotation.ids_HW == 0, 99, annotation.ids_HW
+        )  # an id that no segment has: neither void nor annotation
+        metric.update(result, PanopticAnnotation(ids_HW, annotation.segments))
         single.append(metric.compute()["pq"])
-    assert of(*pictures)["pq_per_picture"] == pytest.approx(np.mean(single))
+    assert of(*images)["pq_per_picture"] == pytest.approx(np.mean(single))
     assert len(set(single)) > 4

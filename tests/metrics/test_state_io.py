@@ -15,9 +15,9 @@ from m2f_cli.metrics.average_precision import AveragePrecision, BoundaryAverageP
 from m2f_cli.metrics.boundary import BoundaryIoU, MaSS13KBoundaryIoU
 from m2f_cli.metrics.mean_iou import MeanIoU
 from m2f_cli.metrics.panoptic_quality import PanopticQuality, StuffQuality
-from m2f_cli.metrics.pq_per_image import PictureQuality
+from m2f_cli.metrics.pq_per_image import ImageQuality
 from m2f_cli.results.types import Instances, PanopticMap, Segment, SemanticMap
-from m2f_cli.structures.annotations import PanopticTruth, TrueSegment
+from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 from m2f_cli.structures.categories import Category
 
 CATEGORIES = tuple(Category(10 + i, f"class {i}", i < 2, (i, 0, 0)) for i in range(4))
@@ -25,7 +25,7 @@ MAKERS = {
     "pq": lambda: PanopticQuality(CATEGORIES),
     "pq of classes": lambda: PanopticQuality(CATEGORIES, task="semantic"),
     "pq-stuff": lambda: StuffQuality(CATEGORIES),
-    "pq-per-picture": lambda: PictureQuality(CATEGORIES),
+    "pq-per-picture": lambda: ImageQuality(CATEGORIES),
     "ap": lambda: AveragePrecision(CATEGORIES),
     "ap with few": lambda: AveragePrecision(CATEGORIES, max_dets=(1, 2)),
     "boundary-ap": lambda: BoundaryAveragePrecision(CATEGORIES),
@@ -37,12 +37,14 @@ every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 SIZE = (16, 20)
 
 
-def picture(seed: int):
-    """A truth, and a result of every task that is a damaged copy of it."""
+def image(seed: int):
+    """An annotation, and a result of every task that is a damaged copy of it."""
     rng = np.random.default_rng(seed)
     blocks = np.kron(rng.integers(0, 6, (4, 5)), np.ones((4, 4), int)).astype(np.int32)
     labels = {i: int(rng.integers(0, 4)) for i in range(1, 6)}
-    truth = PanopticTruth(blocks, [TrueSegment(i, c, bool(rng.random() < 0.2)) for i, c in labels.items()])
+    annotation = PanopticAnnotation(
+        blocks, [AnnotatedSegment(i, c, bool(rng.random() < 0.2)) for i, c in labels.items()]
+    )
     ids_HW = np.roll(blocks, rng.integers(0, 3, 2), (0, 1))
     found = {i: int(rng.integers(0, 4)) if rng.random() < 0.3 else c for i, c in labels.items()}
     panoptic = PanopticMap(SIZE, CATEGORIES, ids_HW, [Segment(i, c, 0.5, 1) for i, c in found.items()])
@@ -50,14 +52,14 @@ def picture(seed: int):
     rles = [coco_mask.encode(np.asfortranarray(ids_HW == i).astype(np.uint8)) for i in found]
     scores = rng.integers(1, 9, 5).astype(np.float32) / np.float32(9)
     objects = Instances(SIZE, CATEGORIES, np.array(list(found.values())), scores, rles)
-    return {"panoptic": panoptic, "semantic": semantic, "instance": objects}, truth
+    return {"panoptic": panoptic, "semantic": semantic, "instance": objects}, annotation
 
 
 def of(make, seeds):
     metric = make()
     for seed in seeds:
-        results, truth = picture(seed)
-        metric.update(results[metric.task], truth)
+        results, annotation = image(seed)
+        metric.update(results[metric.task], annotation)
     return metric
 
 

@@ -27,7 +27,7 @@ def model():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 31), (64, 64), (1, 1000), (600, 2), (75, 101)])
 @torch.no_grad()
-def test_pictures_of_any_size_are_taken(model, size):
+def test_images_of_any_size_are_taken(model, size):
     prediction = model(torch.randn(1, 3, *size))
     assert prediction.render(size).shape == (1, 12, *size)
     assert prediction.render(size).isfinite().all() and prediction.last.class_logits_BQK.shape == (1, 12, 6)
@@ -38,7 +38,7 @@ def test_every_swin_token_is_in_one_place():
         for shift in (0, 3):
             windows = windows_of(2, *size, 7, shift, torch.device("cpu"))
             stride = size[0] * size[1] + windows.padded
-            tokens = torch.cat([torch.arange(size[0] * size[1]) + picture * stride for picture in range(2)])
+            tokens = torch.cat([torch.arange(size[0] * size[1]) + image * stride for image in range(2)])
             assert torch.equal(windows.source[windows.target], tokens)
 
 

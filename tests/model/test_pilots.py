@@ -34,7 +34,7 @@ def file(request):
 
 @torch.no_grad()
 def test_noised_masks_and_attention_masks_are_bit_equal(file, monkeypatch):
-    """Also the unused slots of fuller neighbours, the picture without targets, and the batch without any."""
+    """Also the unused slots of fuller neighbours, the image without targets, and the batch without any."""
     decoder, pilots = decoder_of(file), pilots_of(file)
     noised, used = [], []
     noise = pilots.noised_masks
@@ -121,7 +121,7 @@ def by_area(masks_NHW: torch.Tensor, padded: tuple[int, int], size: tuple[int, i
     seed=st.integers(0, 999),
 )
 def test_touched_cells_are_those_of_area_averages(height, width, pad, count, cells, seed):
-    """Masks and id maps, grids that divide the picture and grids that do not."""
+    """Masks and id maps, grids that divide the image and grids that do not."""
     generator = torch.Generator().manual_seed(seed)
     owner_HW = torch.randint(-1, max(count, 1), (height, width), generator=generator, dtype=torch.int16)
     owner_HW[owner_HW >= count] = -1

@@ -150,6 +150,6 @@ def test_without_triton_it_says_so(monkeypatch):
 def test_on_a_gpu(dim):
     value, shapes, *samples = make(((32, 64), (16, 32), (8, 16)), dim=dim, queries=2688)
     inputs = (value.cuda(), shapes, *(t.cuda() for t in samples))
-    ours, truth = (outputs_and_gradients(impl, *inputs) for impl in ("triton", "reference"))
-    for name, a, b in zip(("output", "value", "x", "y", "weights"), ours, truth, strict=True):
+    ours, expected = (outputs_and_gradients(impl, *inputs) for impl in ("triton", "reference"))
+    for name, a, b in zip(("output", "value", "x", "y", "weights"), ours, expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")

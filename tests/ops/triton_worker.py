@@ -25,8 +25,8 @@ EVEN = ((4, 8), (8, 1), (1, 4), (2, 2))  # grid_sample's own coordinates are exa
 
 def differences(inputs) -> dict[str, float]:
     """The largest difference of each result, relative to the largest of the reference."""
-    ours, truth = outputs_and_gradients("triton", *inputs), outputs_and_gradients("reference", *inputs)
-    return {name: float((a - b).abs().max() / b.abs().max()) for name, a, b in zip(NAMES, ours, truth, strict=True)}
+    ours, expected = outputs_and_gradients("triton", *inputs), outputs_and_gradients("reference", *inputs)
+    return {name: float((a - b).abs().max() / b.abs().max()) for name, a, b in zip(NAMES, ours, expected, strict=True)}
 
 
 def whole_pixels():
@@ -55,9 +55,9 @@ def narrow(dtype: torch.dtype) -> dict[str, float]:
     (output * cotangent.to(dtype)).sum().backward()
     assert [t.grad.dtype for t in inputs] == [t.dtype for t in inputs] and output.dtype == dtype
     wide = [t.detach().float().requires_grad_() for t in inputs]
-    truth = deform_attn(wide[0], shapes, *wide[1:], impl="reference")
-    (truth * cotangent).sum().backward()
-    pairs = [(output.detach(), truth.detach()), *((a.grad, b.grad) for a, b in zip(inputs, wide, strict=True))]
+    expected = deform_attn(wide[0], shapes, *wide[1:], impl="reference")
+    (expected * cotangent).sum().backward()
+    pairs = [(output.detach(), expected.detach()), *((a.grad, b.grad) for a, b in zip(inputs, wide, strict=True))]
     return {name: float((a.float() - b).abs().max() / b.abs().max()) for name, (a, b) in zip(NAMES, pairs, strict=True)}
 
 

@@ -21,7 +21,7 @@ from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.training_set import without_crowds
 from m2f_cli.data.transforms import Sample, augment, build_transforms
 from m2f_cli.model import build
-from m2f_cli.structures.annotations import InstanceTruth
+from m2f_cli.structures.annotations import InstanceAnnotation
 from m2f_cli.structures.categories import load_categories
 from m2f_cli.training.optimizer import settings
 from m2f_cli.weights.key_mapping import to_theirs
@@ -256,17 +256,19 @@ def test_maskformer_of_mmsegmentation_decays_everywhere():
 @functools.cache
 def scene(task: str) -> Sample:
     [record] = synthetic_dataset("train", 1, size=(150, 260), task=task).records
-    truth = record.read_truth()
-    return Sample(record.read_image(), without_crowds(truth) if isinstance(truth, InstanceTruth) else truth)
+    annotation = record.read_annotation()
+    return Sample(
+        record.read_image(), without_crowds(annotation) if isinstance(annotation, InstanceAnnotation) else annotation
+    )
 
 
 @pytest.mark.parametrize("name", first_of_each(NAMES, lambda name: (load(name).task, str(load(name).train.augment))))
-def test_augmentation_runs_on_a_picture_of_its_kind(name):
+def test_augmentation_runs_on_a_image_of_its_kind(name):
     preset = load(name)
     steps = build_transforms(preset.train.augment)
     before = scene(preset.task).image_HW3.copy()
     made = augment(scene(preset.task), steps, np.random.default_rng(0))
-    assert made.image_HW3.dtype == np.uint8 and tuple(made.truth.size) == made.size
+    assert made.image_HW3.dtype == np.uint8 and tuple(made.annotation.size) == made.size
     assert np.array_equal(scene(preset.task).image_HW3, before)
     if crop_of(preset):
         window = tuple(int(edge) for edge in crop_of(preset).split("x"))

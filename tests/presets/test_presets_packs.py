@@ -1,4 +1,4 @@
-"""The training part of every preset on a real picture of its data set, read, augmented and made a target as training
+"""The training part of every preset on a real image of its data set, read, augmented and made a target as training
 does; where the makers' packs have none, on a hand-made one in the true layout."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.folders import plane, scenes_as_coco, write_mask, write_picture
+from helpers.folders import plane, scenes_as_coco, write_mask, write_random_image
 from helpers.golden_files import reference_folder
 from helpers.prepare_tools import prepare
 from helpers.presets import shipped
@@ -33,7 +33,7 @@ NO_PACK = ("mapillary-vistas", "panoptic")  # the crop has labels only
 
 @pytest.fixture(scope="session")
 def folder_of(request, nuclei_dir, tmp_path_factory):
-    """`folder_of(dataset, task)`: a folder with at least one annotated picture."""
+    """`folder_of(dataset, task)`: a folder with at least one annotated image."""
     made = tmp_path_factory.mktemp("packs")
 
     @functools.cache
@@ -58,7 +58,7 @@ def folder_of(request, nuclei_dir, tmp_path_factory):
 
 
 def stuff(packs, folder):
-    """A picture of COCO-Stuff 164k with the class numbers of the 10k release: they are the same 171 classes."""
+    """An image of COCO-Stuff 164k with the class numbers of the 10k release: they are the same 171 classes."""
     source = packs / "coco_stuff_sample"
     numbers = np.full(256, 255, dtype=np.uint8)
     for row in json.loads((source / "classes.json").read_text()):
@@ -73,12 +73,12 @@ def stuff(packs, folder):
 
 
 def nuclei(pack, root):
-    """One picture with its nuclei numbered, as NuInsSeg has them, prepared."""
+    """One image with its nuclei numbered, as NuInsSeg has them, prepared."""
     record = open_data(pack, "val").records[0]
-    truth = record.read_truth()
-    ids_HW = np.zeros(truth.size, dtype=np.int64)
-    for number, item in enumerate(truth.objects, 1):
-        ids_HW[mask_of(item, truth.size).astype(bool)] = number
+    annotation = record.read_annotation()
+    ids_HW = np.zeros(annotation.size, dtype=np.int64)
+    for number, item in enumerate(annotation.objects, 1):
+        ids_HW[mask_of(item, annotation.size).astype(bool)] = number
     tissue = root / "human bladder"
     write_mask(tissue / "label masks modify" / "human_bladder_01.tif", ids_HW.astype(np.uint16))
     (tissue / "tissue images").mkdir()
@@ -89,14 +89,14 @@ def nuclei(pack, root):
 def streets(_, folder):
     ids_HW = plane((7, 50, 0, 100, 200), (26000, 20, 20, 90, 90), (26001, 30, 110, 80, 190), size=(100, 200), fill=23)
     stem = "val/aachen/aachen_000000_000019"
-    write_picture(folder / f"leftImg8bit/{stem}_leftImg8bit.png", ids_HW.shape)
+    write_random_image(folder / f"leftImg8bit/{stem}_leftImg8bit.png", ids_HW.shape)
     write_mask(folder / f"gtFine/{stem}_gtFine_instanceIds.png", ids_HW)
     write_mask(folder / f"gtFine/{stem}_gtFine_labelIds.png", np.where(ids_HW < 1000, ids_HW, ids_HW // 1000))
     return folder
 
 
 def scenery(_, folder):
-    write_picture(folder / "images_pad/val/1.jpg", (60, 80))
+    write_random_image(folder / "images_pad/val/1.jpg", (60, 80))
     write_mask(folder / "annotations/val/1.png", plane((5, 0, 0, 30, 80), (6, 40, 0, 60, 80), size=(60, 80)))
     return prepare("mass13k", folder).folder
 
@@ -122,15 +122,15 @@ def key(name: str) -> tuple[str, str, str]:
         if key(name)[:2] != NO_PACK
     ],
 )
-def test_training_sees_a_picture_of_its_data_set(folder_of, name):
+def test_training_sees_a_image_of_its_data_set(folder_of, name):
     categories, sample = sample_of(folder_of, *key(name))
     assert len(categories) == len(load_categories(load(name).data.classes))
     assert sample.image_CHW.dtype == torch.uint8 and sample.image_CHW.shape[0] == 3
     assert tuple(sample.target.size) == tuple(sample.image_CHW.shape[1:])
     assert len(sample.target) > 0 and int(sample.target.labels_N.max()) < len(categories)
     assert sample.target.masks().any(), "the window shows something that is annotated"
-    assert sample.image_CHW.float().std() > 5, "and the picture"
+    assert sample.image_CHW.float().std() > 5, "and the image"
 
 
-def test_hardly_any_row_has_no_picture():
+def test_hardly_any_row_has_no_image():
     assert sum(key(name)[:2] == NO_PACK for name in ROWS) == 2

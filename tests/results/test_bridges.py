@@ -23,7 +23,7 @@ BOX = [24, 18, 16, 12]  # of the person: x, y, width, height
 
 
 @pytest.mark.parametrize("make", [panoptic, semantic])
-def test_regions_tile_the_picture(make):
+def test_regions_tile_the_image(make):
     covered = np.zeros(LABELS.shape, int)
     for region in make(LABELS).regions():
         assert np.array_equal(region.full_mask(LABELS.shape), region.label == LABELS)

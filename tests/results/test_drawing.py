@@ -43,14 +43,14 @@ def test_outline_is_inside_the_region_and_not_at_the_frame():
     assert np.array_equal((overlay_HW3 == lighter).all(axis=-1), edge)
 
 
-def test_the_picture_is_not_changed_and_sizes_must_match():
+def test_the_image_is_not_changed_and_sizes_must_match():
     labels_HW, image_HW3 = scene_labels(), scene()
     before = image_HW3.copy()
     assert panoptic(labels_HW, image=image_HW3).plot().size == (64, 48)
     assert np.array_equal(image_HW3, before)
     with pytest.raises(DataError, match="64x40 pixels, the result 64x48"):
         panoptic(labels_HW).plot(scene(40, 64))
-    with pytest.raises(DataError, match="does not know its picture"):
+    with pytest.raises(DataError, match="does not know its image"):
         panoptic(labels_HW).plot()
 
 
@@ -102,14 +102,14 @@ def test_a_label_stands_inside_its_region():
     assert 25 < np.hypot(x - 50, y - 50) < 43
 
 
-def test_small_regions_carry_no_label_whatever_the_picture():
+def test_small_regions_carry_no_label_whatever_the_image():
     labels_HW = np.full((600, 600), GRASS, np.uint8)
     labels_HW[300:306, 300:306] = labels_HW[100:102, :] = PERSON
     (small,) = [region for region in plain(labels_HW).regions()]
     assert draw.label_spot(small, font_size=12) is None
 
 
-def test_labels_do_not_overlap_and_stay_in_the_picture():
+def test_labels_do_not_overlap_and_stay_in_the_image():
     rng = np.random.default_rng(0)
     placed = []
     for _ in range(60):
@@ -122,7 +122,7 @@ def test_labels_do_not_overlap_and_stay_in_the_picture():
     assert all(min(left, top) >= 0 and right <= 400 and bottom <= 300 for left, top, right, bottom in placed)
 
 
-def test_labels_are_written_where_there_is_room_and_grow_with_the_picture(monkeypatch):
+def test_labels_are_written_where_there_is_room_and_grow_with_the_image(monkeypatch):
     def with_labels(edge):
         return np.asarray(panoptic(scene_labels(edge, edge)).plot(scene(edge, edge)))
 

@@ -94,14 +94,14 @@ def test_one_result_as_an_archive(tmp_path):
 def test_coco_reads_instance_results_as_its_own(tmp_path):
     """`loadRes` refuses results with ids that are not the data set's."""
     out = run(tmp_path, "instance", ["coco-instance"])
-    truth = COCO()
-    truth.dataset = {
+    annotation = COCO()
+    annotation.dataset = {
         "images": [{"id": number, "height": 48, "width": 64} for number in (139, 285)],
         "annotations": [],
         "categories": [{"id": 1, "name": "person"}],
     }
-    truth.createIndex()
-    found = truth.loadRes(str(out / "instances.json"))
+    annotation.createIndex()
+    found = annotation.loadRes(str(out / "instances.json"))
     assert [(each["image_id"], each["category_id"]) for each in found.dataset["annotations"]] == [(139, 1), (285, 1)]
     for each in found.dataset["annotations"]:
         np.testing.assert_array_equal(found.annToMask(each), LABELS == 2)
@@ -153,7 +153,7 @@ def test_cityscapes_objects_are_a_text_and_masks(tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(mask)), np.where(labels_HW == 2, 255, 0))
 
 
-def test_a_picture_without_objects_has_an_empty_text(tmp_path):
+def test_a_image_without_objects_has_an_empty_text(tmp_path):
     result = Instances((4, 4), STREET, np.zeros(0, int), np.zeros(0), [])
     [text] = result.save(tmp_path, "cityscapes-instance", name=FRAME)
     assert text.read_bytes() == b""

@@ -54,7 +54,7 @@ def test_every_format_writes_the_files_that_the_layout_names(tmp_path, name):
     assert on_disk == FILES[name]
 
 
-def test_names_come_from_the_picture_and_may_hold_dots_and_folders(tmp_path):
+def test_names_come_from_the_image_and_may_hold_dots_and_folders(tmp_path):
     result = semantic(LABELS, image=Path("somewhere/photo.v2.png"))
     assert result.save(tmp_path, "label-png") == [tmp_path / "labels" / "photo.v2.png"]
     assert result.save(tmp_path, "label-png", name="day/x.y") == [tmp_path / "labels" / "day" / "x.y.png"]
@@ -126,7 +126,7 @@ def test_overlay_is_the_plot(tmp_path):
         output.write_overlay(panoptic(LABELS), tmp_path / "b")
 
 
-def test_crops_are_cut_out_of_the_picture(tmp_path):
+def test_crops_are_cut_out_of_the_image(tmp_path):
     result = panoptic(LABELS, image=scene())
     result.categories = (*CATEGORIES[:2], Category(1, "per/son, big", True, (1, 2, 3)))
     path = output.write_crops(result, tmp_path / "a")[-1]

@@ -180,4 +180,4 @@ def test_default_colours_are_far_from_each_other_and_from_black():
     assert min(math.dist(*pair) for pair in itertools.combinations(colors, 2)) > 25
     assert min(map(max, colors)) > 150
     assert all(0 <= value <= 255 for color in colors for value in color)
-    assert default_color(0) == (166, 58, 58)  # stable: pictures of yesterday keep their colours
+    assert default_color(0) == (166, 58, 58)  # stable: images of yesterday keep their colours

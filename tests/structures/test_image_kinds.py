@@ -21,8 +21,8 @@ from m2f_cli.data.formats.files import read_ids, read_values
 from m2f_cli.dataset_tools.check.inspect_image import decode_small
 from m2f_cli.errors import DataError
 from m2f_cli.export.onnx import runner_source
-from m2f_cli.inference.sources import PICTURES
-from m2f_cli.structures.images import MAX_PIXELS, decode_image, open_image, picture_size, read_picture
+from m2f_cli.inference.sources import IMAGES
+from m2f_cli.structures.images import MAX_PIXELS, decode_image, image_size, open_image, read_image
 from m2f_cli.structures.rgb import FORMATS
 
 FILES = {**plain(), **turned()}
@@ -68,7 +68,7 @@ def exported_reader(tmp_path_factory):
 def test_all_readers_agree(tmp_path, exported_reader, name):
     path = tmp_path / name
     path.write_bytes(FILES[name])
-    image, size = answer(read_picture, path), answer(picture_size, path)
+    image, size = answer(read_image, path), answer(image_size, path)
     if isinstance(image, DataError):
         assert name in str(image)
         with pytest.raises(SystemExit):
@@ -95,7 +95,7 @@ def test_images_are_turned_as_they_say(tmp_path, name):
     stored = {"grey": RGB[..., :1].repeat(3, -1), "grey16": (GREY16 >> 8).astype(np.uint8)[..., None].repeat(3, -1)}
     expected = TURNS.get(int(orientation), np.asarray)(stored.get(kind, RGB))
     (tmp_path / name).write_bytes(FILES[name])
-    assert np.array_equal(read_picture(tmp_path / name), expected)
+    assert np.array_equal(read_image(tmp_path / name), expected)
     assert np.array_equal(decode_image(FILES[name], name), expected)
 
 
@@ -112,7 +112,7 @@ def test_exif_does_not_turn_masks(tmp_path, orientation):
 def test_all_that_folders_are_searched_for_is_read():
     Image.init()
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
-    assert readable | {".avif"} >= PICTURES
+    assert readable | {".avif"} >= IMAGES
 
 
 def test_images_are_opened_in_one_place():
@@ -142,8 +142,8 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch, name, content):
     (tmp_path / "bin" / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
     (tmp_path / name).write_bytes(content)
-    for read in (read_picture, picture_size, read_values, read_ids):
-        with pytest.raises(DataError, match="PostScript document, not a picture"):
+    for read in (read_image, image_size, read_values, read_ids):
+        with pytest.raises(DataError, match="PostScript document, not an image"):
             read(tmp_path / name)
     assert not marker.exists()
 
@@ -189,7 +189,7 @@ def test_tiffs_that_claim_too_much(tmp_path, content, words):
     path = tmp_path / "a.tif"
     path.write_bytes(content)
     with pytest.raises(DataError, match=words):
-        read_picture(path)
+        read_image(path)
     with pytest.raises(DataError):
         decode_image(content, "it")
 
@@ -215,7 +215,7 @@ def test_a_deflated_tiff_is_refused_before_it_is_unpacked(tmp_path):
     head += struct.pack(f"<{count}I", *[1000] * count)
     (tmp_path / "a.tif").write_bytes(head.ljust(1000, b"\0") + strip)
     assert edge * edge > MAX_PIXELS
-    for read in (read_picture, picture_size):
+    for read in (read_image, image_size):
         with pytest.raises(DataError, match="too large"):
             read(tmp_path / "a.tif")
 
@@ -246,7 +246,7 @@ def test_whatever_a_decoder_raises_is_one_sentence(tmp_path, monkeypatch, error)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load, raising=False)
     with pytest.raises(DataError, match="a.png"):
-        read_picture(path)
+        read_image(path)
     with pytest.raises(DataError, match="a.png"):
         read_values(path)
 
@@ -266,10 +266,10 @@ def test_pipes_and_devices_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", Path("/dev/zero")):
         with pytest.raises(DataError, match="is no regular file"):
-            read_picture(path)
+            read_image(path)
     for path in (Path("a\0b.png"), Path("x" * 5000), Path("\ud800.png")):
         with pytest.raises(DataError, match=r"cannot be read|There is no file"):
-            read_picture(path)
+            read_image(path)
 
 
 def test_what_pillow_does_not_know_is_no_mask():
@@ -281,10 +281,10 @@ def test_what_pillow_does_not_know_is_no_mask():
 
 def test_large_floats_are_converted_in_parts(monkeypatch):
     values = np.random.default_rng(0).random((50, 7, 3), np.float32)
-    whole = read_picture(values)
+    whole = read_image(values)
     monkeypatch.setattr("m2f_cli.structures.rgb.VALUES_AT_ONCE", 40)
-    assert np.array_equal(read_picture(values), whole) and np.array_equal(whole, np.rint(values * 255))
-    assert np.array_equal(read_picture(np.rint(values * 255)), whole)
+    assert np.array_equal(read_image(values), whole) and np.array_equal(whole, np.rint(values * 255))
+    assert np.array_equal(read_image(np.rint(values * 255)), whole)
 
 
 def test_the_file_is_closed(tmp_path):

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from m2f_cli.structures.annotations import PanopticTruth, SemanticTruth, TrueSegment, as_panoptic, as_semantic
+from m2f_cli.structures.annotations import (
+    AnnotatedSegment,
+    PanopticAnnotation,
+    SemanticAnnotation,
+    as_panoptic,
+    as_semantic,
+)
 from m2f_cli.structures.rle import as_text, encode_counts, encode_ids, encode_mask, encode_polygons, encode_shape
 from m2f_cli.structures.run_lengths import areas_in
 
@@ -43,18 +49,23 @@ def test_run_lengths_of_an_object_keep_their_own_size():
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=st.sampled_from([0, 1, 5, 255])))
 def test_a_semantic_annotation_survives_as_segments(labels_HW):
-    panoptic = as_panoptic(SemanticTruth(labels_HW), separate=[1])
+    panoptic = as_panoptic(SemanticAnnotation(labels_HW), separate=[1])
     assert (as_semantic(panoptic, 6).labels_HW == labels_HW).all()
     assert [s.id for s in panoptic.segments] == list(range(1, len(panoptic.segments) + 1))
 
 
 def test_connected_regions_of_separate_classes_are_segments_of_their_own():
     labels_HW = np.array([[1, 0, 1, 2, 0, 2]], np.uint8)
-    found = as_panoptic(SemanticTruth(labels_HW), separate=[1])
+    found = as_panoptic(SemanticAnnotation(labels_HW), separate=[1])
     assert found.ids_HW.tolist() == [[2, 1, 3, 4, 1, 4]]
-    assert found.segments == [TrueSegment(1, 0), TrueSegment(2, 1), TrueSegment(3, 1), TrueSegment(4, 2)]
+    assert found.segments == [
+        AnnotatedSegment(1, 0),
+        AnnotatedSegment(2, 1),
+        AnnotatedSegment(3, 1),
+        AnnotatedSegment(4, 2),
+    ]
 
 
 def test_many_classes_take_16_bits():
-    found = as_semantic(PanopticTruth(np.array([[7, 0]], np.int32), [TrueSegment(7, 299)]), 300)
+    found = as_semantic(PanopticAnnotation(np.array([[7, 0]], np.int32), [AnnotatedSegment(7, 299)]), 300)
     assert found.labels_HW.dtype == np.uint16 and found.labels_HW.tolist() == [[299, 65535]]

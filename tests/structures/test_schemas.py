@@ -111,13 +111,13 @@ def test_crowds_written_as_text(tmp_path, said, crowd):
     folder = coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE], iscrowd=said)])
     (record,) = open_data(folder, "val").records
     assert record.labels == (() if crowd else (0,))
-    assert [item.iscrowd for item in record.read_truth().objects] == [crowd]
+    assert [item.iscrowd for item in record.read_annotation().objects] == [crowd]
 
 
 def test_a_flag_that_is_none_is_refused(tmp_path):
     folder = coco_instances(tmp_path, [annotation(7, 1, 3, [TRIANGLE], iscrowd="maybe")])
     with pytest.raises(DataError, match=r"annotation 7 of 1\.jpg has the iscrowd 'maybe', which should be 0 or 1"):
-        open_data(folder, "val").records[0].read_truth()
+        open_data(folder, "val").records[0].read_annotation()
 
 
 def test_numbers_written_as_text_or_floats_everywhere(tmp_path):
@@ -137,7 +137,7 @@ def test_numbers_written_as_text_or_floats_everywhere(tmp_path):
     (record,), (other,) = found.records, expected.records
     assert (record.height, record.width, record.labels) == (20, 30, other.labels)
     assert type(record.height) is type(record.width) is int
-    for mine, theirs in zip(record.read_truth().objects, other.read_truth().objects, strict=True):
+    for mine, theirs in zip(record.read_annotation().objects, other.read_annotation().objects, strict=True):
         assert (mine.label, mine.iscrowd, mine.area) == (theirs.label, theirs.iscrowd, theirs.area)
         assert str(mine.shape) == str(theirs.shape)
     assert record.read_image().shape == (*SIZE, 3)
@@ -168,12 +168,12 @@ def test_wrong_values_are_one_sentence(tmp_path, change, words):
     assert all(word in str(error.value) for word in [*words, "instances_val2017.json"]), str(error.value)
 
 
-def test_an_area_that_is_none_spoils_its_picture_alone(tmp_path):
+def test_an_area_that_is_none_spoils_its_image_alone(tmp_path):
     rows = [annotation(1, 1, 3, [TRIANGLE], area="large"), annotation(2, 2, 3, [TRIANGLE])]
     broken, whole = open_data(coco_instances(tmp_path, rows, count=2), "val").records
-    assert len(whole.read_truth().objects) == 1
+    assert len(whole.read_annotation().objects) == 1
     with pytest.raises(DataError, match=r"annotation 1 of 1\.jpg has the area 'large'"):
-        broken.read_truth()
+        broken.read_annotation()
 
 
 def test_repeated_ids_of_annotations_are_noted(tmp_path):
@@ -182,11 +182,11 @@ def test_repeated_ids_of_annotations_are_noted(tmp_path):
     assert any("1 annotations of instances_val2017.json repeat the id of another, such as 5" in note for note in notes)
 
 
-def test_a_canvas_that_no_picture_has(tmp_path):
+def test_a_canvas_that_no_image_has(tmp_path):
     rows = [annotation(1, 1, 3, [TRIANGLE])]
     folder = edited(coco_instances(tmp_path, rows), lambda t: t["images"][0].update(height=10**6, width=10**6))
     with pytest.raises(DataError, match="claims 1000000 x 1000000 pixels"):
-        open_data(folder, "val").records[0].read_truth()
+        open_data(folder, "val").records[0].read_annotation()
 
 
 def test_panoptic_flags_and_numbers_written_as_text(tmp_path):
@@ -201,7 +201,7 @@ def test_panoptic_flags_and_numbers_written_as_text(tmp_path):
 
     found = open_data(edited(folder, change, "panoptic_val2017.json"), "val")
     assert found.categories == expected.categories
-    mine, theirs = found.records[0].read_truth(), expected.records[0].read_truth()
+    mine, theirs = found.records[0].read_annotation(), expected.records[0].read_annotation()
     assert mine.segments == theirs.segments
     assert np.array_equal(mine.ids_HW, theirs.ids_HW)
     assert found.records[0].labels == expected.records[0].labels
@@ -220,7 +220,7 @@ def test_wrong_segments_are_refused(tmp_path, change, words):
     folder = coco_panoptic(tmp_path)
     edited(folder, lambda t: change(t["annotations"][0]["segments_info"]), "panoptic_val2017.json")
     with pytest.raises(DataError, match=words):
-        open_data(folder, "val").records[0].read_truth()
+        open_data(folder, "val").records[0].read_annotation()
 
 
 # --- names in YAML and in text files ----------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     folder = yolo_seg(tmp_path / "yolo", lines=f"{BOM}0 0.1 0.2 0.5 0.2 0.5 0.7\n")
     text = (folder / "data.yaml").read_text()
     (folder / "data.yaml").write_text(BOM + text, encoding="utf-8")
-    assert len(open_data(folder, "train").records[0].read_truth().objects) == 1
+    assert len(open_data(folder, "train").records[0].read_annotation().objects) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "gbk"])
@@ -314,7 +314,7 @@ def test_labelme_in_another_encoding_is_recognised_and_named(tmp_path):
         path.write_bytes(path.read_text().replace("dog", "背景").encode("gbk"))
     (folder / "labels.txt").write_text("背景\ncat\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"\.json is not valid json: .*Save it as UTF-8"):
-        open_data(folder, "train").records[0].read_truth()
+        open_data(folder, "train").records[0].read_annotation()
 
 
 def test_only_line_feeds_end_the_lines_of_a_list(tmp_path):

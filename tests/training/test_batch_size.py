@@ -24,9 +24,9 @@ GIB = 2**30
 def test_accumulation_makes_up_for_small_batches():
     assert accumulation(16, 1, None) == 8 and accumulation(16, 8, None) == 1 and accumulation(3, 1, None) == 3
     assert accumulation(16, 2, 8) == 1
-    with pytest.raises(ConfigError, match="16 pictures cannot be shared by 3"):
+    with pytest.raises(ConfigError, match="16 images cannot be shared by 3"):
         accumulation(16, 3, None)
-    with pytest.raises(ConfigError, match="8 pictures per process and step are no multiple of the 3"):
+    with pytest.raises(ConfigError, match="8 images per process and step are no multiple of the 3"):
         accumulation(16, 2, 3)
 
 
@@ -51,7 +51,7 @@ def test_the_largest_divisor_that_fits(own, room, expected, tried):
 
 
 class FakeGpu:
-    """A GPU of some GiB, of which others use some and each picture takes two; counts how often it is emptied."""
+    """A GPU of some GiB, of which others use some and each image takes two; counts how often it is emptied."""
 
     def __init__(self, monkeypatch, total: float, used_by_others: float = 0.0):
         self.total, self.others, self.peak, self.emptied = total, used_by_others, 0.0, 0
@@ -104,7 +104,7 @@ def test_another_error_is_no_lack_of_memory(monkeypatch):
 
 
 def test_a_cpu_is_never_asked_for_what_it_does_not_have(monkeypatch):
-    """2 GiB a picture, 10 GiB there: 4 are tried after 2 took 4 GiB; 8 would take 16 and are not."""
+    """2 GiB an image, 10 GiB there: 4 are tried after 2 took 4 GiB; 8 would take 16 and are not."""
     in_use, peak, tried = [GIB], [0], []
     monkeypatch.setattr(batch_size, "in_use", lambda: in_use[0])
     monkeypatch.setattr(batch_size, "available", lambda: 11 * GIB - in_use[0])
@@ -147,10 +147,10 @@ def test_where_memory_cannot_be_measured(monkeypatch):
         batch_size.memory_of(torch.device("mps"))
 
 
-def test_not_even_one_picture(tmp_path, monkeypatch):
+def test_not_even_one_image(tmp_path, monkeypatch):
     monkeypatch.setattr(HostMemory, "fits", lambda self, size, attempt: False)
     options = TrainOptions(init="random", device="cpu", micro_batch="auto")
-    with pytest.raises(M2FError, match="Not even one picture at a time fits into the memory of cpu"):
+    with pytest.raises(M2FError, match="Not even one image at a time fits into the memory of cpu"):
         run.prepare(settings(), tmp_path, options, torch.device("cpu"), Listener())
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_measured_is_the_run_that_was_told(tmp_path, monkeypatch):
         listener = Listener(on_start=lambda r: notes.append(r.notes))
         run.start(settings("train.iterations=2"), tmp_path / name, options, listener)
     assert sizes == [1, 2]
-    assert "--batch auto: 2 of the 4 pictures of a process and step fit into memory at once." in notes[0]
+    assert "--batch auto: 2 of the 4 images of a process and step fit into memory at once." in notes[0]
     states = [
         load_model(tmp_path / name / "checkpoints" / "last.safetensors").model.state_dict() for name in ("auto", "told")
     ]

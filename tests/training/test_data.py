@@ -15,7 +15,7 @@ from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic import dataset as synthetic_data
 from m2f_cli.data.transforms.geometry import mask_of
 from m2f_cli.errors import DataError
-from m2f_cli.structures.annotations import InstanceTruth, TrueObject
+from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation
 from m2f_cli.structures.categories import load_categories
 from m2f_cli.training import run
 from m2f_cli.training.data import open_split, things_only
@@ -35,12 +35,12 @@ def test_instances_of_generated_scenes_are_their_things():
     for record, other in zip(data.records, whole.records, strict=True):
         found = [
             (data.categories[item.label].name, int(mask_of(item, record_size(record)).sum()))
-            for item in record.read_truth().objects
+            for item in record.read_annotation().objects
         ]
-        truth = other.read_truth()
+        annotation = other.read_annotation()
         expected = [
-            (whole.categories[s.label].name, int((truth.ids_HW == s.id).sum()))
-            for s in truth.segments
+            (whole.categories[s.label].name, int((annotation.ids_HW == s.id).sum()))
+            for s in annotation.segments
             if whole.categories[s.label].isthing
         ]
         assert sorted(found) == sorted(expected) and np.array_equal(record.read_image(), other.read_image())
@@ -75,8 +75,8 @@ def test_instances_of_133_panoptic_classes_are_80(tmp_path):
     heads = [prepared.parts.model.decoder.class_embed.out_features for prepared in (instance, panoptic)]
     assert heads == [80 + 1, 133 + 1]
     assert len(instance.val_data.categories) == 80
-    [truth] = [record.read_truth() for record in instance.train_data.records]
-    assert [instance.train_data.categories[item.label].name for item in truth.objects] == ["toothbrush", "person"]
+    [annotation] = [record.read_annotation() for record in instance.train_data.records]
+    assert [instance.train_data.categories[item.label].name for item in annotation.objects] == ["toothbrush", "person"]
     batch = next(iter(instance.loader))
     assert set(batch.targets[0].labels_N.tolist()) <= {0, 79}
 
@@ -87,8 +87,10 @@ class Objects:
     def __init__(self, count: int):
         self.count = count
 
-    def __call__(self) -> InstanceTruth:
-        return InstanceTruth((4, 6), [TrueObject(i, [np.array([[i, 0], [6, 0], [6, 4]])]) for i in range(self.count)])
+    def __call__(self) -> InstanceAnnotation:
+        return InstanceAnnotation(
+            (4, 6), [AnnotatedObject(i, [np.array([[i, 0], [6, 0], [6, 4]])]) for i in range(self.count)]
+        )
 
 
 def mixed() -> DataSet:
@@ -108,10 +110,10 @@ def test_numbers_of_things_close_their_ranks():
     found = things_only(data)
     assert names(found) == names(data)[1::2]
     assert [record.labels for record in found.records] == [(0, 1, 2, 3, 4), (), None]
-    objects = [record.read_truth().objects for record in found.records]
+    objects = [record.read_annotation().objects for record in found.records]
     assert [[item.label for item in each] for each in objects] == [[0, 1, 2, 3, 4], [], [0]]
     assert [float(item.shape[0][0, 0]) for item in objects[0]] == [1, 3, 5, 7, 9], "each keeps its own shape"
-    assert pickle.loads(pickle.dumps(found.records[0])).read_truth().objects[1].label == 1, "workers get records"
+    assert pickle.loads(pickle.dumps(found.records[0])).read_annotation().objects[1].label == 1, "workers get records"
     assert things_only(found) is found
 
 
@@ -133,18 +135,18 @@ def test_other_tasks_keep_all_classes():
 def instances_in(folder) -> None:
     for split in ("train2017", "val2017"):
         one = [folders.annotation(1, 1, 17, [folders.rectangle(2, 2, 20, 15)])]
-        folders.coco_instances(folder, one, name=split, pictures=split)
+        folders.coco_instances(folder, one, name=split, images=split)
 
 
 def test_a_preset_of_another_task_takes_that_of_the_data(tmp_path):
-    """A semantic preset on instance annotations: truth, crop, figure and checkpoint are of instances."""
+    """A semantic preset on instance annotations: annotation, crop, figure and checkpoint are of instances."""
     instances_in(tmp_path)
     chosen = settings("task=semantic", "train.augment=[{name: crop, height: 32, width: 32, category_max_area: 0.75}]")
     options = TrainOptions(data=tmp_path, init="random", device="cpu")
     prepared = run.prepare(chosen, tmp_path / "run", options, torch.device("cpu"), Listener())
     assert prepared.settings.task == "instance" and prepared.settings.test.tasks == ("instance",)
     assert prepared.settings.train.augment[0].options == {"height": 32, "width": 32, "category_max_area": 1.0}
-    assert isinstance(prepared.train_data.records[0].read_truth(), InstanceTruth)
+    assert isinstance(prepared.train_data.records[0].read_annotation(), InstanceAnnotation)
     assert [note for note in prepared.notes if "this run's task is instance" in note]
     next(iter(prepared.loader))  # a crop with a limit would refuse
 

@@ -70,7 +70,7 @@ def check_run(folder: Path, iterations: int) -> None:
 
 
 def test_two_processes_train_one_run(tmp_path):
-    """Two processes, one picture to evaluate: the second has none, and nobody waits for it."""
+    """Two processes, one image to evaluate: the second has none, and nobody waits for it."""
     code, out, err = finish(start([*M2F, "train", *SMALL, "--devices", "2", "--out", "run"], tmp_path))
     assert code == 0, err[-3000:]
     assert json.loads(out)["iteration"] == 3, "one process alone prints"
@@ -82,7 +82,7 @@ def test_two_processes_train_one_run(tmp_path):
 @pytest.mark.slow
 def test_an_error_in_all_processes_has_its_own_code(tmp_path):
     code, _, err = finish(start([*M2F, "train", *SMALL, "--devices", "2", "--batch", "3"], tmp_path))
-    assert code == 2 and "A batch of 3 pictures cannot be shared by 2 processes" in err
+    assert code == 2 and "A batch of 3 images cannot be shared by 2 processes" in err
     assert "Traceback" not in err
 
 

@@ -13,7 +13,7 @@ from training.tiny import settings
 
 from m2f_cli.dataset_tools.prepare.journal import PrepareJournal as PrepareJournal
 from m2f_cli.errors import ConfigError, MissingDependency
-from m2f_cli.evaluation import journal as picture_journal
+from m2f_cli.evaluation import journal as image_journal
 from m2f_cli.inference.journal import Journal
 from m2f_cli.inference.sources import RUN_MARK
 from m2f_cli.training import run
@@ -145,7 +145,7 @@ def test_a_link_in_place_of_a_file_that_is_added_to_is_refused(tmp_path):
         demo.MARK: lambda path: demo.record_file(path.parent, "x"),
         RUN_MARK: lambda path: Journal(path.parent, {"model": "x"}),
         ".table.journal": lambda path: PrepareJournal(path.parent / "table"),
-        "pictures.jsonl": lambda path: picture_journal.appending(path, {"model": "x"}).__enter__(),
+        "pictures.jsonl": lambda path: image_journal.appending(path, {"model": "x"}).__enter__(),
     }
     for name, add in adding.items():
         (tmp_path / name).symlink_to(other)

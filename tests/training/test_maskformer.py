@@ -72,9 +72,7 @@ SWIN = {
 )
 def test_every_parameter_learns(preset, pixel_decoder, decoder, recompute):
     torch.manual_seed(0)
-    model_config = ModelConfig(
-        method="maskformer", backbone=SWIN, pixel_decoder=SMALL[pixel_decoder], decoder=decoder
-    )
+    model_config = ModelConfig(method="maskformer", backbone=SWIN, pixel_decoder=SMALL[pixel_decoder], decoder=decoder)
     model = build(model_config, 3).train()
     if recompute:
         checkpoint_activations(model)

@@ -96,10 +96,10 @@ def test_class_weights_of_other_classes_are_refused(tmp_path, monkeypatch, capsy
 
 
 def test_repeat_factor_sampling(prepared):
-    """LVIS: a class in a share f of the pictures asks for sqrt(threshold / f) times."""
+    """LVIS: a class in a share f of the images asks for sqrt(threshold / f) times."""
     assert prepared().loader.stream.repeats is None
     made = prepared("--set", "train.repeat_factor_threshold=1.0", "--set", "data.scenes.train=40")
-    labels = [{segment.label for segment in record.read_truth().segments} for record in made.train_data.records]
+    labels = [{segment.label for segment in record.read_annotation().segments} for record in made.train_data.records]
     share = {label: sum(label in each for each in labels) / 40 for label in set().union(*labels)}
     expected = [max(share[label] ** -0.5 for label in each) for each in labels]
     assert made.loader.stream.repeats.tolist() == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Four real pictures are learned by heart: -m slow, many minutes."""
+"""Four real images are learned by heart: -m slow, many minutes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from m2f_cli.training import run
 from m2f_cli.training.data import open_split
 from m2f_cli.training.options import TrainOptions
 
-PICTURES = 4
-TARGET = 90.0  # PQ on the pictures trained on
+IMAGES = 4
+TARGET = 90.0  # PQ on the images trained on
 PRESET = "small-panoptic"
 WEIGHTS = "resnet18_imagenet_stem_to_layer3_bnfolded.pth"
 EARLY = ("backbone.stem", "backbone.stages.0", "backbone.stages.1")  # as they are: the weights of ImageNet fit
@@ -30,14 +30,14 @@ RECIPE = (  # reached 96.7 after 125 of 250 iterations, 98.2 at their end
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_four_real_pictures_are_learned(shared_dir, tmp_path):
+def test_four_real_images_are_learned(shared_dir, tmp_path):
     pack, weights = shared_dir / "data" / "coco_panoptic_160", shared_dir / "data" / "weights" / WEIGHTS
     for needed in (pack, weights):
         if not needed.exists():
             pytest.skip(f"needs {needed}")
     settings = config.load(PRESET, RECIPE)
     whole = open_split(settings, pack, "train")
-    few = dataclasses.replace(whole, records=whole.records[:PICTURES])
-    options = TrainOptions(init=str(weights), init_partial=True, freeze=EARLY, micro_batch=PICTURES)
+    few = dataclasses.replace(whole, records=whole.records[:IMAGES])
+    options = TrainOptions(init=str(weights), init_partial=True, freeze=EARLY, micro_batch=IMAGES)
     outcome = run.start(settings, tmp_path / "run", options, data=(few, dataclasses.replace(few, split="val")))
     assert outcome.best["metric"] == "pq" and outcome.best["value"] >= TARGET

@@ -35,7 +35,7 @@ OPTIONS = TrainOptions(init="random", device="cpu")
 
 
 class DecoderAlone(nn.Module):
-    """A network whose pictures are of no account: its features are given."""
+    """A network whose images are of no account: its features are given."""
 
     def __init__(self, decoder: nn.Module, features: PixelFeatures):
         super().__init__()

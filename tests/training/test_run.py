@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_should(tmp_path):
 
 
 def test_the_loss_falls(tmp_path):
-    """60 steps on 12 pictures: a loop that does not learn would stay where it is."""
+    """60 steps on 12 images: a loop that does not learn would stay where it is."""
     steps = []
     changes = (
         "train.iterations=60",
@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(tmp_path, mon
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
-    """Four pictures at once or one after the other: the same gradients, normalised by the masks of all four.
+    """Four images at once or one after the other: the same gradients, normalised by the masks of all four.
 
     Class losses are means over the queries of each forward pass, as on as many GPUs: to compare them, all queries
     count the same.
@@ -173,7 +173,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     fixed = torch.rand(4096, 2, generator=torch.Generator().manual_seed(0))
 
     def rand(shape, device):
-        """The same points for every picture and layer, so that only the order of sums differs."""
+        """The same points for every image and layer, so that only the order of sums differs."""
         return fixed[: shape[-2]].expand(shape)
 
     for micro in (4, 1):

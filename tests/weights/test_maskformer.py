@@ -206,11 +206,11 @@ def test_a_file_as_released_runs(tmp_path, decoder):
     assert test.tasks == (("semantic",) if per_pixel else ("panoptic", "semantic"))
     assert (test.semantic_scores, test.only_sure_pixels) == ("logits" if per_pixel else "probabilities", False)
     segmenter = Segmenter(loaded.model, loaded.config, loaded.categories)
-    picture = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
-    result = segmenter(picture, task="semantic")
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    result = segmenter(image, task="semantic")
     assert result.labels_HW.shape == (60, 70) and result.labels_HW.max() < len(CATEGORIES)
     if per_pixel:
-        raw = segmenter.infer([segmenter.prepare(picture)])[0]
+        raw = segmenter.infer([segmenter.prepare(image)])[0]
         logits = segmenter.semantic_scores(raw)(0, 60)
         assert np.array_equal(result.labels_HW, logits.argmax(0).numpy())
         assert logits.min() < 0 and len(logits) == len(CATEGORIES)

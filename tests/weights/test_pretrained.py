@@ -47,10 +47,10 @@ def fill(backbone, state, *, strict=True):
 
 def features(backbone, size=(64, 96)):
     with torch.no_grad():
-        return list(backbone(picture(size)).values())
+        return list(backbone(image(size)).values())
 
 
-def picture(size):
+def image(size):
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
@@ -77,7 +77,7 @@ def torchvision_file(torchvision_resnet, tmp_path_factory):
 
 def torchvision_features(net):
     with torch.no_grad():
-        x = net.maxpool(net.relu(net.bn1(net.conv1(picture((64, 96))))))
+        x = net.maxpool(net.relu(net.bn1(net.conv1(image((64, 96))))))
         maps = []
         for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
             x = stage(x)
@@ -225,7 +225,7 @@ def test_swin_gives_timms_features(timm_swin, tmp_path, released):
     assert set(shapes_of(ours)) - set(state) == norms
     fill(ours, state, strict=False)
     with torch.no_grad():
-        theirs = timm_swin.forward_intermediates(picture((224, 224)), intermediates_only=True)
+        theirs = timm_swin.forward_intermediates(image((224, 224)), intermediates_only=True)
     for found, raw in zip(features(ours, (224, 224)), theirs, strict=True):
         expected = F.layer_norm(raw.movedim(1, -1), raw.shape[1:2]).movedim(-1, 1)
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
@@ -412,7 +412,7 @@ def assert_timms(state, net):
     ours = Timm(**TIMM)
     fill(ours, state)
     with torch.no_grad():
-        theirs = net.forward_intermediates(picture((64, 96)), intermediates_only=True)
+        theirs = net.forward_intermediates(image((64, 96)), intermediates_only=True)
     for found, expected in zip(features(ours), theirs[-4:], strict=True):
         torch.testing.assert_close(found, expected)
 

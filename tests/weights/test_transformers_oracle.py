@@ -61,14 +61,14 @@ def theirs_of(backbone: str, seed: int, feature_size: int = 32) -> Mask2FormerFo
     return randomise(Mask2FormerForUniversalSegmentation(config), seed).eval()
 
 
-def picture(size, seed=0):
+def image(size, seed=0):
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def assert_same_answers(theirs, ours, sizes=SIZES):
     for size in sizes:
-        images = picture(size)
+        images = image(size)
         expected, found = theirs(images), ours(images)
         logits = expected.masks_queries_logits
         share = (logits > 0).float().mean()
@@ -121,7 +121,7 @@ def test_with_their_own_initialisation_logits_agree_to_1e_4(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).model
     for size in SIZES:
-        expected, found = theirs(picture(size)), ours(picture(size))
+        expected, found = theirs(image(size)), ours(image(size))
         torch.testing.assert_close(found.last.class_logits_BQK, expected.class_queries_logits, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.render(), expected.masks_queries_logits, atol=1e-4, rtol=0)
 

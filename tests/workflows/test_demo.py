@@ -33,7 +33,7 @@ def small(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A demo of two pictures, made once."""
+    """A demo of two images, made once."""
     folder = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "demo_config", small_config)
@@ -145,7 +145,7 @@ def test_the_story_and_the_json(small, capsys):
 
 @pytest.mark.slow
 def test_the_whole_demo_learns_what_it_promises(tmp_path):
-    """PQ at least 70 on pictures that training never saw."""
+    """PQ at least 70 on images that training never saw."""
     steps = demo.run(tmp_path / "out")
     value = float(re.search(r"PQ ([\d.]+)", next(s.what for s in steps if s.name == "evaluate"))[1])
     assert value >= 70

@@ -27,8 +27,8 @@ from ...structures.categories import Categories
 from ...structures.images import open_image
 from ...structures.targets import Target
 from .. import workloads as ours
-from ..case import Case, Workload, network_size, picture_size, training_size
-from ..model_under_test import autocast, class_logits, picture
+from ..case import Case, Workload, image_size, network_size, training_size
+from ..model_under_test import autocast, class_logits, image
 from ..stages import Stages
 from ..synthetic_batch import training_batch
 from .published import PeerPost
@@ -113,13 +113,13 @@ class PeerForward(_Workload):
         return {"class logits": classes[0].float().cpu().numpy(), "mask logits": masks[0].float().cpu().numpy()}
 
 
-class PeerPictures(_Workload):
-    """Normalise, network, published-order post-processing of pictures at the test size."""
+class PeerImages(_Workload):
+    """Normalise, network, published-order post-processing of images at the test size."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
-        size = picture_size(case, self.model.config)
-        batch = [segmenter.prepare(picture(size, number).image_HW3) for number in range(case.batch)]
+        size = image_size(case, self.model.config)
+        batch = [segmenter.prepare(image(size, number).image_HW3) for number in range(case.batch)]
         self.pixels_BCHW = torch.stack([prepared.pixels_CHW for prepared in batch])
         self.size, self.padded = batch[0].size, network_size(case, self.model.config)
         self.mean, self.std = (
@@ -145,8 +145,8 @@ class PeerPictures(_Workload):
 class PeerPredict(_Workload):
     """A plain loop: read, transformers' image processor, network, published-order post-processing, write.
 
-    Left alone, the processor stretches a picture to the next multiple of its size_divisor. It is told not to, and the
-    picture is padded to that as it is published: else the network would see other pictures than ours does.
+    Left alone, the processor stretches an image to the next multiple of its size_divisor. It is told not to, and the
+    image is padded to that as it is published: else the network would see other images than ours does.
     """
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
@@ -156,7 +156,7 @@ class PeerPredict(_Workload):
         self.processor = AutoImageProcessor.from_pretrained(folder)
         self.folder = tempfile.TemporaryDirectory(prefix="m2f-bench-")
         self.out = Path(self.folder.name)
-        self.files = ours.pictures_of(case, self.model.config, self.out)
+        self.files = ours.images_of(case, self.model.config, self.out)
         self.images = len(self.files)
 
     def run(self, stages: Stages) -> None:
@@ -259,7 +259,7 @@ class PeerTrain(_Workload):
 
 WORKLOADS = {
     "forward": PeerForward,
-    "picture": PeerPictures,
+    "picture": PeerImages,
     "predict": PeerPredict,
     "post": PeerPost,
     "load": PeerLoad,

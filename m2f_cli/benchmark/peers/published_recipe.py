@@ -23,7 +23,7 @@ from ...structures.categories import Categories
 
 @dataclass
 class Rendered:
-    """Mask logits of one picture at stride 4, and the sizes that they go through (as in `MaskLogits`)."""
+    """Mask logits of one image at stride 4, and the sizes that they go through (as in `MaskLogits`)."""
 
     logits_QHW: Tensor
     padded: Size

@@ -59,7 +59,7 @@ def convert(
             link=link,
             workers=workers,
             on_start=functools.partial(stages.start, "Converting"),
-            on_picture=lambda _: stages.advance(),
+            on_image=lambda _: stages.advance(),
             trust_code=True,
         )
     if as_json:
@@ -72,7 +72,7 @@ def convert(
 
 def show(done: Conversion) -> None:
     """Show splits, losses and failures."""
-    rows = [(each.split, each.pictures, len(each.failures) or "") for each in done.splits]
+    rows = [(each.split, each.images, len(each.failures) or "") for each in done.splits]
     console.show_table(f"{done.format} → {done.to}, {done.classes} classes", ["split", "images", "failed"], rows)
     if done.losses:
         lost = [(loss.kind, loss.count, loss.text) for loss in done.losses]

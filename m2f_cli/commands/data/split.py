@@ -63,7 +63,7 @@ def split(
             workers=workers,
             format=format_,
             on_start=functools.partial(stages.start, "Splitting"),
-            on_picture=lambda _: stages.advance(),
+            on_image=lambda _: stages.advance(),
             trust_code=True,
         )
     if as_json:

@@ -44,7 +44,7 @@ def view(
     check_suffix("--out", out, (*PAGES, *SHEETS))
     open_split = split_opener(folder, preset, format_, task, classes, ignore_index, label_map)
     steps = _augmentation(open_split.settings if isinstance(open_split, AsTraining) else None)
-    from ...dataset_tools import preview as data_pictures
+    from ...dataset_tools import preview as data_images
     from ...dataset_tools.check import page as data_page
 
     data = open_split(split)
@@ -53,14 +53,14 @@ def view(
         console.note(note)
     with console.progress("Drawing", min(count, len(data))) as advance:
         shown = []
-        for each in data_pictures.views(data, steps, count=count, seed=seed, on_skip=console.warn):
+        for each in data_images.views(data, steps, count=count, seed=seed, on_skip=console.warn):
             shown.append(each)
             advance(None)
     path = out or output_path(Path("runs/data/view"), f"{data.name}-{data.split}", ".jpg")
     if path.suffix.lower() in PAGES:
         data_page.write_view_page(data, shown, path)
     else:
-        data_pictures.write_sheet(shown, path)
+        data_images.write_sheet(shown, path)
     if as_json:
         console.emit_json({"file": str(path), "split": data.split, "pictures": [each.name for each in shown]})
     else:

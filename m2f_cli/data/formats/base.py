@@ -12,7 +12,7 @@ from ...structures import Task
 from ...structures.categories import Categories
 from ..records import DataSet, PassedOver, Record
 
-# What a json gives: the classes, a record per picture, notes, and annotations that are passed over.
+# What a json gives: the classes, a record per image, notes, and annotations that are passed over.
 Parts: TypeAlias = tuple[Categories, tuple[Record, ...], tuple[str, ...], PassedOver]
 
 
@@ -45,7 +45,7 @@ class Format:
 
 
 class NoTask(DataError):
-    """A data set has no truths for that task, but for those in `supported`, the richest first."""
+    """A data set has no annotations for that task, but for those in `supported`, the richest first."""
 
     supported: tuple[Task, ...] = ()
 
@@ -54,7 +54,7 @@ def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> T
     """The task that was asked for, or the first (richest) of `supported`.
 
     Raises:
-        NoTask: this data has no truth for the task.
+        NoTask: this data has no annotation for the task.
     """
     if asked is None or asked in supported:
         return asked or supported[0]

@@ -9,46 +9,46 @@ from pathlib import Path
 import numpy as np
 
 from ...structures import Task
-from ...structures.annotations import PanopticTruth, ReadAs, TrueSegment
+from ...structures.annotations import AnnotatedSegment, PanopticAnnotation, ReadAs
 from ...structures.categories import Categories, load_categories
-from ...structures.images import picture_size
+from ...structures.images import image_size
 from ...structures.run_lengths import renamed, values_in
 from ..records import DataSet, Record, check_size
 from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, map_classes
 from .files import read_values
 from .label_maps import Folders, label_records
-from .layout import find_split, pictures_below
+from .layout import find_split, images_below
 from .value_map import ValueMap, value_map
 
 OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
 _IMAGE, _LABELS, _INSTANCES = "_leftImg8bit", "_gtFine_labelIds", "_gtFine_instanceIds"
 LABEL_IDS = range(34)
 CLASSES = "classes.yaml"
-POLYGONS = "objects are those of the instanceIds pictures; published training takes them from the polygons"
+POLYGONS = "objects are those of the instanceIds images; published training takes them from the polygons"
 
 
 @dataclass(frozen=True)
 class InstanceIds:
-    """Reads the segments of one picture: ids are the instance ids, groups of things are crowds, what is not evaluated
+    """Reads the segments of one image: ids are the instance ids, groups of things are crowds, what is not evaluated
     is void. The same as the official panoptic json and PNG, without making them first."""
 
     png: Path
     image: Path
     classes: ClassMap
 
-    def __call__(self) -> PanopticTruth:
+    def __call__(self) -> PanopticAnnotation:
         """
         Raises:
-            DataError: the picture of ids is missing, unreadable, or of another size.
+            DataError: the image of ids is missing, unreadable, or of another size.
         """
         values_HW = read_values(self.png)
-        check_size(self.image, picture_size(self.image), values_HW.shape, self.png)
+        check_size(self.image, image_size(self.image), values_HW.shape, self.png)
         present = values_in(values_HW).tolist()
         numbers = {value: self.classes.numbers.get(value if value < OBJECTS else value // OBJECTS) for value in present}
         kept = [value for value in present if numbers[value] is not None]
-        segments = [TrueSegment(value, numbers[value], self._is_group(value, numbers[value])) for value in kept]
-        return PanopticTruth(
+        segments = [AnnotatedSegment(value, numbers[value], self._is_group(value, numbers[value])) for value in kept]
+        return PanopticAnnotation(
             renamed(values_HW, dict(zip(kept, kept, strict=True)), 0, np.int32), segments, source=self.png
         )
 
@@ -57,7 +57,7 @@ class InstanceIds:
 
 
 def label_ids(classes: ClassMap) -> ValueMap:
-    """The pixel values of labelIds pictures; what has no class is ignored."""
+    """The pixel values of labelIds images; what has no class is ignored."""
     return value_map(classes.numbers, classes.categories, set(LABEL_IDS) - classes.numbers.keys())
 
 
@@ -68,7 +68,7 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     if task == "semantic":
         records, more = label_records(folders, label_ids(classes), image_end=_IMAGE, mask_end=_LABELS)
     else:
-        records, more = tuple(_record(path, folders, classes, task) for path in pictures_below(folders.images)), ()
+        records, more = tuple(_record(path, folders, classes, task) for path in images_below(folders.images)), ()
     notes = (*notes, *more, *classes.notes, *((POLYGONS,) if task == "instance" else ()))
     return DataSet(folder.name, "cityscapes", split, task, classes.categories, records, notes)
 

@@ -101,7 +101,7 @@ def _parse_category(row: Any, path: Path, isthing: bool | None) -> Category:
 
 
 def is_crowd(value: Any) -> bool:
-    """A flag `iscrowd` as far as it can be known; what is no flag is refused when its picture is read."""
+    """A flag `iscrowd` as far as it can be known; what is no flag is refused when its image is read."""
     if type(value) is int:
         return value != 0
     try:

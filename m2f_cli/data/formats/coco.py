@@ -39,7 +39,7 @@ def read_coco(path: Path) -> CocoFile:
     """Read a COCO json.
 
     Raises:
-        DataError: unreadable, damaged, without pictures, or with an entry that lacks its key; two pictures of one id.
+        DataError: unreadable, damaged, without images, or with an entry that lacks its key; two images of one id.
     """
     tree = read_json(path, "images", "annotations", "categories")
     images = _images(tree["images"], path)
@@ -53,11 +53,11 @@ def read_coco(path: Path) -> CocoFile:
     strays = sorted(annotations.keys() - images.keys(), key=str)
     if strays:
         notes.append(
-            f"annotations of {len(strays)} pictures that {path.name} does not list are left out, such as "
+            f"annotations of {len(strays)} images that {path.name} does not list are left out, such as "
             f"those of image_id {shown(strays[0])}"
         )
     if len(images) < len(tree["images"]):
-        notes.append(f"{len(tree['images']) - len(images)} pictures of {path.name} repeat the id of another")
+        notes.append(f"{len(tree['images']) - len(images)} images of {path.name} repeat the id of another")
     notes += _twins(tree["annotations"], path)
     return CocoFile(path, tree["categories"], images, dict(annotations), tuple(notes))
 
@@ -70,10 +70,10 @@ def _images(rows: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
         if twin["file_name"] != image["file_name"]:
             raise DataError(
                 f"{path}: the image id {shown(image['id'])} stands for {twin['file_name']} and {image['file_name']}.",
-                hint="Give each picture an id of its own, or export the data again.",
+                hint="Give each image an id of its own, or export the data again.",
             )
     if not images:
-        raise DataError(f"{path} lists no pictures.", hint="Choose another split, or export the data again.")
+        raise DataError(f"{path} lists no images.", hint="Choose another split, or export the data again.")
     return images
 
 
@@ -140,8 +140,8 @@ def has_json(folder: Path, kind: str) -> bool:
     return any((folder / "annotations").glob(f"{kind}_*.json"))
 
 
-def picture_folders(folder: Path, json_path: Path, kind: str, split: str) -> list[Path]:
-    """Where the pictures of a json may be, best first."""
+def image_folders(folder: Path, json_path: Path, kind: str, split: str) -> list[Path]:
+    """Where the images of a json may be, best first."""
     tag = json_path.stem.removeprefix(f"{kind}_")
     names = dict.fromkeys((tag, *spellings(split)))
     inside = [parent / name for name in names for parent in (folder, folder / "images")]

@@ -11,13 +11,13 @@ from typing import Any
 
 from ...errors import DataError
 from ...structures import schemas
-from ...structures.annotations import InstanceTruth, TrueObject
-from ...structures.images import picture_size
+from ...structures.annotations import AnnotatedObject, InstanceAnnotation
+from ...structures.images import image_size
 from ..records import DataSet, PassedOver, Record
 from .base import Format, Parts, ReadOptions, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
-from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
-from .layout import as_found, picture_folder, record_name
+from .coco import CocoFile, find_json, has_json, image_folders, read_coco
+from .layout import as_found, image_folder, record_name
 from .shapes import check_canvas, parse_shape, split_polygons
 
 KIND = "instances"
@@ -26,8 +26,8 @@ _KEYS = ("id", "category_id", "segmentation", "iscrowd", "area")
 
 
 @dataclass(frozen=True)
-class ObjectsOfPicture:
-    """Reads the objects of one picture out of `packed`, a pickle of its annotations: one object per picture to keep
+class ObjectsOfImage:
+    """Reads the objects of one image out of `packed`, a pickle of its annotations: one object per image to keep
     and to send to workers, where COCO's train split would be hundred million numbers."""
 
     file: Path
@@ -36,17 +36,17 @@ class ObjectsOfPicture:
     classes: ClassMap
     packed: bytes
 
-    def __call__(self) -> InstanceTruth:
+    def __call__(self) -> InstanceAnnotation:
         """
         Raises:
-            DataError: an annotation without mask, with an unknown category, or that does not fit the picture.
+            DataError: an annotation without mask, with an unknown category, or that does not fit the image.
         """
-        size = self.size or picture_size(self.image)
+        size = self.size or image_size(self.image)
         check_canvas(size, f"{self.file.name}: {self.image.name}")
         found = (self._object(row, size) for row in pickle.loads(self.packed))
-        return InstanceTruth(size, [item for item in found if item is not None])
+        return InstanceAnnotation(size, [item for item in found if item is not None])
 
-    def _object(self, row: tuple[Any, ...], size: tuple[int, int]) -> TrueObject | None:
+    def _object(self, row: tuple[Any, ...], size: tuple[int, int]) -> AnnotatedObject | None:
         key, category_id, segmentation, iscrowd, area = row
         where = _where(self.file, key, self.image)
         if type(category_id) is not int or type(iscrowd) is not int or iscrowd not in (0, 1) or type(area) is not float:
@@ -55,7 +55,7 @@ class ObjectsOfPicture:
         if label is None:
             return None
         shape = parse_shape(segmentation, size, where)
-        return TrueObject(label, shape, bool(iscrowd), area) if shape else None  # else `_passed_over` has told it
+        return AnnotatedObject(label, shape, bool(iscrowd), area) if shape else None  # else `_passed_over` has told it
 
 
 def _values(category_id: Any, iscrowd: Any, area: Any, where: str) -> tuple[Any, bool, float | None]:
@@ -70,34 +70,34 @@ def _where(file: Path, key: Any, image: Path) -> str:
 
 
 def read_instances(coco: CocoFile, candidates: list[Path], options: ReadOptions) -> Parts:
-    """The classes, a record per picture (also of those without annotation), notes, and what is passed over.
+    """The classes, a record per image (also of those without annotation), notes, and what is passed over.
 
     Args:
-        candidates: folders in which the pictures may be, best first; none where nobody will read them.
+        candidates: folders in which the images may be, best first; none where nobody will read them.
 
     Raises:
-        DataError: broken categories, classes of another table, no pictures, or a task that is not "instance".
+        DataError: broken categories, classes of another table, no images, or a task that is not "instance".
     """
     choose_task(options.task, ("instance",), coco.path)
     classes = map_classes(parse_categories(coco.categories, coco.path, isthing=True), options.classes, coco.path)
-    pictures = picture_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
-    records = tuple(_record(coco, key, pictures, classes) for key in coco.images)
+    images = image_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
+    records = tuple(_record(coco, key, images, classes) for key in coco.images)
     passed = _passed_over(coco)
     return classes.categories, records, (*coco.notes, *classes.notes, *passed.notes), passed
 
 
-def _record(coco: CocoFile, key: int | str, pictures: Path, classes: ClassMap) -> Record:
+def _record(coco: CocoFile, key: int | str, images: Path, classes: ClassMap) -> Record:
     rows, size = coco.annotations.get(key, []), coco.size(key)
-    file_name = as_found(pictures, coco.images[key]["file_name"])
+    file_name = as_found(images, coco.images[key]["file_name"])
     packed = pickle.dumps([tuple(row.get(key) for key in _KEYS) for row in rows], protocol=pickle.HIGHEST_PROTOCOL)
     labels = classes.labels(row.get("category_id") for row in rows if not is_crowd(row.get("iscrowd")))
-    read_truth = ObjectsOfPicture(coco.path, pictures / file_name, size, classes, packed)
+    read_annotation = ObjectsOfImage(coco.path, images / file_name, size, classes, packed)
     sizes = size or (None, None)
-    return Record(record_name(file_name), pictures / file_name, read_truth, *sizes, labels, image_id=key)
+    return Record(record_name(file_name), images / file_name, read_annotation, *sizes, labels, image_id=key)
 
 
 def _passed_over(coco: CocoFile) -> PassedOver:
-    """What `parse_shape` leaves out, without looking at the pictures."""
+    """What `parse_shape` leaves out, without looking at the images."""
     passed = PassedOver()
     for key, image in coco.images.items():
         for row in coco.annotations.get(key, ()):
@@ -119,7 +119,7 @@ def _count(passed: PassedOver, segmentation: list[Any], where: str) -> None:
     try:
         polygons = split_polygons(segmentation, where)
     except DataError:
-        return  # such a picture is refused when it is read
+        return  # such an image is refused when it is read
     empty = sum(len(points_P2) < 3 for points_P2 in polygons)
     if empty == len(polygons):
         passed.add(NO_POLYGON, f"{where}: {schemas.shown(segmentation)}")
@@ -129,7 +129,7 @@ def _count(passed: PassedOver, segmentation: list[Any], where: str) -> None:
 
 def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     path, found_notes = find_json(folder, KIND, split)
-    candidates = picture_folders(folder, path, KIND, split)
+    candidates = image_folders(folder, path, KIND, split)
     categories, records, notes, passed = read_instances(read_coco(path), candidates, options)
     return DataSet(folder.name, "coco-instance", split, "instance", categories, records, (*found_notes, *notes), passed)
 

@@ -14,16 +14,16 @@ import numpy as np
 
 from ...errors import DataError
 from ...structures import Task, schemas
-from ...structures.annotations import PanopticTruth, ReadAs, TrueSegment
-from ...structures.images import picture_size
+from ...structures.annotations import AnnotatedSegment, PanopticAnnotation, ReadAs
+from ...structures.images import image_size
 from ...structures.run_lengths import values_in
 from ..records import DataSet, PassedOver, Record, check_size, is_there
 from . import coco_instance
 from .base import Format, Parts, ReadOptions, choose_task
 from .class_map import ClassMap, is_crowd, map_classes, parse_categories
-from .coco import CocoFile, find_json, has_json, picture_folders, read_coco
+from .coco import CocoFile, find_json, has_json, image_folders, read_coco
 from .files import read_ids
-from .layout import as_found, folder_at, picture_folder, record_name
+from .layout import as_found, folder_at, image_folder, record_name
 
 KIND = "panoptic"
 _KEYS = ("id", "category_id", "iscrowd")
@@ -31,8 +31,8 @@ _NOT_PANOPTIC = "This is not a panoptic json: for instances, name the format coc
 
 
 @dataclass(frozen=True)
-class SegmentsOfPicture:
-    """Reads the segments of one picture. `packed` is a pickle of its `segments_info`: ids, category ids, crowds."""
+class SegmentsOfImage:
+    """Reads the segments of one image. `packed` is a pickle of its `segments_info`: ids, category ids, crowds."""
 
     file: Path
     png: Path
@@ -41,16 +41,16 @@ class SegmentsOfPicture:
     classes: ClassMap
     packed: bytes
 
-    def __call__(self) -> PanopticTruth:
+    def __call__(self) -> PanopticAnnotation:
         """Segments of dropped categories become void. A segment of the json without a pixel stays: it counts as missed.
 
         Raises:
             DataError: the PNG is missing, unreadable, of another size, or has ids that the json does not know.
         """
         if not is_there(self.png):
-            raise DataError(f"The mask {self.png} is missing.", hint="Copy it there, or leave its picture out.")
+            raise DataError(f"The mask {self.png} is missing.", hint="Copy it there, or leave its image out.")
         ids_HW = read_ids(self.png)
-        check_size(self.image, self.size or picture_size(self.image), ids_HW.shape, self.png)
+        check_size(self.image, self.size or image_size(self.image), ids_HW.shape, self.png)
         where = f"{self.file.name}: a segment of {self.png.name}"
         rows = [_checked(row, where) for row in pickle.loads(self.packed)]
         labels = {row[0]: self.classes.number(row[1], where) for row in rows}
@@ -61,8 +61,10 @@ class SegmentsOfPicture:
         dropped = [key for key, label in labels.items() if label is None]
         if dropped:
             ids_HW[np.isin(ids_HW, dropped)] = 0
-        segments = [TrueSegment(key, labels[key], bool(crowd)) for key, _, crowd in rows if labels[key] is not None]
-        return PanopticTruth(ids_HW, segments)
+        segments = [
+            AnnotatedSegment(key, labels[key], bool(crowd)) for key, _, crowd in rows if labels[key] is not None
+        ]
+        return PanopticAnnotation(ids_HW, segments)
 
     def _refuse_strangers(self, present: np.ndarray, known: Iterable[int]) -> None:
         strange = set(present.tolist()) - {0, *known}
@@ -82,24 +84,24 @@ def _checked(row: tuple[Any, ...], where: str) -> tuple[Any, ...]:
 
 
 def read_panoptic(coco: CocoFile, pngs: Path, candidates: list[Path], options: ReadOptions, task: Task) -> Parts:
-    """The classes, a record per annotated picture, notes, and what is passed over.
+    """The classes, a record per annotated image, notes, and what is passed over.
 
     Args:
         pngs: the folder of the PNGs.
-        candidates: folders in which the pictures may be, best first; none where nobody will read them.
-        task: other than "panoptic", truths are derived: instances are the things as they are visible, unless named by
-            `classes` numbered without the stuff; semantic labels are the classes of all segments, with crowds.
+        candidates: folders in which the images may be, best first; none where nobody will read them.
+        task: other than "panoptic", annotations are derived. Instances are the things as they are visible, unless named
+            by `classes` numbered without the stuff; semantic labels are the classes of all segments, with crowds.
     """
     classes = map_classes(parse_categories(coco.categories, coco.path), options.classes, coco.path)
     if task == "instance" and options.classes is None:
         classes = classes.without_stuff()
-    pictures = picture_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
+    images = image_folder(coco.file_names(), candidates, coco.path) if candidates else coco.path.parent
     annotated = [key for key in coco.images if key in coco.annotations]
-    records = tuple(_record(coco, key, pngs, pictures, classes, task) for key in annotated)
+    records = tuple(_record(coco, key, pngs, images, classes, task) for key in annotated)
     missing = len(coco.images) - len(annotated)
-    notes = (f"{missing} pictures of {coco.path.name} have no annotation and are left out",) if missing else ()
+    notes = (f"{missing} images of {coco.path.name} have no annotation and are left out",) if missing else ()
     if not records:
-        raise DataError(f"{coco.path} has no annotated pictures.", hint="Export the data again.")
+        raise DataError(f"{coco.path} has no annotated images.", hint="Export the data again.")
     passed = _passed_over(coco)
     return classes.categories, records, (*coco.notes, *classes.notes, *notes, *passed.notes), passed
 
@@ -113,18 +115,18 @@ def _passed_over(coco: CocoFile) -> PassedOver:
     return passed
 
 
-def _record(coco: CocoFile, key: int | str, pngs: Path, pictures: Path, classes: ClassMap, task: Task) -> Record:
+def _record(coco: CocoFile, key: int | str, pngs: Path, images: Path, classes: ClassMap, task: Task) -> Record:
     annotation, size = coco.annotations[key][0], coco.size(key)
-    file_name = as_found(pictures, coco.images[key]["file_name"])
+    file_name = as_found(images, coco.images[key]["file_name"])
     png, rows = _segment_rows(annotation, coco.path)
-    packed, image = pickle.dumps(rows, protocol=pickle.HIGHEST_PROTOCOL), pictures / file_name
-    read = SegmentsOfPicture(coco.path, pngs / as_found(pngs, png), image, size, classes, packed)
-    read_truth = read if task == "panoptic" else ReadAs(read, task, classes.categories)
+    packed, image = pickle.dumps(rows, protocol=pickle.HIGHEST_PROTOCOL), images / file_name
+    read = SegmentsOfImage(coco.path, pngs / as_found(pngs, png), image, size, classes, packed)
+    read_annotation = read if task == "panoptic" else ReadAs(read, task, classes.categories)
     labels = classes.labels(category_id for _, category_id, crowd in rows if not is_crowd(crowd))
     if task == "instance":
         labels = tuple(label for label in labels if classes.categories[label].isthing)
     sizes = size or (None, None)
-    return Record(record_name(file_name), image, read_truth, *sizes, labels, image_id=key)
+    return Record(record_name(file_name), image, read_annotation, *sizes, labels, image_id=key)
 
 
 def _segment_rows(annotation: dict[str, Any], path: Path) -> tuple[str, list[tuple[Any, ...]]]:
@@ -154,7 +156,7 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     path, found_notes = find_json(folder, KIND, split)
     if task == "instance" and path.with_name(path.name.replace(KIND, coco_instance.KIND)).is_file():
         return coco_instance.open_split(folder, split, options)  # whole polygons, not only what is visible
-    candidates = picture_folders(folder, path, KIND, split)
+    candidates = image_folders(folder, path, KIND, split)
     categories, records, notes, passed = read_panoptic(read_coco(path), png_folder(path), candidates, options, task)
     return DataSet(folder.name, "coco-panoptic", split, task, categories, records, (*found_notes, *notes), passed)
 

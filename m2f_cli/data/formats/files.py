@@ -1,4 +1,4 @@
-"""Files of annotations: json, and pictures whose pixels are numbers."""
+"""Files of annotations: json, and images whose pixels are numbers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def read_values(path: Path) -> np.ndarray:
-    """Read a mask whose pixels are numbers: (H, W), uint8, uint16 or int32. Of palette pictures, the indices.
+    """Read a mask whose pixels are numbers: (H, W), uint8, uint16 or int32. Of palette images, the indices.
 
-    Grey pictures that were saved as RGB are accepted; colours are not numbers.
+    Grey images that were saved as RGB are accepted; colours are not numbers.
 
     Raises:
         DataError: missing, unreadable, or in colours.
@@ -69,6 +69,6 @@ def read_ids(path: Path) -> np.ndarray:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a mask. Its EXIF does not turn it: its numbers are read as the tool that drew them laid them down."""
     if not is_file(path):
-        raise DataError(f"The mask {path} is missing.", hint="Copy it there, or leave its picture out.")
+        raise DataError(f"The mask {path} is missing.", hint="Copy it there, or leave its image out.")
     with open_image(path) as image:
         yield image

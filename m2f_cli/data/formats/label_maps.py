@@ -1,4 +1,4 @@
-"""Label maps: a picture and a mask of the same name, whose pixel values are class numbers."""
+"""Label maps: an image and a mask of the same name, whose pixel values are class numbers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import DataError
-from ...structures.annotations import SemanticTruth
+from ...structures.annotations import SemanticAnnotation
 from ...structures.categories import ClassTable, load_class_table
-from ...structures.images import picture_size
+from ...structures.images import image_size
 from ...structures.run_lengths import values_in
 from ..records import DataSet, Record, check_size
 from .base import Format, ReadOptions, choose_task
 from .class_map import read_class_file
 from .files import read_values
-from .layout import NAMES, find_split, folder_at, pictures_below, record_name
+from .layout import NAMES, find_split, folder_at, images_below, record_name
 from .value_map import ValueMap, named_values, value_map
 
 MASKS = ("labels", "annotations", "masks")
@@ -28,24 +28,24 @@ _LOOKED_AT = 10  # masks, to say which values there are
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Reads the labels of one picture."""
+    """Reads the labels of one image."""
 
     mask: Path
     image: Path
     values: ValueMap
 
-    def __call__(self) -> SemanticTruth:
+    def __call__(self) -> SemanticAnnotation:
         """
         Raises:
-            DataError: the mask is missing, unreadable, of another size than the picture, or has unknown values.
+            DataError: the mask is missing, unreadable, of another size than the image, or has unknown values.
         """
         values_HW = read_values(self.mask)
-        check_size(self.image, picture_size(self.image), values_HW.shape, self.mask)
+        check_size(self.image, image_size(self.image), values_HW.shape, self.mask)
         return self.values.labels(values_HW, self.mask)
 
 
 class Folders(NamedTuple):
-    """Where the pictures and the masks of a split are."""
+    """Where the images and the masks of a split are."""
 
     images: Path
     masks: Path
@@ -54,29 +54,30 @@ class Folders(NamedTuple):
 def label_records(
     folders: Folders, values: ValueMap, *, image_end: str = "", mask_end: str = ""
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """A record per picture, and notes.
+    """A record per image, and notes.
 
     Args:
-        image_end, mask_end: what picture names and mask names end in, after what they have in common.
+        image_end, mask_end: what image names and mask names end in, after what they have in common.
 
     Raises:
-        DataError: no pictures, or no mask for any of them.
+        DataError: no images, or no mask for any of them.
     """
     files = _masks_below(folders.masks)
     masks = {p.relative_to(folders.masks).with_suffix("").as_posix(): p for p in files}
     twins = len(files) - len(masks)
     records = []
-    for image in pictures_below(folders.images):
+    for image in images_below(folders.images):
         stem = record_name(image.relative_to(folders.images)).removesuffix(image_end)
         mask = masks.pop(stem + mask_end, folders.masks / f"{stem}{mask_end}.png")
         records.append(Record(stem, image, LabelFile(mask, image, values)))
-    if not any(record.read_truth.mask.is_file() for record in records):
+    if not any(record.read_annotation.mask.is_file() for record in records):
         raise DataError(
-            f"No picture of {folders.images} has a mask in {folders.masks}, such as {records[0].read_truth.mask.name}.",
-            hint="A mask has the name of its picture and ends in .png (JPEG changes its values).",
+            f"No image of {folders.images} has a mask in {folders.masks}, "
+            f"such as {records[0].read_annotation.mask.name}.",
+            hint="A mask has the name of its image and ends in .png (JPEG changes its values).",
         )
-    loose = sum(name.endswith(mask_end) for name in masks)  # Cityscapes has other pictures of labels beside them
-    notes = [f"{loose} masks in {folders.masks} belong to no picture"] if loose else []
+    loose = sum(name.endswith(mask_end) for name in masks)  # Cityscapes has other images of labels beside them
+    notes = [f"{loose} masks in {folders.masks} belong to no image"] if loose else []
     if twins:
         notes.append(f"{twins} masks in {folders.masks} have the name of another and are not used")
     return tuple(records), tuple(notes)

@@ -1,4 +1,4 @@
-"""LabelMe: a json with shapes for each picture, in {split}/ or in one folder without splits."""
+"""LabelMe: a json with shapes for each image, in {split}/ or in one folder without splits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pycocotools import mask as coco_mask
 from ...errors import DataError
 from ...runtime import documents
 from ...structures import schemas
-from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import Categories, from_names
-from ...structures.images import decode_image, open_image, picture_size
+from ...structures.images import decode_image, image_size, open_image
 from ...structures.rle import encode_mask, encode_polygons
 from ..records import DataSet, PassedOver, Record, check_size, is_file
 from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, class_names, map_classes, read_class_file
 from .files import read_json
-from .layout import NAMES, PICTURES, find_split, record_name
+from .layout import IMAGES, NAMES, find_split, record_name
 from .shapes import check_canvas, check_polygons
 
 CROWD = "iscrowd"  # the flag of a shape that is a group; LabelMe keeps it
@@ -39,58 +39,58 @@ _LARGEST = 64 << 20  # bytes of a json that is opened to recognise the format
 
 
 @dataclass(frozen=True)
-class EmbeddedPicture:
-    """Reads the picture that a json holds itself."""
+class EmbeddedImage:
+    """Reads the image that a json holds itself."""
 
     file: Path
 
     def __call__(self) -> np.ndarray:
         """
         Raises:
-            DataError: no picture in it, or a damaged one.
+            DataError: no image in it, or a damaged one.
         """
         data = read_json(self.file, "shapes").get("imageData")
         if not isinstance(data, str):
-            raise DataError(f"The picture of {self.file} is missing.", hint="Put it beside the json.")
+            raise DataError(f"The image of {self.file} is missing.", hint="Put it beside the json.")
         try:
             content = base64.b64decode(data)
         except ValueError as error:
-            raise DataError(f"{self.file}: its imageData is no picture: {error}.") from error
+            raise DataError(f"{self.file}: its imageData is no image: {error}.") from error
         return decode_image(content, f"The imageData of {self.file}")
 
 
 @dataclass(frozen=True)
-class ShapesOfPicture:
-    """Reads the objects of one picture: polygons, rectangles, circles and masks; shapes of one label and group_id are
-    one object. Points and lines have no area and are passed over. `image` is None where the json holds the picture."""
+class ShapesOfImage:
+    """Reads the objects of one image: polygons, rectangles, circles and masks; shapes of one label and group_id are
+    one object. Points and lines have no area and are passed over. `image` is None where the json holds the image."""
 
     file: Path
     image: Path | None
     classes: ClassMap
     ids: Mapping[str, int]
 
-    def __call__(self) -> InstanceTruth:
+    def __call__(self) -> InstanceAnnotation:
         """
         Raises:
-            DataError: a damaged json or shape, an unknown label, or another size than that of the picture.
+            DataError: a damaged json or shape, an unknown label, or another size than that of the image.
         """
         tree = read_json(self.file, "shapes")
         size = self._size(tree)
         check_canvas(size, str(self.file))
         found = [self._object(group, size) for group in _groups(tree["shapes"], self.file)]
-        return InstanceTruth(size, [item for item in found if item is not None], source=self.file)
+        return InstanceAnnotation(size, [item for item in found if item is not None], source=self.file)
 
     def _size(self, tree: dict[str, Any]) -> tuple[int, int]:
         tree = schemas.read_as(schemas.LabelMeImage, tree, str(self.file), hint="Save it with LabelMe again.")
         said = (tree.imageHeight, tree.imageWidth) if tree.imageHeight and tree.imageWidth else None
         if self.image is None:
-            return said or EmbeddedPicture(self.file)().shape[:2]
-        size = picture_size(self.image)
+            return said or EmbeddedImage(self.file)().shape[:2]
+        size = image_size(self.image)
         if said is not None:
             check_size(self.image, size, said, self.file)
         return size
 
-    def _object(self, group: list[dict[str, Any]], size: tuple[int, int]) -> TrueObject | None:
+    def _object(self, group: list[dict[str, Any]], size: tuple[int, int]) -> AnnotatedObject | None:
         name = str(group[0].get("label"))
         if name in NO_CLASSES:
             return None
@@ -103,7 +103,7 @@ class ShapesOfPicture:
         shapes = [shape for shape in (_read_shape(shape, size, self.file) for shape in group) if shape is not None]
         if label is None or not shapes:
             return None
-        return TrueObject(label, _union(shapes, size), any(_is_crowd(shape, self.file) for shape in group))
+        return AnnotatedObject(label, _union(shapes, size), any(_is_crowd(shape, self.file) for shape in group))
 
 
 def _is_crowd(shape: dict[str, Any], file: Path) -> bool:
@@ -179,7 +179,7 @@ def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: P
     mask_HW = np.zeros(size, dtype=np.uint8, order="F")
     window = mask_HW[max(top, 0) : top + inside_HW.shape[0], max(left, 0) : left + inside_HW.shape[1]]
     if inside_HW.ndim != 2 or window.shape != inside_HW.shape:
-        raise DataError(f"{file}: a mask of {inside_HW.shape} pixels at x = {left}, y = {top} leaves the picture.")
+        raise DataError(f"{file}: a mask of {inside_HW.shape} pixels at x = {left}, y = {top} leaves the image.")
     window[...] = inside_HW
     return encode_mask(mask_HW)
 
@@ -204,8 +204,8 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     ids = {category.name: category.id for category in own}
     below = folder / name if (folder / name).is_dir() else folder
     records = tuple(_record(file, below, classes, ids) for file in files)
-    loose = _pictures(below) - {record.image for record in records}
-    more = (f"{len(loose)} pictures have no json and are left out: nobody annotated them",) if loose else ()
+    loose = _images(below) - {record.image for record in records}
+    more = (f"{len(loose)} images have no json and are left out: nobody annotated them",) if loose else ()
     passed = _passed_over(files, seen)
     notes = (*notes, *more, *classes.notes, *passed.notes)
     return DataSet(folder.name, "labelme", split, "instance", classes.categories, records, notes, passed)
@@ -217,7 +217,7 @@ def _passed_over(files: Sequence[Path], seen: Mapping[Path, list[dict[str, Any]]
         try:
             shapes = seen[file] if file in seen else _outlines_of(file)
         except DataError:
-            continue  # such a picture is refused when it is read
+            continue  # such an image is refused when it is read
         for number, shape in enumerate(shapes):
             reason = _why_passed_over(shape)
             if reason is not None:
@@ -240,15 +240,15 @@ def _first(points: Any) -> Any:
 
 
 def _record(file: Path, below: Path, classes: ClassMap, ids: dict[str, int]) -> Record:
-    image = _picture_of(file)
+    image = _image_of(file)
     name = record_name(file.relative_to(below))
-    read_image = EmbeddedPicture(file) if image is None else None
-    return Record(name, image, ShapesOfPicture(file, image, classes, ids), read_image=read_image)
+    read_image = EmbeddedImage(file) if image is None else None
+    return Record(name, image, ShapesOfImage(file, image, classes, ids), read_image=read_image)
 
 
-def _picture_of(file: Path) -> Path | None:
-    """The picture beside a json, else where the json says; None where only the json itself may hold it."""
-    beside = next((path for path in map(file.with_suffix, PICTURES) if path.is_file()), None)
+def _image_of(file: Path) -> Path | None:
+    """The image beside a json, else where the json says; None where only the json itself may hold it."""
+    beside = next((path for path in map(file.with_suffix, IMAGES) if path.is_file()), None)
     if beside is not None:
         return beside
     said = read_json(file, "shapes").get("imagePath")
@@ -285,8 +285,8 @@ def _jsons(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*.json") if not path.name.startswith((".", "_")))
 
 
-def _pictures(folder: Path) -> set[Path]:
-    return {p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith(".")}
+def _images(folder: Path) -> set[Path]:
+    return {p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith(".")}
 
 
 def _finds(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Folders: what splits are called, which files are pictures, where the pictures of an annotation lie."""
+"""Folders: what splits are called, which files are images, where the images of an annotation lie."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SPELLINGS = {
     "val": ("val", "val2017", "valid", "validation", "test"),
     "test": ("test", "test2017", "testing"),
 }
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".jp2", ".avif")
-_LOOKED_AT = 50  # pictures, to find out which folder they are in
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".jp2", ".avif")
+_LOOKED_AT = 50  # images, to find out which folder they are in
 
 
 def in_all_cases(names: Iterable[str]) -> tuple[str, ...]:
@@ -82,27 +82,27 @@ def folder_at(*candidates: Path) -> Path | None:
     return next((path for path in candidates if path.is_dir()), None)
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """The pictures in a folder and its sub-folders, sorted, without hidden files.
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder and its sub-folders, sorted, without hidden files.
 
     Raises:
-        DataError: no folder, or no picture in it.
+        DataError: no folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"The folder of pictures {folder} is missing.")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+        raise DataError(f"The folder of images {folder} is missing.")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
     if not found:
-        raise DataError(f"{folder} holds no pictures.", hint=f"Known kinds: {', '.join(PICTURES)}.")
+        raise DataError(f"{folder} holds no images.", hint=f"Known kinds: {', '.join(IMAGES)}.")
     return found
 
 
 def record_name(file_name: str | Path) -> str:
-    """A picture's path without its suffix, with "/" between folders."""
+    """An image's path without its suffix, with "/" between folders."""
     return Path(file_name).with_suffix("").as_posix()
 
 
-def picture_folder(file_names: Sequence[str], candidates: Iterable[Path], annotations: Path) -> Path:
-    """The folder that an annotation file's picture names are relative to: the first that holds one of them.
+def image_folder(file_names: Sequence[str], candidates: Iterable[Path], annotations: Path) -> Path:
+    """The folder that an annotation file's image names are relative to: the first that holds one of them.
 
     Raises:
         DataError: none of them does.
@@ -113,7 +113,7 @@ def picture_folder(file_names: Sequence[str], candidates: Iterable[Path], annota
         if folder.is_dir() and any(is_there(folder / as_found(folder, name)) for name in file_names[::step]):
             return folder
     raise DataError(
-        f"The pictures of {annotations}, such as {file_names[0]!r}, are missing.",
+        f"The images of {annotations}, such as {file_names[0]!r}, are missing.",
         hint=f"Put them into one of: {', '.join(map(str, folders))}.",
     )
 

@@ -1,4 +1,4 @@
-"""COCO as Roboflow exports it: train, valid and test, each with its pictures and _annotations.coco.json."""
+"""COCO as Roboflow exports it: train, valid and test, each with its images and _annotations.coco.json."""
 
 from __future__ import annotations
 

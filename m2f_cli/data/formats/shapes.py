@@ -24,7 +24,7 @@ def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np
 
     Args:
         segmentation: polygons as in `split_polygons`, or run lengths, compressed or not.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         where: which annotation this is, for messages.
 
     Returns:
@@ -32,7 +32,7 @@ def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np
         compressed run-length mask {"size": [H, W], "counts": bytes}.
 
     Raises:
-        DataError: neither of both, or a shape that does not fit the picture.
+        DataError: neither of both, or a shape that does not fit the image.
     """
     if isinstance(segmentation, dict):
         return _parse_rle(segmentation, size, where)
@@ -88,7 +88,7 @@ def check_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], where:
         polygons: of one object, each (points, 2) with at least one point.
 
     Raises:
-        DataError: coordinates that are not finite or far outside of the picture, or an outline of absurd length.
+        DataError: coordinates that are not finite or far outside of the image, or an outline of absurd length.
     """
     reach, length = max(REACH * max(size), LEAST_REACH), 0.0
     for points_P2 in polygons:
@@ -109,17 +109,17 @@ def _far_away(points_P2: np.ndarray, size: tuple[int, int], where: str, value: f
     if not np.isfinite(points_P2).all():
         return DataError(f"{where}: a polygon has coordinates that are not finite.")
     return DataError(
-        f"{where}: a polygon has the coordinate {value:g}, far outside of its picture of {size[0]} x {size[1]} pixels "
+        f"{where}: a polygon has the coordinate {value:g}, far outside of its image of {size[0]} x {size[1]} pixels "
         "(height x width).",
         hint="Correct the annotation, or export it again.",
     )
 
 
 def check_canvas(size: tuple[int, int], where: str) -> None:
-    """Refuse a size that no picture has, before masks of that size are made.
+    """Refuse a size that no image has, before masks of that size are made.
 
     Raises:
-        DataError: more pixels than any picture that is read.
+        DataError: more pixels than any image that is read.
     """
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
@@ -129,7 +129,7 @@ def check_canvas(size: tuple[int, int], where: str) -> None:
 
 def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
     if _size_of(rle) != list(size):
-        raise DataError(f"{where}: the size of its mask is {shown(rle.get('size'))}, that of its picture {list(size)}.")
+        raise DataError(f"{where}: the size of its mask is {shown(rle.get('size'))}, that of its image {list(size)}.")
     counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
         packed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
@@ -142,7 +142,7 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
         raise DataError(f"{where}: its run lengths are no COCO text: {shown(counts)}.", hint="Export them again.")
     if ((lengths < 0) | (lengths > pixels)).any() or lengths.sum() != pixels:
         raise DataError(
-            f"{where}: its run lengths cover {sum(lengths.tolist())} pixels, its picture has {pixels}.",
+            f"{where}: its run lengths cover {sum(lengths.tolist())} pixels, its image has {pixels}.",
             hint="Export the annotation again.",
         )
     if packed is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError, DataError, unknown_name
-from ...structures.annotations import SemanticTruth, ignore_value
+from ...structures.annotations import SemanticAnnotation, ignore_value
 from ...structures.categories import Categories
 from ...structures.run_lengths import values_in
 
@@ -28,7 +28,7 @@ class ValueMap:
     lookup: np.ndarray = field(repr=False)
     ignore: int
 
-    def labels(self, values_HW: np.ndarray, where: Path) -> SemanticTruth:
+    def labels(self, values_HW: np.ndarray, where: Path) -> SemanticAnnotation:
         """Labels (H, W), uint8 or uint16, from the values of a mask.
 
         Raises:
@@ -42,7 +42,7 @@ class ValueMap:
                 "one counts nowhere.",
             )
         labels_HW = self.lookup.astype(np.min_scalar_type(self.ignore))[values_HW]
-        return SemanticTruth(labels_HW, self.ignore, source=where)
+        return SemanticAnnotation(labels_HW, self.ignore, source=where)
 
     def _known(self) -> str:
         classes = np.flatnonzero((self.lookup >= 0) & (self.lookup != self.ignore))

@@ -1,4 +1,4 @@
-"""YOLO segmentation: data.yaml, and beside images/ a folder labels/ with a text file of polygons per picture."""
+"""YOLO segmentation: data.yaml, and beside images/ a folder labels/ with a text file of polygons per image."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from ...config.presets import read_yaml
 from ...errors import ConfigError, DataError
 from ...runtime import documents
 from ...structures import schemas
-from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import TEXTS, from_names
-from ...structures.images import picture_size
+from ...structures.images import image_size
 from ..records import DataSet, Record, is_file, is_there
 from .base import Format, ReadOptions, choose_task
 from .class_map import ClassMap, listed_names, map_classes
-from .layout import find_split, pictures_below, record_name
+from .layout import find_split, images_below, record_name
 from .shapes import check_polygons
 
-_SLACK = 1e-3  # of the picture's edge: coordinates are often rounded outwards
+_SLACK = 1e-3  # of the image's edge: coordinates are often rounded outwards
 
 
 @dataclass(frozen=True)
 class PolygonFile:
-    """Reads the objects of one picture. A picture without a file shows no objects."""
+    """Reads the objects of one image. An image without a file shows no objects."""
 
     labels: Path
     image: Path
     classes: ClassMap
 
-    def __call__(self) -> InstanceTruth:
+    def __call__(self) -> InstanceAnnotation:
         """
         Raises:
-            DataError: a line that is no polygon, an unknown class, or coordinates that are no shares of the picture.
+            DataError: a line that is no polygon, an unknown class, or coordinates that are no shares of the image.
         """
-        height, width = picture_size(self.image)
+        height, width = image_size(self.image)
         lines = documents.read_lines(self.labels) if is_file(self.labels) else []
         objects = [self._object(line, number, (width, height)) for number, line in enumerate(lines, 1) if line.strip()]
-        return InstanceTruth((height, width), [item for item in objects if item is not None])
+        return InstanceAnnotation((height, width), [item for item in objects if item is not None])
 
-    def _object(self, line: str, number: int, edges: tuple[int, int]) -> TrueObject | None:
+    def _object(self, line: str, number: int, edges: tuple[int, int]) -> AnnotatedObject | None:
         where = f"{self.labels}, line {number}"
         try:
             values = [float(word) for word in line.split()]
@@ -56,12 +56,12 @@ class PolygonFile:
         if not ((shares_P2 >= -_SLACK) & (shares_P2 <= 1 + _SLACK)).all():
             raise DataError(
                 f"{where} has coordinates from {shares_P2.min():g} to {shares_P2.max():g}, which should be 0 to 1.",
-                hint="Divide x by the picture's width and y by its height.",
+                hint="Divide x by the image's width and y by its height.",
             )
         label = self.classes.number(int(values[0]), where)
         polygon_P2 = np.clip(shares_P2, 0, 1) * edges
         check_polygons([polygon_P2], edges[::-1], where)
-        return None if label is None else TrueObject(label, [polygon_P2])
+        return None if label is None else AnnotatedObject(label, [polygon_P2])
 
 
 def find_yaml(folder: Path) -> Path | None:
@@ -93,24 +93,24 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     if said.nc not in (None, len(names)):
         raise ConfigError(f"{path}: nc = {said.nc}, but there are {len(names)} names.", hint="Correct one of them.")
     classes = map_classes(from_names(names, where=path), options.classes, path)
-    pictures, _, notes = find_split(folder, split, lambda name: _pictures(path, tree, name))
-    records = tuple(_record(image, classes) for image in pictures)
-    empty = [record for record in records if not is_there(record.read_truth.labels)]
+    images, _, notes = find_split(folder, split, lambda name: _images(path, tree, name))
+    records = tuple(_record(image, classes) for image in images)
+    empty = [record for record in records if not is_there(record.read_annotation.labels)]
     if len(empty) == len(records):
         raise DataError(
-            f"No picture of the split {split!r} has polygons, such as {records[0].read_truth.labels}.",
-            hint="The text files lie in a folder `labels` beside `images`, with the names of the pictures.",
+            f"No image of the split {split!r} has polygons, such as {records[0].read_annotation.labels}.",
+            hint="The text files lie in a folder `labels` beside `images`, with the names of the images.",
         )
     if empty:
         notes = (
             *notes,
-            f"{len(empty)} of {len(records)} pictures have no text file and count as empty, such as {empty[0].image}",
+            f"{len(empty)} of {len(records)} images have no text file and count as empty, such as {empty[0].image}",
         )
     return DataSet(folder.name, "yolo-seg", split, "instance", classes.categories, records, (*notes, *classes.notes))
 
 
-def _pictures(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None:
-    """The pictures of a split: it names a folder, several, or a text file with a picture per line."""
+def _images(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None:
+    """The images of a split: it names a folder, several, or a text file with an image per line."""
     places = tree.get(split)
     if places is None:
         return None
@@ -122,9 +122,9 @@ def _pictures(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None
     found = []
     for place in places:
         there = _resolve(path, tree, place)
-        found += _listed(path, tree, there) if there.suffix == ".txt" else pictures_below(there)
+        found += _listed(path, tree, there) if there.suffix == ".txt" else images_below(there)
     if not found:
-        raise DataError(f"{path}: the split {split!r} has no pictures.")
+        raise DataError(f"{path}: the split {split!r} has no images.")
     return found
 
 

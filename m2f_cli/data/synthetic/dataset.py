@@ -9,7 +9,13 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...structures import Task
-from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from ...structures.annotations import (
+    AnnotatedObject,
+    AnnotatedSegment,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+)
 from ..records import DataSet, Record
 from .scenes import CATEGORIES, Scene, scene
 
@@ -19,7 +25,7 @@ MOST = 1 << 20  # scenes of one split
 
 @functools.lru_cache(maxsize=64)
 def _scene(seed: int, height: int, width: int, objects: tuple[int, int], difficulty: float) -> Scene:
-    """Picture and truth are asked for one after the other. Their arrays are shared: nobody may write into them."""
+    """Image and annotation are asked for one after the other. Their arrays are shared: nobody may write into them."""
     made = scene(seed, height, width, objects=objects, difficulty=difficulty)
     made.image_HW3.flags.writeable = made.ids_HW.flags.writeable = False
     return made
@@ -42,21 +48,23 @@ class _ReadImage(_SceneReader):
 
 
 class _ReadPanoptic(_SceneReader):
-    def __call__(self) -> PanopticTruth:
+    def __call__(self) -> PanopticAnnotation:
         made = self.scene()
-        return PanopticTruth(made.ids_HW, [TrueSegment(segment.id, segment.label) for segment in made.segments])
+        return PanopticAnnotation(
+            made.ids_HW, [AnnotatedSegment(segment.id, segment.label) for segment in made.segments]
+        )
 
 
 class _ReadSemantic(_SceneReader):
-    def __call__(self) -> SemanticTruth:
-        return SemanticTruth(self.scene().semantic().labels_HW)
+    def __call__(self) -> SemanticAnnotation:
+        return SemanticAnnotation(self.scene().semantic().labels_HW)
 
 
 class _ReadInstances(_SceneReader):
-    def __call__(self) -> InstanceTruth:
+    def __call__(self) -> InstanceAnnotation:
         found = self.scene().instances()
         labels = found.labels_N.tolist()
-        return InstanceTruth(self.size, [TrueObject(*pair) for pair in zip(labels, found.rles, strict=True)])
+        return InstanceAnnotation(self.size, [AnnotatedObject(*pair) for pair in zip(labels, found.rles, strict=True)])
 
 
 _READERS: dict[Task, type[_SceneReader]] = {
@@ -81,7 +89,7 @@ def synthetic_dataset(
         split: train, val or test. No two splits and no two seeds share a scene.
         count: how many scenes, at most 2^20.
         size: (height, width) in pixels.
-        task: what the truths are made for.
+        task: what the annotations are made for.
         objects, difficulty: see `synthetic.scene`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Generated scenes with exact masks: shapes (things) that overlap before a landscape of textures (stuff).
 
-A scene is a function of its arguments alone. So that it is the same picture on every platform, what reaches pixels is
+A scene is a function of its arguments alone. So that it is the same image on every platform, what reaches pixels is
 integer arithmetic, IEEE's + - * / and OpenCV's bit-exact operations on bytes; values from sine and cosine are rounded
 to a fraction of a pixel first.
 """
@@ -44,7 +44,7 @@ SHADOW = 0.5  # of the light is missing in the middle of a shadow
 
 @dataclass
 class Scene:
-    """A picture and the truth about it.
+    """An image and the annotation about it.
 
     image_HW3: uint8 RGB.
     ids_HW: int32, the id of the segment that each pixel belongs to; no pixel is without one.
@@ -82,7 +82,7 @@ def scene(
     """Make a scene.
 
     Args:
-        seed: any whole number from 0 on; the same arguments give the same picture.
+        seed: any whole number from 0 on; the same arguments give the same image.
         objects: least and most objects that are placed. One that is nearly hidden by others is left out.
         difficulty: 0 to 1: smaller, more turned and squeezed objects, paler colours, more grain.
 
@@ -112,7 +112,7 @@ def scene(
 class Layer:
     """Something to paint: a class, how much of each pixel it covers (0 to FULL), and its colours (0 to 255, float32).
 
-    top, left: where its window lies in the picture; it may stick out. A pixel is its own from half coverage on.
+    top, left: where its window lies in the image; it may stick out. A pixel is its own from half coverage on.
     soft_hw: the coverage, blurred; things have it for their light and shadow.
     """
 
@@ -128,7 +128,7 @@ class Layer:
         return dataclasses.replace(self, top=self.top + 3 * unit, left=self.left + 2 * unit, cover_hw=self.soft_hw)
 
     def clipped(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The part of the picture that it lies on, and the part of itself that lies on the picture."""
+        """The part of the image that it lies on, and the part of itself that lies on the image."""
         rows, columns = (
             slice(max(start, 0), max(min(start + length, edge), max(start, 0)))
             for start, length, edge in zip((self.top, self.left), self.cover_hw.shape, (height, width), strict=True)
@@ -199,7 +199,7 @@ def _grain(rng: np.random.Generator, height: int, width: int, strength: float) -
 
 
 def _landscape(rng: np.random.Generator, height: int, width: int) -> list[Layer]:
-    """Sky, often a wall before it, then one or two grounds: they cover the picture together."""
+    """Sky, often a wall before it, then one or two grounds: they cover the image together."""
     unit = _unit(height, width)
     sky = Layer(LABELS["sky"], 0, 0, np.full((height, width), FULL, np.uint8), _sky(rng, height, width, unit))
     horizon = 0.35 + 0.25 * rng.random()

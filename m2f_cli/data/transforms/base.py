@@ -8,22 +8,22 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from ...errors import ConfigError
-from ...structures.annotations import Truth
+from ...structures.annotations import Annotation
 
 Size: TypeAlias = tuple[int, int]
 
 
 @dataclass
 class Sample:
-    """A picture and the truth about it, of one size.
+    """An image and the annotation about it, of one size.
 
     image_HW3: uint8, RGB.
-    canvas: least (height, width) of the batch that the picture enters. What lies between the picture's lower right
+    canvas: least (height, width) of the batch that the image enters. What lies between the image's lower right
         border and the canvas is 0 after normalisation and belongs to no target.
     """
 
     image_HW3: np.ndarray
-    truth: Truth
+    annotation: Annotation
     canvas: Size = (0, 0)
 
     @property

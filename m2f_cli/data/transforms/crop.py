@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...errors import ConfigError
-from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, Truth
+from ...structures.annotations import Annotation, InstanceAnnotation, PanopticAnnotation, SemanticAnnotation
 from ...structures.run_lengths import renamed, values_in
 from . import geometry
 from .base import Sample, require
@@ -45,7 +45,7 @@ class FixedCrop:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut a window of (height, width), or of the picture's own edge where that is shorter.
+    """Cut a window of (height, width), or of the image's own edge where that is shorter.
 
     Draws two whole numbers, top and left. With category_max_area below 1 it draws again, up to 10 times in all, until
     the window shows more than one class and the largest takes a smaller share of what is annotated; the last one is
@@ -64,7 +64,7 @@ class RandomCrop:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = min(self.height, sample.size[0]), min(self.width, sample.size[1])
         tries = CROP_TRIES if self.category_max_area < 1 else 1
-        labels_HW = _labels(sample.truth) if tries > 1 else None
+        labels_HW = _labels(sample.annotation) if tries > 1 else None
         for _ in range(tries):
             top = int(rng.integers(sample.size[0] - height + 1))
             left = int(rng.integers(sample.size[1] - width + 1))
@@ -82,7 +82,7 @@ class DetrCrop:
     """DETR's crop, which MaskFormer's COCO recipe has before its resize (docs/methods/published-behaviour.md#2-4).
 
     With probability p: resize so that the short edge is one of `short_edges`, then cut a window whose height and
-    width are each any of min_size … max_size pixels, or the picture's own edge where that is shorter.
+    width are each any of min_size … max_size pixels, or the image's own edge where that is shorter.
 
     Draws one number, always; if it crops, those of `ResizeChoice`, two whole numbers (height, width), and those of
     `RandomCrop`. (Carion et al. 2020; detectron2's RandomCrop "absolute_range".)
@@ -111,36 +111,42 @@ class DetrCrop:
 
 @dataclass(frozen=True)
 class DropVanished:
-    """Leave out objects and segments of which nothing is left in the picture. Draws nothing.
+    """Leave out objects and segments of which nothing is left in the image. Draws nothing.
 
     COCO's instance recipe does so; all others train on the empty masks too (docs/methods/published-behaviour.md#2-2).
     """
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        truth = sample.truth
-        if isinstance(truth, InstanceTruth):
-            truth = replace(truth, objects=[item for item in truth.objects if not geometry.has_vanished(item)])
-        elif isinstance(truth, PanopticTruth):
-            present = set(values_in(truth.ids_HW).tolist())
-            truth = replace(truth, segments=[segment for segment in truth.segments if segment.id in present])
-        return replace(sample, truth=truth)
+        annotation = sample.annotation
+        if isinstance(annotation, InstanceAnnotation):
+            annotation = replace(
+                annotation, objects=[item for item in annotation.objects if not geometry.has_vanished(item)]
+            )
+        elif isinstance(annotation, PanopticAnnotation):
+            present = set(values_in(annotation.ids_HW).tolist())
+            annotation = replace(
+                annotation, segments=[segment for segment in annotation.segments if segment.id in present]
+            )
+        return replace(sample, annotation=annotation)
 
 
 def _cut(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     if (height, width) == sample.size:
         return sample
     image = np.ascontiguousarray(sample.image_HW3[top : top + height, left : left + width])
-    truth = geometry.moved(sample.truth, geometry.window(top, left, height, width))
-    return replace(sample, image_HW3=image, truth=truth)
+    annotation = geometry.moved(sample.annotation, geometry.window(top, left, height, width))
+    return replace(sample, image_HW3=image, annotation=annotation)
 
 
-def _labels(truth: Truth) -> np.ndarray:
+def _labels(annotation: Annotation) -> np.ndarray:
     """Return the class numbers + 1 of all pixels, 0 where nothing counts."""
-    if isinstance(truth, SemanticTruth):
-        labels_HW = truth.labels_HW.astype(np.int32)
-        return np.where(labels_HW == truth.ignore, 0, labels_HW + 1)
-    if isinstance(truth, PanopticTruth):
-        return renamed(truth.ids_HW, {segment.id: segment.label + 1 for segment in truth.segments}, 0, np.int32)
+    if isinstance(annotation, SemanticAnnotation):
+        labels_HW = annotation.labels_HW.astype(np.int32)
+        return np.where(labels_HW == annotation.ignore, 0, labels_HW + 1)
+    if isinstance(annotation, PanopticAnnotation):
+        return renamed(
+            annotation.ids_HW, {segment.id: segment.label + 1 for segment in annotation.segments}, 0, np.int32
+        )
     raise ConfigError(
         "A crop with category_max_area below 1 needs a class for every pixel, which instance annotations do not give.",
         hint="Set category_max_area to 1.0 for instance data.",

@@ -16,7 +16,13 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ...structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, Truth
+from ...structures.annotations import (
+    AnnotatedObject,
+    Annotation,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+)
 from ...structures.rle import encode_shape
 
 Grid = Literal["pillow", "torch", "opencv"]
@@ -25,7 +31,7 @@ VOID = 0  # the id of nobody in a panoptic map
 
 @dataclass(frozen=True)
 class Cutout:
-    """A mask that is empty outside of a window: an object of a large picture costs as much as its own box.
+    """A mask that is empty outside of a window: an object of a large image costs as much as its own box.
 
     During augmentation it stands in `TrueObject.shape` for a run-length mask. mask_hw: uint8, 0 or 1.
     """
@@ -103,7 +109,7 @@ def scale(size: tuple[int, int], new_size: tuple[int, int], grid: Grid) -> Move:
 
 
 def window(top: int, left: int, height: int, width: int) -> Move:
-    """Cut a window out; it has to lie inside the picture."""
+    """Cut a window out; it has to lie inside the image."""
     return Move(
         np.arange(top, top + height),
         np.arange(left, left + width),
@@ -140,17 +146,17 @@ def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
 # --- annotations ------------------------------------------------------------------------------------------------------
 
 
-def moved(truth: Truth, move: Move) -> Truth:
+def moved(annotation: Annotation, move: Move) -> Annotation:
     """Return the annotation of the moved image. New pixels are void, ignored, or of no object."""
-    if isinstance(truth, PanopticTruth):
-        return replace(truth, ids_HW=move.plane(truth.ids_HW, VOID))
-    if isinstance(truth, SemanticTruth):
-        return replace(truth, labels_HW=move.plane(truth.labels_HW, truth.ignore))
-    objects = [replace(item, shape=_moved_shape(item, move, truth.size)) for item in truth.objects]
-    return InstanceTruth(move.size, objects)
+    if isinstance(annotation, PanopticAnnotation):
+        return replace(annotation, ids_HW=move.plane(annotation.ids_HW, VOID))
+    if isinstance(annotation, SemanticAnnotation):
+        return replace(annotation, labels_HW=move.plane(annotation.labels_HW, annotation.ignore))
+    objects = [replace(item, shape=_moved_shape(item, move, annotation.size)) for item in annotation.objects]
+    return InstanceAnnotation(move.size, objects)
 
 
-def _moved_shape(item: TrueObject, move: Move, size: tuple[int, int]) -> Any:
+def _moved_shape(item: AnnotatedObject, move: Move, size: tuple[int, int]) -> Any:
     if isinstance(item.shape, list):
         polygons = (move.points(np.asarray(polygon, dtype=np.float64)) for polygon in item.shape)
         return [polygon for polygon in polygons if len(polygon)]
@@ -158,14 +164,14 @@ def _moved_shape(item: TrueObject, move: Move, size: tuple[int, int]) -> Any:
     return move.cutout(cutout)
 
 
-def mask_of(item: TrueObject, size: tuple[int, int]) -> np.ndarray:
+def mask_of(item: AnnotatedObject, size: tuple[int, int]) -> np.ndarray:
     """Return the pixels of an object, (H, W) uint8, by COCO's own rules for polygons and run lengths."""
     if isinstance(item.shape, Cutout):
         return item.shape.paste(size)
     return coco_mask.decode(encode_shape(item.shape, size))
 
 
-def has_vanished(item: TrueObject) -> bool:
+def has_vanished(item: AnnotatedObject) -> bool:
     """Return True if nothing is left of an object: polygons without area, or a mask without pixels."""
     if isinstance(item.shape, list):
         return not any(polygon_area(np.asarray(polygon, dtype=np.float64)) > 0 for polygon in item.shape)

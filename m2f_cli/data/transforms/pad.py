@@ -20,7 +20,7 @@ class Pad:
     """Extend at the bottom and the right: to at least `size`, and to multiples of `divisor`. Draws nothing.
 
     Args:
-        size: pixels, one number or (height, width). A larger picture stays as large as it is.
+        size: pixels, one number or (height, width). A larger image stays as large as it is.
         value: the grey of the extension, 0 to 255, or "mean": 0 after normalisation, which the batch fills in.
     """
 
@@ -48,7 +48,9 @@ def extended(sample: Sample, size: Size, fill: Fill) -> Sample:
         return sample
     image = np.full((*size, 3), fill, dtype=np.uint8)
     image[: sample.size[0], : sample.size[1]] = sample.image_HW3
-    return replace(sample, image_HW3=image, truth=geometry.moved(sample.truth, geometry.extend(sample.size, size)))
+    return replace(
+        sample, image_HW3=image, annotation=geometry.moved(sample.annotation, geometry.extend(sample.size, size))
+    )
 
 
 def require_fill(value: object) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...structures.annotations import SemanticTruth
+from ...structures.annotations import SemanticAnnotation
 from . import geometry
 from .base import Sample, Size, require
 
@@ -29,8 +29,8 @@ class Flip:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if rng.random() >= self.p:
             return sample
-        truth = geometry.moved(sample.truth, geometry.mirror(sample.size))
-        return replace(sample, image_HW3=cv2.flip(sample.image_HW3, 1), truth=truth)
+        annotation = geometry.moved(sample.annotation, geometry.mirror(sample.size))
+        return replace(sample, image_HW3=cv2.flip(sample.image_HW3, 1), annotation=annotation)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ResizeChoice:
     Where the long edge would pass `max_edge`, it becomes that. Rounded half up. Draws one whole number.
 
     Args:
-        resampling: of the picture, bilinear: "pillow" averages when it shrinks (detectron2), "opencv" does not
+        resampling: of the image, bilinear: "pillow" averages when it shrinks (detectron2), "opencv" does not
             (OpenMMLab). It also decides the grid of "nearest" for labels.
     """
 
@@ -99,10 +99,10 @@ def resized(sample: Sample, size: Size, resampling: Resampling) -> Sample:
     if resampling == "opencv":
         grid, image = "opencv", cv2.resize(sample.image_HW3, (width, height), interpolation=cv2.INTER_LINEAR)
     else:  # detectron2 holds semantic labels as floats, for which its resize is torch's
-        grid = "torch" if isinstance(sample.truth, SemanticTruth) else "pillow"
+        grid = "torch" if isinstance(sample.annotation, SemanticAnnotation) else "pillow"
         image = np.asarray(Image.fromarray(sample.image_HW3).resize((width, height), Image.Resampling.BILINEAR))
     move = geometry.scale(sample.size, size, grid)
-    return replace(sample, image_HW3=image, truth=geometry.moved(sample.truth, move))
+    return replace(sample, image_HW3=image, annotation=geometry.moved(sample.annotation, move))
 
 
 def require_resampling(value: str) -> None:

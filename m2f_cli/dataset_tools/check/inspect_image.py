@@ -1,4 +1,4 @@
-"""One annotated picture, looked at: can it be used, what is on it, how large. Nothing of its pixels is kept."""
+"""One annotated image, looked at: can it be used, what is on it, how large. Nothing of its pixels is kept."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...data.records import PictureFile, Record, check_size, is_file
+from ...data.records import ImageFile, Record, check_size, is_file
 from ...errors import DataError
-from ...structures.images import open_small, read_picture
+from ...structures.images import open_small, read_image
 from .near_duplicates import difference_hash, digest
 from .region_stats import Regions, regions_of
 
@@ -27,7 +27,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a picture cannot be used. kind: missing-file, damaged-picture, damaged-annotation, size-mismatch (picture and
+    """Why an image cannot be used. kind: missing-file, damaged-picture, damaged-annotation, size-mismatch (image and
     annotation disagree) or unknown-class (an id that is out of range or not listed)."""
 
     name: str
@@ -37,8 +37,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a picture: `regions` or the `problem` that it has. exact, look: see fingerprints; None where the
-    picture itself cannot be read. num_bytes: of its file."""
+    """What is known of an image: `regions` or the `problem` that it has. exact, look: see fingerprints; None where the
+    image itself cannot be read. num_bytes: of its file."""
 
     name: str
     size: tuple[int, int] | None = None
@@ -50,19 +50,19 @@ class Look:
 
 
 def look_at(record: Record, num_classes: int) -> Look:
-    """Read a picture and its annotation whole, as training does, and say what is there."""
+    """Read an image and its annotation whole, as training does, and say what is there."""
     try:
-        picture = _picture(record)
+        image = _image(record)
     except DataError as error:
         return Look(record.name, problem=_problem(record, error, "damaged-picture"))
     try:
-        truth = record.read_truth()
-        check_size(record.image or Path(record.name), picture["size"], truth.size)
-        found = regions_of(truth)
+        annotation = record.read_annotation()
+        check_size(record.image or Path(record.name), image["size"], annotation.size)
+        found = regions_of(annotation)
         _check_labels(found.labels, num_classes)
     except DataError as error:
-        return Look(record.name, **picture, problem=_problem(record, error, "damaged-annotation"))
-    return Look(record.name, **picture, regions=found)
+        return Look(record.name, **image, problem=_problem(record, error, "damaged-annotation"))
+    return Look(record.name, **image, regions=found)
 
 
 def _problem(record: Record, error: DataError, otherwise: str) -> Problem:
@@ -76,11 +76,11 @@ def _check_labels(labels: Sequence[int], num_classes: int) -> None:
         raise DataError(f"The annotation has the class number {wrong[0]}; there are {num_classes} classes.")
 
 
-# --- the picture ------------------------------------------------------------------------------------------------------
+# --- the image ------------------------------------------------------------------------------------------------------
 
 
-def _picture(record: Record) -> dict[str, Any]:
-    if not isinstance(record.read_image, PictureFile):  # it is made, or lies in another file
+def _image(record: Record) -> dict[str, Any]:
+    if not isinstance(record.read_image, ImageFile):  # it is made, or lies in another file
         image_HW3 = record.read_image()
         small, content = Image.fromarray(image_HW3), image_HW3.tobytes()
         return {"size": image_HW3.shape[:2], "exact": digest(content), "look": difference_hash(small), "num_bytes": 0}
@@ -91,7 +91,7 @@ def _picture(record: Record) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes:
     if not is_file(path):
-        raise DataError(f"The annotated picture {path} is missing.", hint="Copy it there, or drop its entry.")
+        raise DataError(f"The annotated image {path} is missing.", hint="Copy it there, or drop its entry.")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -105,9 +105,9 @@ def decode_small(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
     try:
         return open_small(content, DRAFT_EDGE)
     except DataError:
-        return None  # `read_picture` says what is wrong, or can read it after all
+        return None  # `read_image` says what is wrong, or can read it after all
 
 
 def _whole(path: Path) -> tuple[Image.Image, tuple[int, int]]:
-    image_HW3 = read_picture(path)
+    image_HW3 = read_image(path)
     return Image.fromarray(image_HW3), image_HW3.shape[:2]

@@ -32,18 +32,18 @@ def of_no_split(split: str, error: DataError) -> Finding:
 def of_leftovers(found: Leftover) -> Finding:
     where = f"in {found.folder}"
     if found.kind == "pictures":
-        message = f"{_counted(found.count, 'picture')} {where} {_is(found.count)} in no split, such as {found.first}."
+        message = f"{_counted(found.count, 'image')} {where} {_is(found.count)} in no split, such as {found.first}."
         return Finding(
             "warning", "unused-pictures", found.split, message, "Annotate or remove them, or check that names agree."
         )
     belong = "belongs" if found.count == 1 else "belong"
-    message = f"{_counted(found.count, 'annotation file')} {where} {belong} to no picture, such as {found.first}."
+    message = f"{_counted(found.count, 'annotation file')} {where} {belong} to no image, such as {found.first}."
     return Finding(
         "warning",
         "unused-annotations",
         found.split,
         message,
-        "Copy the pictures there, or check that both have the same names.",
+        "Copy the images there, or check that both have the same names.",
     )
 
 
@@ -77,7 +77,7 @@ def of_split(split: SplitReport) -> list[Finding]:
 
 
 def _of_problems(split: SplitReport) -> list[Finding]:
-    """Training stops at a picture that cannot be used; its evaluation goes on with the others while there are any."""
+    """Training stops at an image that cannot be used; its evaluation goes on with the others while there are any."""
     level = "error" if split.split == "train" or not split.description.looked_at else "warning"
     by_kind: dict[str, list[Problem]] = {}
     for problem in split.problems:
@@ -87,7 +87,7 @@ def _of_problems(split: SplitReport) -> list[Finding]:
             level,
             kind,
             split.split,
-            f"{_counted(len(found), 'picture')} of {split.description.pictures} cannot "
+            f"{_counted(len(found), 'image')} of {split.description.images} cannot "
             f"be used; the first: {found[0].message}",
             "Repair them, leave them out, or train with --skip-broken.",
         )
@@ -120,8 +120,8 @@ def _of_labels(split: SplitReport) -> list[Finding]:
             "warning",
             "nothing-annotated",
             split.split,
-            f"No picture of {split.split} has an annotated object{why}; nothing can be learned.",
-            "Check that annotations and pictures belong together.",
+            f"No image of {split.split} has an annotated object{why}; nothing can be learned.",
+            "Check that annotations and images belong together.",
         )
     ]
 
@@ -145,7 +145,7 @@ def _of_repeats(split: SplitReport) -> list[Finding]:
             "warning",
             "repeated-pictures",
             split.split,
-            f"{_counted(count, 'picture')} of {split.split} {repeat} another, such as {first.name} and {first.other}.",
+            f"{_counted(count, 'image')} of {split.split} {repeat} another, such as {first.name} and {first.other}.",
             "Remove the copies.",
         )
     ]
@@ -163,16 +163,16 @@ def of_twins(shared: Sequence[Twin]) -> list[Finding]:
 
 def _of_twin_group(split: str, other: str, identical: bool, found: list[Twin]) -> Finding:
     count, first = len(found), found[0]
-    which, such = f"{_counted(count, 'picture')} of {split}", f"such as {first.name} and {first.other}."
+    which, such = f"{_counted(count, 'image')} of {split}", f"such as {first.name} and {first.other}."
     if identical:
         return Finding(
             "warning",
             "shared-pictures",
             split,
             f"{which} {_is(count)} in {other} too, {such}",
-            "Results on pictures that were trained on mean nothing: remove them from one.",
+            "Results on images that were trained on mean nothing: remove them from one.",
         )
-    look = "looks like a picture" if count == 1 else "look like pictures"
+    look = "looks like an image" if count == 1 else "look like images"
     return Finding(
         "warning",
         "near-duplicates",

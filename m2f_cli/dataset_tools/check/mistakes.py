@@ -21,7 +21,7 @@ def _warning(found: SplitCounts, kind: str, message: str, hint: str) -> Finding:
 
 def _binary(found: SplitCounts) -> Finding | None:
     """Masks of 0 and 255 look like class 0 and ignored pixels."""
-    only_zero = found.task == "semantic" and found.pictures_of[0] and not any(found.pictures_of[1:])
+    only_zero = found.task == "semantic" and found.images_of[0] and not any(found.images_of[1:])
     if not only_zero or not found.ignored:
         return None
     return _warning(
@@ -45,7 +45,7 @@ def _background(found: SplitCounts) -> Finding | None:
 
 
 def _one_class(found: SplitCounts) -> Finding | None:
-    seen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if pictures]
+    seen = [c.name for c, images in zip(found.categories, found.images_of, strict=True) if images]
     if found.task != "semantic" or len(seen) != 1 or found.ignored:
         return None
     return _warning(
@@ -57,14 +57,14 @@ def _one_class(found: SplitCounts) -> Finding | None:
 
 
 def _unseen(found: SplitCounts) -> Finding | None:
-    unseen = [c.name for c, pictures in zip(found.categories, found.pictures_of, strict=True) if not pictures]
+    unseen = [c.name for c, images in zip(found.categories, found.images_of, strict=True) if not images]
     if not unseen or not found.looked_at:
         return None
     names = ", ".join(unseen[:_SHOWN]) + (", …" if len(unseen) > _SHOWN else "")
     return _warning(
         found,
         "unseen-classes",
-        f"{len(unseen)} of {len(found.categories)} classes are nowhere in {found.looked_at} pictures of "
+        f"{len(unseen)} of {len(found.categories)} classes are nowhere in {found.looked_at} images of "
         f"{found.split}: {names}.",
         "They cannot be learned or measured here; check that ids and names belong together.",
     )
@@ -77,7 +77,7 @@ def _no_objects(found: SplitCounts) -> Finding | None:
     return _warning(
         found,
         "empty-pictures",
-        f"{empty} of {found.looked_at} pictures have no annotated object.",
+        f"{empty} of {found.looked_at} images have no annotated object.",
         "If they are not really empty, leave them out, or set train.drop_empty.",
     )
 
@@ -100,8 +100,8 @@ def _many(found: SplitCounts) -> Finding | None:
     return _warning(
         found,
         "many-objects",
-        f"{crowded} pictures have more than {USUAL_QUERIES} objects, one up to {max(found.objects)}.",
-        "A model finds no more objects than it has queries: give it more, or cut pictures into tiles.",
+        f"{crowded} images have more than {USUAL_QUERIES} objects, one up to {max(found.objects)}.",
+        "A model finds no more objects than it has queries: give it more, or cut images into tiles.",
     )
 
 
@@ -113,7 +113,7 @@ def _sizes(found: SplitCounts) -> Finding | None:
     return _warning(
         found,
         "absurd-sizes",
-        f"{sum(found.sizes[size] for size in absurd)} pictures are tiny or huge, such as {height} x {width}.",
+        f"{sum(found.sizes[size] for size in absurd)} images are tiny or huge, such as {height} x {width}.",
         f"Edges below {LEAST_EDGE} pixels show nothing; above {MOST_PIXELS // 10**6} megapixels, cut tiles.",
     )
 

@@ -1,4 +1,4 @@
-"""Pictures that are the same, or look the same: exact digests, and difference hashes that are compared by bands."""
+"""Images that are the same, or look the same: exact digests, and difference hashes that are compared by bands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from ...data.records import Record, is_file
 
 EDGE = 8
-FLAT = 8  # grey levels: a picture with less contrast than this has no look of its own
+FLAT = 8  # grey levels: an image with less contrast than this has no look of its own
 BANDS = 8  # of 16 bits each
 # Two hashes that differ in fewer bits than there are bands agree in at least one band whole: none of them is missed.
 MOST_BITS = BANDS - 1
@@ -25,15 +25,15 @@ def digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def difference_hash(picture: Image.Image) -> bytes | None:
-    """128 bits of how a picture looks: whether each of 9 x 9 patches is brighter than its left and its upper neighbour.
+def difference_hash(image: Image.Image) -> bytes | None:
+    """128 bits of how an image looks: whether each of 9 x 9 patches is brighter than its left and its upper neighbour.
 
     Copies of other sizes, qualities, formats or brightness differ in a few bits.
 
     Returns:
-        16 bytes; None for a picture that is the same grey all over.
+        16 bytes; None for an image that is the same grey all over.
     """
-    grey = picture.convert("L").convert("F")  # floats: rounded to whole numbers, equal neighbours would be noise
+    grey = image.convert("L").convert("F")  # floats: rounded to whole numbers, equal neighbours would be noise
     patches = np.asarray(grey.resize((EDGE + 1, EDGE + 1), Image.Resampling.BOX))
     if np.ptp(patches) < FLAT:
         return None
@@ -44,7 +44,7 @@ def difference_hash(picture: Image.Image) -> bytes | None:
 
 @dataclass
 class Prints:
-    """The digests and hashes of the pictures of a split: some hundred bytes for each."""
+    """The digests and hashes of the images of a split: some hundred bytes for each."""
 
     split: str
     names: list[str] = field(default_factory=list, repr=False)
@@ -59,7 +59,7 @@ class Prints:
 
 @dataclass(frozen=True)
 class Twin:
-    """A picture and one that is the same file (`identical`) or looks the same; `bits` of 128 differ in their hashes."""
+    """An image and one that is the same file (`identical`) or looks the same; `bits` of 128 differ in their hashes."""
 
     name: str
     split: str
@@ -70,7 +70,7 @@ class Twin:
 
 
 def repeats(prints: Prints) -> list[Twin]:
-    """Pictures of a split whose file is that of an earlier picture of it."""
+    """Images of a split whose file is that of an earlier image of it."""
     first: dict[bytes, str] = {}
     found = []
     for name, exact in zip(prints.names, prints.digests, strict=True):
@@ -81,7 +81,7 @@ def repeats(prints: Prints) -> list[Twin]:
 
 
 def twins(mine: Prints, theirs: Prints) -> list[Twin]:
-    """The pictures of one split that are in another, or look like one there (at most 7 of 128 bits differ), each with
+    """The images of one split that are in another, or look like one there (at most 7 of 128 bits differ), each with
     the one that it is most like."""
     exact = dict(zip(reversed(theirs.digests), reversed(theirs.names), strict=True))
     found = []

@@ -1,4 +1,4 @@
-"""Files that nobody uses: pictures without annotation, annotations without picture."""
+"""Files that nobody uses: images without annotation, annotations without image."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Leftover:
 
 
 def leftovers(opened: Sequence[DataSet]) -> list[Leftover]:
-    """What lies beside the pictures and beside the annotations of all these splits, looks like them, and is in none.
+    """What lies beside the images and beside the annotations of all these splits, looks like them, and is in none.
 
-    Annotations that many pictures share, such as COCO's json, have no neighbours; one file for each picture has.
+    Annotations that many images share, such as COCO's json, have no neighbours; one file for each image has.
     """
-    pictures, annotations = _Folders(), _Folders()
+    images, annotations = _Folders(), _Folders()
     for data in opened:
         for record in data.records:
             if record.image is not None:
-                pictures.add(record.image, data.split)
-            for path in _files_of(record.read_truth):
+                images.add(record.image, data.split)
+            for path in _files_of(record.read_annotation):
                 if path != record.image and path.suffix != ".json":
                     annotations.add(path, data.split)
-    return [*pictures.unused("pictures", annotations), *annotations.unused("annotations", pictures)]
+    return [*images.unused("pictures", annotations), *annotations.unused("annotations", images)]
 
 
 def _files_of(reader: Any) -> Iterator[Path]:
@@ -65,7 +65,7 @@ class _Folders:
 
     def unused(self, kind: Literal["pictures", "annotations"], others: _Folders) -> Iterator[Leftover]:
         for folder, names in self.names.items():
-            if not os.path.isdir(folder):  # a missing one is an error of its pictures
+            if not os.path.isdir(folder):  # a missing one is an error of its images
                 continue
             suffixes = {os.path.splitext(name)[1] for name in names}
             endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in suffixes})

@@ -1,4 +1,4 @@
-"""A data set as one HTML file that needs nothing else: figures, findings, bars, and pictures with annotations."""
+"""A data set as one HTML file that needs nothing else: figures, findings, bars, and images with annotations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..preview import Preview, drawn, plain
 from .near_duplicates import Twin
 from .summary import DataReport, SplitReport, class_rows, edge_names
 
-SAMPLES = 12  # pictures of each split
+SAMPLES = 12  # images of each split
 MOST_TWINS, MOST_PROBLEMS, MOST_BARS = 12, 100, 24
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bar: #4a7fc1; --error: #c23b22; --warning: #b07a10; }
@@ -40,7 +40,7 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
     """The page of `m2f data check`.
 
     Args:
-        opened: the splits of the report, in its order: pictures are read again for the page.
+        opened: the splits of the report, in its order: images are read again for the page.
 
     Raises:
         M2FError: the file cannot be written.
@@ -57,9 +57,9 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
         _classes(report.splits),
     ]
     for split, each in zip(report.splits, opened, strict=True):
-        pictures = _gallery(_samples(each, samples))
+        images = _gallery(_samples(each, samples))
         notes = "".join(f"<p>{escape(note)}</p>" for note in split.notes)
-        body += [f"<h2>{escape(split.split)}</h2>", notes, _bars_of(split), pictures, _problems(split)]
+        body += [f"<h2>{escape(split.split)}</h2>", notes, _bars_of(split), images, _problems(split)]
     records = {each.split: {record.name: record for record in each.records} for each in opened}
     return _write(f"{data.name}: data", [*body, _twins(report.twins, records)], path)
 
@@ -71,7 +71,7 @@ def write_view_page(data: DataSet, shown: Sequence[Preview], path: Path) -> Path
         M2FError: the file cannot be written.
     """
     what = "as annotated, and as training sees it" if shown[0].after is not None else "as annotated"
-    heading = f"<h1>{escape(data.name)}, {escape(data.split)}</h1><p>{len(shown)} of {len(data)} pictures, {what}.</p>"
+    heading = f"<h1>{escape(data.name)}, {escape(data.split)}</h1><p>{len(shown)} of {len(data)} images, {what}.</p>"
     return _write(f"{data.name}: {data.split}", [heading, _gallery(shown)], path)
 
 
@@ -119,14 +119,14 @@ def _findings(report: DataReport) -> str:
 
 
 def _overview(splits: Sequence[SplitReport]) -> str:
-    columns = ["", "pictures", "cannot be used", "without objects", "objects", "per picture, mean", "most", "MB"]
+    columns = ["", "images", "cannot be used", "without objects", "objects", "per image, mean", "most", "MB"]
     rows = []
     for each in splits:
         found, objects = each.description, sum(each.description.objects)
         rows.append(
             [
                 each.split,
-                found.pictures,
+                found.images,
                 len(each.problems),
                 each.num_empty,
                 objects,
@@ -142,13 +142,13 @@ def _classes(splits: Sequence[SplitReport]) -> str:
     columns = [
         "class",
         "kind",
-        *(f"{each.split}: {what}" for each in splits for what in ("pictures", "objects")),
+        *(f"{each.split}: {what}" for each in splits for what in ("images", "objects")),
         f"objects of {splits[0].split}",
     ]
     most = max([each.objects for each in splits[0].classes], default=0)
     rows = []
     for first, counts in class_rows(splits):
-        cells = [cell for each in counts for cell in ((each.pictures, each.objects) if each else ("", ""))]
+        cells = [cell for each in counts for cell in ((each.images, each.objects) if each else ("", ""))]
         share = counts[0].objects / max(1, most) if counts[0] else 0
         rows.append([first.name, "thing" if first.isthing else "stuff", *cells, _bar(share)])
     return "<h2>Classes</h2>" + _table(columns, rows)
@@ -161,8 +161,8 @@ def _bars_of(split: SplitReport) -> str:
     return "".join(
         [
             _histogram("Objects by the root of their area, in pixels", edges),
-            _histogram("Pictures by number of objects", _binned(found.objects)),
-            _histogram(f"Pictures by size ({len(found.sizes)} sizes)", [(f"{w} x {h}", n) for (h, w), n in sizes]),
+            _histogram("Images by number of objects", _binned(found.objects)),
+            _histogram(f"Images by size ({len(found.sizes)} sizes)", [(f"{w} x {h}", n) for (h, w), n in sizes]),
         ]
     )
 
@@ -185,40 +185,40 @@ def _problems(split: SplitReport) -> str:
     if not split.problems:
         return ""
     rows = [[problem.name, problem.kind, problem.message] for problem in split.problems[:MOST_PROBLEMS]]
-    title = f"<h3>{len(split.problems)} pictures that cannot be used</h3>"
-    return title + _table(["picture", "what", ""], rows)
+    title = f"<h3>{len(split.problems)} images that cannot be used</h3>"
+    return title + _table(["image", "what", ""], rows)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def _samples(data: DataSet, count: int) -> list[Preview]:
-    """Some pictures, spread evenly; those that cannot be used are listed elsewhere."""
+    """Some images, spread evenly; those that cannot be used are listed elsewhere."""
     step = max(1, len(data.records) // max(1, count))
     shown = []
     for record in data.records[::step][:count]:
         try:
-            shown.append(Preview(record.name, drawn(record.read_image(), record.read_truth(), data.categories)))
+            shown.append(Preview(record.name, drawn(record.read_image(), record.read_annotation(), data.categories)))
         except DataError:
             continue
     return shown
 
 
 def _gallery(shown: Sequence[Preview]) -> str:
-    figures = "".join(_figure(view.pictures, view.name) for view in shown)
+    figures = "".join(_figure(view.images, view.name) for view in shown)
     return f'<div class="pictures">{figures}</div>'
 
 
-def _figure(pictures: Sequence[Image.Image], caption: str) -> str:
-    images = "".join(map(_image, pictures))
-    return f'<figure><div class="pair">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
+def _figure(images: Sequence[Image.Image], caption: str) -> str:
+    tags = "".join(map(_image, images))
+    return f'<figure><div class="pair">{tags}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _image(picture: Image.Image) -> str:
+def _image(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.convert("RGB").save(file, "JPEG", quality=85)
+    image.convert("RGB").save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img width="{picture.width}" height="{picture.height}" alt="" src="data:image/jpeg;base64,{data}">'
+    return f'<img width="{image.width}" height="{image.height}" alt="" src="data:image/jpeg;base64,{data}">'
 
 
 def _twins(found: Sequence[Twin], records: dict[str, dict[str, Record]]) -> str:
@@ -230,5 +230,5 @@ def _twins(found: Sequence[Twin], records: dict[str, dict[str, Record]]) -> str:
         what = "the same file" if twin.identical else f"{twin.bits} of 128 bits differ"
         caption = f"{twin.split}: {twin.name} and {twin.other_split}: {twin.other} ({what})"
         figures.append(_figure([plain(record) for record in pair], caption))
-    title = f"<h2>{len(found)} pictures that are in two splits, or look like it</h2>"
+    title = f"<h2>{len(found)} images that are in two splits, or look like it</h2>"
     return title + f'<div class="pictures">{"".join(figures)}</div>'

@@ -1,4 +1,4 @@
-"""The annotated regions of one picture, counted and measured; nothing of its pixels is kept."""
+"""The annotated regions of one image, counted and measured; nothing of its pixels is kept."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from pycocotools import mask as coco_mask
 
-from ...structures.annotations import PanopticTruth, SemanticTruth, Truth
+from ...structures.annotations import Annotation, PanopticAnnotation, SemanticAnnotation
 from ...structures.rle import encode_shape
 from ...structures.run_lengths import areas_in
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The annotated regions of a picture that are no crowds: class numbers and areas in pixels, in one order.
+    """The annotated regions of an image that are no crowds: class numbers and areas in pixels, in one order.
 
     crowds: how many more are crowds. hidden: regions, crowds among them, without a pixel. ignored: pixels without a
     class.
@@ -26,18 +26,18 @@ class Regions:
     ignored: int = 0
 
 
-def regions_of(truth: Truth) -> Regions:
+def regions_of(annotation: Annotation) -> Regions:
     """Count and measure the regions of an annotation; of a semantic one, each class that is present is one region."""
-    if isinstance(truth, SemanticTruth):
-        areas = areas_in(truth.labels_HW)
-        ignored = areas.pop(int(truth.ignore), 0)
+    if isinstance(annotation, SemanticAnnotation):
+        areas = areas_in(annotation.labels_HW)
+        ignored = areas.pop(int(annotation.ignore), 0)
         return Regions(tuple(areas), tuple(areas.values()), ignored=ignored)
-    if isinstance(truth, PanopticTruth):
-        areas = areas_in(truth.ids_HW)
-        found = [(segment, areas.get(segment.id, 0)) for segment in truth.segments]
+    if isinstance(annotation, PanopticAnnotation):
+        areas = areas_in(annotation.ids_HW)
+        found = [(segment, areas.get(segment.id, 0)) for segment in annotation.segments]
         ignored = areas.get(0, 0)
     else:
-        found = [(item, int(coco_mask.area(encode_shape(item.shape, truth.size)))) for item in truth.objects]
+        found = [(item, int(coco_mask.area(encode_shape(item.shape, annotation.size)))) for item in annotation.objects]
         ignored = 0
     plain = [(region.label, area) for region, area in found if not region.iscrowd]
     hidden = sum(area == 0 for _, area in found)

@@ -22,7 +22,7 @@ from .summary import EDGES, MOST_NAMES, ClassCount, DataReport, Finding, SplitCo
 
 SPLITS = ("train", "val", "test")
 COCO_SIZES = (32**2, 96**2)  # small below, large from here on
-_IN_FLIGHT = 4  # pictures per thread
+_IN_FLIGHT = 4  # images per thread
 
 Open = Callable[[str], DataSet]
 
@@ -58,11 +58,11 @@ def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[Data
 
 
 def inspect(data: DataSet, *, workers: int = 1, on_look: Callable[[Look], None] | None = None) -> SplitReport:
-    """Look at every picture of a split and count.
+    """Look at every image of a split and count.
 
     Args:
         workers: threads that read.
-        on_look: is told of each picture, in order.
+        on_look: is told of each image, in order.
     """
     tally = _Tally(data)
     for look in _looks(data, workers):
@@ -80,7 +80,7 @@ def _looks(data: DataSet, workers: int) -> Iterator[Look]:
 
 
 class _Tally:
-    """Sums over the pictures of a split."""
+    """Sums over the images of a split."""
 
     def __init__(self, data: DataSet):
         self.data = data
@@ -92,7 +92,7 @@ class _Tally:
         self.hidden_in = ""
         self.num_bytes = self.crowds = self.hidden = self.ignored = self.pixels = 0
         count = len(data.categories)
-        self.pictures_of, self.pixels_of = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        self.images_of, self.pixels_of = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         self.coco_sizes_of = np.zeros((count, len(COCO_SIZES) + 1), dtype=np.int64)
         self.edges = np.zeros(len(EDGES) + 1, dtype=np.int64)
 
@@ -114,7 +114,7 @@ class _Tally:
         self._add_regions(np.array(found.labels, dtype=np.int64), np.array(found.areas, dtype=np.int64))
 
     def _add_regions(self, labels: np.ndarray, areas: np.ndarray) -> None:
-        self.pictures_of[np.unique(labels)] += 1
+        self.images_of[np.unique(labels)] += 1
         np.add.at(self.pixels_of, labels, areas)
         np.add.at(self.coco_sizes_of, (labels, np.searchsorted(COCO_SIZES, areas, side="right")), 1)
         np.add.at(self.edges, np.searchsorted(np.square(EDGES), areas, side="right"), 1)
@@ -141,10 +141,10 @@ class _Tally:
             split=data.split,
             task=data.task,
             categories=data.categories,
-            pictures=len(data.records),
+            images=len(data.records),
             looked_at=len(self.objects),
             objects=tuple(self.objects),
-            pictures_of=tuple(self.pictures_of.tolist()),
+            images_of=tuple(self.images_of.tolist()),
             objects_of=tuple(self.coco_sizes_of.sum(axis=1).tolist()),
             crowds=self.crowds,
             hidden=self.hidden,
@@ -158,7 +158,7 @@ class _Tally:
             ClassCount(
                 category.name,
                 category.isthing,
-                int(self.pictures_of[i]),
+                int(self.images_of[i]),
                 int(self.coco_sizes_of[i].sum()),
                 int(self.pixels_of[i]),
                 *self.coco_sizes_of[i].tolist(),
@@ -202,13 +202,13 @@ def glance(data: DataSet, limit: int, against: DataSet | None = None) -> list[Fi
     split = inspect(replace(data, records=records))
     found = []
     if split.problems:
-        message = f"{len(split.problems)} of {count} pictures cannot be used; the first: {split.problems[0].message}"
+        message = f"{len(split.problems)} of {count} images cannot be used; the first: {split.problems[0].message}"
         found.append(Finding("warning", "unusable", data.split, message, "Repair them or leave them out."))
     found += check(split.description)
     pairs = [] if against is None else shared_files(data.records, against.records)
     if pairs:
         such = f"such as {pairs[0][0]} and {pairs[0][1]}"
-        message = f"{len(pairs)} pictures are in {data.split} and in {against.split}, {such}."
-        hint = "Results on pictures that were trained on mean nothing: remove them from one split."
+        message = f"{len(pairs)} images are in {data.split} and in {against.split}, {such}."
+        hint = "Results on images that were trained on mean nothing: remove them from one split."
         found.append(Finding("warning", "shared-pictures", data.split, message, hint))
     return found

@@ -34,12 +34,12 @@ class Finding:
 class SplitCounts:
     """Counts over the usable images of a split.
 
-    pictures: of the split; looked_at: of those, how many could be used.
-    objects: of each picture, how many regions are annotated that are no crowds; a class of a semantic map is one.
-    pictures_of, objects_of: for each class number, pictures that show it and objects of it. crowds: of all classes.
-    hidden: regions without a single pixel; hidden_in: the name of the first picture that has one.
+    images: of the split; looked_at: of those, how many could be used.
+    objects: of each image, how many regions are annotated that are no crowds; a class of a semantic map is one.
+    images_of, objects_of: for each class number, images that show it and objects of it. crowds: of all classes.
+    hidden: regions without a single pixel; hidden_in: the name of the first image that has one.
     ignored: the share of the pixels that belong to no class, 0 to 1; None for instances.
-    sizes: (height, width) to pictures of that size.
+    sizes: (height, width) to images of that size.
     """
 
     name: str
@@ -47,10 +47,10 @@ class SplitCounts:
     split: str
     task: str
     categories: Categories
-    pictures: int
+    images: int
     looked_at: int
     objects: tuple[int, ...]
-    pictures_of: tuple[int, ...]
+    images_of: tuple[int, ...]
     objects_of: tuple[int, ...]
     crowds: int
     hidden: int
@@ -59,15 +59,15 @@ class SplitCounts:
     hidden_in: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON: names instead of numbers, summaries instead of one number per picture."""
+        """Return it for JSON: names instead of numbers, summaries instead of one number per image."""
         objects = np.array(self.objects or (0,))
-        rows = zip(self.categories, self.pictures_of, self.objects_of, strict=True)
+        rows = zip(self.categories, self.images_of, self.objects_of, strict=True)
         return {
             "name": self.name,
             "format": self.format,
             "split": self.split,
             "task": self.task,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "looked_at": self.looked_at,
             "things": sum(c.isthing for c in self.categories),
             "stuff": sum(not c.isthing for c in self.categories),
@@ -94,7 +94,7 @@ class ClassCount:
 
     name: str
     isthing: bool
-    pictures: int
+    images: int
     objects: int
     pixels: int
     small: int
@@ -107,9 +107,9 @@ class SplitReport:
     """One split.
 
     description: the counts that `mistakes.check` works with.
-    problems: why pictures cannot be used. empty: names of pictures without an object, the first hundred.
+    problems: why images cannot be used. empty: names of images without an object, the first hundred.
     object_edges: objects by the square root of their area, below 8, 16, 32, … 512 pixels, and larger.
-    repeats: files that are in it twice. num_bytes: of all files of pictures.
+    repeats: files that are in it twice. num_bytes: of all files of images.
     passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
     """
 
@@ -153,7 +153,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """All splits that were looked at, pictures that are in two of them, and what is wrong."""
+    """All splits that were looked at, images that are in two of them, and what is wrong."""
 
     splits: tuple[SplitReport, ...]
     twins: tuple[Twin, ...]

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from ...structures import Task
-from ...structures.annotations import Truth
+from ...structures.annotations import Annotation
 from ...structures.categories import Categories
 
-# Of one picture, for each list of the split's shared json its rows; a row whose "id" is None gets the next number.
+# Of one image, for each list of the split's shared json its rows; a row whose "id" is None gets the next number.
 Rows: TypeAlias = dict[str, list[dict[str, Any]]]
 Lost: TypeAlias = Counter[str]
 
@@ -25,9 +25,9 @@ CLASSES = "classes.yaml"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one picture goes.
+    """Where one image goes.
 
-    name: unique in its split, "/" between folders, without suffix. suffix: of the picture, with its dot.
+    name: unique in its split, "/" between folders, without suffix. suffix: of the image, with its dot.
     image_id: unique in its split; the source's own where it has usable ones.
     """
 
@@ -45,11 +45,11 @@ class Writer(Protocol):
     """Writes a data set of given classes. Small, frozen, and sent to other processes; what is not overridden does
     nothing."""
 
-    def picture(self, place: Place) -> str:
+    def image(self, place: Place) -> str:
         """Return where the image goes, from the root of the data set."""
 
-    def annotate(self, root: Path, place: Place, truth: Truth) -> tuple[Rows, Lost]:
-        """Write the annotation of a picture; returns rows for the split's json, and what had no place, by kind.
+    def annotate(self, root: Path, place: Place, annotation: Annotation) -> tuple[Rows, Lost]:
+        """Write the annotation of an image; returns rows for the split's json, and what had no place, by kind.
 
         Raises:
             DataError: this format cannot hold it. Nothing is left behind then.
@@ -71,7 +71,7 @@ class Writer(Protocol):
 class OutputFormat:
     """A format to write, one line of the group "converters" in plugins.py.
 
-    task: which truths it is made of.
+    task: which annotations it is made of.
     keeps: of "category ids", "colours", "image ids", "areas": what travels.
     open: (classes, name of the data set) to a writer. Raises ConfigError where the format cannot hold such classes.
     lacks: of the kinds of losses in run.TEXTS, what such data sets usually have and the writer leaves out.

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...data.formats.cityscapes import OBJECTS
 from ...errors import ConfigError, DataError
-from ...structures.annotations import PanopticTruth
+from ...structures.annotations import PanopticAnnotation
 from ...structures.categories import Categories, load_categories
 from ...structures.run_lengths import renamed
 from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_png
@@ -25,31 +25,31 @@ _VOID = 0  # "unlabeled"
 
 @dataclass(frozen=True)
 class CityscapesStyle(Writer):
-    """Categories have ids from 1 to 64 here. A picture that is in no folder goes to a city of the data set's name."""
+    """Categories have ids from 1 to 64 here. An image that is in no folder goes to a city of the data set's name."""
 
     categories: Categories
     name: str
 
-    def picture(self, place: Place) -> str:
+    def image(self, place: Place) -> str:
         return f"leftImg8bit/{place.split}/{self._stem(place)}_leftImg8bit{place.suffix}"
 
     def _stem(self, place: Place) -> str:
         return place.name if "/" in place.name else f"{self.name}/{place.name}"
 
-    def annotate(self, root: Path, place: Place, truth: PanopticTruth) -> tuple[Rows, Lost]:
-        values, lost = self._values(truth, place.name)
-        instances_HW = renamed(truth.ids_HW, values, _VOID, np.uint16)
+    def annotate(self, root: Path, place: Place, annotation: PanopticAnnotation) -> tuple[Rows, Lost]:
+        values, lost = self._values(annotation, place.name)
+        instances_HW = renamed(annotation.ids_HW, values, _VOID, np.uint16)
         labels_HW = np.where(instances_HW < OBJECTS, instances_HW, instances_HW // OBJECTS).astype(np.uint8)
         stem = root / "gtFine" / place.split / self._stem(place)
         save_png(stem.with_name(f"{stem.name}_gtFine_instanceIds.png"), instances_HW)
         save_png(stem.with_name(f"{stem.name}_gtFine_labelIds.png"), labels_HW)
         return {}, lost
 
-    def _values(self, truth: PanopticTruth, name: str) -> tuple[dict[int, int], Lost]:
+    def _values(self, annotation: PanopticAnnotation, name: str) -> tuple[dict[int, int], Lost]:
         """Return the instance id of each segment: label id * 1000 + n, or the bare label id for stuff and crowds."""
         counts: Counter[int] = Counter()
         values: dict[int, int] = {}
-        for segment in truth.segments:
+        for segment in annotation.segments:
             category = self.categories[segment.label]
             values[segment.id] = category.id
             if category.isthing and not segment.iscrowd:

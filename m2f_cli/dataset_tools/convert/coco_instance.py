@@ -1,4 +1,4 @@
-"""Writes COCO instances: annotations/instances_{split}.json and the pictures in {split}/."""
+"""Writes COCO instances: annotations/instances_{split}.json and the images in {split}/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from ...data.formats.coco_instance import KIND
 from ...results.writers import coco_categories
-from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import Categories
 from ...structures.rle import as_text, encode_shape
 from .base import Lost, OutputFormat, Place, Rows, Writer
@@ -25,17 +25,17 @@ class CocoInstances(Writer):
     categories: Categories
     kind: ClassVar[str] = KIND
 
-    def picture(self, place: Place) -> str:
+    def image(self, place: Place) -> str:
         return f"{place.split}/{place.file_name}"
 
-    def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
+    def annotate(self, root: Path, place: Place, annotation: InstanceAnnotation) -> tuple[Rows, Lost]:
         rows = {
-            "images": [image_row(place, truth.size)],
-            "annotations": [self._row(item, place, truth.size) for item in truth.objects],
+            "images": [image_row(place, annotation.size)],
+            "annotations": [self._row(item, place, annotation.size) for item in annotation.objects],
         }
         return rows, Counter()
 
-    def _row(self, item: TrueObject, place: Place, size: tuple[int, int]) -> dict[str, Any]:
+    def _row(self, item: AnnotatedObject, place: Place, size: tuple[int, int]) -> dict[str, Any]:
         rle = encode_shape(item.shape, size)
         return {
             "id": None,
@@ -58,7 +58,7 @@ def image_row(place: Place, size: tuple[int, int]) -> dict[str, Any]:
     return {"id": place.image_id, "file_name": place.file_name, "height": int(size[0]), "width": int(size[1])}
 
 
-def segmentation(item: TrueObject, rle: dict[str, Any]) -> Any:
+def segmentation(item: AnnotatedObject, rle: dict[str, Any]) -> Any:
     """Return an object as it stands in a COCO JSON: polygons stay polygons."""
     if isinstance(item.shape, list) and item.shape:
         return [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in item.shape]

@@ -1,4 +1,4 @@
-"""Writes COCO panoptic: annotations/panoptic_{split}.json, PNGs in panoptic_{split}/, the pictures in {split}/."""
+"""Writes COCO panoptic: annotations/panoptic_{split}.json, PNGs in panoptic_{split}/, the images in {split}/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ...data.formats.coco_panoptic import KIND
 from ...errors import DataError
 from ...results.regions import windows_of
-from ...structures.annotations import PanopticTruth, ids_to_rgb
+from ...structures.annotations import PanopticAnnotation, ids_to_rgb
 from ...structures.run_lengths import areas_in
 from .base import Lost, OutputFormat, Place, Rows, save_png
 from .coco_instance import CocoInstances, image_row
@@ -26,22 +26,22 @@ class CocoPanoptic(CocoInstances):
 
     kind: ClassVar[str] = KIND
 
-    def annotate(self, root: Path, place: Place, truth: PanopticTruth) -> tuple[Rows, Lost]:
-        ids = [segment.id for segment in truth.segments]
+    def annotate(self, root: Path, place: Place, annotation: PanopticAnnotation) -> tuple[Rows, Lost]:
+        ids = [segment.id for segment in annotation.segments]
         if ids and not 0 < min(ids) <= max(ids) <= MOST:
             raise DataError(f"{place.name} has segments with ids from {min(ids)} to {max(ids)}: 1 to {MOST} fit.")
-        measured = measure(truth.ids_HW)
+        measured = measure(annotation.ids_HW)
         infos = []
-        for segment in truth.segments:
+        for segment in annotation.segments:
             area, box = measured.get(segment.id, (0, [0, 0, 0, 0]))
             category = self.categories[segment.label].id
             infos.append(
                 {"id": segment.id, "category_id": category, "iscrowd": int(segment.iscrowd), "area": area, "bbox": box}
             )
         png = f"{place.name}.png"
-        save_png(root / f"{KIND}_{place.split}" / png, ids_to_rgb(truth.ids_HW))
-        annotation = {"image_id": place.image_id, "file_name": png, "segments_info": infos}
-        return {"images": [image_row(place, truth.size)], "annotations": [annotation]}, Counter()
+        save_png(root / f"{KIND}_{place.split}" / png, ids_to_rgb(annotation.ids_HW))
+        row = {"image_id": place.image_id, "file_name": png, "segments_info": infos}
+        return {"images": [image_row(place, annotation.size)], "annotations": [row]}, Counter()
 
 
 def measure(ids_HW: np.ndarray) -> dict[int, tuple[int, list[int]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...structures.annotations import SemanticTruth, ignore_value
+from ...structures.annotations import SemanticAnnotation, ignore_value
 from ...structures.categories import Categories
 from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_png
 
@@ -21,12 +21,12 @@ class LabelMaps(Writer):
     categories: Categories
     name: str
 
-    def picture(self, place: Place) -> str:
+    def image(self, place: Place) -> str:
         return f"images/{place.split}/{place.file_name}"
 
-    def annotate(self, root: Path, place: Place, truth: SemanticTruth) -> tuple[Rows, Lost]:
+    def annotate(self, root: Path, place: Place, annotation: SemanticAnnotation) -> tuple[Rows, Lost]:
         ignore = ignore_value(len(self.categories))
-        labels_HW = np.where(truth.labels_HW == truth.ignore, ignore, truth.labels_HW)
+        labels_HW = np.where(annotation.labels_HW == annotation.ignore, ignore, annotation.labels_HW)
         pixels_HW = labels_HW.astype(np.min_scalar_type(ignore))
         save_png(root / "labels" / place.split / f"{place.name}.png", pixels_HW)
         return {}, Counter()

@@ -1,4 +1,4 @@
-"""Writes LabelMe: {split}/ with pictures and a json beside each, and classes.yaml, which LabelMe itself ignores."""
+"""Writes LabelMe: {split}/ with images and a json beside each, and classes.yaml, which LabelMe itself ignores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from ...data.formats.labelme import CROWD
 from ...runtime.text import json_text
-from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import Categories
 from ...structures.rle import encode_shape
 from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_text
@@ -32,11 +32,11 @@ class LabelMeFiles(Writer):
     categories: Categories
     name: str
 
-    def picture(self, place: Place) -> str:
+    def image(self, place: Place) -> str:
         return f"{place.split}/{place.file_name}"
 
-    def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
-        found = [(item, shapes_of(item, truth.size)) for item in truth.objects]
+    def annotate(self, root: Path, place: Place, annotation: InstanceAnnotation) -> tuple[Rows, Lost]:
+        found = [(item, shapes_of(item, annotation.size)) for item in annotation.objects]
         shapes = [
             self._shape(item, part, number if len(parts) > 1 else None)
             for number, (item, parts) in enumerate(found, 1)
@@ -48,13 +48,13 @@ class LabelMeFiles(Writer):
             "shapes": shapes,
             "imagePath": Path(place.file_name).name,
             "imageData": None,
-            "imageHeight": int(truth.size[0]),
-            "imageWidth": int(truth.size[1]),
+            "imageHeight": int(annotation.size[0]),
+            "imageWidth": int(annotation.size[1]),
         }
         save_text(root / place.split / f"{place.name}.json", json_text(tree, indent=1))
         return {}, Counter(hidden=sum(not parts for _, parts in found))
 
-    def _shape(self, item: TrueObject, part: dict[str, Any], group: int | None) -> dict[str, Any]:
+    def _shape(self, item: AnnotatedObject, part: dict[str, Any], group: int | None) -> dict[str, Any]:
         flags = {CROWD: True} if item.iscrowd else {}
         return {"label": self.categories[item.label].name, "group_id": group, "description": "", "flags": flags, **part}
 
@@ -62,7 +62,7 @@ class LabelMeFiles(Writer):
         save_classes(root, self.name, self.categories)
 
 
-def shapes_of(item: TrueObject, size: tuple[int, int]) -> list[dict[str, Any]]:
+def shapes_of(item: AnnotatedObject, size: tuple[int, int]) -> list[dict[str, Any]]:
     if isinstance(item.shape, list):
         return [_polygon(points_P2) for points_P2 in item.shape]
     rle = encode_shape(item.shape, size)

@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 from ...errors import ConfigError, unknown_name
 from ...structures import Task
 from ...structures.annotations import (
-    InstanceTruth,
-    PanopticTruth,
-    SemanticTruth,
-    TrueSegment,
-    Truth,
+    AnnotatedSegment,
+    Annotation,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
     as_instance,
     as_panoptic,
     as_semantic,
@@ -44,47 +44,51 @@ class Recast:
     task: Task
     separate: frozenset[int] = frozenset()
 
-    def __call__(self, truth: Truth) -> tuple[Truth, Lost]:
+    def __call__(self, annotation: Annotation) -> tuple[Annotation, Lost]:
         """Return the annotation, and what was lost: pixels of "overlaps"; how many "hidden", "crowds", "objects",
         "outlines" and "groups"."""
-        kind = {"panoptic": PanopticTruth, "instance": InstanceTruth, "semantic": SemanticTruth}[self.task]
-        if isinstance(truth, kind):
-            return truth, Counter()
+        kind = {"panoptic": PanopticAnnotation, "instance": InstanceAnnotation, "semantic": SemanticAnnotation}[
+            self.task
+        ]
+        if isinstance(annotation, kind):
+            return annotation, Counter()
         if self.task == "instance":
-            return self._instances(truth)
-        return self._panoptic(truth) if self.task == "panoptic" else self._semantic(truth)
+            return self._instances(annotation)
+        return self._panoptic(annotation) if self.task == "panoptic" else self._semantic(annotation)
 
-    def _panoptic(self, truth: InstanceTruth | SemanticTruth) -> tuple[PanopticTruth, Lost]:
-        if isinstance(truth, InstanceTruth):
-            ids_HW, lost = paint(truth)
+    def _panoptic(self, annotation: InstanceAnnotation | SemanticAnnotation) -> tuple[PanopticAnnotation, Lost]:
+        if isinstance(annotation, InstanceAnnotation):
+            ids_HW, lost = paint(annotation)
             present = set(values_in(ids_HW).tolist())
-            named = [(number, item) for number, item in enumerate(truth.objects, 1) if number in present]
-            return PanopticTruth(ids_HW, [TrueSegment(n, item.label, item.iscrowd) for n, item in named]), lost
-        found = as_panoptic(truth, self.separate)
+            named = [(number, item) for number, item in enumerate(annotation.objects, 1) if number in present]
+            return PanopticAnnotation(
+                ids_HW, [AnnotatedSegment(n, item.label, item.iscrowd) for n, item in named]
+            ), lost
+        found = as_panoptic(annotation, self.separate)
         for segment in found.segments:
             segment.iscrowd = self.source[segment.label].isthing and segment.label not in self.separate
         return found, Counter(groups=sum(segment.iscrowd for segment in found.segments))
 
-    def _instances(self, truth: PanopticTruth | SemanticTruth) -> tuple[InstanceTruth, Lost]:
-        if isinstance(truth, SemanticTruth):
-            truth = as_panoptic(truth, self.separate)
+    def _instances(self, annotation: PanopticAnnotation | SemanticAnnotation) -> tuple[InstanceAnnotation, Lost]:
+        if isinstance(annotation, SemanticAnnotation):
+            annotation = as_panoptic(annotation, self.separate)
         numbers = {category.name: number for number, category in enumerate(self.categories)}
         renumbered = {old: numbers[c.name] for old, c in enumerate(self.source) if c.name in numbers}
-        kept = [dataclasses.replace(s, label=renumbered[s.label]) for s in truth.segments if s.label in renumbered]
-        return as_instance(dataclasses.replace(truth, segments=kept), self.categories), Counter()
+        kept = [dataclasses.replace(s, label=renumbered[s.label]) for s in annotation.segments if s.label in renumbered]
+        return as_instance(dataclasses.replace(annotation, segments=kept), self.categories), Counter()
 
-    def _semantic(self, truth: InstanceTruth | PanopticTruth) -> tuple[SemanticTruth, Lost]:
-        if isinstance(truth, PanopticTruth):
-            things = sum(self.source[segment.label].isthing for segment in truth.segments)
-            crowds = sum(segment.iscrowd for segment in truth.segments)
-            return as_semantic(truth, len(self.categories)), Counter(objects=things - crowds, crowds=crowds)
-        ids_HW, lost = paint(truth)
+    def _semantic(self, annotation: InstanceAnnotation | PanopticAnnotation) -> tuple[SemanticAnnotation, Lost]:
+        if isinstance(annotation, PanopticAnnotation):
+            things = sum(self.source[segment.label].isthing for segment in annotation.segments)
+            crowds = sum(segment.iscrowd for segment in annotation.segments)
+            return as_semantic(annotation, len(self.categories)), Counter(objects=things - crowds, crowds=crowds)
+        ids_HW, lost = paint(annotation)
         background = [category.name for category in self.categories].index(BACKGROUND)
         ignore = ignore_value(len(self.categories))
-        labels = np.array([background, *(item.label for item in truth.objects)])
-        crowds = sum(item.iscrowd for item in truth.objects)
-        lost.update(objects=len(truth.objects) - crowds, crowds=crowds)
-        return SemanticTruth(labels.astype(np.min_scalar_type(ignore))[ids_HW], ignore), lost
+        labels = np.array([background, *(item.label for item in annotation.objects)])
+        crowds = sum(item.iscrowd for item in annotation.objects)
+        lost.update(objects=len(annotation.objects) - crowds, crowds=crowds)
+        return SemanticAnnotation(labels.astype(np.min_scalar_type(ignore))[ids_HW], ignore), lost
 
 
 def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str] = ()) -> Recast:
@@ -122,18 +126,18 @@ def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str
     return Recast(source, categories, wanted, chosen)
 
 
-def paint(truth: InstanceTruth) -> tuple[np.ndarray, Lost]:
+def paint(annotation: InstanceAnnotation) -> tuple[np.ndarray, Lost]:
     """Lay objects side by side: (H, W) int32, the position + 1 of the object of each pixel, 0 for none, and the losses.
 
     Crowds lie below all others and large objects below small ones, so that as few as possible vanish.
     """
-    rles = [encode_shape(item.shape, truth.size) for item in truth.objects]
+    rles = [encode_shape(item.shape, annotation.size) for item in annotation.objects]
     areas = [int(coco_mask.area(rle)) for rle in rles]
-    order = sorted(range(len(rles)), key=lambda n: (not truth.objects[n].iscrowd, -areas[n], n))
-    ids_HW = np.zeros(truth.size, dtype=np.int32)
+    order = sorted(range(len(rles)), key=lambda n: (not annotation.objects[n].iscrowd, -areas[n], n))
+    ids_HW = np.zeros(annotation.size, dtype=np.int32)
     for n in order:
         ids_HW[coco_mask.decode(rles[n]).view(bool)] = n + 1
     covered = int(np.count_nonzero(ids_HW))
     hidden = len(rles) - np.count_nonzero(values_in(ids_HW)) if rles else 0
-    drawn = sum(isinstance(item.shape, list) for item in truth.objects)
+    drawn = sum(isinstance(item.shape, list) for item in annotation.objects)
     return ids_HW, Counter(overlaps=sum(areas) - covered, hidden=int(hidden), outlines=drawn)

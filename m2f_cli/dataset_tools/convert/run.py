@@ -1,4 +1,4 @@
-"""From one format of annotated pictures to another, with a list of what the new one cannot hold."""
+"""From one format of annotated images to another, with a list of what the new one cannot hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = {
     "nobody": "pixels of no object became void: they count nowhere",
     "category ids": "ids of categories are numbered anew",
     "colours": "colours of classes have no place in this format",
-    "image ids": "ids of pictures have no place in this format",
+    "image ids": "ids of images have no place in this format",
     "areas": "areas as annotated have no place in this format; they are counted from the pixels",
     "polygons": "gtFine_polygons.json files are not written; published training of instances takes its masks from them",
     "json extras": "supercategories, licences and further keys of the json are not copied",
@@ -82,7 +82,7 @@ class Conversion:
             "splits": [
                 {
                     "split": s.split,
-                    "pictures": s.pictures,
+                    "pictures": s.images,
                     "failures": [{"picture": name, "reason": reason} for name, reason in s.failures],
                 }
                 for s in self.splits
@@ -102,26 +102,26 @@ def convert(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[ConvertOutcome], None] | None = None,
+    on_image: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
     **options: Any,
 ) -> Conversion:
-    """Write the annotated pictures of a folder in another format.
+    """Write the annotated images of a folder in another format.
 
     Args:
         destination: a folder that does not exist yet. It appears under its name when it is complete.
         to: a name of the group "converters": coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme.
         splits: those wanted; by default train, val and test as far as they are there.
         separate: label maps: classes whose connected regions become objects.
-        link: symbolic links to the pictures instead of copies.
+        link: symbolic links to the images instead of copies.
         workers: processes; None as many as are worth it. See `write.write_splits`.
-        on_start: is told how many pictures there are; on_picture: what became of each.
+        on_start: is told how many images there are; on_image: what became of each.
         trust_code: whether `to` and `format` may be module:object, as what a user typed may.
         options: format, classes, ignore_index and label_map, as in `open_dataset.open_data`.
 
     Raises:
         ConfigError: the destination exists or lies in the source, an unknown format, or classes that it cannot hold.
-        DataError: the source cannot be opened, or not one picture could be used.
+        DataError: the source cannot be opened, or not one image could be used.
         M2FError: the destination cannot be written.
     """
     source, destination = Path(source), Path(destination)
@@ -140,7 +140,7 @@ def convert(
         link=link,
         workers=workers,
         on_start=on_start,
-        on_picture=on_picture,
+        on_image=on_image,
         trust_code=trust_code,
     )
 
@@ -155,7 +155,7 @@ def write_out(
     link: bool = False,
     workers: int | None = 1,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[ConvertOutcome], None] | None = None,
+    on_image: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
 ) -> Conversion:
     """Write records of an opened source, shared out to splits in any way; as `convert`."""
@@ -164,7 +164,7 @@ def write_out(
     writer = target.open(recast.categories, destination.name)
     if on_start is not None:
         on_start(sum(map(len, parts.values())))
-    written = write_splits(parts, destination, writer, recast, link=link, workers=workers, on_picture=on_picture)
+    written = write_splits(parts, destination, writer, recast, link=link, workers=workers, on_image=on_image)
     counted = sum((each.lost for each in written), Counter())
     losses = [*_of_format(opened, target, recast), *_counted(counted)]
     notes = tuple(dict.fromkeys(note for data in opened.splits for note in data.notes))
@@ -214,6 +214,6 @@ def _own(opened: ConvertSource, recast: Recast) -> frozenset[str]:
     """Return the kinds of things that the source has and that not every format keeps."""
     ids = [category.id for category in recast.categories] != list(range(len(recast.categories)))
     colours = any(c.color != default_color(number) for number, c in enumerate(recast.categories))
-    pictures = any(record.image_id is not None for data in opened.splits for record in data.records[:1])
-    found = {"category ids": ids, "colours": colours, "image ids": pictures, "areas": opened.format == "coco-instance"}
+    images = any(record.image_id is not None for data in opened.splits for record in data.records[:1])
+    found = {"category ids": ids, "colours": colours, "image ids": images, "areas": opened.format == "coco-instance"}
     return frozenset(kind for kind, is_there in found.items() if is_there)

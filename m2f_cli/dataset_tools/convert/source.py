@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")
 @dataclass(frozen=True)
 class ConvertSource:
     """splits: one data set per split, all of the same classes. richest: the task that the data support best.
-    dropped: classes that truths of the task at hand do not have (stuff, for instances)."""
+    dropped: classes that annotations of the task at hand do not have (stuff, for instances)."""
 
     folder: Path
     splits: tuple[DataSet, ...]
@@ -49,7 +49,7 @@ def open_source(
     """Open the splits of a folder.
 
     Args:
-        task: what is wanted; data that have no truths for it, or None, are opened for their richest task.
+        task: what is wanted; data that have no annotations for it, or None, are opened for their richest task.
         splits: those wanted; by default train, val and test as far as they are there.
         also: further splits that are opened where they are there.
         options: as those of `open_dataset.open_data`.
@@ -61,7 +61,7 @@ def open_source(
     opened = _open_all(folder, splits or tuple(dict.fromkeys((*SPLITS, *also))), options, must=bool(splits))
     richest, own = opened[0].task, opened[0].categories
     if task is not None and any(data.task != task for data in opened):
-        with contextlib.suppress(NoTask):  # then truths are made of the richest ones
+        with contextlib.suppress(NoTask):  # then annotations are made of the richest ones
             opened = _open_all(folder, [data.split for data in opened], {**options, "task": task}, must=True)
     _refuse_other_kinds(folder, opened)
     names = {category.name for category in opened[0].categories}

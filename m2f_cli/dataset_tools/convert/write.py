@@ -1,4 +1,4 @@
-"""Writes splits of records as a data set: pictures in parallel, in constant memory, and all of it or nothing."""
+"""Writes splits of records as a data set: images in parallel, in constant memory, and all of it or nothing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from ...runtime.threads import in_order, usable_cores
 from .base import Lost, Place, Rows, Writer, save_png
 from .retask import Recast
 
-_CHUNK = 8  # pictures that a process gets at a time
+_CHUNK = 8  # images that a process gets at a time
 _AHEAD = 4  # chunks that wait per process
-_WORTH_PROCESSES = 500  # pictures: fewer are written before other processes have started
+_WORTH_PROCESSES = 500  # images: fewer are written before other processes have started
 
 
 @dataclass(frozen=True)
 class ConvertOutcome:
-    """What became of one picture: rows for the shared json, or the message of a failure."""
+    """What became of one image: rows for the shared json, or the message of a failure."""
 
     name: str
     rows: Rows = field(default_factory=dict)
@@ -44,8 +44,8 @@ class ConvertOutcome:
 
 
 @dataclass(frozen=True)
-class WritePicture:
-    """Writes pictures with their annotations below `root`; sent to other processes."""
+class WriteImage:
+    """Writes images with their annotations below `root`; sent to other processes."""
 
     root: Path
     writer: Writer
@@ -57,14 +57,14 @@ class WritePicture:
 
     def _write(self, record: Record, place: Place) -> ConvertOutcome:
         try:
-            truth = record.read_truth()
-            pixels_HW3 = record.read_image()  # also proves that the picture is whole
-            check_size(record.image or Path(record.name), pixels_HW3.shape[:2], truth.size)
-            truth, lost = self.recast(truth)
-            rows, more = self.writer.annotate(self.root, place, truth)
+            annotation = record.read_annotation()
+            pixels_HW3 = record.read_image()  # also proves that the image is whole
+            check_size(record.image or Path(record.name), pixels_HW3.shape[:2], annotation.size)
+            annotation, lost = self.recast(annotation)
+            rows, more = self.writer.annotate(self.root, place, annotation)
         except DataError as error:
             return ConvertOutcome(record.name, failure=str(error))
-        target = self.root / self.writer.picture(place)
+        target = self.root / self.writer.image(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         if record.image is None:
             save_png(target, pixels_HW3)
@@ -77,10 +77,10 @@ class WritePicture:
 
 @dataclass(frozen=True)
 class Written:
-    """One split: how many pictures it has now, and which could not be used, with the reason."""
+    """One split: how many images it has now, and which could not be used, with the reason."""
 
     split: str
-    pictures: int
+    images: int
     failures: tuple[tuple[str, str], ...]
     lost: Lost
 
@@ -93,18 +93,18 @@ def write_splits(
     *,
     link: bool = False,
     workers: int | None = 1,
-    on_picture: Callable[[ConvertOutcome], None] | None = None,
+    on_image: Callable[[ConvertOutcome], None] | None = None,
 ) -> list[Written]:
     """Write a data set; under its name it is either complete or not there.
 
     Args:
         parts: split to records.
-        workers: processes; 1 works in this one, None has one per core where there are many pictures. A script that
+        workers: processes; 1 works in this one, None has one per core where there are many images. A script that
             asks for more than 1 needs `if __name__ == "__main__"`, as for any process pool.
 
     Raises:
         ConfigError: the destination exists, or another process makes it.
-        DataError: not a single picture could be used, or two would have the same name.
+        DataError: not a single image could be used, or two would have the same name.
         M2FError: no space, no permission, or a process that was killed.
     """
     distinct, work = Distinct("splits"), {}
@@ -114,10 +114,10 @@ def write_splits(
     if workers is None:
         workers = usable_cores() if sum(map(len, work.values())) >= _WORTH_PROCESSES else 1
     with new_folder(destination) as root, _pool(workers) as pool:
-        write = WritePicture(root, writer, recast, link)
-        written = [_write_split(split, items, write, pool, workers, on_picture) for split, items in work.items()]
-        if not any(each.pictures for each in written):
-            raise DataError(f"Not one picture can be used; the first: {written[0].failures[0][1]}")
+        write = WriteImage(root, writer, recast, link)
+        written = [_write_split(split, items, write, pool, workers, on_image) for split, items in work.items()]
+        if not any(each.images for each in written):
+            raise DataError(f"Not one image can be used; the first: {written[0].failures[0][1]}")
         writer.finish(root, [each.split for each in written])
     return written
 
@@ -125,28 +125,28 @@ def write_splits(
 def _write_split(
     split: str,
     items: Sequence[tuple[Record, Place]],
-    write: WritePicture,
+    write: WriteImage,
     pool: Executor | None,
     workers: int,
-    on_picture: Callable[[ConvertOutcome], None] | None,
+    on_image: Callable[[ConvertOutcome], None] | None,
 ) -> Written:
     lost: Lost = Counter()
-    pictures, failures = 0, []
+    images, failures = 0, []
     with _shared(write, split) as add:
         for outcome in _outcomes(items, write, pool, workers):
             if outcome.failure is None:
-                pictures += 1
+                images += 1
                 add(outcome.rows)
                 lost.update(outcome.lost)
             else:
                 failures.append((outcome.name, outcome.failure))
-            if on_picture is not None:
-                on_picture(outcome)
-    return Written(split, pictures, tuple(failures), +lost)
+            if on_image is not None:
+                on_image(outcome)
+    return Written(split, images, tuple(failures), +lost)
 
 
 def _outcomes(
-    items: Iterable[tuple[Record, Place]], write: WritePicture, pool: Executor | None, workers: int
+    items: Iterable[tuple[Record, Place]], write: WriteImage, pool: Executor | None, workers: int
 ) -> Iterator[ConvertOutcome]:
     """Write all items in order, with a few chunks at a time on their way."""
     rest, size = iter(items), 1 if pool is None else _CHUNK
@@ -165,7 +165,7 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         yield pool
     except BrokenProcessPool as error:
         raise M2FError(
-            "A process that wrote pictures was killed.", hint="If the memory was not enough, pass a smaller --workers."
+            "A process that wrote images was killed.", hint="If the memory was not enough, pass a smaller --workers."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -189,7 +189,7 @@ def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple
     for record, key in zip(records, ids, strict=True):
         place = Place(split, safe_name(record.name), _suffix(record), key)
         # A format may put folders before a name, as that of Cityscapes does: its paths must differ, too.
-        distinct.add(record.name, writer.picture(replace(place, suffix="")))
+        distinct.add(record.name, writer.image(replace(place, suffix="")))
         placed.append((record, place))
     return placed
 
@@ -221,8 +221,8 @@ def refuse_existing(destination: Path) -> None:
 
 
 @contextmanager
-def _shared(write: WritePicture, split: str) -> Iterator[Callable[[Rows], None]]:
-    """Gives `add(rows)` for the json that the pictures of a split share."""
+def _shared(write: WriteImage, split: str) -> Iterator[Callable[[Rows], None]]:
+    """Gives `add(rows)` for the json that the images of a split share."""
     name = write.writer.shared(split)
     if name is None:
         yield lambda rows: None

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from ...structures.annotations import InstanceTruth, TrueObject
+from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import Categories
 from ...structures.rle import encode_polygons, encode_shape
 from .base import Lost, OutputFormat, Place, Rows, Writer, save_text
@@ -27,13 +27,13 @@ class YoloPolygons(Writer):
 
     categories: Categories
 
-    def picture(self, place: Place) -> str:
+    def image(self, place: Place) -> str:
         return f"images/{place.split}/{place.file_name}"
 
-    def annotate(self, root: Path, place: Place, truth: InstanceTruth) -> tuple[Rows, Lost]:
-        kept = [item for item in truth.objects if not item.iscrowd]
-        lines = [(item.label, polygon_line(item, truth.size)) for item in kept]
-        lost = Counter(crowds=len(truth.objects) - len(kept), hidden=sum(line is None for _, line in lines))
+    def annotate(self, root: Path, place: Place, annotation: InstanceAnnotation) -> tuple[Rows, Lost]:
+        kept = [item for item in annotation.objects if not item.iscrowd]
+        lines = [(item.label, polygon_line(item, annotation.size)) for item in kept]
+        lost = Counter(crowds=len(annotation.objects) - len(kept), hidden=sum(line is None for _, line in lines))
         text = "".join(f"{label} {line}\n" for label, line in lines if line is not None)
         save_text(root / "labels" / place.split / f"{place.name}.txt", text)
         return {}, lost
@@ -44,7 +44,7 @@ class YoloPolygons(Writer):
         save_text(root / "data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
-def polygon_line(item: TrueObject, size: tuple[int, int]) -> str | None:
+def polygon_line(item: AnnotatedObject, size: tuple[int, int]) -> str | None:
     """Return x y x y … as shares of the image's edges; None for an object without a pixel.
 
     Its own polygons where they, read back, cover the same pixels; else the exact outline of its mask.

@@ -18,7 +18,7 @@ from ...structures.annotations import ids_to_rgb
 from ...structures.categories import load_categories
 from ...structures.rle import as_text, encode_mask
 from ...structures.run_lengths import values_in
-from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
+from .base import IMAGES, Count, Item, Made, Plan, Preparer, Stage, pairs, stem
 from .pixels import box_of, encode, image_info, read_rgb, read_values, segment_info
 
 SPLITS = {"training": ("train", 20210), "validation": ("val", 2000)}
@@ -43,7 +43,7 @@ def labels_minus_one(tree: Tree, item: Item) -> Made:
 
 @dataclass(frozen=True)
 class ObjectReader:
-    """Reads annotations_instance: red is the number of a thing from 1, green that of an object of the picture.
+    """Reads annotations_instance: red is the number of a thing from 1, green that of an object of the image.
 
     things: class ids of the instance classes, ascending.
     """
@@ -51,7 +51,7 @@ class ObjectReader:
     things: tuple[int, ...]
 
     def read(self, tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[int, np.ndarray]]]:
-        """The picture's size, and (class id, mask) of each object by its number.
+        """The image's size, and (class id, mask) of each object by its number.
 
         Raises:
             DataError: missing, damaged, or an object of several classes or of none.
@@ -71,7 +71,7 @@ class ObjectReader:
 
 @dataclass(frozen=True)
 class ObjectEntry:
-    """The picture and its objects for the instance json, as run lengths."""
+    """The image and its objects for the instance json, as run lengths."""
 
     objects: ObjectReader
 
@@ -93,10 +93,10 @@ class ObjectEntry:
 
 @dataclass(frozen=True)
 class Ade20kSegments:
-    """The PNG of segments and the picture's entry: one segment for each stuff class, over them the objects. Pixels of a
+    """The PNG of segments and the image's entry: one segment for each stuff class, over them the objects. Pixels of a
     thing without an object stay void. Areas of stuff are those before objects cover them, as published.
 
-    The published script draws the colours of further objects at random; here they follow from the picture's name, so
+    The published script draws the colours of further objects at random; here they follow from the image's name, so
     that a second run gives the same.
 
     colors: of the classes by their id; stuff: ids of stuff classes.
@@ -146,7 +146,7 @@ class SegmentColors:
 
 @dataclass(frozen=True)
 class Ade20kTable:
-    """Joins the entries of pictures to a COCO json."""
+    """Joins the entries of images to a COCO json."""
 
     categories: tuple[dict[str, Any], ...]
 
@@ -189,12 +189,12 @@ def instance_categories() -> tuple[dict[str, Any], ...]:
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: a picture without annotation, or an annotation without picture.
+        DataError: an image without annotation, or an annotation without image.
     """
     counts, stages, needed, notes = [], [], [], []
     for split, (short, size) in SPLITS.items():
-        pictures, labels = tree.names(f"images/{split}", PICTURES), tree.names(f"annotations/{split}", ".png")
-        both = pairs(pictures, labels, partial=partial)
+        images, labels = tree.names(f"images/{split}", IMAGES), tree.names(f"annotations/{split}", ".png")
+        both = pairs(images, labels, partial=partial)
         counts.append(Count(split, len(both), size))
         if not both:
             continue
@@ -205,7 +205,7 @@ def plan(tree: Tree, partial: bool) -> Plan:
         needed += [name for pair in both for name in pair]
         if objects:
             needed += objects
-            stages += _richer(short, both, pairs(pictures, objects, partial=partial))
+            stages += _richer(short, both, pairs(images, objects, partial=partial))
         else:
             notes.append(f"annotations_instance/{split} is missing: {split} is good for semantic models only. {_MORE}")
     return Plan(tuple(counts), tuple(stages), (*needed, *filter(tree.has, ("objectInfo150.txt",))), tuple(notes))
@@ -217,12 +217,11 @@ def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, 
     things = ObjectReader(tuple(row["id"] for row in categories if row["isthing"]))
     stuff = frozenset(row["id"] for row in categories if not row["isthing"])
     segments = Ade20kSegments(things, tuple(tuple(row["color"]) for row in categories), stuff)
-    of_picture, folder = dict(labels), f"ade20k_panoptic_{short}"
-    both = [(picture, mask) for picture, mask in objects if picture in of_picture]
-    plain = [Item(stem(picture), (mask,), None, PurePosixPath(picture).name) for picture, mask in both]
+    of_image, folder = dict(labels), f"ade20k_panoptic_{short}"
+    both = [(image, mask) for image, mask in objects if image in of_image]
+    plain = [Item(stem(image), (mask,), None, PurePosixPath(image).name) for image, mask in both]
     full = [
-        Item(i.name, (of_picture[p], m), f"{folder}/{i.name}.png", i.facts)
-        for i, (p, m) in zip(plain, both, strict=True)
+        Item(i.name, (of_image[p], m), f"{folder}/{i.name}.png", i.facts) for i, (p, m) in zip(plain, both, strict=True)
     ]
     return [
         Stage(

@@ -1,7 +1,7 @@
-"""ADE20K-Full, 847 classes (docs/methods/published-behaviour.md#8-3): smaller pictures, and 16-bit label maps from the
+"""ADE20K-Full, 847 classes (docs/methods/published-behaviour.md#8-3): smaller images, and 16-bit label maps from the
 object classes of `_seg.png`.
 
-The classes are read from the pictures' own files; the pickled index of the release is not needed.
+The classes are read from the images' own files; the pickled index of the release is not needed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def smaller(height: int, width: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def small_picture(tree: Tree, item: Item) -> Made:
-    """The picture as RGB JPEG; one that is small enough is taken as it is."""
+def small_image(tree: Tree, item: Item) -> Made:
+    """The image as RGB JPEG; one that is small enough is taken as it is."""
     [name] = item.sources
     rgb_HW3 = np.array(open_image(tree, name).convert("RGB"))
     height, width = smaller(*rgb_HW3.shape[:2])
@@ -74,17 +74,17 @@ def lookup_table() -> np.ndarray:
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: a picture without `_seg.png`, or the other way round.
+        DataError: an image without `_seg.png`, or the other way round.
     """
-    pictures, labels = tree.names("images", ".jpg"), tree.names("images", "_seg.png")
-    both = pairs(pictures, labels, lambda name: stem(name).removesuffix(_SEG), partial=partial)
+    images, labels = tree.names("images", ".jpg"), tree.names("images", "_seg.png")
+    both = pairs(images, labels, lambda name: stem(name).removesuffix(_SEG), partial=partial)
     counts, stages, maker = [], [], SmallLabels(lookup_table())
     for split, (token, size) in _SPLITS.items():
         own = [(stem(image), image, mask) for image, mask in both if stem(image).split("_")[1:2] == [token]]
         counts.append(Count(split, len(own), size, sure=False))
-        images = [Item(name, (image,), f"images_detectron2/{split}/{name}.jpg") for name, image, _ in own]
+        image_items = [Item(name, (image,), f"images_detectron2/{split}/{name}.jpg") for name, image, _ in own]
         masks = [Item(name, (mask,), f"annotations_detectron2/{split}/{name}.tif") for name, _, mask in own]
-        stages.append(Stage(f"images_detectron2/{split}", images, small_picture))
+        stages.append(Stage(f"images_detectron2/{split}", image_items, small_image))
         stages.append(Stage(f"annotations_detectron2/{split}", masks, maker))
     return Plan(tuple(counts), (*stages, class_file("ade20k-full")))
 

@@ -1,4 +1,4 @@
-"""What a preparer is: where a data set comes from, what must be found, and a plan of what is made of each picture."""
+"""What a preparer is: where a data set comes from, what must be found, and a plan of what is made of each image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ...errors import DataError
 from ...runtime.archives import Tree
 from ...structures import categories
 
-PICTURES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png")
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one picture. content: of the file, bytes or another file that is linked; None where there is none.
+    """What became of one image. content: of the file, bytes or another file that is linked; None where there is none.
     entry: what it adds to the table of its stage, to be written as json."""
 
     content: bytes | Path | None = None
@@ -26,9 +26,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a stage.
+    """One image of a stage.
 
-    name: unique in its stage; in a table it is the id of the picture.
+    name: unique in its stage; in a table it is the id of the image.
     sources: files of the tree that it is made of.
     target: the file that is written, relative to the output folder; None where there is only an entry.
     facts: what else is known of it.
@@ -42,10 +42,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Stage:
-    """The same work for many pictures.
+    """The same work for many images.
 
-    make: of one picture; runs in other processes, so it can be pickled.
-    table: the json file that the entries of all pictures make, if any; `join` gives its text.
+    make: of one image; runs in other processes, so it can be pickled.
+    table: the json file that the entries of all images make, if any; `join` gives its text.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Count:
-    """How many pictures a split has, and how many the published one has. `sure`: whether that figure is verified."""
+    """How many images a split has, and how many the published one has. `sure`: whether that figure is verified."""
 
     split: str
     found: int
@@ -127,18 +127,18 @@ def stem(name: str) -> str:
 
 
 def pairs(
-    pictures: Sequence[str], annotations: Sequence[str], key: Callable[[str], str] = stem, *, partial: bool = False
+    images: Sequence[str], annotations: Sequence[str], key: Callable[[str], str] = stem, *, partial: bool = False
 ) -> list[tuple[str, str]]:
-    """Each picture with its annotation, by what `key` makes of their names, sorted by it.
+    """Each image with its annotation, by what `key` makes of their names, sorted by it.
 
     Args:
         partial: leave out what has no partner.
 
     Raises:
-        DataError: a picture without annotation, an annotation without picture, or two for one.
+        DataError: an image without annotation, an annotation without image, or two for one.
     """
-    images, masks = (_by_key(names, key) for names in (pictures, annotations))
-    for own, others, kind in ((images, masks, "annotation"), (masks, images, "picture")):
+    of_image, of_mask = (_by_key(names, key) for names in (images, annotations))
+    for own, others, kind in ((of_image, of_mask, "annotation"), (of_mask, of_image, "image")):
         alone = sorted(own.keys() - others.keys())
         if alone and not partial:
             shown = ", ".join(own[each] for each in alone[:_SHOWN])
@@ -146,7 +146,7 @@ def pairs(
                 f"{len(alone)} of {len(own)} files have no {kind}, such as {shown}.",
                 hint="The copy or download is incomplete: complete it, or prepare what there is with --partial.",
             )
-    return [(images[each], masks[each]) for each in sorted(images.keys() & masks.keys())]
+    return [(of_image[each], of_mask[each]) for each in sorted(of_image.keys() & of_mask.keys())]
 
 
 def _by_key(names: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
@@ -154,5 +154,5 @@ def _by_key(names: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
     for name in names:
         twin = found.setdefault(key(name), name)
         if twin != name:
-            raise DataError(f"{twin} and {name} are of the same picture, {key(name)!r}.", hint="Remove one of them.")
+            raise DataError(f"{twin} and {name} are of the same image, {key(name)!r}.", hint="Remove one of them.")
     return found

@@ -22,12 +22,12 @@ from .pixels import encode, image_info, read_values, segment_info
 OBJECTS = 1000  # an instance id is labelId * 1000 + n for one object, the bare labelId for stuff and for groups
 _SIZES = {"train": 2975, "val": 500, "test": 1525}
 _SHIPPED = ("labelIds", "instanceIds")
-_PICTURE, _POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
+_IMAGE, _POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
 
 
 @dataclass(frozen=True)
 class CityscapesSegments:
-    """The PNG of segments and the picture's entry: ids are the instance ids, groups of things are crowds, what is not
+    """The PNG of segments and the image's entry: ids are the instance ids, groups of things are crowds, what is not
     evaluated is void.
 
     evaluated: class by labelId: whether it is a thing.
@@ -40,7 +40,7 @@ class CityscapesSegments:
     def __call__(self, tree: Tree, item: Item) -> Made:
         """
         Raises:
-            DataError: the picture of ids is missing, damaged, or has unknown ids.
+            DataError: the image of ids is missing, damaged, or has unknown ids.
         """
         [name] = item.sources
         values_HW = read_values(tree, name).astype(np.int32)
@@ -61,7 +61,7 @@ class CityscapesSegments:
 
 @dataclass(frozen=True)
 class CityscapesTable:
-    """Joins the entries of pictures to the json, with the layout that the official script gives it."""
+    """Joins the entries of images to the json, with the layout that the official script gives it."""
 
     categories: tuple[dict[str, Any], ...]
 
@@ -74,14 +74,14 @@ class CityscapesTable:
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: a picture without polygons, or polygons without picture.
+        DataError: an image without polygons, or polygons without image.
     """
     counts, stages, needed = [], [], []
     labels = load_labels()
     for split, size in _SIZES.items():
-        pictures = tree.names(f"leftImg8bit/{split}", _PICTURE.lower())
+        images = tree.names(f"leftImg8bit/{split}", _IMAGE.lower())
         polygons = tree.names(f"gtFine/{split}", _POLYGONS.lower())
-        both = pairs(pictures, polygons, _key, partial=partial)
+        both = pairs(images, polygons, _key, partial=partial)
         counts.append(Count(split, len(both), size))
         if both:
             needed += [*(name for pair in both for name in pair), *tree.names(f"gtFine/{split}", "ids.png")]
@@ -120,7 +120,7 @@ def _categories(labels: tuple[Label, ...]) -> tuple[dict[str, Any], ...]:
 
 def _key(name: str) -> str:
     """city_sequence_frame"""
-    return PurePosixPath(name).name.removesuffix(_PICTURE).removesuffix(_POLYGONS)
+    return PurePosixPath(name).name.removesuffix(_IMAGE).removesuffix(_POLYGONS)
 
 
 PREPARER = Preparer(

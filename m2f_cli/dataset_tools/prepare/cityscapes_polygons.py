@@ -1,4 +1,4 @@
-"""Cityscapes' polygons as pictures of numbers, drawn as the official tools draw them: in the order of the file, each
+"""Cityscapes' polygons as images of numbers, drawn as the official tools draw them: in the order of the file, each
 over what was there, with Pillow's polygons."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .pixels import encode
 
 _GROUP = "group"
 _NO_CLASS = 255
-_LARGEST = 1 << 15  # pixels of a side, or away from the picture
+_LARGEST = 1 << 15  # pixels of a side, or away from the image
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Polygons:
             value = self._value(label, is_group, counts)
             if label.id >= 0 and len(points) > 1:
                 draw.polygon(points, fill=value)
-        # Pillow draws 32-bit pictures and no longer writes them; the official files have 16 bits.
+        # Pillow draws 32-bit images and no longer writes them; the official files have 16 bits.
         return Made(encode(np.asarray(image).astype(np.uint16) if image.mode == "I" else image))
 
     def _label(self, text: str, where: str) -> tuple[Label, bool]:
@@ -101,6 +101,6 @@ def read_polygons(tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[st
     objects = [(row.label, row.polygon) for row in rows if not row.deleted]
     far = next((x for _, points in objects for point in points for x in point if abs(x) > _LARGEST), None)
     if far is not None or not all(0 < side <= _LARGEST for side in size):
-        what = f"a picture of {size[0]} x {size[1]} pixels" if far is None else f"a point at {far:g}"
+        what = f"an image of {size[0]} x {size[1]} pixels" if far is None else f"a point at {far:g}"
         raise DataError(f"{where} has {what}, where 1 to {_LARGEST} are possible.", hint=hint)
     return size, objects

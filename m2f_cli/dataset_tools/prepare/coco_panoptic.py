@@ -12,7 +12,7 @@ from ...runtime import documents
 from ...runtime.archives import Tree
 from ...structures.categories import load_categories
 from ...structures.run_lengths import renamed, values_in
-from .base import PICTURES, Count, Item, Made, Plan, Preparer, Stage, stem
+from .base import IMAGES, Count, Item, Made, Plan, Preparer, Stage, stem
 from .pixels import encode, read_rgb
 
 _SIZES = {"train2017": 118287, "val2017": 5000}
@@ -51,12 +51,12 @@ def plan(tree: Tree, partial: bool) -> Plan:
         if partial and not tree.has(table):
             continue
         annotations = _annotations(tree, table)
-        pngs, pictures = tree.names(f"panoptic_{split}", ".png"), tree.names(split, PICTURES)
-        there = {f"panoptic_{split}/*.png": set(map(stem, pngs)), f"{split}/*.jpg": set(map(stem, pictures))}
+        pngs, images = tree.names(f"panoptic_{split}", ".png"), tree.names(split, IMAGES)
+        there = {f"panoptic_{split}/*.png": set(map(stem, pngs)), f"{split}/*.jpg": set(map(stem, images))}
         annotations = _whole(annotations, there) if partial else annotations
         _refuse_gaps(tree, annotations, there)
         counts.append(Count(split, len(annotations), size))
-        needed += [table, *pngs, *pictures]
+        needed += [table, *pngs, *images]
         stages.append(_stage(split, annotations))
     objects = [f"annotations/instances_{split}.json" for split in _SIZES]
     notes = [f"{name} is missing: the average precision of objects needs it" for name in objects if not tree.has(name)]
@@ -114,7 +114,7 @@ PREPARER = Preparer(
     layout="annotations/panoptic_{train,val}2017.json, panoptic_{train,val}2017/*.png and {train,val}2017/*.jpg",
     origin="https://cocodataset.org/#download: train2017.zip, val2017.zip, annotations_trainval2017.zip and "
     "panoptic_annotations_trainval2017.zip (unpack the last one: it holds zips of its own, which may stay packed)",
-    licence="annotations CC BY 4.0; the pictures belong to their authors on Flickr",
+    licence="annotations CC BY 4.0; the images belong to their authors on Flickr",
     plan=plan,
     hashes={
         "train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",

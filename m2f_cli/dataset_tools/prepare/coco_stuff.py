@@ -53,7 +53,7 @@ def _h5py() -> Any:
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: a list, a picture or an annotation is missing.
+        DataError: a list, an image or an annotation is missing.
         MissingDependency: h5py.
     """
     _h5py()  # here, before any work
@@ -61,9 +61,9 @@ def plan(tree: Tree, partial: bool) -> Plan:
     for split, size in _SIZES.items():
         names = _listed(tree, split, partial)
         counts.append(Count(split, len(names), size, sure=False))
-        pictures = [Item(n, (f"images/{n}.jpg",), f"images_detectron2/{split}/{n}.jpg") for n in names]
+        images = [Item(n, (f"images/{n}.jpg",), f"images_detectron2/{split}/{n}.jpg") for n in names]
         labels = [Item(n, (f"annotations/{n}.mat",), f"annotations_detectron2/{split}/{n}.png") for n in names]
-        stages.append(Stage(f"images_detectron2/{split}", pictures, as_it_is))
+        stages.append(Stage(f"images_detectron2/{split}", images, as_it_is))
         stages.append(Stage(f"annotations_detectron2/{split}", labels, labels_from_matlab))
     return Plan(tuple(counts), (*stages, class_file("coco-stuff-10k")))
 
@@ -78,7 +78,7 @@ def _listed(tree: Tree, split: str, partial: bool) -> list[str]:
     if len(whole) < len(names) and not partial:
         missing = next(name for name in names if name not in whole)
         raise DataError(
-            f"{tree}: {len(names) - len(whole)} of {len(names)} pictures of {file} lack images/*.jpg or "
+            f"{tree}: {len(names) - len(whole)} of {len(names)} images of {file} lack images/*.jpg or "
             f"annotations/*.mat, such as {missing}.",
             hint=f"The copy or download is incomplete: complete it, or use --partial. {PREPARER.how_to_get}",
         )
@@ -91,6 +91,6 @@ PREPARER = Preparer(
     marks=("imageLists", "annotations", "images"),
     layout="imageLists/{train,test}.txt, images/*.jpg and annotations/*.mat",
     origin="https://github.com/nightrome/cocostuff10k",
-    licence="annotations CC BY 4.0; the pictures belong to their authors on Flickr",
+    licence="annotations CC BY 4.0; the images belong to their authors on Flickr",
     plan=plan,
 )

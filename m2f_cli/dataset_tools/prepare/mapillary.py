@@ -4,7 +4,7 @@ checked."""
 from __future__ import annotations
 
 from ...runtime.archives import Tree
-from .base import PICTURES, Count, Plan, Preparer, pairs
+from .base import IMAGES, Count, Plan, Preparer, pairs
 
 _SIZES = {"training": 18000, "validation": 2000}
 
@@ -12,14 +12,14 @@ _SIZES = {"training": 18000, "validation": 2000}
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: a picture without labels, or labels without picture.
+        DataError: an image without labels, or labels without image.
     """
     counts, needed, notes = [], [], []
     for split, size in _SIZES.items():
         old = f"{split}/v1.2"  # where releases since v2.0 keep it
         home = old if tree.has_folder(old) else split
-        pictures, labels = tree.names(f"{split}/images", PICTURES), tree.names(f"{home}/labels", ".png")
-        both = pairs(pictures, labels, partial=partial)
+        images, labels = tree.names(f"{split}/images", IMAGES), tree.names(f"{home}/labels", ".png")
+        both = pairs(images, labels, partial=partial)
         counts.append(Count(split, len(both), size, sure=False))
         needed += [name for pair in both for name in pair]
         table, pngs = f"{home}/panoptic/panoptic_2018.json", tree.names(f"{home}/panoptic", ".png")

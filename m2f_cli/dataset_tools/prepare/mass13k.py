@@ -1,4 +1,4 @@
-"""MaSS13K (docs/methods/published-behaviour.md#8-8): 4K pictures with label maps; they get the names that readers of
+"""MaSS13K (docs/methods/published-behaviour.md#8-8): 4K images with label maps; they get the names that readers of
 label maps look for."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...runtime.archives import Tree
-from .base import PICTURES, Count, Item, Plan, Preparer, Stage, as_it_is, class_file, pairs, stem
+from .base import IMAGES, Count, Item, Plan, Preparer, Stage, as_it_is, class_file, pairs, stem
 
 _SIZES = {"train": 11348, "val": 500, "test": 1500}
 
@@ -14,13 +14,13 @@ _SIZES = {"train": 11348, "val": 500, "test": 1500}
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: a picture without labels, or labels without picture.
+        DataError: an image without labels, or labels without image.
     """
     counts, stages, needed = [], [], []
     for split, size in _SIZES.items():
-        padded = tree.names(f"images_pad/{split}", PICTURES)
+        padded = tree.names(f"images_pad/{split}", IMAGES)
         both = pairs(
-            padded or tree.names(f"images/{split}", PICTURES),
+            padded or tree.names(f"images/{split}", IMAGES),
             tree.names(f"annotations/{split}", ".png"),
             partial=partial,
         )

@@ -1,6 +1,6 @@
 """NuInsSeg (docs/methods/published-behaviour.md#8-9): nuclei of 31 kinds of tissue, as COCO panoptic json and PNGs.
 
-There is no published layout to train from, and no official split. Ours: of each tissue every fifth picture, by name, is
+There is no published layout to train from, and no official split. Ours: of each tissue every fifth image, by name, is
 for validation. The masks are those of "label masks modify", in which the larger number has the overlap.
 """
 
@@ -24,7 +24,7 @@ from .pixels import encode, image_info, read_values, segment_info
 
 _SIZE = 665
 _EVERY = 5
-_MASKS, _PICTURES = "label masks modify", "tissue images"
+_MASKS, _IMAGES = "label masks modify", "tissue images"
 _KINDS = (".png", ".tif", ".tiff", ".jpg")
 
 
@@ -50,33 +50,33 @@ def join(entries: list[Any]) -> str:
 def plan(tree: Tree, partial: bool) -> Plan:
     """
     Raises:
-        DataError: no masks, or a picture without its mask.
+        DataError: no masks, or an image without its mask.
     """
     files = tree.names("", _KINDS)
-    pictures, masks = ([name for name in files if _kind(name) == kind] for kind in (_PICTURES, _MASKS))
-    if not pictures or not masks:
+    images, masks = ([name for name in files if _kind(name) == kind] for kind in (_IMAGES, _MASKS))
+    if not images or not masks:
         folders = sorted({PurePosixPath(name).parent.name for name in files})[:12]
         found = f"It has: {', '.join(folders)}." if folders else ""
-        missing = _PICTURES if masks else _MASKS
+        missing = _IMAGES if masks else _MASKS
         raise DataError(f"{tree} has no tissue with a folder {missing!r}. {found}", hint=PREPARER.how_to_get)
-    both = pairs(pictures, masks, _key, partial=partial)
+    both = pairs(images, masks, _key, partial=partial)
     stages = []
     for split, members in _split(both).items():
-        table, items, images = f"panoptic_{split}", [], []
-        for picture, mask in members:
-            name, suffix = _key(picture), PurePosixPath(picture).suffix
-            images.append(Item(name, (picture,), f"{split}/{name}{suffix}"))
+        table, items, image_items = f"panoptic_{split}", [], []
+        for image, mask in members:
+            name, suffix = _key(image), PurePosixPath(image).suffix
+            image_items.append(Item(name, (image,), f"{split}/{name}{suffix}"))
             items.append(Item(name, (mask,), f"annotations/{table}/{name}.png", f"{name}{suffix}"))
-        stages.append(Stage(split, images, as_it_is))
+        stages.append(Stage(split, image_items, as_it_is))
         stages.append(Stage(table, items, nuclei, f"annotations/{table}.json", join))
-    note = "there is no official split: every fifth picture of each tissue is for validation"
+    note = "there is no official split: every fifth image of each tissue is for validation"
     return Plan((Count("all", len(both), _SIZE),), tuple(stages), notes=(note,))
 
 
 def _split(both: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     tissues = defaultdict(list)
-    for picture, mask in both:
-        tissues[_tissue(picture)].append((picture, mask))
+    for image, mask in both:
+        tissues[_tissue(image)].append((image, mask))
     numbered = [(i, pair) for members in tissues.values() for i, pair in enumerate(members)]
     return {
         "train": [pair for i, pair in numbered if i % _EVERY],

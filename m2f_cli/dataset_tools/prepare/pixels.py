@@ -10,20 +10,20 @@ from PIL import Image
 
 from ...errors import DataError
 from ...runtime.archives import Tree
-from ...structures import images as picture
+from ...structures import images as image_files
 
 
 def open_image(tree: Tree, name: str) -> Image.Image:
     """
     Raises:
-        DataError: missing, or no picture that can be read.
+        DataError: missing, or no image that can be read.
     """
-    with picture.open_image(tree.read(name), f"{tree}: {name}") as image:
+    with image_files.open_image(tree.read(name), f"{tree}: {name}") as image:
         return image
 
 
 def read_values(tree: Tree, name: str) -> np.ndarray:
-    """The numbers of a one-channel picture, (H, W); of a palette the indices.
+    """The numbers of a one-channel image, (H, W); of a palette the indices.
 
     Raises:
         DataError: missing, damaged, or in colours.
@@ -35,7 +35,7 @@ def read_values(tree: Tree, name: str) -> np.ndarray:
 
 
 def read_rgb(tree: Tree, name: str) -> np.ndarray:
-    """The channels of a picture in colours, (H, W, 3) uint8.
+    """The channels of an image in colours, (H, W, 3) uint8.
 
     Raises:
         DataError: missing, damaged, or not in colours.
@@ -68,5 +68,5 @@ def segment_info(key: int, category_id: int, mask_HW: np.ndarray, iscrowd: int =
 
 
 def image_info(name: str, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """A picture as COCO's json files describe it; `size` is (height, width)."""
+    """An image as COCO's json files describe it; `size` is (height, width)."""
     return {"id": name, "file_name": file_name, "width": int(size[1]), "height": int(size[0])}

@@ -33,7 +33,7 @@ _CHUNK = 8
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """What `on_progress` gets after each picture, in the caller's process: `done` of `total` of a stage."""
+    """What `on_progress` gets after each image, in the caller's process: `done` of `total` of a stage."""
 
     stage: str
     done: int
@@ -92,11 +92,11 @@ def prepare(
         root: the data set's folder or archive, or a folder with its archives; by default its folder below
             $DETECTRON2_DATASETS (./datasets where that is not set).
         out: where to; by default the folder of the data set, or one of its usual name beside an archive. Elsewhere,
-            pictures are linked if they can be, else copied.
+            images are linked if they can be, else copied.
         workers: processes; by default one per core that this process may use.
         verify: compare archives with their published hashes, as far as there are any (with `partial`, none is
             compared); make everything again and compare with what is there; what differs is replaced.
-        partial: a part of the published pictures is enough.
+        partial: a part of the published images is enough.
         trust_code: whether `dataset` may be "module:object", as what a user typed may.
 
     Raises:
@@ -150,17 +150,17 @@ def _home(tree: Tree, root: Path, preparer: Preparer) -> Path:
 
 
 def check_counts(plan: Plan, preparer: Preparer, partial: bool) -> list[str]:
-    """Notes on the numbers of pictures.
+    """Notes on the numbers of images.
 
     Raises:
         DataError: none at all, or others than published.
     """
     if not any(count.found for count in plan.counts):
-        raise DataError(f"There are no pictures of {preparer.title}.", hint=preparer.how_to_get)
+        raise DataError(f"There are no images of {preparer.title}.", hint=preparer.how_to_get)
     notes = []
     for count in plan.counts:
-        pictures = "1 picture" if count.found == 1 else f"{count.found} pictures"
-        text = f"the split {count.split} has {pictures}; {count.expected} are published"
+        images = "1 image" if count.found == 1 else f"{count.found} images"
+        text = f"the split {count.split} has {images}; {count.expected} are published"
         if count.differs and (count.sure or not count.found) and not partial:
             hint = f"The copy or download is incomplete: complete it, or use --partial. {preparer.how_to_get}"
             raise DataError(f"{preparer.title}: {text}.", hint=hint)
@@ -200,7 +200,7 @@ def _placing(tree: Tree, plan: Plan, folder: Path) -> tuple[Stage, ...]:
     """The stage that brings files which training reads as they are into the folder."""
     if not plan.needed or _is_at(tree, folder):
         return ()
-    return (Stage("pictures and annotations", [Item(n, (n,), n) for n in plan.needed], as_it_is),)
+    return (Stage("images and annotations", [Item(n, (n,), n) for n in plan.needed], as_it_is),)
 
 
 # --- working ----------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _is_complete(table: Path, items: Sequence[Item], out: Path) -> bool:
-    """Whether a table lists just these pictures, and the files of all are there."""
+    """Whether a table lists just these images, and the files of all are there."""
     if not table.is_file():
         return False
     try:

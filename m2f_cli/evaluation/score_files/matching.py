@@ -1,4 +1,4 @@
-"""Which prediction belongs to which annotated picture: by ids, and by names of files."""
+"""Which prediction belongs to which annotated image: by ids, and by names of files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SHOWN = 3
 
 
 def known_ids(records: Sequence[Record], ids: Iterable[int | str]) -> list[int | str]:
-    """The id of each record, as the predictions call it: the data set's own, its name, the end of its picture's path,
+    """The id of each record, as the predictions call it: the data set's own, its name, the end of its image's path,
     or the number that its name is. Of one that they do not have, the data set's own.
 
     Raises:
-        DataError: two pictures share a prediction.
+        DataError: two images share a prediction.
     """
-    taken = {record.image_id for record in records}  # another picture's id is no name of this one
+    taken = {record.image_id for record in records}  # another image's id is no name of this one
     present = set(ids)
     keys = []
     for record in records:
@@ -41,10 +41,10 @@ def _names(record: Record) -> list[int | str]:
 
 def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], int]:
     """The file of each record: of the same path, or of the same name where one side has no folders; Cityscapes' go by
-    city, sequence and frame. And the number of files of other pictures.
+    city, sequence and frame. And the number of files of other images.
 
     Raises:
-        DataError: no file for a picture, several, or one for several.
+        DataError: no file for an image, several, or one for several.
     """
     frames = data.format == "cityscapes"
     keyed: dict[str, list[str]] = defaultdict(list)
@@ -56,12 +56,12 @@ def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], in
     missing = [record.name for record, found in zip(data.records, files, strict=True) if not found]
     if missing:
         raise DataError(
-            f"{where} has no file for {len(missing)} of {len(data)} annotated pictures, such as {missing[0]}.",
-            hint="A prediction has the name of its picture.",
+            f"{where} has no file for {len(missing)} of {len(data)} annotated images, such as {missing[0]}.",
+            hint="A prediction has the name of its image.",
         )
     several = next((found for found in files if len(found) > 1), None)
     if several:
-        raise DataError(f"{where} has several files for one picture: {', '.join(several[:_SHOWN])}.")
+        raise DataError(f"{where} has several files for one image: {', '.join(several[:_SHOWN])}.")
     _refuse_shared([found[0] for found in files])
     return [found[0] for found in files], len(names) - len(files)
 
@@ -80,4 +80,4 @@ def _frame(path: PurePosixPath, frames: bool) -> tuple[str, ...]:
 def _refuse_shared(keys: list[int | str]) -> None:
     if len(set(keys)) < len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
-        raise DataError(f"Several annotated pictures would share the prediction {twice!r}.")
+        raise DataError(f"Several annotated images would share the prediction {twice!r}.")

@@ -68,7 +68,7 @@ def decode_mask(content: bytes, size: tuple[int, int], where: str) -> np.ndarray
 
 
 def _head(content: bytes, size: tuple[int, int], where: str) -> tuple[int, int]:
-    """Bits per channel and kind of colour. A picture of another size is refused before it takes memory."""
+    """Bits per channel and kind of colour. An image of another size is refused before it takes memory."""
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 33:
         raise DataError(f"{where} is no PNG, or is cut off.", hint="Predictions are PNGs: other files lose values.")
     width, height, depth, kind = struct.unpack(">IIBB", content[16:26])

@@ -1,7 +1,7 @@
 """Predictions that any tool wrote, as results: which kind a file, folder or archive is, and one reader for each kind.
 
-A reader is matched with annotated pictures first, which checks everything that can be known without pixels; then it
-reads picture by picture. What must be there and what may be missing follows the official tool of each kind.
+A reader is matched with annotated images first, which checks everything that can be known without pixels; then it
+reads image by image. What must be there and what may be missing follows the official tool of each kind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Read: TypeAlias = Callable[[Size], Result]
 
 @dataclass(frozen=True)
 class Matched:
-    """For each annotated picture a function of its (height, width) that reads what was predicted for it; and notes."""
+    """For each annotated image a function of its (height, width) that reads what was predicted for it; and notes."""
 
     reads: Sequence[Read]
     notes: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Predictions(Protocol):
 
     def match(self, data: DataSet) -> Matched:
         """Raises:
-        DataError: they do not fit the annotated pictures or their categories.
+        DataError: they do not fit the annotated images or their categories.
         """
 
 
@@ -63,8 +63,8 @@ class Predictions(Protocol):
 
 @dataclass(frozen=True)
 class PanopticFiles:
-    """A COCO panoptic json and its PNGs. As panopticapi: each annotated picture needs a prediction; predictions of
-    other pictures do not count."""
+    """A COCO panoptic json and its PNGs. As panopticapi: each annotated image needs a prediction; predictions of
+    other images do not count."""
 
     annotations: list[Any]
     categories: list[Any]
@@ -106,9 +106,9 @@ class PanopticFiles:
         png = f"{PurePosixPath(missing[0].name).name}.png"
         there = f" (there is a {png}, but the json does not list it)" if self.pngs.has(png) else ""
         raise DataError(
-            f"{self.where} has no prediction for {len(missing)} of {len(data)} annotated pictures, such as "
+            f"{self.where} has no prediction for {len(missing)} of {len(data)} annotated images, such as "
             f"{missing[0].name}{there}.",
-            hint="Predict all pictures: an empty segments_info and a black PNG say that nothing was found.",
+            hint="Predict all images: an empty segments_info and a black PNG say that nothing was found.",
         )
 
     def _names(self, categories: Categories) -> Iterable[str]:
@@ -147,7 +147,7 @@ class _PanopticRead:
 
 
 def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[str, Any]:
-    """An annotation by its schema, with the image_id as the annotated pictures have it."""
+    """An annotation by its schema, with the image_id as the annotated images have it."""
     hint = "Write the predictions again."
     said = schemas.read_as(schemas.PredictedPanoptic, given, where, hint=hint)
     of_image = f"{where} (image_id {said.image_id!r}): a segment"
@@ -164,7 +164,7 @@ def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[st
 
 @dataclass(frozen=True)
 class InstanceFile:
-    """COCO instance results, polygons or run lengths. As pycocotools: a picture without any is a picture where nothing
+    """COCO instance results, polygons or run lengths. As pycocotools: an image without any is an image where nothing
     was found; an image_id that the annotations do not have is an error."""
 
     records: list[Any]
@@ -186,7 +186,7 @@ class InstanceFile:
         strange = list(by_id.keys() - set(keys))
         if strange:
             raise DataError(
-                f"{self.where} has objects in {len(strange)} pictures that the annotations do not have, such as the "
+                f"{self.where} has objects in {len(strange)} images that the annotations do not have, such as the "
                 f"image_id {strange[0]!r}.",
                 hint="Are the annotations those of another split?",
             )
@@ -195,7 +195,7 @@ class InstanceFile:
             for key in keys
         ]
         empty = sum(key not in by_id for key in keys)
-        notes = (f"{empty} of {len(keys)} annotated pictures have no objects in the predictions",) if empty else ()
+        notes = (f"{empty} of {len(keys)} annotated images have no objects in the predictions",) if empty else ()
         return Matched(reads, notes)
 
 
@@ -243,7 +243,7 @@ def ranked(size: Size, categories: Categories, labels: list[int], scores: list[f
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """PNGs of numbers, one for each picture and named like it. Each annotated picture needs one.
+    """PNGs of numbers, one for each image and named like it. Each annotated image needs one.
 
     own: the numbers are category ids, as the format label-png writes them, and not those of the annotation files.
     """
@@ -263,8 +263,10 @@ class LabelFiles:
         by_id = _values_by_id(data)
         reads = []
         for record, name in zip(data.records, found, strict=True):
-            from_file = isinstance(record.read_truth, LabelFile) and not self.own
-            reads.append(_LabelRead(self.pngs, name, data.categories, record.read_truth.values if from_file else by_id))
+            from_file = isinstance(record.read_annotation, LabelFile) and not self.own
+            reads.append(
+                _LabelRead(self.pngs, name, data.categories, record.read_annotation.values if from_file else by_id)
+            )
         return Matched(reads, tuple(_left_out(strays)))
 
 
@@ -284,8 +286,8 @@ class _LabelRead:
 
     def __call__(self, size: Size) -> SemanticMap:
         where = f"{self.pngs}/{self.name}"
-        truth = self.values.labels(decode_values(self.pngs.read(self.name), size, where), where)
-        return SemanticMap(size, self.categories, truth.labels_HW)
+        annotation = self.values.labels(decode_values(self.pngs.read(self.name), size, where), where)
+        return SemanticMap(size, self.categories, annotation.labels_HW)
 
 
 # --- Cityscapes instances ---------------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ class _LabelRead:
 
 @dataclass(frozen=True)
 class CityscapesInstances:
-    """A text for each picture with lines "mask labelId score". Each annotated picture needs one."""
+    """A text for each image with lines "mask labelId score". Each annotated image needs one."""
 
     files: Tree
     task: Task = "instance"
@@ -372,4 +374,4 @@ def check_score(score: Any, where: str) -> None:
 
 
 def _left_out(count: int) -> list[str]:
-    return [f"{count} predictions of pictures that the annotations do not have are left out"] if count else []
+    return [f"{count} predictions of images that the annotations do not have are left out"] if count else []

@@ -1,6 +1,6 @@
 """Predictions in files against annotations in files: any tool's, without a network.
 
-What the files are is recognised, and said in the result's notes. Pictures are read in threads, in their order; only
+What the files are is recognised, and said in the result's notes. Images are read in threads, in their order; only
 those on their way are in memory, and what the metrics keep.
 """
 
@@ -30,7 +30,7 @@ from ...runtime.archives import Archive, Folder, Tree, open_archive
 from ...runtime.documents import parse_json
 from ...runtime.threads import in_order
 from ...structures import Task
-from ...structures.annotations import Truth
+from ...structures.annotations import Annotation
 from ...structures.categories import load_class_table
 from ..choose_metrics import choose, known_names
 from ..evaluate import EvalProgress, EvalResult
@@ -65,11 +65,11 @@ def score(
         predictions_folder, ground_truth_folder: where the PNGs of a panoptic json are, if not beside it.
         split: of a data set's folder.
         classes: a class table in place of the annotations' own.
-        max_dets: the most objects of a class in a picture that count, for metrics that have such a limit.
+        max_dets: the most objects of a class in an image that count, for metrics that have such a limit.
         workers: threads that read.
         trust_code: whether `metrics` may be "module:object", as what a user typed may.
 
-    What is wrong in the files ends it: figures over some of the pictures would be wrong. A picture without prediction
+    What is wrong in the files ends it: figures over some of the images would be wrong. An image without prediction
     is an error, and for instances one where nothing was found: as the official tools have it.
 
     Raises:
@@ -78,7 +78,7 @@ def score(
     """
     started = time.perf_counter()
     found = open_predictions(predictions, folder=predictions_folder)
-    data = open_truth(ground_truth, found.task, folder=ground_truth_folder, split=split, classes=classes)
+    data = open_annotation(ground_truth, found.task, folder=ground_truth_folder, split=split, classes=classes)
     made, notes = choose(
         known_names(metrics or ()),
         data.categories,
@@ -91,9 +91,9 @@ def score(
     matched = found.match(data)
     pairs = zip(data.records, matched.reads, strict=True)
     with thread_pool(workers) as readers, closing(in_order(readers, _load, pairs, workers + 1)) as loaded:
-        for number, (name, result, truth) in enumerate(loaded, 1):
+        for number, (name, result, annotation) in enumerate(loaded, 1):
             for metric in made.values():
-                metric.update(result, truth)
+                metric.update(result, annotation)
             if on_progress is not None:
                 on_progress(EvalProgress(name, number))
     figures = {name: metric.compute() for name, metric in made.items()}
@@ -102,13 +102,13 @@ def score(
     return EvalResult(figures, seconds, len(data), notes=[*kinds, *matched.notes, *data.notes, *notes])
 
 
-def _load(pair: tuple[Record, Read]) -> tuple[str, Result, Truth]:
+def _load(pair: tuple[Record, Read]) -> tuple[str, Result, Annotation]:
     record, read = pair
-    truth = record.read_truth()
-    result = read(truth.size)
-    check_sizes(result, truth)
+    annotation = record.read_annotation()
+    result = read(annotation.size)
+    check_sizes(result, annotation)
     result.image_id = record.image_id
-    return record.name, result, truth
+    return record.name, result, annotation
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -221,10 +221,10 @@ def _pngs_of(files: Tree, name: str, annotations: list[Any]) -> Tree:
 # --- annotations ------------------------------------------------------------------------------------------------------
 
 
-def open_truth(
+def open_annotation(
     path: Path, task: Task, *, folder: Path | None = None, split: str = "val", classes: str | Path | None = None
 ) -> DataSet:
-    """Annotations that predictions of a task are compared with; their pictures need not be there, except in a data set.
+    """Annotations that predictions of a task are compared with; their images need not be there, except in a data set.
 
     Args:
         path, folder, split, classes: as in `score`.
@@ -249,7 +249,7 @@ def open_truth(
 
 
 def _label_maps(folder: Path, masks: list[Path], task: Task, classes: str | Path | None) -> DataSet:
-    """Label maps alone, without their pictures."""
+    """Label maps alone, without their images."""
     if task != "semantic":
         raise DataError(f"{folder} holds label maps, which say nothing of {task} predictions.")
     files = (each / name for each in (folder, folder.parent) for name in _CLASS_FILES)
@@ -263,6 +263,6 @@ def _label_maps(folder: Path, masks: list[Path], task: Task, classes: str | Path
     count = len(table.categories)
     ignored = 65535 if table.ignore_index == 255 < count else table.ignore_index
     values = value_map({number: number for number in range(count)}, table.categories, {ignored})
-    # The mask is its own picture: only the size is looked at.
+    # The mask is its own image: only the size is looked at.
     records = [Record(mask.stem, mask, LabelFile(mask, mask, values)) for mask in masks]
     return DataSet(str(folder), "label-maps", "", "semantic", table.categories, records)

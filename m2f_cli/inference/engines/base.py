@@ -1,6 +1,6 @@
-"""Exported files in place of a network: the same pictures in, the same post-processing behind.
+"""Exported files in place of a network: the same images in, the same post-processing behind.
 
-An engine runs a file and knows nothing of pictures; what the file takes and what the model is stands in the file itself
+An engine runs a file and knows nothing of images; what the file takes and what the model is stands in the file itself
 (`Description`). `EngineSegmenter` is a `Segmenter` around an engine, so that predict, eval and test-time augmentation
 work unchanged. Engines are the group "engines" of plugins.py.
 """
@@ -123,7 +123,7 @@ class Engine(Protocol):
         """Whether a file or folder is of this engine's kind, by its name alone: nothing heavy is imported for it."""
 
     def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Run the network on float32 pictures as the description says. On the CPU come back, by name, "class_logits"
+        """Run the network on float32 images as the description says. On the CPU come back, by name, "class_logits"
         (B, Q, K) and "mask_logits" (B, Q, H/4, W/4), and what the file has of post-processing."""
 
 
@@ -220,10 +220,10 @@ class EngineSegmenter(Segmenter):
         scale = min(1.0, self.description.size[0] / height, self.description.size[1] / width)
         return max(1, int(height * scale)), max(1, int(width * scale))
 
-    def padded_size(self, pictures: Sequence[Tensor]) -> Size:
+    def padded_size(self, images: Sequence[Tensor]) -> Size:
         if self.description.size is not None:
             return self.description.size
-        height, width = super().padded_size(pictures)
+        height, width = super().padded_size(images)
         return max(height, LEAST * self.divisor), max(width, LEAST * self.divisor)
 
     @property
@@ -232,7 +232,7 @@ class EngineSegmenter(Segmenter):
 
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Prepared]) -> dict[str, Tensor]:
-        """All that the file gives for some pictures, by name; see `Engine`."""
+        """All that the file gives for some images, by name; see `Engine`."""
         return self._run(self.collate([prepared.pixels_CHW for prepared in batch]))
 
     def answers(self, batch: Sequence[Prepared]) -> list[Result]:

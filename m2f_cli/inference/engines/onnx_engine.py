@@ -17,7 +17,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxEngine:
-    """See `engines.Engine`. As many threads as PyTorch has; pictures enter and leave through the CPU's memory."""
+    """See `engines.Engine`. As many threads as PyTorch has; images enter and leave through the CPU's memory."""
 
     device = torch.device("cpu")
 

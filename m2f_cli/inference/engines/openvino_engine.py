@@ -40,7 +40,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             shape = " x ".join(map(str, images_BCHW.shape))
             raise M2FError(f"OpenVINO failed on an input of {shape}: {_reason(error)}.") from error
-        # Copied: the arrays are the request's own memory, and the next pictures are written over them.
+        # Copied: the arrays are the request's own memory, and the next images are written over them.
         return {name: torch.from_numpy(answers[i].copy()) for i, name in enumerate(self._names)}
 
 

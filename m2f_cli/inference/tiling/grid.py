@@ -1,4 +1,4 @@
-"""How a large picture is cut into overlapping windows, and which window answers for which pixel."""
+"""How a large image is cut into overlapping windows, and which window answers for which pixel."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """The windows of a picture, in rows from top to bottom, each from left to right."""
+    """The windows of an image, in rows from top to bottom, each from left to right."""
 
     rows: Axis
     columns: Axis

@@ -1,4 +1,4 @@
-"""Things that several windows saw are one thing again; and masks of windows as run lengths of the whole picture."""
+"""Things that several windows saw are one thing again; and masks of windows as run lengths of the whole image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARED = 0.5  # least share of the smaller part that two parts of one thing have
 class Piece:
     """What one window saw of a thing.
 
-    label: class number.  area: pixels.  box: in the picture.  mask_HW: bool, inside the box.
+    label: class number.  area: pixels.  box: in the image.  mask_HW: bool, inside the box.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Joiner:
     live: list[tuple[Box, list[Piece]]] = field(default_factory=list)
 
     def add(self, box: Box, regions: Iterable[Region]) -> list[Piece]:
-        """Take what the window `box` of the picture saw, in the window's coordinates."""
+        """Take what the window `box` of the image saw, in the window's coordinates."""
         self.live = [(other, pieces) for other, pieces in self.live if other[2] > box[0]]
         new = [self._piece(box, region) for region in regions]
         for other, old in self.live:
@@ -117,10 +117,10 @@ def intersection(first: Box, second: Box) -> Box | None:
 
 
 def union_rle(parts: Sequence[tuple[Box, dict[str, Any]]], size: Size) -> dict[str, Any]:
-    """The union of masks as COCO run lengths of a picture.
+    """The union of masks as COCO run lengths of an image.
 
     Args:
-        parts: boxes in the picture, and run lengths of the mask inside each.
+        parts: boxes in the image, and run lengths of the mask inside each.
     """
     boxes = np.array([box for box, _ in parts])
     top, left = (int(value) for value in boxes[:, :2].min(0))
@@ -132,7 +132,7 @@ def union_rle(parts: Sequence[tuple[Box, dict[str, Any]]], size: Size) -> dict[s
 
 
 def encode_at(mask_HW: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any]:
-    """COCO run lengths of a mask that lies at (top, left) in a picture; the picture's pixels are never made."""
+    """COCO run lengths of a mask that lies at (top, left) in an image; the image's pixels are never made."""
     height, width = size
     edges = np.zeros((mask_HW.shape[1], mask_HW.shape[0] + 2), dtype=np.int8)  # COCO runs go down the columns
     edges[:, 1:-1] = mask_HW.T

@@ -1,6 +1,6 @@
-"""Large pictures in overlapping windows: every window goes through the network as a picture of its own.
+"""Large images in overlapping windows: every window goes through the network as an image of its own.
 
-One row of windows and the seams to the next are in memory, and the result; nothing else grows with the picture.
+One row of windows and the seams to the next are in memory, and the result; nothing else grows with the image.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ LEAST_TILE = 32
 
 
 def tiled(segmenter: BaseSegmenter, tile: int, overlap: float = 0.25) -> Tiled:
-    """`segmenter`, with pictures larger than a tile done in windows. Smaller ones give exactly what they gave.
+    """`segmenter`, with images larger than a tile done in windows. Smaller ones give exactly what they gave.
 
     Args:
-        tile: height and width of a window, in pixels of the picture. The model sees each window as it sees a picture:
+        tile: height and width of a window, in pixels of the image. The model sees each window as it sees an image:
             resized to its test size. So `tile` chooses the scale: the model's short edge (800 for COCO) keeps pixels
-            as they are, half of it shows everything at twice the size. All windows of a picture are of one size.
+            as they are, half of it shows everything at twice the size. All windows of an image are of one size.
         overlap: least share of a tile that two neighbours have in common. A thing should fit into it to be seen whole.
 
     Semantic: class scores are blended around the seams. Panoptic: each pixel is its window's own, stuff is one segment
@@ -71,13 +71,13 @@ class Tiled(Wrapper):
         super().__init__(inner)
         self.tile, self.overlap = tile, overlap
         self._network = threading.Lock()
-        self.notes = [*inner.notes, f"Pictures above {tile} pixels are done in tiles that overlap by {overlap}."]
+        self.notes = [*inner.notes, f"Images above {tile} pixels are done in tiles that overlap by {overlap}."]
 
     def prepare(self, image_HWC: np.ndarray) -> Any:
         return Tiles(image_HWC) if max(image_HWC.shape[:2]) > self.tile else self.inner.prepare(image_HWC)
 
     def infer(self, batch: Sequence[Any]) -> list[Any]:
-        """Run the network on the pictures that are no larger than a tile."""
+        """Run the network on the images that are no larger than a tile."""
         small = [each for each in batch if not isinstance(each, Tiles)]
         with self._network:
             answers = iter(self.inner.infer(small) if small else [])
@@ -111,7 +111,7 @@ class Tiled(Wrapper):
         return {task: mosaic.result() for task, mosaic in mosaics.items()}
 
 
-# --- one picture from its windows -------------------------------------------------------------------------------------
+# --- one image from its windows -------------------------------------------------------------------------------------
 
 
 class SemanticMosaic:

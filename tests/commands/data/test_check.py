@@ -13,7 +13,7 @@ from helpers.folders import (
     plane,
     rectangle,
     write_json,
-    write_picture,
+    write_random_image,
 )
 
 from m2f_cli import cli
@@ -23,12 +23,12 @@ BOX = [rectangle(8, 8, 40, 40)]
 BOTH = [annotation(1, 1, 3, BOX), annotation(2, 2, 17, BOX)]
 
 
-def coco(folder, rows=BOTH, change=lambda tree: None, *, count=2, file="instances_train", pictures="train"):
-    coco_instances(folder, rows, name="train", pictures=pictures, count=count)
+def coco(folder, rows=BOTH, change=lambda tree: None, *, count=2, file="instances_train", images="train"):
+    coco_instances(folder, rows, name="train", images=images, count=count)
     path = folder / "annotations/instances_train.json"
     tree = json.loads(path.read_text())
     for number, image in enumerate(tree["images"]):
-        write_picture(folder / pictures / image["file_name"], SIZE, seed=number)
+        write_random_image(folder / images / image["file_name"], SIZE, seed=number)
         image.update(height=SIZE[0], width=SIZE[1])
     change(tree)
     path.unlink()
@@ -49,14 +49,14 @@ def maps(folder, yaml):
     (folder / "classes.yaml").write_text(yaml)
 
 
-def no_picture(folder):
+def no_image(folder):
     coco(folder)
     (folder / "train/1.jpg").unlink()
 
 
-def no_picture_in_val(folder, missing=("1.jpg",)):
+def no_image_in_val(folder, missing=("1.jpg",)):
     coco(folder)
-    coco(folder / "b", pictures="val")
+    coco(folder / "b", images="val")
     (folder / "b/annotations/instances_train.json").rename(folder / "annotations/instances_val.json")
     (folder / "b/val").rename(folder / "val")
     for name in missing:
@@ -64,8 +64,8 @@ def no_picture_in_val(folder, missing=("1.jpg",)):
 
 
 def no_mask_in_val(folder):
-    """Of both pictures the annotation is of another size: nothing can be evaluated."""
-    no_picture_in_val(folder, ())
+    """Of both images the annotation is of another size: nothing can be evaluated."""
+    no_image_in_val(folder, ())
     path = folder / "annotations/instances_val.json"
     tree = json.loads(path.read_text())
     sizes_as(lambda edge: edge + 1)(tree)
@@ -97,14 +97,14 @@ SETS = {
     "sizes as text": (lambda f: coco(f, change=sizes_as(str)), True),
     "other sizes": (lambda f: coco(f, change=sizes_as(lambda edge: edge + 1)), False),
     "nothing annotated": (lambda f: coco(f, []), True),
-    "outside of the picture": (lambda f: coco(f, [annotation(1, 1, 3, [rectangle(90, 90, 95, 95)]), BOTH[1]]), True),
+    "outside of the image": (lambda f: coco(f, [annotation(1, 1, 3, [rectangle(90, 90, 95, 95)]), BOTH[1]]), True),
     "far outside": (lambda f: coco(f, [BOTH[0], FAR]), False),
-    "one split of CVAT": (lambda f: coco(f, file="instances_default", pictures="images/default"), True),
+    "one split of CVAT": (lambda f: coco(f, file="instances_default", images="images/default"), True),
     "a name of two lines": (lambda f: coco(f, change=names_as("a\nb")), True),
     "a name of another plane": (lambda f: coco(f, change=names_as("\U0001f408")), True),
     "half a character": (lambda f: coco(f, change=names_as("\ud800")), False),
-    "a missing picture": (no_picture, False),
-    "a missing picture in val": (no_picture_in_val, True),
+    "a missing image": (no_image, False),
+    "a missing image in val": (no_image_in_val, True),
     "nothing usable in val": (no_mask_in_val, False),
     "other classes in val": (other_classes, False),
     "names that YAML takes for others": (lambda f: maps(f, "classes: [no, null]"), True),
@@ -156,7 +156,7 @@ def test_a_preset_of_another_task_is_switched_as_in_training(tmp_path, capsys):
     assert "this run's task is instance" in capsys.readouterr().out
 
 
-def test_a_preset_that_drops_empty_pictures_finds_none_left(tmp_path, capsys):
+def test_a_preset_that_drops_empty_images_finds_none_left(tmp_path, capsys):
     coco(tmp_path, [])
     preset = tmp_path / "mine.yaml"
     preset.write_text("extends: tiny\ntrain: {drop_empty: true}\n")

@@ -43,7 +43,7 @@ def test_convert_prints_what_is_lost(tmp_path):
 
 def test_convert_as_json_with_failures(tmp_path):
     source = label_maps(tmp_path / "a", [plane()] * 3)
-    write_text(source / "images/train/1.jpg", "no picture")
+    write_text(source / "images/train/1.jpg", "no image")
     done = run("convert", source, tmp_path / "b", "--to", "coco-panoptic", "--json", "--link", "--workers", 1)
     assert done.exit_code == 3
     tree = json.loads(done.stdout)
@@ -58,7 +58,7 @@ def test_convert_as_json_with_failures(tmp_path):
 def test_convert_warns_of_failures(tmp_path):
     source = label_maps(tmp_path / "a", [plane()] * 9)
     for n in range(7):
-        write_text(source / f"images/train/{n}.jpg", "no picture")
+        write_text(source / f"images/train/{n}.jpg", "no image")
     done = run("convert", source, tmp_path / "b", "--to", "label-maps")
     assert done.exit_code == 3
     assert done.stderr.count("warning: train: ") == 5
@@ -79,7 +79,7 @@ def test_convert_with_a_label_map_and_objects(tmp_path):
         "cell",
     )
     assert done.exit_code == 0, done.output
-    assert len(open_data(tmp_path / "b", "train").records[0].read_truth().objects) == 2
+    assert len(open_data(tmp_path / "b", "train").records[0].read_annotation().objects) == 2
 
 
 @pytest.mark.parametrize("arguments", [["--to", "coco"], ["--to", "yolo-seg", "--separate", "q"], ["--to", "yolo-seg"]])

@@ -1,4 +1,4 @@
-"""m2f data check and view: verdicts as exit codes, json, pages that stand for themselves, what the pictures show."""
+"""m2f data check and view: verdicts as exit codes, json, pages that stand for themselves, what the images show."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.folders import (
     plane,
     rectangle,
     write_image,
-    write_picture,
+    write_random_image,
 )
 from PIL import Image
 
@@ -27,7 +27,7 @@ from m2f_cli.data.open_dataset import open_data
 from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.dataset_tools.preview import CAPTION, EDGE, GAP, as_result, sheet, views
 from m2f_cli.errors import DataError
-from m2f_cli.structures.annotations import InstanceTruth, SemanticTruth, TrueObject
+from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation, SemanticAnnotation
 
 SIZE = (60, 80)
 MASK = plane((1, 0, 0, 30, 80), (2, 40, 10, 55, 30), size=SIZE)
@@ -36,10 +36,10 @@ PRESET = "ade20k-r50"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Sound data: two pictures to train on, one to evaluate on."""
+    """Sound data: two images to train on, one to evaluate on."""
     label_maps(tmp_path / "data", [MASK, MASK])
     label_maps(tmp_path / "data", [MASK], split="val")
-    write_picture(tmp_path / "data/images/val/0.jpg", SIZE, seed=9)
+    write_random_image(tmp_path / "data/images/val/0.jpg", SIZE, seed=9)
     return tmp_path / "data"
 
 
@@ -47,7 +47,7 @@ def m2f(*arguments):
     return cli.run(["data", *map(str, arguments)])
 
 
-def pictures_in(page):
+def images_in(page):
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
 
@@ -67,7 +67,7 @@ def test_check_says_when_training_would_fail(folder, capsys):
     (folder / "labels/train/1.png").unlink()
     assert m2f("check", folder) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].startswith("error (missing-file, train): 1 picture of 2 cannot be used; the first: The mask ")
+    assert lines[-2].startswith("error (missing-file, train): 1 image of 2 cannot be used; the first: The mask ")
     assert lines[-1] == "Training would fail."
 
 
@@ -79,7 +79,7 @@ def test_warnings_fail_only_if_wanted(folder):
 
 
 def test_check_as_json(folder, capsys):
-    (folder / "images/val/0.jpg").write_bytes(b"no picture")
+    (folder / "images/val/0.jpg").write_bytes(b"no image")
     assert m2f("check", folder, "--json", "--workers", 2) == 3
     tree = json.loads(capsys.readouterr().out)
     assert (tree["schema_version"], tree["would_train"], tree["page"]) == (1, False, None)
@@ -136,9 +136,9 @@ def test_a_page_stands_for_itself(folder, tmp_path):
     page = (tmp_path / "new/page.html").read_text()
     assert "http" not in page and "<script" not in page
     assert "&lt;a&gt;" in page and "<a>" not in page
-    assert "1 picture of val is in train too" in page
-    shown = pictures_in(page)
-    assert [picture.size for picture in shown] == [SIZE[::-1]] * 5  # 2 + 1 annotated, and a pair
+    assert "1 image of val is in train too" in page
+    shown = images_in(page)
+    assert [image.size for image in shown] == [SIZE[::-1]] * 5  # 2 + 1 annotated, and a pair
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/page.html"]
 
 
@@ -151,13 +151,13 @@ def test_a_page_lists_what_cannot_be_used(folder, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "1 masks in" in page
     assert "<td>missing-file</td>" in page
-    assert len(pictures_in(page)) == 2
+    assert len(images_in(page)) == 2
 
 
 # --- view -------------------------------------------------------------------------------------------------------------
 
 
-def test_view_as_a_picture(folder, capsys, monkeypatch):
+def test_view_as_a_image(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     assert m2f("view", ".") == 0
     path = capsys.readouterr().out.strip()
@@ -169,10 +169,10 @@ def test_view_before_and_after_augmentation(folder, tmp_path, capsys):
     out = tmp_path / "view.html"
     assert m2f("view", folder, "--preset", PRESET, "--count", 1, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["pictures"] in (["0"], ["1"])
-    before, after = pictures_in(out.read_text())
+    before, after = images_in(out.read_text())
     assert before.size == (80, 60)
     assert after.size == (EDGE, EDGE)  # a crop of 512 x 512, padded
-    assert "1 of 2 pictures, as annotated, and as training sees it" in out.read_text()
+    assert "1 of 2 images, as annotated, and as training sees it" in out.read_text()
 
 
 def test_the_same_seed_shows_the_same(folder):
@@ -182,8 +182,8 @@ def test_the_same_seed_shows_the_same(folder):
     assert [np.array(view.after).tobytes() for view in one] != [np.array(view.after).tobytes() for view in other]
 
 
-def test_augmentation_moves_the_annotation_with_the_picture(tmp_path):
-    """A picture that is black left, where nothing is annotated, and white right, where the object is."""
+def test_augmentation_moves_the_annotation_with_the_image(tmp_path):
+    """An image that is black left, where nothing is annotated, and white right, where the object is."""
     image = np.zeros((*SIZE, 3), dtype=np.uint8)
     image[:, 40:] = 255
     coco_instances(tmp_path, [annotation(1, 1, 3, [rectangle(40, 0, 80, 60)])])
@@ -200,7 +200,7 @@ def test_augmentation_moves_the_annotation_with_the_picture(tmp_path):
     assert np.abs(after[50, 10] - before[50, 70]).max() <= 2
 
 
-def test_pictures_that_cannot_be_read_are_replaced(folder, capsys):
+def test_images_that_cannot_be_read_are_replaced(folder, capsys):
     label_maps(folder, [MASK] * 4)
     data, told = open_data(folder, "train"), []
     (folder / "images/train/2.jpg").unlink()
@@ -208,26 +208,26 @@ def test_pictures_that_cannot_be_read_are_replaced(folder, capsys):
     assert len([*views(data, count=3)]) == 3
     for number in (0, 1, 3):
         (folder / f"images/train/{number}.jpg").unlink()
-    with pytest.raises(DataError, match="No picture of the train split can be shown"):
+    with pytest.raises(DataError, match="No image of the train split can be shown"):
         list(views(data, count=3))
 
 
 def test_small_objects_lie_on_top():
     objects = [
-        TrueObject(0, [np.array([[2, 2], [6, 2], [6, 6], [2, 6]])]),
-        TrueObject(1, [np.array([[0, 0], [20, 0], [20, 20], [0, 20]])], iscrowd=True),
+        AnnotatedObject(0, [np.array([[2, 2], [6, 2], [6, 6], [2, 6]])]),
+        AnnotatedObject(1, [np.array([[0, 0], [20, 0], [20, 20], [0, 20]])], iscrowd=True),
     ]
-    found = as_result(InstanceTruth((20, 20), objects), ())
+    found = as_result(InstanceAnnotation((20, 20), objects), ())
     assert [(each.label, each.area) for each in found.segments] == [(1, 400 - 16), (0, 16)]
 
 
 @pytest.mark.parametrize(("classes", "nothing"), [(3, 255), (300, 65535)])
 def test_ignored_pixels_show_no_class(classes, nothing):
-    found = as_result(SemanticTruth(np.array([[0, -1], [2, 1]], dtype=np.int32), ignore=-1), (None,) * classes)
+    found = as_result(SemanticAnnotation(np.array([[0, -1], [2, 1]], dtype=np.int32), ignore=-1), (None,) * classes)
     assert found.labels_HW.tolist() == [[0, nothing], [2, 1]]
 
 
-def test_large_pictures_become_small(tmp_path):
+def test_large_images_become_small(tmp_path):
     label_maps(tmp_path, [plane((1, 0, 0, 500, 900), size=(500, 1000))])
     (view,) = views(open_data(tmp_path, "train"))
     assert view.before.size == (EDGE, EDGE // 2)

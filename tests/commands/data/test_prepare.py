@@ -42,9 +42,9 @@ def test_it_says_what_was_done(root, tmp_path):
     assert tree["schema_version"] == 1 and tree["folder"] == str(tmp_path / "out")
     assert [(each["split"], each["found"]) for each in tree["counts"]] == [(split, 1) for split in SPLITS]
     made = {each["title"]: each["made"] for each in tree["stages"]}
-    assert made == {"pictures and annotations": 6, "classes.yaml": 1}
+    assert made == {"images and annotations": 6, "classes.yaml": 1}
     shown = call("mass13k", "--root", root, "--out", tmp_path / "out", "--workers", 1)
-    assert "pictures and annotations\t0\t6\t0" in shown.stdout and f"Prepared: {tmp_path / 'out'}" in shown.stdout
+    assert "images and annotations\t0\t6\t0" in shown.stdout and f"Prepared: {tmp_path / 'out'}" in shown.stdout
     assert "not verified" in shown.stderr
 
 

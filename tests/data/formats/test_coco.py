@@ -15,7 +15,7 @@ from helpers.folders import (
     plane,
     rectangle,
     roboflow,
-    write_picture,
+    write_random_image,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,9 +34,9 @@ def rle_of(mask_HW):
     return coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
 
 
-def only_truth(data):
+def only_annotation(data):
     (record,) = data.records
-    return record.read_truth()
+    return record.read_annotation()
 
 
 def area_of(item, size):
@@ -64,13 +64,13 @@ def test_polygons_and_both_kinds_of_run_lengths(tmp_path):
     data = open_data(folder, "val")
     assert (data.format, data.task, len(data)) == ("coco-instance", "instance", 1)
     assert [(c.id, c.name, c.isthing) for c in data.categories] == [(3, "cat", True), (17, "dog", True)]
-    truth = only_truth(data)
-    assert truth.size == SIZE
-    assert [(item.label, item.iscrowd) for item in truth.objects] == [(1, False), (0, False), (0, True)]
-    polygons = truth.objects[0].shape
+    result = only_annotation(data)
+    assert result.size == SIZE
+    assert [(item.label, item.iscrowd) for item in result.objects] == [(1, False), (0, False), (0, True)]
+    polygons = result.objects[0].shape
     assert [p.tolist() for p in polygons] == [[[0, 0], [10, 0], [0, 10]], [[12, 1], [15, 1], [15, 5], [12, 5]]]
-    assert truth.objects[0].area == 62.0
-    for item in truth.objects[1:]:
+    assert result.objects[0].area == 62.0
+    for item in result.objects[1:]:
         assert np.array_equal(coco_mask.decode(item.shape), mask_HW)
     assert (data.records[0].height, data.records[0].width) == SIZE
     assert data.records[0].labels == (0, 1)
@@ -85,22 +85,22 @@ def test_labels_of_a_record_are_those_of_objects_without_crowds(tmp_path):
     assert [record.labels for record in open_data(folder, "val").records] == [(0,), ()]
 
 
-def test_a_picture_without_annotations_is_kept(tmp_path):
+def test_a_image_without_annotations_is_kept(tmp_path):
     data = open_data(coco_instances(tmp_path, [annotation(1, 2, 3, [TRIANGLE])], count=2), "val")
-    assert [len(record.read_truth().objects) for record in data.records] == [0, 1]
+    assert [len(record.read_annotation().objects) for record in data.records] == [0, 1]
 
 
 def test_records_survive_pickling(tmp_path):
     data = open_data(coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE])]), "val")
     (copy,) = pickle.loads(pickle.dumps(data.records))
-    assert copy.read_truth().objects[0].shape[0].tolist() == [[0, 0], [10, 0], [0, 10]]
+    assert copy.read_annotation().objects[0].shape[0].tolist() == [[0, 0], [10, 0], [0, 10]]
     assert np.array_equal(copy.read_image(), data.records[0].read_image())
 
 
 def test_polygons_that_cover_nothing_are_left_out(tmp_path):
     rows = [annotation(1, 1, 3, [[1, 1, 5, 5], TRIANGLE]), annotation(2, 1, 3, [[1, 1, 5, 5]])]
-    truth = only_truth(open_data(coco_instances(tmp_path, rows), "val"))
-    assert [len(item.shape) for item in truth.objects] == [1]
+    result = only_annotation(open_data(coco_instances(tmp_path, rows), "val"))
+    assert [len(item.shape) for item in result.objects] == [1]
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_polygons_that_cover_nothing_are_left_out(tmp_path):
         ({"category_id": [3]}, ["[3]"]),
     ],
 )
-def test_a_broken_annotation_is_an_error_of_its_picture_alone(tmp_path, change, words):
+def test_a_broken_annotation_is_an_error_of_its_image_alone(tmp_path, change, words):
     rows = [{**annotation(7, 1, 3, [TRIANGLE]), **change}, annotation(8, 2, 3, [TRIANGLE])]
     broken, whole = open_data(coco_instances(tmp_path, rows, count=2), "val").records
-    assert len(whole.read_truth().objects) == 1
+    assert len(whole.read_annotation().objects) == 1
     with pytest.raises(DataError) as error:
-        broken.read_truth()
+        broken.read_annotation()
     assert all(word in str(error.value) for word in [*words, "instances_val2017.json"]), str(error.value)
 
 
@@ -137,7 +137,7 @@ def test_a_broken_annotation_is_an_error_of_its_picture_alone(tmp_path, change, 
         ('{"images": [', ["not valid json", "line 1"]),
         ("[]", ["images"]),
         ('{"images": [], "annotations": []}', ["categories"]),
-        ('{"images": [], "annotations": [], "categories": []}', ["no pictures"]),
+        ('{"images": [], "annotations": [], "categories": []}', ["no images"]),
         ('{"images": [{"file_name": "a.jpg"}], "annotations": [], "categories": []}', ["'id'"]),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', ["'file_name'"]),
         ('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"id": 1}], "categories": []}', ["image_id"]),
@@ -165,7 +165,7 @@ def test_json_that_is_no_text(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_missing_pictures_are_named_at_once_or_when_read(tmp_path):
+def test_missing_images_are_named_at_once_or_when_read(tmp_path):
     folder = coco_instances(tmp_path, [], count=2)
     (folder / "val2017" / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"1\.jpg is missing"):
@@ -175,20 +175,20 @@ def test_missing_pictures_are_named_at_once_or_when_read(tmp_path):
         open_data(folder, "val")
 
 
-@pytest.mark.parametrize("pictures", ["val2017", "images/val2017", "images/val", "val", "images", "."])
-def test_pictures_are_found_by_their_names(tmp_path, pictures):
-    data = open_data(coco_instances(tmp_path, [], pictures=pictures), "val")
-    assert data.records[0].image == tmp_path / pictures / "1.jpg"
+@pytest.mark.parametrize("images", ["val2017", "images/val2017", "images/val", "val", "images", "."])
+def test_images_are_found_by_their_names(tmp_path, images):
+    data = open_data(coco_instances(tmp_path, [], images=images), "val")
+    assert data.records[0].image == tmp_path / images / "1.jpg"
 
 
-def test_a_picture_of_another_size_than_annotated(tmp_path):
+def test_a_image_of_another_size_than_annotated(tmp_path):
     folder = coco_instances(tmp_path, [])
-    write_picture(folder / "val2017" / "1.jpg", (30, 20))
+    write_random_image(folder / "val2017" / "1.jpg", (30, 20))
     with pytest.raises(DataError, match=r"30 x 20 .* 20 x 30\. .*EXIF"):
         open_data(folder, "val").records[0].read_image()
 
 
-def test_an_image_entry_without_size_takes_that_of_the_picture(tmp_path):
+def test_an_image_entry_without_size_takes_that_of_the_image(tmp_path):
     folder = coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE])])
     path = folder / "annotations" / "instances_val2017.json"
     tree = json.loads(path.read_text())
@@ -196,12 +196,12 @@ def test_an_image_entry_without_size_takes_that_of_the_picture(tmp_path):
     path.write_text(json.dumps(tree))
     (record,) = open_data(folder, "val").records
     assert record.height is None
-    assert record.read_truth().size == SIZE
+    assert record.read_annotation().size == SIZE
 
 
-def test_annotations_of_unknown_pictures_and_repeated_ids_are_noted(tmp_path):
+def test_annotations_of_unknown_images_and_repeated_ids_are_noted(tmp_path):
     folder = coco_instances(tmp_path, [annotation(1, 99, 3, [TRIANGLE])])
-    assert any("1 pictures that instances_val2017.json does not" in note for note in open_data(folder, "val").notes)
+    assert any("1 images that instances_val2017.json does not" in note for note in open_data(folder, "val").notes)
     path = folder / "annotations" / "instances_val2017.json"
     tree = json.loads(path.read_text())
     path.write_text(json.dumps({**tree, "images": tree["images"] * 2}))
@@ -214,11 +214,11 @@ def test_names_keep_their_folders_and_must_differ(tmp_path):
     tree = json.loads(path.read_text())
     names = ["a/1.jpg", "b/1.jpg"]
     for name in names:
-        write_picture(folder / "val2017" / name)
+        write_random_image(folder / "val2017" / name)
     path.write_text(json.dumps({**tree, "images": [image_entry(n, name) for n, name in enumerate(names)]}))
     assert [record.name for record in open_data(folder, "val").records] == ["a/1", "b/1"]
     path.write_text(json.dumps({**tree, "images": [image_entry(n, "a/1.jpg") for n in range(2)]}))
-    with pytest.raises(DataError, match="2 pictures .* called 'a/1'"):
+    with pytest.raises(DataError, match="2 images .* called 'a/1'"):
         open_data(folder, "val")
 
 
@@ -255,14 +255,14 @@ def test_a_class_table_numbers_by_name(tmp_path):
     folder = coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE]), annotation(2, 1, 17, [TRIANGLE])])
     data = open_data(folder, "val", classes=table(tmp_path, "classes: [bird, dog, cat]"))
     assert [c.name for c in data.categories] == ["bird", "dog", "cat"]
-    assert [item.label for item in only_truth(data).objects] == [2, 1]
+    assert [item.label for item in only_annotation(data).objects] == [2, 1]
     assert data.records[0].labels == (1, 2)
 
 
 def test_a_class_table_with_fewer_classes_leaves_the_others_out_and_says_so(tmp_path):
     folder = coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE]), annotation(2, 1, 17, [TRIANGLE])])
     data = open_data(folder, "val", classes=table(tmp_path, "classes: [dog]"))
-    assert [item.label for item in only_truth(data).objects] == [0]
+    assert [item.label for item in only_annotation(data).objects] == [0]
     assert data.records[0].labels == (0,)
     assert any("1 categories are no class of" in note for note in data.notes)
 
@@ -270,7 +270,9 @@ def test_a_class_table_with_fewer_classes_leaves_the_others_out_and_says_so(tmp_
 def test_a_class_table_with_other_names_numbers_by_id(tmp_path):
     folder = coco_instances(tmp_path, [annotation(1, 1, 3, [TRIANGLE])])
     text = "classes: [{id: 17, name: hound}, {id: 3, name: tomcat}]"
-    assert [item.label for item in only_truth(open_data(folder, "val", classes=table(tmp_path, text))).objects] == [1]
+    assert [
+        item.label for item in only_annotation(open_data(folder, "val", classes=table(tmp_path, text))).objects
+    ] == [1]
 
 
 def test_a_class_table_about_something_else_is_refused(tmp_path):
@@ -287,7 +289,7 @@ def test_an_export_of_roboflow_is_read_without_its_empty_class(tmp_path):
     assert (data.format, data.split) == ("roboflow-coco", "val")
     assert [(c.id, c.name) for c in data.categories] == [(1, "red"), (2, "white")]
     assert any("'cells'" in note for note in data.notes)
-    (item,) = only_truth(data).objects
+    (item,) = only_annotation(data).objects
     assert item.label == 1
     assert area_of(item, SIZE) == 50
     assert data.records[0].image == tmp_path / "valid" / "1.jpg"
@@ -304,13 +306,13 @@ def test_roboflow_category_zero_without_children_is_a_class(tmp_path):
 # --- real data --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("split", "pictures", "count", "crowds"), [("train", 120, 1112, 11), ("val", 116, 1037, 13)])
-def test_real_coco_instances(shared_dir, split, pictures, count, crowds):
+@pytest.mark.parametrize(("split", "images", "count", "crowds"), [("train", 120, 1112, 11), ("val", 116, 1037, 13)])
+def test_real_coco_instances(shared_dir, split, images, count, crowds):
     data_dir = shared_dir / "data" / "coco_instances"
     data = open_data(data_dir, split)
-    truths = [record.read_truth() for record in data.records]
-    objects = [(item, truth.size) for truth in truths for item in truth.objects]
-    assert (len(truths), len(objects), sum(item.iscrowd for item, _ in objects)) == (pictures, count, crowds)
+    annotations = [record.read_annotation() for record in data.records]
+    objects = [(item, annotation.size) for annotation in annotations for item in annotation.objects]
+    assert (len(annotations), len(objects), sum(item.iscrowd for item, _ in objects)) == (images, count, crowds)
     assert [c.id for c in data.categories][:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13]
     assert len({item.label for item, _ in objects}) == 79
     rows = json.loads((data_dir / "annotations" / f"instances_{split}2017.json").read_text())["annotations"]
@@ -323,10 +325,10 @@ def test_real_coco_instances(shared_dir, split, pictures, count, crowds):
 
 def test_real_nuclei_are_all_read(shared_dir):
     folder = shared_dir / "data" / "nuclei_dsb2018"
-    for split, pictures, count in (("train", 260, 10321), ("val", 90, 3441)):
+    for split, images, count in (("train", 260, 10321), ("val", 90, 3441)):
         data = open_data(folder, split)
-        objects = [item for record in data.records for item in record.read_truth().objects]
-        assert (data.format, len(data), len(objects)) == ("coco-instance", pictures, count)
+        objects = [item for record in data.records for item in record.read_annotation().objects]
+        assert (data.format, len(data), len(objects)) == ("coco-instance", images, count)
         assert all(int(coco_mask.area(item.shape)) == item.area for item in objects)
         assert data.records[0].read_image().shape[:2] == (data.records[0].height, data.records[0].width)
 
@@ -334,7 +336,7 @@ def test_real_nuclei_are_all_read(shared_dir):
 def test_nuclei_of_the_repository(nuclei_dir):
     for split, images, count in (("train", 8, 265), ("val", 4, 118)):
         data = open_data(nuclei_dir, split)
-        objects = [item for record in data.records for item in record.read_truth().objects]
+        objects = [item for record in data.records for item in record.read_annotation().objects]
         assert (data.format, len(data), len(objects)) == ("coco-instance", images, count)
         assert all(int(coco_mask.area(item.shape)) == item.area for item in objects)
         for record in data.records:

@@ -26,9 +26,9 @@ from m2f_cli.structures.annotations import as_instance
 TRIANGLE = [0, 0, 10, 0, 0, 10]
 
 
-def only_truth(data):
+def only_annotation(data):
     (record,) = data.records
-    return record.read_truth()
+    return record.read_annotation()
 
 
 def table(tmp_path, text):
@@ -43,27 +43,27 @@ def test_panoptic_segments_and_void(tmp_path, pngs):
     assert (data.format, data.task) == ("coco-panoptic", "panoptic")
     expected = [("cat", True, (1, 2, 3)), ("dog", True, (4, 5, 6)), ("sky", False, (7, 8, 9))]
     assert [(c.name, c.isthing, c.color) for c in data.categories] == expected
-    truth = only_truth(data)
-    assert truth.ids_HW.dtype == np.int32
-    assert np.array_equal(truth.ids_HW, IDS)
-    segments = [(s.id, s.label, s.iscrowd) for s in truth.segments]
+    annotation = only_annotation(data)
+    assert annotation.ids_HW.dtype == np.int32
+    assert np.array_equal(annotation.ids_HW, IDS)
+    segments = [(s.id, s.label, s.iscrowd) for s in annotation.segments]
     assert segments == [(70000, 0, False), (300, 1, True), (5, 2, False)]
     assert data.records[0].labels == (0, 2)
 
 
 def test_semantic_labels_of_panoptic_data_include_crowds(tmp_path):
     data = open_data(coco_panoptic(tmp_path), "val", task="semantic")
-    truth = only_truth(data)
-    assert (data.task, truth.ignore, truth.labels_HW.dtype) == ("semantic", 255, np.uint8)
-    assert np.array_equal(truth.labels_HW, np.select([IDS == 70000, IDS == 300, IDS == 5], [0, 1, 2], 255))
+    annotation = only_annotation(data)
+    assert (data.task, annotation.ignore, annotation.labels_HW.dtype) == ("semantic", 255, np.uint8)
+    assert np.array_equal(annotation.labels_HW, np.select([IDS == 70000, IDS == 300, IDS == 5], [0, 1, 2], 255))
 
 
 def test_instances_of_panoptic_data_are_its_things(tmp_path):
     data = open_data(coco_panoptic(tmp_path), "val", task="instance")
     assert [c.name for c in data.categories] == ["cat", "dog"]
-    truth = only_truth(data)
-    assert [(item.label, item.iscrowd) for item in truth.objects] == [(0, False), (1, True)]
-    assert np.array_equal(coco_mask.decode(truth.objects[0].shape), IDS == 70000)
+    annotation = only_annotation(data)
+    assert [(item.label, item.iscrowd) for item in annotation.objects] == [(0, False), (1, True)]
+    assert np.array_equal(coco_mask.decode(annotation.objects[0].shape), IDS == 70000)
     assert data.records[0].labels == (0,)
 
 
@@ -72,22 +72,22 @@ def test_instances_come_from_their_own_json_where_there_is_one(tmp_path):
     coco_instances(tmp_path, [annotation(1, 1, 17, [TRIANGLE])])
     assert open_data(tmp_path, "val").task == "panoptic"
     data = open_data(tmp_path, "val", task="instance")
-    assert [item.label for item in only_truth(data).objects] == [1]
+    assert [item.label for item in only_annotation(data).objects] == [1]
 
 
 def test_panoptic_classes_of_a_table(tmp_path):
     path = table(tmp_path, "classes: [{name: sky, isthing: false}, cat]")
-    truth = only_truth(open_data(coco_panoptic(tmp_path), "val", classes=path))
-    assert [(s.id, s.label) for s in truth.segments] == [(70000, 1), (5, 0)]
-    assert np.array_equal(truth.ids_HW, np.where(IDS == 300, 0, IDS))
-    objects = only_truth(open_data(tmp_path, "val", classes=path, task="instance")).objects
+    annotation = only_annotation(open_data(coco_panoptic(tmp_path), "val", classes=path))
+    assert [(s.id, s.label) for s in annotation.segments] == [(70000, 1), (5, 0)]
+    assert np.array_equal(annotation.ids_HW, np.where(IDS == 300, 0, IDS))
+    objects = only_annotation(open_data(tmp_path, "val", classes=path, task="instance")).objects
     assert [item.label for item in objects] == [1]
 
 
 def test_a_segment_without_a_pixel_stays(tmp_path):
     hidden = {"id": 9, "category_id": 200, "iscrowd": 0}
-    truth = only_truth(open_data(coco_panoptic(tmp_path, segments=[*SEGMENTS, hidden]), "val"))
-    assert [s.id for s in truth.segments] == [70000, 300, 5, 9]
+    annotation = only_annotation(open_data(coco_panoptic(tmp_path, segments=[*SEGMENTS, hidden]), "val"))
+    assert [s.id for s in annotation.segments] == [70000, 300, 5, 9]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_segment_without_a_pixel_stays(tmp_path):
 )
 def test_png_and_json_that_do_not_fit(tmp_path, segments, ids_HW, words):
     with pytest.raises(DataError) as error:
-        only_truth(open_data(coco_panoptic(tmp_path, segments=segments, ids_HW=ids_HW), "val"))
+        only_annotation(open_data(coco_panoptic(tmp_path, segments=segments, ids_HW=ids_HW), "val"))
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
@@ -110,11 +110,11 @@ def test_missing_damaged_and_grey_pngs(tmp_path):
     content = png.read_bytes()
     png.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"1\.png"):
-        record.read_truth()
+        record.read_annotation()
     write_ids(png, IDS)
     png.rename(png.with_name("2.png"))
     with pytest.raises(DataError, match=r"The mask .*1\.png is missing"):
-        record.read_truth()
+        record.read_annotation()
     png.with_name("2.png").unlink()
     with pytest.raises(DataError, match="PNGs of .* are missing"):
         open_data(tmp_path, "val")
@@ -139,26 +139,26 @@ def test_an_instance_json_under_a_panoptic_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "pictures", "segments", "crowds", "classes"),
+    ("split", "images", "segments", "crowds", "classes"),
     [
         ("train", 80, 891, 5, 111),
         ("val", 80, 834, 3, 121),
     ],
 )
-def test_real_coco_panoptic(shared_dir, split, pictures, segments, crowds, classes):
+def test_real_coco_panoptic(shared_dir, split, images, segments, crowds, classes):
     folder = shared_dir / "data" / "coco_panoptic_160"
     data = open_data(folder, split)
     tree = json.loads((folder / f"annotations/panoptic_{split}2017.json").read_text())
     infos = {row["file_name"]: row["segments_info"] for row in tree["annotations"]}
-    truths = {record.name: record.read_truth() for record in data.records}
-    assert (len(truths), len(data.categories)) == (pictures, 133)
-    found = [segment for truth in truths.values() for segment in truth.segments]
+    annotations = {record.name: record.read_annotation() for record in data.records}
+    assert (len(annotations), len(data.categories)) == (images, 133)
+    found = [segment for annotation in annotations.values() for segment in annotation.segments]
     assert (len(found), sum(s.iscrowd for s in found), len({s.label for s in found})) == (segments, crowds, classes)
-    for name, truth in truths.items():
-        ids, areas = np.unique(truth.ids_HW, return_counts=True)
+    for name, read in annotations.items():
+        ids, areas = np.unique(read.ids_HW, return_counts=True)
         own = {i: a for i, a in zip(ids.tolist(), areas.tolist(), strict=True) if i}
         assert own == {info["id"]: info["area"] for info in infos[f"{name}.png"]}
-        labels = {s.id: data.categories[s.label].id for s in truth.segments}
+        labels = {s.id: data.categories[s.label].id for s in read.segments}
         assert labels == {info["id"]: info["category_id"] for info in infos[f"{name}.png"]}
 
 
@@ -166,7 +166,7 @@ def test_real_coco_semantic_is_the_published_derivation(shared_dir):
     folder = shared_dir / "data" / "coco_panoptic_160"
     for record in open_data(folder, "val", task="semantic").records[:20]:
         expected = np.array(Image.open(folder / "panoptic_semseg_val2017" / f"{record.name}.png"))
-        assert np.array_equal(record.read_truth().labels_HW, expected)
+        assert np.array_equal(record.read_annotation().labels_HW, expected)
 
 
 def test_real_panoptic_things_are_the_instances_of_the_pack(shared_dir):
@@ -174,6 +174,6 @@ def test_real_panoptic_things_are_the_instances_of_the_pack(shared_dir):
     from_json = open_data(folder, "val", task="instance", format="coco-instance")
     panoptic = open_data(folder, "val")
     for record, rich in zip(from_json.records[:20], panoptic.records[:20], strict=True):
-        derived = as_instance(rich.read_truth(), panoptic.categories)
-        there = [(item.label, item.shape["counts"]) for item in record.read_truth().objects]
+        derived = as_instance(rich.read_annotation(), panoptic.categories)
+        there = [(item.label, item.shape["counts"]) for item in record.read_annotation().objects]
         assert sorted((item.label, item.shape["counts"]) for item in derived.objects) == sorted(there)

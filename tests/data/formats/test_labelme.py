@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers.folders import SIZE, labelme, write_json, write_picture, write_text
+from helpers.folders import SIZE, labelme, write_json, write_random_image, write_text
 from PIL import Image
 
 from m2f_cli.data.open_dataset import detect, open_data
@@ -29,9 +29,9 @@ def png(array):
 def objects(folder, split="train"):
     data = open_data(folder, split)
     (record,) = data.records
-    truth = record.read_truth()
-    assert truth.size == SIZE
-    return [(data.categories[o.label].name, o.iscrowd, mask_of(o, SIZE).astype(bool)) for o in truth.objects]
+    annotation = record.read_annotation()
+    assert annotation.size == SIZE
+    return [(data.categories[o.label].name, o.iscrowd, mask_of(o, SIZE).astype(bool)) for o in annotation.objects]
 
 
 def box(top, left, bottom, right):
@@ -51,7 +51,7 @@ def test_one_folder_without_splits(tmp_path):
     with pytest.raises(DataError, match="no split 'val'"):
         open_data(tmp_path, "val")
     copy = pickle.loads(pickle.dumps(data.records[0]))
-    assert len(copy.read_truth().objects) == 1
+    assert len(copy.read_annotation().objects) == 1
 
 
 def test_kinds_of_shapes(tmp_path):
@@ -106,20 +106,20 @@ def test_classes_of_a_file_and_labels_that_are_none(tmp_path):
         objects(tmp_path)
 
 
-def test_splits_sub_folders_and_pictures_without_json(tmp_path):
+def test_splits_sub_folders_and_images_without_json(tmp_path):
     labelme(tmp_path / "train" / "north")
     labelme(tmp_path / "val")
-    write_picture(tmp_path / "val" / "new.jpg")
+    write_random_image(tmp_path / "val" / "new.jpg")
     assert detect(tmp_path) == "labelme"
     assert [record.name for record in open_data(tmp_path, "train").records] == ["north/a"]
     data = open_data(tmp_path, "val")
     assert [record.name for record in data.records] == ["a"]
-    assert "1 pictures have no json" in data.notes[0]
+    assert "1 images have no json" in data.notes[0]
 
 
-def test_pictures_elsewhere_and_inside(tmp_path):
+def test_images_elsewhere_and_inside(tmp_path):
     labelme(tmp_path / "json", imagePath="..\\pictures\\a.jpg")
-    (tmp_path / "json" / "a.jpg").rename(write_picture(tmp_path / "pictures" / "a.jpg"))
+    (tmp_path / "json" / "a.jpg").rename(write_random_image(tmp_path / "pictures" / "a.jpg"))
     assert open_data(tmp_path / "json", "train").records[0].image.name == "a.jpg"
     pixels_HW3 = np.random.default_rng(3).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     labelme(tmp_path / "inside", imagePath="gone.png", imageData=png(pixels_HW3))
@@ -130,7 +130,7 @@ def test_pictures_elsewhere_and_inside(tmp_path):
     (tmp_path / "long" / "a.jpg").unlink()
     assert open_data(tmp_path / "long", "train").records[0].image is None
     assert np.array_equal(record.read_image(), pixels_HW3)
-    assert len(record.read_truth().objects) == 1
+    assert len(record.read_annotation().objects) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,33 +141,33 @@ def test_pictures_elsewhere_and_inside(tmp_path):
         ([shape("dog", "polygon", [[0, 0], [float("nan"), 1], [2, 2]])], "polygon has the points"),
         ([shape("dog", "mask", [[0, 0], [1, 1]], mask="AAAA")], "no PNG"),
         ([shape("dog", "mask", [[0, 0], [1, 1]])], "no PNG"),
-        ([shape("dog", "mask", [[29, 0], [30, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
-        ([shape("dog", "mask", [[-1, 0], [0, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the picture"),
+        ([shape("dog", "mask", [[29, 0], [30, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the image"),
+        ([shape("dog", "mask", [[-1, 0], [0, 1]], mask=png(np.ones((2, 2), bool)))], "leaves the image"),
     ],
 )
 def test_damaged_shapes_are_refused_with_their_file(tmp_path, shapes, words):
     record = open_data(labelme(tmp_path, shapes), "train").records[0]
     with pytest.raises(DataError, match=words) as caught:
-        record.read_truth()
+        record.read_annotation()
     assert "a.json" in str(caught.value)
 
 
 def test_a_shape_that_is_none(tmp_path):
     write_text(labelme(tmp_path, ["dog"]) / "labels.txt", "dog\n")
     with pytest.raises(DataError, match="should be an object"):
-        open_data(tmp_path, "train").records[0].read_truth()
+        open_data(tmp_path, "train").records[0].read_annotation()
 
 
 def test_sizes_that_differ_and_folders_without_labels(tmp_path):
     record = open_data(labelme(tmp_path / "one", imageHeight=21), "train").records[0]
     with pytest.raises(DataError, match="21 x 30"):
-        record.read_truth()
+        record.read_annotation()
     with pytest.raises(DataError, match="names no class"):
         open_data(labelme(tmp_path / "two", []), "train")
     folder = labelme(tmp_path / "three")
     (folder / "a.jpg").unlink()
     write_text(folder / "labels.txt", "dog\n")
-    with pytest.raises(DataError, match=r"picture of .*a\.json is missing"):
+    with pytest.raises(DataError, match=r"image of .*a\.json is missing"):
         open_data(folder, "train").records[0].read_image()
 
 

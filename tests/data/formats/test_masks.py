@@ -20,7 +20,7 @@ from helpers.folders import (
     write_image,
     write_json,
     write_mask,
-    write_picture,
+    write_random_image,
     write_text,
 )
 from PIL import Image
@@ -34,9 +34,9 @@ from m2f_cli.structures.run_lengths import values_in
 VALUES = plane((1, 0, 0, 10, 30), (2, 5, 5, 9, 9), (255, 15, 0, 20, 30))
 
 
-def only_truth(data):
+def only_annotation(data):
     (record,) = data.records
-    return record.read_truth()
+    return record.read_annotation()
 
 
 # --- label maps -------------------------------------------------------------------------------------------------------
@@ -47,23 +47,23 @@ def test_label_maps_are_read_as_semantic_data(tmp_path, kind):
     data = open_data(label_maps(tmp_path, [VALUES, VALUES * 0], kind=kind), "train")
     assert (data.format, data.task, len(data), data.notes) == ("label-maps", "semantic", 2, ())
     assert [(c.name, c.isthing) for c in data.categories] == [("a", False), ("b", False), ("c", False)]
-    first, second = (record.read_truth() for record in data.records)
+    first, second = (record.read_annotation() for record in data.records)
     assert (first.labels_HW.dtype, first.ignore) == (np.uint8, 255)
     assert np.array_equal(first.labels_HW, VALUES)
     assert not second.labels_HW.any()
     assert [record.name for record in data.records] == ["0", "1"]
     assert data.records[0].labels is None
     copy = pickle.loads(pickle.dumps(data.records[0]))
-    assert np.array_equal(copy.read_truth().labels_HW, VALUES)
+    assert np.array_equal(copy.read_annotation().labels_HW, VALUES)
 
 
 def test_splits_above_the_kinds_and_sub_folders(tmp_path):
-    write_picture(tmp_path / "train/images/north/a.png")
+    write_random_image(tmp_path / "train/images/north/a.png")
     write_mask(tmp_path / "train/masks/north/a.png", VALUES)
     write_text(tmp_path / "classes.txt", "a\nb\nc\n")
     data = open_data(tmp_path, "train")
     assert data.records[0].name == "north/a"
-    assert np.array_equal(only_truth(data).labels_HW, VALUES)
+    assert np.array_equal(only_annotation(data).labels_HW, VALUES)
 
 
 def test_classes_yaml_gives_names_colours_and_what_is_ignored(tmp_path):
@@ -71,7 +71,7 @@ def test_classes_yaml_gives_names_colours_and_what_is_ignored(tmp_path):
     write_text(folder / "classes.yaml", "names: {0: x, 1: y}\nignore_index: 2\ncolors: {0: [1, 2, 3], 1: [4, 5, 6]}\n")
     data = open_data(folder, "train")
     assert [(c.name, c.color) for c in data.categories] == [("x", (1, 2, 3)), ("y", (4, 5, 6))]
-    assert np.array_equal(only_truth(data).labels_HW, plane((255, 0, 0, 5, 30)))
+    assert np.array_equal(only_annotation(data).labels_HW, plane((255, 0, 0, 5, 30)))
     write_text(folder / "classes.yaml", "classes: [x, {name: y, isthing: false}]\nignore_index: 2")
     assert [c.isthing for c in open_data(folder, "train").categories] == [True, False]
 
@@ -101,25 +101,25 @@ def test_a_class_table_names_the_values(tmp_path):
     folder = label_maps(tmp_path, [plane((18, 0, 0, 5, 30))], classes=None)
     data = open_data(folder, "train", classes="cityscapes")
     assert data.categories[18].name == "bicycle"
-    assert only_truth(data).labels_HW.max() == 18
+    assert only_annotation(data).labels_HW.max() == 18
 
 
 def test_ignore_index_goes_before_a_class(tmp_path):
     values = plane((1, 0, 0, 5, 30))
-    truth = only_truth(open_data(label_maps(tmp_path, [values]), "train", ignore_index=0))
-    assert np.array_equal(truth.labels_HW, np.where(values == 0, 255, values))
+    annotation = only_annotation(open_data(label_maps(tmp_path, [values]), "train", ignore_index=0))
+    assert np.array_equal(annotation.labels_HW, np.where(values == 0, 255, values))
 
 
 def test_label_map_by_name_number_and_null(tmp_path):
     folder = label_maps(tmp_path, [plane((255, 0, 0, 5, 30), (7, 5, 0, 6, 30), (9, 6, 0, 7, 30))])
-    truth = only_truth(open_data(folder, "train", label_map={0: "a", 255: "c", 7: 1, 9: None}))
-    assert np.array_equal(truth.labels_HW, plane((2, 0, 0, 5, 30), (1, 5, 0, 6, 30), (255, 6, 0, 7, 30)))
+    annotation = only_annotation(open_data(folder, "train", label_map={0: "a", 255: "c", 7: 1, 9: None}))
+    assert np.array_equal(annotation.labels_HW, plane((2, 0, 0, 5, 30), (1, 5, 0, 6, 30), (255, 6, 0, 7, 30)))
 
 
 def test_a_label_map_is_all_that_is_known(tmp_path):
     folder = label_maps(tmp_path, [plane((1, 0, 0, 5, 30))])
     with pytest.raises(DataError, match="value 0; known are 1 to 2, 255 .ignored"):
-        only_truth(open_data(folder, "train", label_map={1: "a", 2: "b"}))
+        only_annotation(open_data(folder, "train", label_map={1: "a", 2: "b"}))
 
 
 @pytest.mark.parametrize(
@@ -139,23 +139,23 @@ def test_label_maps_that_make_no_sense(tmp_path, label_map, words):
 def test_a_value_that_no_class_has(tmp_path):
     (record,) = open_data(label_maps(tmp_path, [plane((200, 0, 0, 1, 1))]), "train").records
     with pytest.raises(DataError) as error:
-        record.read_truth()
+        record.read_annotation()
     assert all(word in str(error.value) for word in ["0.png", "value 200", "0 to 2, 255 (ignored)", "label_map"])
 
 
 def test_many_classes_are_16_bit_and_255_is_one_of_them(tmp_path):
     names = "\n".join(f"class {n}" for n in range(300))
     values = plane((255, 0, 0, 5, 30), (299, 5, 0, 10, 30), (65535, 10, 0, 15, 30))
-    truth = only_truth(open_data(label_maps(tmp_path, [values], classes=names), "train"))
-    assert (truth.labels_HW.dtype, truth.ignore) == (np.uint16, 65535)
-    assert np.array_equal(truth.labels_HW, values)
+    annotation = only_annotation(open_data(label_maps(tmp_path, [values], classes=names), "train"))
+    assert (annotation.labels_HW.dtype, annotation.ignore) == (np.uint16, 65535)
+    assert np.array_equal(annotation.labels_HW, values)
 
 
 def test_a_mask_of_another_size(tmp_path):
     folder = label_maps(tmp_path, [VALUES])
     write_mask(folder / "labels/train/0.png", VALUES[:, :-1])
     with pytest.raises(DataError, match=r"0\.jpg has 20 x 30 .*0\.png 20 x 29"):
-        only_truth(open_data(folder, "train"))
+        only_annotation(open_data(folder, "train"))
 
 
 def test_exif_orientation_counts_for_the_size(tmp_path):
@@ -163,25 +163,25 @@ def test_exif_orientation_counts_for_the_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", SIZE).save(folder / "images/train/0.jpg", exif=exif)  # stored 30 high, 20 wide; shown 20 x 30
-    assert only_truth(open_data(folder, "train")).size == SIZE
+    assert only_annotation(open_data(folder, "train")).size == SIZE
 
 
 def test_missing_and_left_over_masks(tmp_path):
     folder = label_maps(tmp_path, [VALUES, VALUES])
     (folder / "labels/train/0.png").rename(folder / "labels/train/other.png")
     data = open_data(folder, "train")
-    assert data.notes == (f"1 masks in {folder / 'labels/train'} belong to no picture",)
+    assert data.notes == (f"1 masks in {folder / 'labels/train'} belong to no image",)
     with pytest.raises(DataError, match=r"0\.png is missing"):
-        data.records[0].read_truth()
+        data.records[0].read_annotation()
     (folder / "labels/train/1.png").unlink()
-    with pytest.raises(DataError, match="No picture of .* has a mask"):
+    with pytest.raises(DataError, match="No image of .* has a mask"):
         open_data(folder, "train")
 
 
-def test_masks_without_pictures_are_refused(tmp_path):
+def test_masks_without_images_are_refused(tmp_path):
     folder = label_maps(tmp_path, [VALUES])
     (folder / "images/train/0.jpg").unlink()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         open_data(folder, "train")
 
 
@@ -190,7 +190,7 @@ def test_tasks_that_label_maps_cannot_do(tmp_path):
         open_data(label_maps(tmp_path, [VALUES]), "train", task="panoptic")
 
 
-def test_values_of_all_kinds_of_pictures(tmp_path):
+def test_values_of_all_kinds_of_images(tmp_path):
     small = VALUES.astype(np.uint8)
     palette = Image.fromarray(small).convert("P")
     palette.putdata(small.ravel().tolist())
@@ -209,9 +209,9 @@ def test_values_of_all_kinds_of_pictures(tmp_path):
 
 def test_colours_are_no_class_numbers(tmp_path):
     folder = label_maps(tmp_path, [VALUES])
-    write_picture(folder / "labels/train/0.png")
+    write_random_image(folder / "labels/train/0.png")
     with pytest.raises(DataError, match="holds colours"):
-        only_truth(open_data(folder, "train"))
+        only_annotation(open_data(folder, "train"))
 
 
 def test_values_in_is_unique():
@@ -228,8 +228,8 @@ def test_cityscapes_is_read_as_panoptic(tmp_path):
     assert (data.format, data.task, len(data.categories)) == ("cityscapes", "panoptic", 19)
     (record,) = data.records
     assert record.name == "aachen/aachen_000000_000019"
-    truth = record.read_truth()
-    found = [(s.id, data.categories[s.label].name, s.iscrowd) for s in truth.segments]
+    annotation = record.read_annotation()
+    found = [(s.id, data.categories[s.label].name, s.iscrowd) for s in annotation.segments]
     assert found == [
         (7, "road", False),
         (23, "sky", False),
@@ -237,15 +237,15 @@ def test_cityscapes_is_read_as_panoptic(tmp_path):
         (26000, "car", False),
         (26001, "car", False),
     ]
-    areas = {int(i): int((truth.ids_HW == i).sum()) for i in np.unique(truth.ids_HW)}
+    areas = {int(i): int((annotation.ids_HW == i).sum()) for i in np.unique(annotation.ids_HW)}
     assert areas == {0: 165, 7: 226, 23: 150, 24: 27, 26000: 20, 26001: 12}
 
 
 def test_cityscapes_is_read_as_semantic(tmp_path):
     data = open_data(cityscapes(tmp_path), "val", task="semantic")
-    assert data.notes == (), "instanceIds beside labelIds are no masks without picture"
-    truth = only_truth(data)
-    labels, counts = np.unique(truth.labels_HW, return_counts=True)
+    assert data.notes == (), "instanceIds beside labelIds are no masks without image"
+    annotation = only_annotation(data)
+    labels, counts = np.unique(annotation.labels_HW, return_counts=True)
     areas = dict(zip(labels.tolist(), counts.tolist(), strict=True))
     assert areas == {0: 226, 10: 150, 11: 27, 13: 32, 255: 165}  # train ids
 
@@ -254,7 +254,7 @@ def test_cityscapes_is_read_as_instances(tmp_path):
     data = open_data(cityscapes(tmp_path), "val", task="instance")
     names = [c.name for c in data.categories]
     assert names == ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
-    objects = only_truth(data).objects
+    objects = only_annotation(data).objects
     assert [(names[o.label], o.iscrowd, int(coco_mask.area(o.shape))) for o in objects] == [
         ("person", True, 27),
         ("car", False, 20),
@@ -266,10 +266,10 @@ def test_cityscapes_is_read_as_instances(tmp_path):
 def test_cityscapes_with_own_classes(tmp_path):
     write_text(tmp_path / "table.yaml", "classes: [{name: car}, {name: sky, isthing: false}]")
     folder, path = cityscapes(tmp_path / "cityscapes"), tmp_path / "table.yaml"
-    truth = only_truth(open_data(folder, "val", classes=path, task="semantic"))
-    labels, counts = np.unique(truth.labels_HW, return_counts=True)
+    annotation = only_annotation(open_data(folder, "val", classes=path, task="semantic"))
+    labels, counts = np.unique(annotation.labels_HW, return_counts=True)
     assert dict(zip(labels.tolist(), counts.tolist(), strict=True)) == {0: 32, 1: 150, 255: 418}
-    assert [s.id for s in only_truth(open_data(folder, "val", classes=path)).segments] == [23, 26000, 26001]
+    assert [s.id for s in only_annotation(open_data(folder, "val", classes=path)).segments] == [23, 26000, 26001]
 
 
 # --- ADE20K -----------------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_ade20k_semantic_is_the_value_minus_one(tmp_path):
     data = open_data(ade20k(tmp_path), "train")
     assert (data.format, data.task, len(data.categories)) == ("ade20k", "semantic", 150)
     expected = plane((0, 0, 0, 5, 30), (149, 5, 0, 10, 30), fill=255)
-    assert np.array_equal(only_truth(data).labels_HW, expected)
+    assert np.array_equal(only_annotation(data).labels_HW, expected)
 
 
 def test_ade20k_panoptic_and_instance_json(tmp_path):
@@ -291,7 +291,7 @@ def test_ade20k_panoptic_and_instance_json(tmp_path):
     write_json(folder / "ade20k_instance_train.json", tree)
     data = open_data(folder, "train", task="instance")
     assert (len(data.categories), data.categories[1].name) == (100, "window")
-    assert [item.label for item in only_truth(data).objects] == [1]
+    assert [item.label for item in only_annotation(data).objects] == [1]
 
     info = {
         "image_id": "ADE_train_00000001",
@@ -304,7 +304,7 @@ def test_ade20k_panoptic_and_instance_json(tmp_path):
     write_ids(folder / "ade20k_panoptic_train" / "a.png", plane((9, 0, 0, 5, 30)))
     data = open_data(folder, "train")
     assert (data.task, len(data.categories)) == ("panoptic", 150)
-    assert [(s.id, s.label) for s in only_truth(data).segments] == [(9, 149)]
+    assert [(s.id, s.label) for s in only_annotation(data).segments] == [(9, 149)]
 
 
 def test_ade20k_says_which_file_is_missing(tmp_path):
@@ -319,7 +319,7 @@ def test_mapillary_is_read_as_semantic(tmp_path):
     data = open_data(mapillary(tmp_path), "val")
     assert (data.format, data.task, len(data.categories)) == ("mapillary", "semantic", 65)
     assert data.categories[13].name == "Road"
-    assert np.array_equal(only_truth(data).labels_HW, plane((13, 0, 0, 5, 30), (64, 5, 0, 10, 30), fill=255))
+    assert np.array_equal(only_annotation(data).labels_HW, plane((13, 0, 0, 5, 30), (64, 5, 0, 10, 30), fill=255))
 
 
 def test_mapillary_is_read_as_panoptic(tmp_path):
@@ -333,7 +333,7 @@ def test_mapillary_is_read_as_panoptic(tmp_path):
     write_json(folder / "panoptic_2018.json", tree)
     data = open_data(tmp_path, "val")
     assert data.task == "panoptic"
-    assert [(s.id, data.categories[s.label].name) for s in only_truth(data).segments] == [(9, "Person")]
+    assert [(s.id, data.categories[s.label].name) for s in only_annotation(data).segments] == [(9, "Person")]
 
 
 # --- real data --------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_real_camvid_is_read_whole(shared_dir):
     assert (len(train), len(val)) == (367, 101)
     assert [c.name for c in train.categories][:3] == ["Sky", "Building", "Pole"]
     assert train.categories[4].color == (60, 40, 222)
-    counts = sum(np.bincount(record.read_truth().labels_HW.ravel(), minlength=256) for record in val.records)
+    counts = sum(np.bincount(record.read_annotation().labels_HW.ravel(), minlength=256) for record in val.records)
     published = [0.09336, 0.26412, 0.00574, 0.29455, 0.08870, 0.16619, 0.00908, 0.03131, 0.01776, 0.00662, 0.02256]
     assert np.allclose(counts[:11] / counts[:11].sum(), published, atol=6e-6)
     assert counts[255] / counts.sum() == pytest.approx(0.0170, abs=1e-4)
@@ -357,19 +357,19 @@ def test_real_ade20k_has_the_published_labels(shared_dir):
     for split, spelled in (("train", "training"), ("val", "validation")):
         for record in open_data(folder, split, task="semantic").records:
             expected = np.array(Image.open(folder / "annotations_detectron2" / spelled / f"{record.name}.png"))
-            assert np.array_equal(record.read_truth().labels_HW, expected)
+            assert np.array_equal(record.read_annotation().labels_HW, expected)
     assert open_data(folder, "val").task == "semantic"
     panoptic, instance = open_data(folder, "train"), open_data(folder, "train", task="instance")
     assert (panoptic.task, len(panoptic.categories), len(instance.categories)) == ("panoptic", 150, 100)
-    objects = [item for record in instance.records for item in record.read_truth().objects]
+    objects = [item for record in instance.records for item in record.read_annotation().objects]
     assert len(objects) == 66
     assert all(int(coco_mask.area(item.shape)) == item.area for item in objects)
-    things = sum(panoptic.categories[s.label].isthing for r in panoptic.records for s in r.read_truth().segments)
+    things = sum(panoptic.categories[s.label].isthing for r in panoptic.records for s in r.read_annotation().segments)
     assert things == 66
 
 
 def test_real_mapillary_crop(shared_dir):
     folder = shared_dir / "data" / "mapillary_crop"
-    truth = only_truth(open_data(folder, "val"))
+    annotation = only_annotation(open_data(folder, "val"))
     raw = np.array(Image.open(next((folder / "validation/v1.2/labels").iterdir())))
-    assert np.array_equal(truth.labels_HW, np.where(raw == 65, 255, raw))
+    assert np.array_equal(annotation.labels_HW, np.where(raw == 65, 255, raw))

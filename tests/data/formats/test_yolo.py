@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.folders import SIZE, write_picture, write_text, yolo_seg
+from helpers.folders import SIZE, write_random_image, write_text, yolo_seg
 
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.errors import ConfigError, DataError
@@ -14,7 +14,7 @@ def test_polygons_become_pixels(tmp_path):
     data = open_data(yolo_seg(tmp_path), "val")
     assert (data.format, data.task) == ("yolo-seg", "instance")
     assert [c.name for c in data.categories] == ["cat", "dog"]
-    first, empty = (record.read_truth() for record in data.records)
+    first, empty = (record.read_annotation() for record in data.records)
     assert (first.size, empty.size, empty.objects) == (SIZE, SIZE, [])
     (item,) = first.objects
     assert item.label == 1
@@ -29,13 +29,13 @@ def test_descriptions_of_exporters(tmp_path, names, path):
     assert [record.image for record in data.records] == [tmp_path / "images/train" / n for n in ("a.jpg", "empty.jpg")]
 
 
-def test_lists_of_folders_and_of_pictures(tmp_path):
+def test_lists_of_folders_and_of_images(tmp_path):
     yolo_seg(tmp_path, train=["images/train", "images/val"])
     assert len(open_data(tmp_path, "train")) == 4
     write_text(tmp_path / "some.txt", "./images/train/a.jpg\n./images/train/gone.jpg\n")
     yolo_seg(tmp_path, train="some.txt")
     here, gone = open_data(tmp_path, "train").records
-    assert len(here.read_truth().objects) == 1
+    assert len(here.read_annotation().objects) == 1
     with pytest.raises(DataError, match=r"gone\.jpg"):
         gone.read_image()
 
@@ -62,13 +62,13 @@ def test_any_name_of_the_description(tmp_path):
 def test_lines_that_are_no_polygons(tmp_path, line, words):
     record = open_data(yolo_seg(tmp_path, f"\n{line}\n"), "val").records[0]
     with pytest.raises(DataError) as error:
-        record.read_truth()
+        record.read_annotation()
     assert all(word in str(error.value) for word in [*words, "a.txt"]), str(error.value)
 
 
 def test_coordinates_rounded_outwards_are_clipped(tmp_path):
-    truth = open_data(yolo_seg(tmp_path, "0 -0.0005 0 1.0005 0 1 1"), "val").records[0].read_truth()
-    assert truth.objects[0].shape[0].tolist() == [[0, 0], [30, 0], [30, 20]]
+    annotation = open_data(yolo_seg(tmp_path, "0 -0.0005 0 1.0005 0 1 1"), "val").records[0].read_annotation()
+    assert annotation.objects[0].shape[0].tolist() == [[0, 0], [30, 0], [30, 20]]
 
 
 def test_a_count_that_is_not_that_of_the_names(tmp_path):
@@ -79,13 +79,13 @@ def test_a_count_that_is_not_that_of_the_names(tmp_path):
 def test_no_text_file_at_all(tmp_path):
     folder = yolo_seg(tmp_path)
     (folder / "labels/val/a.txt").unlink()
-    with pytest.raises(DataError, match="No picture of the split 'val' has polygons"):
+    with pytest.raises(DataError, match="No image of the split 'val' has polygons"):
         open_data(folder, "val")
 
 
-def test_missing_folders_and_pictures_that_have_no_labels_beside(tmp_path):
+def test_missing_folders_and_images_that_have_no_labels_beside(tmp_path):
     with pytest.raises(DataError, match="is missing"):
         open_data(yolo_seg(tmp_path, train="images/nowhere"), "train")
-    write_picture(tmp_path / "photos/a.jpg")
+    write_random_image(tmp_path / "photos/a.jpg")
     with pytest.raises(DataError, match="beside which `labels`"):
         open_data(yolo_seg(tmp_path, train="photos"), "train")

@@ -8,13 +8,13 @@ import pytest
 from m2f_cli.data.transforms import Sample
 from m2f_cli.data.transforms.crop import DetrCrop
 from m2f_cli.errors import ConfigError
-from m2f_cli.structures.annotations import SemanticTruth
+from m2f_cli.structures.annotations import SemanticAnnotation
 
 
 def sample_of(height: int, width: int) -> Sample:
     """Row numbers in the first channel and in the labels."""
     rows = np.broadcast_to(np.arange(height, dtype=np.uint8)[:, None], (height, width))
-    return Sample(np.repeat(rows[..., None], 3, axis=2).copy(), SemanticTruth(rows.copy(), ignore=255))
+    return Sample(np.repeat(rows[..., None], 3, axis=2).copy(), SemanticAnnotation(rows.copy(), ignore=255))
 
 
 def test_it_crops_as_often_and_as_large_as_it_says():
@@ -26,12 +26,12 @@ def test_it_crops_as_often_and_as_large_as_it_says():
     heights, widths = ({result.size[i] for result in cropped} for i in (0, 1))
     assert (min(heights), max(heights)) == (38, 60) and (min(widths), max(widths)) == (38, 60)
     assert len({result.size[0] - result.size[1] for result in cropped}) > 20  # drawn apart
-    assert all(result.truth.size == result.size for result in results)
+    assert all(result.annotation.size == result.size for result in results)
 
 
-def test_the_truth_moves_with_the_picture():
+def test_the_annotation_moves_with_the_image():
     result = DetrCrop(1.0, [100], 30, 50)(sample_of(100, 150), np.random.default_rng(3))
-    assert np.array_equal(result.image_HW3[..., 0], result.truth.labels_HW)
+    assert np.array_equal(result.image_HW3[..., 0], result.annotation.labels_HW)
 
 
 def test_an_edge_that_is_too_short_is_kept():

@@ -1,4 +1,4 @@
-"""Augmentation: exact sizes and offsets, the published grids of "nearest", and truths that stay with their picture."""
+"""Augmentation: exact sizes and offsets, the published grids of "nearest", and annotations that stay in place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ from m2f_cli.data.transforms.geometry import Cutout, mask_of, nearest_indices
 from m2f_cli.data.transforms.pad import Pad
 from m2f_cli.data.transforms.resize import Flip, LargeScaleJitter, ResizeChoice
 from m2f_cli.errors import ConfigError
-from m2f_cli.structures.annotations import InstanceTruth, PanopticTruth, SemanticTruth, TrueObject, TrueSegment
+from m2f_cli.structures.annotations import (
+    AnnotatedObject,
+    AnnotatedSegment,
+    InstanceAnnotation,
+    PanopticAnnotation,
+    SemanticAnnotation,
+)
 
 
 class Replay:
@@ -50,10 +56,10 @@ def rng(seed=0):
 
 
 def plain(height, width, ignore=255):
-    """A picture whose every pixel says where it is, and labels that say the same."""
+    """An image whose every pixel says where it is, and labels that say the same."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([y % 256, x % 256, (y // 256) * 16 + x // 256], axis=2).astype(np.uint8)
-    return Sample(image, SemanticTruth((y * width + x).astype(np.int32), ignore=-1 if ignore is None else ignore))
+    return Sample(image, SemanticAnnotation((y * width + x).astype(np.int32), ignore=-1 if ignore is None else ignore))
 
 
 # --- sizes and offsets ------------------------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ def plain(height, width, ignore=255):
 def test_short_edge_sizes(size, edge, longest, expected):
     step = ResizeChoice([edge], longest)
     assert step(plain(*size), rng()).size == expected
-    assert step(plain(*size), rng()).truth.size == expected
+    assert step(plain(*size), rng()).annotation.size == expected
 
 
 def test_every_short_edge_is_drawn():
@@ -104,19 +110,19 @@ def test_large_scale_jitter_sizes(size, factor, expected):
         ((30, 50), 0.5, 7, 17),  # 14 / 2 and 34 / 2
         ((21, 23), 0.5, 2, 4),  # 2.5 and 3.5, half to even
         ((16, 116), 0.999, 0, 100),
-        ((10, 36), 0.25, 0, 5),  # higher than the picture: no choice there
+        ((10, 36), 0.25, 0, 5),  # higher than the image: no choice there
     ],
 )
 def test_a_fixed_crop_shares_one_number(size, u, top, left):
     draw, sample = Replay(u), plain(*size)
     cut = FixedCrop(16, 128)(sample, draw)
     height = min(16, size[0])
-    assert cut.size == cut.truth.size == (16, 16)
+    assert cut.size == cut.annotation.size == (16, 16)
     assert not draw.values
     np.testing.assert_array_equal(cut.image_HW3[:height], sample.image_HW3[top : top + height, left : left + 16])
-    labels = sample.truth.labels_HW[top : top + height, left : left + 16]
-    np.testing.assert_array_equal(cut.truth.labels_HW[:height], labels)
-    assert (cut.image_HW3[height:] == 128).all() and (cut.truth.labels_HW[height:] == 255).all()
+    labels = sample.annotation.labels_HW[top : top + height, left : left + 16]
+    np.testing.assert_array_equal(cut.annotation.labels_HW[:height], labels)
+    assert (cut.image_HW3[height:] == 128).all() and (cut.annotation.labels_HW[height:] == 255).all()
 
 
 def test_random_crop_reaches_every_place():
@@ -124,43 +130,43 @@ def test_random_crop_reaches_every_place():
     cut = RandomCrop(11, 512, 1.0)(plain(20, 30), draw)
     assert draw.ranges == [(0, 10), (0, 1)]  # the upper ends are left out
     assert cut.size == (11, 30)
-    assert cut.truth.labels_HW[0, 0] == 9 * 30
+    assert cut.annotation.labels_HW[0, 0] == 9 * 30
 
 
 def two_halves():
     labels = np.zeros((8, 8), dtype=np.uint8)
     labels[:, 4:] = 1
     labels[:, :1] = 255
-    return Sample(np.zeros((8, 8, 3), np.uint8), SemanticTruth(labels))
+    return Sample(np.zeros((8, 8, 3), np.uint8), SemanticAnnotation(labels))
 
 
 def test_a_crop_that_shows_too_much_of_one_class_is_drawn_again():
     draw = Replay(0, 4, 3, 3, 0, 2)  # one class; 1 of 4 columns is class 0: 75 %, not below; 2 of 4
     cut = RandomCrop(4, 4, 0.75)(two_halves(), draw)
     assert not draw.values
-    assert cut.truth.labels_HW[0].tolist() == [0, 0, 1, 1]
+    assert cut.annotation.labels_HW[0].tolist() == [0, 0, 1, 1]
 
 
 def test_what_is_ignored_counts_for_no_class():
     cut = RandomCrop(4, 4, 0.9)(two_halves(), Replay(0, 0, 1, 1))  # only one class beside the ignored column
-    assert cut.truth.labels_HW[0].tolist() == [0, 0, 0, 1]
+    assert cut.annotation.labels_HW[0].tolist() == [0, 0, 0, 1]
 
 
 def test_ten_tries_then_the_last():
     draw = Replay(*[0, 4] * 9, 2, 4, 3, 3)
     cut = RandomCrop(4, 4, 0.75)(two_halves(), draw)
     assert list(draw.values) == [3, 3]
-    assert cut.truth.labels_HW[0].tolist() == [1, 1, 1, 1]
+    assert cut.annotation.labels_HW[0].tolist() == [1, 1, 1, 1]
 
 
-def test_category_area_of_panoptic_truth_and_of_objects():
+def test_category_area_of_panoptic_annotation_and_of_objects():
     sample = two_halves()
-    ids = np.where(sample.truth.labels_HW == 255, 0, sample.truth.labels_HW.astype(np.int32) + 1)
-    segments = [TrueSegment(1, 0), TrueSegment(2, 1)]
-    cut = RandomCrop(4, 4, 0.75)(Sample(sample.image_HW3, PanopticTruth(ids, segments)), Replay(0, 0, 0, 4, 3, 2))
-    assert cut.truth.ids_HW[0].tolist() == [1, 1, 2, 2]
+    ids = np.where(sample.annotation.labels_HW == 255, 0, sample.annotation.labels_HW.astype(np.int32) + 1)
+    segments = [AnnotatedSegment(1, 0), AnnotatedSegment(2, 1)]
+    cut = RandomCrop(4, 4, 0.75)(Sample(sample.image_HW3, PanopticAnnotation(ids, segments)), Replay(0, 0, 0, 4, 3, 2))
+    assert cut.annotation.ids_HW[0].tolist() == [1, 1, 2, 2]
     with pytest.raises(ConfigError, match="category_max_area"):
-        RandomCrop(4, 4, 0.75)(Sample(sample.image_HW3, InstanceTruth((8, 8), [])), rng())
+        RandomCrop(4, 4, 0.75)(Sample(sample.image_HW3, InstanceAnnotation((8, 8), [])), rng())
 
 
 @pytest.mark.parametrize(
@@ -176,25 +182,25 @@ def test_category_area_of_panoptic_truth_and_of_objects():
 def test_pad_fills_right_and_bottom(size, step, expected):
     sample, (height, width) = plain(*size), size
     padded = step(sample, None)
-    assert padded.size == padded.truth.size == expected
+    assert padded.size == padded.annotation.size == expected
     np.testing.assert_array_equal(padded.image_HW3[:height, :width], sample.image_HW3)
     assert (padded.image_HW3[height:] == 128).all() and (padded.image_HW3[:, width:] == 128).all()
-    assert (padded.truth.labels_HW == 255).sum() >= expected[0] * expected[1] - height * width
+    assert (padded.annotation.labels_HW == 255).sum() >= expected[0] * expected[1] - height * width
 
 
 @pytest.mark.parametrize("step", [Pad(value="mean", size=[16, 20]), FixedCrop(20, "mean")])
 def test_padding_with_the_mean_is_left_to_the_batch(step):
     sample = plain(5, 7)
     padded = step(sample, rng())
-    assert padded.size == padded.truth.size == (5, 7)
+    assert padded.size == padded.annotation.size == (5, 7)
     assert padded.canvas == ((16, 20) if isinstance(step, Pad) else (20, 20))
 
 
-# --- picture and labels stay together ---------------------------------------------------------------------------------
+# --- image and labels stay together ---------------------------------------------------------------------------------
 
 
 def painted(height=60, width=90, cell=15):
-    """Squares of one colour each, and the same squares as a truth of every kind."""
+    """Squares of one colour each, and the same squares as an annotation of every kind."""
     y, x = np.mgrid[:height, :width]
     ids = ((y // cell) * (width // cell) + x // cell + 1).astype(np.int32)
     count = int(ids.max())
@@ -203,24 +209,26 @@ def painted(height=60, width=90, cell=15):
     rles = [coco_mask.encode(np.asfortranarray(ids == i, dtype=np.uint8)) for i in range(1, count + 1)]
     corners = [(x[ids == i].min(), y[ids == i].min()) for i in range(1, count + 1)]
     squares = [np.array([(x, y), (x + cell, y), (x + cell, y + cell), (x, y + cell)], dtype=float) for x, y in corners]
-    truths = {
-        "panoptic": PanopticTruth(ids, [TrueSegment(i, i - 1) for i in range(1, count + 1)]),
-        "semantic": SemanticTruth((ids - 1).astype(np.uint8)),
-        "rle": InstanceTruth((height, width), [TrueObject(i, rle) for i, rle in enumerate(rles)]),
-        "polygon": InstanceTruth((height, width), [TrueObject(i, [square]) for i, square in enumerate(squares)]),
+    annotations = {
+        "panoptic": PanopticAnnotation(ids, [AnnotatedSegment(i, i - 1) for i in range(1, count + 1)]),
+        "semantic": SemanticAnnotation((ids - 1).astype(np.uint8)),
+        "rle": InstanceAnnotation((height, width), [AnnotatedObject(i, rle) for i, rle in enumerate(rles)]),
+        "polygon": InstanceAnnotation(
+            (height, width), [AnnotatedObject(i, [square]) for i, square in enumerate(squares)]
+        ),
     }
-    return image, colors, truths
+    return image, colors, annotations
 
 
-def owners(truth):
+def owners(annotation):
     """The number of each pixel's square, -1 for none."""
-    if isinstance(truth, PanopticTruth):
-        return truth.ids_HW - 1
-    if isinstance(truth, SemanticTruth):
-        return np.where(truth.labels_HW == 255, -1, truth.labels_HW.astype(int))
-    owners_HW = np.full(truth.size, -1)
-    for item in truth.objects:
-        owners_HW[mask_of(item, truth.size) > 0] = item.label
+    if isinstance(annotation, PanopticAnnotation):
+        return annotation.ids_HW - 1
+    if isinstance(annotation, SemanticAnnotation):
+        return np.where(annotation.labels_HW == 255, -1, annotation.labels_HW.astype(int))
+    owners_HW = np.full(annotation.size, -1)
+    for item in annotation.objects:
+        owners_HW[mask_of(item, annotation.size) > 0] = item.label
     return owners_HW
 
 
@@ -233,12 +241,12 @@ PIPELINES = {
 
 @pytest.mark.parametrize("kind", ["panoptic", "semantic", "rle", "polygon"])
 @pytest.mark.parametrize("steps", PIPELINES.values(), ids=PIPELINES)
-def test_the_truth_stays_with_its_picture(steps, kind):
-    image, colors, truths = painted()
+def test_the_annotation_stays_with_its_image(steps, kind):
+    image, colors, annotations = painted()
     seen = 0
     for seed in range(12):
-        made = augment(Sample(image, truths[kind]), steps, rng(seed))
-        found = owners(made.truth)
+        made = augment(Sample(image, annotations[kind]), steps, rng(seed))
+        found = owners(made.annotation)
         assert made.size == found.shape == (80, 80)
         inner = cv2.erode((found + 1).astype(np.uint8), np.ones((7, 7))) == cv2.dilate(
             (found + 1).astype(np.uint8), np.ones((7, 7))
@@ -249,10 +257,13 @@ def test_the_truth_stays_with_its_picture(steps, kind):
     assert seen > 12 * 500
 
 
-def test_all_kinds_of_truth_agree():
-    image, _, truths = painted()
+def test_all_kinds_of_annotation_agree():
+    image, _, annotations = painted()
     for seed, steps in itertools.product(range(8), PIPELINES.values()):
-        made = {kind: owners(augment(Sample(image, truth), steps, rng(seed)).truth) for kind, truth in truths.items()}
+        made = {
+            kind: owners(augment(Sample(image, annotation), steps, rng(seed)).annotation)
+            for kind, annotation in annotations.items()
+        }
         np.testing.assert_array_equal(made["rle"], made["panoptic"])
         assert (made["semantic"] != made["panoptic"]).mean() < 0.05  # another grid of "nearest"
         assert (made["polygon"] != made["panoptic"]).mean() < 0.12  # borders are rounded in another way
@@ -260,13 +271,13 @@ def test_all_kinds_of_truth_agree():
 
 @pytest.mark.parametrize("kind", ["panoptic", "semantic", "rle", "polygon"])
 def test_flipping_twice_is_nothing(kind):
-    image, _, truths = painted()
-    once = Flip(1.0)(Sample(image, truths[kind]), rng())
+    image, _, annotations = painted()
+    once = Flip(1.0)(Sample(image, annotations[kind]), rng())
     np.testing.assert_array_equal(once.image_HW3, image[:, ::-1])
-    np.testing.assert_array_equal(owners(once.truth), owners(truths[kind])[:, ::-1])
+    np.testing.assert_array_equal(owners(once.annotation), owners(annotations[kind])[:, ::-1])
     twice = Flip(1.0)(once, rng())
     np.testing.assert_array_equal(twice.image_HW3, image)
-    np.testing.assert_array_equal(owners(twice.truth), owners(truths[kind]))
+    np.testing.assert_array_equal(owners(twice.annotation), owners(annotations[kind]))
 
 
 def test_flip_happens_below_its_probability():
@@ -276,12 +287,12 @@ def test_flip_happens_below_its_probability():
 
 
 def test_a_step_leaves_its_input_alone():
-    image, _, truths = painted()
+    image, _, annotations = painted()
     for steps in PIPELINES.values():
-        before = image.copy(), owners(truths["panoptic"]).copy()
-        augment(Sample(image, truths["panoptic"]), [*steps, ColorJitter(32, (0.5, 1.5), (0.5, 1.5), 18)], rng(3))
+        before = image.copy(), owners(annotations["panoptic"]).copy()
+        augment(Sample(image, annotations["panoptic"]), [*steps, ColorJitter(32, (0.5, 1.5), (0.5, 1.5), 18)], rng(3))
         np.testing.assert_array_equal(image, before[0])
-        np.testing.assert_array_equal(owners(truths["panoptic"]), before[1])
+        np.testing.assert_array_equal(owners(annotations["panoptic"]), before[1])
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
@@ -318,17 +329,17 @@ def test_the_grids_differ():
 def test_which_grid_and_which_bilinear():
     image = rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     ids = np.arange(2400, dtype=np.int32).reshape(40, 60)
-    as_panoptic = ResizeChoice([17], 100)(Sample(image, PanopticTruth(ids, [])), rng())
-    as_semantic = ResizeChoice([17], 100)(Sample(image, SemanticTruth(ids, -1)), rng())
-    as_opencv = ResizeChoice([17], 100, "opencv")(Sample(image, SemanticTruth(ids, -1)), rng())
+    as_panoptic = ResizeChoice([17], 100)(Sample(image, PanopticAnnotation(ids, [])), rng())
+    as_semantic = ResizeChoice([17], 100)(Sample(image, SemanticAnnotation(ids, -1)), rng())
+    as_opencv = ResizeChoice([17], 100, "opencv")(Sample(image, SemanticAnnotation(ids, -1)), rng())
     size = (26, 17)
     pillow = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(as_panoptic.image_HW3, pillow)
     np.testing.assert_array_equal(as_semantic.image_HW3, pillow)
     np.testing.assert_array_equal(as_opencv.image_HW3, cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
-    np.testing.assert_array_equal(as_panoptic.truth.ids_HW, np.asarray(Image.fromarray(ids).resize(size, 0)))
+    np.testing.assert_array_equal(as_panoptic.annotation.ids_HW, np.asarray(Image.fromarray(ids).resize(size, 0)))
     rows, columns = np.arange(17) * 40 // 17, np.arange(26) * 60 // 26
-    np.testing.assert_array_equal(as_semantic.truth.labels_HW, ids[rows][:, columns])
+    np.testing.assert_array_equal(as_semantic.annotation.labels_HW, ids[rows][:, columns])
 
 
 # --- objects ----------------------------------------------------------------------------------------------------------
@@ -336,10 +347,10 @@ def test_which_grid_and_which_bilinear():
 
 def test_polygons_move_as_polygons():
     square = np.array([(10, 20), (30, 20), (30, 40), (10, 40)], dtype=float)
-    sample = Sample(np.zeros((50, 100, 3), np.uint8), InstanceTruth((50, 100), [TrueObject(0, [square])]))
+    sample = Sample(np.zeros((50, 100, 3), np.uint8), InstanceAnnotation((50, 100), [AnnotatedObject(0, [square])]))
 
     def after(step, *draws):
-        return step(sample, Replay(*draws)).truth.objects[0].shape[0]
+        return step(sample, Replay(*draws)).annotation.objects[0].shape[0]
 
     np.testing.assert_array_equal(after(Flip(1.0), 0.0), square * (-1, 1) + (100, 0))
     np.testing.assert_array_equal(after(ResizeChoice([75], 1000), 0), square * 1.5)
@@ -354,9 +365,9 @@ def test_clipped_polygons_show_what_was_in_the_window(seed, corners):
     draw = rng(seed)
     polygon = draw.uniform(0, 60, (corners, 2)).round()
     top, left = (int(v) for v in draw.integers(0, 30, 2))
-    whole = mask_of(TrueObject(0, [polygon]), (60, 60))[top : top + 30, left : left + 30]
+    whole = mask_of(AnnotatedObject(0, [polygon]), (60, 60))[top : top + 30, left : left + 30]
     clipped = geometry.window(top, left, 30, 30).points(polygon)
-    shown = mask_of(TrueObject(0, [clipped] if len(clipped) else []), (30, 30))
+    shown = mask_of(AnnotatedObject(0, [clipped] if len(clipped) else []), (30, 30))
     edges = cv2.dilate(whole, np.ones((3, 3))) != cv2.erode(whole, np.ones((3, 3)))
     # Slivers thinner than a pixel are rounded in another way once their ends are cut off: 2 pixels in 3000 polygons.
     assert ((shown != whole) & ~edges)[1:-1, 1:-1].sum() <= 4
@@ -365,9 +376,9 @@ def test_clipped_polygons_show_what_was_in_the_window(seed, corners):
 
 def test_what_was_cut_off_does_not_return_in_the_padding():
     square = np.array([(0, 0), (40, 0), (40, 40), (0, 40)], dtype=float)
-    sample = Sample(np.zeros((40, 40, 3), np.uint8), InstanceTruth((40, 40), [TrueObject(0, [square])]))
+    sample = Sample(np.zeros((40, 40, 3), np.uint8), InstanceAnnotation((40, 40), [AnnotatedObject(0, [square])]))
     made = augment(sample, [RandomCrop(10, 10, 1.0), Pad(128, 30)], rng())
-    assert mask_of(made.truth.objects[0], (30, 30)).sum() == 100
+    assert mask_of(made.annotation.objects[0], (30, 30)).sum() == 100
 
 
 def test_cutouts_are_as_small_as_their_object():
@@ -391,21 +402,21 @@ def test_vanished_objects_leave_only_when_told():
     far_mask[50:] = 1
     far = coco_mask.encode(np.asfortranarray(far_mask))
     shapes = [[kept], [outside], [around_the_corner], far, [outside, kept]]
-    truth = InstanceTruth((60, 60), [TrueObject(i, shape) for i, shape in enumerate(shapes)])
-    sample = RandomCrop(20, 20, 1.0)(Sample(np.zeros((60, 60, 3), np.uint8), truth), Replay(0, 0))
-    assert [item.label for item in sample.truth.objects] == [0, 1, 2, 3, 4]
-    assert [item.label for item in DropVanished()(sample, None).truth.objects] == [0, 4]
+    annotation = InstanceAnnotation((60, 60), [AnnotatedObject(i, shape) for i, shape in enumerate(shapes)])
+    sample = RandomCrop(20, 20, 1.0)(Sample(np.zeros((60, 60, 3), np.uint8), annotation), Replay(0, 0))
+    assert [item.label for item in sample.annotation.objects] == [0, 1, 2, 3, 4]
+    assert [item.label for item in DropVanished()(sample, None).annotation.objects] == [0, 4]
 
 
 def test_segments_without_pixels_are_dropped():
     ids = np.array([[1, 1], [0, 3]], dtype=np.int32)
-    truth = PanopticTruth(ids, [TrueSegment(1, 5), TrueSegment(2, 6), TrueSegment(3, 7)])
-    dropped = DropVanished()(Sample(np.zeros((2, 2, 3), np.uint8), truth), None)
-    assert [segment.id for segment in dropped.truth.segments] == [1, 3]
+    annotation = PanopticAnnotation(ids, [AnnotatedSegment(1, 5), AnnotatedSegment(2, 6), AnnotatedSegment(3, 7)])
+    dropped = DropVanished()(Sample(np.zeros((2, 2, 3), np.uint8), annotation), None)
+    assert [segment.id for segment in dropped.annotation.segments] == [1, 3]
 
 
 def test_uncompressed_run_lengths_are_read():
-    item = TrueObject(0, {"size": [2, 3], "counts": [1, 2, 3]})  # columns first
+    item = AnnotatedObject(0, {"size": [2, 3], "counts": [1, 2, 3]})  # columns first
     assert mask_of(item, (2, 3)).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
@@ -453,11 +464,11 @@ def test_colour_jitter_is_the_published_one(which, order):
     later = ["contrast", "saturation", "hue"] if order else ["saturation", "hue", "contrast"]
     draws = [*drawn["brightness"], 0.49 if order else 0.5, *itertools.chain(*(drawn[name] for name in later))]
     replay = Replay(*draws)
-    made = ColorJitter(32, (0.5, 1.5), (0.5, 1.5), 18)(Sample(image, SemanticTruth(image[..., 0])), replay)
+    made = ColorJitter(32, (0.5, 1.5), (0.5, 1.5), 18)(Sample(image, SemanticAnnotation(image[..., 0])), replay)
     assert not replay.values
     np.testing.assert_array_equal(made.image_HW3, slow_ssd(image, coins, order, **values))
     assert set(replay.ranges) <= {(-32, 32), (0.5, 1.5), (-18, 19)}  # 18 itself can be drawn
-    assert made.truth.labels_HW is not None and len(replay.ranges) == sum(which)
+    assert made.annotation.labels_HW is not None and len(replay.ranges) == sum(which)
 
 
 # --- from a configuration ---------------------------------------------------------------------------------------------

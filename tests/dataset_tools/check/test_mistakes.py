@@ -17,7 +17,7 @@ from helpers.folders import (
     plane,
     rectangle,
     write_mask,
-    write_picture,
+    write_random_image,
 )
 
 from m2f_cli.data.open_dataset import open_data
@@ -48,17 +48,17 @@ def test_sound_data_gives_no_warning(tmp_path):
     assert kinds(semantic(tmp_path, SOUND, SOUND)) == []
 
 
-def test_broken_pictures_are_counted_and_the_first_is_told(tmp_path):
+def test_broken_images_are_counted_and_the_first_is_told(tmp_path):
     data = semantic(tmp_path, SOUND, SOUND, SOUND)
     write_mask(tmp_path / "labels/train/0.png", plane((200, 0, 0, 5, 5), size=SIZE))
     (tmp_path / "images/train/1.jpg").write_bytes((tmp_path / "images/train/1.jpg").read_bytes()[:700])
     (warning,) = glance(data, 50)
     assert warning.kind == "unusable"
-    assert "2 of 3 pictures" in warning.message
+    assert "2 of 3 images" in warning.message
     assert "value 200" in warning.message
 
 
-def test_a_damaged_picture_is_found_where_its_pixels_are_read(tmp_path):
+def test_a_damaged_image_is_found_where_its_pixels_are_read(tmp_path):
     data = semantic(tmp_path, SOUND)
     path = tmp_path / "images/train/0.jpg"
     path.write_bytes(path.read_bytes()[:-200])
@@ -69,7 +69,7 @@ def test_a_damaged_picture_is_found_where_its_pixels_are_read(tmp_path):
 
 def test_masks_of_another_size(tmp_path):
     data = open_data(coco_instances(tmp_path, []), "val")
-    write_picture(tmp_path / "val2017" / "1.jpg", (20, 31))
+    write_random_image(tmp_path / "val2017" / "1.jpg", (20, 31))
     (problem,) = inspect(data).problems
     assert "20 x 31" in problem.message
 
@@ -105,10 +105,10 @@ def test_one_class_only(tmp_path):
 def test_classes_that_nobody_annotated(tmp_path):
     (warning,) = check(describe(semantic(tmp_path, SOUND, classes="road\ncar\ntree\nship\n")))
     assert warning.kind == "unseen-classes"
-    assert warning.message.endswith("1 of 4 classes are nowhere in 1 pictures of train: ship.")
+    assert warning.message.endswith("1 of 4 classes are nowhere in 1 images of train: ship.")
 
 
-def test_pictures_without_objects(tmp_path):
+def test_images_without_objects(tmp_path):
     rows = [annotation(n, 1, category, [rectangle(1, 1, 9, 9)]) for n, category in enumerate((3, 17))]
     found = kinds(open_data(coco_instances(tmp_path, rows, count=3), "val"))
     assert "empty-pictures" in found
@@ -129,27 +129,27 @@ def test_more_objects_than_queries(tmp_path):
     assert "many-objects" not in kinds(open_data(coco_instances(tmp_path / "b", rows[1:]), "val"))
 
 
-def test_pictures_below_32_pixels_are_absurd(tmp_path):
+def test_images_below_32_pixels_are_absurd(tmp_path):
     assert kinds(semantic(tmp_path, SOUND[:31])) == ["absurd-sizes"]
 
 
-def test_pictures_in_both_splits(tmp_path):
+def test_images_in_both_splits(tmp_path):
     label_maps(tmp_path, [SOUND, SOUND], split="val")
     train = semantic(tmp_path, SOUND, SOUND)
     val = open_data(tmp_path, "val")
-    write_picture(tmp_path / "images/val/0.jpg", SIZE, seed=9)
+    write_random_image(tmp_path / "images/val/0.jpg", SIZE, seed=9)
     shutil.copy(tmp_path / "images/train/0.jpg", tmp_path / "images/val/1.jpg")
     assert shared_files(train.records, val.records) == [("0", "1")]
     (warning,) = glance(train, 50, val)
     assert warning.kind == "shared-pictures"
-    assert "1 pictures are in train and in val" in warning.message
+    assert "1 images are in train and in val" in warning.message
 
 
 def test_description_of_semantic_data(tmp_path):
     ignored = plane((1, 0, 0, 20, 60), (255, 30, 0, 40, 60), size=SIZE)
     found = describe(semantic(tmp_path, SOUND, ignored))
-    assert (found.pictures, found.looked_at, found.objects) == (2, 2, (3, 2))
-    assert found.pictures_of == found.objects_of == (2, 2, 1)
+    assert (found.images, found.looked_at, found.objects) == (2, 2, (3, 2))
+    assert found.images_of == found.objects_of == (2, 2, 1)
     assert found.ignored == 0.125
     assert found.sizes == {SIZE: 2}
 
@@ -167,7 +167,7 @@ def test_description_of_panoptic_data(tmp_path):
 def test_description_of_objects(tmp_path):
     rows = [annotation(n, 1, 17, [rectangle(1, 1, 9, 9)]) for n in range(3)]
     found = describe(open_data(coco_instances(tmp_path, rows, count=4), "val"))
-    assert (found.objects, found.pictures_of, found.objects_of) == ((3, 0, 0, 0), (0, 1), (0, 3))
+    assert (found.objects, found.images_of, found.objects_of) == ((3, 0, 0, 0), (0, 1), (0, 3))
     assert found.ignored is None
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are the same or look the same: no near copy is missed, and hashes survive what copies go through."""
+"""Images that are the same or look the same: no near copy is missed, and hashes survive what copies go through."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_nothing_to_compare_with():
     assert twins(some, prints("train", [])) == twins(prints("train", []), some) == repeats(some) == []
 
 
-def test_flat_pictures_look_like_nothing():
+def test_flat_images_look_like_nothing():
     assert difference_hash(Image.new("RGB", (40, 30), "gray")) is None
     assert len(difference_hash(scene(0))) == 16
 
@@ -53,8 +53,8 @@ def test_hashes_are_robust(seed):
     def differing(one, other):
         return sum(bin(a ^ b).count("1") for a, b in zip(one, other, strict=True))
 
-    picture = scene(seed)
-    brighter = picture.point(lambda value: min(255, int(0.8 * value) + 20))
-    for copy in (picture.resize((80, 60)), brighter, picture.convert("L")):
-        assert differing(difference_hash(picture), difference_hash(copy)) <= MOST_BITS
-    assert differing(difference_hash(picture), difference_hash(scene(seed + 50))) > 3 * MOST_BITS
+    image = scene(seed)
+    brighter = image.point(lambda value: min(255, int(0.8 * value) + 20))
+    for copy in (image.resize((80, 60)), brighter, image.convert("L")):
+        assert differing(difference_hash(image), difference_hash(copy)) <= MOST_BITS
+    assert differing(difference_hash(image), difference_hash(scene(seed + 50))) > 3 * MOST_BITS

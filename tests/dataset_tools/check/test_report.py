@@ -22,7 +22,7 @@ from helpers.folders import (
     rectangle,
     roboflow,
     write_mask,
-    write_picture,
+    write_random_image,
     yolo_seg,
 )
 from hypothesis import given
@@ -32,7 +32,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m2f_cli.data.open_dataset import open_data
-from m2f_cli.data.records import PictureFile
+from m2f_cli.data.records import ImageFile
 from m2f_cli.dataset_tools.check.inspect_image import look_at
 from m2f_cli.dataset_tools.check.near_duplicates import MOST_BITS, Twin, difference_hash
 from m2f_cli.dataset_tools.check.orphans import leftovers
@@ -40,7 +40,7 @@ from m2f_cli.dataset_tools.check.region_stats import regions_of
 from m2f_cli.dataset_tools.check.report import inspect, open_splits, report
 from m2f_cli.dataset_tools.check.summary import EDGES, class_rows, edge_names
 from m2f_cli.errors import DataError
-from m2f_cli.structures.annotations import InstanceTruth, TrueObject
+from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation
 from m2f_cli.structures.run_lengths import areas_in
 
 LARGE = (40, 60)  # large enough for no warning about it
@@ -62,7 +62,7 @@ def kinds(found):
 def test_counts_of_label_maps(tmp_path):
     folder = label_maps(tmp_path, [MASK, plane((1, 0, 0, 20, 30))])
     found = inspect(open_data(folder, "train"))
-    assert [(c.pictures, c.objects, c.pixels) for c in found.classes] == [(1, 1, 250), (2, 2, 700), (1, 1, 200)]
+    assert [(c.images, c.objects, c.pixels) for c in found.classes] == [(1, 1, 250), (2, 2, 700), (1, 1, 200)]
     assert [(c.small, c.medium, c.large) for c in found.classes] == [(1, 0, 0), (2, 0, 0), (1, 0, 0)]
     assert found.description.objects == (3, 1)
     assert found.description.ignored == 50 / 1200
@@ -75,7 +75,7 @@ def test_counts_of_label_maps(tmp_path):
 def test_size_classes_begin_at_cocos_bounds(tmp_path):
     squares = [[rectangle(0, 0, 32, 31)], [rectangle(0, 0, 32, 32)], [rectangle(0, 0, 96, 96)]]
     folder = coco_instances(tmp_path, [annotation(n, 1, 3, each) for n, each in enumerate(squares)])
-    write_picture(folder / "val2017/1.jpg", (100, 120))
+    write_random_image(folder / "val2017/1.jpg", (100, 120))
     path = folder / "annotations/instances_val2017.json"
     tree = json.loads(path.read_text())
     tree["images"][0].update(height=100, width=120)
@@ -91,8 +91,10 @@ def test_areas_of_objects_are_those_of_their_masks():
     mask_HW = np.zeros(SIZE, dtype=np.uint8, order="F")
     mask_HW[3:9, 4:20] = 1
     shapes = [[polygon], [polygon, second], coco_mask.encode(mask_HW), [polygon + 100]]
-    objects = [TrueObject(i, shape) for i, shape in enumerate(shapes)] + [TrueObject(0, [polygon], iscrowd=True)]
-    found = regions_of(InstanceTruth(SIZE, objects))
+    objects = [AnnotatedObject(i, shape) for i, shape in enumerate(shapes)] + [
+        AnnotatedObject(0, [polygon], iscrowd=True)
+    ]
+    found = regions_of(InstanceAnnotation(SIZE, objects))
     flat = [[points.ravel().tolist() for points in shape] for shape in (shapes[0], shapes[1])]
     unpacked = [coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(each, *SIZE))).sum() for each in flat]
     assert found.areas == (*unpacked, 96, 0)
@@ -144,16 +146,16 @@ def test_the_report_is_plain_data(tmp_path):
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def missing_picture(folder):
+def missing_image(folder):
     (folder / "images/train/1.jpg").unlink()
 
 
-def cut_picture(folder):
+def cut_image(folder):
     path = folder / "images/train/1.jpg"
     path.write_bytes(path.read_bytes()[:-60])
 
 
-def no_picture_at_all(folder):
+def no_image_at_all(folder):
     (folder / "images/train/1.jpg").write_bytes(b"")
 
 
@@ -177,9 +179,9 @@ def unknown_value(folder):
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
-        (missing_picture, "missing-file"),
-        (cut_picture, "damaged-picture"),
-        (no_picture_at_all, "damaged-picture"),
+        (missing_image, "missing-file"),
+        (cut_image, "damaged-picture"),
+        (no_image_at_all, "damaged-picture"),
         (missing_mask, "missing-file"),
         (cut_mask, "damaged-annotation"),
         (mask_of_another_size, "size-mismatch"),
@@ -195,7 +197,7 @@ def test_a_damaged_file_is_a_problem_and_the_others_are_looked_at(tmp_path, dama
     assert found.splits[0].description.looked_at == 2
     (error,) = found.errors
     assert error.kind == kind
-    assert error.message.startswith("1 picture of 3 cannot be used; the first: ")
+    assert error.message.startswith("1 image of 3 cannot be used; the first: ")
     assert "unusable" not in {finding.kind for finding in found.findings}
 
 
@@ -223,12 +225,12 @@ def test_a_class_number_out_of_range(tmp_path):
     assert "class number 2" in found.problem.message
 
 
-def test_a_picture_that_lies_on_its_side(tmp_path):
+def test_a_image_that_lies_on_its_side(tmp_path):
     folder = label_maps(tmp_path, [MASK])
-    picture = Image.fromarray(np.zeros((30, 20, 3), dtype=np.uint8))
-    exif = picture.getexif()
+    image = Image.fromarray(np.zeros((30, 20, 3), dtype=np.uint8))
+    exif = image.getexif()
     exif[0x0112] = 6  # turn it by 90 degrees to see it
-    picture.save(folder / "images/train/0.jpg", exif=exif)
+    image.save(folder / "images/train/0.jpg", exif=exif)
     assert look_at(open_data(folder, "train").records[0], 3).size == SIZE
 
 
@@ -237,14 +239,14 @@ def test_a_name_that_is_too_long_for_a_file_is_a_missing_file(tmp_path):
     data = open_data(folder, "train")
     long = folder / "images" / f"{'x' * 300}.jpg"
     first, second, third = data.records
-    second = dataclasses.replace(second, image=long, read_image=PictureFile(long))
+    second = dataclasses.replace(second, image=long, read_image=ImageFile(long))
     data = dataclasses.replace(data, records=(first, second, third))
     found = report([data, dataclasses.replace(data, split="val")])
     assert [(problem.name, problem.kind) for problem in found.splits[0].problems] == [("1", "missing-file")]
     assert found.splits[0].description.looked_at == 2
 
 
-def test_pictures_that_are_no_files(tmp_path):
+def test_images_that_are_no_files(tmp_path):
     folder = label_maps(tmp_path, [SOUND])
     image_HW3 = np.array(scene(1, LARGE))
     record = dataclasses.replace(open_data(folder, "train").records[0], read_image=lambda: image_HW3)
@@ -291,26 +293,26 @@ def test_copies_within_a_split(tmp_path):
 # --- files that nobody uses -------------------------------------------------------------------------------------------
 
 
-def test_a_label_without_its_picture_and_a_picture_without_its_label(tmp_path):
+def test_a_label_without_its_image_and_a_image_without_its_label(tmp_path):
     folder = label_maps(tmp_path, [SOUND] * 3)
     (folder / "images/train/1.jpg").unlink()
-    write_picture(folder / "images/train/.hidden.jpg")
+    write_random_image(folder / "images/train/.hidden.jpg")
     write_mask(folder / "labels/train/7.png", SOUND)
     found = [f for f in report_of(folder).findings if f.kind.startswith("unused")]
     assert [(f.level, f.kind, f.split) for f in found] == [("warning", "unused-annotations", "train")]
-    assert found[0].message == f"2 annotation files in {folder}/labels/train belong to no picture, such as 1.png."
+    assert found[0].message == f"2 annotation files in {folder}/labels/train belong to no image, such as 1.png."
     assert not [f for f in report_of(folder, "train").findings if f.kind.startswith("unused")]
 
 
-def test_pictures_that_no_json_lists(tmp_path):
+def test_images_that_no_json_lists(tmp_path):
     rows = [annotation(n, 1, category, [rectangle(0, 0, 9, 9)]) for n, category in enumerate((3, 17))]
-    for name in ("train2017", "val2017"):  # both splits have their pictures in one folder
-        coco_instances(tmp_path, rows, name=name, pictures="images")
-    write_picture(tmp_path / "images/5.jpg")
-    (tmp_path / "images/notes.txt").write_text("no picture")
+    for name in ("train2017", "val2017"):  # both splits have their images in one folder
+        coco_instances(tmp_path, rows, name=name, images="images")
+    write_random_image(tmp_path / "images/5.jpg")
+    (tmp_path / "images/notes.txt").write_text("no image")
     found = [f for f in report_of(tmp_path).findings if f.kind.startswith("unused")]
     assert [(f.kind, f.message) for f in found] == [
-        ("unused-pictures", f"1 picture in {tmp_path}/images is in no split, such as 5.jpg."),
+        ("unused-pictures", f"1 image in {tmp_path}/images is in no split, such as 5.jpg."),
     ]
 
 
@@ -320,7 +322,7 @@ def test_sound_folders_have_no_unused_files(tmp_path, make):
     assert not leftovers([open_data(folder, "val")])
 
 
-def test_several_files_of_one_picture_in_one_folder(tmp_path):
+def test_several_files_of_one_image_in_one_folder(tmp_path):
     """Cityscapes: instanceIds are read, labelIds beside them are not unused for that."""
     folder = cityscapes(tmp_path)
     for part in ("leftImg8bit", "gtFine"):
@@ -337,7 +339,7 @@ def test_several_files_of_one_picture_in_one_folder(tmp_path):
 
 def test_sound_data_has_no_findings(tmp_path):
     label_maps(tmp_path, [SOUND])
-    write_picture(label_maps(tmp_path, [SOUND], split="val") / "images/val/0.jpg", LARGE, seed=5)
+    write_random_image(label_maps(tmp_path, [SOUND], split="val") / "images/val/0.jpg", LARGE, seed=5)
     found = report_of(tmp_path)
     assert (found.findings, found.twins, [each.split for each in found.splits]) == ((), (), ["train", "val"])
     assert found.to_dict()["would_train"]
@@ -352,9 +354,9 @@ def test_one_split_only(tmp_path):
 
 def test_test_that_is_used_as_val_is_looked_at_once(tmp_path):
     label_maps(tmp_path, [SOUND])
-    write_picture(label_maps(tmp_path, [SOUND], split="test") / "images/test/0.jpg", LARGE, seed=5)
+    write_random_image(label_maps(tmp_path, [SOUND], split="test") / "images/test/0.jpg", LARGE, seed=5)
     assert [each.split for each in report_of(tmp_path).splits] == ["train", "val"]
-    write_picture(label_maps(tmp_path, [SOUND], split="val") / "images/val/0.jpg", LARGE, seed=6)
+    write_random_image(label_maps(tmp_path, [SOUND], split="val") / "images/val/0.jpg", LARGE, seed=6)
     assert [each.split for each in report_of(tmp_path).splits] == ["train", "val", "test"]
 
 
@@ -374,7 +376,7 @@ def test_splits_of_other_classes(tmp_path):
     both = coco_instances(tmp_path, [annotation(1, 1, 3, [rectangle(0, 0, 9, 9)])])
     categories = [{"id": 3, "name": "cat"}, {"id": 17, "name": "wolf"}]
     rows = [annotation(1, 1, 17, [rectangle(0, 0, 9, 9)])]
-    coco_instances(both, rows, name="train2017", pictures="train2017", categories=categories)
+    coco_instances(both, rows, name="train2017", images="train2017", categories=categories)
     found = report_of(both)
     (error,) = found.errors
     assert (error.kind, error.split) == ("other-classes", "val")
@@ -384,7 +386,7 @@ def test_splits_of_other_classes(tmp_path):
 
 
 def test_data_without_annotations_is_warned_of(tmp_path):
-    folder = coco_instances(tmp_path, [], name="train2017", pictures="train2017", count=2)
+    folder = coco_instances(tmp_path, [], name="train2017", images="train2017", count=2)
     found = report_of(folder, "train")
     assert {kind for _, kind, _ in kinds(found)} == {"nothing-annotated", "absurd-sizes"}, "not what follows"
     assert ("warning", "nothing-annotated", "train") in kinds(found), "training runs, and learns nothing"

@@ -1,4 +1,4 @@
-"""Annotated pictures in other formats: read back, the truth is the same pixel by pixel."""
+"""Annotated images in other formats: read back, the annotation is the same pixel by pixel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from helpers.convert_tools import VALUES, kinds, objects, pictures, read
+from helpers.convert_tools import VALUES, images, kinds, objects, read
 from helpers.folders import (
     ALL,
     SEGMENTS,
@@ -37,7 +37,7 @@ def test_objects_with_holes_parts_overlaps_and_crowds(tmp_path, to):
     assert detect(tmp_path / "b") == to
     assert read(tmp_path / "b") == read(source)
     assert [len(found) for found in read(source).values()] == [4, 0]
-    assert pictures(tmp_path / "b") == pictures(source)
+    assert images(tmp_path / "b") == images(source)
     mine, own = (open_data(folder, "val").categories for folder in (tmp_path / "b", source))
     assert [(c.id, c.name, c.color) for c in mine] == [(c.id, c.name, c.color) for c in own]
     back = convert(tmp_path / "b", tmp_path / "c", "coco-instance")
@@ -149,13 +149,13 @@ def test_label_maps_as_panoptic_and_back(tmp_path):
     source = label_maps(tmp_path / "a", [VALUES])
     convert(source, tmp_path / "b", "coco-panoptic")
     data = open_data(tmp_path / "b", "train")
-    assert len(data.records[0].read_truth().segments) == 3
+    assert len(data.records[0].read_annotation().segments) == 3
     convert(tmp_path / "b", tmp_path / "c", "label-maps")
     assert read(tmp_path / "c", "train") == read(source, "train")
     assert [c.isthing for c in open_data(tmp_path / "c", "train").categories] == [False] * 3
 
 
-# --- real pictures ----------------------------------------------------------------------------------------------------
+# --- real images ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["scenes", pytest.param("coco", marks=pytest.mark.reference)])

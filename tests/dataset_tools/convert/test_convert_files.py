@@ -1,4 +1,4 @@
-"""Converting whole folders: splits, links, broken pictures, names, processes; all of it or nothing."""
+"""Converting whole folders: splits, links, broken images, names, processes; all of it or nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from helpers.folders import (
     write_ids,
     write_json,
     write_mask,
-    write_picture,
+    write_random_image,
     write_text,
     yolo_seg,
 )
@@ -38,7 +38,7 @@ from m2f_cli.errors import ConfigError, DataError, M2FError
 
 def test_all_splits_and_formats_that_are_only_read(tmp_path):
     done = convert(roboflow(tmp_path / "a"), tmp_path / "b", "yolo-seg")
-    assert [(each.split, each.pictures) for each in done.splits] == [("train", 1), ("val", 1)]
+    assert [(each.split, each.images) for each in done.splits] == [("train", 1), ("val", 1)]
     assert read(tmp_path / "b")["val/1"] == read(tmp_path / "a")["1"]
     convert(mapillary(tmp_path / "c"), tmp_path / "d", "label-maps")
     assert read(tmp_path / "d") == read(tmp_path / "c", task="semantic")
@@ -51,7 +51,7 @@ def test_test_stays_test(tmp_path):
     source = label_maps(tmp_path / "a", [VALUES])
     label_maps(source, [VALUES * 0, VALUES], split="test")
     done = convert(source, tmp_path / "b", "label-maps")
-    assert [(each.split, each.pictures) for each in done.splits] == [("train", 1), ("test", 2)]
+    assert [(each.split, each.images) for each in done.splits] == [("train", 1), ("test", 2)]
     with pytest.raises(DataError, match="no split 'minival'"):
         convert(source, tmp_path / "c", "label-maps", splits=["minival"])
 
@@ -59,16 +59,16 @@ def test_test_stays_test(tmp_path):
 def test_links_and_copies(tmp_path):
     source = label_maps(tmp_path / "a", [VALUES])
     convert(source, tmp_path / "b", "label-maps", link=True)
-    picture = tmp_path / "b/images/train/0.jpg"
-    assert picture.is_symlink()
-    assert picture.resolve() == source / "images/train/0.jpg"
+    image = tmp_path / "b/images/train/0.jpg"
+    assert image.is_symlink()
+    assert image.resolve() == source / "images/train/0.jpg"
     convert(source, tmp_path / "c", "label-maps")
     copy = tmp_path / "c/images/train/0.jpg"
     assert not copy.is_symlink()
     assert copy.read_bytes() == (source / "images/train/0.jpg").read_bytes()
 
 
-def test_pictures_inside_of_jsons_are_written(tmp_path):
+def test_images_inside_of_jsons_are_written(tmp_path):
     import base64
     import io
 
@@ -81,18 +81,18 @@ def test_pictures_inside_of_jsons_are_written(tmp_path):
 
 
 def broken(folder):
-    """A good picture, a truncated one, one of another size, one whose mask has an unknown value, one without mask."""
+    """A good image, a truncated one, one of another size, one whose mask has an unknown value, one without mask."""
     label_maps(folder, [VALUES] * 4)
     data = (folder / "images/train/1.jpg").read_bytes()
     (folder / "images/train/1.jpg").write_bytes(data[: len(data) // 2])
-    write_picture(folder / "images/train/2.jpg", (9, 9))
+    write_random_image(folder / "images/train/2.jpg", (9, 9))
     write_mask(folder / "labels/train/3.png", VALUES * 0 + 9)
-    write_picture(folder / "images/train/4.jpg")
+    write_random_image(folder / "images/train/4.jpg")
     return folder
 
 
 @pytest.mark.parametrize("to", ["label-maps", "coco-panoptic", "cityscapes"])
-def test_broken_pictures_are_named_and_leave_nothing_behind(tmp_path, to):
+def test_broken_images_are_named_and_leave_nothing_behind(tmp_path, to):
     done = convert(broken(tmp_path / "a"), tmp_path / "b", to)
     assert [(name, reason.split()[0].rpartition("/")[2]) for _, name, reason in done.failures] == [
         ("1", "1.jpg"),
@@ -100,7 +100,7 @@ def test_broken_pictures_are_named_and_leave_nothing_behind(tmp_path, to):
         ("3", "3.png"),
         ("4", "The"),
     ]
-    assert done.splits[0].pictures == 1
+    assert done.splits[0].images == 1
     assert len(read(tmp_path / "b", "train")) == 1
     files = [path for path in (tmp_path / "b").rglob("*") if path.suffix in (".png", ".jpg")]
     assert {path.stem.split("_")[0] for path in files} == {"0"}
@@ -109,7 +109,7 @@ def test_broken_pictures_are_named_and_leave_nothing_behind(tmp_path, to):
 
 def test_a_data_set_that_is_broken_as_a_whole_writes_nothing(tmp_path):
     source = label_maps(tmp_path / "a", [VALUES * 0 + 9])
-    with pytest.raises(DataError, match="Not one picture can be used; the first: .*holds the value 9"):
+    with pytest.raises(DataError, match="Not one image can be used; the first: .*holds the value 9"):
         convert(source, tmp_path / "b", "label-maps")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
@@ -123,7 +123,7 @@ def test_a_broken_split_is_no_missing_split(tmp_path):
 
 def test_splits_of_other_classes(tmp_path):
     source = objects(tmp_path / "a")
-    coco_instances(source, [], name="train2017", pictures="train2017", categories=[{"id": 3, "name": "cow"}])
+    coco_instances(source, [], name="train2017", images="train2017", categories=[{"id": 3, "name": "cow"}])
     with pytest.raises(DataError, match="different classes"):
         convert(source, tmp_path / "b", "yolo-seg")
 
@@ -131,7 +131,7 @@ def test_splits_of_other_classes(tmp_path):
 def test_splits_of_other_tasks(tmp_path):
     """The train split of ADE20K was prepared, the other was not."""
     source = ade20k(tmp_path / "a")
-    write_picture(source / "images/validation/ADE_val_00000001.jpg")
+    write_random_image(source / "images/validation/ADE_val_00000001.jpg")
     write_mask(source / "annotations/validation/ADE_val_00000001.png", plane((1, 0, 0, 5, 30)))
     with_segments = [{"id": 1, "name": "wall", "isthing": 0}]
     tree = {
@@ -168,7 +168,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(objects(tmp_path / "a"), tmp_path / "b", "coco-instance", on_picture=stop)
+        convert(objects(tmp_path / "a"), tmp_path / "b", "coco-instance", on_image=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -189,9 +189,9 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_names_stay_below_their_folder(tmp_path):
-    write_picture(tmp_path / "outside.jpg")
+    write_random_image(tmp_path / "outside.jpg")
     source = tmp_path / "a"
-    write_picture(source / "val" / "x.jpg")
+    write_random_image(source / "val" / "x.jpg")
     tree = {
         "images": [image_entry(1, "x.jpg"), image_entry(2, "../../outside.jpg")],
         "annotations": [annotation(1, 2, 3, [rectangle(1, 2, 11, 7)])],
@@ -208,7 +208,7 @@ def test_processes_write_the_same_files(tmp_path):
     (source / "labels/train/7.png").unlink()
     seen = []
     one = convert(source, tmp_path / "b", "coco-panoptic")
-    two = convert(source, tmp_path / "c", "coco-panoptic", workers=2, on_start=seen.append, on_picture=seen.append)
+    two = convert(source, tmp_path / "c", "coco-panoptic", workers=2, on_start=seen.append, on_image=seen.append)
     assert [path.relative_to(tmp_path / "b") for path in sorted((tmp_path / "b").rglob("*"))] == [
         path.relative_to(tmp_path / "c") for path in sorted((tmp_path / "c").rglob("*"))
     ]
@@ -222,10 +222,10 @@ def test_processes_write_the_same_files(tmp_path):
 class _Killed:
     """A writer whose process is killed, as by the memory's guard."""
 
-    def annotate(self, root, place, truth):
+    def annotate(self, root, place, annotation):
         os._exit(9)
 
-    def picture(self, place):
+    def image(self, place):
         return place.file_name
 
     def shared(self, split):

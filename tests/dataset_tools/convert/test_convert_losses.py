@@ -17,7 +17,7 @@ from helpers.folders import (
     plane,
     rectangle,
     write_json,
-    write_picture,
+    write_random_image,
     write_text,
 )
 
@@ -27,7 +27,7 @@ from m2f_cli.data.transforms.geometry import mask_of
 from m2f_cli.dataset_tools.convert.retask import Recast, paint
 from m2f_cli.dataset_tools.convert.run import TEXTS, convert
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.structures.annotations import InstanceTruth, TrueObject
+from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation
 from m2f_cli.structures.categories import from_names
 
 
@@ -43,8 +43,8 @@ def test_overlaps_go_to_the_smaller_object(tmp_path):
         ],
     )
     done = convert(source, tmp_path / "b", "coco-panoptic")
-    truth = open_data(tmp_path / "b", "val").records[0].read_truth()
-    areas = sorted(int((truth.ids_HW == segment.id).sum()) for segment in truth.segments)
+    result = open_data(tmp_path / "b", "val").records[0].read_annotation()
+    areas = sorted(int((result.ids_HW == segment.id).sum()) for segment in result.segments)
     assert areas == [4, 12, 84, 500]
     assert kinds(done)["overlaps"] == 16 + 100 + 4 + 4 + 600 - 600
     assert kinds(done)["hidden"] == 1
@@ -56,9 +56,9 @@ def test_objects_as_labels_have_a_background(tmp_path):
     done = convert(objects(tmp_path / "a"), tmp_path / "b", "label-maps")
     data = open_data(tmp_path / "b", "val")
     assert [c.name for c in data.categories] == ["cat", "dog", "background"]
-    full, empty = (record.read_truth().labels_HW for record in data.records)
+    full, empty = (record.read_annotation().labels_HW for record in data.records)
     union = np.zeros(SIZE, bool)
-    for item in open_data(tmp_path / "a", "val").records[0].read_truth().objects:
+    for item in open_data(tmp_path / "a", "val").records[0].read_annotation().objects:
         union |= mask_of(item, SIZE).astype(bool)
     assert np.array_equal(full == 2, ~union)
     assert (empty == 2).all()
@@ -78,8 +78,8 @@ def test_countable_classes_of_label_maps_are_groups(tmp_path):
     classes = [{"name": "road", "isthing": False}, {"name": "car"}, {"name": "cat"}]
     write_text(source / "classes.yaml", yaml.safe_dump({"classes": classes}))
     done = convert(source, tmp_path / "b", "coco-panoptic")
-    truth = open_data(tmp_path / "b", "train").records[0].read_truth()
-    assert [segment.iscrowd for segment in truth.segments] == [False, True, True]
+    annotation = open_data(tmp_path / "b", "train").records[0].read_annotation()
+    assert [segment.iscrowd for segment in annotation.segments] == [False, True, True]
     assert kinds(done) == {"groups": 2}
 
 
@@ -92,8 +92,8 @@ def test_connected_regions_become_objects(tmp_path):
     found = read(tmp_path / "b", "train")["0"]
     assert [(name, np.frombuffer(mask, bool).sum()) for name, _, mask in found] == [("b", 20), ("b", 25)]
     convert(source, tmp_path / "c", "coco-panoptic", separate=["b"])
-    truth = open_data(tmp_path / "c", "train").records[0].read_truth()
-    assert [(s.label, s.iscrowd) for s in truth.segments] == [(0, False), (1, False), (1, False), (2, False)]
+    annotation = open_data(tmp_path / "c", "train").records[0].read_annotation()
+    assert [(s.label, s.iscrowd) for s in annotation.segments] == [(0, False), (1, False), (1, False), (2, False)]
     with pytest.raises(ConfigError, match="Did you mean|Known"):
         convert(source, tmp_path / "d", "coco-panoptic", separate=["q"])
     with pytest.raises(ConfigError, match="Leave it out"):
@@ -109,14 +109,14 @@ def test_segments_that_the_style_of_cityscapes_merges(tmp_path):
     ]
     done = convert(coco_panoptic(tmp_path / "a", ids_HW=ids_HW, segments=segments), tmp_path / "b", "cityscapes")
     assert kinds(done)["merged"] == 1
-    assert len(open_data(tmp_path / "b", "val").records[0].read_truth().segments) == 2
+    assert len(open_data(tmp_path / "b", "val").records[0].read_annotation().segments) == 2
 
 
 def test_more_objects_than_cityscapes_can_number(tmp_path):
     ids_HW = np.arange(1, 1101).reshape(22, 50)
     segments = [{"id": n, "category_id": 3, "iscrowd": 0} for n in range(1, 1101)]
     folder = coco_panoptic(tmp_path / "a", ids_HW=ids_HW, segments=segments)
-    write_picture(folder / "val2017" / "1.jpg", (22, 50))
+    write_random_image(folder / "val2017" / "1.jpg", (22, 50))
     tree = json.loads((folder / "annotations/panoptic_val2017.json").read_text())
     tree["images"][0].update(height=22, width=50)
     write_json(folder / "annotations/panoptic_val2017.json", tree)
@@ -146,12 +146,12 @@ def test_every_target_is_a_format_that_can_be_read():
 
 
 def test_paint_of_nothing():
-    ids_HW, lost = paint(InstanceTruth(SIZE, []))
+    ids_HW, lost = paint(InstanceAnnotation(SIZE, []))
     assert not ids_HW.any()
     assert not +lost
 
 
-def test_a_truth_of_the_task_stays_itself():
-    truth = InstanceTruth(SIZE, [TrueObject(0, [np.array(rectangle(0, 0, 5, 5)).reshape(-1, 2)])])
+def test_a_annotation_of_the_task_stays_itself():
+    annotation = InstanceAnnotation(SIZE, [AnnotatedObject(0, [np.array(rectangle(0, 0, 5, 5)).reshape(-1, 2)])])
     categories = from_names(["a"])
-    assert Recast(categories, categories, "instance")(truth)[0] is truth
+    assert Recast(categories, categories, "instance")(annotation)[0] is annotation

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from m2f_cli.dataset_tools.convert.labelme import shapes_of
 from m2f_cli.dataset_tools.convert.outlines import joined, rle_outlines, same_pixels
 from m2f_cli.dataset_tools.convert.yolo_seg import polygon_line
-from m2f_cli.structures.annotations import TrueObject
+from m2f_cli.structures.annotations import AnnotatedObject
 from m2f_cli.structures.rle import encode_polygons, encode_shape
 
 SIZES = st.tuples(st.integers(1, 14), st.integers(1, 14))
@@ -69,10 +69,10 @@ def test_one_path_with_seams_has_the_pixels_of_the_mask(mask_HW):
 @settings(max_examples=100, deadline=None)
 @given(MASKS, st.integers(1, 3000))
 def test_a_line_of_yolo_read_back_has_the_same_pixels(mask_HW, wide):
-    """Also far to the right in a wide picture, where shares have few digits left."""
+    """Also far to the right in a wide image, where shares have few digits left."""
     wide_HW = np.zeros((mask_HW.shape[0], mask_HW.shape[1] + wide), np.uint8)
     wide_HW[:, wide:] = mask_HW
-    line = polygon_line(TrueObject(0, encode(wide_HW)), wide_HW.shape)
+    line = polygon_line(AnnotatedObject(0, encode(wide_HW)), wide_HW.shape)
     if not mask_HW.any():
         assert line is None
         return
@@ -87,8 +87,8 @@ POINTS = st.lists(st.tuples(st.floats(-3, 33), st.floats(-3, 23)), min_size=3, m
 @settings(max_examples=100, deadline=None)
 @given(st.lists(POINTS, min_size=1, max_size=3))
 def test_polygons_of_any_kind_keep_their_pixels(polygons):
-    """Overlapping parts, crossings, and corners outside of the picture, which YOLO's numbers cannot express."""
-    item = TrueObject(0, [np.array(points) for points in polygons])
+    """Overlapping parts, crossings, and corners outside of the image, which YOLO's numbers cannot express."""
+    item = AnnotatedObject(0, [np.array(points) for points in polygons])
     rle = encode_shape(item.shape, (20, 30))
     line = polygon_line(item, (20, 30))
     if line is None:
@@ -100,7 +100,7 @@ def test_polygons_of_any_kind_keep_their_pixels(polygons):
 
 def test_polygons_of_yolo_stay_as_they_are_where_they_can():
     triangle_P2 = np.array([[3.3, 4.1], [15.2, 4.7], [9.9, 14.6]])
-    line = polygon_line(TrueObject(0, [triangle_P2]), (20, 30))
+    line = polygon_line(AnnotatedObject(0, [triangle_P2]), (20, 30))
     assert np.allclose(np.array(line.split(), float).reshape(-1, 2) * (30, 20), triangle_P2, atol=1e-5)
 
 
@@ -122,4 +122,4 @@ def test_same_pixels_tells_masks_apart():
     ],
 )
 def test_labelme_gets_masks_where_there_are_holes(mask_HW, kinds):
-    assert [part["shape_type"] for part in shapes_of(TrueObject(0, encode(mask_HW)), mask_HW.shape)] == kinds
+    assert [part["shape_type"] for part in shapes_of(AnnotatedObject(0, encode(mask_HW)), mask_HW.shape)] == kinds

@@ -20,7 +20,7 @@ COUNT = 5
 
 @pytest.fixture
 def ade(tmp_path):
-    """ADEChallengeData2016 with five pictures of training and two of validation."""
+    """ADEChallengeData2016 with five images of training and two of validation."""
     root = tmp_path / "ADEChallengeData2016"
     random = np.random.default_rng(0)
     for split, short, count in (("training", "train", COUNT), ("validation", "val", 2)):
@@ -141,10 +141,10 @@ def test_verify_keeps_equal_pixels_in_another_packing(ade):
 
 
 def test_other_counts_than_published_are_refused(ade):
-    with pytest.raises(DataError, match=r"split training has 5 pictures; 20210 are published.*--partial"):
+    with pytest.raises(DataError, match=r"split training has 5 images; 20210 are published.*--partial"):
         prepare(ade, partial=False)
     assert not list(ade.glob("*.json")) and not (ade / "annotations_detectron2").exists()
-    assert any("5 pictures; 20210" in note for note in prepare(ade).notes)
+    assert any("5 images; 20210" in note for note in prepare(ade).notes)
 
 
 def test_archives_are_compared_with_their_published_hashes(ade, tmp_path, monkeypatch):
@@ -160,13 +160,13 @@ def test_archives_are_compared_with_their_published_hashes(ade, tmp_path, monkey
     assert (seen[0].stage, seen[0].done, seen[0].total, seen[0].name) == ("hashes of archives", 1, 1, path.name)
 
 
-def test_a_split_without_pictures_is_refused(tmp_path):
+def test_a_split_without_images_is_refused(tmp_path):
     for folder, suffix in (("images", "jpg"), ("annotations", "png")):
         save(tmp_path / folder / "train" / f"1.{suffix}", np.zeros((4, 5), np.uint8))
-    with pytest.raises(DataError, match="the split val has 0 pictures; 500 are published"):
+    with pytest.raises(DataError, match="the split val has 0 images; 500 are published"):
         run.prepare("mass13k", tmp_path, workers=1)
     report = run.prepare("mass13k", tmp_path, workers=1, partial=True)
-    assert any("the split train has 1 picture; 11348 are published (a figure" in note for note in report.notes)
+    assert any("the split train has 1 image; 11348 are published (a figure" in note for note in report.notes)
 
 
 def test_half_a_copy_is_refused(ade):
@@ -176,7 +176,7 @@ def test_half_a_copy_is_refused(ade):
     assert [count.found for count in prepare(ade).counts] == [COUNT - 1, 2]
 
 
-def test_a_damaged_picture_is_named_and_the_rest_stays(ade):
+def test_a_damaged_image_is_named_and_the_rest_stays(ade):
     broken = ade / "annotations" / "training" / "ADE_train_00000003.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
@@ -191,8 +191,8 @@ def test_a_damaged_picture_is_named_and_the_rest_stays(ade):
 
 
 def test_errors_of_processes_arrive(ade):
-    (ade / "annotations" / "training" / "ADE_train_00000003.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="ADE_train_00000003.png is text, not a picture"):
+    (ade / "annotations" / "training" / "ADE_train_00000003.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="ADE_train_00000003.png is text, not an image"):
         prepare(ade, workers=2)
 
 
@@ -217,15 +217,15 @@ def test_the_data_set_is_found_below_the_variable_and_in_the_folder_above(ade, m
     assert prepare(ade.parent).folder == ade
 
 
-def test_elsewhere_pictures_are_linked(ade, tmp_path):
+def test_elsewhere_images_are_linked(ade, tmp_path):
     before = contents(ade)
     prepare(ade, tmp_path / "out")
     assert contents(ade) == before, "the source stays as it is"
-    picture = "images/training/ADE_train_00000001.jpg"
-    assert (tmp_path / "out" / picture).samefile(ade / picture)
+    image = "images/training/ADE_train_00000001.jpg"
+    assert (tmp_path / "out" / image).samefile(ade / image)
 
 
-def test_where_links_are_not_possible_pictures_are_copied(ade, tmp_path, monkeypatch):
+def test_where_links_are_not_possible_images_are_copied(ade, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 

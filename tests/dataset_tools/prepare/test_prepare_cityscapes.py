@@ -123,7 +123,7 @@ def test_cityscapes_by_hand(cityscapes):
         "iscrowd": 0,
     }
     data = open_data(cityscapes, "val", task="panoptic")
-    assert {(s.id, s.iscrowd) for s in data.records[0].read_truth().segments} == {
+    assert {(s.id, s.iscrowd) for s in data.records[0].read_annotation().segments} == {
         (7, False),
         (26, True),
         (26000, False),
@@ -158,8 +158,8 @@ def test_cityscapes_from_its_two_zips(cityscapes, tmp_path):
     ("old", "new", "message"),
     [
         ('"label": "sky"', '"label": "skyy"', "skyy.*Did you mean sky"),
-        ('"imgWidth": 64', '"imgWidth": -64', "a picture of -64 x 40 pixels"),
-        ('"imgWidth": 64', '"imgWidth": 100000', "a picture of 100000 x 40 pixels"),
+        ('"imgWidth": 64', '"imgWidth": -64', "an image of -64 x 40 pixels"),
+        ('"imgWidth": 64', '"imgWidth": 100000', "an image of 100000 x 40 pixels"),
         ('"polygon": [[', '"polygon": [[NaN, 3], [', "polygon.0.0 nan, which should be a finite number"),
         ('"polygon": [[', '"polygon": [["1e5", 3], [', "a point at 100000"),
         ('"objects"', '"things"', "has no .objects."),

@@ -34,14 +34,14 @@ def test_coco_semantic_labels_equal_the_published_ones(shared_dir, tmp_path):
         ours = pixels(tmp_path / "out" / path.relative_to(pack))
         assert ours.dtype == np.uint8 and np.array_equal(ours, pixels(path)), path.name
     assert len(open_data(tmp_path / "out", "val", task="panoptic")) == 80
-    with pytest.raises(DataError, match="train2017 has 80 pictures; 118287 are published"):
+    with pytest.raises(DataError, match="train2017 has 80 images; 118287 are published"):
         prepare("coco-panoptic", pack, tmp_path / "other", partial=False)
     assert not (tmp_path / "other").exists()
 
 
 @pytest.fixture
 def coco(tmp_path):
-    """One picture with a thing, a crowd, stuff and void."""
+    """One image with a thing, a crowd, stuff and void."""
     root = tmp_path / "coco"
     ids = np.zeros((6, 8), np.int32)
     ids[:2], ids[2:4, :4], ids[2:4, 4:] = 70000, 5, 300
@@ -121,14 +121,14 @@ def test_coco_stuff_is_prepared_from_its_matrices(tmp_path):
     assert copied.read_bytes() == (root / "images" / f"{name}.jpg").read_bytes()
     data = open_data(root, "train", task="semantic")
     assert (len(data), len(data.categories), data.categories[79].name) == (1, 171, "toothbrush")
-    assert data.records[0].read_truth().labels_HW.tolist() == written.tolist()
+    assert data.records[0].read_annotation().labels_HW.tolist() == written.tolist()
     with h5py.File(root / "annotations" / f"{name}.mat", "w") as file:
         file["S"] = values.T - 1
     (root / "annotations_detectron2" / "train" / f"{name}.png").unlink()
     with pytest.raises(DataError, match="values from 1 to 172.*v1.0"):
         prepare("coco-stuff-10k", root)
     (root / "images" / f"{name}.jpg").unlink()
-    with pytest.raises(DataError, match=f"1 of 1 pictures.*such as {name}"):
+    with pytest.raises(DataError, match=f"1 of 1 images.*such as {name}"):
         prepare("coco-stuff-10k", root, partial=False)
 
 
@@ -158,7 +158,7 @@ def test_ade20k_equals_the_published_scripts(ade_sample, tmp_path):
     for task, count in (("panoptic", 150), ("instance", 100), ("semantic", 150)):
         data = open_data(ours, "train", task=task)
         assert (len(data), len(data.categories)) == (3, count)
-        data.records[0].read_truth()
+        data.records[0].read_annotation()
 
 
 def compare_panoptic(ours: Path, theirs: Path) -> None:
@@ -199,7 +199,7 @@ def test_ade20k_full_classes_are_those_of_the_list():
     assert (lookup == 65535).sum() == len(lookup) - 847
 
 
-def test_ade20k_full_on_real_pictures(ade_sample, tmp_path):
+def test_ade20k_full_on_real_images(ade_sample, tmp_path):
     source = ade_sample / "ADE20K_2021_17_01"
     prepare("ade20k-full", source, tmp_path)
     lookup = ade20k_full.lookup_table()
@@ -217,7 +217,7 @@ def test_ade20k_full_on_real_pictures(ade_sample, tmp_path):
         derived = ade_sample / "ADEChallengeData2016" / "images" / "training" / f"{path.stem}.jpg"
         assert small.shape == pixels(derived).shape
     data = open_data(tmp_path, "train", task="semantic")
-    assert (len(data), len(data.categories), data.records[0].read_truth().ignore) == (3, 847, 65535)
+    assert (len(data), len(data.categories), data.records[0].read_annotation().ignore) == (3, 847, 65535)
 
 
 def test_ade20k_full_by_hand(tmp_path):
@@ -270,7 +270,11 @@ def test_mass13k_can_be_read(tmp_path):
     for split in ("train", "val", "test"):
         data = open_data(tmp_path, split, task="semantic")
         assert [category.name for category in data.categories][::6] == ["background", "water"]
-        assert (data.records[0].read_truth().labels_HW == 6).all() and data.records[0].read_image().shape == (4, 5, 3)
+        assert (data.records[0].read_annotation().labels_HW == 6).all() and data.records[0].read_image().shape == (
+            4,
+            5,
+            3,
+        )
     assert yaml.safe_load((tmp_path / "classes.yaml").read_text())["dataset"] == "MaSS13K"
 
 
@@ -297,10 +301,10 @@ def test_nuinsseg_is_prepared_from_a_folder_or_an_archive(nuinsseg, tmp_path, pa
     sizes = {split: len(open_data(home, split, task="panoptic")) for split in ("train", "val")}
     assert sizes == {"train": 10, "val": 4}
     record = open_data(home, "val", task="panoptic").records[0]
-    truth = record.read_truth()
+    annotation = record.read_annotation()
     assert record.read_image().shape == (12, 12, 3)
-    assert {(s.id, s.label) for s in truth.segments} == {(1, 0), (300, 0)}
-    assert (truth.ids_HW == 300).sum() == 6 and (truth.ids_HW == 0).sum() == 144 - 18
+    assert {(s.id, s.label) for s in annotation.segments} == {(1, 0), (300, 0)}
+    assert (annotation.ids_HW == 300).sum() == 6 and (annotation.ids_HW == 0).sum() == 144 - 18
     names = {split: {r.name for r in open_data(home, split).records} for split in sizes}
     assert not names["train"] & names["val"] and {name.split("-")[0] for name in names["val"]} == {
         "human_bladder",

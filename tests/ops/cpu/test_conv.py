@@ -29,7 +29,7 @@ CONVS = {
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-def picture(batch: int = 2, channels: int = 6, size: tuple[int, int] = (13, 9)) -> torch.Tensor:
+def image(batch: int = 2, channels: int = 6, size: tuple[int, int] = (13, 9)) -> torch.Tensor:
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +38,7 @@ def picture(batch: int = 2, channels: int = 6, size: tuple[int, int] = (13, 9)) 
 @pytest.mark.parametrize("name", CONVS)
 @torch.no_grad()
 def test_implementations_agree_in_values(name: str, layout: torch.memory_format):
-    conv, x = CONVS[name], picture().contiguous(memory_format=layout)
+    conv, x = CONVS[name], image().contiguous(memory_format=layout)
     weight, bias = conv.weight.contiguous(memory_format=layout), conv.bias
     shape = conv(x).shape
     residual = torch.randn(shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
@@ -68,7 +68,7 @@ def test_implementations_agree_in_values(name: str, layout: torch.memory_format)
 def test_gradients_are_those_of_pytorch():
     conv = CONVS["3x3"]
     x, weight, bias, residual = (
-        tensor.detach().requires_grad_() for tensor in (picture(), conv.weight, conv.bias, picture(channels=8))
+        tensor.detach().requires_grad_() for tensor in (image(), conv.weight, conv.bias, image(channels=8))
     )
     leaves = (x, weight, bias, residual)
     found = torch.autograd.grad(conv2d(conv, x, weight, bias, relu=True, residual=residual).square().sum(), leaves)
@@ -79,7 +79,7 @@ def test_gradients_are_those_of_pytorch():
 
 def test_the_choice_depends_on_gradients_and_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("M2F_CONV", raising=False)
-    conv, x = CONVS["1x1"], picture()
+    conv, x = CONVS["1x1"], image()
     assert op.choose(x) == "plain"  # somebody may want a gradient
     with torch.no_grad():
         assert op.choose(x) == ("fused" if op.fused_kernel_available() else "plain")
@@ -133,8 +133,8 @@ def plainly(layer: ConvNorm, x: torch.Tensor, residual: torch.Tensor | None = No
 @pytest.mark.parametrize(("bias", "relu", "large"), [(False, True, False), (True, False, False), (True, True, True)])
 @torch.no_grad()
 def test_a_batch_norm_is_part_of_its_convolution(norm: str, layout: torch.memory_format, bias, relu, large):
-    layer, x = layer_of(norm, bias=bias, relu=relu, large=large), picture().contiguous(memory_format=layout)
-    residual = picture(channels=layer.conv.out_channels)
+    layer, x = layer_of(norm, bias=bias, relu=relu, large=large), image().contiguous(memory_format=layout)
+    residual = image(channels=layer.conv.out_channels)
     for r in (None, residual):
         for _ in range(2):  # the second time with what was kept
             found = layer(x, r)
@@ -147,7 +147,7 @@ def test_a_batch_norm_is_part_of_its_convolution(norm: str, layout: torch.memory
 
 @torch.no_grad()
 def test_bf16_is_as_near_as_bf16_is():
-    layer, x = layer_of("constants"), picture()
+    layer, x = layer_of("constants"), image()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = layer(x)
     assert found.dtype == torch.bfloat16
@@ -158,7 +158,7 @@ def test_bf16_is_as_near_as_bf16_is():
 @pytest.mark.parametrize("change", ["weight", "running_var", "running_mean", "bias", "conv.weight", "conv.bias"])
 @torch.no_grad()
 def test_changes_are_noticed(change: str):
-    layer, x = layer_of("statistics of training", bias=True), picture()
+    layer, x = layer_of("statistics of training", bias=True), image()
     layer(x)
     owner = layer.conv if change.startswith("conv.") else layer.norm
     getattr(owner, change.removeprefix("conv.")).mul_(2).add_(0.5)
@@ -168,14 +168,14 @@ def test_changes_are_noticed(change: str):
 def test_what_was_made_in_inference_mode_is_right_too():
     """Nobody counts the changes of such tensors, so nothing is kept of them."""
     with torch.inference_mode():
-        layer, x = layer_of("constants"), picture()
+        layer, x = layer_of("constants"), image()
         for _ in range(2):
             torch.testing.assert_close(layer(x), plainly(layer, x), atol=2e-5, rtol=1e-5)
             layer.norm.weight.mul_(2)
 
 
 def test_training_sees_the_batch_norm_itself():
-    layer, x = layer_of("statistics of training"), picture()
+    layer, x = layer_of("statistics of training"), image()
     with torch.no_grad():
         layer(x)
     layer.train()
