@@ -26,7 +26,7 @@ Line = dict[str, Any]
 
 
 def journal_of(folder: Path, rank: int = 0) -> Path:
-    return folder / (f"images.{rank}.jsonl" if rank else NAME)
+    return folder / (f"pictures.{rank}.jsonl" if rank else NAME)
 
 
 def read_header(path: Path) -> dict[str, Any]:

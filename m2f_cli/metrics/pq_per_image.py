@@ -28,7 +28,7 @@ class ImageQuality:
     a hit has an IoU above 0.5 and the right class. There is no void: what is not annotated is background, and what is
     found there is wrong. Images without things in annotation and result do not count.
 
-    pq_per_image, sq_per_image, rq_per_image: means over the images, SQ of an image without hits being 0.
+    pq_per_picture, sq_per_picture, rq_per_picture: means over the images, SQ of an image without hits being 0.
     """
 
     task = "panoptic"
@@ -72,7 +72,7 @@ class ImageQuality:
 
     def compute(self) -> Figures:
         return {
-            f"{key}_per_image": 100 * float(np.mean(values)) if values else math.nan
+            f"{key}_per_picture": 100 * float(np.mean(values)) if values else math.nan
             for key, values in self._values.items()
         } | {"per_class": {}}
 

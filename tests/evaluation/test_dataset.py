@@ -118,7 +118,7 @@ def test_without_data_the_generated_scenes_are_evaluated():
     train = open_for(settings("data.scenes.train=5"), SCENES, None, "train", ["panoptic"])
     assert len(train) == 5
     assert not np.array_equal(train.records[0].read_image(), data.records[0].read_image())
-    with pytest.raises(DataError, match="The model has 3 classes and the data \\(the generated pictures\\) have 9"):
+    with pytest.raises(DataError, match="The model has 3 classes and the data \\(the generated images\\) have 9"):
         open_for(own, CAT_DOG_SKY, None, "val", ["panoptic"])
 
 

@@ -123,7 +123,7 @@ def test_another_evaluation_is_refused(tmp_path):
     before = (tmp_path / "a" / "pictures.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="with seed 0, not 1"):
         run(evaluation(tmp_path / "a", seed=1), resume=True)
-    with pytest.raises(ConfigError, match="with images"):
+    with pytest.raises(ConfigError, match="with pictures"):
         run(evaluation(tmp_path / "a", records(COUNT + 1)), resume=True)
     other = FakeSegmenter()
     other.source = "other"

@@ -344,7 +344,7 @@ def test_settings_that_make_no_sense_are_refused(monkeypatch):
             DataError,
             "class number 1,.* 3 countable classes of 4",
         ),
-        (SemanticAnnotation(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticTruth"),
+        (SemanticAnnotation(np.zeros(SIZE, np.uint8)), ConfigError, "SemanticAnnotation"),
     ],
 )
 def test_what_does_not_fit_is_said(annotation, error, says):

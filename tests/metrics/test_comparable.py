@@ -63,7 +63,7 @@ def test_the_right_kind_passes_through():
     assert semantic_annotation(semantic, CATEGORIES) is semantic
     assert instance_annotation(instance, CATEGORIES) is instance
     assert panoptic_annotation(ANNOTATION) is ANNOTATION
-    with pytest.raises(ConfigError, match="SemanticTruth"):
+    with pytest.raises(ConfigError, match="SemanticAnnotation"):
         instance_annotation(semantic, CATEGORIES)
 
 

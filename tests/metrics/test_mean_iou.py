@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_said_and_not_counted(true, says):
 
 def test_objects_have_no_miou():
     result = SemanticMap((1, 1), CATEGORIES, np.zeros((1, 1), np.uint8))
-    with pytest.raises(ConfigError, match="InstanceTruth"):
+    with pytest.raises(ConfigError, match="InstanceAnnotation"):
         MeanIoU(CATEGORIES).update(result, InstanceAnnotation((1, 1), []))
 
 

@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_said_and_not_counted(result, annotation, says):
 
 
 def test_objects_have_no_panoptic_quality():
-    with pytest.raises(ConfigError, match="InstanceTruth"):
+    with pytest.raises(ConfigError, match="InstanceAnnotation"):
         PanopticQuality(CATEGORIES).update(found([[1]], {1: CAR}), InstanceAnnotation((1, 1), []))
 
 

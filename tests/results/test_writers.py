@@ -122,7 +122,7 @@ def test_overlay_is_the_plot(tmp_path):
     assert np.array_equal(read(png), np.asarray(result.plot()))
     (jpg,) = output.write_overlay(result, tmp_path / "a")
     assert np.abs(read(jpg).astype(int) - read(png)).mean() < 4
-    with pytest.raises(DataError, match="picture"):
+    with pytest.raises(DataError, match="image"):
         output.write_overlay(panoptic(LABELS), tmp_path / "b")
 
 

@@ -169,7 +169,7 @@ def _class_rows(splits: Sequence[SplitReport]) -> list[list[Any]]:
         [
             first.name,
             "thing" if first.isthing else "stuff",
-            *(cell for each in counts for cell in ((each.images, each.objects) if each else ("", ""))),
+            *(cell for each in counts for cell in ((each.pictures, each.objects) if each else ("", ""))),
         ]
         for first, counts in class_rows(splits)
     ]

@@ -148,7 +148,7 @@ def _classes(splits: Sequence[SplitReport]) -> str:
     most = max([each.objects for each in splits[0].classes], default=0)
     rows = []
     for first, counts in class_rows(splits):
-        cells = [cell for each in counts for cell in ((each.images, each.objects) if each else ("", ""))]
+        cells = [cell for each in counts for cell in ((each.pictures, each.objects) if each else ("", ""))]
         share = counts[0].objects / max(1, most) if counts[0] else 0
         rows.append([first.name, "thing" if first.isthing else "stuff", *cells, _bar(share)])
     return "<h2>Classes</h2>" + _table(columns, rows)

@@ -94,7 +94,7 @@ class ClassCount:
 
     name: str
     isthing: bool
-    images: int
+    pictures: int  # images, by the key that the json has
     objects: int
     pixels: int
     small: int
