@@ -191,7 +191,7 @@ def table_options(what: str, rounds: int | None = None, warm_up: int | None = No
         ConfigError: another what than the tables have.
     """
     if what not in TABLE_OPTIONS:
-        raise ConfigError(f"--preset all measures {' or '.join(TABLE_OPTIONS)}, not {what!r}.")
+        raise ConfigError(f"--preset all measures image or train, not {what!r}.")
     asked = {"rounds": rounds, "warm_up": warm_up}
     return replace(TABLE_OPTIONS[what], **{key: value for key, value in asked.items() if value is not None})
 

@@ -47,7 +47,8 @@ def test_a_folder_that_is_not_the_model_gets_no_name(tmp_path, monkeypatch):
     model = segmenter_of("mask2former")
     other = segmenter_of("mask2former", seed=2)
     monkeypatch.setattr(
-        "m2f_cli.export.huggingface.save_huggingface",
+        sys.modules["m2f_cli.export.huggingface"],
+        "save_huggingface",
         lambda folder, network, *rest: _save(folder, other.model, *rest),
     )
     with pytest.raises(ExportError, match="is not the model"):

@@ -62,7 +62,7 @@ def kinds(found):
 def test_counts_of_label_maps(tmp_path):
     folder = label_maps(tmp_path, [MASK, plane((1, 0, 0, 20, 30))])
     found = inspect(open_data(folder, "train"))
-    assert [(c.images, c.objects, c.pixels) for c in found.classes] == [(1, 1, 250), (2, 2, 700), (1, 1, 200)]
+    assert [(c.pictures, c.objects, c.pixels) for c in found.classes] == [(1, 1, 250), (2, 2, 700), (1, 1, 200)]
     assert [(c.small, c.medium, c.large) for c in found.classes] == [(1, 0, 0), (2, 0, 0), (1, 0, 0)]
     assert found.description.objects == (3, 1)
     assert found.description.ignored == 50 / 1200
