@@ -1,4 +1,4 @@
-"""Annotations as training targets (docs/methods/published-behaviour.md#2-2, "Target construction").
+"""Conversion of annotations to training targets (docs/methods/published-behaviour.md#2-2, "Target construction").
 
 A class number is a position in the data set's categories, in annotations and targets alike.
 """
@@ -28,7 +28,8 @@ def require_trains(annotated: Task, task: Task) -> None:
     """Refuse annotations that cannot train a task.
 
     Raises:
-        ConfigError: for example, objects alone say nothing of the background that a panoptic model needs.
+        ConfigError: the annotations do not suffice. Objects alone, for example, do not describe the background that a
+            panoptic model needs.
     """
     if task not in TRAINS[annotated]:
         enough = [kind for kind, tasks in TRAINS.items() if task in tasks]
@@ -41,14 +42,16 @@ def require_trains(annotated: Task, task: Task) -> None:
 def to_target(annotation: Annotation, task: Task, categories: Categories) -> Target:
     """Return the target of one image.
 
-    semantic: one target for each class present; of a panoptic annotation that includes crowds. panoptic: one for each
-    segment that is no crowd. instance: one for each object that is no crowd; of a panoptic annotation, those of things.
-    Segments and objects without any pixel are kept: their masks are empty. Only an instance annotation gives
-    masks, which may overlap; everything else is an id map.
+    semantic: one target for each class that is present. In a panoptic annotation this includes crowds.
+    panoptic: one target for each segment that is not a crowd.
+    instance: one target for each object that is not a crowd. Of a panoptic annotation, only the things count.
+
+    Segments and objects without any pixel are kept with an empty mask. Only an instance annotation gives masks, which
+    may overlap. All other annotations give an id map.
 
     Raises:
         ConfigError: the annotation cannot train the task.
-        DataError: a class number that the categories do not have.
+        DataError: the annotation has a class number that the categories do not have.
     """
     if isinstance(annotation, InstanceAnnotation):
         require_trains("instance", task)
@@ -79,7 +82,10 @@ def _from_objects(annotation: InstanceAnnotation, count: int) -> Target:
 
 
 def _id_map(plane_HW: np.ndarray, values: list[int], labels: list[int]) -> Target:
-    """Return targets 0, 1, … that lie where the plane has the values of the list, as int16 if their number fits."""
+    """Return an id map with the targets 0, 1, … at the pixels of `plane_HW` that equal the values of the list.
+
+    The map is int16 if the number of targets fits, else int32. Pixels without a target are -1.
+    """
     dtype = np.int16 if len(values) < np.iinfo(np.int16).max else np.int32
     owner_HW = renamed(plane_HW, {value: number for number, value in enumerate(values)}, -1, dtype)
     return Target(_labels_tensor(labels), owner_HW=torch.from_numpy(owner_HW))

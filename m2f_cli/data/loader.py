@@ -1,4 +1,4 @@
-"""From training samples to batches: an endless shuffled stream that can be continued anywhere, bit by bit the same."""
+"""Batches of training samples: an endless shuffled stream that can resume at any batch with bit-identical results."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from .transforms import build_transforms
 
 @dataclass
 class Batch:
-    """What one process trains on at once.
+    """One training batch of one process.
 
-    images_BCHW: float32, normalised; each image lies in the upper left, the rest is 0.
-    targets: one for each image, of the image's own size.
-    position: the number of this batch in its process, from 0 on; `start` of a loader that begins with this one.
-    skipped: what was wrong with records that could not be used.
+    Attributes:
+        images_BCHW: float32, normalised. Each image lies in the upper left; the rest is 0.
+        targets: one for each image, in the image's own size.
+        names: the record name of each image.
+        position: the number of this batch in its process, from 0 on. A loader with this number as `start` begins here.
+        skipped: messages about records that could not be used.
     """
 
     images_BCHW: Tensor
@@ -53,16 +55,17 @@ class Batch:
         return replace(self, images_BCHW=images, targets=targets)
 
     def pin_memory(self) -> Batch:
-        """Move it to memory from which a GPU copies while it computes. DataLoader calls this."""
+        """Return the batch in pinned memory, from which a GPU copies while it computes. DataLoader calls this."""
         planes = ((t.labels_N, t.masks_NHW, t.owner_HW) for t in self.targets)
         targets = [Target(*(None if plane is None else plane.pin_memory() for plane in three)) for three in planes]
         return replace(self, images_BCHW=self.images_BCHW.pin_memory(), targets=targets)
 
 
 def collate(samples: Sequence[TrainingSample], normalise: InputConfig, size_divisor: int) -> Batch:
-    """Normalise images and lay them into one tensor, padded with 0 at the bottom and the right.
+    """Normalise images and copy them into one tensor, padded with 0 at the bottom and the right.
 
-    Its size is the largest height and width of images and canvases, up to a multiple of `size_divisor` (0: as it is).
+    The size of the tensor is the largest height and width of images and canvases, rounded up to a multiple of
+    `size_divisor`. With a `size_divisor` of 0 it is not rounded.
     """
     mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
     sizes = [edges for sample in samples for edges in (sample.image_CHW.shape[1:], sample.canvas)]
@@ -82,9 +85,14 @@ def collate(samples: Sequence[TrainingSample], normalise: InputConfig, size_divi
 
 @dataclass(frozen=True)
 class Stream:
-    """The draws of one process, without end: each epoch is shuffled anew, and the processes take turns.
+    """Endless stream of the draws of one process. Each epoch is shuffled anew, and the processes take turns.
 
-    count: how many records there are. repeats: how often each occurs in an epoch on average, at least once.
+    Attributes:
+        count: number of records.
+        seed: seed of the order.
+        rank: number of this process, from 0 on.
+        world: number of processes.
+        repeats: how often each record occurs in an epoch on average, at least once. None means once.
     """
 
     count: int
@@ -108,7 +116,10 @@ class Stream:
             begin += len(order)
 
     def epoch(self, number: int) -> np.ndarray:
-        """Return the records of one epoch in order, for all processes. A repeat of 2.3 is 2, or 3 in 3 of 10 epochs."""
+        """Return the record numbers of one epoch in order, for all processes together.
+
+        A record with a repeat factor of 2.3 occurs 3 times in 30 % of the epochs and 2 times in the others.
+        """
         rng = np.random.default_rng((self.seed, number))
         indices = np.arange(self.count)
         if self.repeats is not None:
@@ -119,11 +130,12 @@ class Stream:
 def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndarray:
     """Return how often each image occurs in an epoch (Gupta et al. 2019, LVIS, appendix B).
 
-    A class in a share f of all images asks for max(1, sqrt(threshold / f)); an image gets the most that one of its
-    classes asks for, 1 without classes.
+    A class that is in a share f of all images asks for max(1, sqrt(threshold / f)). An image gets the largest factor of
+    its classes, or 1 if it has no classes.
 
     Args:
         labels: the class numbers in each image.
+        threshold: the share of images below which a class is repeated.
     """
     frequencies = Counter(label for found in labels for label in set(found))
     asked = {label: max(1.0, math.sqrt(threshold * len(labels) / count)) for label, count in frequencies.items()}
@@ -131,7 +143,11 @@ def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndar
 
 
 def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
-    """Yield draws in batches of `size`; with `wide` (one for each record) a batch is of wide images or of others."""
+    """Yield draws in batches of `size`.
+
+    Args:
+        wide: one flag for each record. If given, all images of a batch are wide, or none of them is.
+    """
     waiting: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in draws:
         group = bool(wide is not None and wide[draw.index])
@@ -145,16 +161,17 @@ def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None
 
 
 class Loader:
-    """Batches without end for one process, the same ones however many workers make them.
+    """Endless batches of one process. They do not depend on the number of workers.
 
-    Iterating goes on where the last batch left off; `state()` is that place, to be given as `start` another time.
+    Iteration continues after the last batch that was taken. `state()` returns that position, which a new loader takes
+    as `start`.
 
     Args:
-        batch: images of this process.
-        workers: processes that read and augment; 0 is this one.
-        start: how many batches to leave out; they are counted, not made.
+        batch: number of images of this process.
         wide: see `batches`.
-        pin: whether batches come in pinned memory, for a GPU.
+        workers: number of processes that read and augment. With 0, this process does so.
+        start: number of batches to leave out. They are counted, but not read.
+        pin: True to return batches in pinned memory, for a GPU.
     """
 
     def __init__(
@@ -178,11 +195,12 @@ class Loader:
         self._position = start
 
     def state(self) -> int:
-        """Return how many batches were taken."""
+        """Return the number of batches that were taken."""
         return self._position
 
     def __iter__(self) -> Iterator[Batch]:
-        """
+        """Yield batches without end.
+
         Raises:
             DataError: a record cannot be read.
         """
@@ -211,7 +229,7 @@ class Loader:
 
 
 def _end_workers(produced: Iterator[Batch | M2FError]) -> None:
-    """End the workers now: otherwise they live as long as an error remembers where it came from."""
+    """End the workers now. Otherwise they live as long as the traceback of an error refers to them."""
     workers = getattr(produced, "_workers", ())
     if workers:
         produced._shutdown_workers()  # PyTorch has no public name for it, and its own last means is SIGTERM
@@ -237,7 +255,10 @@ def _endings() -> set[signal.Signals]:
 
 
 def of_worker(error: BaseException) -> M2FError | None:
-    """Return the sentence for an error of PyTorch about a worker that has died, at whatever moment it was noticed."""
+    """Return an error with one sentence for PyTorch's error about a dead worker, whenever it was noticed.
+
+    Any other error gives None.
+    """
     text = str(error)
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
@@ -252,7 +273,7 @@ class _BatchMaker(torch.utils.data.Dataset):
         self.samples, self.normalise, self.size_divisor = samples, normalise, size_divisor
 
     def __getitem__(self, draws: list[Draw]) -> Batch | M2FError:
-        """Return a batch, or its error: raised, DataLoader would bury the sentence in a worker's traceback."""
+        """Return a batch, or its error. A raised error would be buried in the worker's traceback by DataLoader."""
         try:
             return collate([self.samples[draw] for draw in draws], self.normalise, self.size_divisor)
         except M2FError as error:
@@ -286,10 +307,11 @@ def training_loader(
 
     Args:
         batch: images of this process at once; `config.train.batch` counts those of all processes and steps.
-        trust_code: whether the configuration may name code ("module:object").
+        trust_code: True if the configuration may name code ("module:object").
 
     Raises:
-        ConfigError: no train section, unknown augmentation, or annotations that cannot train the task.
+        ConfigError: the configuration has no train section, the augmentation is unknown, or the annotations cannot
+            train the task.
         DataError: no image is left to train on.
     """
     train = config.train

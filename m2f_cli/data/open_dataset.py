@@ -1,4 +1,4 @@
-"""A folder of annotated images: which format it has, and one split of it as a data set."""
+"""Opening of a folder of annotated images: recognition of its format, and one split of it as a data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def detect(folder: str | Path) -> str:
     """Return the name of the format of a folder.
 
     Raises:
-        DataError: no folder, none of the known formats, or several of them.
+        DataError: the folder does not exist, or has none or several of the known formats.
     """
     folder = _existing(folder)
     with _listing(folder):
@@ -48,22 +48,23 @@ def open_data(
     label_map: Mapping[int, str | int | None] | None = None,
     trust_code: bool = False,
 ) -> DataSet:
-    """Open one split. Annotation files are parsed here; images and masks when a record is read.
+    """Open one split. Annotation files are parsed here; images and masks are read with their record.
 
     Args:
-        split: "train", "val", or a name of the folder itself; "val" also finds val2017, valid, validation and, with a
-            note, test.
-        format: a name of the group "formats" or module:object; None recognises it.
-        task: what the annotations are for; None is the richest that the data supports.
-        classes: a class table (shipped name or YAML file) instead of the data's own classes.
-        ignore_index: label maps: the pixel value that counts nowhere.
-        label_map: label maps: pixel value to class name or number, or to None for what counts nowhere. Values that are
-            not in it are errors then.
-        trust_code: whether `format` may be module:object, as what a user typed may.
+        split: "train", "val", or a name that the folder itself uses. "val" also finds val2017, valid, validation and,
+            with a note, test.
+        format: a name of the group "formats" or module:object. None recognises the format.
+        task: the task of the annotations. None takes the richest that the data supports.
+        classes: a class table (shipped name or YAML file) that replaces the data's own classes.
+        ignore_index: the pixel value that does not count, for label maps.
+        label_map: pixel value to class name or number, or to None for a value that does not count, for label maps.
+            Values that it does not list are errors.
+        trust_code: True if `format` may be module:object, as when a user typed it.
 
     Raises:
-        DataError: no folder, format, split or images, a damaged annotation file, or classes that do not fit.
-        ConfigError: an unknown format or class table, or an option that the format has no use for.
+        DataError: the folder, format, split or images do not exist, an annotation file is damaged, or the classes do
+            not fit.
+        ConfigError: the format or class table is unknown, or the format does not support an option.
     """
     folder = _existing(folder)
     name = detect(folder) if format is None else format
@@ -92,7 +93,7 @@ def _existing(folder: str | Path) -> Path:
 
 @contextmanager
 def _listing(folder: Path) -> Iterator[None]:
-    """Turn an `OSError`, such as of a folder that may not be listed, into one sentence."""
+    """Turn an `OSError`, such as that of a folder that may not be listed, into one sentence."""
     try:
         yield
     except OSError as error:
@@ -101,7 +102,7 @@ def _listing(folder: Path) -> Iterator[None]:
 
 
 def _found_in(folder: Path) -> list[str]:
-    """Return the formats that a folder may have; plain ones only where no other is found."""
+    """Return the formats that a folder may have. Generic ones are returned only if no other format fits."""
     readers = {name: plugins.get("formats", name) for name in plugins.names("formats")}
     found = [name for name, reader in readers.items() if reader.finds(folder)]
     return [name for name in found if not readers[name].generic] or found
@@ -126,7 +127,7 @@ def _unrecognised(folder: Path) -> DataError:
 
 
 def _coco_elsewhere(folder: Path) -> tuple[Path, str] | None:
-    """Return a COCO JSON without the name or the place by which it is found, and the kind of its annotations."""
+    """Return a COCO JSON whose name or folder is not the expected one, and the kind of its annotations."""
     for path in itertools.islice(itertools.chain(folder.glob("*.json"), folder.glob("*/*.json")), _TRIED):
         try:
             tree = read_json(path, "images", "annotations", "categories")

@@ -1,4 +1,4 @@
-"""Records: the annotated images of one split, each small enough to hold them all, and read when it is asked for."""
+"""Records: the annotated images of one split. A record is small; its image and annotation are read on demand."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ _NAMED = 3  # of the annotations that are passed over for one reason
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Reads an image, (H, W, 3) uint8 RGB. `size` is the (height, width) that its annotation was made for."""
+    """Reader of an image file, which returns (H, W, 3) uint8 RGB.
+
+    Attributes:
+        path: the image file.
+        size: the (height, width) that the annotation was made for. None skips the check.
+    """
 
     path: Path
     size: tuple[int, int] | None = None
 
     def __call__(self) -> np.ndarray:
-        """
+        """Read the image.
+
         Raises:
-            DataError: missing or unreadable, or of another size than its annotation.
+            DataError: the file is missing or unreadable, or its size is not that of the annotation.
         """
         if not is_there(self.path):
             raise DataError(f"The annotated image {self.path} is missing.", hint="Copy it there, or drop its entry.")
@@ -41,7 +47,7 @@ class ImageFile:
 
 
 def is_there(path: Path) -> bool:
-    """Return True if a path that comes from data leads to something; a name too long for the file system does not."""
+    """Return True if a path that comes from data exists. A name too long for the file system does not exist."""
     try:
         return path.exists()
     except OSError:
@@ -54,13 +60,13 @@ def is_file(path: Path) -> bool:
 
 
 def check_size(image: Path, size: tuple[int, int], annotated: tuple[int, int], mask: Path | None = None) -> None:
-    """Refuse an image of another (height, width) than its annotation.
+    """Refuse an image whose (height, width) is not that of its annotation.
 
     Args:
-        mask: the file of the annotation, where each image has one.
+        mask: the file of the annotation, if each image has its own.
 
     Raises:
-        DataError: they differ.
+        DataError: the sizes differ.
     """
     if tuple(size) == tuple(annotated):
         return
@@ -76,16 +82,20 @@ def check_size(image: Path, size: tuple[int, int], annotated: tuple[int, int], m
 
 @dataclass(frozen=True)
 class Record:
-    """One annotated image. It can be pickled: its readers are small frozen objects, not functions.
+    """Annotated image. A record can be pickled, because its readers are small frozen objects and not functions.
 
-    name: unique in its split: the image's path in the folder of images, "/" between folders, without suffix.
-    image: its file; None where the image is made and not read.
-    read_annotation: reads the annotation; DataError where it is damaged or does not fit the image.
-    height, width: in pixels, as the annotation says; None where that would have to be read from the image.
-    labels: the class numbers of which there is an object that is no crowd, ascending, without repeats; None where the
-        annotation would have to be read for it.
-    read_image: reads the pixels, (H, W, 3) uint8 RGB; of the file `image` by default.
-    image_id: the image's id in the data set's own files; None where those know it by its name.
+    Attributes:
+        name: the image's path in the folder of images, with "/" between folders and without suffix. Unique in its
+            split.
+        image: the image file. None for a generated image.
+        read_annotation: reads the annotation. It raises DataError if the annotation is damaged or does not fit the
+            image.
+        height: height in pixels according to the annotation. None if only the image says it.
+        width: width in pixels, under the same condition.
+        labels: class numbers of which the image has an object that is not a crowd, ascending, without repeats. None if
+            only the annotation's content says it.
+        read_image: reads the pixels, (H, W, 3) uint8 RGB. By default it reads the file `image`.
+        image_id: the image's id in the data set's own files. None if those identify the image by its name.
     """
 
     name: str
@@ -107,7 +117,10 @@ class Record:
 
 
 def labels_of(record: Record) -> tuple[int, ...]:
-    """Return the class numbers in an image, of what is no crowd; reads the annotation if the record lacks them."""
+    """Return the class numbers in an image, without those of crowds.
+
+    The annotation is read if the record does not have them.
+    """
     if record.labels is not None:
         return record.labels
     annotation = record.read_annotation()
@@ -119,9 +132,12 @@ def labels_of(record: Record) -> tuple[int, ...]:
 
 @dataclass
 class PassedOver:
-    """Annotations that a reader does not use: for each reason how many, and where the first of them are.
+    """Annotations that a reader does not use, by reason.
 
-    A reason is a plural, such as "objects without a polygon of three points".
+    Attributes:
+        counts: number of annotations for each reason. A reason is a plural, such as "objects without a polygon of three
+            points".
+        first: where the first annotations of each reason are.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -138,7 +154,7 @@ class PassedOver:
 
     @property
     def sentence(self) -> str:
-        """Return the sentence in which every command tells of them."""
+        """Sentence in which every command reports these annotations."""
         found = (
             f"{reason} ({count}, such as {', '.join(self.first[reason])})" for reason, count in self.counts.items()
         )
@@ -159,13 +175,16 @@ class PassedOver:
 class DataSet:
     """One split of an annotated data set.
 
-    name: of its folder.
-    format: the name of the reader, in the group "formats" of plugins.py.
-    task: what the annotations are made for: "panoptic" gives PanopticAnnotation, "instance" InstanceAnnotation,
-        "semantic" SemanticAnnotation. The richest that the data supports, unless one was asked for.
-    categories: the classes; a class number is a position here.
-    notes: what a person should know: what was assumed, and what was left out.
-    passed_over: annotations that the reader does not use; its sentence is among the notes.
+    Attributes:
+        name: name of its folder.
+        format: name of the reader, in the group "formats" of plugins.py.
+        split: name of the split.
+        task: the task of the annotations. "panoptic" gives PanopticAnnotation, "instance" InstanceAnnotation,
+            "semantic" SemanticAnnotation. It is the richest that the data supports, unless another was requested.
+        categories: the classes. A class number is a position in this tuple.
+        records: one for each image.
+        notes: remarks for the user about assumptions and about data that was left out.
+        passed_over: annotations that the reader does not use. Its sentence is among the notes.
     """
 
     name: str
@@ -181,5 +200,5 @@ class DataSet:
         return len(self.records)
 
     def same_images(self, other: DataSet) -> bool:
-        """Return True for a split that lies where `other` does: val may have borrowed test."""
+        """Return True if both splits lie in the same files. This happens if val was borrowed from test."""
         return self.records[0].image is not None and self.records[0].image == other.records[0].image

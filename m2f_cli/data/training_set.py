@@ -1,7 +1,7 @@
 """Annotated images as training samples: read, augmented, turned into targets.
 
-The randomness of a sample is a function of (seed, position in the stream of samples, index of the record): of no
-worker, no process and no order of execution.
+The randomness of a sample depends only on the seed, the position in the stream of samples and the index of the record.
+It does not depend on the worker, the process or the order of execution.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ MOST_SKIPPED = 100  # in a row: more than that is not a few damaged files
 
 
 class Draw(NamedTuple):
-    """One sample of the endless stream: its place in the stream of all processes together, and its record's number."""
+    """One sample of the endless stream.
+
+    Attributes:
+        position: the sample's position in the stream of all processes together.
+        index: the number of its record.
+    """
 
     position: int
     index: int
@@ -38,10 +43,15 @@ class Draw(NamedTuple):
 
 @dataclass
 class TrainingSample:
-    """One augmented image.
+    """Augmented image with its target.
 
-    image_CHW: uint8, RGB. canvas: least (height, width) of its batch. index: of the record that it was made from.
-    skipped: what was wrong with the records that it stands in for.
+    Attributes:
+        image_CHW: uint8, RGB.
+        target: the training target, in the size of the image.
+        name: the name of the record.
+        index: the number of the record that the sample was made from.
+        canvas: least (height, width) of its batch.
+        skipped: messages about the unusable records that this sample replaces.
     """
 
     image_CHW: Tensor
@@ -53,16 +63,17 @@ class TrainingSample:
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """A data set as training samples, by `Draw`.
+    """Data set as training samples, indexed by `Draw`.
 
     Args:
-        task: what is trained; the annotations have to be enough for it.
-        seed: of the augmentation.
-        on_error: "raise" stops at a record that cannot be read; "skip" takes the next one that can and says so.
+        steps: the steps of the augmentation.
+        task: the task to train, for which the annotations have to be sufficient.
+        seed: seed of the augmentation.
+        on_error: "raise" stops at a record that cannot be read. "skip" takes the next readable one and reports it.
 
     Raises:
-        ConfigError: annotations that cannot train the task.
-        DataError: no records.
+        ConfigError: the annotations cannot train the task.
+        DataError: there are no records.
     """
 
     def __init__(
@@ -80,7 +91,8 @@ class TrainingSet(torch.utils.data.Dataset):
         return len(self.data.records)
 
     def __getitem__(self, draw: Draw) -> TrainingSample:
-        """
+        """Return the training sample of a draw.
+
         Raises:
             DataError: the record cannot be read (on_error="raise"), or 100 in a row cannot.
         """
@@ -110,10 +122,12 @@ class TrainingSet(torch.utils.data.Dataset):
 
 
 def read(record: Record) -> Sample:
-    """Read the image of a record and its annotation, without crowds of objects: nothing is trained on those.
+    """Read the image of a record and its annotation.
+
+    Crowds of objects are left out, because nothing is trained on them.
 
     Raises:
-        DataError: unreadable, or the annotation is of another size than the image; names the record.
+        DataError: the record is unreadable, or its annotation and image differ in size. The message names the record.
     """
     try:
         image_HW3, annotation = record.read_image(), record.read_annotation()
@@ -130,7 +144,7 @@ def read(record: Record) -> Sample:
 
 
 def without_crowds(annotation: InstanceAnnotation) -> InstanceAnnotation:
-    """Leave out crowds, and unpack run lengths once and not at every step."""
+    """Leave out crowds, and decode run lengths once instead of at every step."""
     objects = [
         item
         if isinstance(item.shape, list)
@@ -145,7 +159,7 @@ def without_crowds(annotation: InstanceAnnotation) -> InstanceAnnotation:
 
 
 def is_wide(record: Record) -> bool:
-    """Return True if the stored image is wider than high; reads its header where the record does not know."""
+    """Return True if the stored image is wider than high. The file's header is read if the record lacks the size."""
     if record.height is not None and record.width is not None:
         return record.width > record.height
     height, width = record.read_image().shape[:2] if record.image is None else image_size(record.image)
@@ -153,7 +167,7 @@ def is_wide(record: Record) -> bool:
 
 
 def drop_empty(data: DataSet, task: Task) -> DataSet:
-    """Leave out the images that have nothing to train the task on; for instances only things count."""
+    """Leave out the images that have nothing to train the task on. For instances only things count."""
     trained = {label for label, category in enumerate(data.categories) if category.isthing or task != "instance"}
     records = [record for record in data.records if trained.intersection(labels_of(record))]
     return dataclasses.replace(data, records=records)

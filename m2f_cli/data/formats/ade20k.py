@@ -1,5 +1,7 @@
-"""ADE20K SceneParse150, the folder ADEChallengeData2016 (docs/methods/published-behaviour.md#8-2). Its classes are
-shipped tables."""
+"""ADE20K SceneParse150, the folder ADEChallengeData2016 (docs/methods/published-behaviour.md#8-2).
+
+Its classes are shipped tables.
+"""
 
 from __future__ import annotations
 

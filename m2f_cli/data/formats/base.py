@@ -1,4 +1,4 @@
-"""What a format is: how its folder is recognised, and how one split of it is opened."""
+"""Interface of a format: recognition of its folder, and opening of one split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ Parts: TypeAlias = tuple[Categories, tuple[Record, ...], tuple[str, ...], Passed
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a person may say about a data set, as in `detect.open_data`; None where nothing was said."""
+    """Options for reading a data set, as in `open_dataset.open_data`. None stands for an option that was not given.
+
+    Attributes:
+        task: task of the annotations.
+        classes: shipped name or YAML file of a class table.
+        ignore_index: pixel value that does not count.
+        label_map: pixel value to class name or number, or to None for a value that does not count.
+    """
 
     task: Task | None = None
     classes: str | Path | None = None
@@ -28,13 +35,14 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Format:
-    """A reader of data sets, one line of the group "formats" in plugins.py.
+    """Reader of data sets, one line of the group "formats" in plugins.py.
 
-    layout: what lies in such a folder, in a few words, for error messages.
-    finds: whether a folder looks like it; must be quick.
-    open: (folder, split, options) to a DataSet.
-    generic: its layout is so plain that any other format that is found goes before it.
-    raw_values: masks hold numbers whose meaning `ignore_index` and `label_map` may say.
+    Attributes:
+        layout: short description of the folder's content, for error messages.
+        finds: returns True if a folder looks like this format. It must be quick.
+        open: turns (folder, split, options) into a DataSet.
+        generic: True if the layout is so plain that any other format that also fits takes precedence.
+        raw_values: True if the masks hold numbers whose meaning `ignore_index` and `label_map` may give.
     """
 
     layout: str
@@ -45,16 +53,16 @@ class Format:
 
 
 class NoTask(DataError):
-    """A data set has no annotations for that task, but for those in `supported`, the richest first."""
+    """Error of a data set without annotations for a task. `supported` lists the tasks that it has, the richest first."""
 
     supported: tuple[Task, ...] = ()
 
 
 def choose_task(asked: Task | None, supported: Sequence[Task], where: Path) -> Task:
-    """The task that was asked for, or the first (richest) of `supported`.
+    """Return the requested task, or the first (richest) of `supported` if none was requested.
 
     Raises:
-        NoTask: this data has no annotation for the task.
+        NoTask: the data has no annotation for the task.
     """
     if asked is None or asked in supported:
         return asked or supported[0]

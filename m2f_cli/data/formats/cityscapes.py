@@ -1,5 +1,7 @@
-"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (docs/methods/published-behaviour.md#8-4). Its
-classes are shipped tables; other data in this style bring theirs in classes.yaml."""
+"""Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (docs/methods/published-behaviour.md#8-4).
+
+Its classes are shipped tables. Other data in this layout bring theirs in classes.yaml.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,21 @@ POLYGONS = "objects are those of the instanceIds images; published training take
 
 @dataclass(frozen=True)
 class InstanceIds:
-    """Reads the segments of one image: ids are the instance ids, groups of things are crowds, what is not evaluated
-    is void. The same as the official panoptic json and PNG, without making them first."""
+    """Reader of the segments of one image. It gives the same as the official panoptic JSON and PNG, without creating
+    them.
+
+    The ids of segments are the instance ids. Groups of things are crowds. Pixels that are not evaluated are void.
+    """
 
     png: Path
     image: Path
     classes: ClassMap
 
     def __call__(self) -> PanopticAnnotation:
-        """
+        """Read the segments.
+
         Raises:
-            DataError: the image of ids is missing, unreadable, or of another size.
+            DataError: the image of ids is missing, unreadable, or differs in size.
         """
         values_HW = read_values(self.png)
         check_size(self.image, image_size(self.image), values_HW.shape, self.png)
@@ -57,7 +63,7 @@ class InstanceIds:
 
 
 def label_ids(classes: ClassMap) -> ValueMap:
-    """The pixel values of labelIds images; what has no class is ignored."""
+    """Return the meaning of the pixel values of labelIds images. Values without a class are ignored."""
     return value_map(classes.numbers, classes.categories, set(LABEL_IDS) - classes.numbers.keys())
 
 

@@ -1,4 +1,4 @@
-"""From the categories of a data set's own files to class numbers."""
+"""Mapping of the categories in a data set's own files to class numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ClassMap:
-    """numbers: the data's id to class number. dropped: ids of the data's categories that are no class here."""
+    """Class numbers of a data set's categories.
+
+    Attributes:
+        categories: the classes. A class number is a position in this tuple.
+        numbers: class number of each category id of the data.
+        dropped: ids of categories of the data that are not a class here.
+        notes: remarks for the user.
+    """
 
     categories: Categories
     numbers: Mapping[int, int]
@@ -37,10 +44,10 @@ class ClassMap:
     notes: tuple[str, ...] = ()
 
     def number(self, category_id: Any, where: str) -> int | None:
-        """The class number of an id; None where its category is no class here.
+        """Return the class number of an id, or None if its category is not a class here.
 
         Raises:
-            DataError: an id that no category has.
+            DataError: no category has this id.
         """
         # A list, or another thing that is not hashable, must not end in a TypeError.
         if type(category_id) is int:
@@ -56,12 +63,12 @@ class ClassMap:
         )
 
     def labels(self, category_ids: Iterable[Any]) -> tuple[int, ...]:
-        """The class numbers of ids, ascending, without repeats; ids that are no class are left out."""
+        """Return the class numbers of ids, ascending, without repeats. Ids that are not a class are left out."""
         known = set(map(_id_or_none, category_ids)) & self.numbers.keys()
         return tuple(sorted({self.numbers[key] for key in known}))
 
     def without_stuff(self) -> ClassMap:
-        """The things alone, numbered anew."""
+        """Return the things alone, numbered from 0 on."""
         kept = [number for number, category in enumerate(self.categories) if category.isthing]
         renumbered = {old: new for new, old in enumerate(kept)}
         numbers = {key: renumbered[old] for key, old in self.numbers.items() if old in renumbered}
@@ -70,13 +77,13 @@ class ClassMap:
 
 
 def parse_categories(rows: list[Any], path: Path, *, isthing: bool | None = None) -> Categories:
-    """The categories of a COCO json, in the order of their ids.
+    """Return the categories of a COCO JSON, in the order of their ids.
 
     Args:
-        isthing: what a category is that does not say it; None refuses such a category.
+        isthing: value for a category that does not state it. None refuses such a category.
 
     Raises:
-        DataError: a category without id, name or (where needed) isthing, or two with the same.
+        DataError: a category lacks id, name or (if required) isthing, or two categories share an id or name.
     """
     found = [_parse_category(row, path, isthing) for row in rows]
     for key in ("id", "name"):
@@ -101,7 +108,7 @@ def _parse_category(row: Any, path: Path, isthing: bool | None) -> Category:
 
 
 def is_crowd(value: Any) -> bool:
-    """A flag `iscrowd` as far as it can be known; what is no flag is refused when its image is read."""
+    """Return True if the flag `iscrowd` is set or cannot be read. An unreadable flag is refused when its image is read."""
     if type(value) is int:
         return value != 0
     try:
@@ -120,13 +127,14 @@ def _id_or_none(value: Any) -> int | None:
 
 
 def map_classes(own: Categories, classes: str | Path | None, where: Path) -> ClassMap:
-    """Number the data's own categories, or those of the class table that a person named.
+    """Number the data's own categories, or those of the class table that the user named.
 
-    A table's classes are found by name where all names of one side are on the other, else by id in the same way.
+    The classes of a table are matched by name if all names of one side are on the other. Otherwise they are matched by
+    id in the same way.
 
     Raises:
-        ConfigError: an unknown or broken table.
-        DataError: the table is about other classes.
+        ConfigError: the table is unknown or broken.
+        DataError: the table describes other classes.
     """
     if classes is None:
         return ClassMap(own, {category.id: number for number, category in enumerate(own)})
@@ -148,11 +156,13 @@ def map_classes(own: Categories, classes: str | Path | None, where: Path) -> Cla
 
 
 def read_class_file(path: Path) -> ClassTable:
-    """Classes that lie beside label maps: classes.txt with a name per line, or classes.yaml, which is either a class
-    table (`classes:`) or has `names:` (a list, or position to name) and perhaps `colors:` and `ignore_index:`.
+    """Read the classes that lie beside label maps.
+
+    classes.txt has a name per line. classes.yaml is either a class table (`classes:`), or has `names:` (a list, or
+    position to name) and optionally `colors:` and `ignore_index:`.
 
     Raises:
-        ConfigError: unreadable or contradicting itself.
+        ConfigError: the file is unreadable or contradicts itself.
     """
     if path.suffix == ".txt":
         return ClassTable(path.parent.name, str(path), 255, _as_stuff(from_names(class_names(path), where=path)))
@@ -180,10 +190,10 @@ def _color(value: Any, path: Path) -> tuple[int, int, int]:
 
 
 def class_names(path: Path) -> list[str]:
-    """The names of a text file, one per line.
+    """Return the names in a text file, one per line.
 
     Raises:
-        ConfigError: unreadable, not in UTF-8, or without a name.
+        ConfigError: the file is unreadable, not in UTF-8, or without a name.
     """
     names = [line.strip() for line in documents.read_lines(path, error=ConfigError) if line.strip()]
     if not names:
@@ -192,10 +202,10 @@ def class_names(path: Path) -> list[str]:
 
 
 def listed_names(values: Any, path: Path) -> list[str]:
-    """As `listed`, of texts.
+    """Return texts as a list; see `listed`.
 
     Raises:
-        ConfigError: no list, or something in it that is no text.
+        ConfigError: the value is not a list, or one of its entries is not text.
     """
     names = listed(values, "names", path)
     for position, name in enumerate(names):
@@ -209,10 +219,10 @@ def _as_stuff(categories: Categories) -> Categories:
 
 
 def listed(values: Any, key: str, path: Path) -> list[Any]:
-    """A list, or a mapping of the positions 0, 1, … to values, as a list.
+    """Return a list, or a mapping of the positions 0, 1, … to values, as a list.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the value is neither.
     """
     if isinstance(values, dict):
         found = {_id_or_none(position): value for position, value in values.items()}

@@ -1,4 +1,4 @@
-"""What COCO's json files of instances and of panoptic segments have in common."""
+"""Common parts of COCO's JSON files of instances and of panoptic segments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ YEAR = "[0-9][0-9][0-9][0-9]"
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A parsed json file. `annotations` has those of each image id; `images` is in the order of the file."""
+    """Parsed COCO JSON file.
+
+    Attributes:
+        path: the file.
+        categories: the rows of the file.
+        images: the row of each image id, in the order of the file.
+        annotations: the rows of each image id that has some.
+        notes: remarks for the user.
+    """
 
     path: Path
     categories: list[Any]
@@ -30,16 +38,16 @@ class CocoFile:
         return [image["file_name"] for image in self.images.values()]
 
     def size(self, key: int | str) -> tuple[int, int] | None:
-        """(height, width) of an image; None where the file does not say."""
+        """Return the (height, width) of an image, or None if the file does not state it."""
         image = self.images[key]
         return (image["height"], image["width"]) if image.get("height") and image.get("width") else None
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Read a COCO json.
+    """Read a COCO JSON.
 
     Raises:
-        DataError: unreadable, damaged, without images, or with an entry that lacks its key; two images of one id.
+        DataError: the file is unreadable, damaged or without images; an entry lacks its key; or two images share an id.
     """
     tree = read_json(path, "images", "annotations", "categories")
     images = _images(tree["images"], path)
@@ -78,7 +86,7 @@ def _images(rows: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
 
 
 def _is_plain(row: Any) -> bool:
-    """Whether an image is as nearly all are: a file of a hundred thousand should not wait for its schema."""
+    """Return True if an image has the usual form and needs no schema. This keeps large files quick to read."""
     return (
         type(row) is dict
         and type(row.get("id")) is int
@@ -110,10 +118,10 @@ def _twins(annotations: list[dict[str, Any]], path: Path) -> list[str]:
 
 
 def find_json(folder: Path, kind: str, split: str) -> tuple[Path, tuple[str, ...]]:
-    """annotations/{kind}_{split}.json, or the one of that split with a year, and notes.
+    """Return annotations/{kind}_{split}.json, or the file of that split with a year, and notes.
 
     Raises:
-        DataError: none, or several years of which none was chosen.
+        DataError: there is no such file, or there are several years and none was chosen.
     """
     others = [path.stem.removeprefix(f"{kind}_") for path in sorted((folder / "annotations").glob(f"{kind}_*.json"))]
     path, _, notes = find_split(folder, split, lambda name: json_at(folder, kind, name), others)
@@ -121,7 +129,7 @@ def find_json(folder: Path, kind: str, split: str) -> tuple[Path, tuple[str, ...
 
 
 def json_at(folder: Path, kind: str, name: str) -> Path | None:
-    """The json of a split under this very name, with or without a year.
+    """Return the JSON of a split under exactly this name, with or without a year.
 
     Raises:
         DataError: there are several years.
@@ -141,7 +149,7 @@ def has_json(folder: Path, kind: str) -> bool:
 
 
 def image_folders(folder: Path, json_path: Path, kind: str, split: str) -> list[Path]:
-    """Where the images of a json may be, best first."""
+    """Return the folders that may hold the images of a JSON, best first."""
     tag = json_path.stem.removeprefix(f"{kind}_")
     names = dict.fromkeys((tag, *spellings(split)))
     inside = [parent / name for name in names for parent in (folder, folder / "images")]

@@ -1,5 +1,7 @@
-"""COCO instances: annotations/instances_{split}.json with polygons or run lengths, crowds among them
-(docs/methods/published-behaviour.md#8-1)."""
+"""COCO instances: annotations/instances_{split}.json (docs/methods/published-behaviour.md#8-1).
+
+Objects are polygons or run lengths; some of them are crowds.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,16 @@ _KEYS = ("id", "category_id", "segmentation", "iscrowd", "area")
 
 @dataclass(frozen=True)
 class ObjectsOfImage:
-    """Reads the objects of one image out of `packed`, a pickle of its annotations: one object per image to keep
-    and to send to workers, where COCO's train split would be hundred million numbers."""
+    """Reader of the objects of one image.
+
+    Attributes:
+        file: the JSON file, for messages.
+        image: the image file.
+        size: (height, width). None reads it from the image.
+        classes: the classes.
+        packed: pickle of the image's annotations. It is a single object per image to keep and to send to workers, which
+            saves memory: COCO's train split would be hundred million numbers.
+    """
 
     file: Path
     image: Path
@@ -37,9 +47,10 @@ class ObjectsOfImage:
     packed: bytes
 
     def __call__(self) -> InstanceAnnotation:
-        """
+        """Read the objects.
+
         Raises:
-            DataError: an annotation without mask, with an unknown category, or that does not fit the image.
+            DataError: an annotation has no mask or an unknown category, or does not fit the image.
         """
         size = self.size or image_size(self.image)
         check_canvas(size, f"{self.file.name}: {self.image.name}")
@@ -70,13 +81,14 @@ def _where(file: Path, key: Any, image: Path) -> str:
 
 
 def read_instances(coco: CocoFile, candidates: list[Path], options: ReadOptions) -> Parts:
-    """The classes, a record per image (also of those without annotation), notes, and what is passed over.
+    """Return the classes, a record per image (also without annotation), notes, and what is passed over.
 
     Args:
-        candidates: folders in which the images may be, best first; none where nobody will read them.
+        candidates: folders that may hold the images, best first. Empty if nobody will read the images.
 
     Raises:
-        DataError: broken categories, classes of another table, no images, or a task that is not "instance".
+        DataError: the categories are broken, the classes are those of another table, there are no images, or the task
+            is not "instance".
     """
     choose_task(options.task, ("instance",), coco.path)
     classes = map_classes(parse_categories(coco.categories, coco.path, isthing=True), options.classes, coco.path)
@@ -97,7 +109,7 @@ def _record(coco: CocoFile, key: int | str, images: Path, classes: ClassMap) -> 
 
 
 def _passed_over(coco: CocoFile) -> PassedOver:
-    """What `parse_shape` leaves out, without looking at the images."""
+    """Return what `parse_shape` leaves out, without reading the images."""
     passed = PassedOver()
     for key, image in coco.images.items():
         for row in coco.annotations.get(key, ()):
@@ -108,7 +120,7 @@ def _passed_over(coco: CocoFile) -> PassedOver:
 
 
 def _is_plain(segmentation: list[Any]) -> bool:
-    """Whether all polygons have three points or more: nearly all are so."""
+    """Return True if all polygons have three points or more, as nearly all have."""
     try:
         return min(map(len, segmentation)) >= 6
     except (TypeError, ValueError):

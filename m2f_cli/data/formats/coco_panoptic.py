@@ -1,5 +1,7 @@
-"""COCO panoptic: annotations/panoptic_{split}.json and PNGs whose colours are the ids of segments
-(docs/methods/published-behaviour.md#8-1)."""
+"""COCO panoptic: annotations/panoptic_{split}.json and PNGs (docs/methods/published-behaviour.md#8-1).
+
+The colours of a PNG are the ids of segments.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,16 @@ _NOT_PANOPTIC = "This is not a panoptic json: for instances, name the format coc
 
 @dataclass(frozen=True)
 class SegmentsOfImage:
-    """Reads the segments of one image. `packed` is a pickle of its `segments_info`: ids, category ids, crowds."""
+    """Reader of the segments of one image.
+
+    Attributes:
+        file: the JSON file, for messages.
+        png: the PNG of the segments.
+        image: the image file.
+        size: (height, width). None reads it from the image.
+        classes: the classes.
+        packed: pickle of the image's `segments_info`: ids, category ids, crowds.
+    """
 
     file: Path
     png: Path
@@ -42,10 +53,12 @@ class SegmentsOfImage:
     packed: bytes
 
     def __call__(self) -> PanopticAnnotation:
-        """Segments of dropped categories become void. A segment of the json without a pixel stays: it counts as missed.
+        """Read the segments. Those of dropped categories become void.
+
+        A segment of the JSON without a pixel is kept, because it counts as missed.
 
         Raises:
-            DataError: the PNG is missing, unreadable, of another size, or has ids that the json does not know.
+            DataError: the PNG is missing, unreadable, differs in size, or has ids that the JSON does not list.
         """
         if not is_there(self.png):
             raise DataError(f"The mask {self.png} is missing.", hint="Copy it there, or leave its image out.")
@@ -84,13 +97,17 @@ def _checked(row: tuple[Any, ...], where: str) -> tuple[Any, ...]:
 
 
 def read_panoptic(coco: CocoFile, pngs: Path, candidates: list[Path], options: ReadOptions, task: Task) -> Parts:
-    """The classes, a record per annotated image, notes, and what is passed over.
+    """Return the classes, a record per annotated image, notes, and what is passed over.
 
     Args:
         pngs: the folder of the PNGs.
-        candidates: folders in which the images may be, best first; none where nobody will read them.
-        task: other than "panoptic", annotations are derived. Instances are the things as they are visible, unless named
-            by `classes` numbered without the stuff; semantic labels are the classes of all segments, with crowds.
+        candidates: folders that may hold the images, best first. Empty if nobody will read the images.
+        task: a task other than "panoptic" derives its annotations. Instances are the visible parts of things; unless
+            `classes` names them, they are numbered without the stuff. Semantic labels are the classes of all segments,
+            with crowds.
+
+    Raises:
+        DataError: the categories are broken, the classes are those of another table, or no image is annotated.
     """
     classes = map_classes(parse_categories(coco.categories, coco.path), options.classes, coco.path)
     if task == "instance" and options.classes is None:
@@ -130,7 +147,7 @@ def _record(coco: CocoFile, key: int | str, pngs: Path, images: Path, classes: C
 
 
 def _segment_rows(annotation: dict[str, Any], path: Path) -> tuple[str, list[tuple[Any, ...]]]:
-    """The file name of the PNG, and (id, category id, crowd) of each segment, not checked yet."""
+    """Return the file name of the PNG, and (id, category id, crowd) of each segment, not validated yet."""
     where = f"{path}: the annotation of image {schemas.shown(annotation['image_id'])}"
     said = schemas.read_as(schemas.PanopticRecord, annotation, where, hint=_NOT_PANOPTIC)
     if not all(isinstance(info, dict) and "id" in info for info in said.segments_info):
@@ -139,10 +156,12 @@ def _segment_rows(annotation: dict[str, Any], path: Path) -> tuple[str, list[tup
 
 
 def png_folder(path: Path) -> Path:
-    """The folder of a panoptic json's PNGs: of the json's name, beside it or one level up, or the json's own.
+    """Return the folder of a panoptic JSON's PNGs.
+
+    It has the name of the JSON and lies beside it or one level up, or it is the JSON's own folder.
 
     Raises:
-        DataError: none of them holds PNGs.
+        DataError: none of these folders holds PNGs.
     """
     candidates = (path.with_suffix(""), path.parent.parent / path.stem, path.parent)
     found = folder_at(*(folder for folder in candidates if any(folder.rglob("*.png"))))

@@ -1,4 +1,4 @@
-"""Files of annotations: json, and images whose pixels are numbers."""
+"""Files of annotations: JSON, and images whose pixels are numbers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ONE_VALUE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a json file that holds an object with lists under `keys`.
+    """Read a JSON file that holds an object with lists under `keys`.
 
     Raises:
-        DataError: unreadable, damaged (with line and column), or not such an object.
+        DataError: the file is unreadable, damaged (with line and column), or not such an object.
     """
     tree = documents.read_json(path)
     for key in keys:
@@ -32,12 +32,12 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def read_values(path: Path) -> np.ndarray:
-    """Read a mask whose pixels are numbers: (H, W), uint8, uint16 or int32. Of palette images, the indices.
+    """Read a mask whose pixels are numbers: (H, W), uint8, uint16 or int32. A palette image gives its indices.
 
-    Grey images that were saved as RGB are accepted; colours are not numbers.
+    Grey images that were saved as RGB are accepted. Colours are refused.
 
     Raises:
-        DataError: missing, unreadable, or in colours.
+        DataError: the file is missing, unreadable, or in colours.
     """
     with _opened(path) as image:
         if image.mode in _ONE_VALUE:
@@ -56,7 +56,7 @@ def read_ids(path: Path) -> np.ndarray:
     """Read a COCO panoptic PNG: (H, W) int32, id = R + 256 G + 65536 B.
 
     Raises:
-        DataError: missing, unreadable, or not in colours.
+        DataError: the file is missing, unreadable, or not in colours.
     """
     with _opened(path) as image:
         if image.mode not in ("RGB", "RGBA", "P"):
@@ -67,7 +67,10 @@ def read_ids(path: Path) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a mask. Its EXIF does not turn it: its numbers are read as the tool that drew them laid them down."""
+    """Open a mask, without turning it by its EXIF orientation.
+
+    Its numbers are read as the tool that drew them stored them.
+    """
     if not is_file(path):
         raise DataError(f"The mask {path} is missing.", hint="Copy it there, or leave its image out.")
     with open_image(path) as image:

@@ -28,16 +28,23 @@ _LOOKED_AT = 10  # masks, to say which values there are
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Reads the labels of one image."""
+    """Reader of the labels of one image.
+
+    Attributes:
+        mask: the file of the mask.
+        image: the file of the image, which has to have the same size.
+        values: the meaning of the mask's pixel values.
+    """
 
     mask: Path
     image: Path
     values: ValueMap
 
     def __call__(self) -> SemanticAnnotation:
-        """
+        """Read the labels.
+
         Raises:
-            DataError: the mask is missing, unreadable, of another size than the image, or has unknown values.
+            DataError: the mask is missing, unreadable, differs in size from the image, or has unknown values.
         """
         values_HW = read_values(self.mask)
         check_size(self.image, image_size(self.image), values_HW.shape, self.mask)
@@ -45,7 +52,7 @@ class LabelFile:
 
 
 class Folders(NamedTuple):
-    """Where the images and the masks of a split are."""
+    """Folders of the images and of the masks of a split."""
 
     images: Path
     masks: Path
@@ -54,13 +61,14 @@ class Folders(NamedTuple):
 def label_records(
     folders: Folders, values: ValueMap, *, image_end: str = "", mask_end: str = ""
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """A record per image, and notes.
+    """Return a record per image, and notes.
 
     Args:
-        image_end, mask_end: what image names and mask names end in, after what they have in common.
+        image_end: end of image names, after the part that they share with mask names.
+        mask_end: end of mask names, likewise.
 
     Raises:
-        DataError: no images, or no mask for any of them.
+        DataError: there are no images, or none of them has a mask.
     """
     files = _masks_below(folders.masks)
     masks = {p.relative_to(folders.masks).with_suffix("").as_posix(): p for p in files}
@@ -88,7 +96,10 @@ def _masks_below(folder: Path) -> list[Path]:
 
 
 def folders_at(folder: Path, name: str) -> Folders | None:
-    """images/{name} with labels/{name}, {name}/images with {name}/labels, or what was prepared."""
+    """Return images/{name} with labels/{name}, {name}/images with {name}/labels, or the prepared folders.
+
+    None if there are none of these.
+    """
     prepared = Folders(*(folder / kind / name for kind in _PREPARED))
     if all(each.is_dir() for each in prepared):
         return prepared
@@ -113,7 +124,10 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
 
 
 def _ignored_value(table: ClassTable) -> int:
-    """255 is what a table says that says nothing; of more than 255 classes it is one."""
+    """Return the ignored value of a class table.
+
+    A table without a value of its own says 255. With more than 255 classes that is a class, so the result is 65535.
+    """
     return 65535 if table.ignore_index == 255 < len(table.categories) else table.ignore_index
 
 

@@ -1,4 +1,4 @@
-"""LabelMe: a json with shapes for each image, in {split}/ or in one folder without splits."""
+"""LabelMe: a JSON with shapes for each image, in {split}/ or in one folder without splits."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ _LARGEST = 64 << 20  # bytes of a json that is opened to recognise the format
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """Reads the image that a json holds itself."""
+    """Reader of an image that a JSON contains."""
 
     file: Path
 
     def __call__(self) -> np.ndarray:
-        """
+        """Read the image, (H, W, 3) uint8 RGB.
+
         Raises:
-            DataError: no image in it, or a damaged one.
+            DataError: the JSON contains no image, or a damaged one.
         """
         data = read_json(self.file, "shapes").get("imageData")
         if not isinstance(data, str):
@@ -61,8 +62,16 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class ShapesOfImage:
-    """Reads the objects of one image: polygons, rectangles, circles and masks; shapes of one label and group_id are
-    one object. Points and lines have no area and are passed over. `image` is None where the json holds the image."""
+    """Reader of the objects of one image: polygons, rectangles, circles and masks.
+
+    Shapes that share a label and group_id are one object. Points and lines have no area and are passed over.
+
+    Attributes:
+        file: the JSON file.
+        image: the image file. None if the JSON contains the image.
+        classes: the classes.
+        ids: category id of each label.
+    """
 
     file: Path
     image: Path | None
@@ -70,9 +79,10 @@ class ShapesOfImage:
     ids: Mapping[str, int]
 
     def __call__(self) -> InstanceAnnotation:
-        """
+        """Read the objects.
+
         Raises:
-            DataError: a damaged json or shape, an unknown label, or another size than that of the image.
+            DataError: the JSON or a shape is damaged, a label is unknown, or the size is not that of the image.
         """
         tree = read_json(self.file, "shapes")
         size = self._size(tree)
@@ -116,7 +126,7 @@ def _is_crowd(shape: dict[str, Any], file: Path) -> bool:
 
 
 def _groups(shapes: list[Any], file: Path) -> list[list[dict[str, Any]]]:
-    """The shapes of each object, in the order of their first ones."""
+    """Return the shapes of each object. Objects are in the order of their first shapes."""
     groups: dict[Any, list[dict[str, Any]]] = {}
     for number, shape in enumerate(shapes):
         if not isinstance(shape, dict):
@@ -127,7 +137,7 @@ def _groups(shapes: list[Any], file: Path) -> list[list[dict[str, Any]]]:
 
 
 def _read_shape(shape: dict[str, Any], size: tuple[int, int], file: Path) -> np.ndarray | dict[str, Any] | None:
-    """A polygon (points, 2), a run-length mask, or None for what has no area."""
+    """Return a polygon (points, 2), a run-length mask, or None for a shape without area."""
     if _why_passed_over(shape) is not None:
         return None
     kind = shape.get("shape_type") or "polygon"
@@ -156,7 +166,7 @@ def _outline(kind: str, points_P2: np.ndarray) -> np.ndarray:
 
 
 def _why_passed_over(shape: dict[str, Any]) -> str | None:
-    """Why a shape is none of an object: a reason as in `PassedOver`; None for one that is read."""
+    """Return the reason for leaving out a shape, as in `PassedOver`, or None for a shape that is read."""
     kind = shape.get("shape_type") or "polygon"
     if str(shape.get("label")) in NO_CLASSES:
         return f"shapes of the label {shape['label']}"
@@ -168,7 +178,7 @@ def _why_passed_over(shape: dict[str, Any]) -> str | None:
 
 
 def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: Path) -> dict[str, Any]:
-    """A PNG whose corner pixels have their centres at `corners_22`."""
+    """Return the run-length mask of a PNG whose corner pixels have their centres at `corners_22`."""
     try:
         with open_image(base64.b64decode(data), "it") as image:
             inside_HW = np.array(image) > 0
@@ -226,7 +236,10 @@ def _passed_over(files: Sequence[Path], seen: Mapping[Path, list[dict[str, Any]]
 
 
 def _outlines_of(file: Path) -> list[dict[str, Any]]:
-    """The shapes of a json without their masks and further points: what tells which of them are read, and little."""
+    """Return the shapes of a JSON without masks and with at most three points.
+
+    This small part is enough to decide which of them are read.
+    """
     kept = ("label", "shape_type")
     return [
         {**{key: shape.get(key) for key in kept}, "points": _first(shape.get("points"))}
@@ -247,7 +260,7 @@ def _record(file: Path, below: Path, classes: ClassMap, ids: dict[str, int]) -> 
 
 
 def _image_of(file: Path) -> Path | None:
-    """The image beside a json, else where the json says; None where only the json itself may hold it."""
+    """Return the image beside a JSON, else the one that the JSON names, or None if only the JSON may contain it."""
     beside = next((path for path in map(file.with_suffix, IMAGES) if path.is_file()), None)
     if beside is not None:
         return beside
@@ -258,8 +271,10 @@ def _image_of(file: Path) -> Path | None:
 
 
 def _own_classes(folder: Path, seen: dict[Path, list[dict[str, Any]]]) -> Categories:
-    """Of a file of classes beside the splits, else all labels of all splits, in the order of the alphabet; `seen` takes
-    what was read for that."""
+    """Return the classes of a file beside the splits, else all labels of all splits in alphabetical order.
+
+    Shapes that were read for the latter are added to `seen`.
+    """
     path = next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
     if path is not None and path.suffix != ".txt":
         return tuple(dataclasses.replace(category, isthing=True) for category in read_class_file(path).categories)

@@ -1,4 +1,4 @@
-"""Folders: what splits are called, which files are images, where the images of an annotation lie."""
+"""Names of split folders, suffixes of image files, and the search for the images of an annotation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Found = TypeVar("Found")
 
 
 class NoSplit(DataError):
-    """A data set has no split of that name; its other splits may be fine."""
+    """Error of a data set without a split of that name. Its other splits may be usable."""
 
 
 # How people call their splits, best first. Many data sets have no other second split than "test".
@@ -28,7 +28,7 @@ _LOOKED_AT = 50  # images, to find out which folder they are in
 
 
 def in_all_cases(names: Iterable[str]) -> tuple[str, ...]:
-    """Names as they are, with a capital, and in capitals."""
+    """Return names as they are, with a capital, and in capitals."""
     return tuple(dict.fromkeys(case for name in names for case in (name, name.capitalize(), name.upper())))
 
 
@@ -36,7 +36,7 @@ NAMES = in_all_cases(itertools.chain(*SPELLINGS.values()))
 
 
 def spellings(split: str) -> tuple[str, ...]:
-    """What the folder of a split may be called, best first; the name itself goes before its relatives."""
+    """Return the possible folder names of a split, best first. The name itself precedes its synonyms."""
     family = SPELLINGS.get(split) or next((names for names in SPELLINGS.values() if split in names), ())
     return tuple(dict.fromkeys((split, *family)))
 
@@ -47,15 +47,15 @@ def find_split(
     """Find a split under one of its names, whatever the case of its letters.
 
     Args:
-        at: gives what there is under a name, None where there is nothing.
-        others: further names of splits that are there. A single one, such as CVAT's "default", is what there is to
-            train on where no split has a usual name.
+        at: returns the content under a name, or None if there is none.
+        others: further names of existing splits. If no split has a usual name, a single one of these, such as CVAT's
+            "default", is used for training.
 
     Returns:
-        What was found, its name in the folder, and notes.
+        The content, its name in the folder, and notes.
 
     Raises:
-        NoSplit: no such split; says which there are.
+        NoSplit: there is no such split. The message lists those that exist.
     """
     for name in in_all_cases(spellings(split)):
         found = at(name)
@@ -73,20 +73,20 @@ def find_split(
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; none where it is missing."""
+    """Return the names of the folders in a folder, sorted, or an empty list if it is missing."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def folder_at(*candidates: Path) -> Path | None:
-    """The first of `candidates` that is a folder."""
+    """Return the first of `candidates` that is a folder, or None."""
     return next((path for path in candidates if path.is_dir()), None)
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The images in a folder and its sub-folders, sorted, without hidden files.
+    """Return the images in a folder and its sub-folders, sorted, without hidden files.
 
     Raises:
-        DataError: no folder, or no image in it.
+        DataError: the folder does not exist or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"The folder of images {folder} is missing.")
@@ -97,15 +97,15 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def record_name(file_name: str | Path) -> str:
-    """An image's path without its suffix, with "/" between folders."""
+    """Return an image's path without its suffix, with "/" between folders."""
     return Path(file_name).with_suffix("").as_posix()
 
 
 def image_folder(file_names: Sequence[str], candidates: Iterable[Path], annotations: Path) -> Path:
-    """The folder that an annotation file's image names are relative to: the first that holds one of them.
+    """Return the first candidate that holds one of an annotation file's images, to which its image names are relative.
 
     Raises:
-        DataError: none of them does.
+        DataError: no candidate holds any of the images.
     """
     folders = list(dict.fromkeys(candidates))
     step = max(1, len(file_names) // _LOOKED_AT)
@@ -119,5 +119,9 @@ def image_folder(file_names: Sequence[str], candidates: Iterable[Path], annotati
 
 
 def as_found(folder: Path, name: str) -> str:
-    """A name relative to a folder. Windows writes backslashes between folders, which elsewhere are letters."""
+    """Return a name relative to a folder, with "/" between folders.
+
+    Backslashes come from Windows. Elsewhere they are ordinary characters, so a file of exactly that name takes
+    precedence.
+    """
     return name if "\\" not in name or is_there(folder / name) else name.replace("\\", "/")

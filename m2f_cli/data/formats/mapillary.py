@@ -1,5 +1,7 @@
-"""Mapillary Vistas v1.2: {training,validation}/ with images, labels and panoptic
-(docs/methods/published-behaviour.md#8-5)."""
+"""Mapillary Vistas v1.2: {training,validation}/ with images, labels and panoptic.
+
+See docs/methods/published-behaviour.md#8-5.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
 
 
 def _folders_at(folder: Path, name: str) -> Folders | None:
-    """Releases since v2.0 keep the old labels in a folder v1.2 of each split."""
+    """Return the folders of a split. Releases since v2.0 keep the old labels in a folder v1.2 of each split."""
     images, masks = folder / name / "images", folder_at(folder / name / "v1.2" / "labels", folder / name / "labels")
     return Folders(images, masks) if images.is_dir() and masks is not None else None
 

@@ -1,4 +1,4 @@
-"""COCO as Roboflow exports it: train, valid and test, each with its images and _annotations.coco.json."""
+"""COCO as exported by Roboflow: train, valid and test, each with its images and _annotations.coco.json."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
 
 
 def without_project(coco: CocoFile, siblings: Sequence[Path] = ()) -> tuple[CocoFile, tuple[str, ...]]:
-    """Leave out the category 0 that stands for the project: others name it as their supercategory.
+    """Leave out the category 0 that stands for the project, which other categories name as their supercategory.
 
     Args:
-        siblings: the json files of all splits. What one of them annotates is a class in all of them.
+        siblings: the JSON files of all splits. A category that one of them annotates is a class in all of them.
     """
     project = next((row for row in coco.categories if _field(row, "id") in (0, "0")), None)
     others = [row for row in coco.categories if row is not project]
@@ -46,7 +46,10 @@ def without_project(coco: CocoFile, siblings: Sequence[Path] = ()) -> tuple[Coco
 
 
 def _uses_zero(path: Path) -> bool:
-    """Whether a json has an annotation of the category 0; it is searched, since reading it takes many times as long."""
+    """Return True if a JSON has an annotation of the category 0.
+
+    The text is searched, because parsing it would take much longer.
+    """
     try:
         return _ZERO.search(path.read_bytes().replace(b"\0", b"")) is not None
     except OSError:

@@ -1,4 +1,4 @@
-"""Shapes of objects: polygons and run lengths as they come in annotation files, checked."""
+"""Validated shapes of objects: polygons and run lengths from annotation files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MOST_LETTERS = 7  # of a run length in COCO's text: 35 bits
 
 
 def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np.ndarray] | dict[str, Any]:
-    """Return a COCO `segmentation` as an annotated object keeps it.
+    """Return a COCO `segmentation` in the form of an annotated object.
 
     Args:
         segmentation: polygons as in `split_polygons`, or run lengths, compressed or not.
         size: (height, width) of the image.
-        where: which annotation this is, for messages.
+        where: name of the annotation, for messages.
 
     Returns:
-        Polygons, each (points, 2) float64; those of fewer than three points cover nothing and are left out. Or a
-        compressed run-length mask {"size": [H, W], "counts": bytes}.
+        Polygons, each (points, 2) float64, or a compressed run-length mask {"size": [H, W], "counts": bytes}. Polygons
+            of fewer than three points cover nothing and are left out.
 
     Raises:
-        DataError: neither of both, or a shape that does not fit the image.
+        DataError: the segmentation is neither of both, or does not fit the image.
     """
     if isinstance(segmentation, dict):
         return _parse_rle(segmentation, size, where)
@@ -42,14 +42,15 @@ def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np
 
 
 def split_polygons(segmentation: Any, where: str) -> list[np.ndarray]:
-    """Return the polygons of a `segmentation`, each (points, 2) float64, those of fewer than three points among them.
+    """Return all polygons of a `segmentation`, each (points, 2) float64, also those of fewer than three points.
 
     Args:
-        segmentation: a list of [x, y, x, y, …] or of [[x, y], [x, y], …]. Neighbouring entries [x, y] are the points
-            of one polygon.
+        segmentation: a list of [x, y, x, y, …] or of [[x, y], [x, y], …]. Neighbouring entries [x, y] are the points of
+            one polygon.
+        where: name of the annotation, for messages.
 
     Raises:
-        DataError: another form.
+        DataError: the segmentation has another form.
     """
     if not segmentation or not isinstance(segmentation, list):
         raise DataError(
@@ -82,13 +83,17 @@ def _parse_polygon(points: Any, where: str) -> np.ndarray:
 
 
 def check_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], where: str) -> None:
-    """Refuse what would take more memory than any outline needs: pycocotools counts in fifths of pixels, in 32 bits.
+    """Refuse polygons that would take more memory than any outline needs.
+
+    pycocotools counts in fifths of pixels, in 32 bits.
 
     Args:
-        polygons: of one object, each (points, 2) with at least one point.
+        polygons: the polygons of one object, each (points, 2) with at least one point.
+        size: (height, width) of the image.
+        where: name of the annotation, for messages.
 
     Raises:
-        DataError: coordinates that are not finite or far outside of the image, or an outline of absurd length.
+        DataError: coordinates are not finite or far outside of the image, or an outline is absurdly long.
     """
     reach, length = max(REACH * max(size), LEAST_REACH), 0.0
     for points_P2 in polygons:
@@ -116,10 +121,10 @@ def _far_away(points_P2: np.ndarray, size: tuple[int, int], where: str, value: f
 
 
 def check_canvas(size: tuple[int, int], where: str) -> None:
-    """Refuse a size that no image has, before masks of that size are made.
+    """Refuse a size that no image has, before masks of that size are allocated.
 
     Raises:
-        DataError: more pixels than any image that is read.
+        DataError: the size has more pixels than any image that is read.
     """
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
@@ -168,10 +173,10 @@ def _whole_numbers(counts: Any, where: str) -> np.ndarray:
 
 
 def unpack_lengths(packed: bytes) -> np.ndarray | None:
-    """Return the run lengths in COCO's compressed text, None for what is no such text.
+    """Return the run lengths in COCO's compressed text, or None for text that is not in this form.
 
-    Five bits a letter, the sixth says that the number goes on. From the fourth number on, it is the difference to the
-    one before the last.
+    Each letter has five bits; the sixth says that the number continues. From the fourth number on, a number is the
+    difference to the one before the last.
     """
     letters = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(letters & 32 == 0)

@@ -1,4 +1,4 @@
-"""From the pixel values of masks to class numbers."""
+"""Mapping of the pixel values of masks to class numbers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ _LARGEST = (1 << 24) - 1  # the largest value of a pixel
 
 @dataclass(frozen=True, eq=False)
 class ValueMap:
-    """What the pixel values of masks mean.
+    """Meaning of the pixel values of masks.
 
-    lookup: (largest known value + 1,) int32: the class number of a value, `ignore`, or -1 for a value without meaning.
-    ignore: of the labels that are made: 255, or 65535 where there are more than 255 classes.
+    Attributes:
+        lookup: (largest known value + 1,) int32: the class number of a value, `ignore`, or -1 for a value without
+            meaning.
+        ignore: the ignored label of the result: 255, or 65535 if there are more than 255 classes.
     """
 
     lookup: np.ndarray = field(repr=False)
     ignore: int
 
     def labels(self, values_HW: np.ndarray, where: Path) -> SemanticAnnotation:
-        """Labels (H, W), uint8 or uint16, from the values of a mask.
+        """Return the labels (H, W), uint8 or uint16, of the values of a mask.
 
         Raises:
-            DataError: a value without meaning.
+            DataError: a value has no meaning.
         """
         strange = [v for v in values_in(values_HW).tolist() if not 0 <= v < len(self.lookup) or self.lookup[v] < 0]
         if strange:
@@ -52,9 +54,9 @@ class ValueMap:
 
 
 def value_map(meanings: Mapping[int, int], categories: Categories, ignored: Iterable[int] = ()) -> ValueMap:
-    """Values with their class numbers, and values that count nowhere; one that is in both is ignored.
+    """Return the map of values with class numbers and of ignored values. A value that is in both is ignored.
 
-    Numbers that no pixel has mean nothing: ids may be of any size.
+    Numbers that no pixel can have are left out, because ids may be of any size.
     """
     ignore = ignore_value(len(categories))
     everything = {**meanings, **dict.fromkeys(ignored, ignore)}
@@ -67,11 +69,13 @@ def value_map(meanings: Mapping[int, int], categories: Categories, ignored: Iter
 def named_values(
     label_map: Mapping[int, str | int | None], categories: Categories, ignored: Iterable[int] = ()
 ) -> ValueMap:
-    """Values with the meanings that a person gave: a class name or number, or None for what counts nowhere. Other
-    values have no meaning: that 0 stays 0 where only 1 and 2 are named would be a silent mistake.
+    """Return the map of the meanings that the user gave: a class name or number, or None for a value that does not
+    count.
+
+    Other values have no meaning. If only 1 and 2 are named, keeping 0 as 0 would be a silent mistake.
 
     Raises:
-        ConfigError: an unknown class, or a key that is no pixel value.
+        ConfigError: a class is unknown, or a key is not a pixel value.
     """
     for value in label_map:
         if not isinstance(value, int) or not 0 <= value <= 65535:

@@ -26,16 +26,17 @@ _SLACK = 1e-3  # of the image's edge: coordinates are often rounded outwards
 
 @dataclass(frozen=True)
 class PolygonFile:
-    """Reads the objects of one image. An image without a file shows no objects."""
+    """Reader of the objects of one image. An image without a file has no objects."""
 
     labels: Path
     image: Path
     classes: ClassMap
 
     def __call__(self) -> InstanceAnnotation:
-        """
+        """Read the objects.
+
         Raises:
-            DataError: a line that is no polygon, an unknown class, or coordinates that are no shares of the image.
+            DataError: a line is not a polygon, a class is unknown, or coordinates are not shares of the image.
         """
         height, width = image_size(self.image)
         lines = documents.read_lines(self.labels) if is_file(self.labels) else []
@@ -65,7 +66,7 @@ class PolygonFile:
 
 
 def find_yaml(folder: Path) -> Path | None:
-    """data.yaml, or the one other YAML file that has names and splits."""
+    """Return data.yaml, or else the first YAML file that has names and splits, or None."""
     for path in (folder / "data.yaml", folder / "data.yml", *sorted(folder.glob("*.y*ml"))):
         if path.is_file() and _is_description(path):
             return path
@@ -110,7 +111,7 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
 
 
 def _images(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None:
-    """The images of a split: it names a folder, several, or a text file with an image per line."""
+    """Return the images of a split, which is a folder, several folders, or a text file with an image per line."""
     places = tree.get(split)
     if places is None:
         return None
@@ -133,7 +134,10 @@ def _listed(path: Path, tree: dict[str, Any], text: Path) -> list[Path]:
 
 
 def _resolve(path: Path, tree: dict[str, Any], place: str) -> Path:
-    """Exporters write paths from the root of the data, from the yaml, or from a folder that does not exist."""
+    """Return the path that an entry of data.yaml means.
+
+    Exporters write paths from the root of the data, from the YAML file, or from a folder that does not exist.
+    """
     root = Path(str(tree.get("path") or ""))
     written = dict.fromkeys((Path(place), Path(place.replace("\\", "/"))))  # Windows separates folders by backslashes
     found = [path.parent / root / plain for plain in written]

@@ -1,4 +1,4 @@
-"""Generated scenes as a data set: to try a model, a loop or an idea without any data."""
+"""Generated scenes as a data set, for trying a model, a loop or an idea without any data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ MOST = 1 << 20  # scenes of one split
 
 @functools.lru_cache(maxsize=64)
 def _scene(seed: int, height: int, width: int, objects: tuple[int, int], difficulty: float) -> Scene:
-    """Image and annotation are asked for one after the other. Their arrays are shared: nobody may write into them."""
+    """Return a scene. It is cached, because image and annotation are read one after the other.
+
+    The arrays are shared and therefore read-only.
+    """
     made = scene(seed, height, width, objects=objects, difficulty=difficulty)
     made.image_HW3.flags.writeable = made.ids_HW.flags.writeable = False
     return made
@@ -83,17 +86,19 @@ def synthetic_dataset(
     objects: tuple[int, int] = (3, 8),
     difficulty: float = 0.5,
 ) -> DataSet:
-    """A data set of generated scenes; the same arguments give the same pixels on every machine.
+    """Return a data set of generated scenes. The same arguments give the same pixels on every machine.
 
     Args:
         split: train, val or test. No two splits and no two seeds share a scene.
-        count: how many scenes, at most 2^20.
+        count: number of scenes, at most 2^20.
+        seed: seed of the scenes, 0 or more.
         size: (height, width) in pixels.
-        task: what the annotations are made for.
-        objects, difficulty: see `synthetic.scene`.
+        task: the task of the annotations.
+        objects: see `synthetic.scenes.scene`.
+        difficulty: see `synthetic.scenes.scene`.
 
     Raises:
-        ConfigError: an unknown split, or a number that makes no sense.
+        ConfigError: the split is unknown, or a number is out of range.
     """
     if split not in SPLITS:
         raise ConfigError(f"Generated scenes have no split named {split!r}.", hint=f"Known: {', '.join(SPLITS)}.")

@@ -1,8 +1,8 @@
-"""Generated scenes with exact masks: shapes (things) that overlap before a landscape of textures (stuff).
+"""Generated scenes with exact masks: overlapping shapes (things) before a landscape of textures (stuff).
 
-A scene is a function of its arguments alone. So that it is the same image on every platform, what reaches pixels is
-integer arithmetic, IEEE's + - * / and OpenCV's bit-exact operations on bytes; values from sine and cosine are rounded
-to a fraction of a pixel first.
+A scene is a function of its arguments alone and is the same image on every platform. To that end, pixels are computed
+with integer arithmetic, IEEE's + - * / and OpenCV's bit-exact operations on bytes. Values from sine and cosine are
+first rounded to a fraction of a pixel.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ SHADOW = 0.5  # of the light is missing in the middle of a shadow
 
 @dataclass
 class Scene:
-    """An image and the annotation about it.
+    """Generated image with its annotation.
 
-    image_HW3: uint8 RGB.
-    ids_HW: int32, the id of the segment that each pixel belongs to; no pixel is without one.
-    segments: ids 1, 2, …, back to front; `label` is a class number of CATEGORIES, the score 1.
+    Attributes:
+        image_HW3: uint8 RGB.
+        ids_HW: int32, the id of the segment that each pixel belongs to. Every pixel has one.
+        segments: segments with the ids 1, 2, …, back to front. `label` is a class number of CATEGORIES; the score is 1.
     """
 
     image_HW3: np.ndarray
@@ -69,7 +70,7 @@ class Scene:
         return SemanticMap(self.size, CATEGORIES, lookup[self.ids_HW], image=self.image_HW3)
 
     def instances(self) -> Instances:
-        """The visible part of each object, nearest first."""
+        """Return the visible part of each object, nearest first."""
         objects = [segment for segment in reversed(self.segments) if CATEGORIES[segment.label].isthing]
         rles = encode_ids(self.ids_HW, (segment.id for segment in objects))
         labels_N = np.array([segment.label for segment in objects], dtype=np.int64)
@@ -79,15 +80,17 @@ class Scene:
 def scene(
     seed: int, height: int = 320, width: int = 480, *, objects: tuple[int, int] = (3, 8), difficulty: float = 0.5
 ) -> Scene:
-    """Make a scene.
+    """Generate a scene.
 
     Args:
-        seed: any whole number from 0 on; the same arguments give the same image.
-        objects: least and most objects that are placed. One that is nearly hidden by others is left out.
-        difficulty: 0 to 1: smaller, more turned and squeezed objects, paler colours, more grain.
+        seed: any whole number from 0 on. The same arguments give the same image.
+        height: height in pixels, at least 16.
+        width: width in pixels, at least 16.
+        objects: least and largest number of objects. An object that others hide almost completely is left out.
+        difficulty: 0 to 1. Higher values give smaller, more rotated and squeezed objects, paler colours and more grain.
 
     Raises:
-        ConfigError: edges of less than 16 pixels, or a range or difficulty that makes no sense.
+        ConfigError: an edge is shorter than 16 pixels, or `objects` or `difficulty` is out of range.
     """
     least, most = objects
     if min(height, width) < LEAST_EDGE:
@@ -110,10 +113,15 @@ def scene(
 
 @dataclass
 class Layer:
-    """Something to paint: a class, how much of each pixel it covers (0 to FULL), and its colours (0 to 255, float32).
+    """Window with one object or texture to paint.
 
-    top, left: where its window lies in the image; it may stick out. A pixel is its own from half coverage on.
-    soft_hw: the coverage, blurred; things have it for their light and shadow.
+    Attributes:
+        label: class number.
+        top: row of the window's upper edge in the image. The window may reach beyond the image.
+        left: column of the window's left edge.
+        cover_hw: share of each pixel that is covered, 0 to FULL. A pixel belongs to the layer from half coverage on.
+        colors_3hw: colours, 0 to 255, float32.
+        soft_hw: blurred coverage, from which things get their light and shadow. None for stuff.
     """
 
     label: int
@@ -124,11 +132,11 @@ class Layer:
     soft_hw: np.ndarray | None = None
 
     def shadow(self, unit: int) -> Layer:
-        """Where its soft shadow falls, to the lower right; the coverage is the shadow's strength."""
+        """Return the soft shadow, displaced to the lower right. Its coverage is the strength of the shadow."""
         return dataclasses.replace(self, top=self.top + 3 * unit, left=self.left + 2 * unit, cover_hw=self.soft_hw)
 
     def clipped(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The part of the image that it lies on, and the part of itself that lies on the image."""
+        """Return the window of the image that the layer covers, and the window of the layer that lies in the image."""
         rows, columns = (
             slice(max(start, 0), max(min(start + length, edge), max(start, 0)))
             for start, length, edge in zip((self.top, self.left), self.cover_hw.shape, (height, width), strict=True)
@@ -168,12 +176,12 @@ class _Canvas:
 
 
 def _unit(height: int, width: int) -> int:
-    """The size of a detail, in pixels."""
+    """Return the size of a detail, in pixels."""
     return max(1, min(height, width) // 160)
 
 
 def _mix(low: Sequence[float], high: Sequence[float], t_hw: np.ndarray) -> np.ndarray:
-    """Colours (3, h, w) between two, by t from 0 to 1."""
+    """Interpolate between two colours by `t_hw` from 0 to 1. The result is (3, h, w)."""
     low, high = _plain(low), _plain(high)
     return low + t_hw * (high - low)
 
@@ -183,7 +191,7 @@ def _plain(color: Sequence[float]) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell_y: int, cell_x: int) -> np.ndarray:
-    """Smooth noise (height, width), 0 to 1: random values every `cell` pixels and straight lines between them."""
+    """Return smooth noise (height, width), 0 to 1: random values every `cell` pixels, linearly interpolated."""
     small = rng.integers(0, 256, (height // cell_y + 2, width // cell_x + 2), dtype=np.uint8)
     size = (small.shape[1] * cell_x, small.shape[0] * cell_y)
     large = small if size == small.shape[::-1] else cv2.resize(small, size, interpolation=cv2.INTER_LINEAR_EXACT)
@@ -199,7 +207,7 @@ def _grain(rng: np.random.Generator, height: int, width: int, strength: float) -
 
 
 def _landscape(rng: np.random.Generator, height: int, width: int) -> list[Layer]:
-    """Sky, often a wall before it, then one or two grounds: they cover the image together."""
+    """Return layers that together cover the image: the sky, often a wall before it, then one or two grounds."""
     unit = _unit(height, width)
     sky = Layer(LABELS["sky"], 0, 0, np.full((height, width), FULL, np.uint8), _sky(rng, height, width, unit))
     horizon = 0.35 + 0.25 * rng.random()
@@ -213,7 +221,12 @@ def _landscape(rng: np.random.Generator, height: int, width: int) -> list[Layer]
 
 
 def _ground(rng: np.random.Generator, name: str, height: int, width: int, level: float, waves: float) -> Layer:
-    """Everything below a wavy line. level, waves: its mean and its amplitude, as shares of the height."""
+    """Return the ground below a wavy line.
+
+    Args:
+        level: mean of the line, as a share of the height.
+        waves: amplitude of the line, as a share of the height.
+    """
     x = np.arange(width) / width
     line = np.full(width, level * height)
     for frequency in (0.7, 1.9):
@@ -281,7 +294,7 @@ GROUNDS: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] =
 
 
 def _around(radii: Sequence[float]) -> np.ndarray:
-    """Corners (N, 2; x, y) at equal angles around the origin, the first one up."""
+    """Return corners (N, 2; x, y) at equal angles around the origin. The first one points up."""
     angles = 2 * math.pi * np.arange(len(radii)) / len(radii)
     return np.array(radii)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
 
@@ -309,7 +322,7 @@ def _shape(rng: np.random.Generator, height: int, width: int, difficulty: float)
 
 
 def polygon_coverage(corners: np.ndarray, margin: int) -> tuple[int, int, np.ndarray]:
-    """Top, left and coverage of a polygon (N, 2; x, y in pixels), with an empty margin around it."""
+    """Return top, left and coverage of a polygon (N, 2; x, y in pixels), with an empty margin around it."""
     corners = np.rint(corners * 64) / 64
     left, top = (int(edge) - margin for edge in np.floor(corners.min(axis=0)))
     right, bottom = (int(edge) + margin for edge in np.ceil(corners.max(axis=0)))
@@ -318,8 +331,10 @@ def polygon_coverage(corners: np.ndarray, margin: int) -> tuple[int, int, np.nda
 
 
 def _fill(corners: np.ndarray, height: int, width: int) -> np.ndarray:
-    """FULL inside a polygon (N, 2; x, y), else 0: the centre of a sample decides. cv2.fillPoly's edges are not the same
-    in all versions of OpenCV."""
+    """Return FULL for samples whose centre lies inside a polygon (N, 2; x, y), else 0.
+
+    cv2.fillPoly is not used, because its edges differ between versions of OpenCV.
+    """
     x = np.arange(width)[:, None] + 0.5
     (x0, y0), (x1, y1) = corners.T, np.roll(corners, -1, axis=0).T
     columns, edges = np.nonzero((x0 <= x) != (x1 <= x))
@@ -330,7 +345,7 @@ def _fill(corners: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, soft_hw: np.ndarray, difficulty: float) -> np.ndarray:
-    """One colour, lit from the upper left, darker towards the edge."""
+    """Return a single colour, lit from the upper left and darker towards the edge."""
     height, width = soft_hw.shape
     saturation, value = 0.95 - 0.5 * difficulty * rng.random(), 0.95 - 0.35 * difficulty * rng.random()
     red, green, blue = colorsys.hsv_to_rgb(rng.random(), saturation, value)
@@ -341,7 +356,10 @@ def _paint(rng: np.random.Generator, soft_hw: np.ndarray, difficulty: float) -> 
 
 
 def visible_layers(shapes: list[Layer], height: int, width: int) -> list[Layer]:
-    """Those that show enough of themselves, back to front. Looked at from the front: the nearest hides the others."""
+    """Return the shapes of which enough is visible, back to front.
+
+    Visibility is decided from the front: the nearest shape hides the others.
+    """
     hidden_HW = np.zeros((height, width), dtype=bool)
     kept = []
     for shape in reversed(shapes):

@@ -1,7 +1,8 @@
 """Augmentation: small steps that change an image and its annotation together.
 
-A step is called with a sample and a random generator, and draws from it in the order that its docstring states; so a
-sample is a function of the generator's seed. Another package's step needs nothing but the same `__call__`.
+A step is called with a sample and a random generator. It draws from the generator in the order that its docstring
+states, so that a sample is a function of the generator's seed. A step from another package needs only the same
+`__call__`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ def build_transforms(components: Sequence[Component], *, trust_code: bool = Fals
     """Return the steps that a configuration lists, in order.
 
     Args:
-        trust_code: whether the configuration may name code ("module:object").
+        trust_code: True if the configuration may name code ("module:object").
 
     Raises:
-        ConfigError: an unknown step, options that are unknown, missing or make no sense, or code without `trust_code`.
+        ConfigError: a step is unknown, its options are unknown, missing or out of range, or it is code without
+            `trust_code`.
     """
     return [_build(component, trust_code) for component in components]
 

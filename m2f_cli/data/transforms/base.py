@@ -1,4 +1,4 @@
-"""A sample, and what all steps of an augmentation share."""
+"""Sample, and the interface that all steps of an augmentation share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ Size: TypeAlias = tuple[int, int]
 
 @dataclass
 class Sample:
-    """An image and the annotation about it, of one size.
+    """Image and its annotation, both of one size.
 
-    image_HW3: uint8, RGB.
-    canvas: least (height, width) of the batch that the image enters. What lies between the image's lower right
-        border and the canvas is 0 after normalisation and belongs to no target.
+    Attributes:
+        image_HW3: uint8, RGB.
+        annotation: the annotation of the image.
+        canvas: least (height, width) of the batch that the image enters. The area between the image's lower right
+            border and the canvas is 0 after normalisation and belongs to no target.
     """
 
     image_HW3: np.ndarray
@@ -32,7 +34,7 @@ class Sample:
 
 
 class Transform(Protocol):
-    """One step of an augmentation. It returns a new sample and leaves the arrays of the old one as they were."""
+    """Protocol of an augmentation step. A step returns a new sample and does not change the arrays of the old one."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
 

@@ -1,4 +1,4 @@
-"""The colour changes of SSD (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
+"""Colour changes of SSD (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from .base import Sample, require
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """The colour changes of SSD (Liu et al. 2016): brightness, contrast, saturation and hue, each at even odds.
+    """Colour changes of SSD (Liu et al. 2016): brightness, contrast, saturation and hue, each with probability 0.5.
 
-    brightness: the most that is added to all channels; contrast, saturation: (least, most) factor, uniform;
-    hue: the most that is added, whole numbers of 2 degrees. Every change is cut to bytes, towards 0. Hue and
-    saturation are OpenCV's for bytes (hue 0 to 179).
+    Every change is clipped to bytes and rounded towards 0. Hue and saturation are OpenCV's for bytes (hue 0 to 179).
 
-    Draws, in this order: brightness's coin (and value); the order's coin; then contrast, saturation, hue or saturation,
-    hue, contrast, each its coin (and value). The value is drawn only where the coin says so.
+    Draws, in this order: brightness's coin (and value); the order's coin; then either contrast, saturation, hue or
+    saturation, hue, contrast, each its coin (and value). A value is drawn only if its coin says so.
+
+    Attributes:
+        brightness: largest offset that is added to all channels, in either direction.
+        contrast: (least, largest) factor, uniform.
+        saturation: (least, largest) factor, uniform.
+        hue: largest offset, in whole steps of 2 degrees, in either direction.
     """
 
     brightness: float
@@ -66,7 +70,10 @@ class ColorJitter:
 
 
 def _table(factor: float, offset: float) -> np.ndarray:
-    """Return what each byte becomes: times factor plus offset in single precision, cut to 0 … 255 and rounded down."""
+    """Return the table of byte values that applies x * factor + offset, in single precision.
+
+    The result is clipped to 0 … 255 and rounded down.
+    """
     return np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Crops (docs/methods/published-behaviour.md#2-2, "primitives, exact"), and what they leave empty."""
+"""Crops (docs/methods/published-behaviour.md#2-2, "primitives, exact"), and the removal of what they leave empty."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _UNLIMITED = 2**31 - 1  # the long edge of the resize before DETR's crop has no 
 
 @dataclass(frozen=True)
 class FixedCrop:
-    """Cut a square of `size`, then extend what is smaller to it, at the bottom and the right.
+    """Crop to a square of `size`. A smaller image is extended at the bottom and the right.
 
-    Draws one number that both axes share: the offset is round((edge - size) * u). (detectron2's FixedSizeCrop.)
+    Draws one number u that both axes share: the offset is round((edge - size) * u). (detectron2's FixedSizeCrop.)
 
     Args:
-        pad_value: the grey of the extension, 0 to 255, or "mean": 0 after normalisation.
+        size: edge of the square in pixels.
+        pad_value: grey value of the extension, 0 to 255, or "mean", which is 0 after normalisation.
     """
 
     size: int
@@ -45,11 +46,16 @@ class FixedCrop:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut a window of (height, width), or of the image's own edge where that is shorter.
+    """Crop to a window of (height, width), or of the image's own edge if that is shorter.
 
-    Draws two whole numbers, top and left. With category_max_area below 1 it draws again, up to 10 times in all, until
-    the window shows more than one class and the largest takes a smaller share of what is annotated; the last one is
-    used if none does. (detectron2's RandomCrop_CategoryAreaConstraint, MMSegmentation's cat_max_ratio.)
+    Draws two whole numbers, top and left. With category_max_area below 1 it draws up to 10 times in all. It stops at a
+    window that shows more than one class and whose largest class takes a smaller share of the annotated pixels. If no
+    window does, the last one is used. (detectron2's RandomCrop_CategoryAreaConstraint, MMSegmentation's cat_max_ratio.)
+
+    Attributes:
+        height: height of the window in pixels.
+        width: width of the window in pixels.
+        category_max_area: limit for the share of the largest class, above 0 and at most 1.
     """
 
     height: int
@@ -79,13 +85,13 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class DetrCrop:
-    """DETR's crop, which MaskFormer's COCO recipe has before its resize (docs/methods/published-behaviour.md#2-4).
+    """Crop of DETR, which precedes the resize in MaskFormer's COCO recipe (docs/methods/published-behaviour.md#2-4).
 
-    With probability p: resize so that the short edge is one of `short_edges`, then cut a window whose height and
-    width are each any of min_size … max_size pixels, or the image's own edge where that is shorter.
+    With probability p, the short edge is resized to one of `short_edges`, then a window is cut out. Height and width of
+    the window are each any of min_size … max_size pixels, or the image's own edge if that is shorter.
 
-    Draws one number, always; if it crops, those of `ResizeChoice`, two whole numbers (height, width), and those of
-    `RandomCrop`. (Carion et al. 2020; detectron2's RandomCrop "absolute_range".)
+    Always draws one number. If it crops, it also draws those of `ResizeChoice`, two whole numbers (height, width), and
+    those of `RandomCrop`. (Carion et al. 2020; detectron2's RandomCrop "absolute_range".)
     """
 
     p: float
@@ -111,9 +117,10 @@ class DetrCrop:
 
 @dataclass(frozen=True)
 class DropVanished:
-    """Leave out objects and segments of which nothing is left in the image. Draws nothing.
+    """Removal of objects and segments of which nothing is left in the image. Draws nothing.
 
-    COCO's instance recipe does so; all others train on the empty masks too (docs/methods/published-behaviour.md#2-2).
+    COCO's instance recipe has this step; all others also train on the empty masks
+    (docs/methods/published-behaviour.md#2-2).
     """
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -139,7 +146,7 @@ def _cut(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 
 
 def _labels(annotation: Annotation) -> np.ndarray:
-    """Return the class numbers + 1 of all pixels, 0 where nothing counts."""
+    """Return the class number + 1 of every pixel, or 0 for pixels that do not count."""
     if isinstance(annotation, SemanticAnnotation):
         labels_HW = annotation.labels_HW.astype(np.int32)
         return np.where(labels_HW == annotation.ignore, 0, labels_HW + 1)

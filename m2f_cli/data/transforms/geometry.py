@@ -1,7 +1,7 @@
-"""Move an annotation with its image: mirrored, resized, cut, extended.
+"""Moves of an annotation with its image: mirror, resize, cut, extend.
 
-Every move treats rows and columns apart from each other. Planes of pixels (id maps, labels, masks) follow by index,
-"nearest" on the grid of a published implementation; polygons stay polygons until a target is made of them.
+Every move treats rows and columns separately. Planes of pixels (id maps, labels, masks) are moved by index; "nearest"
+uses the grid of a published implementation. Polygons stay polygons until a target is made from them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ VOID = 0  # the id of nobody in a panoptic map
 
 @dataclass(frozen=True)
 class Cutout:
-    """A mask that is empty outside of a window: an object of a large image costs as much as its own box.
+    """Mask that is empty outside of a window, so that an object of a large image costs only its own box.
 
-    During augmentation it stands in `TrueObject.shape` for a run-length mask. mask_hw: uint8, 0 or 1.
+    During augmentation it replaces a run-length mask in `AnnotatedObject.shape`.
+
+    Attributes:
+        top: first row of the window.
+        left: first column of the window.
+        mask_hw: uint8, 0 or 1.
     """
 
     top: int
@@ -58,9 +63,12 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Move:
-    """Where everything comes from: `rows` and `columns` hold, for each new one, the old one or -1 (there was none).
+    """Mapping from the pixels of an image to those of the moved image.
 
-    points: moves points (P, 2; x, y in pixels, edges at whole numbers). A polygon may lose all of them.
+    Attributes:
+        rows: the old row of each new row, or -1 if it has none.
+        columns: the old column of each new column, or -1 if it has none.
+        points: moves points (P, 2; x, y in pixels, edges at whole numbers). A polygon may lose all of its points.
     """
 
     rows: np.ndarray
@@ -72,7 +80,7 @@ class Move:
         return len(self.rows), len(self.columns)
 
     def plane(self, plane_HW: np.ndarray, fill: int) -> np.ndarray:
-        """Move a plane (H, W) of any type; `fill` is the value of pixels that come from nowhere."""
+        """Move a plane (H, W) of any type. `fill` is the value of pixels without an old pixel."""
         if 0 in plane_HW.shape:
             return np.full(self.size, fill, dtype=plane_HW.dtype)
         moved = plane_HW.take(self.rows, axis=0, mode="wrap").take(self.columns, axis=1, mode="wrap")
@@ -87,7 +95,7 @@ class Move:
 
 
 def _within(sources: np.ndarray, start: int, length: int) -> tuple[int, np.ndarray]:
-    """Return where the new rows (or columns) from start … start + length begin, and which of those they are."""
+    """Return the first new row (or column) that comes from start … start + length, and the sources counted from start."""
     hits = np.flatnonzero((sources >= start) & (sources < start + length))
     return (int(hits[0]) if len(hits) else 0), sources[hits] - start
 
@@ -102,14 +110,14 @@ def mirror(size: tuple[int, int]) -> Move:
 
 
 def scale(size: tuple[int, int], new_size: tuple[int, int], grid: Grid) -> Move:
-    """Resize; nearest on the grid that `grid` names."""
+    """Resize. Planes use "nearest" on the grid that `grid` names."""
     rows, columns = (nearest_indices(old, new, grid) for old, new in zip(size, new_size, strict=True))
     factors = new_size[1] / size[1], new_size[0] / size[0]
     return Move(rows, columns, lambda points: points * factors)
 
 
 def window(top: int, left: int, height: int, width: int) -> Move:
-    """Cut a window out; it has to lie inside the image."""
+    """Cut out a window, which has to lie inside the image."""
     return Move(
         np.arange(top, top + height),
         np.arange(left, left + width),
@@ -118,18 +126,18 @@ def window(top: int, left: int, height: int, width: int) -> Move:
 
 
 def extend(size: tuple[int, int], new_size: tuple[int, int]) -> Move:
-    """Add rows at the bottom and columns at the right that come from nowhere."""
+    """Add rows at the bottom and columns at the right that have no old pixels."""
     rows, columns = (np.append(np.arange(old), np.full(new - old, -1)) for old, new in zip(size, new_size, strict=True))
     return Move(rows, columns, lambda points: points)
 
 
 @functools.lru_cache(maxsize=512)
 def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
-    """Return the old row (or column) of each new one, as "nearest" of that library chooses it.
+    """Return the old row (or column) of each new one, as chosen by "nearest" of the library that `grid` names.
 
-    pillow looks at the centres of pixels, torch and OpenCV at their left edges; pillow and OpenCV are asked themselves,
-    for their rounding. torch means floor(i * old / new): its kernels, chosen by size and version, compute that in
-    different precisions and now and then miss a quotient that is a whole number.
+    pillow takes the centres of pixels, torch and OpenCV their left edges. pillow and OpenCV are called themselves,
+    because of their rounding. torch means floor(i * old / new). Its own kernels depend on size and version, compute
+    that in different precisions, and sometimes miss a quotient that is a whole number.
     """
     line = np.arange(old, dtype=np.int32)[None]
     if grid == "pillow":
@@ -147,7 +155,7 @@ def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
 
 
 def moved(annotation: Annotation, move: Move) -> Annotation:
-    """Return the annotation of the moved image. New pixels are void, ignored, or of no object."""
+    """Return the annotation of the moved image. New pixels are void, ignored, or part of no object."""
     if isinstance(annotation, PanopticAnnotation):
         return replace(annotation, ids_HW=move.plane(annotation.ids_HW, VOID))
     if isinstance(annotation, SemanticAnnotation):
@@ -172,7 +180,7 @@ def mask_of(item: AnnotatedObject, size: tuple[int, int]) -> np.ndarray:
 
 
 def has_vanished(item: AnnotatedObject) -> bool:
-    """Return True if nothing is left of an object: polygons without area, or a mask without pixels."""
+    """Return True if nothing is left of an object: its polygons have no area, or its mask has no pixels."""
     if isinstance(item.shape, list):
         return not any(polygon_area(np.asarray(polygon, dtype=np.float64)) > 0 for polygon in item.shape)
     if isinstance(item.shape, Cutout):
@@ -188,7 +196,7 @@ def polygon_area(points: np.ndarray) -> float:
 def _clip(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the part of a polygon inside (0, 0) … (width, height), by Sutherland and Hodgman.
 
-    Parts that belong together stay one polygon, joined along the border; such a seam has no area.
+    Separate parts stay one polygon, joined along the border. Such a seam has no area.
     """
     for axis, limit, side in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
         inside = side * (points[:, axis] - limit) >= 0

@@ -17,11 +17,13 @@ Fill = int | Literal["mean"]
 
 @dataclass(frozen=True)
 class Pad:
-    """Extend at the bottom and the right: to at least `size`, and to multiples of `divisor`. Draws nothing.
+    """Padding at the bottom and the right, to at least `size` and to multiples of `divisor`. Draws nothing.
 
     Args:
-        size: pixels, one number or (height, width). A larger image stays as large as it is.
-        value: the grey of the extension, 0 to 255, or "mean": 0 after normalisation, which the batch fills in.
+        value: grey value of the extension, 0 to 255, or "mean", which is 0 after normalisation and is filled in by the
+            batch.
+        size: pixels, one number or (height, width). A larger image keeps its size.
+        divisor: divisor of both edges.
     """
 
     value: Fill

@@ -1,4 +1,4 @@
-"""Resizing, and mirroring (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
+"""Resizing and mirroring (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Resampling = Literal["pillow", "opencv"]
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left and right with probability p. Draws one number, always."""
+    """Horizontal flip with probability p. Always draws one number."""
 
     p: float
 
@@ -35,12 +35,14 @@ class Flip:
 
 @dataclass(frozen=True)
 class ResizeChoice:
-    """Resize so that the short edge is one of `short_edges` (pixels), each as likely as the others, aspect kept.
+    """Resize of the short edge to one of `short_edges`, each equally likely. The aspect ratio is kept.
 
-    Where the long edge would pass `max_edge`, it becomes that. Rounded half up. Draws one whole number.
+    If the long edge would exceed `max_edge`, it becomes `max_edge`. Sizes are rounded half up. Draws one whole number.
 
     Args:
-        resampling: of the image, bilinear: "pillow" averages when it shrinks (detectron2), "opencv" does not
+        short_edges: lengths of the short edge in pixels.
+        max_edge: largest length of the long edge in pixels.
+        resampling: bilinear resampling of the image. "pillow" averages when it shrinks (detectron2), "opencv" does not
             (OpenMMLab). It also decides the grid of "nearest" for labels.
     """
 
@@ -61,9 +63,10 @@ class ResizeChoice:
 
 @dataclass(frozen=True)
 class LargeScaleJitter:
-    """Resize to fit into a square of `size` times a factor from min_scale to max_scale, aspect kept.
+    """Resize into a square of `size` times a factor from min_scale to max_scale. The aspect ratio is kept.
 
-    Rounded half to even. Draws one number: the factor, uniform. (Ghiasi et al. 2021; detectron2's ResizeScale.)
+    Sizes are rounded half to even. Draws one number: the factor, uniform. (Ghiasi et al. 2021; detectron2's
+    ResizeScale.)
     """
 
     size: int
