@@ -26,7 +26,7 @@ from .transforms import build_transforms
 
 @dataclass
 class Batch:
-    """One training batch of one process.
+    """Training batch of one process.
 
     Attributes:
         images_BCHW: float32, normalised. Each image lies in the upper left; the rest is 0.

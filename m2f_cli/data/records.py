@@ -173,7 +173,7 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class DataSet:
-    """One split of an annotated data set.
+    """Annotated images of one split.
 
     Attributes:
         name: name of its folder.

@@ -30,7 +30,7 @@ MOST_SKIPPED = 100  # in a row: more than that is not a few damaged files
 
 
 class Draw(NamedTuple):
-    """One sample of the endless stream.
+    """Sample of the endless stream, as two numbers.
 
     Attributes:
         position: the sample's position in the stream of all processes together.

@@ -1,4 +1,4 @@
-"""Annotated images to look at: small, with their annotations drawn over them, before and after augmentation."""
+"""Previews of annotated images: small, with their annotations drawn over them, before and after augmentation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ GAP, CAPTION = 8, 20
 
 
 def as_result(annotation: Annotation, categories: Categories) -> PanopticMap | SemanticMap:
-    """An annotation as a result to draw, without scores. Of objects that overlap, small ones lie on top."""
+    """Return an annotation as a result to draw, without scores.
+
+    If objects overlap, smaller ones lie on top of larger ones.
+    """
     if isinstance(annotation, SemanticAnnotation):
         nothing = ignore_value(len(categories))
         labels_HW = np.where(annotation.labels_HW == annotation.ignore, nothing, annotation.labels_HW)
@@ -56,7 +59,7 @@ def _flat(annotation: InstanceAnnotation) -> PanopticAnnotation:
 
 
 def drawn(image_HW3: np.ndarray, annotation: Annotation, categories: Categories, edge: int = EDGE) -> Image.Image:
-    """An image, made small enough for `edge` pixels, with its annotation drawn over it."""
+    """Return an image, reduced to at most `edge` pixels, with its annotation drawn over it."""
     height, width = image_HW3.shape[:2]
     factor = min(1.0, edge / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
@@ -65,7 +68,7 @@ def drawn(image_HW3: np.ndarray, annotation: Annotation, categories: Categories,
 
 
 def _shrunk(result: PanopticMap | SemanticMap, size: tuple[int, int]) -> PanopticMap | SemanticMap:
-    """The pixels in the middle of each new one."""
+    """Reduce a result to `size`. Each new pixel is the one in the middle of its area."""
     rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip(size, result.size, strict=True))
     index = np.ix_(rows, columns)
     if isinstance(result, SemanticMap):
@@ -74,10 +77,10 @@ def _shrunk(result: PanopticMap | SemanticMap, size: tuple[int, int]) -> Panopti
 
 
 def plain(record: Record, edge: int = EDGE) -> Image.Image:
-    """An image, small, as it is.
+    """Return an image, reduced to at most `edge` pixels, without its annotation.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the image cannot be read.
     """
     image = Image.fromarray(record.read_image())
     image.thumbnail((edge, edge))
@@ -89,7 +92,13 @@ def plain(record: Record, edge: int = EDGE) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preview:
-    """An image with its annotation, small: as it is, and as training sees it (None without an augmentation)."""
+    """Small image with its annotation.
+
+    Attributes:
+        name: name of the image.
+        before: the image without augmentation.
+        after: the image as training sees it. None without an augmentation.
+    """
 
     name: str
     before: Image.Image
@@ -108,14 +117,16 @@ def views(
     seed: int = 0,
     on_skip: Callable[[str], None] | None = None,
 ) -> Iterator[Preview]:
-    """Images chosen by a seed, in the order of the data set.
+    """Yield previews of images that a seed chooses, in the order of the data set.
 
     Args:
-        steps: the augmentation; its randomness is that of a training of this seed whose stream begins with them.
-        on_skip: is told why an image is left out; another takes its place.
+        steps: the augmentation. Its randomness is that of a training with this seed whose stream begins with these
+            images.
+        count: number of images.
+        on_skip: called with the reason if an image is left out. Another image replaces it.
 
     Raises:
-        DataError: none of the images that were chosen can be read.
+        DataError: none of the chosen images can be read.
     """
     order = np.random.default_rng(seed).permutation(len(data.records)).tolist()
     chosen = sorted(order[:count]) + order[count:]
@@ -145,10 +156,10 @@ def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.
 
 
 def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
-    """All views in one image, each with its name above it; before and after side by side.
+    """Return all previews in one image, each with its name above it. Before and after are side by side.
 
     Args:
-        columns: views in a row; by default about as wide as high.
+        columns: previews in a row. By default the sheet is about as wide as high.
     """
     each = max(len(view.images) for view in shown)
     columns = columns or max(1, min(len(shown), round((len(shown) / each) ** 0.5)))
@@ -167,17 +178,20 @@ def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
 
 
 def write_sheet(shown: Sequence[Preview], path: Path) -> Path:
-    """The sheet as a file of the kind that the path's suffix says.
+    """Write the sheet as a file of the kind that the path's suffix names.
 
     Raises:
-        M2FError: it cannot be written.
+        M2FError: the file cannot be written.
     """
     kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
     return write_image(path, sheet(shown), format=kind, quality=90)[0]
 
 
 def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The end of a name is what tells images apart. What no font can draw in a line becomes a question mark."""
+    """Return the end of a name that fits the width, because the end tells images apart.
+
+    Characters that no font can draw in a line become question marks.
+    """
     text = "".join(each if each.isprintable() else "?" for each in text)
     if draw.textlength(text, font=font) <= width:
         return text

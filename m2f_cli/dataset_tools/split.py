@@ -1,7 +1,8 @@
-"""Shares the images of a data set out to splits: by chance but the same every time, groups whole, classes alike.
+"""Division of a data set's images into splits: random but reproducible, with whole groups and similar class shares.
 
-Classes are shared out by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class first, each
-of its images to the split that still lacks most of it; then single groups move as long as that brings shares closer.
+Classes are divided by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011). It takes the rarest class first
+and gives each of its images to the split that still lacks most of it. Then single groups move as long as that brings
+the shares closer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ _EVERYTHING = "images"  # a label that every image has
 
 @dataclass(frozen=True)
 class SplitItem:
-    """What matters of one image. Images of one group stay together; `labels` are the classes that it shows."""
+    """Image to be assigned to a split.
+
+    Attributes:
+        name: name of the image.
+        group: images of one group stay together.
+        labels: the classes that the image shows.
+    """
 
     name: str
     group: str
@@ -41,7 +48,12 @@ class SplitItem:
 
 @dataclass(frozen=True)
 class Division:
-    """What was decided: the split of each image by its name, how many groups there are, and how many of each."""
+    """Assignment of images to splits.
+
+    Attributes:
+        split_of: the split of each image, by its name.
+        groups: the number of groups in each split.
+    """
 
     split_of: Mapping[str, str]
     groups: Mapping[str, int]
@@ -73,15 +85,16 @@ def divide(
     stratify: bool = False,
     pinned: Mapping[str, Sequence[str]] | None = None,
 ) -> Division:
-    """Share images out; the order of `items` does not matter.
+    """Divide images into splits. The order of `items` does not matter.
 
     Args:
         shares: split to the share of the images, 0 to 1; "train" gets the rest.
-        stratify: the classes in `labels` should have the same shares.
+        seed: seed of the random choice.
+        stratify: True if the classes in `labels` should have the same shares in each split.
         pinned: split to the groups that it consists of; such a split gets no others.
 
     Raises:
-        ConfigError: shares that make no sense, unknown or contested groups, or a split that would be empty.
+        ConfigError: shares are out of range, groups are unknown or claimed twice, or a split would be empty.
     """
     pinned = dict(pinned or {})
     _check(items, shares, pinned)
@@ -130,7 +143,9 @@ def _pin(groups: Mapping[str, Any], pinned: Mapping[str, Sequence[str]]) -> dict
 def _stratified(
     groups: Mapping[str, Sequence[SplitItem]], asked: Mapping[str, float], seed: int, stratify: bool
 ) -> dict[str, str]:
-    """Sechidis et al. (2011), algorithm 1, with groups for examples: a group weighs as many as it has images.
+    """Return the split of each group by algorithm 1 of Sechidis et al. (2011), with groups as examples.
+
+    A group weighs as much as its number of images.
 
     Args:
         asked: split to its number of images.
@@ -162,8 +177,11 @@ def _stratified(
 def _move(
     key: str, chosen: dict[str, str], weight: Mapping[Hashable, int], lacking: dict[str, dict[Hashable, float]]
 ) -> bool:
-    """Move a group to where it brings the squares of `lacking` down, if it does: where classes appear together, the
-    greedy order alone ends several images off. Every move lowers their sum, so moves come to an end."""
+    """Move a group to the split that reduces the sum of squares of `lacking` most. Return True if it moved.
+
+    The group stays if no split reduces the sum. If classes appear together, the greedy order alone leaves several
+    images misplaced. Every move lowers the sum, so the moves come to an end.
+    """
     here = lacking[chosen[key]]
 
     def change(split: str) -> float:
@@ -180,15 +198,17 @@ def _move(
 
 
 def _labels(members: Iterable[SplitItem], stratify: bool) -> list[Hashable]:
-    """Of each image its classes, and what all images have. Images that show nothing are a class of their own:
-    they, too, should be shared out."""
+    """Return the classes of each image, and the label that all images have.
+
+    Images that show nothing are a class of their own, so that they are divided as well.
+    """
     classes = ((set(item.labels) or {None}) if stratify else () for item in members)
     # Sorted, so that sums of floats do not depend on the order of files either.
     return sorted((label for shown in classes for label in (*shown, _EVERYTHING)), key=repr)
 
 
 def _chance(*what: Any) -> bytes:
-    """A number by chance that depends on nothing but the arguments."""
+    """Return a pseudo-random value that depends on nothing but the arguments."""
     return hashlib.sha256(repr(what).encode()).digest()
 
 
@@ -206,11 +226,14 @@ def _refuse_empty(names: Iterable[str], counts: Counter[str], images: int, group
 
 
 def grouping(group_by: str | None) -> Callable[[str], str]:
-    """From an image's name to its group: each image its own (None), "folder", or a regular expression that is
-    searched for in the name: what its first group matches, or all that matches where it has none.
+    """Return the function from an image's name to its group.
+
+    With None, each image is its own group; with "folder", the folder is the group. Otherwise `group_by` is a regular
+    expression that is searched for in the name. The group is the match of its first group, or the whole match if it has
+    none.
 
     Raises:
-        ConfigError: no regular expression; and when the function is called: a name in which it is not found.
+        ConfigError: `group_by` is not a regular expression. The returned function raises it for a name without a match.
     """
     if group_by is None:
         return lambda name: name
@@ -234,7 +257,7 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
 
 
 def labels_of(record: Record) -> tuple[int, ...]:
-    """Return the classes in an image; none where its annotation is damaged, which is reported when it is written."""
+    """Return the classes in an image, or none if its annotation is damaged. Writing reports the damage later."""
     try:
         return data_records.labels_of(record)
     except DataError:
@@ -260,16 +283,24 @@ def split(
     on_image: Callable[[ConvertOutcome], None] | None = None,
     **options: Any,
 ) -> tuple[Division, Conversion]:
-    """Write a data set of the same format whose images are shared out anew.
+    """Write a data set of the same format whose images are divided anew.
 
     Args:
-        shares, seed, stratify, pinned: as in `divide`; group_by: as in `grouping`.
-        splits: those of the source that are shared out, together; may be left out where there is one. Others are
-            written as they are.
-        link, workers, on_start, on_image: as in `convert.run.convert`; options: as in `detect.open_data`.
+        shares: as in `divide`.
+        seed: as in `divide`.
+        stratify: as in `divide`.
+        group_by: as in `grouping`.
+        pinned: as in `divide`.
+        splits: splits of the source that are divided, together. It may be left out if there is only one. Other splits
+            are written without change.
+        link: as in `convert.run.convert`.
+        workers: as in `convert.run.convert`.
+        on_start: as in `convert.run.convert`.
+        on_image: as in `convert.run.convert`.
+        options: as in `open_dataset.open_data`.
 
     Raises:
-        ConfigError: as `divide`, an existing destination, or several splits of which none was chosen.
+        ConfigError: as for `divide`, or the destination exists, or none of several splits was chosen.
         DataError: the source cannot be opened.
     """
     source, destination = Path(source), Path(destination)
@@ -291,7 +322,7 @@ def split(
 def _choose(
     opened: ConvertSource, splits: Sequence[str], made: Iterable[str]
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Sequence[Record]]]:
-    """The records of the splits to share out, and of those that stay as they are."""
+    """Return the records of the splits to divide, and of those that stay as they are."""
     there = {data.split: data.records for data in opened.splits}
     for name in splits:
         if name not in there:
@@ -313,7 +344,7 @@ def _choose(
 
 
 def _pooled(parts: Mapping[str, Sequence[Record]]) -> list[Record]:
-    """The records of all parts; where a name would come twice, all have the folder of their split before it."""
+    """Return the records of all parts. If a name would occur twice, all get the folder of their split as a prefix."""
     names = Counter(record.name for records in parts.values() for record in records)
     if max(names.values()) == 1:
         return [record for records in parts.values() for record in records]

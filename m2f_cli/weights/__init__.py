@@ -1,4 +1,4 @@
-"""Weights: one door, `load`, whatever a reference names and whoever wrote the file.
+"""Weights: a single entry point, `load`, for every kind of reference and every file format.
 
 load("coco-panoptic-swin-t")             released weights of a preset
 load("runs/train/nuclei")                a run: its best checkpoint, else its last

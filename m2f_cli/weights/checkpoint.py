@@ -1,4 +1,4 @@
-"""What a set of weights comes with, and our own file of it: one .safetensors whose header describes the model."""
+"""Checkpoint with its metadata, and m2f's own file format: one .safetensors whose header describes the model."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ _HEADER = "m2f"
 
 @dataclass
 class Checkpoint:
-    """Weights of any origin, and everything that came with them.
+    """Weights of any origin with their metadata.
 
-    source: where they came from, for people.
-    format: a name of `tables.TABLES`.
-    tensors: as in the file, under its names.
-    model: the network that they fit.
-    config: everything, where the origin is a preset or a checkpoint of ours.
-    categories, class_names: what the file says of its classes; names alone where it says no more.
-    input, resize: what a Hugging Face processor says of them.
-    notes: what had to be assumed, in sentences for people.
+    Attributes:
+        source: the origin, for messages.
+        format: a name in `key_tables.TABLES`.
+        tensors: the tensors under the names of the file.
+        model: the network that the tensors fit.
+        config: the whole configuration, if the origin is a preset or an m2f checkpoint.
+        categories: the classes, if the file describes them.
+        class_names: the names of the classes, if the file has only these.
+        input: normalisation from a Hugging Face processor.
+        resize: resizing from a Hugging Face processor.
+        notes: assumptions that were made, in sentences for the user.
     """
 
     source: str
@@ -56,16 +59,16 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int:
-        """Without "no object"."""
+        """Number of classes, without "no object"."""
         return num_classes(OurView(TABLES[self.format], self.tensors))
 
     def state_for(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """The weights under our names, exactly those of `shapes`, floating point ones in fp32.
+        """Return the weights under m2f's names, exactly those of `shapes`. Floating point tensors are fp32.
 
-        Tensors that are mapped from a file stay mapped where neither layout nor type has to change.
+        Tensors that are mapped from a file stay mapped if neither layout nor type has to change.
 
         Raises:
-            WeightsError: anything missing, left over or misshapen, or a value that is not finite.
+            WeightsError: tensors are missing, left over or misshapen, or a value is not finite.
         """
         state = to_ours(TABLES[self.format], self.tensors, shapes)
         for name, tensor in state.items():
@@ -76,7 +79,7 @@ class Checkpoint:
 
 
 def refuse_other_numbers(name: str, tensor: Tensor, expected: Tensor) -> None:
-    """Refuse whole, complex or annotation values where a network computes with real numbers.
+    """Refuse whole, complex or boolean values for a tensor that a network computes with real numbers.
 
     Raises:
         WeightsError: `tensor` is of such a type, and `expected`, that of the network, is not.
@@ -103,7 +106,7 @@ def refuse_infinite(name: str, tensor: Tensor) -> None:
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
-    """Write a checkpoint of ours: weights, resolved configuration and classes in one file, or nothing at all.
+    """Write an m2f checkpoint: weights, resolved configuration and classes in one file, or nothing at all.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -122,7 +125,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categori
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write under a temporary name, then rename: nothing half-written stays behind.
+    """Write under a temporary name, then rename, so that no half-written file remains.
 
     Raises:
         WeightsError: the folder or the file cannot be written.
@@ -141,11 +144,11 @@ def is_ours(container: Container) -> bool:
 
 
 def from_container(container: Container, source: str, *, trust_code: bool) -> Checkpoint:
-    """A checkpoint of ours, as read.
+    """Return the m2f checkpoint that a file holds.
 
     Raises:
-        WeightsError: written by a newer m2f, or its header is damaged.
-        ConfigError: it names code and `trust_code` is false.
+        WeightsError: a newer m2f wrote the file, or its header is damaged.
+        ConfigError: the file names code and `trust_code` is false.
     """
     try:
         header = documents.parse_json(container.extra[_HEADER], "it", error=WeightsError)

@@ -1,6 +1,6 @@
-"""Download single files over https, whole and checked.
+"""Download of single files over https, complete and with verified hashes.
 
-Environment: `M2F_HOME` (default ~/.cache/m2f) is where files are kept. `M2F_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids
+Environment: `M2F_HOME` (default ~/.cache/m2f) is the folder of the files. `M2F_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids
 the network.
 """
 
@@ -38,7 +38,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Download:
-    """The progress of one file: bytes so far, and in all (None where the server does not say)."""
+    """Progress of one file.
+
+    Attributes:
+        name: name of the file or repository.
+        received: bytes so far.
+        total: bytes in all. None if the server does not state them.
+    """
 
     name: str
     received: int
@@ -63,16 +69,17 @@ def weights_dir() -> Path:
 
 
 def download(url: str, *, hash_prefix: str | None = None, progress: Progress | None = None) -> Path:
-    """Fetch a file once. Later calls return the copy.
+    """Fetch a file once. Later calls return the local copy.
 
-    The file appears under its name only when it is complete and its hash is right. An interrupted download is taken
-    up again, also by a later call. Processes that want the same file wait for each other.
+    The file appears under its name only when it is complete and its hash is right. An interrupted download is
+    continued, also by a later call. Processes that want the same file wait for each other.
 
     Args:
         hash_prefix: hexadecimal start of the file's SHA-256 or MD5.
 
     Raises:
-        WeightsError: offline, unreachable, refused, cut, or another hash; the message says where a copy could be put.
+        WeightsError: the network is off, the address is unreachable or refused, the connection is cut, or the hash
+            differs. The message says where a copy could be put.
     """
     name = url.rsplit("/", 1)[-1]
     target = files.output_path(weights_dir(), name)
@@ -97,20 +104,25 @@ def download(url: str, *, hash_prefix: str | None = None, progress: Progress | N
 
 
 def finish(part: Path, target: Path) -> None:
-    """Give a complete and checked file its name."""
+    """Rename a complete and verified file to its final name."""
     _validator(part).unlink(missing_ok=True)
     part.replace(target)
 
 
 def not_written(path: Path, error: OSError) -> WeightsError:
-    """Return the error for a place that downloads cannot be written to."""
+    """Return the error for a path that downloads cannot be written to."""
     where = "M2F_HOME says where downloads go."
     return WeightsError(f"Cannot write {path}: {error.strerror or error}.", hint=where)
 
 
 @dataclass(frozen=True)
 class Stated:
-    """The size of a file in bytes and its SHA-256 or git hash, as far as known before it comes."""
+    """Size and hash of a file, as far as they are known before the download.
+
+    Attributes:
+        size: bytes.
+        digest: SHA-256 or git hash, in hexadecimal.
+    """
 
     size: int | None = None
     digest: str | None = None
@@ -125,7 +137,16 @@ def fetch(
     stated: Stated = Stated(),
     token: str | None = None,
 ) -> Stated:
-    """Fetch a file into `part`, going on where it was cut. Returns what is known of the file now."""
+    """Fetch a file into `part`, continuing an interrupted download, and return its size and hash as far as stated.
+
+    Args:
+        by_hand: hint for error messages about how to fetch the file otherwise.
+        stated: size and hash that are known already.
+        token: access token for the host of `url`.
+
+    Raises:
+        WeightsError: the address is unreachable or refused, or the connection is cut too often.
+    """
     reason = ""
     for _ in range(ATTEMPTS):
         try:
@@ -158,7 +179,7 @@ def fetch(
 def _fetch_rest(
     url: str, part: Path, progress: Progress | None, stated: Stated, token: str | None
 ) -> tuple[bool, Stated]:
-    """Append what is missing. Returns whether the file is complete then, and what is known of it."""
+    """Append the missing bytes. Return True if the file is complete then, and its stated size and hash."""
     validator = _read_validator(part)
     have = part.stat().st_size if part.is_file() and validator else 0
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
@@ -186,7 +207,7 @@ def _steadily(answer: Any) -> Iterable[bytes]:
     """Yield the bytes of an answer as they come.
 
     Raises:
-        TimeoutError: they only drip.
+        TimeoutError: they come too slowly.
     """
     began, received = time.monotonic(), 0
     while chunk := answer.read1(_CHUNK):
@@ -200,10 +221,10 @@ def _steadily(answer: Any) -> Iterable[bytes]:
 
 
 def _total(answer: Any, have: int, stated: Stated) -> int | None:
-    """Return the size of the whole file.
+    """Return the size of the whole file, or None if the server does not state it.
 
     Raises:
-        web.Refused: a page, a length that is none, one that is too large, or another than the hub states.
+        web.Refused: the answer is a web page, or its length is not a number, too large, or not that of the hub.
     """
     kind, length = answer.headers.get("Content-Type", ""), answer.headers.get("Content-Length")
     if kind.strip().lower().startswith("text/html"):
@@ -229,7 +250,7 @@ def _refuse_full_disk(part: Path, coming: int) -> None:
 
 
 def linked_digest(answer: Any) -> str | None:
-    """Return the hash that the hub states in a header. A header of a host that it redirects to is no hash."""
+    """Return the hash that the hub states in a header. After a redirect, the host's own header is not a hash."""
     etag = web.linked(answer, "X-Linked-Etag") or ("" if web.was_redirected(answer) else answer.headers.get("ETag", ""))
     found = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', etag.strip())
     return found[1] if found else None
@@ -289,7 +310,11 @@ def _check_hash(part: Path, url: str, prefix: str | None) -> None:
 
 
 def check_digest(part: Path, url: str, digest: str | None) -> None:
-    """Compare a file with the hash that the hub states: SHA-256 of large files, git's hash of small ones."""
+    """Compare a file with the hash that the hub states: SHA-256 of large files, git's hash of small ones.
+
+    Raises:
+        WeightsError: the hash differs. The file is deleted.
+    """
     if digest is None:
         return
     git = hashlib.sha1(f"blob {part.stat().st_size}\0".encode(), usedforsecurity=False)

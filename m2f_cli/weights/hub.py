@@ -1,4 +1,4 @@
-"""Fetch repositories of the Hugging Face hub: the configuration and the weights of a transformers model.
+"""Download of Hugging Face repositories: the configuration and the weights of a transformers model.
 
 Environment: that of download.py, and `HF_ENDPOINT`, which names a mirror of the hub. Files in the cache of
 huggingface_hub (`HF_HOME`) are used too.
@@ -49,11 +49,11 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
     """Fetch the configuration and the weights of a repository, and return their folder.
 
     Safetensors are preferred. Every file has the size and the hash that the hub states. Without network, a complete
-    copy of ours or in the cache of huggingface_hub is used.
+    local copy is used, either m2f's own or that in the cache of huggingface_hub.
 
     Raises:
-        WeightsError: no such repository, no access, no weights in it, other content than the hub states, or no
-            network and no copy here.
+        WeightsError: the repository does not exist, is not accessible or has no weights; a file differs from what the
+            hub states; or there is neither network nor a local copy.
     """
     if offline():
         return _cached_copy(repo, "the network is switched off (M2F_OFFLINE or HF_HUB_OFFLINE)", None)
@@ -95,7 +95,7 @@ def _listing(tree: Any, url: str) -> tuple[str, dict[str, Stated]]:
     """Return the commit of a repository, and its files.
 
     Raises:
-        WeightsError: the answer is not the hub's.
+        WeightsError: the answer does not come from the hub.
     """
     try:
         commit, siblings = tree["sha"], tree["siblings"]
@@ -150,7 +150,7 @@ def _home(repo: str) -> Path:
 
 
 def _in_their_cache(repo: str, commit: str, wanted: list[str]) -> Path | None:
-    """Return the folder in the cache of huggingface_hub, if that has all files."""
+    """Return the folder in the cache of huggingface_hub, if that has all files, else None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(repo, name, revision=commit) for name in wanted]

@@ -1,4 +1,4 @@
-"""Read folders of Hugging Face transformers: config.json and preprocessor_config.json become our configuration."""
+"""Reading of Hugging Face transformers folders: config.json and preprocessor_config.json become a configuration."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def read_folder(folder: Path, source: str) -> Checkpoint:
     """Read a folder with config.json and weights.
 
     Raises:
-        WeightsError: no weights in it, damaged files, or a network that m2f does not have.
+        WeightsError: the folder has no weights, a file is damaged, or m2f does not have the network.
     """
     config = _read_json(folder / "config.json")
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -122,7 +122,7 @@ def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     """Return the network that a config.json describes.
 
     Raises:
-        WeightsError: it is no Mask2Former and no MaskFormer, or a variant that m2f does not have.
+        WeightsError: it is neither a Mask2Former nor a MaskFormer, or a variant that m2f does not have.
     """
     try:
         return _model_config(config, source)
@@ -244,7 +244,7 @@ def _read_processor(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _input(processor: Mapping[str, Any]) -> InputConfig:
-    """Return the normalisation. Theirs applies to rescaled pixels: (x · rescale - mean) / std."""
+    """Return the normalisation. That of transformers applies to rescaled pixels: (x · rescale - mean) / std."""
     scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
     normalise = processor.get("do_normalize", True)
     mean = processor.get("image_mean", [0.485, 0.456, 0.406]) if normalise else [0.0] * 3

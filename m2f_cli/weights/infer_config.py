@@ -1,4 +1,4 @@
-"""From the shapes of a foreign file to the configuration of its network."""
+"""Inference of a network's configuration from the shapes of a foreign file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MASKFORMER = ("pixel_decoder.top.conv.weight", "pixel_decoder.mask_features.wei
 
 
 def infer(view: OurView) -> tuple[ModelConfig, list[str]]:
-    """The network that a file is of, and what had to be assumed.
+    """Return the configuration of a file's network, and the assumptions that were made.
 
     Raises:
         WeightsError: it is no Mask2Former, MaskFormer or MP-Former with a backbone that m2f knows.
@@ -49,10 +49,10 @@ def _infer(view: OurView) -> tuple[ModelConfig, list[str]]:
 
 
 def num_classes(view: OurView) -> int:
-    """How many classes a file's network tells apart, without "no object".
+    """Return the number of classes of a file's network, without "no object".
 
     Raises:
-        WeightsError: it has none of the heads that m2f knows, or an impossible number of classes.
+        WeightsError: the file has none of the heads that m2f knows, or an impossible number of classes.
     """
     per_pixel = ("decoder.classifier.weight", "decoder.query_embed.weight")  # the two baselines of MaskFormer
     for name in ("decoder.class_embed.weight", *per_pixel):
@@ -175,7 +175,10 @@ def _projects_what_fits(view: OurView, dim: int) -> bool:
 
 
 def same_network(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether two configurations hold the same tensors; training settings, batch norm's kind and heads do not count."""
+    """Return True if two configurations have the same tensors.
+
+    Training settings, the kind of batch norm and the number of heads do not count.
+    """
 
     def essence(config: ModelConfig) -> list[Any]:
         ignored = {

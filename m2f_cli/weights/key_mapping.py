@@ -1,8 +1,8 @@
-"""How foreign tensors become ours and back: one mechanism for every name table (the tables are in `tables.py`).
+"""Conversion between foreign tensors and m2f's: one mechanism for every name table (the tables are in `key_tables.py`).
 
-A rule says what one of our names is called elsewhere and how the numbers are laid out there. Everything starts from
-OUR names, so a load is strict by construction: each of our tensors has a source, and what remains of the file must be
-on the table's list of harmless things.
+A rule gives the foreign name and layout of one of m2f's tensors. Every conversion starts from m2f's names, so a load is
+strict by construction. Each of m2f's tensors has a source, and the rest of the file has to be on the table's list of
+harmless tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 5  # names of a kind in one error message
 
 
 class Same:
-    """The tensor as it is. The other layouts override what differs."""
+    """Layout that is the same in both formats, and the base class of the layouts that differ."""
 
     def their_shapes(self, ours: Shape) -> list[Shape]:
         return [ours]
@@ -40,7 +40,10 @@ class Same:
 
 @dataclass(frozen=True)
 class Packed(Same):
-    """Ours is `parts` of theirs, one below the other (query, key and value rows of one projection)."""
+    """Layout in which m2f's tensor is `parts` foreign ones, one below the other.
+
+    Query, key and value rows of one projection are stored like this.
+    """
 
     parts: int = 3
 
@@ -55,7 +58,7 @@ class Packed(Same):
 
 
 class LastPairFirst(Same):
-    """Their rows are ordered (…, xy), ours (xy, …): the rows of `sampling_offsets`."""
+    """Layout of `sampling_offsets`, whose foreign rows are ordered (…, xy) and m2f's (xy, …)."""
 
     def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
         return theirs[0].unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
@@ -65,7 +68,10 @@ class LastPairFirst(Same):
 
 
 class ChannelMajor(Same):
-    """Patch merging of OpenMMLab: the last axis is (channel, row, column) there and (column, row, channel) here."""
+    """Layout of OpenMMLab's patch merging.
+
+    The last axis is (channel, row, column) there and (column, row, channel) in m2f.
+    """
 
     def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
         return self._turn(theirs[0].unflatten(-1, (-1, 2, 2)))
@@ -85,11 +91,11 @@ SAME = Same()
 
 
 class Rule:
-    """One of our name patterns, what it is called there, and the layout there.
+    """Pattern of m2f's names, with the foreign names and the foreign layout.
 
-    In our pattern `{i}`, `{j}`, `{k}` stand for numbers, `{rest}` for anything, every other `{word}` for one component.
-    Their patterns may use the same words and, for a number, `{i-1}`, `{i+1}`, `{i+2}`, `{2i}`, `{2-i}` and
-    `{3-i}`.
+    In m2f's pattern `{i}`, `{j}`, `{k}` stand for numbers, `{rest}` for anything, and every other `{word}` for one
+    component. The foreign patterns may use the same words and, for a number, `{i-1}`, `{i+1}`, `{i+2}`, `{2i}`, `{2-i}`
+    and `{3-i}`.
     """
 
     def __init__(self, ours: str, *theirs: str, layout: Same = SAME):
@@ -101,7 +107,7 @@ class Rule:
         self.pattern = re.compile("".join(a + b for a, b in zip(literals, [*words, ""], strict=True)))
 
     def names(self, ours: str) -> list[str] | None:
-        """Their names of one of our names; None when this rule does not speak of it."""
+        """Return the foreign names of one of m2f's names, or None if it does not match this rule."""
         match = self.pattern.fullmatch(ours)
         if match is None:
             return None
@@ -117,13 +123,16 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A foreign format.
+    """Name table of a foreign format.
 
-    marks: a name that begins with one of these tells the format.
-    spellings: (pattern, replacement) pairs that bring older and other spellings to the one of the rules, in order.
-    harmless: (pattern, reason) of what a file may hold that no network needs.
-    maskformer_names: pairs that give names of the rules the spelling that MaskFormer's files have.
-    maskformer_spellings: pairs that come before the others in a file without `query_feat`, such as a MaskFormer's.
+    Attributes:
+        format: name of the format.
+        marks: a name that begins with one of these identifies the format.
+        rules: the rules, of which the first match counts.
+        spellings: (pattern, replacement) pairs that turn older and other spellings into that of the rules, in order.
+        harmless: (pattern, reason) of tensors that a file may hold and no network needs.
+        maskformer_spellings: pairs that precede the others in a file without `query_feat`, such as a MaskFormer's.
+        maskformer_names: pairs that turn names of the rules into the spelling of MaskFormer's files.
     """
 
     format: str
@@ -135,7 +144,7 @@ class Table:
     maskformer_names: tuple[tuple[str, str], ...] = ()
 
     def find(self, ours: str) -> tuple[list[str], Same]:
-        """Their names of our `ours`, and the layout.
+        """Return the foreign names of m2f's name `ours`, and the layout.
 
         Raises:
             WeightsError: the format has no name for it.
@@ -149,7 +158,7 @@ class Table:
         return found
 
     def spell(self, names: Iterable[str]) -> dict[str, str]:
-        """Each name of a file in the spelling of the rules."""
+        """Return each name of a file with its spelling in the rules."""
         names = list(names)
         is_mask2former = any(".query_feat." in name for name in names)
         pairs = self.spellings if is_mask2former else (*self.maskformer_spellings, *self.spellings)
@@ -175,7 +184,7 @@ def _find(table: Table, ours: str) -> tuple[list[str], Same] | None:
 
 
 def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the spelling of the table's rules.
+    """Return the tensors under the spelling of the table's rules.
 
     Raises:
         WeightsError: two names of the file mean the same tensor.
@@ -192,12 +201,12 @@ def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """Their tensors under our names, exactly those of `shapes`.
+    """Return the foreign tensors under m2f's names, exactly those of `shapes`.
 
-    `num_batches_tracked` may be missing from a file (frozen batch norm has none): it is then zero.
+    `num_batches_tracked` may be missing from a file (frozen batch norm has none); it is then zero.
 
     Raises:
-        WeightsError: anything missing, left over, or of another shape; the message names them all or the first few.
+        WeightsError: tensors are missing, left over, or of another shape. The message names the first of them.
     """
     theirs = spelled(table, tensors)
     left_over = set(theirs)
@@ -229,10 +238,10 @@ def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sh
 
 
 def to_theirs(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their names, laid out as there.
+    """Return m2f's tensors under the foreign names, in the foreign layout.
 
     Raises:
-        WeightsError: the format has no place for one of them.
+        WeightsError: the format has no name for one of them.
     """
     tensors = {}
     for ours, tensor in state.items():
@@ -244,10 +253,10 @@ def to_theirs(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def refuse(missing: Sequence[str], left_over: Sequence[str], misshapen: Sequence[str]) -> None:
-    """Raise the error for weights that do not fit; nothing when they do.
+    """Refuse weights that do not fit.
 
     Raises:
-        WeightsError: any of the three is not empty.
+        WeightsError: any of the three arguments is not empty.
     """
     problems = []
     if misshapen:
@@ -282,13 +291,14 @@ _INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapp
 
 
 def unwrapped(tensors: Mapping[str, Tensor], marks: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors without what a trainer puts in front of their names, such as "module." or "model._orig_mod.".
+    """Return the tensors without the prefixes that trainers add to names, such as "module." or "model._orig_mod.".
 
     Args:
-        marks: how names of the known formats begin. What stands before one of them is the prefix.
+        marks: beginnings of names in the known formats. The text before one of them is the prefix.
 
     Returns:
-        The tensors, and which copy was taken where a file holds several (a model and its average), for people.
+        The tensors, and notes for the user. If a file holds several copies (a model and its average), a note names the
+            one that was taken.
 
     Raises:
         WeightsError: two names of the file mean the same tensor.
@@ -327,7 +337,7 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dic
 
 
 class OurView:
-    """The shapes of a foreign file, asked for by our names; used to infer what network the file is of."""
+    """Shapes of a foreign file under m2f's names. They serve to infer the network of the file."""
 
     def __init__(self, table: Table, tensors: Mapping[str, Tensor]):
         self.table = table
@@ -339,13 +349,13 @@ class OurView:
         return found is not None and all(name in self.shapes for name in found[0])
 
     def __getitem__(self, ours: str) -> Shape:
-        """The shape that our tensor of this name would have."""
+        """Return the shape that m2f's tensor of this name would have."""
         names, _ = self.table.find(ours)
         first = self.shapes[names[0]]
         return (sum(self.shapes[name][0] for name in names), *first[1:]) if first else first
 
     def count(self, pattern: str) -> int:
-        """How many of "… {} …" there are, counted from 0."""
+        """Return the number of names "… {} …" in the file, numbered from 0 without a gap."""
         number = 0
         while pattern.format(number) in self:
             number += 1

@@ -1,8 +1,8 @@
-"""The name tables: our names, and what detectron2, Hugging Face and OpenMMLab call the same tensors.
+"""Name tables: m2f's names, and those of detectron2, Hugging Face and OpenMMLab for the same tensors.
 
-Sources: docs/methods/published-behaviour.md#7-2 to #7-5. A rule speaks of one of our names wherever it occurs:
-Mask2Former's `decoder.layers` and MaskFormer's `decoder.blocks` are called differently here because they are elsewhere.
-Another format is another table.
+Sources: docs/methods/published-behaviour.md#7-2 to #7-5. A rule covers one of m2f's names in every model that has it.
+Mask2Former's `decoder.layers` and MaskFormer's `decoder.blocks` have different names in m2f because they have
+elsewhere. A further format is a further table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stack machine that runs the operations of pickles which weights need. It calls nothing that a pickle names."""
+"""Stack machine for the operations of pickles that weights need. It calls nothing that a pickle names."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Machine:
         self.new()
 
     def build(self) -> None:
-        """Give the topmost object its state. Arrays and their types have one; that of other objects is dropped."""
+        """Set the state of the topmost object. Arrays and their types have one; that of other objects is dropped."""
         state, target = self.pop(), self.top()
         if type(target) is np.ndarray:
             fill(self, target, state)
@@ -197,7 +197,10 @@ class Machine:
         return target
 
     def copying(self, items: Any) -> Any:
-        """Return the items that a call is about to copy. A call may name the same large container again and again."""
+        """Count and return the items that a call is about to copy.
+
+        The limit is needed because a pickle may copy the same large container again and again.
+        """
         self.copied += len(items)
         if self.copied > MOST_COPIED:
             raise Damaged(f"it copies more than {MOST_COPIED:,} entries from one container into another")

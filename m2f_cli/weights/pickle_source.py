@@ -1,4 +1,4 @@
-"""The bytes of a file, and a limit of the memory that reading it may take."""
+"""Bytes of a file, and a limit of the memory that reading it may take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..errors import WeightsError
 
 
 class Damaged(Exception):
-    """A file that makes no sense. The message is a clause without a full stop, such as "it ends too early"."""
+    """Error of a file that makes no sense. The message is a clause without a full stop, such as "it ends too early"."""
 
 
 class PickleSource:
-    """The bytes of a file, which is mapped, or bytes in memory. Writes to mapped bytes stay in this process.
+    """Bytes of a mapped file, or bytes in memory. Writes to mapped bytes stay in this process.
 
     Raises:
         OSError: the file cannot be opened.
-        Damaged: it is empty.
+        Damaged: the file is empty.
     """
 
     def __init__(self, origin: Path | bytes):
@@ -64,7 +64,7 @@ class PickleSource:
 
 
 class Budget:
-    """A limit of the bytes of all arrays and texts, so that a small file cannot ask for much memory."""
+    """Limit of the bytes of all arrays and texts, so that a small file cannot ask for much memory."""
 
     def __init__(self, file_size: int):
         self._left = 6 * file_size + (1 << 20)  # the most copies that any of the known forms needs is 3

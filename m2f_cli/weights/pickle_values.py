@@ -1,6 +1,6 @@
 """Values that a pickle may ask for: plain ones, arrays of numpy, tensors, and stand-ins for everything else.
 
-`CALLS` has a function for each name that a pickle may "call"; the function checks every argument. `MARKERS` are the
+`CALLS` has a function for each name that a pickle may "call". The function validates every argument. `MARKERS` are the
 names that may stand in a pickle and are never called. Any other name is refused.
 """
 
@@ -27,25 +27,30 @@ MOST_AXES = 32  # of arrays and tensors
 
 
 class Inert:
-    """A stand-in for an object of a training framework that is no weight. Its content is dropped."""
+    """Stand-in for an object of a training framework that is no weight. Its content is dropped."""
 
     __slots__ = ()
 
 
 class InertDict(dict):
-    """A stand-in for classes that are filled like a dictionary, such as configurations."""
+    """Stand-in for classes that are filled like a dictionary, such as configurations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The name of a class or function in a pickle. It is not imported."""
+    """Name of a class or function in a pickle. It is not imported."""
 
     text: str
 
 
 @dataclass(slots=True)
 class Kind:
-    """A type of elements of numpy, such as "f4", and the order of its bytes."""
+    """Type of the elements of a numpy array.
+
+    Attributes:
+        name: kind and size, such as "f4".
+        order: byte order.
+    """
 
     name: str
     order: str = "="
@@ -56,7 +61,11 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The elements of tensors, in a row; None while the layout of a file is not known yet."""
+    """Elements of tensors, in a row.
+
+    Attributes:
+        values_N: the elements. None while the layout of a file is not known yet.
+    """
 
     values_N: Tensor | None
 
@@ -65,7 +74,7 @@ class Storage:
 
 
 def _as_bytes(machine: Machine, data: Any) -> bytes:
-    """Return bytes, also where Python 2 spelled them as a text in latin1."""
+    """Return bytes, also if Python 2 spelled them as a text in latin1."""
     if type(data) is str:
         machine.budget.spend(len(data))
         return data.encode("latin1")
@@ -113,7 +122,7 @@ def _inert_dict(_: Machine, *__: Any) -> InertDict:
 
 
 def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
-    """Make an object as protocols 0 and 1 do: from its class, a base class, and the value of that."""
+    """Create an object as protocols 0 and 1 do: from its class, a base class, and the value of that."""
     if type(what) is not Name or what.text not in CLASSES:
         raise Damaged("it makes an object of what is no class")
     made = CALLS[what.text](machine)
@@ -123,7 +132,7 @@ def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
 
 
 def _wholes(values: Any) -> tuple[int, ...]:
-    """Return a shape, or the strides of a tensor, after checks."""
+    """Return a shape, or the strides of a tensor, after validation."""
     if type(values) not in (tuple, list, torch.Size) or len(values) > MOST_AXES:
         raise Damaged("it has a shape that is none")
     if not all(type(value) is int and 0 <= value < 2**48 for value in values):
@@ -236,7 +245,7 @@ def _parameter(_: Machine, data: Any, *__: Any) -> Tensor | None:
 
 
 def _of_subclass(machine: Machine, rebuild: Any, kind: Any, args: Any, _: Any) -> Tensor | None:
-    """Return a tensor whose own attributes are dropped."""
+    """Return a tensor without the attributes of its subclass."""
     if type(rebuild) is not Name or rebuild.text not in _REBUILD or kind not in _TENSOR_CLASSES:
         raise Damaged("it has a tensor of a class that weights do not need")
     return _REBUILD[rebuild.text](machine, *args)

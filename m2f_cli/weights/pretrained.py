@@ -1,9 +1,9 @@
-"""What a backbone starts from: ImageNet weights as torchvision, detectron2, the Swin authors and timm release them.
+"""Initial weights of a backbone: ImageNet weights as released by torchvision, detectron2, the Swin authors and timm.
 
-A file of a backbone alone has the names of a whole model's file without the prefix "backbone.": torchvision's ResNet is
-OpenMMLab's, detectron2's converted ResNet and the Swin releases are detectron2's. So the name tables are those of
-`tables.py`, and loads are as strict (docs/methods/published-behaviour.md#7-1: suffix matching, as detectron2 does it,
-is not).
+A file of a backbone alone has the names of a whole model's file without the prefix "backbone.". torchvision's ResNet
+has OpenMMLab's names. detectron2's converted ResNet and the Swin releases have detectron2's. So the name tables are
+those of `key_tables.py`, and loads are as strict. detectron2's own suffix matching is not strict
+(docs/methods/published-behaviour.md#7-1).
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ _FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's 
 
 @dataclass(frozen=True)
 class Release:
-    """A published file of ImageNet weights; `hash_prefix` as in `schema.WeightsSource`."""
+    """Published file of ImageNet weights.
+
+    Attributes:
+        url: address of the file.
+        licence: licence of the weights.
+        hash_prefix: as in `schema.WeightsSource`.
+        note: remark on the origin.
+    """
 
     url: str
     licence: str
@@ -93,7 +100,11 @@ SOURCES: dict[str, Release] = {
 
 
 def release_name(backbone: Component, pretrained: str) -> str:
-    """`torchvision`, as the presets say, is the file of the backbone's depth."""
+    """Return the name of a release. "torchvision", as in the presets, means the ResNet of the backbone's depth.
+
+    Raises:
+        ConfigError: torchvision has not released the ResNet.
+    """
     if pretrained != "torchvision":
         return pretrained
     if backbone.options.get("stem") == "deeplab":
@@ -107,7 +118,7 @@ def release_name(backbone: Component, pretrained: str) -> str:
 
 
 def _alone(table: Table, name: str, marks: tuple[str, ...], *rules: Rule) -> Table:
-    """A whole model's table, for files that leave out "backbone." and have a classifier instead."""
+    """Return a table for files of a backbone alone, which leave out "backbone." and have a classifier instead."""
     return dataclasses.replace(
         table,
         format=name,
@@ -136,7 +147,10 @@ def table_of(tensors: Mapping[str, Tensor]) -> Table | None:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A backbone alone without a prefix that all names have; the backbone of a whole model stays where it is."""
+    """Return the tensors of a backbone alone without a prefix that all names have.
+
+    The names of a whole model are not changed.
+    """
     if any(mark in name for name in tensors for mark in MARKS):
         return tensors
     plain, _ = unwrapped(tensors, [mark for table in BACKBONE_TABLES for mark in table.marks])
@@ -153,20 +167,20 @@ def load_backbone(
     resize_windows: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """The weights that `backbone` names as its `pretrained`, under our names, floating point ones in fp32.
+    """Return the weights that `backbone` names as its `pretrained`, under m2f's names. Floating point ones are fp32.
 
     Args:
         backbone: its `pretrained` is a name of `SOURCES`, "torchvision" (by the depth), a file of a backbone alone, or
-            a reference to a whole model (see `weights.load`), whose backbone is taken. For timm: "timm" (what timm
-            has released for the model), or a file of that timm model.
-        shapes: of the network's tensors; those that do not begin with "backbone." are ignored.
-        resize_windows: resize Swin's tables of relative positions (bicubic) where the windows differ in size.
+            a reference to a whole model (see `weights.load`), whose backbone is taken. For timm it is "timm" (timm's
+            release for the model) or a file of that timm model.
+        shapes: shapes of the network's tensors. Names that do not begin with "backbone." are ignored.
+        resize_windows: resize Swin's tables of relative positions (bicubic) if the windows differ in size.
 
     Returns:
-        Every tensor of the backbone, but for Swin's output norms where the file has none: they start fresh.
+        Every tensor of the backbone. Swin's output norms are left out, and so start fresh, if the file has none.
 
     Raises:
-        WeightsError: no such file, no network, or anything missing, left over or misshapen.
+        WeightsError: the file does not exist or holds no network, or tensors are missing, left over or misshapen.
         ConfigError: `pretrained` is no name that m2f knows.
         MissingDependency: a timm backbone without timm.
     """
@@ -193,13 +207,15 @@ def load_alone(
     partial: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Tensor] | None:
-    """As `load_backbone`, from a name of `SOURCES` or a file of a backbone alone; None where `ref` is neither.
+    """Return weights like `load_backbone`, from a name of `SOURCES` or a file of a backbone alone.
+
+    The result is None if `ref` is neither.
 
     Args:
-        partial: the file may lack tensors of the network. It may hold nothing that the network lacks in any case.
+        partial: True if the file may lack tensors of the network. It may never hold tensors that the network lacks.
 
     Raises:
-        WeightsError: as `load_backbone`.
+        WeightsError: as for `load_backbone`.
     """
     if isinstance(ref, str) and ref in SOURCES:
         release = SOURCES[ref]
@@ -215,7 +231,7 @@ def load_alone(
 
 
 def without_counters(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """`tensors` but for batch norm's counters that the network does not have: frozen batch norm counts nothing."""
+    """Leave out batch norm's counters that the network does not have. Frozen batch norm has none."""
     return {name: x for name, x in tensors.items() if name in shapes or not name.endswith("num_batches_tracked")}
 
 
@@ -276,10 +292,10 @@ def _resized(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, S
 
 
 def resize_bias_table(table_PA: Tensor, rows: int) -> Tensor:
-    """Swin's biases of relative positions, ((2w - 1)², heads), for windows of another size: bicubic, as is the custom.
+    """Resize Swin's biases of relative positions, ((2w - 1)², heads), to another window size, by bicubic interpolation.
 
     Args:
-        rows: (2w - 1)² of the wanted windows.
+        rows: (2w - 1)² of the new windows.
     """
     old, new = math.isqrt(table_PA.shape[0]), math.isqrt(rows)
     if old == new or old**2 != table_PA.shape[0] or new**2 != rows:
@@ -293,7 +309,10 @@ def resize_bias_table(table_PA: Tensor, rows: int) -> Tensor:
 
 
 def _load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progress | None) -> dict[str, Tensor]:
-    """timm's own loader into its whole model, where timm is strict; into `features_only` it is not."""
+    """Load a file into timm's whole model with timm's own loader, and return the backbone.
+
+    timm is strict for a whole model, but not for `features_only`.
+    """
     options = {key: value for key, value in backbone.options.items() if key not in _FEATURES_ONLY}
     model, pretrained = options.pop("model"), str(options.pop("pretrained"))
     try:
@@ -316,7 +335,7 @@ def _load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progr
 
 
 def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
-    """The file that timm has released for a model: from the Hugging Face hub, else from its address."""
+    """Return the file that timm has released for a model, from the Hugging Face hub or else from its address."""
     if release is not None and release.hf_hub_id and not release.hf_hub_filename:
         folder = hub.fetch_repo(release.hf_hub_id, progress=progress)
         return next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), folder)
@@ -329,7 +348,13 @@ def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
 
 
 def from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """timm's feature networks call "layers.0" "layers_0", or put the whole model under "model."."""
+    """Return the backbone's tensors of a whole timm model.
+
+    timm's feature networks rename "layers.0" to "layers_0", or put the whole model under "model.".
+
+    Raises:
+        WeightsError: tensors are missing or misshapen.
+    """
     theirs = {name.replace("_", "."): tensor for name, tensor in state.items()}
     sources = {ours: ours.removeprefix("backbone.net.").removeprefix("model.").replace("_", ".") for ours in shapes}
     missing = [ours for ours, name in sources.items() if name not in theirs]

@@ -1,5 +1,7 @@
-"""Reading files of weights, safely, by what they are and not by what they are called
-(docs/methods/published-behaviour.md#7-1)."""
+"""Safe reading of weight files.
+
+The content of a file decides on its format, not its name (docs/methods/published-behaviour.md#7-1).
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,12 @@ _DEEPEST_STATE = 3
 
 @dataclass
 class Container:
-    """What a file holds: tensors by name, and whatever else stood beside them.
+    """Content of a file of weights.
 
-    tensors: on the CPU; of safetensors and torch files they are mapped, not read.
-    extra: the rest of a training file, such as `meta` of OpenMMLab; header metadata of safetensors.
-    notes: which of several sets of weights was taken, in a sentence for people.
+    Attributes:
+        tensors: tensors by name, on the CPU. Those of safetensors and torch files are mapped, not read.
+        extra: the rest of a training file, such as `meta` of OpenMMLab, or the header metadata of safetensors.
+        notes: a sentence for the user that says which of several sets of weights was taken.
     """
 
     tensors: dict[str, Tensor]
@@ -69,10 +72,10 @@ class Container:
 def read(path: Path) -> Container:
     """Read any file of weights: safetensors (also in shards), `torch.save` of any age, pickles of detectron2.
 
-    Nothing in the file is run.
+    No code in the file is executed.
 
     Raises:
-        WeightsError: missing, empty, truncated, not a file of weights, or asking for code to be run.
+        WeightsError: the file is missing, empty, truncated, no file of weights, or asks for code to be run.
     """
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path)
@@ -132,7 +135,7 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
 
 
 def _from_tree(tree: Any, path: Path, size: int) -> Container:
-    """The tensors of what a pickle held: under the key that says so, or the mapping itself."""
+    """Return the tensors of an unpickled mapping, which may lie under a known key such as "state_dict"."""
     if not isinstance(tree, Mapping):
         raise WeightsError(f"{path} holds a {type(tree).__name__}, not tensors by name.")
     state, extra, notes = tree, {}, []

@@ -1,4 +1,4 @@
-"""What a reference (REF of the command line) names, and reading it."""
+"""Resolution of a reference (REF of the command line) to weights."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool 
 
     Args:
         ref: a preset's name (its released weights), a run's folder, a file or folder of weights (m2f, transformers,
-            detectron2, OpenMMLab), or a Hugging Face repository "organisation/name". A preset's name wins over a
-            file of that name; write ./name for the file.
-        progress: is told of downloads, many times.
-        trust_code: whether a configuration inside a checkpoint may name code of its own.
+            detectron2, OpenMMLab), or a Hugging Face repository "organisation/name". A preset's name wins over a file
+            of that name; write ./name for the file.
+        progress: called repeatedly during downloads.
+        trust_code: True if a configuration inside a checkpoint may name code of its own.
 
     Raises:
-        WeightsError: nothing of that name, no network, a damaged or unsafe file, or a network that m2f does not have.
+        WeightsError: nothing has that name, there is no network, a file is damaged or unsafe, or m2f does not have the
+            network.
         ConfigError: the checkpoint names code and `trust_code` is false.
     """
     text = str(ref)
@@ -110,7 +111,7 @@ def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
 
 
 def _as_preset(found: Checkpoint, preset: Config) -> Checkpoint:
-    """The weights are known to be a preset's: its configuration says more than the file."""
+    """Give a checkpoint the configuration of the preset whose weights it holds, which says more than the file."""
     found.config, found.model, found.notes = preset, preset.model, []
     return found
 
@@ -165,7 +166,7 @@ def _table_of(tensors: Mapping[str, Tensor], path: Path) -> Table:
 
 
 def _class_names(extra: Mapping[str, Any]) -> list[str] | None:
-    """What OpenMMLab files say of their classes: meta.dataset_meta.classes, or meta.CLASSES before mmengine."""
+    """Return the class names in an OpenMMLab file: meta.dataset_meta.classes, or meta.CLASSES before mmengine."""
     meta = extra.get("meta")
     if not isinstance(meta, Mapping):
         return None
@@ -177,9 +178,9 @@ def _class_names(extra: Mapping[str, Any]) -> list[str] | None:
 
 
 def _released_as(path: Path, found: Checkpoint) -> Config | None:
-    """The preset that a file is the released weights of: by its name, else by its hash.
+    """Return the preset whose released weights a file holds, by its name or else by its hash.
 
-    Only a name with a hash in it says anything: every detectron2 training ends with a `model_final.pth`.
+    A name is conclusive only if it contains a hash, because every detectron2 training ends with a `model_final.pth`.
     """
     released = [
         (p, s) for p in shipped_presets().values() for s in p.weights if s.url and same_network(p.model, found.model)

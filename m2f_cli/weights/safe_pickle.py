@@ -1,8 +1,8 @@
-"""Read pickles without running what is in them.
+"""Reading of pickles without executing them.
 
-A pickle is a program for a stack machine. pickle_machine.py is such a machine, of our own: it has the operations that
-weights need, and makes numbers, texts, plain containers, arrays of numpy and tensors. A class or function that a pickle
-names is a plain record here. What "calling" one may make is made by a function of pickle_values.py, which checks every
+A pickle is a program for a stack machine. pickle_machine.py is m2f's own machine. It has the operations that weights
+need, and creates numbers, texts, plain containers, arrays of numpy and tensors. A class or function that a pickle names
+is a plain record here. The result of "calling" one comes from a function of pickle_values.py, which validates every
 argument. Nothing is imported, and nothing that the file names is called.
 """
 
@@ -33,16 +33,17 @@ def load(
     """Read the pickle that begins at `start`.
 
     Args:
-        budget: what it may make.
-        storage_of: finds the storage for a persistent id, in files of torch.
+        end: end of the bytes that may be read. None is the end of the source.
+        budget: limit of the memory.
+        storage_of: returns the storage for a persistent id, in files of torch.
         torch_bytes: reads the torch file that a plain pickle holds as bytes for each tensor.
 
     Returns:
-        What it holds, and where it ends.
+        The content, and the position of its end.
 
     Raises:
-        Damaged: it makes no sense, or would need an unreasonable amount of time or memory.
-        WeightsError: it names what weights do not need.
+        Damaged: the pickle makes no sense, or would need an unreasonable amount of time or memory.
+        WeightsError: the pickle names something that weights do not need.
     """
     machine = Machine(source, start, len(source) if end is None else end, budget, storage_of, torch_bytes)
     try:

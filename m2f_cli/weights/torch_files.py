@@ -1,7 +1,7 @@
-"""Read files of `torch.save`: the zip archive of today, and the row of pickles before PyTorch 1.6.
+"""Reading of `torch.save` files: today's zip archive, and the series of pickles before PyTorch 1.6.
 
-torch's own reader is not used: what it makes of somebody else's file has been memory corruption more than once.
-The numbers are mapped from the file where they are aligned there, and nothing is read before it is used.
+torch's own reader is not used, because untrusted files have repeatedly led to memory corruption in it. Numbers are
+mapped from the file if they are aligned there, and nothing is read before it is used.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ _END_64 = b"PK\x06\x06"
 
 
 def read(path: Path, *, copied: bool = False) -> Any:
-    """Read what `torch.save` wrote, as plain containers and tensors on the CPU.
+    """Read a `torch.save` file as plain containers and tensors on the CPU.
 
     Args:
-        copied: the tensors have memory of their own, so that the file may be replaced; else they are mapped.
+        copied: True to give the tensors memory of their own, so that the file may be replaced. Otherwise they are
+            mapped.
 
     Raises:
         Damaged: it is no such file, or makes no sense.
-        OSError: it cannot be read.
-        WeightsError: it names what weights do not need.
+        OSError: the file cannot be read.
+        WeightsError: the file names something that weights do not need.
     """
     with PickleSource(path) as source:
         budget = Budget(len(source))
@@ -71,7 +72,7 @@ def _copied(value: Any, memory: dict[int, Tensor]) -> Any:
 
 
 def _storage(ident: Any) -> tuple[torch.dtype, str, int, Any]:
-    """Return type, key and number of elements of a persistent id, and what the older form says of views."""
+    """Return the type, key and number of elements of a persistent id, and the older form's description of a view."""
     if type(ident) is not tuple or len(ident) not in (5, 6) or ident[0] != "storage":
         raise Damaged("it refers to data outside of itself that are no storage")
     _, kind, key, _, count, *rest = ident
@@ -83,7 +84,7 @@ def _storage(ident: Any) -> tuple[torch.dtype, str, int, Any]:
 
 
 def _values(source: PickleSource, start: int, count: int, dtype: torch.dtype, budget: Budget) -> Tensor:
-    """Return numbers of the file: mapped where they are aligned, else copied."""
+    """Return numbers of the file. They are mapped if they are aligned, else copied."""
     size = count * dtype.itemsize
     if start < 0 or start + size > len(source):
         raise Damaged("it ends before its tensors do")
@@ -133,7 +134,7 @@ def _read_zip(path: Path, source: PickleSource, budget: Budget) -> Any:
 
 
 def _refuse_long_directory(source: PickleSource) -> None:
-    """Python's zipfile reads the directory whole, at ten times its size in memory."""
+    """Refuse a long directory, because Python's zipfile reads it whole and needs many times its size in memory."""
     at = source.data.rfind(_END, max(0, len(source) - (1 << 16) - 22))
     if at < 0 or at + 22 > len(source):
         raise Damaged("the end of the zip archive is missing")
@@ -146,7 +147,7 @@ def _refuse_long_directory(source: PickleSource) -> None:
 
 
 def _place(source: PickleSource, entry: zipfile.ZipInfo) -> tuple[int, int]:
-    """Return where the bytes of a member begin in the file, and their number."""
+    """Return the start and the number of bytes of a member in the file."""
     at = entry.header_offset
     if not 0 <= at <= len(source) - 30 or source.data[at : at + 4] != ZIP:
         raise Damaged(f"{entry.filename[:40]!r} is not where the zip archive says")
@@ -172,13 +173,15 @@ def _refuse_big_endian(source: PickleSource, entry: zipfile.ZipInfo | None) -> N
 
 
 def read_legacy(source: PickleSource, budget: Budget) -> Any:
-    """A number that marks the form, its version, what machine wrote it, the tree, the keys of storages, the storages.
+    """Read the form before PyTorch 1.6.
 
-    The tree comes before the storages, so it is gone through twice: what is in them is known the second time.
+    It consists of a magic number, its version, the machine that wrote it, the tree, the keys of storages, and the
+    storages. The tree comes before the storages, so it is read twice; the content of the storages is known the second
+    time.
 
     Raises:
-        Damaged: as `read`.
-        WeightsError: as `read`.
+        Damaged: as for `read`.
+        WeightsError: as for `read`.
     """
     if source.data[: len(LEGACY)] != LEGACY:
         raise Damaged("it does not begin as a file of torch.save")
@@ -209,7 +212,7 @@ def read_legacy(source: PickleSource, budget: Budget) -> Any:
 
 
 def _found(storages: dict[str, Storage], ident: Any) -> Storage:
-    """The storage of an id, or the part of it that the older form calls a view: (key, offset, size)."""
+    """Return the storage of an id, or the part of it that the older form calls a view: (key, offset, size)."""
     _, key, _, view = _storage(ident)
     values_N = storages[key].values_N
     if view is None:

@@ -1,4 +1,4 @@
-"""Open addresses of http and https, with redirects and times that are checked."""
+"""Opening of http and https addresses, with checked redirects and time limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINKED = ("X-Linked-Etag", "X-Linked-Size")  # what the hub says of a file that
 
 
 class Refused(Exception):
-    """An answer that is not accepted. The message is a clause: what came, and what was expected."""
+    """Error of an answer that is not accepted. The message is a clause: what came, and what was expected."""
 
 
 def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str | None = None) -> Any:
@@ -25,11 +25,11 @@ def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str
 
     Args:
         timeout: seconds without a byte, and twice as many for everything before the body.
-        token: goes to the host of `url` alone, not to where it redirects.
+        token: sent to the host of `url` alone, not to the target of a redirect.
 
     Raises:
-        Refused: another kind of address, or a redirect to one.
-        urllib.error.URLError, http.client.HTTPException, OSError: as `urlopen`.
+        Refused: the address is of another kind, or redirects to one.
+        urllib.error.URLError, http.client.HTTPException, OSError: as for `urlopen`.
     """
     _refuse_scheme(url)
     try:
@@ -45,8 +45,8 @@ def read_url(url: str, *, largest: int, timeout: float, token: str | None = None
     """Read a short answer.
 
     Raises:
-        Refused: as `open_url`, or it is too long, or takes too long.
-        urllib.error.URLError, http.client.HTTPException, OSError: as `open_url`.
+        Refused: as for `open_url`, or the answer is too long, or takes too long.
+        urllib.error.URLError, http.client.HTTPException, OSError: as for `open_url`.
     """
     with open_url(url, {}, timeout=timeout, token=token) as answer, _deadline(answer, 2 * timeout):
         content = answer.read(largest + 1)
@@ -92,7 +92,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
     def http_response(self, request: Any, response: Any) -> Any:
-        """Keep headers of earlier answers with the last one."""
+        """Copy the linked headers of earlier answers to the last one."""
         for name in (*_LINKED, "Redirected"):
             del response.headers[f"M2F-{name}"]
         for name, value in {**getattr(request, "linked", {}), **_marked(request)}.items():
@@ -126,7 +126,7 @@ def _cut(sock: Any) -> None:
 
 
 class _InTime:
-    """A connection whose answer has to begin in time."""
+    """Connection whose answer has to begin in time."""
 
     def getresponse(self) -> http.client.HTTPResponse:
         with _deadline(self, 2 * (self.timeout or 60)):  # type: ignore[attr-defined]

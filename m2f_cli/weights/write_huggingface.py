@@ -1,4 +1,4 @@
-"""Write folders of Hugging Face transformers: our configuration becomes config.json and preprocessor_config.json."""
+"""Writing of Hugging Face transformers folders: a configuration becomes config.json and preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config
 
 
 def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Return our weights under the names of transformers, with the tensors that it wants besides.
+    """Return m2f's weights under the names of transformers, with the additional tensors that it expects.
 
     The queries of MP-Former have no learned positions. Transformers always adds positions, so they are zeros.
 
     Raises:
-        ExportError: transformers has no place for one of them.
+        ExportError: transformers has no name for one of the tensors.
     """
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.label_embed.")}
     if "decoder.query_embed.weight" not in kept:
@@ -78,7 +78,7 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
 
 
 def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
-    """Add the classifier's last norm, which transformers makes and nothing uses, and MaskFormer's constants."""
+    """Add the classifier's last norm, which transformers creates and never uses, and MaskFormer's constants."""
     encoder = "model.pixel_level_module.encoder."
     last, place = ("3", "model.") if method == "maskformer" else ("stage4", "swin.")
     norm = tensors[f"{encoder}hidden_states_norms.{last}.weight"]
@@ -98,7 +98,7 @@ def _relative_position_index(window: int) -> Tensor:
 
 
 def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]:
-    """Return the config.json of one of our networks.
+    """Return the config.json of an m2f network.
 
     Raises:
         ExportError: transformers has no such network.
@@ -184,7 +184,7 @@ def _to_backbone_json(backbone: Component) -> dict[str, Any]:
 
 
 def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
-    """Return the preprocessor_config.json for our input and test sizes."""
+    """Return the preprocessor_config.json for the configuration's input and test sizes."""
     resize, is_maskformer = config.test.resize, config.model.method == "maskformer"
     if resize.fixed:
         size = {"height": resize.fixed[0], "width": resize.fixed[1]}

@@ -53,7 +53,11 @@ class Format:
 
 
 class NoTask(DataError):
-    """Error of a data set without annotations for a task. `supported` lists the tasks that it has, the richest first."""
+    """Error of a data set without annotations for a task.
+
+    Attributes:
+        supported: the tasks that it has annotations for, the richest first.
+    """
 
     supported: tuple[Task, ...] = ()
 

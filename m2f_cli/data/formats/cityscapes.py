@@ -32,10 +32,10 @@ POLYGONS = "objects are those of the instanceIds images; published training take
 
 @dataclass(frozen=True)
 class InstanceIds:
-    """Reader of the segments of one image. It gives the same as the official panoptic JSON and PNG, without creating
-    them.
+    """Reader of the segments of one image, from its instanceIds PNG.
 
-    The ids of segments are the instance ids. Groups of things are crowds. Pixels that are not evaluated are void.
+    The result is that of the official panoptic JSON and PNG, which need not be created. The ids of segments are the
+    instance ids. Groups of things are crowds. Pixels that are not evaluated are void.
     """
 
     png: Path

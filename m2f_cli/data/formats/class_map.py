@@ -108,7 +108,10 @@ def _parse_category(row: Any, path: Path, isthing: bool | None) -> Category:
 
 
 def is_crowd(value: Any) -> bool:
-    """Return True if the flag `iscrowd` is set or cannot be read. An unreadable flag is refused when its image is read."""
+    """Return True if the flag `iscrowd` is set or cannot be read.
+
+    An unreadable flag is refused when its image is read.
+    """
     if type(value) is int:
         return value != 0
     try:

@@ -69,10 +69,10 @@ def value_map(meanings: Mapping[int, int], categories: Categories, ignored: Iter
 def named_values(
     label_map: Mapping[int, str | int | None], categories: Categories, ignored: Iterable[int] = ()
 ) -> ValueMap:
-    """Return the map of the meanings that the user gave: a class name or number, or None for a value that does not
-    count.
+    """Return the map of the meanings that the user gave.
 
-    Other values have no meaning. If only 1 and 2 are named, keeping 0 as 0 would be a silent mistake.
+    A meaning is a class name or number, or None for a value that does not count. Other values have no meaning. If only
+    1 and 2 are named, keeping 0 as 0 would be a silent mistake.
 
     Raises:
         ConfigError: a class is unknown, or a key is not a pixel value.

@@ -95,7 +95,7 @@ class Move:
 
 
 def _within(sources: np.ndarray, start: int, length: int) -> tuple[int, np.ndarray]:
-    """Return the first new row (or column) that comes from start … start + length, and the sources counted from start."""
+    """Return the first new row (or column) that comes from start … start + length, and the sources minus start."""
     hits = np.flatnonzero((sources >= start) & (sources < start + length))
     return (int(hits[0]) if len(hits) else 0), sources[hits] - start
 

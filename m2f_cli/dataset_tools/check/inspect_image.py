@@ -1,4 +1,4 @@
-"""One annotated image, looked at: can it be used, what is on it, how large. Nothing of its pixels is kept."""
+"""Inspection of one annotated image: its usability, regions and size. Its pixels are not kept."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Why an image cannot be used. kind: missing-file, damaged-picture, damaged-annotation, size-mismatch (image and
-    annotation disagree) or unknown-class (an id that is out of range or not listed)."""
+    """Reason why an image cannot be used.
+
+    Attributes:
+        name: name of the image.
+        kind: missing-file, damaged-picture, damaged-annotation, size-mismatch (image and annotation disagree) or
+            unknown-class (an id that is out of range or not listed).
+        message: description for the user.
+    """
 
     name: str
     kind: str
@@ -37,8 +43,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of an image: `regions` or the `problem` that it has. exact, look: see fingerprints; None where the
-    image itself cannot be read. num_bytes: of its file."""
+    """Result of inspecting one image, with either `regions` or a `problem`.
+
+    Attributes:
+        name: name of the image.
+        size: (height, width). None if the image cannot be read.
+        exact: digest of the content, see `near_duplicates.digest`. None if the image cannot be read.
+        look: hash of the appearance, see `near_duplicates.difference_hash`. None if the image cannot be read or has too
+            little contrast.
+        num_bytes: size of the file.
+        regions: the annotated regions.
+        problem: the reason why the image cannot be used.
+    """
 
     name: str
     size: tuple[int, int] | None = None
@@ -50,7 +66,7 @@ class Look:
 
 
 def look_at(record: Record, num_classes: int) -> Look:
-    """Read an image and its annotation whole, as training does, and say what is there."""
+    """Inspect an image and its annotation. Both are read completely, as in training."""
     try:
         image = _image(record)
     except DataError as error:
@@ -99,7 +115,10 @@ def _content(path: Path) -> bytes:
 
 
 def decode_small(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
-    """A JPEG decoded to the end, but small, and its whole (height, width); None where that does not work."""
+    """Return a JPEG decoded to its end at a reduced size, and its full (height, width).
+
+    None if the content is not a JPEG or cannot be decoded.
+    """
     if not content.startswith(_JPEG):
         return None
     try:

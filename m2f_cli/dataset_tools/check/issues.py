@@ -1,4 +1,4 @@
-"""What is wrong with a data set, as sentences for people: an error stops training, a warning spoils its result."""
+"""Findings about a data set, as sentences for the user. An error stops training, a warning impairs its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # what else is true
 
 
 def of_no_split(split: str, error: DataError) -> Finding:
-    """Training needs its split; without val it runs, and says that nothing is evaluated."""
+    """Return the finding for a missing split. Training needs its split; without val it runs, but evaluates nothing."""
     level = "error" if split == "train" else "warning"
     return Finding(
         level,
@@ -48,7 +48,7 @@ def of_leftovers(found: Leftover) -> Finding:
 
 
 def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
-    """Training refuses splits of other classes."""
+    """Return an error for each split whose classes differ from those of the first. Training refuses such splits."""
     first = [each.name for each in splits[0].classes]
     found = []
     for split in splits[1:]:
@@ -77,7 +77,7 @@ def of_split(split: SplitReport) -> list[Finding]:
 
 
 def _of_problems(split: SplitReport) -> list[Finding]:
-    """Training stops at an image that cannot be used; its evaluation goes on with the others while there are any."""
+    """Return findings for unusable images. Training stops at them; its evaluation continues with the others, if any."""
     level = "error" if split.split == "train" or not split.description.looked_at else "warning"
     by_kind: dict[str, list[Problem]] = {}
     for problem in split.problems:
@@ -110,7 +110,7 @@ def _of_passed_over(split: SplitReport) -> list[Finding]:
 
 
 def _of_labels(split: SplitReport) -> list[Finding]:
-    """Training runs without a single object, and learns that there is nothing."""
+    """Return a warning if no object is annotated. Training runs then, and learns that there is nothing."""
     if not _is_bare(split):
         return []
     crowds = split.description.crowds

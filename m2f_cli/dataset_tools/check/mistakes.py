@@ -1,4 +1,4 @@
-"""The classic mistakes in a data set, found before days of training are."""
+"""Typical mistakes in a data set, which are cheaper to detect before training than after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN = 5
 
 
 def check(found: SplitCounts) -> list[Finding]:
-    """Look for classic mistakes in the counts of a split."""
+    """Look for typical mistakes in the counts of a split."""
     return [finding for look in _CHECKS if (finding := look(found)) is not None]
 
 
@@ -20,7 +20,7 @@ def _warning(found: SplitCounts, kind: str, message: str, hint: str) -> Finding:
 
 
 def _binary(found: SplitCounts) -> Finding | None:
-    """Masks of 0 and 255 look like class 0 and ignored pixels."""
+    """Return a warning for masks of 0 and 255, which look like class 0 and ignored pixels."""
     only_zero = found.task == "semantic" and found.images_of[0] and not any(found.images_of[1:])
     if not only_zero or not found.ignored:
         return None

@@ -1,4 +1,4 @@
-"""Images that are the same, or look the same: exact digests, and difference hashes that are compared by bands."""
+"""Duplicates and near duplicates of images, by exact digests and by difference hashes that are compared in bands."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 def digest(content: bytes) -> bytes:
-    """16 bytes that only the same content has."""
+    """Return 16 bytes that identify the content."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def difference_hash(image: Image.Image) -> bytes | None:
-    """128 bits of how an image looks: whether each of 9 x 9 patches is brighter than its left and its upper neighbour.
+    """Return 128 bits of an image's appearance, from the brightness of 9 x 9 patches.
 
-    Copies of other sizes, qualities, formats or brightness differ in a few bits.
+    Each bit says if a patch is brighter than its left or its upper neighbour. Copies of other sizes, qualities, formats
+    or brightness differ in a small number of bits.
 
     Returns:
-        16 bytes; None for an image that is the same grey all over.
+        16 bytes, or None for an image with too little contrast.
     """
     grey = image.convert("L").convert("F")  # floats: rounded to whole numbers, equal neighbours would be noise
     patches = np.asarray(grey.resize((EDGE + 1, EDGE + 1), Image.Resampling.BOX))
@@ -44,7 +45,14 @@ def difference_hash(image: Image.Image) -> bytes | None:
 
 @dataclass
 class Prints:
-    """The digests and hashes of the images of a split: some hundred bytes for each."""
+    """Digests and hashes of the images of a split. They take some hundred bytes for each image.
+
+    Attributes:
+        split: name of the split.
+        names: names of the images.
+        digests: see `digest`.
+        hashes: see `difference_hash`.
+    """
 
     split: str
     names: list[str] = field(default_factory=list, repr=False)
@@ -59,7 +67,16 @@ class Prints:
 
 @dataclass(frozen=True)
 class Twin:
-    """An image and one that is the same file (`identical`) or looks the same; `bits` of 128 differ in their hashes."""
+    """Pair of duplicate or near-duplicate images.
+
+    Attributes:
+        name: name of the image.
+        split: split of the image.
+        other: name of its duplicate.
+        other_split: split of the duplicate.
+        identical: True if both files are equal, False if the images only look the same.
+        bits: number of bits, of 128, that differ in their hashes.
+    """
 
     name: str
     split: str
@@ -70,7 +87,7 @@ class Twin:
 
 
 def repeats(prints: Prints) -> list[Twin]:
-    """Images of a split whose file is that of an earlier image of it."""
+    """Return the images of a split whose file equals that of an earlier image of the split."""
     first: dict[bytes, str] = {}
     found = []
     for name, exact in zip(prints.names, prints.digests, strict=True):
@@ -81,8 +98,10 @@ def repeats(prints: Prints) -> list[Twin]:
 
 
 def twins(mine: Prints, theirs: Prints) -> list[Twin]:
-    """The images of one split that are in another, or look like one there (at most 7 of 128 bits differ), each with
-    the one that it is most like."""
+    """Return the images of one split that are also in another, or look like an image there.
+
+    At most 7 of 128 bits of such a pair differ. Each image is paired with the most similar one.
+    """
     exact = dict(zip(reversed(theirs.digests), reversed(theirs.names), strict=True))
     found = []
     for index, (other, bits) in enumerate(_nearest(mine.hashes, theirs.hashes)):
@@ -95,7 +114,7 @@ def twins(mine: Prints, theirs: Prints) -> list[Twin]:
 
 
 def shared_files(mine: Sequence[Record], theirs: Sequence[Record]) -> list[tuple[str, str]]:
-    """Return the names of images whose files are equal, in both splits. Only files of one length are read."""
+    """Return the names of images whose files are equal, in both splits. Only files of equal length are read."""
     lengths, others = _by_length(mine), _by_length(theirs)
     pairs = []
     for length in lengths.keys() & others.keys():
@@ -114,7 +133,10 @@ def _by_length(records: Sequence[Record]) -> dict[int, list[Record]]:
 
 
 def _nearest(mine: Sequence[bytes | None], theirs: Sequence[bytes | None]) -> Iterator[tuple[int | None, int]]:
-    """For each of `mine` the position of the nearest of `theirs` and the bits that differ; None where none is near."""
+    """Yield, for each of `mine`, the position of the nearest of `theirs` and the number of bits that differ.
+
+    The position is None if none is near.
+    """
     known = [position for position, each in enumerate(theirs) if each is not None]
     there = _as_bytes([theirs[position] for position in known])
     here = _as_bytes([each for each in mine if each is not None])
@@ -127,7 +149,9 @@ def _nearest(mine: Sequence[bytes | None], theirs: Sequence[bytes | None]) -> It
 
 
 def _sharing_a_band(here: np.ndarray, there: np.ndarray) -> Iterator[np.ndarray]:
-    """For each row of `here`, the rows of `there` that have at least one band in common with it; some several times."""
+    """Yield, for each row of `here`, the rows of `there` that share at least one band with it. Rows may occur
+    repeatedly.
+    """
     bands = list(zip(here.view(np.uint16).T, there.view(np.uint16).T, strict=True))
     orders = [np.argsort(theirs, kind="stable") for _, theirs in bands]
     ranges = [
@@ -139,5 +163,5 @@ def _sharing_a_band(here: np.ndarray, there: np.ndarray) -> Iterator[np.ndarray]
 
 
 def _as_bytes(hashes: Sequence[bytes]) -> np.ndarray:
-    """(N, 16) uint8"""
+    """Return hashes as (N, 16) uint8."""
     return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 2 * BANDS)

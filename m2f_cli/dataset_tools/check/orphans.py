@@ -1,4 +1,4 @@
-"""Files that nobody uses: images without annotation, annotations without image."""
+"""Unused files of a data set: images without annotation and annotations without image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ _SEPARATORS = "._- "
 
 @dataclass(frozen=True)
 class Leftover:
-    """Unused files of one folder. split: a split that has files there. first: one of them."""
+    """Unused files of one folder.
+
+    Attributes:
+        split: a split that has files in the folder.
+        kind: kind of the files.
+        folder: the folder.
+        count: number of unused files.
+        first: name of the first of them.
+    """
 
     split: str
     kind: Literal["pictures", "annotations"]
@@ -26,9 +34,9 @@ class Leftover:
 
 
 def leftovers(opened: Sequence[DataSet]) -> list[Leftover]:
-    """What lies beside the images and beside the annotations of all these splits, looks like them, and is in none.
+    """Return the files that lie beside the images or annotations of the splits, look like them, and belong to no split.
 
-    Annotations that many images share, such as COCO's json, have no neighbours; one file for each image has.
+    Annotations that many images share, such as COCO's JSON, are left out; only one file for each image is considered.
     """
     images, annotations = _Folders(), _Folders()
     for data in opened:
@@ -42,7 +50,7 @@ def leftovers(opened: Sequence[DataSet]) -> list[Leftover]:
 
 
 def _files_of(reader: Any) -> Iterator[Path]:
-    """The files that a reader names, also those of a reader inside it."""
+    """Yield the files that a reader names, also those of a reader inside it."""
     for field in fields(reader) if is_dataclass(reader) else ():
         value = getattr(reader, field.name)
         if isinstance(value, Path):
@@ -52,7 +60,7 @@ def _files_of(reader: Any) -> Iterator[Path]:
 
 
 class _Folders:
-    """Names of used files by their folder."""
+    """Names of used files, by folder."""
 
     def __init__(self) -> None:
         self.names: dict[str, set[str]] = defaultdict(set)
@@ -80,6 +88,9 @@ class _Folders:
 
 
 def _ending(names: Sequence[str]) -> str:
-    """The longest that all names end in, from a separator on: Cityscapes has several kinds of files in one folder."""
+    """Return the longest common ending of the names that begins with a separator.
+
+    Cityscapes has several kinds of files in one folder, which differ in their endings.
+    """
     endings = ({name[at:] for at, each in enumerate(name) if each in _SEPARATORS} for name in names)
     return max(set.intersection(*endings), key=len, default="")

@@ -1,4 +1,4 @@
-"""A data set as one HTML file that needs nothing else: figures, findings, bars, and images with annotations."""
+"""Report about a data set as one self-contained HTML file: figures, findings, bars, and images with annotations."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ figcaption { font-size: .8rem; max-width: 20rem; overflow-wrap: anywhere; } .pai
 
 
 def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, samples: int = SAMPLES) -> Path:
-    """The page of `m2f data check`.
+    """Write the page of `m2f data check`.
 
     Args:
-        opened: the splits of the report, in its order: images are read again for the page.
+        opened: the splits of the report, in its order. Their images are read again for the page.
+        samples: number of images of each split.
 
     Raises:
         M2FError: the file cannot be written.
@@ -65,7 +66,7 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
 
 
 def write_view_page(data: DataSet, shown: Sequence[Preview], path: Path) -> Path:
-    """The page of `m2f data view`.
+    """Write the page of `m2f data view`.
 
     Raises:
         M2FError: the file cannot be written.
@@ -86,7 +87,7 @@ def _write(title: str, body: Iterable[str], path: Path) -> Path:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Cells are text or numbers; a cell that is a `_Html` stands as it is."""
+    """Return an HTML table. Cells are text or numbers; a cell of the type `_Html` is inserted without escaping."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     lines = ("".join(map(_cell, row)) for row in rows)
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
@@ -168,7 +169,7 @@ def _bars_of(split: SplitReport) -> str:
 
 
 def _binned(objects: Sequence[int]) -> list[tuple[str, int]]:
-    """Numbers of objects in at most a dozen bins of one width."""
+    """Count the numbers of objects in at most a dozen bins of equal width."""
     width = max(1, -(-(max(objects, default=0) + 1) // 12))
     counts = Counter(count // width for count in objects)
     label = (lambda i: str(i)) if width == 1 else (lambda i: f"{i * width} to {(i + 1) * width - 1}")
@@ -193,7 +194,7 @@ def _problems(split: SplitReport) -> str:
 
 
 def _samples(data: DataSet, count: int) -> list[Preview]:
-    """Some images, spread evenly; those that cannot be used are listed elsewhere."""
+    """Return some images, evenly spread. Unusable ones are left out, as they are listed elsewhere."""
     step = max(1, len(data.records) // max(1, count))
     shown = []
     for record in data.records[::step][:count]:

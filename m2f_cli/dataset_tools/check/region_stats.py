@@ -1,4 +1,4 @@
-"""The annotated regions of one image, counted and measured; nothing of its pixels is kept."""
+"""Counts and areas of the annotated regions of one image. Its pixels are not kept."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from ...structures.run_lengths import areas_in
 
 @dataclass(frozen=True)
 class Regions:
-    """The annotated regions of an image that are no crowds: class numbers and areas in pixels, in one order.
+    """Annotated regions of an image. `labels` and `areas` are in one order.
 
-    crowds: how many more are crowds. hidden: regions, crowds among them, without a pixel. ignored: pixels without a
-    class.
+    Attributes:
+        labels: class numbers of the regions that are not crowds.
+        areas: areas of these regions in pixels.
+        crowds: number of crowds.
+        hidden: number of regions, including crowds, without a pixel.
+        ignored: number of pixels without a class.
     """
 
     labels: tuple[int, ...]
@@ -27,7 +31,7 @@ class Regions:
 
 
 def regions_of(annotation: Annotation) -> Regions:
-    """Count and measure the regions of an annotation; of a semantic one, each class that is present is one region."""
+    """Count and measure the regions of an annotation. In a semantic one, each class that is present is one region."""
     if isinstance(annotation, SemanticAnnotation):
         areas = areas_in(annotation.labels_HW)
         ignored = areas.pop(int(annotation.ignore), 0)

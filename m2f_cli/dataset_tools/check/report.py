@@ -1,4 +1,4 @@
-"""Look at the splits of a data set, in one pass over the images that keeps only numbers, and judge them."""
+"""Check of the splits of a data set, in one pass over the images that keeps only numbers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ Open = Callable[[str], DataSet]
 
 
 def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[DataSet], list[Finding]]:
-    """The splits of a folder: those that were asked for, or train, val and test as far as they are there; and what is
-    wrong with it as a whole: splits that are missing, files that are in none.
+    """Open the splits of a folder, and return them with findings about the folder as a whole.
+
+    The splits are those in `wanted`, or train, val and test as far as they exist. Findings are about missing splits and
+    unused files.
 
     Raises:
-        DataError: a split that was asked for cannot be opened, or none at all can.
+        DataError: a wanted split cannot be opened, or no split can.
     """
     if wanted:
         return [open_split(name) for name in dict.fromkeys(wanted)], []
@@ -58,11 +60,11 @@ def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[Data
 
 
 def inspect(data: DataSet, *, workers: int = 1, on_look: Callable[[Look], None] | None = None) -> SplitReport:
-    """Look at every image of a split and count.
+    """Inspect every image of a split and count.
 
     Args:
-        workers: threads that read.
-        on_look: is told of each image, in order.
+        workers: number of threads that read.
+        on_look: called with the result for each image, in order.
     """
     tally = _Tally(data)
     for look in _looks(data, workers):
@@ -73,7 +75,7 @@ def inspect(data: DataSet, *, workers: int = 1, on_look: Callable[[Look], None] 
 
 
 def _looks(data: DataSet, workers: int) -> Iterator[Look]:
-    """Look at all images in order, with a few at a time in memory."""
+    """Inspect all images in order, with a small number at a time in memory."""
     with ThreadPoolExecutor(workers) as pool:
         count = len(data.categories)
         yield from in_order(pool, lambda record: look_at(record, count), data.records, _IN_FLIGHT * workers)
@@ -177,11 +179,13 @@ def report(
     workers: int = 1,
     on_look: Callable[[Look], None] | None = None,
 ) -> DataReport:
-    """Look at splits, compare them with each other, and say what is wrong.
+    """Inspect splits, compare them with each other, and collect findings.
 
     Args:
-        opened, before: from `open_splits`.
-        workers, on_look: as in `inspect`.
+        opened: splits, from `open_splits`.
+        before: findings, from `open_splits`.
+        workers: as in `inspect`.
+        on_look: as in `inspect`.
     """
     splits = [inspect(data, workers=workers, on_look=on_look) for data in opened]
     pairs = itertools.combinations(splits, 2)
@@ -191,11 +195,12 @@ def report(
 
 
 def glance(data: DataSet, limit: int, against: DataSet | None = None) -> list[Finding]:
-    """Look for classic mistakes in a few images, as a training does before it starts.
+    """Look for typical mistakes in a sample of images, as training does before it starts.
 
     Args:
-        limit: read at most so many images, spread evenly; rare classes may then look as if nobody annotated them.
-        against: another split, whose image files should be others.
+        limit: largest number of images to read, spread evenly. Rare classes may then look as if they were not
+            annotated.
+        against: another split, which should share no image file with this one.
     """
     count = min(limit, len(data.records))
     records = [data.records[number * len(data.records) // count] for number in range(count)]

@@ -1,4 +1,4 @@
-"""The summary of a data set: the counts of each split, and what is wrong with it."""
+"""Summary of a data set: the counts of each split, and the findings about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ MOST_NAMES = 100  # of empty images, and of sizes
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a person should know. An error stops training; a warning spoils its result."""
+    """Finding for the user.
+
+    Attributes:
+        level: an error stops training, a warning impairs its result.
+        kind: identifier of the kind of finding.
+        split: the split that it is about.
+        message: description.
+        hint: suggestion.
+    """
 
     level: Literal["error", "warning"]
     kind: str
@@ -34,12 +42,23 @@ class Finding:
 class SplitCounts:
     """Counts over the usable images of a split.
 
-    images: of the split; looked_at: of those, how many could be used.
-    objects: of each image, how many regions are annotated that are no crowds; a class of a semantic map is one.
-    images_of, objects_of: for each class number, images that show it and objects of it. crowds: of all classes.
-    hidden: regions without a single pixel; hidden_in: the name of the first image that has one.
-    ignored: the share of the pixels that belong to no class, 0 to 1; None for instances.
-    sizes: (height, width) to images of that size.
+    Attributes:
+        name: name of the data set.
+        format: format of the data set.
+        split: name of the split.
+        task: task of the annotations.
+        categories: the classes.
+        images: number of images in the split.
+        looked_at: number of these that could be used.
+        objects: for each usable image, the number of annotated regions that are not crowds. A class of a semantic map
+            is one region.
+        images_of: for each class number, the number of images that show it.
+        objects_of: for each class number, the number of its objects.
+        crowds: number of crowds of all classes.
+        hidden: number of regions without a single pixel.
+        ignored: share of the pixels that belong to no class, 0 to 1. None for instances.
+        sizes: number of images of each (height, width).
+        hidden_in: name of the first image with a region without pixels.
     """
 
     name: str
@@ -59,7 +78,7 @@ class SplitCounts:
     hidden_in: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON: names instead of numbers, summaries instead of one number per image."""
+        """Return the counts for JSON: names instead of numbers, summaries instead of one number per image."""
         objects = np.array(self.objects or (0,))
         rows = zip(self.categories, self.images_of, self.objects_of, strict=True)
         return {
@@ -84,13 +103,24 @@ class SplitCounts:
 
 
 def edge_names() -> list[str]:
-    """Return what the bars of `SplitReport.object_edges` stand for."""
+    """Return the labels of the bars of `SplitReport.object_edges`."""
     return [f"below {EDGES[0]}", *(f"{low} to {high}" for low, high in itertools.pairwise(EDGES)), f"from {EDGES[-1]}"]
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """One class in one split. pixels: of all its objects. small, medium, large: objects by COCO's bounds of area."""
+    """Counts of one class in one split.
+
+    Attributes:
+        name: name of the class.
+        isthing: True for a thing, False for stuff.
+        pictures: number of images that show the class.
+        objects: number of objects.
+        pixels: number of pixels of all objects.
+        small: number of objects that are small by COCO's bounds of area.
+        medium: number of medium objects.
+        large: number of large objects.
+    """
 
     name: str
     isthing: bool
@@ -104,13 +134,19 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split.
+    """Report on one split.
 
-    description: the counts that `mistakes.check` works with.
-    problems: why images cannot be used. empty: names of images without an object, the first hundred.
-    object_edges: objects by the square root of their area, below 8, 16, 32, … 512 pixels, and larger.
-    repeats: files that are in it twice. num_bytes: of all files of images.
-    passed_over: annotations that the reader does not use; `notes` has the reader's other notes.
+    Attributes:
+        description: the counts that `mistakes.check` works with.
+        classes: counts of each class.
+        problems: reasons why images cannot be used.
+        empty: names of images without an object, the first hundred.
+        object_edges: number of objects by the square root of their area: below 8, 16, 32, … 512 pixels, and larger.
+        repeats: files that occur in the split twice.
+        num_bytes: size of all image files.
+        notes: the reader's notes, without those about `passed_over`.
+        prints: digests and hashes of the images.
+        passed_over: annotations that the reader does not use.
     """
 
     description: SplitCounts
@@ -153,7 +189,13 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """All splits that were looked at, images that are in two of them, and what is wrong."""
+    """Report on all splits.
+
+    Attributes:
+        splits: the report on each split.
+        twins: images that are in two splits.
+        findings: the findings.
+    """
 
     splits: tuple[SplitReport, ...]
     twins: tuple[Twin, ...]
@@ -173,7 +215,7 @@ class DataReport:
 
 
 def class_rows(splits: Sequence[SplitReport]) -> list[tuple[ClassCount, list[ClassCount | None]]]:
-    """Return each class of any split with its counts in every split, None where a split does not have it."""
+    """Return each class of any split with its counts in every split, or None for a split without the class."""
     counts = [{each.name: each for each in split.classes} for split in splits]
     first = {name: count for known in reversed(counts) for name, count in known.items()}
     names = dict.fromkeys(name for known in counts for name in known)

@@ -1,4 +1,4 @@
-"""The contract of a format that data sets are written in, and what its writers share."""
+"""Interface of a format that data sets are written in, and helpers that its writers share."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ CLASSES = "classes.yaml"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one image goes.
+    """Destination of one image.
 
-    name: unique in its split, "/" between folders, without suffix. suffix: of the image, with its dot.
-    image_id: unique in its split; the source's own where it has usable ones.
+    Attributes:
+        split: name of the split.
+        name: unique in its split, with "/" between folders and without suffix.
+        suffix: suffix of the image, with its dot.
+        image_id: unique in its split. The source's own ids are used if they are usable.
     """
 
     split: str
@@ -42,39 +45,46 @@ class Place:
 
 
 class Writer(Protocol):
-    """Writes a data set of given classes. Small, frozen, and sent to other processes; what is not overridden does
-    nothing."""
+    """Protocol of a writer of data sets with given classes.
+
+    A writer is small, frozen, and sent to other processes. Methods that are not overridden do nothing.
+    """
 
     def image(self, place: Place) -> str:
-        """Return where the image goes, from the root of the data set."""
+        """Return the path of the image, relative to the root of the data set."""
 
     def annotate(self, root: Path, place: Place, annotation: Annotation) -> tuple[Rows, Lost]:
-        """Write the annotation of an image; returns rows for the split's json, and what had no place, by kind.
+        """Write the annotation of an image.
+
+        Returns:
+            Rows for the split's JSON, and the number of losses by kind.
 
         Raises:
-            DataError: this format cannot hold it. Nothing is left behind then.
+            DataError: this format cannot hold the annotation. No file is left behind then.
         """
 
     def shared(self, split: str) -> str | None:
-        """Return the path of the JSON that the images of a split share, from the root."""
+        """Return the path of the JSON that the images of a split share, relative to the root."""
         return None
 
     def head(self) -> dict[str, Any]:
-        """Return what stands in that JSON beside the rows."""
+        """Return the content of that JSON beside the rows."""
         return {}
 
     def finish(self, root: Path, splits: Sequence[str]) -> None:
-        """Write what the whole data set shares."""
+        """Write the files that the whole data set shares."""
 
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """A format to write, one line of the group "converters" in plugins.py.
+    """Format that data sets are written in, one line of the group "converters" in plugins.py.
 
-    task: which annotations it is made of.
-    keeps: of "category ids", "colours", "image ids", "areas": what travels.
-    open: (classes, name of the data set) to a writer. Raises ConfigError where the format cannot hold such classes.
-    lacks: of the kinds of losses in run.TEXTS, what such data sets usually have and the writer leaves out.
+    Attributes:
+        task: the task of the annotations that it is written from.
+        keeps: the kinds of information that it keeps, of "category ids", "colours", "image ids", "areas".
+        open: turns (classes, name of the data set) into a writer. Raises ConfigError if the format cannot hold such
+            classes.
+        lacks: kinds of losses (keys of run.TEXTS) that data sets of this format usually have and the writer leaves out.
     """
 
     task: Task

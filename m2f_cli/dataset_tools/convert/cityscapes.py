@@ -1,6 +1,8 @@
-"""Writes the style of Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ with labelIds and
-instanceIds (docs/methods/published-behaviour.md#8-4), and classes.yaml where the classes are not those of
-Cityscapes."""
+"""Writer of the Cityscapes layout: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/.
+
+gtFine has labelIds and instanceIds (docs/methods/published-behaviour.md#8-4). classes.yaml is added if the classes are
+not those of Cityscapes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ _VOID = 0  # "unlabeled"
 
 @dataclass(frozen=True)
 class CityscapesStyle(Writer):
-    """Categories have ids from 1 to 64 here. An image that is in no folder goes to a city of the data set's name."""
+    """Writer of the Cityscapes layout.
+
+    Attributes:
+        categories: the classes, with ids from 1 to 64.
+        name: name of the data set. It is the city of images that lie in no folder.
+    """
 
     categories: Categories
     name: str
@@ -65,10 +72,10 @@ class CityscapesStyle(Writer):
 
 
 def open_writer(categories: Categories, name: str) -> CityscapesStyle:
-    """Make a writer; ids that do not fit are numbered from 1 on.
+    """Return a writer. If an id does not fit, the classes are numbered from 1 on.
 
     Raises:
-        ConfigError: too many classes.
+        ConfigError: there are too many classes.
     """
     if len(categories) > MOST_CLASSES:
         raise ConfigError(f"The style of Cityscapes holds {MOST_CLASSES} classes, not {len(categories)}.")

@@ -1,4 +1,4 @@
-"""Writes COCO instances: annotations/instances_{split}.json and the images in {split}/."""
+"""Writer of COCO instances: annotations/instances_{split}.json and the images in {split}/."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .base import Lost, OutputFormat, Place, Rows, Writer
 
 @dataclass(frozen=True)
 class CocoInstances(Writer):
-    """Polygons stay the polygons they are, run lengths are written compressed."""
+    """Writer of COCO instances. Polygons stay the same; run lengths are written compressed."""
 
     categories: Categories
     kind: ClassVar[str] = KIND
@@ -59,7 +59,7 @@ def image_row(place: Place, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def segmentation(item: AnnotatedObject, rle: dict[str, Any]) -> Any:
-    """Return an object as it stands in a COCO JSON: polygons stay polygons."""
+    """Return the `segmentation` of an object in a COCO JSON. Polygons stay polygons."""
     if isinstance(item.shape, list) and item.shape:
         return [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in item.shape]
     return as_text(rle)

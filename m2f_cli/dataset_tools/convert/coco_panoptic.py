@@ -1,4 +1,4 @@
-"""Writes COCO panoptic: annotations/panoptic_{split}.json, PNGs in panoptic_{split}/, the images in {split}/."""
+"""Writer of COCO panoptic: annotations/panoptic_{split}.json, PNGs in panoptic_{split}/, the images in {split}/."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ MOST = (1 << 24) - 1  # an id is an RGB colour
 
 @dataclass(frozen=True)
 class CocoPanoptic(CocoInstances):
-    """Segments keep their ids; one without a pixel stays in the json, since it counts as missed."""
+    """Writer of COCO panoptic. Segments keep their ids.
+
+    A segment without a pixel stays in the JSON, because it counts as missed.
+    """
 
     kind: ClassVar[str] = KIND
 

@@ -1,4 +1,4 @@
-"""Writes label maps: images/{split}/, labels/{split}/NAME.png with class numbers, and classes.yaml."""
+"""Writer of label maps: images/{split}/, labels/{split}/NAME.png with class numbers, and classes.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_pn
 
 @dataclass(frozen=True)
 class LabelMaps(Writer):
-    """8 bits and 255 for pixels of no class where there are at most 255 classes, else 16 bits and 65535."""
+    """Writer of label maps.
+
+    With at most 255 classes, pixels have 8 bits and 255 stands for no class. Otherwise they have 16 bits, and 65535
+    does.
+    """
 
     categories: Categories
     name: str

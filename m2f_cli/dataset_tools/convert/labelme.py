@@ -1,4 +1,4 @@
-"""Writes LabelMe: {split}/ with images and a json beside each, and classes.yaml, which LabelMe itself ignores."""
+"""Writer of LabelMe: {split}/ with images and a JSON beside each, and classes.yaml, which LabelMe itself ignores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _VERSION = "5.5.0"  # of LabelMe, whose masks these are
 
 @dataclass(frozen=True)
 class LabelMeFiles(Writer):
-    """Parts of one object share a group_id; an object with holes is a mask; a crowd has the flag `iscrowd`."""
+    """Writer of LabelMe files.
+
+    Parts of one object share a group_id. An object with holes is a mask. A crowd has the flag `iscrowd`.
+    """
 
     categories: Categories
     name: str
@@ -75,7 +78,7 @@ def _polygon(points_P2: np.ndarray) -> dict[str, Any]:
 
 
 def _mask(rle: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the mask in its box as a PNG; the corners are the centres of the first and the last pixel."""
+    """Return the part of the mask in its box as a PNG. The corners are the centres of the first and the last pixel."""
     left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
     inside_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
     file = io.BytesIO()

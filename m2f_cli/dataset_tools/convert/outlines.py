@@ -27,9 +27,9 @@ def rle_outlines(rle: dict[str, Any]) -> tuple[list[np.ndarray], list[np.ndarray
 
 
 def joined(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """Join closed paths to one, (points, 2): each is entered and left on the same seam, where it comes nearest.
+    """Join closed paths to one, (points, 2). Each is entered and left on the same seam, at its nearest point.
 
-    A seam that is walked there and back has no area, and filled by the even-odd rule (COCO's) a hole stays a hole.
+    Such a seam has no area. With the even-odd rule (COCO's), a hole stays a hole.
     """
     path = rings[0]
     for ring in rings[1:]:

@@ -1,4 +1,4 @@
-"""Annotations of one task as those of another, and what that loses."""
+"""Conversion of annotations from one task to another, with a count of what is lost."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Recast:
-    """Gives the annotations of a data set as those of `task`.
+    """Conversion of a data set's annotations to those of `task`.
 
-    source, categories: the classes before and after.
-    separate: class numbers of label maps whose connected regions become objects.
+    Attributes:
+        source: the classes before.
+        categories: the classes after.
+        task: the task of the result.
+        separate: class numbers of label maps whose connected regions become objects.
     """
 
     source: Categories
@@ -45,8 +48,10 @@ class Recast:
     separate: frozenset[int] = frozenset()
 
     def __call__(self, annotation: Annotation) -> tuple[Annotation, Lost]:
-        """Return the annotation, and what was lost: pixels of "overlaps"; how many "hidden", "crowds", "objects",
-        "outlines" and "groups"."""
+        """Return the converted annotation, and the losses.
+
+        The losses are pixels of "overlaps", and the numbers of "hidden", "crowds", "objects", "outlines" and "groups".
+        """
         kind = {"panoptic": PanopticAnnotation, "instance": InstanceAnnotation, "semantic": SemanticAnnotation}[
             self.task
         ]
@@ -92,13 +97,13 @@ class Recast:
 
 
 def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str] = ()) -> Recast:
-    """Return what makes annotations of the task `wanted` out of those of the task `given`.
+    """Return the conversion from annotations of the task `given` to those of the task `wanted`.
 
     Args:
         separate: names of classes of label maps whose connected regions are one object each.
 
     Raises:
-        ConfigError: unknown classes, or objects that label maps do not tell apart.
+        ConfigError: classes are unknown, or objects are wanted from label maps, which do not tell them apart.
     """
     names = [category.name for category in source]
     for name in separate:
@@ -127,9 +132,10 @@ def plan(source: Categories, given: Task, wanted: Task, separate: Collection[str
 
 
 def paint(annotation: InstanceAnnotation) -> tuple[np.ndarray, Lost]:
-    """Lay objects side by side: (H, W) int32, the position + 1 of the object of each pixel, 0 for none, and the losses.
+    """Paint objects into one map, and return it with the losses.
 
-    Crowds lie below all others and large objects below small ones, so that as few as possible vanish.
+    The map is (H, W) int32: the position + 1 of the object of each pixel, 0 for none. Crowds lie below all others and
+    large objects below small ones, so that as few as possible vanish.
     """
     rles = [encode_shape(item.shape, annotation.size) for item in annotation.objects]
     areas = [int(coco_mask.area(rle)) for rle in rles]

@@ -1,4 +1,4 @@
-"""From one format of annotated images to another, with a list of what the new one cannot hold."""
+"""Conversion of annotated images between formats, with a list of what the new format cannot hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,12 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class Loss:
-    """Something that the new data set does not hold. `count` is None where it is about the format as a whole."""
+    """Information that the new data set does not hold.
+
+    Attributes:
+        kind: a key of TEXTS.
+        count: how often it was lost. None if the loss is about the format as a whole.
+    """
 
     kind: str
     count: int | None
@@ -56,7 +61,18 @@ class Loss:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written where: splits with their failures, what was lost, and notes of the reader."""
+    """Result of a conversion.
+
+    Attributes:
+        source: folder of the source.
+        destination: folder of the new data set.
+        format: format of the source.
+        to: format of the new data set.
+        classes: number of classes.
+        splits: the written splits, with their failures.
+        losses: the information that was lost.
+        notes: notes of the reader.
+    """
 
     source: Path
     destination: Path
@@ -69,7 +85,7 @@ class Conversion:
 
     @property
     def failures(self) -> list[tuple[str, str, str]]:
-        """Return (split, image, reason) of each failure."""
+        """Failures as (split, image, reason)."""
         return [(each.split, *failure) for each in self.splits for failure in each.failures]
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,16 +127,17 @@ def convert(
     Args:
         destination: a folder that does not exist yet. It appears under its name when it is complete.
         to: a name of the group "converters": coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes, labelme.
-        splits: those wanted; by default train, val and test as far as they are there.
-        separate: label maps: classes whose connected regions become objects.
-        link: symbolic links to the images instead of copies.
-        workers: processes; None as many as are worth it. See `write.write_splits`.
-        on_start: is told how many images there are; on_image: what became of each.
-        trust_code: whether `to` and `format` may be module:object, as what a user typed may.
+        splits: splits to convert. By default train, val and test as far as they exist.
+        separate: classes of label maps whose connected regions become objects.
+        link: True for symbolic links to the images instead of copies.
+        workers: number of processes. None chooses a useful number; see `write.write_splits`.
+        on_start: called with the number of images.
+        on_image: called with the outcome for each image.
+        trust_code: True if `to` and `format` may be module:object, as when a user typed it.
         options: format, classes, ignore_index and label_map, as in `open_dataset.open_data`.
 
     Raises:
-        ConfigError: the destination exists or lies in the source, an unknown format, or classes that it cannot hold.
+        ConfigError: the destination exists or lies in the source, the format is unknown, or it cannot hold the classes.
         DataError: the source cannot be opened, or not one image could be used.
         M2FError: the destination cannot be written.
     """
@@ -158,7 +175,7 @@ def write_out(
     on_image: Callable[[ConvertOutcome], None] | None = None,
     trust_code: bool = False,
 ) -> Conversion:
-    """Write records of an opened source, shared out to splits in any way; as `convert`."""
+    """Write records of an opened source, divided into splits in any way; see `convert`."""
     target: OutputFormat = plugins.get("converters", to, trust_code=trust_code)
     recast = plan(opened.categories, opened.task, target.task, separate)
     writer = target.open(recast.categories, destination.name)
@@ -174,9 +191,10 @@ def write_out(
 
 
 def check_destination(source: Path, destination: Path) -> None:
-    """
+    """Refuse a destination that exists, or that lies in the source, where the next reader would see both.
+
     Raises:
-        ConfigError: the destination exists, or lies in the source, where the next reader would find both.
+        ConfigError: one of these is the case.
     """
     refuse_existing(destination)
     if destination.resolve().is_relative_to(source.resolve()):
@@ -211,7 +229,7 @@ def _of_format(opened: ConvertSource, target: OutputFormat, recast: Recast) -> I
 
 
 def _own(opened: ConvertSource, recast: Recast) -> frozenset[str]:
-    """Return the kinds of things that the source has and that not every format keeps."""
+    """Return the kinds of information that the source has and that not every format keeps."""
     ids = [category.id for category in recast.categories] != list(range(len(recast.categories)))
     colours = any(c.color != default_color(number) for number, c in enumerate(recast.categories))
     images = any(record.image_id is not None for data in opened.splits for record in data.records[:1])

@@ -1,4 +1,4 @@
-"""The source of a conversion: all splits of a folder, opened for the task that is wanted where the data have it."""
+"""Source of a conversion: all splits of a folder, opened for the wanted task if the data supports it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ConvertSource:
-    """splits: one data set per split, all of the same classes. richest: the task that the data support best.
-    dropped: classes that annotations of the task at hand do not have (stuff, for instances)."""
+    """Opened source of a conversion.
+
+    Attributes:
+        folder: the folder of the data set.
+        splits: one data set per split, all of the same classes.
+        richest: the richest task that the data supports.
+        dropped: classes that annotations of the current task do not have (stuff, for instances).
+    """
 
     folder: Path
     splits: tuple[DataSet, ...]
@@ -49,13 +55,13 @@ def open_source(
     """Open the splits of a folder.
 
     Args:
-        task: what is wanted; data that have no annotations for it, or None, are opened for their richest task.
-        splits: those wanted; by default train, val and test as far as they are there.
-        also: further splits that are opened where they are there.
-        options: as those of `open_dataset.open_data`.
+        task: the wanted task. If it is None or the data has no annotations for it, the richest task is opened.
+        splits: splits to open. By default train, val and test as far as they exist.
+        also: further splits that are opened if they exist.
+        options: as in `open_dataset.open_data`.
 
     Raises:
-        DataError: a broken or missing split, no split at all, or splits of different classes or tasks.
+        DataError: a split is broken or missing, there is none at all, or the splits differ in classes or tasks.
     """
     options = {**options, "format": options.get("format") or detect(folder)}
     opened = _open_all(folder, splits or tuple(dict.fromkeys((*SPLITS, *also))), options, must=bool(splits))
@@ -104,7 +110,7 @@ def _refuse_other_kinds(folder: Path, opened: Sequence[DataSet]) -> None:
 
 
 def _without_split(data: DataSet) -> DataSet:
-    """Take the folder of the split off names: some formats name images from above it."""
+    """Remove the folder of the split from the names. Some formats name images relative to the folder above it."""
     for name in in_all_cases(spellings(data.split)):
         if all(record.name.startswith(f"{name}/") for record in data.records):
             shorter = (dataclasses.replace(r, name=r.name.removeprefix(f"{name}/")) for r in data.records)

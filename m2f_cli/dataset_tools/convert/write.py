@@ -1,4 +1,4 @@
-"""Writes splits of records as a data set: images in parallel, in constant memory, and all of it or nothing."""
+"""Writing of records as a data set: in parallel, in constant memory, and either complete or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,14 @@ _WORTH_PROCESSES = 500  # images: fewer are written before other processes have 
 
 @dataclass(frozen=True)
 class ConvertOutcome:
-    """What became of one image: rows for the shared json, or the message of a failure."""
+    """Outcome of one image.
+
+    Attributes:
+        name: name of the image.
+        rows: rows for the shared JSON.
+        lost: losses by kind.
+        failure: message of a failure. None if the image was written.
+    """
 
     name: str
     rows: Rows = field(default_factory=dict)
@@ -45,7 +52,7 @@ class ConvertOutcome:
 
 @dataclass(frozen=True)
 class WriteImage:
-    """Writes images with their annotations below `root`; sent to other processes."""
+    """Function that writes images with their annotations below `root`. It is sent to other processes."""
 
     root: Path
     writer: Writer
@@ -77,7 +84,14 @@ class WriteImage:
 
 @dataclass(frozen=True)
 class Written:
-    """One split: how many images it has now, and which could not be used, with the reason."""
+    """Result of one split.
+
+    Attributes:
+        split: name of the split.
+        images: number of written images.
+        failures: (image, reason) of each image that could not be used.
+        lost: losses by kind.
+    """
 
     split: str
     images: int
@@ -95,17 +109,19 @@ def write_splits(
     workers: int | None = 1,
     on_image: Callable[[ConvertOutcome], None] | None = None,
 ) -> list[Written]:
-    """Write a data set; under its name it is either complete or not there.
+    """Write a data set. Under its name it is either complete or absent.
 
     Args:
         parts: split to records.
-        workers: processes; 1 works in this one, None has one per core where there are many images. A script that
-            asks for more than 1 needs `if __name__ == "__main__"`, as for any process pool.
+        link: True for symbolic links to the images instead of copies.
+        workers: number of processes. 1 works in this process. None takes one per core if there are many images. A
+            script that asks for more than 1 needs `if __name__ == "__main__"`, as for any process pool.
+        on_image: called with the outcome for each image.
 
     Raises:
-        ConfigError: the destination exists, or another process makes it.
+        ConfigError: the destination exists, or another process is writing it.
         DataError: not a single image could be used, or two would have the same name.
-        M2FError: no space, no permission, or a process that was killed.
+        M2FError: there is no space or no permission, or a process was killed.
     """
     distinct, work = Distinct("splits"), {}
     for split, records in parts.items():
@@ -148,7 +164,7 @@ def _write_split(
 def _outcomes(
     items: Iterable[tuple[Record, Place]], write: WriteImage, pool: Executor | None, workers: int
 ) -> Iterator[ConvertOutcome]:
-    """Write all items in order, with a few chunks at a time on their way."""
+    """Write all images in order, with a limited number of chunks waiting at a time."""
     rest, size = iter(items), 1 if pool is None else _CHUNK
     chunks = iter(lambda: list(islice(rest, size)), [])
     return chain.from_iterable(in_order(pool, write, chunks, _AHEAD * workers))
@@ -172,7 +188,7 @@ def _pool(workers: int) -> Iterator[Executor | None]:
 
 
 def _begin() -> None:
-    """Of each process: Ctrl-C is the business of the first one, and cores are shared by processes, not threads."""
+    """Prepare a worker process: only the main process handles Ctrl-C, and each process uses one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
@@ -203,7 +219,7 @@ def _suffix(record: Record) -> str:
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder beside `destination` that takes its name in the end, and is removed if anything goes wrong."""
+    """Yield a folder beside `destination` that is renamed to it in the end, or removed if anything fails."""
     refuse_existing(destination)
     with writing_to(destination), staged(destination, "A conversion") as part:
         yield part
@@ -212,9 +228,10 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def refuse_existing(destination: Path) -> None:
-    """
+    """Refuse a destination that exists, unless it is an empty folder.
+
     Raises:
-        ConfigError: there is something of that name, other than an empty folder.
+        ConfigError: the destination exists.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise ConfigError(f"{destination} exists already.", hint="Choose another name: nothing is overwritten.")
@@ -222,7 +239,7 @@ def refuse_existing(destination: Path) -> None:
 
 @contextmanager
 def _shared(write: WriteImage, split: str) -> Iterator[Callable[[Rows], None]]:
-    """Gives `add(rows)` for the json that the images of a split share."""
+    """Yield the function `add(rows)` for the JSON that the images of a split share."""
     name = write.writer.shared(split)
     if name is None:
         yield lambda rows: None
@@ -249,7 +266,7 @@ def _shared(write: WriteImage, split: str) -> Iterator[Callable[[Rows], None]]:
 
 
 def _assemble(path: Path, files: Mapping[str, IO[str]], head: Mapping[str, Any]) -> None:
-    """One object of long lists, which never are in memory."""
+    """Write one object of long lists without holding them in memory."""
     with path.open("w", encoding="utf-8") as target:
         target.write("{" + ",\n".join(f"{json.dumps(key)}: {json_text(value)}" for key, value in head.items()))
         for key, file in files.items():

@@ -1,4 +1,4 @@
-"""Writes YOLO segmentation: data.yaml, images/{split}/ and labels/{split}/NAME.txt, a polygon per object and line."""
+"""Writer of YOLO segmentation: data.yaml, images/{split}/ and labels/{split}/NAME.txt with a polygon in each line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _NUDGE = 1e-5
 
 @dataclass(frozen=True)
 class YoloPolygons(Writer):
-    """An object of several parts or with holes becomes one polygon with seams; its pixels stay the same."""
+    """Writer of YOLO segmentation.
+
+    An object of several parts or with holes becomes one polygon with seams, which covers the same pixels.
+    """
 
     categories: Categories
 
@@ -45,9 +48,10 @@ class YoloPolygons(Writer):
 
 
 def polygon_line(item: AnnotatedObject, size: tuple[int, int]) -> str | None:
-    """Return x y x y … as shares of the image's edges; None for an object without a pixel.
+    """Return x y x y … as shares of the image's edges, or None for an object without a pixel.
 
-    Its own polygons where they, read back, cover the same pixels; else the exact outline of its mask.
+    The polygons of the object are used if they cover the same pixels after rounding. Otherwise the line is the exact
+    outline of its mask.
     """
     rle = encode_shape(item.shape, size)
     if not coco_mask.area(rle):

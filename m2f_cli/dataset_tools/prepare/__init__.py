@@ -1,5 +1,5 @@
-"""`m2f data prepare`: from a download to what training and evaluation read, as the published scripts make it.
+"""Preparation of downloaded data sets for training and evaluation, with the results of the published scripts.
 
-One module per data set holds a `PREPARER`, a line of the group "preparers" in plugins.py: what it must find, and a plan
-of what is made of it. `run.prepare` carries a plan out.
+One module per data set holds a `PREPARER`, a line of the group "preparers" in plugins.py. It names the files that must
+exist, and gives a plan of the files to create. `run.prepare` executes a plan.
 """

@@ -1,5 +1,7 @@
-"""ADE20K SceneParse150 (docs/methods/published-behaviour.md#8-2): semantic label maps, objects as COCO json, segments
-as panoptic json and PNGs."""
+"""ADE20K SceneParse150 (docs/methods/published-behaviour.md#8-2).
+
+The results are semantic label maps, objects as COCO JSON, and segments as panoptic JSON and PNGs.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ _NEAR = 30  # grey levels by which the colour of a further object of a class may
 
 
 def labels_minus_one(tree: Tree, item: Item) -> Made:
-    """0 (other) becomes 255, class k becomes k - 1.
+    """Turn 0 (other) into 255, and class k into k - 1.
 
     Raises:
-        DataError: missing, damaged, or a value that is no class.
+        DataError: the file is missing or damaged, or has a value that is not a class.
     """
     [name] = item.sources
     labels_HW = read_values(tree, name)
@@ -43,18 +45,19 @@ def labels_minus_one(tree: Tree, item: Item) -> Made:
 
 @dataclass(frozen=True)
 class ObjectReader:
-    """Reads annotations_instance: red is the number of a thing from 1, green that of an object of the image.
+    """Reader of annotations_instance. Red is the number of a thing from 1 on, green that of an object of the image.
 
-    things: class ids of the instance classes, ascending.
+    Attributes:
+        things: class ids of the instance classes, ascending.
     """
 
     things: tuple[int, ...]
 
     def read(self, tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[int, np.ndarray]]]:
-        """The image's size, and (class id, mask) of each object by its number.
+        """Return the image's size, and (class id, mask) of each object in the order of their numbers.
 
         Raises:
-            DataError: missing, damaged, or an object of several classes or of none.
+            DataError: the file is missing or damaged, or an object has several classes or none.
         """
         rgb_HW3 = read_rgb(tree, name)
         kinds_HW, numbers_HW = rgb_HW3[..., 0], rgb_HW3[..., 1]
@@ -71,7 +74,7 @@ class ObjectReader:
 
 @dataclass(frozen=True)
 class ObjectEntry:
-    """The image and its objects for the instance json, as run lengths."""
+    """Function that gives the image and its objects for the instance JSON, as run lengths."""
 
     objects: ObjectReader
 
@@ -93,13 +96,16 @@ class ObjectEntry:
 
 @dataclass(frozen=True)
 class Ade20kSegments:
-    """The PNG of segments and the image's entry: one segment for each stuff class, over them the objects. Pixels of a
-    thing without an object stay void. Areas of stuff are those before objects cover them, as published.
+    """Function that gives the PNG of segments and the image's entry.
 
-    The published script draws the colours of further objects at random; here they follow from the image's name, so
-    that a second run gives the same.
+    There is one segment for each stuff class, and the objects lie over them. Pixels of a thing without an object stay
+    void. Areas of stuff are those before objects cover them, as published. The published script draws the colours of
+    further objects at random. Here they depend on the image's name, so that a second run gives the same.
 
-    colors: of the classes by their id; stuff: ids of stuff classes.
+    Attributes:
+        objects: reader of the objects.
+        colors: colours of the classes by their id.
+        stuff: ids of stuff classes.
     """
 
     objects: ObjectReader
@@ -126,7 +132,7 @@ class Ade20kSegments:
 
 
 class SegmentColors:
-    """Colours of objects, each once: the class's own for its first object, near it for the others."""
+    """Distinct colours of objects: the class's own for its first object, similar ones for the others."""
 
     def __init__(self, name: str, taken: set[tuple[int, int, int]]):
         self.random = np.random.default_rng(zlib.crc32(name.encode(errors="surrogatepass")))
@@ -146,7 +152,7 @@ class SegmentColors:
 
 @dataclass(frozen=True)
 class Ade20kTable:
-    """Joins the entries of images to a COCO json."""
+    """Functions that join the entries of images to a COCO JSON."""
 
     categories: tuple[dict[str, Any], ...]
 
@@ -187,9 +193,10 @@ def instance_categories() -> tuple[dict[str, Any], ...]:
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
-        DataError: an image without annotation, or an annotation without image.
+        DataError: an image has no annotation, or an annotation has no image.
     """
     counts, stages, needed, notes = [], [], [], []
     for split, (short, size) in SPLITS.items():
@@ -212,7 +219,7 @@ def plan(tree: Tree, partial: bool) -> Plan:
 
 
 def _richer(short: str, labels: list[tuple[str, str]], objects: list[tuple[str, str]]) -> list[Stage]:
-    """The stages of a split that need objects."""
+    """Return the stages of a split that need objects."""
     categories = panoptic_categories()
     things = ObjectReader(tuple(row["id"] for row in categories if row["isthing"]))
     stuff = frozenset(row["id"] for row in categories if not row["isthing"])

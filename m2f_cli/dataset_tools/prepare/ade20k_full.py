@@ -1,7 +1,7 @@
-"""ADE20K-Full, 847 classes (docs/methods/published-behaviour.md#8-3): smaller images, and 16-bit label maps from the
-object classes of `_seg.png`.
+"""ADE20K-Full, 847 classes (docs/methods/published-behaviour.md#8-3).
 
-The classes are read from the images' own files; the pickled index of the release is not needed.
+The results are smaller images, and 16-bit label maps from the object classes of `_seg.png`. The classes are read from
+the images' own files; the pickled index of the release is not needed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _SEG = "_seg"
 
 
 def smaller(height: int, width: int) -> tuple[int, int]:
-    """(height, width) with a short side of at most 512; nothing grows."""
+    """Return a (height, width) with a short side of at most 512. Images are never enlarged."""
     scale = min(1.0, _SHORT_SIDE / min(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def small_image(tree: Tree, item: Item) -> Made:
-    """The image as RGB JPEG; one that is small enough is taken as it is."""
+    """Return the image as RGB JPEG. An image that is small enough is not changed."""
     [name] = item.sources
     rgb_HW3 = np.array(open_image(tree, name).convert("RGB"))
     height, width = smaller(*rgb_HW3.shape[:2])
@@ -43,14 +43,19 @@ def small_image(tree: Tree, item: Item) -> Made:
 
 @dataclass(frozen=True)
 class SmallLabels:
-    """Class numbers of the 847, 65535 elsewhere. lookup: by the object index of the release."""
+    """Function that gives the class numbers of the 847, and 65535 elsewhere.
+
+    Attributes:
+        lookup: class number by the object index of the release.
+    """
 
     lookup: np.ndarray = field(repr=False)
 
     def __call__(self, tree: Tree, item: Item) -> Made:
-        """
+        """Return the label map of one image.
+
         Raises:
-            DataError: missing, damaged, or an object index that the release does not have.
+            DataError: the file is missing or damaged, or has an object index that the release does not have.
         """
         [name] = item.sources
         rgb_HW3 = read_rgb(tree, name)
@@ -65,16 +70,20 @@ class SmallLabels:
 
 
 def lookup_table() -> np.ndarray:
-    """(3689,) uint16: the class number of an object index of the release, 65535 for what is none of the 847."""
+    """Return a table (3689,) uint16 from object indices of the release to class numbers.
+
+    Indices of none of the 847 classes are 65535.
+    """
     lookup = np.full(3689, _IGNORE, dtype=np.uint16)
     lookup[read_yaml(Path(__file__).parent / "tables" / "ade20k_full.yaml")["index_ids"]] = np.arange(847)
     return lookup
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
-        DataError: an image without `_seg.png`, or the other way round.
+        DataError: an image has no `_seg.png`, or the reverse.
     """
     images, labels = tree.names("images", ".jpg"), tree.names("images", "_seg.png")
     both = pairs(images, labels, lambda name: stem(name).removesuffix(_SEG), partial=partial)

@@ -1,4 +1,4 @@
-"""What a preparer is: where a data set comes from, what must be found, and a plan of what is made of each image."""
+"""Interface of a preparer: the origin of a data set, the files that must exist, and a plan of what is created."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one image. content: of the file, bytes or another file that is linked; None where there is none.
-    entry: what it adds to the table of its stage, to be written as json."""
+    """Result of one image.
+
+    Attributes:
+        content: bytes of the file, or another file to be linked. None if there is no file.
+        entry: the image's entry in the table of its stage, to be written as JSON.
+    """
 
     content: bytes | Path | None = None
     entry: Any = None
@@ -26,12 +30,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a stage.
+    """Image of a stage.
 
-    name: unique in its stage; in a table it is the id of the image.
-    sources: files of the tree that it is made of.
-    target: the file that is written, relative to the output folder; None where there is only an entry.
-    facts: what else is known of it.
+    Attributes:
+        name: unique in its stage. In a table it is the id of the image.
+        sources: files of the tree that the result is made from.
+        target: the file that is written, relative to the output folder. None if there is only an entry.
+        facts: further data about the image.
     """
 
     name: str
@@ -42,10 +47,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Stage:
-    """The same work for many images.
+    """Common work for many images.
 
-    make: of one image; runs in other processes, so it can be pickled.
-    table: the json file that the entries of all images make, if any; `join` gives its text.
+    Attributes:
+        title: name of the stage.
+        items: the images.
+        make: processes one image. It runs in other processes, so it can be pickled.
+        table: the JSON file that the entries of all images form, if any.
+        join: gives the text of the table.
     """
 
     title: str
@@ -57,7 +66,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Count:
-    """How many images a split has, and how many the published one has. `sure`: whether that figure is verified."""
+    """Number of images in a split.
+
+    Attributes:
+        split: name of the split.
+        found: number of images in the data.
+        expected: number of images in the published data set. None if it is unknown.
+        sure: True if the published figure is verified.
+    """
 
     split: str
     found: int
@@ -71,7 +87,14 @@ class Count:
 
 @dataclass(frozen=True)
 class Plan:
-    """needed: files that training reads as they are: they are linked or unpacked where the output is elsewhere."""
+    """Work that a preparation consists of.
+
+    Attributes:
+        counts: number of images in each split.
+        stages: the stages, in order.
+        needed: files that training reads without change. They are linked or unpacked if the output is elsewhere.
+        notes: remarks for the user.
+    """
 
     counts: tuple[Count, ...]
     stages: tuple[Stage, ...] = ()
@@ -81,13 +104,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Preparer:
-    """A data set that is known.
+    """Known data set that can be prepared.
 
-    folder: where it lies below $DETECTRON2_DATASETS (docs/methods/published-behaviour.md#8).
-    marks: folders of which at least one is there, whatever else is missing.
-    layout: what must be there; origin: where a user gets it; licence: its terms.
-    plan: (tree, partial) to what is to be done; `partial`: whether a part of the data is enough.
-    hashes: MD5 or SHA-1 of its archives by their names, as far as they are published.
+    Attributes:
+        title: name of the data set.
+        folder: its folder below $DETECTRON2_DATASETS (docs/methods/published-behaviour.md#8).
+        marks: folders of which at least one exists, even in incomplete data.
+        layout: the files that must exist.
+        origin: where a user gets the data set.
+        licence: its terms.
+        plan: turns (tree, partial) into a plan. `partial` is True if a part of the data is enough.
+        hashes: MD5 or SHA-1 of its archives by their names, as far as they are published.
     """
 
     title: str
@@ -105,37 +132,40 @@ class Preparer:
 
 
 def as_it_is(tree: Tree, item: Item) -> Made:
-    """The source itself: linked where it is a file, unpacked where it is in an archive."""
+    """Return the source itself: linked if it is a file, unpacked if it is in an archive."""
     [source] = item.sources
     return Made(tree.path(source) or tree.read(source))
 
 
 def text_file(tree: Tree, item: Item) -> Made:
-    """A small file whose text is the item's `facts`."""
+    """Return a small file whose text is the item's `facts`."""
     return Made(item.facts.encode())
 
 
 def class_file(table: str) -> Stage:
-    """classes.yaml beside label maps: the shipped table, by which readers know their classes."""
+    """Return the stage that writes classes.yaml beside label maps.
+
+    The file is a shipped table, from which readers know the classes.
+    """
     path = Path(categories.__file__).parent / "classes" / f"{table}.yaml"
     return Stage("classes.yaml", [Item(table, (), "classes.yaml", path.read_text(encoding="utf-8"))], text_file)
 
 
 def stem(name: str) -> str:
-    """The last part of a name without its suffix."""
+    """Return the last part of a name without its suffix."""
     return PurePosixPath(name).stem
 
 
 def pairs(
     images: Sequence[str], annotations: Sequence[str], key: Callable[[str], str] = stem, *, partial: bool = False
 ) -> list[tuple[str, str]]:
-    """Each image with its annotation, by what `key` makes of their names, sorted by it.
+    """Return each image with its annotation. They are matched and sorted by the `key` of their names.
 
     Args:
-        partial: leave out what has no partner.
+        partial: True to leave out files without a partner.
 
     Raises:
-        DataError: an image without annotation, an annotation without image, or two for one.
+        DataError: an image has no annotation, an annotation has no image, or two files have the same key.
     """
     of_image, of_mask = (_by_key(names, key) for names in (images, annotations))
     for own, others, kind in ((of_image, of_mask, "annotation"), (of_mask, of_image, "image")):

@@ -1,5 +1,7 @@
-"""Cityscapes (docs/methods/published-behaviour.md#8-4): label maps of trainIds, ids where they are missing, segments as
-panoptic json and PNGs."""
+"""Cityscapes (docs/methods/published-behaviour.md#8-4).
+
+The results are label maps of trainIds, images of ids if they are missing, and segments as panoptic JSON and PNGs.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,21 @@ _IMAGE, _POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
 
 @dataclass(frozen=True)
 class CityscapesSegments:
-    """The PNG of segments and the image's entry: ids are the instance ids, groups of things are crowds, what is not
-    evaluated is void.
+    """Function that gives the PNG of segments and the image's entry.
 
-    evaluated: class by labelId: whether it is a thing.
-    known: all labelIds.
+    The ids are the instance ids, groups of things are crowds, and pixels that are not evaluated are void.
+
+    Attributes:
+        evaluated: True for things and False for stuff, for the labelId of each evaluated class.
+        known: all labelIds.
     """
 
     evaluated: dict[int, bool]
     known: frozenset[int]
 
     def __call__(self, tree: Tree, item: Item) -> Made:
-        """
+        """Return the PNG and the entry of one image.
+
         Raises:
             DataError: the image of ids is missing, damaged, or has unknown ids.
         """
@@ -61,7 +66,7 @@ class CityscapesSegments:
 
 @dataclass(frozen=True)
 class CityscapesTable:
-    """Joins the entries of images to the json, with the layout that the official script gives it."""
+    """Function that joins the entries of images to the JSON, with the text layout of the official script."""
 
     categories: tuple[dict[str, Any], ...]
 
@@ -72,9 +77,10 @@ class CityscapesTable:
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
-        DataError: an image without polygons, or polygons without image.
+        DataError: an image has no polygons, or polygons have no image.
     """
     counts, stages, needed = [], [], []
     labels = load_labels()
@@ -119,7 +125,7 @@ def _categories(labels: tuple[Label, ...]) -> tuple[dict[str, Any], ...]:
 
 
 def _key(name: str) -> str:
-    """city_sequence_frame"""
+    """Return city_sequence_frame of a file name."""
     return PurePosixPath(name).name.removesuffix(_IMAGE).removesuffix(_POLYGONS)
 
 

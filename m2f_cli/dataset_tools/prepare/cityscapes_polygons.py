@@ -1,5 +1,7 @@
-"""Cityscapes' polygons as images of numbers, drawn as the official tools draw them: in the order of the file, each
-over what was there, with Pillow's polygons."""
+"""Cityscapes' polygons as images of numbers, drawn like the official tools draw them.
+
+Polygons are drawn in the order of the file, each over the earlier ones, with Pillow's polygons.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ _LARGEST = 1 << 15  # pixels of a side, or away from the image
 
 @dataclass(frozen=True)
 class Label:
-    """What a polygon may be called. train_id: 255 where it is not evaluated; has_objects: whether they are counted."""
+    """Label that a polygon may have.
+
+    Attributes:
+        id: labelId.
+        name: name of the label.
+        group: name of its group.
+        train_id: trainId, or 255 if the label is not evaluated.
+        has_objects: True if its objects are counted.
+    """
 
     id: int
     name: str
@@ -46,16 +56,22 @@ def load_labels() -> tuple[Label, ...]:
 
 @dataclass(frozen=True)
 class Polygons:
-    """kind: "labelIds", "labelTrainIds" (8 bits), or "instanceIds" (16 bits): labelId * 1000 + n for the n-th object of
-    a label that has objects, the bare labelId for others and for groups."""
+    """Function that draws the polygons of one image.
+
+    Attributes:
+        kind: "labelIds" or "labelTrainIds" (8 bits), or "instanceIds" (16 bits). An instance id is labelId * 1000 + n
+            for the n-th object of a label that has objects, and the bare labelId for other labels and for groups.
+        labels: the known labels.
+    """
 
     kind: str
     labels: tuple[Label, ...]
 
     def __call__(self, tree: Tree, item: Item) -> Made:
-        """
+        """Return the image of numbers.
+
         Raises:
-            DataError: missing, damaged, or a label that nobody knows.
+            DataError: the file is missing or damaged, or has an unknown label.
         """
         [name] = item.sources
         size, objects = read_polygons(tree, name)
@@ -89,10 +105,10 @@ class Polygons:
 
 
 def read_polygons(tree: Tree, name: str) -> tuple[tuple[int, int], list[tuple[str, list[tuple[float, float]]]]]:
-    """(width, height), and the label and points (x, y) of each object that was not deleted.
+    """Return (width, height), and the label and points (x, y) of each object that was not deleted.
 
     Raises:
-        DataError: missing or damaged.
+        DataError: the file is missing or damaged.
     """
     where, hint = f"{tree}: {name}", "Copy or download it again."
     said = schemas.read_as(schemas.CityscapesFile, documents.parse_json(tree.read(name), where), where, hint=hint)

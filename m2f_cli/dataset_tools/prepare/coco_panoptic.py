@@ -21,13 +21,16 @@ _VOID = 255
 
 @dataclass(frozen=True)
 class SemanticFromSegments:
-    """The class of every pixel, crowds included; 255 where there is no segment. An item's `facts` are pairs of a
-    segment's id and its class number."""
+    """Function that gives the class of every pixel, crowds included, and 255 for pixels without a segment.
+
+    An item's `facts` are pairs of a segment's id and its class number.
+    """
 
     def __call__(self, tree: Tree, item: Item) -> Made:
-        """
+        """Return the label map of one image.
+
         Raises:
-            DataError: the PNG is missing, damaged, or has ids that the json does not list for it.
+            DataError: the PNG is missing, damaged, or has ids that the JSON does not list for it.
         """
         [png] = item.sources
         rgb_HW3 = read_rgb(tree, png).astype(np.int32)
@@ -41,7 +44,8 @@ class SemanticFromSegments:
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
         DataError: a split is missing or damaged.
     """
@@ -92,7 +96,7 @@ def _annotations(tree: Tree, table: str) -> list[dict[str, Any]]:
 
 
 def _whole(annotations: list[Any], there: dict[str, set[str]]) -> list[Any]:
-    """Those whose files are all there."""
+    """Return the annotations whose files all exist."""
     return [each for each in annotations if all(stem(each["file_name"]) in names for names in there.values())]
 
 

@@ -17,11 +17,13 @@ _FIRST = 2  # the value of the first class: 1 is "unlabeled", which the subtract
 
 
 def labels_from_matlab(tree: Tree, item: Item) -> Made:
-    """The array S of a .mat file (MATLAB 7.3, which is HDF5 and holds matrices transposed) as class numbers.
+    """Return the array S of a .mat file as class numbers.
+
+    The files are MATLAB 7.3, which is HDF5 and stores matrices transposed.
 
     Raises:
-        DataError: missing, damaged, or without S.
-        MissingDependency: h5py.
+        DataError: the file is missing, damaged, or without S.
+        MissingDependency: h5py is not installed.
     """
     [name] = item.sources
     return Made(encode((_read_s(tree, name).astype(np.uint8) - np.uint8(_FIRST)).T.copy()))
@@ -51,10 +53,11 @@ def _h5py() -> Any:
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
         DataError: a list, an image or an annotation is missing.
-        MissingDependency: h5py.
+        MissingDependency: h5py is not installed.
     """
     _h5py()  # here, before any work
     counts, stages = [], []

@@ -1,4 +1,4 @@
-"""The memory of a stage that was stopped: the entries of the images that are done, one line each."""
+"""Journal of an interrupted stage: the entries of the finished images, one line each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class PrepareJournal:
     """Entries of a table's images, kept in a hidden file beside it until the table is written.
 
     Args:
-        table: None for a stage without a table: nothing is remembered.
-        fresh: forget what an earlier run left.
+        table: the table. With None, for a stage without a table, nothing is kept.
+        fresh: True to discard the entries of an earlier run.
     """
 
     def __init__(self, table: Path | None, *, fresh: bool = False):

@@ -1,5 +1,4 @@
-"""Mapillary Vistas v1.2 (docs/methods/published-behaviour.md#8-5): read as it comes; nothing is made, all is
-checked."""
+"""Mapillary Vistas v1.2 (docs/methods/published-behaviour.md#8-5): validated as downloaded; no file is created."""
 
 from __future__ import annotations
 
@@ -10,9 +9,10 @@ _SIZES = {"training": 18000, "validation": 2000}
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
-        DataError: an image without labels, or labels without image.
+        DataError: an image has no labels, or labels have no image.
     """
     counts, needed, notes = [], [], []
     for split, size in _SIZES.items():

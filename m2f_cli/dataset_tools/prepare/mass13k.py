@@ -1,5 +1,7 @@
-"""MaSS13K (docs/methods/published-behaviour.md#8-8): 4K images with label maps; they get the names that readers of
-label maps look for."""
+"""MaSS13K (docs/methods/published-behaviour.md#8-8): 4K images with label maps.
+
+They get the names that the reader of label maps expects.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ _SIZES = {"train": 11348, "val": 500, "test": 1500}
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
-        DataError: an image without labels, or labels without image.
+        DataError: an image has no labels, or labels have no image.
     """
     counts, stages, needed = [], [], []
     for split, size in _SIZES.items():

@@ -1,7 +1,8 @@
-"""NuInsSeg (docs/methods/published-behaviour.md#8-9): nuclei of 31 kinds of tissue, as COCO panoptic json and PNGs.
+"""NuInsSeg (docs/methods/published-behaviour.md#8-9): nuclei of 31 kinds of tissue, as COCO panoptic JSON and PNGs.
 
-There is no published layout to train from, and no official split. Ours: of each tissue every fifth image, by name, is
-for validation. The masks are those of "label masks modify", in which the larger number has the overlap.
+There is neither a published layout for training nor an official split. In m2f's split, every fifth image of each
+tissue, by name, is for validation. The masks are those of "label masks modify", in which the larger number has the
+overlap.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _KINDS = (".png", ".tif", ".tiff", ".jpg")
 
 
 def nuclei(tree: Tree, item: Item) -> Made:
-    """One segment for each number of the mask; 0 is void."""
+    """Return one segment for each number of the mask. 0 is void."""
     [name] = item.sources
     values_HW = read_values(tree, name)
     if values_HW.dtype.kind not in "ui":
@@ -48,9 +49,10 @@ def join(entries: list[Any]) -> str:
 
 
 def plan(tree: Tree, partial: bool) -> Plan:
-    """
+    """Return the plan of the preparation.
+
     Raises:
-        DataError: no masks, or an image without its mask.
+        DataError: there are no masks, or an image has none.
     """
     files = tree.names("", _KINDS)
     images, masks = ([name for name in files if _kind(name) == kind] for kind in (_IMAGES, _MASKS))

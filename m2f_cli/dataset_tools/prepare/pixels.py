@@ -1,4 +1,4 @@
-"""Pixels of annotations, in and out, and what a COCO json says of a region."""
+"""Reading and writing of the pixels of annotations, and the rows of a COCO JSON about them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ...structures import images as image_files
 
 
 def open_image(tree: Tree, name: str) -> Image.Image:
-    """
+    """Open an image of the tree.
+
     Raises:
-        DataError: missing, or no image that can be read.
+        DataError: the file is missing, or is no image that can be read.
     """
     with image_files.open_image(tree.read(name), f"{tree}: {name}") as image:
         return image
 
 
 def read_values(tree: Tree, name: str) -> np.ndarray:
-    """The numbers of a one-channel image, (H, W); of a palette the indices.
+    """Return the numbers of a one-channel image, (H, W). A palette image gives its indices.
 
     Raises:
-        DataError: missing, damaged, or in colours.
+        DataError: the file is missing, damaged, or in colours.
     """
     values_HW = np.array(open_image(tree, name))
     if values_HW.ndim != 2:
@@ -35,10 +36,10 @@ def read_values(tree: Tree, name: str) -> np.ndarray:
 
 
 def read_rgb(tree: Tree, name: str) -> np.ndarray:
-    """The channels of an image in colours, (H, W, 3) uint8.
+    """Return the channels of a colour image, (H, W, 3) uint8.
 
     Raises:
-        DataError: missing, damaged, or not in colours.
+        DataError: the file is missing, damaged, or not in colours.
     """
     image = open_image(tree, name)
     if image.mode not in ("RGB", "RGBA", "P"):
@@ -54,7 +55,7 @@ def encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) 
 
 
 def box_of(mask_HW: np.ndarray) -> list[int]:
-    """x, y, width, height of the true pixels; of none, zeros."""
+    """Return x, y, width, height of the pixels that are set, or zeros if there are none."""
     columns, rows = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (0, 1))
     if not len(columns):
         return [0, 0, 0, 0]
@@ -62,11 +63,11 @@ def box_of(mask_HW: np.ndarray) -> list[int]:
 
 
 def segment_info(key: int, category_id: int, mask_HW: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
-    """A segment as COCO's panoptic json describes it."""
+    """Return the row of a segment in COCO's panoptic JSON."""
     area, bbox = int(np.count_nonzero(mask_HW)), box_of(mask_HW)
     return {"id": int(key), "category_id": int(category_id), "area": area, "bbox": bbox, "iscrowd": iscrowd}
 
 
 def image_info(name: str, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """An image as COCO's json files describe it; `size` is (height, width)."""
+    """Return the row of an image in COCO's JSON files. `size` is (height, width)."""
     return {"id": name, "file_name": file_name, "width": int(size[1]), "height": int(size[0])}

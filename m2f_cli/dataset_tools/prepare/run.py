@@ -1,4 +1,4 @@
-"""Carrying out a plan: in parallel, only what is missing, each file whole or not at all."""
+"""Execution of a plan: in parallel, only for missing files, each of which is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ _CHUNK = 8
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """What `on_progress` gets after each image, in the caller's process: `done` of `total` of a stage."""
+    """Progress of a stage. `on_progress` receives it after each image, in the caller's process.
+
+    Attributes:
+        stage: title of the stage.
+        done: number of finished images.
+        total: number of images.
+        name: name of the last image.
+    """
 
     stage: str
     done: int
@@ -43,7 +50,14 @@ class PrepareProgress:
 
 @dataclass(frozen=True)
 class StageReport:
-    """made: files or entries that were missing. kept: those that were there. replaced: those that differed."""
+    """Result of a stage, as numbers of files or entries.
+
+    Attributes:
+        title: title of the stage.
+        made: number of those that were missing.
+        kept: number of those that existed.
+        replaced: number of those that differed.
+    """
 
     title: str
     made: int = 0
@@ -53,7 +67,16 @@ class StageReport:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was found, and what was done. `folder` holds the data set now."""
+    """Result of a preparation.
+
+    Attributes:
+        dataset: name of the preparer.
+        source: the files that were read.
+        folder: the folder that now holds the data set.
+        counts: number of images in each split.
+        stages: result of each stage.
+        notes: remarks for the user.
+    """
 
     dataset: str
     source: str
@@ -83,25 +106,26 @@ def prepare(
     on_progress: Callable[[PrepareProgress], None] | None = None,
     trust_code: bool = False,
 ) -> PrepareReport:
-    """Make of a downloaded data set what training and evaluation read.
+    """Prepare a downloaded data set for training and evaluation.
 
-    What exists and is whole is kept; a run that was stopped goes on where it was. Archives are read in place.
+    Existing complete files are kept, so that an interrupted run is continued. Archives are read in place.
 
     Args:
         dataset: a name of the group "preparers".
-        root: the data set's folder or archive, or a folder with its archives; by default its folder below
-            $DETECTRON2_DATASETS (./datasets where that is not set).
-        out: where to; by default the folder of the data set, or one of its usual name beside an archive. Elsewhere,
-            images are linked if they can be, else copied.
-        workers: processes; by default one per core that this process may use.
-        verify: compare archives with their published hashes, as far as there are any (with `partial`, none is
-            compared); make everything again and compare with what is there; what differs is replaced.
-        partial: a part of the published images is enough.
-        trust_code: whether `dataset` may be "module:object", as what a user typed may.
+        root: the data set's folder or archive, or a folder with its archives. By default it is the data set's folder
+            below $DETECTRON2_DATASETS, or below ./datasets if that is not set.
+        out: the output folder. By default it is the folder of the data set, or one of its usual name beside an archive.
+            In another folder, images are linked if possible, else copied.
+        workers: number of processes. By default it is one per core that this process may use.
+        verify: compare archives with their published hashes, as far as there are any (not with `partial`). Also create
+            everything again, compare it with the existing files, and replace those that differ.
+        partial: True if a part of the published images is enough.
+        on_progress: called after each image.
+        trust_code: True if `dataset` may be "module:object", as when a user typed it.
 
     Raises:
-        ConfigError: an unknown data set, code without `trust_code`, or another process prepares it there.
-        DataError: files are missing (says what was expected and where it comes from), too few or damaged.
+        ConfigError: the data set is unknown, is code without `trust_code`, or another process prepares it there.
+        DataError: files are missing, too few or damaged. The message says what was expected and where it comes from.
         M2FError: the output cannot be written.
     """
     preparer: Preparer = plugins.get("preparers", dataset, trust_code=trust_code)
@@ -124,10 +148,10 @@ def prepare(
 
 
 def find(preparer: Preparer, root: Path | None, out: Path | None) -> tuple[Tree, Path]:
-    """The files of a data set, and the folder in which it will be.
+    """Return the files of a data set, and its future folder.
 
     Raises:
-        DataError: not found; says what was expected and where it comes from.
+        DataError: the data set does not exist. The message says what was expected and where it comes from.
     """
     if root is None:
         root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / preparer.folder
@@ -150,10 +174,10 @@ def _home(tree: Tree, root: Path, preparer: Preparer) -> Path:
 
 
 def check_counts(plan: Plan, preparer: Preparer, partial: bool) -> list[str]:
-    """Notes on the numbers of images.
+    """Return notes on the numbers of images.
 
     Raises:
-        DataError: none at all, or others than published.
+        DataError: there are no images, or their number differs from the published one.
     """
     if not any(count.found for count in plan.counts):
         raise DataError(f"There are no images of {preparer.title}.", hint=preparer.how_to_get)
@@ -169,7 +193,8 @@ def check_counts(plan: Plan, preparer: Preparer, partial: bool) -> list[str]:
 
 
 def check_archives(tree: Tree, preparer: Preparer, on_progress: Callable[[PrepareProgress], None] | None) -> None:
-    """
+    """Compare archives with their published hashes.
+
     Raises:
         DataError: an archive is not the published one.
     """
@@ -181,9 +206,10 @@ def check_archives(tree: Tree, preparer: Preparer, on_progress: Callable[[Prepar
 
 
 def check_output(stages: Sequence[Stage], folder: Path) -> None:
-    """
+    """Check that all files that were written exist and are complete.
+
     Raises:
-        DataError: a file that was made is not there, or is not whole.
+        DataError: a file is missing or cut off.
     """
     for stage in stages:
         broken = [item.target for item in stage.items if item.target and not is_whole(folder / item.target)]
@@ -197,7 +223,7 @@ def _is_at(tree: Tree, folder: Path) -> bool:
 
 
 def _placing(tree: Tree, plan: Plan, folder: Path) -> tuple[Stage, ...]:
-    """The stage that brings files which training reads as they are into the folder."""
+    """Return the stage that brings files into the folder that training reads without change."""
     if not plan.needed or _is_at(tree, folder):
         return ()
     return (Stage("images and annotations", [Item(n, (n,), n) for n in plan.needed], as_it_is),)
@@ -208,7 +234,7 @@ def _placing(tree: Tree, plan: Plan, folder: Path) -> tuple[Stage, ...]:
 
 @contextmanager
 def _mapping(workers: int, modules: list[str]) -> Iterator[Callable[..., Iterator[Done]]]:
-    """`map` over processes, which need `modules`. A failure or Ctrl-C drops what has not begun."""
+    """Yield `map` over processes that preload `modules`. A failure or Ctrl-C cancels the work that has not begun."""
     if workers == 1:
         yield map
         return
@@ -279,7 +305,7 @@ def _work(make: Callable[[Tree, Item], Made], tree: Tree, out: Path, verify: boo
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and not cut off, as far as its length and a PNG's last bytes can tell."""
+    """Return True if a file exists and is not cut off, judging by its length and a PNG's last bytes."""
     if not path.is_file() or path.stat().st_size == 0:
         return False
     if path.suffix != ".png":
@@ -290,7 +316,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _is_complete(table: Path, items: Sequence[Item], out: Path) -> bool:
-    """Whether a table lists just these images, and the files of all are there."""
+    """Return True if a table lists exactly these images, and the files of all exist."""
     if not table.is_file():
         return False
     try:
@@ -302,7 +328,7 @@ def _is_complete(table: Path, items: Sequence[Item], out: Path) -> bool:
 
 
 def _is_same(path: Path, content: bytes | Path) -> bool:
-    """Whether a file holds this content; of pixels, whether they are equal, however they are packed."""
+    """Return True if a file holds this content. Images are compared by their pixels, not by their compression."""
     if isinstance(content, Path):
         if path.samefile(content):
             return True
@@ -323,24 +349,27 @@ def _values(content: bytes) -> np.ndarray:
 
 
 def _put(path: Path, content: bytes | Path) -> None:
-    """Write a file whole or not at all; another file is linked if that is possible, else copied.
+    """Write a file completely or not at all. Another file is linked if that is possible, else copied.
 
     Raises:
-        M2FError: no space, or no permission.
+        M2FError: there is no space, or no permission.
     """
     with atomic(path) as part:
         _link(content, part) if isinstance(content, Path) else part.write_bytes(content)
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Nobody else writes there meanwhile. Where nobody can write, a data set may still be found complete."""
+    """Return a lock that keeps other processes from writing to the folder.
+
+    There is no lock for a folder without write permission, which may hold a complete data set.
+    """
     if folder.is_dir() and not os.access(folder, os.W_OK):
         return nullcontext()
     return locked(folder, "A preparation")
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link has no target that may move away; other disks get a copy, as do systems without links."""
+    """Create a hard link, whose target cannot move away. Other disks, and systems without links, get a copy."""
     target.unlink(missing_ok=True)
     try:
         os.link(source.resolve(), target)
