@@ -137,9 +137,9 @@ def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndar
         labels: the class numbers in each image.
         threshold: the share of images below which a class is repeated.
     """
-    frequencies = Counter(label for found in labels for label in set(found))
+    frequencies = Counter(label for classes in labels for label in set(classes))
     asked = {label: max(1.0, math.sqrt(threshold * len(labels) / count)) for label, count in frequencies.items()}
-    return np.array([max((asked[label] for label in found), default=1.0) for found in labels])
+    return np.array([max((asked[label] for label in classes), default=1.0) for classes in labels])
 
 
 def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
@@ -205,7 +205,7 @@ class Loader:
             DataError: a record cannot be read.
         """
         draws = itertools.islice(batches(self.stream, self.batch, self.wide), self._position, None)
-        made = DataLoader(
+        loader = DataLoader(
             self._maker,
             batch_size=None,
             sampler=draws,
@@ -216,7 +216,7 @@ class Loader:
             generator=torch.Generator(),
         )
         with _held_back():  # a signal may come before a worker has begun
-            produced = iter(made)
+            produced = iter(loader)
         try:
             for batch in produced:
                 if isinstance(batch, M2FError):

@@ -104,8 +104,8 @@ def _listing(folder: Path) -> Iterator[None]:
 def _found_in(folder: Path) -> list[str]:
     """Return the formats that a folder may have. Generic ones are returned only if no other format fits."""
     readers = {name: plugins.get("formats", name) for name in plugins.names("formats")}
-    found = [name for name, reader in readers.items() if reader.finds(folder)]
-    return [name for name in found if not readers[name].generic] or found
+    matching = [name for name, reader in readers.items() if reader.finds(folder)]
+    return [name for name in matching if not readers[name].generic] or matching
 
 
 def _unrecognised(folder: Path) -> DataError:

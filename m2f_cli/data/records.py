@@ -126,8 +126,8 @@ def labels_of(record: Record) -> tuple[int, ...]:
     annotation = record.read_annotation()
     if isinstance(annotation, SemanticAnnotation):
         return tuple(label for label in values_in(annotation.labels_HW).tolist() if label != annotation.ignore)
-    found = annotation.segments if isinstance(annotation, PanopticAnnotation) else annotation.objects
-    return tuple(sorted({item.label for item in found if not item.iscrowd}))
+    regions = annotation.segments if isinstance(annotation, PanopticAnnotation) else annotation.objects
+    return tuple(sorted({item.label for item in regions if not item.iscrowd}))
 
 
 @dataclass
@@ -155,10 +155,10 @@ class PassedOver:
     @property
     def sentence(self) -> str:
         """Sentence in which every command reports these annotations."""
-        found = (
+        reasons = (
             f"{reason} ({count}, such as {', '.join(self.first[reason])})" for reason, count in self.counts.items()
         )
-        return f"Passed over: {'; '.join(found)}."
+        return f"Passed over: {'; '.join(reasons)}."
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -112,13 +112,13 @@ class TrainingSet(torch.utils.data.Dataset):
     def _sample(self, draw: Draw) -> TrainingSample:
         record = self.data.records[draw.index]
         rng = np.random.default_rng((self.seed, *draw))
-        made = augment(read(record), self.steps, rng)
+        augmented = augment(read(record), self.steps, rng)
         try:
-            target = to_target(made.annotation, self.task, self.data.categories)
+            target = to_target(augmented.annotation, self.task, self.data.categories)
         except DataError as error:
             raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
-        image_CHW = torch.from_numpy(made.image_HW3.transpose(2, 0, 1).copy())
-        return TrainingSample(image_CHW, target, record.name, draw.index, made.canvas)
+        image_CHW = torch.from_numpy(augmented.image_HW3.transpose(2, 0, 1).copy())
+        return TrainingSample(image_CHW, target, record.name, draw.index, augmented.canvas)
 
 
 def read(record: Record) -> Sample:

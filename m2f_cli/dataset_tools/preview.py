@@ -130,18 +130,18 @@ def views(
     """
     order = np.random.default_rng(seed).permutation(len(data.records)).tolist()
     chosen = sorted(order[:count]) + order[count:]
-    made, reason = 0, ""
+    shown, reason = 0, ""
     for index in chosen:
-        if made == count:
+        if shown == count:
             return
         try:
-            yield _view(data, index, steps, np.random.default_rng((seed, made, index)))
-            made += 1
+            yield _view(data, index, steps, np.random.default_rng((seed, shown, index)))
+            shown += 1
         except DataError as error:
             reason = str(error)
             if on_skip is not None:
                 on_skip(reason)
-    if not made:
+    if not shown:
         raise DataError(f"No image of the {data.split} split can be shown. The last: {reason}")
 
 
@@ -151,8 +151,8 @@ def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.
     before = drawn(sample.image_HW3, sample.annotation, data.categories)
     if not steps:
         return Preview(record.name, before)
-    made: Sample = augment(sample, steps, rng)
-    return Preview(record.name, before, drawn(made.image_HW3, made.annotation, data.categories))
+    augmented: Sample = augment(sample, steps, rng)
+    return Preview(record.name, before, drawn(augmented.image_HW3, augmented.annotation, data.categories))
 
 
 def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
@@ -172,8 +172,8 @@ def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
         for number, view in enumerate(row):
             left = number * width + GAP
             draw.text((left, top), _shortened(view.name, draw, font, width - 2 * GAP), fill="black", font=font)
-            for place, image in enumerate(view.images):
-                page.paste(image, (left + place * (EDGE + GAP), top + CAPTION))
+            for column, image in enumerate(view.images):
+                page.paste(image, (left + column * (EDGE + GAP), top + CAPTION))
     return page
 
 

@@ -130,14 +130,14 @@ def _check(items: Sequence[SplitItem], shares: Mapping[str, float], pinned: Mapp
 
 
 def _pin(groups: Mapping[str, Any], pinned: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split, names in pinned.items():
         for name in names:
             if name not in groups:
                 raise unknown_name("group", name, groups)
-            if found.setdefault(name, split) != split:
-                raise ConfigError(f"The group {name!r} is claimed by {found[name]} and by {split}.")
-    return found
+            if split_of.setdefault(name, split) != split:
+                raise ConfigError(f"The group {name!r} is claimed by {split_of[name]} and by {split}.")
+    return split_of
 
 
 def _stratified(
@@ -245,13 +245,13 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
         raise ConfigError(f"--group-by {group_by!r} is no regular expression: {error}.") from error
 
     def find(name: str) -> str:
-        found = pattern.search(name)
-        if found is None or not found[bool(pattern.groups)]:
+        match = pattern.search(name)
+        if match is None or not match[bool(pattern.groups)]:
             raise ConfigError(
                 f"--group-by {group_by!r} is not found in the name {name!r}.",
                 hint="Names are paths below the folder of images, without suffix.",
             )
-        return found[bool(pattern.groups)]
+        return match[bool(pattern.groups)]
 
     return find
 
@@ -320,7 +320,7 @@ def split(
 
 
 def _choose(
-    opened: ConvertSource, splits: Sequence[str], made: Iterable[str]
+    opened: ConvertSource, splits: Sequence[str], new_splits: Iterable[str]
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Sequence[Record]]]:
     """Return the records of the splits to divide, and of those that stay as they are."""
     there = {data.split: data.records for data in opened.splits}
@@ -334,7 +334,7 @@ def _choose(
         )
     chosen = {name: records for name, records in there.items() if name in (splits or there)}
     kept = {name: records for name, records in there.items() if name not in chosen}
-    taken = next((name for name in made if name in kept), None)
+    taken = next((name for name in new_splits if name in kept), None)
     if taken is not None:
         raise ConfigError(
             f"{opened.folder} has a split {taken!r} already.",

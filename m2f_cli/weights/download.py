@@ -150,9 +150,9 @@ def fetch(
     reason = ""
     for _ in range(ATTEMPTS):
         try:
-            is_complete, told = _fetch_rest(url, part, progress, stated, token)
+            is_complete, known = _fetch_rest(url, part, progress, stated, token)
             if is_complete:
-                return told
+                return known
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
             if error.code == 416:  # what we have is no beginning of what there is now
@@ -186,8 +186,8 @@ def _fetch_rest(
     with web.open_url(url, headers, timeout=TIMEOUT, token=token) as answer:
         if answer.status != 206 or not _continues(answer, have):
             have = 0
-        told = Stated(stated.size or linked_size(answer), stated.digest or linked_digest(answer))
-        total = _total(answer, have, told)
+        known = Stated(stated.size or linked_size(answer), stated.digest or linked_digest(answer))
+        total = _total(answer, have, known)
         _refuse_full_disk(part, (total or 0) - have)
         _validator(part).write_text(json.dumps([url, _etag(answer)]), encoding="utf-8")
         with part.open("ab" if have else "wb") as file:
@@ -200,7 +200,7 @@ def _fetch_rest(
                 file.write(chunk)
                 if progress:
                     progress(Download(part.name.removesuffix(".part"), have, total))
-    return total is None or have == total, told
+    return total is None or have == total, known
 
 
 def _steadily(answer: Any) -> Iterable[bytes]:
@@ -252,8 +252,8 @@ def _refuse_full_disk(part: Path, coming: int) -> None:
 def linked_digest(answer: Any) -> str | None:
     """Return the hash that the hub states in a header. After a redirect, the host's own header is not a hash."""
     etag = web.linked(answer, "X-Linked-Etag") or ("" if web.was_redirected(answer) else answer.headers.get("ETag", ""))
-    found = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', etag.strip())
-    return found[1] if found else None
+    match = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', etag.strip())
+    return match[1] if match else None
 
 
 def linked_size(answer: Any) -> int | None:
@@ -299,12 +299,12 @@ def _digests(path: Path, *hashes: Any) -> tuple[str, ...]:
 def _check_hash(part: Path, url: str, prefix: str | None) -> None:
     if prefix is None:
         return
-    found = file_hashes(part)
-    if not any(digest.startswith(prefix.lower()) for digest in found):
+    digests = file_hashes(part)
+    if not any(digest.startswith(prefix.lower()) for digest in digests):
         _forget(part)
         raise WeightsError(
-            f"{url} arrived with another content than published: neither its SHA-256 ({found[0][:8]}…) nor its MD5 "
-            f"({found[1][:8]}…) begins with {prefix}. The copy was deleted.",
+            f"{url} arrived with another content than published: neither its SHA-256 ({digests[0][:8]}…) nor its MD5 "
+            f"({digests[1][:8]}…) begins with {prefix}. The copy was deleted.",
             hint="Try again; if it happens again, the file on the server was changed.",
         )
 
@@ -318,11 +318,11 @@ def check_digest(part: Path, url: str, digest: str | None) -> None:
     if digest is None:
         return
     git = hashlib.sha1(f"blob {part.stat().st_size}\0".encode(), usedforsecurity=False)
-    [found] = _digests(part, hashlib.sha256() if len(digest) == 64 else git)
-    if found != digest:
+    [actual] = _digests(part, hashlib.sha256() if len(digest) == 64 else git)
+    if actual != digest:
         _forget(part)
         raise WeightsError(
-            f"{url} arrived with another content than the hub states: its hash is {found[:8]}…, where {digest[:8]}… "
+            f"{url} arrived with another content than the hub states: its hash is {actual[:8]}…, where {digest[:8]}… "
             "was expected. The copy was deleted.",
             hint="Try again; if it happens again, the file on the server was changed.",
         )

@@ -99,9 +99,9 @@ def _listing(tree: Any, url: str) -> tuple[str, dict[str, Stated]]:
     """
     try:
         commit, siblings = tree["sha"], tree["siblings"]
-        found = {entry["rfilename"]: _stated(entry) for entry in siblings}
-        if re.fullmatch("[0-9a-f]{40}", commit) and all(isinstance(name, str) for name in found):
-            return commit, found
+        stated_of = {entry["rfilename"]: _stated(entry) for entry in siblings}
+        if re.fullmatch("[0-9a-f]{40}", commit) and all(isinstance(name, str) for name in stated_of):
+            return commit, stated_of
     except (TypeError, KeyError, AttributeError, ValueError):
         pass  # of another form: refused below, like one of the right form with wrong values
     shown = json.dumps(tree)[:60]
@@ -123,7 +123,7 @@ def _fetch_files(
     total = None if None in sizes else sum(sizes)  # type: ignore[arg-type]
     before = 0
 
-    def told(record: Download) -> None:
+    def report(record: Download) -> None:
         if progress:
             progress(Download(repo, before + record.received, total))
 
@@ -135,7 +135,7 @@ def _fetch_files(
                 if not target.is_file():
                     url = f"{_endpoint()}/{repo}/resolve/{commit}/{name}"
                     by_hand = f"You can also fetch it elsewhere and put it at {target}."
-                    known = fetch(url, part, told, by_hand, stated=listed[name], token=token)
+                    known = fetch(url, part, report, by_hand, stated=listed[name], token=token)
                     check_digest(part, url, known.digest)
                     finish(part, target)
                 before += target.stat().st_size
@@ -153,8 +153,8 @@ def _in_their_cache(repo: str, commit: str, wanted: list[str]) -> Path | None:
     """Return the folder in the cache of huggingface_hub, if that has all files, else None."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(repo, name, revision=commit) for name in wanted]
-    return Path(found[0]).parent if all(isinstance(path, str) for path in found) else None  # type: ignore[arg-type]
+    paths = [try_to_load_from_cache(repo, name, revision=commit) for name in wanted]
+    return Path(paths[0]).parent if all(isinstance(path, str) for path in paths) else None  # type: ignore[arg-type]
 
 
 def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:

@@ -211,15 +211,15 @@ def _resnet(inner: Mapping[str, Any], source: str) -> Component:
     expansion = EXPANSION.get(value["layer_type"], 1)
     width = value["hidden_sizes"][0] // expansion
     if depth is None or list(value["hidden_sizes"]) != [expansion * width * 2**i for i in range(4)]:
-        found = f"{kind[0]} blocks, depths {value['depths']} and widths {value['hidden_sizes']}"
-        raise WeightsError(f"{source} has a ResNet of {found}, none of R18, R34, R50 and R101.")
+        described = f"{kind[0]} blocks, depths {value['depths']} and widths {value['hidden_sizes']}"
+        raise WeightsError(f"{source} has a ResNet of {described}, none of R18, R34, R50 and R101.")
     widths = {"stem_channels": value["embedding_size"], "width": width}
     narrow = {name: number for name, number in widths.items() if number != 64}
     return Component(name="resnet", depth=depth, stem="basic", norm="bn", **narrow)
 
 
-def _refuse_variants(config: Mapping[str, Any], fixed: Mapping[str, Any], source: str) -> None:
-    for key, wanted in fixed.items():
+def _refuse_variants(config: Mapping[str, Any], required: Mapping[str, Any], source: str) -> None:
+    for key, wanted in required.items():
         if config.get(key, wanted) != wanted:
             raise WeightsError(f"{source} has {key} = {config[key]!r}; m2f has networks with {wanted!r} only.")
 

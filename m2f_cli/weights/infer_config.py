@@ -99,8 +99,8 @@ def _resnet(view: OurView) -> dict[str, Any]:
     blocks = view.count("backbone.stages.2.{}.conv1.conv.weight")
     kind = (blocks, 3 if "backbone.stages.2.0.conv3.conv.weight" in view else 2)
     if kind not in _RESNET_DEPTHS:
-        found = f"{blocks} blocks of {kind[1]} convolutions in its third stage"
-        raise WeightsError(f"The ResNet has {found}; m2f knows R18, R34, R50 and R101.")
+        described = f"{blocks} blocks of {kind[1]} convolutions in its third stage"
+        raise WeightsError(f"The ResNet has {described}; m2f knows R18, R34, R50 and R101.")
     norm = "sync_bn" if "backbone.stem.0.norm.num_batches_tracked" in view else "frozen_bn"
     stem = "deeplab" if "backbone.stem.2.conv.weight" in view else "basic"
     last = "backbone.stem.2.conv.weight" if stem == "deeplab" else "backbone.stem.0.conv.weight"

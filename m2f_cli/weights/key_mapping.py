@@ -149,13 +149,13 @@ class Table:
         Raises:
             WeightsError: the format has no name for it.
         """
-        found = _find(self, ours)
-        if found is None:
+        match = _find(self, ours)
+        if match is None:
             raise WeightsError(
                 f"The {self.format} format has no place for {ours!r}.",
                 hint="It holds the published networks only, with a backbone swin or resnet.",
             )
-        return found
+        return match
 
     def spell(self, names: Iterable[str]) -> dict[str, str]:
         """Return each name of a file with its spelling in the rules."""
@@ -208,13 +208,13 @@ def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sh
     Raises:
         WeightsError: tensors are missing, left over, or of another shape. The message names the first of them.
     """
-    theirs = spelled(table, tensors)
-    left_over = set(theirs)
+    source_state = spelled(table, tensors)
+    left_over = set(source_state)
     state: dict[str, Tensor] = {}
     missing, misshapen = [], []
     for ours, shape in shapes.items():
         names, layout = table.find(ours)
-        absent = [name for name in names if name not in theirs]
+        absent = [name for name in names if name not in source_state]
         if absent:
             if ours.endswith("num_batches_tracked"):
                 state[ours] = torch.zeros((), dtype=torch.long)
@@ -222,7 +222,7 @@ def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sh
                 missing += absent
             continue
         left_over -= set(names)
-        parts = [theirs[name] for name in names]
+        parts = [source_state[name] for name in names]
         wrong = [
             f"{name} is {_text(part.shape)} and should be {_text(wanted)}"
             for name, part, wanted in zip(names, parts, layout.their_shapes(tuple(shape)), strict=True)
@@ -345,8 +345,8 @@ class OurView:
         self.shapes = {spelling[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def __contains__(self, ours: str) -> bool:
-        found = _find(self.table, ours)
-        return found is not None and all(name in self.shapes for name in found[0])
+        match = _find(self.table, ours)
+        return match is not None and all(name in self.shapes for name in match[0])
 
     def __getitem__(self, ours: str) -> Shape:
         """Return the shape that m2f's tensor of this name would have."""

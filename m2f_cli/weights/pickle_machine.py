@@ -87,13 +87,13 @@ class Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def remember(self, place: int) -> None:
-        self.memo[place] = self.top()
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.top()
 
-    def recall(self, place: int) -> None:
-        if place not in self.memo:
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
             raise Damaged("it refers to what is not there")
-        self.push(self.memo[place])
+        self.push(self.memo[index])
 
     # --- making things
 

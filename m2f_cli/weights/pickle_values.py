@@ -125,10 +125,10 @@ def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
     """Create an object as protocols 0 and 1 do: from its class, a base class, and the value of that."""
     if type(what) is not Name or what.text not in CLASSES:
         raise Damaged("it makes an object of what is no class")
-    made = CALLS[what.text](machine)
-    if type(made) is InertDict and type(state) is dict:
-        machine.fill(made, machine.copying(state).items())
-    return made
+    instance = CALLS[what.text](machine)
+    if type(instance) is InertDict and type(state) is dict:
+        machine.fill(instance, machine.copying(state).items())
+    return instance
 
 
 def _wholes(values: Any) -> tuple[int, ...]:

@@ -285,9 +285,9 @@ def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _resized(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     result = spelled(table, tensors)
     for name, shape in shapes.items():
-        theirs = table.find(name)[0][0]
-        if name.endswith(_BIAS_TABLE) and theirs in result:
-            result[theirs] = resize_bias_table(result[theirs], shape[0])
+        foreign = table.find(name)[0][0]
+        if name.endswith(_BIAS_TABLE) and foreign in result:
+            result[foreign] = resize_bias_table(result[foreign], shape[0])
     return result
 
 
@@ -355,13 +355,13 @@ def from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) ->
     Raises:
         WeightsError: tensors are missing or misshapen.
     """
-    theirs = {name.replace("_", "."): tensor for name, tensor in state.items()}
+    source_state = {name.replace("_", "."): tensor for name, tensor in state.items()}
     sources = {ours: ours.removeprefix("backbone.net.").removeprefix("model.").replace("_", ".") for ours in shapes}
-    missing = [ours for ours, name in sources.items() if name not in theirs]
+    missing = [ours for ours, name in sources.items() if name not in source_state]
     misshapen = [
-        f"{ours} is {tuple(theirs[name].shape)} and should be {tuple(shapes[ours])}"
+        f"{ours} is {tuple(source_state[name].shape)} and should be {tuple(shapes[ours])}"
         for ours, name in sources.items()
-        if name in theirs and tuple(theirs[name].shape) != tuple(shapes[ours])
+        if name in source_state and tuple(source_state[name].shape) != tuple(shapes[ours])
     ]
     refuse(missing, [], misshapen)
-    return {ours: theirs[name] for ours, name in sources.items()}
+    return {ours: source_state[name] for ours, name in sources.items()}

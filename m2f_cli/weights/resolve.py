@@ -13,9 +13,9 @@ from torch import Tensor
 from ..config import presets as config
 from ..config.schema import Config, WeightsSource
 from ..errors import M2FError, WeightsError, nearest, unknown_name
-from . import checkpoint, hub, huggingface
+from . import hub, huggingface
 from . import readers as containers
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, from_container, is_ours
 from .download import Progress, download, file_hashes
 from .infer_config import infer, same_network
 from .key_mapping import OurView, Table, unwrapped
@@ -88,14 +88,14 @@ def _load_preset(name: str, progress: Progress | None, trust_code: bool) -> Chec
         raise WeightsError(f"Nobody has released weights of the preset {name!r}.", hint=hint)
     first, *others = preset.weights
     try:
-        found = _load_source(first, progress, trust_code)
+        checkpoint = _load_source(first, progress, trust_code)
     except WeightsError as error:
         if others:
-            places = " or ".join(str(source.hub or source.url) for source in others)
-            error.hint = f"{error.hint or ''} The same weights are also released as {places}.".strip()
+            addresses = " or ".join(str(source.hub or source.url) for source in others)
+            error.hint = f"{error.hint or ''} The same weights are also released as {addresses}.".strip()
         raise
-    found.source = f"{name} ({first.hub or first.url})"
-    return _as_preset(found, preset)
+    checkpoint.source = f"{name} ({first.hub or first.url})"
+    return _as_preset(checkpoint, preset)
 
 
 def _load_source(source: WeightsSource, progress: Progress | None, trust_code: bool) -> Checkpoint:
@@ -105,15 +105,19 @@ def _load_source(source: WeightsSource, progress: Progress | None, trust_code: b
 
 
 def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
-    found = huggingface.read_folder(hub.fetch_repo(repo, progress=progress), repo)
+    checkpoint = huggingface.read_folder(hub.fetch_repo(repo, progress=progress), repo)
     preset = next((p for p in shipped_presets().values() if any(s.hub == repo for s in p.weights)), None)
-    return found if preset is None or not same_network(found.model, preset.model) else _as_preset(found, preset)
+    return (
+        checkpoint
+        if preset is None or not same_network(checkpoint.model, preset.model)
+        else _as_preset(checkpoint, preset)
+    )
 
 
-def _as_preset(found: Checkpoint, preset: Config) -> Checkpoint:
+def _as_preset(checkpoint: Checkpoint, preset: Config) -> Checkpoint:
     """Give a checkpoint the configuration of the preset whose weights it holds, which says more than the file."""
-    found.config, found.model, found.notes = preset, preset.model, []
-    return found
+    checkpoint.config, checkpoint.model, checkpoint.notes = preset, preset.model, []
+    return checkpoint
 
 
 @functools.cache
@@ -141,15 +145,15 @@ def _load_folder(folder: Path, trust_code: bool) -> Checkpoint:
 
 def _load_file(path: Path, trust_code: bool) -> Checkpoint:
     container = containers.read(path)
-    if checkpoint.is_ours(container):
-        return checkpoint.from_container(container, str(path), trust_code=trust_code)
+    if is_ours(container):
+        return from_container(container, str(path), trust_code=trust_code)
     tensors, notes = unwrapped(container.tensors, MARKS)
     table = _table_of(tensors, path)
     model, assumed = infer(OurView(table, tensors))
-    found = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])
-    found.class_names = _class_names(container.extra)
-    preset = _released_as(path, found)
-    return found if preset is None else _as_preset(found, preset)
+    checkpoint = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])
+    checkpoint.class_names = _class_names(container.extra)
+    preset = _released_as(path, checkpoint)
+    return checkpoint if preset is None else _as_preset(checkpoint, preset)
 
 
 def _table_of(tensors: Mapping[str, Tensor], path: Path) -> Table:
@@ -170,20 +174,23 @@ def _class_names(extra: Mapping[str, Any]) -> list[str] | None:
     meta = extra.get("meta")
     if not isinstance(meta, Mapping):
         return None
-    found = meta.get("dataset_meta")
-    found = found if isinstance(found, Mapping) else meta
-    names = found.get("classes", found.get("CLASSES"))
+    described = meta.get("dataset_meta")
+    described = described if isinstance(described, Mapping) else meta
+    names = described.get("classes", described.get("CLASSES"))
     is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     return list(names) if is_list and names else None
 
 
-def _released_as(path: Path, found: Checkpoint) -> Config | None:
+def _released_as(path: Path, checkpoint: Checkpoint) -> Config | None:
     """Return the preset whose released weights a file holds, by its name or else by its hash.
 
     A name is conclusive only if it contains a hash, because every detectron2 training ends with a `model_final.pth`.
     """
     released = [
-        (p, s) for p in shipped_presets().values() for s in p.weights if s.url and same_network(p.model, found.model)
+        (p, s)
+        for p in shipped_presets().values()
+        for s in p.weights
+        if s.url and same_network(p.model, checkpoint.model)
     ]
     by_name = next((p for p, s in released if s.hash_prefix and str(s.url).rsplit("/", 1)[-1] == path.name), None)
     if by_name is not None or not released:

@@ -80,10 +80,10 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
 def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
     """Add the classifier's last norm, which transformers creates and never uses, and MaskFormer's constants."""
     encoder = "model.pixel_level_module.encoder."
-    last, place = ("3", "model.") if method == "maskformer" else ("stage4", "swin.")
+    last, prefix = ("3", "model.") if method == "maskformer" else ("stage4", "swin.")
     norm = tensors[f"{encoder}hidden_states_norms.{last}.weight"]
-    tensors[f"{encoder}{place}layernorm.weight"] = torch.ones_like(norm)
-    tensors[f"{encoder}{place}layernorm.bias"] = torch.zeros_like(norm)
+    tensors[f"{encoder}{prefix}layernorm.weight"] = torch.ones_like(norm)
+    tensors[f"{encoder}{prefix}layernorm.bias"] = torch.zeros_like(norm)
     if method == "maskformer":
         for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
             window = (math.isqrt(len(tensors[name])) + 1) // 2
@@ -93,7 +93,7 @@ def _add_swin_extras(tensors: dict[str, Tensor], method: str) -> None:
 def _relative_position_index(window: int) -> Tensor:
     """Return the row of the bias table for each pair of tokens (docs/methods/published-behaviour.md#3-3)."""
     rows, columns = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
-    down, right = (places[:, None] - places + window - 1 for places in (rows, columns))
+    down, right = (positions[:, None] - positions + window - 1 for positions in (rows, columns))
     return down * (2 * window - 1) + right
 
 

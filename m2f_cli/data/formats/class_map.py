@@ -85,14 +85,16 @@ def parse_categories(rows: list[Any], path: Path, *, isthing: bool | None = None
     Raises:
         DataError: a category lacks id, name or (if required) isthing, or two categories share an id or name.
     """
-    found = [_parse_category(row, path, isthing) for row in rows]
+    categories = [_parse_category(row, path, isthing) for row in rows]
     for key in ("id", "name"):
-        twin, count = Counter(getattr(category, key) for category in found).most_common(1)[0] if found else ("", 0)
+        repeated, count = (
+            Counter(getattr(category, key) for category in categories).most_common(1)[0] if categories else ("", 0)
+        )
         if count > 1:
-            raise DataError(f"{path}: two categories have the {key} {twin!r}.", hint="Merge or rename them.")
-    if not found:
+            raise DataError(f"{path}: two categories have the {key} {repeated!r}.", hint="Merge or rename them.")
+    if not categories:
         raise DataError(f"{path} has no categories.")
-    ordered = sorted(found, key=lambda category: category.id)
+    ordered = sorted(categories, key=lambda category: category.id)
     return tuple(
         category if category.color else dataclasses.replace(category, color=default_color(number))
         for number, category in enumerate(ordered)
@@ -228,9 +230,9 @@ def listed(values: Any, key: str, path: Path) -> list[Any]:
         ConfigError: the value is neither.
     """
     if isinstance(values, dict):
-        found = {_id_or_none(position): value for position, value in values.items()}
-        complete = found.keys() == set(range(len(values)))
-        values = [found[position] for position in range(len(found))] if complete else None
+        by_position = {_id_or_none(position): value for position, value in values.items()}
+        complete = by_position.keys() == set(range(len(values)))
+        values = [by_position[position] for position in range(len(by_position))] if complete else None
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{path}: {key} should be a list, or a mapping of 0, 1, 2, … without gaps.")
     return values

@@ -74,10 +74,10 @@ def _images(rows: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
     images: dict[int | str, dict[str, Any]] = {}
     for position, row in enumerate(rows):
         image = row if _is_plain(row) else read_as(schemas.Image, row, f"{path}: image {position}").model_dump()
-        twin = images.setdefault(image["id"], image)
-        if twin["file_name"] != image["file_name"]:
+        first = images.setdefault(image["id"], image)
+        if first["file_name"] != image["file_name"]:
             raise DataError(
-                f"{path}: the image id {shown(image['id'])} stands for {twin['file_name']} and {image['file_name']}.",
+                f"{path}: the image id {shown(image['id'])} stands for {first['file_name']} and {image['file_name']}.",
                 hint="Give each image an id of its own, or export the data again.",
             )
     if not images:
@@ -113,8 +113,10 @@ def _twins(annotations: list[dict[str, Any]], path: Path) -> list[str]:
     count = len(ids) - len(set(ids))
     if not count:
         return []
-    twin = next(key for key, times in Counter(ids).items() if times > 1)
-    return [f"{count} annotations of {path.name} repeat the id of another, such as {twin}: each counts as an object"]
+    repeated = next(key for key, times in Counter(ids).items() if times > 1)
+    return [
+        f"{count} annotations of {path.name} repeat the id of another, such as {repeated}: each counts as an object"
+    ]
 
 
 def find_json(folder: Path, kind: str, split: str) -> tuple[Path, tuple[str, ...]]:

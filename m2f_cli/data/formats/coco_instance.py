@@ -54,8 +54,8 @@ class ObjectsOfImage:
         """
         size = self.size or image_size(self.image)
         check_canvas(size, f"{self.file.name}: {self.image.name}")
-        found = (self._object(row, size) for row in pickle.loads(self.packed))
-        return InstanceAnnotation(size, [item for item in found if item is not None])
+        objects = (self._object(row, size) for row in pickle.loads(self.packed))
+        return InstanceAnnotation(size, [item for item in objects if item is not None])
 
     def _object(self, row: tuple[Any, ...], size: tuple[int, int]) -> AnnotatedObject | None:
         key, category_id, segmentation, iscrowd, area = row

@@ -68,8 +68,8 @@ class SegmentsOfImage:
         rows = [_checked(row, where) for row in pickle.loads(self.packed)]
         labels = {row[0]: self.classes.number(row[1], where) for row in rows}
         if len(labels) < len(rows):
-            twin = next(key for key, count in Counter(row[0] for row in rows).items() if count > 1)
-            raise DataError(f"{self.file.name} lists the segment {twin} of {self.png.name} twice.")
+            repeated = next(key for key, count in Counter(row[0] for row in rows).items() if count > 1)
+            raise DataError(f"{self.file.name} lists the segment {repeated} of {self.png.name} twice.")
         self._refuse_strangers(values_in(ids_HW), labels)
         dropped = [key for key, label in labels.items() if label is None]
         if dropped:
@@ -164,10 +164,10 @@ def png_folder(path: Path) -> Path:
         DataError: none of these folders holds PNGs.
     """
     candidates = (path.with_suffix(""), path.parent.parent / path.stem, path.parent)
-    found = folder_at(*(folder for folder in candidates if any(folder.rglob("*.png"))))
-    if found is None:
+    folder_of_pngs = folder_at(*(folder for folder in candidates if any(folder.rglob("*.png"))))
+    if folder_of_pngs is None:
         raise DataError(f"The PNGs of {path} are missing.", hint=f"Put them into {candidates[0]} or {candidates[1]}.")
-    return found
+    return folder_of_pngs
 
 
 def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:

@@ -72,7 +72,7 @@ def label_records(
     """
     files = _masks_below(folders.masks)
     masks = {p.relative_to(folders.masks).with_suffix("").as_posix(): p for p in files}
-    twins = len(files) - len(masks)
+    repeated = len(files) - len(masks)
     records = []
     for image in images_below(folders.images):
         stem = record_name(image.relative_to(folders.images)).removesuffix(image_end)
@@ -86,8 +86,8 @@ def label_records(
         )
     loose = sum(name.endswith(mask_end) for name in masks)  # Cityscapes has other images of labels beside them
     notes = [f"{loose} masks in {folders.masks} belong to no image"] if loose else []
-    if twins:
-        notes.append(f"{twins} masks in {folders.masks} have the name of another and are not used")
+    if repeated:
+        notes.append(f"{repeated} masks in {folders.masks} have the name of another and are not used")
     return tuple(records), tuple(notes)
 
 

@@ -87,8 +87,8 @@ class ShapesOfImage:
         tree = read_json(self.file, "shapes")
         size = self._size(tree)
         check_canvas(size, str(self.file))
-        found = [self._object(group, size) for group in _groups(tree["shapes"], self.file)]
-        return InstanceAnnotation(size, [item for item in found if item is not None], source=self.file)
+        objects = [self._object(group, size) for group in _groups(tree["shapes"], self.file)]
+        return InstanceAnnotation(size, [item for item in objects if item is not None], source=self.file)
 
     def _size(self, tree: dict[str, Any]) -> tuple[int, int]:
         tree = schemas.read_as(schemas.LabelMeImage, tree, str(self.file), hint="Save it with LabelMe again.")
@@ -173,8 +173,8 @@ def _why_passed_over(shape: dict[str, Any]) -> str | None:
     if kind not in _AREAS:
         return f"shapes of the type {schemas.shown(kind)}"
     points = shape.get("points")
-    few = kind in _POLYGONS and isinstance(points, list) and len(points) < 3
-    return "polygons of fewer than three points" if few else None
+    is_short = kind in _POLYGONS and isinstance(points, list) and len(points) < 3
+    return "polygons of fewer than three points" if is_short else None
 
 
 def _read_mask(data: Any, corners_22: np.ndarray, size: tuple[int, int], file: Path) -> dict[str, Any]:
@@ -306,8 +306,8 @@ def _images(folder: Path) -> set[Path]:
 
 def _finds(folder: Path) -> bool:
     splits = [folder / name for name in NAMES if (folder / name).is_dir()]
-    candidates = (folder.glob("*.json"), *(place.glob(kind) for place in splits for kind in ("*.json", "*/*.json")))
-    return any(_is_labelme(path) for found in candidates for path in itertools.islice(found, _TRIED))
+    candidates = (folder.glob("*.json"), *(split.glob(kind) for split in splits for kind in ("*.json", "*/*.json")))
+    return any(_is_labelme(path) for paths in candidates for path in itertools.islice(paths, _TRIED))
 
 
 def _is_labelme(path: Path) -> bool:

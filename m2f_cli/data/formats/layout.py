@@ -58,16 +58,16 @@ def find_split(
         NoSplit: there is no such split. The message lists those that exist.
     """
     for name in in_all_cases(spellings(split)):
-        found = at(name)
-        if found is not None:
+        content = at(name)
+        if content is not None:
             borrowed = name.lower() == "test" != split.lower()
-            return found, name, (f"there is no split {split!r}: {name!r} is used",) if borrowed else ()
+            return content, name, (f"there is no split {split!r}: {name!r} is used",) if borrowed else ()
     known = [name for name in NAMES if at(name) is not None]
     unusual = [name for name in dict.fromkeys(others) if name not in known]
     if split in SPELLINGS["train"] and not known and len(unusual) == 1:
-        found = at(unusual[0])
-        if found is not None:
-            return found, unusual[0], (f"there is no split {split!r}: {unusual[0]!r}, the only one, is used",)
+        content = at(unusual[0])
+        if content is not None:
+            return content, unusual[0], (f"there is no split {split!r}: {unusual[0]!r}, the only one, is used",)
     there = [*known, *unusual]
     raise NoSplit(f"{folder} has no split {split!r}.", hint=f"It has: {', '.join(there) or 'none that is known'}.")
 
@@ -90,10 +90,10 @@ def images_below(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"The folder of images {folder} is missing.")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    if not found:
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    if not images:
         raise DataError(f"{folder} holds no images.", hint=f"Known kinds: {', '.join(IMAGES)}.")
-    return found
+    return images
 
 
 def record_name(file_name: str | Path) -> str:

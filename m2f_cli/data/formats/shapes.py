@@ -61,8 +61,8 @@ def split_polygons(segmentation: Any, where: str) -> list[np.ndarray]:
         return [_parse_polygon(points, where) for points in segmentation]
     polygons: list[np.ndarray] = []
     for is_point, parts in itertools.groupby(segmentation, key=_is_point):
-        found = list(parts)
-        polygons += [_parse_polygon(points, where) for points in ([found] if is_point else found)]
+        entries = list(parts)
+        polygons += [_parse_polygon(points, where) for points in ([entries] if is_point else entries)]
     return polygons
 
 
@@ -187,9 +187,9 @@ def unpack_lengths(packed: bytes) -> np.ndarray | None:
     starts = np.concatenate([[0], ends[:-1] + 1])
     if (ends - starts).max() >= _MOST_LETTERS:
         return None
-    place = 5 * (np.arange(len(letters)) - np.repeat(starts, ends - starts + 1))
-    numbers = np.add.reduceat((letters & 31) << place, starts)
-    numbers -= np.where(letters[ends] & 16, np.int64(1) << (place[ends] + 5), 0)
+    shift = 5 * (np.arange(len(letters)) - np.repeat(starts, ends - starts + 1))
+    numbers = np.add.reduceat((letters & 31) << shift, starts)
+    numbers -= np.where(letters[ends] & 16, np.int64(1) << (shift[ends] + 5), 0)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers

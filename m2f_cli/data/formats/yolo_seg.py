@@ -112,39 +112,41 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
 
 def _images(path: Path, tree: dict[str, Any], split: str) -> list[Path] | None:
     """Return the images of a split, which is a folder, several folders, or a text file with an image per line."""
-    places = tree.get(split)
-    if places is None:
+    entries = tree.get(split)
+    if entries is None:
         return None
-    if isinstance(places, str):
-        places = [places]
-    if not isinstance(places, list) or not all(isinstance(place, str) and place for place in places):
-        said = schemas.shown(places)
+    if isinstance(entries, str):
+        entries = [entries]
+    if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
+        said = schemas.shown(entries)
         raise ConfigError(f"{path}: {split} = {said} should be a folder, a text file, or a list of these.")
-    found = []
-    for place in places:
-        there = _resolve(path, tree, place)
-        found += _listed(path, tree, there) if there.suffix == ".txt" else images_below(there)
-    if not found:
+    images = []
+    for entry in entries:
+        there = _resolve(path, tree, entry)
+        images += _listed(path, tree, there) if there.suffix == ".txt" else images_below(there)
+    if not images:
         raise DataError(f"{path}: the split {split!r} has no images.")
-    return found
+    return images
 
 
 def _listed(path: Path, tree: dict[str, Any], text: Path) -> list[Path]:
     return [_resolve(path, tree, line.strip()) for line in documents.read_lines(text) if line.strip()]
 
 
-def _resolve(path: Path, tree: dict[str, Any], place: str) -> Path:
+def _resolve(path: Path, tree: dict[str, Any], entry: str) -> Path:
     """Return the path that an entry of data.yaml means.
 
     Exporters write paths from the root of the data, from the YAML file, or from a folder that does not exist.
     """
     root = Path(str(tree.get("path") or ""))
-    written = dict.fromkeys((Path(place), Path(place.replace("\\", "/"))))  # Windows separates folders by backslashes
-    found = [path.parent / root / plain for plain in written]
+    written = dict.fromkeys((Path(entry), Path(entry.replace("\\", "/"))))  # Windows separates folders by backslashes
+    candidates = [path.parent / root / plain for plain in written]
     for plain in written:
         below = Path(*(part for part in plain.parts if part not in ("..", ".", plain.anchor)))
-        found += [path.parent / plain, path.parent / below]
-    return next((candidate for candidate in found if is_there(candidate)), found[-1 if len(written) > 1 else 0])
+        candidates += [path.parent / plain, path.parent / below]
+    return next(
+        (candidate for candidate in candidates if is_there(candidate)), candidates[-1 if len(written) > 1 else 0]
+    )
 
 
 def _record(image: Path, classes: ClassMap) -> Record:

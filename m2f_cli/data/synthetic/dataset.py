@@ -29,9 +29,9 @@ def _scene(seed: int, height: int, width: int, objects: tuple[int, int], difficu
 
     The arrays are shared and therefore read-only.
     """
-    made = scene(seed, height, width, objects=objects, difficulty=difficulty)
-    made.image_HW3.flags.writeable = made.ids_HW.flags.writeable = False
-    return made
+    generated = scene(seed, height, width, objects=objects, difficulty=difficulty)
+    generated.image_HW3.flags.writeable = generated.ids_HW.flags.writeable = False
+    return generated
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class _ReadImage(_SceneReader):
 
 class _ReadPanoptic(_SceneReader):
     def __call__(self) -> PanopticAnnotation:
-        made = self.scene()
+        generated = self.scene()
         return PanopticAnnotation(
-            made.ids_HW, [AnnotatedSegment(segment.id, segment.label) for segment in made.segments]
+            generated.ids_HW, [AnnotatedSegment(segment.id, segment.label) for segment in generated.segments]
         )
 
 
@@ -65,9 +65,11 @@ class _ReadSemantic(_SceneReader):
 
 class _ReadInstances(_SceneReader):
     def __call__(self) -> InstanceAnnotation:
-        found = self.scene().instances()
-        labels = found.labels_N.tolist()
-        return InstanceAnnotation(self.size, [AnnotatedObject(*pair) for pair in zip(labels, found.rles, strict=True)])
+        instances = self.scene().instances()
+        labels = instances.labels_N.tolist()
+        return InstanceAnnotation(
+            self.size, [AnnotatedObject(*pair) for pair in zip(labels, instances.rles, strict=True)]
+        )
 
 
 _READERS: dict[Task, type[_SceneReader]] = {

@@ -74,11 +74,11 @@ def look_at(record: Record, num_classes: int) -> Look:
     try:
         annotation = record.read_annotation()
         check_size(record.image or Path(record.name), image["size"], annotation.size)
-        found = regions_of(annotation)
-        _check_labels(found.labels, num_classes)
+        regions = regions_of(annotation)
+        _check_labels(regions.labels, num_classes)
     except DataError as error:
         return Look(record.name, **image, problem=_problem(record, error, "damaged-annotation"))
-    return Look(record.name, **image, regions=found)
+    return Look(record.name, **image, regions=regions)
 
 
 def _problem(record: Record, error: DataError, otherwise: str) -> Problem:

@@ -29,19 +29,21 @@ def of_no_split(split: str, error: DataError) -> Finding:
     )
 
 
-def of_leftovers(found: Leftover) -> Finding:
-    where = f"in {found.folder}"
-    if found.kind == "pictures":
-        message = f"{_counted(found.count, 'image')} {where} {_is(found.count)} in no split, such as {found.first}."
-        return Finding(
-            "warning", "unused-pictures", found.split, message, "Annotate or remove them, or check that names agree."
+def of_leftovers(leftover: Leftover) -> Finding:
+    where = f"in {leftover.folder}"
+    if leftover.kind == "pictures":
+        message = (
+            f"{_counted(leftover.count, 'image')} {where} {_is(leftover.count)} in no split, such as {leftover.first}."
         )
-    belong = "belongs" if found.count == 1 else "belong"
-    message = f"{_counted(found.count, 'annotation file')} {where} {belong} to no image, such as {found.first}."
+        return Finding(
+            "warning", "unused-pictures", leftover.split, message, "Annotate or remove them, or check that names agree."
+        )
+    belong = "belongs" if leftover.count == 1 else "belong"
+    message = f"{_counted(leftover.count, 'annotation file')} {where} {belong} to no image, such as {leftover.first}."
     return Finding(
         "warning",
         "unused-annotations",
-        found.split,
+        leftover.split,
         message,
         "Copy the images there, or check that both have the same names.",
     )
@@ -50,7 +52,7 @@ def of_leftovers(found: Leftover) -> Finding:
 def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
     """Return an error for each split whose classes differ from those of the first. Training refuses such splits."""
     first = [each.name for each in splits[0].classes]
-    found = []
+    findings = []
     for split in splits[1:]:
         names = [each.name for each in split.classes]
         if names != first:
@@ -59,8 +61,8 @@ def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
                 f"{split.split} has {len(names)} classes and {splits[0].split} {len(first)}; "
                 f"they differ in {', '.join(strange[:5]) or 'their order'}."
             )
-            found.append(Finding("error", "other-classes", split.split, message, "Both need the same class list."))
-    return found
+            findings.append(Finding("error", "other-classes", split.split, message, "Both need the same class list."))
+    return findings
 
 
 # --- of a split -------------------------------------------------------------------------------------------------------
@@ -87,11 +89,11 @@ def _of_problems(split: SplitReport) -> list[Finding]:
             level,
             kind,
             split.split,
-            f"{_counted(len(found), 'image')} of {split.description.images} cannot "
-            f"be used; the first: {found[0].message}",
+            f"{_counted(len(problems), 'image')} of {split.description.images} cannot "
+            f"be used; the first: {problems[0].message}",
             "Repair them, leave them out, or train with --skip-broken.",
         )
-        for kind, found in by_kind.items()
+        for kind, problems in by_kind.items()
     ]
 
 
@@ -156,13 +158,13 @@ def _of_repeats(split: SplitReport) -> list[Finding]:
 
 def of_twins(shared: Sequence[Twin]) -> list[Finding]:
     groups: dict[tuple[str, str, bool], list[Twin]] = {}
-    for twin in shared:
-        groups.setdefault((twin.split, twin.other_split, twin.identical), []).append(twin)
-    return [_of_twin_group(*key, found) for key, found in groups.items()]
+    for pair in shared:
+        groups.setdefault((pair.split, pair.other_split, pair.identical), []).append(pair)
+    return [_of_twin_group(*key, members) for key, members in groups.items()]
 
 
-def _of_twin_group(split: str, other: str, identical: bool, found: list[Twin]) -> Finding:
-    count, first = len(found), found[0]
+def _of_twin_group(split: str, other: str, identical: bool, pairs: list[Twin]) -> Finding:
+    count, first = len(pairs), pairs[0]
     which, such = f"{_counted(count, 'image')} of {split}", f"such as {first.name} and {first.other}."
     if identical:
         return Finding(

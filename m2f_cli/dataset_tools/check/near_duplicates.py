@@ -89,59 +89,59 @@ class Twin:
 def repeats(prints: Prints) -> list[Twin]:
     """Return the images of a split whose file equals that of an earlier image of the split."""
     first: dict[bytes, str] = {}
-    found = []
+    pairs = []
     for name, exact in zip(prints.names, prints.digests, strict=True):
         if exact in first:
-            found.append(Twin(name, prints.split, first[exact], prints.split, identical=True))
+            pairs.append(Twin(name, prints.split, first[exact], prints.split, identical=True))
         first.setdefault(exact, name)
-    return found
+    return pairs
 
 
-def twins(mine: Prints, theirs: Prints) -> list[Twin]:
+def twins(prints: Prints, others: Prints) -> list[Twin]:
     """Return the images of one split that are also in another, or look like an image there.
 
     At most 7 of 128 bits of such a pair differ. Each image is paired with the most similar one.
     """
-    exact = dict(zip(reversed(theirs.digests), reversed(theirs.names), strict=True))
-    found = []
-    for index, (other, bits) in enumerate(_nearest(mine.hashes, theirs.hashes)):
-        name, same = mine.names[index], exact.get(mine.digests[index])
-        if same is not None:
-            found.append(Twin(name, mine.split, same, theirs.split, identical=True))
-        elif other is not None:
-            found.append(Twin(name, mine.split, theirs.names[other], theirs.split, identical=False, bits=bits))
-    return found
-
-
-def shared_files(mine: Sequence[Record], theirs: Sequence[Record]) -> list[tuple[str, str]]:
-    """Return the names of images whose files are equal, in both splits. Only files of equal length are read."""
-    lengths, others = _by_length(mine), _by_length(theirs)
+    exact = dict(zip(reversed(others.digests), reversed(others.names), strict=True))
     pairs = []
-    for length in lengths.keys() & others.keys():
-        known = {digest(record.image.read_bytes()): record.name for record in others[length]}
+    for index, (other, bits) in enumerate(_nearest(prints.hashes, others.hashes)):
+        name, same = prints.names[index], exact.get(prints.digests[index])
+        if same is not None:
+            pairs.append(Twin(name, prints.split, same, others.split, identical=True))
+        elif other is not None:
+            pairs.append(Twin(name, prints.split, others.names[other], others.split, identical=False, bits=bits))
+    return pairs
+
+
+def shared_files(records: Sequence[Record], others: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return the names of images whose files are equal, in both splits. Only files of equal length are read."""
+    lengths, other_lengths = _by_length(records), _by_length(others)
+    pairs = []
+    for length in lengths.keys() & other_lengths.keys():
+        known = {digest(record.image.read_bytes()): record.name for record in other_lengths[length]}
         own = ((record.name, digest(record.image.read_bytes())) for record in lengths[length])
         pairs += [(name, known[exact]) for name, exact in own if exact in known]
     return sorted(pairs)
 
 
 def _by_length(records: Sequence[Record]) -> dict[int, list[Record]]:
-    found = defaultdict(list)
+    by_length = defaultdict(list)
     for record in records:
         if record.image is not None and is_file(record.image):
-            found[record.image.stat().st_size].append(record)
-    return found
+            by_length[record.image.stat().st_size].append(record)
+    return by_length
 
 
-def _nearest(mine: Sequence[bytes | None], theirs: Sequence[bytes | None]) -> Iterator[tuple[int | None, int]]:
+def _nearest(hashes: Sequence[bytes | None], others: Sequence[bytes | None]) -> Iterator[tuple[int | None, int]]:
     """Yield, for each of `mine`, the position of the nearest of `theirs` and the number of bits that differ.
 
     The position is None if none is near.
     """
-    known = [position for position, each in enumerate(theirs) if each is not None]
-    there = _as_bytes([theirs[position] for position in known])
-    here = _as_bytes([each for each in mine if each is not None])
+    known = [position for position, each in enumerate(others) if each is not None]
+    there = _as_bytes([others[position] for position in known])
+    here = _as_bytes([each for each in hashes if each is not None])
     pairs = zip(here, _sharing_a_band(here, there), strict=True)
-    for each in mine:
+    for each in hashes:
         own, candidates = (None, ()) if each is None else next(pairs)
         bits = _ONES[there[candidates] ^ own].sum(axis=1) if len(candidates) else np.array([MOST_BITS + 1])
         best = int(bits.argmin())
@@ -153,10 +153,10 @@ def _sharing_a_band(here: np.ndarray, there: np.ndarray) -> Iterator[np.ndarray]
     repeatedly.
     """
     bands = list(zip(here.view(np.uint16).T, there.view(np.uint16).T, strict=True))
-    orders = [np.argsort(theirs, kind="stable") for _, theirs in bands]
+    orders = [np.argsort(other_band, kind="stable") for _, other_band in bands]
     ranges = [
-        (np.searchsorted(theirs, mine, "left", order), np.searchsorted(theirs, mine, "right", order))
-        for (mine, theirs), order in zip(bands, orders, strict=True)
+        (np.searchsorted(other_band, band, "left", order), np.searchsorted(other_band, band, "right", order))
+        for (band, other_band), order in zip(bands, orders, strict=True)
     ]
     for row in range(len(here)):
         yield np.concatenate([order[low[row] : high[row]] for order, (low, high) in zip(orders, ranges, strict=True)])

@@ -78,13 +78,13 @@ class _Folders:
             suffixes = {os.path.splitext(name)[1] for name in names}
             endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in suffixes})
             used = names | others.names.get(folder, set())
-            found = sorted(
+            unused = sorted(
                 name
                 for name in os.listdir(folder)
                 if name.endswith(endings) and name not in used and not name.startswith(".")
             )
-            if found:
-                yield Leftover(self.splits[folder], kind, Path(folder), len(found), found[0])
+            if unused:
+                yield Leftover(self.splits[folder], kind, Path(folder), len(unused), unused[0])
 
 
 def _ending(names: Sequence[str]) -> str:

@@ -123,16 +123,16 @@ def _overview(splits: Sequence[SplitReport]) -> str:
     columns = ["", "images", "cannot be used", "without objects", "objects", "per image, mean", "most", "MB"]
     rows = []
     for each in splits:
-        found, objects = each.description, sum(each.description.objects)
+        counts, objects = each.description, sum(each.description.objects)
         rows.append(
             [
                 each.split,
-                found.images,
+                counts.images,
                 len(each.problems),
                 each.num_empty,
                 objects,
-                round(objects / max(1, found.looked_at), 1),
-                max(found.objects, default=0),
+                round(objects / max(1, counts.looked_at), 1),
+                max(counts.objects, default=0),
                 round(each.num_bytes / 1e6, 1),
             ]
         )
@@ -156,14 +156,14 @@ def _classes(splits: Sequence[SplitReport]) -> str:
 
 
 def _bars_of(split: SplitReport) -> str:
-    found = split.description
-    sizes = Counter(found.sizes).most_common(MOST_BARS)
+    counts = split.description
+    sizes = Counter(counts.sizes).most_common(MOST_BARS)
     edges = list(zip(edge_names(), split.object_edges, strict=True))
     return "".join(
         [
             _histogram("Objects by the root of their area, in pixels", edges),
-            _histogram("Images by number of objects", _binned(found.objects)),
-            _histogram(f"Images by size ({len(found.sizes)} sizes)", [(f"{w} x {h}", n) for (h, w), n in sizes]),
+            _histogram("Images by number of objects", _binned(counts.objects)),
+            _histogram(f"Images by size ({len(counts.sizes)} sizes)", [(f"{w} x {h}", n) for (h, w), n in sizes]),
         ]
     )
 
@@ -222,14 +222,14 @@ def _image(image: Image.Image) -> str:
     return f'<img width="{image.width}" height="{image.height}" alt="" src="data:image/jpeg;base64,{data}">'
 
 
-def _twins(found: Sequence[Twin], records: dict[str, dict[str, Record]]) -> str:
-    if not found:
+def _twins(pairs: Sequence[Twin], records: dict[str, dict[str, Record]]) -> str:
+    if not pairs:
         return ""
     figures = []
-    for twin in found[:MOST_TWINS]:
-        pair = [records[twin.split][twin.name], records[twin.other_split][twin.other]]
-        what = "the same file" if twin.identical else f"{twin.bits} of 128 bits differ"
-        caption = f"{twin.split}: {twin.name} and {twin.other_split}: {twin.other} ({what})"
-        figures.append(_figure([plain(record) for record in pair], caption))
-    title = f"<h2>{len(found)} images that are in two splits, or look like it</h2>"
+    for pair in pairs[:MOST_TWINS]:
+        shown = [records[pair.split][pair.name], records[pair.other_split][pair.other]]
+        what = "the same file" if pair.identical else f"{pair.bits} of 128 bits differ"
+        caption = f"{pair.split}: {pair.name} and {pair.other_split}: {pair.other} ({what})"
+        figures.append(_figure([plain(record) for record in shown], caption))
+    title = f"<h2>{len(pairs)} images that are in two splits, or look like it</h2>"
     return title + f'<div class="pictures">{"".join(figures)}</div>'

@@ -38,12 +38,14 @@ def regions_of(annotation: Annotation) -> Regions:
         return Regions(tuple(areas), tuple(areas.values()), ignored=ignored)
     if isinstance(annotation, PanopticAnnotation):
         areas = areas_in(annotation.ids_HW)
-        found = [(segment, areas.get(segment.id, 0)) for segment in annotation.segments]
+        regions = [(segment, areas.get(segment.id, 0)) for segment in annotation.segments]
         ignored = areas.get(0, 0)
     else:
-        found = [(item, int(coco_mask.area(encode_shape(item.shape, annotation.size)))) for item in annotation.objects]
+        regions = [
+            (item, int(coco_mask.area(encode_shape(item.shape, annotation.size)))) for item in annotation.objects
+        ]
         ignored = 0
-    plain = [(region.label, area) for region, area in found if not region.iscrowd]
-    hidden = sum(area == 0 for _, area in found)
+    plain = [(region.label, area) for region, area in regions if not region.iscrowd]
+    hidden = sum(area == 0 for _, area in regions)
     labels, areas = zip(*plain, strict=True) if plain else ((), ())
-    return Regions(labels, areas, crowds=len(found) - len(plain), hidden=hidden, ignored=ignored)
+    return Regions(labels, areas, crowds=len(regions) - len(plain), hidden=hidden, ignored=ignored)

@@ -105,15 +105,15 @@ class _Tally:
         if look.problem is not None:
             self.problems.append(look.problem)
             return
-        found = look.regions
+        regions = look.regions
         self.sizes[look.size] += 1
-        self.objects.append(len(found.labels))
-        self.crowds, self.hidden = self.crowds + found.crowds, self.hidden + found.hidden
-        self.ignored, self.pixels = self.ignored + found.ignored, self.pixels + look.size[0] * look.size[1]
-        self.hidden_in = self.hidden_in or (look.name if found.hidden else "")
-        if not found.labels and len(self.empty) < MOST_NAMES:
+        self.objects.append(len(regions.labels))
+        self.crowds, self.hidden = self.crowds + regions.crowds, self.hidden + regions.hidden
+        self.ignored, self.pixels = self.ignored + regions.ignored, self.pixels + look.size[0] * look.size[1]
+        self.hidden_in = self.hidden_in or (look.name if regions.hidden else "")
+        if not regions.labels and len(self.empty) < MOST_NAMES:
             self.empty.append(look.name)
-        self._add_regions(np.array(found.labels, dtype=np.int64), np.array(found.areas, dtype=np.int64))
+        self._add_regions(np.array(regions.labels, dtype=np.int64), np.array(regions.areas, dtype=np.int64))
 
     def _add_regions(self, labels: np.ndarray, areas: np.ndarray) -> None:
         self.images_of[np.unique(labels)] += 1
@@ -189,7 +189,7 @@ def report(
     """
     splits = [inspect(data, workers=workers, on_look=on_look) for data in opened]
     pairs = itertools.combinations(splits, 2)
-    shared = [twin for first, second in pairs for twin in twins(second.prints, first.prints)]
+    shared = [pair for first, second in pairs for pair in twins(second.prints, first.prints)]
     of_each = [each for split in splits for each in of_split(split)]
     return DataReport(tuple(splits), tuple(shared), (*before, *of_classes(splits), *of_each, *of_twins(shared)))
 
@@ -205,15 +205,15 @@ def glance(data: DataSet, limit: int, against: DataSet | None = None) -> list[Fi
     count = min(limit, len(data.records))
     records = [data.records[number * len(data.records) // count] for number in range(count)]
     split = inspect(replace(data, records=records))
-    found = []
+    findings = []
     if split.problems:
         message = f"{len(split.problems)} of {count} images cannot be used; the first: {split.problems[0].message}"
-        found.append(Finding("warning", "unusable", data.split, message, "Repair them or leave them out."))
-    found += check(split.description)
+        findings.append(Finding("warning", "unusable", data.split, message, "Repair them or leave them out."))
+    findings += check(split.description)
     pairs = [] if against is None else shared_files(data.records, against.records)
     if pairs:
         such = f"such as {pairs[0][0]} and {pairs[0][1]}"
         message = f"{len(pairs)} images are in {data.split} and in {against.split}, {such}."
         hint = "Results on images that were trained on mean nothing: remove them from one split."
-        found.append(Finding("warning", "shared-pictures", data.split, message, hint))
-    return found
+        findings.append(Finding("warning", "shared-pictures", data.split, message, hint))
+    return findings

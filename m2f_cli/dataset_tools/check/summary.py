@@ -182,7 +182,7 @@ class SplitReport:
             "object_edges": {"bounds": list(EDGES), "objects": list(self.object_edges)},
             "empty": {"pictures": self.num_empty, "first": list(self.empty)},
             "problems": [asdict(problem) for problem in self.problems],
-            "repeats": [asdict(twin) for twin in self.repeats],
+            "repeats": [asdict(pair) for pair in self.repeats],
             "passed_over": self.passed_over.to_dict(),
         }
 
@@ -210,7 +210,7 @@ class DataReport:
             "would_train": not self.errors,
             "findings": [asdict(finding) for finding in self.findings],
             "splits": {each.split: each.to_dict() for each in self.splits},
-            "twins": [asdict(twin) for twin in self.twins],
+            "twins": [asdict(pair) for pair in self.twins],
         }
 
 

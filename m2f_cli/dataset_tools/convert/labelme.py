@@ -39,10 +39,10 @@ class LabelMeFiles(Writer):
         return f"{place.split}/{place.file_name}"
 
     def annotate(self, root: Path, place: Place, annotation: InstanceAnnotation) -> tuple[Rows, Lost]:
-        found = [(item, shapes_of(item, annotation.size)) for item in annotation.objects]
+        objects = [(item, shapes_of(item, annotation.size)) for item in annotation.objects]
         shapes = [
             self._shape(item, part, number if len(parts) > 1 else None)
-            for number, (item, parts) in enumerate(found, 1)
+            for number, (item, parts) in enumerate(objects, 1)
             for part in parts
         ]
         tree = {
@@ -55,7 +55,7 @@ class LabelMeFiles(Writer):
             "imageWidth": int(annotation.size[1]),
         }
         save_text(root / place.split / f"{place.name}.json", json_text(tree, indent=1))
-        return {}, Counter(hidden=sum(not parts for _, parts in found))
+        return {}, Counter(hidden=sum(not parts for _, parts in objects))
 
     def _shape(self, item: AnnotatedObject, part: dict[str, Any], group: int | None) -> dict[str, Any]:
         flags = {CROWD: True} if item.iscrowd else {}

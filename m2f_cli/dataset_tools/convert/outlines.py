@@ -21,9 +21,9 @@ def same_pixels(first: dict[str, Any], second: dict[str, Any]) -> bool:
 def rle_outlines(rle: dict[str, Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the closed paths around a mask and around its holes, each (points, 2) int64 x, y: corners of pixels."""
     left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
-    found = outlines(coco_mask.decode(rle)[top : top + height, left : left + width]) if width else []
+    regions = outlines(coco_mask.decode(rle)[top : top + height, left : left + width]) if width else []
     offset = np.array([left, top])
-    return [each.outer_P2 + offset for each in found], [hole + offset for each in found for hole in each.holes]
+    return [each.outer_P2 + offset for each in regions], [hole + offset for each in regions for hole in each.holes]
 
 
 def joined(rings: Sequence[np.ndarray]) -> np.ndarray:

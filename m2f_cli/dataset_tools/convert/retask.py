@@ -69,10 +69,10 @@ class Recast:
             return PanopticAnnotation(
                 ids_HW, [AnnotatedSegment(n, item.label, item.iscrowd) for n, item in named]
             ), lost
-        found = as_panoptic(annotation, self.separate)
-        for segment in found.segments:
+        panoptic = as_panoptic(annotation, self.separate)
+        for segment in panoptic.segments:
             segment.iscrowd = self.source[segment.label].isthing and segment.label not in self.separate
-        return found, Counter(groups=sum(segment.iscrowd for segment in found.segments))
+        return panoptic, Counter(groups=sum(segment.iscrowd for segment in panoptic.segments))
 
     def _instances(self, annotation: PanopticAnnotation | SemanticAnnotation) -> tuple[InstanceAnnotation, Lost]:
         if isinstance(annotation, SemanticAnnotation):

@@ -233,5 +233,5 @@ def _own(opened: ConvertSource, recast: Recast) -> frozenset[str]:
     ids = [category.id for category in recast.categories] != list(range(len(recast.categories)))
     colours = any(c.color != default_color(number) for number, c in enumerate(recast.categories))
     images = any(record.image_id is not None for data in opened.splits for record in data.records[:1])
-    found = {"category ids": ids, "colours": colours, "image ids": images, "areas": opened.format == "coco-instance"}
-    return frozenset(kind for kind, is_there in found.items() if is_there)
+    kinds = {"category ids": ids, "colours": colours, "image ids": images, "areas": opened.format == "coco-instance"}
+    return frozenset(kind for kind, is_there in kinds.items() if is_there)

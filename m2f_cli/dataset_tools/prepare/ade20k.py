@@ -61,15 +61,15 @@ class ObjectReader:
         """
         rgb_HW3 = read_rgb(tree, name)
         kinds_HW, numbers_HW = rgb_HW3[..., 0], rgb_HW3[..., 1]
-        found = []
+        objects = []
         for number in filter(None, values_in(numbers_HW).tolist()):
             mask_HW = numbers_HW == number
             kinds = np.unique(kinds_HW[mask_HW])
             if len(kinds) > 1 or not 1 <= kinds[0] <= len(self.things):
                 where = f"{tree}: the object {number} of {name}"
                 raise DataError(f"{where} should have one class from 1 to {len(self.things)}, not {kinds.tolist()}.")
-            found.append((self.things[kinds[0] - 1], mask_HW))
-        return rgb_HW3.shape[:2], found
+            objects.append((self.things[kinds[0] - 1], mask_HW))
+        return rgb_HW3.shape[:2], objects
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ObjectEntry:
     objects: ObjectReader
 
     def __call__(self, tree: Tree, item: Item) -> Made:
-        size, found = self.objects.read(tree, item.sources[0])
+        size, objects = self.objects.read(tree, item.sources[0])
         rows = [
             {
                 "image_id": item.name,
@@ -89,7 +89,7 @@ class ObjectEntry:
                 "segmentation": as_text(encode_mask(mask_HW)),
                 "area": int(np.count_nonzero(mask_HW)),
             }
-            for category, mask_HW in found
+            for category, mask_HW in objects
         ]
         return Made(entry=[image_info(item.name, item.facts, size), rows])
 
@@ -115,13 +115,13 @@ class Ade20kSegments:
     def __call__(self, tree: Tree, item: Item) -> Made:
         labels, instances = item.sources
         labels_HW = read_values(tree, labels).astype(np.int32) - 1
-        size, found = self.objects.read(tree, instances)
+        size, objects = self.objects.read(tree, instances)
         if size != labels_HW.shape:
             raise DataError(f"{tree}: {instances} has {size} pixels (height, width), {labels} {labels_HW.shape}.")
         colors = SegmentColors(item.name, {(0, 0, 0), *(self.colors[key] for key in self.stuff)})
         ids_HW, infos = np.zeros(size, dtype=np.int32), []
         regions = [(int(k), labels_HW == k) for k in values_in(labels_HW) if int(k) in self.stuff]
-        for category, mask_HW in (*regions, *found):
+        for category, mask_HW in (*regions, *objects):
             color = self.colors[category]
             red, green, blue = color if category in self.stuff else colors.near(color)
             key = red + 256 * green + 65536 * blue

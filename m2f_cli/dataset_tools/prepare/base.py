@@ -180,9 +180,9 @@ def pairs(
 
 
 def _by_key(names: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for name in names:
-        twin = found.setdefault(key(name), name)
-        if twin != name:
-            raise DataError(f"{twin} and {name} are of the same image, {key(name)!r}.", hint="Remove one of them.")
-    return found
+        first = by_key.setdefault(key(name), name)
+        if first != name:
+            raise DataError(f"{first} and {name} are of the same image, {key(name)!r}.", hint="Remove one of them.")
+    return by_key

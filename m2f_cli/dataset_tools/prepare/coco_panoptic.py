@@ -83,15 +83,15 @@ def _annotations(tree: Tree, table: str) -> list[dict[str, Any]]:
     try:
         annotations = documents.parse_json(tree.read(table), f"{tree}: {table}")["annotations"]
         known = {category.id for category in load_categories("coco-panoptic")}
-        found = {segment["category_id"] for each in annotations for segment in each["segments_info"]}
+        used = {segment["category_id"] for each in annotations for segment in each["segments_info"]}
         if not all(isinstance(segment["id"], int) for each in annotations for segment in each["segments_info"]):
             raise TypeError("an id that is no whole number")
         ordered = sorted(annotations, key=lambda each: stem(each["file_name"]))
     except (ValueError, KeyError, TypeError) as error:
         hint = "Copy or download it again."
         raise DataError(f"{tree}: {table} is no panoptic json, or is damaged: {error!r}.", hint=hint) from error
-    if found - known:
-        raise DataError(f"{tree}: {table} has the category {min(found - known)}, which COCO's 133 classes do not have.")
+    if used - known:
+        raise DataError(f"{tree}: {table} has the category {min(used - known)}, which COCO's 133 classes do not have.")
     return ordered
 
 

@@ -58,9 +58,9 @@ def plan(tree: Tree, partial: bool) -> Plan:
     images, masks = ([name for name in files if _kind(name) == kind] for kind in (_IMAGES, _MASKS))
     if not images or not masks:
         folders = sorted({PurePosixPath(name).parent.name for name in files})[:12]
-        found = f"It has: {', '.join(folders)}." if folders else ""
+        existing = f"It has: {', '.join(folders)}." if folders else ""
         missing = _IMAGES if masks else _MASKS
-        raise DataError(f"{tree} has no tissue with a folder {missing!r}. {found}", hint=PREPARER.how_to_get)
+        raise DataError(f"{tree} has no tissue with a folder {missing!r}. {existing}", hint=PREPARER.how_to_get)
     both = pairs(images, masks, _key, partial=partial)
     stages = []
     for split, members in _split(both).items():

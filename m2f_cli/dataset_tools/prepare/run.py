@@ -158,11 +158,11 @@ def find(preparer: Preparer, root: Path | None, out: Path | None) -> tuple[Tree,
     if not root.exists():
         raise DataError(f"There is no {root} with {preparer.title}.", hint=f"{preparer.how_to_get} Pass it as --root.")
     tree = open_tree(root)
-    found = tree.rooted(preparer.marks, preparer.folder) if preparer.marks else tree
-    if found is None:
+    rooted = tree.rooted(preparer.marks, preparer.folder) if preparer.marks else tree
+    if rooted is None:
         marks = " or ".join(preparer.marks)
         raise DataError(f"{root} is not {preparer.title}: it has no {marks}.", hint=preparer.how_to_get)
-    return found, out or _home(found, root, preparer)
+    return rooted, out or _home(rooted, root, preparer)
 
 
 def _home(tree: Tree, root: Path, preparer: Preparer) -> Path:
@@ -290,15 +290,15 @@ class _Job:
 def _work(make: Callable[[Tree, Item], Made], tree: Tree, out: Path, verify: bool, item: Item) -> Done:
     if item.target is not None and not is_safe(item.target):
         raise DataError(f"{tree}: the name {item.target!r} leads out of the folder that is prepared.")
-    made = make(tree, item)
+    result = make(tree, item)
     if item.target is None:
-        return Done(item.name, "made", made.entry)
+        return Done(item.name, "made", result.entry)
     target = out / item.target
     there = target.is_file()
-    if verify and there and _is_same(target, made.content):
-        return Done(item.name, "kept", made.entry)
-    _put(target, made.content)
-    return Done(item.name, "replaced" if there else "made", made.entry)
+    if verify and there and _is_same(target, result.content):
+        return Done(item.name, "kept", result.entry)
+    _put(target, result.content)
+    return Done(item.name, "replaced" if there else "made", result.entry)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -337,10 +337,10 @@ def _is_same(path: Path, content: bytes | Path) -> bool:
     if old == content or path.suffix not in _PIXELS:
         return old == content
     try:
-        ours, theirs = (_values(each) for each in (content, old))
+        new_values, old_values = (_values(each) for each in (content, old))
     except DataError:
         return False
-    return ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    return new_values.dtype == old_values.dtype and np.array_equal(new_values, old_values)
 
 
 def _values(content: bytes) -> np.ndarray:
