@@ -17,7 +17,7 @@ from ..structures.run_lengths import renamed, values_in
 from ..structures.targets import Target
 from .transforms.geometry import mask_of
 
-TRAINS: dict[Task, tuple[Task, ...]] = {  # what annotations of a kind are enough for
+TRAINS: dict[Task, tuple[Task, ...]] = {  # tasks that each kind of annotation can train
     "panoptic": ("panoptic", "instance", "semantic"),
     "instance": ("instance",),
     "semantic": ("semantic",),

@@ -232,7 +232,7 @@ def _end_workers(produced: Iterator[Batch | M2FError]) -> None:
     """End the workers now. Otherwise they live as long as the traceback of an error refers to them."""
     workers = getattr(produced, "_workers", ())
     if workers:
-        produced._shutdown_workers()  # PyTorch has no public name for it, and its own last means is SIGTERM
+        produced._shutdown_workers()  # PyTorch has no public method, and its own last resort is SIGTERM
     for worker in workers:
         if worker.is_alive():
             worker.kill()
@@ -240,10 +240,10 @@ def _end_workers(produced: Iterator[Batch | M2FError]) -> None:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no process groups to be signalled
+    if not hasattr(signal, "pthread_sigmask"):  # Windows does not signal process groups
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _endings())  # what is born inside keeps it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _endings())  # processes that start inside inherit the mask
     try:
         yield
     finally:
@@ -286,7 +286,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; torch sets its own threads to 1
-    for number in _endings():  # they reach the whole group; the main process says when it is over
+    for number in _endings():  # the signals reach the whole group, but only the main process decides on the end
         signal.signal(number, signal.SIG_IGN)
 
 

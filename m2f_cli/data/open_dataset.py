@@ -17,7 +17,7 @@ from .formats.files import read_json
 from .records import DataSet
 
 _SHOWN = 8
-_TRIED = 20  # json files that are opened to give a hint
+_TRIED = 20  # JSON files that are opened to give a hint
 
 
 def detect(folder: str | Path) -> str:

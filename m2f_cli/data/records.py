@@ -17,7 +17,7 @@ from ..structures.categories import Categories
 from ..structures.images import read_image
 from ..structures.run_lengths import values_in
 
-_NAMED = 3  # of the annotations that are passed over for one reason
+_NAMED = 3  # examples that are kept for each reason
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from .transforms import Sample, Transform, augment
 from .transforms.geometry import Cutout, mask_of
 
 OnError = Literal["raise", "skip"]
-MOST_SKIPPED = 100  # in a row: more than that is not a few damaged files
+MOST_SKIPPED = 100  # in a row; more suggests a systematic error instead of single damaged files
 
 
 class Draw(NamedTuple):

@@ -26,7 +26,7 @@ from .convert.write import ConvertOutcome
 
 TRAIN, VAL, TEST = "train", "val", "test"
 BY_FOLDER = "folder"
-# Formats that are read but not written, and what is written instead for each task.
+# Replacements, by task, for formats that are read but not written.
 _SUBSTITUTES: dict[Task, str] = {"panoptic": "coco-panoptic", "instance": "coco-instance", "semantic": "label-maps"}
 _EVERYTHING = "images"  # a label that every image has
 
@@ -187,8 +187,8 @@ def _move(
     def change(split: str) -> float:
         return sum(count * (here[label] - lacking[split][label] + count) for label, count in weight.items())
 
-    best = min(lacking, key=change)  # to stay would be a rise: the group would weigh twice
-    if change(best) > -1e-6:  # rounding must not move a group to and fro
+    best = min(lacking, key=change)  # the current split never wins, because the group would weigh twice
+    if change(best) > -1e-6:  # rounding errors must not move a group back and forth
         return False
     for label, count in weight.items():
         here[label] += count

@@ -93,7 +93,7 @@ def refuse_other_numbers(name: str, tensor: Tensor, expected: Tensor) -> None:
 
 
 def refuse_infinite(name: str, tensor: Tensor) -> None:
-    # A sum is one pass without a temporary; only where it is odd are the values looked at.
+    # A sum is one pass without a temporary. Single values are checked only if it is not finite.
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise WeightsError(
@@ -118,7 +118,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categori
         "config": config.model_dump(mode="json", exclude_none=True),
         "categories": [category.to_dict() for category in categories],
     }
-    # safetensors refuses tensors that share memory; a copy is made where one is not its own
+    # safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_safetensors(path, tensors, {_HEADER: json_text(header)})
     return path

@@ -28,7 +28,7 @@ from ..runtime import files
 from . import web
 
 TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 4  # a cut connection is taken up again where it was cut
+ATTEMPTS = 4  # each continues where the connection was cut
 WINDOW = 60.0  # seconds in which at least LEAST_RATE bytes a second have to come
 LEAST_RATE = 1024
 LARGEST = 20 << 30  # bytes of one file; the largest released weights have 0.9
@@ -155,7 +155,7 @@ def fetch(
                 return known
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # what we have is no beginning of what there is now
+            if error.code == 416:  # the local part does not belong to the file on the server
                 part.unlink(missing_ok=True)
                 reason = "the file changed on the server"
                 continue
@@ -279,7 +279,7 @@ def _read_validator(part: Path) -> str:
     try:
         _, etag = json.loads(_validator(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""  # nothing known of the part: it is fetched anew
+        return ""  # the origin of the part is unknown, so it is fetched anew
     return str(etag)
 
 

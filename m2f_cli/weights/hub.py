@@ -40,9 +40,9 @@ WEIGHT_FILES = (  # in order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-LARGEST_ANSWER = 16 << 20  # bytes of what the hub says of a repository
+LARGEST_ANSWER = 16 << 20  # bytes of the hub's answer about a repository
 MOST_SHARDS = 1000
-_NOTE = "main.json"  # which commit of a repository is complete here
+_NOTE = "main.json"  # file that names the commit whose local copy is complete
 
 
 def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
@@ -103,7 +103,7 @@ def _listing(tree: Any, url: str) -> tuple[str, dict[str, Stated]]:
         if re.fullmatch("[0-9a-f]{40}", commit) and all(isinstance(name, str) for name in stated_of):
             return commit, stated_of
     except (TypeError, KeyError, AttributeError, ValueError):
-        pass  # of another form: refused below, like one of the right form with wrong values
+        pass  # another form is refused below, like wrong values in the right form
     shown = json.dumps(tree)[:60]
     raise WeightsError(f"{url} answered {shown}, where the hub's list of files was expected.")
 
@@ -167,7 +167,7 @@ def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:
         if all((folder / files.safe_name(str(name))).is_file() for name in tree["files"]):
             return folder
     except (WeightsError, TypeError, KeyError):
-        pass  # nothing of ours is here
+        pass  # there is no copy in m2f's cache
     try:
         return Path(snapshot_download(repo, local_files_only=True, allow_patterns=["config.json"]))
     except (OSError, ValueError) as error:  # LocalEntryNotFoundError is both

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .hub import WEIGHT_FILES
 from .key_tables import HUGGINGFACE
 
-# transformers leaves values out of config.json that equal its defaults; these are the defaults (release 5.23)
+# Defaults of transformers (release 5.23), which its config.json leaves out.
 _DEFAULTS: dict[str, Any] = {
     "feature_size": 256,
     "mask_feature_size": 256,
@@ -49,7 +49,7 @@ _RESNET_DEFAULTS: dict[str, Any] = {
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
 }
-# Variants that transformers can express and that no published model is of: what each has to be.
+# Required values of settings that vary in transformers, but in no published model.
 FIXED = {
     "activation_function": "relu",
     "pre_norm": False,
@@ -58,7 +58,7 @@ FIXED = {
     "feature_strides": [4, 8, 16, 32],
 }
 DETR_FIXED = {"model_type": "detr", "activation_function": "relu"}
-_BACKBONES = {  # what a config.json without a backbone_config means
+_BACKBONES = {  # meaning of a config.json without a backbone_config
     "mask2former": {"model_type": "swin", "depths": [2, 2, 18, 2], "drop_path_rate": 0.3},
     "maskformer": {
         "model_type": "swin",
@@ -90,8 +90,8 @@ RESNETS = {  # kind of block, blocks of the four stages
     50: ("bottleneck", [3, 4, 6, 3]),
     101: ("bottleneck", [3, 4, 23, 3]),
 }
-EXPANSION = {"basic": 1, "bottleneck": 4}  # of a block's width, in what it gives
-# What values of the wrong kind lead to; the ValidationError of pydantic is a ValueError.
+EXPANSION = {"basic": 1, "bottleneck": 4}  # output channels of a block, in widths
+# Errors from values of the wrong kind. The ValidationError of pydantic is a ValueError.
 _SENSELESS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 IMAGENET = InputConfig(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
@@ -159,7 +159,7 @@ def _model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
             name="masked",
             dim=number["hidden_dim"],
             num_queries=number["num_queries"],
-            # transformers counts the prediction on the raw queries, too
+            # transformers also counts the prediction from the raw queries
             num_layers=number["decoder_layers"] - 1,
             num_heads=number["num_attention_heads"],
             ffn_dim=number["dim_feedforward"],
@@ -249,7 +249,7 @@ def _input(processor: Mapping[str, Any]) -> InputConfig:
     normalise = processor.get("do_normalize", True)
     mean = processor.get("image_mean", [0.485, 0.456, 0.406]) if normalise else [0.0] * 3
     std = processor.get("image_std", [0.229, 0.224, 0.225]) if normalise else [1.0] * 3
-    # 255 times a short decimal is one again: without rounding, 0.485 would become 123.67499999999998
+    # rounded, because 0.485 would become 123.67499999999998
     mean, std = ([round(v / scale, 6) for v in values] for values in (mean, std))
     return InputConfig(mean=mean, std=std)
 

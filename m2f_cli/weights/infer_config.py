@@ -9,7 +9,7 @@ from ..config.schema import MOST_CLASSES, Component, ModelConfig
 from ..errors import WeightsError
 from .key_mapping import OurView
 
-HEADS = 8  # attention heads of every published pixel decoder and decoder: the shapes do not tell
+HEADS = 8  # attention heads of every published pixel decoder and decoder; shapes do not show them
 DROP_PATH = 0.3  # of every published Swin (docs/methods/published-behaviour.md#swin); matters in training only
 DROPOUT = 0.1  # of every published MaskFormer (docs/methods/published-behaviour.md#2-4); matters in training only
 _RESNET_DEPTHS = {(2, 2): 18, (6, 2): 34, (6, 3): 50, (23, 3): 101}  # (blocks, convolutions in each), third stage
@@ -25,7 +25,7 @@ def infer(view: OurView) -> tuple[ModelConfig, list[str]]:
     """
     try:
         return _infer(view)
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # tensors without the axes that they have
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # tensors without the expected axes
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise WeightsError(f"The shapes of the tensors are those of no network that m2f knows: {reason}.") from error
 

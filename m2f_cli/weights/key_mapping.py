@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import WeightsError, nearest
 
 Shape = tuple[int, ...]
-SHOWN = 5  # names of a kind in one error message
+SHOWN = 5  # names of each kind in an error message
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def _text(shape: Iterable[int]) -> str:
 
 # --- wrappers ---------------------------------------------------------------------------------------------------------
 
-# What torch.compile, fully sharded training and recomputation put in the middle of names.
+# Parts that torch.compile, fully sharded training and recomputation insert into names.
 _INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 

@@ -99,7 +99,7 @@ DETECTRON2 = Table(
     ),
     spellings=(
         (r"^module\.", ""),
-        # Version metadata lies (Mask2Former issues 95, 110, 129): the level may be there, missing, or doubled.
+        # Version metadata is unreliable (Mask2Former issues 95, 110, 129): the level may be there, missing, or doubled.
         (r"^sem_seg_head\.(pixel_decoder\.)+", "sem_seg_head.pixel_decoder."),
         (r"^sem_seg_head\.(?!pixel_decoder\.|predictor\b)", "sem_seg_head.pixel_decoder."),
         (r"^sem_seg_head\.predictor\.static_query\.", "sem_seg_head.predictor.query_feat."),
@@ -216,7 +216,7 @@ HUGGINGFACE = Table(
     ),
     spellings=(
         (r"^module\.", ""),
-        # MaskFormer's backbone and mask head have names of their own; `maskformer_names` gives them back
+        # MaskFormer's backbone and mask head have other names, which `maskformer_names` restores
         (r"^(model\.pixel_level_module\.encoder\.)model\.", r"\1"),
         *((rf"(\.hidden_states_norms\.){i}\.", rf"\g<1>stage{i + 1}.") for i in range(4)),
         (r"^mask_embedder\.", "model.transformer_module.decoder.mask_predictor.mask_embedder."),
@@ -322,7 +322,7 @@ OPENMMLAB = Table(
     spellings=(
         (r"^module\.", ""),
         (r"^panoptic_head\.", "decode_head."),
-        (r"^(decode_head\.pixel_decoder\.)encoder_out_proj\.", r"\1last_feat_conv."),  # where there is an encoder
+        (r"^(decode_head\.pixel_decoder\.)encoder_out_proj\.", r"\1last_feat_conv."),  # with an encoder
         # before mmdetection 3.0 (UNVERIFIED in detail, docs/methods/published-behaviour.md#7-5): lists of attentions
         # and feed-forward networks
         (r"^(decode_head\.pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
@@ -330,7 +330,7 @@ OPENMMLAB = Table(
         (r"^(decode_head\.transformer_decoder\.layers\.\d+)\.attentions\.1\.", r"\1.self_attn."),
         (r"^(decode_head\..*layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
     ),
-    maskformer_spellings=(  # there, self-attention comes first
+    maskformer_spellings=(  # self-attention comes first in MaskFormer
         (
             r"^(?:module\.)?(?:panoptic|decode)_head\.(transformer_decoder\.layers\.\d+)\.attentions\.0\.",
             r"decode_head.\1.self_attn.",
@@ -348,7 +348,7 @@ OPENMMLAB = Table(
     ),
 )
 
-# Files of ours tell themselves by their header, not by their names.
+# m2f files are identified by their header, not by names.
 OURS = Table(format="m2f", marks=(), rules=(Rule("{rest}", "{rest}"),))
 
 TABLES: dict[str, Table] = {table.format: table for table in (OURS, DETECTRON2, HUGGINGFACE, OPENMMLAB)}

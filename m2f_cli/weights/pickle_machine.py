@@ -15,10 +15,10 @@ from .pickle_values import CALLS, CLASSES, MARKERS, TORCH_TYPES, Inert, InertDic
 
 MOST_STEPS = 600_000  # operations of one pickle; a training file of Swin-L has 200,000
 MOST_COPIED = 500_000  # entries that calls copy from one container into another
-LONGEST_KEY = 16  # members of a tuple that is a key; no weights have any
+LONGEST_KEY = 16  # members of a tuple as a key; weights have no such keys
 MOST_TUPLE_KEYS = 10_000
 LONGEST_NUMBER = 1000  # digits, or bytes, of a whole number
-_LARGE = 1 << 16  # bytes that are read faster than copied from where they are mapped
+_LARGE = 1 << 16  # bytes from which reading is faster than copying mapped memory
 
 
 class Machine:
@@ -228,7 +228,7 @@ class Machine:
         self.push(self.storage_of(ident))
 
 
-_SCALAR_KEYS = (np.bool_, np.integer, np.str_, np.bytes_)  # of floats, many have one hash
+_SCALAR_KEYS = (np.bool_, np.integer, np.str_, np.bytes_)  # no floats, of which many share one hash
 
 
 def _is_plain(value: Any) -> bool:

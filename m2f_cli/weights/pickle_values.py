@@ -23,7 +23,7 @@ from .pickle_source import Damaged, refused
 if TYPE_CHECKING:
     from .pickle_machine import Machine
 
-MOST_AXES = 32  # of arrays and tensors
+MOST_AXES = 32  # largest number of axes of an array or tensor
 
 
 class Inert:
@@ -338,7 +338,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
 }
-# What may be named and never called.
+# Names that may occur and are never called.
 MARKERS = frozenset(
     {
         *STORAGES,

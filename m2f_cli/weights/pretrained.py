@@ -31,9 +31,9 @@ from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_ours, 
 from .key_tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
 
 BACKBONE = "backbone."
-# of Swin: no ImageNet file has them (docs/methods/published-behaviour.md#3-3)
+# Norms of Swin that no ImageNet file has (docs/methods/published-behaviour.md#3-3).
 _OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")
-_ENCODERS = {"huggingface": "model.pixel_level_module.encoder."}  # how a whole model's backbone is called elsewhere
+_ENCODERS = {"huggingface": "model.pixel_level_module.encoder."}  # prefix of the backbone in a whole model's file
 _BIAS_TABLE = "relative_position_bias_table"
 _FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's `features_only`, not of its models
 
@@ -129,7 +129,7 @@ def _alone(table: Table, name: str, marks: tuple[str, ...], *rules: Rule) -> Tab
     )
 
 
-BACKBONE_TABLES = (  # the first whose mark is in a file
+BACKBONE_TABLES = (  # the first whose mark is in a file is used
     _alone(OPENMMLAB, "torchvision", ("layer1.0.",)),
     # timm's Swin merges at the start of a stage, the authors' at the end of the one before
     _alone(
@@ -194,7 +194,7 @@ def load_backbone(
     is_bare_name = Path(ref).name == ref and not Path(ref).exists()
     if is_bare_name and ref not in config.preset_names():
         raise unknown_name("file or release of backbone weights", ref, SOURCES)
-    # No code of the checkpoint is run: its tensors go into a network that is there already.
+    # No code of the checkpoint runs, because its tensors go into an existing network.
     whole = refs.load(ref, progress=progress, trust_code=True)
     return _place(TABLES[whole.format], _backbone_of(whole, wanted), wanted, whole.source, resize_windows)
 
@@ -299,7 +299,7 @@ def resize_bias_table(table_PA: Tensor, rows: int) -> Tensor:
     """
     old, new = math.isqrt(table_PA.shape[0]), math.isqrt(rows)
     if old == new or old**2 != table_PA.shape[0] or new**2 != rows:
-        return table_PA  # what cannot be resized is refused by its shape
+        return table_PA  # a table that cannot be resized is refused by its shape
     plane_1AHW = table_PA.float().T.reshape(1, -1, old, old)
     resized_1AHW = F.interpolate(plane_1AHW, size=(new, new), mode="bicubic", align_corners=False)
     return resized_1AHW.flatten(2)[0].T.contiguous()
@@ -325,7 +325,7 @@ def _load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progr
             f"There is no file {str(path)!r} for the timm model {model!r}.",
             hint="Set model.backbone.pretrained=timm for what timm has released, or give the path of a file.",
         )
-    tensors = containers.read(path).tensors  # timm's own reader would run code of a pickle
+    tensors = containers.read(path).tensors  # timm's own reader would run the code of a pickle
     try:
         whole = timm.create_model(model, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}, **options)
     except (RuntimeError, KeyError) as error:

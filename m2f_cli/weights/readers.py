@@ -20,10 +20,10 @@ from ..runtime import documents
 from . import torch_files
 from .pickle_source import Damaged
 
-INDEX_SUFFIX = ".index.json"  # of a Hugging Face file that is cut into shards
+INDEX_SUFFIX = ".index.json"  # suffix of the index of Hugging Face shards
 MOST_SHARDS = 10_000
-MOST_TIMES = 8  # a file's tensors may share numbers, but not make more of them than so many times its size
-_PICKLES = (  # of protocols 2 to 5, and dictionaries of protocols 0 and 1
+MOST_TIMES = 8  # limit for the size of a file's tensors, which may share numbers, in file sizes
+_PICKLES = (  # beginnings in protocols 2 to 5, and of dictionaries in protocols 0 and 1
     b"\x80\x02",
     b"\x80\x03",
     b"\x80\x04",
@@ -32,7 +32,7 @@ _PICKLES = (  # of protocols 2 to 5, and dictionaries of protocols 0 and 1
     b"}q",
     b"ccollections\nOrderedDict\n",
 )
-# Where training files keep the weights, best first.
+# Keys of the weights in training files, best first.
 _STATE_KEYS = (
     "state_dict",
     "model",

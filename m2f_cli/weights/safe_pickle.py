@@ -15,9 +15,9 @@ from .pickle_machine import Machine
 from .pickle_source import Budget, Damaged, PickleSource
 from .pickle_values import Storage
 
-MOST_VALUES = 5_000_000  # values of what it holds, those that are referred to twice counted twice
+MOST_VALUES = 5_000_000  # values in the result; a value with two references counts twice
 DEEPEST = 100  # containers inside one another
-# What arguments of the wrong kind or number lead to, below the checks of the machine.
+# Errors from arguments of the wrong kind or number that the machine's checks do not catch.
 _SENSELESS = (ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, RuntimeError)
 
 
@@ -66,7 +66,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 def _refuse_tangle(root: Any) -> None:
     """Refuse trees on which later code would run for ever: cycles, deep nesting, references that multiply."""
-    known: dict[int, tuple[int, int]] = {}  # of each container: values, depth
+    known: dict[int, tuple[int, int]] = {}  # number of values and depth of each container
     inside: set[int] = set()
     waiting = [(root, False)]
     while waiting:

@@ -21,8 +21,8 @@ from .safe_pickle import load as load_pickle
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6 begins with this number
 ZIP = b"PK\x03\x04"
-_PROTOCOL = 1001  # of the older form
-_LONGEST_DIRECTORY = 64 << 20  # bytes; each storage has about a hundred
+_PROTOCOL = 1001  # version of the older form
+_LONGEST_DIRECTORY = 64 << 20  # bytes; each storage takes about a hundred
 _END = b"PK\x05\x06"
 _END_64 = b"PK\x06\x06"
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MOST_REDIRECTS = 5
-_LINKED = ("X-Linked-Etag", "X-Linked-Size")  # what the hub says of a file that it redirects to
+_LINKED = ("X-Linked-Etag", "X-Linked-Size")  # the hub's headers about a file that it redirects to
 
 
 class Refused(Exception):
@@ -37,7 +37,7 @@ def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str
         if token:
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         return _opener().open(request, timeout=timeout)
-    except ValueError as error:  # a redirect to what is no address, a header with a line break in it
+    except ValueError as error:  # a redirect to an invalid address, or a header with a line break
         raise Refused(f"the address or the answer makes no sense: {error}") from error
 
 

@@ -12,7 +12,7 @@ from ...structures import Task
 from ...structures.categories import Categories
 from ..records import DataSet, PassedOver, Record
 
-# What a json gives: the classes, a record per image, notes, and annotations that are passed over.
+# Content of a JSON: the classes, a record per image, notes, and annotations that are passed over.
 Parts: TypeAlias = tuple[Categories, tuple[Record, ...], tuple[str, ...], PassedOver]
 
 

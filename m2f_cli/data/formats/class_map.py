@@ -49,7 +49,7 @@ class ClassMap:
         Raises:
             DataError: no category has this id.
         """
-        # A list, or another thing that is not hashable, must not end in a TypeError.
+        # Only ints are looked up: a list, which is not hashable, would raise a TypeError.
         if type(category_id) is int:
             if category_id in self.numbers:
                 return self.numbers[category_id]

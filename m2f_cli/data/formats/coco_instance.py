@@ -66,12 +66,12 @@ class ObjectsOfImage:
         if label is None:
             return None
         shape = parse_shape(segmentation, size, where)
-        return AnnotatedObject(label, shape, bool(iscrowd), area) if shape else None  # else `_passed_over` has told it
+        return AnnotatedObject(label, shape, bool(iscrowd), area) if shape else None  # see `_passed_over`
 
 
 def _values(category_id: Any, iscrowd: Any, area: Any, where: str) -> tuple[Any, bool, float | None]:
     row = schemas.read_as(schemas.Object, {"category_id": 0, "iscrowd": iscrowd, "area": area}, where)
-    with contextlib.suppress(ValueError):  # the classes say which there are
+    with contextlib.suppress(ValueError):  # the lookup in the classes reports unknown ids
         category_id = schemas.whole_number(category_id)
     return category_id, row.iscrowd, row.area
 
@@ -131,7 +131,7 @@ def _count(passed: PassedOver, segmentation: list[Any], where: str) -> None:
     try:
         polygons = split_polygons(segmentation, where)
     except DataError:
-        return  # such an image is refused when it is read
+        return  # the image is refused when it is read
     empty = sum(len(points_P2) < 3 for points_P2 in polygons)
     if empty == len(polygons):
         passed.add(NO_POLYGON, f"{where}: {schemas.shown(segmentation)}")

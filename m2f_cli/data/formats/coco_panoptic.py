@@ -174,7 +174,7 @@ def open_split(folder: Path, split: str, options: ReadOptions) -> DataSet:
     task = choose_task(options.task, ("panoptic", "instance", "semantic"), folder)
     path, found_notes = find_json(folder, KIND, split)
     if task == "instance" and path.with_name(path.name.replace(KIND, coco_instance.KIND)).is_file():
-        return coco_instance.open_split(folder, split, options)  # whole polygons, not only what is visible
+        return coco_instance.open_split(folder, split, options)  # its polygons also cover the hidden parts
     candidates = image_folders(folder, path, KIND, split)
     categories, records, notes, passed = read_panoptic(read_coco(path), png_folder(path), candidates, options, task)
     return DataSet(folder.name, "coco-panoptic", split, task, categories, records, (*found_notes, *notes), passed)

@@ -20,10 +20,10 @@ from .layout import NAMES, find_split, folder_at, images_below, record_name
 from .value_map import ValueMap, named_values, value_map
 
 MASKS = ("labels", "annotations", "masks")
-_PREPARED = ("images_detectron2", "annotations_detectron2")  # what `m2f data prepare` and the published scripts write
-_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # what keeps numbers as they are
+_PREPARED = ("images_detectron2", "annotations_detectron2")  # from `m2f data prepare` and the published scripts
+_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # lossless formats
 _CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt")
-_LOOKED_AT = 10  # masks, to say which values there are
+_LOOKED_AT = 10  # masks that are read for the values in an error message
 
 
 @dataclass(frozen=True)

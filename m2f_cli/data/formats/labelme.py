@@ -28,14 +28,14 @@ from .layout import IMAGES, NAMES, find_split, record_name
 from .shapes import check_canvas, check_polygons
 
 CROWD = "iscrowd"  # the flag of a shape that is a group; LabelMe keeps it
-NO_CLASSES = ("__ignore__", "_background_")  # what LabelMe's own examples put into labels.txt
+NO_CLASSES = ("__ignore__", "_background_")  # entries of labels.txt in LabelMe's own examples
 _CLASS_FILES = ("classes.yaml", "classes.yml", "classes.txt", "labels.txt")
 _POLYGONS = ("polygon", "oriented_rectangle")  # the latter since LabelMe 6: its four corners
 _AREAS = (*_POLYGONS, "rectangle", "circle", "mask")
 _ALL = "train"  # the split of a folder without splits
 _CIRCLE = 64  # corners
 _TRIED, _SHOWN = 3, 8
-_LARGEST = 64 << 20  # bytes of a json that is opened to recognise the format
+_LARGEST = 64 << 20  # bytes; larger JSON files are not opened to recognise the format
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _passed_over(files: Sequence[Path], seen: Mapping[Path, list[dict[str, Any]]
         try:
             shapes = seen[file] if file in seen else _outlines_of(file)
         except DataError:
-            continue  # such an image is refused when it is read
+            continue  # the image is refused when it is read
         for number, shape in enumerate(shapes):
             reason = _why_passed_over(shape)
             if reason is not None:
@@ -318,7 +318,7 @@ def _is_labelme(path: Path) -> bool:
         tree = documents.parse_json(content, str(path))
     except OSError:
         return False
-    except DataError:  # damaged or in another encoding: reading it says so
+    except DataError:  # damaged or in another encoding, which reading reports
         return b'"shapes"' in content and b'"imagePath"' in content
     return isinstance(tree, dict) and isinstance(tree.get("shapes"), list) and "imagePath" in tree
 

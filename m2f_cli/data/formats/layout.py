@@ -17,14 +17,14 @@ class NoSplit(DataError):
     """Error of a data set without a split of that name. Its other splits may be usable."""
 
 
-# How people call their splits, best first. Many data sets have no other second split than "test".
+# Usual names of splits, best first. In many data sets "test" is the only second split.
 SPELLINGS = {
     "train": ("train", "train2017", "training"),
     "val": ("val", "val2017", "valid", "validation", "test"),
     "test": ("test", "test2017", "testing"),
 }
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".jp2", ".avif")
-_LOOKED_AT = 50  # images, to find out which folder they are in
+_LOOKED_AT = 50  # images that are looked for in each folder
 
 
 def in_all_cases(names: Iterable[str]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def _uses_zero(path: Path) -> bool:
     try:
         return _ZERO.search(path.read_bytes().replace(b"\0", b"")) is not None
     except OSError:
-        return False  # opening that split says so
+        return False  # opening that split reports the error
 
 
 def _field(row: Any, key: str) -> Any:

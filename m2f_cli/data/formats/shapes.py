@@ -13,10 +13,10 @@ from ...structures.images import MAX_PIXELS
 from ...structures.rle import encode_counts
 from ...structures.schemas import shown, whole_number
 
-REACH = 10  # times the longer edge: how far from its image a polygon may go
-LEAST_REACH = 1000  # pixels; small images need no less
-MOST_LENGTH = 10_000_000  # pixels around one object; what draws polygons takes 40 bytes for each
-_MOST_LETTERS = 7  # of a run length in COCO's text: 35 bits
+REACH = 10  # largest distance of a polygon from its image, in longer edges
+LEAST_REACH = 1000  # least such distance in pixels, for small images
+MOST_LENGTH = 10_000_000  # pixels of one object's outline; drawing takes 40 bytes for each
+_MOST_LETTERS = 7  # letters of a run length in COCO's text: 35 bits
 
 
 def parse_shape(segmentation: Any, size: tuple[int, int], where: str) -> list[np.ndarray] | dict[str, Any]:
@@ -98,10 +98,10 @@ def check_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], where:
     reach, length = max(REACH * max(size), LEAST_REACH), 0.0
     for points_P2 in polygons:
         flat = points_P2.ravel()
-        low, high = flat[flat.argmin()], flat[flat.argmax()]  # a third of the time of min and max; NaN counts as both
+        low, high = flat[flat.argmin()], flat[flat.argmax()]  # faster than min and max; NaN counts as both
         if not (low >= -reach and high <= reach):
             raise _far_away(points_P2, size, where, high if high > reach else low)
-        if len(points_P2) * (high - low) > MOST_LENGTH:  # cannot be reached otherwise
+        if len(points_P2) * (high - low) > MOST_LENGTH:  # a shorter outline cannot exceed the limit
             length += np.abs(np.diff(points_P2, axis=0, append=points_P2[:1])).max(axis=1).sum()
     if length > MOST_LENGTH:
         raise DataError(
@@ -141,7 +141,7 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
         lengths = unpack_lengths(packed)
     else:
         packed, lengths = None, _whole_numbers(counts, where)
-    # The C code of pycocotools trusts its input: what is missing stays uninitialised memory.
+    # The C code of pycocotools trusts its input: missing pixels would be uninitialised memory.
     pixels = size[0] * size[1]
     if lengths is None:
         raise DataError(f"{where}: its run lengths are no COCO text: {shown(counts)}.", hint="Export them again.")
@@ -183,7 +183,7 @@ def unpack_lengths(packed: bytes) -> np.ndarray | None:
     if not len(letters):
         return np.zeros(0, dtype=np.int64)
     if letters.min() < 0 or letters.max() > 63 or not len(ends) or ends[-1] != len(letters) - 1:
-        return None  # a letter of another text, or a number that does not end: the C code would read on
+        return None  # an invalid letter, or a number without an end, for which the C code would read on
     starts = np.concatenate([[0], ends[:-1] + 1])
     if (ends - starts).max() >= _MOST_LETTERS:
         return None

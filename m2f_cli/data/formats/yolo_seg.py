@@ -21,7 +21,7 @@ from .class_map import ClassMap, listed_names, map_classes
 from .layout import find_split, images_below, record_name
 from .shapes import check_polygons
 
-_SLACK = 1e-3  # of the image's edge: coordinates are often rounded outwards
+_SLACK = 1e-3  # tolerance in image edges, because coordinates are often rounded outwards
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_yaml(folder: Path) -> Path | None:
 
 def _is_description(path: Path) -> bool:
     try:
-        content = path.read_bytes().replace(b"\0", b"")  # of UTF-16: reading it says what is wrong
+        content = path.read_bytes().replace(b"\0", b"")  # drops the null bytes of UTF-16, which reading reports later
     except OSError:
         return False
     lines = content.decode("utf-8-sig", errors="ignore").splitlines()

@@ -20,7 +20,7 @@ from ..records import DataSet, Record
 from .scenes import CATEGORIES, Scene, scene
 
 SPLITS = ("train", "val", "test")
-MOST = 1 << 20  # scenes of one split
+MOST = 1 << 20  # largest number of scenes in a split
 
 
 @functools.lru_cache(maxsize=64)

@@ -35,11 +35,11 @@ CATEGORIES: Categories = tuple(
 )
 LABELS = {category.name: label for label, category in enumerate(CATEGORIES)}
 
-FULL = 240  # of coverage; a multiple of 16, so that the mean over 4 x 4 samples is a whole number
-SAMPLES = 4  # per pixel, along each edge
-LEAST_VISIBLE = 0.2  # share of an object that is not behind others; one that shows less is left out
+FULL = 240  # full coverage; a multiple of 16, so that the mean over 4 x 4 samples is a whole number
+SAMPLES = 4  # samples per pixel along each edge
+LEAST_VISIBLE = 0.2  # visible share below which an object is left out
 LEAST_EDGE = 16  # pixels
-SHADOW = 0.5  # of the light is missing in the middle of a shadow
+SHADOW = 0.5  # share of the light that the middle of a shadow lacks
 
 
 @dataclass
@@ -148,9 +148,9 @@ class Layer:
 class _Canvas:
     def __init__(self, height: int, width: int):
         self.size = height, width
-        self.image_3HW = np.zeros((3, height, width), dtype=np.float32)  # planes: several times faster than pixels
+        self.image_3HW = np.zeros((3, height, width), dtype=np.float32)  # planes, which are faster to paint
         self.ids_HW = np.zeros((height, width), dtype=np.int32)
-        self.labels = [-1]  # of each id
+        self.labels = [-1]  # class number of each id
 
     def lay(self, layer: Layer) -> None:
         there, here = layer.clipped(*self.size)
@@ -299,7 +299,7 @@ def _around(radii: Sequence[float]) -> np.ndarray:
     return np.array(radii)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
 
 
-OUTLINES = {  # within the circle of radius 1, or nearly so
+OUTLINES = {  # approximately within the circle of radius 1
     "circle": _around([1.0] * 120),
     "triangle": _around([1.0] * 3),
     "rectangle": np.array([(-1, -0.62), (1, -0.62), (1, 0.62), (-1, 0.62)]),

@@ -79,7 +79,7 @@ class RandomCrop:
         return _cut(sample, top, left, height, width)
 
     def _is_varied(self, labels_HW: np.ndarray) -> bool:
-        counts = np.bincount(labels_HW.ravel())[1:]  # 0 is what does not count
+        counts = np.bincount(labels_HW.ravel())[1:]  # 0 stands for pixels that do not count
         return np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * self.category_max_area
 
 

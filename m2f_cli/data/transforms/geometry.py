@@ -26,7 +26,7 @@ from ...structures.annotations import (
 from ...structures.rle import encode_shape
 
 Grid = Literal["pillow", "torch", "opencv"]
-VOID = 0  # the id of nobody in a panoptic map
+VOID = 0  # the id of pixels without a segment in a panoptic map
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
     else:
         indices = np.arange(new) * old // new
     indices = np.array(indices, dtype=np.intp)
-    indices.flags.writeable = False  # it is cached
+    indices.flags.writeable = False  # the array is cached and shared
     return indices
 
 

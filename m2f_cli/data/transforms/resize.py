@@ -101,7 +101,7 @@ def resized(sample: Sample, size: Size, resampling: Resampling) -> Sample:
     height, width = size
     if resampling == "opencv":
         grid, image = "opencv", cv2.resize(sample.image_HW3, (width, height), interpolation=cv2.INTER_LINEAR)
-    else:  # detectron2 holds semantic labels as floats, for which its resize is torch's
+    else:  # detectron2 stores semantic labels as floats, which it resizes with torch
         grid = "torch" if isinstance(sample.annotation, SemanticAnnotation) else "pillow"
         image = np.asarray(Image.fromarray(sample.image_HW3).resize((width, height), Image.Resampling.BILINEAR))
     move = geometry.scale(sample.size, size, grid)

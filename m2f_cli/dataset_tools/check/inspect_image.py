@@ -15,9 +15,9 @@ from ...structures.images import open_small, read_image
 from .near_duplicates import difference_hash, digest
 from .region_stats import Regions, regions_of
 
-DRAFT_EDGE = 64  # least pixels of a JPEG that its hash is made of: libjpeg decodes it reduced, and still to the end
+DRAFT_EDGE = 64  # least edge in pixels for the hash of a JPEG; libjpeg decodes all of it at a reduced size
 _JPEG = b"\xff\xd8"
-# What is wrong, by the words of our own readers; the first that is found counts.
+# Kinds of problems by words in the messages of m2f's readers. The first match counts.
 _WORDS = (
     ("missing-file", ("is missing", "There is no file")),
     ("size-mismatch", ("pixels (height x width)", "run lengths cover", "the size of its mask is")),
@@ -96,7 +96,7 @@ def _check_labels(labels: Sequence[int], num_classes: int) -> None:
 
 
 def _image(record: Record) -> dict[str, Any]:
-    if not isinstance(record.read_image, ImageFile):  # it is made, or lies in another file
+    if not isinstance(record.read_image, ImageFile):  # generated, or part of another file
         image_HW3 = record.read_image()
         small, content = Image.fromarray(image_HW3), image_HW3.tobytes()
         return {"size": image_HW3.shape[:2], "exact": digest(content), "look": difference_hash(small), "num_bytes": 0}
@@ -124,7 +124,7 @@ def decode_small(content: bytes) -> tuple[Image.Image, tuple[int, int]] | None:
     try:
         return open_small(content, DRAFT_EDGE)
     except DataError:
-        return None  # `read_image` says what is wrong, or can read it after all
+        return None  # `read_image` reports the error, or can read the file
 
 
 def _whole(path: Path) -> tuple[Image.Image, tuple[int, int]]:

@@ -11,7 +11,7 @@ from .near_duplicates import Twin
 from .orphans import Leftover
 from .summary import Finding, SplitReport
 
-_FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # what else is true where nothing is annotated
+_FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # consequences of a split without annotations
 
 
 # --- of the folder ----------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from PIL import Image
 from ...data.records import Record, is_file
 
 EDGE = 8
-FLAT = 8  # grey levels: an image with less contrast than this has no look of its own
+FLAT = 8  # grey levels; an image with less contrast cannot be compared
 BANDS = 8  # of 16 bits each
-# Two hashes that differ in fewer bits than there are bands agree in at least one band whole: none of them is missed.
+# Two hashes that differ in fewer bits than there are bands agree in at least one whole band, so no pair is missed.
 MOST_BITS = BANDS - 1
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
@@ -34,7 +34,7 @@ def difference_hash(image: Image.Image) -> bytes | None:
     Returns:
         16 bytes, or None for an image with too little contrast.
     """
-    grey = image.convert("L").convert("F")  # floats: rounded to whole numbers, equal neighbours would be noise
+    grey = image.convert("L").convert("F")  # floats, because rounding would turn equal neighbours into noise
     patches = np.asarray(grey.resize((EDGE + 1, EDGE + 1), Image.Resampling.BOX))
     if np.ptp(patches) < FLAT:
         return None

@@ -73,7 +73,7 @@ class _Folders:
 
     def unused(self, kind: Literal["pictures", "annotations"], others: _Folders) -> Iterator[Leftover]:
         for folder, names in self.names.items():
-            if not os.path.isdir(folder):  # a missing one is an error of its images
+            if not os.path.isdir(folder):  # a missing folder is reported with its images
                 continue
             suffixes = {os.path.splitext(name)[1] for name in names}
             endings = tuple({_ending([name for name in names if name.endswith(suffix)]) for suffix in suffixes})

@@ -16,7 +16,7 @@ from .inspect_image import Problem
 from .near_duplicates import Prints, Twin
 
 EDGES = (8, 16, 32, 64, 128, 256, 512)  # square roots of areas in pixels, between the bars of the size histogram
-MOST_NAMES = 100  # of empty images, and of sizes
+MOST_NAMES = 100  # largest number of empty images, and of sizes, in a report
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class ClassCount:
 
     name: str
     isthing: bool
-    pictures: int  # images, by the key that the json has
+    pictures: int  # number of images; the name is the JSON key
     objects: int
     pixels: int
     small: int

@@ -16,7 +16,7 @@ from ...structures import Task
 from ...structures.annotations import Annotation
 from ...structures.categories import Categories
 
-# Of one image, for each list of the split's shared json its rows; a row whose "id" is None gets the next number.
+# Rows of one image for each list of the split's shared JSON. A row whose "id" is None gets the next number.
 Rows: TypeAlias = dict[str, list[dict[str, Any]]]
 Lost: TypeAlias = Counter[str]
 

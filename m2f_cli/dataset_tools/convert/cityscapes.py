@@ -88,6 +88,6 @@ TARGET = OutputFormat(
     task="panoptic",
     keeps=frozenset({"category ids", "colours"}),
     open=open_writer,
-    # Drawn again, polygons could not give the ids of objects that others cut in two.
+    # Redrawn polygons could not reproduce the ids of objects that others cut in two.
     lacks=("polygons",),
 )

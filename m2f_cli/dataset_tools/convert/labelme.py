@@ -22,7 +22,7 @@ from ...structures.rle import encode_shape
 from .base import Lost, OutputFormat, Place, Rows, Writer, save_classes, save_text
 from .outlines import rle_outlines
 
-_VERSION = "5.5.0"  # of LabelMe, whose masks these are
+_VERSION = "5.5.0"  # version of LabelMe whose form of masks is written
 
 
 @dataclass(frozen=True)

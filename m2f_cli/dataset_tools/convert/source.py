@@ -67,7 +67,7 @@ def open_source(
     opened = _open_all(folder, splits or tuple(dict.fromkeys((*SPLITS, *also))), options, must=bool(splits))
     richest, own = opened[0].task, opened[0].categories
     if task is not None and any(data.task != task for data in opened):
-        with contextlib.suppress(NoTask):  # then annotations are made of the richest ones
+        with contextlib.suppress(NoTask):  # the richest annotations are converted then
             opened = _open_all(folder, [data.split for data in opened], {**options, "task": task}, must=True)
     _refuse_other_kinds(folder, opened)
     names = {category.name for category in opened[0].categories}
@@ -78,7 +78,7 @@ def open_source(
 def _open_all(folder: Path, splits: Sequence[str], options: Mapping[str, Any], *, must: bool) -> list[DataSet]:
     opened: dict[str, DataSet] = {}
     missing: NoSplit | None = None
-    for split in reversed(splits):  # val borrows test where there is no other: then it is test
+    for split in reversed(splits):  # a val that was borrowed from test then counts as test
         try:
             data = open_data(folder, split, **options)
         except NoSplit as error:

@@ -30,7 +30,7 @@ from .retask import Recast
 
 _CHUNK = 8  # images that a process gets at a time
 _AHEAD = 4  # chunks that wait per process
-_WORTH_PROCESSES = 500  # images: fewer are written before other processes have started
+_WORTH_PROCESSES = 500  # images; a smaller number is written before other processes have started
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class WriteImage:
     def _write(self, record: Record, place: Place) -> ConvertOutcome:
         try:
             annotation = record.read_annotation()
-            pixels_HW3 = record.read_image()  # also proves that the image is whole
+            pixels_HW3 = record.read_image()  # also checks that the image is complete
             check_size(record.image or Path(record.name), pixels_HW3.shape[:2], annotation.size)
             annotation, lost = self.recast(annotation)
             rows, more = self.writer.annotate(self.root, place, annotation)
@@ -175,7 +175,7 @@ def _pool(workers: int) -> Iterator[Executor | None]:
     if workers <= 1:
         yield None
         return
-    # Spawned: forking a process that holds threads of PyTorch or OpenCV can hang.
+    # "spawn", because a fork of a process with threads of PyTorch or OpenCV can hang.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         yield pool
@@ -204,7 +204,7 @@ def _placed(records: Sequence[Record], split: str, writer: Writer) -> list[tuple
     placed = []
     for record, key in zip(records, ids, strict=True):
         place = Place(split, safe_name(record.name), _suffix(record), key)
-        # A format may put folders before a name, as that of Cityscapes does: its paths must differ, too.
+        # A format may put folders before a name, as Cityscapes does, so its paths must differ, too.
         distinct.add(record.name, writer.image(replace(place, suffix="")))
         placed.append((record, place))
     return placed
@@ -223,7 +223,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
     refuse_existing(destination)
     with writing_to(destination), staged(destination, "A conversion") as part:
         yield part
-        refuse_existing(destination)  # again: somebody else may have made it meanwhile
+        refuse_existing(destination)  # again, because another process may have written it meanwhile
         os.replace(part, destination)
 
 

@@ -17,7 +17,7 @@ from ...structures.rle import encode_polygons, encode_shape
 from .base import Lost, OutputFormat, Place, Rows, Writer, save_text
 from .outlines import joined, rle_outlines, same_pixels
 
-# In pixels. COCO's rule rounds tenths, where many coordinates lie, upwards: that must survive division and text.
+# Pixels. COCO's rule rounds tenths, on which many coordinates lie, upwards, which must survive division and text.
 _NUDGE = 1e-5
 
 

@@ -99,7 +99,7 @@ def _stages(tree: Tree, split: str, polygons: list[str], labels: tuple[Label, ..
     stages = []
     for kind in ("labelTrainIds", "labelIds", "instanceIds"):
         items = [Item(_key(name), (name,), name.replace("_polygons.json", f"_{kind}.png")) for name in polygons]
-        if kind in _SHIPPED:  # the download's own are never drawn again: Pillow's polygons differ between its versions
+        if kind in _SHIPPED:  # shipped ones stay, because Pillow's polygons differ between its versions
             items = [item for item in items if not tree.has(item.target)]
         stages += [Stage(f"gtFine/{split}: {kind}", items, Polygons(kind, labels))] if items else []
     evaluated = {category.id: category.isthing for category in load_categories("cityscapes")}

@@ -23,7 +23,7 @@ from .pixels import encode
 
 _GROUP = "group"
 _NO_CLASS = 255
-_LARGEST = 1 << 15  # pixels of a side, or away from the image
+_LARGEST = 1 << 15  # pixels; limit for edges and coordinates
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Polygons:
             value = self._value(label, is_group, counts)
             if label.id >= 0 and len(points) > 1:
                 draw.polygon(points, fill=value)
-        # Pillow draws 32-bit images and no longer writes them; the official files have 16 bits.
+        # Pillow draws 32-bit images but no longer writes them. The official files have 16 bits.
         return Made(encode(np.asarray(image).astype(np.uint16) if image.mode == "I" else image))
 
     def _label(self, text: str, where: str) -> tuple[Label, bool]:

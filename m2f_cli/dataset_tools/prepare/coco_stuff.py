@@ -59,7 +59,7 @@ def plan(tree: Tree, partial: bool) -> Plan:
         DataError: a list, an image or an annotation is missing.
         MissingDependency: h5py is not installed.
     """
-    _h5py()  # here, before any work
+    _h5py()  # fails before any work
     counts, stages = [], []
     for split, size in _SIZES.items():
         names = _listed(tree, split, partial)

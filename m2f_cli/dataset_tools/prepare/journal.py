@@ -37,7 +37,7 @@ class PrepareJournal:
 
     def append(self, name: str, entry: Any) -> None:
         if self.lines is not None:
-            # What a later run reads must be what this one has: JSON knows no tuples and no whole-number keys.
+            # A later run must read the same entries, but JSON has neither tuples nor whole-number keys.
             self.entries[name] = json.loads(json.dumps(entry))
             self.lines.append([name, entry])
 
@@ -49,6 +49,6 @@ class PrepareJournal:
     def _keep(self, line: bytes) -> None:
         try:
             name, entry = parse(line)
-        except ValueError:  # not ours, or damaged: that image is prepared again
+        except ValueError:  # of another program, or damaged: the image is prepared again
             return
         self.entries[name] = entry

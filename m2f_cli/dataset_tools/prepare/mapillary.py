@@ -16,7 +16,7 @@ def plan(tree: Tree, partial: bool) -> Plan:
     """
     counts, needed, notes = [], [], []
     for split, size in _SIZES.items():
-        old = f"{split}/v1.2"  # where releases since v2.0 keep it
+        old = f"{split}/v1.2"  # the folder in releases since v2.0
         home = old if tree.has_folder(old) else split
         images, labels = tree.names(f"{split}/images", IMAGES), tree.names(f"{home}/labels", ".png")
         both = pairs(images, labels, partial=partial)
