@@ -170,9 +170,9 @@ def load_backbone(
     """Return the weights that `backbone` names as its `pretrained`, under m2f's names. Floating point ones are fp32.
 
     Args:
-        backbone: its `pretrained` is a name of `SOURCES`, "torchvision" (by the depth), a file of a backbone alone, or
-            a reference to a whole model (see `weights.load`), whose backbone is taken. For timm it is "timm" (timm's
-            release for the model) or a file of that timm model.
+        backbone: its `pretrained` is a name of `SOURCES`, "torchvision" (by the depth), or a file of a backbone alone.
+            It may also refer to a whole model (see `weights.load`), whose backbone is taken. For timm it is "timm"
+            (timm's release for the model) or a file of that timm model.
         shapes: shapes of the network's tensors. Names that do not begin with "backbone." are ignored.
         resize_windows: resize Swin's tables of relative positions (bicubic) if the windows differ in size.
 

@@ -1,6 +1,6 @@
 """Cityscapes: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/ (docs/methods/published-behaviour.md#8-4).
 
-Its classes are shipped tables. Other data in this layout bring theirs in classes.yaml.
+Its classes are shipped tables. Other data in this layout needs a classes.yaml.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _by_length(records: Sequence[Record]) -> dict[int, list[Record]]:
 
 
 def _nearest(hashes: Sequence[bytes | None], others: Sequence[bytes | None]) -> Iterator[tuple[int | None, int]]:
-    """Yield, for each of `mine`, the position of the nearest of `theirs` and the number of bits that differ.
+    """Yield, for each hash, the position of the nearest of `others` and the number of bits that differ.
 
     The position is None if none is near.
     """
@@ -149,9 +149,7 @@ def _nearest(hashes: Sequence[bytes | None], others: Sequence[bytes | None]) -> 
 
 
 def _sharing_a_band(here: np.ndarray, there: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield, for each row of `here`, the rows of `there` that share at least one band with it. Rows may occur
-    repeatedly.
-    """
+    """Yield, for each row of `here`, the rows of `there` that share a band with it. Rows may occur repeatedly."""
     bands = list(zip(here.view(np.uint16).T, there.view(np.uint16).T, strict=True))
     orders = [np.argsort(other_band, kind="stable") for _, other_band in bands]
     ranges = [

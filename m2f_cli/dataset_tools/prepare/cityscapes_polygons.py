@@ -59,8 +59,8 @@ class Polygons:
     """Function that draws the polygons of one image.
 
     Attributes:
-        kind: "labelIds" or "labelTrainIds" (8 bits), or "instanceIds" (16 bits). An instance id is labelId * 1000 + n
-            for the n-th object of a label that has objects, and the bare labelId for other labels and for groups.
+        kind: "labelIds" or "labelTrainIds" (8 bits), or "instanceIds" (16 bits). The n-th object of a label that has
+            objects gets the instance id labelId * 1000 + n. Other labels and groups get the bare labelId.
         labels: the known labels.
     """
 
