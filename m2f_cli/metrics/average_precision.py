@@ -15,10 +15,10 @@ from ..errors import ConfigError, DataError, MissingDependency, unknown_name
 from ..results.types import Instances
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
-from ..structures.rle import encode_shape
+from ..structures.rle import RLE, encode_shape
 from . import Figures, State
 from .boundary import edge_of_rle
-from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, RunLengths, judge
+from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, judge
 from .comparable import check_labels, check_sizes, instance_annotation
 from .state_io import reading
 
@@ -34,7 +34,7 @@ class AveragePrecision:
     misses, and what lies on them is no mistake. Equal scores rank in the order of the images. Figures are equal to
     pycocotools', to the last bit.
 
-    The engine computes the overlaps of the masks. Matching and ranking are `coco_rules`: both engines would keep the
+    The engine computes the overlaps of the masks. Matching and ranking are `coco_matching`: both engines would keep the
     run lengths of all images until the end, and this keeps 18 bytes of each found object.
 
     Args:
@@ -78,7 +78,7 @@ class AveragePrecision:
         return type(self)(self.categories, max_dets=self.max_dets, engine=self.engine)
 
     def state(self) -> State:
-        """{"max_dets": […], "classes": [[class number, state of `coco_rules.Ranked`], …]}, of classes that occur."""
+        """{"max_dets": […], "classes": [[class number, state of `coco_matching.Ranked`], …]}, of classes that occur."""
         rows = [[label, ranked.state()] for label, ranked in self._ranked.items() if ranked]
         return {"max_dets": list(self.max_dets), "classes": rows}
 
@@ -172,7 +172,7 @@ class BoundaryAveragePrecision(AveragePrecision):
     prefix = "boundary_"
 
     def _compare(self, overlaps: Overlaps) -> Overlaps:
-        def lesser(found: list[RunLengths], true: list[RunLengths], crowds: list[int]) -> np.ndarray:
+        def lesser(found: list[RLE], true: list[RLE], crowds: list[int]) -> np.ndarray:
             masks_FN = np.asarray(overlaps(found, true, crowds))
             edges_FN = np.asarray(overlaps([*map(edge_of_rle, found)], [*map(edge_of_rle, true)], crowds))
             return np.where(np.array(crowds, dtype=bool), masks_FN, np.minimum(masks_FN, edges_FN))
@@ -194,7 +194,7 @@ def choose_engine(name: str | None) -> str:
     raise MissingDependency(name or "pycocotools", "average precision")
 
 
-def _sized(rle: RunLengths, size: tuple[int, int]) -> RunLengths:
+def _sized(rle: RLE, size: tuple[int, int]) -> RLE:
     if tuple(rle["size"]) != tuple(size):
         wrong, right = (" x ".join(map(str, each)) for each in (rle["size"], size))
         raise DataError(f"The mask of an object has {wrong} pixels and its image {right} (height x width).")

@@ -4,7 +4,6 @@ docs/methods/published-behaviour.md#9)."""
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from pycocotools import mask as coco_mask
 from ..results.types import SemanticMap
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
+from ..structures.rle import RLE
 from ..structures.run_lengths import renamed, starts_of_runs
 from . import Figures, State
 from .comparable import check_found, check_labels, check_sizes, semantic_annotation
@@ -26,7 +26,7 @@ def edge_width(size: tuple[int, int], ratio: float = RATIO) -> int:
     return max(1, round(ratio * math.hypot(*size)))
 
 
-def edge_of_rle(rle: dict[str, Any], ratio: float = RATIO) -> dict[str, Any]:
+def edge_of_rle(rle: RLE, ratio: float = RATIO) -> RLE:
     """The edge of a mask, both as compressed COCO run lengths: its pixels from which another one, or the outside of
     the image, is at most `edge_width` rows and columns away."""
     left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
@@ -35,7 +35,8 @@ def edge_of_rle(rle: dict[str, Any], ratio: float = RATIO) -> dict[str, Any]:
         window = slice(top, top + height), slice(left, left + width)  # nothing outside can be in the edge
         crop_HW = np.ascontiguousarray(coco_mask.decode(rle)[window])
         edge_HW[window] = crop_HW & ~interior(crop_HW, edge_width(rle["size"], ratio))
-    return coco_mask.encode(edge_HW)
+    edge: RLE = coco_mask.encode(edge_HW)
+    return edge
 
 
 def interior(values_HW: np.ndarray, width: int, outside: int = 0) -> np.ndarray:
@@ -48,8 +49,8 @@ def interior(values_HW: np.ndarray, width: int, outside: int = 0) -> np.ndarray:
     # A frame of 1 is enough: OpenCV takes nothing from beyond it.
     framed = cv2.copyMakeBorder(values_HW, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=outside)
     square = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
-    same = cv2.erode(framed, square) == cv2.dilate(framed, square)
-    return same[1:-1, 1:-1].astype(np.uint8)
+    same_HW: np.ndarray = cv2.erode(framed, square) == cv2.dilate(framed, square)
+    return same_HW[1:-1, 1:-1].astype(np.uint8)
 
 
 class BoundaryIoU:
@@ -132,7 +133,8 @@ class BoundaryIoU:
     def _edges(self, labels_HW: np.ndarray) -> np.ndarray:
         count = len(self.categories)
         inside_HW = interior(labels_HW, edge_width(labels_HW.shape, self.ratio), outside=count)
-        return (inside_HW == 0) & (labels_HW < count)
+        edges_HW: np.ndarray = (inside_HW == 0) & (labels_HW < count)
+        return edges_HW
 
 
 class MaSS13KBoundaryIoU(BoundaryIoU):

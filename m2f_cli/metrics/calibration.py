@@ -13,10 +13,10 @@ from ..errors import ConfigError, DataError
 from ..results.types import Instances, PanopticMap
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
-from ..structures.rle import encode_shape
+from ..structures.rle import RLE, encode_shape
 from . import Figures, State
 from .comparable import check_labels, check_sizes, instance_annotation, panoptic_annotation
-from .exact_sum import UNIT, Tally, fixed
+from .exact_sum import UNIT, ExactSum, to_units
 from .pq_repairs import compare_segments
 from .state_io import reading
 
@@ -47,8 +47,8 @@ class _Calibration:
         if bins < 1 or STEPS % bins:
             raise ConfigError(f"bins = {bins!r} should divide {STEPS}.", hint="For example 10 or 20.")
         self.categories, self.bins = categories, bins
-        self._scored = Tally((len(categories), STEPS), 4)
-        self._true = Tally((len(categories),), 1)
+        self._scored = ExactSum((len(categories), STEPS), 4)
+        self._true = ExactSum((len(categories),), 1)
 
     def fresh(self) -> Any:
         return type(self)(self.categories, bins=self.bins)
@@ -98,7 +98,7 @@ class _Calibration:
         if not 0 <= score <= 1:  # NaN is not
             raise DataError(f"A found segment has the score {score!r}, which should be from 0 to 1.")
         place = (label, min(int(score * STEPS), STEPS - 1))
-        self._scored.add(place, 1, int(hit), fixed(iou) if hit else 0, fixed(score))
+        self._scored.add(place, 1, int(hit), to_units(iou) if hit else 0, to_units(score))
 
     def _note_all(self, noted: Iterable[tuple[int, float, float, bool]], true: Iterable[int]) -> None:
         part = self.fresh()  # a wrong score half-way must not leave half of an image behind
@@ -127,8 +127,8 @@ class PanopticCalibration(_Calibration):
         ids = set(np.unique(result.ids_HW).tolist())
         score_of = {each.id: each.score for each in result.segments if each.id in ids and each.id}
         scores = [score_of[i] for i in sorted(score_of)]
-        hit_F, iou_F = image.hit_TF.any(0), (image.iou_TF * image.hit_TF).sum(0)
-        noted = zip(image.labels_F, scores, iou_F, hit_F, image.excused_F, strict=True)
+        iou_F = (image.iou_TF * image.hit_TF).sum(0)
+        noted = zip(image.labels_F, scores, iou_F, image.is_hit_F, image.excused_F, strict=True)
         self._note_all(((*each, hit) for *each, hit, excused in noted if not excused), image.labels_T)
 
     def compute(self) -> Figures:
@@ -164,8 +164,8 @@ class InstanceCalibration(_Calibration):
         objects = instance_annotation(annotation, self.categories).objects
         labels = [each.label for each in objects]
         check_labels([*labels, *map(int, result.labels_N)], len(self.categories))
-        rles = [encode_shape(each.shape, tuple(map(int, annotation.size))) for each in objects]
-        noted = []
+        rles = [encode_shape(each.shape, annotation.size) for each in objects]
+        noted: list[tuple[int, float, float, bool]] = []
         for label in np.unique(result.labels_N):
             own = [i for i, each in enumerate(labels) if each == label]
             chosen = np.flatnonzero(result.labels_N == label)
@@ -174,7 +174,7 @@ class InstanceCalibration(_Calibration):
 
 
 def _matched(
-    result: Instances, chosen: np.ndarray, true: list[dict], crowds: list[bool]
+    result: Instances, chosen: np.ndarray, true: list[RLE], crowds: list[bool]
 ) -> Iterable[tuple[int, float, float, bool]]:
     """Class, score, IoU and whether it is a hit, of the found objects of one class that are not excused by a crowd."""
     chosen = chosen[np.argsort(-result.scores_N[chosen], kind="stable")]

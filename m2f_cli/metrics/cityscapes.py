@@ -55,7 +55,7 @@ def _refuse(message: str) -> None:
 @functools.cache
 def official_tools(name: str) -> Any:
     """A module of the official evaluation, which as it comes ends the process where a file is wrong."""
-    module = importlib.import_module(f"{_EVALUATION}.{name}")
+    module: Any = importlib.import_module(f"{_EVALUATION}.{name}")
     module.np, module.printError = _NumpyAsBefore(), _refuse
     return module
 
@@ -94,10 +94,10 @@ def _files_of(annotation: Annotation) -> _Files:
     Raises:
         ConfigError: the annotation did not come from the files of Cityscapes.
     """
-    name = "" if annotation.source is None else annotation.source.name
+    source = annotation.source or Path()
     for end in (_LABEL_IDS, _INSTANCE_IDS):
-        if name.endswith(end):
-            frame, folder = name.removesuffix(end), annotation.source.parent
+        if source.name.endswith(end):
+            frame, folder = source.name.removesuffix(end), source.parent
             return _Files(folder / (frame + _LABEL_IDS), folder / (frame + _INSTANCE_IDS), frame)
     raise ConfigError(
         "The official scores of Cityscapes need its own annotations, gtFine/*/*_gtFine_{labelIds,instanceIds}.png.",
@@ -201,7 +201,7 @@ class CityscapesPixels:
     def _summed(self) -> dict[str, Any]:
         """The official counts of all images, added up in their order."""
         tools = official_tools("evalPixelLevelSemanticLabeling")
-        summed = tools.generateInstanceStats(_settings(tools))
+        summed: dict[str, Any] = tools.generateInstanceStats(_settings(tools))
         for row in self._objects:
             for (group, name, count), value in zip(self._keys(), row, strict=True):
                 summed[group][name][count] += value

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..structures.rle import RLE
 from .state_io import whole
 
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
@@ -24,20 +25,19 @@ _LOW_A1, _HIGH_A1 = np.array(list(SIZES.values()), dtype=np.float64).T[..., None
 _PLANE = len(SIZES) * len(THRESHOLDS)  # bits
 _BYTES = 2 * _PLANE // 8
 
-RunLengths = dict[str, Any]  # {"size": [H, W], "counts": bytes}
-Overlaps = Callable[[list[RunLengths], list[RunLengths], list[int]], np.ndarray]  # found, true, crowds → (F, N)
+Overlaps = Callable[[list[RLE], list[RLE], list[int]], np.ndarray]  # found, true, crowds → (F, N)
 
 
 @dataclass
 class Objects:
     """The true or the found objects of one class in one image."""
 
-    rles: list[RunLengths] = field(default_factory=list)
+    rles: list[RLE] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     crowds: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
 
-    def add(self, rle: RunLengths, area: float, *, crowd: bool = False, score: float = 1.0) -> None:
+    def add(self, rle: RLE, area: float, *, crowd: bool = False, score: float = 1.0) -> None:
         self.rles.append(rle)
         self.areas.append(area)
         self.crowds.append(int(crowd))
@@ -46,7 +46,12 @@ class Objects:
     def best(self, count: int) -> Objects:
         """The `count` with the highest scores, best first; equal ones stay in their order."""
         order = sorted(range(len(self.rles)), key=lambda i: -self.scores[i])[:count]
-        return Objects(*([values[i] for i in order] for values in (self.rles, self.areas, self.crowds, self.scores)))
+        return Objects(
+            [self.rles[i] for i in order],
+            [self.areas[i] for i in order],
+            [self.crowds[i] for i in order],
+            [self.scores[i] for i in order],
+        )
 
 
 @dataclass
@@ -59,8 +64,8 @@ class Ranked:
     true: how many true objects count, by range of areas.
     """
 
-    scores: array = field(default_factory=lambda: array("d"))
-    per_image: array = field(default_factory=lambda: array("I"))
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    per_image: array[int] = field(default_factory=lambda: array("I"))
     judged: bytearray = field(default_factory=bytearray)
     true: list[int] = field(default_factory=lambda: [0] * len(SIZES))
 
@@ -195,4 +200,5 @@ def precision_at_recalls(hits: np.ndarray, count: int) -> np.ndarray:
 
 
 def _bit(bytes_FB: np.ndarray, number: int) -> np.ndarray:
-    return (bytes_FB[:, number // 8] & (128 >> number % 8)) != 0
+    is_set_F: np.ndarray = (bytes_FB[:, number // 8] & (128 >> number % 8)) != 0
+    return is_set_F

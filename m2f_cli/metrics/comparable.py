@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -23,6 +23,8 @@ from ..structures.annotations import (
 from ..structures.categories import Categories
 from ..structures.rle import encode_shape
 from ..structures.run_lengths import areas_in, renamed
+
+AnySegment = TypeVar("AnySegment", AnnotatedSegment, Segment)
 
 
 def check_sizes(result: Result, annotation: Annotation) -> None:
@@ -61,18 +63,27 @@ def check_found(labels: np.ndarray, num_classes: int) -> None:
     check_labels(labels[(labels != 255) & (labels != 65535)].tolist(), num_classes)
 
 
-def by_id(segments: Sequence[Any], whose: str) -> dict[int, Any]:
-    """Return segments by their ids.
+def segments_by_id(
+    annotation: PanopticAnnotation, result: PanopticMap, num_classes: int
+) -> tuple[dict[int, AnnotatedSegment], dict[int, Segment]]:
+    """Return the segments of an annotation and those of a result, each by their ids.
 
     Raises:
-        DataError: two have one id.
+        DataError: a class number does not exist, or two segments of one map have the same id.
     """
-    found = {segment.id: segment for segment in segments}
-    if len(found) != len(segments):
+    true_labels = (segment.label for segment in annotation.segments)
+    found_labels = (segment.label for segment in result.segments)
+    check_labels((*true_labels, *found_labels), num_classes)
+    return _by_id(annotation.segments, "annotation"), _by_id(result.segments, "result")
+
+
+def _by_id(segments: Sequence[AnySegment], whose: str) -> dict[int, AnySegment]:
+    by_id = {segment.id: segment for segment in segments}
+    if len(by_id) != len(segments):
         ids = [segment.id for segment in segments]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise DataError(f"The {whose} has several segments of the id {twice}.")
-    return found
+    return by_id
 
 
 def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 UNIT = 2**40  # a share of 1; int64 holds the sum of eight million of them
 
 
-def fixed(share: float) -> int:
+def to_units(share: float) -> int:
     """A share, -1 to 1, as a whole number of 2^-40: off by less than 5e-13."""
     return round(share * UNIT)
 
 
-class Tally:
+class ExactSum:
     """A table of sums of whole numbers, kept sparse.
 
     Args:
@@ -32,7 +32,7 @@ class Tally:
         for i, value in enumerate(values):
             row[i] += value
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: ExactSum) -> None:
         for place, values in other._rows.items():
             self.add(place, *values)
 

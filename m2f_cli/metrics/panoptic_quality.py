@@ -18,7 +18,7 @@ from ..structures.annotations import Annotation, PanopticAnnotation
 from ..structures.categories import Categories
 from ..structures.run_lengths import pair_counts
 from . import Figures, State
-from .comparable import by_id, check_ids, check_labels, check_sizes, panoptic_annotation, panoptic_result
+from .comparable import check_ids, check_sizes, panoptic_annotation, panoptic_result, segments_by_id
 from .state_io import reading, share, whole
 
 VOID = 0
@@ -134,8 +134,7 @@ def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int)
         DataError: a class number that does not exist, two segments of one id, or ids in the result's map that are no
             segments.
     """
-    check_labels((segment.label for segment in (*annotation.segments, *result.segments)), num_classes)
-    true, found = by_id(annotation.segments, "annotation"), by_id(result.segments, "result")
+    true, found = segments_by_id(annotation, result, num_classes)
     shared, true_area, found_area = _areas(result, annotation)
     check_ids(found_area, found)
     matches, matched_true, matched_found = Matches(), set(), set()
@@ -156,7 +155,8 @@ def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int)
         if found_id == VOID or found_id in matched_found:
             continue
         label = found[found_id].label
-        excused = shared.get((VOID, found_id), 0) + shared.get((crowds.get(label), found_id), 0)
+        on_crowd = shared.get((crowds[label], found_id), 0) if label in crowds else 0
+        excused = shared.get((VOID, found_id), 0) + on_crowd
         if excused / area <= 0.5:
             matches.wrong.append(label)
     return matches
@@ -167,7 +167,9 @@ def _areas(
 ) -> tuple[dict[tuple[int, int], int], dict[int, int], dict[int, int]]:
     """Pixels of each pair (true id, found id) in ascending order, of each true id, and of each found id."""
     true_ids, found_ids, counts = (values.tolist() for values in pair_counts(annotation.ids_HW, result.ids_HW))
-    shared, true_area, found_area = {}, {}, {}
+    shared: dict[tuple[int, int], int] = {}
+    true_area: dict[int, int] = {}
+    found_area: dict[int, int] = {}
     for true_id, found_id, count in zip(true_ids, found_ids, counts, strict=True):
         shared[true_id, found_id] = count
         true_area[true_id] = true_area.get(true_id, 0) + count

@@ -12,7 +12,7 @@ from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from . import Figures, State
 from .comparable import check_sizes, panoptic_annotation, panoptic_result
-from .exact_sum import UNIT, Tally, fixed
+from .exact_sum import UNIT, ExactSum, to_units
 from .pq_repairs import KINDS, SIZES, Change, as_found, compare_segments, confusions, repairs
 from .state_io import reading, whole
 
@@ -50,8 +50,8 @@ class PanopticErrors:
     def __init__(self, categories: Categories, *, worst: int = 20):
         self.categories, self.worst = categories, worst
         count = len(categories)
-        self._sums = Tally((len(KINDS) + 1, len(SIZES), count), 4)
-        self._confusion = Tally((count + 1, count + 1), 1)
+        self._sums = ExactSum((len(KINDS) + 1, len(SIZES), count), 4)
+        self._confusion = ExactSum((count + 1, count + 1), 1)
         self._images = 0
         self._worst: list[list[int]] = []  # lost · 2, number, IoU, hits, wrong, missed, errors of each kind
 
@@ -154,14 +154,14 @@ class PanopticErrors:
     def _add(self, number: int, changes: list[Change]) -> None:
         for each in changes:
             place = (number, each.size, each.label)
-            self._sums.add(place, fixed(each.iou), each.hits, each.wrong, each.missed)
+            self._sums.add(place, to_units(each.iou), each.hits, each.wrong, each.missed)
 
     def _note(self, rows: list[list[int]]) -> None:
         self._worst = sorted([*self._worst, *rows], key=lambda row: (-row[0], row[1]))[: self.worst]
 
 
 def _row_of(number: int, seen: list[Change], found: dict[str, list[Change]]) -> list[int]:
-    iou = sum(fixed(each.iou) for each in seen)
+    iou = sum(to_units(each.iou) for each in seen)
     hits, wrong, missed = (sum(getattr(each, name) for each in seen) for name in ("hits", "wrong", "missed"))
     errors = [-sum(each.wrong + each.missed for each in found[kind]) for kind in KINDS]
     return [(2 * hits + wrong + missed) * UNIT - 2 * iou, number, iou, hits, wrong, missed, *errors]
@@ -169,7 +169,7 @@ def _row_of(number: int, seen: list[Change], found: dict[str, list[Change]]) -> 
 
 def _without_errors(by_kind_EK4: np.ndarray) -> np.ndarray:
     """All repairs together: each alone may leave a hit of IoU below 1, whose boundary is repaired in the end."""
-    sums_K4 = by_kind_EK4.sum(0)
+    sums_K4: np.ndarray = by_kind_EK4.sum(0)
     sums_K4[:, IOU] = sums_K4[:, HITS] * UNIT
     return sums_K4
 

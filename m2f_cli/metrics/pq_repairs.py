@@ -34,7 +34,7 @@ import numpy as np
 from ..results.types import PanopticMap
 from ..structures.annotations import PanopticAnnotation
 from ..structures.run_lengths import pair_counts
-from .comparable import by_id, check_ids, check_labels
+from .comparable import check_ids, segments_by_id
 from .panoptic_quality import VOID
 
 KINDS = ("class", "split", "merged", "boundary", "missed", "spurious")
@@ -77,13 +77,21 @@ class ComparedImage:
     excused_F: np.ndarray
 
     @property
+    def is_hit_T(self) -> np.ndarray:
+        return np.asarray(self.hit_TF.any(axis=1))
+
+    @property
+    def is_hit_F(self) -> np.ndarray:
+        return np.asarray(self.hit_TF.any(axis=0))
+
+    @property
     def counted_F(self) -> np.ndarray:
         return ~self.excused_F
 
     def joined_iou(self, true: list[int], found: list[int]) -> float:
         """IoU of some true and some found segments, each group taken as one."""
         overlap = self.overlap_TF[np.ix_(true, found)].sum()
-        return overlap / (self.areas_T[true].sum() + self.areas_F[found].sum() - overlap)
+        return float(overlap / (self.areas_T[true].sum() + self.areas_F[found].sum() - overlap))
 
 
 def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int) -> ComparedImage:
@@ -93,8 +101,7 @@ def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_cl
         DataError: a class number that does not exist, two segments of one id, or an id in the result's map that no
             segment has.
     """
-    check_labels((segment.label for segment in (*annotation.segments, *result.segments)), num_classes)
-    true, found = by_id(annotation.segments, "annotation"), by_id(result.segments, "result")
+    true, found = segments_by_id(annotation, result, num_classes)
     first, second, counts = pair_counts(annotation.ids_HW, result.ids_HW)
     true_ids, row = np.unique(first, return_inverse=True)
     found_ids, column = np.unique(second, return_inverse=True)
@@ -135,15 +142,15 @@ def as_found(image: ComparedImage) -> list[Change]:
     """What PQ counts in the image as it is."""
     p = image
     hits = [_of_true(p, t, p.iou_TF[t, f], 1, 0, 0) for t, f in np.argwhere(p.hit_TF)]
-    missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.hit_TF.any(1))]
-    wrong = [_of_found(p, f, 1) for f in np.flatnonzero(~p.hit_TF.any(0) & p.counted_F)]
+    missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.is_hit_T).tolist()]
+    wrong = [_of_found(p, f, 1) for f in np.flatnonzero(~p.is_hit_F & p.counted_F).tolist()]
     return hits + missed + wrong
 
 
 def repairs(image: ComparedImage) -> dict[str, list[Change]]:
     """For each kind of error of KINDS the changes that repairing it makes."""
-    free_T = ~image.hit_TF.any(1)
-    free_F = ~image.hit_TF.any(0) & image.counted_F
+    free_T = ~image.is_hit_T
+    free_F = ~image.is_hit_F & image.counted_F
     finders = (_class, _split, _merged, _boundary, _missed, _spurious)
     # In this order: each finder takes the segments that it explains out of those that are free.
     return {kind: list(find(image, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
@@ -212,11 +219,11 @@ def _boundary(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Itera
 
 
 def _missed(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
-    return (_of_true(p, t, 1.0, 1, 0, -1) for t in np.flatnonzero(free_T))
+    return (_of_true(p, t, 1.0, 1, 0, -1) for t in np.flatnonzero(free_T).tolist())
 
 
 def _spurious(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
-    return (_of_found(p, f, -1) for f in np.flatnonzero(free_F))
+    return (_of_found(p, f, -1) for f in np.flatnonzero(free_F).tolist())
 
 
 def _of_true(p: ComparedImage, t: int, iou: float, hits: int, wrong: int, missed: int) -> Change:

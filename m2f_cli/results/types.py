@@ -167,7 +167,8 @@ class Instances(Result):
 
         if not self.rles:
             return np.zeros((0, *self.size), dtype=bool)
-        return coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+        masks_NHW: np.ndarray = coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+        return masks_NHW
 
     def to_coco(self) -> list[dict[str, Any]]:
         """COCO instance results: [{"category_id", "segmentation" (RLE), "bbox" (x, y, w, h), "score"}]."""
