@@ -1,4 +1,4 @@
-"""Whether scores mean what they say: of the segments of score 0.8, are 80 % right?"""
+"""Calibration of scores: the share of hits among the segments of each score."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ CAUTION = (
 
 
 class _Calibration:
-    """Scores of segments in steps of 0.01, with how many of them were hits, per class.
+    """Scores of segments in steps of 0.01, with the number of hits among them, per class.
 
-    ece: expected calibration error in percent (Naeini et al., AAAI 2015; Guo et al., ICML 2017): the mean distance of
-    mean score and share of hits over `bins` ranges of scores of one width, weighted by their segments. mean_score and
-    precision (the share of hits) in percent too. In "tables", "reliability" has the ranges. "per_class" has the same
-    figures per class. All NaN without any scored segment. A segment that the score threshold has removed is not seen.
+    A segment that the score threshold has removed is not seen. All figures are NaN without any scored segment.
+
+    Figures, in percent:
+        ece: expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017). It is the mean distance of
+            mean score and share of hits over `bins` ranges of scores of one width, weighted by their segments.
+        mean_score: mean of the scores.
+        precision: share of hits.
+        per_class: the same figures of each class, and the number of its scored segments.
+        tables.reliability: the ranges of scores.
 
     Args:
-        bins: ranges in the table and for ece; a divisor of 100.
+        bins: number of ranges in the table and for ece; a divisor of 100.
 
     Raises:
         ConfigError: `bins` is no divisor of 100.
@@ -110,12 +115,12 @@ class _Calibration:
 
 
 class PanopticCalibration(_Calibration):
-    __doc__ = f"""Calibration of the scores of panoptic segments; a hit is what PQ counts as one, and segments that PQ
-    excuses are left out.
+    __doc__ = f"""Calibration of the scores of panoptic segments.
 
-    "tables" also has "object_threshold": PQ for each threshold in steps of 0.01 if segments of lower score were simply
-    taken away, and the best. This is an estimate: with a higher threshold in the model other segments would take
-    their pixels; `inference.thresholds.sweep` measures it.
+    A hit is a hit of PQ, and segments that PQ excuses are left out. "tables" also has "object_threshold": PQ for each
+    threshold in steps of 0.01 if segments of lower score were simply taken away, and the best. This is an estimate:
+    with a higher threshold in the model other segments would take their pixels. `evaluation.threshold_sweep.sweep`
+    measures it.
 
     {_Calibration.__doc__}"""
 
@@ -137,7 +142,7 @@ class PanopticCalibration(_Calibration):
         return figures
 
     def _threshold(self) -> dict[str, Any]:
-        # From the highest score down: what is kept at each threshold.
+        # Sums from the highest score down give the segments that are kept at each threshold.
         kept_KX4 = self._scored.array()[:, ::-1].cumsum(1)[:, ::-1]
         true_K1 = self._true.array()
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -151,9 +156,11 @@ class PanopticCalibration(_Calibration):
 
 
 class InstanceCalibration(_Calibration):
-    __doc__ = f"""Calibration of the scores of found objects. As in COCO at IoU 0.5: the best score first, each found
-    object takes the free true one of its class with the highest IoU of at least 0.5; what lies at least half on a
-    crowd of its class instead is left out.
+    __doc__ = f"""Calibration of the scores of found objects.
+
+    Hits are those of COCO at IoU 0.5. The best score first, each found object takes the free true one of its class
+    with the highest IoU of at least 0.5. An object that takes none is left out if it lies at least half on a crowd of
+    its class.
 
     {_Calibration.__doc__}"""
 
@@ -176,7 +183,10 @@ class InstanceCalibration(_Calibration):
 def _matched(
     result: Instances, chosen: np.ndarray, true: list[RLE], crowds: list[bool]
 ) -> Iterable[tuple[int, float, float, bool]]:
-    """Class, score, IoU and whether it is a hit, of the found objects of one class that are not excused by a crowd."""
+    """Yield the class, the score, the IoU and the verdict (hit or not) of each found object of one class.
+
+    Objects that a crowd excuses are left out.
+    """
     chosen = chosen[np.argsort(-result.scores_N[chosen], kind="stable")]
     free = ~np.array(crowds, bool)
     for i in chosen:

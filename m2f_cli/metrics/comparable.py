@@ -1,4 +1,4 @@
-"""Checks that a result and an annotation fit each other, and both in the form that a metric compares."""
+"""Checks that a result and an annotation fit each other, and their conversion to the form that a metric compares."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ AnySegment = TypeVar("AnySegment", AnnotatedSegment, Segment)
 
 
 def check_sizes(result: Result, annotation: Annotation) -> None:
-    """Raises:
-    DataError: result and annotation are not of one size.
+    """Refuse a result and an annotation of different sizes.
+
+    Raises:
+        DataError: the result and the annotation are not of one size.
     """
     if tuple(result.size) != tuple(annotation.size):
         found, true = (" x ".join(map(str, size)) for size in (result.size, annotation.size))
@@ -40,8 +42,10 @@ def check_sizes(result: Result, annotation: Annotation) -> None:
 
 
 def check_labels(labels: Iterable[int], num_classes: int) -> None:
-    """Raises:
-    DataError: a class number that does not exist.
+    """Refuse class numbers outside of 0 to `num_classes` - 1.
+
+    Raises:
+        DataError: a class number does not exist.
     """
     outside = sorted(label for label in set(labels) if not 0 <= label < num_classes)
     if outside:
@@ -56,9 +60,10 @@ def check_found(labels: np.ndarray, num_classes: int) -> None:
 
     Args:
         labels: the values that occur, int64.
+        num_classes: number of classes.
 
     Raises:
-        DataError: a class number that does not exist.
+        DataError: a class number does not exist.
     """
     check_labels(labels[(labels != 255) & (labels != 65535)].tolist(), num_classes)
 
@@ -90,7 +95,7 @@ def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
     """Refuse ids in the map of a result that no segment has; 0 is void.
 
     Raises:
-        DataError: there is one.
+        DataError: the map has such an id.
     """
     unknown = sorted(set(in_map) - set(known) - {0})
     if unknown:
@@ -98,10 +103,11 @@ def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
 
 
 def instance_annotation(annotation: Annotation, categories: Categories) -> InstanceAnnotation:
-    """Return the objects of an annotation; of a panoptic one its things, crowds included, as run lengths.
+    """Return the objects of an annotation; of a panoptic annotation its things, crowds included, as run lengths.
 
     Raises:
-        ConfigError: the annotation knows no objects; DataError: a class number that does not exist.
+        ConfigError: the annotation knows no objects.
+        DataError: a class number does not exist, or an object has no shape.
     """
     if isinstance(annotation, InstanceAnnotation):
         return _check_shapes(annotation)
@@ -112,13 +118,14 @@ def instance_annotation(annotation: Annotation, categories: Categories) -> Insta
 
 
 def semantic_annotation(annotation: Annotation, categories: Categories) -> SemanticAnnotation:
-    """Return the class of every pixel; of a panoptic annotation that of its segment, also of a crowd.
+    """Return the class of every pixel; of a panoptic annotation the class of its segment, also of a crowd.
 
-    So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders,
+    The published mIoU figures of panoptic models are measured in this way (the panoptic_semseg_* folders,
     docs/methods/published-behaviour.md#9).
 
     Raises:
-        ConfigError: the annotation does not say it of every pixel; DataError: a class number that does not exist.
+        ConfigError: the annotation does not give the class of every pixel.
+        DataError: a class number does not exist.
     """
     if isinstance(annotation, SemanticAnnotation):
         return annotation
@@ -129,10 +136,10 @@ def semantic_annotation(annotation: Annotation, categories: Categories) -> Seman
 
 
 def panoptic_annotation(annotation: Annotation) -> PanopticAnnotation:
-    """Return an annotation as segments: each class of a semantic one is a segment, and what is ignored is void.
+    """Return an annotation as segments: each class of a semantic annotation is one segment; ignored pixels are void.
 
     Raises:
-        ConfigError: the annotation does not say it of every pixel.
+        ConfigError: the annotation does not give the class of every pixel.
     """
     if isinstance(annotation, PanopticAnnotation):
         return annotation
@@ -142,10 +149,11 @@ def panoptic_annotation(annotation: Annotation) -> PanopticAnnotation:
 
 
 def flat_annotation(annotation: Annotation) -> PanopticAnnotation:
-    """Return an annotation as segments: objects are numbered from 1 on, and later ones lie on top.
+    """Return an annotation as segments: objects are numbered from 1 on, and later objects lie on top.
 
     Raises:
-        ConfigError: the annotation knows no objects; DataError: an object has no shape.
+        ConfigError: the annotation knows no objects.
+        DataError: an object has no shape.
     """
     if isinstance(annotation, PanopticAnnotation):
         return annotation
@@ -162,7 +170,7 @@ def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
     """Return a result as segments: each class of a semantic map is one of score 1; pixels without a class are void.
 
     Raises:
-        DataError: a class number that does not exist.
+        DataError: a class number does not exist.
     """
     if isinstance(result, PanopticMap):
         return result
