@@ -1,4 +1,4 @@
-"""The regions of a result: one mask after the other, each in its own window."""
+"""Regions of a result: one mask after the other, each in its own window."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Region:
-    """One region of a result.
+    """Region of a result.
 
-    label: class number.  score: None for a semantic class.
-    id: the segment's id (panoptic), the class number (semantic) or the position (instances).
-    box: (top, left, bottom, right) in pixels, half open; mask_HW (bool) is the image's mask inside this box.
+    Attributes:
+        id: the segment's id (panoptic), the class number (semantic) or the position (instances).
+        label: class number.
+        score: None for a semantic class.
+        box: (top, left, bottom, right) in pixels, half open.
+        mask_HW: the mask of the region inside the box, bool.
     """
 
     id: int
@@ -34,12 +37,12 @@ class Region:
 
     @property
     def coco_box(self) -> list[int]:
-        """[x, y, width, height]"""
+        """Box [x, y, width, height] in pixels."""
         top, left, bottom, right = self.box
         return [left, top, right - left, bottom - top]
 
     def full_mask(self, size: tuple[int, int]) -> np.ndarray:
-        """The mask over the whole image of `size` (height, width), bool."""
+        """Return the mask (bool) over the whole image of `size` (height, width)."""
         mask_HW = np.zeros(size, dtype=bool)
         mask_HW[self.window] = self.mask_HW
         return mask_HW
