@@ -175,7 +175,7 @@ def place_label(
     image: tuple[int, int],
     placed: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float] | None:
-    """Return a free box (left, top, right, bottom) inside the image for a label near its spot; None if there is none."""
+    """Return a free box (left, top, right, bottom) inside the image for a label near its spot, or None."""
     width, height = size
     if width > image[0] or height > image[1]:
         return None

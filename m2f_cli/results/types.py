@@ -81,7 +81,7 @@ class Result(ABC):
         return writers.save(self, Path(folder), named, name=name, trust_code=trust_code)
 
     def to_hf(self) -> list[dict[str, Any]]:
-        """Return the output of transformers' pipeline: [{"score", "label", "mask": PIL image}]. A class has no score."""
+        """Return the output of transformers' pipeline: [{"score", "label", "mask": PIL image}]; no score of a class."""
         from . import bridges
 
         return bridges.to_hf(self)
