@@ -19,7 +19,7 @@ from ..metrics.state_io import reading
 
 State = dict[str, Any]
 MOST_RESAMPLES = 10**6
-MOST_SLOW_RESAMPLES = 100  # where each resample takes a metric of its own
+MOST_SLOW_RESAMPLES = 100  # of metrics that are restored and computed for each resample
 
 
 class RunStates(Protocol):
@@ -79,7 +79,7 @@ class _Panoptic:
         images, labels, ious = [], [], []
         for n, state in enumerate(states):
             part = metric.fresh()
-            part.restore(state)  # checks it
+            part.restore(state)  # refuses a damaged state
             for label, own, wrong, missed in part.state()["classes"]:
                 self.hits_NK[n, label], self.wrong_NK[n, label], self.missed_NK[n, label] = len(own), wrong, missed
                 images += [n] * len(own)
@@ -149,7 +149,7 @@ class _Ranking:
         self.annotation = np.zeros((len(states), len(self.labels)), np.int64)
         ranked = {label: [] for label in self.labels}
         for n, state in enumerate(states):
-            metric.fresh().restore(state)  # checks it
+            metric.fresh().restore(state)  # refuses a damaged state
             for label, own in state["classes"]:
                 part = Ranked.of_state(own, metric.max_dets[-1])
                 ranked[label].append((n, part))

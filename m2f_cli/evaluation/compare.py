@@ -20,7 +20,7 @@ from .bootstrap import RunStates, State, images_of
 from .evaluate import METRIC_OF
 from .tables import Table, number
 
-LEVEL = 0.95  # of the intervals
+LEVEL = 0.95  # share of the draws that an interval holds
 MOST_CHANGED = 20
 MOST_CLASSES = 20
 
@@ -305,7 +305,7 @@ def _metric(name: str, run: _Run, state: State, trust_code: bool) -> Metric:
     settings = {"max_dets": state["max_dets"]} if isinstance(state, dict) and "max_dets" in state else {}
     try:
         return make(run.categories, **settings)
-    except (TypeError, ValueError) as error:  # limits that are no numbers, or a metric that has none
+    except (TypeError, ValueError) as error:  # the limits are no numbers, or the metric has none
         raise _damaged(run.folder) from error
 
 

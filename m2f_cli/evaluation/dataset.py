@@ -79,8 +79,8 @@ class EvalData:
 def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Path | None:
     """Return the folder of the annotated images; None stands for the generated images of the configuration.
 
-    It is `data`, else the data that the run `model` was trained on, else the known data set below $DETECTRON2_DATASETS
-    (./datasets where that is not set).
+    The folder is `data`, else the data that the run `model` was trained on. Else it is the known data set below
+    $DETECTRON2_DATASETS (./datasets where that is not set).
 
     Raises:
         ConfigError: neither the arguments nor the configuration name a folder.

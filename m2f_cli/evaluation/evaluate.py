@@ -338,7 +338,7 @@ def scored(
         return image
 
     images = stream(segmenter, records, read, finish, hand_on, workers=workers)
-    # One thread that scores: metrics need no locks.
+    # A single thread scores, so that metrics need no locks.
     with thread_pool(1) as scorer, closing(images):
         yield from in_order(scorer, partial(_scored, metrics), images, 2)
 

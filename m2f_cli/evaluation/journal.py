@@ -75,7 +75,7 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
         DataError: a journal is damaged.
     """
     for path in _journals(folder):
-        if not whole_bytes(path):  # killed before its first line was complete
+        if not whole_bytes(path):  # its process was killed before the first line was complete
             continue
         old = read_header(path)
         for key, new in header.items():

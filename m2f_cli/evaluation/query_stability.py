@@ -1,8 +1,8 @@
-"""Stability of the answers of the decoder's layers: masks that stay in place, and targets that keep their query.
+"""Stability of the answers of the decoder's layers: agreement of their masks, and of the queries of targets.
 
-MP-Former was made because Mask2Former's layers disagree (its abstract). The mask that a layer attends through is not
-the one that it then predicts, and a query may serve one target in one layer and another in the next. Both are measured
-here, for any model with several supervised layers.
+MP-Former exists because Mask2Former's layers disagree (its abstract). The mask that a layer attends through is not the
+one that it then predicts. A query may serve one target in one layer and another in the next. Both are measured here,
+for any model with several supervised layers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from ..structures.predictions import Prediction
 from ..structures.targets import Target
 from .evaluate import EvalFailure, EvalProgress, annotation_for
 
-# Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
-# trained.
+# The loss of Mask2Former (docs/methods/published-behaviour.md#4-1), for a configuration without training settings.
 PUBLISHED_LOSS = LossConfig(
     class_weight=2.0,
     mask_weight=5.0,
@@ -86,7 +85,7 @@ class QueryDiagnosis:
         return _percent(self.iou_L, self.compared_L)
 
     def merge(self, other: QueryDiagnosis) -> None:
-        """Add what was counted over other images."""
+        """Add the counts of other images."""
         self.same_L, self.iou_L = self.same_L + other.same_L, self.iou_L + other.iou_L
         self.compared_L = self.compared_L + other.compared_L
         self.same_in_all += other.same_in_all

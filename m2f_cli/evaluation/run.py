@@ -90,7 +90,7 @@ def run(
     """
     started = time.perf_counter()
     rank = distributed.rank()
-    with ExitStack() as stack:  # of the first process: the folder is this evaluation's alone until it is done
+    with ExitStack() as stack:  # holds the lock of the folder, in the first process
         todo = distributed.on_main(lambda: _claim(evaluation, resume, stack))
         own = list(share(todo, rank, distributed.world_size()))
         if on_start is not None:
@@ -159,7 +159,7 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)
-    if evaluation.save and done:  # an image whose predictions were lost is done again
+    if evaluation.save and done:  # an image whose predictions are missing is scored again
         with _saver(evaluation, 0) as saver:
             saver.gather()
             done = {
@@ -203,7 +203,7 @@ def _score(
     path = journal.journal_of(evaluation.folder, rank)
     with journal.appending(path, dict(evaluation.header)) as add, closing(stream):
         for done, (number, each) in enumerate(zip(numbers, stream, strict=True), 1):
-            if each.saved is not None:  # first: an image that is in the journal is never done again
+            if each.saved is not None:  # before the journal: an image in the journal is never done again
                 saver.append(each.saved)
             add(_line(number, each))
             if on_progress is not None:
@@ -223,7 +223,7 @@ def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
     names: list[str] = []
     measured = Measured({name: metric.fresh() for name, metric in evaluation.metrics.items()}, seconds)
     for line in journal.read(journal.journal_of(evaluation.folder)):
-        if line["number"] >= evaluation.count:  # of an earlier run with a higher --limit
+        if line["number"] >= evaluation.count:  # left by an earlier run with a higher --limit
             continue
         names.append(line["name"])
         if "error" in line:

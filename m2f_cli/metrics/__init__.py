@@ -32,7 +32,7 @@ class Metric(Protocol):
         """
 
     def merge(self, other: Metric) -> None:
-        """Add what `other` collected, after what is already here.
+        """Add the images that `other` collected, after those that are already here.
 
         Parts that are merged in the order of their images give the figures of one metric that saw all images, to the
         last bit.
@@ -42,10 +42,13 @@ class Metric(Protocol):
         """Return an empty metric with the same settings."""
 
     def state(self) -> State:
-        """Return what was collected, as plain values that survive JSON to the last bit; a few kB for one image."""
+        """Return the collected images as plain values that survive JSON to the last bit.
+
+        The state of one image has several kB.
+        """
 
     def restore(self, state: State) -> None:
-        """Add what a state holds, as if the metric that it came from were merged.
+        """Add the images of a state, as if the metric that it came from were merged.
 
         Raises:
             DataError: the state is damaged, or came from a metric with other settings; nothing was added.

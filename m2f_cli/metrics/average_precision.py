@@ -57,7 +57,7 @@ class AveragePrecision:
     """
 
     task = "instance"
-    prefix = ""  # of the names of the figures
+    prefix = ""
 
     def __init__(self, categories: Categories, *, max_dets: Sequence[int] = (1, 10, 100), engine: str | None = None):
         self.categories, self.max_dets, self.engine = categories, tuple(max_dets), choose_engine(engine)
@@ -183,9 +183,14 @@ class AveragePrecision:
 
 
 class BoundaryAveragePrecision(AveragePrecision):
-    """Boundary AP (Cheng et al., Boundary IoU, CVPR 2021): AP with the lesser of mask IoU and boundary IoU, which is
-    the IoU of what of each mask lies within 2 % of the image's diagonal of its outline. Crowds are compared by their
-    masks. boundary_ap, boundary_ap50, …: as in `AveragePrecision`."""
+    """Boundary AP (Cheng et al., Boundary IoU, CVPR 2021): AP with the lesser of mask IoU and boundary IoU.
+
+    The boundary IoU compares the parts of the masks that lie within 2 % of the image's diagonal of their outlines.
+    Crowds are compared by their masks.
+
+    Figures, in percent:
+        boundary_ap, boundary_ap50, …: as in `AveragePrecision`.
+    """
 
     prefix = "boundary_"
 

@@ -20,7 +20,7 @@ from . import Figures, State
 from .comparable import check_found, check_labels, check_sizes, semantic_annotation
 from .state_io import reading, whole
 
-RATIO = 0.02  # of the diagonal: the width of the edge in the paper
+RATIO = 0.02  # width of the edge in the paper, as a share of the diagonal
 
 
 def edge_width(size: tuple[int, int], ratio: float = RATIO) -> int:
@@ -31,13 +31,13 @@ def edge_width(size: tuple[int, int], ratio: float = RATIO) -> int:
 def edge_of_rle(rle: RLE, ratio: float = RATIO) -> RLE:
     """Return the edge of a mask; both are compressed COCO run lengths.
 
-    The edge holds the pixels of the mask from which the nearest pixel outside the mask, or outside the image, is at
-    most `edge_width` rows and columns away.
+    A pixel of the mask is in the edge if a pixel outside of the mask, or outside of the image, is near. Near is at most
+    `edge_width` rows and columns away.
     """
     left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
     edge_HW = np.asfortranarray(np.zeros(rle["size"], dtype=np.uint8))
     if width and height:
-        window = slice(top, top + height), slice(left, left + width)  # nothing outside can be in the edge
+        window = slice(top, top + height), slice(left, left + width)  # the edge lies inside
         crop_HW = np.ascontiguousarray(coco_mask.decode(rle)[window])
         edge_HW[window] = crop_HW & ~interior(crop_HW, edge_width(rle["size"], ratio))
     edge: RLE = coco_mask.encode(edge_HW)
@@ -52,7 +52,7 @@ def interior(values_HW: np.ndarray, width: int, outside: int = 0) -> np.ndarray:
         width: distance in pixels.
         outside: the value around the image.
     """
-    # A frame of 1 is enough: OpenCV takes nothing from beyond it.
+    # A frame of 1 is enough, since OpenCV ignores pixels beyond the border.
     framed = cv2.copyMakeBorder(values_HW, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=outside)
     square = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
     same_HW: np.ndarray = cv2.erode(framed, square) == cv2.dilate(framed, square)
@@ -78,11 +78,13 @@ class BoundaryIoU:
 
     task = "semantic"
     figure = "boundary_iou"
-    counts_ignored = False  # whether what was found on ignored pixels counts as wrong
+    counts_ignored = False
 
     def __init__(self, categories: Categories, *, ratio: float = RATIO):
         self.categories, self.ratio = categories, ratio
-        self.pixels_3K = np.zeros((3, len(categories)), dtype=np.int64)  # in both edges, in the true, in the found one
+        self.pixels_3K = np.zeros(
+            (3, len(categories)), dtype=np.int64
+        )  # pixels in both edges, in the true edge, in the found edge
 
     def update(self, result: SemanticMap, annotation: Annotation) -> None:
         check_sizes(result, annotation)

@@ -20,7 +20,7 @@ from .exact_sum import UNIT, ExactSum, to_units
 from .pq_repairs import compare_segments
 from .state_io import reading
 
-STEPS = 100  # scores are kept to one in a hundred
+STEPS = 100  # ranges of scores that are counted
 COUNT, HITS, IOU, SCORES = range(4)  # the table's columns; the last two in units of 2^-40
 CAUTION = (
     "Chosen on these very images, so it flatters: choose on one set of images, report figures of another. Scores "
@@ -100,13 +100,13 @@ class _Calibration:
         return rows
 
     def _note(self, label: int, score: float, iou: float, *, hit: bool) -> None:
-        if not 0 <= score <= 1:  # NaN is not
+        if not 0 <= score <= 1:  # also refuses NaN
             raise DataError(f"A found segment has the score {score!r}, which should be from 0 to 1.")
         place = (label, min(int(score * STEPS), STEPS - 1))
         self._scored.add(place, 1, int(hit), to_units(iou) if hit else 0, to_units(score))
 
     def _note_all(self, noted: Iterable[tuple[int, float, float, bool]], true: Iterable[int]) -> None:
-        part = self.fresh()  # a wrong score half-way must not leave half of an image behind
+        part = self.fresh()  # a wrong score must not leave half of an image behind
         for label, score, iou, hit in noted:
             part._note(int(label), float(score), float(iou), hit=bool(hit))
         for label in true:
@@ -192,7 +192,7 @@ def _matched(
     for i in chosen:
         score, label = float(result.scores_N[i]), int(result.labels_N[i])
         ious = np.zeros(0)
-        if true:  # of a crowd: the share of the found object that lies on it
+        if true:  # with a crowd, the share of the found object that lies on it
             ious = np.asarray(coco_mask.iou([result.rles[i]], true, [int(each) for each in crowds]))[0]
         own = np.where(free, ious, -1.0)
         if own.size and own.max() >= 0.5:

@@ -139,7 +139,7 @@ class CityscapesPixels:
         _check(categories, "The official pixel scores of Cityscapes")
         self.categories = categories
         self._confusion = np.zeros((34, 34), dtype=np.int64)  # true labelId, found labelId
-        self._objects: list[list[float]] = []  # of each image, in the order of `_keys`
+        self._objects: list[list[float]] = []  # one list for each image, in the order of `_keys`
 
     def update(self, result: PanopticMap | SemanticMap, annotation: Annotation) -> None:
         check_sizes(result, annotation)
@@ -248,14 +248,14 @@ class CityscapesObjects:
     def __init__(self, categories: Categories):
         _check(categories, "The official average precisions of Cityscapes")
         self.categories = categories
-        self._images: list[str] = []  # the official matches as json: a tenth of what they take as objects
+        self._images: list[str] = []  # the official matches as JSON, which takes much less memory than objects
 
     def update(self, result: Instances, annotation: Annotation) -> None:
         check_sizes(result, annotation)
         files, tools = _files_of(annotation), official_tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
-        with open_image(files.instances) as image:  # before cityscapesScripts opens it, with what Pillow knows
+        with open_image(files.instances) as image:  # refuses a damaged file before cityscapesScripts opens it
             pass
         [objects] = tools.instances2dict([str(files.instances)], False).values()
         with tempfile.TemporaryDirectory(prefix="m2f-cityscapes-") as folder:

@@ -129,7 +129,7 @@ class Ranked:
         precision_TRA = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
         recall_TAM = -np.ones((len(THRESHOLDS), len(SIZES), len(limits)))
         scores_F = np.frombuffer(self.scores, dtype=np.float64) if self.scores else np.zeros(0)
-        order_F = np.argsort(-scores_F, kind="mergesort")  # the sort of the originals: equal scores keep their order
+        order_F = np.argsort(-scores_F, kind="mergesort")  # stable, as in the originals: equal scores keep their order
         judged_FB = np.frombuffer(bytes(self.judged), dtype=np.uint8).reshape(-1, _BYTES)[order_F]
         rank_F = self._ranks()[order_F]
         for a, count in enumerate(self.true):
@@ -151,7 +151,7 @@ def judge(found: Objects, true: Objects, overlaps: Overlaps) -> Ranked:
 
     The found objects are taken in turn. Each takes the free true object that it overlaps most, at least by the
     threshold; of equal overlaps the last. It takes a true object that does not count (a crowd, or one of another size)
-    only if there is no other, and is then ignored itself. A crowd is always free. A found object that takes none is
+    only if there is no other. It is then ignored itself. A crowd is always free. A found object that takes none is
     wrong; it is ignored if its own area is out of the range.
 
     Args:
@@ -203,7 +203,7 @@ def _match(
 
 
 def precision_at_recalls(hits: np.ndarray, count: int) -> np.ndarray:
-    """Compute the precision at the 101 points of recall, made falling, and 0 beyond the highest recall.
+    """Compute the precision at the 101 points of recall, forced to fall, and 0 beyond the highest recall.
 
     Precision rises only at a hit, so that no other rank needs to be looked at.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-UNIT = 2**40  # a share of 1; int64 holds the sum of eight million of them
+UNIT = 2**40  # stands for a share of 1; int64 holds eight million of them
 
 
 def to_units(share: float) -> int:
@@ -48,7 +48,7 @@ class ExactSum:
         return [[*position, *values] for position, values in sorted(self._rows.items())]
 
     def restore(self, state: Any) -> None:
-        """Add what a state holds.
+        """Add the sums of a state.
 
         Raises:
             ValueError: the state is not that of such a table; nothing was added.

@@ -108,7 +108,7 @@ class PanopticQuality:
         return {**figures, "per_class": self._per_class(rows)}
 
     def _rows(self) -> list[dict[str, float]]:
-        # One addition after another, in the order of the images, as panopticapi: not `sum`, not numpy's pairs.
+        # One addition after another, in the order of the images, as in panopticapi. `sum` and numpy round differently.
         ious = [functools.reduce(operator.add, each, 0.0) for each in self._ious]
         hits = map(len, self._ious)
         return [_row(*values) for values in zip(ious, hits, self._wrong.tolist(), self._missed.tolist(), strict=True)]
@@ -143,7 +143,8 @@ def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int)
 
     A found and a true segment of one class are a hit when their IoU is above 0.5. The union leaves out the part of the
     found segment that lies on void. A crowd is never hit and never missed. A found segment without a hit does not count
-    when more than half of it lies on void and on the crowd of its class (the last one, where an image lists several).
+    when more than half of it lies on void and on the crowd of its class. Where an image lists several crowds of a
+    class, the last one is taken.
 
     Raises:
         DataError: a class number does not exist, two segments have one id, or the result's map has ids without a
@@ -209,7 +210,7 @@ def _row(iou: float, hits: int, wrong: int, missed: int) -> dict[str, float]:
 def _mean(shares: Iterable[float]) -> float:
     """Return the mean in percent of the shares that are numbers; NaN without any."""
     present = [share for share in shares if not math.isnan(share)]
-    # Not `sum`, which from Python 3.12 on rounds in another way than panopticapi.
+    # From Python 3.12 on, `sum` rounds differently from panopticapi.
     return 100 * (functools.reduce(operator.add, present, 0.0) / len(present)) if present else math.nan
 
 

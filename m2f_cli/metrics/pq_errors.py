@@ -16,7 +16,7 @@ from .exact_sum import UNIT, ExactSum, to_units
 from .pq_repairs import KINDS, SIZES, Change, as_found, compare_segments, confusions, repairs
 from .state_io import reading, whole
 
-AS_FOUND = len(KINDS)  # beside the kinds of errors, in the table of sums: what PQ counts as it is
+AS_FOUND = len(KINDS)  # row of the counts without a repair, after those of the kinds
 IOU, HITS, WRONG, MISSED = range(4)  # the table's columns
 
 

@@ -123,7 +123,7 @@ def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_cl
     first, second, counts = pair_counts(annotation.ids_HW, result.ids_HW)
     true_ids, row = np.unique(first, return_inverse=True)
     found_ids, column = np.unique(second, return_inverse=True)
-    shared = np.zeros((len(true_ids) + 1, len(found_ids)), np.int64)  # the last row is of ids that the map lacks
+    shared = np.zeros((len(true_ids) + 1, len(found_ids)), np.int64)  # the last row stands for ids that the map lacks
     shared[row, column] = counts
     row_of = {i: row for row, i in enumerate(true_ids.tolist())}
     ids_T = sorted(i for i, segment in true.items() if not segment.iscrowd)
@@ -157,7 +157,7 @@ def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_cl
 
 
 def as_found(image: ComparedImage) -> list[Change]:
-    """Return what PQ counts in the image as it is."""
+    """Return the counts of PQ in the image as it is."""
     p = image
     hits = [_of_true(p, t, p.iou_TF[t, f], 1, 0, 0) for t, f in np.argwhere(p.hit_TF)]
     missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.is_hit_T).tolist()]
@@ -170,7 +170,7 @@ def repairs(image: ComparedImage) -> dict[str, list[Change]]:
     free_T = ~image.is_hit_T
     free_F = ~image.is_hit_F & image.counted_F
     finders = (_class, _split, _merged, _boundary, _missed, _spurious)
-    # In this order: each finder takes the segments that it explains out of those that are free.
+    # The order matters: each finder removes the segments that it explains from those that are free.
     return {kind: list(find(image, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 
 THING_ALPHA, STUFF_ALPHA = 0.55, 0.4
-SPOT_EDGE = 192  # the spot of a label is searched in a mask of at most this edge: cheap at any image size
-LONGEST_NAME = 200  # letters that a label tries to show; a longer one would fit no image
+SPOT_EDGE = 192  # longest edge of the mask in which the spot of a label is searched
+LONGEST_NAME = 200  # letters; a longer label would fit no image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -79,7 +79,7 @@ def region_color(category: Category, nth: int = 0) -> Color:
         saturation = max(saturation, 0.6) if saturation > 0.1 else saturation
     else:
         saturation, value = 0.8 * saturation, min(max(value, 0.4), 0.8)
-    # The golden ratio spreads the neighbours of a sequence: no two objects that follow each other look alike.
+    # The golden ratio spreads consecutive numbers, so that no two consecutive objects look alike.
     shift = (0.618 * nth + 0.5) % 1 - 0.5
     red, green, blue = colorsys.hsv_to_rgb((hue + 0.09 * shift) % 1, saturation, value * (1 - 0.35 * abs(shift)))
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -114,7 +114,7 @@ def _outline(canvas_HW3: np.ndarray, region: Region, color: Color, line: int) ->
     mask = np.pad(region.mask_HW, padding).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
     inner = cv2.erode(mask, kernel)[up : up + bottom - top, before : before + right - left]
-    lighter = [round(0.6 * channel + 0.4 * 255) for channel in color]  # stands out from its own fill
+    lighter = [round(0.6 * channel + 0.4 * 255) for channel in color]  # so that it stands out from its own fill
     canvas_HW3[region.window][region.mask_HW & (inner == 0)] = lighter
 
 
@@ -158,7 +158,7 @@ def write_label(image: Image.Image, labels: list[_Label], font_size: int) -> Non
     placed: list[tuple[float, float, float, float]] = []
     for label in sorted(labels, key=lambda label: -label.area):
         width = draw.textlength(label.text, font=font)
-        # All boxes are equally high, whatever letters they hold: a line of labels looks calm.
+        # All boxes have the same height, whatever letters they hold, so that a row of labels is even.
         size = (width + 3 * margin, 1.25 * font_size + margin)
         box = place_label(label.spot, size, image.size, placed)
         if box is None:

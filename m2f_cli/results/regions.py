@@ -60,8 +60,8 @@ def masks_of(map_HW: np.ndarray, values: Sequence[int]) -> Iterator[tuple[int, t
 def windows_of(map_HW: np.ndarray) -> dict[int, tuple[slice, slice]]:
     """Return the smallest window (rows, columns) around the pixels of each value of a map of whole numbers.
 
-    Works on runs of equal neighbours in a row. `scipy.ndimage.find_objects` does the same, and its import takes longer
-    than all other imports of `m2f predict` beside PyTorch's.
+    The function works on runs of equal neighbours in a row. `scipy.ndimage.find_objects` does the same, but its import
+    is slow.
     """
     if not map_HW.size:
         return {}
@@ -69,7 +69,7 @@ def windows_of(map_HW: np.ndarray) -> dict[int, tuple[slice, slice]]:
     np.not_equal(map_HW[:, 1:], map_HW[:, :-1], out=is_start_HW[:, 1:])
     starts, width = np.flatnonzero(is_start_HW), map_HW.shape[1]
     values = map_HW.ravel()[starts]
-    is_short = values.min() >= 0 and values.max() < 2**16  # NumPy sorts 16 bits several times faster
+    is_short = values.min() >= 0 and values.max() < 2**16  # NumPy sorts 16 bits faster
     order = np.argsort(values.astype(np.uint16) if is_short else values, kind="stable")
     values, ends, starts = values[order], np.append(starts[1:], map_HW.size)[order], starts[order]
     rows = starts // width

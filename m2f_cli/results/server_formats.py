@@ -72,7 +72,7 @@ def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") 
     path = folder / f"{stem}.zip"
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(f"{stem}.json", document, zipfile.ZIP_DEFLATED)
-        for png in pngs:  # compressed already
+        for png in pngs:  # PNGs are compressed already
             archive.write(folder / "panoptic" / png, f"{stem}/{png}", zipfile.ZIP_STORED)
     return path
 

@@ -67,7 +67,7 @@ class Result(ABC):
         """Write this result in any of the formats of `m2f predict --save`.
 
         Args:
-            folder: the output folder, which is made if it is missing.
+            folder: the output folder, which is created if it is missing.
             formats: names of writers, such as "overlay", "coco-panoptic", "label-png".
             name: the stem of the files; by default the image's own stem.
             trust_code: True if `formats` may be "module:function".

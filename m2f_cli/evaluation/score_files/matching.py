@@ -23,7 +23,7 @@ def known_ids(records: Sequence[Record], ids: Iterable[int | str]) -> list[int |
     Raises:
         DataError: two images share a prediction.
     """
-    taken = {record.image_id for record in records}  # another image's id is no name of this one
+    taken = {record.image_id for record in records}  # an id of another image is not a name of this one
     present = set(ids)
     keys = []
     for record in records:

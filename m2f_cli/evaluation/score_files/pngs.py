@@ -23,7 +23,7 @@ def decode_ids(content: bytes, size: tuple[int, int], where: str) -> np.ndarray:
     if depth == 8 and kind in (_RGB, _RGBA):
         bgr_HWC = decode_png(content, where)
         order = cv2.COLOR_BGR2RGBA if bgr_HWC.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        # Four bytes are one number, a fifth faster than shifts; the fourth, opaque or not, is no part of the id.
+        # Four bytes are read as one number, which is faster than shifts. The fourth, opacity, is no part of the id.
         return cv2.cvtColor(bgr_HWC, order).view("<i4")[..., 0] & 0xFFFFFF
     if kind in (_GREY, 4):
         raise DataError(f"{where} is grey, where the ids of segments are expected as RGB colours.")

@@ -353,7 +353,7 @@ class _CityscapesRead:
         lines = documents.decode(self.files.read(self.name), f"{self.files}/{self.name}").split("\n")
         for number, line in enumerate(filter(str.strip, lines), 1):
             png, label_id, score = parse_line(line, f"{self.files}/{self.name}, line {number}")
-            if label_id in things:  # the official tool passes over the others
+            if label_id in things:  # the official tool ignores the other labels
                 path = (folder / png).as_posix()
                 mask_HW = decode_mask(self.files.read(path), size, f"{self.files}/{path}")
                 rles.append(encode_mask(mask_HW))

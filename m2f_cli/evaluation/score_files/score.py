@@ -148,7 +148,7 @@ def _inside(files: Tree, pngs: Tree | None) -> Predictions:
     """Return the predictions that a folder or an archive holds."""
     if files.has(PREDICTIONS):
         return _own(files)
-    # An archive may have all in a folder of its own; a folder may lie above everything.
+    # An archive may hold everything in one sub-folder. A folder is not searched in depth: it may hold a huge tree.
     jsons = files.names(suffix=".json", deep=isinstance(files, Archive))
     best = [name for name in jsons if PurePosixPath(name).name in {shared.file for shared in SHARED.values()}] or jsons
     if len(best) > 1:
@@ -275,6 +275,6 @@ def _label_maps(folder: Path, masks: list[Path], task: Task, classes: str | Path
     count = len(table.categories)
     ignored = 65535 if table.ignore_index == 255 < count else table.ignore_index
     values = value_map({number: number for number in range(count)}, table.categories, {ignored})
-    # The mask is its own image: only the size is looked at.
+    # The mask stands in for its image, of which only the size is needed.
     records = [Record(mask.stem, mask, LabelFile(mask, mask, values)) for mask in masks]
     return DataSet(str(folder), "label-maps", "", "semantic", table.categories, records)
