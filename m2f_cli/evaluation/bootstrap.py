@@ -1,4 +1,4 @@
-"""Figures over images that count any number of times, from what the journal of an evaluation holds of each.
+"""Figures over images that count any number of times, from the states of the images in the journal of an evaluation.
 
 With each image once they are those of the metric itself, to the last bit; that is also how they are tested.
 """
@@ -18,15 +18,19 @@ from ..metrics.panoptic_quality import PanopticQuality, StuffQuality
 from ..metrics.state_io import reading
 
 State = dict[str, Any]
-FEW = 100  # resamples, where each takes a metric of its own
-MANY = 10**6
+MOST_RESAMPLES = 10**6
+MOST_SLOW_RESAMPLES = 100  # of metrics that are restored and computed for each resample
 
 
 class RunStates(Protocol):
-    """N images of one run.
+    """Protocol of the N images of one run, ready to be resampled.
 
-    figures: names of the figures of the whole, the headline first; classes: names of the classes.
-    annotation: (N, …) what the annotations say, equal for runs over the same ones; None where the states do not tell.
+    Attributes:
+        figures: names of the figures of the whole, the headline first.
+        classes: names of the classes.
+        annotation: (N, …) numbers from the annotations, equal for runs over the same annotations; None where the states
+            do not tell.
+        most_resamples: the most resamples that are affordable.
     """
 
     figures: list[str]
@@ -37,25 +41,29 @@ class RunStates(Protocol):
     def __len__(self) -> int: ...
 
     def __call__(self, weights_N: np.ndarray) -> np.ndarray:
-        """(figures + classes) in percent, where image n counts weights_N[n] times (int64); NaN: nothing there."""
+        """Compute the figures, then those of the classes, in percent; NaN where there is nothing to measure.
+
+        Args:
+            weights_N: the number of times that each image counts (int64).
+        """
 
 
 def images_of(metric: Metric, states: Sequence[State]) -> RunStates:
-    """What a metric kept of each image, ready to be resampled.
+    """Return the states of a metric's images, ready to be resampled.
 
     Raises:
-        DataError: a damaged state, or one of other settings.
+        DataError: a state is damaged, or one of other settings.
     """
     kinds = {PanopticQuality: _Panoptic, AveragePrecision: _Ranking, MeanIoU: _Regions}
-    kind = next((made for known, made in kinds.items() if isinstance(metric, known)), _Restored)
+    kind = next((states_of for known, states_of in kinds.items() if isinstance(metric, known)), _Restored)
     with reading(metric):
         return kind(metric, states)
 
 
 class _Panoptic:
-    """PQ: IoUs of hits, in the order in which the metric adds them, and counts of the rest."""
+    """States of PQ: IoUs of hits, in the order in which the metric adds them, and counts of the rest."""
 
-    most_resamples = MANY
+    most_resamples = MOST_RESAMPLES
 
     def __init__(self, metric: PanopticQuality, states: Sequence[State]):
         self.classes = [category.name for category in metric.categories]
@@ -71,7 +79,7 @@ class _Panoptic:
         images, labels, ious = [], [], []
         for n, state in enumerate(states):
             part = metric.fresh()
-            part.restore(state)  # checks it
+            part.restore(state)  # refuses a damaged state
             for label, own, wrong, missed in part.state()["classes"]:
                 self.hits_NK[n, label], self.wrong_NK[n, label], self.missed_NK[n, label] = len(own), wrong, missed
                 images += [n] * len(own)
@@ -96,9 +104,9 @@ class _Panoptic:
 
 
 class _Regions:
-    """mIoU: pixels of each class that are right, true, and found."""
+    """States of mIoU: pixels of each class that are right, true, and found."""
 
-    most_resamples = MANY
+    most_resamples = MOST_RESAMPLES
     figures = ["miou", "fwiou", "macc", "pacc"]  # noqa: RUF012 (of the protocol)
 
     def __init__(self, metric: MeanIoU, states: Sequence[State]):
@@ -130,9 +138,9 @@ class _Regions:
 
 
 class _Ranking:
-    """AP: how each found object was judged, best first, and which image it is in. Sorting is done once."""
+    """States of AP: verdicts on each found object, best first, and the image that it is in. Sorting is done once."""
 
-    most_resamples = MANY
+    most_resamples = MOST_RESAMPLES
 
     def __init__(self, metric: AveragePrecision, states: Sequence[State]):
         self.figures = [metric.prefix + name for name in ("ap", "ap50", "ap75")]
@@ -141,7 +149,7 @@ class _Ranking:
         self.annotation = np.zeros((len(states), len(self.labels)), np.int64)
         ranked = {label: [] for label in self.labels}
         for n, state in enumerate(states):
-            metric.fresh().restore(state)  # checks it
+            metric.fresh().restore(state)  # refuses a damaged state
             for label, own in state["classes"]:
                 part = Ranked.of_state(own, metric.max_dets[-1])
                 ranked[label].append((n, part))
@@ -164,7 +172,11 @@ class _Ranking:
 
 
 def _judged(parts: list[tuple[int, Ranked]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Found objects of one class, best first: image (F), is a hit (F, T) and does not count (F, T), of all sizes."""
+    """Return the found objects of one class and of all sizes, best first.
+
+    Returns:
+        The image of each (F), and for each threshold if it is a hit (F, T) and if it does not count (F, T).
+    """
     whole = Ranked()
     for _, part in parts:
         whole.add(part)
@@ -177,16 +189,16 @@ def _judged(parts: list[tuple[int, Ranked]]) -> tuple[np.ndarray, np.ndarray, np
 
 
 class _Restored:
-    """Any other metric, through its own `restore` and `compute`: slow, and right. Its first figure is the headline."""
+    """States of any other metric, through its own `restore` and `compute`. Its first figure is the headline."""
 
-    most_resamples = FEW
+    most_resamples = MOST_SLOW_RESAMPLES
     annotation = None
 
     def __init__(self, metric: Metric, states: Sequence[State]):
         self.metric, self.states = metric, states
-        found = self._compute(np.ones(len(states), np.int64))
-        self.figures = [name for name, value in found.items() if isinstance(value, float)]
-        per_class = found["per_class"]
+        figures = self._compute(np.ones(len(states), np.int64))
+        self.figures = [name for name, value in figures.items() if isinstance(value, float)]
+        per_class = figures["per_class"]
         self.column = next((key for row in per_class.values() for key in row), None)
         self.classes = list(per_class)
 
@@ -194,9 +206,9 @@ class _Restored:
         return len(self.states)
 
     def __call__(self, weights_N: np.ndarray) -> np.ndarray:
-        found = self._compute(weights_N)
-        classes = [found["per_class"][name][self.column] for name in self.classes]
-        return np.array([*(found[name] for name in self.figures), *classes], np.float64)
+        figures = self._compute(weights_N)
+        classes = [figures["per_class"][name][self.column] for name in self.classes]
+        return np.array([*(figures[name] for name in self.figures), *classes], np.float64)
 
     def _compute(self, weights_N: np.ndarray) -> dict[str, Any]:
         metric = self.metric.fresh()
@@ -207,11 +219,11 @@ class _Restored:
 
 
 def _mean_one_by_one(shares: np.ndarray) -> float:
-    """In percent; added as the metric adds them, not in numpy's pairs."""
+    """Return the mean in percent, added as the metric adds, not in numpy's pairs."""
     return 100 * (float(np.cumsum(shares)[-1]) / len(shares)) if len(shares) else np.nan
 
 
 def _mean_present(values: np.ndarray) -> float:
-    """In percent; -1 says that there is no annotation."""
+    """Return the mean in percent of the values; -1 stands for a class without annotation. NaN: all are -1."""
     present = values[values > -1]
     return 100 * float(np.mean(present)) if present.size else np.nan

@@ -1,4 +1,4 @@
-"""Which metrics an evaluation has: those that were named, those of a task, or all that apply."""
+"""Choice of the metrics of an evaluation: those that were named, those of a task, or all that apply."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TASK_OF = {name: task for task, name in METRIC_OF.items()}
 
 
 def known_names(asked: Sequence[str]) -> list[str]:
-    """The names as they are in the table, or "module:object"; [] is [], and ["all"] stays.
+    """Return the names as they are in the table, or as "module:object"; [] is [], and ["all"] stays.
 
     Raises:
-        ConfigError: an unknown name; the nearest are in the message.
+        ConfigError: a name is unknown; the nearest names are in the message.
     """
     for name in asked:
         if name != ALL and ":" not in name and name not in plugins.table("metrics"):
@@ -31,19 +31,19 @@ def known_names(asked: Sequence[str]) -> list[str]:
 
 
 def task_for(names: Sequence[str], *, trust_code: bool = False) -> Task:
-    """The task whose default model can be measured by all of these metrics."""
+    """Return the task whose default model all of these metrics can measure."""
     tasks = {task_of(name, trust_code=trust_code) for name in names if name != ALL}
     return tasks.pop() if len(tasks) == 1 else "panoptic"
 
 
 def task_of(name: str, *, trust_code: bool = False) -> Task:
-    """Which kind of result a metric is about."""
+    """Return the task whose results a metric takes."""
     if name in TASK_OF:
         return TASK_OF[name]
     factory = plugins.get("metrics", name, trust_code=trust_code)
-    found = getattr(factory, "task", None)
+    task = getattr(factory, "task", None)
     with plugins.using(name):
-        return found if isinstance(found, str) else factory(_ANY).task
+        return task if isinstance(task, str) else factory(_ANY).task
 
 
 def choose(
@@ -56,18 +56,21 @@ def choose(
     model: str = "the model",
     trust_code: bool = False,
 ) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics of an evaluation, fresh, and notes about those of "all" that do not apply.
+    """Return the metrics of an evaluation, fresh, and notes about those of "all" that do not apply.
 
     Args:
-        names: from `known_names`; [] is the metric that the task `default` is judged by.
-        tasks: what the model does, or what of it is wanted.
+        names: names from `known_names`; [] is the metric that the task `default` is judged by.
+        categories: the classes.
+        tasks: the tasks of the model, or those of them that are wanted.
+        default: the task that no names stand for.
         max_dets: the most objects of an image that count, for metrics that have such a limit.
-        model: how it is called in messages.
-        trust_code: whether the names may be "module:object".
+        model: the name of the model in messages.
+        trust_code: True if the names may be "module:object".
 
     Raises:
-        ConfigError: a metric that was named does not apply (says which do), or is code without `trust_code`.
-        MissingDependency: one that was named needs a package.
+        ConfigError: a metric that was named does not apply (the message says which do), or is code without
+            `trust_code`.
+        MissingDependency: a metric that was named needs a package.
     """
     notes: list[str] = []
     if list(names) == [ALL]:
@@ -108,7 +111,7 @@ def _make(factory: Any, categories: Categories, max_dets: int | None) -> Metric:
 
 
 def limits(max_dets: int) -> list[int]:
-    """COCO's limits on the number of objects, with another highest one."""
+    """Return COCO's limits on the number of objects, with another highest limit."""
     return sorted({each for each in (1, 10) if each < max_dets} | {max_dets})
 
 

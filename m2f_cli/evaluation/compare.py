@@ -1,4 +1,4 @@
-"""Is one evaluation better than another, or were its images kind? Two folders of `m2f eval`, image by image."""
+"""Comparison of two evaluations image by image, with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ from .bootstrap import RunStates, State, images_of
 from .evaluate import METRIC_OF
 from .tables import Table, number
 
-LEVEL = 0.95  # of the intervals
+LEVEL = 0.95  # share of the draws that an interval holds
 MOST_CHANGED = 20
 MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of both runs over the images that both scored, in percent; `low` to `high` is the interval of
-    difference = b - a. NaN: nothing to measure."""
+    """Figure of both runs over the images that both scored, in percent. NaN: nothing to measure.
+
+    Attributes:
+        name: the name of the figure or the class.
+        a: the figure of run A.
+        b: the figure of run B.
+        difference: b - a.
+        low: the start of the interval of the difference.
+        high: the end of the interval of the difference.
+    """
 
     name: str
     a: float
@@ -39,13 +47,19 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Evidence of a difference: the interval does not contain 0."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Changed:
-    """One image's own figure in both runs."""
+    """Figure of one image in both runs.
+
+    Attributes:
+        name: the name of the image.
+        a: the figure in run A, in percent.
+        b: the figure in run B, in percent.
+    """
 
     name: str
     a: float
@@ -54,10 +68,20 @@ class Changed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs over the `images` that both scored; `only_a`, `only_b` count those that one alone scored.
+    """Comparison of two runs over the images that both scored.
 
-    figures: of the whole, the first is the headline. per_class: the headline of each class.
-    changed: the images whose own figure changed most, the largest change first.
+    Attributes:
+        run_a: the folder of run A.
+        run_b: the folder of run B.
+        metric: the name of the metric.
+        images: number of images that both scored.
+        only_a: number of images that only A scored.
+        only_b: number of images that only B scored.
+        resamples: number of draws.
+        seed: seed of the draws.
+        figures: differences of the whole; the first is the headline.
+        per_class: differences of the headline of each class.
+        changed: the images whose own figure changed most, the largest change first.
     """
 
     run_a: str
@@ -73,12 +97,12 @@ class Comparison:
     changed: list[Changed]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for json: NaN is None."""
+        """Return plain values for JSON, in which NaN is None."""
         named = {"pictures" if key == "images" else key: value for key, value in asdict(self).items()}
         return _plain({"schema_version": 1, "level": LEVEL, **named})
 
     def summary(self) -> str:
-        """One line about the headline."""
+        """Return one line about the headline."""
         first = self.figures[0]
         verdict = "clear" if first.is_clear else "not clear"
         others = f" ({self.only_a} only in A, {self.only_b} only in B)" if self.only_a or self.only_b else ""
@@ -88,7 +112,7 @@ class Comparison:
         )
 
     def rows(self) -> list[Table]:
-        """Tables for a terminal, (title, columns, rows): the figures, then the classes and images that changed."""
+        """Return tables for a terminal: the figures, then the classes and images that changed most."""
         head = ["A", "B", "difference", "from", "to", "clear"]
         classes = sorted(
             (each for each in self.per_class if not math.isnan(each.difference)), key=lambda each: -abs(each.difference)
@@ -112,20 +136,23 @@ def compare(
 ) -> Comparison:
     """Compare two folders of `m2f eval` over the images that both scored, paired by name.
 
-    The intervals are of the paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
-    13): images are drawn with replacement, the same for both runs, and the middle 95 % of the differences are given.
-    They say how much of a difference is the choice of images, not what another training would give. They are too
-    narrow for few images: below about 30 take them as a hint.
+    The intervals are those of the paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 13). Images are drawn with replacement, the same for both runs, and the middle 95 % of the differences are
+    given. They say how much of a difference is the choice of images, not what another training would give. They are too
+    narrow for a small number of images: below about 30 take them as a hint.
 
     Args:
-        metric: its name in the journals; the headline of a task that both have by default.
-        resamples: draws. Metrics without a fast way take at most 100.
-        trust_code: whether the metric may be code ("module:object") that the journals name.
+        run_a: the folder of run A.
+        run_b: the folder of run B.
+        metric: its name in the journals; by default the headline of a task that both have.
+        resamples: number of draws. Metrics without a fast way take at most 100.
+        seed: seed of the draws.
+        trust_code: True if the metric may be code ("module:object") that the journals name.
 
     Raises:
-        ConfigError: resamples makes no sense, no such metric in both, or code without `trust_code`.
-        DataError: a folder that holds no evaluation, a damaged journal, other classes, no image in common, or
-            annotations that differ.
+        ConfigError: `resamples` is below 1, both runs do not have the metric, or it is code without `trust_code`.
+        DataError: a folder holds no evaluation, or a damaged journal.
+        DataError: the runs have other classes, no image in common, or annotations that differ.
     """
     if resamples < 1:
         raise ConfigError(f"resamples = {resamples} should be at least 1.")
@@ -157,7 +184,7 @@ def compare(
 
 
 def differences(a: RunStates, b: RunStates, resamples: int, seed: int) -> tuple[list[Difference], list[Difference]]:
-    """Differences of the figures and of the classes, with their intervals."""
+    """Compute the differences of the figures and of the classes, with their intervals."""
     ones = np.ones(len(a), np.int64)
     values_a, values_b = a(ones), b(ones)
     random = np.random.default_rng(seed)
@@ -179,7 +206,7 @@ def differences(a: RunStates, b: RunStates, resamples: int, seed: int) -> tuple[
 
 
 def _interval(drawn_RF: np.ndarray) -> np.ndarray:
-    """The middle of the draws of each figure, without those where there was nothing to measure."""
+    """Return the middle of the draws of each figure, without those where there was nothing to measure."""
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     columns = (drawn[~np.isnan(drawn)] for drawn in drawn_RF.T)
     return np.array([np.quantile(each, tails) if each.size else [np.nan] * 2 for each in columns]).T
@@ -250,10 +277,10 @@ def _categories(folder: Path, header: dict[str, Any]) -> Categories:
 
 
 def _check_classes(a: _Run, b: _Run) -> None:
-    ours, theirs = ([(each.name, each.isthing) for each in run.categories] for run in (a, b))
-    if ours != theirs:
-        at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-        where = f"class {at} is {ours[at][0]!r} and {theirs[at][0]!r}" if at is not None else "one has more"
+    classes_a, classes_b = ([(each.name, each.isthing) for each in run.categories] for run in (a, b))
+    if classes_a != classes_b:
+        at = next((i for i, pair in enumerate(zip(classes_a, classes_b, strict=False)) if pair[0] != pair[1]), None)
+        where = f"class {at} is {classes_a[at][0]!r} and {classes_b[at][0]!r}" if at is not None else "one has more"
         raise DataError(f"{a.folder} and {b.folder} are evaluations of other classes: {where}.")
 
 
@@ -278,7 +305,7 @@ def _metric(name: str, run: _Run, state: State, trust_code: bool) -> Metric:
     settings = {"max_dets": state["max_dets"]} if isinstance(state, dict) and "max_dets" in state else {}
     try:
         return make(run.categories, **settings)
-    except (TypeError, ValueError) as error:  # limits that are no numbers, or a metric that has none
+    except (TypeError, ValueError) as error:  # the limits are no numbers, or the metric has none
         raise _damaged(run.folder) from error
 
 

@@ -1,4 +1,4 @@
-"""The data set that a model is evaluated on, its classes as the model has them, and the annotation of each task."""
+"""Data set that a model is evaluated on, with the classes of the model and the annotations of each task."""
 
 from __future__ import annotations
 
@@ -52,9 +52,15 @@ SHOWN = 3
 class EvalData:
     """Annotated images for a model.
 
-    name, format, split: of the data set; folder: None for generated images.
-    tasks: those that the annotations are good for.
-    full: how many images the published split has, where the data set is a known one.
+    Attributes:
+        name: the name of the data set.
+        format: the format of the data set.
+        split: the split of the data set.
+        folder: the folder of the data set; None for generated images.
+        tasks: the tasks that the annotations are good for.
+        records: the images.
+        full: number of images of the published split, where the data set is a known one.
+        notes: remarks about the annotations, for people.
     """
 
     name: str
@@ -71,12 +77,14 @@ class EvalData:
 
 
 def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Path | None:
-    """Where the annotated images are: `data`, else what the run `model` was trained on, else the known data set
-    below $DETECTRON2_DATASETS (./datasets where that is not set). None: the generated images of the configuration.
+    """Return the folder of the annotated images; None stands for the generated images of the configuration.
+
+    The folder is `data`, else the data that the run `model` was trained on. Else it is the known data set below
+    $DETECTRON2_DATASETS (./datasets where that is not set).
 
     Raises:
-        ConfigError: nobody says where.
-        DataError: the known data set is not there; says how to get it.
+        ConfigError: neither the arguments nor the configuration name a folder.
+        DataError: the known data set is not there; the message says how to get it.
     """
     if data is not None:
         return data
@@ -100,13 +108,13 @@ def folder_of(config: Config, model: str | Path | None, data: Path | None) -> Pa
 
 
 def how_to_get(place: str) -> str:
-    """What prepares the data set that lies at `place`, and says where it comes from."""
+    """Return a sentence that names the command that prepares the data set of the folder `place`, or ""."""
     names = [name for name in plugins.names("preparers") if plugins.get("preparers", name).folder == place]
     return f" m2f data prepare {names[0]} says where to get it and prepares it." if names else ""
 
 
 def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:
-    """How the run was trained whose folder or checkpoint `model` is; None for what is no run."""
+    """Return the options of the training run whose folder or checkpoint `model` is; None if it is no run."""
     folder = Path(model or "")
     files = [parent / "env.json" for parent in (folder, folder.parent.parent)]
     path = next((file for file in files if file.is_file()), None)
@@ -133,16 +141,20 @@ def open_for(
 ) -> EvalData:
     """Open a split for the results of some tasks, in the classes of a model.
 
-    Where a data set has annotations of its own for a task, such as COCO's objects beside its segments, results of that
-    task are compared with those, as published; otherwise with what the panoptic annotation says.
+    A data set may have annotations of its own for a task, such as COCO's objects beside its segments. Results of that
+    task are compared with those, as published; otherwise with the panoptic annotation.
 
     Args:
-        folder: from `folder_of`.
-        every: whether the annotations must be good for all of `tasks`; else for one of them.
+        config: the configuration of the model.
+        categories: the classes of the model.
+        folder: the folder from `folder_of`.
+        split: the name of the split.
+        tasks: the tasks of the results.
+        every: True if the annotations must be good for all of `tasks`; False if for one of them.
 
     Raises:
-        DataError: unusable data, other classes than the model's, or no annotations for a task.
-        ConfigError: the configuration has generated images no more.
+        DataError: the data are unusable, have other classes than the model, or no annotations for a task.
+        ConfigError: the configuration has no generated images.
     """
     ordered = [task for task in TASKS if task in tasks]
     if folder is None:
@@ -178,15 +190,15 @@ def _generated(config: Config, categories: Categories, split: str, tasks: Sequen
 
 
 def _open_one(config: Config, categories: Categories, folder: Path, split: str, task: Task) -> DataSet:
-    """A split for one task, numbered by the model's classes."""
+    """Open a split for one task, numbered by the model's classes."""
     how = {"task": task, "ignore_index": config.data.ignore_index, "label_map": config.data.label_map}
     data = open_data(folder, split, **how)
     if _names(data.categories) == _names(categories):
         return data
     table = _table(config, categories)
-    own, theirs = set(_names(data.categories)), set(_names(categories))
+    data_names, model_names = set(_names(data.categories)), set(_names(categories))
     is_known = table is not None and data.format in OWN_CLASS_TABLES
-    is_part = data.format != "label-maps" and (own <= theirs or theirs <= own)
+    is_part = data.format != "label-maps" and (data_names <= model_names or model_names <= data_names)
     if not (is_known or is_part):
         check_classes(categories, data.categories, str(folder))
     if table is not None:
@@ -196,7 +208,7 @@ def _open_one(config: Config, categories: Categories, folder: Path, split: str, 
 
 
 def _table(config: Config, categories: Categories) -> str | None:
-    """The shipped table of a model's classes."""
+    """Return the name of the shipped table of a model's classes; None if there is none."""
     table = config.data.classes
     is_shipped = table in class_tables() and _names(load_categories(table)) == _names(categories)
     return table if is_shipped else None
@@ -204,7 +216,7 @@ def _table(config: Config, categories: Categories) -> str | None:
 
 @contextmanager
 def _written(categories: Categories) -> Iterator[Path]:
-    """The classes of a model as a file, for as long as a data set is opened: readers renumber by a file."""
+    """Write the classes of a model to a temporary file, since readers renumber by a file."""
     with tempfile.TemporaryDirectory(prefix="m2f-classes-") as folder:
         path = Path(folder) / "classes.yaml"
         tree = {"classes": [category.to_dict() for category in categories]}
@@ -213,19 +225,20 @@ def _written(categories: Categories) -> Iterator[Path]:
 
 
 def check_classes(model: Categories, data: Categories, where: str) -> None:
-    """
+    """Refuse data whose classes are not those of the model, in this order.
+
     Raises:
-        DataError: the classes of the data are not those of the model, in this order; says where they first differ.
+        DataError: the classes differ; the message says where first.
     """
-    ours, theirs = _names(model), _names(data)
-    if ours == theirs:
+    model_names, data_names = _names(model), _names(data)
+    if model_names == data_names:
         return
-    differing = [i for i in range(min(len(ours), len(theirs))) if ours[i] != theirs[i]]
+    differing = [i for i in range(min(len(model), len(data))) if model_names[i] != data_names[i]]
     pairs = [f"class {i} is {model[i].name!r} in the model and {data[i].name!r} in the data" for i in differing]
     shown = "; ".join(pairs[:SHOWN])
     more = f" First differences: {shown}." if shown else ""
     raise DataError(
-        f"The model has {len(ours)} classes and the data ({where}) have {len(theirs)}, not the same ones.{more}",
+        f"The model has {len(model)} classes and the data ({where}) have {len(data)}, not the same ones.{more}",
         hint="Evaluate it on the data that it was trained for, or train it on these classes: m2f train --init.",
     )
 
@@ -239,7 +252,12 @@ def _names(categories: Categories) -> list[str]:
 
 @dataclass(frozen=True)
 class _ReadAll:
-    """Reads all annotations of one image."""
+    """Reader of all annotations of one image.
+
+    Attributes:
+        main: reader of the main annotation.
+        others: readers of the annotations of further tasks; None where a task has none of this image.
+    """
 
     main: Any
     others: tuple[tuple[Task, Any], ...]
@@ -249,22 +267,27 @@ class _ReadAll:
 
 
 def _with_missing(data: EvalData, missing: Mapping[Task, DataError]) -> EvalData:
-    """What is done about tasks that have no annotations of their own: panoptic ones know objects and classes, too."""
+    """Return the data with notes about tasks without annotations of their own.
+
+    Panoptic annotations stand in for these: they know objects and classes, too.
+    """
     if "panoptic" not in data.tasks:
         return replace(data, notes=(*data.notes, *(error.message for error in missing.values())))
-    told = [f"{e.message} So {task} results are compared with the panoptic annotations." for task, e in missing.items()]
-    return replace(data, tasks=(*data.tasks, *missing), notes=(*data.notes, *told))
+    notes = [
+        f"{e.message} So {task} results are compared with the panoptic annotations." for task, e in missing.items()
+    ]
+    return replace(data, tasks=(*data.tasks, *missing), notes=(*data.notes, *notes))
 
 
 def _joined(sets: dict[Task, DataSet], folder: Path, full: int | None) -> EvalData:
-    """The images of the first data set, each with the annotations that the others have of it."""
+    """Return the images of the first data set, each with the annotations that the others have of it."""
     first, *more = sets
     main = sets[first]
     own = {task: sets[task] for task in more if not _is_derived(sets[task], main)}
     notes = list(main.notes)
     readers = {task: {record.name: record.read_annotation for record in data.records} for task, data in own.items()}
-    for task, found in readers.items():
-        known = sum(record.name in found for record in main.records)
+    for task, own_readers in readers.items():
+        known = sum(record.name in own_readers for record in main.records)
         if not known:
             raise DataError(f"{folder}: no image has both {first} and {task} annotations.")
         if known < len(main.records):
@@ -276,9 +299,9 @@ def _joined(sets: dict[Task, DataSet], folder: Path, full: int | None) -> EvalDa
 
 
 def _is_derived(data: DataSet, main: DataSet) -> bool:
-    """Whether the annotations are only another view of the panoptic ones, which the metrics take themselves."""
+    """Return True if the annotations are only another view of the panoptic ones, which the metrics take themselves."""
     return main.task == "panoptic" and all(isinstance(record.read_annotation, ReadAs) for record in data.records)
 
 
 def _all_of(record: Record, readers: dict[Task, dict[str, Any]]) -> _ReadAll:
-    return _ReadAll(record.read_annotation, tuple((task, found.get(record.name)) for task, found in readers.items()))
+    return _ReadAll(record.read_annotation, tuple((task, own.get(record.name)) for task, own in readers.items()))

@@ -1,8 +1,8 @@
-"""A model against annotated images: each goes through the network once, whatever number of metrics looks at it.
+"""Evaluation of a model on annotated images: each image goes through the network once, for any number of metrics.
 
 The images go through a stream (`inference.stream`), and one more thread scores them in their order. An image is scored
-alone, by empty metrics that are merged afterwards: so it counts in all metrics or in none, and what was counted can be
-kept (`evaluation.run`). Only the images on their way are in memory, and what the metrics keep.
+alone, by empty metrics that are merged afterwards. So it counts in all metrics or in none, and its counts can be kept
+(`evaluation.run`). Only the images on their way are in memory, and the states of the metrics.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from ..structures.categories import Categories
 
 Item = TypeVar("Item")
 METRIC_OF: dict[Task, str] = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}
-NOT_FIGURES = ("per_class", "tables")  # what else `Metric.compute` may give
+NOT_FIGURES = ("per_class", "tables")  # further keys of `Metric.compute`
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The annotations of one image where a data set has several: COCO's objects overlap, its segments do not.
+    """Annotations of one image where a data set has several: COCO's objects overlap, its segments do not.
 
-    main: for the tasks that `others` does not have. In `others`, None says that the image does not count for a task.
+    Attributes:
+        main: the annotation for the tasks that `others` does not have.
+        others: the annotations of further tasks; None says that the image does not count for a task.
     """
 
     main: Annotation
@@ -48,13 +50,13 @@ class Annotations:
 
 
 def annotation_for(task: Task, annotation: Annotation | Annotations) -> Annotation | None:
-    """The annotation that results of a task are compared with; None: the image does not count for it."""
+    """Return the annotation that results of a task are compared with; None if the image does not count for the task."""
     return annotation.others.get(task, annotation.main) if isinstance(annotation, Annotations) else annotation
 
 
 @dataclass(frozen=True)
 class EvalFailure:
-    """An image that could not be evaluated, and why."""
+    """Image that could not be evaluated, and the reason."""
 
     name: str
     message: str
@@ -62,19 +64,29 @@ class EvalFailure:
 
 @dataclass(frozen=True)
 class EvalProgress:
-    """What `on_progress` gets after each image, in their order, in the caller's thread."""
+    """Record that `on_progress` receives after each image, in their order, in the caller's thread.
+
+    Attributes:
+        name: the name of the image.
+        number: number of images so far, this one included.
+        message: the error, if there was one.
+    """
 
     name: str
-    number: int  # of images so far, this one included
-    message: str | None = None  # what went wrong, if anything
+    number: int
+    message: str | None = None
 
 
 @dataclass
 class EvalResult:
-    """Figures of every metric by its name, in percent, and how the evaluation went.
+    """Result of an evaluation.
 
-    notes: what a person should know about what was compared.
-    seconds: wall time; of several processes that of the slowest.
+    Attributes:
+        metrics: the figures of every metric by its name, in percent.
+        seconds: wall time; of several processes that of the slowest.
+        images: number of images that were scored.
+        failures: images that could not be evaluated.
+        notes: remarks for people about what was compared.
     """
 
     metrics: dict[str, Figures]
@@ -85,34 +97,46 @@ class EvalResult:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The figures of all metrics without their tables: {"pq": …, "sq": …, "ap": …}. Names are those of
-        `Published.metric`; where two metrics have one, the metric's own name is put before it: "mine.pq"."""
+        """Figures of all metrics without their tables: {"pq": …, "sq": …, "ap": …}.
+
+        Names are those of `Published.metric`. Where two metrics share a name, the metric's own name is put before it:
+        "mine.pq".
+        """
         flat: dict[str, float] = {}
-        for metric, found in self.metrics.items():
-            for key, value in found.items():
+        for metric, figures in self.metrics.items():
+            for key, value in figures.items():
                 if key not in NOT_FIGURES:
                     flat[key if key not in flat else f"{metric}.{key}"] = value
         return flat
 
     def to_dict(self) -> dict[str, Any]:
-        """For json: NaN, which says that there was nothing to measure, is None."""
+        """Return plain values for JSON, in which NaN (nothing to measure) is None."""
         failures = [{"name": each.name, "message": each.message} for each in self.failures]
-        found = {"metrics": without_nan(self.metrics), "seconds": self.seconds, "images": self.images}
-        return {**found, "failures": failures}
+        return {
+            "metrics": without_nan(self.metrics),
+            "seconds": self.seconds,
+            "images": self.images,
+            "failures": failures,
+        }
 
 
 def default_metrics(task: Task, categories: Categories, *, also: Sequence[Task] = ()) -> dict[str, Metric]:
-    """The metric that a task is judged by, under its name in plugins.py, ready to count.
+    """Return the metric that a task is judged by, under its name in plugins.py, ready to count.
 
     Args:
-        also: further tasks of the model: a panoptic one is published with ("instance", "semantic") too.
+        task: the task.
+        categories: the classes.
+        also: further tasks of the model: a panoptic model is published with ("instance", "semantic") too.
     """
     names = [METRIC_OF[each] for each in dict.fromkeys((task, *also))]
     return {name: plugins.get("metrics", name)(categories) for name in names}
 
 
 def headline(task: Task) -> str:
-    """The figure that says which of two models is better at a task: a key of `EvalResult.figures`; higher is better."""
+    """Return the figure that says which of two models is better at a task.
+
+    It is a key of `EvalResult.figures`; higher is better.
+    """
     return METRIC_OF[task]
 
 
@@ -129,18 +153,20 @@ def evaluate(
 ) -> EvalResult:
     """Run a model over annotated images and compute metrics, as published: one image at a time.
 
-    Args:
-        records: annotated images; a sequence when `distributed`.
-        metrics: name → metric, fresh, such as from `default_metrics`.
-        score_threshold: least score of an instance; 0 keeps the published top k.
-        workers: threads that read.
-        distributed: every process of the torch.distributed group calls this with all records, evaluates its share
-            and gets the figures of the whole, which are those of one process to the last bit. Without a group it
-            changes nothing.
-        thresholds: object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
-
     An image that cannot be read or segmented, or whose annotation does not fit, is reported in the result and not
     counted.
+
+    Args:
+        segmenter: the model.
+        records: annotated images; a sequence when `distributed`.
+        metrics: name → metric, fresh, such as from `default_metrics`.
+        on_progress: receives a record after each image.
+        score_threshold: least score of an instance; 0 keeps the published top k.
+        workers: threads that read.
+        distributed: share the images among the processes of the torch.distributed group. Every process calls this
+            function with all records, and gets the figures of the whole, which are those of one process to the last
+            bit. Without a group it changes nothing.
+        thresholds: object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
 
     Raises:
         ConfigError: the model or the annotations do not have what a metric needs.
@@ -157,7 +183,14 @@ def evaluate(
 
 @dataclass
 class Measured:
-    """What was counted over some of the images; parts merge, in the order of their images."""
+    """Counts over some of the images. Parts merge, in the order of their images.
+
+    Attributes:
+        metrics: the metrics by their names.
+        seconds: wall time; of merged parts that of the slowest.
+        images: number of images that were scored.
+        failures: images that could not be evaluated.
+    """
 
     metrics: dict[str, Metric]
     seconds: float = 0.0
@@ -182,8 +215,10 @@ class Measured:
         self.failures += other.failures
 
     def result(self) -> EvalResult:
-        """Raises:
-        M2FError: nothing was measured.
+        """Compute the figures.
+
+        Raises:
+            M2FError: nothing was measured.
         """
         if not self.images:
             raise nothing_evaluated(self.failures)
@@ -192,12 +227,18 @@ class Measured:
 
 
 def share(records: Sequence[Item], rank: int, count: int) -> Iterator[Item]:
-    """The images of process `rank` of `count`: neighbours, so that merged parts keep the order of the images."""
+    """Return the images of process `rank` of `count`.
+
+    They are neighbours, so that merged parts keep the order of the images.
+    """
     return (records[i] for i in range(len(records) * rank // count, len(records) * (rank + 1) // count))
 
 
 def gathered(measured: Measured) -> Measured:
-    """The parts of all processes of the torch.distributed group, merged, in every process; without a group, itself."""
+    """Merge the parts of all processes of the torch.distributed group, in every process.
+
+    Without a group, the part itself is returned.
+    """
     whole, *others = ranks.gather(measured)
     for part in others:
         whole.merge(part)
@@ -213,7 +254,7 @@ def measure(
     workers: int = 2,
     **thresholds: float | int | None,
 ) -> Measured:
-    """As `evaluate`, for a part of the images: the figures are not computed yet."""
+    """Count some of the images as `evaluate` does, without computing figures."""
     started = time.perf_counter()
     measured = Measured(dict(metrics))
     with closing(scored(segmenter, records, metrics, workers=workers, **thresholds)) as images:
@@ -227,10 +268,14 @@ def measure(
 
 @dataclass(frozen=True)
 class Scored:
-    """One image, by every metric alone.
+    """Scores of one image, by every metric alone.
 
-    seconds: from reading to scoring, without waiting. message: what went wrong; `parts` is empty then.
-    saved: what `on_results` gave.
+    Attributes:
+        name: the name of the image.
+        seconds: time from reading to scoring, without waiting.
+        parts: the metrics by their names; empty after an error.
+        message: the error, if there was one.
+        saved: the return value of `on_results`.
     """
 
     name: str
@@ -252,12 +297,17 @@ def scored(
     on_results: OnResults | None = None,
     **thresholds: float | int | None,
 ) -> Iterator[Scored]:
-    """Score image by image, in their order; the network runs in the caller's thread. Close what is not used up.
+    """Score image by image, in their order; the network runs in the caller's thread.
+
+    Close the iterator if it is not used up.
 
     Args:
-        metrics: name → metric; they stay as they are, each image gets a fresh one.
+        segmenter: the model.
+        records: annotated images.
+        metrics: name → metric. They stay as they are: each image gets a fresh one.
         workers: threads that read, and as many that finish.
         on_results: called in threads with each image's results by task, which know their image then.
+        thresholds: as in `Segmenter.finish`.
 
     Raises:
         ConfigError: the model or the annotations do not have what a metric needs.
@@ -268,7 +318,7 @@ def scored(
         annotation, image = record.read_annotation(), record.read_image()
         return image, (annotation, None if on_results is None else image)
 
-    def finish(kept: tuple[Annotation | Annotations, np.ndarray | None], raw: Any) -> _Found:
+    def finish(kept: tuple[Annotation | Annotations, np.ndarray | None], raw: Any) -> _Unscored:
         annotation, image = kept
         results = segmenter.finish_all(raw, tasks, **thresholds)
         for task, result in results.items():
@@ -276,26 +326,26 @@ def scored(
             if own is not None:
                 check_sizes(result, own)
             result.image = image
-        return _Found(annotation, results)
+        return _Unscored(annotation, results)
 
-    def hand_on(record: Record, found: _Found) -> _Found:
+    def hand_on(record: Record, image: _Unscored) -> _Unscored:
         if on_results is not None:
-            for result in found.results.values():
+            for result in image.results.values():
                 result.image_id = getattr(record, "image_id", None)
-            found.saved = on_results(record, found.results)
-            for result in found.results.values():
+            image.saved = on_results(record, image.results)
+            for result in image.results.values():
                 result.image = None
-        return found
+        return image
 
     images = stream(segmenter, records, read, finish, hand_on, workers=workers)
-    # One thread that scores: metrics need no locks.
+    # A single thread scores, so that metrics need no locks.
     with thread_pool(1) as scorer, closing(images):
         yield from in_order(scorer, partial(_scored, metrics), images, 2)
 
 
 @dataclass
-class _Found:
-    """What is known of one image before it is scored."""
+class _Unscored:
+    """Annotation and results of one image before it is scored."""
 
     annotation: Annotation | Annotations
     results: dict[Task, Result]
@@ -303,19 +353,19 @@ class _Found:
 
 
 def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, float]]) -> Scored:
-    record, found, stages = image
+    record, unscored, stages = image
     seconds, started = sum(stages.values()) - stages.get("write", 0.0), time.perf_counter()
-    if isinstance(found, M2FError):
-        return Scored(record.name, seconds, {}, str(found))
+    if isinstance(unscored, M2FError):
+        return Scored(record.name, seconds, {}, str(unscored))
     parts = {name: metric.fresh() for name, metric in metrics.items()}
     try:
         for name, metric in metrics.items():
-            annotation = annotation_for(metric.task, found.annotation)
+            annotation = annotation_for(metric.task, unscored.annotation)
             if annotation is not None:
-                parts[name].update(found.results[metric.task], annotation)
+                parts[name].update(unscored.results[metric.task], annotation)
     except DataError as error:
-        return Scored(record.name, seconds, {}, str(error), found.saved)
-    return Scored(record.name, seconds + time.perf_counter() - started, parts, None, found.saved)
+        return Scored(record.name, seconds, {}, str(error), unscored.saved)
+    return Scored(record.name, seconds + time.perf_counter() - started, parts, None, unscored.saved)
 
 
 def nothing_evaluated(failures: list[EvalFailure]) -> M2FError:

@@ -1,4 +1,4 @@
-"""Measure a model on an open data set, without a folder and without a journal: `m2f_cli.evaluate`."""
+"""Evaluation of a model on an open data set, without a folder and without a journal: `m2f_cli.evaluate`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def evaluate(
     """Run a model over the images of a data set and compute metrics, as published.
 
     Args:
-        dataset: from `open_dataset`. Its classes are those of the model, in the same order.
+        model: the model.
+        dataset: a data set from `open_dataset`. Its classes are those of the model, in the same order.
         metrics: names such as "pq", or "all"; by default the metric of the model's own task.
         limit: the number of images, from the first; all by default.
         workers: threads that read images.
         on_progress: receives a record after each image.
-        trust_code: whether `metrics` may be "module:object".
+        trust_code: True if `metrics` may be "module:object".
         thresholds: score_threshold (0 by default, as published), object_threshold, overlap_threshold, top_k.
 
     Raises:
-        ConfigError: an unknown metric, or one that does not apply to the model.
+        ConfigError: a metric is unknown, or does not apply to the model.
         DataError: the classes differ, or there is nothing to measure.
     """
     check_classes(model.categories, dataset.categories, dataset.name)

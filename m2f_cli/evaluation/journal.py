@@ -1,12 +1,12 @@
-"""The memory of an evaluation: pictures.jsonl, one line for each image that was scored.
+"""Journal of an evaluation: pictures.jsonl, one line for each image that was scored.
 
     {"header": {…}}                                                       what was evaluated, and how
     {"name", "number", "seconds", "metrics": {metric: state}}             a scored image
     {"name", "number", "seconds", "error": "…"}                           one that could not be scored
 
-`number` is the image's place in its split, from 0; a state is what `Metric.restore` takes. A line is written when
-its image is done, so that an evaluation can stop at any time; half a line at the end is of one that was killed, and
-is ignored. Further processes of one evaluation write images.1.jsonl and so on, until all are put together.
+`number` is the image's index in its split, from 0; a state is what `Metric.restore` takes. A line is written when its
+image is done, so that an evaluation can stop at any time. Half a line at the end comes from a process that was killed,
+and is ignored. Further processes of one evaluation write pictures.1.jsonl and so on, until all are put together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def journal_of(folder: Path, rank: int = 0) -> Path:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """
+    """Return the header of a journal.
+
     Raises:
         DataError: the file is no journal.
     """
@@ -39,23 +40,23 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The images of a journal, in the order of the file.
+    """Yield the images of a journal, in the order of the file.
 
     Raises:
-        DataError: a damaged line, other than half a one at the end.
+        DataError: a line is damaged, other than half a line at the end.
     """
     return (line for _, line in _places(path))
 
 
 def finished(folder: Path) -> set[int]:
-    """The numbers of the images that were scored; those that failed are worth another try."""
+    """Return the numbers of the images that were scored; those that failed are worth another try."""
     path = journal_of(folder)
     return {line["number"] for line in read(path) if "error" not in line} if path.is_file() else set()
 
 
 @contextmanager
 def appending(path: Path, header: dict[str, Any]) -> Iterator[Callable[[Line], int]]:
-    """Go on with a journal, or start one; gives the function that adds a line.
+    """Open a journal, or start one, and give the function that adds a line.
 
     Raises:
         M2FError: the file cannot be written.
@@ -70,10 +71,11 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
     """Refuse to go on with another evaluation than that of the folder.
 
     Raises:
-        ConfigError: it differs; says in what. DataError: a damaged journal.
+        ConfigError: the headers differ; the message says in what.
+        DataError: a journal is damaged.
     """
     for path in _journals(folder):
-        if not whole_bytes(path):  # killed before its first line was complete
+        if not whole_bytes(path):  # its process was killed before the first line was complete
             continue
         old = read_header(path)
         for key, new in header.items():
@@ -85,8 +87,10 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
 
 
 def consolidate(folder: Path, header: dict[str, Any]) -> None:
-    """Put the journals of all processes into one, a line for each image, in the order of the split. Of several lines
-    about one image that with a score is kept."""
+    """Put the journals of all processes into one, a line for each image, in the order of the split.
+
+    Of several lines about one image, one with a score is kept.
+    """
     paths = [path for path in _journals(folder) if whole_bytes(path)]
     chosen: dict[int, _Place] = {}
     in_order = len(paths) == 1
@@ -116,7 +120,7 @@ class _Place(NamedTuple):
 
 
 def _journals(folder: Path) -> list[Path]:
-    """Of all processes, that of the first one first."""
+    """Return the journals of all processes, that of the first process first."""
     others = folder.glob("pictures.*.jsonl")
     return [path for path in (journal_of(folder), *sorted(others)) if path.is_file()]
 

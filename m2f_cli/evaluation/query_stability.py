@@ -1,8 +1,8 @@
-"""How steadily the decoder's layers answer: do masks stay where they are, do targets keep their query?
+"""Stability of the answers of the decoder's layers: agreement of their masks, and of the queries of targets.
 
-MP-Former was made because Mask2Former's layers disagree (its abstract): the mask that a layer attends through is not
-the one that it then predicts, and a query may serve one target in one layer and another in the next. Both are measured
-here, for any model with several supervised layers.
+MP-Former exists because Mask2Former's layers disagree (its abstract). The mask that a layer attends through is not the
+one that it then predicts. A query may serve one target in one layer and another in the next. Both are measured here,
+for any model with several supervised layers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from ..structures.predictions import Prediction
 from ..structures.targets import Target
 from .evaluate import EvalFailure, EvalProgress, annotation_for
 
-# Mask2Former's own (docs/methods/published-behaviour.md#4-1), for a model whose configuration does not say how it was
-# trained.
+# The loss of Mask2Former (docs/methods/published-behaviour.md#4-1), for a configuration without training settings.
 PUBLISHED_LOSS = LossConfig(
     class_weight=2.0,
     mask_weight=5.0,
@@ -44,13 +43,17 @@ PUBLISHED_LOSS = LossConfig(
 
 @dataclass
 class QueryDiagnosis:
-    """What was counted, for predictions 0 (the queries before any layer) to L (the answer). Parts can be merged.
+    """Counts for predictions 0 (the queries before any layer) to L (the answer). Parts can be merged.
 
-    targets: those that have a query in the last layer.
-    same_L: how many of them have that query in each layer too; `same_in_all`: in all layers.
-    iou_L: sums over these queries of the overlap (IoU of probabilities of at least one half, stride 4) of layer i's
-        mask with that of layer i + 1; `compared_L`: how many were summed. Where both masks are empty there is nothing
-        to compare.
+    Attributes:
+        same_L: number of targets that have in each layer the query of the last layer.
+        iou_L: sums of the overlap of each layer's mask with that of the next layer, over the queries of the last
+            layer's targets. The overlap is the IoU of probabilities of at least one half, at stride 4.
+        compared_L: number of overlaps in each sum. Where both masks are empty there is nothing to compare.
+        same_in_all: number of targets that have that query in all layers.
+        targets: number of targets that have a query in the last layer.
+        images: number of images.
+        failures: images that could not be used.
     """
 
     same_L: np.ndarray
@@ -63,7 +66,7 @@ class QueryDiagnosis:
 
     @classmethod
     def empty(cls, layers: int) -> QueryDiagnosis:
-        """Of `layers` predictions, nothing counted yet."""
+        """Return the counts of `layers` predictions, all 0."""
         return cls(np.zeros(layers, int), np.zeros(layers - 1), np.zeros(layers - 1, int))
 
     @property
@@ -82,7 +85,7 @@ class QueryDiagnosis:
         return _percent(self.iou_L, self.compared_L)
 
     def merge(self, other: QueryDiagnosis) -> None:
-        """Add what was counted over other images."""
+        """Add the counts of other images."""
         self.same_L, self.iou_L = self.same_L + other.same_L, self.iou_L + other.iou_L
         self.compared_L = self.compared_L + other.compared_L
         self.same_in_all += other.same_in_all
@@ -91,9 +94,9 @@ class QueryDiagnosis:
         self.failures += other.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """For json: NaN is None."""
-        found = {"utilisation": self.utilisation, "mask_consistency": self.mask_consistency}
-        plain = {key: [None if value != value else value for value in values] for key, values in found.items()}
+        """Return plain values for JSON, in which NaN is None."""
+        figures = {"utilisation": self.utilisation, "mask_consistency": self.mask_consistency}
+        plain = {key: [None if value != value else value for value in values] for key, values in figures.items()}
         everywhere = self.matched_in_all_layers
         return {
             **plain,
@@ -108,7 +111,7 @@ COLUMNS = ("layer", "mask IoU with the next layer", "targets with their final qu
 
 
 def rows(diagnosis: QueryDiagnosis) -> list[tuple[str, str, str]]:
-    """A table with the columns `COLUMNS`, one row per prediction and one for all."""
+    """Return a table with the columns `COLUMNS`, one row for each prediction and one for all."""
     consistency = [*diagnosis.mask_consistency, float("nan")]
     layers = [
         (f"{i}" if i else "0 (queries alone)", _shown(iou), _shown(same))
@@ -131,13 +134,13 @@ def diagnose_queries(
     Args:
         segmenter: a `Segmenter` around a network (an exported file answers with its last layer only).
         records: annotated images with the classes of the model.
-        task: what targets are made for; the model's own by default.
-        on_progress: is told of each image.
-        seed: of the points at which masks are compared when they are matched: the same for all layers, so that only
-            the layers differ, and the same every time.
+        task: the task that targets are made for; by default the model's own.
+        on_progress: receives a record after each image.
+        seed: seed of the points at which masks are compared when they are matched. The points are the same for all
+            layers, so that only the layers differ, and the same every time.
 
     Raises:
-        ConfigError: the model has one prediction only or does not match queries; annotations that do not fit the task.
+        ConfigError: the model has one prediction only or does not match queries, or annotations do not fit the task.
         M2FError: no image could be used.
     """
     task = segmenter.check_task(task or segmenter.default_task)
@@ -147,7 +150,7 @@ def diagnose_queries(
             hint="Diagnose the model that it was made from.",
         )
     matcher = _matcher(segmenter, seed)
-    found: QueryDiagnosis | None = None
+    diagnosis: QueryDiagnosis | None = None
     failures: list[EvalFailure] = []
     for number, record in enumerate(records, 1):
         message = None
@@ -159,23 +162,24 @@ def diagnose_queries(
             message = str(error)
             failures.append(EvalFailure(record.name, message))
         else:
-            found = _added(found, part)
+            diagnosis = _added(diagnosis, part)
         if on_progress is not None:
             on_progress(EvalProgress(record.name, number, message))
-    if found is None:
+    if diagnosis is None:
         first = f" The first, {failures[0].name}: {failures[0].message}" if failures else ""
         raise DataError(f"There is no image whose queries could be diagnosed.{first}")
-    found.failures = failures
-    return found
+    diagnosis.failures = failures
+    return diagnosis
 
 
 def count(prediction: Prediction, target: Target, pairs: Pairs, size: Size) -> QueryDiagnosis:
-    """Of one image.
+    """Count the stability of the queries of one image.
 
     Args:
-        prediction: of a batch of one.
-        pairs: of every layer, as the matcher gives them.
-        size: (height, width) at stride 4 of what is no padding.
+        prediction: the prediction of a batch of one.
+        target: the target of the image.
+        pairs: the pairs of every layer, as the matcher gives them.
+        size: (height, width) at stride 4 of the part without padding.
     """
     L = len(prediction.layers)
     query_LN = torch.full((L, len(target)), -1, device=pairs.queries_LM.device)
@@ -231,7 +235,7 @@ def _matcher(segmenter: BaseSegmenter, seed: int) -> Matcher:
 
 
 def _resized(target: Target, size: Size) -> Target:
-    """The target at the network's input size, each pixel taken from the nearest one."""
+    """Return the target at the network's input size, where each pixel is taken from the nearest one."""
     if target.size == size:
         return target
 
@@ -243,11 +247,11 @@ def _resized(target: Target, size: Size) -> Target:
     return Target(target.labels_N, owner_HW=nearest(target.owner_HW[None].float())[0].to(torch.int32))
 
 
-def _added(found: QueryDiagnosis | None, part: QueryDiagnosis | None) -> QueryDiagnosis | None:
-    if found is None or part is None:
-        return found or part
-    found.merge(part)
-    return found
+def _added(total: QueryDiagnosis | None, part: QueryDiagnosis | None) -> QueryDiagnosis | None:
+    if total is None or part is None:
+        return total or part
+    total.merge(part)
+    return total
 
 
 def _percent(parts: np.ndarray, of: np.ndarray) -> list[float]:

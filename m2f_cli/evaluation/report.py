@@ -1,4 +1,4 @@
-"""results.json of an evaluation, and how measured figures stand to published ones.
+"""Document results.json of an evaluation, and comparison of measured figures with published ones.
 
 {"schema_version": 1,
  "model":     {"name", "source", "weights"},             weights: the start of a hash over them; null for files
@@ -8,8 +8,8 @@
  "per_class": {metric: {class: {figure: value}}},
  "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
  "published": [{"metric", "value", "measured", "difference", "setting", "source", "verified", "comparable"}],
- "threshold_sweep": {…},                                 `thresholds.Sweep`, where it was asked for
- "query_diagnosis": {…},                                 `query_diagnosis.QueryDiagnosis`, where it was asked for
+ "threshold_sweep": {…},                                 `threshold_sweep.Sweep`, where it was asked for
+ "query_diagnosis": {…},                                 `query_stability.QueryDiagnosis`, where it was asked for
  "failures":  [{"name", "message"}],
  "seconds": 12.3, "images_per_second": 6.5,              of the last run, which may have gone on with an earlier one
  "settings":  {"thresholds", "precision", "tta", "tile", "limit", "max_dets", …},
@@ -31,14 +31,22 @@ from .evaluate import EvalResult, without_nan
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
 SINGLE_SCALE = "single scale"
-ANALYSES = ("pq-errors", "calibration", "calibration-instance")  # metrics that `error_tables` shows
+ANALYSES = ("pq-errors", "calibration", "calibration-instance")  # metrics that `evaluation.tables` shows
 
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A published figure beside the measured one, in percent.
+    """Published figure beside the measured one, in percent.
 
-    comparable: whether all images of the published split were scored, in the published setting.
+    Attributes:
+        metric: the name of the figure.
+        value: the published figure.
+        measured: the measured figure.
+        difference: measured - value.
+        setting: the published setting, such as "single scale".
+        source: the publication.
+        verified: as in `Published`.
+        comparable: True if all images of the published split were scored, in the published setting.
     """
 
     metric: str
@@ -54,18 +62,22 @@ class PublishedComparison:
 def compare_published(
     figures: Mapping[str, float], published: Sequence[Published], *, augmented: bool, complete: bool
 ) -> list[PublishedComparison]:
-    """The published figures that were measured, too. With test-time augmentation those with it, where there are any.
+    """Return the published figures that were measured, too.
+
+    With test-time augmentation they are those with augmentation, where there are any.
 
     Args:
-        augmented: whether the evaluation had test-time augmentation.
-        complete: whether it saw all images of the published split, with the published thresholds.
+        figures: the measured figures by their names.
+        published: the published figures.
+        augmented: True if the evaluation had test-time augmentation.
+        complete: True if it scored all images of the published split, with the published thresholds.
     """
     wanted = [each for each in published if _measured(figures, each.metric) is not None]
     own = [each for each in wanted if (each.setting != SINGLE_SCALE) == augmented]
-    found = []
+    rows = []
     for each in own or wanted:
         measured = _measured(figures, each.metric)
-        found.append(
+        rows.append(
             PublishedComparison(
                 each.metric,
                 each.value,
@@ -77,7 +89,7 @@ def compare_published(
                 complete and each in own,
             )
         )
-    return found
+    return rows
 
 
 def _measured(figures: Mapping[str, float], metric: str) -> float | None:
@@ -94,8 +106,8 @@ def document(
     published: Sequence[PublishedComparison] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The tree of results.json; NaN is null."""
-    tables = {name: found["tables"] for name, found in result.metrics.items() if found.get("tables")}
+    """Return the tree of results.json, in which NaN is null."""
+    tables = {name: figures["tables"] for name, figures in result.metrics.items() if figures.get("tables")}
     return without_nan(
         {
             "schema_version": SCHEMA_VERSION,
@@ -105,7 +117,7 @@ def document(
             "of": data.get("full_split") or data.get("pictures"),
             "failed": len(result.failures),
             "figures": result.figures,
-            "per_class": {name: found["per_class"] for name, found in result.metrics.items() if "per_class" in found},
+            "per_class": {name: each["per_class"] for name, each in result.metrics.items() if "per_class" in each},
             "tables": tables,
             "published": [asdict(each) for each in published],
             "failures": [asdict(each) for each in result.failures],
@@ -126,14 +138,16 @@ def write(folder: Path, tree: Mapping[str, Any]) -> Path:
 
 
 def headline_rows(result: EvalResult) -> list[list[str]]:
-    """[figure, value] of every metric that has no tables of its own for people (`error_tables`), in their order."""
-    shown = {name: found for name, found in result.metrics.items() if name not in ANALYSES}
+    """Return [figure, value] of every metric without tables of its own for people (`tables.py`), in their order."""
+    shown = {name: figures for name, figures in result.metrics.items() if name not in ANALYSES}
     return [[name, _text(value)] for name, value in EvalResult(shown, 0.0, 0).figures.items()]
 
 
 def class_rows(result: EvalResult, metric: str) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of a metric's table of classes, best first by its first figure; what was not measured
-    comes last."""
+    """Return the head and the rows of a metric's table of classes, best first by its first figure.
+
+    Classes without that figure come last.
+    """
     table: Mapping[str, Mapping[str, float]] = result.metrics[metric].get("per_class", {})
     columns = list(dict.fromkeys(key for row in table.values() for key in row))
     first = columns[0] if columns else ""

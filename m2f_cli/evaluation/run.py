@@ -1,6 +1,6 @@
-"""An evaluation in a folder: it can be stopped and go on, and several processes can share it.
+"""Evaluation in a folder: it can be stopped and go on, and several processes can share it.
 
-    OUT/pictures.jsonl        the journal (`image_journal`); the figures are computed from it, image by image in
+    OUT/pictures.jsonl        the journal (`evaluation.journal`); the figures are computed from it, image by image in
                               the order of the split, however often it was stopped and however many processes wrote it
     OUT/predictions/          what `save` names, as `m2f predict` lays it out
 
@@ -36,13 +36,19 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class EvalRun:
-    """What is evaluated, how, and where.
+    """Evaluation in a folder, with all that it needs.
 
-    records: of the whole split. limit: how many of them, from the first, are evaluated.
-    header: what identifies the evaluation, plain values; `header_of` makes it. A folder takes only one.
-    save: names of writers; the predictions are written while they are scored.
-    thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
-    trust_code: whether `save` may name code ("module:function").
+    Attributes:
+        folder: the output folder.
+        segmenter: the model.
+        records: the images of the whole split.
+        metrics: name → metric, fresh.
+        header: plain values that identify the evaluation, from `header_of`. A folder takes only one.
+        limit: number of images, from the first, that are evaluated; None is all.
+        workers: threads that read.
+        save: names of writers; the predictions are written while they are scored.
+        thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
+        trust_code: True if `save` may name code ("module:function").
     """
 
     folder: Path
@@ -71,18 +77,20 @@ def run(
     """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
 
     Args:
-        resume: go on in a folder where such an evaluation was begun: images that were scored are not scored again,
-            those that failed are. Figures are equal to those of one that was never stopped, to the last bit.
-        on_progress: after each image of this process.
-        on_start: is told how many images this process will score.
+        evaluation: the evaluation.
+        resume: go on in a folder where such an evaluation was begun. Images that were scored are not scored again,
+            those that failed are. Figures are equal to those of an evaluation that was never stopped, to the last bit.
+        on_progress: receives a record after each image of this process.
+        on_start: receives the number of images that this process will score.
 
     Raises:
         ConfigError: the folder is in use, also by another process, or holds another evaluation.
-        DataError: a damaged journal. M2FError: nothing could be scored, or a file cannot be written.
+        DataError: a journal is damaged.
+        M2FError: nothing could be scored, or a file cannot be written.
     """
     started = time.perf_counter()
     rank = distributed.rank()
-    with ExitStack() as stack:  # of the first process: the folder is this evaluation's alone until it is done
+    with ExitStack() as stack:  # holds the lock of the folder, in the first process
         todo = distributed.on_main(lambda: _claim(evaluation, resume, stack))
         own = list(share(todo, rank, distributed.world_size()))
         if on_start is not None:
@@ -94,7 +102,7 @@ def run(
 
 
 def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -> dict[str, Any]:
-    """What identifies an evaluation: the weights by their hash, the images by their names, and the settings."""
+    """Return plain values that identify an evaluation: hashes of weights and of names of images, and the settings."""
     images = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:16]
     config = getattr(segmenter, "config", None)
     return {
@@ -109,18 +117,18 @@ def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -
 
 
 def weights_hash(model: torch.nn.Module | None) -> str | None:
-    """The start of a hash over all parameters and buffers; None for what is no network."""
+    """Return the start of a hash over all parameters and buffers; None for anything but a network."""
     if not isinstance(model, torch.nn.Module):
         return None
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def scored_names(evaluation: EvalRun) -> list[str]:
-    """The images that were scored, in the order of the split."""
+    """Return the names of the images that were scored, in the order of the split."""
     lines = journal.read(journal.journal_of(evaluation.folder))
     return [line["name"] for line in lines if "error" not in line and line["number"] < evaluation.count]
 
@@ -129,8 +137,11 @@ def scored_names(evaluation: EvalRun) -> list[str]:
 
 
 def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
-    """Make the folder this evaluation's own, for this process alone as long as the stack is open; the numbers of the
-    images that are still to be scored."""
+    """Lock the folder for this evaluation and this process as long as the stack is open.
+
+    Returns:
+        The numbers of the images that are still to be scored.
+    """
     folder, header = evaluation.folder, dict(evaluation.header)
     with writing_to(folder):
         if folder.exists() and not folder.is_dir():
@@ -148,7 +159,7 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
     done = journal.finished(folder)
-    if evaluation.save and done:  # an image whose predictions were lost is done again
+    if evaluation.save and done:  # an image whose predictions are missing is scored again
         with _saver(evaluation, 0) as saver:
             saver.gather()
             done = {
@@ -192,7 +203,7 @@ def _score(
     path = journal.journal_of(evaluation.folder, rank)
     with journal.appending(path, dict(evaluation.header)) as add, closing(stream):
         for done, (number, each) in enumerate(zip(numbers, stream, strict=True), 1):
-            if each.saved is not None:  # first: an image that is in the journal is never done again
+            if each.saved is not None:  # before the journal: an image in the journal is never done again
                 saver.append(each.saved)
             add(_line(number, each))
             if on_progress is not None:
@@ -207,12 +218,12 @@ def _line(number: int, image: Scored) -> journal.Line:
 
 
 def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
-    """All journals as one, and the figures from it."""
+    """Put all journals together and compute the figures from them."""
     journal.consolidate(evaluation.folder, dict(evaluation.header))
     names: list[str] = []
     measured = Measured({name: metric.fresh() for name, metric in evaluation.metrics.items()}, seconds)
     for line in journal.read(journal.journal_of(evaluation.folder)):
-        if line["number"] >= evaluation.count:  # of an earlier run with a higher --limit
+        if line["number"] >= evaluation.count:  # left by an earlier run with a higher --limit
             continue
         names.append(line["name"])
         if "error" in line:

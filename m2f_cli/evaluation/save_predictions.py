@@ -1,4 +1,4 @@
-"""Predictions written while they are scored: what `m2f predict` writes, for the images of an evaluation.
+"""Predictions written while they are scored, as `m2f predict` writes them, for the images of an evaluation.
 
 Each process has a journal of its own; the first one puts them together and writes the files that all images share.
 """
@@ -24,14 +24,19 @@ SHARD = ".process-{}"
 
 
 class Saver:
-    """Writes results below a folder; a context, since it keeps a journal open.
+    """Writer of results below a folder; a context manager, since it keeps a journal open.
 
     Args:
-        metrics: what is measured: only results of their tasks are there to be saved.
-        trust_code: whether `formats` may be "module:function", as what a user typed may.
+        folder: the folder of predictions.
+        formats: names of writers.
+        segmenter: the model.
+        metrics: the metrics that are measured: only results of their tasks can be saved.
+        header: the header of the evaluation's journal.
+        rank: the number of this process.
+        trust_code: True if `formats` may be "module:function", as those that a user typed may.
 
     Raises:
-        ConfigError: an unknown format, or one for a task that is not measured.
+        ConfigError: a format is unknown, or for a task that is not measured.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class Saver:
         self.stack.close()
 
     def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
-        """Write the files of one image, in any thread; gives its entry for `append`."""
+        """Write the files of one image, in any thread, and return its entry for `append`."""
         pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
         return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 
@@ -73,7 +78,7 @@ class Saver:
         self.journal.append(entry)
 
     def is_saved(self, record: Any) -> bool:
-        """Return whether an image is in this journal, and all its files are there."""
+        """Return True if an image is in this journal and all its files are there."""
         return self.journal.is_finished(record.name, _file_of(record))
 
     def gather(self) -> None:
@@ -97,20 +102,20 @@ def _file_of(record: Any) -> str:
 def writers_by_task(
     formats: Sequence[str], metrics: Mapping[str, Metric], *, trust_code: bool = False
 ) -> dict[Task, dict[str, Writer]]:
-    """Each format with the first of the measured tasks that it fits.
+    """Return the writers of each task; each format goes to the first of the measured tasks that it fits.
 
     Raises:
-        ConfigError: an unknown format, or one that fits none of them.
+        ConfigError: a format is unknown, or fits none of the tasks.
     """
     tasks = list(dict.fromkeys(metric.task for metric in metrics.values()))
-    found: dict[Task, dict[str, Writer]] = {}
+    writers: dict[Task, dict[str, Writer]] = {}
     for name in dict.fromkeys(formats):
         for task in tasks:
             try:
-                found.setdefault(task, {}).update(writers_for([name], task, trust_code=trust_code))
+                writers.setdefault(task, {}).update(writers_for([name], task, trust_code=trust_code))
             except ConfigError:
                 if task == tasks[-1]:
                     raise
             else:
                 break
-    return {task: writers for task, writers in found.items() if writers}
+    return {task: by_name for task, by_name in writers.items() if by_name}

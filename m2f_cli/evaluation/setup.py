@@ -1,4 +1,4 @@
-"""From what a user asks for to an evaluation that is ready to run: model, data and metrics that fit each other."""
+"""Setup of an evaluation from the options of a user: model, data and metrics that fit each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..results.writers import write_json
 from ..runtime import distributed
 from ..runtime.files import write_text
 from ..version import __version__
-from . import report as eval_results
+from . import report
 from .choose_metrics import ALL, choose, known_names, task_for
 from .dataset import TASKS, EvalData, folder_of, open_for
 from .evaluate import EvalProgress, EvalResult
@@ -38,11 +38,12 @@ PUBLISHED_SCORE_THRESHOLD = 0.0  # keeps the published top k
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which annotated images a model is evaluated on.
+    """Options of the annotated images that a model is evaluated on.
 
     Attributes:
-        data: their folder; None: what the model was trained for, see `dataset.folder_of`.
-        limit: only the first of them.
+        data: their folder; None: the data that the model was trained for, see `dataset.folder_of`.
+        split: the name of the split.
+        limit: number of images, from the first; None is all.
     """
 
     data: Path | None = None
@@ -52,7 +53,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """What is measured, and from which results.
+    """Options of the metrics, and of the results that they take.
 
     Attributes:
         metrics: names, or "all"; none: the metric that the model's task is judged by.
@@ -69,12 +70,13 @@ class MetricOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How an evaluation runs, and what it does beside measuring.
+    """Options of the run of an evaluation, and of its further outputs.
 
     Attributes:
+        workers: threads that read.
         save: names of writers of predictions.
-        sweep: run the network once more, to find out which thresholds would have been best.
-        diagnose: run it once more, to find out what each layer changes (MP-Former's measures).
+        sweep: run the network once more, to search for the best thresholds.
+        diagnose: run it once more, to measure what each layer changes (MP-Former's measures).
     """
 
     workers: int = 2
@@ -84,7 +86,7 @@ class RunOptions:
 
 
 def with_default(model: ModelOptions, metrics: MetricOptions) -> ModelOptions:
-    """Return `model`; where it names no model, with the default one of what is measured."""
+    """Return `model`; where it names no model, with the default model of the metrics."""
     if model.ref or model.preset:
         return model
     task = model.task or task_for(known_names(metrics.metrics), trust_code=metrics.trust_names)
@@ -92,7 +94,7 @@ def with_default(model: ModelOptions, metrics: MetricOptions) -> ModelOptions:
 
 
 def name_of(model: ModelOptions, data: DataOptions, metrics: MetricOptions) -> str:
-    """Return what an evaluation is called, unless somebody says otherwise."""
+    """Return the default name of an evaluation."""
     path = Path(model.preset or with_default(model, metrics).ref)
     if path.parent.name == "checkpoints":
         path = path.parent.parent
@@ -104,7 +106,7 @@ def name_of(model: ModelOptions, data: DataOptions, metrics: MetricOptions) -> s
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation that is ready to run, and the options that it was made from."""
+    """Evaluation that is ready to run, and the options that it was made from."""
 
     model: ModelOptions
     data: DataOptions
@@ -125,15 +127,20 @@ def prepare(
     *,
     progress: Callable | None = None,
 ) -> Evaluation:
-    """Load the model, open its data, make the metrics; nothing is written.
+    """Load the model, open its data and make the metrics; nothing is written.
 
     Args:
-        folder: of the evaluation.
-        model: its `task` is the only one that is measured; None: all that the model does.
-        progress: is told of downloads.
+        folder: the folder of the evaluation.
+        model: options of the model. Its `task` is the only one that is measured; None: all tasks of the model.
+        data: options of the data.
+        metrics: options of the metrics.
+        options: options of the run.
+        progress: receives the progress of downloads.
 
     Raises:
-        ConfigError, DataError, WeightsError: something does not fit.
+        ConfigError: the options do not fit each other.
+        DataError: the data do not fit the model.
+        WeightsError: the weights cannot be used.
     """
     data, metrics, options = data or DataOptions(), metrics or MetricOptions(), options or RunOptions()
     wrong = [pair for pair in model.overrides if pair.partition(".")[0] not in MAY_CHANGE]
@@ -204,9 +211,15 @@ def prepare(
 
 @dataclass(frozen=True)
 class EvalOutcome:
-    """What came of an evaluation: the figures, how they stand to published ones, and the tree of results.json.
+    """Outcome of an evaluation.
 
-    names: of the scored images, in their order. sweep, diagnosis: where they were asked for.
+    Attributes:
+        result: the figures.
+        published: the comparison with published figures.
+        tree: the tree of results.json.
+        names: the names of the scored images, in their order.
+        sweep: the search for thresholds, where it was asked for.
+        diagnosis: the diagnosis of the queries, where it was asked for.
     """
 
     result: EvalResult
@@ -225,10 +238,14 @@ def execute(
     on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> EvalOutcome:
-    """Run an evaluation and write config.yaml, env.json and results.json beside its journal; see `eval_run.run`.
+    """Run an evaluation and write config.yaml, env.json and results.json beside its journal.
 
     Args:
-        command: what the user typed, for the record.
+        evaluation: the evaluation.
+        resume: as in `evaluation.run.run`.
+        command: the command line, for the record.
+        on_progress: as in `evaluation.run.run`.
+        on_start: as in `evaluation.run.run`.
     """
     is_main = distributed.rank() == 0
 
@@ -239,11 +256,11 @@ def execute(
             on_start(count)
 
     result = run(evaluation.run, resume=resume, on_progress=on_progress, on_start=started)
-    found = _sweep(evaluation) if evaluation.options.sweep and is_main else None
+    sweep_result = _sweep(evaluation) if evaluation.options.sweep and is_main else None
     diagnosis = _diagnose(evaluation) if evaluation.options.diagnose and is_main else None
-    outcome = _outcome(evaluation, result, found, diagnosis)
+    outcome = _outcome(evaluation, result, sweep_result, diagnosis)
     if is_main:
-        eval_results.write(evaluation.run.folder, outcome.tree)
+        report.write(evaluation.run.folder, outcome.tree)
     return outcome
 
 
@@ -258,18 +275,18 @@ def _diagnose(evaluation: Evaluation) -> QueryDiagnosis:
 
 
 def _outcome(
-    evaluation: Evaluation, result: EvalResult, found: Sweep | None, diagnosis: QueryDiagnosis | None
+    evaluation: Evaluation, result: EvalResult, sweep_result: Sweep | None, diagnosis: QueryDiagnosis | None
 ) -> EvalOutcome:
     model, metrics, images, header = evaluation.model, evaluation.metrics, evaluation.images, evaluation.run.header
     chosen = [value for value in metrics.thresholds.values() if value is not None]
     as_published = not (chosen or model.tile or model.overrides or metrics.max_dets)
-    published = eval_results.compare_published(
+    published = report.compare_published(
         result.figures,
         evaluation.config.published,
         augmented=model.tta,
         complete=as_published and result.images == images.full,
     )
-    tree = eval_results.document(
+    tree = report.document(
         result,
         model={"name": evaluation.config.name, "source": header["model"], "weights": header["weights"]},
         data={
@@ -287,15 +304,15 @@ def _outcome(
     )
     names = scored_names(evaluation.run)
     _name_images(tree, names)
-    if found is not None:
-        tree["threshold_sweep"] = found.to_dict()
+    if sweep_result is not None:
+        tree["threshold_sweep"] = sweep_result.to_dict()
     if diagnosis is not None:
         tree["query_diagnosis"] = diagnosis.to_dict()
-    return EvalOutcome(result, published, tree, names, found, diagnosis)
+    return EvalOutcome(result, published, tree, names, sweep_result, diagnosis)
 
 
 def _name_images(tree: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Metrics know images by their number; people by their name."""
+    """Add the names of images to tables in which metrics give their numbers."""
     for tables in tree["tables"].values():
         for row in tables.get("worst_pictures", ()):
             row["name"] = names[row["number"]]

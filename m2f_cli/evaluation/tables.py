@@ -1,4 +1,4 @@
-"""The tables of error analysis for a terminal: (title, columns, rows) from what the metrics compute."""
+"""Tables of error analysis for a terminal: (title, columns, rows) from the figures of the metrics."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ TOP = 15
 
 
 def tables(metrics: Mapping[str, Figures], names: Sequence[str] | None = None) -> list[Table]:
-    """Those of the metrics pq-errors, calibration and calibration-instance that are there.
+    """Return the tables of the metrics pq-errors, calibration and calibration-instance, as far as these are there.
 
     Args:
-        metrics: name → what the metric computed, as in `EvalResult.metrics`.
-        names: of the scored images, in their order, for the worst ones; without them they go by number.
+        metrics: name → figures of the metric, as in `EvalResult.metrics`.
+        names: the names of the scored images, in their order, for the worst ones; without them they go by number.
     """
-    found: list[Table] = []
+    shown: list[Table] = []
     if "pq-errors" in metrics:
         figures = metrics["pq-errors"]
-        found += [errors(figures), errors_by_class(figures), sizes(figures), confusion(figures)]
-        found.append(worst_images(figures, names))
+        shown += [errors(figures), errors_by_class(figures), sizes(figures), confusion(figures)]
+        shown.append(worst_images(figures, names))
     for metric in ("calibration", "calibration-instance"):
         if metric in metrics:
-            found.append(reliability(metrics[metric]))
+            shown.append(reliability(metrics[metric]))
             threshold = metrics[metric]["tables"].get("object_threshold")
-            found += [object_threshold(threshold)] if threshold and threshold["best"] else []
-    return found
+            shown += [object_threshold(threshold)] if threshold and threshold["best"] else []
+    return shown
 
 
 def errors(figures: Figures) -> Table:
-    """PQ lost to each kind of error, and the false segments that it explains; the costliest first."""
+    """Return the PQ lost to each kind of error, and the false segments that it explains; the costliest first."""
     rows = []
     for kind in _by_loss({kind: figures[f"pq_lost_{kind}"] for kind in KINDS}):
         count = sum(row[kind] for row in figures["per_class"].values())
@@ -43,7 +43,7 @@ def errors(figures: Figures) -> Table:
 
 
 def errors_by_class(figures: Figures, top: int = TOP) -> Table:
-    """PQ that each class loses to each kind of error; the worst classes first."""
+    """Return the PQ that each class loses to each kind of error; the worst classes first."""
     classes = {name: row for name, row in figures["per_class"].items() if _is_there(row["pq"])}
     order = sorted(classes, key=lambda name: classes[name]["pq"])[:top]
     rows = [
@@ -63,7 +63,7 @@ def sizes(figures: Figures) -> Table:
 
 
 def confusion(figures: Figures, top: int = TOP) -> Table:
-    """Pairs of different classes on one mask (IoU > 0.5), most frequent first."""
+    """Return the pairs of different classes on one mask (IoU > 0.5), most frequent first."""
     pairs = [row for row in figures["tables"]["confusion"] if None not in (row["true"], row["found"])]
     rows = [[row["true"], row["found"], str(row["count"])] for row in pairs if row["true"] != row["found"]][:top]
     return "Classes taken for each other", ["true", "found as", "segments"], rows
@@ -92,12 +92,12 @@ def reliability(figures: Figures) -> Table:
     return f"Scores and hits, ECE {number(figures['ece'])}", ["score", "segments", "mean score", "hits, %"], rows
 
 
-def object_threshold(found: Mapping[str, Any]) -> Table:
+def object_threshold(table: Mapping[str, Any]) -> Table:
     rows = [
-        [name, f"{found[key]['threshold']:.2f}", number(found[key]["pq"])]
+        [name, f"{table[key]['threshold']:.2f}", number(table[key]["pq"])]
         for name, key in (("as evaluated", "now"), ("best on these images", "best"))
     ]
-    return f"Object threshold, estimated. {found['caution']}", ["", "least score", "PQ"], rows
+    return f"Object threshold, estimated. {table['caution']}", ["", "least score", "PQ"], rows
 
 
 def number(value: float | None) -> str:

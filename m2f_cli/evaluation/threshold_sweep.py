@@ -1,4 +1,4 @@
-"""Which object and overlap thresholds would have been best: the network runs once per image, not once per pair."""
+"""Search for the best object and overlap thresholds: the network runs once for each image, not once for each pair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CAUTION = (
 
 @dataclass(frozen=True)
 class Pair:
-    """Two thresholds and the figures that they give, in percent."""
+    """Pair of thresholds and the figures that they give, in percent."""
 
     object_threshold: float
     overlap_threshold: float
@@ -42,9 +42,15 @@ class Pair:
 class Sweep:
     """PQ of every pair of thresholds over the same images.
 
-    best: of the highest PQ; of equal ones the first. now: with the model's own thresholds, where it has some.
-    by_halves: PQ where each half of the images (every other one) is measured with the pair that is best on the other
-        half; the mean of both halves. NaN with fewer than two images.
+    Attributes:
+        pairs: the pairs with their figures.
+        best: the pair of the highest PQ; of equal ones the first.
+        now: the pair of the model's own thresholds, where it has some.
+        by_halves: PQ where each half of the images (every other one) is measured with the pair that is best on the
+            other half; the mean of both halves. NaN with fewer than two images.
+        images: number of images that were scored.
+        failures: images that could not be evaluated.
+        caution: a warning for people, beside the figures.
     """
 
     pairs: list[Pair]
@@ -56,14 +62,14 @@ class Sweep:
     caution: str = CAUTION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for json: NaN is None."""
+        """Return plain values for JSON, in which NaN is None."""
         tree = asdict(self)
         for row in (tree, *tree["pairs"], tree["best"], tree["now"] or {}):
             row.update({key: None for key, value in row.items() if isinstance(value, float) and math.isnan(value)})
         return tree
 
     def tables(self) -> list[Table]:
-        """(title, columns, rows) for a terminal: what is best, and PQ of all pairs."""
+        """Return tables for a terminal, (title, columns, rows): the best pair, and PQ of all pairs."""
         chosen = [("now", self.now), ("best on these images", self.best)]
         rows = [
             [name, f"{each.object_threshold:g}", f"{each.overlap_threshold:g}", number(each.pq)]
@@ -91,17 +97,19 @@ def sweep(
 ) -> Sweep:
     """Measure PQ for each pair of thresholds, and for the model's own pair.
 
-    Each image goes through the network once and is finished once for each pair, one after the other; only
-    counts are kept.
-    The figures of a pair are those of `evaluate` with these thresholds.
+    Each image goes through the network once and is finished once for each pair, one after the other; only counts are
+    kept. The figures of a pair are those of `evaluate` with these thresholds.
 
     Args:
         segmenter: a `Segmenter` that does panoptic segmentation, or a wrapper around one.
         records: annotated images. One that cannot be evaluated is reported and not counted, for no pair.
+        object_thresholds: numbers from 0 to 1.
+        overlap_thresholds: numbers from 0 to 1.
         workers: threads that read, and as many that finish.
+        on_progress: receives a record after each image.
 
     Raises:
-        ConfigError: thresholds outside 0 to 1 or none, or the model is not panoptic.
+        ConfigError: thresholds are outside of 0 to 1 or missing, or the model is not panoptic.
         M2FError: no image could be evaluated.
     """
     own = _own_pair(segmenter)
@@ -144,7 +152,7 @@ def _pair(at: tuple[float, float], metric: PanopticQuality) -> Pair:
 
 
 def _best(metrics: Sequence[PanopticQuality]) -> int:
-    """NaN, where there is neither annotation nor result, is the worst."""
+    """Return the index of the highest PQ; NaN, where there is neither annotation nor result, is the lowest."""
     return max(range(len(metrics)), key=lambda i: _or_less(metrics[i].compute()["pq"]))
 
 
@@ -159,7 +167,10 @@ def _by_halves(first: _Grid, second: _Grid) -> float:
 
 @dataclass
 class _Results:
-    """One image with each pair of thresholds, made when it is asked for: a map of a large image is large."""
+    """Results of one image with each pair of thresholds.
+
+    Each map is made when it is asked for, since a map of a large image takes much memory.
+    """
 
     first: PanopticMap
     others: Iterator[PanopticMap]
@@ -170,7 +181,7 @@ class _Results:
 
 
 class _Sweeping(Wrapper):
-    """Finishes each image with all pairs."""
+    """Segmenter that finishes each image with all pairs."""
 
     def __init__(self, inner: BaseSegmenter, grid: Sequence[tuple[float, float]]):
         super().__init__(inner)
@@ -182,7 +193,7 @@ class _Sweeping(Wrapper):
 
 
 class _Grid:
-    """A PQ for each pair."""
+    """Metric that holds a PQ for each pair."""
 
     task = "panoptic"
 

@@ -1,4 +1,4 @@
-"""How right results are: panoptic quality, mask average precision, mean intersection over union and the like."""
+"""Metrics of segmentation results: panoptic quality, average precision, mean intersection over union and others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ State = dict[str, Any]
 
 
 class Metric(Protocol):
-    """Collects images, then says how right they were. A constructor takes the categories first; it pickles.
+    """Protocol of a metric, which collects images and then computes figures.
 
-    task: which kind of result `update` eats. The annotation may be of any kind that holds what the metric needs.
+    The constructor takes the categories as its first argument. A metric can be pickled.
+
+    Attributes:
+        task: the kind of result that `update` takes. The annotation may be of any kind that holds what the metric
+            needs.
     """
 
     task: Task
@@ -24,29 +28,37 @@ class Metric(Protocol):
         """Add one image.
 
         Raises:
-            DataError: result and annotation do not fit each other; nothing was added.
+            DataError: the result and the annotation do not fit each other; nothing was added.
         """
 
     def merge(self, other: Metric) -> None:
-        """Add what `other` collected, after what is here. Parts that are merged in the order of their images give
-        the figures of one metric that saw all of them, to the last bit."""
+        """Add the images that `other` collected, after those that are already here.
+
+        Parts that are merged in the order of their images give the figures of one metric that saw all images, to the
+        last bit.
+        """
 
     def fresh(self) -> Metric:
-        """An empty one with the same settings."""
+        """Return an empty metric with the same settings."""
 
     def state(self) -> State:
-        """What was collected, as plain values that survive json to the last bit; of one image, a few kB."""
+        """Return the collected images as plain values that survive JSON to the last bit.
+
+        The state of one image has several kB.
+        """
 
     def restore(self, state: State) -> None:
-        """Add what a state holds, as if the metric that it came from was merged.
+        """Add the images of a state, as if the metric that it came from were merged.
 
         Raises:
             DataError: the state is damaged, or came from a metric with other settings; nothing was added.
         """
 
     def compute(self) -> Figures:
-        """Name → percent, 0 to 100; "per_class": class name → (name → percent or count); "tables", where there are
-        any: name → plain lists and dictionaries.
+        """Compute the figures of all images that were added; the metric itself does not change.
 
-        NaN says that there was nothing to measure, such as a class that does not occur. Calling it changes nothing.
+        Returns:
+            Name → percent, 0 to 100. "per_class": class name → (name → percent or count). "tables", where a metric has
+            any: name → plain lists and dictionaries. NaN stands for a figure with nothing to measure, such as that of a
+            class that does not occur.
         """

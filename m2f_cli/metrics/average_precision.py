@@ -1,5 +1,7 @@
-"""COCO's mask average precision (docs/methods/published-behaviour.md#9), from overlaps by faster-coco-eval or
-pycocotools."""
+"""Mask average precision of COCO (docs/methods/published-behaviour.md#9).
+
+The overlaps of masks come from faster-coco-eval or pycocotools.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from ..errors import ConfigError, DataError, MissingDependency, unknown_name
 from ..results.types import Instances
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
-from ..structures.rle import encode_shape
+from ..structures.rle import RLE, encode_shape
 from . import Figures, State
 from .boundary import edge_of_rle
-from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, RunLengths, judge
+from .coco_matching import RECALLS, SIZES, THRESHOLDS, Objects, Overlaps, Ranked, judge
 from .comparable import check_labels, check_sizes, instance_annotation
 from .state_io import reading
 
@@ -26,28 +28,36 @@ ENGINES = {"faster-coco-eval": "faster_coco_eval.core.mask", "pycocotools": "pyc
 
 
 class AveragePrecision:
-    """Mask AP over the countable classes, as COCO defines it: ranks by score over the whole data set, 101 points of
-    recall, IoU thresholds 0.50 to 0.95. Boxes are not used.
+    """Mask AP over the countable classes, as COCO defines it.
 
-    ap, ap50, ap75: over all thresholds, at 0.5 and at 0.75; ap_small, ap_medium, ap_large: of objects by annotated
-    area (below 32², 96², and above); ar1, ar10, ar100 (by `max_dets`), ar_small, …: highest recall. Crowds are no
-    misses, and what lies on them is no mistake. Equal scores rank in the order of the images. Figures are equal to
-    pycocotools', to the last bit.
+    Objects are ranked by score over the whole data set. Precision is read at 101 points of recall, for IoU thresholds
+    from 0.50 to 0.95. Boxes are not used. Crowds are no misses, and an object that lies on a crowd is no mistake.
+    Objects with equal scores rank in the order of the images. Figures are equal to those of pycocotools, to the last
+    bit.
 
-    The engine computes the overlaps of the masks. Matching and ranking are `coco_rules`: both engines would keep the
-    run lengths of all images until the end, and this keeps 18 bytes of each found object.
+    The engine computes only the overlaps of masks; `coco_matching` matches and ranks. Both engines would keep the run
+    lengths of all images until the end. This class keeps 18 bytes of each found object.
+
+    Figures, in percent:
+        ap, ap50, ap75: over all thresholds, at 0.5 and at 0.75.
+        ap_small, ap_medium, ap_large: of objects by annotated area (below 32², below 96², and above).
+        ar1, ar10, ar100: highest recall, by `max_dets`.
+        ar_small, ar_medium, ar_large: highest recall, by annotated area.
+
+    Attributes:
+        prefix: the start of the names of the figures.
 
     Args:
-        max_dets: the most objects of one class in one image that count; ap takes the last, ar each of them.
-        engine: "faster-coco-eval" or "pycocotools"; None is the first of them that is installed. Same figures.
+        max_dets: the most objects of one class in one image that count. AP takes the last number, AR each of them.
+        engine: "faster-coco-eval" or "pycocotools", which give the same figures; None is the first that is installed.
 
     Raises:
-        ConfigError: no class is countable, or max_dets makes no sense.
+        ConfigError: no class is countable, or `max_dets` is not ascending from 1 on.
         MissingDependency: the engine is not installed.
     """
 
     task = "instance"
-    prefix = ""  # of the names of the figures
+    prefix = ""
 
     def __init__(self, categories: Categories, *, max_dets: Sequence[int] = (1, 10, 100), engine: str | None = None):
         self.categories, self.max_dets, self.engine = categories, tuple(max_dets), choose_engine(engine)
@@ -78,7 +88,11 @@ class AveragePrecision:
         return type(self)(self.categories, max_dets=self.max_dets, engine=self.engine)
 
     def state(self) -> State:
-        """{"max_dets": […], "classes": [[class number, state of `coco_rules.Ranked`], …]}, of classes that occur."""
+        """Return the objects of the classes that occur.
+
+        Returns:
+            {"max_dets": […], "classes": [[class number, state of `coco_matching.Ranked`], …]}.
+        """
         rows = [[label, ranked.state()] for label, ranked in self._ranked.items() if ranked]
         return {"max_dets": list(self.max_dets), "classes": rows}
 
@@ -122,8 +136,12 @@ class AveragePrecision:
         }
 
     def curves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Precision (IoU thresholds, points of recall, classes, areas) for the last of max_dets and recall
-        (thresholds, classes, areas, max_dets); -1 where there is no annotation."""
+        """Compute the curves of all classes; -1 where a class has no annotation.
+
+        Returns:
+            Precision (IoU thresholds, points of recall, classes, areas) for the last of `max_dets`, and recall (IoU
+            thresholds, classes, areas, max_dets).
+        """
         counts = len(self.labels), len(SIZES)
         precision_TRKA = -np.ones((len(THRESHOLDS), len(RECALLS), *counts))
         recall_TKAM = -np.ones((len(THRESHOLDS), *counts, len(self.max_dets)))
@@ -133,7 +151,7 @@ class AveragePrecision:
         return precision_TRKA, recall_TKAM
 
     def _compare(self, overlaps: Overlaps) -> Overlaps:
-        """How alike found and true masks are, by the engine's IoU of masks."""
+        """Return the function that compares found and true masks; here the engine's IoU of masks."""
         return overlaps
 
     def _true(self, annotation: Annotation) -> dict[int, Objects]:
@@ -165,14 +183,19 @@ class AveragePrecision:
 
 
 class BoundaryAveragePrecision(AveragePrecision):
-    """Boundary AP (Cheng et al., Boundary IoU, CVPR 2021): AP with the lesser of mask IoU and boundary IoU, which is
-    the IoU of what of each mask lies within 2 % of the image's diagonal of its outline. Crowds are compared by their
-    masks. boundary_ap, boundary_ap50, …: as in `AveragePrecision`."""
+    """Boundary AP (Cheng et al., Boundary IoU, CVPR 2021): AP with the lesser of mask IoU and boundary IoU.
+
+    The boundary IoU compares the parts of the masks that lie within 2 % of the image's diagonal of their outlines.
+    Crowds are compared by their masks.
+
+    Figures, in percent:
+        boundary_ap, boundary_ap50, …: as in `AveragePrecision`.
+    """
 
     prefix = "boundary_"
 
     def _compare(self, overlaps: Overlaps) -> Overlaps:
-        def lesser(found: list[RunLengths], true: list[RunLengths], crowds: list[int]) -> np.ndarray:
+        def lesser(found: list[RLE], true: list[RLE], crowds: list[int]) -> np.ndarray:
             masks_FN = np.asarray(overlaps(found, true, crowds))
             edges_FN = np.asarray(overlaps([*map(edge_of_rle, found)], [*map(edge_of_rle, true)], crowds))
             return np.where(np.array(crowds, dtype=bool), masks_FN, np.minimum(masks_FN, edges_FN))
@@ -181,10 +204,11 @@ class BoundaryAveragePrecision(AveragePrecision):
 
 
 def choose_engine(name: str | None) -> str:
-    """The engine of this name, or the fastest that is installed.
+    """Return the name of an engine that is installed: the one that is named, or the fastest.
 
     Raises:
-        ConfigError: unknown name; MissingDependency: not installed.
+        ConfigError: the name is unknown.
+        MissingDependency: the engine is not installed.
     """
     if name is not None and name not in ENGINES:
         raise unknown_name("engine of average precision", name, ENGINES)
@@ -194,7 +218,7 @@ def choose_engine(name: str | None) -> str:
     raise MissingDependency(name or "pycocotools", "average precision")
 
 
-def _sized(rle: RunLengths, size: tuple[int, int]) -> RunLengths:
+def _sized(rle: RLE, size: tuple[int, int]) -> RLE:
     if tuple(rle["size"]) != tuple(size):
         wrong, right = (" x ".join(map(str, each)) for each in (rle["size"], size))
         raise DataError(f"The mask of an object has {wrong} pixels and its image {right} (height x width).")
@@ -211,6 +235,6 @@ def _check_scores(scores: Sequence[float]) -> None:
 
 
 def _mean(values: np.ndarray) -> float:
-    """In percent; -1 says that there is no annotation."""
+    """Return the mean in percent of the values; -1 stands for a class without annotation. NaN: all are -1."""
     present = values[values > -1]
     return 100 * float(np.mean(present)) if present.size else math.nan

@@ -1,10 +1,11 @@
-"""How right outlines are: what of a mask lies near its edge (Cheng et al., Boundary IoU, CVPR 2021;
-docs/methods/published-behaviour.md#9)."""
+"""Boundary IoU, the overlap of the edges of masks (Cheng et al., Boundary IoU, CVPR 2021).
+
+The conventions are in docs/methods/published-behaviour.md#9.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,64 +14,77 @@ from pycocotools import mask as coco_mask
 from ..results.types import SemanticMap
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
+from ..structures.rle import RLE
 from ..structures.run_lengths import renamed, starts_of_runs
 from . import Figures, State
 from .comparable import check_found, check_labels, check_sizes, semantic_annotation
 from .state_io import reading, whole
 
-RATIO = 0.02  # of the diagonal: the width of the edge in the paper
+RATIO = 0.02  # width of the edge in the paper, as a share of the diagonal
 
 
 def edge_width(size: tuple[int, int], ratio: float = RATIO) -> int:
-    """How far from the outline the edge of a mask reaches, in pixels; at least 1."""
+    """Return the distance in pixels, at least 1, that the edge of a mask reaches inwards from its outline."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
-def edge_of_rle(rle: dict[str, Any], ratio: float = RATIO) -> dict[str, Any]:
-    """The edge of a mask, both as compressed COCO run lengths: its pixels from which another one, or the outside of
-    the image, is at most `edge_width` rows and columns away."""
+def edge_of_rle(rle: RLE, ratio: float = RATIO) -> RLE:
+    """Return the edge of a mask; both are compressed COCO run lengths.
+
+    A pixel of the mask is in the edge if a pixel outside of the mask, or outside of the image, is near. Near is at most
+    `edge_width` rows and columns away.
+    """
     left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
     edge_HW = np.asfortranarray(np.zeros(rle["size"], dtype=np.uint8))
     if width and height:
-        window = slice(top, top + height), slice(left, left + width)  # nothing outside can be in the edge
+        window = slice(top, top + height), slice(left, left + width)  # the edge lies inside
         crop_HW = np.ascontiguousarray(coco_mask.decode(rle)[window])
         edge_HW[window] = crop_HW & ~interior(crop_HW, edge_width(rle["size"], ratio))
-    return coco_mask.encode(edge_HW)
+    edge: RLE = coco_mask.encode(edge_HW)
+    return edge
 
 
 def interior(values_HW: np.ndarray, width: int, outside: int = 0) -> np.ndarray:
-    """Where all pixels that are at most `width` rows and columns away have the same value (H, W, uint8: 1 or 0).
+    """Return 1 where all pixels at most `width` rows and columns away have the same value, else 0 (H, W, uint8).
 
     Args:
         values_HW: uint8 or uint16.
+        width: distance in pixels.
         outside: the value around the image.
     """
-    # A frame of 1 is enough: OpenCV takes nothing from beyond it.
+    # A frame of 1 is enough, since OpenCV ignores pixels beyond the border.
     framed = cv2.copyMakeBorder(values_HW, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=outside)
     square = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
-    same = cv2.erode(framed, square) == cv2.dilate(framed, square)
-    return same[1:-1, 1:-1].astype(np.uint8)
+    same_HW: np.ndarray = cv2.erode(framed, square) == cv2.dilate(framed, square)
+    return same_HW[1:-1, 1:-1].astype(np.uint8)
 
 
 class BoundaryIoU:
-    """IoU of the edges of the classes' regions, from sums over all images.
+    """IoU of the edges of the classes' regions, from sums over all images, in percent.
 
-    The edge of a class is what of its region lies within `ratio` of the image's diagonal of its outline or of the
-    image's border. Pixels whose annotation is `ignore` count neither as annotation nor as result.
+    The edge of a class is the part of its region that lies near the region's outline or the border of the image. Pixels
+    whose annotation is `ignore` count neither as annotation nor as result.
 
-    boundary_iou: mean over the classes that occur in the annotation.
+    Figures, in percent:
+        boundary_iou: mean over the classes that occur in the annotation.
+
+    Attributes:
+        figure: the name of the figure.
+        counts_ignored: True if a class that is found on ignored pixels counts as wrong.
 
     Args:
-        ratio: width of an edge as a share of the diagonal; at least 1 pixel.
+        ratio: width of an edge as a share of the image's diagonal. An edge is at least 1 pixel wide.
     """
 
     task = "semantic"
     figure = "boundary_iou"
-    counts_ignored = False  # whether what was found on ignored pixels counts as wrong
+    counts_ignored = False
 
     def __init__(self, categories: Categories, *, ratio: float = RATIO):
         self.categories, self.ratio = categories, ratio
-        self.pixels_3K = np.zeros((3, len(categories)), dtype=np.int64)  # in both edges, in the true, in the found one
+        self.pixels_3K = np.zeros(
+            (3, len(categories)), dtype=np.int64
+        )  # pixels in both edges, in the true edge, in the found edge
 
     def update(self, result: SemanticMap, annotation: Annotation) -> None:
         check_sizes(result, annotation)
@@ -93,7 +107,11 @@ class BoundaryIoU:
         return type(self)(self.categories, ratio=self.ratio)
 
     def state(self) -> State:
-        """{"ratio", "classes": [[class number, pixels in both edges, in the true, in the found one], …]}."""
+        """Return the sums of the classes that occur.
+
+        Returns:
+            {"ratio", "classes": [[class number, pixels in both edges, in the true edge, in the found edge], …]}.
+        """
         labels = np.flatnonzero(self.pixels_3K.any(axis=0))
         return {"ratio": self.ratio, "classes": np.vstack([labels, self.pixels_3K[:, labels]]).T.tolist()}
 
@@ -119,7 +137,7 @@ class BoundaryIoU:
         return {self.figure: mean, "per_class": dict(zip(names, rows, strict=True))}
 
     def _contiguous(self, labels_HW: np.ndarray, ignore: int | None = None) -> np.ndarray:
-        """Class numbers as uint8 or uint16; what has no class is the number of classes."""
+        """Return class numbers as uint8 or uint16, where pixels without a class have the number of classes."""
         count = len(self.categories)
         values = np.unique(labels_HW.ravel()[starts_of_runs(labels_HW)]).astype(np.int64)
         if ignore is None:
@@ -132,12 +150,18 @@ class BoundaryIoU:
     def _edges(self, labels_HW: np.ndarray) -> np.ndarray:
         count = len(self.categories)
         inside_HW = interior(labels_HW, edge_width(labels_HW.shape, self.ratio), outside=count)
-        return (inside_HW == 0) & (labels_HW < count)
+        edges_HW: np.ndarray = (inside_HW == 0) & (labels_HW < count)
+        return edges_HW
 
 
 class MaSS13KBoundaryIoU(BoundaryIoU):
-    """Boundary IoU in the convention of MaSS13K: edges within 0.1 % of the diagonal, and what is found on ignored
-    pixels counts as wrong. boundary_iou_mass13k: mean over the classes that occur in the annotation."""
+    """Boundary IoU in the convention of MaSS13K.
+
+    Edges lie within 0.1 % of the diagonal, and a class that is found on ignored pixels counts as wrong.
+
+    Figures, in percent:
+        boundary_iou_mass13k: mean over the classes that occur in the annotation.
+    """
 
     figure = "boundary_iou_mass13k"
     counts_ignored = True

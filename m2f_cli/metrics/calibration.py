@@ -1,4 +1,4 @@
-"""Whether scores mean what they say: of the segments of score 0.8, are 80 % right?"""
+"""Calibration of scores: the share of hits among the segments of each score."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..errors import ConfigError, DataError
 from ..results.types import Instances, PanopticMap
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
-from ..structures.rle import encode_shape
+from ..structures.rle import RLE, encode_shape
 from . import Figures, State
 from .comparable import check_labels, check_sizes, instance_annotation, panoptic_annotation
-from .exact_sum import UNIT, Tally, fixed
+from .exact_sum import UNIT, ExactSum, to_units
 from .pq_repairs import compare_segments
 from .state_io import reading
 
-STEPS = 100  # scores are kept to one in a hundred
+STEPS = 100  # ranges of scores that are counted
 COUNT, HITS, IOU, SCORES = range(4)  # the table's columns; the last two in units of 2^-40
 CAUTION = (
     "Chosen on these very images, so it flatters: choose on one set of images, report figures of another. Scores "
@@ -29,15 +29,20 @@ CAUTION = (
 
 
 class _Calibration:
-    """Scores of segments in steps of 0.01, with how many of them were hits, per class.
+    """Scores of segments in steps of 0.01, with the number of hits among them, per class.
 
-    ece: expected calibration error in percent (Naeini et al., AAAI 2015; Guo et al., ICML 2017): the mean distance of
-    mean score and share of hits over `bins` ranges of scores of one width, weighted by their segments. mean_score and
-    precision (the share of hits) in percent too. In "tables", "reliability" has the ranges. "per_class" has the same
-    figures per class. All NaN without any scored segment. A segment that the score threshold has removed is not seen.
+    A segment that the score threshold has removed is not seen. All figures are NaN without any scored segment.
+
+    Figures, in percent:
+        ece: expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017). It is the mean distance of
+            mean score and share of hits over `bins` ranges of scores of one width, weighted by their segments.
+        mean_score: mean of the scores.
+        precision: share of hits.
+        per_class: the same figures of each class, and the number of its scored segments.
+        tables.reliability: the ranges of scores.
 
     Args:
-        bins: ranges in the table and for ece; a divisor of 100.
+        bins: number of ranges in the table and for ece; a divisor of 100.
 
     Raises:
         ConfigError: `bins` is no divisor of 100.
@@ -47,8 +52,8 @@ class _Calibration:
         if bins < 1 or STEPS % bins:
             raise ConfigError(f"bins = {bins!r} should divide {STEPS}.", hint="For example 10 or 20.")
         self.categories, self.bins = categories, bins
-        self._scored = Tally((len(categories), STEPS), 4)
-        self._true = Tally((len(categories),), 1)
+        self._scored = ExactSum((len(categories), STEPS), 4)
+        self._true = ExactSum((len(categories),), 1)
 
     def fresh(self) -> Any:
         return type(self)(self.categories, bins=self.bins)
@@ -95,13 +100,13 @@ class _Calibration:
         return rows
 
     def _note(self, label: int, score: float, iou: float, *, hit: bool) -> None:
-        if not 0 <= score <= 1:  # NaN is not
+        if not 0 <= score <= 1:  # also refuses NaN
             raise DataError(f"A found segment has the score {score!r}, which should be from 0 to 1.")
         place = (label, min(int(score * STEPS), STEPS - 1))
-        self._scored.add(place, 1, int(hit), fixed(iou) if hit else 0, fixed(score))
+        self._scored.add(place, 1, int(hit), to_units(iou) if hit else 0, to_units(score))
 
     def _note_all(self, noted: Iterable[tuple[int, float, float, bool]], true: Iterable[int]) -> None:
-        part = self.fresh()  # a wrong score half-way must not leave half of an image behind
+        part = self.fresh()  # a wrong score must not leave half of an image behind
         for label, score, iou, hit in noted:
             part._note(int(label), float(score), float(iou), hit=bool(hit))
         for label in true:
@@ -110,12 +115,12 @@ class _Calibration:
 
 
 class PanopticCalibration(_Calibration):
-    __doc__ = f"""Calibration of the scores of panoptic segments; a hit is what PQ counts as one, and segments that PQ
-    excuses are left out.
+    __doc__ = f"""Calibration of the scores of panoptic segments.
 
-    "tables" also has "object_threshold": PQ for each threshold in steps of 0.01 if segments of lower score were simply
-    taken away, and the best. This is an estimate: with a higher threshold in the model other segments would take
-    their pixels; `inference.thresholds.sweep` measures it.
+    A hit is a hit of PQ, and segments that PQ excuses are left out. "tables" also has "object_threshold": PQ for each
+    threshold in steps of 0.01 if segments of lower score were simply taken away, and the best. This is an estimate:
+    with a higher threshold in the model other segments would take their pixels. `evaluation.threshold_sweep.sweep`
+    measures it.
 
     {_Calibration.__doc__}"""
 
@@ -127,8 +132,8 @@ class PanopticCalibration(_Calibration):
         ids = set(np.unique(result.ids_HW).tolist())
         score_of = {each.id: each.score for each in result.segments if each.id in ids and each.id}
         scores = [score_of[i] for i in sorted(score_of)]
-        hit_F, iou_F = image.hit_TF.any(0), (image.iou_TF * image.hit_TF).sum(0)
-        noted = zip(image.labels_F, scores, iou_F, hit_F, image.excused_F, strict=True)
+        iou_F = (image.iou_TF * image.hit_TF).sum(0)
+        noted = zip(image.labels_F, scores, iou_F, image.is_hit_F, image.excused_F, strict=True)
         self._note_all(((*each, hit) for *each, hit, excused in noted if not excused), image.labels_T)
 
     def compute(self) -> Figures:
@@ -137,7 +142,7 @@ class PanopticCalibration(_Calibration):
         return figures
 
     def _threshold(self) -> dict[str, Any]:
-        # From the highest score down: what is kept at each threshold.
+        # Sums from the highest score down give the segments that are kept at each threshold.
         kept_KX4 = self._scored.array()[:, ::-1].cumsum(1)[:, ::-1]
         true_K1 = self._true.array()
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -151,9 +156,11 @@ class PanopticCalibration(_Calibration):
 
 
 class InstanceCalibration(_Calibration):
-    __doc__ = f"""Calibration of the scores of found objects. As in COCO at IoU 0.5: the best score first, each found
-    object takes the free true one of its class with the highest IoU of at least 0.5; what lies at least half on a
-    crowd of its class instead is left out.
+    __doc__ = f"""Calibration of the scores of found objects.
+
+    Hits are those of COCO at IoU 0.5. The best score first, each found object takes the free true one of its class
+    with the highest IoU of at least 0.5. An object that takes none is left out if it lies at least half on a crowd of
+    its class.
 
     {_Calibration.__doc__}"""
 
@@ -164,8 +171,8 @@ class InstanceCalibration(_Calibration):
         objects = instance_annotation(annotation, self.categories).objects
         labels = [each.label for each in objects]
         check_labels([*labels, *map(int, result.labels_N)], len(self.categories))
-        rles = [encode_shape(each.shape, tuple(map(int, annotation.size))) for each in objects]
-        noted = []
+        rles = [encode_shape(each.shape, annotation.size) for each in objects]
+        noted: list[tuple[int, float, float, bool]] = []
         for label in np.unique(result.labels_N):
             own = [i for i, each in enumerate(labels) if each == label]
             chosen = np.flatnonzero(result.labels_N == label)
@@ -174,15 +181,18 @@ class InstanceCalibration(_Calibration):
 
 
 def _matched(
-    result: Instances, chosen: np.ndarray, true: list[dict], crowds: list[bool]
+    result: Instances, chosen: np.ndarray, true: list[RLE], crowds: list[bool]
 ) -> Iterable[tuple[int, float, float, bool]]:
-    """Class, score, IoU and whether it is a hit, of the found objects of one class that are not excused by a crowd."""
+    """Yield the class, the score, the IoU and the verdict (hit or not) of each found object of one class.
+
+    Objects that a crowd excuses are left out.
+    """
     chosen = chosen[np.argsort(-result.scores_N[chosen], kind="stable")]
     free = ~np.array(crowds, bool)
     for i in chosen:
         score, label = float(result.scores_N[i]), int(result.labels_N[i])
         ious = np.zeros(0)
-        if true:  # of a crowd: the share of the found object that lies on it
+        if true:  # with a crowd, the share of the found object that lies on it
             ious = np.asarray(coco_mask.iou([result.rles[i]], true, [int(each) for each in crowds]))[0]
         own = np.where(free, ious, -1.0)
         if own.size and own.max() >= 0.5:

@@ -1,8 +1,8 @@
-"""The official scores of Cityscapes, computed by cityscapesScripts over files that our writers made
-(docs/methods/published-behaviour.md#9).
+"""Official scores of Cityscapes, computed by cityscapesScripts from files that this package's writers made.
 
-The official code reads the annotation's own PNGs, which the annotation names as its `source`: regions that are not
-evaluated are told apart there in a way that no annotation of this package keeps.
+The rules are in docs/methods/published-behaviour.md#9. The official code reads the annotation's own PNGs, which the
+annotation names as its `source`. Those PNGs tell apart regions that are not evaluated, in a way that no annotation of
+this package keeps.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _refuse(message: str) -> None:
 
 @functools.cache
 def official_tools(name: str) -> Any:
-    """A module of the official evaluation, which as it comes ends the process where a file is wrong."""
-    module = importlib.import_module(f"{_EVALUATION}.{name}")
+    """Return a module of the official evaluation, changed so that it raises an error where it would end the process."""
+    module: Any = importlib.import_module(f"{_EVALUATION}.{name}")
     module.np, module.printError = _NumpyAsBefore(), _refuse
     return module
 
@@ -67,9 +67,11 @@ def _settings(tools: Any) -> Any:
 
 
 def _check(categories: Categories, what: str) -> None:
-    """
+    """Refuse other classes than those of Cityscapes, and a missing package.
+
     Raises:
-        ConfigError: not the classes of Cityscapes; MissingDependency: cityscapesScripts is not installed.
+        ConfigError: the classes are not those of Cityscapes.
+        MissingDependency: cityscapesScripts is not installed.
     """
     names = {category.name for category in categories}
     if names not in ({category.name for category in load_categories(table)} for table in _TABLES):
@@ -82,7 +84,13 @@ def _check(categories: Categories, what: str) -> None:
 
 
 class _Files(NamedTuple):
-    """The annotation of one image as Cityscapes has it."""
+    """Files of the annotation of one image, as Cityscapes has them.
+
+    Attributes:
+        labels: PNG with the labelId of each pixel.
+        instances: PNG with the instance id of each pixel.
+        frame: <city>_<sequence>_<frame>, the start of the names of both files.
+    """
 
     labels: Path
     instances: Path
@@ -90,14 +98,15 @@ class _Files(NamedTuple):
 
 
 def _files_of(annotation: Annotation) -> _Files:
-    """
+    """Return the files that an annotation was read from.
+
     Raises:
         ConfigError: the annotation did not come from the files of Cityscapes.
     """
-    name = "" if annotation.source is None else annotation.source.name
+    source = annotation.source or Path()
     for end in (_LABEL_IDS, _INSTANCE_IDS):
-        if name.endswith(end):
-            frame, folder = name.removesuffix(end), annotation.source.parent
+        if source.name.endswith(end):
+            frame, folder = source.name.removesuffix(end), source.parent
             return _Files(folder / (frame + _LABEL_IDS), folder / (frame + _INSTANCE_IDS), frame)
     raise ConfigError(
         "The official scores of Cityscapes need its own annotations, gtFine/*/*_gtFine_{labelIds,instanceIds}.png.",
@@ -109,14 +118,18 @@ def _files_of(annotation: Annotation) -> _Files:
 
 
 class CityscapesPixels:
-    """IoU of classes and of categories, and iIoU, as the server computes them, in percent.
+    """IoU of classes and of categories, and iIoU, as the server of Cityscapes computes them.
 
-    iou, iiou: means over the classes; iou_sup, iiou_sup: over the categories (flat, human, vehicle, …). iIoU weights
-    the true pixels of an object by the mean size of its class over its own size; of classes without objects it is NaN.
-    tables.categories: the same of each category.
+    iIoU weights the true pixels of an object by the mean size of its class over the object's own size. It is NaN for
+    classes without objects.
+
+    Figures, in percent:
+        iou, iiou: means over the classes.
+        iou_sup, iiou_sup: means over the categories (flat, human, vehicle, …).
+        tables.categories: both figures of each category.
 
     Raises:
-        ConfigError: other classes than those of Cityscapes.
+        ConfigError: the classes are not those of Cityscapes.
         MissingDependency: cityscapesScripts is not installed.
     """
 
@@ -126,7 +139,7 @@ class CityscapesPixels:
         _check(categories, "The official pixel scores of Cityscapes")
         self.categories = categories
         self._confusion = np.zeros((34, 34), dtype=np.int64)  # true labelId, found labelId
-        self._objects: list[list[float]] = []  # of each image, in the order of `_keys`
+        self._objects: list[list[float]] = []  # one list for each image, in the order of `_keys`
 
     def update(self, result: PanopticMap | SemanticMap, annotation: Annotation) -> None:
         check_sizes(result, annotation)
@@ -147,7 +160,11 @@ class CityscapesPixels:
         return CityscapesPixels(self.categories)
 
     def state(self) -> State:
-        """{"pixels": [[true labelId, found labelId, pixels], …], "objects": a list of numbers for each image}."""
+        """Return the pixels of each pair of labels, and the official counts of objects.
+
+        Returns:
+            {"pixels": [[true labelId, found labelId, pixels], …], "objects": a list of numbers for each image}.
+        """
         true, found = np.nonzero(self._confusion)
         pixels = np.stack([true, found, self._confusion[true, found]], axis=1).tolist()
         return {"pixels": pixels, "objects": self._objects}
@@ -193,15 +210,15 @@ class CityscapesPixels:
         return {**figures, "per_class": per_class, "tables": {"categories": groups}}
 
     def _keys(self) -> list[tuple[str, str, str]]:
-        """The official counts of objects: "classes" or "categories", the name, the count."""
+        """Return the keys of the official counts of objects: "classes" or "categories", the name, the count."""
         tools = official_tools("evalPixelLevelSemanticLabeling")
         empty = tools.generateInstanceStats(_settings(tools))
         return [(group, name, count) for group in empty for name in empty[group] for count in _COUNTS]
 
     def _summed(self) -> dict[str, Any]:
-        """The official counts of all images, added up in their order."""
+        """Add up the official counts of all images, in the order of the images."""
         tools = official_tools("evalPixelLevelSemanticLabeling")
-        summed = tools.generateInstanceStats(_settings(tools))
+        summed: dict[str, Any] = tools.generateInstanceStats(_settings(tools))
         for row in self._objects:
             for (group, name, count), value in zip(self._keys(), row, strict=True):
                 summed[group][name][count] += value
@@ -212,12 +229,17 @@ class CityscapesPixels:
 
 
 class CityscapesObjects:
-    """Average precision of objects as the server computes it, in percent: ap over the IoU thresholds 0.50 to 0.95, and
-    ap50. It is not COCO's: the curve is not smoothed, IoU must be above the threshold, and what lies on regions that
-    are not evaluated is judged by the same threshold.
+    """Average precision of objects as the server of Cityscapes computes it.
+
+    It differs from COCO's in three points. The curve is not smoothed. IoU must be above the threshold. An object on
+    regions that are not evaluated is judged by the same threshold.
+
+    Figures, in percent:
+        ap: over the IoU thresholds from 0.50 to 0.95.
+        ap50: at the IoU threshold 0.50.
 
     Raises:
-        ConfigError: other classes than those of Cityscapes.
+        ConfigError: the classes are not those of Cityscapes.
         MissingDependency: cityscapesScripts is not installed.
     """
 
@@ -226,14 +248,14 @@ class CityscapesObjects:
     def __init__(self, categories: Categories):
         _check(categories, "The official average precisions of Cityscapes")
         self.categories = categories
-        self._images: list[str] = []  # the official matches as json: a tenth of what they take as objects
+        self._images: list[str] = []  # the official matches as JSON, which takes much less memory than objects
 
     def update(self, result: Instances, annotation: Annotation) -> None:
         check_sizes(result, annotation)
         files, tools = _files_of(annotation), official_tools("evalInstanceLevelSemanticLabeling")
         settings = _settings(tools)
         tools.setInstanceLabels(settings)
-        with open_image(files.instances) as image:  # before cityscapesScripts opens it, with what Pillow knows
+        with open_image(files.instances) as image:  # refuses a damaged file before cityscapesScripts opens it
             pass
         [objects] = tools.instances2dict([str(files.instances)], False).values()
         with tempfile.TemporaryDirectory(prefix="m2f-cityscapes-") as folder:
@@ -251,7 +273,11 @@ class CityscapesObjects:
         return CityscapesObjects(self.categories)
 
     def state(self) -> State:
-        """{"pictures": [{"true", "found": class name → [what the official matching knows of each object], …}]}"""
+        """Return the official matches of each image.
+
+        Returns:
+            {"pictures": [{"true", "found": class name → [entries of the official matching, one for each object], …}]}.
+        """
         return {"pictures": [json.loads(image) for image in self._images]}
 
     def restore(self, state: State) -> None:
@@ -282,7 +308,7 @@ class CityscapesObjects:
 
 
 def _lean(true: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the official scoring looks at, of classes that occur."""
+    """Return only the entries that the official scoring reads, of classes that occur."""
     return {
         "true": {
             name: [_kept(each, _OF_ANNOTATION, "matchedPred", _OF_FOUND[:2]) for each in objects]

@@ -1,8 +1,8 @@
-"""COCO's rules of matching and ranking objects, as pycocotools' evaluateImg and accumulate, one class at a time.
+"""COCO's rules of matching and ranking objects, as in pycocotools' evaluateImg and accumulate, one class at a time.
 
-Of each found object stays only how it was judged at each IoU threshold and range of areas, so that images can be
-forgotten at once. Letters: A ranges of areas, T thresholds, R points of recall, M limits of objects in one image,
-F found and N true objects.
+Each found object leaves only its verdicts at each IoU threshold and range of areas, so that images can be forgotten at
+once. Letters: A ranges of areas, T thresholds, R points of recall, M limits of objects in one image, F found and N true
+objects.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..structures.rle import RLE
 from .state_io import whole
 
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
@@ -24,43 +25,56 @@ _LOW_A1, _HIGH_A1 = np.array(list(SIZES.values()), dtype=np.float64).T[..., None
 _PLANE = len(SIZES) * len(THRESHOLDS)  # bits
 _BYTES = 2 * _PLANE // 8
 
-RunLengths = dict[str, Any]  # {"size": [H, W], "counts": bytes}
-Overlaps = Callable[[list[RunLengths], list[RunLengths], list[int]], np.ndarray]  # found, true, crowds → (F, N)
+Overlaps = Callable[[list[RLE], list[RLE], list[int]], np.ndarray]  # found, true, crowds → (F, N)
 
 
 @dataclass
 class Objects:
-    """The true or the found objects of one class in one image."""
+    """Annotated or found objects of one class in one image.
 
-    rles: list[RunLengths] = field(default_factory=list)
+    Attributes:
+        rles: run lengths of the masks.
+        areas: pixels, or the annotated area.
+        crowds: 1 for a crowd, else 0.
+        scores: 1 for annotated objects.
+    """
+
+    rles: list[RLE] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     crowds: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
 
-    def add(self, rle: RunLengths, area: float, *, crowd: bool = False, score: float = 1.0) -> None:
+    def add(self, rle: RLE, area: float, *, crowd: bool = False, score: float = 1.0) -> None:
         self.rles.append(rle)
         self.areas.append(area)
         self.crowds.append(int(crowd))
         self.scores.append(score)
 
     def best(self, count: int) -> Objects:
-        """The `count` with the highest scores, best first; equal ones stay in their order."""
+        """Return the `count` objects with the highest scores, best first; equal scores stay in their order."""
         order = sorted(range(len(self.rles)), key=lambda i: -self.scores[i])[:count]
-        return Objects(*([values[i] for i in order] for values in (self.rles, self.areas, self.crowds, self.scores)))
+        return Objects(
+            [self.rles[i] for i in order],
+            [self.areas[i] for i in order],
+            [self.crowds[i] for i in order],
+            [self.scores[i] for i in order],
+        )
 
 
 @dataclass
 class Ranked:
-    """The judged objects of one class, in the order of their images and best first in each.
+    """Judged objects of one class, in the order of their images and best first in each image.
 
-    scores: of the found objects.  per_image: how many of them each image has that has any.
-    judged: 10 bytes each: a bit for each range of areas and each threshold that says whether it is a hit, and the
-        same bits again that say whether it does not count.
-    true: how many true objects count, by range of areas.
+    Attributes:
+        scores: scores of the found objects.
+        per_image: number of found objects of each image that has any.
+        judged: 10 bytes for each found object. A bit for each range of areas and each threshold says if it is a hit;
+            the same number of bits after them says if it is ignored.
+        true: number of true objects that count, by range of areas.
     """
 
-    scores: array = field(default_factory=lambda: array("d"))
-    per_image: array = field(default_factory=lambda: array("I"))
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    per_image: array[int] = field(default_factory=lambda: array("I"))
     judged: bytearray = field(default_factory=bytearray)
     true: list[int] = field(default_factory=lambda: [0] * len(SIZES))
 
@@ -84,12 +98,15 @@ class Ranked:
 
     @classmethod
     def of_state(cls, state: dict[str, Any], most: int) -> Ranked:
-        """
+        """Return the objects that a state holds.
+
         Args:
-            most: objects in one image.
+            most: the most objects in one image.
 
         Raises:
-            KeyError, TypeError, ValueError: the state is damaged.
+            KeyError: the state is damaged.
+            TypeError: the state is damaged.
+            ValueError: the state is damaged.
         """
         ranked = cls(
             array("d", state["scores"]),
@@ -104,12 +121,15 @@ class Ranked:
         return ranked
 
     def curves(self, limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Precision (T, R, A) with the last of `limits` of objects in one image, and recall (T, A, M); -1 where
-        no true object counts."""
+        """Compute precision (T, R, A) and recall (T, A, M); -1 where no true object counts.
+
+        Args:
+            limits: the most objects in one image that count. Precision takes the last number, recall each of them.
+        """
         precision_TRA = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
         recall_TAM = -np.ones((len(THRESHOLDS), len(SIZES), len(limits)))
         scores_F = np.frombuffer(self.scores, dtype=np.float64) if self.scores else np.zeros(0)
-        order_F = np.argsort(-scores_F, kind="mergesort")  # the sort of the originals: equal scores keep their order
+        order_F = np.argsort(-scores_F, kind="mergesort")  # stable, as in the originals: equal scores keep their order
         judged_FB = np.frombuffer(bytes(self.judged), dtype=np.uint8).reshape(-1, _BYTES)[order_F]
         rank_F = self._ranks()[order_F]
         for a, count in enumerate(self.true):
@@ -121,18 +141,23 @@ class Ranked:
         return precision_TRA, recall_TAM
 
     def _ranks(self) -> np.ndarray:
-        """Of each found object, its place by score in its image, from 0 on."""
+        """Return the rank by score of each found object in its image, from 0 on."""
         counts = np.array(self.per_image, dtype=np.int64)
         return np.arange(len(self.scores)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def judge(found: Objects, true: Objects, overlaps: Overlaps) -> Ranked:
-    """Match the objects of one class in one image; `found` best first.
+    """Match the objects of one class in one image.
 
-    Each found object in turn takes the true one that it overlaps most, at least by the threshold, of those that are
-    free; of equal ones the last. It takes one that does not count (a crowd, or of another size) only if there is no
-    other, and does not count itself then. A crowd is always free. What takes none is wrong, or does not count if its
-    own area is out of the range.
+    The found objects are taken in turn. Each takes the free true object that it overlaps most, at least by the
+    threshold; of equal overlaps the last. It takes a true object that does not count (a crowd, or one of another size)
+    only if there is no other. It is then ignored itself. A crowd is always free. A found object that takes none is
+    wrong; it is ignored if its own area is out of the range.
+
+    Args:
+        found: the found objects, best first.
+        true: the true objects.
+        overlaps: function that compares the masks.
     """
     found_areas_F, true_areas_N = np.array(found.areas), np.array(true.areas)
     crowd_N = np.array(true.crowds, dtype=bool)
@@ -156,12 +181,12 @@ def judge(found: Objects, true: Objects, overlaps: Overlaps) -> Ranked:
 def _match(
     overlap_FN: np.ndarray, crowd_N: np.ndarray, ignored_AN: np.ndarray, hit_FAT: np.ndarray, ignored_FAT: np.ndarray
 ) -> None:
-    """Write into hit_FAT and ignored_FAT, object by object, all ranges and thresholds at once."""
+    """Write the verdicts into hit_FAT and ignored_FAT, object by object, for all ranges and thresholds at once."""
     needed_T1 = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
     free_ATN = np.ones((len(SIZES), len(THRESHOLDS), len(crowd_N)), dtype=bool)
     near_FN = overlap_FN >= THRESHOLDS[0]
     for f in np.flatnonzero(near_FN.any(axis=1)):
-        # Few true objects come into question. Backwards, so that argmax finds the last of equal ones.
+        # Only a small number of true objects overlap. They are reversed, so that argmax finds the last of equal ones.
         near = np.flatnonzero(near_FN[f])[::-1]
         overlap_n, ignored_An = overlap_FN[f, near], ignored_AN[:, near]
         open_ATn = free_ATN[:, :, near] & (overlap_n >= needed_T1)
@@ -178,21 +203,22 @@ def _match(
 
 
 def precision_at_recalls(hits: np.ndarray, count: int) -> np.ndarray:
-    """Precision at the 101 points of recall, made falling, and 0 beyond the highest recall.
+    """Compute the precision at the 101 points of recall, forced to fall, and 0 beyond the highest recall.
 
-    It only rises at a hit, so that no other place needs to be looked at.
+    Precision rises only at a hit, so that no other rank needs to be looked at.
 
     Args:
-        hits: whether each object is a hit, best first, of those that count.
-        count: of true objects.
+        hits: True where an object is a hit; best first, of those that count.
+        count: number of true objects.
     """
-    places = np.flatnonzero(hits)
-    right = np.arange(1, len(places) + 1, dtype=np.float64)
-    wrong = places + 1 - right
+    ranks = np.flatnonzero(hits)
+    right = np.arange(1, len(ranks) + 1, dtype=np.float64)
+    wrong = ranks + 1 - right
     precision = right / (wrong + right + np.spacing(1))
     falling = np.maximum.accumulate(precision[::-1])[::-1]
     return np.append(falling, 0.0)[np.searchsorted(right / count, RECALLS, side="left")]
 
 
 def _bit(bytes_FB: np.ndarray, number: int) -> np.ndarray:
-    return (bytes_FB[:, number // 8] & (128 >> number % 8)) != 0
+    is_set_F: np.ndarray = (bytes_FB[:, number // 8] & (128 >> number % 8)) != 0
+    return is_set_F

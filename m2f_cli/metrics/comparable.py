@@ -1,9 +1,9 @@
-"""Checks that a result and an annotation fit each other, and both in the form that a metric compares."""
+"""Checks that a result and an annotation fit each other, and their conversion to the form that a metric compares."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -24,10 +24,14 @@ from ..structures.categories import Categories
 from ..structures.rle import encode_shape
 from ..structures.run_lengths import areas_in, renamed
 
+AnySegment = TypeVar("AnySegment", AnnotatedSegment, Segment)
+
 
 def check_sizes(result: Result, annotation: Annotation) -> None:
-    """Raises:
-    DataError: result and annotation are not of one size.
+    """Refuse a result and an annotation of different sizes.
+
+    Raises:
+        DataError: the result and the annotation are not of one size.
     """
     if tuple(result.size) != tuple(annotation.size):
         found, true = (" x ".join(map(str, size)) for size in (result.size, annotation.size))
@@ -38,8 +42,10 @@ def check_sizes(result: Result, annotation: Annotation) -> None:
 
 
 def check_labels(labels: Iterable[int], num_classes: int) -> None:
-    """Raises:
-    DataError: a class number that does not exist.
+    """Refuse class numbers outside of 0 to `num_classes` - 1.
+
+    Raises:
+        DataError: a class number does not exist.
     """
     outside = sorted(label for label in set(labels) if not 0 <= label < num_classes)
     if outside:
@@ -54,32 +60,42 @@ def check_found(labels: np.ndarray, num_classes: int) -> None:
 
     Args:
         labels: the values that occur, int64.
+        num_classes: number of classes.
 
     Raises:
-        DataError: a class number that does not exist.
+        DataError: a class number does not exist.
     """
     check_labels(labels[(labels != 255) & (labels != 65535)].tolist(), num_classes)
 
 
-def by_id(segments: Sequence[Any], whose: str) -> dict[int, Any]:
-    """Return segments by their ids.
+def segments_by_id(
+    annotation: PanopticAnnotation, result: PanopticMap, num_classes: int
+) -> tuple[dict[int, AnnotatedSegment], dict[int, Segment]]:
+    """Return the segments of an annotation and those of a result, each by their ids.
 
     Raises:
-        DataError: two have one id.
+        DataError: a class number does not exist, or two segments of one map have the same id.
     """
-    found = {segment.id: segment for segment in segments}
-    if len(found) != len(segments):
+    true_labels = (segment.label for segment in annotation.segments)
+    found_labels = (segment.label for segment in result.segments)
+    check_labels((*true_labels, *found_labels), num_classes)
+    return _by_id(annotation.segments, "annotation"), _by_id(result.segments, "result")
+
+
+def _by_id(segments: Sequence[AnySegment], whose: str) -> dict[int, AnySegment]:
+    by_id = {segment.id: segment for segment in segments}
+    if len(by_id) != len(segments):
         ids = [segment.id for segment in segments]
         twice = next(i for i in ids if ids.count(i) > 1)
         raise DataError(f"The {whose} has several segments of the id {twice}.")
-    return found
+    return by_id
 
 
 def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
     """Refuse ids in the map of a result that no segment has; 0 is void.
 
     Raises:
-        DataError: there is one.
+        DataError: the map has such an id.
     """
     unknown = sorted(set(in_map) - set(known) - {0})
     if unknown:
@@ -87,10 +103,11 @@ def check_ids(in_map: Iterable[int], known: Iterable[int]) -> None:
 
 
 def instance_annotation(annotation: Annotation, categories: Categories) -> InstanceAnnotation:
-    """Return the objects of an annotation; of a panoptic one its things, crowds included, as run lengths.
+    """Return the objects of an annotation; of a panoptic annotation its things, crowds included, as run lengths.
 
     Raises:
-        ConfigError: the annotation knows no objects; DataError: a class number that does not exist.
+        ConfigError: the annotation knows no objects.
+        DataError: a class number does not exist, or an object has no shape.
     """
     if isinstance(annotation, InstanceAnnotation):
         return _check_shapes(annotation)
@@ -101,13 +118,14 @@ def instance_annotation(annotation: Annotation, categories: Categories) -> Insta
 
 
 def semantic_annotation(annotation: Annotation, categories: Categories) -> SemanticAnnotation:
-    """Return the class of every pixel; of a panoptic annotation that of its segment, also of a crowd.
+    """Return the class of every pixel; of a panoptic annotation the class of its segment, also of a crowd.
 
-    So are the published mIoU figures of panoptic models measured (the panoptic_semseg_* folders,
+    The published mIoU figures of panoptic models are measured in this way (the panoptic_semseg_* folders,
     docs/methods/published-behaviour.md#9).
 
     Raises:
-        ConfigError: the annotation does not say it of every pixel; DataError: a class number that does not exist.
+        ConfigError: the annotation does not give the class of every pixel.
+        DataError: a class number does not exist.
     """
     if isinstance(annotation, SemanticAnnotation):
         return annotation
@@ -118,10 +136,10 @@ def semantic_annotation(annotation: Annotation, categories: Categories) -> Seman
 
 
 def panoptic_annotation(annotation: Annotation) -> PanopticAnnotation:
-    """Return an annotation as segments: each class of a semantic one is a segment, and what is ignored is void.
+    """Return an annotation as segments: each class of a semantic annotation is one segment; ignored pixels are void.
 
     Raises:
-        ConfigError: the annotation does not say it of every pixel.
+        ConfigError: the annotation does not give the class of every pixel.
     """
     if isinstance(annotation, PanopticAnnotation):
         return annotation
@@ -131,10 +149,11 @@ def panoptic_annotation(annotation: Annotation) -> PanopticAnnotation:
 
 
 def flat_annotation(annotation: Annotation) -> PanopticAnnotation:
-    """Return an annotation as segments: objects are numbered from 1 on, and later ones lie on top.
+    """Return an annotation as segments: objects are numbered from 1 on, and later objects lie on top.
 
     Raises:
-        ConfigError: the annotation knows no objects; DataError: an object has no shape.
+        ConfigError: the annotation knows no objects.
+        DataError: an object has no shape.
     """
     if isinstance(annotation, PanopticAnnotation):
         return annotation
@@ -151,7 +170,7 @@ def panoptic_result(result: PanopticMap | SemanticMap) -> PanopticMap:
     """Return a result as segments: each class of a semantic map is one of score 1; pixels without a class are void.
 
     Raises:
-        DataError: a class number that does not exist.
+        DataError: a class number does not exist.
     """
     if isinstance(result, PanopticMap):
         return result

@@ -1,4 +1,4 @@
-"""Sums that come out the same in whatever order they are added up: shares are whole numbers of 2^-40."""
+"""Sums that do not depend on the order of their terms: shares are whole numbers of 2^-40."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from typing import Any
 
 import numpy as np
 
-UNIT = 2**40  # a share of 1; int64 holds the sum of eight million of them
+UNIT = 2**40  # stands for a share of 1; int64 holds eight million of them
 
 
-def fixed(share: float) -> int:
-    """A share, -1 to 1, as a whole number of 2^-40: off by less than 5e-13."""
+def to_units(share: float) -> int:
+    """Return a share, -1 to 1, as a whole number of 2^-40; the error is less than 5e-13."""
     return round(share * UNIT)
 
 
-class Tally:
-    """A table of sums of whole numbers, kept sparse.
+class ExactSum:
+    """Sparse table of sums of whole numbers.
 
     Args:
-        shape: how many rows there are, in each dimension of their numbers.
-        columns: sums in each row.
+        shape: the number of rows in each dimension.
+        columns: the number of sums in each row.
     """
 
     def __init__(self, shape: Sequence[int], columns: int):
         self.shape, self.columns = tuple(shape), columns
         self._rows: dict[tuple[int, ...], list[int]] = {}
 
-    def add(self, place: tuple[int, ...], *values: int) -> None:
-        row = self._rows.setdefault(place, [0] * self.columns)
+    def add(self, position: tuple[int, ...], *values: int) -> None:
+        row = self._rows.setdefault(position, [0] * self.columns)
         for i, value in enumerate(values):
             row[i] += value
 
-    def merge(self, other: Tally) -> None:
-        for place, values in other._rows.items():
-            self.add(place, *values)
+    def merge(self, other: ExactSum) -> None:
+        for position, values in other._rows.items():
+            self.add(position, *values)
 
     def array(self) -> np.ndarray:
-        """(*shape, columns) int64."""
+        """Return the table as an array (*shape, columns) of int64."""
         table = np.zeros((*self.shape, self.columns), np.int64)
-        for place, values in self._rows.items():
-            table[place] = values
+        for position, values in self._rows.items():
+            table[position] = values
         return table
 
     def state(self) -> list[list[int]]:
-        """One list for each row that was added to: its place, then its sums."""
-        return [[*place, *values] for place, values in sorted(self._rows.items())]
+        """Return one list for each row that was added to: its position, then its sums."""
+        return [[*position, *values] for position, values in sorted(self._rows.items())]
 
     def restore(self, state: Any) -> None:
-        """Add what a state holds.
+        """Add the sums of a state.
 
         Raises:
-            ValueError: it is not the state of such a table; nothing was added.
+            ValueError: the state is not that of such a table; nothing was added.
         """
         depth = len(self.shape)
         rows = list(state)

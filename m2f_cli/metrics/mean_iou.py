@@ -1,5 +1,7 @@
-"""Mean intersection over union of semantic maps, from one confusion matrix over all images
-(docs/methods/published-behaviour.md#9)."""
+"""Mean intersection over union of semantic maps, from one confusion matrix over all images.
+
+The conventions are in docs/methods/published-behaviour.md#9.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,21 @@ from .state_io import reading, whole
 
 
 class MeanIoU:
-    """mIoU and its relatives, in percent. Pixels that are annotated as `ignore` count nowhere.
+    """Mean IoU and related figures.
 
-    miou: mean over the classes that occur in the annotation (detectron2 today, OpenMMLab up to classes nobody has).
-    miou_union: the same sum over the number of classes in the annotation or in the results (detectron2 when the papers
-        were written; it matters where classes are rare: ADE20K-Full, Mapillary).
-    fwiou: IoU weighted by the class's share of the true pixels.
-    macc, pacc: mean of the classes' accuracies, and accuracy of the pixels.
+    Pixels that are annotated as `ignore` count nowhere. A pixel that the result leaves without a class is a miss of its
+    true class.
 
-    tables.confusion: pixels, a row for each true class and a column for each found class; the last column is "none".
-
-    A pixel that the result leaves without a class is a miss of its true class.
+    Figures, in percent:
+        miou: mean over the classes that occur in the annotation (detectron2 today, OpenMMLab up to classes that nobody
+            has).
+        miou_union: the same sum over the number of classes in the annotation or in the results. So did detectron2 when
+            the papers were written; it matters where classes are rare (ADE20K-Full, Mapillary).
+        fwiou: IoU weighted by the class's share of the true pixels.
+        macc: mean of the accuracies of the classes.
+        pacc: accuracy of the pixels.
+        tables.confusion: pixels, with a row for each true class and a column for each found class; the last column is
+            "none".
     """
 
     task = "semantic"
@@ -52,7 +58,11 @@ class MeanIoU:
         return MeanIoU(self.categories)
 
     def state(self) -> State:
-        """{"pixels": [[true class, found class (the number of classes: none), pixels], …]}, of pairs that occur."""
+        """Return the pixels of each pair of classes that occurs.
+
+        Returns:
+            {"pixels": [[true class, found class (the number of classes: none), pixels], …]}.
+        """
         true, found = np.nonzero(self.confusion)
         return {"pixels": np.stack([true, found, self.confusion[true, found]], axis=1).tolist()}
 

@@ -1,5 +1,7 @@
-"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by the rules of panopticapi
-(docs/methods/published-behaviour.md#9)."""
+"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by the rules of panopticapi.
+
+The rules are in docs/methods/published-behaviour.md#9.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from ..structures.annotations import Annotation, PanopticAnnotation
 from ..structures.categories import Categories
 from ..structures.run_lengths import pair_counts
 from . import Figures, State
-from .comparable import by_id, check_ids, check_labels, check_sizes, panoptic_annotation, panoptic_result
+from .comparable import check_ids, check_sizes, panoptic_annotation, panoptic_result, segments_by_id
 from .state_io import reading, share, whole
 
 VOID = 0
@@ -26,8 +28,13 @@ VOID = 0
 
 @dataclass
 class Matches:
-    """How one image was matched: class number and IoU of each hit, class numbers of what was found wrongly (false
-    positives) and of what was missed (false negatives)."""
+    """Matches of one image.
+
+    Attributes:
+        hits: class number and IoU of each hit.
+        wrong: class numbers of the false positives.
+        missed: class numbers of the false negatives.
+    """
 
     hits: list[tuple[int, float]] = field(default_factory=list)
     wrong: list[int] = field(default_factory=list)
@@ -37,11 +44,11 @@ class Matches:
 class PanopticQuality:
     """PQ, SQ and RQ over all classes, things, stuff and per class.
 
-    PQ of a class is Σ IoU of its hits / (hits + half of the wrong + half of the missed); SQ is the mean IoU of the
+    PQ of a class is Σ IoU of its hits / (hits + half of the wrong + half of the missed). SQ is the mean IoU of the
     hits, RQ the rest of the product. The means are over classes that occur in results or annotations. Figures are equal
-    to panopticapi's, run in one process over the same images in the same order, to the last bit.
+    to those of panopticapi, run in one process over the same images in the same order, to the last bit.
 
-    Kept of each image are the IoUs of its hits, 8 bytes each: sums of sums would not be equal to the last bit.
+    The metric keeps the IoUs of the hits of each image, 8 bytes each: sums of sums would not be equal to the last bit.
 
     Args:
         task: "panoptic", or "semantic" for maps of classes, where each class of an image is one segment.
@@ -73,8 +80,11 @@ class PanopticQuality:
         return PanopticQuality(self.categories, task=self.task)
 
     def state(self) -> State:
-        """{"classes": [[class number, IoUs of the hits in order, number of wrong, number of missed], …]}, of those
-        classes that occur."""
+        """Return the hits and counts of the classes that occur.
+
+        Returns:
+            {"classes": [[class number, IoUs of the hits in order, number of wrong, number of missed], …]}.
+        """
         counts = zip(self._ious, self._wrong.tolist(), self._missed.tolist(), strict=True)
         rows = [[label, ious.tolist(), wrong, missed] for label, (ious, wrong, missed) in enumerate(counts)]
         return {"classes": [row for row in rows if row[1] or row[2] or row[3]]}
@@ -98,7 +108,7 @@ class PanopticQuality:
         return {**figures, "per_class": self._per_class(rows)}
 
     def _rows(self) -> list[dict[str, float]]:
-        # One addition after another, in the order of the images, as panopticapi: not `sum`, not numpy's pairs.
+        # One addition after another, in the order of the images, as in panopticapi. `sum` and numpy round differently.
         ious = [functools.reduce(operator.add, each, 0.0) for each in self._ious]
         hits = map(len, self._ious)
         return [_row(*values) for values in zip(ious, hits, self._wrong.tolist(), self._missed.tolist(), strict=True)]
@@ -108,8 +118,13 @@ class PanopticQuality:
 
 
 class StuffQuality(PanopticQuality):
-    """PQ of semantic models (MaskFormer paper, PQ^St): each class of a map is one segment, whether countable or not,
-    and what the annotation ignores is void. pq_stuff, sq_stuff, rq_stuff: over all classes."""
+    """PQ of semantic models (MaskFormer paper, PQ^St).
+
+    Each class of a map is one segment, countable or not, and pixels that the annotation ignores are void.
+
+    Figures, in percent:
+        pq_stuff, sq_stuff, rq_stuff: over all classes.
+    """
 
     def __init__(self, categories: Categories):
         super().__init__(categories, task="semantic")
@@ -126,16 +141,16 @@ class StuffQuality(PanopticQuality):
 def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int) -> Matches:
     """Match the segments of one image, by the rules of panopticapi.
 
-    A found and a true segment of one class are a hit when their IoU is above 0.5; the union leaves out what of the
-    found one lies on void. A crowd is never hit and never missed. A found segment without a hit does not count when
-    more than half of it lies on void and the crowd of its class (the last one, where an image lists several).
+    A found and a true segment of one class are a hit when their IoU is above 0.5. The union leaves out the part of the
+    found segment that lies on void. A crowd is never hit and never missed. A found segment without a hit does not count
+    when more than half of it lies on void and on the crowd of its class. Where an image lists several crowds of a
+    class, the last one is taken.
 
     Raises:
-        DataError: a class number that does not exist, two segments of one id, or ids in the result's map that are no
-            segments.
+        DataError: a class number does not exist, two segments have one id, or the result's map has ids without a
+            segment.
     """
-    check_labels((segment.label for segment in (*annotation.segments, *result.segments)), num_classes)
-    true, found = by_id(annotation.segments, "annotation"), by_id(result.segments, "result")
+    true, found = segments_by_id(annotation, result, num_classes)
     shared, true_area, found_area = _areas(result, annotation)
     check_ids(found_area, found)
     matches, matched_true, matched_found = Matches(), set(), set()
@@ -156,7 +171,8 @@ def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int)
         if found_id == VOID or found_id in matched_found:
             continue
         label = found[found_id].label
-        excused = shared.get((VOID, found_id), 0) + shared.get((crowds.get(label), found_id), 0)
+        on_crowd = shared.get((crowds[label], found_id), 0) if label in crowds else 0
+        excused = shared.get((VOID, found_id), 0) + on_crowd
         if excused / area <= 0.5:
             matches.wrong.append(label)
     return matches
@@ -165,9 +181,11 @@ def match(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int)
 def _areas(
     result: PanopticMap, annotation: PanopticAnnotation
 ) -> tuple[dict[tuple[int, int], int], dict[int, int], dict[int, int]]:
-    """Pixels of each pair (true id, found id) in ascending order, of each true id, and of each found id."""
+    """Count the pixels of each pair (true id, found id) in ascending order, of each true id, and of each found id."""
     true_ids, found_ids, counts = (values.tolist() for values in pair_counts(annotation.ids_HW, result.ids_HW))
-    shared, true_area, found_area = {}, {}, {}
+    shared: dict[tuple[int, int], int] = {}
+    true_area: dict[int, int] = {}
+    found_area: dict[int, int] = {}
     for true_id, found_id, count in zip(true_ids, found_ids, counts, strict=True):
         shared[true_id, found_id] = count
         true_area[true_id] = true_area.get(true_id, 0) + count
@@ -190,9 +208,9 @@ def _row(iou: float, hits: int, wrong: int, missed: int) -> dict[str, float]:
 
 
 def _mean(shares: Iterable[float]) -> float:
-    """In percent, over those that are numbers; NaN when there are none."""
+    """Return the mean in percent of the shares that are numbers; NaN without any."""
     present = [share for share in shares if not math.isnan(share)]
-    # Not `sum`, which from Python 3.12 on rounds in another way than panopticapi.
+    # From Python 3.12 on, `sum` rounds differently from panopticapi.
     return 100 * (functools.reduce(operator.add, present, 0.0) / len(present)) if present else math.nan
 
 

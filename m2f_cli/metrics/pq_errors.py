@@ -1,4 +1,4 @@
-"""Where panoptic quality is lost: what PQ would be if one kind of error were repaired."""
+"""Loss of panoptic quality by kind of error: the gain in PQ if one kind of error were repaired."""
 
 from __future__ import annotations
 
@@ -12,37 +12,41 @@ from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from . import Figures, State
 from .comparable import check_sizes, panoptic_annotation, panoptic_result
-from .exact_sum import UNIT, Tally, fixed
+from .exact_sum import UNIT, ExactSum, to_units
 from .pq_repairs import KINDS, SIZES, Change, as_found, compare_segments, confusions, repairs
 from .state_io import reading, whole
 
-AS_FOUND = len(KINDS)  # beside the kinds of errors, in the table of sums: what PQ counts as it is
+AS_FOUND = len(KINDS)  # row of the counts without a repair, after those of the kinds
 IOU, HITS, WRONG, MISSED = range(4)  # the table's columns
 
 
 class PanopticErrors:
-    """How much PQ each kind of error costs: `pq_lost_<kind>` is PQ with all errors of that kind repaired, and nothing
-    else, minus PQ as it is. Kinds, in `repairs.KINDS`: class (wrong class on a right mask), split, merged, boundary
-    (imprecise), missed, spurious. `metrics/repairs.py` says which error a segment has and what a repair is.
+    """PQ that each kind of error costs.
 
-    The losses need not add up to 100 - PQ, since PQ is a quotient; with all of them repaired PQ is 100. A class that
-    occurs in results only leaves the mean once its last false segment is repaired, as it does in PQ: its own losses are
-    NaN then. `compute()` gives in "per_class" for each class its PQ, the losses and the number of false segments (true
-    and found ones) that each kind explains, and in "tables":
+    Kinds, in `pq_repairs.KINDS`: class (wrong class on a right mask), split, merged, boundary (imprecise), missed,
+    spurious. `pq_repairs` defines which error a segment has and what a repair is.
 
-    sizes: for small, medium and large segments (true ones by their own area, false ones by theirs; 32² and 96² pixels)
-        the PQ of these alone, true segments, hits, wrong ones, the mean IoU of hits, and the losses by their errors.
-        An error belongs to the size of its true segment; a merged found segment to that of its largest.
-    confusion: records (true class, found class, count) of segment pairs of IoU > 0.5, most frequent first; None is no
-        such partner.
-    worst_images: those that cost most. `number` is the image's place among those counted, from 0; `lost` is the
-        sum over segments of what is missing to IoU 1, where half a segment stands for each missed or wrong one.
-    pq, all_repaired: PQ as it is (up to 1e-9 of the metric "pq"), and with everything repaired.
+    The losses need not add up to 100 - PQ, since PQ is a quotient; with all errors repaired PQ is 100. A class that
+    occurs only in results leaves the mean once its last false segment is repaired, as it does in PQ; its own losses are
+    then NaN. The state does not grow with the number of images. Sums are exact, so their order does not matter.
 
-    What is kept does not grow with the number of images. Sums are exact: their order does not matter.
+    Figures, in percent:
+        pq_lost_<kind>: PQ with all errors of that kind repaired, and nothing else, minus PQ as it is.
+        per_class: PQ and losses of each class, and the number of false segments (true and found) that each kind
+            explains.
+        tables.sizes: figures of small, medium and large segments alone: PQ, number of true segments, hits and wrong
+            segments, mean IoU of hits, losses by their errors. The limits are 32² and 96² pixels. True segments go by
+            their own area, false ones by theirs. An error belongs to the size of its true segment, and a merged found
+            segment to the size of the largest.
+        tables.confusion: records (true class, found class, count) of segment pairs of IoU > 0.5, most frequent first;
+            None stands for no such partner.
+        tables.worst_pictures: images that cost most. `number` is the image's index among those counted, from 0. `lost`
+            is the sum over segments of what is missing to IoU 1, where each missed or wrong one counts half a segment.
+        tables.pq: PQ as it is, equal to the metric "pq" up to 1e-9.
+        tables.all_repaired: PQ with everything repaired.
 
     Args:
-        worst: how many images to name.
+        worst: the number of images to name.
     """
 
     task = "panoptic"
@@ -50,8 +54,8 @@ class PanopticErrors:
     def __init__(self, categories: Categories, *, worst: int = 20):
         self.categories, self.worst = categories, worst
         count = len(categories)
-        self._sums = Tally((len(KINDS) + 1, len(SIZES), count), 4)
-        self._confusion = Tally((count + 1, count + 1), 1)
+        self._sums = ExactSum((len(KINDS) + 1, len(SIZES), count), 4)
+        self._confusion = ExactSum((count + 1, count + 1), 1)
         self._images = 0
         self._worst: list[list[int]] = []  # lost · 2, number, IoU, hits, wrong, missed, errors of each kind
 
@@ -153,29 +157,31 @@ class PanopticErrors:
 
     def _add(self, number: int, changes: list[Change]) -> None:
         for each in changes:
-            place = (number, each.size, each.label)
-            self._sums.add(place, fixed(each.iou), each.hits, each.wrong, each.missed)
+            self._sums.add((number, each.size, each.label), to_units(each.iou), each.hits, each.wrong, each.missed)
 
     def _note(self, rows: list[list[int]]) -> None:
         self._worst = sorted([*self._worst, *rows], key=lambda row: (-row[0], row[1]))[: self.worst]
 
 
 def _row_of(number: int, seen: list[Change], found: dict[str, list[Change]]) -> list[int]:
-    iou = sum(fixed(each.iou) for each in seen)
+    iou = sum(to_units(each.iou) for each in seen)
     hits, wrong, missed = (sum(getattr(each, name) for each in seen) for name in ("hits", "wrong", "missed"))
     errors = [-sum(each.wrong + each.missed for each in found[kind]) for kind in KINDS]
     return [(2 * hits + wrong + missed) * UNIT - 2 * iou, number, iou, hits, wrong, missed, *errors]
 
 
 def _without_errors(by_kind_EK4: np.ndarray) -> np.ndarray:
-    """All repairs together: each alone may leave a hit of IoU below 1, whose boundary is repaired in the end."""
-    sums_K4 = by_kind_EK4.sum(0)
+    """Apply all repairs together.
+
+    Each alone may leave a hit of IoU below 1, whose boundary is repaired in the end.
+    """
+    sums_K4: np.ndarray = by_kind_EK4.sum(0)
     sums_K4[:, IOU] = sums_K4[:, HITS] * UNIT
     return sums_K4
 
 
 def _pq(sums_K4: np.ndarray) -> np.ndarray:
-    """PQ of each class in percent; NaN where there is neither annotation nor result."""
+    """Compute PQ of each class in percent; NaN where there is neither annotation nor result."""
     weights_K = sums_K4[:, HITS] + (sums_K4[:, WRONG] + sums_K4[:, MISSED]) / 2
     with np.errstate(invalid="ignore"):
         return np.where(weights_K > 0, 100 * (sums_K4[:, IOU] / UNIT) / weights_K, np.nan)

@@ -1,5 +1,7 @@
-"""Panoptic quality image by image, as the data sets of cell nuclei count it
-(docs/methods/published-behaviour.md#8-9)."""
+"""Panoptic quality image by image, as the data sets of cell nuclei count it.
+
+The rules are in docs/methods/published-behaviour.md#8-9.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,14 @@ KEYS = ("pq", "sq", "rq")
 
 
 class ImageQuality:
-    """PQ of the things of each image, averaged over the images (NuInsSeg; one class there).
+    """PQ of the things of each image, averaged over the images (NuInsSeg, which has one class).
 
-    An image's PQ is Σ IoU / (hits + half of the wrong + half of the missed) over its things, all classes together;
-    a hit has an IoU above 0.5 and the right class. There is no void: what is not annotated is background, and what is
-    found there is wrong. Images without things in annotation and result do not count.
+    An image's PQ is Σ IoU / (hits + half of the wrong + half of the missed) over its things, all classes together. A
+    hit has an IoU above 0.5 and the right class. There is no void: pixels without annotation are background, and a
+    segment that is found there is wrong. Images without things in annotation and result do not count.
 
-    pq_per_picture, sq_per_picture, rq_per_picture: means over the images, SQ of an image without hits being 0.
+    Figures, in percent:
+        pq_per_picture, sq_per_picture, rq_per_picture: means over the images. SQ of an image without hits is 0.
     """
 
     task = "panoptic"
@@ -58,7 +61,7 @@ class ImageQuality:
         return ImageQuality(self.categories)
 
     def state(self) -> State:
-        """{"pq", "sq", "rq": a share of 1 for each image}."""
+        """Return the shares of all images: {"pq", "sq", "rq": a share of 1 for each image}."""
         return {key: values.tolist() for key, values in self._values.items()}
 
     def restore(self, state: State) -> None:

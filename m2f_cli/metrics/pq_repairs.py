@@ -1,26 +1,27 @@
-"""What is wrong with each segment of one image, and what PQ would count if that were repaired.
+"""Errors of the segments of one image, and the counts of PQ if they were repaired.
 
-In the spirit of TIDE (Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020), for
-panoptic segments. IoU is PQ's: the union leaves out what of the found segment lies on void. T are the true segments
-without crowds; F the found segments that have pixels. Found segments that PQ excuses, since they lie on void or on a
-crowd of their class, take no part. Each true segment without a hit and each found one without a hit has exactly one
+The errors are in the spirit of TIDE (Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV
+2020), for panoptic segments. IoU is that of PQ: the union leaves out the part of the found segment that lies on void. T
+are the true segments without crowds, F the found segments that have pixels. Found segments that PQ excuses, since they
+lie on void or on a crowd of their class, take no part. Each true and each found segment without a hit has exactly one
 error, the first of these that explains it:
 
-1. class     true and found have IoU > 0.5 and different classes. Repaired: the found one gets the true class and is a
-             hit of this IoU.
-2. split     found segments of the class of a true one, each with more than half of its pixels (void left out) inside
-             it, which together, and with its hit if it has one, are two or more and have IoU > 0.5 with it.
-             Repaired: the pieces are joined to one hit. A true segment that has a hit keeps it, with a higher IoU.
-3. merged    the same with the roles exchanged: true segments of one class, each more than half inside one found
-             segment, two or more with its hit, together of IoU > 0.5 with it. Repaired: the found one is cut along
-             the true ones, which gives each a hit of IoU = (its pixels inside) / (its pixels); the rest is dropped.
-4. boundary  true and found are of one class and 0.1 < IoU <= 0.5; the best pairs first. Repaired: a hit of IoU 1. The
-             IoU that hits lack is a loss by boundaries too, and is repaired along with these.
-5. missed    any other true segment. Repaired: a hit of IoU 1.
-6. spurious  any other found segment. Repaired: it is gone.
+1. class     True and found segment have IoU > 0.5 and different classes. Repaired: the found one gets the true class
+             and is a hit of this IoU.
+2. split     Found segments of the class of a true one, each with more than half of its pixels (void left out) inside
+             it. Together, and with its hit if it has one, they are two or more and have IoU > 0.5 with it. Repaired:
+             the pieces are joined to one hit. A true segment that has a hit keeps it, with a higher IoU.
+3. merged    The same with the roles exchanged: true segments of one class, each more than half inside one found
+             segment. With its hit they are two or more, and together they have IoU > 0.5 with it. Repaired: the found
+             one is cut along the true ones, which gives each a hit of IoU = (its pixels inside) / (its pixels). The
+             rest is dropped.
+4. boundary  True and found segment are of one class and 0.1 < IoU <= 0.5; the best pairs first. Repaired: a hit of
+             IoU 1. The IoU that hits lack is a loss by boundaries too, and is repaired along with these.
+5. missed    Any other true segment. Repaired: a hit of IoU 1.
+6. spurious  Any other found segment. Repaired: it is gone.
 
-Ties are resolved by the order of ids. Repairs of one kind do not touch each other's segments, so that all of a kind
-can be done at once.
+Ties are resolved by the order of ids. Repairs of one kind do not touch each other's segments, so that all repairs of a
+kind can be made at once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import numpy as np
 from ..results.types import PanopticMap
 from ..structures.annotations import PanopticAnnotation
 from ..structures.run_lengths import pair_counts
-from .comparable import by_id, check_ids, check_labels
+from .comparable import check_ids, segments_by_id
 from .panoptic_quality import VOID
 
 KINDS = ("class", "split", "merged", "boundary", "missed", "spurious")
@@ -44,8 +45,16 @@ NEAR = 0.1  # least IoU of a pair that a better boundary would make a hit (TIDE'
 
 
 class Change(NamedTuple):
-    """What a repair adds to the sums of PQ of one class: IoU of hits, hits, wrong (false positives), missed (false
-    negatives). `size` is the number in SIZES of the segment in question."""
+    """Change that a repair makes to the sums of PQ of one class.
+
+    Attributes:
+        label: class number.
+        size: index in SIZES of the segment in question.
+        iou: change of the sum of the IoUs of hits.
+        hits: change of the number of hits.
+        wrong: change of the number of false positives.
+        missed: change of the number of false negatives.
+    """
 
     label: int
     size: int
@@ -57,11 +66,20 @@ class Change(NamedTuple):
 
 @dataclass
 class ComparedImage:
-    """The segments of one image and how they lie on each other.
+    """Segments of one image and their overlaps: T true segments without crowds, F found segments that have pixels.
 
-    sizes_T, sizes_F: numbers in SIZES.  areas_T, areas_F: pixels, of found ones without those on void.
-    overlap_TF: pixels; iou_TF, same_TF (one class) and hit_TF (bool).
-    excused_F: PQ does not count it, although nothing is hit.
+    Attributes:
+        labels_T: class numbers of the true segments.
+        labels_F: class numbers of the found segments.
+        sizes_T: indices in SIZES of the true segments.
+        sizes_F: indices in SIZES of the found segments.
+        areas_T: pixels of the true segments.
+        areas_F: pixels of the found segments, without those on void.
+        overlap_TF: pixels that both have.
+        iou_TF: IoU of each pair.
+        same_TF: True where both are of one class.
+        hit_TF: True where the pair is a hit.
+        excused_F: True where PQ does not count the found segment, although it hits nothing.
     """
 
     labels_T: np.ndarray
@@ -77,30 +95,37 @@ class ComparedImage:
     excused_F: np.ndarray
 
     @property
+    def is_hit_T(self) -> np.ndarray:
+        return np.asarray(self.hit_TF.any(axis=1))
+
+    @property
+    def is_hit_F(self) -> np.ndarray:
+        return np.asarray(self.hit_TF.any(axis=0))
+
+    @property
     def counted_F(self) -> np.ndarray:
         return ~self.excused_F
 
     def joined_iou(self, true: list[int], found: list[int]) -> float:
-        """IoU of some true and some found segments, each group taken as one."""
+        """Return the IoU of some true and some found segments, each group taken as one."""
         overlap = self.overlap_TF[np.ix_(true, found)].sum()
-        return overlap / (self.areas_T[true].sum() + self.areas_F[found].sum() - overlap)
+        return float(overlap / (self.areas_T[true].sum() + self.areas_F[found].sum() - overlap))
 
 
 def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_classes: int) -> ComparedImage:
-    """Lay the segments of a result over the true ones.
+    """Compare the segments of a result with the true ones.
 
     Raises:
-        DataError: a class number that does not exist, two segments of one id, or an id in the result's map that no
-            segment has.
+        DataError: a class number does not exist, two segments have one id, or the result's map has ids without a
+            segment.
     """
-    check_labels((segment.label for segment in (*annotation.segments, *result.segments)), num_classes)
-    true, found = by_id(annotation.segments, "annotation"), by_id(result.segments, "result")
+    true, found = segments_by_id(annotation, result, num_classes)
     first, second, counts = pair_counts(annotation.ids_HW, result.ids_HW)
     true_ids, row = np.unique(first, return_inverse=True)
     found_ids, column = np.unique(second, return_inverse=True)
-    shared = np.zeros((len(true_ids) + 1, len(found_ids)), np.int64)  # the last row is of ids that the map lacks
+    shared = np.zeros((len(true_ids) + 1, len(found_ids)), np.int64)  # the last row stands for ids that the map lacks
     shared[row, column] = counts
-    row_of = {i: place for place, i in enumerate(true_ids.tolist())}
+    row_of = {i: row for row, i in enumerate(true_ids.tolist())}
     ids_T = sorted(i for i, segment in true.items() if not segment.iscrowd)
     shared_T = shared[[row_of.get(i, -1) for i in ids_T]]
     check_ids(found_ids.tolist(), found)
@@ -132,25 +157,25 @@ def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_cl
 
 
 def as_found(image: ComparedImage) -> list[Change]:
-    """What PQ counts in the image as it is."""
+    """Return the counts of PQ in the image as it is."""
     p = image
     hits = [_of_true(p, t, p.iou_TF[t, f], 1, 0, 0) for t, f in np.argwhere(p.hit_TF)]
-    missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.hit_TF.any(1))]
-    wrong = [_of_found(p, f, 1) for f in np.flatnonzero(~p.hit_TF.any(0) & p.counted_F)]
+    missed = [_of_true(p, t, 0, 0, 0, 1) for t in np.flatnonzero(~p.is_hit_T).tolist()]
+    wrong = [_of_found(p, f, 1) for f in np.flatnonzero(~p.is_hit_F & p.counted_F).tolist()]
     return hits + missed + wrong
 
 
 def repairs(image: ComparedImage) -> dict[str, list[Change]]:
-    """For each kind of error of KINDS the changes that repairing it makes."""
-    free_T = ~image.hit_TF.any(1)
-    free_F = ~image.hit_TF.any(0) & image.counted_F
+    """Return the changes that repairing each kind of error of KINDS makes."""
+    free_T = ~image.is_hit_T
+    free_F = ~image.is_hit_F & image.counted_F
     finders = (_class, _split, _merged, _boundary, _missed, _spurious)
-    # In this order: each finder takes the segments that it explains out of those that are free.
+    # The order matters: each finder removes the segments that it explains from those that are free.
     return {kind: list(find(image, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
 
 
 def confusions(image: ComparedImage) -> Iterator[tuple[int | None, int | None]]:
-    """Classes (true, found) of the pairs of IoU > 0.5, whatever their classes; None where there is no such partner."""
+    """Yield the classes (true, found) of the pairs of IoU > 0.5 of any classes; None stands for no such partner."""
     p = image
     pair_TF = (p.iou_TF > 0.5) & p.counted_F
     yield from ((int(p.labels_T[t]), int(p.labels_F[f])) for t, f in np.argwhere(pair_TF))
@@ -212,11 +237,11 @@ def _boundary(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Itera
 
 
 def _missed(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
-    return (_of_true(p, t, 1.0, 1, 0, -1) for t in np.flatnonzero(free_T))
+    return (_of_true(p, t, 1.0, 1, 0, -1) for t in np.flatnonzero(free_T).tolist())
 
 
 def _spurious(p: ComparedImage, free_T: np.ndarray, free_F: np.ndarray) -> Iterator[Change]:
-    return (_of_found(p, f, -1) for f in np.flatnonzero(free_F))
+    return (_of_found(p, f, -1) for f in np.flatnonzero(free_F).tolist())
 
 
 def _of_true(p: ComparedImage, t: int, iou: float, hits: int, wrong: int, missed: int) -> Change:

@@ -1,4 +1,4 @@
-"""States of metrics, read back from JSON."""
+"""Checks for the states of metrics that are read back from JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import DataError
 
 @contextlib.contextmanager
 def reading(metric: object) -> Iterator[None]:
-    """Turn whatever a damaged state raises into one DataError that names the metric."""
+    """Turn any error that a damaged state raises into one DataError that names the metric."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -25,7 +25,7 @@ def whole(value: Any, below: int | None = None) -> int:
     """Return a whole number from 0 on.
 
     Raises:
-        ValueError: it is not one, or not less than `below`.
+        ValueError: the value is no whole number, or not less than `below`.
     """
     if type(value) is not int or value < 0 or (below is not None and value >= below):
         raise ValueError(f"{value!r} should be a whole number from 0 to {'…' if below is None else below - 1}")
@@ -36,7 +36,7 @@ def share(value: Any) -> float:
     """Return a finite number from 0 to 1.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: the value is no such number.
     """
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise ValueError(f"{value!r} should be a number from 0 to 1")

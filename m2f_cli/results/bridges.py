@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 
 def panoptic_to_coco(result: PanopticMap) -> dict[str, Any]:
-    """{"segments_info": [{"id", "category_id", "area", "bbox", "iscrowd", "score"}]}.
+    """Return the record of a panoptic map in the COCO panoptic format.
 
-    Areas and boxes are counted from the map. Segments without pixels are left out: in the COCO panoptic format each
-    id of the png is in the list and each of the list is in the png.
+    Areas and boxes are counted from the map. Segments without pixels are left out: in the COCO panoptic format each id
+    of the PNG is in the list, and each id of the list is in the PNG.
+
+    Returns:
+        {"segments_info": [{"id", "category_id", "area", "bbox", "iscrowd", "score"}]}.
     """
     records = [
         {
@@ -39,7 +42,7 @@ def panoptic_to_coco(result: PanopticMap) -> dict[str, Any]:
 
 
 def semantic_to_coco(result: SemanticMap) -> list[dict[str, Any]]:
-    """COCO stuff results: one {"category_id", "segmentation", "area"} per class present."""
+    """Return COCO stuff results: one {"category_id", "segmentation", "area"} for each class that is present."""
     return [
         {
             "category_id": result.categories[region.label].id,
@@ -51,7 +54,7 @@ def semantic_to_coco(result: SemanticMap) -> list[dict[str, Any]]:
 
 
 def instances_to_coco(result: Instances) -> list[dict[str, Any]]:
-    """COCO instance results: one {"category_id", "segmentation", "bbox", "score"} per object, best first."""
+    """Return COCO instance results, best first: {"category_id", "segmentation", "bbox", "score"} for each object."""
     return [
         {
             "category_id": result.categories[int(label)].id,
@@ -67,7 +70,7 @@ def instances_to_coco(result: Instances) -> list[dict[str, Any]]:
 
 
 def to_hf(result: Result) -> list[dict[str, Any]]:
-    """Return [{"score", "label": name, "mask": "L" image of 0 and 255}], one per region; a class has no score."""
+    """Return [{"score", "label": name, "mask": "L" image of 0 and 255}], one for each region; a class has no score."""
     return [
         {
             "score": region.score,
@@ -84,7 +87,7 @@ def to_hf(result: Result) -> list[dict[str, Any]]:
 def to_supervision(result: Result) -> Any:
     """Return `supervision.Detections` with masks, class numbers, scores (where there are any) and data["class_name"].
 
-    Boxes are supervision's own, from the masks: (x1, y1, x2, y2) of the first and last pixel.
+    Boxes are those of supervision, from the masks: (x1, y1, x2, y2) of the first and the last pixel.
 
     Raises:
         MissingDependency: supervision is not installed.
@@ -93,15 +96,15 @@ def to_supervision(result: Result) -> Any:
         import supervision
     except ImportError as error:
         raise MissingDependency("supervision", "to_supervision()", "supervision") from error
-    found = list(result.regions())
-    if not found:
+    regions = list(result.regions())
+    if not regions:
         return supervision.Detections.empty()
-    masks_NHW = np.stack([region.full_mask(result.size) for region in found])
-    scores = [region.score for region in found]
+    masks_NHW = np.stack([region.full_mask(result.size) for region in regions])
+    scores = [region.score for region in regions]
     return supervision.Detections(
         xyxy=supervision.mask_to_xyxy(masks_NHW),
         mask=masks_NHW,
         confidence=None if None in scores else np.array(scores, dtype=np.float32),
-        class_id=np.array([region.label for region in found]),
-        data={"class_name": np.array([result.categories[region.label].name for region in found])},
+        class_id=np.array([region.label for region in regions]),
+        data={"class_name": np.array([result.categories[region.label].name for region in regions])},
     )

@@ -1,4 +1,4 @@
-"""Results over images: translucent fills, crisp outlines, and labels that stay readable on anything."""
+"""Drawings of results over images: translucent fills, crisp outlines, and labels that stay readable on any colour."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 
 THING_ALPHA, STUFF_ALPHA = 0.55, 0.4
-SPOT_EDGE = 192  # a label's place is searched in a mask of at most this edge: cheap at any image size
-LONGEST_NAME = 200  # letters that a label tries to show; a longer one would fit no image
+SPOT_EDGE = 192  # longest edge of the mask in which the spot of a label is searched
+LONGEST_NAME = 200  # letters; a longer label would fit no image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def plot(result: Result, image: Any) -> Image.Image:
-    """An image with a result drawn over it: a colour per class, slightly varied per object, names and scores.
+    """Draw a result over its image: a colour for each class, slightly varied for each object, with names and scores.
 
     Args:
-        image: the image: path, PIL image or array, of the result's size.
+        result: the result.
+        image: the image of the result's size, as a path, a PIL image or an array.
 
     Returns:
-        A new RGB image of the image's size. Stuff is muted, things are bright; small regions carry no label, and
-        a label that would cover another one moves, or is left out.
+        A new RGB image of the image's size. Stuff is muted, and things are bright. Small regions carry no label. A
+        label that would cover another one moves, or is left out.
 
     Raises:
-        DataError: no image, one that cannot be read, or one of another size.
+        DataError: there is no image, it cannot be read, or it has another size.
     """
     canvas_HW3 = _canvas(result, image)
     scale = np.sqrt(canvas_HW3.shape[0] * canvas_HW3.shape[1])
@@ -61,7 +62,7 @@ def plot(result: Result, image: Any) -> Image.Image:
 
 
 def colored(result: Result) -> Iterator[tuple[Region, Color]]:
-    """The regions of a result with their colours. Semantic maps have exactly the colours of their categories."""
+    """Yield the regions of a result with their colours; in a semantic map exactly the colours of the categories."""
     seen: Counter[int] = Counter()
     for region in result.regions():
         category = result.categories[region.label]
@@ -71,14 +72,14 @@ def colored(result: Result) -> Iterator[tuple[Region, Color]]:
 
 
 def region_color(category: Category, nth: int = 0) -> Color:
-    """The colour of the nth region of a class: near the class's own, brighter for things, muted for stuff."""
+    """Return the colour of the nth region of a class: near the class's own, brighter for things, muted for stuff."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in category.color))
     if category.isthing:
         value = max(value, 0.85)
         saturation = max(saturation, 0.6) if saturation > 0.1 else saturation
     else:
         saturation, value = 0.8 * saturation, min(max(value, 0.4), 0.8)
-    # The golden ratio spreads the neighbours of a sequence: no two objects that follow each other look alike.
+    # The golden ratio spreads consecutive numbers, so that no two consecutive objects look alike.
     shift = (0.618 * nth + 0.5) % 1 - 0.5
     red, green, blue = colorsys.hsv_to_rgb((hue + 0.09 * shift) % 1, saturation, value * (1 - 0.35 * abs(shift)))
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -113,7 +114,7 @@ def _outline(canvas_HW3: np.ndarray, region: Region, color: Color, line: int) ->
     mask = np.pad(region.mask_HW, padding).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
     inner = cv2.erode(mask, kernel)[up : up + bottom - top, before : before + right - left]
-    lighter = [round(0.6 * channel + 0.4 * 255) for channel in color]  # stands out from its own fill
+    lighter = [round(0.6 * channel + 0.4 * 255) for channel in color]  # so that it stands out from its own fill
     canvas_HW3[region.window][region.mask_HW & (inner == 0)] = lighter
 
 
@@ -129,7 +130,10 @@ class _Label:
 
 
 def label_spot(region: Region, font_size: int) -> tuple[float, float] | None:
-    """The visual centre (x, y) of a region: as deep inside as anywhere, as central as that allows. None: too small."""
+    """Return the visual centre (x, y) of a region; None if the region is too small for a label.
+
+    The centre is the most central of the points that lie deep inside the region.
+    """
     height, width = region.mask_HW.shape
     shrink = max(1.0, max(height, width) / SPOT_EDGE)
     size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
@@ -147,13 +151,14 @@ def label_spot(region: Region, font_size: int) -> tuple[float, float] | None:
 
 
 def write_label(image: Image.Image, labels: list[_Label], font_size: int) -> None:
+    """Draw labels onto an image, the largest region's first; a label without free space is left out."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(font_size)
     margin = max(1, font_size // 5)
     placed: list[tuple[float, float, float, float]] = []
     for label in sorted(labels, key=lambda label: -label.area):
         width = draw.textlength(label.text, font=font)
-        # All boxes are equally high, whatever letters they hold: a line of labels looks calm.
+        # All boxes have the same height, whatever letters they hold, so that a row of labels is even.
         size = (width + 3 * margin, 1.25 * font_size + margin)
         box = place_label(label.spot, size, image.size, placed)
         if box is None:
@@ -170,7 +175,7 @@ def place_label(
     image: tuple[int, int],
     placed: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float] | None:
-    """The box (left, top, right, bottom) of a label near its spot, free of the others and inside the image."""
+    """Return a free box (left, top, right, bottom) inside the image for a label near its spot, or None."""
     width, height = size
     if width > image[0] or height > image[1]:
         return None
@@ -188,7 +193,7 @@ def _meet(one: tuple[float, float, float, float], other: tuple[float, float, flo
 
 
 def ink_for(color: Color) -> Color:
-    """Black or white, whichever contrasts more (WCAG 2 relative luminance): the ratio is never below 4.5."""
+    """Return black or white, the one of higher contrast (WCAG 2 relative luminance); the ratio is never below 4.5."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return BLACK if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else WHITE

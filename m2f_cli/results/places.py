@@ -1,4 +1,4 @@
-"""Where the results of a run may go: no two images' in one place, and none where an image lies that was given."""
+"""Names of the files of a run, kept apart: no two images share a file, and no input image is overwritten."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from .writers import folder_of, stem_for
 
 
 class Named(Protocol):
+    """Protocol of an item that has a name."""
+
     name: str
 
 
@@ -22,11 +24,17 @@ Item = TypeVar("Item", bound=Named)
 
 
 class Places:
-    """Keeps the names of a run's images apart; ask it for each before anything of it is written.
+    """Register of the names of a run's images. Ask it for each image before a file of that image is written.
 
     Args:
         out: the folder of results.
         formats: names of writers.
+
+    Attributes:
+        folders: real paths of the folders of the formats.
+        plain: the names that are taken.
+        frames: the names of Cityscapes frames that are taken.
+        framed: the first of `formats` that names its files by the frame, or None.
     """
 
     def __init__(self, out: Path, formats: Sequence[str]):
@@ -36,7 +44,7 @@ class Places:
         self.out = out
 
     def claim(self, name: str, image: Path | None) -> None:
-        """Take the places of one image's results.
+        """Take the files of one image's results.
 
         Raises:
             DataError: another image has them.
@@ -54,7 +62,12 @@ class Places:
             )
 
     def claimed(self, items: Iterable[Item], path: str) -> Iterator[Item]:
-        """Yield items when their places are taken; `path` is the attribute that says where their image is."""
+        """Yield items once their files are taken.
+
+        Args:
+            items: items with a name.
+            path: the attribute of an item that holds the path of its image.
+        """
         for item in items:
             self.claim(item.name, getattr(item, path, None))
             yield item

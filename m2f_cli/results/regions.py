@@ -1,4 +1,4 @@
-"""The regions of a result: one mask after the other, each in its own window."""
+"""Regions of a result: one mask after the other, each in its own window."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Region:
-    """One region of a result.
+    """Region of a result.
 
-    label: class number.  score: None for a semantic class.
-    id: the segment's id (panoptic), the class number (semantic) or the position (instances).
-    box: (top, left, bottom, right) in pixels, half open; mask_HW (bool) is the image's mask inside this box.
+    Attributes:
+        id: the segment's id (panoptic), the class number (semantic) or the position (instances).
+        label: class number.
+        score: None for a semantic class.
+        box: (top, left, bottom, right) in pixels, half open.
+        mask_HW: the mask of the region inside the box, bool.
     """
 
     id: int
@@ -34,12 +37,12 @@ class Region:
 
     @property
     def coco_box(self) -> list[int]:
-        """[x, y, width, height]"""
+        """Box [x, y, width, height] in pixels."""
         top, left, bottom, right = self.box
         return [left, top, right - left, bottom - top]
 
     def full_mask(self, size: tuple[int, int]) -> np.ndarray:
-        """The mask over the whole image of `size` (height, width), bool."""
+        """Return the mask (bool) over the whole image of `size` (height, width)."""
         mask_HW = np.zeros(size, dtype=bool)
         mask_HW[self.window] = self.mask_HW
         return mask_HW
@@ -57,8 +60,8 @@ def masks_of(map_HW: np.ndarray, values: Sequence[int]) -> Iterator[tuple[int, t
 def windows_of(map_HW: np.ndarray) -> dict[int, tuple[slice, slice]]:
     """Return the smallest window (rows, columns) around the pixels of each value of a map of whole numbers.
 
-    Works on runs of equal neighbours in a row. `scipy.ndimage.find_objects` does the same, and its import takes longer
-    than all other imports of `m2f predict` beside PyTorch's.
+    The function works on runs of equal neighbours in a row. `scipy.ndimage.find_objects` does the same, but its import
+    is slow.
     """
     if not map_HW.size:
         return {}
@@ -66,7 +69,7 @@ def windows_of(map_HW: np.ndarray) -> dict[int, tuple[slice, slice]]:
     np.not_equal(map_HW[:, 1:], map_HW[:, :-1], out=is_start_HW[:, 1:])
     starts, width = np.flatnonzero(is_start_HW), map_HW.shape[1]
     values = map_HW.ravel()[starts]
-    is_short = values.min() >= 0 and values.max() < 2**16  # NumPy sorts 16 bits several times faster
+    is_short = values.min() >= 0 and values.max() < 2**16  # NumPy sorts 16 bits faster
     order = np.argsort(values.astype(np.uint16) if is_short else values, kind="stable")
     values, ends, starts = values[order], np.append(starts[1:], map_HW.size)[order], starts[order]
     rows = starts // width

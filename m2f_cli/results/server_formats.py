@@ -41,11 +41,12 @@ UNLABELED = 0
 
 
 def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") -> Path:
-    """What COCO's panoptic server takes, of a folder with panoptic.json and panoptic/ (format coco-panoptic).
+    """Pack a folder with panoptic.json and panoptic/ (format coco-panoptic) for COCO's panoptic server.
 
     Args:
+        folder: the folder of predictions.
         testset: val2017, test-dev2017, …
-        name: of the algorithm, for the names of the files.
+        name: the name of the algorithm, for the names of the files.
 
     Returns:
         FOLDER/panoptic_{testset}_{name}_results.zip.
@@ -71,7 +72,7 @@ def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") 
     path = folder / f"{stem}.zip"
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(f"{stem}.json", document, zipfile.ZIP_DEFLATED)
-        for png in pngs:  # compressed already
+        for png in pngs:  # PNGs are compressed already
             archive.write(folder / "panoptic" / png, f"{stem}/{png}", zipfile.ZIP_STORED)
     return path
 
@@ -81,14 +82,19 @@ def _word(text: str) -> str:
 
 
 def pack_run(folder: Path, head: dict[str, Any]) -> Path:
-    """As `pack_panoptic`, named by what the head of a run's journal says: its split, val by default, and its model."""
+    """Pack a run as `pack_panoptic` does, named by its split (val by default) and its model.
+
+    Args:
+        folder: the folder of predictions.
+        head: the head of the run's journal, which holds the split and the model.
+    """
     split = str(head.get("split") or "val")
     model = PurePosixPath(str(head.get("model") or "m2f")).name
     return pack_panoptic(folder, testset=split if split[-1:].isdigit() else f"{split}2017", name=model)
 
 
 def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
-    """STEM.zip: json and PNG of one image as the server takes them. A run shares one archive."""
+    """Write STEM.zip: the JSON and the PNG of one image as the server takes them. A run shares one archive."""
     path, document = add_suffix(stem, ".zip"), output.panoptic_document(result, stem.name)
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(f"{stem.name}.json", json_text(document))
@@ -101,10 +107,10 @@ def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
 
 
 def cityscapes_ids(categories: Categories) -> list[int]:
-    """The labelId of each class, by its name: models may number their classes in another way.
+    """Return the labelId of each class, by its name: models may number their classes in another way.
 
     Raises:
-        ConfigError: a class that Cityscapes does not have.
+        ConfigError: Cityscapes does not have a class.
     """
     official = {category.name: category.id for category in load_categories("cityscapes")}
     strange = [category.name for category in categories if category.name not in official]
@@ -117,17 +123,17 @@ def cityscapes_ids(categories: Categories) -> list[int]:
 
 
 def write_cityscapes_semantic(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]:
-    """FRAME_pred.png: the labelId of each pixel (8 bits), 0 where there is none.
+    """Write FRAME_pred.png: the labelId of each pixel (8 bits), 0 where there is none.
 
     Raises:
-        ConfigError: classes or a name that Cityscapes does not have.
+        ConfigError: Cityscapes does not have a class or the name.
     """
     labels_HW = label_ids(result)
     return write_image(add_suffix(_frame(stem), "_pred.png"), Image.fromarray(labels_HW), format="PNG")
 
 
 def label_ids(result: PanopticMap | SemanticMap) -> np.ndarray:
-    """(H, W) uint8: the labelId of each pixel, 0 where there is none."""
+    """Return the labelId of each pixel (H, W, uint8), 0 where there is none."""
     ids = cityscapes_ids(result.categories)
     labels_HW = np.full(result.size, UNLABELED, dtype=np.uint8)
     for region in result.regions():
@@ -136,11 +142,12 @@ def label_ids(result: PanopticMap | SemanticMap) -> np.ndarray:
 
 
 def write_cityscapes_instance(result: Instances, stem: Path) -> list[Path]:
-    """FRAME_pred.txt with a line "mask labelId score" for each object that has pixels, and the masks (8 bits, 255 on
-    the object) in the folder FRAME_pred beside it; paths are relative to the text.
+    """Write FRAME_pred.txt with a line "mask labelId score" for each object that has pixels, and the masks.
+
+    The masks (8 bits, 255 on the object) are in the folder FRAME_pred beside the text; paths are relative to the text.
 
     Raises:
-        ConfigError: classes or a name that Cityscapes does not have.
+        ConfigError: Cityscapes does not have a class or the name.
     """
     ids, frame = cityscapes_ids(result.categories), _frame(stem)
     masks, lines = add_suffix(frame, "_pred"), []
@@ -157,16 +164,16 @@ def write_cityscapes_instance(result: Instances, stem: Path) -> list[Path]:
 
 
 def frame_of(stem: Path) -> Path | None:
-    """The stem of Cityscapes' files for a result; None where the name has no frame."""
-    found = FRAME.match(stem.name)
-    return None if found is None else stem.with_name(found.group())
+    """Return the stem of Cityscapes' files for a result; None where the name has no frame."""
+    frame = FRAME.match(stem.name)
+    return None if frame is None else stem.with_name(frame.group())
 
 
 def _frame(stem: Path) -> Path:
-    found = frame_of(stem)
-    if found is None:
+    frame = frame_of(stem)
+    if frame is None:
         raise ConfigError(
             f"Cityscapes finds predictions by names such as aachen_000000_000019, not {stem.name!r}.",
             hint="For other images use label-png or coco-instance.",
         )
-    return found
+    return frame

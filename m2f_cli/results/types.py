@@ -1,4 +1,4 @@
-"""What was found in one image: a panoptic map, instances or a semantic map."""
+"""Results of one image: a panoptic map, instances or a semantic map."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Result(ABC):
-    """What was found in one image. `image` is where it came from (a path) or its pixels (H, W, 3, uint8 RGB);
-    `image_id` is the image's id in its data set's own files, for the COCO formats."""
+    """Result of one image.
+
+    Attributes:
+        size: (height, width) in pixels.
+        categories: the classes, by number.
+        image: the path of the image, or its pixels (H, W, 3, uint8 RGB).
+        image_id: the image's id in the files of its data set, for the COCO formats.
+        task: the task that the result belongs to.
+    """
 
     size: tuple[int, int]
     categories: Categories
@@ -36,11 +43,11 @@ class Result(ABC):
         """Yield the regions that have pixels: segments in their order, classes by number, instances best first."""
 
     def backwards(self) -> Result:
-        """Return the same result with instances worst first: what is painted last stays visible."""
+        """Return the same result with instances worst first, so that the best are painted last and stay visible."""
         return self
 
     def plot(self, image: Any = None) -> Image:
-        """The image with this result drawn over it: outlines, names and scores, one colour per class.
+        """Draw this result over its image: outlines, names and scores, one colour for each class.
 
         Args:
             image: the image, where the result does not know it (path, array or PIL image).
@@ -57,13 +64,16 @@ class Result(ABC):
         name: str | None = None,
         trust_code: bool = False,
     ) -> list[Path]:
-        """Write this result in any of the formats of `m2f predict --save`; returns the files written.
+        """Write this result in any of the formats of `m2f predict --save`.
 
         Args:
-            folder: where to; made if it is missing.
+            folder: the output folder, which is created if it is missing.
             formats: names of writers, such as "overlay", "coco-panoptic", "label-png".
-            name: the stem of the files; the image's own stem by default.
-            trust_code: whether `formats` may be "module:function".
+            name: the stem of the files; by default the image's own stem.
+            trust_code: True if `formats` may be "module:function".
+
+        Returns:
+            The files that were written.
         """
         from . import writers
 
@@ -71,13 +81,13 @@ class Result(ABC):
         return writers.save(self, Path(folder), named, name=name, trust_code=trust_code)
 
     def to_hf(self) -> list[dict[str, Any]]:
-        """Return what transformers' pipeline does, [{"score", "label", "mask": PIL image}]; a class has no score."""
+        """Return the output of transformers' pipeline: [{"score", "label", "mask": PIL image}]; no score of a class."""
         from . import bridges
 
         return bridges.to_hf(self)
 
     def to_supervision(self) -> Any:
-        """Return `supervision.Detections`, one per region."""
+        """Return `supervision.Detections`, one for each region."""
         from . import bridges
 
         return bridges.to_supervision(self)
@@ -85,7 +95,11 @@ class Result(ABC):
 
 @dataclass
 class SemanticMap(Result):
-    """One class for every pixel: labels_HW holds class numbers (uint8 or uint16), 255 / 65535 where there is none."""
+    """Map of one class for every pixel.
+
+    Attributes:
+        labels_HW: class numbers (uint8 or uint16), 255 or 65535 where there is none.
+    """
 
     task = "semantic"
     labels_HW: np.ndarray
@@ -95,7 +109,7 @@ class SemanticMap(Result):
             yield Region(label, label, None, box_of(window), mask_HW)
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """One record per class present: {"category_id", "segmentation" (RLE), "area"} (COCO stuff results)."""
+        """Return COCO stuff results: {"category_id", "segmentation" (RLE), "area"} for each class that is present."""
         from . import bridges
 
         return bridges.semantic_to_coco(self)
@@ -103,7 +117,14 @@ class SemanticMap(Result):
 
 @dataclass
 class Segment:
-    """One region of a panoptic map. `label` is a class number, `score` the class probability of its query."""
+    """Region of a panoptic map.
+
+    Attributes:
+        id: the id of its pixels in the map.
+        label: class number.
+        score: the class probability of its query.
+        area: pixels.
+    """
 
     id: int
     label: int
@@ -113,7 +134,12 @@ class Segment:
 
 @dataclass
 class PanopticMap(Result):
-    """One segment for every pixel: ids_HW (int32) holds ids of `segments`, 0 where there is none (void)."""
+    """Map of one segment for every pixel.
+
+    Attributes:
+        ids_HW: ids of `segments` (int32), 0 where there is none (void).
+        segments: the segments of the map.
+    """
 
     task = "panoptic"
     ids_HW: np.ndarray
@@ -121,11 +147,11 @@ class PanopticMap(Result):
 
     def regions(self) -> Iterator[Region]:
         for number, window, mask_HW in masks_of(self.ids_HW, [segment.id for segment in self.segments]):
-            found = self.segments[number]
-            yield Region(found.id, found.label, found.score, box_of(window), mask_HW)
+            segment = self.segments[number]
+            yield Region(segment.id, segment.label, segment.score, box_of(window), mask_HW)
 
     def to_coco(self) -> dict[str, Any]:
-        """The annotation of this image in a COCO panoptic json: {"segments_info": [...]}; ids as in ids_HW."""
+        """Return the annotation of this image in a COCO panoptic JSON: {"segments_info": [...]}; ids as in ids_HW."""
         from . import bridges
 
         return bridges.panoptic_to_coco(self)
@@ -133,9 +159,12 @@ class PanopticMap(Result):
 
 @dataclass
 class Instances(Result):
-    """Objects that may overlap, best first: class numbers (N), scores (N) and COCO run-length masks (N).
+    """Objects that may overlap, best first.
 
-    Each mask is {"size": [H, W], "counts": bytes}, as pycocotools makes them; `masks_NHW()` unpacks them.
+    Attributes:
+        labels_N: class numbers.
+        scores_N: scores.
+        rles: masks as {"size": [H, W], "counts": bytes}, as pycocotools makes them; `masks_NHW()` unpacks them.
     """
 
     task = "instance"
@@ -162,15 +191,16 @@ class Instances(Result):
         )
 
     def masks_NHW(self) -> np.ndarray:
-        """All masks as booleans (N, H, W). Large: prefer the run lengths where they will do."""
+        """Return all masks as booleans (N, H, W). They are large: prefer the run lengths where those will do."""
         from pycocotools import mask as coco_mask
 
         if not self.rles:
             return np.zeros((0, *self.size), dtype=bool)
-        return coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+        masks_NHW: np.ndarray = coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+        return masks_NHW
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO instance results: [{"category_id", "segmentation" (RLE), "bbox" (x, y, w, h), "score"}]."""
+        """Return COCO instance results: [{"category_id", "segmentation" (RLE), "bbox" (x, y, w, h), "score"}]."""
         from . import bridges
 
         return bridges.instances_to_coco(self)

@@ -1,4 +1,4 @@
-"""Results out: one function per format of `m2f predict --save`, and `save` for a single result.
+"""Writers of results: one function for each format of `m2f predict --save`, and `save` for a single result.
 
 Layout below the output folder; NAME may hold sub-folders:
 
@@ -66,16 +66,18 @@ FITS: dict[str, tuple[Task, ...]] = {
 def save(
     result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None, trust_code: bool = False
 ) -> list[Path]:
-    """Write one result in some formats; returns the files.
+    """Write one result in some formats and return the files.
 
     Args:
+        result: the result.
         folder: the output folder; each format has a sub-folder there.
         formats: names of writers, or with `trust_code` "module:function".
-        name: the stem of the files, "/" for sub-folders; the image's own stem by default.
+        name: the stem of the files, "/" for sub-folders; by default the image's own stem.
+        trust_code: True if `formats` may be "module:function".
 
     Raises:
-        ConfigError: an unknown format, or one that does not fit the result.
-        DataError: the format shows the image and the result does not know it.
+        ConfigError: a format is unknown, or does not fit the result.
+        DataError: the format shows the image, and the result does not know it.
         M2FError: a file cannot be written.
     """
     writers = writers_for(formats, result.task, trust_code=trust_code)
@@ -85,13 +87,15 @@ def save(
 
 
 def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False) -> dict[str, Writer]:
-    """The writers of some formats, in that order.
+    """Return the writers of some formats, in that order.
 
     Args:
-        trust_code: whether the formats may be "module:function", as what a user typed may.
+        formats: names of writers.
+        task: the task of the results.
+        trust_code: True if the formats may be "module:function", as those that a user typed may.
 
     Raises:
-        ConfigError: an unknown format, one that does not fit the task, or code without `trust_code`.
+        ConfigError: a format is unknown, does not fit the task, or is code without `trust_code`.
     """
     writers: dict[str, Any] = {}
     for name in formats:
@@ -116,21 +120,21 @@ def _foreign(name: str, write: Any, result: Result, stem: Path) -> list[Path]:
 
 
 def stem_for(folder: Path, format_name: str, name: str) -> Path:
-    """Where a format puts the result called `name`: a path without its suffix."""
+    """Return the path without its suffix that a format gives to the result called `name`."""
     return output_path(folder_of(folder, format_name), name)
 
 
 def folder_of(folder: Path, format_name: str) -> Path:
-    """Where a format puts all its results, below the output folder."""
+    """Return the folder of all results of a format, below the output folder."""
     plain = format_name.rpartition(":")[2]
     return folder / FOLDERS.get(plain, plain)
 
 
 def listed(written: Sequence[Path], folder: Path) -> list[str]:
-    """The files of a result as predictions.json lists them: relative to the output folder.
+    """Return the files of a result as predictions.json lists them: relative to the output folder.
 
     Raises:
-        ConfigError: a writer of somebody else's put a file elsewhere.
+        ConfigError: a writer from outside of this package put a file elsewhere.
     """
     try:
         return [path.relative_to(folder).as_posix() for path in written]
@@ -139,7 +143,7 @@ def listed(written: Sequence[Path], folder: Path) -> list[str]:
 
 
 def add_suffix(stem: Path, suffix: str) -> Path:
-    """`Path.with_suffix` would eat the end of names such as "photo.v2"."""
+    """Return the path with a suffix; `Path.with_suffix` would remove the end of names such as "photo.v2"."""
     return stem.with_name(stem.name + suffix)
 
 
@@ -158,7 +162,7 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
 
 
 def write_overlay(result: Result, stem: Path) -> list[Path]:
-    """STEM.jpg: the image with the result drawn over it; STEM.png where JPEG cannot hold the size."""
+    """Write STEM.jpg: the image with the result drawn over it; STEM.png where JPEG cannot hold the size."""
     if max(result.size) > JPEG_EDGE:
         return write_overlay_png(result, stem)
     # 4:4:4 keeps thin coloured outlines crisp.
@@ -166,12 +170,12 @@ def write_overlay(result: Result, stem: Path) -> list[Path]:
 
 
 def write_overlay_png(result: Result, stem: Path) -> list[Path]:
-    """STEM.png: the image with the result drawn over it, without loss."""
+    """Write STEM.png: the image with the result drawn over it, without loss."""
     return write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
 
 
 def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
-    """STEM.png: the segment ids as colours, R + 256 G + 65536 B; 0 is void."""
+    """Write STEM.png: the segment ids as colours, R + 256 G + 65536 B; 0 is void."""
     return write_image(add_suffix(stem, ".png"), panoptic_image(result), format="PNG")
 
 
@@ -180,21 +184,21 @@ def panoptic_image(result: PanopticMap) -> Image.Image:
 
 
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
-    """STEM.png and STEM.json: a complete COCO panoptic document of one image. A run shares one panoptic.json."""
+    """Write STEM.png and STEM.json: a complete COCO panoptic document of one image. A run shares one panoptic.json."""
     pngs = write_panoptic_png(result, stem)
     return pngs + write_json(add_suffix(stem, ".json"), panoptic_document(result, stem.name))
 
 
 def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
-    """STEM.json: COCO instance results of one image. A run shares one instances.json."""
+    """Write STEM.json: COCO instance results of one image. A run shares one instances.json."""
     return write_json(add_suffix(stem, ".json"), instance_entry(result, stem.name, stem.name))
 
 
 def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]:
-    """STEM.png: the category id of each pixel. 16 bits where an id is above 254; the highest value is "none".
+    """Write STEM.png: the category id of each pixel. 16 bits where an id is above 254; the highest value is "none".
 
     Raises:
-        ConfigError: an id that 16 bits cannot hold.
+        ConfigError: 16 bits cannot hold an id.
     """
     ids = [category.id for category in result.categories]
     if min(ids) < 0 or max(ids) > 65534:
@@ -207,7 +211,7 @@ def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]
 
 
 def write_color_png(result: Result, stem: Path) -> list[Path]:
-    """STEM.png: the regions in their colours on black. Semantic maps have exactly the colours of their categories."""
+    """Write STEM.png: the regions in their colours on black, in a semantic map those of the categories."""
     color_HW3 = np.zeros((*result.size, 3), dtype=np.uint8)
     for region, color in draw.colored(result.backwards()):
         color_HW3[region.window][region.mask_HW] = color
@@ -215,14 +219,14 @@ def write_color_png(result: Result, stem: Path) -> list[Path]:
 
 
 def write_polygons(result: Result, stem: Path) -> list[Path]:
-    """STEM.json: exact outlines of the regions.
+    """Write STEM.json: exact outlines of the regions.
 
         {"schema_version": 1, "task", "width", "height",
          "regions": [{"label", "category_id", "isthing", "score", "area", "bbox": [x, y, width, height],
                       "polygons": [{"outline": [[x, y], …], "holes": [[[x, y], …], …]}]}]}
 
-    Coordinates are corners of pixels: (0, 0) is the outer corner of the top left pixel. The area of the outlines less
-    that of the holes is the number of pixels. Score is null in semantic results.
+    Coordinates are corners of pixels: (0, 0) is the outer corner of the top left pixel. The area of the outlines minus
+    that of the holes is the number of pixels. The score is null in semantic results.
     """
     records = []
     for region in result.regions():
@@ -244,7 +248,7 @@ def write_polygons(result: Result, stem: Path) -> list[Path]:
 
 
 def write_crops(result: Result, stem: Path) -> list[Path]:
-    """STEM/000_person.png, …: each region cut out of the image at its own box, transparent around it."""
+    """Write STEM/000_person.png, …: each region cut out of the image at its own box, transparent around it."""
     if result.image is None:
         raise DataError("Crops need the image, and the result does not know it.", hint="Set result.image.")
     image_HW3 = read_image(result.image)
@@ -261,16 +265,23 @@ def write_crops(result: Result, stem: Path) -> list[Path]:
 
 
 def image_id(result: Result, name: str) -> int | str:
-    """The image's id in its data set; where nobody said it, COCO's own images (twelve digits) are known by
-    number, all others by name."""
+    """Return the image's id in its data set.
+
+    Where nobody gave an id, COCO's own images (twelve digits) have their number, and all others their name.
+    """
     if result.image_id is not None:
         return result.image_id
     return int(name) if re.fullmatch(r"\d{12}", name) else name
 
 
 def panoptic_entry(result: PanopticMap, name: str, file_name: str) -> dict[str, Any]:
-    """What one image adds to panoptic.json: one record of each list. The annotation's file is the PNG that was
-    written for `name`; `file_name` is what the data set calls the image."""
+    """Return the records that one image adds to panoptic.json, one for each list.
+
+    Args:
+        result: the result of the image.
+        name: the name under which the PNG was written. The annotation's file is that PNG.
+        file_name: the name of the image in its data set.
+    """
     height, width = result.size
     number = image_id(result, name)
     return {
@@ -286,7 +297,7 @@ def panoptic_document(result: PanopticMap, name: str) -> dict[str, Any]:
 
 
 def instance_entry(result: Instances, name: str, file_name: str) -> list[dict[str, Any]]:
-    """What one image adds to instances.json: one record per object."""
+    """Return the records that one image adds to instances.json, one for each object."""
     number = image_id(result, name)
     return [{"image_id": number, **record} for record in result.to_coco()]
 
@@ -296,7 +307,7 @@ def coco_categories(categories: Categories) -> list[dict[str, Any]]:
 
 
 def polygons(region: regions.Region) -> list[dict[str, Any]]:
-    """Outlines and holes of a region, in corners of pixels."""
+    """Return the outlines and holes of a region, in corners of pixels."""
     offset = np.array([region.box[1], region.box[0]])
     return [
         {"outline": (outer_P2 + offset).tolist(), "holes": [(hole_P2 + offset).tolist() for hole_P2 in holes]}

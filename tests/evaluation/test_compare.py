@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from m2f_cli import plugins
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.evaluation import tables as error_tables
-from m2f_cli.evaluation.bootstrap import FEW, images_of
+from m2f_cli.evaluation.bootstrap import MOST_SLOW_RESAMPLES, images_of
 from m2f_cli.evaluation.compare import compare, differences
 from m2f_cli.evaluation.threshold_sweep import sweep
 from m2f_cli.metrics.calibration import InstanceCalibration, PanopticCalibration
@@ -191,7 +191,7 @@ def test_which_metric_is_compared(tmp_path):
     a = write(tmp_path / "a", {"boundary-iou": other, "miou": miou, "pq": pq})
     b = write(tmp_path / "b", {"boundary-iou": other, "miou": miou})
     assert compare(a, b, resamples=5).metric == "miou"
-    assert compare(a, b, resamples=5000, metric="boundary-iou").resamples == FEW
+    assert compare(a, b, resamples=5000, metric="boundary-iou").resamples == MOST_SLOW_RESAMPLES
     with pytest.raises(ConfigError, match="boundary-iou, miou"):
         compare(a, b, metric="pq")
     with pytest.raises(ConfigError, match="no metric in common"):

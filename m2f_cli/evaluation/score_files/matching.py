@@ -1,4 +1,4 @@
-"""Which prediction belongs to which annotated image: by ids, and by names of files."""
+"""Matching of predictions with annotated images, by ids and by names of files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _SHOWN = 3
 
 
 def known_ids(records: Sequence[Record], ids: Iterable[int | str]) -> list[int | str]:
-    """The id of each record, as the predictions call it: the data set's own, its name, the end of its image's path,
-    or the number that its name is. Of one that they do not have, the data set's own.
+    """Return the id of each record, as the predictions call it; the data set's own where they do not have the record.
+
+    The ids of a record are the data set's own, its name, the end of its image's path, and the number that its name is.
 
     Raises:
         DataError: two images share a prediction.
     """
-    taken = {record.image_id for record in records}  # another image's id is no name of this one
+    taken = {record.image_id for record in records}  # an id of another image is not a name of this one
     present = set(ids)
     keys = []
     for record in records:
@@ -40,11 +41,13 @@ def _names(record: Record) -> list[int | str]:
 
 
 def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], int]:
-    """The file of each record: of the same path, or of the same name where one side has no folders; Cityscapes' go by
-    city, sequence and frame. And the number of files of other images.
+    """Return the file of each record, and the number of files of other images.
+
+    The file has the same path, or the same name where one side has no folders. Cityscapes' files go by city, sequence
+    and frame.
 
     Raises:
-        DataError: no file for an image, several, or one for several.
+        DataError: an image has no file or several, or a file belongs to several images.
     """
     frames = data.format == "cityscapes"
     keyed: dict[str, list[str]] = defaultdict(list)
@@ -53,17 +56,17 @@ def by_name(names: list[str], data: DataSet, where: Tree) -> tuple[list[str], in
         for key in _frame(path, frames) or (path.as_posix(), f"/{path.name}"):
             keyed[key].append(name)
     files = [keyed.get(key, []) for key in (_key(record.name, keyed, frames) for record in data.records)]
-    missing = [record.name for record, found in zip(data.records, files, strict=True) if not found]
+    missing = [record.name for record, own in zip(data.records, files, strict=True) if not own]
     if missing:
         raise DataError(
             f"{where} has no file for {len(missing)} of {len(data)} annotated images, such as {missing[0]}.",
             hint="A prediction has the name of its image.",
         )
-    several = next((found for found in files if len(found) > 1), None)
+    several = next((own for own in files if len(own) > 1), None)
     if several:
         raise DataError(f"{where} has several files for one image: {', '.join(several[:_SHOWN])}.")
-    _refuse_shared([found[0] for found in files])
-    return [found[0] for found in files], len(names) - len(files)
+    _refuse_shared([own[0] for own in files])
+    return [own[0] for own in files], len(names) - len(files)
 
 
 def _key(name: str, known: Iterable[str], frames: bool) -> str:
@@ -73,8 +76,8 @@ def _key(name: str, known: Iterable[str], frames: bool) -> str:
 
 
 def _frame(path: PurePosixPath, frames: bool) -> tuple[str, ...]:
-    found = FRAME.match(path.name) if frames else None
-    return (found.group(),) if found else ()
+    frame = FRAME.match(path.name) if frames else None
+    return (frame.group(),) if frame else ()
 
 
 def _refuse_shared(keys: list[int | str]) -> None:

@@ -1,4 +1,4 @@
-"""PNGs of predictions as numbers: of the size that their annotation has, or refused."""
+"""PNGs of predictions as numbers. A PNG whose size is not that of its annotation is refused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _GREY, _RGB, _RGBA = 0, 2, 6  # kinds of PNG that OpenCV reads as they are
 
 
 def decode_ids(content: bytes, size: tuple[int, int], where: str) -> np.ndarray:
-    """A COCO panoptic PNG: (H, W) int32, id = R + 256 G + 65536 B.
+    """Return the ids of a COCO panoptic PNG (H, W, int32): R + 256 G + 65536 B.
 
     Raises:
-        DataError: damaged, in grey, or not of `size`.
+        DataError: the PNG is damaged, in grey, or not of `size`.
     """
     depth, kind = _head(content, size, where)
     if depth == 8 and kind in (_RGB, _RGBA):
         bgr_HWC = decode_png(content, where)
         order = cv2.COLOR_BGR2RGBA if bgr_HWC.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        # Four bytes are one number, a fifth faster than shifts; the fourth, opaque or not, is no part of the id.
+        # Four bytes are read as one number, which is faster than shifts. The fourth, opacity, is no part of the id.
         return cv2.cvtColor(bgr_HWC, order).view("<i4")[..., 0] & 0xFFFFFF
     if kind in (_GREY, 4):
         raise DataError(f"{where} is grey, where the ids of segments are expected as RGB colours.")
@@ -33,10 +33,10 @@ def decode_ids(content: bytes, size: tuple[int, int], where: str) -> np.ndarray:
 
 
 def decode_values(content: bytes, size: tuple[int, int], where: str) -> np.ndarray:
-    """A PNG of numbers: (H, W) uint8 or uint16; of a palette the indices; of equal channels one.
+    """Return the numbers of a PNG (H, W, uint8 or uint16): of a palette the indices, of equal channels one of them.
 
     Raises:
-        DataError: damaged, in colours, or not of `size`.
+        DataError: the PNG is damaged, in colours, or not of `size`.
     """
     depth, kind = _head(content, size, where)
     if kind == _GREY and depth >= 8:
@@ -55,10 +55,10 @@ def decode_values(content: bytes, size: tuple[int, int], where: str) -> np.ndarr
 
 
 def decode_mask(content: bytes, size: tuple[int, int], where: str) -> np.ndarray:
-    """A PNG of an object: (H, W) bool, true where its brightness is not 0, as cityscapesScripts reads it.
+    """Return the mask of a PNG of an object (H, W, bool), true where its brightness is not 0, as in cityscapesScripts.
 
     Raises:
-        DataError: damaged, or not of `size`.
+        DataError: the PNG is damaged, or not of `size`.
     """
     depth, kind = _head(content, size, where)
     if kind == _GREY and depth == 8:
@@ -68,7 +68,10 @@ def decode_mask(content: bytes, size: tuple[int, int], where: str) -> np.ndarray
 
 
 def _head(content: bytes, size: tuple[int, int], where: str) -> tuple[int, int]:
-    """Bits per channel and kind of colour. An image of another size is refused before it takes memory."""
+    """Return the bits per channel and the kind of colour.
+
+    An image of another size is refused before it takes memory.
+    """
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 33:
         raise DataError(f"{where} is no PNG, or is cut off.", hint="Predictions are PNGs: other files lose values.")
     width, height, depth, kind = struct.unpack(">IIBB", content[16:26])

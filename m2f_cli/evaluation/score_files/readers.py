@@ -1,7 +1,7 @@
-"""Predictions that any tool wrote, as results: which kind a file, folder or archive is, and one reader for each kind.
+"""Predictions of any tool as results: the kind of a file, folder or archive, and one reader for each kind.
 
-A reader is matched with annotated images first, which checks everything that can be known without pixels; then it
-reads image by image. What must be there and what may be missing follows the official tool of each kind.
+A reader is matched with annotated images first, which checks everything that can be known without pixels. Then it reads
+image by image. The files that are required and those that may be missing follow the official tool of each kind.
 """
 
 from __future__ import annotations
@@ -37,24 +37,33 @@ Read: TypeAlias = Callable[[Size], Result]
 
 @dataclass(frozen=True)
 class Matched:
-    """For each annotated image a function of its (height, width) that reads what was predicted for it; and notes."""
+    """Readers of the predictions of annotated images.
+
+    Attributes:
+        reads: for each annotated image a function of its (height, width) that returns its prediction.
+        notes: remarks for people.
+    """
 
     reads: Sequence[Read]
     notes: tuple[str, ...] = ()
 
 
 class Predictions(Protocol):
-    """One kind of files.
+    """Protocol of one kind of prediction files.
 
-    task: what results they give.  kind: what they are, in words.
+    Attributes:
+        task: the task of their results.
+        kind: a description in words.
     """
 
     task: Task
     kind: str
 
     def match(self, data: DataSet) -> Matched:
-        """Raises:
-        DataError: they do not fit the annotated images or their categories.
+        """Match the predictions with annotated images.
+
+        Raises:
+            DataError: the predictions do not fit the annotated images or their categories.
         """
 
 
@@ -63,8 +72,17 @@ class Predictions(Protocol):
 
 @dataclass(frozen=True)
 class PanopticFiles:
-    """A COCO panoptic json and its PNGs. As panopticapi: each annotated image needs a prediction; predictions of
-    other images do not count."""
+    """COCO panoptic JSON and its PNGs.
+
+    The rules are those of panopticapi: each annotated image needs a prediction, and predictions of other images do not
+    count.
+
+    Attributes:
+        annotations: the list "annotations" of the JSON.
+        categories: the list "categories" of the JSON.
+        pngs: the folder or archive of the PNGs.
+        where: the path of the JSON, for messages.
+    """
 
     annotations: list[Any]
     categories: list[Any]
@@ -84,14 +102,18 @@ class PanopticFiles:
             if by_id.setdefault(entry["image_id"], entry) is not entry:
                 raise DataError(f"{self.where} has several predictions for the image_id {entry['image_id']!r}.")
         numbers = {category.id: label for label, category in enumerate(data.categories)}
-        found = [by_id.get(key) for key in known_ids(data.records, by_id)]
-        self._refuse_missing([record for record, entry in zip(data.records, found, strict=True) if entry is None], data)
-        reads = [_PanopticRead(self, entry, self._labels(entry, numbers), data.categories) for entry in found if entry]
-        strays = len(by_id) - len({entry["image_id"] for entry in found if entry})
+        entries = [by_id.get(key) for key in known_ids(data.records, by_id)]
+        self._refuse_missing(
+            [record for record, entry in zip(data.records, entries, strict=True) if entry is None], data
+        )
+        reads = [
+            _PanopticRead(self, entry, self._labels(entry, numbers), data.categories) for entry in entries if entry
+        ]
+        strays = len(by_id) - len({entry["image_id"] for entry in entries if entry})
         return Matched(reads, (*self._names(data.categories), *_left_out(strays)))
 
     def _labels(self, entry: dict[str, Any], numbers: dict[int, int]) -> dict[int, int]:
-        """The class number of each segment's id."""
+        """Return the class number of each segment's id."""
         where = f"{self.where}: image_id {entry['image_id']!r}"
         labels: dict[int, int] = {}
         for info in entry["segments_info"]:
@@ -112,7 +134,7 @@ class PanopticFiles:
         )
 
     def _names(self, categories: Categories) -> Iterable[str]:
-        """A note where the predictions call a category by another name."""
+        """Yield a note where the predictions call a category by another name."""
         true = {category.id: category.name for category in categories}
         for row in self.categories:
             name, key = (row.get("name"), row.get("id")) if isinstance(row, dict) else (None, None)
@@ -147,7 +169,7 @@ class _PanopticRead:
 
 
 def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[str, Any]:
-    """An annotation by its schema, with the image_id as the annotated images have it."""
+    """Return an annotation that fits its schema, with the image_id as the annotated images have it."""
     hint = "Write the predictions again."
     said = schemas.read_as(schemas.PredictedPanoptic, given, where, hint=hint)
     of_image = f"{where} (image_id {said.image_id!r}): a segment"
@@ -164,8 +186,15 @@ def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[st
 
 @dataclass(frozen=True)
 class InstanceFile:
-    """COCO instance results, polygons or run lengths. As pycocotools: an image without any is an image where nothing
-    was found; an image_id that the annotations do not have is an error."""
+    """COCO instance results, polygons or run lengths.
+
+    The rules are those of pycocotools. An image without objects is an image where nothing was found. An image_id that
+    the annotations do not have is an error.
+
+    Attributes:
+        records: the objects.
+        where: the path of the file, for messages.
+    """
 
     records: list[Any]
     where: str
@@ -200,7 +229,7 @@ class InstanceFile:
 
 
 def _read_object(given: Any, numbers: dict[int, int], where: str) -> dict[str, Any]:
-    """An object whose image_id, category_id and score are numbers; as it is, where they are."""
+    """Return an object whose image_id, category_id and score are numbers; unchanged, where they already are."""
     is_plain = (
         type(given) is dict
         and type(given.get("image_id")) in (int, str)
@@ -232,7 +261,7 @@ class _InstanceRead:
 
 
 def ranked(size: Size, categories: Categories, labels: list[int], scores: list[float], rles: list[Any]) -> Instances:
-    """Objects, best first; equal scores stay in their order."""
+    """Return the objects, best first; equal scores stay in their order."""
     order = np.argsort(-np.array(scores, dtype=np.float64), kind="stable").tolist()
     labels_N = np.array([labels[i] for i in order], dtype=np.int64)
     return Instances(size, categories, labels_N, np.array([scores[i] for i in order]), [rles[i] for i in order])
@@ -245,7 +274,10 @@ def ranked(size: Size, categories: Categories, labels: list[int], scores: list[f
 class LabelFiles:
     """PNGs of numbers, one for each image and named like it. Each annotated image needs one.
 
-    own: the numbers are category ids, as the format label-png writes them, and not those of the annotation files.
+    Attributes:
+        pngs: the folder or archive of the PNGs.
+        own: True if the numbers are category ids, as the format label-png writes them; False if those of the annotation
+            files.
     """
 
     pngs: Tree
@@ -259,10 +291,10 @@ class LabelFiles:
         )
 
     def match(self, data: DataSet) -> Matched:
-        found, strays = by_name(self.pngs.names(suffix=".png"), data, self.pngs)
+        names, strays = by_name(self.pngs.names(suffix=".png"), data, self.pngs)
         by_id = _values_by_id(data)
         reads = []
-        for record, name in zip(data.records, found, strict=True):
+        for record, name in zip(data.records, names, strict=True):
             from_file = isinstance(record.read_annotation, LabelFile) and not self.own
             reads.append(
                 _LabelRead(self.pngs, name, data.categories, record.read_annotation.values if from_file else by_id)
@@ -271,7 +303,7 @@ class LabelFiles:
 
 
 def _values_by_id(data: DataSet) -> ValueMap:
-    """Pixels with category ids, and what the format label-png has where there is none."""
+    """Return the values of pixels with category ids, and those of pixels without a class in the format label-png."""
     numbers = {category.id: label for label, category in enumerate(data.categories)}
     unset = set(LABEL_IDS) - numbers.keys() if data.format == "cityscapes" else set()
     return value_map(numbers, data.categories, {255 if max(numbers) < 255 else 65535, *unset})
@@ -295,7 +327,7 @@ class _LabelRead:
 
 @dataclass(frozen=True)
 class CityscapesInstances:
-    """A text for each image with lines "mask labelId score". Each annotated image needs one."""
+    """Texts with lines "mask labelId score", one for each image. Each annotated image needs one."""
 
     files: Tree
     task: Task = "instance"
@@ -305,8 +337,8 @@ class CityscapesInstances:
         return f"Cityscapes instances: the texts in {self.files} and the masks that they name"
 
     def match(self, data: DataSet) -> Matched:
-        found, strays = by_name(self.files.names(suffix=".txt"), data, self.files)
-        return Matched([_CityscapesRead(self.files, name, data.categories) for name in found], tuple(_left_out(strays)))
+        names, strays = by_name(self.files.names(suffix=".txt"), data, self.files)
+        return Matched([_CityscapesRead(self.files, name, data.categories) for name in names], tuple(_left_out(strays)))
 
 
 @dataclass(frozen=True)
@@ -321,7 +353,7 @@ class _CityscapesRead:
         lines = documents.decode(self.files.read(self.name), f"{self.files}/{self.name}").split("\n")
         for number, line in enumerate(filter(str.strip, lines), 1):
             png, label_id, score = parse_line(line, f"{self.files}/{self.name}, line {number}")
-            if label_id in things:  # the official tool passes over the others
+            if label_id in things:  # the official tool ignores the other labels
                 path = (folder / png).as_posix()
                 mask_HW = decode_mask(self.files.read(path), size, f"{self.files}/{path}")
                 rles.append(encode_mask(mask_HW))
@@ -331,10 +363,10 @@ class _CityscapesRead:
 
 
 def parse_line(line: str, where: str) -> tuple[str, int, float]:
-    """The mask's path, the labelId and the score of a line.
+    """Return the mask's path, the labelId and the score of a line.
 
     Raises:
-        DataError: another form, an id that Cityscapes does not have, or a score that is no number.
+        DataError: the line has another form, an id that Cityscapes does not have, or a score that is no number.
     """
     parts = line.split()
     try:
@@ -351,9 +383,10 @@ def parse_line(line: str, where: str) -> tuple[str, int, float]:
 
 
 def number_of(category_id: Any, numbers: dict[int, int], where: str) -> int:
-    """
+    """Return the class number of a category_id.
+
     Raises:
-        DataError: an id that no category of the annotations has.
+        DataError: no category of the annotations has the id.
     """
     if type(category_id) is not int or category_id not in numbers:
         raise DataError(
@@ -365,9 +398,10 @@ def number_of(category_id: Any, numbers: dict[int, int], where: str) -> int:
 
 
 def check_score(score: Any, where: str) -> None:
-    """
+    """Refuse a score that is no finite number.
+
     Raises:
-        DataError: no finite number.
+        DataError: the score is no finite number.
     """
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise DataError(f"{where} has the score {score!r}, which should be a finite number.")

@@ -1,7 +1,7 @@
-"""Predictions in files against annotations in files: any tool's, without a network.
+"""Scores of predictions in files against annotations in files, from any tool, without a network.
 
-What the files are is recognised, and said in the result's notes. Images are read in threads, in their order; only
-those on their way are in memory, and what the metrics keep.
+The kinds of the files are recognised, and stated in the result's notes. Images are read in threads, in their order.
+Only those on their way are in memory, and the states of the metrics.
 """
 
 from __future__ import annotations
@@ -56,48 +56,50 @@ def score(
 ) -> EvalResult:
     """Score predictions that any tool wrote.
 
+    An error in the files ends it: figures over some of the images would be wrong. As in the official tools, an image
+    without a prediction is an error; in COCO instance results it is an image where nothing was found.
+
     Args:
-        predictions: a folder of `m2f predict`; a COCO panoptic json with its PNGs; COCO instance results (json); a
+        predictions: a folder of `m2f predict`; a COCO panoptic JSON with its PNGs; COCO instance results (JSON); a
             folder of label maps (PNG); Cityscapes' PNGs or texts with masks; or a zip archive of one of these.
-        ground_truth: the folder of a data set, a COCO json (panoptic with its PNGs, or instances), or a folder of
-            label maps with classes.txt or classes.yaml in it.
+        ground_truth: the folder of a data set, a COCO JSON (panoptic with its PNGs, or instances), or a folder of label
+            maps with classes.txt or classes.yaml in it.
         metrics: names in plugins.py, or "all" that apply; None is the one that the kind of prediction is judged by.
-        predictions_folder, ground_truth_folder: where the PNGs of a panoptic json are, if not beside it.
-        split: of a data set's folder.
+        predictions_folder: the folder of the PNGs of predictions in a panoptic JSON, if not beside it.
+        ground_truth_folder: the folder of the PNGs of annotations in a panoptic JSON, if not beside it.
+        split: the split of a data set's folder.
         classes: a class table in place of the annotations' own.
         max_dets: the most objects of a class in an image that count, for metrics that have such a limit.
         workers: threads that read.
-        trust_code: whether `metrics` may be "module:object", as what a user typed may.
-
-    What is wrong in the files ends it: figures over some of the images would be wrong. An image without prediction
-    is an error, and for instances one where nothing was found: as the official tools have it.
+        on_progress: receives a record after each image.
+        trust_code: True if `metrics` may be "module:object", as those that a user typed may.
 
     Raises:
-        DataError: files that are missing, damaged, of an unknown kind, or that do not fit each other.
-        ConfigError: an unknown metric, or one for another kind of prediction.
+        DataError: files are missing, damaged, of an unknown kind, or do not fit each other.
+        ConfigError: a metric is unknown, or for another kind of prediction.
     """
     started = time.perf_counter()
-    found = open_predictions(predictions, folder=predictions_folder)
-    data = open_annotation(ground_truth, found.task, folder=ground_truth_folder, split=split, classes=classes)
-    made, notes = choose(
+    files = open_predictions(predictions, folder=predictions_folder)
+    data = open_annotation(ground_truth, files.task, folder=ground_truth_folder, split=split, classes=classes)
+    chosen, notes = choose(
         known_names(metrics or ()),
         data.categories,
-        [found.task],
-        found.task,
+        [files.task],
+        files.task,
         max_dets=max_dets,
         model="these files",
         trust_code=trust_code,
     )
-    matched = found.match(data)
+    matched = files.match(data)
     pairs = zip(data.records, matched.reads, strict=True)
     with thread_pool(workers) as readers, closing(in_order(readers, _load, pairs, workers + 1)) as loaded:
         for number, (name, result, annotation) in enumerate(loaded, 1):
-            for metric in made.values():
+            for metric in chosen.values():
                 metric.update(result, annotation)
             if on_progress is not None:
                 on_progress(EvalProgress(name, number))
-    figures = {name: metric.compute() for name, metric in made.items()}
-    kinds = [f"predictions are {found.kind}", f"annotations are {data.format}: {data.name}"]
+    figures = {name: metric.compute() for name, metric in chosen.items()}
+    kinds = [f"predictions are {files.kind}", f"annotations are {data.format}: {data.name}"]
     seconds = time.perf_counter() - started
     return EvalResult(figures, seconds, len(data), notes=[*kinds, *matched.notes, *data.notes, *notes])
 
@@ -118,10 +120,11 @@ def open_predictions(path: Path, *, folder: Path | None = None) -> Predictions:
     """Recognise predictions.
 
     Args:
-        folder: where the PNGs of a panoptic json are, if not beside it.
+        path: a folder, a JSON file or a zip archive.
+        folder: the folder of the PNGs of a panoptic JSON, if not beside it.
 
     Raises:
-        DataError: nothing there, damaged, or of no known kind.
+        DataError: there is nothing, or it is damaged, or of no known kind.
     """
     pngs = None if folder is None else _existing_folder(folder)
     if path.is_dir():
@@ -142,10 +145,10 @@ def _existing_folder(folder: Path) -> Folder:
 
 
 def _inside(files: Tree, pngs: Tree | None) -> Predictions:
-    """What a folder or an archive holds."""
+    """Return the predictions that a folder or an archive holds."""
     if files.has(PREDICTIONS):
         return _own(files)
-    # An archive may have all in a folder of its own; a folder may lie above everything.
+    # An archive may hold everything in one sub-folder. A folder is not searched in depth: it may hold a huge tree.
     jsons = files.names(suffix=".json", deep=isinstance(files, Archive))
     best = [name for name in jsons if PurePosixPath(name).name in {shared.file for shared in SHARED.values()}] or jsons
     if len(best) > 1:
@@ -165,7 +168,7 @@ def _inside(files: Tree, pngs: Tree | None) -> Predictions:
 
 
 def _own(files: Tree) -> Predictions:
-    """A folder that `m2f predict` wrote."""
+    """Return the predictions of a folder that `m2f predict` wrote."""
     document = parse_json(files.read(PREDICTIONS), f"{files}/{PREDICTIONS}")
     formats = document.get("formats", []) if isinstance(document, dict) else []
     for name in ("coco-panoptic", "coco-panoptic-zip", "coco-instance"):
@@ -211,7 +214,10 @@ def _from_json(files: Tree, name: str, pngs: Tree | None) -> Predictions:
 
 
 def _pngs_of(files: Tree, name: str, annotations: list[Any]) -> Tree:
-    """The folder of a panoptic json's PNGs: of its name beside it or one level up, `panoptic`, or the json's own."""
+    """Return the folder of a panoptic JSON's PNGs.
+
+    It has the JSON's name (beside it or one level up), is called `panoptic`, or is the folder of the JSON itself.
+    """
     stem = name.removesuffix(".json")
     folders = [files.below(stem), files.below(f"../{stem}"), files.below("panoptic"), files]
     named = [each.get("file_name") for each in annotations[:_LOOKED_AT] if isinstance(each, dict)]
@@ -224,13 +230,19 @@ def _pngs_of(files: Tree, name: str, annotations: list[Any]) -> Tree:
 def open_annotation(
     path: Path, task: Task, *, folder: Path | None = None, split: str = "val", classes: str | Path | None = None
 ) -> DataSet:
-    """Annotations that predictions of a task are compared with; their images need not be there, except in a data set.
+    """Open the annotations that predictions of a task are compared with.
+
+    Their images need not be there, except in a data set.
 
     Args:
-        path, folder, split, classes: as in `score`.
+        path: as `ground_truth` in `score`.
+        task: the task of the predictions.
+        folder: as `ground_truth_folder` in `score`.
+        split: as in `score`.
+        classes: as in `score`.
 
     Raises:
-        DataError: nothing there, damaged, of no known kind, or not enough for the task.
+        DataError: there is nothing, or it is damaged, of no known kind, or not enough for the task.
     """
     if path.is_dir():
         masks = sorted(path.glob("*.png"))
@@ -249,7 +261,7 @@ def open_annotation(
 
 
 def _label_maps(folder: Path, masks: list[Path], task: Task, classes: str | Path | None) -> DataSet:
-    """Label maps alone, without their images."""
+    """Open label maps alone, without their images."""
     if task != "semantic":
         raise DataError(f"{folder} holds label maps, which say nothing of {task} predictions.")
     files = (each / name for each in (folder, folder.parent) for name in _CLASS_FILES)
@@ -263,6 +275,6 @@ def _label_maps(folder: Path, masks: list[Path], task: Task, classes: str | Path
     count = len(table.categories)
     ignored = 65535 if table.ignore_index == 255 < count else table.ignore_index
     values = value_map({number: number for number in range(count)}, table.categories, {ignored})
-    # The mask is its own image: only the size is looked at.
+    # The mask stands in for its image, of which only the size is needed.
     records = [Record(mask.stem, mask, LabelFile(mask, mask, values)) for mask in masks]
     return DataSet(str(folder), "label-maps", "", "semantic", table.categories, records)
