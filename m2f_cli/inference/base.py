@@ -46,7 +46,6 @@ class BaseSegmenter(ABC):
 
     Attributes:
         model: the network; None for an exported file.
-        tasks: what it can be asked for.
         default_task: what it does when a call does not say.
         notes: what a person should know about it.
     """
@@ -58,10 +57,14 @@ class BaseSegmenter(ABC):
     precision: str
     source: str
     notes: list[str]
-    tasks: tuple[Task, ...]
     default_task: Task
 
-    def __call__(self, images: Any, task: Task | None = None, **thresholds: float | int | None) -> Any:
+    @property
+    @abstractmethod
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that this model does."""
+
+    def __call__(self, images: Any, task: Task | None = None, **thresholds: Any) -> Any:
         """Segment images.
 
         Args:
@@ -100,8 +103,22 @@ class BaseSegmenter(ABC):
         """Run the network on what `prepare` gave."""
 
     @abstractmethod
-    def finish(self, raw: Any, task: Task | None = None, **thresholds: Any) -> PanopticMap | Instances | SemanticMap:
-        """Turn what `infer` gave for one image into a result at the image's own size."""
+    def finish(
+        self,
+        raw: Any,
+        task: Task | None = None,
+        *,
+        object_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+    ) -> PanopticMap | Instances | SemanticMap:
+        """Turn what `infer` gave for one image into a result at the image's own size.
+
+        Args:
+            object_threshold, overlap_threshold: of panoptic segmentation; None is the model's own.
+            top_k, score_threshold: of instance segmentation; None is the model's own.
+        """
 
     def finish_all(
         self, raw: Any, tasks: Sequence[Task], **thresholds: Any
@@ -124,6 +141,10 @@ class Wrapper(BaseSegmenter):
         if name == "inner":  # not set yet, as while a copy is unpacked: asking the inner one would never end
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.inner.tasks
 
     def check_task(self, task: str) -> Task:
         return self.inner.check_task(task)

@@ -13,12 +13,12 @@ from ..model.pixel_decoders.deformable import softmax_on_cpu
 from ..ops.deformable_attention.embedding_bag import corners_on_cpu
 
 if TYPE_CHECKING:
-    from .segmenter import Segmenter
+    from .base import BaseSegmenter
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
-def compile_parts(segmenter: Segmenter) -> None:
+def compile_parts(segmenter: BaseSegmenter) -> None:
     """Compile the parts of the network, in place, each when it first runs.
 
     On a CPU only what prepares deformable attention is compiled: the rest is matrix products of libraries, which

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,8 +16,6 @@ from typing import IO, Any
 from ..errors import ConfigError, DataError
 from ..results import server_formats
 from ..results import writers as output
-from ..results.types import Result
-from ..results.writers import Writer
 from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock
@@ -36,8 +34,8 @@ class Shared:
     """
 
     file: str
-    write: Writer
-    entry: Callable[[Result, str, str], Any]
+    write: Callable[[Any, Path], list[Path]]  # each format takes its own kind of result
+    entry: Callable[[Any, str, str], Any]
     pack: Callable[[Path, dict[str, Any]], Path] | None = None
     packed: str | None = None
 
@@ -82,19 +80,25 @@ class Journal(JsonLines):
             self.close()
             raise
 
+    def __enter__(self) -> Journal:
+        return self
+
     def __exit__(self, *_: object) -> None:
         self.reader.close()
         self.close()
 
-    def append(self, entry: dict[str, Any]) -> None:
-        self.offsets[entry["record"]["name"]] = super().append(entry)
+    def append(self, entry: dict[str, Any]) -> int:
+        offset = super().append(entry)
+        self.offsets[entry["record"]["name"]] = offset
+        return offset
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return the newest entry of an image."""
         if name not in self.offsets:
             return None
         self.reader.seek(self.offsets[name])
-        return json.loads(self.reader.readline())
+        entry: dict[str, Any] = json.loads(self.reader.readline())
+        return entry
 
     def entries(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         return (entry for entry in map(self.get, names) if entry is not None)
@@ -229,11 +233,12 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
         elif name == "coco-instance":
             with atomic(journal.folder / SHARED[name].file) as part, part.open("w", encoding="utf-8") as file:
                 _write_list(file, (record for records in shared(name) for record in records))
-        if name in SHARED and SHARED[name].pack is not None:
-            SHARED[name].pack(journal.folder, journal.head)
+        pack = SHARED[name].pack if name in SHARED else None
+        if pack is not None:
+            pack(journal.folder, journal.head)
 
 
-def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any]]) -> None:
+def _write_lists(path: Path, head: dict[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(json_text(head)[:-1])
         for key, items in lists.items():

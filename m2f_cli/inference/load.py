@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..runtime.devices import Precision, choose_device, choose_precision
 from ..structures import Task
 from ..structures.categories import load_categories
+from ..weights import Progress
 from .base import BaseSegmenter, innermost
 from .compile import compile_parts
 from .engines import base as engines
@@ -59,7 +60,7 @@ class ModelOptions:
     tile_overlap: float = 0.25
 
 
-def open_model(options: ModelOptions, *, progress: Callable | None = None) -> BaseSegmenter:
+def open_model(options: ModelOptions, *, progress: Progress | None = None) -> BaseSegmenter:
     """Load a model, change its settings, and put around it what was asked for.
 
     Args:
@@ -69,7 +70,7 @@ def open_model(options: ModelOptions, *, progress: Callable | None = None) -> Ba
         WeightsError: as of `load`; ConfigError: also a preset or settings that do not fit the model.
     """
     preset = presets.load(options.preset) if options.preset else None
-    if preset is not None and options.ref is None and options.preset.endswith((".yaml", ".yml")):
+    if options.preset and options.ref is None and options.preset.endswith((".yaml", ".yml")):
         raise ConfigError(f"{options.preset} is a configuration without weights.", hint="Pass --model REF, too.")
     model = load(
         options.ref or options.preset or DEFAULT_MODELS[options.task or "panoptic"],
@@ -113,7 +114,7 @@ def load(
     precision: Precision | Literal["auto"] = "fp32",
     channels_last: bool = False,
     trust_code: bool = False,
-    progress: Callable | None = None,
+    progress: Progress | None = None,
     engine: str | None = None,
 ) -> BaseSegmenter:
     """Load a model.
@@ -144,7 +145,9 @@ def load(
         ref = path = engines.file_in(path)
     if engine is not None or (is_there and engines.engine_for(path)):
         known = "fp32" if precision == "auto" else precision  # an exported file has its own
-        segmenter = engines.load(path, engine=engine, task=task, device=device, precision=known, trust_code=trust_code)
+        segmenter: Segmenter = engines.load(
+            path, engine=engine, task=task, device=device, precision=known, trust_code=trust_code
+        )
     else:
         chosen = choose_device(device)
         loaded = load_model(ref, trust_code=trust_code, progress=progress)

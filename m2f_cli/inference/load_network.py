@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -170,14 +171,14 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
         tasks: tuple[Task, ...] = ("semantic",)
     else:
         tasks = ("panoptic", "semantic") if maskformer else ("panoptic", "instance", "semantic")
-    return Config(
+    return Config(  # type: ignore[call-arg]
         name=_name_of(checkpoint.source),
         summary=f"read from {checkpoint.source}",
         task=tasks[0],
-        data=DataConfig(dataset=table or "unknown", classes=table or "checkpoint"),
+        data=DataConfig(dataset=table or "unknown", classes=table or "checkpoint"),  # type: ignore[call-arg]
         model=checkpoint.model,
         input=checkpoint.input or IMAGENET,
-        test=TestConfig(
+        test=TestConfig(  # type: ignore[call-arg]
             tasks=tasks,
             resize=checkpoint.resize or _usual_resize(checkpoint.format),
             size_divisor=32,
@@ -192,7 +193,8 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
 
 def _usual_resize(file_format: str) -> ResizeConfig:
     """The test size of detectron2 and MMDetection, where nothing says more."""
-    return ResizeConfig(short_edge=800, max_edge=1333, resampling="opencv" if file_format == "openmmlab" else "pillow")
+    resampling: Literal["opencv", "pillow"] = "opencv" if file_format == "openmmlab" else "pillow"
+    return ResizeConfig(short_edge=800, max_edge=1333, resampling=resampling)  # type: ignore[call-arg]
 
 
 def _name_of(source: str) -> str:

@@ -27,6 +27,11 @@ Band = Callable[[int, int], Tensor]  # (start, stop) → (…, stop - start, W)
 BAND_ELEMENTS = 2**20  # values in one band: 4 MiB of floats, near what a core's cache holds
 
 
+def size_of(maps: Tensor) -> Size:
+    """Return the (height, width) of maps (…, H, W)."""
+    return maps.shape[-2], maps.shape[-1]
+
+
 @dataclass
 class MaskLogits:
     """Mask logits of one image, not rendered yet.
@@ -49,7 +54,8 @@ class MaskLogits:
         """Logits of the chosen queries at stride 4: the last thing that is as large as queries times pixels."""
         embeds_QC, (height, width) = self.embeds_QC[queries].float(), self.features_CHW.shape[-2:]
         logits_QS = embeds_QC @ self.features_CHW.float().flatten(1)
-        return CoarseMasks(logits_QS.unflatten(1, (height, width)), self.padded, self.valid, self.size)
+        logits_QHW = logits_QS.view(len(queries), height, width)
+        return CoarseMasks(logits_QHW, self.padded, self.valid, self.size)
 
     def objects(self, queries: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A few queries at a time: where their logits are positive, (Q, W, H), columns one after the other as run
@@ -89,7 +95,7 @@ class CoarseMasks:
 
     def split(self, count: int) -> Iterator[CoarseMasks]:
         """A few queries at a time."""
-        for logits_QHW in self.logits_QHW.split(count):
+        for logits_QHW in torch.split(self.logits_QHW, count):
             yield CoarseMasks(logits_QHW, self.padded, self.valid, self.size)
 
     def at(self, size: Size) -> Band:

@@ -35,7 +35,7 @@ class Group:
     mask_S: Tensor
 
 
-def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> RawOutput:
+def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> MergedOutput:
     """The answers of several views of one image as that of one.
 
     Args:
@@ -58,7 +58,7 @@ def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> RawOutput:
             elif wanted or number == 0:
                 groups.append(Group([(number, query)], probs_QK[query], masks_QS[query].float()))
     probs_GK = torch.stack([_mean_probs(group, len(views)) for group in groups])
-    return RawOutput(probs_GK.log(), MergedMasks([(raw.masks, flipped) for raw, flipped in views], groups))
+    return MergedOutput(probs_GK.log(), MergedMasks([(raw.masks, flipped) for raw, flipped in views], groups))
 
 
 def _mean_probs(group: Group, views: int) -> Tensor:
@@ -141,7 +141,7 @@ class MergedMasks:
     def objects(self, chosen: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As of `MaskLogits`."""
         height, width = self.size
-        for few in chosen.split(at_once) if len(chosen) else ():
+        for few in torch.split(chosen, at_once) if len(chosen) else ():
             band, total = self.at_output(few), torch.zeros(len(few), device=self.device)
             inside_QWH = torch.empty(len(few), width, height, dtype=torch.bool, device=self.device)
             for start, stop in bands(height, width, len(few)):
@@ -150,3 +150,11 @@ class MergedMasks:
                 total += (logits.sigmoid() * inside).sum((1, 2))
                 inside_QWH[..., start:stop] = inside.transpose(1, 2)
             yield inside_QWH, total
+
+
+@dataclass
+class MergedOutput:
+    """The answer of several views, which post-processing takes as it takes a `RawOutput`."""
+
+    class_logits_QK: Tensor
+    masks: MergedMasks

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..results.types import Instances, PanopticMap, Segment, SemanticMap
 from ..structures.categories import Categories
+from ..structures.rle import RLE
 from .mask_rendering import Band, MaskLogits, Size, bands, resized
 
 QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
@@ -158,7 +159,7 @@ def instances(
         things = torch.tensor([category.isthing for category in categories])
         keep &= things[labels]
     probs, labels, queries = probs[keep], labels[keep], queries[keep]
-    distinct, place_of_query = queries.unique(return_inverse=True)
+    distinct, place_of_query = queries.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     qualities, rles = _objects(masks, distinct.to(masks.device))
     scores = (probs * qualities.cpu()[place_of_query]).numpy()
     order = np.argsort(-scores, kind="stable")
@@ -169,9 +170,10 @@ def instances(
     )
 
 
-def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
+def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[RLE]]:
     """Mean probability inside each query's mask, and the masks as run lengths."""
-    qualities, rles = [torch.zeros(0, device=masks.device)], []
+    qualities = [torch.zeros(0, device=masks.device)]
+    rles: list[RLE] = []
     for inside_QWH, total in masks.objects(queries, QUERIES_AT_ONCE):
         qualities.append(total / (count_true(inside_QWH) + 1e-6))
         rles += coco_mask.encode(inside_QWH.cpu().numpy().view(np.uint8).transpose(2, 1, 0))
@@ -203,7 +205,7 @@ def semantic_scores(
         masks_QHW = logits(start, stop)
         masks_QP = (masks_QHW if of_logits else masks_QHW.sigmoid_()).flatten(1)
         # The classes of a pixel lie side by side in memory: that is how the best of them is found fast.
-        return (masks_QP.T @ probs_QK).unflatten(0, masks_QHW.shape[1:]).permute(2, 0, 1)
+        return (masks_QP.T @ probs_QK).view(*masks_QHW.shape[1:], probs_QK.shape[1]).permute(2, 0, 1)
 
     return resized(scores, masks.valid, masks.size) if resize_scores else scores
 

@@ -95,7 +95,7 @@ def predict(
     writers = writers_for(formats, task, trust_code=trust_code)
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
-    thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
+    chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
     check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # else they come one by one, as from a list on stdin
@@ -106,11 +106,11 @@ def predict(
         "model": model or segmenter.source,
         "task": task,
         "formats": list(writers),
-        "thresholds": thresholds,
+        "thresholds": chosen,
     }
 
     def finish(image: np.ndarray, raw: Any) -> Result:
-        result = segmenter.finish(raw, task, **thresholds)
+        result = segmenter.finish(raw, task, **chosen)
         result.image = image
         return result
 

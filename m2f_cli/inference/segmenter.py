@@ -18,7 +18,7 @@ from ..structures import Task
 from ..structures.categories import Categories
 from . import postprocess
 from .base import BaseSegmenter, Prepared, RawOutput
-from .mask_rendering import Band, MaskLogits, Size
+from .mask_rendering import Band, MaskLogits, Size, size_of
 from .preprocess import RESAMPLERS, resized_shape
 
 DEFAULT_SCORE_THRESHOLD = 0.5  # of instances for people to look at; 0 gives the published top 100
@@ -107,15 +107,17 @@ class Segmenter(BaseSegmenter):
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
                 hint="Use --precision fp32; if it stays, the weights are broken.",
             )
-        padded = tuple(images_BCHW.shape[-2:])
+        padded = size_of(images_BCHW)
         masks = [
-            MaskLogits(embeds[i], features[i], padded, tuple(image.pixels_CHW.shape[-2:]), image.size)
+            MaskLogits(embeds[i], features[i], padded, size_of(image.pixels_CHW), image.size)
             for i, image in enumerate(batch)
         ]
         return [RawOutput(*answer) for answer in zip(classes, masks, strict=True)]
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return class logits, mask embeddings and mask features; a mask is the dot product of the last two."""
+        if self.model is None:
+            raise TypeError(f"{type(self).__name__} has no network of PyTorch")
         prediction = self.model(images_BCHW)
         last = prediction.last
         return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW

@@ -15,8 +15,8 @@ import torch
 from ..errors import ConfigError
 from ..results.types import SemanticMap
 from ..structures import Task
-from .base import Prepared, RawOutput, Wrapper, refuse_wrapped
-from .mask_rendering import Band, Size, resized
+from .base import BaseSegmenter, Prepared, RawOutput, Wrapper, refuse_wrapped
+from .mask_rendering import Band, Size, resized, size_of
 from .postprocess import best_classes
 from .segmenter import Segmenter
 
@@ -38,12 +38,18 @@ def sliding(segmenter: Segmenter) -> Sliding:
     """
     refuse_wrapped(segmenter, "sliding")
     segmenter.check_task("semantic")
-    if segmenter.config.test.slide is None:
+    _crop_and_stride(segmenter)
+    return Sliding(segmenter)
+
+
+def _crop_and_stride(segmenter: BaseSegmenter) -> tuple[Size, Size]:
+    slide = segmenter.config.test.slide
+    if slide is None:
         raise ConfigError(
             f"The configuration of {segmenter.source} has no test.slide.",
             hint="For example: --set 'test.slide={crop: [512, 512], stride: [341, 341]}'",
         )
-    return Sliding(segmenter)
+    return slide.crop, slide.stride
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
@@ -64,22 +70,22 @@ class Sliding(Wrapper):
                 f"Windows (test.slide) give class scores: {self.source} does semantic segmentation here, not {task!r}.",
                 hint="Use --task semantic, or --tile for large images.",
             )
-        return task
+        return "semantic"
 
     def infer(self, batch: Sequence[Prepared]) -> list[SlideRaw]:
         """Run the network, one window at a time."""
         return [self._infer(prepared) for prepared in batch]
 
     def _infer(self, prepared: Prepared) -> SlideRaw:
-        pixels_CHW, slide = prepared.pixels_CHW, self.config.test.slide
-        height, width = valid = tuple(pixels_CHW.shape[1:])
+        pixels_CHW, (crop, stride) = prepared.pixels_CHW, _crop_and_stride(self.inner)
+        height, width = size_of(pixels_CHW)
         windows = []
-        for top in window_starts(height, slide.crop[0], slide.stride[0]):
-            for left in window_starts(width, slide.crop[1], slide.stride[1]):
-                crop_CHW = pixels_CHW[:, top : top + slide.crop[0], left : left + slide.crop[1]]
-                [raw] = self.inner.infer([Prepared(crop_CHW, tuple(crop_CHW.shape[1:]))])
+        for top in window_starts(height, crop[0], stride[0]):
+            for left in window_starts(width, crop[1], stride[1]):
+                crop_CHW = pixels_CHW[:, top : top + crop[0], left : left + crop[1]]
+                [raw] = self.inner.infer([Prepared(crop_CHW, size_of(crop_CHW))])
                 windows.append((top, left, raw))
-        return SlideRaw(windows, valid, prepared.size)
+        return SlideRaw(windows, (height, width), prepared.size)
 
     @torch.inference_mode()
     def finish(self, raw: SlideRaw, task: Task | None = None, **_: Any) -> SemanticMap:

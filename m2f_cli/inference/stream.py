@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ def stream(
     *,
     batch: int = 1,
     workers: int = 2,
-) -> Iterator[tuple[Item, Out | M2FError | None, dict[str, float]]]:
+) -> Generator[tuple[Item, Out | M2FError | None, dict[str, float]], None, None]:
     """Yield each item with what came of it and the seconds of each stage, in the order of the items.
 
     An M2FError in `read`, in the network or in `finish` is that image's own: it takes the place of the results. Any
@@ -55,7 +55,7 @@ def stream(
     """
     with thread_pool(workers) as readers, thread_pool(workers) as finishers:
 
-        def load(job: _Work) -> _Work:
+        def load(job: _Work[Item]) -> _Work[Item]:
             with job.stage("read"):
                 job.kept = read(job.item)
                 job.is_open = job.kept is not None
@@ -65,7 +65,7 @@ def stream(
                     job.value = segmenter.prepare(image)
             return job
 
-        def infer(jobs: list[_Work]) -> list[_Work]:
+        def infer(jobs: list[_Work[Item]]) -> list[_Work[Item]]:
             waiting = [job for job in jobs if job.is_open]
             started = time.perf_counter()
             try:
@@ -82,7 +82,7 @@ def stream(
                 job.seconds["network"] = (time.perf_counter() - started) / len(waiting)
             return jobs
 
-        def end(job: _Work) -> _Work:
+        def end(job: _Work[Item]) -> _Work[Item]:
             if job.is_open:
                 with job.stage("post_process"):
                     job.value = finish(job.kept, job.value)
@@ -93,9 +93,10 @@ def stream(
                 job.seconds["write"] = time.perf_counter() - started
             return job
 
-        loaded = in_order(readers, load, map(_Work, items), workers + batch)
+        loaded: Iterator[_Work[Item]] = in_order(readers, load, map(_Work, items), workers + batch)
         answered = itertools.chain.from_iterable(map(infer, _batches(loaded, batch)))
-        for job in in_order(finishers, end, answered, workers + batch):
+        ended: Iterator[_Work[Item]] = in_order(finishers, end, answered, workers + batch)
+        for job in ended:
             yield job.item, job.value, job.seconds
 
 

@@ -17,14 +17,13 @@ from ..config.schema import ResizeConfig, TtaConfig
 from ..errors import ConfigError
 from ..results.types import Instances, PanopticMap, SemanticMap
 from ..structures import Task
-from .base import Prepared, RawOutput, Wrapper, refuse_wrapped
+from .base import BaseSegmenter, Prepared, RawOutput, Wrapper, refuse_wrapped
 from .mask_rendering import Band, Size
 from .merge_views import merge_views
 from .postprocess import best_classes
 from .preprocess import RESAMPLERS, resized_shape
-from .segmenter import Segmenter
 
-OURS = TtaConfig(scales=(0.75, 1.0, 1.25))  # where nothing was published
+OURS = TtaConfig(scales=(0.75, 1.0, 1.25))  # type: ignore[call-arg]  # where nothing was published
 
 
 @dataclass
@@ -35,7 +34,7 @@ class View:
     flipped: bool
 
 
-def with_tta(segmenter: Segmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
+def with_tta(segmenter: BaseSegmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
     """`segmenter`, with every image seen in several sizes and mirrored.
 
     Args:
@@ -55,7 +54,9 @@ def with_tta(segmenter: Segmenter, *, sizes: Sequence[int] | None = None, flip: 
         if not sizes or any(size < 1 for size in sizes):
             raise ConfigError(f"sizes are short edges of at least 1 pixel, not {list(sizes)}.")
         limit = plan.max_edge or _limit(segmenter.config.test.resize, max(sizes))
-        plan = TtaConfig(short_edges=tuple(sizes), max_edge=limit, of=plan.of, softmax=plan.softmax)
+        plan = TtaConfig(  # type: ignore[call-arg]
+            short_edges=tuple(sizes), max_edge=limit, of=plan.of, softmax=plan.softmax
+        )
     if flip is not None:
         plan = plan.model_copy(update={"flip": flip})
     return Augmented(segmenter, plan)
@@ -71,7 +72,7 @@ def _limit(resize: ResizeConfig, size: int) -> int | None:
 class Augmented(Wrapper):
     """See `with_tta`."""
 
-    def __init__(self, inner: Segmenter, plan: TtaConfig):
+    def __init__(self, inner: BaseSegmenter, plan: TtaConfig):
         super().__init__(inner)
         self.plan = plan
         count = len(plan.short_edges or plan.scales) * (1 + plan.flip)
@@ -96,8 +97,11 @@ class Augmented(Wrapper):
         plan, (height, width) = self.plan, size
         if plan.scales:
             return [(max(1, int(height * x + 0.5)), max(1, int(width * x + 0.5))) for x in plan.scales]
-        edges = [ResizeConfig(short_edge=edge, max_edge=plan.max_edge) for edge in plan.short_edges]
-        return [resized_shape(height, width, edge) for edge in edges]
+        limits = [
+            ResizeConfig(short_edge=edge, max_edge=plan.max_edge)  # type: ignore[call-arg]
+            for edge in plan.short_edges
+        ]
+        return [resized_shape(height, width, limit) for limit in limits]
 
     def infer(self, batch: Sequence[list[View]]) -> list[list[View]]:
         """Run the network, one view at a time: in a batch they would be padded to the largest."""
@@ -105,7 +109,7 @@ class Augmented(Wrapper):
 
     @torch.inference_mode()
     def finish(
-        self, raw: list[View], task: Task | None = None, **thresholds: float | int | None
+        self, raw: list[View], task: Task | None = None, **thresholds: Any
     ) -> PanopticMap | Instances | SemanticMap:
         """As `Segmenter.finish`, over all views."""
         task = self.check_task(task or self.default_task)
@@ -124,11 +128,14 @@ class Augmented(Wrapper):
         bands = [(self.inner.semantic_scores(view.data), view.flipped) for view in raw]
 
         def scores(start: int, stop: int) -> torch.Tensor:
-            total_KHW = None
-            for band, flipped in bands:
-                view_KHW = band(start, stop).softmax(0) if self.plan.softmax else band(start, stop)
-                view_KHW = view_KHW.flip(-1) if flipped else view_KHW
-                total_KHW = view_KHW if total_KHW is None else total_KHW.add_(view_KHW)
+            views = (self._view(band(start, stop), flipped) for band, flipped in bands)
+            total_KHW = next(views)
+            for view_KHW in views:
+                total_KHW.add_(view_KHW)
             return total_KHW.div_(len(bands))
 
         return scores
+
+    def _view(self, scores_KHW: torch.Tensor, flipped: bool) -> torch.Tensor:
+        scores_KHW = scores_KHW.softmax(0) if self.plan.softmax else scores_KHW
+        return scores_KHW.flip(-1) if flipped else scores_KHW

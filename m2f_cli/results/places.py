@@ -15,7 +15,8 @@ from .writers import folder_of, stem_for
 
 
 class Named(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 Item = TypeVar("Item", bound=Named)

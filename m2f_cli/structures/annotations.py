@@ -95,6 +95,7 @@ class ReadAs:
 
     def __call__(self) -> Annotation:
         panoptic = self.read()
+        derived: SemanticAnnotation | InstanceAnnotation
         if self.task == "semantic":
             derived = as_semantic(panoptic, len(self.categories))
         else:
@@ -128,7 +129,9 @@ def as_panoptic(semantic: SemanticAnnotation, separate: Collection[int] = ()) ->
     Args:
         separate: classes of which each connected region (8 neighbours) is a segment of its own.
     """
-    ids_HW, segments, whole = np.zeros(semantic.size, dtype=np.int32), [], {}
+    ids_HW = np.zeros(semantic.size, dtype=np.int32)
+    segments: list[AnnotatedSegment] = []
+    whole: dict[int, int] = {}  # class and id
     for label in values_in(semantic.labels_HW).tolist():
         if label == semantic.ignore:
             continue

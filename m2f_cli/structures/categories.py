@@ -146,7 +146,8 @@ class Category:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Category:
-        return cls(int(record["id"]), str(record["name"]), bool(record["isthing"]), tuple(map(int, record["color"])))
+        red, green, blue = map(int, record["color"])
+        return cls(int(record["id"]), str(record["name"]), bool(record["isthing"]), (red, green, blue))
 
 
 Categories: TypeAlias = tuple[Category, ...]

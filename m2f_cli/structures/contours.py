@@ -44,4 +44,4 @@ def _corners(points_P2: np.ndarray) -> np.ndarray:
     before, after = points_P2 - np.roll(points_P2, 1, axis=0), np.roll(points_P2, -1, axis=0) - points_P2
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
     reverses = (before * after).sum(axis=1) < 0
-    return points_P2[turns | reverses]
+    return np.compress(turns | reverses, points_P2, axis=0)

@@ -115,10 +115,11 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: as `read_image`.
     """
-    with _identified(path, str(path), MAX_PIXELS) as (image, tiff):
-        if image is not None:
+    with _identified(path, str(path), MAX_PIXELS) as image:
+        if not isinstance(image, TiffHead):
             return upright_size(image)
-        return tiff.size[::-1] if tiff.orientation in (5, 6, 7, 8) else tiff.size
+        height, width = image.size
+        return (width, height) if image.orientation in (5, 6, 7, 8) else (height, width)
 
 
 @contextmanager
@@ -135,8 +136,8 @@ def open_image(source: Path | bytes, where: str | None = None) -> Iterator[Image
         DataError: as `read_image`.
     """
     where = str(source) if where is None else where
-    with _identified(source, where, MAX_PIXELS) as (image, _):
-        if image is None:
+    with _identified(source, where, MAX_PIXELS) as image:
+        if isinstance(image, TiffHead):
             raise DataError(f"{where} is a TIFF of a kind that cannot be read.", hint="Save it with 8 or 16 bits.")
         image.load()  # NumPy would do it, and pass over some errors of decoders
         yield image
@@ -151,7 +152,9 @@ def open_small(content: bytes, edge: int) -> tuple[Image.Image, tuple[int, int]]
     Raises:
         DataError: as `read_image`.
     """
-    with _identified(content, "The JPEG", MAX_PIXELS) as (image, _):
+    with _identified(content, "The JPEG", MAX_PIXELS) as image:
+        if isinstance(image, TiffHead):
+            raise ValueError("it is a TIFF")
         size = upright_size(image)
         image.draft("L", (edge, edge))
         return upright(image), size
@@ -183,27 +186,26 @@ def decode_png(content: bytes, where: str) -> np.ndarray:
 
 
 def _from_file(source: Path | bytes, where: str, max_pixels: int) -> np.ndarray:
-    with _identified(source, where, max_pixels) as (image, tiff):
-        if image is not None:
+    with _identified(source, where, max_pixels) as image:
+        if not isinstance(image, TiffHead):
             return image_to_rgb(image)
     content = source.read_bytes() if isinstance(source, Path) else source
     with _decoding(where):
-        return tiff_to_rgb(content, tiff)
+        return tiff_to_rgb(content, image)
 
 
 @contextmanager
-def _identified(
-    source: Path | bytes, where: str, max_pixels: int
-) -> Iterator[tuple[Image.Image | None, TiffHead | None]]:
-    """Give the image of a file, its size checked; of a TIFF also its head, and no image where Pillow knows none."""
+def _identified(source: Path | bytes, where: str, max_pixels: int) -> Iterator[Image.Image | TiffHead]:
+    """Yield the image of a file, its size checked; the head alone of a TIFF that Pillow does not know."""
     if isinstance(source, Path):
         _check_file(source)
     with _decoding(where), source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         image, tiff = identify(file, max_pixels)
-        if image is None and tiff is None:
+        known = tiff if image is None else image
+        if known is None:
             file.seek(0)
             raise _not_an_image(where, file.read(512))
-        yield image, tiff
+        yield known
 
 
 @contextmanager

@@ -118,7 +118,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return the (height, width) of an image that is open but not loaded, as `upright` would give it."""
     width, height = image.size
     if image.format == "TIFF":  # Pillow 11 on turns the size when it opens a TIFF, before that when it loads it
-        width, height = (int(image.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+        tags = image.tag_v2  # type: ignore[attr-defined]  # of TiffImageFile, whose import most files do not need
+        width, height = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
     return (width, height) if orientation(image) >= 5 else (height, width)
 
 
@@ -189,7 +190,7 @@ def array_to_rgb(pixels: np.ndarray) -> np.ndarray:
     values = to_uint8(pixels)
     if values.shape[2] == 4:
         return np.array(_flatten(Image.fromarray(values)).convert("RGB"))
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))).copy()
+    return np.array(np.broadcast_to(values, (*values.shape[:2], 3)), order="C")
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

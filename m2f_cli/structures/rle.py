@@ -14,7 +14,8 @@ Size: TypeAlias = tuple[int, int]
 
 def encode_mask(mask_HW: np.ndarray) -> RLE:
     """Return the run lengths of a mask, whose values are bool, or 0 and 1."""
-    return coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    rle: RLE = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return rle
 
 
 def encode_polygons(polygons: Sequence[np.ndarray], size: Size) -> RLE:
@@ -22,7 +23,8 @@ def encode_polygons(polygons: Sequence[np.ndarray], size: Size) -> RLE:
     flat = [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in polygons if len(points_P2) >= 3]
     if not flat:
         return encode_counts([size[0] * size[1]], size)
-    return coco_mask.merge(coco_mask.frPyObjects(flat, *size))
+    union: RLE = coco_mask.merge(coco_mask.frPyObjects(flat, *size))
+    return union
 
 
 def encode_shape(shape: Sequence[np.ndarray] | RLE, size: Size) -> RLE:
@@ -49,7 +51,8 @@ def encode_ids(ids_HW: np.ndarray, ids: Iterable[int]) -> list[RLE]:
 
 def encode_counts(counts: list[int], size: Size) -> RLE:
     """Return plain run lengths, which go down the columns and begin with 0s, as compressed ones."""
-    return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    rle: RLE = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return rle
 
 
 def as_text(rle: RLE) -> dict[str, Any]:

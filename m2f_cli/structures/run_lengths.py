@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 def starts_of_runs(*maps_HW: np.ndarray) -> np.ndarray:
@@ -38,12 +39,12 @@ def pair_counts(first_HW: np.ndarray, second_HW: np.ndarray) -> tuple[np.ndarray
     return present >> 32, present.astype(np.int32).astype(np.int64), counts
 
 
-def renamed(map_HW: np.ndarray, names: Mapping[int, int], other: int, dtype: type) -> np.ndarray:
+def renamed(map_HW: np.ndarray, names: Mapping[int, int], other: int, dtype: DTypeLike) -> np.ndarray:
     """Return the map with each value replaced by `names[value]`, and by `other` where `names` does not have it."""
     starts = starts_of_runs(map_HW)
     runs = map_HW.ravel()[starts]
     old = np.unique(runs)
-    new = np.array([names.get(value, other) for value in old.tolist()], dtype=dtype)
+    new: np.ndarray = np.array([names.get(value, other) for value in old.tolist()], dtype=dtype)
     return np.repeat(new[np.searchsorted(old, runs)], np.diff(starts, append=map_HW.size)).reshape(map_HW.shape)
 
 

@@ -144,9 +144,9 @@ def color(value: Any) -> tuple[int, int, int]:
     if isinstance(value, str) and _HEX_COLOR.fullmatch(value):
         return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
     if isinstance(value, (list, tuple)) and len(value) == 3:
-        found = tuple(map(whole_number, value))
-        if 0 <= min(found) <= max(found) <= 255:
-            return found
+        red, green, blue = map(whole_number, value)
+        if 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+            return red, green, blue
     raise ValueError("[red, green, blue], each 0 to 255")
 
 
@@ -180,7 +180,7 @@ Key = Annotated[int | str, PlainValidator(key)]
 FileName = Annotated[str, PlainValidator(_file_name)]
 Side = Annotated[int | None, PlainValidator(_side)]
 SegmentId = Annotated[int, PlainValidator(_segment_id)]
-Color = Annotated[tuple[int, ...] | None, PlainValidator(color)]
+Color = Annotated[tuple[int, int, int] | None, PlainValidator(color)]
 ColorOrNone = Annotated[tuple[int, ...], PlainValidator(_color_or_none)]
 Trimmed = Annotated[str, PlainValidator(_trimmed)]
 

@@ -34,19 +34,22 @@ class Target:
 
     @property
     def size(self) -> tuple[int, int]:
-        plane = self.masks_NHW if self.masks_NHW is not None else self.owner_HW
-        return plane.shape[-2], plane.shape[-1]
+        return self._stored.shape[-2], self._stored.shape[-1]
+
+    @property
+    def _stored(self) -> Tensor:
+        return next(form for form in (self.masks_NHW, self.owner_HW) if form is not None)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Target:
-        moved = (
-            None if x is None else x.to(device, non_blocking=non_blocking)
-            for x in (self.labels_N, self.masks_NHW, self.owner_HW)
+        masks_NHW, owner_HW = (
+            None if form is None else form.to(device, non_blocking=non_blocking)
+            for form in (self.masks_NHW, self.owner_HW)
         )
-        return Target(*moved)
+        return Target(self.labels_N.to(device, non_blocking=non_blocking), masks_NHW, owner_HW)
 
     def masks(self) -> Tensor:
         """(N, H, W) bool, whichever form is stored. For tests and images: large."""
         if self.masks_NHW is not None:
             return self.masks_NHW.bool()
-        numbers = torch.arange(len(self), device=self.owner_HW.device)
-        return self.owner_HW[None] == numbers[:, None, None]
+        numbers = torch.arange(len(self), device=self._stored.device)
+        return self._stored[None] == numbers[:, None, None]

@@ -74,8 +74,9 @@ def _entries(file: BinaryIO, offset: str, count: str, entry: str) -> Iterator[tu
         fields = _read(file, entry, place)
         if fields is None:
             return
-        if fields[0] in _TAGS and fields[1] in _KINDS:
-            yield *fields[:3], place + length - struct.calcsize(offset)
+        tag, kind, values = fields[:3]
+        if tag in _TAGS and kind in _KINDS:
+            yield tag, kind, values, place + length - struct.calcsize(offset)
 
 
 def _head(found: dict[int, list[int]], turned: tuple[tuple[int, str], ...]) -> TiffHead:

@@ -153,8 +153,11 @@ def file_in(path: Path) -> Path:
 
 def engine_for(path: Path) -> str | None:
     """The name of the engine that runs a file or folder; None for what is no exported file."""
-    found = (name for name in plugins.names("engines") if plugins.get("engines", name).recognises(path))
-    return next(found, None)
+    for name in plugins.names("engines"):
+        engine: Any = plugins.get("engines", name)
+        if engine.recognises(path):
+            return name
+    return None
 
 
 def load(
@@ -270,7 +273,7 @@ class EngineSegmenter(Segmenter):
         count, size = len(images_BCHW), self.description.batch or len(images_BCHW)
         missing = -count % size
         images_BCHW = torch.cat([images_BCHW, images_BCHW.new_zeros(missing, *images_BCHW.shape[1:])])
-        parts = [self.engine(part) for part in images_BCHW.split(size)]
+        parts = [self.engine(part) for part in torch.split(images_BCHW, size)]
         return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
 
 

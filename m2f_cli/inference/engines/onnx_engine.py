@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class OnnxEngine:
         return {name: torch.from_numpy(value) for name, value in zip(self.names, found, strict=True)}
 
 
-def _runtime() -> ModuleType:
+def _runtime() -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

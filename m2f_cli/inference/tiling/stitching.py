@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...results.regions import Region
+from ...structures.rle import RLE, encode_counts
 from ..mask_rendering import Size
 from .grid import Box
 
@@ -73,7 +73,8 @@ class Joiner:
         top, left, bottom, right = region.box
         box = (window[0] + top, window[1] + left, window[0] + bottom, window[1] + right)
         self.parents.append(len(self.parents))
-        return Piece(len(self.parents) - 1, region.label, region.score, region.area, box, region.mask_HW)
+        score = 0.0 if region.score is None else region.score  # None: a semantic class, which is no thing
+        return Piece(len(self.parents) - 1, region.label, score, region.area, box, region.mask_HW)
 
     def _join(self, old: list[Piece], new: list[Piece], both: Box) -> None:
         pairs = sorted(_candidates(old, new, both), key=lambda pair: (-pair[0], pair[1].number, pair[2].number))
@@ -93,14 +94,14 @@ def _candidates(old: list[Piece], new: list[Piece], both: Box) -> Iterable[tuple
     """Pairs that may be one thing: how good a pair is, the pieces, and the pixels that they have in common."""
     by_label: dict[int, list[tuple[Piece, int]]] = defaultdict(list)
     for piece in old:
-        if pixels := np.count_nonzero(piece.within(both)):
+        if pixels := int(np.count_nonzero(piece.within(both))):
             by_label[piece.label].append((piece, pixels))
     for second in new:
-        if second.label not in by_label or not (count := np.count_nonzero(second.within(both))):
+        if second.label not in by_label or not (count := int(np.count_nonzero(second.within(both)))):
             continue
         for first, pixels in by_label[second.label]:
             box = intersection(first.box, second.box)
-            common = 0 if box is None else np.count_nonzero(first.within(box) & second.within(box))
+            common = 0 if box is None else int(np.count_nonzero(first.within(box) & second.within(box)))
             if common and common >= SHARED * min(pixels, count):
                 iou = common / (pixels + count - common)
                 yield iou * min(first.score, second.score), first, second, common
@@ -116,7 +117,7 @@ def intersection(first: Box, second: Box) -> Box | None:
 # --- run lengths ------------------------------------------------------------------------------------------------------
 
 
-def union_rle(parts: Sequence[tuple[Box, dict[str, Any]]], size: Size) -> dict[str, Any]:
+def union_rle(parts: Sequence[tuple[Box, RLE]], size: Size) -> RLE:
     """The union of masks as COCO run lengths of an image.
 
     Args:
@@ -131,7 +132,7 @@ def union_rle(parts: Sequence[tuple[Box, dict[str, Any]]], size: Size) -> dict[s
     return encode_at(mask_HW, top, left, size)
 
 
-def encode_at(mask_HW: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any]:
+def encode_at(mask_HW: np.ndarray, top: int, left: int, size: Size) -> RLE:
     """COCO run lengths of a mask that lies at (top, left) in an image; the image's pixels are never made."""
     height, width = size
     edges = np.zeros((mask_HW.shape[1], mask_HW.shape[0] + 2), dtype=np.int8)  # COCO runs go down the columns
@@ -142,4 +143,4 @@ def encode_at(mask_HW: np.ndarray, top: int, left: int, size: Size) -> dict[str,
     places = np.delete(places, np.concatenate([same, same + 1]))
     counts = np.diff(np.concatenate([[0], places, [height * width]]))
     counts = counts[: len(counts) - (counts[-1] == 0)]
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return encode_counts(counts.tolist(), size)

@@ -83,15 +83,15 @@ class Tiled(Wrapper):
             answers = iter(self.inner.infer(small) if small else [])
         return [each if isinstance(each, Tiles) else next(answers) for each in batch]
 
-    def finish(
-        self, raw: Any, task: Task | None = None, **thresholds: float | int | None
-    ) -> PanopticMap | Instances | SemanticMap:
+    def finish(self, raw: Any, task: Task | None = None, **thresholds: Any) -> PanopticMap | Instances | SemanticMap:
         """As `Segmenter.finish`; a large image goes through the network here."""
         task = self.check_task(task or self.default_task)
         return self.finish_all(raw, [task], **thresholds)[task]
 
     @torch.inference_mode()
-    def finish_all(self, raw: Any, tasks: Sequence[Task], **thresholds: float | int | None) -> dict[Task, Any]:
+    def finish_all(
+        self, raw: Any, tasks: Sequence[Task], **thresholds: Any
+    ) -> dict[Task, PanopticMap | Instances | SemanticMap]:
         """As `finish` for each task; each window goes through the network once."""
         if not isinstance(raw, Tiles):
             return self.inner.finish_all(raw, tasks, **thresholds)
@@ -139,7 +139,7 @@ class SemanticMosaic:
         for start, stop in bands(bottom - top, columns.tile, 4 * len(self.categories)):
             band = scores(start + first_row, stop + first_row)[..., first_column : first_column + right - left]
             band = band * (down[start:stop, None] * across).to(band.device)
-            if j:
+            if j and self.beside is not None:
                 band[..., :fade] += self.beside[:, start:stop]
             if not is_last:
                 if self.beside is None:
@@ -154,7 +154,7 @@ class SemanticMosaic:
         columns = slice(left, left + band.shape[2])
         top, bottom = self.grid.rows.support(i, fade)
         shared = min(max(top + fade - row, 0), band.shape[1]) if i else 0
-        if shared:
+        if shared and self.below is not None:
             band[:, :shared] += self.below[:, row - top : row - top + shared, columns]
         is_last = i == len(self.grid.rows.seams)
         decided = stop if is_last else max(row, min(stop, bottom - fade))
