@@ -1,4 +1,4 @@
-"""Maps as run lengths: neighbours mostly have the same id, so there are a hundred times fewer runs than pixels."""
+"""Maps as run lengths: most neighbours have the same id, so there are far fewer runs than pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 
 def starts_of_runs(*maps_HW: np.ndarray) -> np.ndarray:
-    """Return the flat positions (int64, ascending) where any of several maps of one size changes, 0 among them."""
+    """Return the flat positions (int64, ascending, from 0 on) at which any of several maps of one size changes."""
     first, *others = (map_HW.ravel() for map_HW in maps_HW)
     changes = np.empty(first.size, dtype=bool)
     changes[:1] = True
@@ -34,13 +34,13 @@ def pair_counts(first_HW: np.ndarray, second_HW: np.ndarray) -> tuple[np.ndarray
     first, second = (values.ravel()[starts].astype(np.int64) for values in (first_HW, second_HW))
     pairs = (first << 32) | (second & 0xFFFFFFFF)
     present = np.unique(pairs)
-    place = np.searchsorted(present, pairs)  # a third faster than `return_inverse`, which sorts positions
-    counts = np.bincount(place, weights=lengths, minlength=len(present)).astype(np.int64)
+    index = np.searchsorted(present, pairs)  # faster than `return_inverse`, which sorts positions
+    counts = np.bincount(index, weights=lengths, minlength=len(present)).astype(np.int64)
     return present >> 32, present.astype(np.int32).astype(np.int64), counts
 
 
 def renamed(map_HW: np.ndarray, names: Mapping[int, int], other: int, dtype: DTypeLike) -> np.ndarray:
-    """Return the map with each value replaced by `names[value]`, and by `other` where `names` does not have it."""
+    """Return a map (`dtype`) with each value replaced by `names[value]`, or by `other` where `names` lacks it."""
     starts = starts_of_runs(map_HW)
     runs = map_HW.ravel()[starts]
     old = np.unique(runs)
