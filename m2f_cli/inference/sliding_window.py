@@ -1,7 +1,7 @@
-"""MMSegmentation's `slide` mode: windows over the resized image, class scores averaged where windows overlap.
+"""Mode `slide` of MMSegmentation: windows over the resized image, with class scores averaged where they overlap.
 
-All of its Mask2Former rows are tested on whole images (docs/methods/published-behaviour.md#2-6), so no shipped preset
-has a `test.slide`; models that were trained and tested with windows set one.
+MMSegmentation tests Mask2Former on whole images (docs/methods/published-behaviour.md#2-6), so no shipped preset has
+`test.slide`. Models that were trained and tested with windows set it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from .segmenter import Segmenter
 
 @dataclass
 class SlideRaw:
-    """The network's answers for the windows of one image, with their (top, left) in the network's input."""
+    """Outputs of the network for the windows of one image.
+
+    Attributes:
+        windows: (top, left, output) of each window, in pixels of the network's input.
+        valid: size of the network's input without padding.
+        size: size of the image itself.
+    """
 
     windows: list[tuple[int, int, RawOutput]]
     valid: Size
@@ -31,7 +37,7 @@ class SlideRaw:
 
 
 def sliding(segmenter: Segmenter) -> Sliding:
-    """`segmenter`, tested in windows as its configuration's `test.slide` says. Semantic segmentation only.
+    """Wrap a segmenter to run in windows, as `test.slide` of its configuration says. Semantic segmentation only.
 
     Raises:
         ConfigError: the configuration has no `test.slide`, or the model does no semantic segmentation.
@@ -53,13 +59,13 @@ def _crop_and_stride(segmenter: BaseSegmenter) -> tuple[Size, Size]:
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows start along one axis: every `stride`, the last moved back to end at the edge (at least one)."""
+    """Return the starts of windows along an axis: every `stride`, the last one moved back to end at the edge."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride + crop, length) - crop, 0) for i in range(count)]
 
 
 class Sliding(Wrapper):
-    """See `sliding`."""
+    """Segmenter that runs another one in windows; see `sliding`."""
 
     tasks: tuple[Task, ...] = ("semantic",)
     default_task: Task = "semantic"
@@ -89,7 +95,7 @@ class Sliding(Wrapper):
 
     @torch.inference_mode()
     def finish(self, raw: SlideRaw, task: Task | None = None, **_: Any) -> SemanticMap:
-        """The class of the highest mean score at each pixel; thresholds are for other tasks."""
+        """Return the class of the highest mean score at each pixel. Thresholds of other tasks are ignored."""
         self.check_task(task or self.default_task)
         first = raw.windows[0][2]
         return best_classes(
@@ -101,7 +107,7 @@ class Sliding(Wrapper):
         )
 
     def semantic_scores(self, raw: SlideRaw) -> Band:
-        """Class scores (classes, rows, W): summed over the windows, divided by their number, then resized."""
+        """Return a function of class scores (classes, rows, W), averaged over the windows, then resized."""
         windows = [(top, left, each.masks.size, self.inner.semantic_scores(each)) for top, left, each in raw.windows]
         device = raw.windows[0][2].masks.device
 

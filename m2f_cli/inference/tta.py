@@ -1,7 +1,7 @@
-"""Test-time augmentation: an image at several sizes, plain and mirrored, and one answer for all of them.
+"""Test-time augmentation: an image at several sizes, plain and mirrored, gives one result.
 
 Semantic: class scores at the image's own size are averaged, as published (docs/methods/published-behaviour.md#2-2,
-"ms+flip"). Panoptic and instance: nobody published a rule; `merge.py` has ours.
+"ms+flip"). Panoptic and instance: no rule is published; `merge_views` has one of m2f.
 """
 
 from __future__ import annotations
@@ -23,33 +23,38 @@ from .merge_views import merge_views
 from .postprocess import best_classes
 from .preprocess import RESAMPLERS, resized_shape
 
-OURS = TtaConfig(scales=(0.75, 1.0, 1.25))  # type: ignore[call-arg]  # where nothing was published
+DEFAULT_PLAN = TtaConfig(scales=(0.75, 1.0, 1.25))  # type: ignore[call-arg]  # where none is published
 
 
 @dataclass
 class View:
-    """One version of an image before (`Prepared`) or after (`RawOutput`) the network, mirrored left to right or not."""
+    """Version of an image before or after the network.
+
+    Attributes:
+        data: the `Prepared` image or its `RawOutput`.
+        flipped: True if it is mirrored left to right.
+    """
 
     data: Any
     flipped: bool
 
 
 def with_tta(segmenter: BaseSegmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
-    """`segmenter`, with every image seen in several sizes and mirrored.
+    """Wrap a segmenter to see every image at several sizes and mirrored.
+
+    The mask features of all views are in memory until an image is finished.
 
     Args:
-        sizes: short edges in pixels of the network's input; by default those of `test.tta`, which are the published
-            ones, or 0.75, 1 and 1.25 times the test size where nothing was published.
-        flip: whether each size is also seen mirrored; by default as `test.tta` says, or True.
-
-    Memory: the mask features of all views are kept until an image is finished; 12 views of a Cityscapes image
-    are 2.3 GB, of an ADE20K image 0.4 GB.
+        segmenter: the segmenter to wrap, which is no wrapper.
+        sizes: short edges in pixels of the network's input. By default those of `test.tta`, which are the published
+            ones, or 0.75, 1 and 1.25 times the test size where none are published.
+        flip: add the mirrored image of each size; by default as in `test.tta`, or True.
 
     Raises:
-        ConfigError: sizes that are not above 0.
+        ConfigError: `segmenter` is a wrapper, or a size is below 1.
     """
     refuse_wrapped(segmenter, "with_tta")
-    plan = segmenter.config.test.tta or OURS
+    plan = segmenter.config.test.tta or DEFAULT_PLAN
     if sizes is not None:
         if not sizes or any(size < 1 for size in sizes):
             raise ConfigError(f"sizes are short edges of at least 1 pixel, not {list(sizes)}.")
@@ -63,14 +68,14 @@ def with_tta(segmenter: BaseSegmenter, *, sizes: Sequence[int] | None = None, fl
 
 
 def _limit(resize: ResizeConfig, size: int) -> int | None:
-    """The limit on long edges that stands to `size` as the test resize's own limit to its size."""
+    """Return the limit of long edges for `size`, in proportion to the limit of the test resize."""
     if resize.max_edge is None or resize.short_edge is None:
         return None
     return -(-resize.max_edge * size // resize.short_edge)
 
 
 class Augmented(Wrapper):
-    """See `with_tta`."""
+    """Segmenter that runs another one on several views of each image; see `with_tta`."""
 
     def __init__(self, inner: BaseSegmenter, plan: TtaConfig):
         super().__init__(inner)
@@ -79,7 +84,7 @@ class Augmented(Wrapper):
         self.notes = [*inner.notes, f"Test-time augmentation: {count} views of each image."]
 
     def prepare(self, image_HWC: np.ndarray) -> list[View]:
-        """All views of an image (H, W, 3, uint8 RGB): sizes in their order, each plain, then mirrored."""
+        """Return all views of an image (H, W, 3), uint8 RGB: the sizes in order, each plain, then mirrored."""
         prepared = self.inner.prepare(image_HWC)
         base_HWC = image_HWC if self.plan.of == "picture" else prepared.pixels_CHW.permute(1, 2, 0).numpy()
         resample = RESAMPLERS[self.config.test.resize.resampling]
@@ -104,14 +109,14 @@ class Augmented(Wrapper):
         return [resized_shape(height, width, limit) for limit in limits]
 
     def infer(self, batch: Sequence[list[View]]) -> list[list[View]]:
-        """Run the network, one view at a time: in a batch they would be padded to the largest."""
+        """Run the network on one view at a time, because a batch would pad them to the largest one."""
         return [[View(self.inner.infer([view.data])[0], view.flipped) for view in views] for views in batch]
 
     @torch.inference_mode()
     def finish(
         self, raw: list[View], task: Task | None = None, **thresholds: Any
     ) -> PanopticMap | Instances | SemanticMap:
-        """As `Segmenter.finish`, over all views."""
+        """Turn the outputs of all views into one result, as `Segmenter.finish` does for one."""
         task = self.check_task(task or self.default_task)
         first: RawOutput = raw[0].data
         if len(raw) == 1 and not raw[0].flipped:
@@ -124,7 +129,7 @@ class Augmented(Wrapper):
         return self.inner.finish(merged, task, **thresholds)
 
     def semantic_scores(self, raw: list[View]) -> Band:
-        """Class scores (classes, rows, W) at the image's own size, mirrored back, summed in order, averaged."""
+        """Return a function of class scores (classes, rows, W) at the image's own size, averaged over the views."""
         bands = [(self.inner.semantic_scores(view.data), view.flipped) for view in raw]
 
         def scores(start: int, stop: int) -> torch.Tensor:
