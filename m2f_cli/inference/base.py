@@ -1,4 +1,4 @@
-"""The contract of everything that segments images, what goes between its steps, and what stands around another."""
+"""Contract of segmenters, the values between their steps, and the base class of wrappers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from .mask_rendering import Band, MaskLogits, Size
 
 @dataclass
 class Prepared:
-    """An image at the network's input size, (3, h, w) uint8 RGB, and the size that it had."""
+    """Image at the network's input size.
+
+    Attributes:
+        pixels_CHW: uint8 RGB, without padding.
+        size: (height, width) of the image itself.
+    """
 
     pixels_CHW: Tensor
     size: Size
@@ -32,23 +37,32 @@ class Prepared:
 
 @dataclass
 class RawOutput:
-    """The network's answer for one image: class logits and masks that are not rendered yet."""
+    """Output of the network for one image.
+
+    Attributes:
+        class_logits_QK: logits of the classes; the last one is "no object".
+        masks: mask logits that are not rendered yet.
+    """
 
     class_logits_QK: Tensor
     masks: MaskLogits
 
 
 class BaseSegmenter(ABC):
-    """A model ready for use. Call it with one image (path, PIL image or array) or a list of them.
+    """Model ready for use. Call it with one image (path, PIL image or array) or a list of them.
 
-    A call has three steps, which a stream of images overlaps: `prepare` (any thread), `infer` (one thread) and `finish`
-    (any thread). What goes from one step to the next is each segmenter's own.
+    A call has three steps: `prepare` (any thread), `infer` (one thread) and `finish` (any thread). A stream of images
+    overlaps them. Each segmenter has its own types for the values between the steps.
 
     Attributes:
         model: the network; None for an exported file.
-        tasks: what it can be asked for.
-        default_task: what it does when a call does not say.
-        notes: what a person should know about it.
+        config: configuration of the model.
+        categories: classes, in the order of their class numbers.
+        device: device of the network.
+        precision: number format of most of the network, such as "fp32".
+        source: origin of the model, for messages.
+        notes: remarks for people.
+        default_task: task of a call that names none.
     """
 
     model: torch.nn.Module | None
@@ -58,22 +72,27 @@ class BaseSegmenter(ABC):
     precision: str
     source: str
     notes: list[str]
-    tasks: tuple[Task, ...]
     default_task: Task
 
-    def __call__(self, images: Any, task: Task | None = None, **thresholds: float | int | None) -> Any:
+    @property
+    @abstractmethod
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks that this model does."""
+
+    def __call__(self, images: Any, task: Task | None = None, **thresholds: Any) -> Any:
         """Segment images.
 
         Args:
             images: a path, a PIL image, an array (H, W, 3) or (H, W), or a list of these.
-            task: "panoptic", "instance" or "semantic"; the model's own by default.
+            task: "panoptic", "instance" or "semantic"; by default `default_task`.
             thresholds: object_threshold, overlap_threshold, top_k, score_threshold, as in `finish`.
 
         Returns:
             A PanopticMap, Instances or SemanticMap; a list of them for a list.
 
         Raises:
-            DataError: something is not an image; ConfigError: the model does not do this task.
+            DataError: one of `images` is not an image.
+            ConfigError: the model does not do this task.
         """
         if isinstance(images, (list, tuple)):
             return [self(image, task, **thresholds) for image in images]
@@ -85,45 +104,67 @@ class BaseSegmenter(ABC):
 
     @abstractmethod
     def check_task(self, task: str) -> Task:
-        """Return `task`, if this model does it.
+        """Return `task` if this model does it.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: the model does not do it.
         """
 
     @abstractmethod
     def prepare(self, image_HWC: np.ndarray) -> Any:
-        """Make an image (H, W, 3, uint8 RGB) ready for the network."""
+        """Prepare an image (H, W, 3), uint8 RGB, for the network."""
 
     @abstractmethod
     def infer(self, batch: Sequence[Any]) -> list[Any]:
-        """Run the network on what `prepare` gave."""
+        """Run the network on outputs of `prepare`."""
 
     @abstractmethod
-    def finish(self, raw: Any, task: Task | None = None, **thresholds: Any) -> PanopticMap | Instances | SemanticMap:
-        """Turn what `infer` gave for one image into a result at the image's own size."""
+    def finish(
+        self,
+        raw: Any,
+        task: Task | None = None,
+        *,
+        object_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+    ) -> PanopticMap | Instances | SemanticMap:
+        """Turn the output of `infer` for one image into a result at the image's own size.
+
+        Args:
+            raw: output of `infer` for the image.
+            task: by default `default_task`.
+            object_threshold: panoptic, least class probability of a query; by default as configured.
+            overlap_threshold: panoptic, least visible share of a mask; by default as configured.
+            top_k: instance, number of (query, class) pairs; by default as configured.
+            score_threshold: instance, least score of an object; by default the segmenter's own.
+        """
 
     def finish_all(
         self, raw: Any, tasks: Sequence[Task], **thresholds: Any
     ) -> dict[Task, PanopticMap | Instances | SemanticMap]:
-        """Return the results of several tasks."""
+        """Return the results of several tasks, each as from `finish`."""
         return {task: self.finish(raw, task, **thresholds) for task in tasks}
 
     @abstractmethod
     def semantic_scores(self, raw: Any) -> Band:
-        """Return class scores (classes, rows, W) at the image's own size, a band of rows at a time."""
+        """Return a function of class scores (classes, rows, W) at the image's own size, for a band of rows."""
 
 
 class Wrapper(BaseSegmenter):
-    """Base class for segmenters around another. What a subclass does not define is the inner one's."""
+    """Base class for segmenters that wrap another segmenter, which provides all that a subclass does not define."""
 
     def __init__(self, inner: BaseSegmenter):
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # not set yet, as while a copy is unpacked: asking the inner one would never end
+        if name == "inner":  # not set while a copy is unpacked, and looking it up would recurse forever
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.inner.tasks
 
     def check_task(self, task: str) -> Task:
         return self.inner.check_task(task)
@@ -142,15 +183,21 @@ class Wrapper(BaseSegmenter):
 
 
 def innermost(segmenter: BaseSegmenter) -> Any:
-    """Return the segmenter inside all wrappers: the one that has the network."""
+    """Return the segmenter inside all wrappers, which has the network."""
     while isinstance(segmenter, Wrapper):
         segmenter = segmenter.inner
     return segmenter
 
 
 def refuse_wrapped(segmenter: BaseSegmenter, what: str) -> None:
-    """Raises:
-    ConfigError: `segmenter` is a wrapper already.
+    """Refuse a segmenter that is a wrapper.
+
+    Args:
+        segmenter: the segmenter to be wrapped.
+        what: name of the new wrapper, for the message.
+
+    Raises:
+        ConfigError: `segmenter` is a wrapper.
     """
     if isinstance(segmenter, Wrapper):
         raise ConfigError(

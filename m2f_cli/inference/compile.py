@@ -1,4 +1,4 @@
-"""Let torch.compile have what gains from it."""
+"""Compilation of the parts of a model that torch.compile makes faster."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..model.pixel_decoders.deformable import softmax_on_cpu
 from ..ops.deformable_attention.embedding_bag import corners_on_cpu
 
 if TYPE_CHECKING:
-    from .segmenter import Segmenter
+    from .base import BaseSegmenter
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
-def compile_parts(segmenter: Segmenter) -> None:
-    """Compile the parts of the network, in place, each when it first runs.
+def compile_parts(segmenter: BaseSegmenter) -> None:
+    """Compile the parts of the network in place, each when it first runs.
 
-    On a CPU only what prepares deformable attention is compiled: the rest is matrix products of libraries, which
+    On a CPU, only the preparation of deformable attention is compiled. The rest is matrix products of libraries, which
     torch.compile makes slower.
 
     Raises:
-        ConfigError: it is an exported file, or on a CPU there is no C++ compiler.
+        ConfigError: the model is an exported file, or a CPU has no C++ compiler.
     """
     if segmenter.model is None:
         raise ConfigError(f"--compile is for networks of PyTorch; {segmenter.source} is an exported file.")
@@ -42,12 +42,12 @@ def compile_parts(segmenter: Segmenter) -> None:
 
 
 def compile_operators() -> None:
-    """Compile what gains on a CPU; see `ops.compiled`."""
+    """Compile the operators that become faster on a CPU; see `ops.compiled`."""
     for each in (corners_on_cpu, softmax_on_cpu):
         each.compile()
 
 
 def parts_of(network: nn.Module | None) -> dict[str, nn.Module]:
-    """The three parts of our network by the names of their stages; nothing of an exported file."""
+    """Return the parts of a network by the names of their stages; nothing for an exported file."""
     names = {"backbone": "backbone", "pixel decoder": "pixel_decoder", "decoder": "decoder"}
     return {shown: getattr(network, name) for shown, name in names.items() if hasattr(network, name)}

@@ -1,14 +1,14 @@
-"""The memory of a predict run: a journal with one line per image, and the json files that all its images share.
+"""Journal of a predict run, with one line per image, and the JSON files that all its images share.
 
-A line is appended when an image is finished, so that a run can stop at any time and go on later; the shared files
-are assembled from it at the end, one line at a time. In memory there is only an index of names.
+A line is appended when an image is finished, so that a run can stop at any time and be resumed. The shared files are
+assembled from the journal at the end, one line at a time. Only an index of names is kept in memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,8 +16,6 @@ from typing import IO, Any
 from ..errors import ConfigError, DataError
 from ..results import server_formats
 from ..results import writers as output
-from ..results.types import Result
-from ..results.writers import Writer
 from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock
@@ -28,16 +26,19 @@ from .sources import RUN_MARK
 
 @dataclass(frozen=True)
 class Shared:
-    """A format whose images share one json file.
+    """Format whose images share one JSON file.
 
-    write: what each image still writes of its own.  entry: what it adds to the shared file, from the result, its
-    name and its image's file name.  pack: what is made of the folder in the end, from it and the journal's head;
-    `packed` is the pattern of its name.
+    Attributes:
+        file: name of the shared file.
+        write: writes the files of one image, from the result and a path without suffix; returns them.
+        entry: returns the entry of one image in the shared file, from the result, its name and the image's file name.
+        pack: packs the folder at the end, from its path and the head of the journal; returns the packed file.
+        packed: pattern of the name of that file.
     """
 
     file: str
-    write: Writer
-    entry: Callable[[Result, str, str], Any]
+    write: Callable[[Any, Path], list[Path]]  # each format takes its own kind of result
+    entry: Callable[[Any, str, str], Any]
     pack: Callable[[Path, dict[str, Any]], Path] | None = None
     packed: str | None = None
 
@@ -57,14 +58,17 @@ PREDICTIONS = "predictions.json"
 
 
 class Journal(JsonLines):
-    """The journal of a folder. Its first line, the head, says what made it; each other line is one image's entry:
-    {"record": {"name", "file", …}, "shared": {format: what it adds to the shared file}}."""
+    """Journal of a folder.
+
+    Its first line, the head, has the settings of the run. Each other line is the entry of one image:
+    {"record": {"name", "file", …}, "shared": {format: entry of the shared file}}.
+    """
 
     def __init__(self, folder: Path, head: dict[str, Any]):
         """Open or start the journal.
 
         Raises:
-            ConfigError: the folder's journal has another head: another model, task, format or threshold.
+            ConfigError: the folder's journal has another model, task, format or threshold in its head.
             DataError: the file is no journal.
             M2FError: the folder cannot be written.
         """
@@ -82,25 +86,31 @@ class Journal(JsonLines):
             self.close()
             raise
 
+    def __enter__(self) -> Journal:
+        return self
+
     def __exit__(self, *_: object) -> None:
         self.reader.close()
         self.close()
 
-    def append(self, entry: dict[str, Any]) -> None:
-        self.offsets[entry["record"]["name"]] = super().append(entry)
+    def append(self, entry: dict[str, Any]) -> int:
+        offset = super().append(entry)
+        self.offsets[entry["record"]["name"]] = offset
+        return offset
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """Return the newest entry of an image."""
+        """Return the newest entry of an image; None where it has none."""
         if name not in self.offsets:
             return None
         self.reader.seek(self.offsets[name])
-        return json.loads(self.reader.readline())
+        entry: dict[str, Any] = json.loads(self.reader.readline())
+        return entry
 
     def entries(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         return (entry for entry in map(self.get, names) if entry is not None)
 
     def is_finished(self, name: str, file: str) -> bool:
-        """Whether an image was done without error and all its files are still there."""
+        """Return True if an image was finished without error and all its result files still exist."""
         entry = self.get(name)
         if entry is None or "error" in entry["record"] or entry["record"]["file"] != file:
             return False
@@ -120,10 +130,11 @@ class Journal(JsonLines):
 
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of a journal that may be anybody's.
+    """Return an entry of a journal of unknown origin if it is valid.
 
     Raises:
-        KeyError, TypeError: it is none.
+        KeyError: a part is missing.
+        TypeError: a part has the wrong type.
     """
     record, shared = entry["record"], entry.get("shared", {})
     files = record.get("files", [])
@@ -147,10 +158,10 @@ def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
-    """Refuse to write over what is there, unless that was asked for.
+    """Refuse to overwrite existing results that no option allows to overwrite.
 
     Raises:
-        ConfigError: the folder is a file, or holds something and neither option was given.
+        ConfigError: the folder is a file; it is not empty and neither option was given; or both were.
     """
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing and --overwrite exclude each other.")
@@ -165,13 +176,14 @@ def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
 
 
 def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
-    """Remove what an earlier run wrote to the folder, by its journal, and nothing else.
+    """Remove the files that the journal of an earlier run lists, and nothing else.
 
     Args:
-        spared: images that were given; the journal, which may be anybody's, must not list them.
+        folder: the folder of results.
+        spared: input images. The journal may be of unknown origin, so it must not list them.
 
     Raises:
-        ConfigError: it does. Nothing has been removed then.
+        ConfigError: the journal lists an input image. Nothing has been removed then.
         M2FError: a file cannot be removed.
     """
     path = folder / RUN_MARK
@@ -194,7 +206,7 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
 
 
 def _files_of(path: Path) -> Iterator[str]:
-    """The files that a journal lists, as far as they lie in its own folder, whatever it says and links lead to."""
+    """Yield the files that a journal lists, if they lie in its own folder, also after links are resolved."""
     for _, line in whole_lines(path):
         try:
             files = parse(line)["record"]["files"]
@@ -209,8 +221,15 @@ def _files_of(path: Path) -> Iterator[str]:
 
 
 def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], categories: Categories) -> None:
-    """Write predictions.json and the shared files of `formats`, images in the order of `names`. Images of the
-    journal that are not named come first: they belong to earlier runs into the same folder."""
+    """Write predictions.json and the shared files of `formats`.
+
+    Args:
+        journal: the journal of the folder.
+        names: names of images, in the order of the files. Other images of the journal are of earlier runs into the
+            same folder and come first.
+        formats: names of writers.
+        categories: classes of the model.
+    """
     named = set(names)
     order = [name for name in journal.offsets if name not in named] + list(names)
     records = (entry["record"] for entry in journal.entries(order))
@@ -229,11 +248,12 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
         elif name == "coco-instance":
             with atomic(journal.folder / SHARED[name].file) as part, part.open("w", encoding="utf-8") as file:
                 _write_list(file, (record for records in shared(name) for record in records))
-        if name in SHARED and SHARED[name].pack is not None:
-            SHARED[name].pack(journal.folder, journal.head)
+        pack = SHARED[name].pack if name in SHARED else None
+        if pack is not None:
+            pack(journal.folder, journal.head)
 
 
-def _write_lists(path: Path, head: dict[str, Any], lists: dict[str, Iterable[Any]]) -> None:
+def _write_lists(path: Path, head: dict[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(json_text(head)[:-1])
         for key, items in lists.items():

@@ -1,8 +1,8 @@
-"""A segmenter from any reference: a preset, a checkpoint, a folder or an exported file."""
+"""Loading of a segmenter from a reference: a preset, a checkpoint, a folder or an exported file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..runtime.devices import Precision, choose_device, choose_precision
 from ..structures import Task
 from ..structures.categories import load_categories
+from ..weights import Progress
 from .base import BaseSegmenter, innermost
 from .compile import compile_parts
 from .engines import base as engines
@@ -30,19 +31,21 @@ DEFAULT_MODELS: dict[Task, str] = {
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model, on what, and what stands around it.
+    """Options of `open_model`.
 
     Attributes:
-        ref: as of `load`; None: the preset's weights, else the default model of the task.
-        preset: the configuration that the weights `ref` are used by, in place of their own.
-        task: what the model does when a call does not say; the model's own task by default.
+        ref: as in `load`. None: the weights of the preset, or the default model of the task.
+        preset: preset whose configuration replaces that of the weights `ref`.
+        task: task of a call that names none; by default the model's own.
+        device: "auto", or any device that PyTorch knows.
         precision: a number format, or "auto".
-        engine: what runs an exported file; None: what its name says.
+        engine: name of the engine that runs an exported file. None: the one for this kind of file.
         trust_code: allow the model's file to name code.
         overrides: "key=value" pairs that change the configuration.
-        compile: let torch.compile have what gains from it.
-        tta: test-time augmentation.
-        tile, tile_overlap: as in `tiled`; None: images as a whole.
+        compile: compile the parts that become faster by torch.compile.
+        tta: use test-time augmentation.
+        tile: height and width of tiles in pixels, as in `tiled`. None: images as a whole.
+        tile_overlap: overlap of tiles, as in `tiled`.
     """
 
     ref: str | Path | None = None
@@ -59,17 +62,19 @@ class ModelOptions:
     tile_overlap: float = 0.25
 
 
-def open_model(options: ModelOptions, *, progress: Callable | None = None) -> BaseSegmenter:
-    """Load a model, change its settings, and put around it what was asked for.
+def open_model(options: ModelOptions, *, progress: Progress | None = None) -> BaseSegmenter:
+    """Load a model, change its settings, and wrap it as the options say.
 
     Args:
+        options: the model and its settings.
         progress: called with records of a download.
 
     Raises:
-        WeightsError: as of `load`; ConfigError: also a preset or settings that do not fit the model.
+        WeightsError: as in `load`.
+        ConfigError: as in `load`, or a preset or settings do not fit the model.
     """
     preset = presets.load(options.preset) if options.preset else None
-    if preset is not None and options.ref is None and options.preset.endswith((".yaml", ".yml")):
+    if options.preset and options.ref is None and options.preset.endswith((".yaml", ".yml")):
         raise ConfigError(f"{options.preset} is a configuration without weights.", hint="Pass --model REF, too.")
     model = load(
         options.ref or options.preset or DEFAULT_MODELS[options.task or "panoptic"],
@@ -80,7 +85,7 @@ def open_model(options: ModelOptions, *, progress: Callable | None = None) -> Ba
         engine=options.engine,
     )
     if options.overrides or (preset is not None and options.ref is not None):
-        model = innermost(model)  # settings come first: they may change whether windows stand around the network
+        model = innermost(model)  # before it is wrapped, because settings may add or remove sliding windows
         if preset is not None and options.ref is not None:
             _use_preset(model, preset)
         if options.overrides:
@@ -94,7 +99,7 @@ def open_model(options: ModelOptions, *, progress: Callable | None = None) -> Ba
 
 
 def _use_preset(model: Segmenter, preset: Config) -> None:
-    """Test other weights as a preset is tested."""
+    """Give a model the configuration of a preset, without its network, and the classes of the preset."""
     categories = load_categories(preset.data.classes)
     if len(categories) != len(model.categories):
         raise ConfigError(
@@ -113,28 +118,29 @@ def load(
     precision: Precision | Literal["auto"] = "fp32",
     channels_last: bool = False,
     trust_code: bool = False,
-    progress: Callable | None = None,
+    progress: Progress | None = None,
     engine: str | None = None,
 ) -> BaseSegmenter:
     """Load a model.
 
     Args:
         ref: a preset (its released weights), a run folder, a checkpoint file, a Hugging Face folder or repository, a
-            detectron2 .pkl/.pth, an OpenMMLab .pth, or what `m2f export` wrote. None: the default model of `task`
-            (panoptic without a task).
-        task: what to do when a call does not say; the model's own task by default.
+            detectron2 .pkl/.pth, an OpenMMLab .pth, or a file of `m2f export`. None: the default model of `task`
+            (of panoptic segmentation without a task).
+        task: task of a call that names none; by default the model's own.
         device: "auto" (CUDA, then MPS, then CPU), or any device that PyTorch knows.
-        precision: "fp32" as published, or "bf16" / "fp16": the backbone, the pixel decoder's products but those that
-            say where to look, and the decoder's keys and values in that format, everything else in fp32. "auto": the
-            fastest for which the device has instructions.
-        channels_last: keep the backbone's convolutions in the memory format that tensor cores work in: for a ResNet on
-            CUDA, in bf16 or fp16 above all. The numbers are the same to rounding. Not measured on a GPU.
+        precision: "fp32" as published, "bf16", "fp16", or "auto" for the fastest that the device has instructions for.
+            In bf16 and fp16 are the backbone, the pixel decoder's products without those of sampling locations, and
+            the decoder's keys and values. Everything else is in fp32.
+        channels_last: keep the backbone's convolutions in the memory format of tensor cores, for a ResNet on CUDA,
+            above all in bf16 or fp16. The numbers are the same to rounding. It is not measured on a GPU.
         trust_code: allow a checkpoint's configuration to name code, and an exported file to be a program (.pt2).
         progress: called with records of a download.
-        engine: what runs an exported file; by default what its name says (see `engines`).
+        engine: name of the engine that runs an exported file; by default the one for this kind of file.
 
     Raises:
-        WeightsError: no such model, or its weights do not fit; ConfigError: a device or precision that is not there.
+        WeightsError: there is no such model, or its weights do not fit.
+        ConfigError: the device or precision does not exist here.
     """
     if ref is None:
         ref = DEFAULT_MODELS[task or "panoptic"]
@@ -144,7 +150,9 @@ def load(
         ref = path = engines.file_in(path)
     if engine is not None or (is_there and engines.engine_for(path)):
         known = "fp32" if precision == "auto" else precision  # an exported file has its own
-        segmenter = engines.load(path, engine=engine, task=task, device=device, precision=known, trust_code=trust_code)
+        segmenter: Segmenter = engines.load(
+            path, engine=engine, task=task, device=device, precision=known, trust_code=trust_code
+        )
     else:
         chosen = choose_device(device)
         loaded = load_model(ref, trust_code=trust_code, progress=progress)
@@ -167,10 +175,13 @@ def load(
 def wrapped(
     segmenter: BaseSegmenter, *, tta: bool = False, tile: int | None = None, overlap: float = 0.25
 ) -> BaseSegmenter:
-    """Put what `--tta` and `--tile` ask for around a segmenter: each tile is augmented, not the tiles of each view.
+    """Wrap a segmenter in test-time augmentation and tiles. Each tile is augmented, not the tiles of each view.
 
     Args:
-        tile, overlap: as in `tiled`; None: images as a whole.
+        segmenter: the segmenter to wrap.
+        tta: use test-time augmentation.
+        tile: height and width of tiles in pixels, as in `tiled`. None: images as a whole.
+        overlap: overlap of tiles, as in `tiled`.
     """
     if tta:
         from .tta import with_tta  # only here: it imports scipy.optimize

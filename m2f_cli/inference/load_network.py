@@ -1,4 +1,4 @@
-"""From a reference to a network that is ready to run: the place where weights, configuration and classes meet."""
+"""Loading of a network with its weights, configuration and classes from a reference."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -26,9 +27,14 @@ from ..weights.write_huggingface import write_folder
 
 @dataclass
 class LoadedModel:
-    """A network in evaluation mode on the CPU, and what is known of it.
+    """Network in evaluation mode on the CPU, with its configuration and classes.
 
-    source: where the weights came from. notes: what had to be assumed, in sentences for people.
+    Attributes:
+        model: the network.
+        config: its configuration.
+        categories: its classes, in the order of their class numbers.
+        source: origin of the weights.
+        notes: assumptions that had to be made, in sentences for people.
     """
 
     model: MaskClassifier
@@ -39,14 +45,19 @@ class LoadedModel:
 
 
 def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress | None = None) -> LoadedModel:
-    """Load whatever `ref` names: see `weights.load`.
+    """Load the network that `ref` names, as in `weights.load`.
 
-    The network is made without memory of its own and takes the tensors of the file as they are: those of a
-    checkpoint of ours stay mapped, so that even Swin-L is in memory once.
+    The network is built without memory of its own and takes the tensors of the file. Those of a checkpoint of m2f stay
+    mapped, so that the weights are in memory once.
+
+    Args:
+        ref: a preset, a file, a folder or a repository.
+        trust_code: allow the checkpoint's configuration to name code.
+        progress: called with records of a download.
 
     Raises:
-        WeightsError: nothing there, damaged, unsafe, or weights that do not fit.
-        ConfigError: the checkpoint's configuration makes no sense, or names code without `trust_code`.
+        WeightsError: the file is missing, damaged or unsafe, or its weights do not fit.
+        ConfigError: the checkpoint's configuration is invalid, or names code without `trust_code`.
     """
     checkpoint = weights.load(ref, progress=progress, trust_code=trust_code)
     notes = list(checkpoint.notes)
@@ -68,14 +79,17 @@ def network_with(
     *,
     trust_code: bool = False,
 ) -> MaskClassifier:
-    """Make a network of given weights. It takes no memory before its shapes have been found in them.
+    """Build a network with given weights. It takes no memory until the weights are known to fit.
 
     Args:
-        state_for: gives the tensors of these names and shapes, or raises.
+        config: the network.
+        num_classes: number of classes, without "no object".
+        state_for: returns the tensors of these names and shapes, or raises.
+        trust_code: allow the configuration to name code.
 
     Raises:
-        WeightsError: from `state_for`: they do not fit.
-        ConfigError: the configuration makes no sense, or names code without `trust_code`.
+        WeightsError: the weights do not fit (from `state_for`).
+        ConfigError: the configuration is invalid, or names code without `trust_code`.
     """
     network = networks.build_shapes(config, num_classes, trust_code=trust_code)
     expected = network.state_dict()
@@ -84,14 +98,14 @@ def network_with(
         refuse_other_numbers(name, tensor, expected[name])
     network.load_state_dict(state, strict=True, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):
-        # Constants that no file holds (some of timm's backbones have them) exist only in a network really made.
+        # Some backbones of timm have constants that no file holds: they exist only in a network with memory.
         network = networks.build(config, num_classes, trust_code=trust_code)
         network.load_state_dict(state, strict=True)
     return network
 
 
 def save_huggingface(folder: str | Path, model: MaskClassifier, config: Config, categories: Categories) -> Path:
-    """Write a folder that from_pretrained of transformers' Mask2Former or MaskFormer loads.
+    """Write a folder that `from_pretrained` of transformers' Mask2Former or MaskFormer loads.
 
     Raises:
         ExportError: transformers has no such network, or the folder exists already.
@@ -103,7 +117,15 @@ def save_huggingface(folder: str | Path, model: MaskClassifier, config: Config, 
 
 
 def categories_of(checkpoint: Checkpoint, notes: list[str]) -> tuple[Categories, str]:
-    """The classes of a checkpoint and the name of their table ("" for none), as many as the network has."""
+    """Return the classes of a checkpoint and the name of their table ("" for none).
+
+    Args:
+        checkpoint: the checkpoint.
+        notes: list that assumptions are appended to.
+
+    Raises:
+        WeightsError: the number of classes differs from the network's.
+    """
     count = checkpoint.num_classes
     if checkpoint.categories is not None:
         categories, table = checkpoint.categories, ""
@@ -146,7 +168,7 @@ def fold_name(name: str) -> str:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number behind those that are there twice: our tables need them to differ."""
+    """Return names with a number appended to repeated ones, because a class table needs unique names."""
     seen: dict[str, int] = {}
     result = []
     for name in names:
@@ -159,7 +181,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, notes: list[str]) -> Config:
-    """The configuration of weights that bring none: input and test size from a processor, else the usual ones."""
+    """Return a configuration for weights that have none: input and test size of their processor, or common ones."""
     if checkpoint.input is None:
         notes.append("The file does not say how images are normalised: ImageNet's mean and deviation were assumed.")
     if checkpoint.resize is None:
@@ -170,14 +192,14 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
         tasks: tuple[Task, ...] = ("semantic",)
     else:
         tasks = ("panoptic", "semantic") if maskformer else ("panoptic", "instance", "semantic")
-    return Config(
+    return Config(  # type: ignore[call-arg]
         name=_name_of(checkpoint.source),
         summary=f"read from {checkpoint.source}",
         task=tasks[0],
-        data=DataConfig(dataset=table or "unknown", classes=table or "checkpoint"),
+        data=DataConfig(dataset=table or "unknown", classes=table or "checkpoint"),  # type: ignore[call-arg]
         model=checkpoint.model,
         input=checkpoint.input or IMAGENET,
-        test=TestConfig(
+        test=TestConfig(  # type: ignore[call-arg]
             tasks=tasks,
             resize=checkpoint.resize or _usual_resize(checkpoint.format),
             size_divisor=32,
@@ -191,8 +213,9 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
 
 
 def _usual_resize(file_format: str) -> ResizeConfig:
-    """The test size of detectron2 and MMDetection, where nothing says more."""
-    return ResizeConfig(short_edge=800, max_edge=1333, resampling="opencv" if file_format == "openmmlab" else "pillow")
+    """Return the default test size of detectron2 and MMDetection."""
+    resampling: Literal["opencv", "pillow"] = "opencv" if file_format == "openmmlab" else "pillow"
+    return ResizeConfig(short_edge=800, max_edge=1333, resampling=resampling)  # type: ignore[call-arg]
 
 
 def _name_of(source: str) -> str:

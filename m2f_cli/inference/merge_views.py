@@ -1,8 +1,8 @@
-"""One answer from several views of an image, for panoptic and instance segmentation.
+"""Merging of several views of an image, for panoptic and instance segmentation.
 
-The rule is ours, nobody published one. Queries of different views that show the same thing are grouped; a group's mask
-is the mean of its members' mask probabilities, its class the mean of their class probabilities. The groups then go
-through the published post-processing like the queries of one view.
+No rule is published; this one is m2f's own. Queries of different views that show the same thing are grouped. A group's
+mask is the mean of its members' mask probabilities, and its class the mean of their class probabilities. The groups
+then go through the published post-processing like the queries of one view.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ CERTAIN = 1e-6  # mask probabilities closer to 0 or 1 than this have no finite l
 
 @dataclass
 class Group:
-    """Queries of different views, at most one of each, that show the same thing.
+    """Queries of different views, at most one of each view, that show the same thing.
 
-    members: (view, query).  probs_K: sum of their class probabilities.  mask_S: sum of their masks where they are
-    compared, flattened.
+    Attributes:
+        members: (view, query) of each.
+        probs_K: sum of their class probabilities.
+        mask_S: sum of their masks at the size of comparison, flattened.
     """
 
     members: list[tuple[int, int]]
@@ -35,30 +37,31 @@ class Group:
     mask_S: Tensor
 
 
-def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> RawOutput:
-    """The answers of several views of one image as that of one.
+def merge_views(views: Sequence[tuple[RawOutput, bool]]) -> MergedOutput:
+    """Merge the outputs of several views of one image into one output.
+
+    Views are taken in order. Each query of the first view starts a group. Queries of a later view join the groups that
+    they match best, one to one: mask IoU of at least 0.5, then the highest product of IoU and similarity of classes. A
+    query without a match starts a group if it is an object. A thing that fewer than half of the views see loses score
+    in proportion.
 
     Args:
-        views: the network's answers, and whether each saw the image mirrored. They may have seen it in any size.
-
-    Views are taken in order. The queries of the first are groups; those of each next join the groups that they match
-    best, one to one: mask IoU at least 0.5, then the highest IoU times likeness of classes. What matches none
-    becomes a group where it is an object. A thing that fewer than half of the views found loses score in proportion.
+        views: output of the network, and True for a mirrored image, of each view. Views may have different sizes.
     """
     groups: list[Group] = []
     for number, (raw, flipped) in enumerate(views):
         probs_QK, masks_QS = raw.class_logits_QK.float().softmax(-1), coarse_masks(raw.masks, flipped)
         matched = dict(_matches(groups, probs_QK, masks_QS))
         is_object = (probs_QK.argmax(1) < probs_QK.shape[1] - 1) & masks_QS.any(1)
-        for query, wanted in enumerate(is_object.tolist()):
+        for query, is_new in enumerate(is_object.tolist()):
             if query in matched:
                 group = groups[matched[query]]
                 group.members.append((number, query))
                 group.probs_K, group.mask_S = group.probs_K + probs_QK[query], group.mask_S + masks_QS[query]
-            elif wanted or number == 0:
+            elif is_new or number == 0:
                 groups.append(Group([(number, query)], probs_QK[query], masks_QS[query].float()))
     probs_GK = torch.stack([_mean_probs(group, len(views)) for group in groups])
-    return RawOutput(probs_GK.log(), MergedMasks([(raw.masks, flipped) for raw, flipped in views], groups))
+    return MergedOutput(probs_GK.log(), MergedMasks([(raw.masks, flipped) for raw, flipped in views], groups))
 
 
 def _mean_probs(group: Group, views: int) -> Tensor:
@@ -69,7 +72,7 @@ def _mean_probs(group: Group, views: int) -> Tensor:
 
 
 def _matches(groups: list[Group], probs_QK: Tensor, masks_QS: Tensor) -> list[tuple[int, int]]:
-    """(query, group) pairs of one view, one to one."""
+    """Return the matches (query, group) of one view, one to one."""
     if not groups:
         return []
     counts_G = torch.tensor([len(group.members) for group in groups], device=masks_QS.device)
@@ -83,7 +86,7 @@ def _matches(groups: list[Group], probs_QK: Tensor, masks_QS: Tensor) -> list[tu
 
 
 def iou_matrix(first_NS: Tensor, second_MS: Tensor) -> Tensor:
-    """(N, M): intersection over union of boolean masks; 0 where both are empty."""
+    """Return the intersection over union (N, M) of boolean masks; 0 where both are empty."""
     first, second = first_NS.float(), second_MS.float()
     both = first @ second.T
     either = first.sum(1)[:, None] + second.sum(1)[None] - both
@@ -91,7 +94,7 @@ def iou_matrix(first_NS: Tensor, second_MS: Tensor) -> Tensor:
 
 
 def coarse_masks(masks: MaskLogits, flipped: bool) -> Tensor:
-    """(Q, S) bool: the masks of all queries where views are compared, mirrored back."""
+    """Return the masks (Q, S) of all queries at the size of comparison, bool, mirrored back."""
     height, width = masks.size
     scale = min(1.0, MATCHING_EDGE / max(height, width))
     small: Size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -105,7 +108,12 @@ def coarse_masks(masks: MaskLogits, flipped: bool) -> Tensor:
 
 @dataclass
 class MergedMasks:
-    """Masks of groups, with what post-processing needs of `MaskLogits`: rendered when somebody needs pixels."""
+    """Masks of groups, with the methods of `MaskLogits` that post-processing calls.
+
+    Attributes:
+        views: mask logits, and True for a mirrored image, of each view.
+        groups: the groups.
+    """
 
     views: list[tuple[MaskLogits, bool]]
     groups: list[Group]
@@ -119,34 +127,47 @@ class MergedMasks:
         return self.views[0][0].size
 
     def at_output(self, chosen: Tensor) -> Band:
-        """Logits of the mean mask probability of the chosen groups, at the size of the image."""
+        """Return the logits of the mean mask probability of the chosen groups, at the size of the image."""
         members = [self.groups[group].members for group in chosen.tolist()]
         counts = torch.tensor([len(each) for each in members], device=self.device)
         parts: list[tuple[Tensor, Band, bool]] = []
         for number, (masks, flipped) in enumerate(self.views):
-            found = [(i, query) for i, each in enumerate(members) for view, query in each if view == number]
-            if found:
-                places, queries = torch.tensor(found, device=self.device).unbind(1)
-                parts.append((places, masks.at_output(queries), flipped))
+            pairs = [(i, query) for i, each in enumerate(members) for view, query in each if view == number]
+            if pairs:
+                indices, queries = torch.tensor(pairs, device=self.device).unbind(1)
+                parts.append((indices, masks.at_output(queries), flipped))
 
         def rows(start: int, stop: int) -> Tensor:
             total = torch.zeros(len(members), stop - start, self.size[1], device=self.device)
-            for places, band, flipped in parts:
+            for indices, band, flipped in parts:
                 probs = band(start, stop).sigmoid()
-                total.index_add_(0, places, probs.flip(-1) if flipped else probs)
+                total.index_add_(0, indices, probs.flip(-1) if flipped else probs)
             return (total / counts[:, None, None]).clamp_(CERTAIN, 1 - CERTAIN).logit()
 
         return rows
 
     def objects(self, chosen: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As of `MaskLogits`."""
+        """Yield the masks of `at_once` groups at a time, as `MaskLogits.objects` does."""
         height, width = self.size
-        for few in chosen.split(at_once) if len(chosen) else ():
-            band, total = self.at_output(few), torch.zeros(len(few), device=self.device)
-            inside_QWH = torch.empty(len(few), width, height, dtype=torch.bool, device=self.device)
-            for start, stop in bands(height, width, len(few)):
+        for chunk in torch.split(chosen, at_once) if len(chosen) else ():
+            band, total = self.at_output(chunk), torch.zeros(len(chunk), device=self.device)
+            inside_QWH = torch.empty(len(chunk), width, height, dtype=torch.bool, device=self.device)
+            for start, stop in bands(height, width, len(chunk)):
                 logits = band(start, stop)
                 inside = logits > 0
                 total += (logits.sigmoid() * inside).sum((1, 2))
                 inside_QWH[..., start:stop] = inside.transpose(1, 2)
             yield inside_QWH, total
+
+
+@dataclass
+class MergedOutput:
+    """Merged output of several views, in the form of a `RawOutput`.
+
+    Attributes:
+        class_logits_QK: logarithms of the class probabilities of the groups.
+        masks: masks of the groups.
+    """
+
+    class_logits_QK: Tensor
+    masks: MergedMasks

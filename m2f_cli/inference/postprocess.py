@@ -1,8 +1,8 @@
-"""From class logits and masks to results: the three published rules (docs/methods/published-behaviour.md#5-1),
-filtering first, rendering late.
+"""Post-processing of class logits and masks by the three published rules (docs/methods/published-behaviour.md#5-1).
 
-Pixels stay on the device of the masks; what is as small as a list of queries is decided on the host. A GPU is waited
-for a few times per image (the classes, the counts, the finished map), never once per segment or band of rows.
+Queries are filtered before masks are rendered. Pixels stay on the device of the masks; decisions about lists of queries
+are taken on the host. The host waits for a GPU a few times per image (classes, counts, the final map), never once per
+segment or band of rows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..results.types import Instances, PanopticMap, Segment, SemanticMap
 from ..structures.categories import Categories
+from ..structures.rle import RLE
 from .mask_rendering import Band, MaskLogits, Size, bands, resized
 
 QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
@@ -26,11 +27,14 @@ QUERIES_AT_ONCE = 8  # objects rendered together; more would only cost memory
 
 @dataclass
 class Claims:
-    """What each kept query claims of an image, counted in pixels.
+    """Pixels that each kept query claims of an image.
 
-    owner_HW: number of the kept query with the highest score times probability; sure_HW: whether that query's own
-        probability is at least one half there.
-    owned, covered, visible: per kept query: pixels owned; pixels of probability >= 1/2; pixels of both.
+    Attributes:
+        owner_HW: number of the kept query with the highest product of score and mask probability, int.
+        sure_HW: True where the mask probability of that query is at least 0.5.
+        owned: number of pixels that each kept query owns.
+        covered: number of pixels where the mask probability of each kept query is at least 0.5.
+        visible: number of pixels of each kept query that are both.
     """
 
     owner_HW: Tensor
@@ -49,15 +53,21 @@ def panoptic(
     overlap_threshold: float,
     only_sure_pixels: bool = True,
 ) -> PanopticMap:
-    """Every pixel goes to at most one segment (docs/methods/published-behaviour.md#5-1, step 5).
+    """Return a panoptic map: each pixel belongs to at most one segment
+    (docs/methods/published-behaviour.md#5-1, step 5).
 
-    Queries whose best class is "no object" or not above `object_threshold` are out. Each pixel belongs to the query of
-    the highest score times probability. In query order, a query becomes a segment where it owns the pixel and is
-    at least half sure, unless less than `overlap_threshold` of its mask stayed visible. Stuff of one class is one
-    segment.
+    Queries whose best class is "no object", or has a probability of at most `object_threshold`, are dropped. Each pixel
+    belongs to the query with the highest product of score and mask probability. In query order, a query becomes a
+    segment of the pixels that it owns with a mask probability of at least 0.5. It is dropped if less than
+    `overlap_threshold` of its mask is left. All stuff of one class is one segment.
 
     Args:
-        only_sure_pixels: False is MaskFormer's rule: a segment is all that its query owns, sure or not.
+        class_logits_QK: class logits; the last class is "no object".
+        masks: mask logits.
+        categories: classes of the model.
+        object_threshold: least class probability of a query.
+        overlap_threshold: least share of a mask that its query must own.
+        only_sure_pixels: False is MaskFormer's rule: a segment has all pixels of its query, of any mask probability.
     """
     scores_Q, labels_Q = (best.cpu() for best in class_logits_QK.float().softmax(-1).max(-1))
     no_object = class_logits_QK.shape[-1] - 1
@@ -109,15 +119,17 @@ def _claim(masks: MaskLogits, kept: Tensor, scores: Tensor) -> Claims:
 
 
 def count_true(mask_QHW: Tensor) -> Tensor:
-    """(Q,) int64: the pixels of each mask. On a CPU by numpy, which does not make numbers of them first."""
+    """Return the number of pixels (Q,) of each mask, int64. NumPy on a CPU: PyTorch would convert the booleans."""
     if mask_QHW.device.type == "cpu":
         return torch.tensor([np.count_nonzero(each) for each in mask_QHW.numpy()], dtype=torch.long)
     return mask_QHW.sum((1, 2))
 
 
 def first_argmax(values_QHW: Tensor) -> Tensor:
-    """(H, W): which of Q values is the largest, the first of equal ones. On a CPU plane by plane: PyTorch walks down
-    the planes for each pixel, several times slower."""
+    """Return the index (H, W) of the largest of Q values, the first of equal ones.
+
+    On a CPU, planes are compared one after the other, because PyTorch's reduction over the first axis is slower.
+    """
     if values_QHW.device.type != "cpu":
         return values_QHW.argmax(0)
     best, owner = values_QHW[0].clone(), torch.zeros(values_QHW.shape[1:], dtype=torch.int16)
@@ -139,39 +151,43 @@ def instances(
     only_things: bool,
     score_threshold: float = 0.0,
 ) -> Instances:
-    """The best (query, class) pairs as objects; one query may give several classes
+    """Return the best (query, class) pairs as objects; a query may have several classes
     (docs/methods/published-behaviour.md#5-1, step 6).
 
     The score is the class probability times the mean mask probability inside the mask (logit > 0).
 
     Args:
-        top_k: how many pairs, by class probability, are looked at.
-        only_things: drop stuff classes, after the top k were taken (models that also do panoptic).
-        score_threshold: drop objects whose final score is lower. 0 gives the published result.
+        class_logits_QK: class logits; the last class is "no object".
+        masks: mask logits.
+        categories: classes of the model.
+        top_k: number of pairs, by class probability.
+        only_things: drop stuff classes after the top k are chosen (models that also do panoptic segmentation).
+        score_threshold: drop objects with a lower score. 0 gives the published result.
     """
     probs_QK = class_logits_QK.float().softmax(-1)[:, :-1]
     num_classes = probs_QK.shape[1]
-    probs, places = (best.cpu() for best in probs_QK.flatten().topk(min(top_k, probs_QK.numel()), sorted=True))
-    labels, queries = places % num_classes, places // num_classes
-    keep = probs >= score_threshold  # quality is at most 1, so the others cannot make it
+    probs, pairs = (best.cpu() for best in probs_QK.flatten().topk(min(top_k, probs_QK.numel()), sorted=True))
+    labels, queries = pairs % num_classes, pairs // num_classes
+    keep = probs >= score_threshold  # the mean mask probability is at most 1 and cannot raise a score
     if only_things:
         things = torch.tensor([category.isthing for category in categories])
         keep &= things[labels]
     probs, labels, queries = probs[keep], labels[keep], queries[keep]
-    distinct, place_of_query = queries.unique(return_inverse=True)
+    distinct, index_of_query = queries.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     qualities, rles = _objects(masks, distinct.to(masks.device))
-    scores = (probs * qualities.cpu()[place_of_query]).numpy()
+    scores = (probs * qualities.cpu()[index_of_query]).numpy()
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= score_threshold]
-    place_of_query = place_of_query.tolist()
+    index_of_query = index_of_query.tolist()
     return Instances(
-        masks.size, categories, labels.numpy()[order], scores[order], [rles[place_of_query[i]] for i in order]
+        masks.size, categories, labels.numpy()[order], scores[order], [rles[index_of_query[i]] for i in order]
     )
 
 
-def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
-    """Mean probability inside each query's mask, and the masks as run lengths."""
-    qualities, rles = [torch.zeros(0, device=masks.device)], []
+def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[RLE]]:
+    """Return the mean mask probability inside each query's mask, (Q,), and the masks as run lengths."""
+    qualities = [torch.zeros(0, device=masks.device)]
+    rles: list[RLE] = []
     for inside_QWH, total in masks.objects(queries, QUERIES_AT_ONCE):
         qualities.append(total / (count_true(inside_QWH) + 1e-6))
         rles += coco_mask.encode(inside_QWH.cpu().numpy().view(np.uint8).transpose(2, 1, 0))
@@ -184,16 +200,19 @@ def _objects(masks: MaskLogits, queries: Tensor) -> tuple[Tensor, list[dict]]:
 def semantic_scores(
     class_logits_QK: Tensor, masks: MaskLogits, *, resize_scores: bool, of_logits: bool = False
 ) -> Band:
-    """Per-class scores (K - 1, rows, W) at the image's size, a band of rows at a time
+    """Return a function of class scores (K - 1, rows, W) at the image's size, for a band of rows
     (docs/methods/published-behaviour.md#5-1, steps 3 and 4).
 
-    score[class] = Σ over queries of class probability · mask probability; "no object" is dropped, nothing renormalised.
+    score[class] = Σ over queries of class probability · mask probability. "No object" is dropped, and nothing is
+    renormalised.
 
     Args:
-        resize_scores: models for semantic segmentation alone compute scores at the network's input size and resize
-            the scores; all others resize mask logits first.
-        of_logits: sum mask logits in place of probabilities: for models whose queries are classes, so that it is the
-            class's own logit. Probabilities of large logits round to 1 and would tie.
+        class_logits_QK: class logits; the last class is "no object".
+        masks: mask logits.
+        resize_scores: compute scores at the network's input size and resize them, as models for semantic segmentation
+            alone do. Others resize mask logits first.
+        of_logits: sum mask logits instead of probabilities, for models whose queries are classes. Probabilities of
+            large logits round to 1 and would tie.
     """
     probs_QK = class_logits_QK.float().softmax(-1)[:, :-1]
     queries = torch.arange(len(probs_QK), device=masks.device)
@@ -202,8 +221,8 @@ def semantic_scores(
     def scores(start: int, stop: int) -> Tensor:
         masks_QHW = logits(start, stop)
         masks_QP = (masks_QHW if of_logits else masks_QHW.sigmoid_()).flatten(1)
-        # The classes of a pixel lie side by side in memory: that is how the best of them is found fast.
-        return (masks_QP.T @ probs_QK).unflatten(0, masks_QHW.shape[1:]).permute(2, 0, 1)
+        # The classes of a pixel are adjacent in memory, which makes the argmax over them fast.
+        return (masks_QP.T @ probs_QK).view(*masks_QHW.shape[1:], probs_QK.shape[1]).permute(2, 0, 1)
 
     return resized(scores, masks.valid, masks.size) if resize_scores else scores
 
@@ -211,7 +230,7 @@ def semantic_scores(
 def semantic(
     class_logits_QK: Tensor, masks: MaskLogits, categories: Categories, *, resize_scores: bool, of_logits: bool = False
 ) -> SemanticMap:
-    """Each pixel gets the class of the highest score; every pixel gets one. Options as of `semantic_scores`."""
+    """Return the class of the highest score at each pixel. The options are those of `semantic_scores`."""
     scores = semantic_scores(class_logits_QK, masks, resize_scores=resize_scores, of_logits=of_logits)
     return best_classes(scores, masks.size, categories, maps=sum(class_logits_QK.shape), device=masks.device)
 
@@ -219,7 +238,15 @@ def semantic(
 def best_classes(
     scores: Band, size: Size, categories: Categories, *, maps: int, device: torch.device | str
 ) -> SemanticMap:
-    """The class of the highest score at each pixel. `maps`: how many planes a band of scores needs while it is made."""
+    """Return the class of the highest score at each pixel.
+
+    Args:
+        scores: class scores at the image's size.
+        size: size of the image.
+        categories: classes of the model.
+        maps: number of planes that a band of scores needs while it is computed.
+        device: device of the map until it is complete.
+    """
     dtype = torch.uint8 if len(categories) < 255 else torch.int32
     labels_HW = torch.empty(size, dtype=dtype, device=device)
     for start, stop in bands(*size, maps):

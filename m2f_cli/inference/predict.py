@@ -1,4 +1,4 @@
-"""Many images to files on disk: segmented in a stream, written as they come, with a journal of the run."""
+"""Prediction of many images to files on disk, in a stream and with a journal of the run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ from .stream import stream
 
 @dataclass(frozen=True)
 class PredictFailure:
-    """An image that could not be done, and why."""
+    """Failure of one image.
+
+    Attributes:
+        file: the image.
+        message: the error.
+    """
 
     file: Path
     message: str
@@ -36,7 +41,13 @@ class PredictFailure:
 
 @dataclass(frozen=True)
 class PredictProgress:
-    """What `on_progress` gets after each image, in the order of the sources, in the caller's thread."""
+    """Record that `on_progress` receives after each image, in the order of the sources, in the caller's thread.
+
+    Attributes:
+        file: the image.
+        state: "skipped" where an earlier run finished it.
+        message: the error of a failed image.
+    """
 
     file: Path
     state: Literal["done", "skipped", "failed"]
@@ -45,7 +56,14 @@ class PredictProgress:
 
 @dataclass
 class Summary:
-    """How a run went: numbers of images, what failed, and the time that it took."""
+    """Summary of a run.
+
+    Attributes:
+        done: number of images that were segmented.
+        skipped: number of images that an earlier run finished.
+        failed: images that could not be segmented.
+        seconds: duration of the run.
+    """
 
     done: int = 0
     skipped: int = 0
@@ -72,33 +90,36 @@ def predict(
     """Segment images and write the results below `out`, with predictions.json about all of them.
 
     Args:
+        segmenter: the model.
         sources: the images, from `sources.expand`.
         task: panoptic, instance or semantic; None is the model's own.
-        formats: names of writers; see output.py for the layout.
+        out: the folder of results.
+        formats: names of writers; see `results.writers` for the files of each.
         batch: images per forward pass.
-        workers: threads that read, and as many that write, beside a network on a GPU. Beside one on the CPU there are
-            none: it has all cores, and each of its steps would wait for the slowest core.
-        skip_existing: go on with an earlier run into `out`: finished images keep their files and records.
-        overwrite: remove what an earlier run wrote to `out` first.
+        workers: threads that read, and as many that write, beside a network on a GPU. A network on the CPU uses all
+            cores, and each of its steps would wait for the slowest one, so that no threads run beside it.
+        skip_existing: resume an earlier run into `out`; finished images keep their files and records.
+        overwrite: first remove the files that an earlier run wrote to `out`.
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
-        model: how the model is called in predictions.json; its source by default.
-        trust_code: whether `formats` may be "module:function", as what a user typed may.
+        model: name of the model in predictions.json; by default its source.
+        on_progress: called after each image.
+        trust_code: allow `formats` to be "module:function".
 
-    An image that cannot be read or segmented is reported in the summary and the rest go on. After Ctrl-C
-    predictions.json holds what was finished.
+    An image that cannot be read or segmented is reported in the summary, and the run continues. After Ctrl-C,
+    predictions.json has all finished images.
 
     Raises:
-        ConfigError: a task or format that does not fit, or an output folder that is in use, also by another process.
-        M2FError: a file cannot be written; what was finished stays, and skip_existing goes on from there.
+        ConfigError: the task or a format does not fit, or the output folder is in use, also by another process.
+        M2FError: a file cannot be written. Finished images stay, and `skip_existing` resumes the run.
     """
     task = segmenter.check_task(task or segmenter.default_task)
     writers = writers_for(formats, task, trust_code=trust_code)
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
-    thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
+    chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
     check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
-    is_known = isinstance(sources, Sequence)  # else they come one by one, as from a list on stdin
+    is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
     sources = places.claimed(sources, "path")
     sources = list(sources) if is_known else sources
     head = {
@@ -106,11 +127,11 @@ def predict(
         "model": model or segmenter.source,
         "task": task,
         "formats": list(writers),
-        "thresholds": thresholds,
+        "thresholds": chosen,
     }
 
     def finish(image: np.ndarray, raw: Any) -> Result:
-        result = segmenter.finish(raw, task, **thresholds)
+        result = segmenter.finish(raw, task, **chosen)
         result.image = image
         return result
 
@@ -119,7 +140,7 @@ def predict(
         return write_image(source.name, source.path, out, result, results)
 
     with locked(out, "A prediction"):
-        check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
+        check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have written to it
         remove_parts(out)
         if overwrite:
             erase(out, spared=[source.path for source in sources] if is_known else ())
@@ -150,12 +171,14 @@ def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | Non
 def write_image(
     name: str, image: Path | None, out: Path, main: Result, results: Iterable[tuple[str, Writer, Result]]
 ) -> dict[str, Any]:
-    """Write the files of one image; return its entry for the journal.
+    """Write the result files of one image and return its entry for the journal.
 
     Args:
-        image: its file; None for an image that was not read from one.
+        name: name of the results, without a suffix.
+        image: file of the image; None for an image that was not read from a file.
+        out: the folder of results.
         main: the result that the entry describes.
-        results: each format with its writer and its result.
+        results: (format, writer, result) of each format.
     """
     files, shared = [], {}
     file_name = (Path(name).parent / (image.name if image else f"{name}.png")).as_posix()
@@ -175,7 +198,7 @@ def _keep(
     names: list[str],
     on_progress: Callable[[PredictProgress], None],
 ) -> Summary:
-    """Take the images from the stream into the journal, in their order; `names` gets the name of each."""
+    """Append the results of a stream to the journal, in order, and the name of each image to `names`."""
     summary = Summary()
     for (source, _), outcome, seconds in images:
         names.append(source.name)
@@ -196,7 +219,7 @@ def _keep(
 
 
 def contents(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """What is in a result, without its pixels: {"segments" | "instances" | "classes": [{"label", "area", …}]}."""
+    """Return a result without its pixels: {"segments" | "instances" | "classes": [{"label", "area", …}]}."""
     named = [{"label": category.name, "category_id": category.id} for category in result.categories]
     if isinstance(result, PanopticMap):
         return {

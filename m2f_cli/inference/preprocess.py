@@ -1,4 +1,4 @@
-"""The size at which a network sees an image, and the resize to it."""
+"""Size of an image at test time, and the functions that resize an image to it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ RESAMPLERS = {"pillow": _pillow, "opencv": _opencv}
 
 
 def resized_shape(height: int, width: int, resize: ResizeConfig) -> Size:
-    """(height, width) at test time: the short edge becomes `short_edge` unless the long one would pass `max_edge`.
+    """Return the (height, width) of an image at test time.
 
-    Rounded half up, at least one pixel (detectron2's ResizeShortestEdge, docs/methods/published-behaviour.md#2-2).
+    The short edge becomes `short_edge`, or less where the long edge would exceed `max_edge`. Sizes are rounded half up
+    and at least 1, as in detectron2's ResizeShortestEdge (docs/methods/published-behaviour.md#2-2).
     """
     if resize.fixed is not None:
         return resize.fixed

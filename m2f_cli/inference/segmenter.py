@@ -1,4 +1,4 @@
-"""A network as a segmenter: images in, results out."""
+"""Segmenter of a network of PyTorch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..structures import Task
 from ..structures.categories import Categories
 from . import postprocess
 from .base import BaseSegmenter, Prepared, RawOutput
-from .mask_rendering import Band, MaskLogits, Size
+from .mask_rendering import Band, MaskLogits, Size, size_of
 from .preprocess import RESAMPLERS, resized_shape
 
-DEFAULT_SCORE_THRESHOLD = 0.5  # of instances for people to look at; 0 gives the published top 100
+DEFAULT_SCORE_THRESHOLD = 0.5  # of instances, for visualisation; 0 gives the published top 100
 
 
 @contextlib.contextmanager
@@ -36,7 +36,19 @@ def _memory_errors(what: str) -> Iterator[None]:
 
 
 class Segmenter(BaseSegmenter):
-    """A network with its classes and its published way of inference."""
+    """Network with its classes and its published way of inference.
+
+    Args:
+        model: the network.
+        config: its configuration.
+        categories: its classes, in the order of their class numbers.
+        task: task of a call that names none; by default that of the configuration.
+        device: device of the network.
+        precision: number format, as in `load`.
+        channels_last: keep the backbone's convolutions in this memory format, as in `load`.
+        source: origin of the model, for messages; by default the name of the configuration.
+        notes: remarks for people.
+    """
 
     def __init__(
         self,
@@ -54,7 +66,7 @@ class Segmenter(BaseSegmenter):
         if precision not in DTYPES:
             raise unknown_name("precision", precision, DTYPES)
         self.model = model.eval().to(device)
-        if channels_last:  # convolutions answer in the format of their weights, so that the images need no change
+        if channels_last:  # the output of a convolution has the format of its weights, so images need no change
             self.model.backbone.to(memory_format=torch.channels_last)
         self.config, self.categories = config, categories
         self.device, self.precision = torch.device(device), precision
@@ -74,7 +86,7 @@ class Segmenter(BaseSegmenter):
         return task
 
     def prepare(self, image_HWC: np.ndarray) -> Prepared:
-        """Resize an image (H, W, 3, uint8 RGB) to the published test size, as the models were tested."""
+        """Resize an image (H, W, 3), uint8 RGB, to the published test size."""
         height, width = image_HWC.shape[:2]
         new_height, new_width = self.input_shape(height, width)
         if (new_height, new_width) != (height, width):
@@ -85,43 +97,45 @@ class Segmenter(BaseSegmenter):
         return Prepared(pixels_HWC.permute(2, 0, 1), (height, width))
 
     def input_shape(self, height: int, width: int) -> Size:
-        """The size at which the network sees an image of this size, without padding."""
+        """Return the size of the network's input, without padding, for an image of this size."""
         return resized_shape(height, width, self.config.test.resize)
 
     @torch.inference_mode()
     def infer(self, batch: Sequence[Prepared]) -> list[RawOutput]:
-        """Run the network. Images of a batch are padded to the largest; alone, each gives the published numbers.
+        """Run the network. Images of a batch are padded to the largest one; a single image gives the published numbers.
 
         Raises:
-            M2FError: the network's answer is not finite, or the device has too little memory.
+            M2FError: the output of the network is not finite, or the device has too little memory.
         """
         images_BCHW = self.collate([prepared.pixels_CHW for prepared in batch])
-        dtype = DTYPES.get(self.precision, torch.float32)  # the int8 of an exported file is its own affair
+        dtype = DTYPES.get(self.precision, torch.float32)  # int8 is computed inside an exported file
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, _memory_errors(f"a network input of {' x '.join(map(str, images_BCHW.shape))}"):
             classes, embeds, features = self._forward(images_BCHW)
-        wide = torch.float32 if features.dtype is torch.float16 else None  # of a sum that has to stay in range
-        answers = (classes, embeds, features.sum(dtype=wide))  # a sum is finite only if all of its terms are
-        if not torch.stack([each.isfinite().all() for each in answers]).all():  # one answer to wait for, not three
+        wide = torch.float32 if features.dtype is torch.float16 else None  # so that the sum stays in range
+        outputs = (classes, embeds, features.sum(dtype=wide))  # a sum is finite only if all of its terms are
+        if not torch.stack([each.isfinite().all() for each in outputs]).all():  # the host waits once, not three times
             raise M2FError(
                 f"The network {self.source} answered with NaN or infinity in {self.precision}.",
                 hint="Use --precision fp32; if it stays, the weights are broken.",
             )
-        padded = tuple(images_BCHW.shape[-2:])
+        padded = size_of(images_BCHW)
         masks = [
-            MaskLogits(embeds[i], features[i], padded, tuple(image.pixels_CHW.shape[-2:]), image.size)
+            MaskLogits(embeds[i], features[i], padded, size_of(image.pixels_CHW), image.size)
             for i, image in enumerate(batch)
         ]
         return [RawOutput(*answer) for answer in zip(classes, masks, strict=True)]
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return class logits, mask embeddings and mask features; a mask is the dot product of the last two."""
+        if self.model is None:
+            raise TypeError(f"{type(self).__name__} has no network of PyTorch")
         prediction = self.model(images_BCHW)
         last = prediction.last
         return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
 
     def collate(self, images: Sequence[Tensor]) -> Tensor:
-        """Normalise, then pad right and bottom with zeros to a common multiple of the size divisor."""
+        """Normalise images, then pad them at the right and bottom with zeros to one multiple of the size divisor."""
         height, width = self.padded_size(images)
         mean, std = (_per_channel(values, self.device) for values in (self.config.input.mean, self.config.input.std))
         images_BCHW = torch.zeros(len(images), 3, height, width, device=self.device)
@@ -133,11 +147,11 @@ class Segmenter(BaseSegmenter):
 
     @property
     def divisor(self) -> int:
-        """Height and width of the network's input are multiples of this."""
+        """Number that height and width of the network's input are multiples of."""
         return max(1, self.config.test.size_divisor)
 
     def padded_size(self, images: Sequence[Tensor]) -> Size:
-        """The size of a batch of these images."""
+        """Return the (height, width) of a batch of these images, with padding."""
         height, width = (-(-max(p.shape[axis] for p in images) // self.divisor) * self.divisor for axis in (1, 2))
         return height, width
 
@@ -152,12 +166,15 @@ class Segmenter(BaseSegmenter):
         top_k: int | None = None,
         score_threshold: float | None = None,
     ) -> PanopticMap | Instances | SemanticMap:
-        """Turn the network's answer into a result at the image's own size.
+        """Turn the output of the network into a result at the image's own size.
 
         Args:
-            object_threshold, overlap_threshold: panoptic; the preset's values by default.
-            top_k, score_threshold: instance; the preset's top k, and 0.5. A score threshold of 0 gives the published
-                result.
+            raw: output of `infer` for the image.
+            task: by default `default_task`.
+            object_threshold: panoptic, least class probability of a query; by default as configured.
+            overlap_threshold: panoptic, least visible share of a mask; by default as configured.
+            top_k: instance, number of (query, class) pairs; by default as configured.
+            score_threshold: instance, least score of an object; by default 0.5. 0 gives the published result.
         """
         test = self.config.test
         task = self.check_task(task or self.default_task)
@@ -183,7 +200,7 @@ class Segmenter(BaseSegmenter):
         return postprocess.best_classes(scores, raw.masks.size, self.categories, maps=maps, device=raw.masks.device)
 
     def semantic_scores(self, raw: RawOutput) -> Band:
-        """Class scores (classes, rows, W) of an image at its own size, a band of rows at a time."""
+        """Return a function of class scores (classes, rows, W) at the image's own size, for a band of rows."""
         test = self.config.test
         return postprocess.semantic_scores(
             raw.class_logits_QK,

@@ -1,7 +1,7 @@
-"""MMSegmentation's `slide` mode: windows over the resized image, class scores averaged where windows overlap.
+"""Mode `slide` of MMSegmentation: windows over the resized image, with class scores averaged where they overlap.
 
-All of its Mask2Former rows are tested on whole images (docs/methods/published-behaviour.md#2-6), so no shipped preset
-has a `test.slide`; models that were trained and tested with windows set one.
+MMSegmentation tests Mask2Former on whole images (docs/methods/published-behaviour.md#2-6), so no shipped preset has
+`test.slide`. Models that were trained and tested with windows set it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ import torch
 from ..errors import ConfigError
 from ..results.types import SemanticMap
 from ..structures import Task
-from .base import Prepared, RawOutput, Wrapper, refuse_wrapped
-from .mask_rendering import Band, Size, resized
+from .base import BaseSegmenter, Prepared, RawOutput, Wrapper, refuse_wrapped
+from .mask_rendering import Band, Size, resized, size_of
 from .postprocess import best_classes
 from .segmenter import Segmenter
 
 
 @dataclass
 class SlideRaw:
-    """The network's answers for the windows of one image, with their (top, left) in the network's input."""
+    """Outputs of the network for the windows of one image.
+
+    Attributes:
+        windows: (top, left, output) of each window, in pixels of the network's input.
+        valid: size of the network's input without padding.
+        size: size of the image itself.
+    """
 
     windows: list[tuple[int, int, RawOutput]]
     valid: Size
@@ -31,29 +37,35 @@ class SlideRaw:
 
 
 def sliding(segmenter: Segmenter) -> Sliding:
-    """`segmenter`, tested in windows as its configuration's `test.slide` says. Semantic segmentation only.
+    """Wrap a segmenter to run in windows, as `test.slide` of its configuration says. Semantic segmentation only.
 
     Raises:
         ConfigError: the configuration has no `test.slide`, or the model does no semantic segmentation.
     """
     refuse_wrapped(segmenter, "sliding")
     segmenter.check_task("semantic")
-    if segmenter.config.test.slide is None:
+    _crop_and_stride(segmenter)
+    return Sliding(segmenter)
+
+
+def _crop_and_stride(segmenter: BaseSegmenter) -> tuple[Size, Size]:
+    slide = segmenter.config.test.slide
+    if slide is None:
         raise ConfigError(
             f"The configuration of {segmenter.source} has no test.slide.",
             hint="For example: --set 'test.slide={crop: [512, 512], stride: [341, 341]}'",
         )
-    return Sliding(segmenter)
+    return slide.crop, slide.stride
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows start along one axis: every `stride`, the last moved back to end at the edge (at least one)."""
+    """Return the starts of windows along an axis: every `stride`, the last one moved back to end at the edge."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride + crop, length) - crop, 0) for i in range(count)]
 
 
 class Sliding(Wrapper):
-    """See `sliding`."""
+    """Segmenter that runs another one in windows; see `sliding`."""
 
     tasks: tuple[Task, ...] = ("semantic",)
     default_task: Task = "semantic"
@@ -64,26 +76,26 @@ class Sliding(Wrapper):
                 f"Windows (test.slide) give class scores: {self.source} does semantic segmentation here, not {task!r}.",
                 hint="Use --task semantic, or --tile for large images.",
             )
-        return task
+        return "semantic"
 
     def infer(self, batch: Sequence[Prepared]) -> list[SlideRaw]:
         """Run the network, one window at a time."""
         return [self._infer(prepared) for prepared in batch]
 
     def _infer(self, prepared: Prepared) -> SlideRaw:
-        pixels_CHW, slide = prepared.pixels_CHW, self.config.test.slide
-        height, width = valid = tuple(pixels_CHW.shape[1:])
+        pixels_CHW, (crop, stride) = prepared.pixels_CHW, _crop_and_stride(self.inner)
+        height, width = size_of(pixels_CHW)
         windows = []
-        for top in window_starts(height, slide.crop[0], slide.stride[0]):
-            for left in window_starts(width, slide.crop[1], slide.stride[1]):
-                crop_CHW = pixels_CHW[:, top : top + slide.crop[0], left : left + slide.crop[1]]
-                [raw] = self.inner.infer([Prepared(crop_CHW, tuple(crop_CHW.shape[1:]))])
+        for top in window_starts(height, crop[0], stride[0]):
+            for left in window_starts(width, crop[1], stride[1]):
+                crop_CHW = pixels_CHW[:, top : top + crop[0], left : left + crop[1]]
+                [raw] = self.inner.infer([Prepared(crop_CHW, size_of(crop_CHW))])
                 windows.append((top, left, raw))
-        return SlideRaw(windows, valid, prepared.size)
+        return SlideRaw(windows, (height, width), prepared.size)
 
     @torch.inference_mode()
     def finish(self, raw: SlideRaw, task: Task | None = None, **_: Any) -> SemanticMap:
-        """The class of the highest mean score at each pixel; thresholds are for other tasks."""
+        """Return the class of the highest mean score at each pixel. Thresholds of other tasks are ignored."""
         self.check_task(task or self.default_task)
         first = raw.windows[0][2]
         return best_classes(
@@ -95,7 +107,7 @@ class Sliding(Wrapper):
         )
 
     def semantic_scores(self, raw: SlideRaw) -> Band:
-        """Class scores (classes, rows, W): summed over the windows, divided by their number, then resized."""
+        """Return a function of class scores (classes, rows, W), averaged over the windows, then resized."""
         windows = [(top, left, each.masks.size, self.inner.semantic_scores(each)) for top, left, each in raw.windows]
         device = raw.windows[0][2].masks.device
 

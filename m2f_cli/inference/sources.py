@@ -1,4 +1,4 @@
-"""SOURCE… of the command line: files, folders, globs and lists on stdin become images with unique names."""
+"""Image sources of the command line: files, folders, globs and lists on stdin become images with unique names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,12 @@ RUN_MARK = ".predict.jsonl"  # the journal of a predict run: a folder with one h
 
 
 class ImageSource(NamedTuple):
-    """One image: its file, and the name of its results (relative, "/" between folders, no suffix)."""
+    """Input image.
+
+    Attributes:
+        path: file of the image.
+        name: name of its results: relative, with "/" between folders, without a suffix.
+    """
 
     path: Path
     name: str
@@ -50,16 +55,16 @@ class ImageSource(NamedTuple):
 def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) -> Iterator[ImageSource]:
     """Find the images behind `sources`, lazily and in a stable order.
 
-    Folders are searched with their sub-folders, sorted, by extension; hidden files and results of earlier runs are
-    left out. A name keeps the sub-folders below its source, so equal stems do not meet; where they would, the later
-    one gets its folder, its extension or a number. A file that is found twice is yielded once.
+    Folders are searched with their sub-folders, in sorted order, by extension. Hidden files and results of earlier runs
+    are left out. A name keeps the sub-folders below its source. Where two names would still be equal, the later one
+    gets its folder, its extension or a number. A file that occurs twice is yielded once.
 
     Args:
         sources: files, folders, glob patterns, or "-" for paths on stdin, one per line.
         stdin: the lines that "-" reads; `sys.stdin` by default.
 
     Raises:
-        DataError: nothing there, no image in it, or a video, camera or address, which are not read yet.
+        DataError: a source does not exist, has no image, or is a video, camera or address, which cannot be read yet.
     """
     names = _Names()
     seen: set[str] = set()
@@ -72,7 +77,7 @@ def expand(sources: Iterable[str | Path], stdin: Iterable[str] | None = None) ->
 
 
 def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
-    """The images of one source, each with the folder that its name is relative to."""
+    """Yield the images of one source, each with the folder that its name is relative to."""
     if source == "-":
         for line in stdin:
             yield from _in_line(line.rstrip("\r\n"))
@@ -88,7 +93,7 @@ def _find(source: str, stdin: Iterable[str]) -> Iterator[tuple[Path, Path]]:
 
 
 def _real(path: Path) -> str:
-    """The file behind links; the path itself where no file can be called so."""
+    """Return a path with links resolved; the path itself where it cannot be the name of a file."""
     try:
         return os.path.realpath(path)
     except (OSError, ValueError):
@@ -96,10 +101,10 @@ def _real(path: Path) -> str:
 
 
 def _stdin() -> Iterator[str]:
-    """The lines of stdin as names of files: bytes that are not UTF-8 stay what they are.
+    """Yield the lines of stdin as names of files. Bytes that are not UTF-8 are kept.
 
     Raises:
-        DataError: text in UTF-16 or UTF-32, as `>` of PowerShell writes it.
+        DataError: the text is in UTF-16 or UTF-32, as `>` of PowerShell writes it.
     """
     if sys.stdin is None:
         raise DataError("There is no list on stdin: it is closed.", hint="Give files, folders or globs.")
@@ -113,7 +118,7 @@ def _stdin() -> Iterator[str]:
 
 
 def _in_line(line: str) -> Iterator[tuple[Path, Path]]:
-    """Yield what a line of a list names. What is no image is not fatal: reading it fails, and the list goes on."""
+    """Yield the images of a line of a list. A path that is no image is yielded, and reading it fails later."""
     name = line if os.path.exists(line) else line.strip()
     if not name:
         return
@@ -124,13 +129,13 @@ def _in_line(line: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
-    found, videos = False, 0
+    has_images, videos = False, 0
     for path in _walk(folder, set()):
         videos += path.suffix.lower() in VIDEOS
         if path.suffix.lower() in IMAGES:
-            found = True
+            has_images = True
             yield path, folder
-    if not found:
+    if not has_images:
         more = f" It holds {videos} video file(s), which cannot be read yet." if videos else ""
         raise DataError(
             f"No images in {folder} or below.{more}", hint=f"Looked for {', '.join(sorted(IMAGES))}, in any case."
@@ -159,23 +164,18 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
 
 
 def _in_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
-    fixed = Path(*_until_magic(Path(pattern).parts))
+    root = Path(*_until_magic(Path(pattern).parts))
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
     images = [match for match in matches if match.suffix.lower() in IMAGES]
     if not images:
         what = f"{len(matches)} file(s), none of them an image" if matches else "nothing"
         raise DataError(f"The pattern {pattern!r} matches {what}.", hint=f"It was looked up from {Path.cwd()}.")
     for match in images:
-        yield match, fixed
+        yield match, root
 
 
 def _until_magic(parts: tuple[str, ...]) -> list[str]:
-    fixed = []
-    for part in parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return fixed
+    return list(itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
 
 
 def _refuse_video(path: Path) -> None:
@@ -195,12 +195,12 @@ def _missing(source: str) -> DataError:
 
 
 def _folded(name: str) -> str:
-    """What two names have in common whose results would be the same files."""
+    """Return the form in which two names are equal if their results would be the same files."""
     return safe_name(name).casefold()
 
 
 class _Names:
-    """Gives each image a name of its own. Letter case does not tell names apart: some file systems ignore it."""
+    """Registry of unique names. Names that differ only in letter case are equal, as on some file systems."""
 
     def __init__(self) -> None:
         self.taken = Distinct("images")

@@ -1,16 +1,15 @@
-"""A stream of images through a segmenter: read, prepare, infer, finish, overlapped and in order.
+"""Stream of images through a segmenter: read, prepare, infer and finish, overlapped and in order.
 
-Images are read and finished in threads, the network runs in the caller's thread. Sliding windows over a chain of
-generators keep the order and bound the memory: a stage takes a new image only when its oldest one has been handed on.
-Nothing waits for anything later in the chain, so nothing can lock up, and an error or Ctrl-C unwinds the chain from
-wherever it happens.
+Images are read and finished in threads; the network runs in the caller's thread. The stages are a chain of generators.
+Each takes a new image only when its oldest one has been passed on, which keeps the order and bounds the memory. No
+stage waits for a later one, so the chain cannot deadlock. An error or Ctrl-C unwinds it from any stage.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,24 +37,25 @@ def stream(
     *,
     batch: int = 1,
     workers: int = 2,
-) -> Iterator[tuple[Item, Out | M2FError | None, dict[str, float]]]:
-    """Yield each item with what came of it and the seconds of each stage, in the order of the items.
+) -> Generator[tuple[Item, Out | M2FError | None, dict[str, float]], None, None]:
+    """Yield each item with its outcome and the seconds of each stage, in the order of the items.
 
-    An M2FError in `read`, in the network or in `finish` is that image's own: it takes the place of the results. Any
-    other error, and each error in `use`, ends the stream. Close a stream that is not used up.
+    An M2FError in `read`, in the network or in `finish` is the outcome of that image. Any other error, and each error
+    in `use`, ends the stream. Close a stream that is not exhausted.
 
     Args:
-        items: taken in the caller's thread, and not long before they are needed.
-        read: gives the pixels (H, W, 3, uint8 RGB) and what `finish` needs beside the network's answer. None: there is
-            nothing to do for this item, and None is what comes of it.
-        finish: makes results of what `read` kept and of what `infer` gave.
-        use: writes the results, say; what it returns is yielded.
+        segmenter: the model.
+        items: taken in the caller's thread, shortly before they are needed.
+        read: returns the pixels (H, W, 3), uint8 RGB, and a value for `finish`. None: the item needs no work, and its
+            outcome is None.
+        finish: turns the value of `read` and the output of `infer` into results.
+        use: uses the results, for example writes them. Its return value is the outcome.
         batch: images per forward pass. A batch that fails is tried again image by image.
-        workers: threads that read, and as many that finish. 0: everything happens in the caller's thread.
+        workers: threads that read, and as many that finish. 0: everything runs in the caller's thread.
     """
     with thread_pool(workers) as readers, thread_pool(workers) as finishers:
 
-        def load(job: _Work) -> _Work:
+        def load(job: _Work[Item]) -> _Work[Item]:
             with job.stage("read"):
                 job.kept = read(job.item)
                 job.is_open = job.kept is not None
@@ -65,7 +65,7 @@ def stream(
                     job.value = segmenter.prepare(image)
             return job
 
-        def infer(jobs: list[_Work]) -> list[_Work]:
+        def infer(jobs: list[_Work[Item]]) -> list[_Work[Item]]:
             waiting = [job for job in jobs if job.is_open]
             started = time.perf_counter()
             try:
@@ -82,7 +82,7 @@ def stream(
                 job.seconds["network"] = (time.perf_counter() - started) / len(waiting)
             return jobs
 
-        def end(job: _Work) -> _Work:
+        def end(job: _Work[Item]) -> _Work[Item]:
             if job.is_open:
                 with job.stage("post_process"):
                     job.value = finish(job.kept, job.value)
@@ -93,19 +93,23 @@ def stream(
                 job.seconds["write"] = time.perf_counter() - started
             return job
 
-        loaded = in_order(readers, load, map(_Work, items), workers + batch)
+        loaded: Iterator[_Work[Item]] = in_order(readers, load, map(_Work, items), workers + batch)
         answered = itertools.chain.from_iterable(map(infer, _batches(loaded, batch)))
-        for job in in_order(finishers, end, answered, workers + batch):
+        ended: Iterator[_Work[Item]] = in_order(finishers, end, answered, workers + batch)
+        for job in ended:
             yield job.item, job.value, job.seconds
 
 
 @dataclass
 class _Work(Generic[Item]):
-    """One item on its way.
+    """State of an item in the stream.
 
     Attributes:
-        value: what the last stage gave, or the error that ended it. Earlier values are dropped: images are large.
-        is_open: False once nothing more is to be done for it.
+        item: the item.
+        kept: value of `read` for `finish`.
+        value: output of the last stage, or its error. Earlier values are dropped, because images are large.
+        is_open: False when no more stages follow.
+        seconds: duration of each stage.
     """
 
     item: Item
@@ -116,7 +120,7 @@ class _Work(Generic[Item]):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure a stage, and keep its error."""
+        """Measure the duration of a stage, and keep its error."""
         started = time.perf_counter()
         try:
             yield
@@ -130,7 +134,7 @@ class _Work(Generic[Item]):
 
 @contextmanager
 def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor | None]:
-    """A pool of threads that is empty when the context ends; None without workers."""
+    """Open a pool of threads that ends with the context; None for 0 workers."""
     if not workers:
         yield None
         return

@@ -1,7 +1,7 @@
-"""Test-time augmentation: an image at several sizes, plain and mirrored, and one answer for all of them.
+"""Test-time augmentation: an image at several sizes, plain and mirrored, gives one result.
 
 Semantic: class scores at the image's own size are averaged, as published (docs/methods/published-behaviour.md#2-2,
-"ms+flip"). Panoptic and instance: nobody published a rule; `merge.py` has ours.
+"ms+flip"). Panoptic and instance: no rule is published; `merge_views` has one of m2f.
 """
 
 from __future__ import annotations
@@ -17,68 +17,74 @@ from ..config.schema import ResizeConfig, TtaConfig
 from ..errors import ConfigError
 from ..results.types import Instances, PanopticMap, SemanticMap
 from ..structures import Task
-from .base import Prepared, RawOutput, Wrapper, refuse_wrapped
+from .base import BaseSegmenter, Prepared, RawOutput, Wrapper, refuse_wrapped
 from .mask_rendering import Band, Size
 from .merge_views import merge_views
 from .postprocess import best_classes
 from .preprocess import RESAMPLERS, resized_shape
-from .segmenter import Segmenter
 
-OURS = TtaConfig(scales=(0.75, 1.0, 1.25))  # where nothing was published
+DEFAULT_PLAN = TtaConfig(scales=(0.75, 1.0, 1.25))  # type: ignore[call-arg]  # where none is published
 
 
 @dataclass
 class View:
-    """One version of an image before (`Prepared`) or after (`RawOutput`) the network, mirrored left to right or not."""
+    """Version of an image before or after the network.
+
+    Attributes:
+        data: the `Prepared` image or its `RawOutput`.
+        flipped: True if it is mirrored left to right.
+    """
 
     data: Any
     flipped: bool
 
 
-def with_tta(segmenter: Segmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
-    """`segmenter`, with every image seen in several sizes and mirrored.
+def with_tta(segmenter: BaseSegmenter, *, sizes: Sequence[int] | None = None, flip: bool | None = None) -> Augmented:
+    """Wrap a segmenter to see every image at several sizes and mirrored.
+
+    The mask features of all views are in memory until an image is finished.
 
     Args:
-        sizes: short edges in pixels of the network's input; by default those of `test.tta`, which are the published
-            ones, or 0.75, 1 and 1.25 times the test size where nothing was published.
-        flip: whether each size is also seen mirrored; by default as `test.tta` says, or True.
-
-    Memory: the mask features of all views are kept until an image is finished; 12 views of a Cityscapes image
-    are 2.3 GB, of an ADE20K image 0.4 GB.
+        segmenter: the segmenter to wrap, which is no wrapper.
+        sizes: short edges in pixels of the network's input. By default those of `test.tta`, which are the published
+            ones, or 0.75, 1 and 1.25 times the test size where none are published.
+        flip: add the mirrored image of each size; by default as in `test.tta`, or True.
 
     Raises:
-        ConfigError: sizes that are not above 0.
+        ConfigError: `segmenter` is a wrapper, or a size is below 1.
     """
     refuse_wrapped(segmenter, "with_tta")
-    plan = segmenter.config.test.tta or OURS
+    plan = segmenter.config.test.tta or DEFAULT_PLAN
     if sizes is not None:
         if not sizes or any(size < 1 for size in sizes):
             raise ConfigError(f"sizes are short edges of at least 1 pixel, not {list(sizes)}.")
         limit = plan.max_edge or _limit(segmenter.config.test.resize, max(sizes))
-        plan = TtaConfig(short_edges=tuple(sizes), max_edge=limit, of=plan.of, softmax=plan.softmax)
+        plan = TtaConfig(  # type: ignore[call-arg]
+            short_edges=tuple(sizes), max_edge=limit, of=plan.of, softmax=plan.softmax
+        )
     if flip is not None:
         plan = plan.model_copy(update={"flip": flip})
     return Augmented(segmenter, plan)
 
 
 def _limit(resize: ResizeConfig, size: int) -> int | None:
-    """The limit on long edges that stands to `size` as the test resize's own limit to its size."""
+    """Return the limit of long edges for `size`, in proportion to the limit of the test resize."""
     if resize.max_edge is None or resize.short_edge is None:
         return None
     return -(-resize.max_edge * size // resize.short_edge)
 
 
 class Augmented(Wrapper):
-    """See `with_tta`."""
+    """Segmenter that runs another one on several views of each image; see `with_tta`."""
 
-    def __init__(self, inner: Segmenter, plan: TtaConfig):
+    def __init__(self, inner: BaseSegmenter, plan: TtaConfig):
         super().__init__(inner)
         self.plan = plan
         count = len(plan.short_edges or plan.scales) * (1 + plan.flip)
         self.notes = [*inner.notes, f"Test-time augmentation: {count} views of each image."]
 
     def prepare(self, image_HWC: np.ndarray) -> list[View]:
-        """All views of an image (H, W, 3, uint8 RGB): sizes in their order, each plain, then mirrored."""
+        """Return all views of an image (H, W, 3), uint8 RGB: the sizes in order, each plain, then mirrored."""
         prepared = self.inner.prepare(image_HWC)
         base_HWC = image_HWC if self.plan.of == "picture" else prepared.pixels_CHW.permute(1, 2, 0).numpy()
         resample = RESAMPLERS[self.config.test.resize.resampling]
@@ -96,18 +102,21 @@ class Augmented(Wrapper):
         plan, (height, width) = self.plan, size
         if plan.scales:
             return [(max(1, int(height * x + 0.5)), max(1, int(width * x + 0.5))) for x in plan.scales]
-        edges = [ResizeConfig(short_edge=edge, max_edge=plan.max_edge) for edge in plan.short_edges]
-        return [resized_shape(height, width, edge) for edge in edges]
+        limits = [
+            ResizeConfig(short_edge=edge, max_edge=plan.max_edge)  # type: ignore[call-arg]
+            for edge in plan.short_edges
+        ]
+        return [resized_shape(height, width, limit) for limit in limits]
 
     def infer(self, batch: Sequence[list[View]]) -> list[list[View]]:
-        """Run the network, one view at a time: in a batch they would be padded to the largest."""
+        """Run the network on one view at a time, because a batch would pad them to the largest one."""
         return [[View(self.inner.infer([view.data])[0], view.flipped) for view in views] for views in batch]
 
     @torch.inference_mode()
     def finish(
-        self, raw: list[View], task: Task | None = None, **thresholds: float | int | None
+        self, raw: list[View], task: Task | None = None, **thresholds: Any
     ) -> PanopticMap | Instances | SemanticMap:
-        """As `Segmenter.finish`, over all views."""
+        """Turn the outputs of all views into one result, as `Segmenter.finish` does for one."""
         task = self.check_task(task or self.default_task)
         first: RawOutput = raw[0].data
         if len(raw) == 1 and not raw[0].flipped:
@@ -120,15 +129,18 @@ class Augmented(Wrapper):
         return self.inner.finish(merged, task, **thresholds)
 
     def semantic_scores(self, raw: list[View]) -> Band:
-        """Class scores (classes, rows, W) at the image's own size, mirrored back, summed in order, averaged."""
+        """Return a function of class scores (classes, rows, W) at the image's own size, averaged over the views."""
         bands = [(self.inner.semantic_scores(view.data), view.flipped) for view in raw]
 
         def scores(start: int, stop: int) -> torch.Tensor:
-            total_KHW = None
-            for band, flipped in bands:
-                view_KHW = band(start, stop).softmax(0) if self.plan.softmax else band(start, stop)
-                view_KHW = view_KHW.flip(-1) if flipped else view_KHW
-                total_KHW = view_KHW if total_KHW is None else total_KHW.add_(view_KHW)
+            views = (self._view(band(start, stop), flipped) for band, flipped in bands)
+            total_KHW = next(views)
+            for view_KHW in views:
+                total_KHW.add_(view_KHW)
             return total_KHW.div_(len(bands))
 
         return scores
+
+    def _view(self, scores_KHW: torch.Tensor, flipped: bool) -> torch.Tensor:
+        scores_KHW = scores_KHW.softmax(0) if self.plan.softmax else scores_KHW
+        return scores_KHW.flip(-1) if flipped else scores_KHW

@@ -17,7 +17,8 @@ from .writers import folder_of, stem_for
 class Named(Protocol):
     """Protocol of an item that has a name."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 Item = TypeVar("Item", bound=Named)

@@ -41,12 +41,12 @@ def cpu_precisions() -> list[str]:
     return ["fp32", "bf16"] if BF16_FLAGS & set(flags.split()) else ["fp32"]
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> Precision:
     """Return `name`; for "auto" bf16, else fp16, where the device computes it fast, and fp32 where neither."""
     if name != "auto":
         return name
     good = good_precisions(device)
-    return next((each for each in ("bf16", "fp16") if each in good), "fp32")
+    return "bf16" if "bf16" in good else "fp16" if "fp16" in good else "fp32"
 
 
 def choose_device(name: str) -> torch.device:

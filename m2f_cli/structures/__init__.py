@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms: classes, annotations, targets, predictions, images.
+"""Nouns that all rooms share: classes, annotations, targets, predictions, images.
 
 Dimension letters, used as suffixes wherever a layout matters (`mask_logits_BQHW`):
 

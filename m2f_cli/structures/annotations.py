@@ -1,4 +1,4 @@
-"""Annotations of images: of segments, of classes of pixels, of objects; and those of one task as those of another."""
+"""Annotations of images (segments, classes of pixels, objects), and conversion from one task to another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from .run_lengths import renamed, values_in
 
 @dataclass
 class AnnotatedSegment:
-    """One annotated region of a panoptic map. `label` is a class number; a crowd is a group that is not separated."""
+    """Annotated region of a panoptic map.
+
+    Attributes:
+        id: value of its pixels in the map, from 1 on.
+        label: class number.
+        iscrowd: True for a group of objects that is not separated.
+    """
 
     id: int
     label: int
@@ -28,11 +34,12 @@ class AnnotatedSegment:
 
 @dataclass
 class PanopticAnnotation:
-    """An annotated image.
+    """Segments of an annotated image.
 
     Attributes:
         ids_HW: int32, ids of `segments`; 0 where nothing is annotated (void).
-        source: the file that it was read from, for official tools that read it themselves.
+        segments: the annotated regions.
+        source: file that it was read from, for official tools that read it themselves.
     """
 
     ids_HW: np.ndarray
@@ -46,7 +53,13 @@ class PanopticAnnotation:
 
 @dataclass
 class SemanticAnnotation:
-    """An annotated image: labels_HW (uint8, uint16 or int32) holds class numbers, `ignore` where nothing counts."""
+    """Classes of the pixels of an annotated image.
+
+    Attributes:
+        labels_HW: uint8, uint16 or int32, class numbers; `ignore` where nothing is annotated.
+        ignore: value of pixels that do not count.
+        source: file that it was read from.
+    """
 
     labels_HW: np.ndarray
     ignore: int = 255
@@ -59,20 +72,31 @@ class SemanticAnnotation:
 
 @dataclass
 class AnnotatedObject:
-    """One annotated object: polygons (each (points, 2) float x, y in pixels, edges at whole numbers) or a COCO RLE.
+    """Annotated object.
 
-    While an image is augmented, the mask of an RLE travels as a `data.transforms.geometry.Cutout`.
+    Attributes:
+        label: class number.
+        shape: polygons, each (points, 2) float x, y in pixels with the edges of pixels at whole numbers; or COCO run
+            lengths. While an image is augmented, run lengths are a `data.transforms.geometry.Cutout`.
+        iscrowd: True for a group of objects that is not separated.
+        area: as annotated, in pixels; COCO's size ranges use it. None where the file does not say.
     """
 
     label: int
     shape: list[np.ndarray] | dict[str, Any]
     iscrowd: bool = False
-    area: float | None = None  # as annotated; COCO's size ranges use it
+    area: float | None = None
 
 
 @dataclass
 class InstanceAnnotation:
-    """An annotated image: objects that may overlap. `size` is (height, width)."""
+    """Objects of an annotated image, which may overlap.
+
+    Attributes:
+        size: (height, width) of the image in pixels.
+        objects: the annotated objects.
+        source: file that it was read from.
+    """
 
     size: tuple[int, int]
     objects: list[AnnotatedObject]
@@ -82,12 +106,18 @@ class InstanceAnnotation:
 Annotation: TypeAlias = PanopticAnnotation | SemanticAnnotation | InstanceAnnotation
 
 
-# --- one as another ---------------------------------------------------------------------------------------------------
+# --- one task to another ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ReadAs:
-    """Reads a panoptic annotation and gives it as one of another task."""
+    """Reader that returns a panoptic annotation as one of another task.
+
+    Attributes:
+        read: returns the panoptic annotation.
+        task: "semantic" or "instance".
+        categories: classes of the data set.
+    """
 
     read: Callable[[], PanopticAnnotation]
     task: Task
@@ -95,6 +125,7 @@ class ReadAs:
 
     def __call__(self) -> Annotation:
         panoptic = self.read()
+        derived: SemanticAnnotation | InstanceAnnotation
         if self.task == "semantic":
             derived = as_semantic(panoptic, len(self.categories))
         else:
@@ -103,7 +134,7 @@ class ReadAs:
 
 
 def ignore_value(num_classes: int) -> int:
-    """Return what stands for no class in a map of classes: 255, or 65535 where that needs 16 bits anyway."""
+    """Return the value that means no class in a map of classes: 255, or 65535 where the classes need 16 bits."""
     return 255 if num_classes <= 255 else 65535
 
 
@@ -126,9 +157,11 @@ def as_panoptic(semantic: SemanticAnnotation, separate: Collection[int] = ()) ->
     """Return one segment for each class that is present; ignored pixels become void.
 
     Args:
-        separate: classes of which each connected region (8 neighbours) is a segment of its own.
+        separate: class numbers for which each connected region (8 neighbours) is a segment of its own.
     """
-    ids_HW, segments, whole = np.zeros(semantic.size, dtype=np.int32), [], {}
+    ids_HW = np.zeros(semantic.size, dtype=np.int32)
+    segments: list[AnnotatedSegment] = []
+    whole: dict[int, int] = {}  # class number → segment id
     for label in values_in(semantic.labels_HW).tolist():
         if label == semantic.ignore:
             continue

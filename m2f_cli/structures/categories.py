@@ -1,4 +1,4 @@
-"""Class tables: what a data set's classes are called, which of them are countable, and their colours.
+"""Class tables: the names of a data set's classes, their colours, and which of them are countable.
 
 The shipped tables are YAML files in `classes/`, one class a line; a user's own table is a file of the same form, where
 only `name` is needed: `id` is then the position, `isthing` true, and the colour one of `default_color`.
@@ -26,7 +26,14 @@ _STRENGTHS = ((0.65, 0.65), (1.0, 0.95), (0.85, 0.8), (0.5, 1.0), (0.65, 0.95)) 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """A data set's classes. `ignore_index` is the value of pixels without a class in its semantic labels."""
+    """Classes of a data set.
+
+    Attributes:
+        dataset: name of the data set.
+        source: origin of the table.
+        ignore_index: value of pixels without a class in its semantic labels.
+        categories: classes, in the order of their class numbers.
+    """
 
     dataset: str
     source: str
@@ -46,14 +53,15 @@ def load_categories(name_or_path: str | Path) -> Categories:
         name_or_path: the name of a shipped table, or a path that ends in .yaml or .yml.
 
     Raises:
-        ConfigError: unknown name (with the nearest ones), unreadable file, or a table that contradicts itself.
+        ConfigError: the name is unknown (the message has the nearest ones), the file cannot be read, or two classes
+            have one id or name.
     """
     return load_class_table(name_or_path).categories
 
 
 @functools.cache
 def load_class_table(name_or_path: str | Path) -> ClassTable:
-    """Return a table with all that it says of its data set. It is read once per process."""
+    """Return a class table; each is read once per process."""
     path = _table_path(name_or_path)
     tree = read_yaml(path, texts=TEXTS)
     entries = tree.get("classes")
@@ -61,8 +69,8 @@ def load_class_table(name_or_path: str | Path) -> ClassTable:
         raise ConfigError(f"{path}: `classes` should be a list of classes.")
     ignore_index = _ignore_index(tree.get("ignore_index", 255), path)
     categories = tuple(_category(entry, position, path) for position, entry in enumerate(entries))
-    _refuse_twins([c.id for c in categories], "id", path)
-    _refuse_twins([c.name for c in categories], "name", path)
+    _refuse_duplicates([c.id for c in categories], "id", path)
+    _refuse_duplicates([c.name for c in categories], "name", path)
     return ClassTable(str(tree.get("dataset", path.stem)), str(tree.get("source", "")), ignore_index, categories)
 
 
@@ -72,16 +80,17 @@ def from_names(
     """Return classes from their names alone: ids 0, 1, … and default colours.
 
     Args:
-        things: the countable ones among `names`; None means all of them.
-        where: the file that they are from, for messages.
+        names: names of the classes, in the order of their class numbers.
+        things: names of countable classes; None means all of them.
+        where: file that the names are from, for messages.
 
     Raises:
-        ConfigError: a name twice or that no file can hold, or a thing that is not among the names.
+        ConfigError: a name occurs twice or cannot be written in UTF-8, or a thing is not among the names.
     """
-    halved = next((name for name in names if not schemas.is_whole(name)), None)
-    if halved is not None:
-        raise ConfigError(f"{where}: the class name {halved!r} holds half a character, which no file can hold.")
-    _refuse_twins(list(names), "name", where)
+    broken = next((name for name in names if not schemas.is_whole(name)), None)
+    if broken is not None:
+        raise ConfigError(f"{where}: the class name {broken!r} holds half a character, which no file can hold.")
+    _refuse_duplicates(list(names), "name", where)
     for thing in things or ():
         if thing not in names:
             raise unknown_name("class", thing, names)
@@ -92,10 +101,10 @@ def from_names(
 
 
 def default_color(index: int) -> tuple[int, int, int]:
-    """The colour (RGB, 0 to 255) of the class number `index` when nobody chose one: always the same, never near black.
+    """Return the default colour (RGB, 0 to 255) of a class number. It is always the same and never near black.
 
     The hue turns by the golden angle from class to class. Hues come close again after a Fibonacci number of classes, so
-    the strength changes with a period of five: the first 40 colours keep 25 grey levels of distance from each other.
+    saturation and value change with a period of five. The first 40 colours are at least 25 grey levels apart.
     """
     red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, *_STRENGTHS[index % len(_STRENGTHS)])
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -111,30 +120,37 @@ def _table_path(name_or_path: str | Path) -> Path:
 
 def _ignore_index(value: Any, path: Path) -> int:
     try:
-        found = schemas.whole_number(value)
+        index = schemas.whole_number(value)
     except ValueError:
-        found = -1
-    if found < 0:
+        index = -1
+    if index < 0:
         raise ConfigError(f"{path}: ignore_index = {schemas.shown(value)} should be a whole number from 0 on.")
-    return found
+    return index
 
 
 def _category(entry: Any, position: int, path: Path) -> Category:
-    given = {"name": entry} if isinstance(entry, str) else entry
-    said = schemas.read_as(schemas.TableClass, given, f"{path}: class {position}", error=ConfigError, hint=None)
-    key = position if said.id is None else said.id
-    return Category(key, said.name, said.isthing, said.color or default_color(position))
+    fields = {"name": entry} if isinstance(entry, str) else entry
+    row = schemas.read_as(schemas.TableClass, fields, f"{path}: class {position}", error=ConfigError, hint=None)
+    key = position if row.id is None else row.id
+    return Category(key, row.name, row.isthing, row.color or default_color(position))
 
 
-def _refuse_twins(values: Sequence[Any], key: str, where: Any) -> None:
-    twin, count = Counter(values).most_common(1)[0] if values else (None, 0)
+def _refuse_duplicates(values: Sequence[Any], key: str, where: Any) -> None:
+    value, count = Counter(values).most_common(1)[0] if values else (None, 0)
     if count > 1:
-        raise ConfigError(f"{where}: two classes have the {key} {twin!r}.")
+        raise ConfigError(f"{where}: two classes have the {key} {value!r}.")
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class: its id in the data set's own files, its name, whether it is countable, and its colour."""
+    """Class of a data set.
+
+    Attributes:
+        id: number of the class in the data set's own files.
+        name: name of the class.
+        isthing: True for a countable class.
+        color: RGB, each 0 to 255.
+    """
 
     id: int
     name: str
@@ -146,7 +162,8 @@ class Category:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Category:
-        return cls(int(record["id"]), str(record["name"]), bool(record["isthing"]), tuple(map(int, record["color"])))
+        red, green, blue = map(int, record["color"])
+        return cls(int(record["id"]), str(record["name"]), bool(record["isthing"]), (red, green, blue))
 
 
 Categories: TypeAlias = tuple[Category, ...]

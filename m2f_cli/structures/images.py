@@ -1,6 +1,6 @@
-"""Images in: any file, PIL image or array that people have becomes (H, W, 3) uint8 RGB, or one clear DataError.
+"""Reading of images: a file, PIL image or array becomes (H, W, 3) uint8 RGB, or one clear DataError.
 
-Nothing else in m2f opens a file of an image: what is read, and how much memory that may take, is decided here.
+All image files are opened here, so that formats and limits of memory are decided in one module.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .rgb import (
 )
 from .tiff import TiffHead
 
-# What decoders raise on damaged files: Pillow, its plugins and OpenCV raise whatever they come upon.
+# Errors on damaged files: Pillow, its plugins and OpenCV do not translate those of the code that they call.
 DECODER_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -53,7 +53,7 @@ DECODER_ERRORS = (
     zlib.error,
     Warning,
 )
-# The first bytes of files that are mistaken for images, and what to tell their owner.
+# Offset and first bytes of files that are mistaken for images, their kind, and advice.
 _LOOKALIKES = (
     (0, b"%PDF", "a PDF document", "Export its pages as PNG or JPEG first."),
     (0, b"%!PS", "a PostScript document", "Export it as PNG or JPEG first."),
@@ -70,10 +70,10 @@ _LOOKALIKES = (
 def read_image(
     source: str | os.PathLike[str] | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Read an image as people see it.
+    """Read an image as it is displayed.
 
-    EXIF orientation is applied; transparency is laid over white; 16-bit values keep their high byte; of animations
-    and multi-page files the first frame is read. Floats are accepted as 0 to 1, or as whole numbers from 0 to 255.
+    EXIF orientation is applied, transparency is laid over white, and 16-bit values keep their high byte. Of animations
+    and multi-page files, the first frame is read. Floats are accepted from 0 to 1, or as whole numbers from 0 to 255.
 
     Args:
         source: a file, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of bool, whole
@@ -81,10 +81,10 @@ def read_image(
         max_pixels: files and PIL images with more pixels are refused before they are unpacked.
 
     Returns:
-        (H, W, 3) uint8, RGB, a copy of its own.
+        (H, W, 3) uint8, RGB; a copy.
 
     Raises:
-        DataError: missing, empty, damaged, too large, or not an image; the message says which and what to do.
+        DataError: the file is missing, empty, damaged, too large, or no image. The message says which, and what to do.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, f"The array of shape {source.shape} and type {source.dtype}")
@@ -101,67 +101,82 @@ def read_image(
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
-    """Read the content of an image file, as `read_image` does a file.
+    """Read an image from the content of its file, as `read_image` does from a file.
 
     Args:
-        where: what it is called in errors.
+        content: the bytes of the file.
+        where: name of the image in errors.
+
+    Raises:
+        DataError: as in `read_image`.
     """
     return _from_file(content, where, MAX_PIXELS)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the pixels that `read_image` gives, from the head of the file.
+    """Return the (height, width) that `read_image` would give, from the head of the file.
 
     Raises:
-        DataError: as `read_image`.
+        DataError: as in `read_image`.
     """
-    with _identified(path, str(path), MAX_PIXELS) as (image, tiff):
-        if image is not None:
+    with _identified(path, str(path), MAX_PIXELS) as image:
+        if not isinstance(image, TiffHead):
             return upright_size(image)
-        return tiff.size[::-1] if tiff.orientation in (5, 6, 7, 8) else tiff.size
+        height, width = image.size
+        return (width, height) if image.orientation in (5, 6, 7, 8) else (height, width)
 
 
 @contextmanager
 def open_image(source: Path | bytes, where: str | None = None) -> Iterator[Image.Image]:
-    """Open and load an image of an allowed format and size, for code that looks at its own values.
+    """Open and load an image of an allowed format and size, for code that needs its values unconverted.
 
-    What a decoder raises in the block becomes a DataError, so the block should do nothing else.
+    Errors of decoders in the block become a DataError, so the block should do nothing else.
 
     Args:
         source: a file, or the content of one.
-        where: what it is called in errors; by default the path.
+        where: name of the image in errors; by default the path.
 
     Raises:
-        DataError: as `read_image`.
+        DataError: as in `read_image`.
     """
     where = str(source) if where is None else where
-    with _identified(source, where, MAX_PIXELS) as (image, _):
-        if image is None:
+    with _identified(source, where, MAX_PIXELS) as image:
+        if isinstance(image, TiffHead):
             raise DataError(f"{where} is a TIFF of a kind that cannot be read.", hint="Save it with 8 or 16 bits.")
         image.load()  # NumPy would do it, and pass over some errors of decoders
         yield image
 
 
 def open_small(content: bytes, edge: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode a JPEG to its end, but at a size of at least `edge` pixels only, in grey.
+    """Decode a whole JPEG in grey, at the smallest size that its decoder offers.
+
+    Args:
+        content: the bytes of the file.
+        edge: least height and width of the small image, in pixels.
 
     Returns:
         The small image, upright, and the (height, width) of the whole one.
 
     Raises:
-        DataError: as `read_image`.
+        DataError: as in `read_image`.
     """
-    with _identified(content, "The JPEG", MAX_PIXELS) as (image, _):
+    with _identified(content, "The JPEG", MAX_PIXELS) as image:
+        if isinstance(image, TiffHead):
+            raise ValueError("it is a TIFF")
         size = upright_size(image)
         image.draft("L", (edge, edge))
         return upright(image), size
 
 
 def decode_png(content: bytes, where: str) -> np.ndarray:
-    """Decode a PNG by OpenCV, in its order of channels (BGR) and with its own depth: faster than Pillow.
+    """Decode a PNG with OpenCV, which is faster than Pillow, in BGR order and at its own depth.
+
+    Args:
+        content: the bytes of the file.
+        where: name of the image in errors.
 
     Raises:
-        DataError: too large, damaged or cut off.
+        DataError: the image is too large, damaged or cut off.
     """
     if len(content) < 24 or content[:8] != b"\x89PNG\r\n\x1a\n":
         raise DataError(f"{where} is no PNG, or is cut off.", hint="Copy or write it again.")
@@ -183,35 +198,34 @@ def decode_png(content: bytes, where: str) -> np.ndarray:
 
 
 def _from_file(source: Path | bytes, where: str, max_pixels: int) -> np.ndarray:
-    with _identified(source, where, max_pixels) as (image, tiff):
-        if image is not None:
+    with _identified(source, where, max_pixels) as image:
+        if not isinstance(image, TiffHead):
             return image_to_rgb(image)
     content = source.read_bytes() if isinstance(source, Path) else source
     with _decoding(where):
-        return tiff_to_rgb(content, tiff)
+        return tiff_to_rgb(content, image)
 
 
 @contextmanager
-def _identified(
-    source: Path | bytes, where: str, max_pixels: int
-) -> Iterator[tuple[Image.Image | None, TiffHead | None]]:
-    """Give the image of a file, its size checked; of a TIFF also its head, and no image where Pillow knows none."""
+def _identified(source: Path | bytes, where: str, max_pixels: int) -> Iterator[Image.Image | TiffHead]:
+    """Yield the image of a file, its size checked; the head alone of a TIFF that Pillow does not know."""
     if isinstance(source, Path):
         _check_file(source)
     with _decoding(where), source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         image, tiff = identify(file, max_pixels)
-        if image is None and tiff is None:
+        known = tiff if image is None else image
+        if known is None:
             file.seek(0)
             raise _not_an_image(where, file.read(512))
-        yield image, tiff
+        yield known
 
 
 @contextmanager
 def _decoding(where: str) -> Iterator[None]:
-    """Turn what decoders raise into one sentence about the image.
+    """Turn errors of decoders into one sentence about the image.
 
     Raises:
-        DataError: the block raised any of those.
+        DataError: the block raised one of them.
     """
     try:
         yield

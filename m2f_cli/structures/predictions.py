@@ -1,4 +1,4 @@
-"""What a network returns: class logits and mask embeddings of each layer over one map of mask features."""
+"""Outputs of a network: class logits and mask embeddings of each layer, and one map of mask features."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass
 class PixelFeatures:
-    """What a pixel decoder gives to a decoder.
+    """Output of a pixel decoder and input of a decoder.
 
     Attributes:
-        mask_features_BCHW: stride 4; a mask is the dot product of an embedding with it.
-        levels: the feature maps that the decoder attends to, (B, C, H, W) each, coarse to fine.
+        mask_features_BCHW: features at stride 4; a mask is the dot product of an embedding with them.
+        levels: feature maps that the decoder attends to, (B, C, H, W) each, coarse to fine.
     """
 
     mask_features_BCHW: Tensor
@@ -24,11 +24,11 @@ class PixelFeatures:
 
 @dataclass
 class LayerOutput:
-    """The answer of one decoder layer.
+    """Output of one decoder layer.
 
     Attributes:
-        class_logits_BQK: the last class is "no object".
-        mask_embeds_BQC: as many channels as the mask features have.
+        class_logits_BQK: logits of the classes; the last one is "no object".
+        mask_embeds_BQC: mask embeddings, with as many channels as the mask features have.
     """
 
     class_logits_BQK: Tensor
@@ -37,14 +37,14 @@ class LayerOutput:
 
 @dataclass
 class Prediction:
-    """The answers of all decoder layers, first to last, over one shared feature map. The last layer is the answer.
+    """Outputs of all decoder layers over one shared feature map; the last layer is the result.
 
-    A mask stays a dot product until somebody needs its pixels: `render` gives logits, for few queries and at the size
+    A mask stays a dot product until its pixels are needed. `render` computes the logits of chosen queries at the size
     that is needed.
 
     Attributes:
-        mask_features_BCHW: stride 4.
-        layers: at least one.
+        mask_features_BCHW: features at stride 4.
+        layers: outputs of the decoder layers, first to last; at least one.
     """
 
     mask_features_BCHW: Tensor
@@ -68,12 +68,13 @@ class Prediction:
             size: (height, width) to resize to, bilinear with half-pixel centres; None keeps stride 4.
             image: one image of the batch: the result is (Q, H, W) instead of (B, Q, H, W).
             queries: indices of the queries to render; needs `image`.
+            layer: index of the decoder layer.
         """
         # Under autocast the embeddings are of lower precision; the masks are as precise as the features.
         embeds_BQC = self.layers[layer].mask_embeds_BQC.to(self.mask_features_BCHW.dtype)
         if image is not None:
-            few = slice(None) if queries is None else queries
-            logits = torch.einsum("qc,chw->qhw", embeds_BQC[image][few], self.mask_features_BCHW[image])
+            chosen = slice(None) if queries is None else queries
+            logits = torch.einsum("qc,chw->qhw", embeds_BQC[image][chosen], self.mask_features_BCHW[image])
         elif queries is not None:
             raise ValueError("render(queries=…) needs image=…: each image keeps queries of its own.")
         else:
@@ -82,7 +83,7 @@ class Prediction:
 
 
 def resize_logits(logits_QHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (…, Q, H, W), bilinear with half-pixel centres, no antialiasing: the published resize of mask logits."""
+    """Resize mask logits (…, Q, H, W) as published: bilinear with half-pixel centres, without antialiasing."""
     if tuple(logits_QHW.shape[-2:]) == tuple(size):
         return logits_QHW
     batched = logits_QHW if logits_QHW.dim() == 4 else logits_QHW[None]

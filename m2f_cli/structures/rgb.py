@@ -1,4 +1,4 @@
-"""RGB of an image file, upright: the one reader of pixels. Programs that m2f exports hold a copy of this file."""
+"""Reader of the pixels of an image file: upright RGB. Programs that m2f exports hold a copy of this file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .tiff import TiffHead, read_tiff_head
 
-# Named, because Pillow knows forty: some start other programs (EPS), some are no images (FITS, MPEG, HDF5).
+# A list of our own, because some formats of Pillow start other programs (EPS) or are no images (FITS, MPEG, HDF5).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB of RGB
 MAX_BYTES = 8 * MAX_PIXELS  # of a decoded TIFF: four channels of 16 bits
@@ -41,11 +41,11 @@ _BROKEN_EXIF = (
 
 
 class NoRGBError(ValueError):
-    """Values that mean no colours.
+    """Error for values that mean no colours.
 
     Args:
-        message: what they are, to follow the name of the image.
-        hint: what to do about it.
+        message: description of the values, which follows the name of the image.
+        hint: advice for the user.
     """
 
     def __init__(self, message: str, hint: str | None = None):
@@ -58,14 +58,19 @@ class NoRGBError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """An image with more pixels, or a TIFF with more bytes, than are read."""
+    """Error for an image with more pixels, or a TIFF with more bytes, than the limits."""
 
 
 def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> None:
-    """Refuse a (height, width), or a number of decoded bytes, above the limits.
+    """Refuse an image above the limits.
+
+    Args:
+        size: (height, width) in pixels.
+        max_pixels: largest number of pixels.
+        num_bytes: size of the decoded image.
 
     Raises:
-        TooLargeError: with the number and the limit.
+        TooLargeError: the image is above a limit; the message has the number and the limit.
     """
     pixels = size[0] * size[1]
     if pixels > max_pixels:
@@ -78,15 +83,15 @@ def identify(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image 
     """Open an image of one of `FORMATS` without reading its pixels.
 
     Args:
-        file: an open file, not a path: of a path, Pillow lays out the rows of a TIFF that is to be turned wrongly.
-        max_pixels: larger images are refused.
+        file: an open file. Given a path, Pillow misplaces the rows of a TIFF that is to be turned.
+        max_pixels: largest number of pixels.
 
     Returns:
-        The image, or None where Pillow knows none; the head of the file, or None where it is no TIFF.
+        The image, or None where Pillow does not know the format; the head of the file, or None where it is no TIFF.
 
     Raises:
-        TooLargeError: more pixels or bytes than are read.
-        Exception: whatever Pillow raises at a damaged head.
+        TooLargeError: the image has more pixels or bytes than the limits.
+        Exception: the head is damaged; Pillow raises errors of many kinds.
     """
     head = read_tiff_head(file)
     if head is not None:
@@ -104,42 +109,43 @@ def identify(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image 
 
 
 def orientation(image: Image.Image) -> int:
-    """Return how an image has to be turned, 1 to 8 as EXIF counts. Other values, or EXIF that is broken, mean 1."""
+    """Return the EXIF orientation of an image, 1 to 8; 1 for other values and for broken EXIF."""
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # its EXIF may lie behind the pixels
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _BROKEN_EXIF:
         return 1
-    return next((turn for turn in _TURNS if found == turn), 1)
+    return next((turn for turn in _TURNS if value == turn), 1)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return the (height, width) of an image that is open but not loaded, as `upright` would give it."""
+    """Return the (height, width) that `upright` would give, of an image that is open but not loaded."""
     width, height = image.size
     if image.format == "TIFF":  # Pillow 11 on turns the size when it opens a TIFF, before that when it loads it
-        width, height = (int(image.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+        tags = image.tag_v2  # type: ignore[attr-defined]  # of TiffImageFile, whose import most files do not need
+        width, height = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
     return (width, height) if orientation(image) >= 5 else (height, width)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Load an image and turn it as its EXIF says; the image itself where it need not be turned."""
+    """Load an image and turn it as its EXIF says. Return the image itself where nothing is to be turned."""
     image.load()  # Pillow itself turns a TIFF here, and removes its tag
     return turned(image, orientation(image))
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn an image; the image itself where it need not be turned."""
+    """Turn an image by its EXIF orientation, 1 to 8. Return the image itself where nothing is to be turned."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def image_to_rgb(image: Image.Image) -> np.ndarray:
-    """Return (H, W, 3) uint8 of an image, upright, transparency over white, of deep values the high byte.
+    """Return an image as (H, W, 3) uint8: upright, transparency over white, the high byte of 16-bit values.
 
     Raises:
-        NoRGBError: values that mean no colours.
-        Exception: whatever Pillow raises at damaged pixels.
+        NoRGBError: the values mean no colours.
+        Exception: the pixels are damaged; Pillow raises errors of many kinds.
     """
     image = upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -148,15 +154,16 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def tiff_to_rgb(content: bytes, head: TiffHead) -> np.ndarray:
-    """Return (H, W, 3) uint8 of a TIFF that Pillow does not know, such as 16-bit or float colours, read by OpenCV.
+    """Return as (H, W, 3) uint8 a TIFF that Pillow does not know, such as 16-bit or float colours, read by OpenCV.
 
     Args:
-        content: the whole file, its size checked.
+        content: the whole file. The caller has checked the size of its image.
+        head: the head of the file.
 
     Raises:
         ModuleNotFoundError: OpenCV is not installed.
-        NoRGBError: OpenCV does not know it either, or its values mean no colours.
-        ValueError: damaged.
+        NoRGBError: OpenCV does not know the format either, or the values mean no colours.
+        ValueError: the file is damaged.
     """
     import cv2
 
@@ -173,10 +180,13 @@ def tiff_to_rgb(content: bytes, head: TiffHead) -> np.ndarray:
 
 
 def array_to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) uint8 of an array: (H, W), or (H, W, C) of grey, RGB or RGBA.
+    """Return an array as (H, W, 3) uint8.
+
+    Args:
+        pixels: (H, W), or (H, W, C) of grey, RGB or RGBA.
 
     Raises:
-        NoRGBError: another shape, no pixels, or values that mean no colours.
+        NoRGBError: the array has another shape, no pixels, or values that mean no colours.
     """
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -189,14 +199,14 @@ def array_to_rgb(pixels: np.ndarray) -> np.ndarray:
     values = to_uint8(pixels)
     if values.shape[2] == 4:
         return np.array(_flatten(Image.fromarray(values)).convert("RGB"))
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))).copy()
+    return np.array(np.broadcast_to(values, (*values.shape[:2], 3)), order="C")
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Return values of any type as uint8; uint8 itself comes back as it is.
+    """Return values of any type as uint8. An array of uint8 is returned itself.
 
     Raises:
-        NoRGBError: a range without a meaning.
+        NoRGBError: the range of the values has no meaning as colours.
     """
     kind = pixels.dtype.kind
     if pixels.dtype == np.uint8:
@@ -226,7 +236,7 @@ def _deep_values(image: Image.Image) -> np.ndarray:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Lay transparent images over white, as a page would show them."""
+    """Lay a transparent image over white."""
     if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
         return image
     rgba = image.convert("RGBA")

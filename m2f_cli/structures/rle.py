@@ -14,26 +14,28 @@ Size: TypeAlias = tuple[int, int]
 
 def encode_mask(mask_HW: np.ndarray) -> RLE:
     """Return the run lengths of a mask, whose values are bool, or 0 and 1."""
-    return coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    rle: RLE = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return rle
 
 
 def encode_polygons(polygons: Sequence[np.ndarray], size: Size) -> RLE:
-    """Return the union of polygons, each (points, 2), as pycocotools draws it; below three points there is nothing."""
+    """Return the union of polygons (points, 2), as pycocotools draws it. Those below three points are left out."""
     flat = [np.asarray(points_P2, dtype=np.float64).ravel().tolist() for points_P2 in polygons if len(points_P2) >= 3]
     if not flat:
         return encode_counts([size[0] * size[1]], size)
-    return coco_mask.merge(coco_mask.frPyObjects(flat, *size))
+    union: RLE = coco_mask.merge(coco_mask.frPyObjects(flat, *size))
+    return union
 
 
 def encode_shape(shape: Sequence[np.ndarray] | RLE, size: Size) -> RLE:
-    """Return the pixels of an annotated object: of polygons, or of run lengths that need not be compressed."""
+    """Return the run lengths of an annotated object: polygons, or run lengths that need not be compressed."""
     if not isinstance(shape, dict):
         return encode_polygons(shape, size)
     return encode_counts(shape["counts"], shape["size"]) if isinstance(shape["counts"], list) else shape
 
 
 def encode_ids(ids_HW: np.ndarray, ids: Iterable[int]) -> list[RLE]:
-    """Return the regions of an id map, in the order of `ids`, from one pass over the pixels."""
+    """Return the run lengths of regions of an id map, in the order of `ids`, from one pass over the pixels."""
     flat = ids_HW.T.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends, owners = np.append(starts[1:], flat.size), flat[starts]
@@ -48,12 +50,13 @@ def encode_ids(ids_HW: np.ndarray, ids: Iterable[int]) -> list[RLE]:
 
 
 def encode_counts(counts: list[int], size: Size) -> RLE:
-    """Return plain run lengths, which go down the columns and begin with 0s, as compressed ones."""
-    return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    """Return compressed run lengths of plain ones, which go down the columns and begin with zeros."""
+    rle: RLE = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return rle
 
 
 def as_text(rle: RLE) -> dict[str, Any]:
-    """Return run lengths as JSON holds them: {"size": [height, width], "counts": text}."""
+    """Return run lengths in the form of JSON: {"size": [height, width], "counts": text}."""
     counts = rle["counts"]
     return {
         "size": [int(edge) for edge in rle["size"]],

@@ -1,14 +1,15 @@
-"""Maps as run lengths: neighbours mostly have the same id, so there are a hundred times fewer runs than pixels."""
+"""Maps as run lengths: most neighbours have the same id, so there are far fewer runs than pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 def starts_of_runs(*maps_HW: np.ndarray) -> np.ndarray:
-    """Return the flat positions (int64, ascending) where any of several maps of one size changes, 0 among them."""
+    """Return the flat positions (int64, ascending, from 0 on) at which any of several maps of one size changes."""
     first, *others = (map_HW.ravel() for map_HW in maps_HW)
     changes = np.empty(first.size, dtype=bool)
     changes[:1] = True
@@ -33,17 +34,17 @@ def pair_counts(first_HW: np.ndarray, second_HW: np.ndarray) -> tuple[np.ndarray
     first, second = (values.ravel()[starts].astype(np.int64) for values in (first_HW, second_HW))
     pairs = (first << 32) | (second & 0xFFFFFFFF)
     present = np.unique(pairs)
-    place = np.searchsorted(present, pairs)  # a third faster than `return_inverse`, which sorts positions
-    counts = np.bincount(place, weights=lengths, minlength=len(present)).astype(np.int64)
+    index = np.searchsorted(present, pairs)  # faster than `return_inverse`, which sorts positions
+    counts = np.bincount(index, weights=lengths, minlength=len(present)).astype(np.int64)
     return present >> 32, present.astype(np.int32).astype(np.int64), counts
 
 
-def renamed(map_HW: np.ndarray, names: Mapping[int, int], other: int, dtype: type) -> np.ndarray:
-    """Return the map with each value replaced by `names[value]`, and by `other` where `names` does not have it."""
+def renamed(map_HW: np.ndarray, names: Mapping[int, int], other: int, dtype: DTypeLike) -> np.ndarray:
+    """Return a map (`dtype`) with each value replaced by `names[value]`, or by `other` where `names` lacks it."""
     starts = starts_of_runs(map_HW)
     runs = map_HW.ravel()[starts]
     old = np.unique(runs)
-    new = np.array([names.get(value, other) for value in old.tolist()], dtype=dtype)
+    new: np.ndarray = np.array([names.get(value, other) for value in old.tolist()], dtype=dtype)
     return np.repeat(new[np.searchsorted(old, runs)], np.diff(starts, append=map_HW.size)).reshape(map_HW.shape)
 
 

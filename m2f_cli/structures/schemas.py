@@ -1,6 +1,6 @@
-"""The entries of annotation files: a type for each kind of value, a schema for each kind of entry.
+"""Schemas of entries of annotation files, and types of their values.
 
-Tools write 128.0, "128" or "0" where 128 or false is meant. What is clear is read; all else is refused in one sentence.
+Some tools write 128.0 or "128" for 128, or "0" for false. Clear values are read; others are refused in one sentence.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _HALF = re.compile("[\ud800-\udfff]")
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
-LARGEST_ID = (1 << 24) - 1  # of a segment: its id is an RGB colour, and black is nobody's
+LARGEST_ID = (1 << 24) - 1  # of a segment: its id is an RGB colour, and black means no segment
 
 
 def shown(value: Any) -> str:
-    """Return a value as it stands in a message: its beginning, where it is long."""
+    """Return a value as text for a message, shortened where it is long."""
     return _short.repr(value)
 
 
@@ -37,9 +37,10 @@ def shown(value: Any) -> str:
 
 
 def whole_number(value: Any) -> int:
-    """
+    """Return a whole number that is given as such, as a float or as text.
+
     Raises:
-        ValueError: neither a whole number nor one as a float or as text.
+        ValueError: the value is none of these.
     """
     if type(value) is int:
         return value
@@ -51,9 +52,10 @@ def whole_number(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    """
+    """Return a truth value that is given as 0 or 1, false or true, or one of these as text.
+
     Raises:
-        ValueError: not 0 or 1, false or true, nor one of these as text.
+        ValueError: the value is none of these.
     """
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
@@ -63,25 +65,27 @@ def flag(value: Any) -> bool:
 
 
 def number(value: Any) -> float:
-    """
+    """Return a finite number that is given as such or as text.
+
     Raises:
-        ValueError: not a finite number, nor one as text.
+        ValueError: the value is neither.
     """
     is_text = isinstance(value, str) and len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value)
     if is_text or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         try:
-            found = float(value)
+            parsed = float(value)
         except OverflowError:
-            found = math.inf
-        if math.isfinite(found):
-            return found
+            parsed = math.inf
+        if math.isfinite(parsed):
+            return parsed
     raise ValueError("a finite number")
 
 
 def text(value: Any) -> str:
-    """
+    """Return text that is not empty.
+
     Raises:
-        ValueError: not text, only spaces, or halves of characters, which no file can hold.
+        ValueError: the value is no text, has only spaces, or has lone surrogates, which UTF-8 cannot express.
     """
     if isinstance(value, str) and value.strip() and is_whole(value):
         return value
@@ -89,15 +93,15 @@ def text(value: Any) -> str:
 
 
 def is_whole(value: str) -> bool:
-    """Return True if text can be written in UTF-8: json may hold halves of characters."""
+    """Return True if text can be written in UTF-8; JSON may hold lone surrogates."""
     return not _HALF.search(value)
 
 
 def key(value: Any) -> int | str:
-    """Return an id; text stays text.
+    """Return an id: a whole number, or text as it is.
 
     Raises:
-        ValueError: neither a whole number nor text.
+        ValueError: the value is neither.
     """
     try:
         return text(value) if isinstance(value, str) else whole_number(value)
@@ -106,7 +110,7 @@ def key(value: Any) -> int | str:
 
 
 def same_key(value: int | str, known: Container[int | str]) -> int | str:
-    """Return an id as `known` has it: some tools write numbers as text on one side only."""
+    """Return an id in the form that `known` has: some tools write the same number as text elsewhere."""
     if value in known:
         return value
     try:
@@ -123,30 +127,31 @@ def _file_name(value: Any) -> str:
 
 
 def _side(value: Any) -> int | None:
-    found = 0 if value is None else whole_number(value)
-    if found < 0:
+    pixels = 0 if value is None else whole_number(value)
+    if pixels < 0:
         raise ValueError("a number of pixels")
-    return found or None
+    return pixels or None
 
 
 def _segment_id(value: Any) -> int:
-    found = whole_number(value)
-    if not 0 < found <= LARGEST_ID:
+    segment_id = whole_number(value)
+    if not 0 < segment_id <= LARGEST_ID:
         raise ValueError(f"a whole number from 1 to {LARGEST_ID}")
-    return found
+    return segment_id
 
 
 def color(value: Any) -> tuple[int, int, int]:
-    """
+    """Return a colour (red, green, blue), each 0 to 255.
+
     Raises:
-        ValueError: neither three numbers from 0 to 255 nor text such as "#ff8000".
+        ValueError: the value is neither three numbers from 0 to 255 nor text such as "#ff8000".
     """
     if isinstance(value, str) and _HEX_COLOR.fullmatch(value):
         return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
     if isinstance(value, (list, tuple)) and len(value) == 3:
-        found = tuple(map(whole_number, value))
-        if 0 <= min(found) <= max(found) <= 255:
-            return found
+        red, green, blue = map(whole_number, value)
+        if 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+            return red, green, blue
     raise ValueError("[red, green, blue], each 0 to 255")
 
 
@@ -155,10 +160,10 @@ def _color_or_none(value: Any) -> tuple[int, ...]:
 
 
 def _whole_from_0(value: Any) -> int:
-    found = whole_number(value)
-    if found < 0:
+    whole = whole_number(value)
+    if whole < 0:
         raise ValueError("a whole number from 0 on")
-    return found
+    return whole
 
 
 def _trimmed(value: Any) -> str:
@@ -180,7 +185,7 @@ Key = Annotated[int | str, PlainValidator(key)]
 FileName = Annotated[str, PlainValidator(_file_name)]
 Side = Annotated[int | None, PlainValidator(_side)]
 SegmentId = Annotated[int, PlainValidator(_segment_id)]
-Color = Annotated[tuple[int, ...] | None, PlainValidator(color)]
+Color = Annotated[tuple[int, int, int] | None, PlainValidator(color)]
 ColorOrNone = Annotated[tuple[int, ...], PlainValidator(_color_or_none)]
 Trimmed = Annotated[str, PlainValidator(_trimmed)]
 
@@ -189,7 +194,7 @@ Trimmed = Annotated[str, PlainValidator(_trimmed)]
 
 
 class Image(BaseModel):
-    """An entry of `images` in a COCO json. A side that is missing, null or 0 is that of the file."""
+    """Entry of `images` in a COCO file. A side that is missing, null or 0 is that of the image file."""
 
     id: Key
     file_name: FileName
@@ -198,7 +203,7 @@ class Image(BaseModel):
 
 
 class Object(BaseModel):
-    """What `annotations` of COCO instances say of an object beside its shape."""
+    """Entry of `annotations` in COCO instances, without the shape of the object."""
 
     category_id: WholeNumber
     iscrowd: FlagOrNone = False
@@ -206,14 +211,14 @@ class Object(BaseModel):
 
 
 class PanopticRecord(BaseModel):
-    """What `annotations` of COCO panoptic say of an image beside its segments."""
+    """Entry of `annotations` in COCO panoptic. Its segments are read as `SegmentRecord`."""
 
     file_name: FileName
     segments_info: list[Any]
 
 
 class SegmentRecord(BaseModel):
-    """An entry of `segments_info`."""
+    """Entry of `segments_info`."""
 
     id: SegmentId
     category_id: WholeNumber
@@ -221,7 +226,7 @@ class SegmentRecord(BaseModel):
 
 
 class CocoCategory(BaseModel):
-    """An entry of `categories` in a COCO json."""
+    """Entry of `categories` in a COCO file."""
 
     id: WholeNumber
     name: Text
@@ -230,7 +235,7 @@ class CocoCategory(BaseModel):
 
 
 class PredictionRecord(BaseModel):
-    """A found object of COCO instance results."""
+    """Predicted object of COCO instance results."""
 
     image_id: Key
     category_id: WholeNumber
@@ -238,7 +243,7 @@ class PredictionRecord(BaseModel):
 
 
 class PredictedSegment(BaseModel):
-    """A found segment of a COCO panoptic json."""
+    """Predicted segment of a COCO panoptic file."""
 
     id: SegmentId
     category_id: WholeNumber
@@ -250,7 +255,7 @@ class PredictedPanoptic(PanopticRecord):
 
 
 class TableClass(BaseModel, extra="forbid"):
-    """A class of a class table; what it does not say follows from its position."""
+    """Class of a class table. Values that are missing follow from its position."""
 
     id: WholeFrom0 = None
     name: Trimmed
@@ -259,7 +264,7 @@ class TableClass(BaseModel, extra="forbid"):
 
 
 class YoloDataset(BaseModel):
-    """data.yaml of YOLO. `names` is a list, or positions with names."""
+    """File data.yaml of YOLO. `names` is a list, or a map from position to name."""
 
     names: Any
     nc: WholeNumber = None
@@ -267,7 +272,7 @@ class YoloDataset(BaseModel):
 
 
 class NamedClasses(BaseModel):
-    """classes.yaml with `names`."""
+    """File classes.yaml with `names`."""
 
     names: Any
     colors: Any = None
@@ -276,7 +281,7 @@ class NamedClasses(BaseModel):
 
 
 class LabelMeImage(BaseModel):
-    """What a json of LabelMe says of its image beside the shapes."""
+    """JSON file of LabelMe about one image."""
 
     shapes: list[Any]
     imageHeight: Side = None
@@ -284,7 +289,7 @@ class LabelMeImage(BaseModel):
 
 
 class CityscapesPolygon(BaseModel):
-    """An object of gtFine_polygons.json."""
+    """Object of a file gtFine_polygons.json."""
 
     label: Text
     polygon: list[tuple[Number, Number]]
@@ -292,7 +297,7 @@ class CityscapesPolygon(BaseModel):
 
 
 class CityscapesFile(BaseModel):
-    """gtFine_polygons.json."""
+    """File gtFine_polygons.json of Cityscapes."""
 
     imgWidth: WholeNumber
     imgHeight: WholeNumber
@@ -310,10 +315,14 @@ def read_as(
     """Read an entry by its schema.
 
     Args:
-        where: what the entry is, for the message.
+        model: the schema.
+        entry: the value from the file.
+        where: description of the entry, for the message.
+        error: type of the error to raise.
+        hint: advice of that error.
 
     Raises:
-        error: a value is missing or wrong; says which, and what was expected.
+        error: a value is missing or wrong. The message says which, and what was expected.
     """
     try:
         return model.model_validate(entry)

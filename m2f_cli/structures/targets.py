@@ -1,4 +1,4 @@
-"""What a network is trained on: classes and masks of one image."""
+"""Training targets: classes and masks of one image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass
 class Target:
-    """What one image of a training batch shows: N class numbers (int64), and where each is.
+    """Targets of one image of a training batch: classes, and masks in one of two forms.
 
-    Exactly one of the two forms is given. Masks may overlap; an id map is one plane however many targets there are:
-    200 segments of a 4k image are 33 MB instead of 1.7 GB.
+    Exactly one of the two forms is given. Masks may overlap. An id map is one plane for any number of targets, which
+    saves memory. H and W are those of the image itself: the padding of a batch belongs to no target and is not stored.
 
-    masks_NHW: (N, H, W), bool or uint8.
-    owner_HW: (H, W), int16 or int32: the number of the target that a pixel belongs to, -1 where there is none.
-
-    H, W are those of the image itself; a batch's padding belongs to no target and is not stored.
+    Attributes:
+        labels_N: class numbers, int64.
+        masks_NHW: masks, bool or uint8.
+        owner_HW: number of the target that a pixel belongs to, int16 or int32; -1 where there is none.
     """
 
     labels_N: Tensor
@@ -34,19 +34,22 @@ class Target:
 
     @property
     def size(self) -> tuple[int, int]:
-        plane = self.masks_NHW if self.masks_NHW is not None else self.owner_HW
-        return plane.shape[-2], plane.shape[-1]
+        return self._stored.shape[-2], self._stored.shape[-1]
+
+    @property
+    def _stored(self) -> Tensor:
+        return next(form for form in (self.masks_NHW, self.owner_HW) if form is not None)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Target:
-        moved = (
-            None if x is None else x.to(device, non_blocking=non_blocking)
-            for x in (self.labels_N, self.masks_NHW, self.owner_HW)
+        masks_NHW, owner_HW = (
+            None if form is None else form.to(device, non_blocking=non_blocking)
+            for form in (self.masks_NHW, self.owner_HW)
         )
-        return Target(*moved)
+        return Target(self.labels_N.to(device, non_blocking=non_blocking), masks_NHW, owner_HW)
 
     def masks(self) -> Tensor:
-        """(N, H, W) bool, whichever form is stored. For tests and images: large."""
+        """Return masks (N, H, W), bool, from either form. They take much memory: use it in tests and figures."""
         if self.masks_NHW is not None:
             return self.masks_NHW.bool()
-        numbers = torch.arange(len(self), device=self.owner_HW.device)
-        return self.owner_HW[None] == numbers[:, None, None]
+        numbers = torch.arange(len(self), device=self._stored.device)
+        return self._stored[None] == numbers[:, None, None]

@@ -1,4 +1,4 @@
-"""The head of a TIFF, read before a decoder allocates memory. Programs that m2f exports hold a copy of this file."""
+"""Reader of the head of a TIFF, for limits of memory. Programs that m2f exports hold a copy of this file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ORDERS = {b"II": "<", b"MM": ">"}
 
 
 class TiffHead(NamedTuple):
-    """What the first directory of a TIFF says of its pixels.
+    """Description of the pixels in the first directory of a TIFF.
 
     Attributes:
         size: (height, width) as stored, before the image is turned; zeros where the file does not say.
         num_bytes: size of the decoded image in bytes, or of one of its tiles where that is more.
         orientation: EXIF orientation, 1 to 8; 1 where the file does not say.
-        turned: offsets in the file, and `struct` formats, of the values of the orientation tag.
+        turned: (offset in the file, `struct` format) of each value of the orientation tag.
     """
 
     size: tuple[int, int]
@@ -30,7 +30,7 @@ class TiffHead(NamedTuple):
     turned: tuple[tuple[int, str], ...]
 
     def unturned(self, content: bytes) -> bytes:
-        """Return the file with orientation 1, because OpenCV turns some kinds of TIFF and others not."""
+        """Return the file with orientation 1, because OpenCV turns only some kinds of TIFF."""
         changed = bytearray(content)
         for place, kind in self.turned:
             struct.pack_into(kind, changed, place, 1)
@@ -38,10 +38,10 @@ class TiffHead(NamedTuple):
 
 
 def read_tiff_head(file: BinaryIO) -> TiffHead | None:
-    """Read the head of a TIFF or BigTIFF, as far as it goes; None for other files.
+    """Read the head of a TIFF or BigTIFF as far as it goes. Return None for other files.
 
     Raises:
-        ValueError: the file gives its width or height twice, and differently.
+        ValueError: the file has two different widths or heights.
     """
     file.seek(0)
     magic = file.read(4)
@@ -53,20 +53,20 @@ def read_tiff_head(file: BinaryIO) -> TiffHead | None:
         offset, count, entry = f"{order}Q", f"{order}Q", f"{order}HHQ8s"
     else:
         return None
-    found: dict[int, list[int]] = {}
+    values_of: dict[int, list[int]] = {}
     turned: list[tuple[int, str]] = []
     for tag, kind, values, place in _entries(file, offset, count, entry):
         form = f"{order}{min(values, _MOST_VALUES)}{_KINDS[kind]}"
         if struct.calcsize(form) > struct.calcsize(offset):
             place = (_read(file, offset, place) or (0,))[0]
-        found.setdefault(tag, []).extend(_read(file, form, place) or ())
+        values_of.setdefault(tag, []).extend(_read(file, form, place) or ())
         if tag == _ORIENTATION and values:
             turned.append((place, order + _KINDS[kind]))
-    return _head(found, tuple(turned))
+    return _head(values_of, tuple(turned))
 
 
 def _entries(file: BinaryIO, offset: str, count: str, entry: str) -> Iterator[tuple[int, int, int, int]]:
-    """Yield tag, kind, number of values, and the place of the values (or of their offset)."""
+    """Yield tag, kind, number of values, and the offset of the values (or of a pointer to them)."""
     [first] = _read(file, offset) or (0,)
     [number] = _read(file, count, first) or (0,)
     at, length = first + struct.calcsize(count), struct.calcsize(entry)
@@ -74,23 +74,24 @@ def _entries(file: BinaryIO, offset: str, count: str, entry: str) -> Iterator[tu
         fields = _read(file, entry, place)
         if fields is None:
             return
-        if fields[0] in _TAGS and fields[1] in _KINDS:
-            yield *fields[:3], place + length - struct.calcsize(offset)
+        tag, kind, values = fields[:3]
+        if tag in _TAGS and kind in _KINDS:
+            yield tag, kind, values, place + length - struct.calcsize(offset)
 
 
-def _head(found: dict[int, list[int]], turned: tuple[tuple[int, str], ...]) -> TiffHead:
+def _head(values_of: dict[int, list[int]], turned: tuple[tuple[int, str], ...]) -> TiffHead:
     for tag in (_WIDTH, _LENGTH):  # libtiff takes the first of equal tags, other readers the last
-        if len(set(found.get(tag, []))) > 1:
-            raise ValueError(f"the TIFF gives its tag {tag} twice: {found[tag][0]} and {found[tag][1]}")
-    most = {tag: max(values, default=0) for tag, values in found.items()}
+        if len(set(values_of.get(tag, []))) > 1:
+            raise ValueError(f"the TIFF gives its tag {tag} twice: {values_of[tag][0]} and {values_of[tag][1]}")
+    most = {tag: max(values, default=0) for tag, values in values_of.items()}
     height, width = most.get(_LENGTH, 0), most.get(_WIDTH, 0)
     pixels = max(height * width, most.get(_TILE_LENGTH, 0) * most.get(_TILE_WIDTH, 0))
     num_bytes = pixels * max(1, most.get(_SAMPLES, 1)) * max(8, most.get(_BITS, 1)) // 8
-    return TiffHead((height, width), num_bytes, next(iter(found.get(_ORIENTATION, [])), 1), turned)
+    return TiffHead((height, width), num_bytes, next(iter(values_of.get(_ORIENTATION, [])), 1), turned)
 
 
 def _read(file: BinaryIO, form: str, place: int | None = None) -> tuple[int, ...] | None:
-    """Read numbers; None where the file ends before."""
+    """Read numbers by a `struct` format. Return None where the file ends before."""
     if place is not None:
         file.seek(place)
     content = file.read(struct.calcsize(form))

@@ -63,6 +63,8 @@ class Prepared:
 class FakeSegmenter(BaseSegmenter):
     """Counts the Prepared objects that are alive, and records its calls."""
 
+    tasks = ()
+
     def __init__(self, tasks=("panoptic", "instance", "semantic")):
         self.categories = CATEGORIES
         self.source = "fake"

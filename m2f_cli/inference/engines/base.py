@@ -1,8 +1,8 @@
-"""Exported files in place of a network: the same images in, the same post-processing behind.
+"""Exported files in place of a network, with the same inputs and the same post-processing.
 
-An engine runs a file and knows nothing of images; what the file takes and what the model is stands in the file itself
-(`Description`). `EngineSegmenter` is a `Segmenter` around an engine, so that predict, eval and test-time augmentation
-work unchanged. Engines are the group "engines" of plugins.py.
+An engine runs a file of tensors. The file itself has a `Description` of its inputs and of the model. `EngineSegmenter`
+is a `Segmenter` around an engine, so that predict, eval and test-time augmentation work unchanged. Engines are the
+group "engines" of plugins.py.
 """
 
 from __future__ import annotations
@@ -37,21 +37,25 @@ SCHEMA_VERSION = 1
 KEY = "m2f"  # of the metadata in which a file keeps its Description
 RECORD = "export.json"  # beside what `m2f export` wrote
 MULTIPLE = 32  # network inputs are multiples of the coarsest stride
-LEAST = 2  # multiples: a map of one cell is a case of its own, which a graph for any size does not have
+LEAST = 2  # multiples: a map of one cell is a special case, which a graph for any size does not have
 CLASS_LOGITS, MASK_LOGITS = "class_logits", "mask_logits"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says of itself.
+    """Description of an exported file, which the file contains.
 
-    source: the model that it was made from, for people.
-    size, batch: of its input where they are fixed; None: any batch, any size that is a multiple of `multiple`, at
-        least two of it.
-    normalised: whether (x - mean) / std happens inside: the input is RGB from 0 to 255 then.
-    precision: number format of most of the network ("fp32", "fp16", "int8").
-    postprocess: the task whose maps the file gives beside class and mask logits, if any; see `exporting.graph`.
-    extra: what else the exporter wants to say (opset, versions); plain values.
+    Attributes:
+        config: configuration of the model.
+        categories: classes, in the order of their class numbers.
+        source: origin of the model, for people.
+        size: fixed (height, width) of the input. None: any multiples of `multiple`, at least twice `multiple`.
+        batch: fixed number of images. None: any.
+        multiple: divisor of height and width of the input.
+        normalised: True if the file computes (x - mean) / std; its input is RGB from 0 to 255 then.
+        precision: number format of most of the network ("fp32", "fp16", "int8").
+        postprocess: task whose maps the file returns beside class and mask logits, if any; see `export.graph`.
+        extra: more values of the exporter (opset, versions); plain values.
     """
 
     config: Config
@@ -81,9 +85,14 @@ class Description:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Description:
-        """
+        """Read a description.
+
+        Args:
+            text: JSON from `to_json`.
+            where: name of the file, for messages.
+
         Raises:
-            WeightsError: written by a newer m2f, or damaged; `where` names the file.
+            WeightsError: the description is damaged, or of a newer m2f.
         """
         try:
             tree = json.loads(text)
@@ -107,12 +116,14 @@ class Description:
 
 
 class Engine(Protocol):
-    """Runs one exported file. A plug-in of the group "engines" is a class `Engine(path, device)`.
+    """Runtime of one exported file. A plug-in of the group "engines" is a class `Engine(path, device)`.
 
-    device: where the file runs, as torch names it.
+    The constructor raises WeightsError for a file that is damaged or not of m2f (`not_ours`), MissingDependency where
+    its runtime is not installed, and ConfigError for a device that the runtime does not have ("auto" is the best one).
 
-    The constructor raises WeightsError for a file that is damaged or not ours (`not_ours`), MissingDependency where its
-    runtime is not installed, ConfigError for a device that the runtime does not have ("auto" is the best one).
+    Attributes:
+        description: the description in the file.
+        device: device of the input tensors.
     """
 
     description: Description
@@ -120,15 +131,19 @@ class Engine(Protocol):
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether a file or folder is of this engine's kind, by its name alone: nothing heavy is imported for it."""
+        """Return True if a file or folder is of this engine's kind, by its name alone and without slow imports."""
 
     def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Run the network on float32 images as the description says. On the CPU come back, by name, "class_logits"
-        (B, Q, K) and "mask_logits" (B, Q, H/4, W/4), and what the file has of post-processing."""
+        """Run the network on float32 images that fit the description.
+
+        Returns:
+            On the CPU, by name: "class_logits" (B, Q, K), "mask_logits" (B, Q, H/4, W/4), and the outputs of
+            post-processing that the file has.
+        """
 
 
 def not_ours(path: Path) -> WeightsError:
-    """The error for a file without a description."""
+    """Return the error for a file without a description."""
     return WeightsError(
         f"{path} was not exported by m2f: it does not say what its classes and outputs are.",
         hint="Export the model again: m2f export --model REF",
@@ -136,7 +151,7 @@ def not_ours(path: Path) -> WeightsError:
 
 
 def file_in(path: Path) -> Path:
-    """The file that `m2f export` wrote into a folder; `path` itself where it is no such folder.
+    """Return the file that `m2f export` wrote into a folder; `path` itself where it is no such folder.
 
     Raises:
         WeightsError: the record of the export is damaged.
@@ -146,15 +161,18 @@ def file_in(path: Path) -> Path:
         return path
     tree = documents.read_json(record, error=WeightsError)
     name = tree.get("file") if isinstance(tree, dict) else None
-    if not isinstance(name, str) or name != Path(name).name or "\0" in name:  # of this folder, and of no other
+    if not isinstance(name, str) or name != Path(name).name or "\0" in name:  # a file outside of this folder
         raise WeightsError(f"{record} is damaged.", hint="Name the exported file itself.")
     return path / name if (path / name).is_file() else path
 
 
 def engine_for(path: Path) -> str | None:
-    """The name of the engine that runs a file or folder; None for what is no exported file."""
-    found = (name for name in plugins.names("engines") if plugins.get("engines", name).recognises(path))
-    return next(found, None)
+    """Return the name of the engine that runs a file or folder; None where it is no exported file."""
+    for name in plugins.names("engines"):
+        engine: Any = plugins.get("engines", name)
+        if engine.recognises(path):
+            return name
+    return None
 
 
 def load(
@@ -169,13 +187,17 @@ def load(
     """Open an exported file.
 
     Args:
+        path: the file, or a folder of `m2f export`.
         engine: a name of the group "engines"; by default the one for this kind of file.
-        precision: was chosen at the export; anything but "fp32" (the default) must be what the file has.
-        trust_code: allow a file that is a program (.pt2), which opening it runs, and `engine` to be "module:object".
+        task: task of a call that names none; by default the model's own.
+        device: "auto", or a device of the engine.
+        precision: "fp32" (any file) or the number format of the file, which was chosen at the export.
+        trust_code: allow a program (.pt2), whose code runs when it is opened, and an `engine` "module:object".
 
     Raises:
-        WeightsError: no such file, damaged, or not ours. MissingDependency: its runtime is not installed.
-        ConfigError: no such engine, device, or precision, or a program without `trust_code`.
+        WeightsError: the file is missing, damaged, or not of m2f.
+        MissingDependency: the runtime of the engine is not installed.
+        ConfigError: there is no such engine, device or precision, or `trust_code` is missing for a program.
     """
     path = file_in(Path(path).expanduser())
     if not path.exists():
@@ -197,7 +219,7 @@ def load(
 
 
 class EngineSegmenter(Segmenter):
-    """A `Segmenter` whose network is an exported file. There is no `model` to look into: it is None."""
+    """Segmenter whose network is an exported file; `model` is None."""
 
     def __init__(self, engine: Engine, *, source: str = "", task: Task | None = None):
         described = engine.description
@@ -213,7 +235,7 @@ class EngineSegmenter(Segmenter):
         self.default_task = self.check_task(task or self.config.task)
 
     def input_shape(self, height: int, width: int) -> Size:
-        """The published test size; where the file's own size is fixed and smaller, shrunk to fit into it."""
+        """Return the published test size, reduced where the file's input has a smaller fixed size."""
         height, width = resized_shape(height, width, self.config.test.resize)
         if self.description.size is None:
             return height, width
@@ -232,21 +254,21 @@ class EngineSegmenter(Segmenter):
 
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Prepared]) -> dict[str, Tensor]:
-        """All that the file gives for some images, by name; see `Engine`."""
+        """Return all outputs of the file for a batch, by name; see `Engine`."""
         return self._run(self.collate([prepared.pixels_CHW for prepared in batch]))
 
     def answers(self, batch: Sequence[Prepared]) -> list[Result]:
-        """The results of the post-processing inside the file, at the size of its input, padding included.
+        """Return the results of the post-processing in the file, at the size of its input with padding.
 
         Raises:
-            ConfigError: it has none.
+            ConfigError: the file has no post-processing.
         """
         task = self.description.postprocess
         if task is None:
             raise ConfigError(f"{self.source} has no post-processing inside.", hint="m2f export --postprocess TASK")
-        found = self.outputs(batch)
+        outputs = self.outputs(batch)
         return [
-            _RESULTS[task]({name: value[i].cpu().numpy() for name, value in found.items()}, self.categories)
+            _RESULTS[task]({name: value[i].cpu().numpy() for name, value in outputs.items()}, self.categories)
             for i in range(len(batch))
         ]
 
@@ -260,7 +282,7 @@ class EngineSegmenter(Segmenter):
         return classes, each, masks_BQHW
 
     def _run(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """A batch of any length, also where the file's own is fixed: the last one is filled up with zeros."""
+        """Run a batch of any length. Where the file has a fixed one, the last part is padded with zero images."""
         if self.description.normalised:
             mean, std = (
                 torch.tensor(values, device=images_BCHW.device)[:, None, None]
@@ -270,31 +292,31 @@ class EngineSegmenter(Segmenter):
         count, size = len(images_BCHW), self.description.batch or len(images_BCHW)
         missing = -count % size
         images_BCHW = torch.cat([images_BCHW, images_BCHW.new_zeros(missing, *images_BCHW.shape[1:])])
-        parts = [self.engine(part) for part in images_BCHW.split(size)]
+        parts = [self.engine(part) for part in torch.split(images_BCHW, size)]
         return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
 
 
-# --- what the post-processing inside a file gives ---------------------------------------------------------------------
+# --- outputs of the post-processing in a file -------------------------------------------------------------------------
 
 
-def _panoptic(found: dict[str, np.ndarray], categories: Categories) -> PanopticMap:
-    rows = zip(*(found[f"segment_{name}"].tolist() for name in ("ids", "labels", "scores", "areas")), strict=True)
+def _panoptic(outputs: dict[str, np.ndarray], categories: Categories) -> PanopticMap:
+    rows = zip(*(outputs[f"segment_{name}"].tolist() for name in ("ids", "labels", "scores", "areas")), strict=True)
     segments = [Segment(*row) for row in rows if row[0]]
-    ids_HW = found["panoptic_map"].astype(np.int32)
+    ids_HW = outputs["panoptic_map"].astype(np.int32)
     return PanopticMap(ids_HW.shape, categories, ids_HW, segments)
 
 
-def _instances(found: dict[str, np.ndarray], categories: Categories) -> Instances:
-    kept = found["instance_labels"] >= 0
-    masks_NHW = found["instance_masks"][kept]
+def _instances(outputs: dict[str, np.ndarray], categories: Categories) -> Instances:
+    kept = outputs["instance_labels"] >= 0
+    masks_NHW = outputs["instance_masks"][kept]
     rles = coco_mask.encode(np.asfortranarray(masks_NHW.transpose(1, 2, 0).astype(np.uint8)))
-    size = found["instance_masks"].shape[1:]
-    labels_N, scores_N = found["instance_labels"][kept].astype(np.int64), found["instance_scores"][kept]
+    size = outputs["instance_masks"].shape[1:]
+    labels_N, scores_N = outputs["instance_labels"][kept].astype(np.int64), outputs["instance_scores"][kept]
     return Instances(size, categories, labels_N, scores_N, rles)
 
 
-def _semantic(found: dict[str, np.ndarray], categories: Categories) -> SemanticMap:
-    labels_HW = found["semantic_map"]
+def _semantic(outputs: dict[str, np.ndarray], categories: Categories) -> SemanticMap:
+    labels_HW = outputs["semantic_map"]
     return SemanticMap(labels_HW.shape, categories, labels_HW.astype(np.uint8 if len(categories) < 255 else np.uint16))
 
 
@@ -302,7 +324,7 @@ _RESULTS = {"panoptic": _panoptic, "instance": _instances, "semantic": _semantic
 
 
 def described(segmenter: Segmenter, **options: Any) -> Description:
-    """The description of what is exported from a segmenter; `options` are fields of `Description`."""
+    """Return the description of a file exported from a segmenter; `options` are fields of `Description`."""
     multiple = int(np.lcm(MULTIPLE, max(1, segmenter.config.test.size_divisor)))
     base = Description(segmenter.config, segmenter.categories, segmenter.source, multiple=multiple)
     return replace(base, **options)

@@ -1,10 +1,9 @@
-"""The engine "onnx": files of `m2f export --format onnx`, run by onnxruntime."""
+"""Engine "onnx": runs files of `m2f export --format onnx` by onnxruntime."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxEngine:
-    """See `engines.Engine`. As many threads as PyTorch has; images enter and leave through the CPU's memory."""
+    """Engine of onnxruntime, with as many threads as PyTorch. Tensors pass through the CPU's memory."""
 
     device = torch.device("cpu")
 
@@ -25,7 +24,7 @@ class OnnxEngine:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors; its warnings are about its own optimisations
+        options.log_severity_level = 3  # errors; the warnings of onnxruntime are about its own optimisations
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=_providers(runtime, device))
         except _failures() as error:
@@ -46,14 +45,14 @@ class OnnxEngine:
 
     def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         try:
-            found = self.session.run(None, {self.input: images_BCHW.cpu().contiguous().numpy()})
+            values = self.session.run(None, {self.input: images_BCHW.cpu().contiguous().numpy()})
         except _failures() as error:
             shape = " x ".join(map(str, images_BCHW.shape))
             raise M2FError(f"onnxruntime failed on an input of {shape}: {_reason(error)}.") from error
-        return {name: torch.from_numpy(value) for name, value in zip(self.names, found, strict=True)}
+        return {name: torch.from_numpy(value) for name, value in zip(self.names, values, strict=True)}
 
 
-def _runtime() -> ModuleType:
+def _runtime() -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -62,7 +61,7 @@ def _runtime() -> ModuleType:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: kinds without a common base of their own."""
+    """Return the errors of onnxruntime, which have no common base class."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = (
@@ -79,13 +78,14 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, without its own name, number and kind of the error."""
+    """Return the message of onnxruntime without its prefix (name, number and kind of the error)."""
     line = str(error).strip().splitlines()[0]
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", line)[:300].rstrip(". ")
 
 
 def _providers(runtime: Any, device: str) -> list[Any]:
-    """
+    """Return the execution providers of a device.
+
     Raises:
         ConfigError: onnxruntime has no such device here.
     """

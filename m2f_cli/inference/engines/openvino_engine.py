@@ -1,5 +1,7 @@
-"""The engine of OpenVINO: runs the folder (model.xml, model.bin) that `m2f export --format openvino` writes, and the
-file of `--format onnx` where somebody asks for this engine."""
+"""Engine "openvino": runs folders (model.xml, model.bin) of `m2f export --format openvino`.
+
+It also runs files of `--format onnx` if this engine is named.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ XML = "model.xml"
 
 
 class OpenVinoEngine:
-    """See `engines.Engine`. device: "auto" and "cpu" are the CPU; other names are OpenVINO's own (gpu, gpu.1, npu)."""
+    """Engine of OpenVINO. Devices "auto" and "cpu" are the CPU; other names are OpenVINO's own (gpu, gpu.1, npu)."""
 
-    device = torch.device("cpu")  # where tensors come from and go to, whatever runs the network
+    device = torch.device("cpu")  # of the tensors that go in and come out, on any device of OpenVINO
 
     def __init__(self, path: Path, device: str = "auto"):
         openvino = require("openvino")
@@ -27,7 +29,7 @@ class OpenVinoEngine:
         name = _known_device(core, device)
         model = read_model(core, xml_of(path))
         self.description = description_of(model, path)
-        self._names = [output.any_name for output in model.outputs]  # compiled, an output may have others besides
+        self._names = [output.any_name for output in model.outputs]  # an output of a compiled model may have more names
         self._compiled = core.compile_model(model, name, _settings(name, self.description.precision))
 
     @staticmethod
@@ -40,15 +42,19 @@ class OpenVinoEngine:
         except RuntimeError as error:
             shape = " x ".join(map(str, images_BCHW.shape))
             raise M2FError(f"OpenVINO failed on an input of {shape}: {_reason(error)}.") from error
-        # Copied: the arrays are the request's own memory, and the next images are written over them.
+        # Copied, because the next images overwrite the memory of these arrays.
         return {name: torch.from_numpy(answers[i].copy()) for i, name in enumerate(self._names)}
 
 
 def require(name: str, purpose: str = "Running an OpenVINO file") -> Any:
-    """The module `name` of the extra "openvino".
+    """Import the module `name` of the extra "openvino".
+
+    Args:
+        name: name of the module.
+        purpose: use of the module, for the message.
 
     Raises:
-        MissingDependency: it is not installed.
+        MissingDependency: the module is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -61,9 +67,10 @@ def xml_of(path: Path) -> Path:
 
 
 def read_model(core: Any, path: Path) -> Any:
-    """
+    """Read a model of OpenVINO or ONNX.
+
     Raises:
-        WeightsError: missing, damaged, or no file that OpenVINO reads.
+        WeightsError: the file is missing, damaged, or of a kind that OpenVINO does not read.
     """
     binary = path.with_suffix(".bin")
     if path.suffix == ".xml" and not binary.is_file():
@@ -75,14 +82,16 @@ def read_model(core: Any, path: Path) -> Any:
 
 
 def description_of(model: Any, path: Path) -> Description:
-    """
+    """Return the description in a model.
+
     Raises:
         WeightsError: the file has no description, or a damaged one.
     """
-    place = next((each for each in ([KEY], ["framework", KEY]) if model.has_rt_info(each)), None)  # own, of ONNX
-    if place is None:
+    paths = ([KEY], ["framework", KEY])  # of an OpenVINO file, of an ONNX file
+    info = next((each for each in paths if model.has_rt_info(each)), None)
+    if info is None:
         raise not_ours(path)
-    return Description.from_json(model.get_rt_info(place).astype(str), str(path))
+    return Description.from_json(model.get_rt_info(info).astype(str), str(path))
 
 
 def _known_device(core: Any, device: str) -> str:
@@ -96,11 +105,11 @@ def _known_device(core: Any, device: str) -> str:
 def _settings(device: str, precision: str) -> dict[str, str | int]:
     if device != "CPU":
         return {} if precision == "fp16" else {"INFERENCE_PRECISION_HINT": "f32"}
-    # By default a CPU that can would compute in bf16: three digits, and other maps than were verified.
+    # By default, OpenVINO computes in bf16 where the CPU can, and maps would differ from those that were verified.
     return {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
 
 
 def _reason(error: Exception) -> str:
-    """What OpenVINO says last: before it stand places in its sources."""
+    """Return the last line of an error. Those before it are locations in the sources of OpenVINO."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else type(error).__name__

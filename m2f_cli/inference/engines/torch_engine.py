@@ -1,4 +1,4 @@
-"""The engine of PyTorch's own files: `.pt2`, a program of `torch.export` or a library that AOTInductor compiled."""
+"""Engine "torch": runs `.pt2` files, a program of `torch.export` or a library compiled by AOTInductor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...errors import ConfigError, WeightsError
 from ...runtime.devices import choose_device
 from .base import KEY, Description, not_ours
 
-_LARGEST_DESCRIPTION = 16 << 20  # bytes; that of 1,203 classes has 0.2
-# In `Description.extra`: the names of the outputs in their order, and the kind of device that AOTInductor compiled for.
+_LARGEST_DESCRIPTION = 16 << 20  # bytes; one of 1,203 classes is far smaller
+# Keys of `Description.extra`: the names of the outputs in order, and the type of device of a compiled library.
 OUTPUTS, COMPILED = "outputs", "compiled_for"
 
 
 class TorchEngine:
-    """See `engines.Engine`. Opening a .pt2 runs what is in it, as opening a pickle does."""
+    """Engine of PyTorch. Opening a .pt2 file runs its code, like opening a pickle."""
 
     runs_code = True
 
@@ -52,14 +52,14 @@ class TorchEngine:
 
 
 def read_description(path: Path) -> Description:
-    """What the file says of itself; nothing in it is run.
+    """Return the description in a file, without running its code.
 
     Raises:
-        WeightsError: missing, damaged, or not ours.
+        WeightsError: the file is missing, damaged, or not of m2f.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            # The folder of such entries is called differently from one PyTorch to the next.
+            # The name of the folder of these entries depends on the version of PyTorch.
             entries = [name for name in archive.namelist() if name.rpartition("/")[2] == KEY and "extra" in name]
             text = _read_entry(archive, entries[0]).decode() if entries else None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
@@ -70,7 +70,7 @@ def read_description(path: Path) -> Description:
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a short entry; a compressed one may claim to be short and be long."""
+    """Read a short entry. The size that a compressed entry declares may be wrong."""
     with archive.open(name) as file:
         content = file.read(_LARGEST_DESCRIPTION + 1)
     if len(content) > _LARGEST_DESCRIPTION:

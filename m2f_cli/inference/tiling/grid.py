@@ -1,4 +1,4 @@
-"""How a large image is cut into overlapping windows, and which window answers for which pixel."""
+"""Grid of overlapping windows of a large image, and the share of each window in each pixel."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from torch import Tensor
 
 from ..mask_rendering import Size
 
-Box = tuple[int, int, int, int]  # top, left, bottom, right, half open
+Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels, half open
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along one axis: as few as keep the overlap, evenly spread, all `tile` long (the axis if it is shorter).
+    """Windows along one axis: the smallest number that keeps the overlap, evenly spread.
 
-    In the middle of where two neighbours overlap is their seam: pixels before it are the first one's own.
+    The seam of two neighbours is the middle of their overlap: pixels before it belong to the first one.
+
+    Attributes:
+        length: length of the axis in pixels.
+        tile: length of a window; a shorter axis has one window of its own length.
+        overlap: least number of pixels that two neighbours share.
     """
 
     length: int
     tile: int
-    overlap: int  # at least this many pixels are seen by both of two neighbours
+    overlap: int
 
     @cached_property
     def starts(self) -> list[int]:
@@ -41,13 +46,13 @@ class Axis:
         return self.starts[i], min(self.starts[i] + self.tile, self.length)
 
     def own(self, i: int) -> tuple[int, int]:
-        """The pixels for which window i answers alone, [start, stop). Those of all windows cover the axis once."""
+        """Return the pixels [start, stop) that belong to window i. Those of all windows cover the axis once."""
         bounds = [0, *self.seams, self.length]
         return bounds[i], bounds[i + 1]
 
     @cached_property
     def widest_fade(self) -> int:
-        """How many pixels around a seam two neighbours can share without a third one coming in."""
+        """Largest number of pixels around a seam that two neighbours can share without a third window."""
         if not self.seams:
             return 0
         ends = [start + self.tile for start in self.starts]
@@ -55,13 +60,15 @@ class Axis:
         return min(*overlaps, *(stop - start for start, stop in map(self.own, range(len(self.starts)))))
 
     def support(self, i: int, fade: int) -> tuple[int, int]:
-        """The pixels where window i counts at all when neighbours share `fade` pixels at each seam."""
+        """Return the pixels [start, stop) where window i has weight if neighbours share `fade` pixels at each seam."""
         start, stop = self.own(i)
         return start - (fade // 2 if i else 0), stop + (fade - fade // 2 if i < len(self.seams) else 0)
 
     def weights(self, i: int, fade: int) -> Tensor:
-        """How much window i counts at the pixels of its support: a raised cosine at each seam. At every pixel of the
-        axis the weights of all windows add up to 1."""
+        """Return the weights of window i at the pixels of its support, with a raised cosine at each seam.
+
+        At every pixel of the axis, the weights of all windows add up to 1.
+        """
         start, stop = self.support(i, fade)
         weights = torch.ones(stop - start)
         rising = torch.sin((torch.arange(fade) + 0.5) / fade * (torch.pi / 2)) ** 2
@@ -74,7 +81,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """The windows of an image, in rows from top to bottom, each from left to right."""
+    """Windows of an image, in rows from top to bottom, each from left to right."""
 
     rows: Axis
     columns: Axis
@@ -94,11 +101,11 @@ class Grid:
         return ((i, j) for i in range(len(self.rows.starts)) for j in range(len(self.columns.starts)))
 
     def box(self, i: int, j: int) -> Box:
-        """What window (i, j) sees."""
+        """Return the box of window (i, j) in the image."""
         (top, bottom), (left, right) = self.rows.window(i), self.columns.window(j)
         return top, left, bottom, right
 
     def own(self, i: int, j: int) -> Box:
-        """What window (i, j) answers for alone."""
+        """Return the box of pixels that belong to window (i, j)."""
         (top, bottom), (left, right) = self.rows.own(i), self.columns.own(j)
         return top, left, bottom, right

@@ -1,6 +1,6 @@
-"""Large images in overlapping windows: every window goes through the network as an image of its own.
+"""Segmentation of large images in overlapping windows, each of which is an image for the network.
 
-One row of windows and the seams to the next are in memory, and the result; nothing else grows with the image.
+The memory that grows with the image is that of one row of windows, the seams to the next row, and the result.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ LEAST_TILE = 32
 
 
 def tiled(segmenter: BaseSegmenter, tile: int, overlap: float = 0.25) -> Tiled:
-    """`segmenter`, with images larger than a tile done in windows. Smaller ones give exactly what they gave.
+    """Wrap a segmenter to segment images that are larger than a tile in windows. Results of smaller ones do not change.
+
+    Semantic: class scores are blended around the seams. Panoptic: each pixel has the segment of the window that it
+    belongs to, stuff is one segment per class, and things are joined (`stitching.Joiner`). Instances: a joined thing is
+    the union of its pieces, and a piece that a neighbour shows better is dropped; `top_k` counts per window. The score
+    of a joined thing is the mean over its pieces, weighted by area.
+
+    A large image goes through the network in `finish`, under a lock, because the data to keep of each window depends
+    on the task. `finish_all` runs the network once per window for several tasks.
 
     Args:
-        tile: height and width of a window, in pixels of the image. The model sees each window as it sees an image:
-            resized to its test size. So `tile` chooses the scale: the model's short edge (800 for COCO) keeps pixels
-            as they are, half of it shows everything at twice the size. All windows of an image are of one size.
-        overlap: least share of a tile that two neighbours have in common. A thing should fit into it to be seen whole.
-
-    Semantic: class scores are blended around the seams. Panoptic: each pixel is its window's own, stuff is one segment
-    per class, and things are joined (`joining.Joiner`). Instances: joined things are the union of what the windows saw,
-    and what a neighbour saw better is dropped; `top_k` counts per window. The score of a joined thing is the mean over
-    its pieces, weighted by area.
-
-    A large image goes through the network in `finish`, under a lock, because only the task says what to keep of each
-    window. `finish_all` needs one pass over the windows for several tasks.
+        segmenter: the segmenter to wrap.
+        tile: height and width of a window, in pixels of the image. Each window is resized to the model's test size, so
+            that `tile` chooses the scale. The model's short edge (800 for COCO) keeps the scale, and half of it doubles
+            the scale. All windows of an image have one size.
+        overlap: least share of a tile that two neighbours have in common. Things that fit into it are seen whole.
 
     Raises:
-        ConfigError: a tile below 32 pixels, or an overlap that is not above 0 and at most 0.5.
+        ConfigError: the tile is below 32 pixels, the overlap is not above 0 and at most 0.5, or `segmenter` is tiled.
     """
     if tile < LEAST_TILE:
         raise ConfigError(f"A tile has at least {LEAST_TILE} pixels, not {tile}.")
@@ -59,13 +60,13 @@ def tiled(segmenter: BaseSegmenter, tile: int, overlap: float = 0.25) -> Tiled:
 
 @dataclass(frozen=True)
 class Tiles:
-    """An image that goes through the network window by window."""
+    """Image that goes through the network window by window."""
 
     image_HWC: np.ndarray
 
 
 class Tiled(Wrapper):
-    """See `tiled`."""
+    """Segmenter that runs another one on tiles of large images; see `tiled`."""
 
     def __init__(self, inner: BaseSegmenter, tile: int, overlap: int):
         super().__init__(inner)
@@ -77,22 +78,22 @@ class Tiled(Wrapper):
         return Tiles(image_HWC) if max(image_HWC.shape[:2]) > self.tile else self.inner.prepare(image_HWC)
 
     def infer(self, batch: Sequence[Any]) -> list[Any]:
-        """Run the network on the images that are no larger than a tile."""
+        """Run the network on images that are no larger than a tile."""
         small = [each for each in batch if not isinstance(each, Tiles)]
         with self._network:
             answers = iter(self.inner.infer(small) if small else [])
         return [each if isinstance(each, Tiles) else next(answers) for each in batch]
 
-    def finish(
-        self, raw: Any, task: Task | None = None, **thresholds: float | int | None
-    ) -> PanopticMap | Instances | SemanticMap:
-        """As `Segmenter.finish`; a large image goes through the network here."""
+    def finish(self, raw: Any, task: Task | None = None, **thresholds: Any) -> PanopticMap | Instances | SemanticMap:
+        """Return the result as `Segmenter.finish` does. A large image goes through the network here."""
         task = self.check_task(task or self.default_task)
         return self.finish_all(raw, [task], **thresholds)[task]
 
     @torch.inference_mode()
-    def finish_all(self, raw: Any, tasks: Sequence[Task], **thresholds: float | int | None) -> dict[Task, Any]:
-        """As `finish` for each task; each window goes through the network once."""
+    def finish_all(
+        self, raw: Any, tasks: Sequence[Task], **thresholds: Any
+    ) -> dict[Task, PanopticMap | Instances | SemanticMap]:
+        """Return the results of several tasks. Each window goes through the network once."""
         if not isinstance(raw, Tiles):
             return self.inner.finish_all(raw, tasks, **thresholds)
         image_HWC = raw.image_HWC
@@ -115,11 +116,10 @@ class Tiled(Wrapper):
 
 
 class SemanticMosaic:
-    """Class scores of windows, added row by row with weights that fade across the seams, and the best class of each
-    pixel as soon as all of its windows are in.
+    """Semantic map from class scores of windows, which are added row by row with weights that fade across the seams.
 
-    Where rows of windows meet, scores wait for the next row: the strip is as wide as two windows can share, and as
-    SEAM_ELEMENTS allow.
+    The class of a pixel is chosen when all of its windows are added. Where two rows of windows meet, scores are kept
+    for the next row. That strip is as wide as two windows can share, at most SEAM_ELEMENTS values.
     """
 
     def __init__(self, grid: Grid, categories: Categories):
@@ -127,8 +127,8 @@ class SemanticMosaic:
         self.fade_rows = min(grid.rows.widest_fade, max(1, SEAM_ELEMENTS // (len(categories) * grid.columns.length)))
         self.fade_columns = min(grid.columns.widest_fade, max(1, SEAM_ELEMENTS // (len(categories) * grid.rows.tile)))
         self.labels_HW = np.zeros(grid.size, np.uint8 if len(categories) < 255 else np.uint16)
-        self.below: Tensor | None = None  # (K, fade_rows, W): what the row above says about the rows shared with it
-        self.beside: Tensor | None = None  # (K, tile, fade_columns): what the window to the left says
+        self.below: Tensor | None = None  # (K, fade_rows, W): scores of the shared rows from the row above
+        self.beside: Tensor | None = None  # (K, tile, fade_columns): scores from the window to the left
 
     def add(self, i: int, j: int, scores: Band) -> None:
         rows, columns = self.grid.rows, self.grid.columns
@@ -139,7 +139,7 @@ class SemanticMosaic:
         for start, stop in bands(bottom - top, columns.tile, 4 * len(self.categories)):
             band = scores(start + first_row, stop + first_row)[..., first_column : first_column + right - left]
             band = band * (down[start:stop, None] * across).to(band.device)
-            if j:
+            if j and self.beside is not None:
                 band[..., :fade] += self.beside[:, start:stop]
             if not is_last:
                 if self.beside is None:
@@ -149,12 +149,12 @@ class SemanticMosaic:
             self._settle(i, top + start, left, band)
 
     def _settle(self, i: int, row: int, left: int, band: Tensor) -> None:
-        """Rows that no other row of windows sees are decided, those shared with the next one are put aside."""
+        """Choose the classes of rows that no later window sees; keep the scores of rows shared with the next ones."""
         fade, stop = self.fade_rows, row + band.shape[1]
         columns = slice(left, left + band.shape[2])
         top, bottom = self.grid.rows.support(i, fade)
         shared = min(max(top + fade - row, 0), band.shape[1]) if i else 0
-        if shared:
+        if shared and self.below is not None:
             band[:, :shared] += self.below[:, row - top : row - top + shared, columns]
         is_last = i == len(self.grid.rows.seams)
         decided = stop if is_last else max(row, min(stop, bottom - fade))
@@ -162,8 +162,8 @@ class SemanticMosaic:
         if decided < stop:
             if self.below is None:
                 self.below = torch.empty(len(band), fade, self.grid.columns.length, device=band.device)
-            place = decided - (bottom - fade)
-            self.below[:, place : place + stop - decided, columns] = band[:, decided - row :]
+            first = decided - (bottom - fade)
+            self.below[:, first : first + stop - decided, columns] = band[:, decided - row :]
 
     def result(self) -> SemanticMap:
         return SemanticMap(self.grid.size, self.categories, self.labels_HW)
@@ -171,7 +171,7 @@ class SemanticMosaic:
 
 @dataclass
 class _Mean:
-    """A score over several pieces, weighted by area."""
+    """Mean score of several pieces, weighted by area."""
 
     total: float = 0.0
     area: int = 0
@@ -186,32 +186,32 @@ class _Mean:
 
 
 class PanopticMosaic:
-    """Each pixel as its own window says; ids stand for pieces until the end, when pieces have become segments."""
+    """Panoptic map of pixels from the windows that they belong to. Ids are those of pieces until the end."""
 
     def __init__(self, grid: Grid, categories: Categories):
         self.grid, self.categories = grid, categories
         self.ids_HW = np.zeros(grid.size, np.int32)
         self.joiner = Joiner()
-        self.keys: list[Any] = [None]  # of each id: a piece's number, or ("stuff", class)
+        self.keys: list[int | None] = [None]  # of each id: the number of a piece, None for stuff
         self.labels: list[int] = [0]
         self.id_of_stuff: dict[int, int] = {}
         self.means: dict[int, _Mean] = {}
 
-    def add(self, i: int, j: int, found: PanopticMap) -> None:
+    def add(self, i: int, j: int, result: PanopticMap) -> None:
         box, own = self.grid.box(i, j), self.grid.own(i, j)
         isthing = [category.isthing for category in self.categories]
-        new_id = np.zeros(max((each.id for each in found.segments), default=0) + 1, np.int32)
-        for each in found.segments:
+        new_id = np.zeros(max((each.id for each in result.segments), default=0) + 1, np.int32)
+        for each in result.segments:
             if not isthing[each.label]:
                 if each.label not in self.id_of_stuff:
                     self.id_of_stuff[each.label] = self._new_id(None, each.label)
                 new_id[each.id] = self.id_of_stuff[each.label]
                 self.means.setdefault(int(new_id[each.id]), _Mean()).add(each.score, each.area)
-        things = [region for region in found.regions() if isthing[region.label]]
+        things = [region for region in result.regions() if isthing[region.label]]
         for region, piece in zip(things, self.joiner.add(box, things), strict=True):
             new_id[region.id] = self._new_id(piece.number, piece.label)
             self.means.setdefault(int(new_id[region.id]), _Mean()).add(piece.score, piece.area)
-        part_HW = found.ids_HW[own[0] - box[0] : own[2] - box[0], own[1] - box[1] : own[3] - box[1]]
+        part_HW = result.ids_HW[own[0] - box[0] : own[2] - box[0], own[1] - box[1] : own[3] - box[1]]
         self.ids_HW[own[0] : own[2], own[1] : own[3]] = new_id[part_HW]
 
     def _new_id(self, number: int | None, label: int) -> int:
@@ -220,7 +220,7 @@ class PanopticMosaic:
         return len(self.keys) - 1
 
     def result(self) -> PanopticMap:
-        """Pieces of one thing become one segment; ids count from 1 in the order of the windows."""
+        """Return the map with one segment per thing. Ids count from 1 in the order of the windows."""
         id_of_piece = {number: i for i, number in enumerate(self.keys) if number is not None}
         merged = np.array([i if key is None else id_of_piece[self.joiner.root(key)] for i, key in enumerate(self.keys)])
         areas = np.zeros(len(merged), np.int64)
@@ -240,15 +240,15 @@ class PanopticMosaic:
 
 
 class InstanceMosaic:
-    """Objects of windows as run lengths, joined at the end."""
+    """Instances from objects of windows, which are joined at the end."""
 
     def __init__(self, grid: Grid, categories: Categories):
         self.grid, self.categories = grid, categories
         self.joiner = Joiner()
         self.pieces: list[tuple[int, float, int, Box, dict[str, Any]]] = []  # label, score, area, box, run lengths
 
-    def add(self, i: int, j: int, found: Instances) -> None:
-        for piece in self.joiner.add(self.grid.box(i, j), found.regions()):
+    def add(self, i: int, j: int, result: Instances) -> None:
+        for piece in self.joiner.add(self.grid.box(i, j), result.regions()):
             rle = coco_mask.encode(np.asfortranarray(piece.mask_HW, dtype=np.uint8))
             self.pieces.append((piece.label, piece.score, piece.area, piece.box, rle))
 
