@@ -1,4 +1,4 @@
-"""The command line: commands of the table in plugins.py, imported when they are called; errors become one line."""
+"""The command line. Commands come from the table in plugins.py and are imported on use. Errors become one line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .runtime.threads import choose_threads
 from .version import __version__
 
 INTERRUPTED = 130
-OWN_PROCESS = "own"  # the process does nothing but this command
+OWN_PROCESS = "own"  # the process runs this command alone
 FORMER_OPTIONS = {"pictures": "images", "val-pictures": "val-images"}  # still understood, no longer shown
 
 
 class Commands(TyperGroup):
-    """The commands of the table. Another package adds one with an entry point of the group m2f.commands."""
+    """Group of the commands in plugins.py. Another package adds one with an entry point of the group m2f.commands."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(plugins.table("commands"))
@@ -40,7 +40,7 @@ def mount(name: str, target: str) -> Any:
     """Return the command behind "module:object": a function with a signature for Typer, or a Typer app."""
     try:
         command = plugins.load(target)
-    except Exception as error:  # a command that cannot be imported must not take the others with it
+    except Exception as error:  # one command that cannot be imported must not break the others
         return _broken(name, error)
     shell = _shell()
     if isinstance(command, typer.Typer):
@@ -132,13 +132,13 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
     except M2FError as error:
         _explain(str(error), is_expected=True)
         return error.exit_code
-    except OSError as error:  # of a file or device of this machine, where nobody said more about it
+    except OSError as error:  # an error of a file or device that no caller has described
         _explain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", is_expected=True)
         return 1
     except MemoryError as error:
         _explain(f"Not enough memory{f': {error}' if str(error) else ''}.", is_expected=True)
         return 1
-    except Exception as error:  # the last resort: a bug, told in one line
+    except Exception as error:  # a bug
         _explain(f"{type(error).__name__}: {error}", is_expected=False)
         return 1
     return 0
@@ -163,6 +163,6 @@ def _flushed(code: int) -> int:
 
 
 def _silenced() -> int:
-    """Return success after the reader of the output has gone, as `head` does, and keep Python quiet at exit."""
+    """Return success after the reader of the output has gone, as `head` does. Python then prints nothing at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

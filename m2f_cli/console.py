@@ -25,7 +25,7 @@ SHOWN_FAILURES = 5
 
 
 def _console(*, stderr: bool) -> Console:
-    """Make a console; a new one each time, because it reads sys.stdout and NO_COLOR when it is made."""
+    """Return a new console. It is new each time, because a console reads sys.stdout and NO_COLOR when it is created."""
     escape_unknown_letters()
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -69,14 +69,14 @@ def fail(text: str) -> None:
 
 
 def emit_json(tree: dict[str, Any]) -> None:
-    """Print a JSON object that begins with "schema_version" to stdout; it is valid in any encoding."""
+    """Print a JSON object that begins with "schema_version" to stdout. It is valid in any encoding."""
     console, whole = _console(stderr=False), {"schema_version": SCHEMA_VERSION, **tree}
     is_unicode = console.encoding.lower().startswith("utf")
     console.out(json_text(whole, indent=2) if is_unicode else json.dumps(whole, indent=2))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table to stdout, with numbers to the right; in a pipe as text between tabs, for cut and awk."""
+    """Print a table to stdout, with numbers to the right. In a pipe, cells are separated by tabs, for cut and awk."""
     console = _console(stderr=False)
     texts = [["" if cell is None else visible_line(str(cell)) for cell in row] for row in rows]
     columns = [visible_line(column) for column in columns]
@@ -94,7 +94,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     )
     for i, column in enumerate(columns):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts if row[i])
-        # Rows are known by their first column: a name that is cut short is of no use to anybody.
+        # The first column names the row, so it is not folded.
         is_name = i == 0 and all(len(row[0]) <= MOST_NAME for row in texts)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=is_name)
     for row in texts:
@@ -103,7 +103,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def show_failures(failures: Sequence[str], file: Path) -> None:
-    """Print the first failures to stdout, and in which file all of them are."""
+    """Print the first failures to stdout, and the file that lists all of them."""
     for text in failures[:SHOWN_FAILURES]:
         out(f"failed: {text}")
     if len(failures) > SHOWN_FAILURES:
@@ -143,7 +143,7 @@ def progress(
 
 
 class StageList:
-    """Progress bars on stderr, one after the other; each begins when its total is known."""
+    """Sequence of progress bars on stderr. Each begins when its total is known."""
 
     def __enter__(self) -> StageList:
         self._bar = ExitStack()
@@ -159,7 +159,7 @@ class StageList:
 
 @contextmanager
 def downloads() -> Iterator[Callable[[Any], None]]:
-    """Show bars on stderr for files that are being fetched; without a terminal, one line per file.
+    """Show progress bars on stderr for files that are being fetched. Without a terminal, print one line per file.
 
     Yields:
         A function that takes records with `name`, `received` and `total`, in bytes.

@@ -4,7 +4,7 @@ M2FError                exit 1   anything that went wrong at run time
 ├── ConfigError         exit 2   a preset, option or argument that makes no sense
 ├── DataError           exit 3   an image, annotation or folder that cannot be used
 ├── WeightsError        exit 4   a checkpoint that is missing, unsafe, or does not fit
-│   └── Unreachable     exit 4   …because there is no way to where it is published
+│   └── Unreachable     exit 4   a checkpoint that cannot be fetched from where it is published
 ├── ExportError         exit 5   an exported file that cannot be written or is wrong
 └── MissingDependency   exit 1   an optional package that is not installed
 """
@@ -16,11 +16,11 @@ from collections.abc import Iterable
 
 
 class M2FError(Exception):
-    """Base of all errors that m2f raises on purpose.
+    """Base class of all errors that m2f raises on purpose.
 
     Args:
-        message: what is wrong, with the offending value in it; one sentence.
-        hint: what to do about it; one sentence, shown after the message.
+        message: one sentence about the problem, with the offending value.
+        hint: one sentence about the remedy, shown after the message.
     """
 
     exit_code = 1
@@ -35,40 +35,40 @@ class M2FError(Exception):
 
 
 class ConfigError(M2FError):
-    """A preset, an option or an argument makes no sense."""
+    """Error for a preset, an option or an argument that makes no sense."""
 
     exit_code = 2
 
 
 class DataError(M2FError):
-    """An image, an annotation or a folder cannot be used."""
+    """Error for an image, an annotation or a folder that cannot be used."""
 
     exit_code = 3
 
 
 class WeightsError(M2FError):
-    """A checkpoint is missing, unsafe, or does not fit the network."""
+    """Error for a checkpoint that is missing, unsafe, or does not fit the network."""
 
     exit_code = 4
 
 
 class Unreachable(WeightsError):
-    """Weights cannot be fetched, because there is no way to where they are published."""
+    """Error for weights that cannot be fetched, because the place where they are published cannot be reached."""
 
 
 class ExportError(M2FError):
-    """An exported file cannot be written, or differs from the model."""
+    """Error for an exported file that cannot be written, or that differs from the model."""
 
     exit_code = 5
 
 
 class MissingDependency(M2FError):
-    """An optional package is needed and not installed.
+    """Error for an optional package that is needed and not installed.
 
     Args:
         package: the distribution to install, as pip spells it.
-        purpose: what needs it, for the sentence.
-        extra: the extra of m2f-cli that brings it, when there is one.
+        purpose: the feature that needs the package. It is the subject of the message.
+        extra: the extra of m2f-cli that installs the package, if any.
     """
 
     def __init__(self, package: str, purpose: str, extra: str | None = None):
@@ -77,15 +77,14 @@ class MissingDependency(M2FError):
 
 
 def nearest(value: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The names in `known` that look most like `value`, best first."""
-    known = list(known)
+    """Return the names in `known` that look most like `value`, best first."""
     folded = {name.casefold(): name for name in known}
-    found = difflib.get_close_matches(value.casefold(), folded, n=count, cutoff=0.5)
-    return [folded[name] for name in found]
+    matches = difflib.get_close_matches(value.casefold(), folded, n=count, cutoff=0.5)
+    return [folded[name] for name in matches]
 
 
 def unknown_name(kind: str, value: str, known: Iterable[str], *, error: type[M2FError] = ConfigError) -> M2FError:
-    """The error for a name that nobody knows: says the value, the nearest names, or all of them when they are few."""
+    """Return the error for an unknown name. Its hint has the nearest names, or all names if there are 12 at most."""
     known = sorted(known)
     close = nearest(value, known)
     if close:

@@ -1,9 +1,9 @@
 """The table of contents: which names stand for which objects.
 
-Built-in parts and parts of other packages come through the same door: a group and a name give "module:object".
-Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`). What a user
-typed, on the command line or in a YAML of their own, may name an object directly as `my_pkg.mod:Name`. Importing a
-module runs its code, so whoever passes such a name on says `trust_code=True`; where nobody says it, it is refused.
+Built-in parts and parts of other packages are found in the same way: a group and a name give "module:object".
+Another package adds a line with an entry point of the group `m2f.<group>` (for example `m2f.backbones`). A name that
+the user typed, on the command line or in a YAML file, may also be an object such as `my_pkg.mod:Name`. Importing a
+module runs its code, so such a name is refused unless the caller passes `trust_code=True`.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ _TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 @functools.cache
 def table(group: str) -> dict[str, str]:
-    """All names of a group and their "module:object"; other packages cannot replace a built-in name."""
-    found = {entry.name: entry.value for entry in entry_points(group=f"m2f.{group}")}
-    return {**found, **BUILT_IN.get(group, {})}
+    """Return all names of a group with their "module:object". Other packages cannot replace a built-in name."""
+    added = {entry.name: entry.value for entry in entry_points(group=f"m2f.{group}")}
+    return {**added, **BUILT_IN.get(group, {})}
 
 
 def names(group: str) -> list[str]:
@@ -159,7 +159,7 @@ def names(group: str) -> list[str]:
 
 
 def names_code(where: str, name: str) -> ConfigError:
-    """Make the error for a "module:object" that stands in `where` and that nobody trusts."""
+    """Return the error for an untrusted "module:object" that was found in `where`."""
     return ConfigError(
         f"{where} names code of its own, {name!r}, which would be run.",
         hint="Pass --trust-code (in Python trust_code=True) if you trust whoever made it.",
@@ -168,7 +168,7 @@ def names_code(where: str, name: str) -> ConfigError:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Tell in one sentence what code that the user named raises; built-in names are left alone.
+    """Turn errors of code that the user named into one sentence. Errors of built-in names pass unchanged.
 
     Raises:
         ConfigError: the code of "module:object" raised something that is no error of m2f.
@@ -210,14 +210,14 @@ def load(target: str) -> object:
 
 
 def get(group: str, name: str, *, trust_code: bool = False) -> object:
-    """The object that `name` stands for in `group`.
+    """Return the object that `name` stands for in `group`.
 
     Args:
-        trust_code: whether `name` may be "module:object". True only for what the user typed: a name that came inside
-            a file may be anybody's.
+        trust_code: allow `name` to be "module:object". Pass True only for a name that the user typed, because a file
+            may come from anybody.
 
     Raises:
-        ConfigError: unknown name (with the nearest ones), or "module:object" where it is not trusted.
+        ConfigError: an unknown name (the message has the nearest ones), or an untrusted "module:object".
     """
     if ":" in name:
         if not trust_code:

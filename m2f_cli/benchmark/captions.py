@@ -1,4 +1,4 @@
-"""What both the table and the image of a benchmark say of it."""
+"""Phrases that both the table and the chart of a benchmark contain."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Any
 from ..runtime import allocator
 
 
+def work_name(tree: dict[str, Any]) -> str:
+    """Return the name of the work for people. Results keep the former name "picture" of the work "image"."""
+    return "image" if tree["what"] == "picture" else str(tree["what"])
+
+
 def size_of(tree: dict[str, Any], times: str = " x ") -> str:
-    """What the network sees, such as "512 x 1024", or that images were of several sizes."""
+    """Return the size of the network's input, such as "512 x 1024", or "several sizes"."""
     size = tree["network_input"]
     return times.join(map(str, size)) if size else "several sizes"
 
 
 def circumstances(tree: dict[str, Any]) -> str:
-    """What a timing means nothing without: threads, allocator, other load."""
+    """Return the conditions that a timing depends on: threads, allocator, other load."""
     machine = tree["machine"]
     return (
         f"{tree['threads']} threads, {allocators(tree)}, load {machine['load_before']} before and "
@@ -23,7 +28,7 @@ def circumstances(tree: dict[str, Any]) -> str:
 
 
 def allocators(tree: dict[str, Any]) -> str:
-    """Such as "glibc (m2f keeps freed memory)"."""
+    """Return the allocator and the sides that keep freed memory, such as "glibc (m2f keeps freed memory)"."""
     keeping = [
         name
         for name, side in tree["sides"].items()

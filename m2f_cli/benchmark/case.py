@@ -1,4 +1,4 @@
-"""What is to be timed, in words that travel between processes."""
+"""Description of the work to time. It can be sent to another process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..inference.preprocess import resized_shape
 from .stages import Method, Stages
 
 DEFAULT_PRESET = "coco-panoptic-swin-t"
-# Images of the data sets that the shipped rows are tested on: the usual size, (height, width).
+# Data set of a shipped preset → usual size of its images, (height, width).
 IMAGE_SIZES: dict[str, Size] = {
     "cityscapes": (1024, 2048),
     "ade20k": (512, 683),
@@ -33,19 +33,25 @@ USUAL_SIZE = (480, 640)
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work.
+    """A piece of work to time.
 
-    what: a name of the group "workloads" in plugins.py.
-    preset: random weights of this preset. model: these weights instead.
-    size: (height, width) of the image, which the network then sees as it is; None: a usual image of the preset's
-        data set, resized as the preset is tested (or the crop that it is trained on).
-    image: (height, width) of the image, which is resized as the preset is tested; `size` wins over it.
-    batch: images of one forward pass. images: of one run of "predict" and "eval".
-    source: a folder of images for "predict"; None: generated ones.
-    engine: what runs an exported file (`inference.engines`); None: what its name says.
-    threads: of PyTorch; None leaves its choice.
-    keep_memory: the process keeps what it freed (`m2f_cli.runtime.allocator`).
-    trust_code: whether the preset, or what came with the weights, may name code.
+    Attributes:
+        what: a name of the group "workloads" in plugins.py.
+        preset: preset whose network is timed with random weights.
+        model: weights to time instead of a preset.
+        device: name of the device, or "auto".
+        precision: number format of the forward pass.
+        size: (height, width) of the image, which the network then sees unchanged. None: a usual image of the
+            preset's data set, resized as the preset is tested (or the crop that it is trained on).
+        image: (height, width) of the image, which is resized as the preset is tested. `size` wins over it.
+        batch: images of one forward pass.
+        images: images of one run of "predict" and "eval".
+        source: folder of images for "predict". None: generated images.
+        threads: threads of PyTorch. None: PyTorch's default.
+        compile: compile the network.
+        keep_memory: keep freed memory in the process (`m2f_cli.runtime.allocator`).
+        engine: engine of an exported file (`inference.engines`). None: chosen by the name of the file.
+        trust_code: allow the preset, or the configuration beside the weights, to name code.
     """
 
     what: str = "forward"
@@ -70,7 +76,7 @@ class Case:
 
     @property
     def model_options(self) -> ModelOptions:
-        """The model with its own weights."""
+        """Options to open the model with its own weights."""
         return ModelOptions(
             self.model,
             device=self.device,
@@ -81,11 +87,13 @@ class Case:
 
 
 class Workload(Protocol):
-    """Something that can be done again and again: the base of all of them, for what most have not.
+    """Base class of work that can be done again and again. It has the defaults of optional members.
 
-    images: images of one run. parts: modules whose time is a stage of its own; empty where none can be watched.
-    methods: of which calls are one, by the name of the stage. sizes: (height, width) of the images and of what the
-    network sees of each, where those are not the case's own.
+    Attributes:
+        images: images of one run.
+        parts: modules whose time is a stage, by the name of the stage. Empty if none can be watched.
+        methods: methods whose calls are a stage, by the name of the stage.
+        sizes: (height, width) of each image and of the network's input. None: the sizes of the case.
     """
 
     images: int
@@ -94,26 +102,29 @@ class Workload(Protocol):
     sizes: list[tuple[Size, Size]] | None = None
 
     def touch(self) -> None:
-        """The same on a few pixels: imports and first calls are no part of what a run needs."""
+        """Run the same work on a few pixels, so that imports and first calls are no part of a timed run."""
 
     def run(self, stages: Stages) -> None: ...
 
     def answer(self) -> dict[str, np.ndarray]:
-        """What a run gives, to compare: floats by largest difference, whole numbers by share. Nothing by default."""
+        """Return the outputs of the last run, to compare them with a peer's. The default has none."""
         return {}
 
 
 def image_size(case: Case, config: Config) -> Size:
-    """(height, width) of the image."""
+    """Return the size of the image (height, width)."""
     return case.size or case.image or IMAGE_SIZES.get(config.data.dataset, USUAL_SIZE)
 
 
 def network_size(case: Case, config: Config, fixed: Size | None = None, image: Size | None = None) -> Size:
-    """(height, width) that the network sees in inference, with padding; `fixed` of an exported file, of the case's
-    image unless it is another `picture`.
+    """Return the size of the network's input in inference (height, width), with padding.
+
+    Args:
+        fixed: the only input size of an exported file, (height, width).
+        image: (height, width) of another image than the case's.
 
     Raises:
-        ConfigError: a size is asked for that is not the file's.
+        ConfigError: the case asks for another size than `fixed`.
     """
     if fixed is not None:
         if case.size not in (None, fixed):
@@ -129,7 +140,7 @@ def network_size(case: Case, config: Config, fixed: Size | None = None, image: S
 
 
 def training_size(case: Case, config: Config) -> Size:
-    """(height, width) that the network sees in training: the crop, or a whole image where there is none."""
+    """Return the size of the network's input in training (height, width): the crop, or a whole image without one."""
     crop = crop_of(config)
     if case.size or crop is None:
         return network_size(case, config)

@@ -1,4 +1,4 @@
-"""A benchmark as an image: a bar for each side, cut into its stages."""
+"""Chart of a benchmark: a bar for each side, cut into its stages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .captions import circumstances, size_of
+from .captions import circumstances, size_of, work_name
 
 WIDTH, BAR, GAP, MARGIN, LINE = 1100, 46, 30, 30, 24
-LABEL = 130  # columns for the names of sides
+LABEL = 130  # pixels for the names of sides
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac")
 INK, PALE = "#222222", "#888888"
 
 
 def chart(tree: dict[str, Any]) -> Image.Image:
-    """Bars as long as the median, with quartiles as a whisker; below, what each colour means."""
+    """Draw a bar as long as the median for each side, with quartiles as a whisker, and a legend of the stages below."""
     sides = tree["sides"]
     stages = list(dict.fromkeys(name for side in sides.values() for name in side["stages"] or {"run": 0}))
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(stages)}
@@ -35,11 +35,12 @@ def chart(tree: dict[str, Any]) -> Image.Image:
 
 def _title(tree: dict[str, Any]) -> str:
     ratio = f": {tree['ratio']['time']['value']:.2f} times as fast" if tree["ratio"] else ""
-    return f"{tree['model']['name']}, {tree['what']}, {tree['batch']} of {size_of(tree)}, {tree['precision']}{ratio}"
+    work = f"{work_name(tree)}, {tree['batch']} of {size_of(tree)}, {tree['precision']}"
+    return f"{tree['model']['name']}, {work}{ratio}"
 
 
 def _bar(draw: ImageDraw.ImageDraw, side: dict[str, Any], top: int, scale: float, colors: dict, font: Any) -> None:
-    """Stages come from rounds of their own: they are scaled to the median of the timed ones."""
+    """Draw the bar of a side. Stages come from further rounds, so they are scaled to the median of the timed ones."""
     stages = side["stages"] or {"run": side["median"]}
     left, factor = float(MARGIN + LABEL), scale * side["median"] / (sum(stages.values()) or 1)
     for name, seconds in stages.items():

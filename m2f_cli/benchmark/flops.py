@@ -1,4 +1,4 @@
-"""FLOPs of a network by part, from its definition: nothing is computed, whatever makes it fast does not change them."""
+"""FLOPs of a network by part, counted from its definition. They do not depend on the implementation of operators."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ CORNERS = 4
 def flops_of(
     config: ModelConfig, num_classes: int, batch: int, size: tuple[int, int], *, trust_code: bool
 ) -> dict[str, int]:
-    """FLOPs of one forward pass: backbone, pixel decoder, decoder, render (masks of all queries at stride 4), total.
+    """Return the FLOPs of one forward pass: backbone, pixel decoder, decoder, render (masks at stride 4), total.
 
-    What is kept by shape is made of fake tensors afterwards: only for a process that computes nothing more.
+    Afterwards, caches by shape hold fake tensors. Call this only in a process that computes nothing more.
 
     Args:
-        trust_code: whether the configuration, which may have come with an exported file, may name code.
+        size: (height, width) of the network's input.
+        trust_code: allow the configuration, which may have come with an exported file, to name code.
 
     Raises:
-        ConfigError: it names code and `trust_code` is false.
+        ConfigError: the configuration names code and `trust_code` is false.
     """
     network = networks.build_shapes(config, num_classes, trust_code=trust_code).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -47,7 +48,9 @@ def flops_of(
 
 
 def _counted(network: nn.Module, run: Callable[[], object]) -> dict[str, int]:
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}  # older PyTorch leaves it out
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention
+    }  # older PyTorch does not count it
     counter = FlopCounterMode(display=False, depth=2, custom_mapping=attention)
     sampled = dict.fromkeys(PARTS, 0)
     with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
@@ -75,7 +78,7 @@ def _adding(sampled: dict[str, int], part: str) -> Callable[[nn.Module, tuple, T
 
 
 def parameters_of(network: nn.Module | None) -> dict[str, int]:
-    """Numbers that are learned, by part; nothing of an exported file."""
+    """Return the number of parameters by part. The dictionary is empty for an exported file."""
     if network is None:
         return {}
     counts = {shown: sum(p.numel() for p in getattr(network, name).parameters()) for name, shown in PARTS.items()}

@@ -1,4 +1,4 @@
-"""Time pieces of work in turns: `bench` a case beside a peer, `race` whatever a script describes."""
+"""Timing of work in turns: `bench` for a case beside a peer, `race` for work that a script describes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """rounds: that count. warm_up: before them, beside the very first run. watched: further rounds for the stages.
+    """Options of a benchmark.
 
-    peer: a name of the group "peers" in plugins.py. peer_compile, peer_precision: of the peer; None is as ours. It
-    keeps memory only where all processes were told to (`m2f --keep-memory bench`).
+    Attributes:
+        rounds: timed rounds, at least 1.
+        warm_up: rounds before them, in addition to the very first run.
+        watched: further rounds that time the stages.
+        peer: a name of the group "peers" in plugins.py. None: no peer. A peer keeps freed memory only if all
+            processes do (`m2f --keep-memory bench`).
+        peer_compile: compile the network of the peer.
+        peer_precision: number format of the peer. None: the same as ours.
     """
 
     rounds: int = 5
@@ -43,7 +49,14 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class Round:
-    """What `on_round` gets: a side has run once. phase: "warm-up", "timed" or "stages"."""
+    """Record of one run of a side, for `on_round`.
+
+    Attributes:
+        side: name of the side.
+        phase: "warm-up", "timed" or "stages".
+        number: number of the round in its phase, from 0.
+        seconds: duration of the run.
+    """
 
     side: str
     phase: str
@@ -55,10 +68,10 @@ OnRound = Callable[[Round], None]
 
 
 def bench(case: Case, options: BenchOptions, on_round: OnRound | None = None) -> dict[str, Any]:
-    """Time a case; see the package's docstring for what comes back.
+    """Time a case, and return the tree that the docstring of the package describes.
 
     Raises:
-        M2FError: of any kind: no such model, no peer for this work, no memory, …
+        M2FError: the model, the peer or the memory for this work is missing.
     """
     before = load_average()
     with ExitStack() as stack:
@@ -68,7 +81,7 @@ def bench(case: Case, options: BenchOptions, on_round: OnRound | None = None) ->
         samples, watched = _raced(sides, options, on_round or (lambda each: None))
         differences = _differences([each.ask("answer") for each in sides])
         for each in sides[1:]:
-            each.close()  # a machine with one process on it, for the matrix products
+            each.close()  # matrix products are timed without other processes
         known = ours.ask("describe")
     machine = {
         **starts[OURS]["machine"],
@@ -94,18 +107,18 @@ def _peers(case: Case, options: BenchOptions, ours: Side, stack: ExitStack) -> l
 def _raced(
     sides: Sequence[Side], options: BenchOptions, on_round: OnRound
 ) -> tuple[dict[str, list[TimedRun]], dict[str, list[TimedRun]]]:
-    found: dict[str, dict[str, list[TimedRun]]] = {}
+    runs: dict[str, dict[str, list[TimedRun]]] = {}
     for phase, count in (("warm-up", options.warm_up), ("timed", options.rounds), ("stages", options.watched)):
-        found[phase] = {each.name: [] for each in sides}
+        runs[phase] = {each.name: [] for each in sides}
         for number, each in in_turns(sides, count):
             sample = each.ask("run", watched=phase == "stages")
-            found[phase][each.name].append(sample)
+            runs[phase][each.name].append(sample)
             on_round(Round(each.name, phase, number, sample.seconds))
-    return found["timed"], found["stages"]
+    return runs["timed"], runs["stages"]
 
 
 def in_turns(sides: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
-    """Yield the number of a round and a side, for all rounds. Which side is first changes from round to round."""
+    """Yield the number of a round and a side, for all rounds. The order of the sides changes from round to round."""
     for number in range(rounds):
         for each in sides if number % 2 else reversed(sides):
             yield number, each
@@ -113,12 +126,12 @@ def in_turns(sides: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
 
 @dataclass(frozen=True)
 class Timed:
-    """A side of a `race`.
+    """Timings of a side of a `race`.
 
     Attributes:
-        first: of the first run: "growth" of memory in MiB (None: not told), and what its `Work` tells.
-        seconds: of each round.
-        cpu_seconds: of each round, those of the processor.
+        first: values of the first run: "growth" of memory in MiB (None: unknown), and those of `Work.tell`.
+        seconds: wall-clock seconds of each round.
+        cpu_seconds: seconds of processor time of each round.
     """
 
     first: dict[str, Any]
@@ -130,19 +143,19 @@ def race(sides: Mapping[str, Callable[[], Work]], rounds: int) -> dict[str, Time
     """Time the work of each side in a process of its own, in turns.
 
     Args:
-        sides: makes the work, in its process; see `process.Side`.
+        sides: name → function that makes the work in its process, see `process.Side`.
 
     Raises:
-        M2FError: what a side raised.
+        M2FError: a side raised it.
     """
     with ExitStack() as stack:
         workers = [stack.enter_context(side(name, functools.partial(Timer, make))) for name, make in sides.items()]
-        found = {each.name: Timed(each.ask("start")) for each in workers}
+        timings = {each.name: Timed(each.ask("start")) for each in workers}
         for _, each in in_turns(workers, rounds):
             seconds, cpu_seconds = each.ask("run")
-            found[each.name].seconds.append(seconds)
-            found[each.name].cpu_seconds.append(cpu_seconds)
-    return found
+            timings[each.name].seconds.append(seconds)
+            timings[each.name].cpu_seconds.append(cpu_seconds)
+    return timings
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------
@@ -190,14 +203,14 @@ def _differences(answers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Peer / ours: time with an interval; memory is measured once."""
-    found = {"time": stats.ratio(theirs["seconds"], ours["seconds"])}
+    """Return the ratios peer / ours. Time has an interval; memory has none, because it is measured once."""
+    ratios = {"time": stats.ratio(theirs["seconds"], ours["seconds"])}
     for name in ("resident_growth", "resident_peak", "device_peak"):
         key = f"{name}_mib"
         a, b = theirs["memory"][key], ours["memory"][key]
         if a and b:
-            found[name] = {"value": a / b, "low": None, "high": None, "interval": None}
-    return found
+            ratios[name] = {"value": a / b, "low": None, "high": None, "interval": None}
+    return ratios
 
 
 def _tree(

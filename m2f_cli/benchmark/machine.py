@@ -1,4 +1,4 @@
-"""The machine that is measured on: what it is, what else it does, its memory, its energy, its matrix products."""
+"""Facts and counters of the machine: its names, other load, memory, energy and the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stages import synchronise
 PROC = Path("/proc")
 RAPL = Path("/sys/class/powercap")
 MIB = 1 << 20
-PEAK_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices
+PEAK_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # rows of the square matrices
 PEAK_SECONDS, PEAK_TRIES = 1.0, 20
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 ALLOCATOR_SETTINGS = (
@@ -32,8 +32,8 @@ ALLOCATOR_SETTINGS = (
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Facts that a timing means nothing without; of the process that is timed."""
-    found = {
+    """Return the facts that a timing depends on. Call it in the timed process."""
+    facts = {
         "device": device_name(device),
         "cpu": cpu_name(),
         "cores": usable_cores(),
@@ -47,16 +47,16 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         own = torch.cuda.memory_reserved(device)
-        found |= {
+        facts |= {
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "device_mib": total // MIB,
             "device_used_elsewhere_mib": (total - free - own) // MIB,
         }
-    return found
+    return facts
 
 
 def device_name(device: torch.device) -> str:
-    """Such as "NVIDIA H200", or the processor's name."""
+    """Return the name of the GPU, such as "NVIDIA H200", or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
@@ -67,12 +67,12 @@ def cpu_name() -> str:
 
 
 def load_average() -> float | None:
-    """Of the last minute; None where the system does not tell."""
+    """Return the load average of the last minute, or None if the system does not have it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def allocator() -> dict[str, Any]:
-    """Which memory allocator this process has, and the environment that steers it."""
+    """Return the name of this process's memory allocator, and the environment variables that configure it."""
     maps = PROC / "self" / "maps"
     mapped = maps.read_text() if maps.is_file() else ""
     name = next((each for each in ALLOCATORS if each in mapped), None) or platform.libc_ver()[0] or "the system's"
@@ -80,17 +80,17 @@ def allocator() -> dict[str, Any]:
 
 
 def summary(threads: int, rounds: int) -> str:
-    """Return in one line what a timing means nothing without."""
-    found = allocator()
-    settings = f" {found['settings']}" if found["settings"] else ""
+    """Return the conditions that a timing depends on, in one line."""
+    memory = allocator()
+    settings = f" {memory['settings']}" if memory["settings"] else ""
     return (
-        f"{cpu_name()}, {threads} threads, {found['name']}{settings}, torch {torch.__version__}, "
+        f"{cpu_name()}, {threads} threads, {memory['name']}{settings}, torch {torch.__version__}, "
         f"{rounds} rounds, load {load_average()}"
     )
 
 
 def busy_seconds() -> float | None:
-    """Seconds that all cores together have worked since the start of the machine; None where it does not tell."""
+    """Return the seconds of work of all cores since the start of the machine, or None if the system lacks them."""
     path = PROC / "stat"
     if not path.is_file():
         return None
@@ -102,7 +102,7 @@ def busy_seconds() -> float | None:
 
 
 class Memory:
-    """How far a piece of work raises the memory of this process and of its device; None where that is not told."""
+    """Counter of the memory that a piece of work adds to this process and its device."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -112,8 +112,8 @@ class Memory:
 
     def _restart(self) -> bool:
         try:
-            (PROC / "self" / "clear_refs").write_text("5")  # proc(5): the peak begins anew
-        except OSError:  # no Linux, or a sandbox that forbids it: then growth is "not told", and says so
+            (PROC / "self" / "clear_refs").write_text("5")  # proc(5): resets the peak
+        except OSError:  # no Linux, or a sandbox that forbids it: growth is unknown
             return False
         return True
 
@@ -122,8 +122,11 @@ class Memory:
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
 
     def growth(self) -> dict[str, float | None]:
-        """MiB, since this object was made: resident peak of the process, and what that is above its start; the device's
-        peak with everything on it."""
+        """Return the peaks in MiB since this object was made. None: unknown.
+
+        The resident peak of the process comes with its growth over the start. The device's peak includes everything
+        on it.
+        """
         peak = None if self.start is None else self._resident("VmHWM:")
         on_gpu = self.device.type == "cuda"
         return {
@@ -138,10 +141,10 @@ class Memory:
 
 
 class Energy:
-    """A counter of joules: of the GPU (NVML, with the package pynvml) or of the processor packages (RAPL), which count
-    whatever else runs there, too. It is `told` only where such a counter can be read.
+    """Counter of joules: of the GPU (NVML, with the package pynvml) or of the processor packages (RAPL).
 
-    NVML's is refreshed every few tens of milliseconds, so only sums over many short runs mean something.
+    It includes all other work on that hardware. NVML refreshes its counter every few tens of milliseconds, so only
+    sums over many short runs are meaningful.
     """
 
     def __init__(self, device: torch.device):
@@ -149,13 +152,14 @@ class Energy:
 
     @property
     def told(self) -> bool:
+        """Existence of a counter that can be read."""
         return self._joules is not None
 
     def joules(self) -> float | None:
         return None if self._joules is None else self._joules()
 
     def since(self, before: float | None) -> float | None:
-        """Joules since `joules()` was `before`; None too where a counter began anew in between (RAPL's overflow)."""
+        """Return the joules since `joules()` was `before`, or None if unknown or if RAPL's counter overflowed."""
         now = self.joules()
         return None if now is None or before is None or now < before else now - before
 
@@ -190,7 +194,7 @@ def _nvml(device: torch.device) -> tuple[str, Any]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product with the threads that there are: the best of some tries in a second."""
+    """Return the FLOP/s of a large square matrix product: the best of at most `PEAK_TRIES` tries in about a second."""
     size = PEAK_SIZE.get(device.type, 2048)
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The model that is timed, and what it is fed."""
+"""The model that is timed, and its inputs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SHAPED = ("sampling_offsets", "attention_weights", "relative_position_bias_tabl
 
 
 def load_subject(case: Case) -> BaseSegmenter:
-    """The segmenter of a case: the weights that it names, or a preset's network with random ones.
+    """Return the segmenter of a case: the model that it names, or the network of a preset with random weights.
 
     Raises:
-        M2FError: of any kind: no such model, preset, device, precision.
+        M2FError: the model, preset, device or precision does not exist, or options exclude each other.
     """
     if case.preset and case.model:
         raise ConfigError(
@@ -50,7 +50,7 @@ def load_subject(case: Case) -> BaseSegmenter:
 
 
 def chosen_precision(case: Case) -> Case:
-    """The case, with a number format in place of "auto": what its device is good at, or what an exported file is in."""
+    """Return the case with a number format instead of "auto": the best of its device, or fp32 for an exported file."""
     if case.precision != "auto":
         return case
     path = None if case.model is None else Path(case.model).expanduser()
@@ -60,7 +60,7 @@ def chosen_precision(case: Case) -> Case:
 
 
 def fixed_size(segmenter: BaseSegmenter) -> tuple[int, int] | None:
-    """(height, width) of an exported file that takes no other input."""
+    """Return the only input size of an exported file (height, width), or None if it takes any."""
     return getattr(getattr(segmenter, "description", None), "size", None)
 
 
@@ -83,14 +83,17 @@ def _random(case: Case, config: Config) -> BaseSegmenter:
 
 
 def at_size(config: Config, case: Case) -> Config:
-    """With a size given the network sees the image as it is."""
+    """Return the configuration, without resizing if the case has a size: the network then sees the image unchanged."""
     if case.size is None:
         return config
     return config.model_copy(update={"test": config.test.model_copy(update={"resize": ResizeConfig()})})
 
 
 def shape(network: nn.Module) -> None:
-    """Random numbers for what starts as constants: with them memory is read in the order of a trained network."""
+    """Fill parameters that start as constants with random numbers.
+
+    Sampling offsets, for example, then read memory in the order of a trained network.
+    """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if any(each in name for each in _SHAPED):
@@ -98,15 +101,16 @@ def shape(network: nn.Module) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """As `Segmenter.infer` has it."""
+    """Return the same autocast context that `Segmenter.infer` uses."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def share(segmenter: BaseSegmenter, folder: Path) -> None:
-    """Write the model for transformers to load: the same weights, converted.
+    """Write the weights of the model, converted for transformers.
 
     Raises:
-        ExportError: transformers has no such network. ConfigError: it is an exported file.
+        ExportError: transformers has no such network.
+        ConfigError: the model is an exported file.
     """
     if segmenter.model is None:
         raise ConfigError(
@@ -116,12 +120,15 @@ def share(segmenter: BaseSegmenter, folder: Path) -> None:
     save_huggingface(folder, segmenter.model, segmenter.config, segmenter.categories)
 
 
-# --- what it is fed ---------------------------------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 class Plausible(Wrapper):
-    """Random weights find nothing, and post-processing of nothing is no work: class logits are those of `KEPT` queries
-    that are sure and others that are not, as of a trained model. Masks are the network's own."""
+    """Segmenter that replaces the class logits of random weights by plausible ones. Masks are the network's own.
+
+    Random weights find no objects, so post-processing would have no work. Here at most `KEPT` queries are sure of a
+    class and the others of "no object", as in a trained model.
+    """
 
     def infer(self, batch: Any) -> list[RawOutput]:
         raws = self.inner.infer(batch)
@@ -131,12 +138,12 @@ class Plausible(Wrapper):
 
 
 def plausible(segmenter: BaseSegmenter) -> BaseSegmenter:
-    """With class logits as of a trained model where they decide how much there is to do."""
+    """Wrap a segmenter in `Plausible` if the amount of post-processing depends on its class logits."""
     return Plausible(segmenter) if type(segmenter) is Segmenter and segmenter.tasks != ("semantic",) else segmenter
 
 
 def class_logits(queries: int, classes: int, device: torch.device | str = "cpu") -> Tensor:
-    """(queries, classes), the last "no object": a fifth of the queries is sure of a class, `KEPT` at most."""
+    """Return class logits (queries, classes), with "no object" last. At most `KEPT` queries find a class."""
     generator = torch.Generator().manual_seed(0)
     logits_QK = torch.randn(queries, classes, generator=generator)
     order, kept = torch.randperm(queries, generator=generator), min(KEPT, max(1, queries // 5))
@@ -147,5 +154,5 @@ def class_logits(queries: int, classes: int, device: torch.device | str = "cpu")
 
 
 def image(size: tuple[int, int], number: int = 0) -> Scene:
-    """A generated image of (height, width); edges below the least of a scene are made up to it."""
+    """Generate an image of a size (height, width). Edges below `LEAST_EDGE` are raised to it."""
     return scene(number, *(max(LEAST_EDGE, edge) for edge in size))

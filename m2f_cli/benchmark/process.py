@@ -1,4 +1,4 @@
-"""Work in a process of its own, which is asked by name: its memory can be told, and nothing else matters to it."""
+"""Work in a process of its own. Its memory can be measured, and other work does not influence it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Work:
     """A piece of work that a script times.
 
     Attributes:
-        run: does it once.
-        touch: does something small of the same kind, so that imports are no part of the growth of memory.
-        tell: makes plain values of what the first run gave.
+        run: does the work once.
+        touch: does a little of the same work, so that imports are no part of the growth of memory.
+        tell: turns the result of the first run into plain values.
     """
 
     run: Callable[[], Any]
@@ -37,7 +37,7 @@ class Work:
 
 
 class Timer:
-    """The host of a `Work`: does it, and says how long that took and by how much it raised memory."""
+    """Host of a `Work`, which measures its time and the growth of memory."""
 
     def __init__(self, make: Callable[[], Work]):
         self.work = make()
@@ -50,7 +50,7 @@ class Timer:
         return {"growth": growth, **self.work.tell(result)}
 
     def run(self) -> tuple[float, float]:
-        """Return the seconds of one run by the clock, and those of the processor."""
+        """Return the wall-clock seconds and the processor seconds of one run."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.work.run()
         return time.perf_counter() - wall, time.process_time() - cpu
@@ -60,9 +60,9 @@ class Timer:
 
 
 def _serve(connection: Connection, make: Callable[[], Any], space: str) -> None:
-    """Answer until the other end hangs up. What libraries print goes to stderr: stdout belongs to the command."""
+    """Answer requests until the connection is closed. Output of libraries goes to stderr: stdout is the command's."""
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other end's, which then ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and then ends this process
     tempfile.tempdir = space
     host: Any = None
     with connection:
@@ -75,7 +75,7 @@ def _serve(connection: Connection, make: Callable[[], Any], space: str) -> None:
                 connection.send((value, None))
             except M2FError as error:
                 connection.send((None, (type(error).__name__, error.message, error.hint)))
-            except Exception as error:  # whatever a library raises is told where it is asked, and not by a traceback
+            except Exception as error:  # a library may raise anything; the parent reports it, without a traceback
                 connection.send((None, error_record(error, method)))
 
 
@@ -101,15 +101,16 @@ def _received(connection: Connection) -> tuple[str, dict[str, Any]] | None:
 
 
 class Side:
-    """A process with a host, which `make` makes there.
+    """A process with a host.
 
     Args:
-        make: a function of a module, or a `functools.partial` of one: it is sent to the process.
+        make: function that makes the host in the process. It is sent there, so it is a function of a module, or a
+            `functools.partial` of one.
     """
 
     def __init__(self, name: str, make: Callable[[], Any]):
         self.name = name
-        self.space = tempfile.TemporaryDirectory(prefix="m2f-bench-")  # files of the process, whatever becomes of it
+        self.space = tempfile.TemporaryDirectory(prefix="m2f-bench-")  # outlives the process, so it is always removed
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, self.space.name), daemon=True)
@@ -120,7 +121,7 @@ class Side:
         """Call a method of the host.
 
         Raises:
-            M2FError: what the host raised, or that its process has ended.
+            M2FError: the host raised an error, or its process has ended.
         """
         try:
             self.connection.send((method, options))
@@ -136,7 +137,7 @@ class Side:
         return value
 
     def close(self, *, now: bool = False) -> None:
-        """End the process: when it has answered, or `now`."""
+        """End the process: after its last answer, or `now`."""
         self.connection.close()
         if now:
             self.process.kill()
@@ -155,11 +156,11 @@ def error_from(kind: str, message: str, hint: str | None) -> M2FError:
 @contextmanager
 def side(name: str, make: Callable[[], Any]) -> Iterator[Side]:
     """Yield a process for the length of a block, ready to be asked."""
-    made = Side(name, make)
+    worker = Side(name, make)
     try:
-        made.ask("ready")
-        yield made
+        worker.ask("ready")
+        yield worker
     except BaseException:
-        made.close(now=True)
+        worker.close(now=True)
         raise
-    made.close()
+    worker.close()

@@ -1,4 +1,4 @@
-"""What a number format costs: the same weights evaluated on annotated images in fp32 and in that format."""
+"""Loss of quality by a number format: the same weights evaluated on annotated images in fp32 and in that format."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ EXACT = "fp32"
 
 
 def check(case: Case, data: Path | None) -> None:
-    """Whether there is something to compare, found out before minutes of timing.
+    """Check that there is something to compare, before minutes of timing.
 
     Raises:
-        ConfigError: the weights are random, or the format is fp32 itself; M2FError: what `prepare` finds wrong.
+        ConfigError: the weights are random, or the format is fp32 itself.
+        M2FError: the evaluation cannot be prepared.
     """
     if case.model is None:
         raise ConfigError("--quality needs trained weights, and these are random.", hint="Pass --model REF.")
@@ -30,15 +31,17 @@ def check(case: Case, data: Path | None) -> None:
 
 
 def lost(case: Case, data: Path | None) -> dict[str, Any]:
-    """The first figures of both evaluations and their difference, in percent: a Difference of `compare` as a dict, with
-    "a" of fp32 and "b" of the case's precision, "pictures" and "data".
+    """Return the first figure of both evaluations and their difference, in percent.
+
+    The dictionary is a `Difference` of `compare`, with "a" in fp32 and "b" in the case's precision, and "pictures" and
+    "data".
 
     Args:
-        data: a folder of annotated images, as `m2f eval --data` takes it; all of its "val" split. None: what the
-            model was trained on.
+        data: folder of annotated images, as for `m2f eval --data`. The whole "val" split is used. None: the data set
+            that the model was trained on.
 
     Raises:
-        M2FError: as of `check`.
+        M2FError: see `check`.
     """
     check(case, data)
     with tempfile.TemporaryDirectory(prefix="m2f-quality-") as folder:
@@ -47,5 +50,5 @@ def lost(case: Case, data: Path | None) -> dict[str, Any]:
             run = Path(folder) / precision
             execute(prepare(run, replace(case.model_options, precision=precision), DataOptions(data)))
             runs.append(run)
-        found = compare(*runs)
-    return without_nan({**asdict(found.figures[0]), "pictures": found.images, "data": str(data)})
+        comparison = compare(*runs)
+    return without_nan({**asdict(comparison.figures[0]), "pictures": comparison.images, "data": str(data)})

@@ -1,4 +1,4 @@
-"""Results of benchmarks as files and rows for people, and a whole table of presets measured one after the other."""
+"""Results of benchmarks as files and rows for people, and the reference table of all presets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ConfigError, M2FError
 from ..results.writers import write_image, write_json
 from ..runtime.devices import choose_device
 from ..runtime.files import safe_name
-from .captions import allocators, circumstances, size_of
+from .captions import allocators, circumstances, size_of, work_name
 from .case import Case, training_size
 from .chart import chart
 from .interleaved import BenchOptions, OnRound, bench
@@ -33,12 +33,12 @@ TABLE_OPTIONS = {
     "picture": BenchOptions(rounds=20, warm_up=4, watched=2),
     "train": BenchOptions(rounds=5, warm_up=1, watched=1),
 }
-FIGURES = {"images_per_second", "train_memory_gib"}  # what only results of the tables have
-TRAIN_BATCH = 2  # images of a GPU in the reference tables
+FIGURES = {"images_per_second", "train_memory_gib"}  # keys of results of the reference tables alone
+TRAIN_BATCH = 2  # images per GPU in the reference tables
 
 
 def write(tree: dict[str, Any], out: Path) -> list[Path]:
-    """NAME.json and NAME.png below `out`, NAME.json complete or not at all; earlier results stay, under their names.
+    """Write NAME.json and NAME.png below `out`. NAME.json is complete or missing, and earlier results stay.
 
     Raises:
         M2FError: the folder cannot be written.
@@ -49,7 +49,7 @@ def write(tree: dict[str, Any], out: Path) -> list[Path]:
 
 
 def name_of(tree: dict[str, Any]) -> str:
-    """Such as cityscapes-swin-t-forward-fp32-512x1024-b1-vs-huggingface."""
+    """Return the name of a result, such as cityscapes-swin-t-forward-fp32-512x1024-b1-vs-huggingface."""
     size = size_of(tree, "x").replace(" ", "-")
     parts = [tree["model"]["name"], tree["what"], tree["precision"], size, f"b{tree['batch']}"]
     parts += ["compiled"] if tree["compile"] else []
@@ -59,7 +59,7 @@ def name_of(tree: dict[str, Any]) -> str:
 
 
 def free_stem(out: Path, name: str) -> str:
-    """`name`, or name-2, name-3, … where there is such a result already."""
+    """Return `name`, or name-2, name-3, … if there is such a result already."""
     numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(stem for stem in numbered if not (out / f"{stem}.json").exists())
 
@@ -68,7 +68,7 @@ def free_stem(out: Path, name: str) -> str:
 
 
 def rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: a row per side."""
+    """Return columns and rows of a table with a row per side."""
     columns = [
         "side",
         "seconds",
@@ -104,7 +104,7 @@ def told(value: float | None, spec: str) -> str:
 
 
 def stage_rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: a row per stage, in milliseconds of one run, with what is computed there."""
+    """Return columns and rows of a table with a row per stage: milliseconds of one run, GFLOP and parameters."""
     sides = {name: side["stages"] for name, side in tree["sides"].items() if side["stages"]}
     flops, parameters = tree["flops"] or {}, tree["model"]["parameters"]
     names = list(dict.fromkeys(stage for stages in sides.values() for stage in stages))
@@ -124,25 +124,25 @@ def stage_rows(tree: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def headline(tree: dict[str, Any]) -> str:
-    """What was timed, in one line."""
+    """Return the work and its conditions in one line."""
     model = tree["model"]
     weights = "random weights" if model["weights"] == "random" else "its own weights"
     size = f"{tree['batch']} x 3 x {size_of(tree)}" if tree["network_input"] else _sizes(tree)
     return (
-        f"{tree['what']} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
+        f"{work_name(tree)} of {model['name']} ({weights}), {size}, {tree['precision']}, on {tree['device']}, "
         f"torch {tree['machine']['torch']}, {circumstances(tree)}, {tree['rounds']} rounds"
     )
 
 
 def _sizes(tree: dict[str, Any]) -> str:
-    """Such as "4 images that the network sees as 800 x 1088 to 896 x 800", by their pixels."""
+    """Return the range of input sizes, by pixels: "4 images, 1 at a time, that the network sees as 800 x 1088 to …"."""
     seen = sorted((seen for _, seen in tree["sizes"]), key=math.prod)
     first, last = (" x ".join(map(str, size)) for size in (seen[0], seen[-1]))
     return f"{len(seen)} images, {tree['batch']} at a time, that the network sees as {first} to {last}"
 
 
 def findings(tree: dict[str, Any]) -> list[str]:
-    """Ratios, differences, FLOPs and the like, a sentence each."""
+    """Return a line for each ratio and difference, and for FLOPs, quality and energy."""
     lines = []
     for name, each in (tree["ratio"] or {}).items():
         lines.append(f"{name.replace('_', ' ')}: {tree['peer']['name']} / m2f = {each['value']:.2f}{between(each)}")
@@ -164,11 +164,11 @@ def _share(tree: dict[str, Any]) -> str:
     return f", {percent:.0f} % of the {peak:.0f} GFLOP/s of a large matrix product here"
 
 
-def _quality(found: dict[str, Any], precision: str) -> str:
-    interval = "" if found["low"] is None else f" (95 %: {found['low']:+.2f} to {found['high']:+.2f})"
+def _quality(loss: dict[str, Any], precision: str) -> str:
+    interval = "" if loss["low"] is None else f" (95 %: {loss['low']:+.2f} to {loss['high']:+.2f})"
     return (
-        f"quality in {precision}: {found['name']} {found['b']:.2f} beside {found['a']:.2f} in fp32, "
-        f"{found['difference']:+.2f}{interval} over {found['pictures']} images of {found['data']}"
+        f"quality in {precision}: {loss['name']} {loss['b']:.2f} beside {loss['a']:.2f} in fp32, "
+        f"{loss['difference']:+.2f}{interval} over {loss['pictures']} images of {loss['data']}"
     )
 
 
@@ -180,15 +180,15 @@ def _number(value: Any) -> str:
 
 
 def table_presets() -> list[Config]:
-    """The rows of the reference tables."""
+    """Return the presets with published figures, which are the rows of the reference tables."""
     return [each for each in map(configuration.load, configuration.preset_names()) if each.published]
 
 
 def table_options(what: str, rounds: int | None = None, warm_up: int | None = None) -> BenchOptions:
-    """Rounds of the protocol of the tables, unless somebody wants others.
+    """Return the options of the protocol of the reference tables, with other rounds if given.
 
     Raises:
-        ConfigError: another what than the tables have.
+        ConfigError: the reference tables have no such work.
     """
     if what not in TABLE_OPTIONS:
         raise ConfigError(f"--preset all measures image or train, not {what!r}.")
@@ -206,18 +206,21 @@ def sweep(
     *,
     skip_existing: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any] | M2FError]]:
-    """Measure presets by the protocol of the tables, each in a process of its own, and write a file for each.
+    """Measure presets by the protocol of the reference tables, each in its own process, and write a file for each.
 
-    Presets that are the same work (other weights, other recipes) are measured once. One that cannot be measured gives
-    its error, and the others go on.
+    Presets that are the same work (other weights, other recipes) are measured once. A preset that cannot be measured
+    yields its error, and the others go on.
 
     Args:
-        case: what ("picture" or "train"), device, precision, threads and the like; its preset and size do not count.
-        options: of `table_options`.
-        skip_existing: what `out` has of the same work under the same `conditions` is not measured again.
+        case: the work ("picture" or "train"), device, precision, threads and so on. Its preset and size are ignored.
+        options: from `table_options`.
+        skip_existing: do not repeat results in `out` of the same work under the same `conditions`.
+
+    Yields:
+        Name of a preset, and its result or error.
 
     Raises:
-        DataError: a file in `out` that is no json, where there is something to skip.
+        DataError: with `skip_existing`, a file in `out` is no JSON.
     """
     before = _measured_before(case, out) if skip_existing else {}
     known: dict[str, dict[str, Any] | M2FError] = {}
@@ -241,7 +244,7 @@ def sweep(
 
 
 def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the table that are there already, by preset."""
+    """Return the rows of the table that are in `out` already, by preset."""
     wanted = conditions(case)
     return {
         tree["model"].get("name"): tree
@@ -251,7 +254,7 @@ def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_whole(tree: dict[str, Any]) -> bool:
-    """Whether a result has all that tables and names of files are made of."""
+    """Return True if a result has all keys that tables and names of files need."""
     sides = tree.get("sides")
     is_there = {"what", "precision", "batch", "compile", "engine", "peer", "device", "model"} <= tree.keys()
     return (
@@ -263,7 +266,7 @@ def _is_whole(tree: dict[str, Any]) -> bool:
 
 
 def conditions(case: Case) -> dict[str, Any]:
-    """What makes two measurements of a preset the same one, however often it was run."""
+    """Return the conditions that two measurements of a preset must share to be the same, whatever their rounds."""
     return {
         "what": case.what,
         "device": device_name(choose_device(case.device)),
@@ -279,7 +282,7 @@ def _of_table(case: Case) -> dict[str, Any]:
 
 
 def work_of(preset: Config, case: Case) -> str:
-    """Two presets with the same one are the same work."""
+    """Return a key of the work of a preset. Presets with equal keys are the same work."""
     common = [
         preset.model.model_dump_json(exclude={"backbone": {"pretrained"}}),
         preset.data.dataset,
@@ -301,7 +304,7 @@ def _measured(case: Case, options: BenchOptions, on_round: OnRound | None) -> di
 
 
 def for_table(tree: dict[str, Any]) -> dict[str, Any]:
-    """A result with what `m2f presets table` reads: speed or training memory, and on what."""
+    """Return a result with the keys that `m2f presets table` reads: speed or training memory, and the device."""
     ours = tree["sides"][OURS]
     memory = ours["memory"]["device_peak_mib"] or ours["memory"]["resident_peak_mib"]
     gib = None if memory is None else memory / 1024
@@ -314,14 +317,14 @@ def for_table(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _device_of_table(tree: dict[str, Any]) -> str:
-    """Where, and all that is not as usual: "NVIDIA H200, bf16, compiled"; on a CPU threads too."""
+    """Return the device and unusual conditions, such as "NVIDIA H200, bf16, compiled", on a CPU with its threads."""
     on_cpu = tree["sides"][OURS]["memory"]["device_peak_mib"] is None
     threads = f"{tree['threads']} thread{'s' * (tree['threads'] != 1)}"
-    found = {
+    words = {
         tree["device"]: True,
         threads: on_cpu,
         tree["precision"]: tree["precision"] != "fp32",
         "compiled": tree["compile"],
         "memory kept": "m2f keeps" in allocators(tree),
     }
-    return ", ".join(name for name, is_told in found.items() if is_told)
+    return ", ".join(word for word, is_shown in words.items() if is_shown)

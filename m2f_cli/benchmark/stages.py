@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Time of a run by stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-Method: TypeAlias = tuple[Any, str]  # a class or an object, and the name of what is called there
+Method: TypeAlias = tuple[Any, str]  # a class or an object, and the name of its method
 ORDER = (
     "read",
     "preprocess",
@@ -29,7 +29,7 @@ ORDER = (
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the work that was handed to a device."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -37,9 +37,12 @@ def synchronise(device: torch.device) -> None:
 
 
 class Stages:
-    """Adds up seconds by the name of a stage. A stage inside another one is taken out of that. Not live, it costs
-    nothing and adds nothing: watching a stage waits for the device at both its ends, which a run that is timed as a
-    whole must not."""
+    """Seconds by the name of a stage. The time of a stage inside another one counts for the inner stage alone.
+
+    Args:
+        live: measure. Measuring waits for the device at both ends of each stage, so a run that is timed as a whole
+            must not be live. Without it, nothing is done.
+    """
 
     def __init__(self, device: torch.device, *, live: bool):
         self.device, self.live = device, live
@@ -93,12 +96,12 @@ class Stages:
 
 
 def _restoring(owner: Any, method: str) -> Callable[[], None]:
-    """What puts a method back: to where it was, or away where the owner only inherited it."""
+    """Return a function that puts a method back, or deletes it if the owner only inherited it."""
     own = vars(owner)
     return partial(setattr, owner, method, own[method]) if method in own else partial(delattr, owner, method)
 
 
 def split(seconds: Mapping[str, float], total: float) -> dict[str, float]:
-    """Stages in the order of the work; what none of them explains is "other"."""
+    """Return the stages in the order of the work. The remaining time is "other"."""
     known = {name: seconds[name] for name in (*ORDER, *seconds) if name in seconds}
     return {**known, "other": max(0.0, total - sum(known.values()))}

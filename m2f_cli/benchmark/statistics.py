@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 
 DRAWS = 4000
-SURE = 6  # rounds: the range of five numbers holds their true median in less than 95 % of all cases
+SURE = 6  # least rounds: the range of five numbers contains the true median in less than 95 % of all cases
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the quartiles as "low" and "high"."""
+    """Return the median, and the quartiles as "low" and "high"."""
     low, median, high = np.percentile(values, [25, 50, 75])
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
-    """The ratio of medians, theirs / ours, between "low" and "high"; "interval" says what those two are.
+    """Return the ratio of medians, theirs / ours, between "low" and "high". "interval" says what those two are.
 
-    From `SURE` rounds on a 95 % interval, that of a bootstrap over rounds (percentiles): both numbers of a round are
-    drawn together, since a slow moment of the machine hits both. With fewer the smallest and the largest ratio of a
-    round; None with a single one.
+    From `SURE` rounds on it is a 95 % interval of a bootstrap over rounds (percentiles). Both numbers of a round are
+    drawn together, because a slow moment of the machine affects both. With fewer rounds it is the smallest and the
+    largest ratio of a round, and None with a single round.
 
     Raises:
-        ValueError: not as many of the one as of the other, or none.
+        ValueError: the sides have unequal numbers of rounds, or none.
     """
     if len(theirs) != len(ours) or not len(ours):
         raise ValueError(f"a ratio needs pairs, not {len(theirs)} and {len(ours)} numbers")
@@ -43,23 +43,25 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
 
 
 def between(ratio: dict[str, Any], spec: str = ".2f") -> str:
-    """The interval of a `ratio` for people, such as " (95 %: 1.90 to 2.10)"; empty where there is none."""
+    """Return the interval of a `ratio` for people, such as " (95 %: 1.90 to 2.10)", or "" if there is none."""
     if ratio["low"] is None:
         return ""
     return f" ({ratio['interval']}: {ratio['low']:{spec}} to {ratio['high']:{spec}})"
 
 
 def share(part: float | None, whole: float | None) -> str:
-    """Return part / whole for people; "not told" where one of them is not known."""
+    """Return part / whole for people, or "not told" if one of them is unknown."""
     return f"{part / whole:.2f}" if part is not None and whole else "not told"
 
 
 def difference(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """How far two outputs are apart: numbers by their largest and mean difference, labels by the share that differs.
-    Numbers that are not finite on one side alone have no difference: their share is there then, as "not finite".
+    """Return the difference of two outputs.
+
+    Floats have their "largest" and "mean" difference, integers (labels) the "share" that differs. If floats are not
+    finite on one side alone, their share is returned instead, as "not finite".
 
     Raises:
-        ValueError: they have other shapes.
+        ValueError: the shapes differ.
     """
     if theirs.shape != ours.shape:
         raise ValueError(f"outputs of the shapes {theirs.shape} and {ours.shape} cannot be compared")
@@ -75,7 +77,7 @@ def difference(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
 
 
 def most(difference: dict[str, Any]) -> float:
-    """A `difference` as one number; infinite where shapes differ or numbers are not finite."""
+    """Return a `difference` as one number, infinite if shapes differ or numbers are not finite."""
     if difference.keys() & {"shapes", "not finite"}:
         return float("inf")
     return max(difference.get("share", 0.0), difference.get("largest", 0.0))

@@ -1,4 +1,4 @@
-"""What a training step is timed on."""
+"""Batch on which a training step is timed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OBJECTS = 8  # in each image
 def training_batch(
     batch: int, *, size: Size, classes: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, list[Target]]:
-    """Normalised images of noise (B, 3, H, W), and `OBJECTS` rectangles in each, every one in a strip of its own."""
+    """Return normalised images of noise (B, 3, H, W) and targets: `OBJECTS` rectangles side by side in each image."""
     height, width = size
     owner_HW = torch.full(size, -1, dtype=torch.int16)
     for i in range(OBJECTS):

@@ -22,7 +22,7 @@ from .synthetic_batch import OBJECTS, training_batch
 
 
 class Train(Workload):
-    """One optimiser step over one batch, in the precision of the case and else as the preset says."""
+    """Optimiser step over one batch, in the precision of the case, with all other settings of the preset."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         config = segmenter.config

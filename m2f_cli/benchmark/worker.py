@@ -1,4 +1,4 @@
-"""The host of a `Case`: one side of `m2f bench`, in a process of its own."""
+"""Host of a `Case`: a side of `m2f bench`, in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ from .model_under_test import fixed_size, load_subject, share
 from .stages import Stages, split, synchronise
 
 OURS = "m2f"
-NO_FLOPS = ("post", "load", "train", "predict", "eval")  # where a run is not one forward pass of known size
+NO_FLOPS = ("post", "load", "train", "predict", "eval")  # work that is not one forward pass of known size
 
 
 @dataclass
 class TimedRun:
-    """One run. other_cores: how many cores, on average, worked for somebody else; None, joules too: not told."""
+    """Timing of a run.
+
+    Attributes:
+        seconds: wall-clock seconds.
+        cpu_seconds: seconds of processor time.
+        other_cores: average number of cores that worked for other processes. None: unknown.
+        joules: energy of the run. None: unknown.
+        stages: seconds by stage, if they were watched.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -40,7 +48,12 @@ class TimedRun:
 
 
 class Host:
-    """What a worker answers to: its methods, called by name."""
+    """Object in a worker process whose methods are called by name.
+
+    Args:
+        side: name of the side, `OURS` or a peer.
+        folder: converted weights for a peer.
+    """
 
     def __init__(self, case: Case, side: str, folder: Path | None):
         if case.keep_memory:
@@ -48,13 +61,13 @@ class Host:
         if case.threads is not None:
             torch.set_num_threads(case.threads)
         self.case, self.segmenter = case, load_subject(case)
-        self.device = torch.device(self.segmenter.device)  # an engine may have another one than PyTorch would choose
+        self.device = torch.device(self.segmenter.device)  # an engine may use another device than PyTorch would
         self.parameters: dict[str, int] = {}
         if side == OURS:
             self.parameters = parameters_of(self.segmenter.model)
             self.workload: Any = None
         else:
-            innermost(self.segmenter).model = nn.Identity()  # only what stands around the network is needed
+            innermost(self.segmenter).model = nn.Identity()  # a peer has its own network
             self.workload = plugins.get("peers", side, trust_code=case.trust_code)(case, self.segmenter, folder)  # type: ignore[operator]
         self.energy = machine.Energy(self.device)
 
@@ -63,14 +76,14 @@ class Host:
         share(self.segmenter, folder)
 
     def start(self) -> dict[str, Any]:
-        """Make the work ready, do it for the first time, and say by how much that raises memory."""
+        """Prepare the work, do it once, and return the growth of memory and facts of the machine."""
         if self.workload is None:
             make = plugins.get("workloads", self.case.what, trust_code=self.case.trust_code)
             if self.case.compile:
                 compile_parts(self.segmenter)
             self.workload = make(self.case, self.segmenter)  # type: ignore[operator]
         if self.case.compile:
-            self.run()  # compiles for the size that is timed; the compiler's memory is not that of a run
+            self.run()  # compiles for the timed size, so that the compiler's memory is not measured
         else:
             self.workload.touch()
         synchronise(self.device)
@@ -101,7 +114,7 @@ class Host:
         return self.workload.answer()
 
     def describe(self) -> dict[str, Any]:
-        """What is known without a clock, and the speed of a matrix product. The last thing that is asked."""
+        """Return the facts of the case and the speed of a matrix product. Call it last, see `flops.flops_of`."""
         case, config, precision = self.case, self.segmenter.config, self.segmenter.precision
         sizes = self.workload.sizes or [self._size()]
         counted, why = self._flops(sizes[0][1])
@@ -123,14 +136,14 @@ class Host:
         }
 
     def _size(self) -> tuple[Size, Size]:
-        """Of the image, and of what the network sees of it."""
+        """Return the sizes (height, width) of the image and of the network's input."""
         case, config = self.case, self.segmenter.config
         if case.what == "train":
             return training_size(case, config), training_size(case, config)
         return image_size(case, config), network_size(case, config, fixed_size(self.segmenter))
 
     def _flops(self, size: Size) -> tuple[dict[str, Any] | None, str | None]:
-        """FLOPs of a run by part; or None, and why."""
+        """Return the FLOPs of a run by part, or None and the reason."""
         if self.case.what in NO_FLOPS:
             return None, "a run is not one forward pass of known size"
         classes, trusted = len(self.segmenter.categories), self.case.trust_code
@@ -142,6 +155,6 @@ class Host:
 
 
 def _the_only(sizes: Iterable[Size]) -> list[int] | None:
-    """The size of all; None where there are several."""
-    found = set(map(tuple, sizes))
-    return list(found.pop()) if len(found) == 1 else None
+    """Return the size that all have, or None if there are several."""
+    distinct = set(map(tuple, sizes))
+    return list(distinct.pop()) if len(distinct) == 1 else None

@@ -1,4 +1,4 @@
-"""What m2f does, as workloads; `huggingface.py` does the same as a user of transformers would."""
+"""Workloads of m2f. `peers/huggingface.py` has those of a user of transformers."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ _TINY = 64  # pixels
 
 
 def of_images(segmenter: BaseSegmenter) -> dict[str, Sequence[Method]]:
-    """Methods that are stages of work on whole images."""
+    """Return the methods that are stages of work on whole images."""
     return {"preprocess": ((innermost(segmenter), "collate"),), **RENDER}
 
 
 class Forward(Workload):
-    """The network alone, its last masks rendered at stride 4."""
+    """Forward pass of the network, with its last masks rendered at stride 4."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.case, self.images = segmenter, case, case.batch
@@ -82,12 +82,12 @@ class Forward(Workload):
 
 
 def random_images(batch: int, size: Size) -> torch.Tensor:
-    """Normalised images of noise (B, 3, H, W): the same in every process."""
+    """Return normalised images of noise (B, 3, H, W), the same in every process."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 class ForwardOfFile(Workload):
-    """The same of an exported file, on images of noise that are not normalised yet."""
+    """Forward pass of an exported file, on images of noise that are not normalised yet."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.batch
@@ -97,7 +97,7 @@ class ForwardOfFile(Workload):
         self.batch = [Prepared(pixels_CHW, size) for pixels_CHW in pixels_BCHW]
 
     def touch(self) -> None:
-        """Nothing: the file may take images of one size only."""
+        """Skip this, because the file may take images of one size only."""
 
     def run(self, stages: Stages) -> None:
         self.last = self.segmenter.outputs(self.batch)
@@ -110,7 +110,7 @@ class ForwardOfFile(Workload):
 
 
 def forward(case: Case, segmenter: BaseSegmenter) -> Forward | ForwardOfFile:
-    """The network alone, whatever runs it."""
+    """Return the workload of a forward pass, of a network or an exported file."""
     return (ForwardOfFile if segmenter.model is None else Forward)(case, segmenter)
 
 
@@ -136,32 +136,32 @@ class ImageWork(Workload):
 
 
 def touch(segmenter: BaseSegmenter) -> None:
-    """A few pixels through network and post-processing."""
+    """Run a few pixels through network and post-processing."""
     [raw] = segmenter.infer([Prepared(torch.zeros(3, _TINY, _TINY, dtype=torch.uint8), (_TINY, _TINY))])
     segmenter.finish(raw, **PUBLISHED)
 
 
 def plain(result: Result) -> dict[str, np.ndarray]:
-    """A result as numbers to compare."""
+    """Return a result as arrays to compare."""
     if isinstance(result, PanopticMap):
         labels = np.zeros(1 + max((each.id for each in result.segments), default=0), np.int32)
         for each in result.segments:
             labels[each.id] = 1 + each.label
         return {"segment ids": result.ids_HW, "segment labels": labels}
     if isinstance(result, Instances):
-        bits = np.packbits(result.masks_NHW(), axis=-1)  # bytes of 8 pixels: an eighth of what travels
+        bits = np.packbits(result.masks_NHW(), axis=-1)  # 8 pixels per byte, because processes exchange them
         return {"scores": result.scores_N, "labels": result.labels_N, "masks": bits}
     return {"labels": result.labels_HW.astype(np.int32)}
 
 
 def plain_of_all(results: Iterable[Result]) -> dict[str, np.ndarray]:
-    """`plain` of images of any size, one after the other."""
-    found = [plain(result) for result in results]
-    return {name: np.concatenate([each[name].ravel() for each in found]) for name in found[0]}
+    """Return the arrays of `plain` for images of any size, flattened and concatenated."""
+    arrays = [plain(result) for result in results]
+    return {name: np.concatenate([each[name].ravel() for each in arrays]) for name in arrays[0]}
 
 
 class Post(Workload):
-    """Post-processing alone, on masks of smooth noise and class logits as of a trained model."""
+    """Post-processing alone, on masks of smooth noise and class logits like those of a trained model."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images, self.methods = segmenter, 1, RENDER
@@ -199,7 +199,7 @@ def answer_of_noise(
     device: torch.device | str = "cpu",
     channels: int = 256,
 ) -> RawOutput:
-    """What a network could have answered: blobs as masks. The same in every process."""
+    """Return a plausible output of a network, with blobs as masks. It is the same in every process."""
     generator = torch.Generator().manual_seed(2)
     embeds_QC = torch.randn(queries, channels, generator=generator) / 4
     coarse = torch.randn(1, channels, 12, 16, generator=generator)
@@ -210,7 +210,7 @@ def answer_of_noise(
 
 
 class Predict(Workload):
-    """From JPEG files to written results, as `m2f predict` does; the stages are those of one image after another."""
+    """Prediction from JPEG files to written results, as `m2f predict` does. Stages are timed image by image."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.case = segmenter, case
@@ -250,23 +250,23 @@ class Predict(Workload):
 
 
 def images_of(case: Case, config: Config, folder: Path) -> list[Path]:
-    """The first images of the case's source, or generated ones, written to `folder`."""
+    """Return the first images of the case's source, or generated images that are written to `folder`."""
     if case.source is None:
         return write_images(folder, image_size(case, config), case.images)
     return [source.path for source in itertools.islice(expand([case.source]), case.images)]
 
 
 def sizes_of(files: Sequence[Path], case: Case, segmenter: BaseSegmenter) -> list[tuple[Size, Size]]:
-    """(height, width) of each image and of what the network sees of it, one at a time."""
-    found = []
+    """Return the sizes (height, width) of each image and of its network input, without other images in the batch."""
+    sizes = []
     for path in files:
         size = read_image(path).shape[:2]
-        found.append((size, network_size(case, segmenter.config, fixed_size(segmenter), size)))
-    return found
+        sizes.append((size, network_size(case, segmenter.config, fixed_size(segmenter), size)))
+    return sizes
 
 
 def write_images(folder: Path, size: Size, count: int) -> list[Path]:
-    """Generated images as JPEG files; two scenes in turns, since making one takes longer than segmenting it."""
+    """Write generated images as JPEG files. Two scenes alternate, because generating is slower than segmenting."""
     scenes = [image(size, number).image_HW3 for number in range(min(2, count))]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"picture-{number:03d}.jpg" for number in range(count)]
@@ -276,7 +276,7 @@ def write_images(folder: Path, size: Size, count: int) -> list[Path]:
 
 
 class Evaluate(Workload):
-    """ImageWork in memory to the figure that the model is judged by, as `m2f eval` does."""
+    """Evaluation of images in memory with the default metrics of the task, as `m2f eval` does."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.segmenter, self.images = segmenter, case.images
@@ -308,7 +308,7 @@ class Evaluate(Workload):
         self.last = evaluate(self.segmenter, self.records, metrics)
 
     def _one(self, record: Record, metrics: dict[str, Metric], stages: Stages) -> None:
-        """One image after another: what `evaluate` does at the same time."""
+        """Evaluate one image. `evaluate` does several at the same time."""
         with stages("read"):
             annotation, image_HW3 = record.read_annotation(), record.read_image()
         with stages("preprocess"):
@@ -325,20 +325,20 @@ class Evaluate(Workload):
 
 
 def annotation_of(scene: Any, task: Task, classes: int) -> Annotation:
-    """The annotation about a scene, in the classes of any model."""
+    """Return the annotation of a scene, with labels folded into a number of classes."""
     if task == "semantic":
         return SemanticAnnotation(scene.semantic().labels_HW % classes)
     if task == "panoptic":
         return PanopticAnnotation(
             scene.ids_HW, [AnnotatedSegment(each.id, each.label % classes) for each in scene.segments]
         )
-    found = scene.instances()
-    pairs = zip(found.labels_N.tolist(), found.rles, strict=True)
+    instances = scene.instances()
+    pairs = zip(instances.labels_N.tolist(), instances.rles, strict=True)
     return InstanceAnnotation(scene.size, [AnnotatedObject(label % classes, rle) for label, rle in pairs])
 
 
 class Load(Workload):
-    """Weights from a file to a network on its device. The file is in the cache of the system: no disk is timed."""
+    """Loading of weights from a file to a device. The file is in the system's cache, so the disk is not timed."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         self.case, self.images = case, 1
@@ -349,7 +349,7 @@ class Load(Workload):
             self.ref = save(path, segmenter.model.state_dict(), segmenter.config, segmenter.categories)
 
     def touch(self) -> None:
-        """Nothing: the first load is a warm-up."""
+        """Skip this, because the first load is a warm-up."""
 
     def run(self, stages: Stages) -> None:
         open_model(replace(self.case.model_options, ref=self.ref, precision="fp32"))

@@ -245,7 +245,8 @@ def _all(case: Case, out: Path, rounds: tuple[int | None, int | None], *, skip_e
     if as_json:
         console.emit_json({"rows": trees, "failed": failed, "out": str(out)})
     else:
-        console.show_table(f"{case.what}, {case.precision}", ["preset", "images/s", "memory GiB", "on"], rows)
+        work = IMAGE if case.what == FORMER_NAME else case.what
+        console.show_table(f"{work}, {case.precision}", ["preset", "images/s", "memory GiB", "on"], rows)
         console.out(f"{len(rows)} of {len(presets)} presets measured, in {out}; see: m2f presets table")
     if failed:
         raise typer.Exit(SOME_FAILED)

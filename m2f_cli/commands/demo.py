@@ -24,6 +24,7 @@ STORY = {
     "instance": "Every object: a mask and a score.",
     "page": "All of it is on one page.",
 }
+SHOWN = {"pictures": "images", "truth": "annotations"}  # JSON keeps the former names of these steps
 
 
 def demo(
@@ -47,7 +48,7 @@ def demo(
         steps = core.run(out, images, iterations=iterations, on_step=_tell, listener=listener)
     if as_json:
         return _emit(steps, out)
-    rows = [[step.name, step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]
+    rows = [[SHOWN.get(step.name, step.name), step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]
     console.show_table("m2f demo", ["step", "what", "seconds", "where"], rows)
     console.out(f"Look at {out / 'index.html'}. Then your own images: m2f predict photo.jpg --task panoptic")
 

@@ -20,8 +20,8 @@ from ..errors import ConfigError, nearest, unknown_name
 from ..runtime import documents
 from .schema import Config, ModelConfig
 
-MOST_FILES = 50  # that one configuration extends, directly or not
-_NOT_INHERITED = ("name", "summary", "published")  # true of one preset alone
+MOST_FILES = 50  # files that one configuration extends, directly or not
+_NOT_INHERITED = ("name", "summary", "published")  # keys that are true of one preset alone
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def refuse_code(settings: Config | ModelConfig, where: str) -> None:
             raise plugins.names_code(where, part.name)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
     """A YAML dumper that writes lists of plain values in one line."""
 
     def represent_list(self, values: list[Any]) -> yaml.Node:
@@ -131,7 +131,8 @@ def dump(config: Config, *, named: bool = True) -> str:
         named: write the name. Without it, the stem of the file is the name.
     """
     tree = config.model_dump(mode="json", exclude_none=True, exclude=None if named else {"name"})
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def read_yaml(path: Path, *, texts: Collection[str] = ()) -> dict[str, Any]:
@@ -157,12 +158,15 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        same_kind = isinstance(below, Mapping) and isinstance(value, Mapping)
-        if same_kind and ("name" not in value or value["name"] == below.get("name")):
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and _is_same_part(below, value):
             merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def _is_same_part(below: Mapping[str, Any], top: Mapping[str, Any]) -> bool:
+    return "name" not in top or bool(top["name"] == below.get("name"))
 
 
 def backbone_of(name: str) -> str | None:
@@ -227,7 +231,7 @@ def _find_base(path: Path, name: str) -> Path:
 
 
 def _override(tree: dict[str, Any], pairs: Sequence[str]) -> None:
-    exchanged: list[dict[str, Any]] = []  # components of which only the overrides say anything
+    exchanged: list[dict[str, Any]] = []  # components whose options come from the overrides alone
     for pair in pairs:
         _override_one(tree, pair, exchanged)
 

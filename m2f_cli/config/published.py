@@ -1,9 +1,9 @@
 """Make the published tables from the presets, with figures that were measured on this machine beside them.
 
-MeasuredRuns figures come from folders of runs. Figures of quality count only where the weights are the released ones of
+Measured figures come from folders of runs. Figures of quality count only where the weights are the released ones of
 the row.
 
-    RUNS/eval/*/results.json, RUNS/reproduce/*/*/results.json    figures, as `eval_results` lays them out
+    RUNS/eval/*/results.json, RUNS/reproduce/*/*/results.json    figures, as `evaluation.report` lays them out
     RUNS/bench/*.json, RUNS/reproduce/*/row.json                 speed, memory: one json object a file, one or both of
         {"model": {"name": "cityscapes-swin-l"}, "device": "NVIDIA H200", "images_per_second": 12.3,
          "train_memory_gib": 15.8}
@@ -42,17 +42,20 @@ NAMES = {
     "pq_things": "PQ things",
     "pq_stuff": "PQ stuff",
 }
-MEMORY, SPEED = "train_memory_", "fps_"  # how figures begin that say no quality
+MEMORY, SPEED = "train_memory_", "fps_"  # prefixes of figures that do not measure quality
 MIB_PER = {"train_memory_mib": 1, "train_memory_gib": 1024}
-COSTS = ("images_per_second", "train_memory_gib")  # what is read of a benchmark
-_ALWAYS = ("Method", "Backbone", "Schedule", "Preset")  # columns that stay where nobody has anything to say
+COSTS = ("images_per_second", "train_memory_gib")  # figures that are read from a benchmark
+_ALWAYS = ("Method", "Backbone", "Schedule", "Preset")  # columns that stay, even if all their cells are empty
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of quality, in percent.
+    """A figure of quality, in percent.
 
     Attributes:
+        metric: name of the figure, such as pq.
+        setting: `SINGLE_SCALE`, `MULTI_SCALE` or another way to test.
+        published: the figure in the source.
         digits: decimals that the source prints.
         verified: False where the figure could not be confirmed.
         measured: the figure on this machine; None where it was not measured.
@@ -74,13 +77,23 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table.
+    """A row of a table. None: not published, or not measured.
 
     Attributes:
-        memory: GiB of a GPU in training.
-        fps: images per second.
+        preset: name of the preset.
+        backbone: label of the backbone, see `backbone_cell`.
+        crop: height x width of the crop in training.
+        iterations: optimiser steps.
+        batch: images per optimiser step.
+        memory: published GiB of a GPU in training.
+        fps: published images per second.
         device: machine of the published training.
-        status: "published", or "unverified" where a figure is.
+        source: table that the figures stand in.
+        status: "published", or "unverified" if a figure of quality is unverified.
+        figures: figures of quality.
+        measured_memory: GiB in training on this machine.
+        measured_fps: images per second on this machine.
+        measured_on: device of the measurements.
     """
 
     preset: str
@@ -126,28 +139,30 @@ def _line(config: Config, measured: MeasuredRuns) -> Line:
     memory = [each.value * MIB_PER[each.metric] / 1024 for each in config.published if each.metric in MIB_PER]
     fps = [each.value for each in config.published if each.metric.startswith(SPEED)]
     cost = measured.costs.get(config.name, {})
+    values = {name: value for name, (value, _) in cost.items()}
     return Line(
-        config.name,
-        method_label(config),
-        config.data.dataset,
-        config.task,
-        backbone_cell(config),
-        crop_of(config),
-        train and train.iterations,
-        train and train.batch,
-        memory[0] if memory else None,
-        fps[0] if fps else None,
-        (train and train.hardware) or None,
-        config.published[0].source,
-        "published" if all(each.verified for each in quality) else "unverified",
-        tuple(_figure(each, config.name, measured) for each in quality),
-        *(cost.get(name, (None, None))[0] for name in ("train_memory_gib", "images_per_second")),
-        _where(cost),
+        preset=config.name,
+        method=method_label(config),
+        dataset=config.data.dataset,
+        task=config.task,
+        backbone=backbone_cell(config),
+        crop=crop_of(config),
+        iterations=train.iterations if train else None,
+        batch=train.batch if train else None,
+        memory=memory[0] if memory else None,
+        fps=fps[0] if fps else None,
+        device=(train.hardware if train else "") or None,
+        source=config.published[0].source,
+        status="published" if all(each.verified for each in quality) else "unverified",
+        figures=tuple(_figure(each, config.name, measured) for each in quality),
+        measured_memory=values.get("train_memory_gib"),
+        measured_fps=values.get("images_per_second"),
+        measured_on=_where(cost),
     )
 
 
 def _where(cost: Mapping[str, tuple[float, str]]) -> str | None:
-    """Return the device of what was measured, or both where speed and memory are of different ones."""
+    """Return the device of the measurements, or both devices if speed and memory were measured on different ones."""
     short = {"images_per_second": "fps", "train_memory_gib": "Mem"}
     devices = {device for _, device in cost.values()}
     if len(devices) < 2:
@@ -193,7 +208,7 @@ def backbone_cell(config: Config) -> str:
 
 
 def crop_of(config: Config) -> str | None:
-    """Return height x width of the crop in training; None where training sees the whole image, or sometimes a crop."""
+    """Return height x width of the crop in training, or None if training sees the whole image, or crops only some."""
     for step in config.train.augment if config.train else ():
         options = step.options
         if step.name == "crop":
@@ -237,13 +252,13 @@ def _table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
             key = row.source, row.method, each.label
             digits[key] = max(digits.get(key, 0), each.digits)
     cells = [_cells(row, digits) for row in rows]
-    columns = [*dict.fromkeys(name for found in cells for name in found if name != "Preset"), "Preset"]
-    shown = [name for name in columns if name in _ALWAYS or any(found.get(name, "-") != "-" for found in cells)]
-    return shown, [[found.get(name, "-") for name in shown] for found in cells]
+    columns = [*dict.fromkeys(name for row_cells in cells for name in row_cells if name != "Preset"), "Preset"]
+    shown = [name for name in columns if name in _ALWAYS or any(each.get(name, "-") != "-" for each in cells)]
+    return shown, [[each.get(name, "-") for name in shown] for each in cells]
 
 
 def _cells(row: Line, digits: Mapping[tuple[str, ...], int]) -> dict[str, str]:
-    found = {
+    cells = {
         "Method": row.method,
         "Backbone": row.backbone,
         "Crop": row.crop or "-",
@@ -254,11 +269,11 @@ def _cells(row: Line, digits: Mapping[tuple[str, ...], int]) -> dict[str, str]:
     }
     for each in row.figures:
         number = _number(each.published, digits[row.source, row.method, each.label])
-        found[each.label] = number + ("" if each.verified else "?")
+        cells[each.label] = number + ("" if each.verified else "?")
     for each in row.figures:
-        found[f"{each.label} here"] = _number(each.measured, 2) + _star(each)
-    found |= {"Mem here": _number(row.measured_memory, 2), "fps here": _number(row.measured_fps, 2)}
-    return {**found, "on": row.measured_on or "-", "Preset": row.preset}
+        cells[f"{each.label} here"] = _number(each.measured, 2) + _star(each)
+    cells |= {"Mem here": _number(row.measured_memory, 2), "fps here": _number(row.measured_fps, 2)}
+    return {**cells, "on": row.measured_on or "-", "Preset": row.preset}
 
 
 def _star(figure: Figure) -> str:
@@ -269,10 +284,10 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def markdown(found: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]]]]) -> str:
+def markdown(sections: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]]]]) -> str:
     """Return tables as Markdown, each with a heading."""
     parts = []
-    for title, columns, rows in found:
+    for title, columns, rows in sections:
         head = [f"### {title}", "", _bars(columns), _bars(["---"] * len(columns))]
         parts.append("\n".join([*head, *(_bars(row) for row in rows)]))
     return "\n\n".join(parts)
@@ -323,9 +338,9 @@ def measured_in(runs: Path) -> MeasuredRuns:
                 figures[key] = value
     costs: dict[str, dict[str, tuple[float, str]]] = {}
     for tree in read_trees(runs, "bench/*.json", "reproduce/*/row.json"):
-        found = {key: (tree[key], str(tree.get("device"))) for key in COSTS if tree.get(key) is not None}
-        if found:
-            costs.setdefault(str(tree.get("model", {}).get("name")), {}).update(found)
+        measured = {key: (tree[key], str(tree.get("device"))) for key in COSTS if tree.get(key) is not None}
+        if measured:
+            costs.setdefault(str(tree.get("model", {}).get("name")), {}).update(measured)
     return MeasuredRuns(figures, costs)
 
 
@@ -366,7 +381,7 @@ def _is_result(tree: Mapping[str, Any]) -> bool:
 
 def _figures_of(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], tuple[float, bool]]]:
     name, source = tree.get("model", {}).get("name"), str(tree.get("model", {}).get("source"))
-    if not source.startswith(f"{name} ("):  # other weights, tested as the preset is
+    if not source.startswith(f"{name} ("):  # not the released weights
         return
     augmented = bool(tree.get("settings", {}).get("tta"))
     for each in tree.get("published", ()):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Task = Literal["panoptic", "instance", "semantic"]
 
-# Bounds are about ten times what anybody uses: a configuration in somebody's file may not ask for terabytes or years.
+# Bounds are about ten times the usual values, because a file from somebody else must not ask for terabytes or years.
 LARGEST_SIDE = 65_536  # pixels, of an image that is resized with its aspect kept
 LARGEST_CANVAS = 16_384  # pixels, of a crop or a padded image, whose memory is the square of it
 MOST_CLASSES = 100_000
@@ -18,7 +18,7 @@ _LONGEST = 1_000_000_000  # iterations
 _MOST_OPTIONS = 1000  # entries of a list in an option of a component
 _LONGEST_TEXT = 10_000
 _LARGEST_NUMBER = 2**63
-_LARGEST: dict[str, float] = {  # of options of components, by their names; each is at least 0
+_LARGEST: dict[str, float] = {  # option of a component → its largest value; the least is 0
     "num_layers": 200,
     "depths": 500,
     "depth": 1000,
@@ -74,7 +74,7 @@ class Component(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
+        """Arguments of the constructor."""
         return dict(self.model_extra or {})
 
 
@@ -223,7 +223,7 @@ class TtaConfig(Node):
     of: Literal["test_size", "picture"] = Field(
         "test_size",
         description="Image that sizes apply to. test_size: after the test resize, so that it is resized twice "
-        "(detectron2, docs/methods/published-behaviour.md#2-2). image: the image itself (OpenMMLab).",
+        "(detectron2, docs/methods/published-behaviour.md#2-2). picture: the image itself (OpenMMLab).",
     )
     flip: bool = Field(True, description="Add the mirrored image of each size.")
     softmax: bool = Field(False, description="Apply a softmax to class scores before they are averaged (OpenMMLab).")
@@ -310,7 +310,7 @@ class DataConfig(Node):
 
 
 class WeightsSource(Node):
-    """One place of released weights: a file (`url`) or a Hugging Face repository (`hub`), exactly one of the two."""
+    """A location of released weights: either a file (`url`) or a Hugging Face repository (`hub`)."""
 
     url: str | None = Field(None, description="Address of a file.")
     hub: str | None = Field(None, description="Hugging Face repository, as organisation/name.")
@@ -329,7 +329,7 @@ class WeightsSource(Node):
 
 
 class Published(Node):
-    """One published figure."""
+    """A published figure of the released weights."""
 
     metric: str = Field(description="Name of the figure, such as pq or miou.")
     value: float = Field(description="The figure as published; figures of quality in percent.")

@@ -1,1 +1,1 @@
-"""From images to a model that works: one visible loop, and what it needs."""
+"""Training of a model on annotated images: a visible loop, its parts, checkpoints and logs."""

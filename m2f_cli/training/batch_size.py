@@ -1,4 +1,4 @@
-"""How the batch of a step is cut: images that go through the network at once, the rest is accumulated."""
+"""Division of the batch of a step: images that go through the network at once. The rest is accumulated."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from .loop import losses_of
 from .optimizer import train_mode
 from .parts import Parts
 
-LARGEST_BY_DEFAULT = 2  # as published: 2 images on each GPU
-SHARE = 0.9  # of the memory that may be used: later images may have more objects than those that were tried
+LARGEST_BY_DEFAULT = 2  # images on each GPU, as published
+SHARE = 0.9  # usable share of the memory, because later images may have more objects than those that were tried
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
-    """Forward passes per optimiser step, so that `batch` images are seen by `world` processes together.
+    """Return the number of forward passes per optimiser step.
 
     Args:
-        micro_batch: images per forward pass and process; None: at most 2.
+        batch: images of all processes in a step.
+        world: number of processes.
+        micro_batch: images per forward pass and process. None: at most 2.
 
     Raises:
         ConfigError: the numbers do not divide.
@@ -42,10 +44,10 @@ def accumulation(batch: int, world: int, micro_batch: int | None) -> int:
 
 
 def share_of(batch: int, world: int) -> int:
-    """The images of one process in a step.
+    """Return the number of images of one process in a step.
 
     Raises:
-        ConfigError: they cannot be shared evenly.
+        ConfigError: the images cannot be shared evenly.
     """
     if batch % world:
         raise ConfigError(f"A batch of {batch} images cannot be shared by {world} processes.", hint="Change --batch.")
@@ -53,9 +55,9 @@ def share_of(batch: int, world: int) -> int:
 
 
 def largest_micro_batch(own: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest divisor of `own` that fits; None where not even one image does.
+    """Return the largest divisor of `own` that fits, or None if not even one image fits.
 
-    Divisors are tried in ascending order (1, 2, 4, 8, 16 of 16) until one does not fit.
+    Divisors are tried in ascending order (1, 2, 4, 8, 16 for 16) until one does not fit.
     """
     largest = None
     for size in (size for size in range(1, own + 1) if own % size == 0):
@@ -66,18 +68,20 @@ def largest_micro_batch(own: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def measured_micro_batch(parts: Parts, own: int, batches: Callable[[int], Iterator[Batch]]) -> int:
-    """The most images, of the `own` of this process in a step, that fit into memory at once; the same everywhere.
+    """Return the largest number of images that fit into memory at once. It is the same in all processes.
 
-    A whole step is tried with each size and undone: forward, backward, optimiser. On CUDA a size fits when nothing
-    runs out and at least a tenth of the memory stays free. On a CPU nothing runs out before the machine stands still:
-    there a size is tried only when the memory of the last one, scaled, is at most nine tenths of what is available.
+    A whole step (forward, backward, optimiser) is tried with each size and undone. On CUDA a size fits if memory does
+    not run out and at least a tenth of it stays free. A CPU becomes unusable before memory runs out. There a size is
+    tried only if the memory of the last one, scaled, is at most nine tenths of the available memory.
 
     Args:
-        parts: not wrapped for several processes yet, so that one that runs out leaves nobody waiting.
-        batches: batches of a size.
+        parts: parts that are not wrapped for several processes yet. If one process runs out of memory, no other waits.
+        own: images of this process in a step.
+        batches: function from a size to batches of that size.
 
     Raises:
-        ConfigError: a device whose memory cannot be measured. M2FError: not even one image fits.
+        ConfigError: the memory of the device cannot be measured.
+        M2FError: not even one image fits.
     """
     memory = memory_of(parts.device)
 
@@ -98,7 +102,7 @@ def measured_micro_batch(parts: Parts, own: int, batches: Callable[[int], Iterat
 
 
 def one_step(parts: Parts, batch: Batch) -> None:
-    """Forward, backward and optimiser step in this process alone: no other one takes part."""
+    """Run a forward pass, a backward pass and an optimiser step in this process alone."""
     parts.optimizer.zero_grad(set_to_none=True)
     batch = batch.to(parts.device)
     num_masks = torch.tensor(float(max(1, sum(map(len, batch.targets)))), device=parts.device)
@@ -142,9 +146,14 @@ class CudaMemory:
 
 @dataclass
 class HostMemory:
-    """base: bytes in use before anything was tried; needed: those that the last size tried took beyond, and that size.
+    """Memory of a Linux machine.
 
-    The allocator keeps much of what was freed, so what is in use beyond the base is free for the next size.
+    The allocator keeps most freed memory. Memory in use beyond the base is therefore free for the next size.
+
+    Attributes:
+        base: bytes in use before the first try.
+        needed: bytes beyond the base that the last try needed.
+        size: images of the last try.
     """
 
     base: int = field(default_factory=lambda: in_use())
@@ -162,12 +171,12 @@ class HostMemory:
 
 
 def in_use() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident bytes of this process."""
     return _bytes(PROC / "self" / "status", "VmRSS:")
 
 
 def peak() -> int:
-    """The most that it was since `restart_peak`."""
+    """Return the most resident bytes since `restart_peak`."""
     return _bytes(PROC / "self" / "status", "VmHWM:")
 
 
@@ -176,14 +185,14 @@ def restart_peak() -> None:
 
 
 def available() -> int:
-    """Bytes that this process can still get: of the machine, or of the container that it runs in (cgroup 2 or 1)."""
-    found = [_bytes(PROC / "meminfo", "MemAvailable:")]
+    """Return the bytes that this process can still allocate, on the machine and in its container (cgroup 2 or 1)."""
+    limits = [_bytes(PROC / "meminfo", "MemAvailable:")]
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         for folder in (CGROUP, CGROUP / "memory"):
             if (folder / limit).is_file() and (folder / limit).read_text().strip() != "max":
                 cached = _bytes(folder / "memory.stat", "inactive_file")
-                found.append(int((folder / limit).read_text()) - int((folder / used).read_text()) + cached)
-    return min(found)
+                limits.append(int((folder / limit).read_text()) - int((folder / used).read_text()) + cached)
+    return min(limits)
 
 
 def _bytes(path: Path, key: str) -> int:

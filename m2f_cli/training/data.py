@@ -1,4 +1,4 @@
-"""What a run is trained and evaluated on."""
+"""Data sets that a run is trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ from ..data.synthetic.dataset import synthetic_dataset
 from ..errors import ConfigError, DataError
 from ..structures.annotations import InstanceAnnotation
 
-Splits = tuple[DataSet, DataSet | None]  # to train on, to evaluate on
+Splits = tuple[DataSet, DataSet | None]  # data sets for training and for evaluation
 
 
 def open_splits(settings: Config, folder: Path | None, val_limit: int | None, notes: list[str]) -> Splits:
-    """What a run trains and evaluates on; `notes` takes what a person should know. See `open_split`, `val_split`."""
+    """Return the data sets for training and evaluation. Remarks for people go to `notes`.
+
+    Raises:
+        M2FError: see `open_split` and `val_split`.
+    """
     return open_split(settings, folder, "train"), val_split(settings, folder, val_limit, notes)
 
 
 def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
-    """The configuration for the task that the data has, where it has another one than the preset's.
+    """Return the configuration for a task of the data, which does not have the task of the preset.
 
-    Mask classification is trained alike for all tasks (Mask2Former, section 3): the task says which annotation is read
-    and which figure is measured. A crop that limits a class's share needs a class for every pixel.
+    Mask classification is trained alike for all tasks (Mask2Former, section 3). The task decides which annotation is
+    read and which figure is measured. A crop that limits the share of a class needs a class for every pixel, so
+    instances have no such limit.
 
     Raises:
-        NoTask: the same again, for a network that is made for one task alone.
+        NoTask: the network is made for one task alone. It is `error` itself.
     """
     if settings.train is None or settings.train.loss.masks == "per_pixel":
         raise error
@@ -54,14 +59,14 @@ def with_task_of(settings: Config, error: NoTask, notes: list[str]) -> Config:
 
 
 def open_split(settings: Config, folder: Path | None, split: str) -> DataSet:
-    """A split of the data that a run uses.
+    """Return a split of the data that a run uses.
 
-    For instances the classes are the things alone: a class that nothing is ever annotated with would be trained to be
-    absent, and would count as a class in every mean.
+    For instances the classes are the things alone. A class without annotations would be trained to be absent, and would
+    count as a class in every mean.
 
     Raises:
-        ConfigError: a preset without data of its own needs a folder. DataError: the folder cannot be used, or has no
-            things to train instances on.
+        ConfigError: a preset without data of its own needs a folder.
+        DataError: the folder cannot be used, or has no things to train instances on.
     """
     data = _open(settings, folder, split)
     return things_only(data) if settings.task == "instance" else data
@@ -88,7 +93,7 @@ def _open(settings: Config, folder: Path | None, split: str) -> DataSet:
 
 
 def things_only(data: DataSet) -> DataSet:
-    """A data set of instances without its stuff classes; the things are numbered anew.
+    """Return a data set of instances without its stuff classes, with the things renumbered.
 
     Raises:
         DataError: there are no things.
@@ -112,7 +117,12 @@ def _of_things(record: Record, numbers: Mapping[int, int]) -> Record:
 
 @dataclass(frozen=True)
 class ReadThings:
-    """Reads the objects of an image and gives those of the classes in `numbers` their new numbers."""
+    """Reader of the objects of an image that belong to certain classes, with new class numbers.
+
+    Attributes:
+        read: reads the annotation of the image.
+        numbers: old to new number of each class. Objects of other classes are dropped.
+    """
 
     read: Callable[[], InstanceAnnotation]
     numbers: Mapping[int, int]
@@ -126,7 +136,7 @@ class ReadThings:
 
 
 def val_split(settings: Config, folder: Path | None, limit: int | None, notes: list[str]) -> DataSet | None:
-    """The images to evaluate on; None, with a note, where the data have none."""
+    """Return the images to evaluate on, or None with a note if the data have none."""
     try:
         data = open_split(settings, folder, "val")
     except DataError as error:
@@ -139,9 +149,10 @@ def val_split(settings: Config, folder: Path | None, limit: int | None, notes: l
 
 
 def same_classes(train_data: DataSet, val_data: DataSet | None) -> None:
-    """
+    """Check that both splits have the same classes.
+
     Raises:
-        DataError: the splits have other classes.
+        DataError: they differ.
     """
     if val_data is None or [c.name for c in val_data.categories] == [c.name for c in train_data.categories]:
         return
@@ -156,30 +167,34 @@ def same_classes(train_data: DataSet, val_data: DataSet | None) -> None:
 
 
 def identity(data: DataSet) -> dict[str, Any]:
-    """What tells the data of one run from that of another; plain values.
+    """Return plain values that distinguish the data of a run from other data.
 
-    The fingerprint is that of the list of records, in order, as far as it is known without reading any image.
+    The fingerprint covers the list of records, in order, as far as it is known without reading any image.
     """
-    found = hashlib.blake2b(digest_size=8)
+    fingerprint = hashlib.blake2b(digest_size=8)
     for record in data.records:
         labels = record.labels if record.labels is None else tuple(map(int, record.labels))
         size = tuple(None if edge is None else int(edge) for edge in (record.height, record.width))
-        found.update(repr((record.name, size, labels)).encode(errors="surrogatepass"))
+        fingerprint.update(repr((record.name, size, labels)).encode(errors="surrogatepass"))
     return {
         "format": data.format,
         "task": data.task,
         "classes": [category.name for category in data.categories],
         "things": [category.isthing for category in data.categories],
         "images": len(data.records),
-        "fingerprint": found.hexdigest(),
+        "fingerprint": fingerprint.hexdigest(),
     }
 
 
 def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """Refuse to go on with a run on other data than it was begun with.
+    """Refuse to resume a run on other data than it was started with.
+
+    Args:
+        before: the `identity` that the run wrote.
+        now: the `identity` of the present data.
 
     Raises:
-        ConfigError: it differs; says in what, and how to train on. Or `before` says nothing of the kind.
+        ConfigError: the data differ (the message names the difference), or `before` is no identity.
     """
     if not _is_like(before, now):
         raise ConfigError(
@@ -195,7 +210,7 @@ def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], run: Pa
 
 
 def _is_like(before: Any, now: Mapping[str, Any]) -> bool:
-    """Return True where what was read from a file has the keys and kinds of an `identity`."""
+    """Return True if a value from a file has the keys and types of an `identity`."""
     return isinstance(before, dict) and all(
         type(before.get(key)) is type(value)
         and (not isinstance(value, list) or {*map(type, before[key])} <= {*map(type, value)})

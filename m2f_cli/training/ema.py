@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's numbers, for evaluation and for keeps."""
+"""Exponential moving average of a network's weights, which is evaluated and saved."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """average ← decay · average + (1 - decay) · value, after each step; early steps count more.
+    """Moving average of a network: average ← decay · average + (1 - decay) · value, after each step.
 
     The decay is at most (1 + updates) / (10 + updates), so that the average forgets the random start quickly.
-    Numbers that are not floating point are copied.
+    Tensors that are not floating point are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -33,7 +33,7 @@ class EMA:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the network has the averaged numbers; afterwards its own again."""
+        """Give the network the averaged weights inside the block, and its own again afterwards."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.average)
         try:
@@ -45,9 +45,10 @@ class EMA:
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: dict) -> None:
-        """
+        """Load what `state_dict` returned.
+
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: it is not what `state_dict` gave for this network.
+            ValueError, KeyError, TypeError, AttributeError: the state is not one of this network.
         """
         updates, average = state["updates"], state["average"]
         if type(updates) is not int or updates < 0 or average.keys() != self.average.keys():

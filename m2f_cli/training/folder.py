@@ -1,4 +1,4 @@
-"""The folder of a run: claim it, and write down what the run is."""
+"""Folder of a run: it is claimed, and the configuration and environment of the run are written to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
 CHECKPOINTS = "checkpoints"
-LR_FINDER = ("lr_finder.json", "lr_finder.png")  # may lie in a folder before its run
+LR_FINDER = ("lr_finder.json", "lr_finder.png")  # files that may be in a folder before its run
 
 
 def claim(settings: Config, folder: Path, options: TrainOptions, stack: contextlib.ExitStack) -> Config:
@@ -89,7 +89,10 @@ def read_settings(folder: Path) -> Config:
 
 
 def write_records(run: Run, command: Sequence[str]) -> None:
-    """Write down what the run is. A resumed run only changes options that were given anew."""
+    """Write the configuration, the environment and the first samples of a run.
+
+    A resumed run only changes options that were given anew.
+    """
     if distributed.rank() != 0:
         return
     options = _recorded(run.options)
@@ -117,10 +120,12 @@ def write_records(run: Run, command: Sequence[str]) -> None:
 
 def _recorded(options: TrainOptions) -> dict[str, Any]:
     """Return the options as plain values that mean the same from any working directory."""
-    found = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    values = {
+        name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()
+    }
     if options.init is not None and Path(options.init).exists():
-        found["init"] = str(Path(options.init).absolute())
-    return json.loads(json.dumps(found))
+        values["init"] = str(Path(options.init).absolute())
+    return json.loads(json.dumps(values))
 
 
 def _lasting(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where training starts from: another model's weights (`--init REF`), or ImageNet weights of the backbone."""
+"""Initial weights of training: those of another model (`--init REF`), or ImageNet weights of the backbone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ..weights.pretrained import load_alone, load_backbone, without_counters
 POSITIONS, LABELS = "decoder.query_embed.weight", "decoder.label_embed.weight"
 QUERIES = ("decoder.query_feat.weight", POSITIONS)
 CLASS_HEAD = ("decoder.class_embed.weight", "decoder.class_embed.bias")
-PIXEL_HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")  # of a per-pixel baseline: without "no object"
-# Mask2Former alone has the first, MP-Former the second (docs/methods/published-behaviour.md#10, trap 1): (wanted,
-# given)
+PIXEL_HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")  # per-pixel baselines: without "no object"
+# Mask2Former alone has the first, MP-Former the second (docs/methods/published-behaviour.md#10, trap 1). Each has two
+# notes: for a network that wants them, and for a file that has them.
 _ONE_SIDED = {
     POSITIONS: (
         "The file has no positions of queries, as MP-Former has none: they start fresh, and until they are trained "
@@ -44,12 +44,13 @@ Rows = list[tuple[int, int]]  # (row of the network, row of the file)
 
 @dataclass
 class InitReport:
-    """What a network starts from.
+    """Report about the initial weights of a network.
 
-    source: where the weights came from; "" for none.
-    notes: what differs between file and network and what became of it, a sentence each, for people.
-    loaded: how many tensors took at least one row from the file.
-    fresh: the names of tensors of which at least one row keeps its random numbers.
+    Attributes:
+        source: origin of the weights, or "" for none.
+        notes: differences between file and network and their consequences, a sentence each, for people.
+        loaded: number of tensors that took at least one row from the file.
+        fresh: names of tensors of which at least one row keeps its random numbers.
     """
 
     source: str
@@ -69,32 +70,35 @@ def initialise(
     resize_windows: bool = False,
     partial: bool = False,
 ) -> InitReport:
-    """Fill a freshly made network with what training starts from. It is filled as reported, or left as it is.
+    """Fill a new network with its initial weights. On an error it stays unchanged.
 
-    With `init`, everything of the file is placed. Only these may differ, and start fresh where the file has nothing:
-    classes (rows of equal names are taken, in any case and with spaces, "-" or "_"; that of "no object" always), the
-    number of queries (the first ones are taken), and what MP-Former has and Mask2Former has not, or the reverse.
+    With `init`, all tensors of the file are used. Only these may differ, and start fresh if the file lacks them:
+
+    * classes: rows of equal names are taken (in any case, with spaces, "-" or "_"), and the row of "no object";
+    * the number of queries: the first ones are taken;
+    * tensors that MP-Former has and Mask2Former does not, or the reverse.
+
     Without `init`, the backbone gets the weights that the configuration names as its `pretrained`.
 
     Args:
-        model: with memory of its own, as `model.build` makes it from `config`.
+        model: network with memory of its own, as `model.build` returns it for `config`.
         categories: the classes that it is trained on.
         init: a reference as for `weights.load`, or weights of a backbone alone (a file or a name of
             `weights.pretrained.SOURCES`).
         strict_classes: refuse a file of other classes.
-        resize_windows: of weights of a backbone alone; see `weights.pretrained.load_backbone`.
-        partial: a file of a backbone alone may lack tensors, which start fresh.
+        resize_windows: option for weights of a backbone alone, see `weights.pretrained.load_backbone`.
+        partial: allow a file of a backbone alone to lack tensors, which start fresh.
 
     Raises:
-        WeightsError: nothing there, damaged, or weights that do not fit; the message lists what does not.
-        ConfigError: the backbone's `pretrained` is no name that m2f knows.
+        WeightsError: the weights are missing, damaged, or do not fit. The message lists the tensors that do not fit.
+        ConfigError: the backbone's `pretrained` is an unknown name.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     backbone = config.model.backbone
     if init is not None:
         alone = load_alone(init, shapes, resize_windows=resize_windows, partial=partial, progress=progress)
         if alone is None:
-            # No code of the checkpoint is run: its tensors go into a network that is there already.
+            # Trusted, because no code of the checkpoint is run: its tensors go into a network that exists already.
             checkpoint = weights.load(init, progress=progress, trust_code=True)
             return _from_checkpoint(model, shapes, config, categories, checkpoint, strict_classes)
         return _from_backbone(model, alone, str(init))
@@ -146,7 +150,7 @@ def _from_checkpoint(
 
 
 def _expected(view: OurView, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """What the file must hold: what the network does, in as many rows as the file has where that may differ."""
+    """Return the shapes that the file must have: those of the network, with the file's rows where they may differ."""
     expected = dict(shapes)
     for name in (*QUERIES, *CLASS_HEAD, *PIXEL_HEAD, LABELS):
         if name in view and name in shapes:
@@ -159,7 +163,7 @@ def _expected(view: OurView, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def _refuse_other_heads(checkpoint: Checkpoint, config: Config) -> None:
-    """Attention heads do not show in the shapes. What a detectron2 or OpenMMLab file has is not known for certain."""
+    """Refuse other numbers of attention heads, which shapes do not show. detectron2 and OpenMMLab files lack them."""
     if checkpoint.config is None and checkpoint.format != "huggingface":
         return
     for part in ("pixel_decoder", "decoder"):
@@ -188,7 +192,7 @@ def _query_rows(shapes: Mapping[str, Shape], view: OurView, notes: list[str]) ->
 
 
 def _class_rows(checkpoint: Checkpoint, categories: Categories, strict_classes: bool, notes: list[str]) -> Rows:
-    """Which class of the file each of ours is; those that it does not have are left out."""
+    """Return (row of the network, row of the file) for each class that both have."""
     theirs, count = _class_names(checkpoint), checkpoint.num_classes
     if theirs is None and count == len(categories):
         rows = [(i, i) for i in range(count)]
@@ -197,8 +201,8 @@ def _class_rows(checkpoint: Checkpoint, categories: Categories, strict_classes: 
         rows = []
         note = f"The file has {count} classes without names, the network {len(categories)}: all of them start fresh."
     else:
-        place = {fold_name(name): i for i, name in reversed(list(enumerate(theirs)))}
-        rows = [(i, place[fold_name(c.name)]) for i, c in enumerate(categories) if fold_name(c.name) in place]
+        row_of = {fold_name(name): i for i, name in reversed(list(enumerate(theirs)))}
+        rows = [(i, row_of[fold_name(c.name)]) for i, c in enumerate(categories) if fold_name(c.name) in row_of]
         if len(categories) == count and rows == [(i, i) for i in range(count)]:
             return rows
         note = _difference(categories, rows, count)
@@ -210,7 +214,7 @@ def _class_rows(checkpoint: Checkpoint, categories: Categories, strict_classes: 
 
 
 def _class_names(checkpoint: Checkpoint) -> list[str] | None:
-    """What is known of the file's classes for certain; a number of names that is not the network's is no knowledge."""
+    """Return the file's class names, or None if they are unknown or do not match its number of classes."""
     if checkpoint.categories is not None:
         names = [category.name for category in checkpoint.categories]
     elif checkpoint.config is not None:
@@ -233,7 +237,7 @@ def _difference(categories: Categories, rows: Rows, count: int) -> str:
 def _fill(
     model: MaskClassifier, state: Mapping[str, Tensor], kept: Mapping[str, Rows], source: str, notes: list[str]
 ) -> InitReport:
-    """Copy tensors of `state`: the rows that `kept` tells, whole ones where it tells nothing."""
+    """Copy tensors of `state` into the network: the rows in `kept`, or all rows of tensors that are not in it."""
     own = model.state_dict()
     loaded, fresh = 0, []
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, and whatever else is asked for, through one small interface."""
+"""Loggers of a run's numbers: metrics.jsonl always, and others on request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime.files import atomic, refuse_link, writing_to
 
 
 class Logger(Protocol):
-    """Takes numbers by name at an iteration. `kind` is "train" or "val"."""
+    """Interface of a logger, which takes numbers by name at an iteration. `kind` is "train" or "val"."""
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None: ...
 
@@ -23,7 +23,11 @@ class Logger(Protocol):
 
 
 class JsonLinesLogger(jsonl.JsonLines):
-    """One JSON object a line: {"kind", "iteration", …}. A resumed run goes on in the same file.
+    """Logger to a file with a JSON object a line: {"kind", "iteration", …}. A resumed run appends to the same file.
+
+    Args:
+        from_iteration: next iteration of a resumed run.
+        evaluated: iterations at its last evaluation. None: `from_iteration`.
 
     Raises:
         M2FError: the file cannot be written.
@@ -41,7 +45,7 @@ class JsonLinesLogger(jsonl.JsonLines):
 
 
 def _forget_after(last: Mapping[str, int], path: Path) -> None:
-    """Drop the lines of each kind that will be written again, and half a line of a run that was killed."""
+    """Drop the lines of each kind that will be written again, and an incomplete line of a killed run."""
     with writing_to(path):
         lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and _is_before(line, last)]
@@ -59,7 +63,7 @@ def _is_before(line: bytes, last: Mapping[str, int]) -> bool:
 
 
 class TensorBoard:
-    """TensorBoard event files in the run's folder. Steps that a resumed run does again replace the old ones."""
+    """Logger to TensorBoard event files in the run's folder. A resumed run replaces the steps that it repeats."""
 
     package, module = "tensorboard", "torch.utils.tensorboard"
 
@@ -75,18 +79,18 @@ class TensorBoard:
 
 
 class _Tracker:
-    """wandb, and trackio which has the same three calls. A resumed run is a further one of the same name there."""
+    """Base class for wandb and trackio, which have the same calls. A resumed run is a new one of the same name."""
 
     package: str
     module: str
 
     def __init__(self, folder: Path, config: dict[str, Any], from_iteration: int = 0):
         self.tracker = _module_of(type(self))
-        with contextlib.redirect_stdout(sys.stderr):  # they tell where the run is; stdout is for results
+        with contextlib.redirect_stdout(sys.stderr):  # they print where the run is, but stdout is for results
             self.tracker.init(project="m2f", name=folder.name, config=config, **self.where(folder))
 
     def where(self, folder: Path) -> dict[str, str]:
-        """Options of `init` that say where files are kept."""
+        """Return the options of `init` that say where files are kept."""
         return {}
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
@@ -98,7 +102,7 @@ class _Tracker:
 
 
 class WandB(_Tracker):
-    """Weights & Biases: in the run's folder, and online unless WANDB_MODE=offline."""
+    """Logger to Weights & Biases: in the run's folder, and online unless WANDB_MODE=offline."""
 
     package = module = "wandb"
 
@@ -107,7 +111,7 @@ class WandB(_Tracker):
 
 
 class Trackio(_Tracker):
-    """Trackio: in its own database (TRACKIO_DIR), where `trackio show` finds all runs."""
+    """Logger to Trackio: in its own database (TRACKIO_DIR), which `trackio show` shows."""
 
     package = module = "trackio"
 
@@ -116,10 +120,11 @@ LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """Before anything is written.
+    """Check the names of loggers and import their packages, before anything is written.
 
     Raises:
-        ConfigError: a logger that does not exist. MissingDependency: its package is not installed.
+        ConfigError: a logger does not exist.
+        MissingDependency: the package of a logger is not installed.
     """
     for name in names:
         if name not in LOGGERS:
@@ -137,14 +142,15 @@ def _module_of(logger: type[TensorBoard | _Tracker]) -> Any:
 def make_loggers(
     names: Iterable[str], folder: Path, config: dict[str, Any], *, from_iteration: int, evaluated: int | None = None
 ) -> list[Logger]:
-    """metrics.jsonl, and the loggers asked for.
+    """Return the loggers of a run: metrics.jsonl, and those in `names`.
 
     Args:
-        from_iteration: the next one of a run that goes on.
-        evaluated: after how many iterations its last evaluation was; by default after all of them.
+        from_iteration: next iteration of the run.
+        evaluated: iterations at its last evaluation. None: `from_iteration`.
 
     Raises:
-        ConfigError: an unknown name; MissingDependency: a package that is not installed.
+        ConfigError: a logger does not exist.
+        MissingDependency: the package of a logger is not installed.
     """
     check_loggers(names)
     first = JsonLinesLogger(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)

@@ -1,4 +1,4 @@
-"""The training loop. It is visible: everything that happens in an iteration is in `step` and `train`."""
+"""The training loop. Everything that happens in an iteration is in `step` and `train`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,19 @@ PATIENCE = 5  # steps in a row that may be skipped before training stops
 
 @dataclass
 class StepRecord:
-    """What one iteration did, for progress and logs. Losses are weighted and summed over layers."""
+    """Record of an iteration, for progress and logs.
+
+    Attributes:
+        iteration: number of the iteration, from 0.
+        losses: weighted losses by kind, summed over layers.
+        learning_rate: base learning rate.
+        gradient_norm: L2 norm of all gradients before clipping.
+        images: images of all processes.
+        data_seconds: seconds of waiting for data.
+        seconds: seconds of the whole iteration.
+        skipped: True if the weights did not change, because a number was not finite.
+        scale: scale of the losses for fp16. None without a gradient scaler.
+    """
 
     iteration: int
     losses: dict[str, float]
@@ -48,13 +59,19 @@ class StepRecord:
 
 @dataclass
 class Trouble:
-    """A step whose loss or gradient was not finite: everything to do it again."""
+    """A step whose loss or gradient was not finite, with everything that repeats it.
+
+    Attributes:
+        iteration: number of the iteration, from 0.
+        losses: weighted losses by kind, summed over layers.
+        gradient_norm: L2 norm of all gradients.
+        batches: batches of the step.
+    """
 
     iteration: int
     losses: dict[str, float]
     gradient_norm: float
     batches: Sequence[Batch]
-    random_state: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         broken = [name for name, value in self.losses.items() if not math.isfinite(value)]
@@ -64,13 +81,13 @@ class Trouble:
 
 
 def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-    """Losses and clipped gradients of one optimiser step over several batches, as if they were one.
+    """Compute losses and clipped gradients of one optimiser step over several batches, as if they were one.
 
-    The number of masks that normalises the losses is that of all batches and processes: accumulating 8 times 2
-    images gives the gradients that 8 GPUs with 2 images each give.
+    The losses are normalised by the number of masks in all batches and processes. Accumulating 8 times 2 images
+    therefore gives the same gradients as 8 GPUs with 2 images each.
 
     Returns:
-        The losses by name, averaged over the batches, and the norm of the gradients; both stay on the device.
+        The losses by name, averaged over the batches, and the norm of the gradients. Both stay on the device.
     """
     parts.optimizer.zero_grad(set_to_none=True)
     batches = [batch.to(parts.device, non_blocking=True) for batch in batches]
@@ -89,7 +106,7 @@ def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Ten
 
 
 def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor]:
-    """The weighted losses of one batch; with pilots their losses too."""
+    """Return the weighted losses of a batch, including those of pilots if there are any."""
     dtype = DTYPES[parts.config.precision]
     pilots = None if parts.piloting is None else parts.piloting(batch.targets, batch.padded_size)
     autocast = torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32)
@@ -100,7 +117,7 @@ def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor
 
 @contextlib.contextmanager
 def _norms_of_one_value(batch: Batch) -> Iterator[None]:
-    """Say in a sentence that a batch norm cannot be trained on one value per channel.
+    """Explain PyTorch's error that a batch norm cannot be trained on one value per channel.
 
     Raises:
         ConfigError: PyTorch refuses the batch for that reason.
@@ -120,14 +137,14 @@ def _norms_of_one_value(batch: Batch) -> Iterator[None]:
 def supervise(
     criterion: nn.Module, prediction: Prediction, pilots: Pilots | None, batch: Batch, num_masks: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The weighted losses of a prediction, of whose queries the first ones are the `pilots`, where there are any."""
+    """Return the weighted losses of a prediction. Its first queries are the `pilots`, if there are any."""
     annotation = (batch.targets, batch.padded_size, num_masks)
     if pilots is None:
         return criterion(prediction, *annotation)
     prediction, answers = pilots.split(prediction)
     if len(pilots):
         losses = criterion(prediction, *annotation, pilots=_supervised(pilots, answers))
-    else:  # every process reports the same losses, whatever it sees
+    else:  # all processes must report the same losses, also those without objects
         losses = criterion(prediction, *annotation)
         losses |= {_of_pilots(name): torch.zeros_like(loss) for name, loss in losses.items()}
     if not pilots.config.class_loss:
@@ -141,7 +158,7 @@ def _supervised(pilots: Pilots, answers: Prediction) -> Piloted:
 
 
 def _of_pilots(name: str) -> str:
-    """loss_ce_0 → loss_ce_dn_0."""
+    """Return the name of a loss of pilots: loss_ce_dn_0 for loss_ce_0."""
     first, kind, *number = name.split("_")
     return "_".join([first, kind, "dn", *number])
 
@@ -159,18 +176,18 @@ def train(
     """Train from `state.iteration` to the end.
 
     Args:
-        batches: an endless stream that begins where the state says.
-        on_step: is told of every iteration.
-        on_trouble: is told of a step that was skipped because a number was not finite.
-        on_due: called after each iteration with the number of iterations done; evaluates and saves when it is time.
-        should_stop: asked after each iteration; a signal may say yes in one process, then all stop.
+        batches: endless stream of batches from `state.iteration` on.
+        on_step: called after every iteration.
+        on_trouble: called for a step that was skipped because a number was not finite.
+        on_due: called after each iteration with the number of iterations done. It evaluates and saves when due.
+        should_stop: called before each step. If it returns True in one process, all processes stop.
 
     Returns:
-        Whether the end was reached.
+        True if the end was reached, False if `should_stop` ended it.
 
     Raises:
-        M2FError: several steps in a row were not finite, or the batch of some process cannot be made. Of an error
-            `state.doing` says what it cut short.
+        M2FError: `PATIENCE` steps in a row were not finite, or a process cannot make its batch. On any error,
+            `state.doing` says what was interrupted.
     """
     config = parts.config
     train_mode(parts.model, parts.frozen)
@@ -206,7 +223,7 @@ def train(
 
 
 def _fetched(batches: Iterator[Batch], count: int) -> tuple[list[Batch], M2FError | None]:
-    """The batches of a step, or what keeps this process from having them: the others must hear of it."""
+    """Return the batches of a step, or the error that prevented it, which the other processes must learn of."""
     try:
         return [next(batches) for _ in range(count)], None
     except M2FError as error:
@@ -220,14 +237,13 @@ def _fetched(batches: Iterator[Batch], count: int) -> tuple[list[Batch], M2FErro
 
 @contextlib.contextmanager
 def _one_step(state: RunState, last_step: LastStep) -> Iterator[None]:
-    """Inside, `state.doing` says what an error would cut short; one that comes before any weight has changed leaves
-    everything as the last finished step did."""
+    """Keep `state.doing` up to date inside the block. An error before any weight changed undoes the step."""
     state.doing = "computing"
     try:
         yield
     except BaseException:
         if state.doing == "computing":
-            state.doing = "changing"  # a GPU that is out of order gives nothing back
+            state.doing = "changing"  # stays so if a broken GPU raises an error again
             with contextlib.suppress(RuntimeError):
                 last_step.bring_back()
                 state.doing = "nothing"
@@ -235,8 +251,11 @@ def _one_step(state: RunState, last_step: LastStep) -> Iterator[None]:
 
 
 def apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:
-    """Step with the gradients as they are: True. False: fp16 overflowed, which the scaler answers by leaving the step
-    out and lowering its scale. None: the loss, or a gradient without a scaler, is not finite; nothing was changed."""
+    """Apply the gradients to the weights, and return True if that was possible.
+
+    False means that fp16 overflowed: the gradient scaler skipped the step and lowered its scale. None means that the
+    loss, or a gradient without a scaler, is not finite. Nothing was changed then.
+    """
     usable = math.isfinite(sum(values.values()))
     finite = usable and math.isfinite(norm)
     if finite or (usable and parts.scaler.is_enabled()):
@@ -248,9 +267,10 @@ def apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:
 
 
 def _note_trouble(state: RunState, trouble: Trouble, on_trouble: Callable[[Trouble], None]) -> None:
-    """
+    """Count a skipped step and report it.
+
     Raises:
-        M2FError: it was one too many.
+        M2FError: it was the last of `PATIENCE` in a row.
     """
     state.in_a_row += 1
     state.skipped += 1
@@ -263,7 +283,10 @@ def _note_trouble(state: RunState, trouble: Trouble, on_trouble: Callable[[Troub
 
 
 def to_host(losses: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], float]:
-    """Losses summed over layers (loss_ce, loss_mask, loss_dice) and the norm, in one transfer: the ranks' mean."""
+    """Return the losses summed over layers (loss_ce, loss_mask, loss_dice) and the norm, as means over processes.
+
+    All numbers come from the device in one transfer.
+    """
     kinds: dict[str, Tensor] = {}
     for name, loss in losses.items():
         kind = name.rstrip("0123456789").rstrip("_")

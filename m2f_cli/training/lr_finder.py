@@ -1,4 +1,4 @@
-"""The learning-rate finder: a short sweep from tiny rates to huge ones, from the weights that training starts with."""
+"""Learning-rate finder: a short sweep from low to high rates, from the initial weights of a training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ from .prepare import Listener, prepare
 from .visualise import draw_sweep
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
-NEIGHBOURS = 2  # steps to each side that the smoothed loss is the mean of
-DIVERGED = 2.0  # times the least smoothed loss: higher rates tell nothing more
-MARGIN = 10.0  # the suggestion is so much below the rate at which the loss is least
+NEIGHBOURS = 2  # steps on each side that a smoothed loss includes
+DIVERGED = 2.0  # factor of the least smoothed loss at which the sweep ends
+MARGIN = 10.0  # factor between the rate of the least loss and the suggestion
 KEY = "train.optimizer.learning_rate"
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One step of the sweep: the learning rate that it was done with, and the loss before it."""
+    """A step of the sweep.
+
+    Attributes:
+        number: number of the step, from 0.
+        rate: learning rate of the step.
+        loss: loss before the step.
+    """
 
     number: int
     rate: float
@@ -43,8 +49,15 @@ class Tried:
 
 @dataclass(frozen=True)
 class Found:
-    """suggested: the learning rate, with two digits. smoothed: the losses as centred means; diverged: whether the sweep
-    ended before its highest rate."""
+    """Result of a sweep.
+
+    Attributes:
+        suggested: suggested learning rate, with two digits.
+        rates: learning rate of each step.
+        losses: loss before each step.
+        smoothed: centred means of the losses.
+        diverged: True if the sweep ended because the loss diverged.
+    """
 
     suggested: float
     rates: list[float]
@@ -62,10 +75,10 @@ def find_learning_rate(
     steps: int = STEPS,
     on_step: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:
-    """Raise the learning rate exponentially, a step each, until the loss diverges (Smith 2017, arXiv 1506.01186).
+    """Raise the learning rate exponentially from step to step until the loss diverges (Smith 2017, arXiv 1506.01186).
 
-    The suggestion is a tenth of the rate at which the smoothed loss is least: there training is about to diverge.
-    Relative rates of the groups stay. Weights, optimiser and random numbers are as before afterwards.
+    The suggestion is a tenth of the rate at which the smoothed loss is least, because training is about to diverge
+    there. Relative rates of the groups stay. Afterwards weights, optimiser and random numbers are as before.
 
     Raises:
         M2FError: the loss does not fall at any rate.
@@ -100,7 +113,7 @@ def _conclude(tried: list[Tried], diverged: bool) -> Found:
 
 
 def smooth(losses: list[float]) -> list[float]:
-    """Means of each loss and its neighbours on both sides; a mean of past losses alone would lag behind."""
+    """Return the mean of each loss and its neighbours on both sides. A mean of past losses alone would lag behind."""
     windows = (losses[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1] for i in range(len(losses)))
     return [sum(window) / len(window) for window in windows]
 
@@ -118,12 +131,13 @@ def search(
     listener: Listener | None = None,
     on_step: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:
-    """The sweep of a run that is not started yet, with its data, first weights and batch; at most its iterations long.
+    """Find the learning rate of a run that is not started yet, with its data, initial weights and batch.
 
-    Writes lr_finder.json and lr_finder.png into `folder`, and nothing else; a run may be started there afterwards.
+    The sweep has at most as many steps as the run has iterations. Only lr_finder.json and lr_finder.png are written
+    into `folder`, so that a run may be started there afterwards.
 
     Raises:
-        M2FError: anything that would keep the run from starting, or a loss that does not fall.
+        M2FError: the run could not be started, or the loss does not fall.
     """
     listener = listener or Listener()
     with random_state.kept(), ExitStack() as stack, distributed.group(choose_device(options.device)) as device:

@@ -1,5 +1,4 @@
-"""AdamW as published: which parameter gets which learning rate and decay (docs/methods/published-behaviour.md#2-1), and
-clipping."""
+"""AdamW as published (docs/methods/published-behaviour.md#2-1): learning rate and decay of each parameter, clipping."""
 
 from __future__ import annotations
 
@@ -19,27 +18,32 @@ POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
 @dataclass(frozen=True)
 class Setting:
-    """How one parameter is trained: learning rate relative to the base, and decay."""
+    """Setting of a parameter.
+
+    Attributes:
+        multiplier: learning rate relative to the base.
+        weight_decay: weight decay.
+    """
 
     multiplier: float
     weight_decay: float
 
 
 def settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Setting]:
-    """The setting of every trainable parameter, by name.
+    """Return the setting of every trainable parameter, by name.
 
-    The backbone learns slower. Norm layers, embeddings and position tables do not decay; everything else does,
-    biases and the pixel decoder's raw level embedding included.
+    The backbone has its own learning rate. Norm layers, embeddings and position tables have their own decay. All other
+    parameters have the general one, including biases and the pixel decoder's raw level embedding.
     """
-    found = {}
+    by_name = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}" if module_name else name
-            if not parameter.requires_grad or full_name in found:
+            if not parameter.requires_grad or full_name in by_name:
                 continue
             multiplier = config.backbone_multiplier if "backbone" in module_name.split(".") else 1.0
-            found[full_name] = Setting(multiplier, _decay(module, name, config))
-    return found
+            by_name[full_name] = Setting(multiplier, _decay(module, name, config))
+    return by_name
 
 
 def _decay(module: nn.Module, name: str, config: OptimizerConfig) -> float:
@@ -51,12 +55,13 @@ def _decay(module: nn.Module, name: str, config: OptimizerConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (betas 0.9 and 0.999, eps 1e-8) with one group per setting; each group knows its `multiplier`.
+    """Return AdamW (betas 0.9 and 0.999, eps 1e-8) with a group per setting. Each group has a `multiplier`.
 
-    On CUDA it is PyTorch's fused kernel: one pass over all numbers, and nothing to wait for under a gradient scaler.
+    On CUDA it is PyTorch's fused kernel, which needs one pass over all numbers and no synchronisation with a gradient
+    scaler.
 
     Raises:
-        ConfigError: nothing is left to train.
+        ConfigError: all parameters are frozen.
     """
     parameters = dict(model.named_parameters())
     groups: dict[Setting, list[Tensor]] = {}
@@ -84,14 +89,14 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def is_fused(parameters: Iterable[Tensor]) -> bool | None:
-    """Whether the optimiser of these is the fused one; None leaves the choice to PyTorch."""
+    """Return True if all parameters are on CUDA, so that the optimiser is fused. None leaves the choice to PyTorch."""
     return True if all(parameter.device.type == "cuda" for parameter in parameters) else None
 
 
 def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Take from a saved state which parameters a group has and how fast they learn. The rest is the configuration's.
+    """Take parameters and learning rates of the groups from a saved state, and all other options from this optimiser.
 
-    Whether the optimiser is fused is a matter of the device, to which the run may have moved.
+    One of those is `fused`, which depends on the device, and the run may have moved to another one.
     """
     both = zip(optimizer.param_groups, state["param_groups"], strict=True)
     groups = [own | {"params": saved["params"], "lr": float(saved["lr"])} for own, saved in both]
@@ -99,7 +104,7 @@ def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Check what was loaded: PyTorch looks at it in the next step alone.
+    """Check the moments that were loaded, because PyTorch uses them unchecked in the next step.
 
     Raises:
         ValueError, AttributeError, KeyError, TypeError: the moments do not fit their parameters.
@@ -118,12 +123,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
-    """Stop training every parameter whose name begins with one of `prefixes`; returns how many numbers that are.
+    """Freeze every parameter whose name begins with one of `prefixes`, and return the number of frozen weights.
 
-    The statistics of batch norms below a prefix are to stand still too: tell `train_mode` the prefixes.
+    The statistics of batch norms below a prefix must not change either: pass the prefixes to `train_mode`.
 
     Raises:
-        ConfigError: a prefix that nothing begins with.
+        ConfigError: no parameter begins with a prefix.
     """
     frozen = 0
     names = [name for name, _ in model.named_parameters()]
@@ -142,9 +147,9 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
 
 
 def frozen_norms(model: nn.Module, prefixes: Sequence[str]) -> Iterator[nn.Module]:
-    """Batch norms in frozen parts: their statistics must not move either.
+    """Yield the batch norms in frozen parts, whose statistics must not change either.
 
-    Names say it, not `requires_grad`: MMSegmentation fixes scale and shift while the statistics move
+    Names decide, not `requires_grad`: MMSegmentation freezes scale and shift while the statistics change
     (docs/methods/published-behaviour.md#2-6).
     """
     for name, module in model.named_modules():
@@ -153,7 +158,7 @@ def frozen_norms(model: nn.Module, prefixes: Sequence[str]) -> Iterator[nn.Modul
 
 
 def train_mode(model: nn.Module, frozen: Sequence[str] = ()) -> None:
-    """Training mode for the network, except for the batch norms of its frozen parts."""
+    """Set the network to training mode, except for the batch norms of its frozen parts."""
     model.train()
     for norm in frozen_norms(model, frozen):
         norm.eval()
@@ -164,7 +169,7 @@ def _below(name: str, prefix: str) -> bool:
 
 
 def trainable_table(model: nn.Module) -> list[tuple[str, int, int]]:
-    """(part, trainable numbers, all numbers) for each part of the network, for people."""
+    """Return (part, number of trainable weights, number of all weights) for each part of the network, for people."""
     rows = []
     for part, module in model.named_children():
         parameters = list(module.parameters())
@@ -173,9 +178,9 @@ def trainable_table(model: nn.Module) -> list[tuple[str, int, int]]:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale all gradients so that their global L2 norm is at most `max_norm` (0: leave them); returns the norm.
+    """Scale all gradients so that their global L2 norm is at most `max_norm` (0: no limit), and return the old norm.
 
-    Under a gradient scaler this comes after unscaling (docs/methods/published-behaviour.md#2-1). The norm stays on the
+    With a gradient scaler, call it after unscaling (docs/methods/published-behaviour.md#2-1). The norm stays on the
     device.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

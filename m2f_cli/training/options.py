@@ -1,4 +1,4 @@
-"""What a person says about a run beside its configuration; env.json keeps it for resuming."""
+"""Options of a run beside its configuration. env.json keeps them for resuming."""
 
 from __future__ import annotations
 
@@ -12,21 +12,31 @@ from ..errors import ConfigError
 from ..runtime import documents
 
 _HINT = "Remove it, and give --data and the other options of the run again."
-OF_ONE_START = ("resume", "device", "workers", "trust_code")  # what a resumed run does not take over from before
+OF_ONE_START = ("resume", "device", "workers", "trust_code")  # options that a resumed run does not read from env.json
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train, beside what the configuration says.
+    """Options of a run beside its configuration.
 
-    data: the folder of annotated images; None for the preset's own (generated images only).
-    init: weights to start from; None: the backbone's own ImageNet weights; "random": nothing.
-    init_partial: `init` is a file of a backbone alone and may lack a part of it, which starts fresh.
-    micro_batch: images per forward pass and process; None is at most 2, "auto" as many as the memory holds. The rest
-        of `train.batch` is accumulated.
-    keep: how many numbered checkpoints are kept beside last and best.
-    trust_code: whether the configuration may name code: that of a new run is what the user wrote, that of a folder
-        that is resumed may be somebody else's. No file says this, env.json neither.
+    Attributes:
+        data: folder of annotated images. None: the generated images of the preset.
+        init: initial weights. None: the ImageNet weights of the backbone. "random": none.
+        init_partial: `init` is a file of a backbone alone and may lack parts, which start fresh.
+        freeze: prefixes of parameters that are not trained.
+        micro_batch: images per forward pass and process. None: at most 2. "auto": as many as fit into memory. The rest
+            of `train.batch` is accumulated.
+        workers: processes that load data.
+        device: name of the device, or "auto".
+        resume: go on with the run in the folder.
+        loggers: names of loggers beside metrics.jsonl.
+        compile: compile the network.
+        checkpoint_activations: recompute activations in the backward pass, to save memory.
+        keep: number of numbered checkpoints that are kept beside last and best.
+        skip_broken: skip images that cannot be read. Otherwise they are errors.
+        val_pictures: most images of an evaluation during training. None: all.
+        trust_code: allow the configuration to name code. That of a new run is the user's, but that of a resumed folder
+            may be somebody else's. It is never read from a file, not even from env.json.
     """
 
     data: Path | None = None
@@ -47,10 +57,10 @@ class TrainOptions:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Read what a run's env.json says, which may be somebody else's; nothing where there is none.
+    """Read the env.json of a run, which may be somebody else's. The result is empty if there is none.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the file is damaged.
     """
     if not path.exists():
         return {}
@@ -64,13 +74,13 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 
 def stored_options(path: Path) -> TrainOptions:
-    """Read the options that a run was started with; those of `OF_ONE_START` are not taken from a file.
+    """Read the options that a run was started with, except those of `OF_ONE_START`.
 
     Args:
-        path: of the run's env.json, which may be somebody else's.
+        path: env.json of the run, which may be somebody else's.
 
     Raises:
-        ConfigError: damaged, or values of other kinds.
+        ConfigError: the file is damaged, or a value has the wrong type.
     """
     options = read_environment(path).get("options", {})
     try:

@@ -21,10 +21,17 @@ class Parts:
     """The parts of a training step.
 
     Attributes:
+        config: settings of the training.
+        model: the network itself.
         network: `model`, or its wrapper for several processes or compilation.
+        criterion: losses of a prediction.
+        optimizer: AdamW, see `optimizer.make_optimizer`.
+        scaler: gradient scaler, which is active with fp16 alone.
+        ema: moving average of the weights. None: no average.
+        device: device of the network.
         accumulate: batches of one optimiser step.
-        frozen: see `optimizer.freeze`.
-        piloting: makes the pilots of MP-Former; None without them.
+        frozen: prefixes of frozen parameters, see `optimizer.freeze`.
+        piloting: makes the pilots of MP-Former. None without them.
     """
 
     config: TrainConfig

@@ -1,4 +1,4 @@
-"""Make a run: its data, its network and the other parts, new or resumed."""
+"""Preparation of a run, new or resumed: its data, its network and the other parts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .parts import Parts, make_parts
 from .resume import RunState
 from .visualise import draw_results
 
-CHECKED = 50  # images that are looked at for classic mistakes before training starts
+CHECKED = 50  # images that are checked for common mistakes before training starts
 
 
 @dataclass
@@ -56,8 +56,18 @@ class Run:
     """A run that is ready to go on from `state`.
 
     Attributes:
-        is_new: True if it begins. A resumed run without a checkpoint begins, too.
-        saved: iterations at the last checkpoint; None without one.
+        folder: folder of the run.
+        settings: configuration.
+        options: options beside the configuration.
+        train_data: images to train on.
+        val_data: images to evaluate on. None: no evaluation.
+        parts: parts of a training step.
+        loader: batches of `train_data`.
+        state: position in the run.
+        is_new: True if the run starts at iteration 0. A resumed run without a checkpoint does, too.
+        saved: iterations at the last checkpoint. None without one.
+        notes: remarks for people.
+        history: iteration and loss of each step.
     """
 
     folder: Path
@@ -98,9 +108,9 @@ class Run:
                 "evaluated": now.evaluated,
                 "data": self.identity,
             }
-            is_first = not (self.checkpoints / state.RESUME).is_file()  # weights without it could not go on
+            is_first = not (self.checkpoints / state.RESUME).is_file()  # a run with weights alone cannot be resumed
             if not is_first:
-                self.save_weights("last")  # before: a run that was killed at its end has nothing more to do but this
+                self.save_weights("last")  # first, because a run whose RESUME is at its end would not write it again
             state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
             if is_first:
                 self.save_weights("last")
@@ -119,7 +129,7 @@ class Run:
         done = tree["iteration"]
         if distributed.rank() == 0:
             state.set_random_state(tree["random"], self.parts.device)
-        else:  # only the first process's is kept; the others must not draw the same numbers
+        else:  # only the state of the first process is saved, and the others must not draw the same numbers
             torch.manual_seed(hash((self.settings.train.seed, done, distributed.rank())) % 2**63)
         self.state = RunState(done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done))
         self.saved = done
@@ -158,10 +168,10 @@ def prepare(
     """Make all parts of a run, or restore them with `options.resume`.
 
     Args:
-        data: what to train and evaluate on, instead of what `options.data` or the preset names.
+        data: data sets to train and evaluate on, instead of those that `options.data` or the preset names.
 
     Raises:
-        ConfigError, DataError, WeightsError: something does not fit; nothing has been written then.
+        ConfigError, DataError, WeightsError: configuration, data or weights cannot be used. Nothing has been written.
     """
     if settings.train is None:
         raise ConfigError(f"The preset {settings.name} does not say how to train.", hint="Choose another preset.")
@@ -248,7 +258,7 @@ def _initialise(
     except Unreachable as error:
         if options.init is not None:
             raise
-        # A machine without network can still train; but nobody should find out at the end that it was from nothing.
+        # A machine without a network can still train, but the user must know that the backbone is not pretrained.
         return [
             "THE BACKBONE STARTS FROM RANDOM NUMBERS, not from ImageNet as published: expect clearly lower figures. "
             f"{error} Or say --init random to be content with that, --init REF for other weights."
@@ -267,7 +277,7 @@ def _measure(
 
 
 def _complete(parts: Parts, options: TrainOptions) -> Parts:
-    """Join the other processes. The average begins afterwards, with the weights of the first process."""
+    """Return the parts wrapped for several processes. The average begins with the weights of the first process."""
     network = distributed.wrap(parts.model, parts.device)
     if options.compile:
         network = torch.compile(network)

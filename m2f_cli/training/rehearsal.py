@@ -1,4 +1,4 @@
-"""A training that begins and leaves nothing behind: whether its samples can be made, drawn and written."""
+"""Rehearsal of a training, which checks that its samples can be made, drawn and written, and leaves no files."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def rehearse(data: DataSet, settings: Config, samples: int = SAMPLES) -> list[st
     """Make the first samples of a training, and draw those that a run draws.
 
     Args:
-        data: what is trained on.
-        samples: how many; no more than there are images.
+        data: data set to train on.
+        samples: number of samples, limited to the number of images.
 
     Returns:
-        Why training would stop; nothing where it would not.
+        Reasons why training would stop, or an empty list.
     """
-    found: list[str] = []
+    problems: list[str] = []
     try:
         loader = training_loader(settings, data, batch=1, on_error="skip")
         for batch in itertools.islice(loader, min(samples, len(data))):
-            found += batch.skipped
+            problems += batch.skipped
         with tempfile.TemporaryDirectory(prefix="m2f-rehearsal-") as folder:
             draw_batch(data, settings, Path(folder))
     except M2FError as error:
-        found.append(str(error))
-    return list(dict.fromkeys(found))
+        problems.append(str(error))
+    return list(dict.fromkeys(problems))
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Check that a run could be written to a folder, which may not be there yet; nothing stays there.
+    """Check that a run could be written to a folder, which need not exist. No files stay there.
 
     Raises:
-        M2FError: it could not; the reason is the operating system's.
+        M2FError: it could not be written, for the reason that the operating system gives.
     """
     above = folder.absolute()
     while not above.exists() and above != above.parent:

@@ -1,4 +1,4 @@
-"""Keep a step that was skipped, and repeat it, to see where its numbers break."""
+"""File of a skipped step, and its replay, which shows where its numbers are not finite."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .optimizer import clip_gradients
 
 
 def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings: Config) -> None:
-    """Write everything to repeat a step: weights, batches, configuration.
+    """Write everything that repeats a step: weights, batches, configuration.
 
     Raises:
-        M2FError: it cannot be written.
+        M2FError: the file cannot be written.
     """
     batches = [
         {
@@ -53,16 +53,16 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
 
 
 def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> list[tuple[str, str]]:
-    """Rows (what, finding): weights, images, the answers of each layer, the losses, the gradients; all in fp32.
+    """Repeat a step in fp32, and return rows (name, finding) of weights, images, layers, losses and gradients.
 
-    Random points (and the noise of pilots) are drawn anew, so a loss may come out a little different.
+    Random points (and the noise of pilots) are drawn anew, so a loss may differ a little.
 
     Args:
-        trust_code: whether the configuration in the file, which may be anybody's, may name code.
+        trust_code: allow the configuration in the file, which may be anybody's, to name code.
 
     Raises:
-        WeightsError: the file is not what a run left behind.
-        ConfigError: it names code without `trust_code`.
+        WeightsError: the file is not one of `dump_trouble`.
+        ConfigError: the file names code and `trust_code` is false.
     """
     tree, settings = _read(path)
     if not trust_code:
@@ -91,7 +91,7 @@ def _rows(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Config]:
-    """The tree of `dump_trouble`, its batches as they were, and the configuration."""
+    """Return the tree of `dump_trouble` with its batches as `Batch`, and the configuration."""
     tree = state.read(path)
     try:
         settings = config.parse(json.loads(tree["config"]), str(path))

@@ -1,6 +1,6 @@
-"""Everything that a run must know to go on exactly where it was: one file, replaced whole.
+"""State that resumes a run exactly where it was, in one file that is always replaced as a whole.
 
-`checkpoints/resume.pt` is complete in itself. `last.safetensors` and `best.safetensors` beside it are for use.
+`checkpoints/resume.pt` is sufficient for that. `last.safetensors` and `best.safetensors` beside it are for inference.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ _OTHER = "The configuration of the run was changed, or the file is damaged or of
 
 @dataclass
 class RunState:
-    """Where a run stands, beside its tensors.
+    """State of a run beside its tensors.
 
-    iteration: the next one to do. skipped: steps left out for numbers that were not finite, in_a_row: of those, the
-    last ones without a good one between. best: the best value of the headline metric so far, and when. evaluated:
-    after how many iterations the last evaluation was.
-    doing: what would be cut short now. "computing" has changed nothing but what `LastStep` keeps; what is in memory
-    while "changing" weights is of no step.
+    Attributes:
+        iteration: next iteration, from 0.
+        skipped: number of steps that were skipped because a number was not finite.
+        best: best value of the headline metric so far, with its name and iteration.
+        in_a_row: number of skipped steps since the last good one.
+        evaluated: iterations at the last evaluation.
+        doing: work that an error would interrupt. While "computing", only the values that `LastStep` keeps have
+            changed. While "changing", the weights in memory belong to no finished step.
     """
 
     iteration: int = 0
@@ -50,7 +53,7 @@ class RunState:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Of every generator that a step draws from. Data draw from their own, which depend on the position alone."""
+    """Return the states of all generators that a step uses. Data have their own, which depend on the position alone."""
     state = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -67,7 +70,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def snapshot(parts: Parts) -> dict[str, Any]:
-    """Everything of `parts` that training changes, random numbers included. The tensors are the living ones."""
+    """Return everything that training changes, including random numbers. Tensors are not copied."""
     return {
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
@@ -78,10 +81,10 @@ def snapshot(parts: Parts) -> dict[str, Any]:
 
 
 def restore(parts: Parts, tree: dict[str, Any]) -> None:
-    """Put back what `snapshot` took, but for random numbers.
+    """Restore what `snapshot` returned, except random numbers.
 
     Raises:
-        WeightsError: it is of another network or another optimizer.
+        WeightsError: the tree is of another network or another optimizer.
     """
     try:
         parts.model.load_state_dict(tree["model"])
@@ -102,7 +105,7 @@ def restore(parts: Parts, tree: dict[str, Any]) -> None:
 
 @contextmanager
 def unchanged(parts: Parts) -> Iterator[None]:
-    """Inside, steps may be tried out; afterwards the parts are as before. The copy is on the host: no GPU memory."""
+    """Undo all steps of the block at its end. The copy is on the host and needs no GPU memory."""
     before = on_host(snapshot(parts))
     try:
         yield
@@ -121,9 +124,9 @@ def on_host(tree: Any) -> Any:
 
 
 class LastStep:
-    """What a forward pass changes (random numbers, running statistics) as the last finished step left it.
+    """Copy of the values that a forward pass changes (random numbers, running statistics), after the last step.
 
-    An error in the middle of a step leaves weights and optimiser alone, but not these.
+    An error in the middle of a step leaves weights and optimiser unchanged, but not these.
     """
 
     def __init__(self, parts: Parts):
@@ -136,7 +139,7 @@ class LastStep:
     def note(self) -> None:
         self.random = random_state(self.parts.device)
         if self.buffers:
-            torch._foreach_copy_(self.kept, self.buffers)  # all in one go, and no waiting for a GPU
+            torch._foreach_copy_(self.kept, self.buffers)  # one call, without synchronisation
 
     @torch.no_grad()
     def bring_back(self) -> None:
@@ -146,7 +149,7 @@ class LastStep:
 
 
 class ErrorKeepingFile:
-    """A file that remembers why it could not be written: PyTorch tells of it in other words."""
+    """File that keeps the error of a failed write, because PyTorch raises another one."""
 
     def __init__(self, file: IO[bytes]):
         self.file = file
@@ -164,10 +167,10 @@ class ErrorKeepingFile:
 
 
 def write(path: Path, tree: dict[str, Any]) -> None:
-    """Write a tree of tensors and plain values, onto the disk, whole or not at all.
+    """Write a tree of tensors and plain values to the disk, as a whole or not at all.
 
     Raises:
-        M2FError: the disk is full or the folder cannot be written; the old file stays.
+        M2FError: the disk is full or the folder cannot be written. The old file stays.
     """
     try:
         with atomic(path, durable=True) as part, part.open("wb") as file:
@@ -184,10 +187,10 @@ def write(path: Path, tree: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what `write` wrote; nothing in the file is run.
+    """Read a file of `write`. No code in the file is run.
 
     Raises:
-        WeightsError: missing, damaged, or of a newer m2f.
+        WeightsError: the file is missing, damaged, or of a newer m2f.
     """
     if not os.path.isfile(path):
         raise WeightsError(f"{path} does not exist, or is not a file.")
@@ -203,10 +206,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path, iterations: int) -> dict[str, Any]:
-    """Read the state of a run of so many iterations that goes on; see `read`.
+    """Read the state of a run that is resumed.
+
+    Args:
+        iterations: iterations of the whole run.
 
     Raises:
-        WeightsError: as `read`, or the file holds something else.
+        WeightsError: see `read`, or the file is not the state of such a run.
     """
     tree = read(path)
     kinds = ("model", "optimizer", "scaler", "random")
@@ -214,7 +220,7 @@ def read_run(path: Path, iterations: int) -> dict[str, Any]:
     done = tree.get("iteration")
     if not _is_count(done, iterations):
         raise WeightsError(f"{path} says that {done!r} of {iterations} iterations are done.", hint=_OTHER)
-    counts = {"skipped": None, "in_a_row": 0, "evaluated": done}  # an older m2f did not write the last two
+    counts = {"skipped": None, "in_a_row": 0, "evaluated": done}  # older versions did not write the last two
     wrong += [name for name, default in counts.items() if not _is_count(tree.get(name, default), done)]
     wrong += [] if _is_best(tree.get("best"), done) else ["best"]
     if wrong:

@@ -30,7 +30,17 @@ from .visualise import draw_curves
 
 @dataclass
 class TrainOutcome:
-    """The end of a run. `stopped` is the signal that ended it early, if one did."""
+    """Outcome of a run.
+
+    Attributes:
+        folder: folder of the run.
+        iteration: iterations that are done.
+        iterations: iterations of the whole run.
+        best: best value of the headline metric, with its name and iteration. Empty without an evaluation.
+        skipped: number of steps that were skipped because a number was not finite.
+        seconds: duration of the training in this process.
+        stopped: signal that ended the run early. None: the run reached its end.
+    """
 
     folder: Path
     iteration: int
@@ -57,7 +67,7 @@ def train(
             the generated images of the preset.
         out: the folder of the run. It must be new, unless `resume=True`.
         listener: receives what the run does; the default stays silent.
-        options: fields of `training.options.Options`, such as `init="random"`, `device="cuda"` or `resume=True`.
+        options: fields of `training.options.TrainOptions`, such as `init="random"`, `device="cuda"` or `resume=True`.
 
     Raises:
         M2FError: anything that cannot be done, in one sentence.
@@ -78,9 +88,9 @@ def start(
     """Train in this process, which under torchrun is one of several.
 
     Args:
-        folder: of the run. It must be new, or one to resume.
-        command: what the user typed, for the record.
-        data: see `prepare`; a run that is resumed is given it again.
+        folder: folder of the run. It must be new, or one to resume.
+        command: command line of the user, for env.json.
+        data: see `prepare`. A resumed run needs it again.
 
     Raises:
         M2FError: anything that cannot be done, in one sentence.
@@ -88,7 +98,7 @@ def start(
     check_loggers(options.loggers)
     listener = listener or Listener()
     device = choose_device(options.device)
-    # First in, last out: whatever happens, the caller has its random numbers again and the folder is free at the end.
+    # The order matters: the folder is unlocked and the caller's random numbers are restored after everything else.
     with random_state.kept(), contextlib.ExitStack() as stack, distributed.group(device) as device:
         settings = distributed.on_main(lambda: claim(settings, folder, options, stack))
         run = prepare(settings, folder, options, device, listener, data)
@@ -98,7 +108,7 @@ def start(
 
 
 class _Left(Exception):
-    """A signal during an evaluation, which can be done another time."""
+    """Signal during an evaluation, which a resumed run repeats."""
 
 
 @dataclass
@@ -136,11 +146,11 @@ class _Duties:
         last = done >= train_.iterations
         is_to_be_evaluated, is_to_be_saved = _is_to_be_evaluated(run), last or done % train_.checkpoint_every == 0
         if run.saved is None and (is_to_be_evaluated or (is_to_be_saved and run.options.keep)):
-            run.save()  # no weights lie in a folder without what resuming needs
+            run.save()  # a folder with weights must have the state that resumes it
         if is_to_be_evaluated:
             self.evaluate()
         if is_to_be_saved:
-            if run.options.keep and distributed.rank() == 0:  # first: what a checkpoint says is done is not done again
+            if run.options.keep and distributed.rank() == 0:  # first, because a resumed run does not repeat it
                 run.save_weights(f"iteration_{run.state.iteration:07d}")
             run.save()
             _forget_old(run)
@@ -162,7 +172,7 @@ class _Duties:
             self.listener.on_evaluated(run.state.iteration, result)
 
     def _leave_if_asked(self, _: Any) -> None:
-        # Only the first process: the others may wait for each other, and end with it.
+        # Only in the first process. The others may wait for each other, and end with it.
         if distributed.rank() == 0 and self.asked.name is not None:
             raise _Left
 
@@ -205,9 +215,9 @@ def _train(run: Run, duties: _Duties) -> bool:
     """Run the loop. Whatever ends it, what is done is saved. Returns False if it was asked to stop."""
     asked = duties.asked
     try:
-        _forget_old(run)  # a run that was killed may not have come to it
+        _forget_old(run)  # a killed run may have left some
         with contextlib.closing(iter(run.loader)) as batches:
-            if run.state.iteration and _is_to_be_evaluated(run):  # it was stopped in that evaluation
+            if run.state.iteration and _is_to_be_evaluated(run):  # the run was stopped during that evaluation
                 duties.on_due(run.state.iteration)
             ended = train_on(
                 run.parts,
@@ -228,21 +238,21 @@ def _train(run: Run, duties: _Duties) -> bool:
         asked.is_busy = lambda: True
         rescue(run, duties.listener)
         if distributed.is_active() and asked.name is not None and isinstance(error, RuntimeError):
-            return False  # another process has left first, and so broke what they do together
+            return False  # another process left first, which broke their communication
         if (failure := of_worker(error)) is not None:
             raise failure from error
         raise
 
 
 def rescue(run: Run, listener: Listener) -> None:
-    """Save the state after the last finished step, and say how to go on. Callers report the error itself."""
+    """Save the state after the last finished step, and print how to resume. Callers report the error itself."""
     if distributed.rank() != 0 or not run.state.iteration:
         return
     reason = "an error came while the weights were changing" if run.state.doing == "changing" else ""
     if not reason and run.saved != run.state.iteration:
         try:
             run.save()
-        except (M2FError, RuntimeError) as error:  # RuntimeError: a GPU that is out of order
+        except (M2FError, RuntimeError) as error:  # RuntimeError: a broken GPU
             reason = str(error)
     lost = "" if run.saved == run.state.iteration else f" The iterations after that could not be saved: {reason}"
     if run.saved is None:
@@ -254,7 +264,7 @@ def rescue(run: Run, listener: Listener) -> None:
 
 
 def _is_to_be_evaluated(run: Run) -> bool:
-    """Return True if an evaluation is due after the iterations so far and was not done."""
+    """Return True if an evaluation is due after the present iteration and was not done."""
     done, every = run.state.iteration, run.settings.train.eval_every
     is_due = done >= run.settings.train.iterations or bool(every and done % every == 0)
     return is_due and run.state.evaluated != done

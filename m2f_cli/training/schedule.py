@@ -1,4 +1,4 @@
-"""The learning rate's course, as a pure function of the iteration."""
+"""Learning rate as a pure function of the iteration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..config.schema import ScheduleConfig
 
 
 def factor(iteration: int, iterations: int, config: ScheduleConfig) -> float:
-    """What the base learning rate is multiplied with in this iteration (counted from 0).
+    """Return the factor of the base learning rate in an iteration, which is counted from 0.
 
-    poly: (1 - it/iterations)^power. step: gamma^(steps passed). cosine: (1 + cos(π·it/iterations)) / 2.
-    During the warm-up it is also multiplied with a line from `warmup_factor` to 1.
+    poly: (1 - it/iterations)^power. step: gamma^(steps passed). cosine: (1 + cos(π·it/iterations)) / 2. constant: 1.
+    During the warm-up it is also multiplied with a line from `warmup_factor` to 1. Afterwards it is at least `floor`.
     """
     progress = min(iteration / iterations, 1.0)
     course = {

@@ -1,4 +1,4 @@
-"""What a run looks like: its first batch after augmentation, its answers on held-back images, its curves."""
+"""Images of a run: its first batch after augmentation, its results on the val split, its curves."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SAMPLES = 4  # images of the first batch
 
 
 def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: bool = False) -> list[Path]:
-    """The first training samples as images, after augmentation, with what the network is told about them.
+    """Draw the first training samples after augmentation, with their targets.
 
     Args:
-        trust_code: whether the augmentation may name code.
+        trust_code: allow the augmentation to name code.
     """
     train = settings.train
     if train.drop_empty:
@@ -48,7 +48,7 @@ def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: boo
 
 
 def as_result(sample: TrainingSample, categories: Categories) -> PanopticMap | Instances:
-    """The target of a sample as a perfect result, to be drawn."""
+    """Return the target of a sample as a perfect result, to be drawn."""
     target: Target = sample.target
     labels = target.labels_N.tolist()
     if target.owner_HW is None:
@@ -64,7 +64,7 @@ def as_result(sample: TrainingSample, categories: Categories) -> PanopticMap | I
 
 
 def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, folder: Path) -> list[Path]:
-    """Overlays of the network's answers on some images; the evaluation has told which cannot be read."""
+    """Write overlays of results on some images. Images that cannot be read are skipped; the evaluation reports them."""
     paths = []
     for record in records:
         try:
@@ -83,7 +83,7 @@ WIDTH, HEIGHT, MARGIN = 900, 320, 56
 
 
 def draw_curves(metrics: Path, path: Path) -> Path:
-    """The loss (smoothed) and the figures of each evaluation over the iterations, from metrics.jsonl, as an image."""
+    """Draw the smoothed loss and the figures of each evaluation over the iterations, from metrics.jsonl."""
     entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = [(e["iteration"], e["loss"]) for e in entries if e["kind"] == "train"]
     train = [(iteration, loss) for iteration, loss in losses if np.isfinite(loss)]
@@ -100,7 +100,7 @@ def draw_curves(metrics: Path, path: Path) -> Path:
 
 
 def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float, path: Path) -> Path:
-    """The losses of a learning-rate sweep over the logarithm of the rate, and where the suggestion lies."""
+    """Draw the losses of a learning-rate sweep over the logarithm of the rate, and the suggested rate."""
     points = [(math.log10(rate), loss) for rate, loss in zip(rates, losses, strict=True)]
     nearest = min(points, key=lambda point: abs(point[0] - math.log10(suggested)))
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
@@ -112,7 +112,7 @@ def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float
 
 
 def _smooth(points: list[tuple[int, float]], weight: float = 0.95) -> list[tuple[int, float]]:
-    """Exponential average, without the pull of its start."""
+    """Return an exponential average with bias correction at the start."""
     smoothed, average, total = [], 0.0, 0.0
     for x, y in points:
         average, total = weight * average + (1 - weight) * y, weight * total + (1 - weight)
@@ -140,21 +140,21 @@ def _panel(
     low, high = min(ys), max(ys) if max(ys) > min(ys) else min(ys) + 1.0
     last = max(max(xs), first + 1)
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
+    def to_pixels(point: tuple[float, float]) -> tuple[float, float]:
         x = MARGIN + (point[0] - first) / (last - first) * (WIDTH - 2 * MARGIN)
         return x, top + HEIGHT - 32 - (point[1] - low) / (high - low) * (HEIGHT - 72)
 
     for value in np.linspace(low, high, 5):
-        y = place((first, float(value)))[1]
+        y = to_pixels((first, float(value)))[1]
         draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill="#e4e4e4")
         draw.text((6, y - 8), f"{value:.3g}", fill="gray", font=font)
     for value in np.linspace(first, last, 5):
-        draw.text((place((value, low))[0] - 12, top + HEIGHT - 24), x_label(value), fill="gray", font=font)
+        draw.text((to_pixels((value, low))[0] - 12, top + HEIGHT - 24), x_label(value), fill="gray", font=font)
     for i, (name, curve) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
-        places = [place(point) for point in curve]
-        draw.line(places, fill=color, width=2, joint="curve")
-        if len(places) < 60:
-            for x, y in places:
+        points = [to_pixels(point) for point in curve]
+        draw.line(points, fill=color, width=2, joint="curve")
+        if len(points) < 60:
+            for x, y in points:
                 draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=color)
         draw.text((MARGIN + 180 + 130 * i, top + 8), f"{name}: {curve[-1][1]:.4g}", fill=color, font=font)

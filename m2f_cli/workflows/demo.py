@@ -1,10 +1,10 @@
-"""The main job from end to end, offline, on generated images: what `m2f demo` does.
+"""The job of `m2f demo`: generate images, train, evaluate and predict, offline.
 
-OUT/pictures/NAME.png                          generated scenes that no training sees
-OUT/truth/NAME.jpg                             what a perfect result looks like
+OUT/pictures/NAME.png                          generated scenes that are not used for training
+OUT/truth/NAME.jpg                             their annotations, drawn like a perfect result
 OUT/run/                                       a training run of the preset `tiny`; OUT/run is a REF
-OUT/predict/panoptic, semantic, instance/      what `m2f predict` writes, with that model
-OUT/index.html                                 all of it on one page
+OUT/predict/panoptic, semantic, instance/      output of `m2f predict` with that model
+OUT/index.html                                 all results on one page
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ..structures import Task
 from ..training import run as training
 
 PRESET = "tiny"
-MARK = ".demo.jsonl"  # the files that the demo wrote, one a line; in a folder with one it may write again
-ENLARGED = 3  # the images to look at are so many times larger than those trained on
+MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it may be used again
+ENLARGED = 3  # factor between the edges of the images to predict and those of the training images
 FORMATS: dict[Task, list[str]] = {
     "panoptic": ["overlay", "coco-panoptic"],
     "semantic": ["overlay", "label-png"],
@@ -48,7 +48,14 @@ STEPS = 5 + len(FORMATS)
 
 @dataclass(frozen=True)
 class DemoStep:
-    """One step of the demo, when it is done: its name, what came of it, the seconds it took, and where that is."""
+    """A finished step of the demo.
+
+    Attributes:
+        name: name of the step, such as train.
+        what: its result in words.
+        seconds: its duration.
+        where: file or folder of the result.
+    """
 
     name: str
     what: str
@@ -64,16 +71,17 @@ def run(
     on_step: Callable[[DemoStep], None] | None = None,
     listener: training.Listener | None = None,
 ) -> list[DemoStep]:
-    """Run the demo. What an earlier one wrote to `out` is replaced; files of others are never touched.
+    """Run the demo. Files of an earlier demo in `out` are replaced, and other files are never touched.
 
     Args:
-        images: how many scenes to look at.
-        iterations: of the training; the preset's by default.
-        on_step: is told of each of the STEPS steps when it is done.
-        listener: is told of the training.
+        images: number of scenes to predict.
+        iterations: iterations of the training. None: those of the preset.
+        on_step: called after each of the `STEPS` steps.
+        listener: callbacks of the training.
 
     Raises:
-        ConfigError: `out` is a file, holds files and no demo, or another demo is at work there; or no images.
+        ConfigError: `out` is a file, holds files and no demo, or is in use by another demo.
+        ConfigError: `images` is less than 1.
         M2FError: a file cannot be written.
     """
     if images < 1:
@@ -93,12 +101,12 @@ def run(
 
 
 def demo_config(iterations: int | None = None) -> Config:
-    """The preset that the demo trains."""
+    """Return the configuration that the demo trains."""
     return config.load(PRESET, [f"train.iterations={iterations}"] if iterations else [])
 
 
 def test_scenes(settings: Config, count: int) -> dict[str, Scene]:
-    """Scenes of the split `test`, larger than those of the training: nothing is tuned on them."""
+    """Return scenes of the split `test` by name. They are larger than those of the training."""
     scenes = settings.data.scenes
     height, width = (ENLARGED * edge for edge in scenes.size)
     first = SPLITS.index("test") * MOST
@@ -109,15 +117,15 @@ def test_scenes(settings: Config, count: int) -> dict[str, Scene]:
 def _steps(
     out: Path, images: int, iterations: int | None, listener: training.Listener | None
 ) -> Iterator[tuple[str, str, Path]]:
-    """The steps, each done when it is yielded: name, what came of it, where."""
+    """Yield the name, the result and the path of each step after it is done."""
     settings = demo_config(iterations)
     scenes = test_scenes(settings, images)
-    files = [_write_image(out, name, made) for name, made in scenes.items()]
+    files = [_write_image(out, name, each) for name, each in scenes.items()]
     yield "pictures", f"{images} generated", out / "pictures"
-    for name, made in scenes.items():
+    for name, each in scenes.items():
         record_file(out, f"truth/{name}.jpg")
-        write_overlay(made.panoptic(), out / "truth" / name)
-    yield "truth", f"{sum(len(made.segments) for made in scenes.values())} segments drawn", out / "truth"
+        write_overlay(each.panoptic(), out / "truth" / name)
+    yield "truth", f"{sum(len(each.segments) for each in scenes.values())} segments drawn", out / "truth"
     outcome = _train(out, settings, listener)
     seen = outcome.iterations * settings.train.batch
     yield "train", f"{outcome.iterations} steps, {seen} images, from nothing", out / "run"
@@ -130,11 +138,11 @@ def _steps(
     yield "page", "images, annotation and predictions side by side", page
 
 
-def _write_image(out: Path, name: str, made: Scene) -> Path:
+def _write_image(out: Path, name: str, drawn: Scene) -> Path:
     record_file(out, f"pictures/{name}.png")
     path = out / "pictures" / f"{name}.png"
     with atomic(path) as part:
-        Image.fromarray(made.image_HW3).save(part, format="PNG")
+        Image.fromarray(drawn.image_HW3).save(part, format="PNG")
     return path
 
 
@@ -148,7 +156,7 @@ def _train(out: Path, settings: Config, listener: training.Listener | None) -> t
 
 
 def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> str:
-    """What `m2f predict` does, and what it found."""
+    """Predict as `m2f predict` does, and return the result in words."""
     summary = predict(loaded, expand(files), task, folder, FORMATS[task], overwrite=True)
     if summary.failed:
         raise M2FError(f"The demo could not segment its own image: {summary.failed[0].message}")
@@ -156,7 +164,7 @@ def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> 
 
 
 def _write_page(out: Path, names: list[str], value: float, outcome: training.TrainOutcome) -> Path:
-    """One page that needs nothing but the files beside it."""
+    """Write the page, which needs only the files beside it."""
     record_file(out, "index.html")
     columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]
     heads = ["image", "annotation", *FORMATS]
@@ -184,11 +192,11 @@ It knows circles, triangles, rectangles and stars. For your own classes: <code>m
 
 
 def claim(out: Path) -> None:
-    """Make a folder the demo's own, without what an earlier demo wrote. Predictions keep a journal of their own.
+    """Mark a folder as the demo's, and remove files of an earlier demo. Predictions have a journal of their own.
 
     Raises:
-        ConfigError: it is a file, or holds files of others.
-        M2FError: it cannot be written.
+        ConfigError: `out` is a file, or a folder with other files.
+        M2FError: the folder cannot be written.
     """
     check_folder(out, skip_existing=True, overwrite=False)
     mark = out / MARK
@@ -205,7 +213,7 @@ def claim(out: Path) -> None:
 
 
 def _recorded(mark: Path) -> list[str]:
-    """The names in a mark. Half a line at the end is of a demo that was killed before it wrote that file."""
+    """Return the names in a mark. An incomplete last line names a file that a killed demo did not write."""
     try:
         return [str(parse(line)) for _, line in whole_lines(mark)]
     except ValueError as error:
@@ -213,6 +221,6 @@ def _recorded(mark: Path) -> list[str]:
 
 
 def record_file(out: Path, name: str) -> None:
-    """Note a file that is about to be written: also one of a demo that is interrupted then is the demo's own."""
+    """Note a file before it is written, so that it belongs to the demo even if the demo is interrupted."""
     with JsonLines(out / MARK) as lines:
         lines.append(name)

@@ -1,6 +1,6 @@
-"""What this machine has, what m2f will use of it, and what is missing: the findings of `m2f doctor`.
+"""Findings of `m2f doctor` about this machine: what it has, what m2f will use, and what is missing.
 
-Only the standard library is imported at the top: a doctor must be able to say that torch is missing or broken.
+Only the standard library is imported at the top, so that a missing or broken torch can be reported.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ if TYPE_CHECKING:
 Status = Literal["ok", "note", "problem"]
 
 NOT_FOR_USERS = ("test",)
-LARGEST_DIFFERENCE = 1e-4  # of deformable attention, fp32, values of size 1; rounding gives some 1e-6
-LITTLE_DISK = 2 << 30  # bytes; the largest released weights are 0.9 GB
+LARGEST_DIFFERENCE = 1e-4  # difference of deformable attention, fp32, values of size 1; above that of rounding
+LITTLE_DISK = 2 << 30  # bytes; more than the largest released weights need
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One thing that was looked at.
+    """Finding about one thing.
 
-    status: "ok"; "note" for what m2f can do without; "problem" for what it cannot.
-    hint: what to do about a note or problem, one sentence; may be empty.
+    Attributes:
+        group: group of the finding, a key of `EXAMINATIONS`.
+        name: name of the thing.
+        value: its state in words.
+        status: "ok", "note" (m2f works without it) or "problem" (m2f does not).
+        hint: remedy of a note or problem, one sentence. It may be empty.
     """
 
     group: str
@@ -54,9 +58,9 @@ class DoctorFinding:
 
 
 def diagnose() -> list[DoctorFinding]:
-    """Examine everything, group by group; sorted by name within a group. Nothing is downloaded or written.
+    """Examine everything, and return the findings by group, sorted by name within a group.
 
-    An examination that fails is a finding itself: it does not take the others with it.
+    Nothing is downloaded or written. An examination that fails is a finding, and the others go on.
     """
     findings: list[DoctorFinding] = []
     for group, examine in EXAMINATIONS.items():
@@ -65,16 +69,16 @@ def diagnose() -> list[DoctorFinding]:
 
 
 def examined(group: str, examine: Callable[[], Iterator[DoctorFinding]]) -> list[DoctorFinding]:
-    found: list[DoctorFinding] = []
+    findings: list[DoctorFinding] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what matters is a finding
+        warnings.simplefilter("ignore")  # findings report what matters
         try:
             for finding in examine():
-                found.append(finding)
-        except Exception as error:  # whatever it is, it is what the user has to hear
+                findings.append(finding)
+        except Exception as error:  # any failure is worth reporting
             hint = "The other groups stand for themselves; what they call a problem may be the reason."
-            found.append(DoctorFinding(group, "examination", f"failed: {_reason(error)}", "problem", hint))
-    return found
+            findings.append(DoctorFinding(group, "examination", f"failed: {_reason(error)}", "problem", hint))
+    return findings
 
 
 def _reason(error: BaseException) -> str:
@@ -140,7 +144,7 @@ def check_optional(requirement: Requirement) -> DoctorFinding:
 
 
 def devices() -> list[torch.device]:
-    """Every device that a network can run on here, the CPU first."""
+    """Return every device of this machine that a network can run on, with the CPU first."""
     import torch
 
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -158,13 +162,13 @@ def check_devices() -> Iterator[DoctorFinding]:
     yield DoctorFinding("devices", "memory", memory_size())
     kept = "kept by predict and eval" if can_keep_memory() else "given back: this C library is not glibc 2.35 or newer"
     yield DoctorFinding("devices", "freed memory", kept)
-    with warnings.catch_warnings(record=True) as caught:  # torch tells of drivers that are too old, and of old GPUs
+    with warnings.catch_warnings(record=True) as caught:  # torch warns of drivers that are too old, and of old GPUs
         warnings.simplefilter("always")
-        found = devices()
+        usable = devices()
     remark = str(caught[0].message).strip().splitlines()[0] if caught else ""
-    if not any(device.type == "cuda" for device in found):
+    if not any(device.type == "cuda" for device in usable):
         yield _no_gpu(remark)
-    for device in found:
+    for device in usable:
         if device.type == "cuda":
             yield _gpu(device, remark)
         elif device.type == "mps":
@@ -250,7 +254,7 @@ def check_deform_attn() -> Iterator[DoctorFinding]:
 
 
 def _override(group: str, operator: Implementations, hint: str) -> Generator[DoctorFinding, None, str | None]:
-    """Report what the environment asks for; return it, "auto" if it is nothing, or None if it makes no sense."""
+    """Report the implementation in the environment, and return it: "auto" if it is unset, None if it is invalid."""
     try:
         name = operator.override()
     except ConfigError as error:
@@ -278,9 +282,10 @@ def _agreement(impl: str, device: torch.device, expected: list[Tensor], *, is_us
 
 
 def outputs_and_gradients(impl: str, device: torch.device | str) -> list[Tensor]:
-    """The operator's output for a fixed small input, and its gradients for values, x, y and weights, on the CPU.
+    """Return the operator's output for a constant small input, and its gradients for values, x, y and weights.
 
-    No point is near a whole pixel, where the slope of bilinear sampling jumps and rounding would decide its sign.
+    All tensors are on the CPU. No sampling point is near a whole pixel, where the slope of bilinear sampling jumps and
+    rounding would decide its sign.
     """
     import torch
 
@@ -334,7 +339,7 @@ def check_cache(name: str, folder: Path) -> DoctorFinding:
 
 
 def _size(path: Path) -> int:
-    """Of the file itself; a link is small, whatever it leads to."""
+    """Return the bytes of a file or link itself, without the target of a link."""
     try:
         return path.lstat().st_size
     except FileNotFoundError:  # a download finished and renamed its file meanwhile

@@ -1,12 +1,12 @@
-"""A published row again: its released weights, its data, its figures, and whether they come out.
+"""Reproduction of a published row: its released weights are evaluated on its data and compared with its figures.
 
-    OUT/<row>/single-scale/, OUT/<row>/ms-flip/    the evaluations, as `m2f eval` writes them; a stopped one goes on
+    OUT/<row>/single-scale/, OUT/<row>/ms-flip/    the evaluations, as `m2f eval` writes them; stopped ones are resumed
     OUT/<row>/row.json                             {"schema_version": 1, "model": {"name", "source"}, "device",
                                                     "verdict", "rule", "images_per_second", "checks": […], …}
 
-The rule: weights that were released must give the published figure to within 0.1, both rounded to the published digits.
-That is evaluation alone, so it leaves room for kernels that round otherwise, and none for the spread between trainings
-(about 0.2 PQ or AP, docs/methods/published-behaviour.md#1-4).
+The rule: released weights must give the published figure to within 0.1, both rounded to the published digits. The rule
+is for evaluation alone. It allows for kernels that round differently, but not for the spread between trainings (about
+0.2 PQ or AP, docs/methods/published-behaviour.md#1-4).
 """
 
 from __future__ import annotations
@@ -50,10 +50,17 @@ _METRICS = {"pq": "pq", "sq": "pq", "rq": "pq", "ap": "ap", "ap50": "ap", "miou"
 
 @dataclass(frozen=True)
 class Check:
-    """A published figure and what became of it.
+    """Comparison of a published figure with the measured one.
 
-    verdict: "pass", "FAIL", "partial" (other images than those of the published split: no judgement), "unverified"
-        (outside the spread of a figure that nobody could verify: no judgement), "not measured", or "nothing published".
+    Attributes:
+        metric: name of the figure, such as pq.
+        setting: "single scale" or "multi-scale + flip".
+        published: published figure. None: nothing was published.
+        measured: measured figure. None: it was not measured.
+        verdict: "pass", "FAIL", "partial" (other images than those of the published split: no judgement), "unverified"
+            (outside the spread of a figure that nobody could verify: no judgement), "not measured", or "nothing
+            published".
+        source: table of the published figure.
     """
 
     metric: str
@@ -70,9 +77,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Reproduced:
-    """One row. images_per_second: network and post-processing of one whole image at a time, without reading it.
+    """Result of a row.
 
-    failed: images that could not be scored.
+    Attributes:
+        preset: name of the preset.
+        source: source of the weights.
+        checks: a check of each published figure.
+        images_per_second: speed of network and post-processing, one whole image at a time, without reading it.
+        device: name of the device.
+        failed: number of images that could not be scored.
+        notes: remarks of the evaluations.
     """
 
     preset: str
@@ -85,7 +99,7 @@ class Reproduced:
 
     @property
     def verdict(self) -> str:
-        """FAIL if anything failed, else "partial" if nothing could be judged, else "pass"."""
+        """Verdict: "FAIL" if anything failed, "pass" if a figure passed and none is "partial", else "partial"."""
         verdicts = {check.verdict for check in self.checks}
         if FAIL in verdicts or self.failed:
             return FAIL
@@ -106,10 +120,15 @@ class Reproduced:
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """How rows are reproduced.
+    """Options of a reproduction.
 
     Attributes:
-        tta: also with test-time augmentation; None: where the row has such a figure.
+        data: folder of the data. None: that of the preset.
+        device: name of the device, or "auto".
+        precision: number format.
+        limit: evaluate only the first images. None: all.
+        workers: processes that read images.
+        tta: evaluate with test-time augmentation, too. None: if the row has such a figure.
     """
 
     data: Path | None = None
@@ -124,11 +143,12 @@ class ReproduceOptions:
 
 
 def make_ready(rows: Sequence[str], options: ReproduceOptions, progress: DownloadProgress | None = None) -> None:
-    """Check the data of all rows and fetch their weights, before the first of them takes hours.
+    """Check the data of all rows and fetch their weights, before the first evaluation takes hours.
 
     Raises:
-        ConfigError: an unknown row, or one without released weights or figures.
-        M2FError: what is missing, all of it at once, and where to put it; of the kind of the first.
+        ConfigError: a row is unknown or has no figures.
+        WeightsError: a row has no released weights.
+        M2FError: data or weights are missing. The message lists all of them, and the class is that of the first.
     """
     presets = [_row(name) for name in rows]
     missing: list[M2FError] = []
@@ -165,7 +185,7 @@ def _problems(attempt: Callable[[], None]) -> list[M2FError]:
 
 
 def _check_data(preset: Config, options: ReproduceOptions) -> None:
-    """Whether there are annotations for everything that the row is measured by."""
+    """Check that there are annotations for all metrics of the row."""
     tasks = [task for task in TASKS if task in {task_of(name) for name in metrics_of(preset)}]
     open_for(preset, load_categories(preset.data.classes), folder_of(preset, None, options.data), "val", tasks)
 
@@ -190,15 +210,16 @@ def reproduce(
     on_start: Callable[[str, int], None] | None = None,
     on_progress: Callable[[EvalProgress], None] | None = None,
 ) -> Reproduced:
-    """Evaluate a row as it was published and compare. See `make_ready`, which comes first.
+    """Evaluate a row as it was published, and compare the figures. Call `make_ready` first.
 
     Args:
-        folder: of this row; evaluations that were stopped there go on.
-        on_start: is told what is about to be evaluated, such as "cityscapes-swin-l ms-flip", and how many images.
-        on_progress: after each image.
+        folder: folder of this row. Stopped evaluations in it are resumed.
+        command: command line of the user, for the results.
+        on_start: called with the name of an evaluation, such as "cityscapes-swin-l ms-flip", and its number of images.
+        on_progress: called after each image.
 
     Raises:
-        M2FError: of any kind: weights, data, or a folder that holds something else.
+        M2FError: weights or data cannot be used, or the folder holds other files.
     """
     preset = _row(name)
     settings = _settings(preset, options)
@@ -237,10 +258,10 @@ def _settings(preset: Config, options: ReproduceOptions) -> list[str]:
 
 
 def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:
-    """The metrics that give a row's published figures, under their names in plugins.py.
+    """Return the metrics of a row's published figures, by their names in plugins.py.
 
     Args:
-        multi: only those with figures of test-time augmentation, or the row's first where it has none.
+        multi: return only metrics with figures of test-time augmentation, or the row's first if there are none.
     """
     every = [each for each in preset.published if metric_of(preset, each.metric)]
     chosen = [each for each in every if each.setting != SINGLE_SCALE] if multi else every
@@ -248,16 +269,22 @@ def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:
 
 
 def metric_of(preset: Config, figure: str) -> str | None:
-    """Cityscapes' objects are scored by its own rule, which is not COCO's (docs/methods/published-behaviour.md#9)."""
+    """Return the metric of a figure, or None if m2f does not measure it.
+
+    Objects of Cityscapes are scored by its own rule, not by COCO's (docs/methods/published-behaviour.md#9).
+    """
     if figure.startswith((MEMORY, SPEED)):
         return None
-    found = _METRICS.get(figure.removesuffix("_things").removesuffix("_stuff"))
-    return "cityscapes-ap" if found == "ap" and preset.data.dataset == "cityscapes" else found
+    metric = _METRICS.get(figure.removesuffix("_things").removesuffix("_stuff"))
+    return "cityscapes-ap" if metric == "ap" and preset.data.dataset == "cityscapes" else metric
 
 
 def images_per_second(evaluation: Evaluation) -> float | None:
-    """Whole images, one at a time, after a warm-up and synchronised: from pixels in memory at the test size to the
-    finished result of the row's own task. None where there are no more images than the warm-up needs."""
+    """Return the speed for whole images, one at a time, after a warm-up and synchronised.
+
+    It is measured from pixels in memory at the test size to the result of the row's own task. None: there are not more
+    images than the warm-up needs.
+    """
     model, device = evaluation.run.segmenter, torch.device(evaluation.run.segmenter.device)
     seconds: list[float] = []
     for prepared in _prepared(evaluation):
@@ -272,7 +299,7 @@ def images_per_second(evaluation: Evaluation) -> float | None:
 
 
 def _prepared(evaluation: Evaluation) -> Iterator[Any]:
-    """The first images that can be read."""
+    """Yield the first images that can be read, prepared for the network."""
     readable = (image for record in evaluation.run.records[: evaluation.run.count] for image in _pixels(record))
     for image_HW3 in itertools.islice(readable, WARM_UP + TIMED):
         yield evaluation.run.segmenter.prepare(image_HW3)
@@ -281,7 +308,7 @@ def _prepared(evaluation: Evaluation) -> Iterator[Any]:
 def _pixels(record: Any) -> list[Any]:
     try:
         return [record.read_image()]
-    except M2FError:  # the evaluation says so, with its reason
+    except M2FError:  # the evaluation reports it
         return []
 
 
@@ -310,15 +337,15 @@ def _reproduced(
 
 
 def checks(preset: Config, outcomes: dict[str, EvalOutcome]) -> tuple[Check, ...]:
-    """Every published figure of quality, judged; and what test-time augmentation gives where nobody published that."""
-    found = {
+    """Return a check of every published figure of quality, and of test-time augmentation even if it has none."""
+    comparisons = {
         (each.metric, each.setting): each
         for setting, outcome in outcomes.items()
         for each in outcome.published
         if (each.setting != SINGLE_SCALE) == (setting == MULTI)
     }
     quality = [each for each in preset.published if not each.metric.startswith((MEMORY, SPEED))]
-    result = [_check(each, found.get((each.metric, each.setting))) for each in quality]
+    result = [_check(each, comparisons.get((each.metric, each.setting))) for each in quality]
     if MULTI in outcomes and all(each.setting == SINGLE_SCALE for each in quality):
         main = quality[0].metric
         measured = outcomes[MULTI].result.figures.get(main)
@@ -332,7 +359,7 @@ def _check(figure: Published, match: PublishedComparison | None) -> Check:
 
 
 def judge(comparison: PublishedComparison) -> str:
-    """The verdict over one measured figure, by the rule at the top."""
+    """Return the verdict on a measured figure, by the rule at the top."""
     if not comparison.comparable:
         return PARTIAL
     measured = round(comparison.measured, decimals(comparison.value))

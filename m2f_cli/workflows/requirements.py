@@ -1,4 +1,4 @@
-"""What our own package asks for, by its metadata, and what of it is installed. Standard library only."""
+"""Requirements of our own package by its metadata, and their installed versions. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ SAME_MODULE = {  # builds of one package under several names
 
 @dataclass(frozen=True)
 class Requirement:
-    """A line of our own package's metadata: the distribution, its least version ("" for any), and the extra."""
+    """A requirement in the metadata of our own package.
+
+    Attributes:
+        name: name of the distribution.
+        minimum: least version, or "" for any.
+        extra: extra that needs it, or "".
+    """
 
     name: str
     minimum: str
@@ -30,14 +36,14 @@ class Requirement:
 
     @property
     def module(self) -> str:
-        """What is imported of it: where it has a compiled part, that part."""
+        """Name of the module to import: the compiled part, if there is one."""
         return MODULES.get(self.name, self.name.replace("-", "_"))
 
     def __str__(self) -> str:
         return f"{self.name}>={self.minimum}" if self.minimum else self.name
 
     def installed(self) -> tuple[str, str] | None:
-        """The distribution that provides it and its version; None where there is none."""
+        """Return the installed distribution that provides it and its version, or None."""
         for name in (self.name, *SAME_MODULE.get(self.name, ())):
             try:
                 return name, metadata.version(name)
@@ -47,7 +53,7 @@ class Requirement:
 
 
 def required_python() -> str:
-    """The least version of Python."""
+    """Return the least version of Python."""
     return (metadata.metadata(DISTRIBUTION)["Requires-Python"] or "").lstrip(">= ")
 
 
@@ -56,7 +62,7 @@ def requirements() -> list[Requirement]:
 
 
 def is_older(version: str, minimum: str) -> bool:
-    """Whether a version comes before another, by their numbers alone: "2.6.0+cu124" is no older than "2.6"."""
+    """Return True if a version is below another by their numbers alone: "2.6.0+cu124" is not older than "2.6"."""
     return _numbers(version) < _numbers(minimum)
 
 

@@ -136,7 +136,7 @@ def test_the_story_and_the_json(small, capsys):
     out, err = capsys.readouterr()
     header, *rows, remark = out.splitlines()
     assert header == "step\twhat\tseconds\twhere"
-    assert [row.split("\t")[0] for row in rows] == ["pictures", "truth", "train", "evaluate", *TASKS, "page"]
+    assert [row.split("\t")[0] for row in rows] == ["images", "annotations", "train", "evaluate", *TASKS, "page"]
     assert "runs/demo/index.html" in remark and "from nothing" in err and "never saw" in err
     assert cli.run(["demo", "--images", "1", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)

@@ -1,7 +1,7 @@
-"""The same work as a user of transformers does it: eager or compiled, post-processed in the published order.
+"""Peer workloads with transformers, eager or compiled, with post-processing in the published order.
 
-The model is the folder that our weights were converted to. transformers' own post-processing is another rule (it
-resizes to 384 x 384 first): to compare cost, results must be the same.
+The model is the folder that our weights were converted to. transformers' own post-processing follows another rule (it
+resizes to 384 x 384 first), and only equal results have comparable costs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .published_recipe import RENDER, Rendered, finish
 
 
 class Model:
-    """A network of transformers with what our model knows beside it: test settings, classes, device, precision."""
+    """Network of transformers with test settings, classes, device and precision of our model."""
 
     def __init__(self, case: Case, segmenter: Segmenter, folder: Path):
         self.case, self.folder, self.device = case, folder, torch.device(segmenter.device)
@@ -52,27 +52,29 @@ class Model:
             "decoder": inner.transformer_module,
         }
         if case.compile:
-            self.net.compile(dynamic=False)  # for the size that is timed, as who compiles for speed has it
+            self.net.compile(dynamic=False)  # for the timed size alone, which is fastest
             self.parts = {}
 
     @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (B, Q, K) and mask logits at stride 4 (B, Q, h, w)."""
+        """Return class logits (B, Q, K) and mask logits at stride 4 (B, Q, h, w)."""
         with autocast(self.device, self.precision):
             output = self.net(pixel_values=images_BCHW)
         return output.class_queries_logits, output.masks_queries_logits
 
     @torch.inference_mode()
     def post(self, classes_QK: Tensor, masks_QHW: Tensor, padded: tuple, valid: tuple, size: tuple) -> Result:
-        if self.replaced:  # as our side's are, and for the same reason
+        if self.replaced:  # see `Plausible`
             classes_QK = class_logits(*classes_QK.shape, self.device)
         masks = Rendered(masks_QHW.float(), padded, valid, size)
         return finish(self.task, classes_QK.float(), masks, self.categories, self.config.test)
 
 
 def load(folder: Path, config: Config) -> nn.Module:
-    """Raises:
-    MissingDependency: transformers is not installed.
+    """Load the network of transformers from a folder.
+
+    Raises:
+        MissingDependency: transformers is not installed.
     """
     try:
         import transformers
@@ -89,7 +91,7 @@ def load(folder: Path, config: Config) -> nn.Module:
 
 
 class _Workload(Workload):
-    """A model, and a run on few pixels."""
+    """Base class of workloads with a model of transformers."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         self.images = case.batch
@@ -114,7 +116,7 @@ class PeerForward(_Workload):
 
 
 class PeerImages(_Workload):
-    """Normalise, network, published-order post-processing of images at the test size."""
+    """Normalisation, network and post-processing in the published order, of images at the test size."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
@@ -143,10 +145,10 @@ class PeerImages(_Workload):
 
 
 class PeerPredict(_Workload):
-    """A plain loop: read, transformers' image processor, network, published-order post-processing, write.
+    """Loop that reads, runs transformers' image processor, the network and published post-processing, and writes.
 
-    Left alone, the processor stretches an image to the next multiple of its size_divisor. It is told not to, and the
-    image is padded to that as it is published: else the network would see other images than ours does.
+    By default the processor stretches an image to the next multiple of its size_divisor. That is switched off here, and
+    the image is padded as published, so that both networks see the same images.
     """
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
@@ -168,10 +170,10 @@ class PeerPredict(_Workload):
         with stages("read"), open_image(path) as opened:
             image = opened.convert("RGB")
         with stages("preprocess"):
-            found = self.processor(images=image, return_tensors="pt", size_divisor=0)["pixel_values"]
-            valid = tuple(found.shape[-2:])
+            pixels_BCHW = self.processor(images=image, return_tensors="pt", size_divisor=0)["pixel_values"]
+            valid = tuple(pixels_BCHW.shape[-2:])
             below, right = (-edge % max(1, self.model.config.test.size_divisor) for edge in valid)
-            images_BCHW = nn.functional.pad(found.to(self.model.device), (0, right, 0, below))
+            images_BCHW = nn.functional.pad(pixels_BCHW.to(self.model.device), (0, right, 0, below))
         classes, masks = self.model(images_BCHW)
         with stages("post"):
             padded = tuple(images_BCHW.shape[-2:])
@@ -188,7 +190,7 @@ class PeerPredict(_Workload):
 
 
 def write(result: Result, path: Path) -> dict[str, Any]:
-    """What a user writes: ids or labels as PNG, objects as COCO results. Returns the entry of a shared json file."""
+    """Write ids or labels as PNG, and return the entry of a shared JSON file, with objects as COCO results."""
     if isinstance(result, PanopticMap):
         panoptic_image(result).save(path.with_suffix(".ids.png"))
         return {"file_name": path.name, "segments_info": [vars(segment) for segment in result.segments]}
@@ -199,20 +201,20 @@ def write(result: Result, path: Path) -> dict[str, Any]:
 
 
 class PeerLoad(Workload):
-    """from_pretrained of the converted folder."""
+    """Loading of the converted folder with `from_pretrained`."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         self.images, self.folder, self.config, self.device = 1, folder, segmenter.config, segmenter.device
 
     def touch(self) -> None:
-        """Nothing: the first load is a warm-up."""
+        """Skip this, because the first load is a warm-up."""
 
     def run(self, stages: Stages) -> None:
         load(self.folder, self.config).to(self.device)
 
 
 class PeerTrain(_Workload):
-    """A training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
+    """Training step: forward, transformers' own loss, backward, clipping, AdamW on all parameters."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
@@ -224,10 +226,10 @@ class PeerTrain(_Workload):
         self.batch = self.make(size=training_size(case, self.model.config))
 
     def _as_ours(self, config: Config) -> None:
-        """The work of our step: losses of all decoder layers, and batch norms that are constants stay so.
+        """Configure the same work as our step: losses of all decoder layers, and frozen batch norms stay constant.
 
         Raises:
-            ConfigError: the preset trains with pilots (MP-Former), which transformers has not.
+            ConfigError: the preset trains with pilots (MP-Former), which transformers does not have.
         """
         if config.model.piloting is not None:
             hint = "Compare a preset without; benchmarks/piloting_overhead.py tells what pilots add."
@@ -268,7 +270,7 @@ WORKLOADS = {
 
 
 def workload(case: Case, segmenter: BaseSegmenter, folder: Path) -> Any:
-    """The peer of one of our workloads.
+    """Return the peer of one of our workloads.
 
     Raises:
         ConfigError: there is none.

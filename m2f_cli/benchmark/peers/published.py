@@ -1,4 +1,4 @@
-"""The peer of our post-processing: the straightforward published order, on the same answers of a network."""
+"""Peer of our post-processing: the published order, on the same outputs of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .published_recipe import RENDER, Rendered, finish
 
 
 class PeerPost(ours.Post):
-    """It starts from mask logits at stride 4: rendering those is the network's work there, and not timed."""
+    """Post-processing in the published order. It starts from mask logits at stride 4, which are not timed."""
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path | None):
         super().__init__(case, segmenter)
@@ -33,10 +33,10 @@ class PeerPost(ours.Post):
 
 
 def workload(case: Case, segmenter: BaseSegmenter, folder: Path | None) -> PeerPost:
-    """The published order; it is post-processing and nothing else.
+    """Return the peer of the workload "post".
 
     Raises:
-        ConfigError: other work was asked for.
+        ConfigError: the case is other work.
     """
     if case.what != "post":
         raise ConfigError(f"--against published goes with --what post, not {case.what}.")

@@ -1,7 +1,6 @@
-"""Post-processing in the published order, written down as it reads (docs/methods/published-behaviour.md#5-1): every
-query is rendered at every size.
+"""Post-processing in the published order (docs/methods/published-behaviour.md#5-1): every query at every size.
 
-Nobody predicts with this: it is what `postprocess` is compared with, in results and in cost.
+It is not for predictions. `postprocess` is compared with it, in results and in cost.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ...structures.categories import Categories
 
 @dataclass
 class Rendered:
-    """Mask logits of one image at stride 4, and the sizes that they go through (as in `MaskLogits`)."""
+    """Mask logits of an image at stride 4, and the sizes that they are resized to (see `MaskLogits`)."""
 
     logits_QHW: Tensor
     padded: Size
@@ -53,7 +52,7 @@ def finish(
     test: TestConfig,
     score_threshold: float = 0.0,
 ) -> Result:
-    """A result by the published rules; the arguments are those of `Segmenter.finish`."""
+    """Return a result by the published rules. The arguments are those of `Segmenter.finish`."""
     if task == "panoptic":
         return panoptic(class_logits_QK, masks, categories, test)
     if task == "instance":
@@ -62,7 +61,7 @@ def finish(
 
 
 def semantic(class_logits_QK: Tensor, masks: Rendered, categories: Categories, test: TestConfig) -> SemanticMap:
-    """Steps 3 and 4: a model for semantic segmentation alone resizes scores, every other one mask logits."""
+    """Return class maps by steps 3 and 4. A model for semantic alone resizes scores, every other one mask logits."""
     alone = test.tasks == ("semantic",)
     logits_QHW = masks.at_input() if alone else masks.at_output()
     probs_QK = class_logits_QK.softmax(-1)[:, :-1]
@@ -75,7 +74,7 @@ def semantic(class_logits_QK: Tensor, masks: Rendered, categories: Categories, t
 
 
 def panoptic(class_logits_QK: Tensor, masks: Rendered, categories: Categories, test: TestConfig) -> PanopticMap:
-    """Step 5."""
+    """Return segments by step 5."""
     logits_QHW = masks.at_output()
     scores_Q, labels_Q = class_logits_QK.softmax(-1).max(-1)
     kept = (labels_Q != class_logits_QK.shape[-1] - 1) & (scores_Q > test.object_threshold)
@@ -106,11 +105,11 @@ def panoptic(class_logits_QK: Tensor, masks: Rendered, categories: Categories, t
 def instances(
     class_logits_QK: Tensor, masks: Rendered, categories: Categories, test: TestConfig, score_threshold: float = 0.0
 ) -> Instances:
-    """Step 6, then run lengths as the evaluator makes them."""
+    """Return objects by step 6, with masks as run lengths of pycocotools."""
     logits_QHW = masks.at_output()
     probs_QK = class_logits_QK.softmax(-1)[:, :-1]
-    probs, places = probs_QK.flatten().topk(min(test.top_k, probs_QK.numel()), sorted=True)
-    labels, queries = places % probs_QK.shape[1], places // probs_QK.shape[1]
+    probs, indices = probs_QK.flatten().topk(min(test.top_k, probs_QK.numel()), sorted=True)
+    labels, queries = indices % probs_QK.shape[1], indices // probs_QK.shape[1]
     if "panoptic" in test.tasks:
         is_thing = torch.tensor([category.isthing for category in categories], device=labels.device)[labels]
         probs, labels, queries = probs[is_thing], labels[is_thing], queries[is_thing]
