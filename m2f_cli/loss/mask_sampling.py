@@ -1,4 +1,4 @@
-"""Where predicted masks are compared with target masks: at random points (Mask2Former) or at all pixels (MaskFormer).
+"""Comparison of predicted masks with target masks: at random points (Mask2Former) or at all pixels (MaskFormer).
 
 Both classes have the same two methods: `for_matching` for all queries with all targets, `of_pairs` for matched pairs.
 Each gives logits and target values; their last dimension is the points or pixels.
@@ -87,7 +87,7 @@ class RandomPoints:
 
 @dataclass(frozen=True)
 class AllPixels:
-    """All pixels (docs/methods/published-behaviour.md#4-3). Padding belongs to no target.
+    """Comparison at all pixels (docs/methods/published-behaviour.md#4-3). Padding belongs to no target.
 
     For matching, targets are resized to stride 4 (nearest). For the loss, predictions are resized to the size of the
     padded batch (bilinear).

@@ -1,4 +1,4 @@
-"""Where queries may attend: masks of masked attention. True means "may attend"."""
+"""Masks of masked attention. True means that a query may attend to a pixel."""
 
 from __future__ import annotations
 

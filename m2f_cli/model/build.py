@@ -1,4 +1,4 @@
-"""From a configuration to a network."""
+"""Networks built from configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs: what the environment asks for, and whether a graph is being made.
+"""Choice of the implementation of an operator, by the environment, the device and whether a graph is being made.
 
 `M2F_OPS=reference` asks for the reference of every operator, `M2F_OPS=linear:blas,attention:sdpa` for single
 implementations. `OPERATORS` lists the names. Each operator also has an older variable of its own, which counts where

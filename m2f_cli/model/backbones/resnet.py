@@ -32,7 +32,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the first with the stride, and a shortcut: the block of ResNet-18 and -34."""
+    """Block of ResNet-18 and -34: two 3x3 convolutions, the first with the stride, and a shortcut."""
 
     recomputable = True
 

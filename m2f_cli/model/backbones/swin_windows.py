@@ -15,7 +15,7 @@ from ...ops.cache import cached_by_shape
 
 
 class Windows(NamedTuple):
-    """How the tokens of a batch of feature maps fall into windows. T = window², W = windows of the whole batch.
+    """Assignment of the tokens of a batch of feature maps to windows. T = window², W = windows of the whole batch.
 
     Attributes:
         source: (W·T,), the token at each position of each window. Tokens are numbered over the batch. If `padded`,

@@ -1,4 +1,4 @@
-"""Which parts of a network take part in mixed precision."""
+"""Parts of a network that take part in mixed precision."""
 
 from __future__ import annotations
 

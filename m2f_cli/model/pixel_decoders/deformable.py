@@ -128,7 +128,7 @@ class DeformableAttention(nn.Module):
     def sample(
         self, query_BNC: Tensor, value_BSAD: Tensor, references: Tensor, shapes: Shapes, residual: Tensor | None = None
     ) -> Tensor:
-        """Do the rest of `forward`, in fp32 up to the last product. Queries are independent of each other."""
+        """Compute the rest of `forward`, in fp32 up to the last product. Queries are independent of each other."""
         with full_precision(query_BNC.device):
             B, N, _ = query_BNC.shape
             heads_levels_points = (self.num_heads, self.num_levels, self.num_points)

@@ -145,7 +145,7 @@ def packed(weight_OI: Tensor, rows: int) -> Tensor:
 def fused_linear(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
-    """`weight_OI` may be `packed`."""
+    """Apply a linear layer. `weight_OI` may be `packed`."""
     dtype = computed_in(x)
     x, weight_OI = x.to(dtype), weight_OI if weight_OI.is_mkldnn else weight_OI.to(dtype)
     bias_O = None if bias_O is None else bias_O.to(dtype)
