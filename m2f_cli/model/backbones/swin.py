@@ -142,7 +142,8 @@ class PatchMerging(nn.Module):
 class PatchEmbed(nn.Module):
     """Embedding of patches: a token per 4x4 pixels, then LayerNorm.
 
-    Images are padded right and bottom to a multiple of 4."""
+    Images are padded right and bottom to a multiple of 4.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
