@@ -7,10 +7,11 @@ default:
 setup:
     pip install -e ".[test]"
 
-# Look at style and layout
+# Check style, layout and types
 check:
     ruff check
     ruff format --check
+    mypy
 
 # Run all tests but the slow ones
 test:
