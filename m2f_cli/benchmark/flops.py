@@ -20,7 +20,7 @@ PARTS = {"backbone": "backbone", "pixel_decoder": "pixel decoder", "decoder": "d
 NOT_COUNTED = (
     "A multiplication and an addition are two. Counted: matrix products, convolutions, attention, and deformable "
     "attention by formula (2 x 4 corners x samples x channels). Not counted: norms, activations, softmax, resizing, "
-    "element-wise work, deformable convolutions, the making of sampling places."
+    "element-wise work, deformable convolutions, the computation of sampling points."
 )
 CORNERS = 4
 

@@ -62,8 +62,8 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     path = PROC / "cpuinfo"
-    found = re.search(r"^model name\s*:(.*)$", path.read_text(), re.MULTILINE) if path.is_file() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:(.*)$", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def load_average() -> float | None:

@@ -236,11 +236,12 @@ def sweep(
             known[key] = _measured(replace(case, preset=preset.name, **_of_table(case)), options, on_round)
             if isinstance(known[key], dict):
                 known[key]["conditions"] = conditions(case)
-        found = known[key]
-        if isinstance(found, dict):
-            found = {**found, "model": {**found["model"], "name": preset.name, "measured_as": found["model"]["name"]}}
-            write(found, out)
-        yield preset.name, found
+        result = known[key]
+        if isinstance(result, dict):
+            model = {**result["model"], "name": preset.name, "measured_as": result["model"]["name"]}
+            result = {**result, "model": model}
+            write(result, out)
+        yield preset.name, result
 
 
 def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios of a few noisy numbers."""
+"""Medians, spreads and ratios of noisy timings."""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ class Host:
         synchronise(self.device)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         others = None if busy is None else max(0.0, (machine.busy_seconds() - busy - cpu) / seconds)
-        found = split(stages.seconds, seconds) if watched else None
-        return TimedRun(seconds, cpu, others, self.energy.since(joules), found)
+        by_stage = split(stages.seconds, seconds) if watched else None
+        return TimedRun(seconds, cpu, others, self.energy.since(joules), by_stage)
 
     def answer(self) -> dict[str, Any]:
         return self.workload.answer()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Task = Literal["panoptic", "instance", "semantic"]
 
-# Bounds are about ten times the usual values, because a file from somebody else must not ask for terabytes or years.
+# Bounds are about ten times the usual values, because the file of a stranger must not ask for terabytes or years.
 LARGEST_SIDE = 65_536  # pixels, of an image that is resized with its aspect kept
 LARGEST_CANVAS = 16_384  # pixels, of a crop or a padded image, whose memory is the square of it
 MOST_CLASSES = 100_000

@@ -145,8 +145,8 @@ def search(
         run = prepare(settings, folder, options, device, listener)
         listener.on_start(run)
         steps = min(STEPS, run.settings.train.iterations)
-        found = find_learning_rate(run.parts, iter(run.loader), steps=steps, on_step=on_step)
+        result = find_learning_rate(run.parts, iter(run.loader), steps=steps, on_step=on_step)
         if distributed.rank() == 0:
-            write_json(folder / FILES[0], {"schema_version": 1, **vars(found)})
-            draw_sweep(found.rates, found.smoothed, found.suggested, folder / FILES[1])
-    return found
+            write_json(folder / FILES[0], {"schema_version": 1, **vars(result)})
+            draw_sweep(result.rates, result.smoothed, result.suggested, folder / FILES[1])
+    return result

@@ -178,7 +178,7 @@ class _Duties:
 
 
 def execute(run: Run, listener: Listener) -> TrainOutcome:
-    """Train from where a run stands to its end, or until somebody asks it to stop."""
+    """Train from the state of a run to its end, or until a signal asks it to stop."""
     began = time.perf_counter()
     loggers = _loggers(run)
     with asked_to_stop() as asked:
@@ -212,7 +212,7 @@ def _loggers(run: Run) -> list[Logger]:
 
 
 def _train(run: Run, duties: _Duties) -> bool:
-    """Run the loop. Whatever ends it, what is done is saved. Returns False if it was asked to stop."""
+    """Run the loop, and save the finished iterations however it ends. Return False if it was asked to stop."""
     asked = duties.asked
     try:
         _forget_old(run)  # a killed run may have left some

@@ -105,10 +105,10 @@ def check_python(minimum: str) -> DoctorFinding:
 
 
 def check_required(requirement: Requirement) -> DoctorFinding:
-    name, found = requirement.name, requirement.installed()
-    if found is None:
+    name, installed = requirement.name, requirement.installed()
+    if installed is None:
         return DoctorFinding("packages", name, "not installed", "problem", f"Run: pip install '{requirement}'")
-    provider, version = found
+    provider, version = installed
     if is_older(version, requirement.minimum):
         value = f"{version}, too old"
         return DoctorFinding("packages", name, value, "problem", f"Run: pip install --upgrade '{requirement}'")
@@ -128,16 +128,17 @@ def check_optional_packages() -> Iterator[DoctorFinding]:
 
 
 def check_optional(requirement: Requirement) -> DoctorFinding:
-    group, found = "optional packages", requirement.installed()
+    group, installed = "optional packages", requirement.installed()
     wanted = f"'{DISTRIBUTION}[{requirement.extra}]'"
-    if found is None:
+    if installed is None:
         return DoctorFinding(
             group, requirement.name, "not installed", "note", f"If you want it, run: pip install {wanted}"
         )
-    if is_older(found[1], requirement.minimum):
-        value, hint = f"{found[1]}, older than {requirement.minimum}", f"If you use it, run: pip install -U {wanted}"
+    version = installed[1]
+    if is_older(version, requirement.minimum):
+        value, hint = f"{version}, older than {requirement.minimum}", f"If you use it, run: pip install -U {wanted}"
         return DoctorFinding(group, requirement.name, value, "note", hint)
-    return DoctorFinding(group, requirement.name, found[1])
+    return DoctorFinding(group, requirement.name, version)
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -269,11 +270,11 @@ def _agreement(impl: str, device: torch.device, expected: list[Tensor], *, is_us
     group, name = "deformable attention", f"{device} {impl}"
     mark = ", used here" if is_used else ""
     try:
-        found = outputs_and_gradients(impl, device)
+        actual = outputs_and_gradients(impl, device)
     except RuntimeError as error:  # an operator that this device does not have, or a GPU that torch has no code for
         hint = "Use another device, or another implementation (M2F_OPS)." if is_used else ""
         return DoctorFinding(group, name, f"fails: {_reason(error)}{mark}", "problem" if is_used else "note", hint)
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    difference = max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))
     value = f"within {difference:.1g} of the reference, values and gradients{mark}"
     if difference <= LARGEST_DIFFERENCE:  # false for NaN
         return DoctorFinding(group, name, value)
@@ -365,15 +366,15 @@ def check_configuration() -> Iterator[DoctorFinding]:
 
 
 def check_plugins() -> Iterator[DoctorFinding]:
-    found = {
+    owners = {
         entry: package.metadata["Name"]
         for package in metadata.distributions()
         for entry in package.entry_points
         if entry.group.startswith("m2f.")
     }
-    for entry, owner in found.items():
+    for entry, owner in owners.items():
         yield _plugin(entry, owner)
-    if not found:
+    if not owners:
         yield DoctorFinding("plug-ins", "of other packages", "none")
 
 
