@@ -59,7 +59,7 @@ def tolerance_for(precision: str) -> Tolerance:
 
 
 def scaled_tolerance(precision: str, logits: float) -> Tolerance:
-    """Return the tolerance of a precision with another limit of logits. Other limits grow with it, but do not shrink."""
+    """Return the tolerance of a precision with another limit of logits. Other limits grow with it or stay."""
     usual = _TOLERANCES[precision]
     factor = max(1.0, logits / usual.logits)
     return Tolerance(logits, min(1.0, usual.moved * factor), min(1.0, usual.pixels * factor))
