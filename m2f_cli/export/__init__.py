@@ -1,1 +1,1 @@
-"""Networks as files for other runtimes: every exporter's file is run and compared before it gets its name."""
+"""Export of networks to files of other runtimes. Each file is run and compared before it gets its name."""

@@ -1,7 +1,7 @@
-"""What an exporter is, and the one way in which all of them run: write, run what was written, compare, rename.
+"""Contract of exporters, and the steps of every export: write the file, run it, compare it, rename it.
 
-An exporter is a class of the group "exporters" of plugins.py (or of another package's entry point "m2f.exporters"),
-made without arguments. It writes and opens; everything else happens here.
+An exporter is a class of the group "exporters" of plugins.py (or of another package's entry point "m2f.exporters"). Its
+constructor has no arguments. An exporter writes and opens files; this module does everything else.
 """
 
 from __future__ import annotations
@@ -35,25 +35,26 @@ from .quantise import measure, open_measured
 from .verify import ExportComparison, Tolerance, check, compare, default_cases, tolerance_for
 
 SCHEMA_VERSION = 1
-_FLAGS = {"extra": "option", "runner": "with-runner"}  # of the command line, where they are called differently
+_FLAGS = {"extra": "option", "runner": "with-runner"}  # names on the command line that differ from the fields
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the file is to be. An exporter refuses what it cannot do (`Exporter.check`), it never ignores it.
+    """Options of an export. An exporter refuses options that it does not support (`Exporter.check`).
 
-    size: (height, width) of the input where it is to be fixed; None: any multiple of 32 (or of the model's divisor).
-    batch: images per run where it is to be fixed; None: any.
-    precision: "fp32", "fp16" or "int8".
-    postprocess: the task whose final maps the file is to give as well.
-    normalise: whether (x - mean) / std goes inside: the input is RGB from 0 to 255 then.
-    opset: of ONNX; None: the exporter's own choice.
-    runner: whether a small program that runs the file stands beside it.
-    images: real ones that the file is compared on, and calibrated with where a format needs that.
-    tolerance: None: that of the precision.
-    measure: a folder of annotated images on which the quality of model and file is measured; measure_limit: on the
-        first so many of them alone.
-    extra: what one format alone knows; plain values.
+    Attributes:
+        size: fixed (height, width) of the input. None: any multiples of 32 (or of the model's divisor).
+        batch: fixed number of images per run. None: any.
+        precision: "fp32", "fp16" or "int8".
+        postprocess: task whose final maps the file returns as well.
+        normalise: put (x - mean) / std into the file; its input is RGB from 0 to 255 then.
+        opset: version of the operators of ONNX. None: the exporter's default.
+        runner: write a small program that runs the file beside it.
+        images: images that the file is compared on, and calibrated with where a format needs that.
+        tolerance: largest differences. None: those of the precision.
+        measure: folder of annotated images on which the quality of model and file is measured.
+        measure_limit: number of these images. None: all.
+        extra: options of one format; plain values.
     """
 
     size: Size | None = None
@@ -71,39 +72,69 @@ class ExportOptions:
 
 
 class Exporter(Protocol):
-    """Writes one format.
+    """Writer of one format.
 
-    suffix: of the file, such as ".onnx"; "" for a format that is a folder.
-    packages: distributions whose versions belong into the record.
+    Attributes:
+        suffix: suffix of the file, such as ".onnx"; "" for a format that is a folder.
+        packages: distributions whose versions are recorded.
     """
 
     suffix: str
     packages: Sequence[str]
 
     def check(self, model: Segmenter, options: ExportOptions) -> None:
-        """Raise what speaks against it before anything is made: ConfigError for options that the format does not
-        have, MissingDependency for an extra that is not installed, ExportError for a network that it cannot take."""
+        """Refuse an export that is not possible, before anything is written.
+
+        Raises:
+            ConfigError: the format does not support an option.
+            MissingDependency: an extra is not installed.
+            ExportError: the format cannot express the network.
+        """
 
     def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
-        """Write to `path`, which is in a folder of its own under the final name: other files (external data, a runner)
-        may be put beside it and travel along. Raise ExportError where the network cannot be written."""
+        """Write the file.
+
+        Args:
+            model: the model, in fp32 on the CPU.
+            path: the final name of the file in a temporary folder. Other files (external data, a runner) beside it are
+                moved together with it.
+            options: options of the export.
+
+        Raises:
+            ExportError: the network cannot be written.
+        """
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
-        """What was written, ready to run: `engines.load(path, device="cpu")` where an engine runs it."""
+        """Open the written file on the CPU: `engines.load(path, device="cpu")` where an engine runs it."""
 
 
 @dataclass(frozen=True)
 class ExportStep:
-    """Progress: what happens now."""
+    """Progress of an export.
+
+    Attributes:
+        message: the current step.
+    """
 
     message: str
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What came of an export: the file, and how it compares with the model. `to_dict` is the tree of export.json.
+    """Outcome of an export. `to_dict` returns the content of export.json.
 
-    quality: what `quantise.measure` says, where it was asked for.
+    Attributes:
+        path: the file or folder.
+        format: name of the format.
+        model: origin of the model.
+        options: options of the export.
+        comparisons: differences from the model on every input.
+        tolerance: largest differences that were allowed.
+        bytes: size of all files together.
+        weight_bytes: size of the parameters and buffers of the network.
+        seconds: duration of the export.
+        versions: version of each package.
+        quality: figures of `quantise.measure`; None where they were not asked for.
     """
 
     path: Path
@@ -139,7 +170,7 @@ class ExportReport:
 
 
 def worst(comparisons: Sequence[ExportComparison]) -> dict[str, float]:
-    """The largest of each figure over all inputs."""
+    """Return the largest value of each figure over all inputs."""
     figures = [each.figures() for each in comparisons]
     names = {name for each in figures for name in each}
     return {name: max(each[name] for each in figures if name in each) for name in sorted(names)}
@@ -156,21 +187,25 @@ def export(
     trust_code: bool = False,
     **fields: Any,
 ) -> ExportReport:
-    """Write a model in a format, compare what was written with the model, and only then give it its name.
+    """Write a model in a format, compare the file with the model, and only then give it its final name.
 
-    Beside it comes export.json: differences on every input, tolerance, sizes, versions.
+    A record export.json is written too, with differences on every input, tolerance, sizes and versions.
 
     Args:
-        path: the file, or the folder of a format that is one. Its suffix is that of the format.
+        model: the model to export.
+        path: the file, with the suffix of the format; or the folder, for a format that is a folder.
         format: a name of the group "exporters", or with `trust_code` "module:object".
+        options: options of the export.
         overwrite: replace the file, or the files of an earlier export of this format to this folder; others stay.
-        fields: of `ExportOptions`, over `options`: `size=(512, 512)`, `postprocess="panoptic"`.
+        on_step: called at the beginning of each step.
+        trust_code: allow `format` to be "module:object".
+        fields: fields of `ExportOptions` that replace those of `options`, such as `size=(512, 512)`.
 
     Raises:
-        ConfigError: there is something already that is no such export, or was not to be replaced; another process is
-            at work there; or the format cannot do what the options say.
+        ConfigError: `path` exists and is no such export or is not to be replaced, another process writes there, or
+            the format does not support an option.
         MissingDependency: the format needs an extra.
-        ExportError: it cannot be written, or differs from the model more than the tolerance; nothing is left behind.
+        ExportError: the file cannot be written, or differs from the model by more than the tolerance. No file is left.
     """
     started, path, options = time.perf_counter(), Path(path), replace(options or ExportOptions(), **fields)
     tell = on_step or (lambda step: None)
@@ -212,7 +247,7 @@ def export(
 
 
 def description_of(model: Segmenter, options: ExportOptions, **extra: Any) -> Description:
-    """What a file made with these options says of itself; see `inference.engines`."""
+    """Return the description of a file with these options; see `inference.engines`."""
     return described(
         model,
         size=options.size,
@@ -225,9 +260,15 @@ def description_of(model: Segmenter, options: ExportOptions, **extra: Any) -> De
 
 
 def refuse_options(format: str, options: ExportOptions, *names: str) -> None:
-    """
+    """Refuse options that a format does not have.
+
+    Args:
+        format: name of the format.
+        options: options of the export.
+        names: fields of `options` that the format does not have.
+
     Raises:
-        ConfigError: one of the named options is set, and `format` has no such thing.
+        ConfigError: one of these fields is set.
     """
     unset = ExportOptions()
     for name in names:
@@ -238,12 +279,12 @@ def refuse_options(format: str, options: ExportOptions, *names: str) -> None:
 
 
 def weight_bytes(model: Segmenter) -> int:
-    """Parameters and buffers, as the network holds them."""
+    """Return the size in bytes of the parameters and buffers of a network."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.model.state_dict().values())
 
 
 def _in_fp32(model: Segmenter) -> Segmenter:
-    """Return the same model in fp32 on the CPU, which files are written from and compared with."""
+    """Return the same model in fp32 on the CPU. Files are written from it and compared with it."""
     if model.model is None or (model.precision == "fp32" and model.device.type == "cpu"):
         return model
     network = model.model if model.device.type == "cpu" else copy.deepcopy(model.model)
@@ -255,9 +296,11 @@ def _in_fp32(model: Segmenter) -> Segmenter:
 
 
 def _measured(model: Segmenter, options: ExportOptions) -> EvalData | None:
-    """
+    """Open the annotated images of `options.measure`.
+
     Raises:
-        DataError, ConfigError: `options.measure` has no annotated images for this model.
+        DataError: the folder does not exist or cannot be read.
+        ConfigError: the data set has other classes.
     """
     if options.measure is None:
         return None
@@ -289,9 +332,10 @@ def _check_request(
 
 
 def _check_folder(path: Path, format: str, overwrite: bool) -> None:
-    """
+    """Refuse a folder that an export may not write to.
+
     Raises:
-        ConfigError: the folder holds something, and is no export of this format or not to be replaced.
+        ConfigError: the folder is not empty, and is no export of this format or is not to be replaced.
     """
     if all(is_lock(each) for each in path.iterdir()):
         return
@@ -305,9 +349,10 @@ def _check_folder(path: Path, format: str, overwrite: bool) -> None:
 
 
 def _check_file(path: Path, overwrite: bool) -> None:
-    """
+    """Refuse a path that an export may not write to.
+
     Raises:
-        ConfigError: a folder is where the file is to be, or something that is not to be replaced.
+        ConfigError: the path is a folder, or a file that is not to be replaced.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, and the export writes a file there.", hint="Choose another --out.")
@@ -316,7 +361,7 @@ def _check_file(path: Path, overwrite: bool) -> None:
 
 
 def _format_in(record: Path) -> str | None:
-    """The format that an export.json is about; None for what is none."""
+    """Return the format in an export.json; None where the file is missing or no such record."""
     if not record.is_file():
         return None
     try:
@@ -328,9 +373,10 @@ def _format_in(record: Path) -> str | None:
 
 
 def check_size(model: Segmenter, options: ExportOptions) -> None:
-    """
+    """Refuse a fixed size or batch that the network cannot have.
+
     Raises:
-        ConfigError: a fixed size that is no multiple of what the network needs, or a batch below 1.
+        ConfigError: the size is no multiple of the network's divisor, or the batch is below 1.
     """
     multiple = described(model).multiple
     if options.size is not None and any(edge < 1 or edge % multiple for edge in options.size):
@@ -345,10 +391,11 @@ def check_size(model: Segmenter, options: ExportOptions) -> None:
 
 @contextmanager
 def _staging(path: Path, overwrite: bool) -> Iterator[Path]:
-    """`path` in a hidden folder beside it; what is in that folder at the end moves to where `path` is.
+    """Yield the path of the file in a hidden folder beside `path`. At the end, the content of that folder is moved.
 
     Raises:
-        ConfigError: another process is at work there. ExportError: it cannot be written: no space, no permission.
+        ConfigError: another process writes there.
+        ExportError: the files cannot be written, for example without space or permission.
     """
     with ExitStack() as stack:
         try:
@@ -371,12 +418,13 @@ def _moved_from(folder: Path, path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _move(folder: Path, path: Path, overwrite: bool) -> None:
-    """Put what was written where it belongs. Whatever else lies there stays.
+    """Move the written files to their final names. Other files there stay.
 
-    Companions come first: when the file itself is there, all of it is. Of a folder, the record comes last.
+    The files beside the main file are moved first, so that the main file is never without them. Of a folder, the record
+    is moved last.
 
     Raises:
-        ConfigError: something else lies where a companion is to be. Nothing has been moved then.
+        ConfigError: another file has the name of a file beside the main file. Nothing has been moved then.
     """
     part = folder / path.name
     inside = {part: path}
@@ -396,7 +444,7 @@ def _is_same(first: Path, second: Path) -> bool:
 
 
 def _record_of(part: Path, exporter: Exporter) -> Path:
-    """export.json: beside a file, inside a folder."""
+    """Return the path of export.json: beside a file, inside a folder."""
     return part.parent / RECORD if exporter.suffix else part / RECORD
 
 
@@ -405,10 +453,10 @@ def _size_of(folder: Path) -> int:
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {"m2f": __version__, "python": platform.python_version()}
+    versions = {"m2f": __version__, "python": platform.python_version()}
     for package in ("torch", *packages):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

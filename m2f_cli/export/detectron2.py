@@ -1,10 +1,10 @@
-"""Files of the papers' model zoo: weights under detectron2's names, which the papers' own code loads strictly.
+"""Export of weights under detectron2's names, which the papers' own code loads strictly.
 
-`.pth` is the container of detectron2's trainings, `.pkl` that of its zoo (docs/methods/published-behaviour.md#7-1),
-here with tensors, which it may hold as well as numpy arrays: arrays that numpy 2 pickled do not open where numpy is
-old, as it is there. Both carry the version numbers that the papers' heads look for: without them, loading there would
-insert the level `pixel_decoder.` a second time (docs/methods/published-behaviour.md#7-3; Mask2Former issues 95, 110,
-129).
+`.pth` is the container of detectron2's trainings, and `.pkl` that of its model zoo
+(docs/methods/published-behaviour.md#7-1). Here `.pkl` has tensors instead of NumPy arrays, because the papers' code
+uses an old NumPy, which does not open arrays that NumPy 2 pickled. Both have the version numbers that the papers' heads
+check. Without them, loading would insert the level `pixel_decoder.` a second time
+(docs/methods/published-behaviour.md#7-3; Mask2Former issues 95, 110, 129).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BIAS_TABLE, _INDEX = "relative_position_bias_table", "relative_position_index"
 
 
 class Detectron2:
-    """`.pth`, as detectron2 writes it."""
+    """Exporter of `.pth` files, as detectron2 writes them."""
 
     suffix = ".pth"
     packages = ()
@@ -47,7 +47,7 @@ class Detectron2:
         torch.save({"model": to_tensors(model)}, path)
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
-        """Our network with the file's weights, read through the same door as anybody's."""
+        """Open the weights of the file in a network of m2f, by the same code that reads other files."""
         shapes = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
         state = to_ours(DETECTRON2, containers.read(path).tensors, shapes)
         network = copy.deepcopy(model.model)
@@ -56,22 +56,23 @@ class Detectron2:
 
 
 class Detectron2Pickle(Detectron2):
-    """`.pkl`, as the model zoo has it."""
+    """Exporter of `.pkl` files, as in the model zoo."""
 
     suffix = ".pkl"
 
     def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
         tree = {"model": to_tensors(model), "__author__": f"m2f, from {model.source}"}
         with path.open("wb") as file:
-            pickle.dump(tree, file, protocol=4)  # before that, bytes were stored as text: half as large again
+            pickle.dump(tree, file, protocol=4)  # earlier protocols store bytes as text, in larger files
 
 
 def to_tensors(model: Segmenter) -> OrderedDict[str, Tensor]:
-    """The weights under detectron2's names, what its modules hold besides (the index of relative positions, the class
-    weights of the loss), and the versions of its heads.
+    """Return the weights under detectron2's names, and the versions of its heads as metadata.
+
+    The buffers of its modules are added: the index of relative positions and the class weights of the loss.
 
     Raises:
-        ExportError: the papers' code has no such network, such as one with a backbone of timm.
+        ExportError: the papers' code has no such network, for example with a backbone of timm.
     """
     try:
         tensors = to_theirs(DETECTRON2, model.model.state_dict())
@@ -82,9 +83,9 @@ def to_tensors(model: Segmenter) -> OrderedDict[str, Tensor]:
         tensors[name.replace(_BIAS_TABLE, _INDEX)] = relative_index(window, torch.device("cpu")).view(window**2, -1)
     if not model.config.model.decoder.name.startswith("per_pixel"):
         tensors["criterion.empty_weight"] = _class_weights(model)
-    found = OrderedDict((name, tensor.detach().cpu().contiguous().clone()) for name, tensor in tensors.items())
-    found._metadata = OrderedDict(_VERSIONS)
-    return found
+    state = OrderedDict((name, tensor.detach().cpu().contiguous().clone()) for name, tensor in tensors.items())
+    state._metadata = OrderedDict(_VERSIONS)
+    return state
 
 
 def _class_weights(model: Segmenter) -> Tensor:

@@ -1,8 +1,8 @@
-"""What goes into an exported file: the network, optionally normalisation before it and post-processing behind it.
+"""Graph of an exported file: the network, optionally with normalisation before and post-processing after it.
 
-Inputs and outputs, by name; B images, Q queries, K classes + 1, H x W the size of the network's input:
+Inputs and outputs by name, with B images, Q queries, K classes + 1, and H x W as the size of the network's input:
 
-    images         (B, 3, H, W) float32, RGB: normalised, or 0 to 255 where normalisation is inside
+    images         (B, 3, H, W) float32, RGB: normalised, or 0 to 255 where the graph normalises
     class_logits   (B, Q, K), the last class is "no object"
     mask_logits    (B, Q, H/4, W/4)
 
@@ -12,11 +12,11 @@ data-dependent shapes), at H x W:
     panoptic       panoptic_map (B, H, W) int32: segment ids from 1 on, 0 is void. Row i of the others is segment i + 1:
                    segment_ids (B, Q) int32, 0 where there is no such segment; segment_labels (B, Q) int32, -1 there;
                    segment_scores (B, Q) float32; segment_areas (B, Q) int32
-    instance       instance_masks (B, N, H, W) bool, best first, N = top_k; instance_labels (B, N) int32, -1 for what is
-                   no object (stuff, for a model that also does panoptic); instance_scores (B, N) float32
+    instance       instance_masks (B, N, H, W) bool, best first, N = top_k; instance_labels (B, N) int32, -1 where there
+                   is no object (stuff, for a model that also does panoptic); instance_scores (B, N) float32
     semantic       semantic_map (B, H, W) int32: class numbers
 
-The thresholds are those of the model's configuration. The whole input counts as the image: cut padding off the maps.
+The thresholds are those of the model's configuration. The whole input counts as the image, so crop padding off maps.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ OUTPUTS: dict[Task, tuple[str, ...]] = {
     "instance": ("instance_masks", "instance_labels", "instance_scores"),
     "semantic": ("semantic_map",),
 }
-LARGEST = 8192  # pixels of an edge, of a file that takes any size
-MOST = 512  # images of a batch, of a file that takes any
-BEYOND = 2  # cells by which the coarsest map is larger than a window when a file for any size is traced
+LARGEST = 8192  # pixels of an edge, for a file that takes any size
+MOST = 512  # images of a batch, for a file that takes any number
+BEYOND = 2  # cells by which the coarsest map exceeds a window in the trace of a file for any size
 
 
 def output_names(options: ExportOptions) -> list[str]:
-    """The outputs of `network`, in order."""
+    """Return the names of the outputs of `network`, in order."""
     return [CLASS_LOGITS, MASK_LOGITS, *(OUTPUTS[options.postprocess] if options.postprocess else ())]
 
 
 def network(model: Segmenter, options: ExportOptions) -> nn.Module:
-    """`images` to a tuple of outputs, as this file's beginning says."""
+    """Return a module from `images` to a tuple of outputs, which the docstring of this module describes."""
     test = model.config.test
     things = [category.isthing for category in model.categories]
     behind = {
@@ -70,7 +70,13 @@ def network(model: Segmenter, options: ExportOptions) -> nn.Module:
 
 
 class Exported(nn.Module):
-    """See `network`. mean_std: where normalisation is inside."""
+    """Network with normalisation and post-processing; see `network`.
+
+    Args:
+        model: the network.
+        post: module from class logits and full-size mask logits to more outputs, if any.
+        mean_std: mean and deviation, where the module normalises.
+    """
 
     def __init__(self, model: nn.Module, post: nn.Module | None, mean_std: tuple | None):
         super().__init__()
@@ -94,7 +100,7 @@ class Exported(nn.Module):
 
 
 class Panoptic(nn.Module):
-    """`postprocess.panoptic` for a whole batch: all queries stay, and those that do not count own nothing."""
+    """Post-processing as in `postprocess.panoptic` for a batch. Dropped queries keep their rows and own no pixel."""
 
     def __init__(self, things: list[bool], object_threshold: float, overlap_threshold: float, only_sure_pixels: bool):
         super().__init__()
@@ -123,8 +129,10 @@ class Panoptic(nn.Module):
         return ids_BHW.int(), *_table(ids_BQ, is_first_BQ, labels_BQ, scores_BQ, shown)
 
     def _number(self, valid_BQ: Tensor, labels_BQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment ids of the queries (0: none), in query order; and which query each segment began with. Stuff of one
-        class is one segment."""
+        """Return the segment id of each query (0: none), and True for the first query of each segment.
+
+        All stuff of one class is one segment.
+        """
         joins_BQ = valid_BQ & ~self.is_thing_K[labels_BQ]
         same_BQQ = joins_BQ[:, :, None] & joins_BQ[:, None] & (labels_BQ[:, :, None] == labels_BQ[:, None])
         queries_Q = torch.arange(valid_BQ.shape[1], device=valid_BQ.device)
@@ -141,7 +149,7 @@ def _count(mask_BQHW: Tensor) -> Tensor:
 def _table(
     ids_BQ: Tensor, is_first_BQ: Tensor, labels_BQ: Tensor, scores_BQ: Tensor, shown_BQ: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ids, labels, scores and areas of segments 1 to Q, from those of the queries."""
+    """Return ids, labels, scores and areas of segments 1 to Q from those of the queries."""
     slots_Q = torch.arange(1, ids_BQ.shape[1] + 1, device=ids_BQ.device)
     members_BSQ = ids_BQ[:, None] == slots_Q[:, None]
     firsts_BSQ = (members_BSQ & is_first_BQ[:, None]).float()
@@ -151,7 +159,7 @@ def _table(
 
 
 class Instance(nn.Module):
-    """`postprocess.instances` for a whole batch, without a score threshold."""
+    """Post-processing as in `postprocess.instances` for a batch, without a score threshold."""
 
     def __init__(self, counts_K: list[bool], top_k: int):
         super().__init__()
@@ -162,8 +170,8 @@ class Instance(nn.Module):
         probs_BQK = class_logits_BQK.softmax(-1)[:, :, :-1]
         num_classes = probs_BQK.shape[2]
         count = min(self.top_k, probs_BQK.shape[1] * num_classes)
-        probs_BN, places_BN = probs_BQK.flatten(1).topk(count, sorted=True)
-        labels_BN, queries_BN = places_BN % num_classes, places_BN // num_classes
+        probs_BN, pairs_BN = probs_BQK.flatten(1).topk(count, sorted=True)
+        labels_BN, queries_BN = pairs_BN % num_classes, pairs_BN // num_classes
         inside_BQHW = logits_BQHW > 0
         quality_BQ = (logits_BQHW.sigmoid() * inside_BQHW).sum((2, 3)) / (_count(inside_BQHW) + 1e-6)
         counts_BN = self.counts_K[labels_BN]
@@ -176,7 +184,7 @@ class Instance(nn.Module):
 
 
 class Semantic(nn.Module):
-    """`postprocess.semantic` for a whole batch."""
+    """Post-processing as in `postprocess.semantic` for a batch."""
 
     def __init__(self, of_logits: bool):
         super().__init__()
@@ -192,8 +200,11 @@ class Semantic(nn.Module):
 
 
 def example(model: Segmenter, options: ExportOptions) -> Tensor:
-    """An input of the right shape. Where the shape is free it is one that no special case of the network takes: the
-    coarsest map has several windows (of Swin) in both directions, none of them whole."""
+    """Return an input of the right shape for the trace.
+
+    A free shape avoids special cases of the network: the coarsest map has several windows (of Swin) in both directions,
+    and needs padding to whole windows.
+    """
     multiple = described(model).multiple
     window = model.config.model.backbone.options.get("window_size", 2)
     size = options.size or ((window + BEYOND) * multiple, (2 * window + BEYOND) * multiple)
@@ -203,7 +214,7 @@ def example(model: Segmenter, options: ExportOptions) -> Tensor:
 
 
 def dynamic_shapes(model: Segmenter, options: ExportOptions) -> dict[str, dict] | None:
-    """What of the input's shape is free, as torch.export wants it."""
+    """Return the free dimensions of the input in the form of torch.export; None where all are fixed."""
     free: dict[int, object] = {}
     if options.batch is None:
         free[0] = torch.export.Dim("batch", min=1, max=MOST)
@@ -215,13 +226,13 @@ def dynamic_shapes(model: Segmenter, options: ExportOptions) -> dict[str, dict] 
 
 
 def exported_program(model: Segmenter, options: ExportOptions) -> torch.export.ExportedProgram:
-    """`network` as a graph, in operators that every compiler knows: attention is matrix products and a softmax.
+    """Trace `network` to a graph of common operators, with attention as matrix products and a softmax.
 
     Raises:
         ExportError: the network cannot be traced.
     """
     whole = network(model, options)
-    if not hasattr(torch.compiler, "is_exporting"):  # torch 2.6: its translator to ONNX fails on batch norms
+    if not hasattr(torch.compiler, "is_exporting"):  # torch 2.6, whose translation to ONNX fails on batch norms
         whole = fused(whole)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -229,7 +240,7 @@ def exported_program(model: Segmenter, options: ExportOptions) -> torch.export.E
                 whole, (example(model, options),), dynamic_shapes=dynamic_shapes(model, options), strict=False
             )
             return program.run_decompositions(decompositions())
-    except Exception as error:  # the tracer raises whatever a part of the network raises, in types of its own
+    except Exception as error:  # the tracer raises errors of many types, also those of parts of the network
         raise ExportError(
             f"The network of {model.source} cannot be traced: {_first_line(error)}",
             hint="A fixed --size H W and --batch N ask least of it; a backbone of timm may not be traceable at all.",
@@ -237,7 +248,7 @@ def exported_program(model: Segmenter, options: ExportOptions) -> torch.export.E
 
 
 def fused(network: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation, with its batch norms inside the convolutions before them."""
+    """Return a copy of a network in evaluation mode, with batch norms fused into the convolutions before them."""
     network = copy.deepcopy(network)
     for layer in [module for module in network.modules() if isinstance(module, ConvNorm)]:
         conv, norm = layer.conv, layer.norm
@@ -250,8 +261,11 @@ def fused(network: nn.Module) -> nn.Module:
 
 
 def decompositions() -> dict:
-    """Attention and a few others in simpler terms. What stays whole (norms, resizing, convolutions) has an operator in
-    every format. Attention must go first: its fused kernel lays out memory in a way that simpler terms do not."""
+    """Return decompositions of attention and some other operators into simpler ones.
+
+    Norms, resizing and convolutions stay whole, because every format has operators for them. Attention must be first:
+    the memory layout of its fused kernel differs from that of the simpler operators.
+    """
     everything = torch.export.default_decompositions()
     aten = torch.ops.aten
     wanted = (
@@ -270,7 +284,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def deployed(model: Segmenter) -> Iterator[Segmenter]:
-    """The model on the CPU while it is exported, and where it was afterwards."""
+    """Move the model to the CPU for the block, and back at its end."""
     device = model.device
     model.model.to("cpu")
     model.device = torch.device("cpu")

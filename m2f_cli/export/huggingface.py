@@ -1,4 +1,4 @@
-"""A folder for Hugging Face transformers: `from_pretrained` loads it; README.md in it is a model card."""
+"""Export of a folder that `from_pretrained` of Hugging Face transformers loads, with a model card (README.md)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PAPERS = {
     "maskformer": ("MaskFormer", "https://arxiv.org/abs/2107.06278"),
     "mpformer": ("MP-Former", "https://arxiv.org/abs/2303.07336"),
 }
-_SPDX = {"cc-by-nc-4.0", "apache-2.0", "mit", "bsd-3-clause"}  # the hub spells these as SPDX does, in lower case
+_SPDX = {"cc-by-nc-4.0", "apache-2.0", "mit", "bsd-3-clause"}  # names of the hub, which are those of SPDX in lower case
 _CLASSES_SHOWN = 200
 
 
 class HuggingFace:
-    """Weights, configuration, processor and model card; transformers itself is asked whether it agrees."""
+    """Exporter of weights, configuration, processor and model card. transformers itself loads them as a check."""
 
     suffix = ""
     packages = ("transformers", "safetensors")
@@ -47,9 +47,10 @@ class HuggingFace:
         (path / "README.md").write_text(model_card(model), encoding="utf-8")
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
-        """
+        """Open the folder with transformers.
+
         Raises:
-            ExportError: transformers misses something in the folder, or does not know what to do with something.
+            ExportError: transformers reports missing or unexpected weights.
         """
         network, report = getattr(_transformers(), _class_of(model.config)).from_pretrained(
             path, output_loading_info=True, local_files_only=True
@@ -61,14 +62,14 @@ class HuggingFace:
 
 
 class _TransformersSegmenter(Segmenter):
-    """A network of transformers in place of ours."""
+    """Segmenter with a network of transformers."""
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        answer = self.model(images_BCHW)
-        masks_BQHW = answer.masks_queries_logits
+        output = self.model(images_BCHW)
+        masks_BQHW = output.masks_queries_logits
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q.
         each = torch.eye(masks_BQHW.shape[1], device=masks_BQHW.device).expand(len(masks_BQHW), -1, -1)
-        return answer.class_queries_logits, each, masks_BQHW
+        return output.class_queries_logits, each, masks_BQHW
 
 
 def _transformers() -> Any:
@@ -88,24 +89,24 @@ def _class_of(config: Config) -> str:
 
 
 def is_released(segmenter: Segmenter) -> bool:
-    """Whether the weights are those that the preset of the configuration was published with, and not a training of
-    somebody's: published figures and licences are of these alone."""
+    """Return True for the released weights of the preset. Published figures and licences apply to no others."""
     source, config = segmenter.source, segmenter.config
     if source.startswith(f"{config.name} ("):
         return True
     file_name = Path(source).name
-    places = [(str(each.hub), str(each.url).rpartition("/")[2]) for each in config.weights]
+    addresses = [(str(each.hub), str(each.url).rpartition("/")[2]) for each in config.weights]
     return any(
         source == hub or (each.hash_prefix is not None and file_name == file)
-        for each, (hub, file) in zip(config.weights, places, strict=True)
+        for each, (hub, file) in zip(config.weights, addresses, strict=True)
     )
 
 
 def model_card(segmenter: Segmenter, figures: Sequence[str] = ()) -> str:
-    """The text of README.md: what the hub reads between the lines of dashes, then what people read.
+    """Return the text of README.md, with metadata for the hub between lines of dashes at its beginning.
 
     Args:
-        figures: lines about measured quality; the published figures are added where the weights are released ones.
+        segmenter: the model.
+        figures: lines about measured quality. Published figures are added if the weights are the released ones.
     """
     config, released = segmenter.config, is_released(segmenter)
     method, paper = _PAPERS[config.model.method]

@@ -1,10 +1,10 @@
-"""ONNX: `torch.onnx.export` (dynamo) of the graph that `graph.py` describes, slimmed, with a description inside.
+"""Export to ONNX: `torch.onnx.export` (dynamo) of the graph of `graph.py`, with a description in the file.
 
-fp16: the backbone and the decoder compute in half precision; the pixel decoder, whose sampling places need more digits,
-mask products and post-processing stay fp32, as under the published mixed precision. Inputs and outputs are of type
-fp32; what they hold was rounded to half precision.
+fp16: the backbone and the decoder compute in half precision. The pixel decoder, whose sampling locations need more
+digits, mask products and post-processing stay in fp32, as in the published mixed precision. Inputs and outputs are of
+type fp32; their values are rounded to half precision.
 
-int8: linear layers alone, for processors; see `quantise.py`.
+int8: linear layers alone, for CPUs; see `quantise.py`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from .base import ExportOptions, description_of, refuse_options
 from .quantise import quantise_onnx
 from .safetensors import refuse_precision
 
-OPSET = 18  # LayerNormalization came with 17; TensorRT and onnxruntime know all of 18 for years
+OPSET = 18  # LayerNormalization needs 17; TensorRT and onnxruntime have supported 18 for years
 NEWEST = 23
 PRECISIONS = ("fp32", "fp16", "int8")
-IN_HALF = ("model.backbone", "model.decoder")  # of graph.Exported: what computes in half precision
+IN_HALF = ("model.backbone", "model.decoder")  # parts of graph.Exported that compute in half precision
 LARGE = 2_000_000_000  # bytes; protobuf ends at 2 GiB, so larger weights go into a file of their own
-FOLDED = 4096  # numbers: larger constants (positions, windows) stay formulas, or the file would be full of them
+FOLDED = 4096  # numbers: larger constants (positions, windows) stay formulas, because they would fill the file
 RUNNER = "run_onnx.py"
 _FUTURE = "from __future__ import annotations\n"
-_READER = "from m2f_cli.structures.rgb import "  # how the line begins in whose place the code stands
+_READER = "from m2f_cli.structures.rgb import "  # beginning of the line that the code replaces
 
-# What a compiler would not take, or not take rightly: TensorRT fuses GridSample around deformable attention into wrong
-# numbers; sorting more than 3840 numbers, shapes that depend on values and strings it does not have.
+# Operators that a compiler refuses or computes wrongly. TensorRT fuses GridSample around deformable attention to wrong
+# numbers. It does not have shapes that depend on values, strings, and sorting of more than 3840 numbers.
 AVOIDED = (
     "GridSample",
     "NonZero",
@@ -63,11 +63,11 @@ AVOIDED = (
 )
 
 
-TAKES_ANY_SIZE = hasattr(torch.compiler, "is_exporting")  # torch 2.7; 2.6 wants concrete numbers in resizes
+TAKES_ANY_SIZE = hasattr(torch.compiler, "is_exporting")  # torch 2.7; 2.6 needs concrete numbers in resizes
 
 
 class OnnxExporter:
-    """See `base.Exporter`."""
+    """Exporter of ONNX files."""
 
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
@@ -110,7 +110,7 @@ class OnnxExporter:
 
 
 def runner_source() -> str:
-    """Return a program that runs an exported file without m2f: it holds the code by which m2f reads images."""
+    """Return a program that runs an exported file without m2f. It contains the code by which m2f reads images."""
     template = Path(__file__).with_name("runner_template.py").read_text(encoding="utf-8")
     sources = [inspect.getsource(module).partition(_FUTURE)[2].strip("\n") for module in (tiff, rgb)]
     code = "\n\n\n".join(re.sub(r"^from \.tiff import .*\n\n", "", source, flags=re.MULTILINE) for source in sources)
@@ -122,7 +122,7 @@ def runner_source() -> str:
 
 
 def _save_quantised(proto: Any, path: Path) -> None:
-    """By way of a file in full precision: the quantiser reads and writes files."""
+    """Write an int8 file from a temporary one in full precision, because the quantiser reads and writes files."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         whole = Path(folder) / path.name
         save_proto(proto, whole)
@@ -155,7 +155,7 @@ def _translated(program: torch.export.ExportedProgram, model: Segmenter, options
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks of exporter and quantiser (which speaks through the root logger) on their optimisations."""
+    """Silence remarks of exporter and quantiser, which uses the root logger, on their optimisations."""
     loggers = [logging.getLogger(name) for name in (None, "onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     try:
@@ -170,7 +170,7 @@ def _quiet() -> Iterator[None]:
 
 
 def operators(proto: Any) -> set[str]:
-    """The operators of a model and of its functions."""
+    """Return the names of the operators of a model and of its functions."""
     return {node.op_type for node in _nodes(proto)}
 
 
@@ -181,24 +181,24 @@ def _nodes(proto: Any) -> Iterable[Any]:
 
 
 def _halved(proto: Any) -> Any:
-    """Half precision in the parts of IN_HALF."""
+    """Convert the parts of IN_HALF to half precision."""
     import onnx_ir
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     in_full = [node.name for node in proto.graph.node if not _scopes(node) & set(IN_HALF)]
     blocked = [*DEFAULT_OP_BLOCK_LIST, "Sin", "Cos", "Range", "LayerNormalization"]
     halved = convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, node_block_list=in_full)
-    nodes = {node.output[0]: node for node in halved.graph.node}  # it makes some casts twice, under one name
+    nodes = {node.output[0]: node for node in halved.graph.node}  # the converter adds some casts twice, under one name
     ordered = list(nodes.values())
     del halved.graph.node[:]
     halved.graph.node.extend(ordered)
-    unsorted = onnx_ir.serde.deserialize_model(halved)  # and they stand at the end
+    unsorted = onnx_ir.serde.deserialize_model(halved)  # the casts are at the end
     unsorted.graph.sort()
     return onnx_ir.serde.serialize_model(unsorted)
 
 
 def _scopes(node: Any) -> set[str]:
-    """The modules that a node comes from, outermost first in the file: {"", "model", "model.backbone", …}."""
+    """Return the modules that a node is from: {"", "model", "model.backbone", …}."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             return {name.strip(" '\"") for name in entry.value.strip("[]").split(",")}
@@ -206,7 +206,7 @@ def _scopes(node: Any) -> set[str]:
 
 
 def _slim(proto: Any) -> None:
-    """Drop what the exporter tells of its sources: file names, stack traces, shapes in between."""
+    """Remove file names, stack traces and shapes of intermediate values, which the exporter adds."""
     for node in _nodes(proto):
         del node.metadata_props[:]
         node.doc_string = ""
@@ -217,7 +217,7 @@ def _slim(proto: Any) -> None:
 
 
 def _describe(proto: Any, model: Segmenter, described: engines.Description) -> None:
-    """The description, and what people look for under plain names."""
+    """Add the description, and the most used settings under plain names."""
     import json
 
     config = model.config

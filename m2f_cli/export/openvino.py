@@ -1,7 +1,7 @@
-"""A folder for OpenVINO, model.xml and model.bin: Intel's processors, graphics and NPUs.
+"""Export of a folder for OpenVINO (model.xml, model.bin), for Intel's CPUs, GPUs and NPUs.
 
-fp16 halves the weights; on a CPU they are fp32 again when the network runs. int8 goes through nncf: weights and
-activations are quantised after the ranges that calibration images show, with the settings for transformers.
+fp16 halves the size of the weights; on a CPU they are fp32 again when the network runs. int8 is done by nncf: weights
+and activations are quantised by their ranges on calibration images, with the settings for transformers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .base import ExportOptions, description_of, refuse_options
 from .onnx import OnnxExporter
 from .safetensors import refuse_precision
 
-CALIBRATION_IMAGES = 300  # nncf's own default: more images no longer move the ranges
+CALIBRATION_IMAGES = 300  # the default of nncf
 _PURPOSE = "Exporting for OpenVINO"
 
 
 class OpenVino:
-    """See the beginning of this file."""
+    """Exporter of folders for OpenVINO."""
 
     suffix = ""
     packages = ("openvino", "nncf")
@@ -65,11 +65,12 @@ class OpenVino:
 
 
 def convert(model: Segmenter, options: ExportOptions) -> Any:
-    """The network as an OpenVINO model, by way of ONNX: OpenVINO's own reader of PyTorch programs does not know sizes
-    that are free. Names and shapes of inputs and outputs are those of `graph`.
+    """Convert the network to an OpenVINO model, with the names and shapes of inputs and outputs of `graph`.
+
+    The conversion goes through ONNX, because OpenVINO's own reader of PyTorch programs does not support free sizes.
 
     Raises:
-        ExportError: it cannot be traced or converted.
+        ExportError: the network cannot be traced or converted.
     """
     openvino = require("openvino", _PURPOSE)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -77,7 +78,7 @@ def convert(model: Segmenter, options: ExportOptions) -> Any:
         OnnxExporter().write(model, path, _as_onnx(options))
         try:
             return openvino.Core().read_model(path)
-        except Exception as error:  # what its frontend raises are errors of many kinds, none of a common one
+        except Exception as error:  # the errors of its frontend have no common base class
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ExportError(f"OpenVINO cannot convert the network of {model.source}: {reason[:300]}") from error
 
@@ -90,7 +91,7 @@ def _quantised(converted: Any, model: Segmenter, options: ExportOptions) -> Any:
     nncf = require("nncf", "int8 for OpenVINO")
     images = list(options.images)[:CALIBRATION_IMAGES]
     dataset = nncf.Dataset(images, network_input(model, options))
-    with contextlib.redirect_stdout(sys.stderr):  # its bars of progress; stdout is for results
+    with contextlib.redirect_stdout(sys.stderr):  # nncf prints progress bars; stdout is for results
         return nncf.quantize(
             converted,
             dataset,
@@ -101,7 +102,7 @@ def _quantised(converted: Any, model: Segmenter, options: ExportOptions) -> Any:
 
 
 def network_input(model: Segmenter, options: ExportOptions) -> Callable[[Path], np.ndarray]:
-    """Makes of an image's file what an exported file with these options would be given: (batch, 3, H, W)."""
+    """Return a function from an image file to the input (batch, 3, H, W) of an exported file with these options."""
     recorder = _Recorder(description_of(model, options))
     feeder = engines.EngineSegmenter(recorder)
 
@@ -113,7 +114,7 @@ def network_input(model: Segmenter, options: ExportOptions) -> Callable[[Path], 
 
 
 class _Recorder:
-    """An engine that remembers its input and answers nothing."""
+    """Engine that records its input and returns no outputs."""
 
     device = torch.device("cpu")
 

@@ -1,8 +1,7 @@
-"""int8 for processors: ONNX whose linear layers are quantised when they run, and what any export costs in quality.
+"""Dynamic int8 quantisation of ONNX files for CPUs, and measurement of the quality of any export.
 
-Dynamic quantisation needs no images: weights are stored as int8, activations get the range that they have at that
-moment. It shrinks the file to less than a third where linear layers are most of it (Swin), and leaves convolutions
-(ResNet) as they are.
+Dynamic quantisation needs no images. Weights are stored as int8, and activations are quantised by their range in each
+run. It reduces files of mostly linear layers (Swin) most; convolutions (ResNet) are unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def quantise_onnx(source: Path, target: Path) -> None:
     """Quantise the linear layers of an ONNX file, each row (output channel) with a scale of its own.
 
     Raises:
-        ExportError: onnxruntime cannot.
+        ExportError: onnxruntime fails.
     """
     quantisation = _quantisation()
     try:
@@ -40,13 +39,16 @@ def quantise_onnx(source: Path, target: Path) -> None:
 
 
 def open_measured(model: Segmenter, folder: Path, split: str = "val") -> EvalData:
-    """The annotated images that the quality of a model and of its file are compared on.
+    """Open the annotated images for the comparison of a model with its file.
 
     Args:
-        folder: of a data set, as `m2f eval --data` takes it.
+        model: the model.
+        folder: folder of a data set, as for `m2f eval --data`.
+        split: split of the data set.
 
     Raises:
-        DataError, ConfigError: the data set cannot be read, or has other classes.
+        DataError: the data set cannot be read.
+        ConfigError: the data set has other classes.
     """
     return open_for(model.config, model.categories, folder, split, [model.default_task])
 
@@ -59,21 +61,26 @@ def measure(
     limit: int | None = None,
     on_start: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """What an export costs: figures of the model and of the file on the same annotated images, in percent.
+    """Evaluate the model and the file on the same annotated images.
 
     Args:
-        data: from `open_measured`.
-        limit: only so many images.
-        on_start: is told when either begins.
+        model: the model.
+        exported: the file.
+        data: annotated images, from `open_measured`.
+        limit: number of images. None: all.
+        on_start: called with a message when the evaluation of either begins.
+
+    Returns:
+        Figures of the model and of the file, and their differences, in percent.
     """
     task, records = model.default_task, data.records[:limit]
-    found = {}
+    figures = {}
     for name, each in (("model", model), ("exported", exported)):
         on_start(f"Measuring the {name.replace('exported', 'file')} on {len(records)} images")
-        found[name] = evaluate(each, records, default_metrics(task, model.categories)).figures
-    difference = {name: found["exported"][name] - value for name, value in found["model"].items()}
+        figures[name] = evaluate(each, records, default_metrics(task, model.categories)).figures
+    difference = {name: figures["exported"][name] - value for name, value in figures["model"].items()}
     about = {"task": task, "data": data.name, "folder": str(data.folder), "split": data.split, "pictures": len(records)}
-    return without_nan({**about, **found, "difference": difference})
+    return without_nan({**about, **figures, "difference": difference})
 
 
 def _quantisation() -> Any:

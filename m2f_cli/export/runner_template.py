@@ -1,13 +1,13 @@
-"""Run an ONNX file of m2f on an image: numpy, onnxruntime and Pillow, nothing else.
+"""Run an ONNX file of m2f on an image, with numpy, onnxruntime and Pillow alone.
 
     python run_onnx.py photo.jpg                            writes photo-segments.png and photo-segments.json
     python run_onnx.py photo.jpg --model model.onnx --out result.png
 
-A model for panoptic segmentation gives a map as COCO has it: the id of a segment is R + 256 G + 65536 B,
-0 is no segment; the json lists the segments. A model for instance segmentation alone gives the same of its objects, the
-surest in front. A model for semantic segmentation alone gives class ids. Images are read as m2f reads them; TIFFs of
-16-bit or float colours need opencv-python as well. Images are resized by Pillow. Copy this file, change it, ship it: it
-is under the Apache licence 2.0.
+A model for panoptic segmentation writes a map in the form of COCO: the id of a segment is R + 256 G + 65536 B, and 0 is
+no segment. The JSON file lists the segments. A model for instance segmentation alone writes the same for its objects;
+where they overlap, the one with the highest score is visible. A model for semantic segmentation alone writes class ids.
+Images are read as by m2f; TIFFs of 16-bit or float colours also need opencv-python. Images are resized by Pillow. This
+file is under the Apache licence 2.0: copy, change and distribute it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from PIL import Image
 
 from m2f_cli.structures.rgb import identify, image_to_rgb, tiff_to_rgb  # `m2f export` puts the code itself here
 
-LEAST_SCORE = 0.5  # of an object, of a model for instance segmentation alone
-LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # ids that are stored as JPEG are others afterwards
+LEAST_SCORE = 0.5  # of an object of a model for instance segmentation alone
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # JPEG would change ids
 
 
 def input_size(height, width, about):
-    """The size at which the network sees an image, and that of its input, which is padded on the right and below."""
+    """Return the resized size of an image, and the size of the network's input, padded at the right and bottom."""
     resize = about["config"]["test"]["resize"]
     if "fixed" in resize:
         new = tuple(resize["fixed"])
@@ -45,12 +45,12 @@ def input_size(height, width, about):
 
 
 def network_input(image, valid, padded, about):
-    """(1, 3, H, W) float32: normalised, with zeros where there is no image."""
+    """Return the input (batch, 3, H, W), float32: normalised, with zeros in the padding."""
     mean, std = (np.array(about["config"]["input"][key], np.float32) for key in ("mean", "std"))
     pixels = np.asarray(image.resize(valid[::-1], Image.Resampling.BILINEAR), np.float32)
     canvas = np.zeros((*padded, 3), np.float32)
     canvas[: valid[0], : valid[1]] = (pixels - mean) / std
-    if about["normalised"]:  # inside: it wants 0 to 255
+    if about["normalised"]:  # inside the file, whose input is 0 to 255
         canvas = canvas * std + mean
     batch = np.zeros((about["batch"] or 1, 3, *padded), np.float32)
     batch[0] = canvas.transpose(2, 0, 1)
@@ -58,13 +58,13 @@ def network_input(image, valid, padded, about):
 
 
 def resize(map_hw, size):
-    """Bilinear between half-pixel centres, as the published models resize their masks."""
+    """Resize a map bilinearly with half-pixel centres, as published models resize masks."""
     for axis, (old, new) in enumerate(zip(map_hw.shape, size, strict=True)):
         if old == new:
             continue
-        place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, None)
-        low = np.minimum(place.astype(int), old - 1)
-        weight = (place - low).astype(np.float32)
+        centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, None)
+        low = np.minimum(centre.astype(int), old - 1)
+        weight = (centre - low).astype(np.float32)
         weight = weight[:, None] if axis == 0 else weight
         low_part, high_part = (map_hw.take(i, axis) for i in (low, np.minimum(low + 1, old - 1)))
         map_hw = low_part + (high_part - low_part) * weight
@@ -81,7 +81,7 @@ def softmax(x):
 
 
 def panoptic(class_logits, mask_at, size, about):
-    """Segment ids (H, W) and the segments, by the published rule."""
+    """Return segment ids (H, W) and the segments, by the published rule."""
     test, categories = about["config"]["test"], about["categories"]
     probs = softmax(class_logits)
     labels, scores = probs.argmax(-1), probs.max(-1)
@@ -120,18 +120,18 @@ def panoptic(class_logits, mask_at, size, about):
 
 
 def instance(class_logits, mask_at, size, about):
-    """Object ids (H, W) and the objects, by the published rule; where they overlap, the surest is seen."""
+    """Return object ids (H, W) and the objects, by the published rule. The highest score is visible in overlaps."""
     probs = softmax(class_logits)[:, :-1]
-    best, found = np.argsort(-probs, axis=None, kind="stable")[: about["config"]["test"]["top_k"]], []
-    for place in best[probs.ravel()[best] >= LEAST_SCORE]:  # its mask can only lower the score
-        query, label = divmod(int(place), probs.shape[1])
+    best, objects = np.argsort(-probs, axis=None, kind="stable")[: about["config"]["test"]["top_k"]], []
+    for pair in best[probs.ravel()[best] >= LEAST_SCORE]:  # its mask can only lower the score
+        query, label = divmod(int(pair), probs.shape[1])
         mask = mask_at(query)
         inside = mask > 0
         score = float(probs[query, label] * (sigmoid(mask) * inside).sum() / (inside.sum() + 1e-6))
         if score >= LEAST_SCORE:
-            found.append((score, label, inside))
+            objects.append((score, label, inside))
     ids, segments = np.zeros(size, np.int32), []
-    for number, (score, label, inside) in reversed(list(enumerate(sorted(found, key=lambda each: -each[0]), 1))):
+    for number, (score, label, inside) in reversed(list(enumerate(sorted(objects, key=lambda each: -each[0]), 1))):
         ids[inside] = number
         category = about["categories"][label]
         segments.insert(
@@ -149,7 +149,7 @@ def instance(class_logits, mask_at, size, about):
 
 
 def semantic(class_logits, mask_at, size, about):
-    """Category ids (H, W)."""
+    """Return category ids (H, W)."""
     of_logits = about["config"]["test"].get("semantic_scores") == "logits"
     probs = softmax(class_logits)[:, :-1]
     scores = np.zeros((probs.shape[1], *size), np.float32)
@@ -160,7 +160,7 @@ def semantic(class_logits, mask_at, size, about):
 
 
 def opened(model):
-    """The file, ready to run, and what it says of itself."""
+    """Open the file and return its session and its description."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     try:
@@ -174,7 +174,7 @@ def opened(model):
 
 
 def read(path):
-    """The image as m2f reads it: upright, transparency over white, of 16 bits the high byte."""
+    """Read an image as m2f does: upright, transparency over white, the high byte of 16-bit values."""
     try:
         with path.open("rb") as file:
             image, tiff = identify(file)
@@ -186,7 +186,7 @@ def read(path):
             return Image.fromarray(tiff_to_rgb(file.read(), tiff))
     except ModuleNotFoundError as error:
         raise SystemExit(f"{path} is a TIFF that only OpenCV reads: pip install opencv-python") from error
-    except Exception as error:  # Pillow raises whatever it comes upon in a damaged file
+    except Exception as error:  # Pillow raises errors of many kinds on damaged files
         raise SystemExit(f"{path} cannot be read: {error}") from error
 
 
@@ -225,7 +225,7 @@ if __name__ == "__main__":
     if out.suffix.lower() not in LOSSLESS:
         parser.error(f"--out should end in {', '.join(LOSSLESS)}: other files lose values")
     try:
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have the letters of a file's name
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters of a file's name
         sys.stdout.write(run(beside[0], given.image, out) + "\n")
     except OSError as error:
         parser.error(str(error))

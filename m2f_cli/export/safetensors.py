@@ -1,4 +1,4 @@
-"""A checkpoint of ours: one file with weights, configuration and classes, in fp32 or at half its size in fp16."""
+"""Export of a checkpoint of m2f: one file with weights, configuration and classes, in fp32 or fp16."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..inference.load_network import load_model
 from ..inference.segmenter import Segmenter
 from .base import ExportOptions, refuse_options
 
-NOT_FOR_WEIGHTS = ("size", "batch", "postprocess", "normalise", "opset", "runner", "extra")  # what only a graph has
+NOT_FOR_WEIGHTS = ("size", "batch", "postprocess", "normalise", "opset", "runner", "extra")  # options of graphs alone
 
 
 class Safetensors:
-    """fp16 halves the file, not the network: weights are fp32 again when it is loaded."""
+    """Exporter of safetensors files. fp16 halves the file; the weights are fp32 again when it is loaded."""
 
     suffix = ".safetensors"
     packages = ("safetensors",)
@@ -38,9 +38,10 @@ class Safetensors:
 
 
 def refuse_precision(format: str, options: ExportOptions, *known: str) -> None:
-    """
+    """Refuse a number format that is not among the known ones of a format.
+
     Raises:
-        ConfigError: the format has no such number format.
+        ConfigError: the precision is unknown to the format.
     """
     if options.precision not in known:
         raise ConfigError(
@@ -51,10 +52,10 @@ def refuse_precision(format: str, options: ExportOptions, *known: str) -> None:
 def _half(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    found = tensor.to(torch.float16)
-    if not found.isfinite().all():
+    half = tensor.to(torch.float16)
+    if not half.isfinite().all():
         raise ExportError(
             f"{name!r} has values up to {tensor.abs().max().item():.3g}, more than fp16 can hold.",
             hint="Export it in fp32.",
         )
-    return found
+    return half

@@ -1,7 +1,7 @@
-"""`.pt2`: the network as PyTorch's own exported program, or compiled ahead of time by AOTInductor.
+"""Export to `.pt2`: PyTorch's own exported program, or a library that AOTInductor compiled ahead of time.
 
-A program runs wherever PyTorch does, on any device. A compiled file is a library for this kind of machine: faster, and
-tied to its processor, device and version of PyTorch; making it takes a C++ compiler and minutes.
+A program runs on any device of PyTorch. A compiled library is faster, and runs only with the same kind of CPU, device
+and version of PyTorch. Its compilation takes a C++ compiler and minutes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from . import graph
 from .base import ExportOptions, description_of, refuse_options
 from .safetensors import refuse_precision
 
-COMPILE = "compile"  # in `Options.extra`: whether AOTInductor compiles the program
+COMPILE = "compile"  # key of `ExportOptions.extra`: True for a library of AOTInductor
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
 class TorchExport:
-    """`torch.export`; with the extra option `compile`, AOTInductor."""
+    """Exporter by `torch.export`, or by AOTInductor with the extra option `compile`."""
 
     suffix = ".pt2"
     packages = ()
@@ -57,7 +57,7 @@ class TorchExport:
             _add_entry(path, described.to_json())
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the format may change: `TorchEngine` says it if so
+            warnings.simplefilter("ignore", UserWarning)  # about changes of the format, which `TorchEngine` reports
             torch.export.save(_slim(program), path, extra_files={engines.KEY: described.to_json()})
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
@@ -65,8 +65,7 @@ class TorchExport:
 
 
 def _slim(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Without the example input, which may be as large as some weights, and without where on this machine each
-    operation comes from."""
+    """Remove the example input, which may be as large as some weights, and the stack traces of operations."""
     program.example_inputs = None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
@@ -80,7 +79,7 @@ def _compiler() -> str | None:
 def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    except Exception as error:  # the compiler behind it raises errors of many kinds, of its own and of g++
+    except Exception as error:  # the compiler raises errors of many kinds, also those of g++
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
             f"AOTInductor cannot compile the network: {reason.strip()[:300]}",
@@ -89,7 +88,7 @@ def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def _add_entry(path: Path, text: str) -> None:
-    """The description, where `torch.export.save` puts extra files."""
+    """Add the description in the folder of extra files of `torch.export.save`."""
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
         root = archive.namelist()[0].partition("/")[0]
         archive.writestr(f"{root}/extra/{engines.KEY}", text)

@@ -1,8 +1,8 @@
-"""Is an exported file still the model? Both see the same images; logits and final maps are compared.
+"""Comparison of an exported file with its model: logits and final maps on the same images.
 
-Masks are thresholded inside the network (docs/methods/published-behaviour.md#3-5): a logit within rounding of zero may
-open or close one cell of an attention mask and move one query, in any two correct implementations. So a small share of
-queries may differ by more than rounding, and the final maps are compared too.
+Masks are thresholded inside the network (docs/methods/published-behaviour.md#3-5). A logit within rounding of zero may
+open or close one cell of an attention mask and change one query, in any two correct implementations. So a small share
+of queries may differ by more than rounding, and the final maps are compared too.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from ..results.types import Instances, PanopticMap, Result
 from ..structures import Task
 from ..structures.images import read_image
 
-LARGEST_EDGE = 480  # of a comparison's short edge: larger images say no more and take minutes
+LARGEST_EDGE = 480  # pixels of the short edge of compared images: larger ones take long and show no more
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much an export may differ.
+    """Largest differences of an export from its model.
 
-    logits: largest difference, as a share of the range (largest minus smallest) of the model's own.
-    moved: share of queries that may differ more than that.
-    pixels: share of pixels that may differ in the final maps.
+    Attributes:
+        logits: largest difference of logits, as a share of the range (largest minus smallest) of the model's logits.
+        moved: share of queries that may differ by more than that, 0 to 1.
+        pixels: share of pixels that may differ in the final maps, 0 to 1.
     """
 
     logits: float
@@ -53,12 +54,12 @@ _TOLERANCES = {
 
 
 def tolerance_for(precision: str) -> Tolerance:
-    """What an export of this precision may differ by when nobody says otherwise."""
+    """Return the default tolerance of a precision."""
     return _TOLERANCES[precision]
 
 
 def scaled_tolerance(precision: str, logits: float) -> Tolerance:
-    """That of a precision, with another limit for logits; the others grow with it and do not shrink."""
+    """Return the tolerance of a precision with another limit of logits. Other limits grow with it or stay."""
     usual = _TOLERANCES[precision]
     factor = max(1.0, logits / usual.logits)
     return Tolerance(logits, min(1.0, usual.moved * factor), min(1.0, usual.pixels * factor))
@@ -66,7 +67,12 @@ def scaled_tolerance(precision: str, logits: float) -> Tolerance:
 
 @dataclass(frozen=True)
 class VerifyBatch:
-    """A batch of images that both see. kind: "picture" (the user's), "scene" (generated) or "random" (noise)."""
+    """Batch of images that the model and the file are compared on.
+
+    Attributes:
+        kind: "picture" (image of the user), "scene" (generated) or "random" (noise).
+        batch: images of one size.
+    """
 
     kind: str
     batch: list[Prepared]
@@ -78,15 +84,21 @@ class VerifyBatch:
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """Of two tensors of logits: largest and mean absolute difference, and the range of the model's own."""
+    """Difference of two tensors of logits.
+
+    Attributes:
+        largest: largest absolute difference.
+        mean: mean absolute difference.
+        range: largest minus smallest logit of the model.
+    """
 
     largest: float
     mean: float
     range: float
 
     @classmethod
-    def of(cls, expected: Tensor, found: Tensor) -> LogitDifference:
-        delta = (expected - found).abs()
+    def of(cls, expected: Tensor, actual: Tensor) -> LogitDifference:
+        delta = (expected - actual).abs()
         return cls(delta.max().item(), delta.mean().item(), (expected.max() - expected.min()).item())
 
     def to_dict(self) -> dict[str, float]:
@@ -96,11 +108,17 @@ class LogitDifference:
 
 @dataclass(frozen=True)
 class ExportComparison:
-    """One case.
+    """Differences on one batch of images.
 
-    moved: share of the queries whose class or mask logits differ by more than the tolerance.
-    maps: task → share of differing pixels after the same post-processing.
-    inside: the same for the post-processing inside the file, where it has one.
+    Attributes:
+        kind: kind of the images, as in `VerifyBatch`.
+        size: (height, width) of the images.
+        batch: number of images.
+        class_logits: difference of class logits.
+        mask_logits: difference of mask logits.
+        moved: share of the queries whose class or mask logits differ by more than the tolerance.
+        maps: task → share of differing pixels after the same post-processing.
+        inside: task → share of differing pixels after the post-processing in the file, where it has one.
     """
 
     kind: str
@@ -113,12 +131,12 @@ class ExportComparison:
     inside: dict[Task, float]
 
     def figures(self) -> dict[str, float]:
-        """All figures by a flat name, such as "mask_logits.largest" or "maps.panoptic"."""
+        """Return all figures by flat names, such as "mask_logits.largest" or "maps.panoptic"."""
         logits = {"class_logits": self.class_logits.to_dict(), "mask_logits": self.mask_logits.to_dict()}
-        found = {f"{kind}.{name}": value for kind, each in logits.items() for name, value in each.items()}
-        found |= {f"maps.{task}": share for task, share in self.maps.items()}
-        found |= {f"inside.{task}": share for task, share in self.inside.items()}
-        return {**found, "moved": self.moved}
+        figures = {f"{kind}.{name}": value for kind, each in logits.items() for name, value in each.items()}
+        figures |= {f"maps.{task}": share for task, share in self.maps.items()}
+        figures |= {f"inside.{task}": share for task, share in self.inside.items()}
+        return {**figures, "moved": self.moved}
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "size": list(self.size), "batch": self.batch, **self.figures()}
@@ -130,27 +148,32 @@ class ExportComparison:
 def default_cases(
     model: Segmenter, exported: Segmenter, images: Sequence[Path] = (), seed: int = 0
 ) -> list[VerifyBatch]:
-    """Noise, and real images (generated scenes where there are none), in sizes and batches that the file takes:
-    three of each kind at least.
+    """Return batches of noise, and of images or generated scenes, in sizes and numbers that the file takes.
 
-    All are of exactly the size of a network input, so that no padding makes a difference of its own.
+    There are three batches of each kind. All have the size of a network input, so that padding causes no differences.
+
+    Args:
+        model: the model.
+        exported: the file.
+        images: images of the user; generated scenes where there are none.
+        seed: seed of noise and scenes.
     """
     described = exported.description if isinstance(exported, EngineSegmenter) else None
     sizes = _sizes(model, exported.divisor)
     if described is not None and described.size:
         sizes = [described.size] * len(sizes)
-    fixed = described.batch if described is not None else None
+    fixed_batch = described.batch if described is not None else None
     rng = np.random.default_rng(seed)
-    found: list[VerifyBatch] = []
+    cases: list[VerifyBatch] = []
     for i, size in enumerate(sizes):
-        count = fixed or 1 + i % 2
+        count = fixed_batch or 1 + i % 2
         real = [
             _image(model, size, images[(i + j) % len(images)]) if images else scene(seed + i + j, *size).image_HW3
             for j in range(count)
         ]
-        found.append(VerifyBatch("picture" if images else "scene", [prepared_as_is(each) for each in real]))
-        found.append(VerifyBatch("random", [prepared_as_is(_noise(rng, size)) for _ in range(count)]))
-    return found
+        cases.append(VerifyBatch("picture" if images else "scene", [prepared_as_is(each) for each in real]))
+        cases.append(VerifyBatch("random", [prepared_as_is(_noise(rng, size)) for _ in range(count)]))
+    return cases
 
 
 def _sizes(model: Segmenter, multiple: int) -> list[Size]:
@@ -169,7 +192,7 @@ def _image(model: Segmenter, size: Size, path: Path) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: Size) -> np.ndarray:
-    """Patches of random colours under noise: noise alone has no regions for queries to find."""
+    """Return patches of random colours under noise, because noise alone has no regions."""
     patches = cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
     return (patches + rng.normal(0, 30, patches.shape)).clip(0, 255).astype(np.uint8)
 
@@ -188,20 +211,20 @@ def compare(
     tolerance: Tolerance,
     on_case: Callable[[str], None] | None = None,
 ) -> list[ExportComparison]:
-    """Run both on every case. `exported` is anything with the methods of a `Segmenter`."""
-    found = []
+    """Run the model and the file on every case and return their differences."""
+    comparisons = []
     for case in cases:
         if on_case is not None:
             on_case(f"Comparing: {case.kind}, {len(case.batch)} x {case.size[0]} x {case.size[1]}")
-        found.append(compare_case(model, exported, case, tolerance))
-    return found
+        comparisons.append(compare_case(model, exported, case, tolerance))
+    return comparisons
 
 
 def compare_case(model: Segmenter, exported: Segmenter, case: VerifyBatch, tolerance: Tolerance) -> ExportComparison:
-    expected, found = model.infer(case.batch), exported.infer(case.batch)
-    classes = [torch.stack([raw.class_logits_QK.cpu() for raw in raws]) for raws in (expected, found)]
-    masks = [torch.stack([stride4(raw.masks).cpu() for raw in raws]) for raws in (expected, found)]
-    by_task = {task: _differing_maps(model, exported, expected, found, task) for task in model.tasks}
+    expected, actual = model.infer(case.batch), exported.infer(case.batch)
+    classes = [torch.stack([raw.class_logits_QK.cpu() for raw in raws]) for raws in (expected, actual)]
+    masks = [torch.stack([stride4(raw.masks).cpu() for raw in raws]) for raws in (expected, actual)]
+    by_task = {task: _differing_maps(model, exported, expected, actual, task) for task in model.tasks}
     return ExportComparison(
         case.kind,
         case.size,
@@ -215,21 +238,21 @@ def compare_case(model: Segmenter, exported: Segmenter, case: VerifyBatch, toler
 
 
 def stride4(masks: MaskLogits) -> Tensor:
-    """(Q, H/4, W/4): mask logits as the network gives them."""
+    """Return mask logits (Q, H/4, W/4), as the network computes them."""
     return masks.coarse(torch.arange(len(masks.embeds_QC), device=masks.device)).logits_QHW
 
 
 def _moved(classes: Sequence[Tensor], masks: Sequence[Tensor], tolerance: float) -> float:
     far = torch.zeros(classes[0].shape[:2], dtype=torch.bool)
-    for expected, found in (classes, [each.flatten(2) for each in masks]):
-        far |= (expected - found).abs().amax(-1) > tolerance * (expected.max() - expected.min())
+    for expected, actual in (classes, [each.flatten(2) for each in masks]):
+        far |= (expected - actual).abs().amax(-1) > tolerance * (expected.max() - expected.min())
     return far.float().mean().item()
 
 
 def _differing_maps(
-    model: Segmenter, exported: Segmenter, expected: Sequence[RawOutput], found: Sequence[RawOutput], task: Task
+    model: Segmenter, exported: Segmenter, expected: Sequence[RawOutput], actual: Sequence[RawOutput], task: Task
 ) -> float:
-    pairs = zip(expected, found, strict=True)
+    pairs = zip(expected, actual, strict=True)
     shares = [differing(model.finish(a, task), exported.finish(b, task)) for a, b in pairs]
     return sum(shares) / len(shares)
 
@@ -246,7 +269,7 @@ def _inside(
 
 
 def shown(result: Result) -> Result:
-    """Instances that people look at, as `Segmenter.finish` chooses them by default; other results as they are."""
+    """Return instances above the default score threshold of `Segmenter.finish`, and other results unchanged."""
     from ..inference.segmenter import DEFAULT_SCORE_THRESHOLD
 
     if not isinstance(result, Instances):
@@ -257,13 +280,12 @@ def shown(result: Result) -> Result:
     )
 
 
-def differing(expected: Result, found: Result) -> float:
-    """The share of pixels that have another class, or belong to another region, in one result than in the other.
+def differing(expected: Result, actual: Result) -> float:
+    """Return the share of pixels whose class or region differs between two results.
 
-    Regions are matched by their overlap: what they are called does not matter. Of instances, each pixel counts for the
-    best one there.
+    Regions are matched by their overlap, not by their ids. A pixel of several instances counts for the best one.
     """
-    (labels_a, ids_a), (labels_b, ids_b) = painted(expected), painted(found)
+    (labels_a, ids_a), (labels_b, ids_b) = painted(expected), painted(actual)
     pairs, counts = np.unique(np.stack([ids_a.ravel(), ids_b.ravel()]), axis=1, return_counts=True)
     agreed, taken_a, taken_b = 0, set(), set()
     for place in np.argsort(-counts, kind="stable"):
@@ -276,7 +298,7 @@ def differing(expected: Result, found: Result) -> float:
 
 
 def painted(result: Result) -> tuple[dict[int, int], np.ndarray]:
-    """Region → class, and the region of each pixel (H, W); region 0 is nothing, of class -1."""
+    """Return a map from region to class, and the region of each pixel (H, W); region 0 means none, of class -1."""
     if isinstance(result, PanopticMap):
         return {0: -1, **{segment.id: segment.label for segment in result.segments}}, result.ids_HW
     if isinstance(result, Instances):
@@ -294,9 +316,10 @@ def _worst_first(result: Instances) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check(comparisons: Sequence[ExportComparison], tolerance: Tolerance, name: str) -> None:
-    """
+    """Refuse a file that differs from its model by more than the tolerance.
+
     Raises:
-        ExportError: a figure is out of tolerance (or not a number); the message has it.
+        ExportError: a figure is out of tolerance, or not a number. The message has the figure.
     """
     for each in comparisons:
         shares = {f"of the pixels of the {task} map": share for task, share in {**each.maps, **each.inside}.items()}

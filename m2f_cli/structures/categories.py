@@ -1,7 +1,7 @@
 """Class tables: the names of a data set's classes, their colours, and which of them are countable.
 
-The shipped tables are YAML files in `classes/`, one class a line; a user's own table is a file of the same form, where
-only `name` is needed: `id` is then the position, `isthing` true, and the colour one of `default_color`.
+The shipped tables are YAML files in `classes/`, with one class a line. A table of a user has the same form. It needs
+`name` alone: by default `id` is the position, `isthing` is true, and the colour is that of `default_color`.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def whole_number(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    """Return a truth value that is given as 0 or 1, false or true, or one of these as text.
+    """Return a boolean that is given as 0 or 1, false or true, or one of these as text.
 
     Raises:
         ValueError: the value is none of these.

@@ -118,8 +118,9 @@ class Description:
 class Engine(Protocol):
     """Runtime of one exported file. A plug-in of the group "engines" is a class `Engine(path, device)`.
 
-    The constructor raises WeightsError for a file that is damaged or not of m2f (`not_ours`), MissingDependency where
-    its runtime is not installed, and ConfigError for a device that the runtime does not have ("auto" is the best one).
+    The constructor raises WeightsError for a file that is damaged or not of m2f (`not_ours`). It raises
+    MissingDependency where its runtime is not installed, and ConfigError for a device that the runtime does not have.
+    The device "auto" is the best one.
 
     Attributes:
         description: the description in the file.

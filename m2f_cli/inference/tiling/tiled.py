@@ -36,8 +36,8 @@ def tiled(segmenter: BaseSegmenter, tile: int, overlap: float = 0.25) -> Tiled:
     the union of its pieces, and a piece that a neighbour shows better is dropped; `top_k` counts per window. The score
     of a joined thing is the mean over its pieces, weighted by area.
 
-    A large image goes through the network in `finish`, under a lock, because the data to keep of each window depends
-    on the task. `finish_all` runs the network once per window for several tasks.
+    A large image goes through the network in `finish`, under a lock. The data to keep of each window depends on the
+    task, which `infer` does not know. `finish_all` runs the network once per window for several tasks.
 
     Args:
         segmenter: the segmenter to wrap.
