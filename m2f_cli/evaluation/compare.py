@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import plugins
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, M2FError
 from ..metrics import Metric
+from ..runtime import documents
 from ..structures.categories import Categories, Category
 from . import journal
 from .bootstrap import RunStates, State, images_of
@@ -270,9 +270,9 @@ def _categories(folder: Path, header: dict[str, Any]) -> Categories:
     results = folder / "results.json"
     try:
         if "categories" not in tree and results.is_file():
-            tree = json.loads(results.read_text(encoding="utf-8"))
+            tree = documents.read_json(results)
         return tuple(Category.from_dict(each) for each in tree["categories"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (M2FError, KeyError, TypeError) as error:
         raise DataError(f"{folder} does not say what its classes are.", hint="Evaluate again.") from error
 
 

@@ -161,9 +161,13 @@ class Category:
         return {"id": self.id, "name": self.name, "isthing": self.isthing, "color": list(self.color)}
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Category:
-        red, green, blue = map(int, record["color"])
-        return cls(int(record["id"]), str(record["name"]), bool(record["isthing"]), (red, green, blue))
+    def from_dict(cls, record: Any) -> Category:
+        """Read what `to_dict` gave, out of a file that may be anybody's.
+
+        Raises:
+            ConfigError: a value is missing or wrong.
+        """
+        return cls(**dict(schemas.read_as(schemas.StoredClass, record, "a class", error=ConfigError, hint=None)))
 
 
 Categories: TypeAlias = tuple[Category, ...]

@@ -172,6 +172,12 @@ def _trimmed(value: Any) -> str:
     raise ValueError("text without spaces around it")
 
 
+def _any_text(value: Any) -> str:
+    if isinstance(value, str) and is_whole(value):
+        return value
+    raise ValueError("text")
+
+
 WholeNumber = Annotated[int | None, PlainValidator(whole_number)]
 WholeFrom0 = Annotated[int | None, PlainValidator(_whole_from_0)]
 Flag = Annotated[bool, PlainValidator(flag)]
@@ -187,6 +193,7 @@ Side = Annotated[int | None, PlainValidator(_side)]
 SegmentId = Annotated[int, PlainValidator(_segment_id)]
 Color = Annotated[tuple[int, int, int] | None, PlainValidator(color)]
 ColorOrNone = Annotated[tuple[int, ...], PlainValidator(_color_or_none)]
+AnyText = Annotated[str, PlainValidator(_any_text)]
 Trimmed = Annotated[str, PlainValidator(_trimmed)]
 
 
@@ -261,6 +268,15 @@ class TableClass(BaseModel, extra="forbid"):
     name: Trimmed
     isthing: Flag = True
     color: Color = None
+
+
+class StoredClass(BaseModel):
+    """A class in the header of a checkpoint, of an exported file or of a journal."""
+
+    id: WholeNumber
+    name: AnyText
+    isthing: Flag
+    color: Color
 
 
 class YoloDataset(BaseModel):

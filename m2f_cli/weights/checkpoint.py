@@ -162,7 +162,7 @@ def from_container(container: Container, source: str, *, trust_code: bool) -> Ch
         resolved = config.parse(header["config"], source)
         categories = tuple(Category.from_dict(record) for record in header["categories"])
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, ConfigError) as error:
-        raise WeightsError(f"The header of {source} is damaged: {error}.") from error
+        raise WeightsError(f"The header of {source} is damaged: {str(error).rstrip('.')}.") from error
     if not trust_code:
         refuse_code(resolved.model, source)
     return Checkpoint(source, "m2f", container.tensors, resolved.model, config=resolved, categories=categories)

@@ -291,6 +291,17 @@ def test_run_lengths_written_as_text_or_floats():
     assert unpack_lengths(plain["counts"]).tolist() == [10, 5, 585]
 
 
+@pytest.mark.parametrize("counts", [[0, 0, 0, 600], [10, 0, 0, 5, 0, 0, 0, 7, 578, 0], [10, 5, 585, 0], [0, 600, 0, 0]])
+@pytest.mark.parametrize("is_text", [False, True])
+def test_runs_of_no_pixel_do_not_change_the_box(counts, is_text):
+    plain = {"size": list(SIZE), "counts": counts}
+    packed = coco_mask.frPyObjects(plain, *SIZE)
+    found = parse_shape(packed if is_text else plain, SIZE, "it")
+    mask_HW = coco_mask.decode(packed)
+    assert np.array_equal(coco_mask.decode(found), mask_HW)
+    assert coco_mask.toBbox(found).tolist() == coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask_HW))).tolist()
+
+
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

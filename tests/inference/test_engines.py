@@ -121,6 +121,23 @@ def test_what_is_not_finite_is_an_error(model):
         exported.answers([exported.prepare(random_image())])
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"class_logits": torch.zeros(1, 2, 7)},
+        {"class_logits": torch.zeros(1, 2, 9), "mask_logits": torch.zeros(1, 2, 4, 4)},
+        {"class_logits": torch.zeros(1, 3, 7), "mask_logits": torch.zeros(1, 2, 4, 4)},
+        {"class_logits": torch.zeros(1, 2, 4, 4), "mask_logits": torch.zeros(1, 2, 7)},
+    ],
+)
+def test_answers_that_do_not_fit_the_description(outputs, model):
+    engine = TorchEngine(model)
+    exported = EngineSegmenter(SimpleNamespace(description=engine.description, device=engine.device))
+    exported.engine = lambda images_BCHW: outputs
+    with pytest.raises(WeightsError, match=f"does not fit its {len(model.categories)} classes"):
+        exported(random_image(), "panoptic")
+
+
 # --- descriptions -----------------------------------------------------------------------------------------------------
 
 
@@ -138,14 +155,25 @@ def test_a_description_survives_its_file(model):
         ({"config": {}}, "is damaged"),
         ({"unheard_of": 1}, "is damaged"),
         ({"categories": [{}]}, "is damaged"),
+        ({"batch": -1}, "is damaged: batch"),
+        ({"batch": "2"}, "is damaged: batch"),
+        ({"size": [64]}, "is damaged: size"),
+        ({"size": [-1, 64]}, "is damaged: size"),
+        ({"size": [64, 10**8]}, "is damaged: size"),
+        ({"multiple": 0}, "is damaged: multiple"),
+        ({"normalised": "no"}, "is damaged: normalised"),
+        ({"postprocess": "all"}, "is damaged: postprocess"),
+        ({"extra": []}, "is damaged: extra"),
     ],
 )
 def test_a_damaged_description(model, change, message):
     tree = {**json.loads(engines.described(model).to_json()), **change}
     with pytest.raises(WeightsError, match=message):
         engines.Description.from_json(json.dumps(tree), "a.onnx")
-    with pytest.raises(WeightsError, match="is damaged"):
+    with pytest.raises(WeightsError, match="a.onnx is not valid json"):
         engines.Description.from_json("{", "a.onnx")
+    with pytest.raises(WeightsError, match="nested too deeply"):
+        engines.Description.from_json("[" * 200_000, "a.onnx")
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

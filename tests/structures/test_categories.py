@@ -181,3 +181,30 @@ def test_default_colours_are_far_from_each_other_and_from_black():
     assert min(map(max, colors)) > 150
     assert all(0 <= value <= 255 for color in colors for value in color)
     assert default_color(0) == (166, 58, 58)  # stable: images of yesterday keep their colours
+
+
+def test_a_category_comes_back_out_of_a_file():
+    category = Category(3, "no", False, (1, 2, 3))
+    assert Category.from_dict(category.to_dict()) == category
+    assert not Category.from_dict({**category.to_dict(), "isthing": "0"}).isthing
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": 1.5},
+        {"id": "x"},
+        {"name": None},
+        {"name": "\ud800"},
+        {"isthing": "maybe"},
+        {"isthing": None},
+        {"color": [1, 2]},
+        {"color": [999, -5, 0]},
+        {"color": None},
+    ],
+)
+def test_a_damaged_category_in_a_file(change):
+    with pytest.raises(ConfigError, match=f"a class has the {next(iter(change))}"):
+        Category.from_dict({**Category(3, "no", False, (1, 2, 3)).to_dict(), **change})
+    with pytest.raises(ConfigError, match="a class should be an object"):
+        Category.from_dict([])

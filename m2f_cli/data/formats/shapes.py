@@ -150,9 +150,17 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
             f"{where}: its run lengths cover {sum(lengths.tolist())} pixels, its image has {pixels}.",
             hint="Export the annotation again.",
         )
-    if packed is None:
-        return encode_counts(lengths.tolist(), size)
+    if packed is None or not lengths[1:].all():
+        return encode_counts(_without_empty_runs(lengths), size)
     return {"size": list(size), "counts": packed}
+
+
+def _without_empty_runs(lengths: np.ndarray) -> list[int]:
+    """Join the neighbours of runs of no pixel, but for the first run: of such masks, pycocotools gives wrong boxes."""
+    values, lengths = (np.arange(len(lengths)) % 2)[lengths > 0], lengths[lengths > 0]
+    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    joined = np.add.reduceat(lengths, starts).tolist()
+    return [0, *joined] if values[0] else joined
 
 
 def _size_of(rle: dict[str, Any]) -> list[int] | None:

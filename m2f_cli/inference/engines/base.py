@@ -11,16 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from ... import plugins
 from ...config import presets as configuration
-from ...config.schema import Config
+from ...config.schema import LARGEST_CANVAS, Config
 from ...errors import ConfigError, M2FError, WeightsError
 from ...results.types import Instances, PanopticMap, Result, Segment, SemanticMap
 from ...runtime import documents
@@ -39,6 +40,23 @@ RECORD = "export.json"  # beside what `m2f export` wrote
 MULTIPLE = 32  # network inputs are multiples of the coarsest stride
 LEAST = 2  # multiples: a map of one cell is a special case, which a graph for any size does not have
 CLASS_LOGITS, MASK_LOGITS = "class_logits", "mask_logits"
+_MOST_BATCH = 1024  # images that a file takes at a time
+
+
+_Side = Annotated[int, Field(ge=1, le=LARGEST_CANVAS)]
+
+
+class _Stated(BaseModel, extra="forbid", strict=True):
+    """The plain values of a description, within bounds: a file may be anybody's."""
+
+    source: str
+    size: tuple[_Side, _Side] | None
+    batch: Annotated[int, Field(ge=1, le=_MOST_BATCH)] | None
+    multiple: _Side
+    normalised: bool
+    precision: str
+    postprocess: Task | None
+    extra: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class Description:
             WeightsError: the description is damaged, or of a newer m2f.
         """
         try:
-            tree = json.loads(text)
+            tree = documents.parse_json(text, f"The description in {where}", error=WeightsError)
             version = tree.pop("schema_version")
             writer = tree.pop("m2f")
             if version > SCHEMA_VERSION:
@@ -104,15 +122,17 @@ class Description:
                     f"{__version__} reads version {SCHEMA_VERSION}.",
                     hint="Run: pip install --upgrade m2f-cli",
                 )
-            size = tree.pop("size")
-            return cls(
-                config=configuration.parse(tree.pop("config"), where),
-                categories=tuple(Category.from_dict(record) for record in tree.pop("categories")),
-                size=None if size is None else (int(size[0]), int(size[1])),
-                **tree,
-            )
+            settings = configuration.parse(tree.pop("config"), where)
+            categories = tuple(Category.from_dict(record) for record in tree.pop("categories"))
+            stated = _Stated.model_validate_json(json.dumps(tree))  # as json, where lists are tuples
+            return cls(settings, categories, **dict(stated))
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ".".join(map(str, first["loc"])) or "all of it"
+            reason = f"{what}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            raise WeightsError(f"The description in {where} is damaged: {reason}.") from error
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise WeightsError(f"The description in {where} is damaged: {error}.") from error
+            raise WeightsError(f"The description in {where} is damaged: {str(error).rstrip('.')}.") from error
 
 
 class Engine(Protocol):
@@ -275,7 +295,13 @@ class EngineSegmenter(Segmenter):
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs = self._run(images_BCHW)
-        classes, masks_BQHW = outputs[CLASS_LOGITS].float(), outputs[MASK_LOGITS].float()
+        classes, masks_BQHW = (outputs.get(name, torch.empty(0)).float() for name in (CLASS_LOGITS, MASK_LOGITS))
+        if masks_BQHW.ndim != 4 or classes.shape != (*masks_BQHW.shape[:2], len(self.categories) + 1):
+            raise WeightsError(
+                f"{self.source} answers with {CLASS_LOGITS} of {_shape_of(classes)} and {MASK_LOGITS} of "
+                f"{_shape_of(masks_BQHW)}, which does not fit its {len(self.categories)} classes.",
+                hint="Export the model again.",
+            )
         if not masks_BQHW.isfinite().all():
             raise M2FError(f"{self.source} answered with NaN or infinity in {self.precision}.")
         # A rendered mask is its own feature: the dot product with row q of the identity is mask q, exactly.
@@ -295,6 +321,10 @@ class EngineSegmenter(Segmenter):
         images_BCHW = torch.cat([images_BCHW, images_BCHW.new_zeros(missing, *images_BCHW.shape[1:])])
         parts = [self.engine(part) for part in torch.split(images_BCHW, size)]
         return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def _shape_of(values: Tensor) -> str:
+    return " x ".join(map(str, values.shape))
 
 
 # --- outputs of the post-processing in a file -------------------------------------------------------------------------
