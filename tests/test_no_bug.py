@@ -123,7 +123,17 @@ def test_a_damaged_record_of_a_run(content, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [{"micro_batch": "many"}, {"freeze": 5}, {"loggers": "abc"}, {"keep": None}, {"data": [1]}, {"compile": "perhaps"}],
+    [
+        {"micro_batch": "many"},
+        {"micro_batch": -1},
+        {"freeze": 5},
+        {"loggers": "abc"},
+        {"keep": None},
+        {"keep": -1},
+        {"val_pictures": -5},
+        {"data": [1]},
+        {"compile": "perhaps"},
+    ],
     ids=str,
 )
 def test_options_of_other_kinds_in_a_run_that_is_resumed(options, capsys):

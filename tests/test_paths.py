@@ -375,6 +375,21 @@ def test_an_earlier_result_that_is_given_is_not_removed(out):
     assert (out / "overlay" / "x.jpg").read_bytes() == before
 
 
+@pytest.mark.parametrize("writer", ["overlay-png", "crops", "cityscapes-semantic"])
+def test_results_follow_no_link_out_of_their_folder(writer, out):
+    photos = out / "photos"
+    image = write_random_image(photos / "a_000000_000000.png", (20, 30))
+    before = image.read_bytes()
+    place = output.folder_of(out, writer) / "sub"
+    place.parent.mkdir()
+    place.symlink_to(photos)
+    (out / RUN_MARK).write_text("{}\n")
+    given = [ImageSource(image, "sub/a_000000_000000")]
+    with pytest.raises(ConfigError, match="A link leads .* out of the folder of results"):
+        predict(FakeSegmenter(), given, None, out, [writer], overwrite=True)
+    assert image.read_bytes() == before and list(photos.iterdir()) == [image]
+
+
 def test_a_sheet_is_not_written_over_an_image(out, capsys):
     coco_instances(out, [annotation(1, 1, 3, [rectangle(1, 1, 9, 9)])])
     image = out / "val2017" / "1.jpg"

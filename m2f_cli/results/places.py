@@ -39,6 +39,7 @@ class Places:
     """
 
     def __init__(self, out: Path, formats: Sequence[str]):
+        self.formats = tuple(dict.fromkeys(formats))
         self.folders = {os.path.realpath(folder_of(out, name)) for name in formats}
         self.plain, self.frames = Distinct("images"), Distinct("images")
         self.framed = next((name for name in formats if name in FRAMED), None)
@@ -49,18 +50,23 @@ class Places:
 
         Raises:
             DataError: another image has them.
-            ConfigError: the image itself lies where results are written.
+            ConfigError: the image itself lies where results are written, or a link leads them elsewhere.
         """
         self.plain.add(name)
         frame = frame_of(stem_for(self.out, self.framed, name)) if self.framed is not None else None
         if frame is not None:
             self.frames.add(name, frame.relative_to(self.out).as_posix())
-        folder = None if image is None else _real_folder(image.parent)
-        if folder is not None and any(folder == each or folder.startswith(each + os.sep) for each in self.folders):
+        for place in (stem_for(self.out, each, name) for each in self.formats):
+            if not self._holds(os.path.realpath(place)):
+                raise ConfigError(f"A link leads {place} out of the folder of results.", hint="Remove the link.")
+        if image is not None and self._holds(folder := _real_folder(image.parent)):
             raise ConfigError(
                 f"The image {image} lies in {folder}, where results would be written over it.",
                 hint="Choose another --out.",
             )
+
+    def _holds(self, folder: str) -> bool:
+        return any(folder == each or folder.startswith(each + os.sep) for each in self.folders)
 
     def claimed(self, items: Iterable[Item], path: str) -> Iterator[Item]:
         """Yield items once their files are taken.

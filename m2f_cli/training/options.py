@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import ConfigError
 from ..runtime import documents
@@ -43,16 +43,16 @@ class TrainOptions:
     init: str | None = None
     init_partial: bool = False
     freeze: tuple[str, ...] = ()
-    micro_batch: int | Literal["auto"] | None = None
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     workers: int = 0
     device: str = "auto"
     resume: bool = False
     loggers: tuple[str, ...] = ()
     compile: bool = False
     checkpoint_activations: bool = False
-    keep: int = 0
+    keep: Annotated[int, Field(ge=0)] = 0
     skip_broken: bool = False
-    val_pictures: int | None = None
+    val_pictures: Annotated[int, Field(ge=1)] | None = None
     trust_code: bool = False
 
 
@@ -88,6 +88,5 @@ def stored_options(path: Path) -> TrainOptions:
         return TypeAdapter(TrainOptions).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = f"{path}: the option {where} = {first['input']!r} makes no sense: {first['msg']}."
+        message = f"{path}: the option {first['loc'][0]} = {first['input']!r} makes no sense: {first['msg']}."
         raise ConfigError(message, hint=_HINT) from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +20,7 @@ from ..results.drawing import plot
 from ..results.types import Instances, PanopticMap, Segment
 from ..results.writers import write_image, write_overlay
 from ..runtime.files import atomic, output_path, safe_name
+from ..runtime.jsonl import parse, whole_lines
 from ..structures import Task
 from ..structures.categories import Categories
 from ..structures.targets import Target
@@ -80,23 +81,28 @@ def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, fo
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT, MARGIN = 900, 320, 56
+MOST_DRAWN = 1e30  # a value beyond is no part of a curve; NaN and infinity are none either
 
 
 def draw_curves(metrics: Path, path: Path) -> Path:
     """Draw the smoothed loss and the figures of each evaluation over the iterations, from metrics.jsonl."""
-    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    losses = [(e["iteration"], e["loss"]) for e in entries if e["kind"] == "train"]
-    train = [(iteration, loss) for iteration, loss in losses if np.isfinite(loss)]
-    val = [e for e in entries if e["kind"] == "val"]
+    entries = [entry for _, line in whole_lines(metrics) if isinstance(entry := parse(line), dict)]
+    val = [e for e in entries if e.get("kind") == "val"]
     names = [name for name in (val[-1] if val else {}) if name not in ("kind", "iteration")][:4]
-    panels = [("loss (smoothed)", {"loss": _smooth(train)})]
-    panels.append(("evaluation", {name: [(e["iteration"], e[name]) for e in val if name in e] for name in names}))
+    panels = [("loss (smoothed)", {"loss": _smooth(_points(entries, "train", "loss"))})]
+    panels.append(("evaluation", {name: _points(entries, "val", name) for name in names}))
     image = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
     for i, (title, curves) in enumerate(panels):
         _panel(ImageDraw.Draw(image), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
     with atomic(path) as part:
         image.save(part, "PNG")
     return path
+
+
+def _points(entries: list[dict[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
+    """Return iterations and values, as far as they are numbers: the file may be anybody's."""
+    points = [(entry.get("iteration"), entry.get(name)) for entry in entries if entry.get("kind") == kind]
+    return [point for point in points if all(isinstance(x, (int, float)) and abs(x) < MOST_DRAWN for x in point)]
 
 
 def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float, path: Path) -> Path:
@@ -111,7 +117,7 @@ def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float
     return path
 
 
-def _smooth(points: list[tuple[int, float]], weight: float = 0.95) -> list[tuple[int, float]]:
+def _smooth(points: list[tuple[float, float]], weight: float = 0.95) -> list[tuple[float, float]]:
     """Return an exponential average with bias correction at the start."""
     smoothed, average, total = [], 0.0, 0.0
     for x, y in points:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.folders import write_text
 from helpers.parts import randomise
 from training.tiny import settings
 
@@ -24,6 +25,7 @@ from m2f_cli.training import resume as state
 from m2f_cli.training.ema import EMA
 from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.run import Listener
+from m2f_cli.training.visualise import draw_curves
 
 OPTIONS = TrainOptions(init="random", device="cpu")
 
@@ -318,3 +320,24 @@ def test_average_of_weights():
     with ema.applied(model):
         assert model.weight.item() == pytest.approx(expected, abs=1e-6)
     assert model.weight.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"kind": "train", "iteration": 1},
+        {"kind": "train", "iteration": 1, "loss": "x"},
+        {"kind": "train", "iteration": None, "loss": 1},
+        {"kind": "train", "iteration": 1, "loss": 1e308},
+        {"kind": "train", "iteration": 1, "loss": math.nan},
+        {"kind": "val", "iteration": 1, "pq": "x", "sq": {}, "rq": math.inf},
+        {},
+        [],
+        5,
+    ],
+    ids=str,
+)
+def test_curves_of_somebody(line, tmp_path):
+    good = {"kind": "train", "iteration": 2, "loss": 0.5}
+    write_text(tmp_path / "metrics.jsonl", "".join(f"{json.dumps(each)}\n" for each in (line, good, line)))
+    assert draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png").is_file()
