@@ -101,7 +101,7 @@ def main() -> None:
                 "CPU seconds": round(cpu, 2),
                 "peak MiB after opening": round(memory),
                 "raised by the check, MiB": round(peak_mib() - memory, 1),
-                "twins": len(found.twins),
+                "twins": len(found.duplicates),
                 "errors": len(found.errors),
             },
             indent=2,

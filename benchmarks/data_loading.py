@@ -40,7 +40,7 @@ def steps_per_second(prepared: run.Run, rounds: int) -> float:
     seconds = []
     for batch in list(itertools.islice(prepared.loader, rounds + 1)):
         began = time.perf_counter()
-        loop.step(prepared.parts, [batch])
+        loop.train_step(prepared.parts, [batch])
         prepared.parts.optimizer.step()
         seconds.append((time.perf_counter() - began) / len(batch.names))
     return 1 / statistics.median(seconds[1:])  # the first one makes what is kept by shape

@@ -27,7 +27,7 @@ from m2f_cli.evaluation.evaluate import headline
 from m2f_cli.training import loop, run
 from m2f_cli.training.optimizer import clip_gradients, settings
 from m2f_cli.training.schedule import factor
-from m2f_cli.weights.key_mapping import to_ours
+from m2f_cli.weights.key_mapping import to_m2f
 from m2f_cli.weights.key_tables import HUGGINGFACE
 from m2f_cli.weights.write_huggingface import to_tensors
 
@@ -154,7 +154,7 @@ class Theirs:
 
         self.model.save_pretrained(self.folder / "state")
         shapes = {name: tuple(tensor.shape) for name, tensor in self.ours.state_dict().items()}
-        return to_ours(HUGGINGFACE, load_file(self.folder / "state" / "model.safetensors"), shapes)
+        return to_m2f(HUGGINGFACE, load_file(self.folder / "state" / "model.safetensors"), shapes)
 
 
 def pad(masks_NHW: Tensor, height: int, width: int) -> Tensor:
@@ -171,7 +171,7 @@ class Ours:
     def step(self, batch: Batch, rate: float) -> float:
         loop.set_learning_rate(self.parts.optimizer, rate)
         loop.train_mode(self.parts.model)
-        losses, _ = loop.step(self.parts, [batch])
+        losses, _ = loop.train_step(self.parts, [batch])
         self.parts.optimizer.step()
         return float(sum(losses.values()))
 

@@ -28,7 +28,7 @@ from m2f_cli.model.pilots import piloting_of
 from m2f_cli.ops import point_sampling as points
 from m2f_cli.structures.targets import Target
 from m2f_cli.training import optimizer
-from m2f_cli.training.loop import supervise, to_host
+from m2f_cli.training.loop import losses_for, to_host
 from m2f_cli.training.optimizer import clip_gradients
 
 RESNET = {"name": "resnet", "depth": 50, "stem": "basic", "norm": "frozen_bn", "stem_channels": 16, "width": 8}
@@ -90,7 +90,7 @@ def losses_of(model, criterion, batch: Batch, piloting=None):
     num_masks = normaliser(batch.targets)
     pilots = None if piloting is None else piloting(batch.targets, batch.padded_size)
     prediction = model(batch.images_BCHW, *([] if pilots is None else [pilots]))
-    return supervise(criterion, prediction, pilots, batch, num_masks)
+    return losses_for(criterion, prediction, pilots, batch, num_masks)
 
 
 def mask2former(preset: str, **backbone):

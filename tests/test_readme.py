@@ -24,7 +24,7 @@ from m2f_cli import cli, plugins
 from m2f_cli.config import presets as config
 from m2f_cli.model import build
 from m2f_cli.structures.categories import load_categories
-from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def home(tmp_path_factory):
         preset = config.load(name)
         torch.manual_seed(0)
         model = build(preset.model, len(load_categories(preset.data.classes)))
-        weights = to_theirs(TABLES["detectron2"], model.state_dict())
+        weights = from_m2f(TABLES["detectron2"], model.state_dict())
         file = folder / "m2f" / "weights" / preset.weights[0].url.rpartition("/")[2]
         with file.open("wb") as stream:
             pickle.dump({"model": {k: v.numpy() for k, v in weights.items()}, "__author__": "test"}, stream)

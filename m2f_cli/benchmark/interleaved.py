@@ -78,7 +78,7 @@ def bench(case: Case, options: BenchOptions, on_round: OnRound | None = None) ->
         ours = stack.enter_context(side(OURS, functools.partial(Host, case, OURS, None)))
         sides = [ours, *_peers(case, options, ours, stack)]
         starts = {each.name: each.ask("start") for each in sides}
-        samples, watched = _raced(sides, options, on_round or (lambda each: None))
+        samples, watched = run_interleaved(sides, options, on_round or (lambda each: None))
         differences = _differences([each.ask("answer") for each in sides])
         for each in sides[1:]:
             each.close()  # matrix products are timed without other processes
@@ -104,7 +104,7 @@ def _peers(case: Case, options: BenchOptions, ours: Side, stack: ExitStack) -> l
     return [stack.enter_context(side(options.peer, functools.partial(Host, theirs, options.peer, folder)))]
 
 
-def _raced(
+def run_interleaved(
     sides: Sequence[Side], options: BenchOptions, on_round: OnRound
 ) -> tuple[dict[str, list[TimedRun]], dict[str, list[TimedRun]]]:
     runs: dict[str, dict[str, list[TimedRun]]] = {}

@@ -1,4 +1,4 @@
-"""The training step of `m2f bench --what train`: forward, losses, backward, clipping and AdamW, as `loop.step` does."""
+"""Training step of `m2f bench --what train`: forward, losses, backward, clipping and AdamW, as `loop.train_step`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ..config.schema import Config, InputConfig
 from ..errors import ConfigError, M2FError
 from ..structures.targets import Target
 from .records import DataSet, labels_of
-from .training_set import Draw, OnError, TrainingSample, TrainingSet, drop_empty, is_wide
+from .training_set import OnError, SampleIndex, TrainingSample, TrainingSet, drop_empty, is_wide
 from .transforms import build_transforms
 
 
@@ -84,7 +84,7 @@ def collate(samples: Sequence[TrainingSample], normalise: InputConfig, size_divi
 
 
 @dataclass(frozen=True)
-class Stream:
+class SampleStream:
     """Endless stream of the draws of one process. Each epoch is shuffled anew, and the processes take turns.
 
     Attributes:
@@ -106,13 +106,13 @@ class Stream:
             who = f"process {self.rank} of {self.world}"
             raise ConfigError(f"{self.count} records for {who}: it takes at least one, and processes count from 0.")
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         begin = 0
         for epoch in itertools.count():
             order = self.epoch(epoch)
             first = (self.rank - begin) % self.world
             for offset, index in enumerate(order[first :: self.world].tolist()):
-                yield Draw(begin + first + offset * self.world, index)
+                yield SampleIndex(begin + first + offset * self.world, index)
             begin += len(order)
 
     def epoch(self, number: int) -> np.ndarray:
@@ -142,13 +142,13 @@ def repeat_factors(labels: Sequence[Iterable[int]], threshold: float) -> np.ndar
     return np.array([max((asked[label] for label in classes), default=1.0) for classes in labels])
 
 
-def batches(draws: Iterable[Draw], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
+def batches(draws: Iterable[SampleIndex], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[SampleIndex]]:
     """Yield draws in batches of `size`.
 
     Args:
         wide: one flag for each record. If given, all images of a batch are wide, or none of them is.
     """
-    waiting: dict[bool, list[Draw]] = {False: [], True: []}
+    waiting: dict[bool, list[SampleIndex]] = {False: [], True: []}
     for draw in draws:
         group = bool(wide is not None and wide[draw.index])
         waiting[group].append(draw)
@@ -177,7 +177,7 @@ class Loader:
     def __init__(
         self,
         samples: TrainingSet,
-        stream: Stream,
+        stream: SampleStream,
         normalise: InputConfig,
         *,
         batch: int,
@@ -272,7 +272,7 @@ class _BatchMaker(torch.utils.data.Dataset):
     def __init__(self, samples: TrainingSet, normalise: InputConfig, size_divisor: int):
         self.samples, self.normalise, self.size_divisor = samples, normalise, size_divisor
 
-    def __getitem__(self, draws: list[Draw]) -> Batch | M2FError:
+    def __getitem__(self, draws: list[SampleIndex]) -> Batch | M2FError:
         """Return a batch, or its error. A raised error would be buried in the worker's traceback by DataLoader."""
         try:
             return collate([self.samples[draw] for draw in draws], self.normalise, self.size_divisor)
@@ -323,7 +323,7 @@ def training_loader(
     samples = TrainingSet(data, steps, config.task, seed=train.seed, on_error=on_error)
     threshold = train.repeat_factor_threshold
     repeats = repeat_factors([labels_of(record) for record in data.records], threshold) if threshold else None
-    stream = Stream(len(samples), train.seed, rank, world, repeats)
+    stream = SampleStream(len(samples), train.seed, rank, world, repeats)
     wide = [is_wide(record) for record in data.records] if train.group_by_aspect else None
     return Loader(
         samples,

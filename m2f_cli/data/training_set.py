@@ -29,7 +29,7 @@ OnError = Literal["raise", "skip"]
 MOST_SKIPPED = 100  # in a row; more suggests a systematic error instead of single damaged files
 
 
-class Draw(NamedTuple):
+class SampleIndex(NamedTuple):
     """Sample of the endless stream, as two numbers.
 
     Attributes:
@@ -63,7 +63,7 @@ class TrainingSample:
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """Data set as training samples, indexed by `Draw`.
+    """Data set as training samples, indexed by `SampleIndex`.
 
     Args:
         steps: the steps of the augmentation.
@@ -90,7 +90,7 @@ class TrainingSet(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.data.records)
 
-    def __getitem__(self, draw: Draw) -> TrainingSample:
+    def __getitem__(self, draw: SampleIndex) -> TrainingSample:
         """Return the training sample of a draw.
 
         Raises:
@@ -100,7 +100,7 @@ class TrainingSet(torch.utils.data.Dataset):
         for offset in range(min(MOST_SKIPPED, len(self))):
             index = (draw.index + offset) % len(self)
             try:
-                sample = self._sample(Draw(draw.position, index))
+                sample = self._sample(SampleIndex(draw.position, index))
             except DataError as error:
                 if self.on_error == "raise":
                     raise
@@ -109,7 +109,7 @@ class TrainingSet(torch.utils.data.Dataset):
                 return dataclasses.replace(sample, skipped=tuple(skipped))
         raise DataError(f"{len(skipped)} records in a row cannot be used. The first: {skipped[0]}")
 
-    def _sample(self, draw: Draw) -> TrainingSample:
+    def _sample(self, draw: SampleIndex) -> TrainingSample:
         record = self.data.records[draw.index]
         rng = np.random.default_rng((self.seed, *draw))
         augmented = augment(read(record), self.steps, rng)

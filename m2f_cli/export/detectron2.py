@@ -22,7 +22,7 @@ from ..errors import ExportError, WeightsError
 from ..inference.segmenter import Segmenter
 from ..model.backbones.swin_windows import relative_index
 from ..weights import readers as containers
-from ..weights.key_mapping import to_ours, to_theirs
+from ..weights.key_mapping import from_m2f, to_m2f
 from ..weights.key_tables import DETECTRON2
 from .base import ExportOptions, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
@@ -49,7 +49,7 @@ class Detectron2:
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         """Open the weights of the file in a network of m2f, by the same code that reads other files."""
         shapes = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
-        state = to_ours(DETECTRON2, containers.read(path).tensors, shapes)
+        state = to_m2f(DETECTRON2, containers.read(path).tensors, shapes)
         network = copy.deepcopy(model.model)
         network.load_state_dict(state, strict=True)
         return Segmenter(network, model.config, model.categories, task=model.default_task)
@@ -75,7 +75,7 @@ def to_tensors(model: Segmenter) -> OrderedDict[str, Tensor]:
         ExportError: the papers' code has no such network, for example with a backbone of timm.
     """
     try:
-        tensors = to_theirs(DETECTRON2, model.model.state_dict())
+        tensors = from_m2f(DETECTRON2, model.model.state_dict())
     except WeightsError as error:
         raise ExportError(error.message, hint=error.hint) from error
     for name in [name for name in tensors if name.endswith(_BIAS_TABLE)]:

@@ -58,7 +58,7 @@ class StepRecord:
 
 
 @dataclass
-class Trouble:
+class NonFiniteStep:
     """A step whose loss or gradient was not finite, with everything that repeats it.
 
     Attributes:
@@ -80,7 +80,7 @@ class Trouble:
         return f"in iteration {self.iteration} {what} (images: {', '.join(names[:4])})"
 
 
-def step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+def train_step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
     """Compute losses and clipped gradients of one optimiser step over several batches, as if they were one.
 
     The losses are normalised by the number of masks in all batches and processes. Accumulating 8 times 2 images
@@ -112,7 +112,7 @@ def losses_of(parts: Parts, batch: Batch, num_masks: Tensor) -> dict[str, Tensor
     autocast = torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not torch.float32)
     with autocast, _norms_of_one_value(batch):
         prediction = parts.network(batch.images_BCHW, *([] if pilots is None else [pilots]))
-    return supervise(parts.criterion, prediction, pilots, batch, num_masks)
+    return losses_for(parts.criterion, prediction, pilots, batch, num_masks)
 
 
 @contextlib.contextmanager
@@ -134,7 +134,7 @@ def _norms_of_one_value(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def supervise(
+def losses_for(
     criterion: nn.Module, prediction: Prediction, pilots: Pilots | None, batch: Batch, num_masks: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return the weighted losses of a prediction. Its first queries are the `pilots`, if there are any."""
@@ -169,7 +169,7 @@ def train(
     state: RunState,
     *,
     on_step: Callable[[StepRecord], None],
-    on_trouble: Callable[[Trouble], None],
+    on_non_finite_step: Callable[[NonFiniteStep], None],
     on_due: Callable[[int], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
@@ -205,7 +205,7 @@ def train(
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)
         with _one_step(state, last_step):
-            values, norm = to_host(*step(parts, chosen))
+            values, norm = to_host(*train_step(parts, chosen))
             state.doing = "changing"
             finite = apply(parts, values, norm)
             done, state.iteration = state.iteration, state.iteration + 1
@@ -216,7 +216,7 @@ def train(
         seconds = time.perf_counter() - began
         scale = parts.scaler.get_scale() if parts.scaler.is_enabled() else None
         if finite is None:
-            _note_trouble(state, Trouble(done, values, norm, chosen), on_trouble)
+            _note_non_finite_step(state, NonFiniteStep(done, values, norm, chosen), on_non_finite_step)
         on_step(StepRecord(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
         on_due(state.iteration)
     return True
@@ -266,7 +266,9 @@ def apply(parts: Parts, values: dict[str, float], norm: float) -> bool | None:
     return finite if finite or (usable and parts.scaler.is_enabled()) else None
 
 
-def _note_trouble(state: RunState, trouble: Trouble, on_trouble: Callable[[Trouble], None]) -> None:
+def _note_non_finite_step(
+    state: RunState, non_finite: NonFiniteStep, on_non_finite_step: Callable[[NonFiniteStep], None]
+) -> None:
     """Count a skipped step and report it.
 
     Raises:
@@ -274,10 +276,10 @@ def _note_trouble(state: RunState, trouble: Trouble, on_trouble: Callable[[Troub
     """
     state.in_a_row += 1
     state.skipped += 1
-    on_trouble(trouble)
+    on_non_finite_step(non_finite)
     if state.in_a_row >= PATIENCE:
         raise M2FError(
-            f"Training stopped: {PATIENCE} steps in a row were not finite; {trouble}.",
+            f"Training stopped: {PATIENCE} steps in a row were not finite; {non_finite}.",
             hint="Lower train.optimizer.learning_rate, or use --precision fp32; --replay repeats the step.",
         )
 

@@ -18,7 +18,7 @@ from ..runtime.devices import choose_device
 from ..runtime.locks import locked
 from . import resume as state
 from .folder import LR_FINDER as FILES
-from .loop import apply, step, to_host
+from .loop import apply, to_host, train_step
 from .optimizer import set_learning_rate, train_mode
 from .options import TrainOptions
 from .parts import Parts
@@ -89,7 +89,7 @@ def find_learning_rate(
         for number in range(steps):
             rate = lowest * (highest / lowest) ** (number / max(1, steps - 1))
             set_learning_rate(parts.optimizer, rate)
-            losses, norm = to_host(*step(parts, list(itertools.islice(batches, parts.accumulate))))
+            losses, norm = to_host(*train_step(parts, list(itertools.islice(batches, parts.accumulate))))
             loss = sum(losses.values())
             diverged = apply(parts, losses, norm) is None or _has_diverged([*(t.loss for t in tried), loss])
             if math.isfinite(loss):

@@ -18,14 +18,14 @@ from ..loss.criterion import make_criterion
 from ..model.pilots import Piloting, piloting_of
 from ..runtime import random_state
 from ..structures.targets import Target
-from ..weights.key_mapping import to_ours
+from ..weights.key_mapping import to_m2f
 from ..weights.key_tables import TABLES
 from . import resume as state
-from .loop import Trouble, supervise
+from .loop import NonFiniteStep, losses_for
 from .optimizer import clip_gradients
 
 
-def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings: Config) -> None:
+def dump_non_finite_step(path: Path, non_finite: NonFiniteStep, model: torch.nn.Module, settings: Config) -> None:
     """Write everything that repeats a step: weights, batches, configuration.
 
     Raises:
@@ -37,13 +37,13 @@ def dump_trouble(path: Path, trouble: Trouble, model: torch.nn.Module, settings:
             "names": b.names,
             "targets": [{"labels": t.labels_N, "masks": t.masks_NHW, "owner": t.owner_HW} for t in b.targets],
         }
-        for b in trouble.batches
+        for b in non_finite.batches
     ]
     state.write(
         path,
         {
-            "iteration": trouble.iteration,
-            "losses": trouble.losses,
+            "iteration": non_finite.iteration,
+            "losses": non_finite.losses,
             "batches": batches,
             "model": model.state_dict(),
             "config": settings.model_dump_json(),
@@ -61,13 +61,13 @@ def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> li
         trust_code: allow the configuration in the file, which may be anybody's, to name code.
 
     Raises:
-        WeightsError: the file is not one of `dump_trouble`.
+        WeightsError: the file is not one of `dump_non_finite_step`.
         ConfigError: the file names code and `trust_code` is false.
     """
     tree, settings = _read(path)
     if not trust_code:
         config.refuse_code(settings, str(path))
-    state_for = partial(to_ours, TABLES["m2f"], tree["model"])
+    state_for = partial(to_m2f, TABLES["m2f"], tree["model"])
     with random_state.kept():
         model = network_with(settings.model, tree["num_classes"], state_for, trust_code=trust_code).to(device)
         return _rows(tree, settings, model, device)
@@ -91,7 +91,7 @@ def _rows(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Config]:
-    """Return the tree of `dump_trouble` with its batches as `Batch`, and the configuration."""
+    """Return the tree of `dump_non_finite_step` with its batches as `Batch`, and the configuration."""
     tree = state.read(path)
     try:
         settings = config.parse(json.loads(tree["config"]), str(path))
@@ -136,7 +136,7 @@ def _repeat(
     rows.append(("mask features", _range(prediction.mask_features_BCHW)))
     for i, layer in enumerate(prediction.layers):
         rows.append((f"layer {i}", f"classes {_range(layer.class_logits_BQK)}, masks {_range(layer.mask_embeds_BQC)}"))
-    losses = supervise(criterion, prediction, pilots, batch)
+    losses = losses_for(criterion, prediction, pilots, batch)
     rows += [(f"now {name}", f"{loss.item():.6g}") for name, loss in losses.items()]
     sum(losses.values()).backward()
     return rows

@@ -20,11 +20,11 @@ from ..runtime.signals import Asked, asked_to_stop
 from .data import Splits
 from .folder import RESULTS, claim, write_records
 from .loggers import Logger, check_loggers, make_loggers
-from .loop import StepRecord, Trouble
+from .loop import NonFiniteStep, StepRecord
 from .loop import train as train_on
 from .options import TrainOptions
 from .prepare import Listener, Run, prepare
-from .replay import dump_trouble
+from .replay import dump_non_finite_step
 from .visualise import draw_curves
 
 
@@ -134,11 +134,11 @@ class _Duties:
             logger.log("train", step.iteration, values)
         self.listener.on_step(step)
 
-    def on_trouble(self, trouble: Trouble) -> None:
+    def on_non_finite_step(self, non_finite: NonFiniteStep) -> None:
         run = self.run
-        path = run.folder / f"trouble_{trouble.iteration:07d}_rank{distributed.rank()}.pt"
-        dump_trouble(path, trouble, run.parts.model, run.settings)
-        self.listener.on_note(f"A step was skipped: {trouble}. To look at it: m2f train --replay {path}")
+        path = run.folder / f"trouble_{non_finite.iteration:07d}_rank{distributed.rank()}.pt"
+        dump_non_finite_step(path, non_finite, run.parts.model, run.settings)
+        self.listener.on_note(f"A step was skipped: {non_finite}. To look at it: m2f train --replay {path}")
 
     def on_due(self, done: int) -> None:
         """Evaluate and save, where it is time for that after `done` iterations."""
@@ -224,7 +224,7 @@ def _train(run: Run, duties: _Duties) -> bool:
                 batches,
                 run.state,
                 on_step=duties.on_step,
-                on_trouble=duties.on_trouble,
+                on_non_finite_step=duties.on_non_finite_step,
                 on_due=duties.on_due,
                 should_stop=lambda: asked.name is not None,
             )

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..config.schema import Config
 from ..data.records import DataSet, Record
-from ..data.training_set import Draw, TrainingSample, TrainingSet, drop_empty
+from ..data.training_set import SampleIndex, TrainingSample, TrainingSet, drop_empty
 from ..data.transforms import build_transforms
 from ..errors import DataError
 from ..inference.segmenter import Segmenter
@@ -41,7 +41,7 @@ def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: boo
     samples = TrainingSet(data, steps, settings.task, seed=train.seed, on_error="skip")
     paths = []
     for position in range(min(SAMPLES, len(samples))):
-        sample = samples[Draw(position, position)]
+        sample = samples[SampleIndex(position, position)]
         drawn = plot(as_result(sample, data.categories), sample.image_CHW.permute(1, 2, 0).numpy())
         last_part = safe_name(sample.name).rpartition("/")[2]
         paths += write_image(folder / f"{position}_{last_part}.jpg", drawn, format="JPEG", quality=90)

@@ -21,7 +21,7 @@ from ..runtime.text import json_text
 from ..structures.categories import Categories, Category
 from ..version import __version__
 from .infer_config import num_classes
-from .key_mapping import OurView, Shape, to_ours
+from .key_mapping import OurView, Shape, to_m2f
 from .key_tables import TABLES
 from .readers import Container
 
@@ -70,7 +70,7 @@ class Checkpoint:
         Raises:
             WeightsError: tensors are missing, left over or misshapen, or a value is not finite.
         """
-        state = to_ours(TABLES[self.format], self.tensors, shapes)
+        state = to_m2f(TABLES[self.format], self.tensors, shapes)
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 state[name] = tensor = tensor.float()

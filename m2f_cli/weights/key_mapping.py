@@ -31,10 +31,10 @@ class Same:
     def their_shapes(self, ours: Shape) -> list[Shape]:
         return [ours]
 
-    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+    def to_m2f(self, theirs: Sequence[Tensor]) -> Tensor:
         return theirs[0]
 
-    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+    def from_m2f(self, ours: Tensor) -> list[Tensor]:
         return [ours]
 
 
@@ -50,20 +50,20 @@ class Packed(Same):
     def their_shapes(self, ours: Shape) -> list[Shape]:
         return [(ours[0] // self.parts, *ours[1:])] * self.parts
 
-    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+    def to_m2f(self, theirs: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(theirs))
 
-    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+    def from_m2f(self, ours: Tensor) -> list[Tensor]:
         return list(ours.chunk(self.parts))
 
 
 class LastPairFirst(Same):
     """Layout of `sampling_offsets`, whose foreign rows are ordered (…, xy) and m2f's (xy, …)."""
 
-    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+    def to_m2f(self, theirs: Sequence[Tensor]) -> Tensor:
         return theirs[0].unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
 
-    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+    def from_m2f(self, ours: Tensor) -> list[Tensor]:
         return [ours.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)]
 
 
@@ -73,10 +73,10 @@ class ChannelMajor(Same):
     The last axis is (channel, row, column) there and (column, row, channel) in m2f.
     """
 
-    def to_ours(self, theirs: Sequence[Tensor]) -> Tensor:
+    def to_m2f(self, theirs: Sequence[Tensor]) -> Tensor:
         return self._turn(theirs[0].unflatten(-1, (-1, 2, 2)))
 
-    def to_theirs(self, ours: Tensor) -> list[Tensor]:
+    def from_m2f(self, ours: Tensor) -> list[Tensor]:
         return [self._turn(ours.unflatten(-1, (2, 2, -1)))]
 
     @staticmethod
@@ -200,7 +200,7 @@ def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+def to_m2f(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """Return the foreign tensors under m2f's names, exactly those of `shapes`.
 
     `num_batches_tracked` may be missing from a file (frozen batch norm has none); it is then zero.
@@ -231,13 +231,13 @@ def to_ours(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sh
         if wrong:
             misshapen += wrong
         else:
-            state[ours] = layout.to_ours(parts)
+            state[ours] = layout.to_m2f(parts)
     left_over = {name for name in left_over if not table.is_harmless(name)}
     refuse(missing, sorted(left_over), misshapen)
     return state
 
 
-def to_theirs(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_m2f(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return m2f's tensors under the foreign names, in the foreign layout.
 
     Raises:
@@ -246,7 +246,7 @@ def to_theirs(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {}
     for ours, tensor in state.items():
         names, layout = table.find(ours)
-        tensors.update(zip(names, layout.to_theirs(tensor), strict=True))
+        tensors.update(zip(names, layout.from_m2f(tensor), strict=True))
     if any(ours.startswith("decoder.blocks.") for ours in state):
         tensors = {_respelled(name, table.maskformer_names): tensor for name, tensor in tensors.items()}
     return tensors

@@ -27,7 +27,7 @@ from . import readers as containers
 from . import resolve as refs
 from .checkpoint import Checkpoint, refuse_infinite
 from .download import Progress, download
-from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_ours, unwrapped
+from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_m2f, unwrapped
 from .key_tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
 
 BACKBONE = "backbone."
@@ -261,7 +261,7 @@ def _place(
     if resize_windows:
         tensors = _resized(table, tensors, wanted)
     try:
-        state = to_ours(table, tensors, wanted)
+        state = to_m2f(table, tensors, wanted)
     except WeightsError as error:
         error.hint = (
             f"They are the backbone of {source}; the network's is described by model.backbone. "

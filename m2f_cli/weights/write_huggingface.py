@@ -65,7 +65,7 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
     if projection is not None and projection.shape[0] == projection.shape[1]:
         raise ExportError("transformers' MaskFormer projects its level only where widths differ; here they are equal.")
     tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in names.to_theirs(HUGGINGFACE, kept).items()
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in names.from_m2f(HUGGINGFACE, kept).items()
     }
     classes = tensors["class_predictor.bias"].shape[0]
     tensors["criterion.empty_weight"] = torch.tensor([1.0] * (classes - 1) + [0.1])

@@ -14,7 +14,7 @@ from m2f_cli.config.schema import InputConfig
 from m2f_cli.data.loader import (
     Batch,
     Loader,
-    Stream,
+    SampleStream,
     batches,
     collate,
     repeat_factors,
@@ -23,7 +23,7 @@ from m2f_cli.data.loader import (
 from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES
-from m2f_cli.data.training_set import Draw, TrainingSample, TrainingSet
+from m2f_cli.data.training_set import SampleIndex, TrainingSample, TrainingSet
 from m2f_cli.data.transforms.color import ColorJitter
 from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.resize import Flip
@@ -42,7 +42,7 @@ def scenes(count=5, on_error="raise"):
 
 def loader(samples=None, *, seed=3, rank=0, world=1, batch=2, **options):
     samples = samples or scenes()
-    return Loader(samples, Stream(len(samples), seed, rank, world), NORMALISE, batch=batch, **options)
+    return Loader(samples, SampleStream(len(samples), seed, rank, world), NORMALISE, batch=batch, **options)
 
 
 def take(batches, count):
@@ -102,7 +102,7 @@ def test_pinned_batches_are_the_plain_ones():
 
 def test_batches_of_wide_and_of_other_images():
     wide = [True, False, True, True, False, False, True]
-    draws = [Draw(i, i) for i in range(7)]
+    draws = [SampleIndex(i, i) for i in range(7)]
     found = [[draw.index for draw in group] for group in batches(draws, 2, wide)]
     assert found == [[0, 2], [1, 4], [3, 6]]
     assert [[d.index for d in group] for group in batches(draws, 3)] == [[0, 1, 2], [3, 4, 5]]
@@ -112,25 +112,25 @@ def test_batches_of_wide_and_of_other_images():
 
 
 def test_every_epoch_holds_every_record_once():
-    draws = take(Stream(7, seed=0), 35)
+    draws = take(SampleStream(7, seed=0), 35)
     assert [draw.position for draw in draws] == list(range(35))
     epochs = [tuple(draw.index for draw in draws[i : i + 7]) for i in range(0, 35, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(epochs)) == 5
-    assert epochs[0] != tuple(draw.index for draw in take(Stream(7, seed=1), 7))
+    assert epochs[0] != tuple(draw.index for draw in take(SampleStream(7, seed=1), 7))
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 10])
 def test_processes_share_the_stream_of_one(world):
-    alone = take(Stream(7, seed=0), 60)
-    shares = [take(Stream(7, seed=0, rank=rank, world=world), 60 // world) for rank in range(world)]
+    alone = take(SampleStream(7, seed=0), 60)
+    shares = [take(SampleStream(7, seed=0, rank=rank, world=world), 60 // world) for rank in range(world)]
     assert sorted(itertools.chain(*shares)) == alone[: 60 // world * world]
     for rank, share in enumerate(shares):
         assert {draw.position % world for draw in share} == {rank}
 
 
 def test_records_are_repeated_as_often_as_asked():
-    stream = Stream(3, seed=0, repeats=np.array([1.0, 2.0, 1.25]))
+    stream = SampleStream(3, seed=0, repeats=np.array([1.0, 2.0, 1.25]))
     counts = np.array([np.bincount(stream.epoch(number), minlength=3) for number in range(400)])
     assert (counts[:, 0] == 1).all() and (counts[:, 1] == 2).all()
     assert set(counts[:, 2]) == {1, 2}
@@ -150,7 +150,7 @@ def test_repeat_factors_are_those_of_lvis():
 def test_a_stream_of_nothing():
     for wrong in ({"count": 0}, {"rank": 2, "world": 2}, {"rank": -1}):
         with pytest.raises(ConfigError, match="records for process"):
-            Stream(**{"count": 3, "seed": 0, **wrong})
+            SampleStream(**{"count": 3, "seed": 0, **wrong})
 
 
 # --- the loader -------------------------------------------------------------------------------------------------------

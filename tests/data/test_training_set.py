@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from m2f_cli.data.records import DataSet, Record, labels_of
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.data.synthetic.scenes import CATEGORIES, scene
-from m2f_cli.data.training_set import Draw, TrainingSet, drop_empty, is_wide, read
+from m2f_cli.data.training_set import SampleIndex, TrainingSet, drop_empty, is_wide, read
 from m2f_cli.data.transforms.color import ColorJitter
 from m2f_cli.data.transforms.crop import RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout
@@ -60,12 +60,12 @@ def same(one, other):
 
 def test_a_sample_is_a_function_of_seed_position_and_record():
     samples = TrainingSet(synthetic_dataset(count=4, size=(48, 64)), STEPS, "panoptic", seed=1)
-    first = samples[Draw(7, 2)]
-    samples[Draw(8, 3)]
-    assert same(first, samples[Draw(7, 2)])
-    assert not same(first, samples[Draw(8, 2)])
+    first = samples[SampleIndex(7, 2)]
+    samples[SampleIndex(8, 3)]
+    assert same(first, samples[SampleIndex(7, 2)])
+    assert not same(first, samples[SampleIndex(8, 2)])
     other = TrainingSet(synthetic_dataset(count=4, size=(48, 64)), STEPS, "panoptic", seed=2)
-    assert not same(first, other[Draw(7, 2)])
+    assert not same(first, other[SampleIndex(7, 2)])
     assert first.name == "scene-000002" and first.index == 2
     assert first.image_CHW.shape == (3, 32, 40) and first.image_CHW.dtype == torch.uint8
 
@@ -73,7 +73,7 @@ def test_a_sample_is_a_function_of_seed_position_and_record():
 def test_without_steps_it_is_the_record():
     samples = TrainingSet(synthetic_dataset(count=1, size=(48, 64), seed=5), [], "panoptic")
     made = scene(5 * 3 * 2**20, 48, 64)
-    sample = samples[Draw(0, 0)]
+    sample = samples[SampleIndex(0, 0)]
     np.testing.assert_array_equal(sample.image_CHW.permute(1, 2, 0).numpy(), made.image_HW3)
     np.testing.assert_array_equal(sample.target.owner_HW.numpy(), made.ids_HW - 1)
     assert sample.target.labels_N.tolist() == [segment.label for segment in made.segments]
@@ -100,37 +100,37 @@ def test_an_unreadable_record_is_named():
     damaged = record("street/7", DataError("It is damaged.", hint="Copy it again."))
     samples = TrainingSet(data_set(damaged), [], "semantic")
     with pytest.raises(DataError, match=r"^street/7: It is damaged. Copy it again.$"):
-        samples[Draw(0, 0)]
+        samples[SampleIndex(0, 0)]
     told = DataError("street/7.png is empty.")
     with pytest.raises(DataError, match=r"^street/7.png is empty.$"):
-        TrainingSet(data_set(record("street/7", told)), [], "semantic")[Draw(0, 0)]
+        TrainingSet(data_set(record("street/7", told)), [], "semantic")[SampleIndex(0, 0)]
 
 
 def test_sizes_and_classes_that_do_not_fit_are_named():
     small = record("b", annotation=SemanticAnnotation(np.zeros((6, 7), np.uint8)))
     with pytest.raises(DataError, match="b: the annotation is 6 x 7 pixels, the image 6 x 8"):
-        TrainingSet(data_set(small), [], "semantic")[Draw(0, 0)]
+        TrainingSet(data_set(small), [], "semantic")[SampleIndex(0, 0)]
     strange = record("c", annotation=SemanticAnnotation(np.full((6, 8), 77, np.uint8)))
     with pytest.raises(DataError, match="c: .* class number 77"):
-        TrainingSet(data_set(strange), [], "semantic")[Draw(0, 0)]
+        TrainingSet(data_set(strange), [], "semantic")[SampleIndex(0, 0)]
 
 
 def test_skipping_takes_the_next_one_and_says_so():
     broken = record("broken", DataError("It is damaged."))
     samples = TrainingSet(data_set(record("a"), broken, broken, record("d")), STEPS[:1], "semantic", on_error="skip")
-    sample = samples[Draw(5, 1)]
+    sample = samples[SampleIndex(5, 1)]
     assert (sample.name, sample.index) == ("d", 3)
     assert sample.skipped == ("broken: It is damaged.",) * 2
-    assert samples[Draw(5, 3)].skipped == ()
-    assert torch.equal(sample.image_CHW, samples[Draw(5, 3)].image_CHW)
+    assert samples[SampleIndex(5, 3)].skipped == ()
+    assert torch.equal(sample.image_CHW, samples[SampleIndex(5, 3)].image_CHW)
     around = TrainingSet(data_set(record("a"), broken), [], "semantic", on_error="skip")
-    assert around[Draw(0, 1)].name == "a"
+    assert around[SampleIndex(0, 1)].name == "a"
 
 
 def test_skipping_ends_after_a_hundred_records_in_a_row():
     broken = data_set(*[record("broken", DataError("It is damaged."))] * 200)
     with pytest.raises(DataError, match=r"100 records in a row cannot be used. The first: broken: It is damaged."):
-        TrainingSet(broken, [], "semantic", on_error="skip")[Draw(0, 0)]
+        TrainingSet(broken, [], "semantic", on_error="skip")[SampleIndex(0, 0)]
 
 
 def test_what_no_training_set_is_made_of():
@@ -188,7 +188,7 @@ def test_scenes_of_every_task(task):
     data = pickle.loads(pickle.dumps(synthetic_dataset("val", 3, seed=2, size=(48, 64), task=task, difficulty=0.1)))
     assert (data.task, data.categories, len(data)) == (task, CATEGORIES, 3)
     made = scene((2 * 3 + 1) * 2**20 + 1, 48, 64, difficulty=0.1)
-    target = TrainingSet(data, [], task)[Draw(0, 1)].target
+    target = TrainingSet(data, [], task)[SampleIndex(0, 1)].target
     segments = made.segments if task != "instance" else [s for s in made.segments if CATEGORIES[s.label].isthing][::-1]
     if task == "semantic":
         labels = made.semantic().labels_HW

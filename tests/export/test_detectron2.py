@@ -16,7 +16,7 @@ from m2f_cli.export.detectron2 import to_tensors
 from m2f_cli.inference.segmenter import Segmenter
 from m2f_cli.model import build
 from m2f_cli.weights import readers as containers
-from m2f_cli.weights.key_mapping import to_ours
+from m2f_cli.weights.key_mapping import to_m2f
 from m2f_cli.weights.key_tables import DETECTRON2
 
 
@@ -61,7 +61,7 @@ def test_weights_are_the_same_to_the_last_bit_and_load_strictly(name):
     tensors = to_tensors(model)
     load_as_published(tensors)
     shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
-    found = to_ours(DETECTRON2, tensors, shapes)
+    found = to_m2f(DETECTRON2, tensors, shapes)
     assert set(found) == set(shapes)
     for key, value in model.model.state_dict().items():
         assert torch.equal(found[key], value), key

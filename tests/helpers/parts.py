@@ -12,7 +12,7 @@ from torch import nn
 from m2f_cli.config.schema import Component, ModelConfig
 from m2f_cli.model import build
 from m2f_cli.weights.infer_config import infer
-from m2f_cli.weights.key_mapping import OurView, to_ours, to_theirs
+from m2f_cli.weights.key_mapping import OurView, from_m2f, to_m2f
 from m2f_cli.weights.key_tables import DETECTRON2
 
 PREFIXES = {  # of a part: in the published layout, in ours
@@ -35,7 +35,7 @@ def load_published(part: nn.Module, kind: str, file) -> nn.Module:
     theirs, ours = PREFIXES[kind]
     weights = published_weights(part, kind, file)
     shapes = {ours + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
-    state = to_ours(DETECTRON2, {theirs + name: tensor for name, tensor in weights.items()}, shapes)
+    state = to_m2f(DETECTRON2, {theirs + name: tensor for name, tensor in weights.items()}, shapes)
     part.load_state_dict({name[len(ours) :]: tensor for name, tensor in state.items()}, strict=True)
     return part.eval()
 
@@ -46,7 +46,7 @@ def published_weights(part: nn.Module, kind: str, file) -> dict[str, torch.Tenso
     if not left_out:
         return weights
     theirs, ours = PREFIXES[kind]
-    own = to_theirs(DETECTRON2, {ours + name: tensor for name, tensor in part.state_dict().items()})
+    own = from_m2f(DETECTRON2, {ours + name: tensor for name, tensor in part.state_dict().items()})
     own = {name[len(theirs) :]: tensor for name, tensor in own.items()}
     return weights | {name: tensor for name, tensor in own.items() if name.startswith(left_out)}
 

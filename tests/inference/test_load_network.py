@@ -13,7 +13,7 @@ from m2f_cli.inference.load_network import load_model
 from m2f_cli.model import build
 from m2f_cli.structures.categories import load_categories
 from m2f_cli.weights import Checkpoint
-from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2, OPENMMLAB
 
 
@@ -74,7 +74,7 @@ def test_constants_that_no_file_holds_are_there(tmp_path):
 
 
 def foreign(tmp_path, table, settings, **meta):
-    theirs = to_theirs(table, network_of(settings).state_dict())
+    theirs = from_m2f(table, network_of(settings).state_dict())
     key = "state_dict" if table is OPENMMLAB else "model"
     torch.save({key: theirs, **meta}, tmp_path / "model.pth")
     return tmp_path / "model.pth"
@@ -158,7 +158,7 @@ def test_numbers_that_are_not_real_are_refused(tmp_path, dtype):
     settings = config_of(RESNET)
     state = network_of(settings).state_dict()
     name = "decoder.class_embed.weight"
-    foreign = to_theirs(DETECTRON2, state | {name: state[name].to(dtype)})
+    foreign = from_m2f(DETECTRON2, state | {name: state[name].to(dtype)})
     torch.save({"model": foreign}, tmp_path / "model.pth")
     with pytest.raises(WeightsError, match=rf"of the type {str(dtype)[6:]}, where the network has real numbers"):
         load_model(tmp_path / "model.pth")

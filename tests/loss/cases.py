@@ -99,7 +99,7 @@ def our_order(
 
     Args:
         match_points: per image the (1, P, 2) points of each layer; [] without targets.
-        refined: of each call of `supervise`: per image the candidates (M, 3P, 2) of each layer, and
+        refined: of each call of `losses_for`: per image the candidates (M, 3P, 2) of each layer, and
             the random points.
     """
     draws = [torch.cat(layers) for layers in match_points if layers]

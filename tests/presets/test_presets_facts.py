@@ -24,7 +24,7 @@ from m2f_cli.model import build
 from m2f_cli.structures.annotations import InstanceAnnotation
 from m2f_cli.structures.categories import load_categories
 from m2f_cli.training.optimizer import settings
-from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2
 
 NAMES = config.preset_names()
@@ -195,7 +195,7 @@ def test_networks_have_the_published_names_and_shapes(name):
     if "fapn" in name:  # a part of ours: its weights were never released
         state = {key: value for key, value in state.items() if not key.startswith("pixel_decoder")}
         expected = without(".pixel_decoder.", expected)
-    found = {key: list(value.shape) for key, value in to_theirs(DETECTRON2, state).items()}
+    found = {key: list(value.shape) for key, value in from_m2f(DETECTRON2, state).items()}
     found = {key: shape for key, shape in found.items() if not key.endswith(UNSAVED)}
     if "per-pixel" in name:  # no list has these heads
         found, expected = without(".predictor.", found), without(".predictor.", expected)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.open_dataset import open_data
-from m2f_cli.data.training_set import Draw, TrainingSet
+from m2f_cli.data.training_set import SampleIndex, TrainingSet
 from m2f_cli.data.transforms import build_transforms
 from m2f_cli.data.transforms.geometry import mask_of
 from m2f_cli.structures.categories import load_categories
@@ -106,7 +106,9 @@ def sample_of(open_folder, dataset: str, task: str, augment: str):
     """Rows that share their augmentation share the work."""
     name = next(n for n in ROWS if key(n) == (dataset, task, augment))
     data = open_split(load(name), open_folder(dataset, task), SPLITS.get(dataset, "val"))
-    return data.categories, TrainingSet(data, build_transforms(load(name).train.augment), task, seed=1)[Draw(0, 0)]
+    return data.categories, TrainingSet(data, build_transforms(load(name).train.augment), task, seed=1)[
+        SampleIndex(0, 0)
+    ]
 
 
 def key(name: str) -> tuple[str, str, str]:

@@ -22,7 +22,7 @@ from m2f_cli.loss import Criterion
 from m2f_cli.model import build
 from m2f_cli.model.pilots import piloting_of
 from m2f_cli.structures.targets import Target
-from m2f_cli.training.loop import step, to_host
+from m2f_cli.training.loop import to_host, train_step
 from m2f_cli.training.optimizer import make_optimizer
 from m2f_cli.training.parts import Parts
 
@@ -54,7 +54,7 @@ def main() -> None:
         piloting=piloting_of(model_config, 9),
     )
     torch.manual_seed(rank)
-    losses, _ = to_host(*step(parts, [batch_of(3 if rank == 0 else 0), batch_of(0)]))
+    losses, _ = to_host(*train_step(parts, [batch_of(3 if rank == 0 else 0), batch_of(0)]))
     torch.save({"losses": losses, "gradient": model.decoder.label_embed.weight.grad}, out)
     dist.destroy_process_group()
 

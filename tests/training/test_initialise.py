@@ -15,7 +15,7 @@ from m2f_cli.config.schema import Component
 from m2f_cli.errors import WeightsError
 from m2f_cli.structures.categories import from_names
 from m2f_cli.training.initialise import initialise
-from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2, OPENMMLAB
 
 OTHER = from_names(["Fat", "vessel", "nucleus"])  # of CATEGORIES: number 3, none, number 0
@@ -64,7 +64,7 @@ def test_the_same_network_takes_everything(saved, settings):
 @pytest.mark.parametrize("table", [DETECTRON2, OPENMMLAB])
 def test_a_file_of_others_without_class_names(tmp_path, settings, table):
     state = network_of(settings).state_dict()
-    torch.save({"model": to_theirs(table, state)}, tmp_path / "model.pth")
+    torch.save({"model": from_m2f(table, state)}, tmp_path / "model.pth")
     network, _ = fresh_network(settings)
     report = initialise(network, settings, CATEGORIES, init=str(tmp_path / "model.pth"))
     assert_taken(network, state)
@@ -105,7 +105,7 @@ def test_another_order_is_no_difference_of_shape_but_of_rows(saved, settings):
 def test_underscores_and_case_do_not_count(tmp_path, settings):
     state = network_of(settings).state_dict()
     extra = {"meta": {"dataset_meta": {"classes": ("TRAFFIC-light", "a", "traffic light", "pole")}}}
-    torch.save({"state_dict": to_theirs(OPENMMLAB, state), **extra}, tmp_path / "model.pth")
+    torch.save({"state_dict": from_m2f(OPENMMLAB, state), **extra}, tmp_path / "model.pth")
     classes = from_names(["traffic_light", "Pole"])
     network, _ = fresh_network(settings, classes)
     initialise(network, settings, classes, init=tmp_path / "model.pth")
@@ -124,7 +124,7 @@ def test_no_class_in_common_keeps_no_object(saved, settings):
 
 def test_another_number_of_classes_without_names(tmp_path, settings):
     state = network_of(settings).state_dict()
-    torch.save({"model": to_theirs(DETECTRON2, state)}, tmp_path / "model.pth")
+    torch.save({"model": from_m2f(DETECTRON2, state)}, tmp_path / "model.pth")
     network, before = fresh_network(settings, OTHER)
     report = initialise(network, settings, OTHER, init=tmp_path / "model.pth")
     assert torch.equal(network.state_dict()[BIAS], torch.cat([before[BIAS][:3], state[BIAS][4:]]))
@@ -191,7 +191,7 @@ def test_mpformer_starts_from_mask2former(saved):
 def test_mpformer_starts_from_mpformer_with_other_classes(tmp_path):
     piloted = config_of(piloted=True)
     state = network_of(piloted).state_dict()
-    torch.save({"model": to_theirs(DETECTRON2, state)}, tmp_path / "mp.pth")
+    torch.save({"model": from_m2f(DETECTRON2, state)}, tmp_path / "mp.pth")
     weights.save(tmp_path / "mp.safetensors", state, piloted, CATEGORIES)
     network, before = fresh_network(piloted, OTHER)
     report = initialise(network, piloted, OTHER, init=tmp_path / "mp.safetensors")
@@ -251,7 +251,7 @@ def swin_file(tmp_path, settings):
     """An ImageNet file as the Swin authors release them, and what is in it under our names."""
     state = network_of(settings).state_dict()
     ours = {k: v for k, v in state.items() if k.startswith("backbone.") and not k.startswith("backbone.norms.")}
-    theirs = {k.removeprefix("backbone."): v for k, v in to_theirs(DETECTRON2, ours).items()}
+    theirs = {k.removeprefix("backbone."): v for k, v in from_m2f(DETECTRON2, ours).items()}
     torch.save(
         {"model": {**theirs, "norm.weight": torch.ones(128), "head.weight": torch.zeros(1000, 128)}},
         tmp_path / "swin.pth",

@@ -64,7 +64,7 @@ def prepared(tmp_path, monkeypatch):
 def one_step(made: run.Run) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     stream = iter(made.loader)
-    return loop.step(made.parts, [next(stream) for _ in range(made.parts.accumulate)])[0]
+    return loop.train_step(made.parts, [next(stream) for _ in range(made.parts.accumulate)])[0]
 
 
 def gradients(made: run.Run) -> dict[str, torch.Tensor]:

@@ -147,8 +147,8 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
     run.start(tree, tmp_path / "killed", TrainOptions(device="cpu", resume=True))
     run.start(tree, tmp_path / "whole", OPTIONS)
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
-    leftovers = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
-    assert len(leftovers) <= 1, "a killed writer may leave its temporary file, never a damaged one"
+    orphans = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
+    assert len(orphans) <= 1, "a killed writer may leave its temporary file, never a damaged one"
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         object.__setattr__(prepared.parts.criterion.sampling, "rand", rand)
         randomise(prepared.parts.model).eval()  # no drop path; mask logits so large that rounding turns none
         stream = iter(prepared.loader)
-        loop.step(prepared.parts, [next(stream) for _ in range(prepared.parts.accumulate)])
+        loop.train_step(prepared.parts, [next(stream) for _ in range(prepared.parts.accumulate)])
         gradients[micro] = {n: p.grad.clone() for n, p in prepared.parts.model.named_parameters() if p.grad is not None}
     assert gradients[4].keys() == gradients[1].keys()
     largest = max(float(g.abs().max()) for g in gradients[4].values())

@@ -12,7 +12,7 @@ from m2f_cli import model
 from m2f_cli.config import presets as config
 from m2f_cli.errors import WeightsError
 from m2f_cli.weights.infer_config import infer, same_network
-from m2f_cli.weights.key_mapping import OurView, to_ours, to_theirs
+from m2f_cli.weights.key_mapping import OurView, from_m2f, to_m2f
 from m2f_cli.weights.key_tables import DETECTRON2, HUGGINGFACE, OPENMMLAB, TABLES
 
 PUBLISHED = ["r50", "r101", "swin_tiny", "swin_small", "swin_base_384", "swin_base_in21k_384", "swin_large_in21k_384"]
@@ -40,8 +40,8 @@ def test_detectron2_names_of_full_size_models(method, name, preset):
         assert same_network(found, config.load(f"coco-panoptic-{preset}").model)
     network = empty_network(found, listed["num_classes"])
     assert sum(p.numel() for p in network.parameters()) == listed["n_params"]
-    state = to_ours(DETECTRON2, tensors, shapes_of(network))
-    back = to_theirs(DETECTRON2, state)
+    state = to_m2f(DETECTRON2, tensors, shapes_of(network))
+    back = from_m2f(DETECTRON2, state)
     assert all(tensor.shape == tensors[name].shape for name, tensor in back.items())
     left = {entry[0] for entry in listed["entries"]} - set(back)
     assert all(n.endswith(("relative_position_index", "criterion.empty_weight")) for n in left)
@@ -64,9 +64,9 @@ def test_huggingface_names_of_full_size_models(keys, name, preset):
     found, _ = infer(OurView(HUGGINGFACE, tensors))
     assert same_network(found, config.load(f"coco-panoptic-{preset}").model)
     network = empty_network(found, lists[name]["num_labels"])
-    state = to_ours(HUGGINGFACE, tensors, shapes_of(network))
+    state = to_m2f(HUGGINGFACE, tensors, shapes_of(network))
     if keys == "on_disk_keys":
-        unused = set(tensors) - set(to_theirs(HUGGINGFACE, state))
+        unused = set(tensors) - set(from_m2f(HUGGINGFACE, state))
         assert all("swin.layernorm" in n or "criterion" in n or "num_batches" in n for n in unused)
 
 
@@ -99,8 +99,8 @@ def test_the_two_tables_agree_with_the_table_of_names():
 def test_there_and_back(table, backbone, piloted):
     settings = config_of(backbone, piloted=piloted)
     network = network_of(settings)
-    theirs = to_theirs(table, network.state_dict())
-    assert_equal(to_ours(table, theirs, shapes_of(network)), network.state_dict())
+    theirs = from_m2f(table, network.state_dict())
+    assert_equal(to_m2f(table, theirs, shapes_of(network)), network.state_dict())
     found, _ = infer(OurView(table, theirs))
     assert same_network(found, settings.model)
 
@@ -110,7 +110,7 @@ def test_sampling_offsets_are_rows_of_pairs_elsewhere():
     ours = "pixel_decoder.layers.0.attn.sampling_offsets.bias"
     (theirs,), _ = DETECTRON2.find(ours)
     x, y = torch.arange(96.0), 100 + torch.arange(96.0)
-    state = to_ours(DETECTRON2, {theirs: torch.stack([x, y], dim=1).flatten()}, {ours: (192,)})
+    state = to_m2f(DETECTRON2, {theirs: torch.stack([x, y], dim=1).flatten()}, {ours: (192,)})
     assert torch.equal(state[ours], torch.cat([x, y]))
 
 
@@ -123,10 +123,10 @@ def test_patch_merging_of_openmmlab_is_permuted_as_the_facts_say():
     wanted = weight.view(6, 4, channels)[:, order].transpose(1, 2).flatten(1)
     wanted_norm = norm.view(4, channels)[order].T.flatten()
     place = "backbone.stages.0.downsample."
-    theirs = to_theirs(OPENMMLAB, {place + "reduction.weight": weight, place + "norm.weight": norm})
+    theirs = from_m2f(OPENMMLAB, {place + "reduction.weight": weight, place + "norm.weight": norm})
     assert torch.equal(theirs[place + "reduction.weight"], wanted)
     assert torch.equal(theirs[place + "norm.weight"], wanted_norm)
-    back = to_ours(OPENMMLAB, theirs, {place + "reduction.weight": (6, 12), place + "norm.weight": (12,)})
+    back = to_m2f(OPENMMLAB, theirs, {place + "reduction.weight": (6, 12), place + "norm.weight": (12,)})
     assert torch.equal(back[place + "reduction.weight"], weight)
     assert torch.equal(back[place + "norm.weight"], norm)
 
@@ -189,21 +189,21 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
 def test_layouts_of_detectron2(variant):
     network = network_of(config_of())
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     varied = {variant(name): tensor for name, tensor in theirs.items()}
     assert set(varied) != set(theirs)
     varied["criterion.empty_weight"] = torch.ones(5)
-    assert_equal(to_ours(DETECTRON2, varied, shapes_of(network)), network.state_dict())
+    assert_equal(to_m2f(DETECTRON2, varied, shapes_of(network)), network.state_dict())
 
 
 @pytest.mark.parametrize("backbone", [None, RESNET])
 def test_layouts_of_openmmlab(backbone):
     network = network_of(config_of(backbone))
-    theirs = to_theirs(OPENMMLAB, network.state_dict())
+    theirs = from_m2f(OPENMMLAB, network.state_dict())
     for rename in (lambda n: n.replace("decode_head.", "panoptic_head."), old_mm):
         varied = {rename(name): tensor for name, tensor in theirs.items()}
         assert set(varied) != set(theirs)
-        assert_equal(to_ours(OPENMMLAB, varied, shapes_of(network)), network.state_dict())
+        assert_equal(to_m2f(OPENMMLAB, varied, shapes_of(network)), network.state_dict())
 
 
 # --- strictness -------------------------------------------------------------------------------------------------------
@@ -212,14 +212,14 @@ def test_layouts_of_openmmlab(backbone):
 @pytest.fixture
 def theirs_and_shapes():
     network = network_of(config_of(RESNET))
-    return to_theirs(DETECTRON2, network.state_dict()), shapes_of(network)
+    return from_m2f(DETECTRON2, network.state_dict()), shapes_of(network)
 
 
 def test_a_missing_tensor_is_named_with_what_resembles_it(theirs_and_shapes):
     theirs, shapes = theirs_and_shapes
     theirs["sem_seg_head.predictor.query_fat.weight"] = theirs.pop("sem_seg_head.predictor.query_feat.weight")
     with pytest.raises(WeightsError) as caught:
-        to_ours(DETECTRON2, theirs, shapes)
+        to_m2f(DETECTRON2, theirs, shapes)
     text = str(caught.value)
     assert "1 missing: sem_seg_head.predictor.query_feat.weight" in text
     assert "nearest left over: sem_seg_head.predictor.query_fat.weight" in text
@@ -230,7 +230,7 @@ def test_another_shape_is_named_with_both(theirs_and_shapes):
     theirs, shapes = theirs_and_shapes
     theirs["sem_seg_head.predictor.class_embed.bias"] = torch.zeros(20)
     with pytest.raises(WeightsError, match=r"1 of another shape: .*\.class_embed\.bias is 20 and should be 5"):
-        to_ours(DETECTRON2, theirs, shapes)
+        to_m2f(DETECTRON2, theirs, shapes)
 
 
 def test_a_transposed_tensor_of_as_many_values_is_refused(theirs_and_shapes):
@@ -238,13 +238,13 @@ def test_a_transposed_tensor_of_as_many_values_is_refused(theirs_and_shapes):
     name = "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn.sampling_offsets.weight"
     theirs[name] = theirs[name].T
     with pytest.raises(WeightsError, match="sampling_offsets"):
-        to_ours(DETECTRON2, theirs, shapes)
+        to_m2f(DETECTRON2, theirs, shapes)
 
 
 def test_many_problems_are_counted_and_few_are_shown(theirs_and_shapes):
     _, shapes = theirs_and_shapes
     with pytest.raises(WeightsError) as caught:
-        to_ours(DETECTRON2, {}, shapes)
+        to_m2f(DETECTRON2, {}, shapes)
     assert f"{len(shapes)} missing" in str(caught.value)
     assert f"and {len(shapes) - 5} more" in str(caught.value)
     assert len(str(caught.value)) < 800
@@ -253,28 +253,28 @@ def test_many_problems_are_counted_and_few_are_shown(theirs_and_shapes):
 def test_nothing_but_the_listed_things_may_be_left_over(theirs_and_shapes):
     theirs, shapes = theirs_and_shapes
     harmless = ["criterion.empty_weight", "backbone.stem.conv1.norm.num_batches_tracked", "pixel_mean"]
-    assert to_ours(DETECTRON2, {**theirs, **{name: torch.zeros(1) for name in harmless}}, shapes)
+    assert to_m2f(DETECTRON2, {**theirs, **{name: torch.zeros(1) for name in harmless}}, shapes)
     with pytest.raises(WeightsError, match=r"1 left over: backbone\.fc\.weight"):
-        to_ours(DETECTRON2, {**theirs, "backbone.fc.weight": torch.zeros(1)}, shapes)
+        to_m2f(DETECTRON2, {**theirs, "backbone.fc.weight": torch.zeros(1)}, shapes)
 
 
 def test_two_names_for_one_place_are_refused(theirs_and_shapes):
     theirs, shapes = theirs_and_shapes
     theirs["sem_seg_head.predictor.static_query.weight"] = theirs["sem_seg_head.predictor.query_feat.weight"]
     with pytest.raises(WeightsError, match="two tensors for the same place"):
-        to_ours(DETECTRON2, theirs, shapes)
+        to_m2f(DETECTRON2, theirs, shapes)
 
 
 def test_batch_counters_may_be_missing():
     network = network_of(config_of({**RESNET, "norm": "bn"}))
-    theirs = {n: t for n, t in to_theirs(DETECTRON2, network.state_dict()).items() if "num_batches" not in n}
-    state = to_ours(DETECTRON2, theirs, shapes_of(network))
+    theirs = {n: t for n, t in from_m2f(DETECTRON2, network.state_dict()).items() if "num_batches" not in n}
+    state = to_m2f(DETECTRON2, theirs, shapes_of(network))
     assert state["backbone.stem.0.norm.num_batches_tracked"] == 0
 
 
 def test_a_backbone_that_the_format_does_not_know():
     with pytest.raises(WeightsError, match=r"no place for 'backbone\.net\.stem_0\.weight'"):
-        to_theirs(HUGGINGFACE, {"backbone.net.stem_0.weight": torch.zeros(1)})
+        from_m2f(HUGGINGFACE, {"backbone.net.stem_0.weight": torch.zeros(1)})
 
 
 def test_every_harmless_thing_has_a_reason():

@@ -20,7 +20,7 @@ from m2f_cli.structures.categories import from_names
 from m2f_cli.training.initialise import initialise
 from m2f_cli.weights import write_huggingface
 from m2f_cli.weights.infer_config import infer, num_classes, same_network
-from m2f_cli.weights.key_mapping import OurView, to_ours, to_theirs
+from m2f_cli.weights.key_mapping import OurView, from_m2f, to_m2f
 from m2f_cli.weights.key_tables import DETECTRON2, HUGGINGFACE, OPENMMLAB
 
 SWIN = {"swin_tiny": "swin-t", "swin_small": "swin-s", "swin_base": "swin-b", "swin_large": "swin-l"}
@@ -92,7 +92,7 @@ def test_detectron2_names_of_full_size_models(name, preset, layout):
     assert same_network(found, config.load(f"maskformer-{preset}").model)
     network = empty_network(found, listed["num_classes"])
     assert sum(p.numel() for p in network.parameters()) == listed["n_params"]
-    back = to_theirs(DETECTRON2, to_ours(DETECTRON2, given, shapes_of(network)))
+    back = from_m2f(DETECTRON2, to_m2f(DETECTRON2, given, shapes_of(network)))
     assert all(tensor.shape == tensors[name].shape for name, tensor in back.items())
     left = {entry[0] for entry in listed["entries"]} - set(back)
     assert all(n.endswith(("relative_position_index", "criterion.empty_weight")) for n in left)
@@ -107,7 +107,7 @@ def test_huggingface_names_of_full_size_models(keys, name):
     if name in SWIN:
         assert same_network(found, config.load(f"maskformer-coco-panoptic-{SWIN[name]}").model)
     network = empty_network(found, lists["num_labels"])
-    back = to_theirs(HUGGINGFACE, to_ours(HUGGINGFACE, tensors, shapes_of(network)))
+    back = from_m2f(HUGGINGFACE, to_m2f(HUGGINGFACE, tensors, shapes_of(network)))
     if keys == "on_disk_keys":
         unused = set(tensors) - set(back)
         assert all("layernorm" in n or "criterion" in n or "num_batches" in n or "_index" in n for n in unused)
@@ -128,7 +128,7 @@ def test_the_two_tables_agree_with_the_table_of_names(table, preset):
     found = set()
     for ours, tensor in network.state_dict().items():
         (original,), _ = DETECTRON2.find(ours)
-        theirs = [*to_theirs(HUGGINGFACE, {ours: tensor, "decoder.blocks.0.norm1.bias": tensor})]
+        theirs = [*from_m2f(HUGGINGFACE, {ours: tensor, "decoder.blocks.0.norm1.bias": tensor})]
         theirs = theirs[:-1] if ours != "decoder.blocks.0.norm1.bias" else theirs
         parts = [None] if len(theirs) == 1 else range(len(theirs))
         found |= {(original, name, part) for name, part in zip(theirs, parts, strict=True)}
@@ -146,8 +146,8 @@ def test_there_and_back(table, pixel_decoder, decoder, backbone):
         pytest.skip("OpenMMLab has it not")
     settings = tiny(pixel_decoder, decoder, backbone)
     network = network_of(settings)
-    theirs = to_theirs(table, network.state_dict())
-    assert_equal(to_ours(table, theirs, shapes_of(network)), network.state_dict())
+    theirs = from_m2f(table, network.state_dict())
+    assert_equal(to_m2f(table, theirs, shapes_of(network)), network.state_dict())
     view = OurView(table, theirs)
     found, _ = infer(view)
     assert same_network(found, settings.model)
@@ -183,21 +183,21 @@ def test_openmmlab_before_3_0_lists_self_attention_first():
     """The order of Mask2Former is the other one: the same names must not be read alike."""
     network = network_of(tiny("transformer_fpn"))
     old = {}
-    for name, tensor in to_theirs(OPENMMLAB, network.state_dict()).items():
+    for name, tensor in from_m2f(OPENMMLAB, network.state_dict()).items():
         name = name.replace("decode_head.", "panoptic_head.").replace("last_feat_conv", "encoder_out_proj")
         if name.startswith("panoptic_head."):
             name = name.replace(".self_attn.", ".attentions.0.").replace(".cross_attn.", ".attentions.1.")
             name = name.replace(".ffn.layers", ".ffns.0.layers")
         old[name] = tensor
     assert any("attentions.1" in name for name in old)
-    assert_equal(to_ours(OPENMMLAB, old, shapes_of(network)), network.state_dict())
+    assert_equal(to_m2f(OPENMMLAB, old, shapes_of(network)), network.state_dict())
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_file_as_released_runs(tmp_path, decoder):
     """Names without the level `pixel_decoder.`, as in the model zoo, beside what else such a file holds."""
     network = network_of(tiny("transformer_fpn" if decoder == "plain" else "fpn", decoder))
-    names = to_theirs(DETECTRON2, network.state_dict())
+    names = from_m2f(DETECTRON2, network.state_dict())
     tensors = {name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): x for name, x in names.items()}
     torch.save({"model": {**tensors, "criterion.empty_weight": torch.ones(5)}}, tmp_path / "model_final.pth")
     loaded = load_model(tmp_path / "model_final.pth")

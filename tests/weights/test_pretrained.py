@@ -29,7 +29,7 @@ from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.backbones.timm import Timm
 from m2f_cli.structures.categories import from_names
 from m2f_cli.weights import download, hub, pretrained
-from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2
 from m2f_cli.weights.pretrained import load_alone, load_backbone, resize_bias_table
 
@@ -272,7 +272,7 @@ def test_a_smooth_table_keeps_its_values():
 def small(tmp_path):
     """A small ResNet and its tensors under detectron2's names, to be spoilt."""
     ours = randomise(ResNet(50, "basic", "frozen_bn", stem_channels=8, width=8))
-    theirs = to_theirs(DETECTRON2, {f"backbone.{name}": tensor for name, tensor in ours.state_dict().items()})
+    theirs = from_m2f(DETECTRON2, {f"backbone.{name}": tensor for name, tensor in ours.state_dict().items()})
     return shapes_of(ours), {name.removeprefix("backbone."): tensor for name, tensor in theirs.items()}
 
 
@@ -385,7 +385,7 @@ def test_the_backbone_of_a_whole_model(tmp_path, foreign):
     network = network_of(settings)
     if foreign:
         path = tmp_path / "model.pth"
-        torch.save({"model": to_theirs(DETECTRON2, network.state_dict())}, path)
+        torch.save({"model": from_m2f(DETECTRON2, network.state_dict())}, path)
     else:
         classes = from_names(["a", "b", "c", "d"])
         path = weights.save(tmp_path / "best.safetensors", network.state_dict(), settings, classes)

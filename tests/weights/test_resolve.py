@@ -18,7 +18,7 @@ from m2f_cli.errors import WeightsError
 from m2f_cli.weights import download, hub, huggingface, write_huggingface
 from m2f_cli.weights import resolve as refs
 from m2f_cli.weights.infer_config import same_network
-from m2f_cli.weights.key_mapping import to_theirs
+from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2, HUGGINGFACE, OPENMMLAB
 
 
@@ -35,7 +35,7 @@ def network():
 
 
 def detectron2_file(path, network, **more):
-    theirs = {name: tensor.numpy() for name, tensor in to_theirs(DETECTRON2, network.state_dict()).items()}
+    theirs = {name: tensor.numpy() for name, tensor in from_m2f(DETECTRON2, network.state_dict()).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps({"model": theirs, "__author__": "third_party", **more}))
     return path
@@ -50,7 +50,7 @@ def detectron2_file(path, network, **more):
 def test_files_of_detectron2_are_read(tmp_path, kind, backbone, piloted):
     settings = config_of(backbone, piloted=piloted)
     network = network_of(settings)
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     path = tmp_path / "model_final.pth"
     if kind == "pkl":
         detectron2_file(path, network)
@@ -76,7 +76,7 @@ def test_files_of_detectron2_are_read(tmp_path, kind, backbone, piloted):
 def test_files_of_openmmlab_are_read(tmp_path, prefix, meta):
     settings = config_of()
     network = network_of(settings)
-    theirs = {n.replace("decode_head.", prefix): t for n, t in to_theirs(OPENMMLAB, network.state_dict()).items()}
+    theirs = {n.replace("decode_head.", prefix): t for n, t in from_m2f(OPENMMLAB, network.state_dict()).items()}
     unused = "decode_head.conv_seg.weight" if prefix == "decode_head." else "backbone.norm0.num_batches_tracked"
     theirs[unused] = torch.ones(1)
     torch.save({"state_dict": theirs, "meta": meta}, tmp_path / "iter_90000.pth")
@@ -88,7 +88,7 @@ def test_files_of_openmmlab_are_read(tmp_path, prefix, meta):
 
 
 def test_a_transformers_file_without_its_folder(tmp_path, network):
-    theirs = {name: tensor.clone() for name, tensor in to_theirs(HUGGINGFACE, network.state_dict()).items()}
+    theirs = {name: tensor.clone() for name, tensor in from_m2f(HUGGINGFACE, network.state_dict()).items()}
     save_file(theirs, tmp_path / "model.safetensors")
     found = weights.load(tmp_path / "model.safetensors")
     assert found.format == "huggingface"
@@ -319,7 +319,7 @@ PREFIXES = ["model.", "net.", "module.", "_orig_mod.", "model._orig_mod.", "modu
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("table", [DETECTRON2, HUGGINGFACE, OPENMMLAB], ids=lambda table: table.format)
 def test_a_common_prefix_is_taken_off(tmp_path, network, prefix, table):
-    theirs = {prefix + name: tensor for name, tensor in to_theirs(table, network.state_dict()).items()}
+    theirs = {prefix + name: tensor for name, tensor in from_m2f(table, network.state_dict()).items()}
     torch.save(
         {"state_dict": {**theirs, prefix + "criterion.empty_weight": torch.ones(5)}, "epoch": 3}
         if table is not OPENMMLAB
@@ -333,7 +333,7 @@ def test_a_common_prefix_is_taken_off(tmp_path, network, prefix, table):
 
 
 def test_compiled_parts_inside_of_a_network(tmp_path, network):
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     torch.save({n.replace("backbone.", "backbone._orig_mod."): t for n, t in theirs.items()}, tmp_path / "last.ckpt")
     assert_equal(weights.load(tmp_path / "last.ckpt").state_for(shapes_of(network)), network.state_dict())
 
@@ -349,7 +349,7 @@ def test_a_prefix_in_a_transformers_folder(tmp_path):
 
 
 def test_a_network_beside_its_average_is_taken_and_said(tmp_path, network):
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     average = {name: torch.zeros_like(tensor) for name, tensor in theirs.items()}
     both = {f"model.{n}": t for n, t in theirs.items()} | {f"ema_model.{n}": t for n, t in average.items()}
     torch.save(both, tmp_path / "last.ckpt")
@@ -361,7 +361,7 @@ def test_a_network_beside_its_average_is_taken_and_said(tmp_path, network):
 @pytest.mark.parametrize("key", ["ema", "weights", "ema_state_dict", "state_dict", "model", "model_state_dict", "net"])
 @pytest.mark.parametrize("inner", [None, "state_dict", "module"])
 def test_keys_that_hold_the_weights(tmp_path, network, key, inner):
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     torch.save({"epoch": 1, key: theirs if inner is None else {inner: theirs, "updates": 7}}, tmp_path / "x.pt")
     found = weights.load(tmp_path / "x.pt")
     assert_equal(found.state_for(shapes_of(network)), network.state_dict())
@@ -369,7 +369,7 @@ def test_keys_that_hold_the_weights(tmp_path, network, key, inner):
 
 
 def test_several_candidates_are_said(tmp_path, network):
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     average = {name: torch.zeros_like(tensor) for name, tensor in theirs.items()}
     torch.save({"ema_state_dict": average, "model": theirs}, tmp_path / "x.pt")
     found = weights.load(tmp_path / "x.pt")
@@ -378,7 +378,7 @@ def test_several_candidates_are_said(tmp_path, network):
 
 
 def test_two_names_for_one_tensor_are_refused(tmp_path, network):
-    theirs = to_theirs(DETECTRON2, network.state_dict())
+    theirs = from_m2f(DETECTRON2, network.state_dict())
     torch.save({**theirs, "sem_seg_head._orig_mod.predictor.query_feat.weight": torch.ones(2, 2)}, tmp_path / "x.pt")
     with pytest.raises(WeightsError, match="two tensors for the same place"):
         weights.load(tmp_path / "x.pt")

@@ -66,7 +66,7 @@ def read_coco(path: Path) -> CocoFile:
         )
     if len(images) < len(tree["images"]):
         notes.append(f"{len(tree['images']) - len(images)} images of {path.name} repeat the id of another")
-    notes += _twins(tree["annotations"], path)
+    notes += _duplicates(tree["annotations"], path)
     return CocoFile(path, tree["categories"], images, dict(annotations), tuple(notes))
 
 
@@ -108,7 +108,7 @@ def _image_id(annotation: Any, images: dict[int | str, Any], where: str) -> int 
         raise DataError(f"{where} has the image_id {said}, which should be {reason}.") from reason
 
 
-def _twins(annotations: list[dict[str, Any]], path: Path) -> list[str]:
+def _duplicates(annotations: list[dict[str, Any]], path: Path) -> list[str]:
     ids = [row["id"] for row in annotations if type(row.get("id")) is int]
     count = len(ids) - len(set(ids))
     if not count:

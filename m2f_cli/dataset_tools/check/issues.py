@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ...errors import DataError
 from .inspect_image import Problem
 from .mistakes import check
-from .near_duplicates import Twin
-from .orphans import Leftover
+from .near_duplicates import DuplicatePair
+from .orphans import Orphan
 from .summary import Finding, SplitReport
 
 _FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # consequences of a split without annotations
@@ -17,7 +17,7 @@ _FOLLOW_FROM_NOTHING = ("unseen-classes", "empty-pictures")  # consequences of a
 # --- of the folder ----------------------------------------------------------------------------------------------------
 
 
-def of_no_split(split: str, error: DataError) -> Finding:
+def no_split_issues(split: str, error: DataError) -> Finding:
     """Return the finding for a missing split. Training needs its split; without val it runs, but evaluates nothing."""
     level = "error" if split == "train" else "warning"
     return Finding(
@@ -29,27 +29,25 @@ def of_no_split(split: str, error: DataError) -> Finding:
     )
 
 
-def of_leftovers(leftover: Leftover) -> Finding:
-    where = f"in {leftover.folder}"
-    if leftover.kind == "pictures":
-        message = (
-            f"{_counted(leftover.count, 'image')} {where} {_is(leftover.count)} in no split, such as {leftover.first}."
-        )
+def orphan_issue(orphan: Orphan) -> Finding:
+    where = f"in {orphan.folder}"
+    if orphan.kind == "pictures":
+        message = f"{_counted(orphan.count, 'image')} {where} {_is(orphan.count)} in no split, such as {orphan.first}."
         return Finding(
-            "warning", "unused-pictures", leftover.split, message, "Annotate or remove them, or check that names agree."
+            "warning", "unused-pictures", orphan.split, message, "Annotate or remove them, or check that names agree."
         )
-    belong = "belongs" if leftover.count == 1 else "belong"
-    message = f"{_counted(leftover.count, 'annotation file')} {where} {belong} to no image, such as {leftover.first}."
+    belong = "belongs" if orphan.count == 1 else "belong"
+    message = f"{_counted(orphan.count, 'annotation file')} {where} {belong} to no image, such as {orphan.first}."
     return Finding(
         "warning",
         "unused-annotations",
-        leftover.split,
+        orphan.split,
         message,
         "Copy the images there, or check that both have the same names.",
     )
 
 
-def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
+def class_issues(splits: Sequence[SplitReport]) -> list[Finding]:
     """Return an error for each split whose classes differ from those of the first. Training refuses such splits."""
     first = [each.name for each in splits[0].classes]
     findings = []
@@ -68,7 +66,7 @@ def of_classes(splits: Sequence[SplitReport]) -> list[Finding]:
 # --- of a split -------------------------------------------------------------------------------------------------------
 
 
-def of_split(split: SplitReport) -> list[Finding]:
+def split_issues(split: SplitReport) -> list[Finding]:
     return [
         *_of_problems(split),
         *_of_passed_over(split),
@@ -156,14 +154,14 @@ def _of_repeats(split: SplitReport) -> list[Finding]:
 # --- of two splits ----------------------------------------------------------------------------------------------------
 
 
-def of_twins(shared: Sequence[Twin]) -> list[Finding]:
-    groups: dict[tuple[str, str, bool], list[Twin]] = {}
+def duplicate_issues(shared: Sequence[DuplicatePair]) -> list[Finding]:
+    groups: dict[tuple[str, str, bool], list[DuplicatePair]] = {}
     for pair in shared:
         groups.setdefault((pair.split, pair.other_split, pair.identical), []).append(pair)
-    return [_of_twin_group(*key, members) for key, members in groups.items()]
+    return [_duplicate_issue(*key, members) for key, members in groups.items()]
 
 
-def _of_twin_group(split: str, other: str, identical: bool, pairs: list[Twin]) -> Finding:
+def _duplicate_issue(split: str, other: str, identical: bool, pairs: list[DuplicatePair]) -> Finding:
     count, first = len(pairs), pairs[0]
     which, such = f"{_counted(count, 'image')} of {split}", f"such as {first.name} and {first.other}."
     if identical:

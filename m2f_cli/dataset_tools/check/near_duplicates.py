@@ -66,7 +66,7 @@ class Prints:
 
 
 @dataclass(frozen=True)
-class Twin:
+class DuplicatePair:
     """Pair of duplicate or near-duplicate images.
 
     Attributes:
@@ -86,18 +86,18 @@ class Twin:
     bits: int = 0
 
 
-def repeats(prints: Prints) -> list[Twin]:
+def repeats(prints: Prints) -> list[DuplicatePair]:
     """Return the images of a split whose file equals that of an earlier image of the split."""
     first: dict[bytes, str] = {}
     pairs = []
     for name, exact in zip(prints.names, prints.digests, strict=True):
         if exact in first:
-            pairs.append(Twin(name, prints.split, first[exact], prints.split, identical=True))
+            pairs.append(DuplicatePair(name, prints.split, first[exact], prints.split, identical=True))
         first.setdefault(exact, name)
     return pairs
 
 
-def twins(prints: Prints, others: Prints) -> list[Twin]:
+def duplicates(prints: Prints, others: Prints) -> list[DuplicatePair]:
     """Return the images of one split that are also in another, or look like an image there.
 
     At most 7 of 128 bits of such a pair differ. Each image is paired with the most similar one.
@@ -107,9 +107,11 @@ def twins(prints: Prints, others: Prints) -> list[Twin]:
     for index, (other, bits) in enumerate(_nearest(prints.hashes, others.hashes)):
         name, same = prints.names[index], exact.get(prints.digests[index])
         if same is not None:
-            pairs.append(Twin(name, prints.split, same, others.split, identical=True))
+            pairs.append(DuplicatePair(name, prints.split, same, others.split, identical=True))
         elif other is not None:
-            pairs.append(Twin(name, prints.split, others.names[other], others.split, identical=False, bits=bits))
+            pairs.append(
+                DuplicatePair(name, prints.split, others.names[other], others.split, identical=False, bits=bits)
+            )
     return pairs
 
 

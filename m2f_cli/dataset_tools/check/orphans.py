@@ -15,7 +15,7 @@ _SEPARATORS = "._- "
 
 
 @dataclass(frozen=True)
-class Leftover:
+class Orphan:
     """Unused files of one folder.
 
     Attributes:
@@ -33,7 +33,7 @@ class Leftover:
     first: str
 
 
-def leftovers(opened: Sequence[DataSet]) -> list[Leftover]:
+def orphans(opened: Sequence[DataSet]) -> list[Orphan]:
     """Return the files that lie beside the images or annotations of the splits, look like them, and belong to no split.
 
     Annotations that many images share, such as COCO's JSON, are left out; only one file for each image is considered.
@@ -71,7 +71,7 @@ class _Folders:
         self.names[folder].add(name)
         self.splits.setdefault(folder, split)
 
-    def unused(self, kind: Literal["pictures", "annotations"], others: _Folders) -> Iterator[Leftover]:
+    def unused(self, kind: Literal["pictures", "annotations"], others: _Folders) -> Iterator[Orphan]:
         for folder, names in self.names.items():
             if not os.path.isdir(folder):  # a missing folder is reported with its images
                 continue
@@ -84,7 +84,7 @@ class _Folders:
                 if name.endswith(endings) and name not in used and not name.startswith(".")
             )
             if unused:
-                yield Leftover(self.splits[folder], kind, Path(folder), len(unused), unused[0])
+                yield Orphan(self.splits[folder], kind, Path(folder), len(unused), unused[0])
 
 
 def _ending(names: Sequence[str]) -> str:

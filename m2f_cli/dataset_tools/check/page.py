@@ -17,11 +17,11 @@ from ...errors import DataError
 from ...runtime.files import write_text
 from ...runtime.text import visible_text
 from ..preview import Preview, drawn, plain
-from .near_duplicates import Twin
+from .near_duplicates import DuplicatePair
 from .summary import DataReport, SplitReport, class_rows, edge_names
 
 SAMPLES = 12  # images of each split
-MOST_TWINS, MOST_PROBLEMS, MOST_BARS = 12, 100, 24
+MOST_DUPLICATES, MOST_PROBLEMS, MOST_BARS = 12, 100, 24
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bar: #4a7fc1; --error: #c23b22; --warning: #b07a10; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
@@ -62,7 +62,7 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
         notes = "".join(f"<p>{escape(note)}</p>" for note in split.notes)
         body += [f"<h2>{escape(split.split)}</h2>", notes, _bars_of(split), images, _problems(split)]
     records = {each.split: {record.name: record for record in each.records} for each in opened}
-    return _write(f"{data.name}: data", [*body, _twins(report.twins, records)], path)
+    return _write(f"{data.name}: data", [*body, _duplicates(report.duplicates, records)], path)
 
 
 def write_view_page(data: DataSet, shown: Sequence[Preview], path: Path) -> Path:
@@ -222,11 +222,11 @@ def _image(image: Image.Image) -> str:
     return f'<img width="{image.width}" height="{image.height}" alt="" src="data:image/jpeg;base64,{data}">'
 
 
-def _twins(pairs: Sequence[Twin], records: dict[str, dict[str, Record]]) -> str:
+def _duplicates(pairs: Sequence[DuplicatePair], records: dict[str, dict[str, Record]]) -> str:
     if not pairs:
         return ""
     figures = []
-    for pair in pairs[:MOST_TWINS]:
+    for pair in pairs[:MOST_DUPLICATES]:
         shown = [records[pair.split][pair.name], records[pair.other_split][pair.other]]
         what = "the same file" if pair.identical else f"{pair.bits} of 128 bits differ"
         caption = f"{pair.split}: {pair.name} and {pair.other_split}: {pair.other} ({what})"

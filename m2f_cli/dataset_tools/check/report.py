@@ -14,10 +14,10 @@ from ...data.records import DataSet
 from ...errors import DataError
 from ...runtime.threads import in_order
 from .inspect_image import Look, Problem, look_at
-from .issues import of_classes, of_leftovers, of_no_split, of_split, of_twins
+from .issues import class_issues, duplicate_issues, no_split_issues, orphan_issue, split_issues
 from .mistakes import check
-from .near_duplicates import Prints, repeats, shared_files, twins
-from .orphans import leftovers
+from .near_duplicates import Prints, duplicates, repeats, shared_files
+from .orphans import orphans
 from .summary import EDGES, MOST_NAMES, ClassCount, DataReport, Finding, SplitCounts, SplitReport
 
 SPLITS = ("train", "val", "test")
@@ -52,8 +52,8 @@ def open_splits(open_split: Open, wanted: Sequence[str] = ()) -> tuple[list[Data
                 opened.append(data)
     if not opened:
         raise failed["train"]
-    missing = [of_no_split(name, error) for name, error in failed.items() if name != "test"]
-    return opened, [*missing, *map(of_leftovers, leftovers(opened))]
+    missing = [no_split_issues(name, error) for name, error in failed.items() if name != "test"]
+    return opened, [*missing, *map(orphan_issue, orphans(opened))]
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -189,9 +189,11 @@ def report(
     """
     splits = [inspect(data, workers=workers, on_look=on_look) for data in opened]
     pairs = itertools.combinations(splits, 2)
-    shared = [pair for first, second in pairs for pair in twins(second.prints, first.prints)]
-    of_each = [each for split in splits for each in of_split(split)]
-    return DataReport(tuple(splits), tuple(shared), (*before, *of_classes(splits), *of_each, *of_twins(shared)))
+    shared = [pair for first, second in pairs for pair in duplicates(second.prints, first.prints)]
+    of_each = [each for split in splits for each in split_issues(split)]
+    return DataReport(
+        tuple(splits), tuple(shared), (*before, *class_issues(splits), *of_each, *duplicate_issues(shared))
+    )
 
 
 def glance(data: DataSet, limit: int, against: DataSet | None = None) -> list[Finding]:

@@ -13,7 +13,7 @@ import numpy as np
 from ...data.records import PassedOver
 from ...structures.categories import Categories
 from .inspect_image import Problem
-from .near_duplicates import Prints, Twin
+from .near_duplicates import DuplicatePair, Prints
 
 EDGES = (8, 16, 32, 64, 128, 256, 512)  # square roots of areas in pixels, between the bars of the size histogram
 MOST_NAMES = 100  # largest number of empty images, and of sizes, in a report
@@ -154,7 +154,7 @@ class SplitReport:
     problems: tuple[Problem, ...]
     empty: tuple[str, ...]
     object_edges: tuple[int, ...]
-    repeats: tuple[Twin, ...]
+    repeats: tuple[DuplicatePair, ...]
     num_bytes: int
     notes: tuple[str, ...]
     prints: Prints = field(repr=False)
@@ -198,7 +198,7 @@ class DataReport:
     """
 
     splits: tuple[SplitReport, ...]
-    twins: tuple[Twin, ...]
+    duplicates: tuple[DuplicatePair, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -210,7 +210,7 @@ class DataReport:
             "would_train": not self.errors,
             "findings": [asdict(finding) for finding in self.findings],
             "splits": {each.split: each.to_dict() for each in self.splits},
-            "twins": [asdict(pair) for pair in self.twins],
+            "twins": [asdict(pair) for pair in self.duplicates],
         }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2f_cli.dataset_tools.check.near_duplicates import MOST_BITS, Prints, difference_hash, repeats, twins
+from m2f_cli.dataset_tools.check.near_duplicates import MOST_BITS, Prints, difference_hash, duplicates, repeats
 
 
 def scene(seed, size=(120, 160)):
@@ -32,7 +32,7 @@ def test_no_near_copy_is_missed():
     distances = (mine[:, None] != theirs[None]).sum(axis=2)
     expected = {str(i): int(row.min()) for i, row in enumerate(distances) if row.min() <= MOST_BITS}
     packed = [[None, *(np.packbits(row).tobytes() for row in rows)] for rows in (mine, theirs)]
-    found = twins(prints("val", packed[0]), prints("train", packed[1]))
+    found = duplicates(prints("val", packed[0]), prints("train", packed[1]))
     assert {str(int(twin.name) - 1): twin.bits for twin in found} == expected
     assert 10 < len(expected) < 30
     assert all(distances[int(t.name) - 1, int(t.other) - 1] == t.bits for t in found)
@@ -40,7 +40,7 @@ def test_no_near_copy_is_missed():
 
 def test_nothing_to_compare_with():
     some = prints("val", [b"\0" * 16, None])
-    assert twins(some, prints("train", [])) == twins(prints("train", []), some) == repeats(some) == []
+    assert duplicates(some, prints("train", [])) == duplicates(prints("train", []), some) == repeats(some) == []
 
 
 def test_flat_images_look_like_nothing():

@@ -34,8 +34,8 @@ from pycocotools import mask as coco_mask
 from m2f_cli.data.open_dataset import open_data
 from m2f_cli.data.records import ImageFile
 from m2f_cli.dataset_tools.check.inspect_image import look_at
-from m2f_cli.dataset_tools.check.near_duplicates import MOST_BITS, Twin, difference_hash
-from m2f_cli.dataset_tools.check.orphans import leftovers
+from m2f_cli.dataset_tools.check.near_duplicates import MOST_BITS, DuplicatePair, difference_hash
+from m2f_cli.dataset_tools.check.orphans import orphans
 from m2f_cli.dataset_tools.check.region_stats import regions_of
 from m2f_cli.dataset_tools.check.report import inspect, open_splits, report
 from m2f_cli.dataset_tools.check.summary import EDGES, class_rows, edge_names
@@ -275,8 +275,8 @@ def test_copies_between_splits(tmp_path):
     worse.save(train / "images/val/1.jpg", quality=50)
     scene(9).save(train / "images/val/2.jpg")
     found = report_of(train)
-    first, second = found.twins
-    assert first == Twin("0", "val", "2", "train", identical=True)
+    first, second = found.duplicates
+    assert first == DuplicatePair("0", "val", "2", "train", identical=True)
     assert (second.name, second.other, second.identical) == ("1", "1", False)
     assert 0 <= second.bits <= MOST_BITS
     assert kinds(found) == {("warning", "shared-pictures", "val"), ("warning", "near-duplicates", "val")}
@@ -286,7 +286,7 @@ def test_copies_within_a_split(tmp_path):
     folder = label_maps(tmp_path, [SOUND] * 3)
     shutil.copy(folder / "images/train/0.jpg", folder / "images/train/2.jpg")
     found = report_of(folder, "train")
-    assert found.splits[0].repeats == (Twin("2", "train", "0", "train", identical=True),)
+    assert found.splits[0].repeats == (DuplicatePair("2", "train", "0", "train", identical=True),)
     assert kinds(found) == {("warning", "repeated-pictures", "train")}
 
 
@@ -319,7 +319,7 @@ def test_images_that_no_json_lists(tmp_path):
 @pytest.mark.parametrize("make", [cityscapes, coco_panoptic, yolo_seg, roboflow])
 def test_sound_folders_have_no_unused_files(tmp_path, make):
     folder = make(tmp_path)
-    assert not leftovers([open_data(folder, "val")])
+    assert not orphans([open_data(folder, "val")])
 
 
 def test_several_files_of_one_image_in_one_folder(tmp_path):
@@ -330,7 +330,7 @@ def test_several_files_of_one_image_in_one_folder(tmp_path):
             for number in "12":
                 shutil.copy(path, path.with_name(path.name.replace("aachen_000000", f"aachen_00000{number}")))
     (folder / "leftImg8bit/val/aachen/aachen_000002_000019_leftImg8bit.png").unlink()
-    [found] = leftovers([open_data(folder, "val")])
+    [found] = orphans([open_data(folder, "val")])
     assert (found.kind, found.count, found.first) == ("annotations", 1, "aachen_000002_000019_gtFine_instanceIds.png")
 
 
@@ -341,7 +341,7 @@ def test_sound_data_has_no_findings(tmp_path):
     label_maps(tmp_path, [SOUND])
     write_random_image(label_maps(tmp_path, [SOUND], split="val") / "images/val/0.jpg", LARGE, seed=5)
     found = report_of(tmp_path)
-    assert (found.findings, found.twins, [each.split for each in found.splits]) == ((), (), ["train", "val"])
+    assert (found.findings, found.duplicates, [each.split for each in found.splits]) == ((), (), ["train", "val"])
     assert found.to_dict()["would_train"]
 
 
