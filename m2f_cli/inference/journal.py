@@ -6,6 +6,7 @@ are assembled from it at the end, one line at a time. In memory there is only an
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,11 +147,12 @@ def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             )
 
 
-def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
-    """Refuse to write over what is there, unless that was asked for.
+def check_folder(folder: Path, formats: Sequence[str] = (), *, skip_existing: bool, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless that was asked for and an earlier run has written it.
 
     Raises:
-        ConfigError: the folder is a file, or holds something and neither option was given.
+        ConfigError: the folder is a file, or holds something and neither option was given, or files of no earlier run
+            where results of `formats` go.
     """
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing and --overwrite exclude each other.")
@@ -158,10 +160,22 @@ def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; --out takes a folder.")
         is_used = folder.is_dir() and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir())
+        foreign = _file_in_the_way(folder, formats) if is_used and not (folder / RUN_MARK).exists() else None
     if is_used and not (skip_existing or overwrite):
         raise ConfigError(
             f"The output folder {folder} is not empty.", hint="Use --skip-existing to go on, or --overwrite."
         )
+    if foreign is not None:
+        raise ConfigError(
+            f"{foreign} lies where results go, and is of no earlier prediction.", hint="Choose another --out."
+        )
+
+
+def _file_in_the_way(folder: Path, formats: Sequence[str]) -> Path | None:
+    """Return a file at a place of results: it may be somebody's annotation."""
+    shared = (folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values())))
+    inside = (path for name in formats for path in output.folder_of(folder, name).rglob("*"))
+    return next((path for path in itertools.chain(shared, inside) if path.is_file() and not is_part(path)), None)
 
 
 def erase(folder: Path, spared: Sequence[Path] = ()) -> None:

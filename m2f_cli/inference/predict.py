@@ -96,7 +96,7 @@ def predict(
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     thresholds = {key: value for key, value in (thresholds or {}).items() if value is not None}
-    check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
+    check_folder(out, formats, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # else they come one by one, as from a list on stdin
     sources = places.claimed(sources, "path")
@@ -119,7 +119,9 @@ def predict(
         return write_image(source.name, source.path, out, result, results)
 
     with locked(out, "A prediction"):
-        check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have been first
+        check_folder(
+            out, formats, skip_existing=skip_existing, overwrite=overwrite
+        )  # another process may have been first
         remove_parts(out)
         if overwrite:
             erase(out, spared=[source.path for source in sources] if is_known else ())
