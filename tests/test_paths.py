@@ -291,6 +291,18 @@ def test_converted_images_of_which_one_is_a_file_where_the_other_needs_a_folder(
     assert repr(name) in str(caught.value) and not out.exists()
 
 
+def test_converted_images_whose_names_differ_in_case_alone(out, monkeypatch):
+    def exists(path):  # as a file system says that ignores case
+        return path.parent.is_dir() and path.name.lower() in (name.lower() for name in os.listdir(path.parent))
+
+    monkeypatch.setattr(os.path, "lexists", exists)
+    records = [record("a"), record("A"), record("b")]
+    data = DataSet("x", "coco-panoptic", "train", "panoptic", CATEGORIES, records)
+    done = write_out(Opened(Path("x"), (data,), "panoptic"), {"train": records}, out, "coco-panoptic")
+    [(name, why)] = done.splits[0].failures
+    assert name == "A" and "differs in case alone" in why and done.splits[0].images == 2
+
+
 def test_files_whose_results_would_meet_get_other_names(out):
     out.mkdir()
     for name in ("a:b.png", "a_b.png", "c\\d.png", "c/d.png"):
