@@ -257,7 +257,7 @@ def _validator(part: Path) -> Path:
 def _read_validator(part: Path) -> str:
     try:
         _, etag = json.loads(_validator(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return ""  # nothing known of the part: it is fetched anew
     return str(etag)
 
