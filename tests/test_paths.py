@@ -291,6 +291,18 @@ def test_converted_images_of_which_one_is_a_file_where_the_other_needs_a_folder(
     assert repr(name) in str(caught.value) and not out.exists()
 
 
+def test_converted_images_whose_names_differ_in_case_alone(out, monkeypatch):
+    def exists(path):  # as a file system says that ignores case
+        return path.parent.is_dir() and path.name.lower() in (name.lower() for name in os.listdir(path.parent))
+
+    monkeypatch.setattr(os.path, "lexists", exists)
+    records = [record("a"), record("A"), record("b")]
+    data = DataSet("x", "coco-panoptic", "train", "panoptic", CATEGORIES, records)
+    done = write_out(Opened(Path("x"), (data,), "panoptic"), {"train": records}, out, "coco-panoptic")
+    [(name, why)] = done.splits[0].failures
+    assert name == "A" and "differs in case alone" in why and done.splits[0].images == 2
+
+
 def test_files_whose_results_would_meet_get_other_names(out):
     out.mkdir()
     for name in ("a:b.png", "a_b.png", "c\\d.png", "c/d.png"):
@@ -349,12 +361,14 @@ def test_results_do_not_replace_the_images_that_they_are_of(out):
     folder = out / "overlay"
     write_random_image(folder / "a.jpg")
     before = tree_of(out, out / "nothing")
+    (out / RUN_MARK).write_text("{}\n")
     with pytest.raises(ConfigError, match=r"a.jpg lies in .*overlay, where results would be written over it"):
         predict(FakeSegmenter(), list(expand([folder])), None, out, ["overlay"], overwrite=True)
     with pytest.raises(ConfigError, match=r"a.jpg lies in .*overlay"):  # one by one, as from a list on stdin
         predict(FakeSegmenter(), expand([folder]), None, out, ["overlay"], overwrite=True)
     assert {path: found for path, found in tree_of(out, out / "nothing").items() if path in before} == before
     records = [record("x", image=folder / "a.jpg")]
+    (out / "pictures.jsonl").write_text("")
     (out / "predictions").symlink_to(out)
     with pytest.raises(ConfigError, match="lies in .*overlay"):
         evaluate_into(out, records)
@@ -395,7 +409,33 @@ def test_a_sheet_is_not_written_over_an_image(out, capsys):
     image = out / "val2017" / "1.jpg"
     before = image.read_bytes()
     assert cli.run(["data", "view", str(out), "--split", "val", "--out", str(image)]) == 2
-    assert "is an image of the data set" in capsys.readouterr().err and image.read_bytes() == before
+    assert "exists already in the folder of the data set" in capsys.readouterr().err and image.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [{"skip_existing": True}, {"overwrite": True}], ids=str)
+def test_predictions_do_not_replace_annotations(options, out):
+    mask = write_random_image(out / "labels" / "train" / "a.png", (20, 30))
+    write_random_image(out / "images" / "train" / "a.png", (20, 30))
+    before = mask.read_bytes()
+    with pytest.raises(ConfigError, match=r"a.png lies where results go, and is of no earlier prediction"):
+        predict(FakeSegmenter(), list(expand([out / "images"])), None, out, ["label-png"], **options)
+    assert mask.read_bytes() == before
+    shared = write_json(out / "panoptic.json", {})
+    with pytest.raises(ConfigError, match=r"panoptic.json lies where results go"):
+        predict(FakeSegmenter(), list(expand([out / "images"])), None, out, ["overlay"], **options)
+    assert shared.read_text() == "{}"
+
+
+def test_a_sheet_is_not_written_over_a_mask(out, capsys):
+    mask = write_random_image(out / "labels" / "val" / "a.png", (20, 30))
+    before = mask.read_bytes()
+    for split in ("train", "val"):
+        write_random_image(out / "images" / split / "a.png", (20, 30))
+    (out / "labels" / "train").mkdir()
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(out / "labels" / "train" / "a.png")
+    (out / "classes.yaml").write_text("classes: [a, b]\n")
+    assert cli.run(["data", "view", str(out), "--out", str(mask)]) == 2
+    assert "exists already in the folder of the data set" in capsys.readouterr().err and mask.read_bytes() == before
 
 
 # --- journals of others -----------------------------------------------------------------------------------------------

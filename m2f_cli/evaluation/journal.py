@@ -29,6 +29,11 @@ def journal_of(folder: Path, rank: int = 0) -> Path:
     return folder / (f"pictures.{rank}.jsonl" if rank else NAME)
 
 
+def is_begun(folder: Path) -> bool:
+    """Return True if a folder holds an evaluation, however little of it."""
+    return bool(_journals(folder))
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a journal.
 

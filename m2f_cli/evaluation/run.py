@@ -147,7 +147,10 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; --out takes a folder.")
     stack.enter_context(locked(folder, "An evaluation"))
-    if not resume and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir()):
+    is_used = any(not (is_lock(path) or is_part(path)) for path in folder.iterdir())
+    if is_used and not journal.is_begun(folder):  # a training's config.yaml and env.json would be replaced
+        raise ConfigError(f"{folder} holds files already, and no evaluation.", hint="Choose another --out.")
+    if is_used and not resume:
         raise ConfigError(
             f"The evaluation {folder} exists already.", hint="Use --resume to go on with it, or another --out."
         )
@@ -158,6 +161,8 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
             places.claim(record.name, getattr(record, "image", None))
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
+    with journal.appending(journal.journal_of(folder), header):
+        pass  # before all other files: by it, the folder is known as an evaluation
     done = journal.finished(folder)
     if evaluation.save and done:  # an image whose predictions are missing is scored again
         with _saver(evaluation, 0) as saver:

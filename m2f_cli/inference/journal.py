@@ -6,6 +6,7 @@ assembled from the journal at the end, one line at a time. Only an index of name
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -157,11 +158,12 @@ def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             )
 
 
-def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
-    """Refuse to overwrite existing results that no option allows to overwrite.
+def check_folder(folder: Path, formats: Sequence[str] = (), *, skip_existing: bool, overwrite: bool) -> None:
+    """Refuse to overwrite existing files, unless an option allows it and an earlier run has written them.
 
     Raises:
-        ConfigError: the folder is a file; it is not empty and neither option was given; or both were.
+        ConfigError: the folder is a file; it is not empty and neither option was given; both were; or files of no
+            earlier run stand where results of `formats` go.
     """
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing and --overwrite exclude each other.")
@@ -169,10 +171,22 @@ def check_folder(folder: Path, *, skip_existing: bool, overwrite: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; --out takes a folder.")
         is_used = folder.is_dir() and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir())
+        foreign = _file_in_the_way(folder, formats) if is_used and not (folder / RUN_MARK).exists() else None
     if is_used and not (skip_existing or overwrite):
         raise ConfigError(
             f"The output folder {folder} is not empty.", hint="Use --skip-existing to go on, or --overwrite."
         )
+    if foreign is not None:
+        raise ConfigError(
+            f"{foreign} lies where results go, and is of no earlier prediction.", hint="Choose another --out."
+        )
+
+
+def _file_in_the_way(folder: Path, formats: Sequence[str]) -> Path | None:
+    """Return a file at a place of results: it may be somebody's annotation."""
+    shared = (folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values())))
+    inside = (path for name in formats for path in output.folder_of(folder, name).rglob("*"))
+    return next((path for path in itertools.chain(shared, inside) if path.is_file() and not is_part(path)), None)
 
 
 def erase(folder: Path, spared: Sequence[Path] = ()) -> None:

@@ -117,7 +117,7 @@ def predict(
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
-    check_folder(out, skip_existing=skip_existing, overwrite=overwrite)
+    check_folder(out, formats, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
     sources = places.claimed(sources, "path")
@@ -140,7 +140,8 @@ def predict(
         return write_image(source.name, source.path, out, result, results)
 
     with locked(out, "A prediction"):
-        check_folder(out, skip_existing=skip_existing, overwrite=overwrite)  # another process may have written to it
+        # Again, because another process may have written to the folder.
+        check_folder(out, formats, skip_existing=skip_existing, overwrite=overwrite)
         remove_parts(out)
         if overwrite:
             erase(out, spared=[source.path for source in sources] if is_known else ())

@@ -119,8 +119,8 @@ class Folder:
                 raise DataError(f"{path} is no regular file.")
             _refuse_large(path.stat().st_size, name, str(path))
             return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+            raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
         except MemoryError as error:
             raise DataError(f"{path} needs more memory than there is.") from error
 

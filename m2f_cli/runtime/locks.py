@@ -178,7 +178,7 @@ def _record(path: Path) -> tuple[int, str, str] | None:
     try:
         owner = json.loads(_owner_file(path).read_text(encoding="utf-8"))
         return int(owner["pid"]), str(owner["host"]), str(owner["since"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*", re
 _LONGEST_NUMBER = 40  # letters
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _HALF = re.compile("[\ud800-\udfff]")
+_NO_FILE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # from \udc80 to \udcff are bytes that are not UTF-8
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
@@ -121,7 +122,7 @@ def same_key(value: int | str, known: Container[int | str]) -> int | str:
 
 
 def _file_name(value: Any) -> str:
-    if isinstance(value, str) and "\0" not in value and PurePosixPath(value).name not in ("", ".."):
+    if isinstance(value, str) and not _NO_FILE.search(value) and PurePosixPath(value).name not in ("", ".."):
         return value
     raise ValueError("the name of a file")
 

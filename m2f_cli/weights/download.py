@@ -278,7 +278,7 @@ def _validator(part: Path) -> Path:
 def _read_validator(part: Path) -> str:
     try:
         _, etag = json.loads(_validator(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return ""  # the origin of the part is unknown, so it is fetched anew
     return str(etag)
 

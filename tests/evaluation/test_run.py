@@ -97,6 +97,26 @@ def test_a_folder_is_not_used_twice(tmp_path):
         run(evaluation(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_files_of_a_training_are_not_replaced(tmp_path, resume):
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "env.json", "results.json"):
+        (tmp_path / "run" / name).write_text("of the training")
+    with pytest.raises(ConfigError, match="holds files already, and no evaluation"):
+        run(evaluation(tmp_path / "run"), resume=resume, on_start=lambda _: pytest.fail("it has begun"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "env.json", "results.json"]
+
+
+def test_killed_before_its_first_image_it_goes_on(tmp_path, expected):
+    def killed(_):
+        (tmp_path / "a" / "config.yaml").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(evaluation(tmp_path / "a"), on_start=killed)
+    assert text(run(evaluation(tmp_path / "a"), resume=True)) == expected
+
+
 @pytest.mark.parametrize("kept", range(COUNT + 1))
 @pytest.mark.parametrize("torn", [False, True])
 def test_stopped_anywhere_it_goes_on_to_the_same_figures(tmp_path, expected, kept, torn):

@@ -322,3 +322,8 @@ def test_parts_of_trees(tmp_path, name):
     assert tree.below("set").names(deep=False) == ["list.txt"]
     assert tree.below("set/train/..").read("list.txt") == b"a\nb\n"
     assert tree.below("set").names("train", deep=False) == ["train/a.png"]
+
+
+def test_a_name_that_no_file_has(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        Folder(tmp_path).read("\ud800.png")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from m2f_cli.errors import ConfigError
-from m2f_cli.runtime.locks import is_lock, locked, staged
+from m2f_cli.runtime.locks import LOCK, is_lock, locked, staged
 
 HOLD = (
     "import sys, time; from pathlib import Path; from m2f_cli.runtime.locks import locked\n"
@@ -29,6 +29,13 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path, holder):
     refused = pytest.raises(ConfigError, match=rf"A training is at work in .* \(process {holder.pid} on ")
     with refused, locked(tmp_path, "A training"):
+        pass
+
+
+def test_a_damaged_record_of_the_owner(tmp_path, holder):
+    record = tmp_path / f"{LOCK}.json"
+    record.write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="its process is not known"), locked(tmp_path, "A training"):
         pass
 
 

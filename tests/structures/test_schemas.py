@@ -223,6 +223,14 @@ def test_wrong_segments_are_refused(tmp_path, change, words):
         open_data(folder, "val").records[0].read_annotation()
 
 
+@pytest.mark.parametrize("name", ["\ud800.png", "a\0.png", "..", 5])
+def test_names_that_no_file_has_are_refused(tmp_path, name):
+    folder = coco_panoptic(tmp_path)
+    edited(folder, lambda t: t["annotations"][0].update(file_name=name), "panoptic_val2017.json")
+    with pytest.raises(DataError, match="which should be the name of a file"):
+        open_data(folder, "val").records[0].read_annotation()
+
+
 # --- names in YAML and in text files ----------------------------------------------------------------------------------
 
 

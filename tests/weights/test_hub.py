@@ -103,6 +103,15 @@ def test_a_part_that_is_complete_already_is_fetched_anew(host, home):
     assert [headers.get("Range") for _, headers in host.requests] == [f"bytes={len(CONTENT)}-", None]
 
 
+@pytest.mark.parametrize("note", ["[" * 200_000, "5", "{", "[1]"])
+def test_a_part_with_a_damaged_note_is_fetched_anew(host, home, note):
+    part = home / "weights" / "model_final.pkl.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT[:100])
+    part.with_name(part.name + ".json").write_text(note)
+    assert download.download(host.address, hash_prefix=MD5[:6]).read_bytes() == CONTENT
+
+
 def test_another_content_is_refused_and_deleted(host, home):
     with pytest.raises(WeightsError, match=f"({SHA256[:8]}|{MD5[:8]}).*begins with abcdef"):
         download.download(host.address, hash_prefix="abcdef")

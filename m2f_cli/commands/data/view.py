@@ -48,7 +48,7 @@ def view(
     from ...dataset_tools.check import page as data_page
 
     data = open_split(split)
-    _refuse_own_image(out, data)
+    _refuse_own_image(out, data, folder)
     for note in (*data.notes, *(open_split.notes if isinstance(open_split, AsTraining) else ())):
         console.note(note)
     with console.progress("Drawing", min(count, len(data))) as advance:
@@ -67,10 +67,12 @@ def view(
         console.out(str(path))
 
 
-def _refuse_own_image(out: Path | None, data: DataSet) -> None:
-    """Refuse to write over an image of the data set."""
+def _refuse_own_image(out: Path | None, data: DataSet, folder: Path) -> None:
+    """Refuse to write over an image or a mask of the data set, of whatever split."""
     if out is None or not out.exists():
         return
+    if out.suffix.lower() in SHEETS and folder.resolve() in out.resolve().parents:
+        raise ConfigError(f"--out {out} exists already in the folder of the data set.", hint="Choose another file.")
     own = (record.image for record in data.records if record.image is not None)
     if any(image.name == out.name and image.samefile(out) for image in own if image.exists()):
         raise ConfigError(f"--out {out} is an image of the data set.", hint="Choose another file.")

@@ -63,7 +63,10 @@ class WriteImage:
         return [self._write(record, place) for record, place in items]
 
     def _write(self, record: Record, place: Place) -> ConvertOutcome:
+        target = self.root / self.writer.image(place)
         try:
+            if os.path.lexists(target):  # the folder is new: the file system takes two names for one
+                raise DataError(f"{record.name} would be written over an image whose name differs in case alone.")
             annotation = record.read_annotation()
             pixels_HW3 = record.read_image()  # also checks that the image is complete
             check_size(record.image or Path(record.name), pixels_HW3.shape[:2], annotation.size)
@@ -71,7 +74,6 @@ class WriteImage:
             rows, more = self.writer.annotate(self.root, place, annotation)
         except DataError as error:
             return ConvertOutcome(record.name, failure=str(error))
-        target = self.root / self.writer.image(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         if record.image is None:
             save_png(target, pixels_HW3)

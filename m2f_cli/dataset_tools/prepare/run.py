@@ -321,7 +321,7 @@ def _is_complete(table: Path, items: Sequence[Item], out: Path) -> bool:
         return False
     try:
         listed = [image["id"] for image in json.loads(table.read_bytes())["images"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False  # of another program, or damaged: it is written anew
     whole = all(item.target is None or is_whole(out / item.target) for item in items)
     return whole and sorted(map(str, listed)) == sorted(item.name for item in items)

@@ -63,6 +63,16 @@ def test_a_second_run_keeps_everything(ade):
     assert {path: path.stat().st_mtime_ns for path in ade.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("content", ["[" * 200_000, "{}", "[5]", ""])
+def test_a_table_of_somebody_is_made_anew(ade, content):
+    prepare(ade)
+    [table, *_] = sorted(ade.rglob("*.json"))
+    whole = table.read_bytes()
+    table.write_text(content)
+    prepare(ade)
+    assert table.read_bytes() == whole
+
+
 def test_processes_write_what_one_does(ade, tmp_path):
     seen = []
     prepare(ade, tmp_path / "one")
