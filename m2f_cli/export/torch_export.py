@@ -66,7 +66,7 @@ class TorchExport:
 
 def _slim(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Remove the example input, which may be as large as some weights, and the stack traces of operations."""
-    program.example_inputs = None
+    program._example_inputs = None  # the public setter of PyTorch 2.6 takes no None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program

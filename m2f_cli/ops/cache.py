@@ -59,7 +59,8 @@ def cached_on(
 
 def clear_cached(owner: nn.Module) -> None:
     """Drop what is cached on a module, because its parameters are about to change."""
-    owner.__dict__.pop("_module_cache", None)
+    if not torch.compiler.is_compiling():  # Dynamo of PyTorch 2.6 cannot trace it
+        owner.__dict__.pop("_module_cache", None)
 
 
 class ModuleCache(dict):

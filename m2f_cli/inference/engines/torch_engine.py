@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -84,7 +85,9 @@ def _program(path: Path, device: torch.device) -> Any:
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    return program.module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)  # PyTorch 2.6, harmless
+        return program.module()
 
 
 def _compiled(path: Path) -> Any:
