@@ -259,7 +259,7 @@ def test_a_signal_that_also_ends_the_workers_is_no_bug(tmp_path):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
         yield
 
-    nobody = {"on_step": lambda s: None, "on_trouble": lambda t: None, "on_due": lambda n: None}
+    nobody = {"on_step": lambda s: None, "on_non_finite_step": lambda t: None, "on_due": lambda n: None}
     assert loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: bool(asked), **nobody) is False
     with pytest.raises(M2FError, match="has died.*pid 7.*smaller --workers"):
         loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: False, **nobody)
