@@ -178,7 +178,7 @@ def train(
     Args:
         batches: endless stream of batches from `state.iteration` on.
         on_step: called after every iteration.
-        on_trouble: called for a step that was skipped because a number was not finite.
+        on_non_finite_step: called for a step that was skipped because a number was not finite.
         on_due: called after each iteration with the number of iterations done. It evaluates and saves when due.
         should_stop: called before each step. If it returns True in one process, all processes stop.
 
