@@ -56,6 +56,7 @@ def main() -> None:
     torch.manual_seed(rank)
     losses, _ = to_host(*train_step(parts, [batch_of(3 if rank == 0 else 0), batch_of(0)]))
     torch.save({"losses": losses, "gradient": model.decoder.label_embed.weight.grad}, out)
+    dist.barrier()  # whoever is first would close the connection of the other
     dist.destroy_process_group()
 
 
