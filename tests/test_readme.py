@@ -190,7 +190,9 @@ def test_the_python_of_the_readme_runs(home, code, monkeypatch):
     monkeypatch.chdir(home)
     for name, value in environment(home).items():
         monkeypatch.setenv(name, value)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    names: dict = {"__name__": "__main__"}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(names["records"]) == len(names["result"].segments) and names["image"].size == names["result"].size[::-1]
 
 
 def test_the_tree_is_the_tree():
