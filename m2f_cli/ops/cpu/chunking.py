@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..dispatch import is_tracing
 
-# Of the widest intermediate in fp32: 16 MiB. For more than 32 MiB the C library asks the system for new pages.
-# Many small chunks are slower, because each product has to be prepared. See docs/development/performance.md.
-CHUNK_ELEMENTS = 2**22
+# Of the widest intermediate in fp32: just under 32 MiB, from which on the C library asks the system for new pages.
+# Smaller chunks are slower, because each product has to be prepared. See docs/development/performance.md.
+CHUNK_ELEMENTS = 2**23 - 2**10
 
 
 def in_fp32(numbers: int, x: Tensor) -> int:
