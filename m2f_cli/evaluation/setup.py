@@ -15,8 +15,9 @@ import torch
 from ..config import presets as config
 from ..config.schema import Config
 from ..errors import ConfigError
-from ..inference.base import innermost
+from ..inference.base import BaseSegmenter, innermost
 from ..inference.load import DEFAULT_MODELS, ModelOptions, open_model
+from ..metrics import Metric
 from ..results.writers import write_json
 from ..runtime import distributed
 from ..runtime.files import write_text
@@ -172,10 +173,24 @@ def prepare(
         every=names != [ALL],
     )
     chosen = {name: metric for name, metric in chosen.items() if metric.task in images.tasks}
-    thresholds = {
-        "score_threshold": PUBLISHED_SCORE_THRESHOLD,
-        **{key: value for key, value in metrics.thresholds.items() if value is not None},
-    }
+    run = _run(folder, segmenter, images, chosen, model, data, metrics, options)
+    notes = (*segmenter.notes, *images.notes, *notes)
+    return Evaluation(model, data, metrics, options, run, segmenter.config, images, notes)
+
+
+def _run(
+    folder: Path,
+    segmenter: BaseSegmenter,
+    images: EvalData,
+    chosen: dict[str, Metric],
+    model: ModelOptions,
+    data: DataOptions,
+    metrics: MetricOptions,
+    options: RunOptions,
+) -> EvalRun:
+    """Return the run of an evaluation, with the header of its journal."""
+    asked = {key: value for key, value in metrics.thresholds.items() if value is not None}
+    thresholds = {"score_threshold": PUBLISHED_SCORE_THRESHOLD, **asked}
     header = header_of(
         segmenter,
         [record.name for record in images.records],
@@ -190,7 +205,7 @@ def prepare(
         tile_overlap=model.tile_overlap if model.tile else None,
         save=list(options.save),
     )
-    run = EvalRun(
+    return EvalRun(
         folder,
         segmenter,
         images.records,
@@ -202,8 +217,6 @@ def prepare(
         thresholds,
         metrics.trust_names,
     )
-    notes = (*segmenter.notes, *images.notes, *notes)
-    return Evaluation(model, data, metrics, options, run, segmenter.config, images, notes)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

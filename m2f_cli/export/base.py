@@ -7,30 +7,26 @@ constructor has no arguments. An exporter writes and opens files; this module do
 from __future__ import annotations
 
 import copy
-import filecmp
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import plugins
-from ..errors import ConfigError, DataError, ExportError, M2FError
+from ..errors import ConfigError, DataError
 from ..evaluation.dataset import EvalData
 from ..inference.base import innermost
-from ..inference.engines.base import RECORD, Description, described
+from ..inference.engines.base import Description, described
 from ..inference.mask_rendering import Size
 from ..inference.segmenter import Segmenter
 from ..results.writers import write_json
-from ..runtime import documents, random_state
-from ..runtime.files import share_as_usual
-from ..runtime.locks import is_lock, locked, staged
+from ..runtime import random_state
 from ..structures import Task
 from ..version import __version__
+from .destination import check_destination, record_path, staged_file
 from .quantise import measure, open_measured
 from .verify import ExportComparison, Tolerance, check, compare, default_cases, tolerance_for
 
@@ -214,7 +210,7 @@ def export(
     plain = _in_fp32(innermost(model))
     _check_request(plain, path, format, exporter, options, overwrite)
     data = _measured(plain, options)
-    with random_state.kept(), _staging(path, overwrite) as part:
+    with random_state.kept(), staged_file(path, overwrite) as part:
         tell(ExportStep(f"Writing {format}"))
         exporter.write(plain, part, options)
         size = _size_of(part.parent)
@@ -241,7 +237,7 @@ def export(
             _versions(exporter.packages),
             quality,
         )
-        write_json(_record_of(part, exporter), report.to_dict())
+        write_json(record_path(part, is_folder=not exporter.suffix), report.to_dict())
         del exported  # some runtimes hold their file open
     return report
 
@@ -316,12 +312,7 @@ def _check_request(
         raise ConfigError(f"{model.source} is an exported file already.", hint="Export the checkpoint that it is of.")
     if exporter.suffix and path.suffix != exporter.suffix:
         raise ConfigError(f"The file of this format ends in {exporter.suffix}, and {path} does not.")
-    if path.is_dir() and not exporter.suffix:
-        _check_folder(path, format, overwrite)
-    else:
-        _check_file(path, overwrite)
-        if exporter.suffix and _format_in(path.with_name(RECORD)) is None:
-            _check_file(path.with_name(RECORD), overwrite)
+    check_destination(path, format, is_folder=not exporter.suffix, overwrite=overwrite)
     check_size(model, options)
     if options.postprocess not in (None, *model.tasks):
         raise ConfigError(
@@ -329,47 +320,6 @@ def _check_request(
             hint=f"Use --postprocess {model.tasks[0]}.",
         )
     exporter.check(model, options)
-
-
-def _check_folder(path: Path, format: str, overwrite: bool) -> None:
-    """Refuse a folder that an export may not write to.
-
-    Raises:
-        ConfigError: the folder is not empty, and is no export of this format or is not to be replaced.
-    """
-    if all(is_lock(each) for each in path.iterdir()):
-        return
-    if _format_in(path / RECORD) != format:
-        raise ConfigError(
-            f"The folder {path} is not empty, and no earlier export as {format}: there is no {RECORD} that says so.",
-            hint="Choose another --out: --overwrite replaces only what such an export wrote.",
-        )
-    if not overwrite:
-        raise ConfigError(f"{path} exists already.", hint="Choose another --out, or pass --overwrite.")
-
-
-def _check_file(path: Path, overwrite: bool) -> None:
-    """Refuse a path that an export may not write to.
-
-    Raises:
-        ConfigError: the path is a folder, or a file that is not to be replaced.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder, and the export writes a file there.", hint="Choose another --out.")
-    if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"{path} exists already.", hint="Choose another --out, or pass --overwrite.")
-
-
-def _format_in(record: Path) -> str | None:
-    """Return the format in an export.json; None where the file is missing or no such record."""
-    if not record.is_file():
-        return None
-    try:
-        tree = documents.read_json(record)
-    except DataError:
-        return None
-    is_record = isinstance(tree, dict) and {"schema_version", "file", "format", "comparisons"} <= tree.keys()
-    return tree["format"] if is_record and isinstance(tree["format"], str) else None
 
 
 def check_size(model: Segmenter, options: ExportOptions) -> None:
@@ -387,65 +337,6 @@ def check_size(model: Segmenter, options: ExportOptions) -> None:
         )
     if options.batch is not None and options.batch < 1:
         raise ConfigError(f"A batch has at least one image, not {options.batch}.")
-
-
-@contextmanager
-def _staging(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield the path of the file in a hidden folder beside `path`. At the end, the content of that folder is moved.
-
-    Raises:
-        ConfigError: another process writes there.
-        ExportError: the files cannot be written, for example without space or permission.
-    """
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(staged(path, "An export"))
-            stack.enter_context(locked(path, "Another command") if path.is_dir() else nullcontext())
-        except ConfigError:  # another process is at work
-            raise
-        except M2FError as error:
-            raise ExportError(error.message) from error
-        yield from _moved_from(folder, path, overwrite)
-
-
-def _moved_from(folder: Path, path: Path, overwrite: bool) -> Iterator[Path]:
-    try:
-        yield folder / path.name
-        share_as_usual(folder)
-        _move(folder, path, overwrite)
-    except OSError as error:
-        raise ExportError(f"Cannot write {path}: {error.strerror or error}.") from error
-
-
-def _move(folder: Path, path: Path, overwrite: bool) -> None:
-    """Move the written files to their final names. Other files there stay.
-
-    The files beside the main file are moved first, so that the main file is never without them. Of a folder, the record
-    is moved last.
-
-    Raises:
-        ConfigError: another file has the name of a file beside the main file. Nothing has been moved then.
-    """
-    part = folder / path.name
-    inside = {part: path}
-    if part.is_dir() and path.is_dir():
-        inside = {each: path / each.relative_to(part) for each in part.rglob("*") if not each.is_dir()}
-    beside = {each: path.parent / each.name for each in folder.iterdir() if each != part}
-    for source, target in {**beside, **inside}.items():
-        if source in inside or not (target.name == RECORD or _is_same(source, target)):
-            _check_file(target, overwrite)
-    for source, target in [*beside.items(), *sorted(inside.items(), key=lambda move: move[0].name == RECORD)]:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
-
-
-def _is_same(first: Path, second: Path) -> bool:
-    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
-
-
-def _record_of(part: Path, exporter: Exporter) -> Path:
-    """Return the path of export.json: beside a file, inside a folder."""
-    return part.parent / RECORD if exporter.suffix else part / RECORD
 
 
 def _size_of(folder: Path) -> int:
