@@ -201,7 +201,7 @@ def sample(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
         return _Sampling.apply(*inputs, shapes)
     table, rows, weights = table_and_bags(*inputs, shapes)
     bags = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
-    return bags.view(*x_BNALP.shape[:2], -1)
+    return bags.view(*x_BNALP.shape[:2], value_BSAD.shape[2:].numel())
 
 
 def table_and_bags(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,7 +228,7 @@ class _Sampling(torch.autograd.Function):
         ctx.shapes = shapes
         table, rows, weights = table_and_bags(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes)
         bags = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
-        return bags.view(*x_BNALP.shape[:2], -1)
+        return bags.view(*x_BNALP.shape[:2], value_BSAD.shape[2:].numel())
 
     @staticmethod
     @once_differentiable
