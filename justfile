@@ -28,3 +28,7 @@ docs:
 # Measure the speed of a small model
 bench:
     m2f bench --preset small-panoptic --what image --size 128 192 --rounds 2
+
+# Try the commands in many environments and print the matrix: half an hour
+matrix:
+    PYTHONPATH=tests python -m compatibility

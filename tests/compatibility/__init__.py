@@ -1,0 +1,1 @@
+"""Matrix of environments in which the commands are tried."""
