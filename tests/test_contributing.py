@@ -50,7 +50,7 @@ def bash_lines(page: str) -> list[str]:
 
 def problems(command: str) -> list[str]:
     """What in a command does not exist."""
-    words = shlex.split(command)
+    words = [word for word in shlex.split(command) if not re.match(r"[A-Z]\w+=", word)]  # no variables
     missing = [] if words[0] in TOOLS else [f"the tool {words[0]}"]
     if words[0] == "m2f" and words[1] not in plugins.BUILT_IN["commands"]:
         missing.append(f"m2f {words[1]}")
@@ -79,10 +79,10 @@ def test_commands_of_a_page_exist(page):
 def test_recipes_exist_and_their_commands_too():
     found = recipes()
     default = found.pop("default")
-    assert set(found) == RECIPES and default == ["@just --list"]
+    assert set(found) >= RECIPES and default == ["@just --list"]
     assert not [problem for lines in found.values() for line in lines for problem in problems(line)]
     named = set(re.findall(r"`just ([\w-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
-    assert named == RECIPES
+    assert named == set(found)
 
 
 def test_citation_has_what_the_schema_requires():
