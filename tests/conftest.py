@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: workers of pyte
 import pytest
 from helpers import golden_files
 
+from m2f_cli.dataset_tools.sample import SAMPLES
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the folder of `M2F_TEST_DATA`."""
@@ -29,8 +31,8 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def nuclei_dir() -> Path:
-    """Twelve images of nuclei (CC0) in COCO's instance format."""
-    return Path(__file__).resolve().parent / "data_nuclei"
+    """Two dozen images of nuclei (CC0) in COCO's instance format."""
+    return SAMPLES / "nuclei"
 
 
 @pytest.fixture

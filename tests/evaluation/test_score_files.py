@@ -220,7 +220,7 @@ def test_nuclei_against_themselves_are_perfect(nuclei_dir, tmp_path):
     results = [{**each, "score": 1.0} for each in json.loads(annotation.read_text())["annotations"]]
     found = score(write_json(tmp_path / "r.json", results), annotation, max_dets=400)
     assert found.figures["ap"] == pytest.approx(100, abs=1e-9)
-    assert found.figures["ar400"] == 100 and found.images == 4
+    assert found.figures["ar400"] == 100 and found.images == 8
 
 
 def test_progress_comes_in_order(coco):

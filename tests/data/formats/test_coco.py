@@ -334,7 +334,7 @@ def test_real_nuclei_are_all_read(shared_dir):
 
 
 def test_nuclei_of_the_repository(nuclei_dir):
-    for split, images, count in (("train", 8, 265), ("val", 4, 118)):
+    for split, images, count in (("train", 16, 607), ("val", 8, 272)):
         data = open_data(nuclei_dir, split)
         objects = [item for record in data.records for item in record.read_annotation().objects]
         assert (data.format, len(data), len(objects)) == ("coco-instance", images, count)

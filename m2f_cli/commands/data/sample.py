@@ -1,0 +1,25 @@
+"""m2f data sample: copy a small annotated data set, which is shipped with m2f, to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ... import console
+
+
+def sample(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set, such as nuclei: real images, public domain.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="New folder for the copy; by default its name.")
+    ] = None,
+) -> None:
+    """Copy a small set of real annotated images, which is shipped with m2f, to a folder of yours."""
+    from ...dataset_tools.sample import copy_sample
+
+    folder = out or Path(name)
+    files = copy_sample(name, folder)
+    console.out(f"Copied {files} files to {folder}. Licence and source: {folder / 'README.md'}")
+    console.out(f"Now try it: m2f data check {folder}")
