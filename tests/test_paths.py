@@ -83,7 +83,7 @@ class CitySegmenter(FakeSegmenter):
 
 
 def task_for(writer: str) -> str:
-    return output.FITS.get(writer, ("panoptic",))[0]
+    return getattr(plugins.get("writers", writer), "tasks", ("panoptic",))[0]
 
 
 def named(name: str, out: Path) -> str:

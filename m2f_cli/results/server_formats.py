@@ -26,7 +26,7 @@ from ..runtime.files import atomic, safe_name
 from ..runtime.text import json_text
 from ..structures.categories import Categories, load_categories
 from . import writers as output
-from .writers import add_suffix, write_image
+from .writers import add_suffix, for_tasks, write_image
 
 if TYPE_CHECKING:
     from .types import Instances, PanopticMap, SemanticMap
@@ -93,6 +93,7 @@ def pack_run(folder: Path, head: dict[str, Any]) -> Path:
     return pack_panoptic(folder, testset=split if split[-1:].isdigit() else f"{split}2017", name=model)
 
 
+@for_tasks("panoptic")
 def write_coco_panoptic_zip(result: PanopticMap, stem: Path) -> list[Path]:
     """Write STEM.zip: the JSON and the PNG of one image as the server takes them. A run shares one archive."""
     path, document = add_suffix(stem, ".zip"), output.panoptic_document(result, stem.name)
@@ -122,6 +123,7 @@ def cityscapes_ids(categories: Categories) -> list[int]:
     return [official[category.name] for category in categories]
 
 
+@for_tasks("panoptic", "semantic")
 def write_cityscapes_semantic(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]:
     """Write FRAME_pred.png: the labelId of each pixel (8 bits), 0 where there is none.
 
@@ -141,6 +143,7 @@ def label_ids(result: PanopticMap | SemanticMap) -> np.ndarray:
     return labels_HW
 
 
+@for_tasks("instance")
 def write_cityscapes_instance(result: Instances, stem: Path) -> list[Path]:
     """Write FRAME_pred.txt with a line "mask labelId score" for each object that has pixels, and the masks.
 

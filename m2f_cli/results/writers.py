@@ -21,7 +21,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .types import Instances, PanopticMap, Result, SemanticMap
 
 Writer: TypeAlias = "Callable[[Result, Path], list[Path]]"
+AnyWriter = TypeVar("AnyWriter", bound="Callable[[Any, Path], list[Path]]")
 
 SCHEMA_VERSION = 1
 JPEG_EDGE = 65_500  # the format's limit
@@ -53,14 +54,21 @@ FOLDERS = {
     "color-png": "color",
     "coco-panoptic-zip": "panoptic",
 }
-FITS: dict[str, tuple[Task, ...]] = {
-    "coco-panoptic": ("panoptic",),
-    "coco-instance": ("instance",),
-    "label-png": ("panoptic", "semantic"),
-    "coco-panoptic-zip": ("panoptic",),
-    "cityscapes-semantic": ("panoptic", "semantic"),
-    "cityscapes-instance": ("instance",),
-}
+
+
+def for_tasks(*tasks: Task) -> Callable[[AnyWriter], AnyWriter]:
+    """Mark a writer of results of these tasks only; results of other tasks are refused before anything is written."""
+
+    def mark(write: Any) -> Any:
+        write.tasks = tasks
+        return write
+
+    return mark
+
+
+def fits(write: object, task: Task) -> bool:
+    """Tell whether a writer takes results of a task."""
+    return task in getattr(write, "tasks", (task,))
 
 
 def save(
@@ -101,10 +109,10 @@ def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False)
     for name in formats:
         write: Any = plugins.get("writers", name, trust_code=trust_code)
         writers[name] = functools.partial(_foreign, name, write) if ":" in name else write
-        if task not in FITS.get(name, (task,)):
-            fitting = [known for known in plugins.names("writers") if task in FITS.get(known, (task,))]
+        if not fits(write, task):
+            fitting = [known for known in plugins.names("writers") if fits(plugins.get("writers", known), task)]
             raise ConfigError(
-                f"The format {name!r} is for {' and '.join(FITS[name])} results, not for {task} ones.",
+                f"The format {name!r} is for {' and '.join(write.tasks)} results, not for {task} ones.",
                 hint=f"For {task}: {', '.join(fitting)}.",
             )
     return writers
@@ -183,17 +191,20 @@ def panoptic_image(result: PanopticMap) -> Image.Image:
     return Image.fromarray(ids_to_rgb(result.ids_HW))
 
 
+@for_tasks("panoptic")
 def write_coco_panoptic(result: PanopticMap, stem: Path) -> list[Path]:
     """Write STEM.png and STEM.json: a complete COCO panoptic document of one image. A run shares one panoptic.json."""
     pngs = write_panoptic_png(result, stem)
     return pngs + write_json(add_suffix(stem, ".json"), panoptic_document(result, stem.name))
 
 
+@for_tasks("instance")
 def write_coco_instance(result: Instances, stem: Path) -> list[Path]:
     """Write STEM.json: COCO instance results of one image. A run shares one instances.json."""
     return write_json(add_suffix(stem, ".json"), instance_entry(result, stem.name, stem.name))
 
 
+@for_tasks("panoptic", "semantic")
 def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]:
     """Write STEM.png: the category id of each pixel. 16 bits where an id is above 254; the highest value is "none".
 

@@ -76,6 +76,17 @@ def test_a_format_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_writer_says_itself_which_tasks_it_is_for(tmp_path, monkeypatch):
+    (tmp_path / "of_a_user.py").write_text(
+        "from m2f_cli.results.writers import for_tasks\n\n\n"
+        '@for_tasks("semantic")\ndef write(result, stem):\n    return []\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert semantic(LABELS).save(tmp_path / "out", "of_a_user:write", trust_code=True) == []
+    with pytest.raises(ConfigError, match="is for semantic results, not for panoptic ones"):
+        panoptic(LABELS).save(tmp_path / "out", "of_a_user:write", trust_code=True)
+
+
 def test_unknown_format_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean polygons"):
         panoptic(LABELS).save("x", "polygon")
