@@ -198,7 +198,7 @@ class _Restored:
         self.metric, self.states = metric, states
         figures = self._compute(np.ones(len(states), np.int64))
         self.figures = [name for name, value in figures.items() if isinstance(value, float)]
-        per_class = figures["per_class"]
+        per_class = figures.get("per_class", {})
         self.column = next((key for row in per_class.values() for key in row), None)
         self.classes = list(per_class)
 

@@ -58,7 +58,7 @@ class Metric(Protocol):
         """Compute the figures of all images that were added; the metric itself does not change.
 
         Returns:
-            Name → percent, 0 to 100. "per_class": class name → (name → percent or count). "tables", where a metric has
-            any: name → plain lists and dictionaries. NaN stands for a figure with nothing to measure, such as that of a
-            class that does not occur.
+            Name → percent, 0 to 100. Two further keys are optional. "per_class": class name → (name → percent or
+            count). "tables": name → plain lists and dictionaries. NaN stands for a figure with nothing to measure, such
+            as that of a class that does not occur.
         """

@@ -92,6 +92,28 @@ def test_every_image_once_gives_the_metrics_own_figures_to_the_last_bit(name):
     assert str(classes) == str([expected["per_class"][each][column] for each in images.classes])
 
 
+class Mean:
+    """A metric without figures of classes: the mean of the numbers of its images."""
+
+    def __init__(self):
+        self.numbers: list[float] = []
+
+    def fresh(self):
+        return Mean()
+
+    def restore(self, state):
+        self.numbers.append(state["number"])
+
+    def compute(self):
+        return {"mean": sum(self.numbers) / len(self.numbers)}
+
+
+def test_a_metric_without_figures_of_classes_is_resampled():
+    images = images_of(Mean(), [{"number": 10.0}, {"number": 40.0}])
+    assert images.figures == ["mean"] and images.classes == []
+    assert images(np.array([2, 1])).tolist() == [20.0]
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_images_that_count_several_times(name):
     metric, found = states(name, seed=5)
