@@ -140,7 +140,7 @@ class Timed:
 
 
 def race(sides: Mapping[str, Callable[[], Work]], rounds: int) -> dict[str, Timed]:
-    """Time the work of each side in a process of its own, in turns.
+    """Time the sides alternately, each in its own process.
 
     Args:
         sides: name → function that makes the work in its process, see `process.Side`.

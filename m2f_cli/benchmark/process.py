@@ -130,14 +130,14 @@ class Side:
             self.process.join()
             raise M2FError(
                 f"The process that timed {self.name} ended early, with code {self.process.exitcode}.",
-                hint="Its last words are above; -9 is usually a lack of memory: use a smaller --size or --batch.",
+                hint="Its last output is above; -9 is usually a lack of memory: use a smaller --size or --batch.",
             ) from error
         if problem is not None:
             raise error_from(*problem)
         return value
 
     def close(self, *, now: bool = False) -> None:
-        """End the process: after its last answer, or `now`."""
+        """End the process after its last answer, or at once if `now` is True."""
         self.connection.close()
         if now:
             self.process.kill()

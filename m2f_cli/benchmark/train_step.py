@@ -27,7 +27,7 @@ class Train(Workload):
     def __init__(self, case: Case, segmenter: BaseSegmenter):
         config = segmenter.config
         if config.train is None or segmenter.model is None:
-            raise ConfigError(f"{segmenter.source} is nothing that can be trained.", hint="Use a preset that says how.")
+            raise ConfigError(f"{segmenter.source} cannot be trained.", hint="Use a preset with a section `train`.")
         settings = config.train.model_copy(update={"precision": case.precision})
         self.step_parts = _parts(settings, segmenter)
         self.images = case.batch

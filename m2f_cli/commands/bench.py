@@ -211,7 +211,7 @@ def _check_options(what: str, given: dict[str, Any]) -> None:
     if "--skip-existing" in given and preset != ALL:
         raise ConfigError("--skip-existing is for --preset all.", hint="Other results get a file of their own each.")
     if "--peer-precision" in given and against is None:
-        raise ConfigError("--peer-precision is for --against.", hint="Say --precision, or whom to compare with.")
+        raise ConfigError("--peer-precision is for --against.", hint="Pass --precision, or a peer with --against.")
     if against is not None and against.endswith(COMPILED) and what in NO_MATTER["--compile"]:
         raise ConfigError(
             f"--against {against}: there is nothing to compile in --what {what}.",

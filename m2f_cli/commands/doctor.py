@@ -34,7 +34,7 @@ def doctor(as_json: opt.AsJson = False) -> None:
 
 
 def verdict(problems: list[DoctorFinding]) -> str:
-    """Return the last line: all problems, or that there are none."""
+    """Return the summary in the last line: the problems, or a sentence that there are none."""
     if not problems:
         return "everything that m2f needs is here"
     named = "; ".join(f"{each.name} ({each.group}): {each.value}" for each in problems)

@@ -364,7 +364,7 @@ def read_trees(runs: Path, *patterns: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_result(tree: Mapping[str, Any]) -> bool:
-    """Return True if all parts of a result that are read here have the right form."""
+    """Return True if the parts of a result that this module reads have the right types."""
     model, settings, published = tree.get("model", {}), tree.get("settings", {}), tree.get("published", [])
     if not (isinstance(model, dict) and isinstance(settings, dict) and isinstance(published, list)):
         return False

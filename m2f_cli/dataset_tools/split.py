@@ -118,12 +118,14 @@ def divide(
 
 def _check(items: Sequence[SplitItem], shares: Mapping[str, float], pinned: Mapping[str, Sequence[str]]) -> None:
     if not shares and not pinned:
-        raise ConfigError("Nothing says what to hold back.", hint="Pass --val 0.1, or --val-groups NAME.")
+        raise ConfigError(
+            "There is no share and no group for val or test.", hint="Pass --val 0.1, or --val-groups NAME."
+        )
     if not items:
         raise ConfigError("There are no images to share out.")
     both = shares.keys() & pinned.keys()
     if both:
-        raise ConfigError(f"The split {min(both)!r} has a share and groups.", hint="Say one of both.")
+        raise ConfigError(f"The split {min(both)!r} has a share and groups.", hint="Pass one of the two.")
     if any(not 0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
         said = ", ".join(f"{split} {share:g}" for split, share in shares.items())
         raise ConfigError(f"The shares ({said}) should each be more than 0 and together less than 1.")
@@ -257,7 +259,7 @@ def grouping(group_by: str | None) -> Callable[[str], str]:
 
 
 def labels_of(record: Record) -> tuple[int, ...]:
-    """Return the classes in an image, or none if its annotation is damaged. Writing reports the damage later."""
+    """Return the classes in an image; an empty result if its annotation is damaged, which is reported on writing."""
     try:
         return data_records.labels_of(record)
     except DataError:

@@ -71,7 +71,7 @@ class QueryDiagnosis:
 
     @property
     def utilisation(self) -> list[float]:
-        """Percent of the targets whose query in each layer is that of the last; NaN without targets."""
+        """Percent of targets that a layer matches to the same query as the last layer does; NaN without targets."""
         return _percent(self.same_L, np.full(len(self.same_L), self.targets))
 
     @property
@@ -81,7 +81,7 @@ class QueryDiagnosis:
 
     @property
     def mask_consistency(self) -> list[float]:
-        """Mean IoU in percent of each layer's mask with the next layer's, of the queries of targets."""
+        """Mean IoU, in percent, between the masks of neighbouring layers, over the queries of targets."""
         return _percent(self.iou_L, self.compared_L)
 
     def merge(self, other: QueryDiagnosis) -> None:

@@ -70,7 +70,7 @@ class Saver:
         self.stack.close()
 
     def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
-        """Write the files of one image, in any thread, and return its entry for `append`."""
+        """Write the files of one image and return its entry for `append`. Any thread may call this."""
         pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
         return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 

@@ -104,7 +104,7 @@ class CoarseMasks:
     size: Size
 
     def transposed(self) -> CoarseMasks:
-        """Exchange rows and columns, for code that needs bands of columns or contiguous columns."""
+        """Exchange rows and columns, so that code for bands of rows also works on columns."""
         sizes = (size[::-1] for size in (self.padded, self.valid, self.size))
         return CoarseMasks(self.logits_QHW.transpose(1, 2).contiguous(), *sizes)
 

@@ -28,7 +28,7 @@ DEFAULT_PLAN = TtaConfig(scales=(0.75, 1.0, 1.25))  # type: ignore[call-arg]  # 
 
 @dataclass
 class View:
-    """Version of an image before or after the network.
+    """Augmented version of an image, before or after the network.
 
     Attributes:
         data: the `Prepared` image or its `RawOutput`.

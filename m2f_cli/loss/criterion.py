@@ -67,7 +67,7 @@ def normaliser(targets: Sequence[Target], parts: int = 1) -> Tensor:
 
 @dataclass
 class Piloted:
-    """The answers of MP-Former's pilot queries (docs/methods/published-behaviour.md#6-5), whose pairs are known.
+    """Predictions of MP-Former's pilot queries, which need no matching (docs/methods/published-behaviour.md#6-5).
 
     Attributes:
         prediction: of the pilot queries alone.

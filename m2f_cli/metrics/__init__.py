@@ -34,8 +34,8 @@ class Metric(Protocol):
     def merge(self, other: Metric) -> None:
         """Add the images that `other` collected, after those that are already here.
 
-        Parts that are merged in the order of their images give the figures of one metric that saw all images, to the
-        last bit.
+        Metrics that are merged in the order of their images give exactly the figures of one metric that saw all
+        images.
         """
 
     def fresh(self) -> Metric:
@@ -48,7 +48,7 @@ class Metric(Protocol):
         """
 
     def restore(self, state: State) -> None:
-        """Add the images of a state, as if the metric that it came from were merged.
+        """Add the images of a state, as `merge` adds those of a metric.
 
         Raises:
             DataError: the state is damaged, or came from a metric with other settings; nothing was added.

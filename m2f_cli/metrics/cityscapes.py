@@ -84,7 +84,7 @@ def _check(categories: Categories, what: str) -> None:
 
 
 class _Files(NamedTuple):
-    """Files of the annotation of one image, as Cityscapes has them.
+    """Annotation files of one image in the Cityscapes layout.
 
     Attributes:
         labels: PNG with the labelId of each pixel.

@@ -85,7 +85,9 @@ def piloting_of(config: ModelConfig, num_classes: int) -> Piloting | None:
 
 @dataclass
 class Pilots:
-    """The pilot queries of one batch: `groups` groups of as many slots as the fullest image has targets.
+    """The pilot queries of one batch.
+
+    There are `groups` groups. Each has as many slots as the image with the most targets needs.
 
     Attributes:
         labels_BT: the class that each slot starts from, noise included; -1 where the image has no such target.

@@ -117,7 +117,7 @@ def cityscapes_ids(categories: Categories) -> list[int]:
     strange = [category.name for category in categories if category.name not in official]
     if strange:
         raise ConfigError(
-            f"Cityscapes has no class {strange[0]!r}; the formats and scores of its server are for its own classes.",
+            f"Cityscapes has no class {strange[0]!r}; the formats of its server hold its own classes only.",
             hint=f"Its classes are: {', '.join(official)}.",
         )
     return [official[category.name] for category in categories]

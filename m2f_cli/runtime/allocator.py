@@ -36,7 +36,7 @@ def is_kept_by(command: str | None) -> bool:
 
 
 def keep_memory() -> None:
-    """Keep freed memory from now on, in this process and in those that it starts.
+    """Let this process, and those that it starts, keep freed memory for later use.
 
     Raises:
         ConfigError: the C library is not glibc, or refuses the setting (glibc before 2.35).

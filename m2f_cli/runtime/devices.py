@@ -63,7 +63,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
         if device.type == "meta":
-            raise RuntimeError("nothing is computed there")
+            raise RuntimeError("tensors on it hold no values")
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         hint = "Use --device cpu, or see `m2f doctor`."

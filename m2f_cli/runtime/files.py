@@ -182,7 +182,7 @@ class Distinct:
         self.folders: dict[str, str] = {}  # those whose name ends as a file does
 
     def owner(self, path: str) -> str | None:
-        """Return the name that already has a path."""
+        """Return the earlier name that excludes a new one at `path`; None if there is none."""
         key = os.path.normcase(path)
         if key in self.owners:
             return self.owners[key]

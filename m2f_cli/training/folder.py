@@ -50,7 +50,7 @@ def claim(settings: Config, folder: Path, options: TrainOptions, stack: contextl
 
 
 def _is_of_a_start(path: Path) -> bool:
-    """Return True for files that a folder may hold before its run, or that a run killed before CONFIG leaves."""
+    """Return True for files that may exist before a run starts, or after one that was killed before it wrote CONFIG."""
     if path.name == ENVIRONMENT and not path.with_name(CONFIG).exists():
         with contextlib.suppress(ConfigError):
             return "m2f" in read_environment(path)

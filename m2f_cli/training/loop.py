@@ -158,7 +158,7 @@ def _supervised(pilots: Pilots, answers: Prediction) -> Piloted:
 
 
 def _of_pilots(name: str) -> str:
-    """Return the name of a loss of pilots: loss_ce_dn_0 for loss_ce_0."""
+    """Return the name of the same loss for pilot queries: loss_ce_dn_0 for loss_ce_0."""
     first, kind, *number = name.split("_")
     return "_".join([first, kind, "dn", *number])
 

@@ -117,7 +117,7 @@ class Run:
             self.saved = now.iteration
 
     def save_weights(self, name: str) -> Path:
-        """Write a checkpoint that describes itself, with averaged weights where there is an average."""
+        """Write a checkpoint with its configuration and classes. It has the averaged weights if there are any."""
         tensors = self.parts.model.state_dict() if self.parts.ema is None else self.parts.ema.average
         return weights.save(
             self.checkpoints / f"{name}.safetensors", tensors, self.settings, self.train_data.categories

@@ -1,4 +1,4 @@
-"""Rehearsal of a training, which checks that its samples can be made, drawn and written, and leaves no files."""
+"""Rehearsal of a training: checks that samples can be made, drawn and written. It leaves no files."""
 
 from __future__ import annotations
 

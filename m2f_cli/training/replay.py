@@ -108,7 +108,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Config]:
 
 def _batch(entry: dict[str, Any], classes: int) -> Batch:
     images, targets = entry["images"], [Target(t["labels"], t["masks"], t["owner"]) for t in entry["targets"]]
-    _require(images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point(), "its images are none")
+    _require(images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point(), "its images are malformed")
     _require(len(targets) == len(images) == len(entry["names"]), "its images have no names or no targets")
     for target in targets:
         labels, count = target.labels_N, len(target.labels_N)

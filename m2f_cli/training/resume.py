@@ -93,7 +93,7 @@ def restore(parts: Parts, tree: dict[str, Any]) -> None:
         if parts.ema is not None and tree["ema"] is not None:
             parts.ema.load_state_dict(tree["ema"])
         if parts.scaler.is_enabled() and not all(isinstance(value, (int, float)) for value in tree["scaler"].values()):
-            raise ValueError("the gradient scaler's numbers are none")
+            raise ValueError("the state of the gradient scaler holds invalid numbers")
         check_moments(parts.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")

@@ -141,7 +141,7 @@ class _Duties:
         self.listener.on_note(f"A step was skipped: {non_finite}. To look at it: m2f train --replay {path}")
 
     def on_due(self, done: int) -> None:
-        """Evaluate and save, where it is time for that after `done` iterations."""
+        """Evaluate and save, if either is due after `done` iterations."""
         run, train_ = self.run, self.run.settings.train
         last = done >= train_.iterations
         is_to_be_evaluated, is_to_be_saved = _is_to_be_evaluated(run), last or done % train_.checkpoint_every == 0

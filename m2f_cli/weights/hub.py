@@ -189,5 +189,7 @@ def wanted_files(repo: str, names: Iterable[str]) -> list[str]:
     stem, suffix = ("model-", ".safetensors") if "safetensors" in weights else ("pytorch_model-", ".bin")
     shards = sorted(n for n in names if re.fullmatch(r"[\w.-]+", n) and n.startswith(stem) and n.endswith(suffix))
     if len(shards) > MOST_SHARDS:
-        raise WeightsError(f"The hub repository {repo!r} has its weights in {len(shards):,} files; that is no model.")
+        raise WeightsError(
+            f"The hub repository {repo!r} has its weights in {len(shards):,} files, too many for a model."
+        )
     return [*wanted, weights, *shards]

@@ -69,12 +69,12 @@ class Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise Damaged("it takes more than it has put down")
+            raise Damaged("it takes a value from an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
         if not self.stack:
-            raise Damaged("it takes more than it has put down")
+            raise Damaged("it takes a value from an empty stack")
         return self.stack[-1]
 
     def mark(self) -> None:
@@ -83,7 +83,7 @@ class Machine:
 
     def since_mark(self) -> list[Any]:
         if not self.marks:
-            raise Damaged("it closes what it did not open")
+            raise Damaged("it closes a group that it did not open")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
@@ -92,7 +92,7 @@ class Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise Damaged("it refers to what is not there")
+            raise Damaged("it refers to a value that does not exist")
         self.push(self.memo[index])
 
     # --- making things
@@ -150,7 +150,7 @@ class Machine:
     def reduce(self) -> None:
         args, what = self.pop(), self.pop()
         if type(what) is not Name or type(args) is not tuple:
-            raise Damaged("it calls what is no function")
+            raise Damaged("it calls a value that is not a function")
         if what.text not in CALLS:
             raise refused(what.text)
         self.push(CALLS[what.text](self, *args))
@@ -158,13 +158,13 @@ class Machine:
     def new(self) -> None:
         args, what = self.pop(), self.pop()
         if type(what) is not Name or what.text not in CLASSES:
-            raise Damaged(f"it makes an object of {what.text if type(what) is Name else 'what is no class'}")
+            raise Damaged(f"it makes an object of {what.text if type(what) is Name else 'a value that is not a class'}")
         self.push(CALLS[what.text](self, *args))
 
     def new_with_names(self) -> None:
         named = self.pop()
         if type(named) is not dict:
-            raise Damaged("it calls what is no function")
+            raise Damaged("it calls a value that is not a function")
         self.new()
 
     def build(self) -> None:

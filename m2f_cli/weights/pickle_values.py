@@ -91,7 +91,7 @@ def _encoded(machine: Machine, text: Any = b"", encoding: Any = "latin1") -> byt
 
 def _set(machine: Machine, items: Any = ()) -> set[Any]:
     if type(items) not in (list, tuple):
-        raise Damaged("it makes a set of what is no list")
+        raise Damaged("it makes a set of a value that is not a list")
     return set(map(machine.key, machine.copying(items)))
 
 
@@ -101,7 +101,7 @@ def _frozen(machine: Machine, items: Any = ()) -> frozenset[Any]:
 
 def _ordered(machine: Machine, pairs: Any = ()) -> OrderedDict:
     if type(pairs) not in (list, tuple):
-        raise Damaged("it makes a dictionary of what are no pairs")
+        raise Damaged("it makes a dictionary of values that are not pairs")
     return machine.fill(OrderedDict(), ((key, value) for key, value in machine.copying(pairs)))  # type: ignore[return-value]
 
 
@@ -124,7 +124,7 @@ def _inert_dict(_: Machine, *__: Any) -> InertDict:
 def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
     """Create an object as protocols 0 and 1 do: from its class, a base class, and the value of that."""
     if type(what) is not Name or what.text not in CLASSES:
-        raise Damaged("it makes an object of what is no class")
+        raise Damaged("it makes an object of a value that is not a class")
     instance = CALLS[what.text](machine)
     if type(instance) is InertDict and type(state) is dict:
         machine.fill(instance, machine.copying(state).items())
@@ -134,7 +134,7 @@ def _of_old_class(machine: Machine, what: Any, _: Any, state: Any) -> Any:
 def _wholes(values: Any) -> tuple[int, ...]:
     """Return a shape, or the strides of a tensor, after validation."""
     if type(values) not in (tuple, list, torch.Size) or len(values) > MOST_AXES:
-        raise Damaged("it has a shape that is none")
+        raise Damaged("it has an invalid shape")
     if not all(type(value) is int and 0 <= value < 2**48 for value in values):
         raise Damaged("it has a shape or strides that are no sizes")
     return tuple(values)
@@ -226,7 +226,7 @@ def _tensor_of_type(
 def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor | None:
     (offset,), size, stride = _wholes((offset,)), _wholes(size), _wholes(stride)
     if type(storage) is not Storage or len(size) != len(stride):
-        raise Damaged("it has a tensor that is none")
+        raise Damaged("it has an invalid tensor")
     if storage.values_N is None:
         return None
     values_N = storage.values_N if dtype in (None, storage.values_N.dtype) else storage.values_N.view(dtype)

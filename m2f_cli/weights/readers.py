@@ -195,5 +195,5 @@ def _read_shards(index: Path) -> Container:
         tensors.update(shard)
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
-        raise WeightsError(f"{index} promises {absent[0]!r}, which is in none of its {len(names)} shards.")
+        raise WeightsError(f"{index} lists {absent[0]!r}, which is in none of its {len(names)} shards.")
     return Container(tensors)

@@ -74,12 +74,12 @@ def _copied(value: Any, memory: dict[int, Tensor]) -> Any:
 def _storage(ident: Any) -> tuple[torch.dtype, str, int, Any]:
     """Return the type, key and number of elements of a persistent id, and the older form's description of a view."""
     if type(ident) is not tuple or len(ident) not in (5, 6) or ident[0] != "storage":
-        raise Damaged("it refers to data outside of itself that are no storage")
+        raise Damaged("it refers to external data that are not a storage")
     _, kind, key, _, count, *rest = ident
     if type(kind) is not Name or kind.text not in STORAGES:
         raise Damaged("it has a storage of a kind that weights do not need")
     if type(key) is not str or type(count) is not int or count < 0:
-        raise Damaged("it has a storage that is none")
+        raise Damaged("it has an invalid storage")
     return STORAGES[kind.text], key, count, rest[0] if rest else None
 
 
@@ -218,7 +218,7 @@ def _found(storages: dict[str, Storage], ident: Any) -> Storage:
     if view is None:
         return storages[key]
     if type(view) is not tuple or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
-        raise Damaged("it has a view of a storage that is none")
+        raise Damaged("it has a view of an invalid storage")
     _, offset, size = view
     if offset + size > len(values_N):  # type: ignore[arg-type]
         raise Damaged("it has a view that lies outside of its storage")

@@ -17,7 +17,7 @@ _LINKED = ("X-Linked-Etag", "X-Linked-Size")  # the hub's headers about a file t
 
 
 class Refused(Exception):
-    """Error of an answer that is not accepted. The message is a clause: what came, and what was expected."""
+    """Error of an unacceptable answer of a server. Its message is a clause with the answer and what was expected."""
 
 
 def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str | None = None) -> Any:

@@ -140,7 +140,7 @@ def test_groups_by_name():
 @pytest.mark.parametrize(
     ("shares", "pinned", "words"),
     [
-        ({}, {}, "Nothing says what to hold back"),
+        ({}, {}, "There is no share and no group"),
         ({"val": 1.0}, {}, "less than 1"),
         ({"val": 0.0}, {}, "more than 0"),
         ({"val": 0.6, "test": 0.4}, {}, "val 0.6, test 0.4"),

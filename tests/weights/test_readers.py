@@ -119,7 +119,7 @@ def test_shards_are_read_as_one(tmp_path):
     [
         ({"a.count": "model-00003-of-00002.safetensors"}, "Cannot read .*model-00003"),
         ({"a.count": "../model-00002-of-00002.safetensors"}, "outside its own folder"),
-        ({"b": "model-00001-of-00002.safetensors"}, "promises 'b'"),
+        ({"b": "model-00001-of-00002.safetensors"}, "lists 'b'"),
     ],
 )
 def test_shards_that_do_not_fit(tmp_path, change, message):

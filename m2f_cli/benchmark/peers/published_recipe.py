@@ -74,7 +74,7 @@ def semantic(class_logits_QK: Tensor, masks: Rendered, categories: Categories, t
 
 
 def panoptic(class_logits_QK: Tensor, masks: Rendered, categories: Categories, test: TestConfig) -> PanopticMap:
-    """Return segments by step 5."""
+    """Return segments by step 5 of the published post-processing (docs/methods/published-behaviour.md#5-1)."""
     logits_QHW = masks.at_output()
     scores_Q, labels_Q = class_logits_QK.softmax(-1).max(-1)
     kept = (labels_Q != class_logits_QK.shape[-1] - 1) & (scores_Q > test.object_threshold)

@@ -42,7 +42,8 @@ def split_opener(
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if names:
         raise ConfigError(
-            f"--preset says how the data is read; {', '.join(names)} would say it again.", hint="Leave one of both out."
+            f"--preset says how the data is read; {', '.join(names)} cannot be combined with it.",
+            hint="Leave one of the two out.",
         )
     from ...config import presets as config
 

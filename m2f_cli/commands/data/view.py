@@ -68,7 +68,7 @@ def view(
 
 
 def _refuse_own_image(out: Path | None, data: DataSet, folder: Path) -> None:
-    """Refuse to write over an image or a mask of the data set, of whatever split."""
+    """Refuse to overwrite an image or a mask of any split of the data set."""
     if out is None or not out.exists():
         return
     if out.suffix.lower() in SHEETS and folder.resolve() in out.resolve().parents:

@@ -117,7 +117,7 @@ class DetrCrop:
 
 @dataclass(frozen=True)
 class DropVanished:
-    """Removal of objects and segments of which nothing is left in the image. Draws nothing.
+    """Removal of objects and segments that have no pixels left in the image. Draws no random number.
 
     COCO's instance recipe has this step; all others also train on the empty masks
     (docs/methods/published-behaviour.md#2-2).

@@ -110,7 +110,7 @@ def mirror(size: tuple[int, int]) -> Move:
 
 
 def scale(size: tuple[int, int], new_size: tuple[int, int], grid: Grid) -> Move:
-    """Resize. Planes use "nearest" on the grid that `grid` names."""
+    """Resize an annotation. Id maps and masks use nearest neighbours on the grid that `grid` names."""
     rows, columns = (nearest_indices(old, new, grid) for old, new in zip(size, new_size, strict=True))
     factors = new_size[1] / size[1], new_size[0] / size[0]
     return Move(rows, columns, lambda points: points * factors)
@@ -155,7 +155,7 @@ def nearest_indices(old: int, new: int, grid: Grid) -> np.ndarray:
 
 
 def moved(annotation: Annotation, move: Move) -> Annotation:
-    """Return the annotation of the moved image. New pixels are void, ignored, or part of no object."""
+    """Return the annotation of the moved image. New pixels are void or ignored, and belong to no object."""
     if isinstance(annotation, PanopticAnnotation):
         return replace(annotation, ids_HW=move.plane(annotation.ids_HW, VOID))
     if isinstance(annotation, SemanticAnnotation):

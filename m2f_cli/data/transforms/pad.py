@@ -17,7 +17,7 @@ Fill = int | Literal["mean"]
 
 @dataclass(frozen=True)
 class Pad:
-    """Padding at the bottom and the right, to at least `size` and to multiples of `divisor`. Draws nothing.
+    """Padding at the bottom and the right, to at least `size` and to multiples of `divisor`. Draws no random number.
 
     Args:
         value: grey value of the extension, 0 to 255, or "mean", which is 0 after normalisation and is filled in by the

@@ -125,7 +125,7 @@ def _categories(labels: tuple[Label, ...]) -> tuple[dict[str, Any], ...]:
 
 
 def _key(name: str) -> str:
-    """Return city_sequence_frame of a file name."""
+    """Return the part CITY_SEQUENCE_FRAME of a file name."""
     return PurePosixPath(name).name.removesuffix(_IMAGE).removesuffix(_POLYGONS)
 
 

@@ -125,7 +125,7 @@ def prepare(
 
     Raises:
         ConfigError: the data set is unknown, is code without `trust_code`, or another process prepares it there.
-        DataError: files are missing, too few or damaged. The message says what was expected and where it comes from.
+        DataError: files are missing, too few or damaged. The message names the missing files and their source.
         M2FError: the output cannot be written.
     """
     preparer: Preparer = plugins.get("preparers", dataset, trust_code=trust_code)

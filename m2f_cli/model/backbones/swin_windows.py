@@ -39,7 +39,7 @@ class Windows(NamedTuple):
         return _Gather.apply(x_RC, self) if x_RC.requires_grad else x_RC.index_select(0, self.source)
 
     def scatter(self, x_RC: Tensor) -> Tensor:
-        """Bring what is in window order, (W·T, C), back to tokens, (B·S, C); drop padding."""
+        """Put tokens in window order, (W·T, C), back into image order, (B·S, C), without padding."""
         return _Scatter.apply(x_RC, self) if x_RC.requires_grad else x_RC.index_select(0, self.target)
 
     def with_padding(self, x_RC: Tensor, padding_BC: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def _in_order(windows_RCT: Tensor, is_split: bool) -> Tensor:
 
 
 def _number(row: Tensor, column: Tensor, rows: int, columns: int, is_split: bool) -> Tensor:
-    """Return the number of a window in the order of `_in_order`."""
+    """Return the index of a window in the order of `_in_order`."""
     if not is_split:
         return row * columns + column
     above = row < rows - 1

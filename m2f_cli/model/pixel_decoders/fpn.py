@@ -49,5 +49,5 @@ class FPNPixelDecoder(nn.Module):
         return PixelFeatures(self.mask_features(y).float(), [level_BCHW])
 
     def encode(self, coarsest_BCHW: Tensor) -> Tensor:
-        """Return the coarsest map as the pyramid takes it: unchanged here."""
+        """Return the coarsest map, unchanged. Subclasses encode it before the pyramid uses it."""
         return coarsest_BCHW

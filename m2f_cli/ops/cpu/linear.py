@@ -68,7 +68,7 @@ def is_blas_slow() -> bool:
 
 
 def _maker() -> str:
-    """Return what the system says of the maker of the processor; "Intel" if it says nothing."""
+    """Return the vendor of the processor as the system names it; "Intel" if it names none."""
     if CPU_INFO.exists():
         lines = CPU_INFO.read_text(errors="replace").splitlines()
         return next((line for line in lines if line.startswith("vendor_id")), "Intel")

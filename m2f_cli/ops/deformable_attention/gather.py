@@ -10,7 +10,7 @@ from .embedding_bag import table_and_bags
 
 
 def sample(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
-    """See `deform_attn`."""
+    """Sample as `deform_attn` does, by gathering whole rows of the table."""
     B, N, A = x_BNALP.shape[:3]
     table, rows, weights = table_and_bags(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes)
     samples = table.index_select(0, rows.flatten()).unflatten(0, (-1, rows.shape[1]))
