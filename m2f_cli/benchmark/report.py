@@ -246,11 +246,11 @@ def sweep(
 
 def _measured_before(case: Case, out: Path) -> dict[str, dict[str, Any]]:
     """Return the rows of the table that are in `out` already, by preset."""
-    wanted = conditions(case)
+    expected = conditions(case)
     return {
         tree["model"].get("name"): tree
         for tree in read_trees(out, "*.json")
-        if FIGURES & tree.keys() and tree.get("conditions") == wanted and _is_whole(tree)
+        if FIGURES & tree.keys() and tree.get("conditions") == expected and _is_whole(tree)
     }
 
 

@@ -103,13 +103,13 @@ def divide(
         groups[item.group].append(item)
     split_of_group = _pin(groups, pinned)
     free = {key: members for key, members in groups.items() if key not in split_of_group}
-    wanted = {split: share for split, share in shares.items() if split not in pinned}
+    free_shares = {split: share for split, share in shares.items() if split not in pinned}
     total = sum(map(len, free.values()))
-    asked = {
-        TRAIN: max(0.0, total - sum(wanted.values()) * len(items)),
-        **{split: share * len(items) for split, share in wanted.items()},
+    target_counts = {
+        TRAIN: max(0.0, total - sum(free_shares.values()) * len(items)),
+        **{split: share * len(items) for split, share in free_shares.items()},
     }
-    split_of_group |= _stratified(free, asked, seed, stratify)
+    split_of_group |= _stratified(free, target_counts, seed, stratify)
     names = (TRAIN, *dict.fromkeys((*shares, *pinned)))
     counts = Counter(split_of_group.values())
     _refuse_empty(names, counts, len(items), len(groups))
@@ -123,12 +123,12 @@ def _check(items: Sequence[SplitItem], shares: Mapping[str, float], pinned: Mapp
         )
     if not items:
         raise ConfigError("There are no images to share out.")
-    both = shares.keys() & pinned.keys()
-    if both:
-        raise ConfigError(f"The split {min(both)!r} has a share and groups.", hint="Pass one of the two.")
+    in_both = shares.keys() & pinned.keys()
+    if in_both:
+        raise ConfigError(f"The split {min(in_both)!r} has a share and groups.", hint="Pass one of the two.")
     if any(not 0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        said = ", ".join(f"{split} {share:g}" for split, share in shares.items())
-        raise ConfigError(f"The shares ({said}) should each be more than 0 and together less than 1.")
+        listed = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+        raise ConfigError(f"The shares ({listed}) should each be more than 0 and together less than 1.")
 
 
 def _pin(groups: Mapping[str, Any], pinned: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -184,16 +184,16 @@ def _move(
     The group stays if no split reduces the sum. If classes appear together, the greedy order alone leaves several
     images misplaced. Every move lowers the sum, so the moves come to an end.
     """
-    here = lacking[chosen[key]]
+    lacking_now = lacking[chosen[key]]
 
     def change(split: str) -> float:
-        return sum(count * (here[label] - lacking[split][label] + count) for label, count in weight.items())
+        return sum(count * (lacking_now[label] - lacking[split][label] + count) for label, count in weight.items())
 
     best = min(lacking, key=change)  # the current split never wins, because the group would weigh twice
     if change(best) > -1e-6:  # rounding errors must not move a group back and forth
         return False
     for label, count in weight.items():
-        here[label] += count
+        lacking_now[label] += count
         lacking[best][label] -= count
     chosen[key] = best
     return True
@@ -325,24 +325,24 @@ def _choose(
     opened: ConvertSource, splits: Sequence[str], new_splits: Iterable[str]
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Sequence[Record]]]:
     """Return the records of the splits to divide, and of those that stay as they are."""
-    there = {data.split: data.records for data in opened.splits}
+    records_of = {data.split: data.records for data in opened.splits}
     for name in splits:
-        if name not in there:
-            raise unknown_name("split", name, there, error=DataError)
-    if not splits and len(there) > 1:
+        if name not in records_of:
+            raise unknown_name("split", name, records_of, error=DataError)
+    if not splits and len(records_of) > 1:
         raise ConfigError(
-            f"{opened.folder} has the splits {', '.join(there)}.",
+            f"{opened.folder} has the splits {', '.join(records_of)}.",
             hint="Say which of them to share out: --split train, or --split train --split val.",
         )
-    chosen = {name: records for name, records in there.items() if name in (splits or there)}
-    kept = {name: records for name, records in there.items() if name not in chosen}
-    taken = next((name for name in new_splits if name in kept), None)
-    if taken is not None:
+    chosen = {name: records for name, records in records_of.items() if name in (splits or records_of)}
+    unchanged = {name: records for name, records in records_of.items() if name not in chosen}
+    duplicate = next((name for name in new_splits if name in unchanged), None)
+    if duplicate is not None:
         raise ConfigError(
-            f"{opened.folder} has a split {taken!r} already.",
-            hint=f"Share it out as well, with --split {taken}, or hold back another one.",
+            f"{opened.folder} has a split {duplicate!r} already.",
+            hint=f"Share it out as well, with --split {duplicate}, or hold back another one.",
         )
-    return chosen, kept
+    return chosen, unchanged
 
 
 def _pooled(parts: Mapping[str, Sequence[Record]]) -> list[Record]:

@@ -266,16 +266,16 @@ def decompositions() -> dict:
     Norms, resizing and convolutions stay whole, because every format has operators for them. Attention must be first:
     the memory layout of its fused kernel differs from that of the simpler operators.
     """
-    everything = torch.export.default_decompositions()
+    defaults = torch.export.default_decompositions()
     aten = torch.ops.aten
-    wanted = (
+    operators = (
         aten.scaled_dot_product_attention.default,
         aten._scaled_dot_product_attention_math.default,
         aten._safe_softmax.default,
         aten.repeat_interleave.self_int,
         aten.roll.default,
     )
-    return {operator: everything[operator] for operator in wanted}
+    return {operator: defaults[operator] for operator in operators}
 
 
 def _first_line(error: Exception) -> str:

@@ -88,9 +88,9 @@ def _matches(groups: list[Group], probs_QK: Tensor, masks_QS: Tensor) -> list[tu
 def iou_matrix(first_NS: Tensor, second_MS: Tensor) -> Tensor:
     """Return the intersection over union (N, M) of boolean masks; 0 where both are empty."""
     first, second = first_NS.float(), second_MS.float()
-    both = first @ second.T
-    either = first.sum(1)[:, None] + second.sum(1)[None] - both
-    return both / either.clamp(min=1)
+    intersection_NM = first @ second.T
+    union_NM = first.sum(1)[:, None] + second.sum(1)[None] - intersection_NM
+    return intersection_NM / union_NM.clamp(min=1)
 
 
 def coarse_masks(masks: MaskLogits, flipped: bool) -> Tensor:

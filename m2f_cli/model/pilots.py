@@ -220,8 +220,8 @@ def touched_cells(target: Target, padded_size: Size, size: Size) -> Tensor:
 def _pooled(masks_NHW: Tensor, padded_size: Size, size: Size) -> Tensor:
     padding = (0, padded_size[1] - masks_NHW.shape[2], 0, padded_size[0] - masks_NHW.shape[1])
     parts = [
-        F.adaptive_max_pool2d(F.pad((few != 0).float(), padding)[:, None], size) > 0
-        for few in masks_NHW.split(_MASKS_AT_ONCE)
+        F.adaptive_max_pool2d(F.pad((chunk_NHW != 0).float(), padding)[:, None], size) > 0
+        for chunk_NHW in masks_NHW.split(_MASKS_AT_ONCE)
     ]
     return torch.cat(parts)[:, 0]
 

@@ -167,11 +167,12 @@ def _refuse_other_heads(checkpoint: Checkpoint, config: Config) -> None:
     if checkpoint.config is None and checkpoint.format != "huggingface":
         return
     for part in ("pixel_decoder", "decoder"):
-        theirs, ours = (getattr(c, part).options.get("num_heads") for c in (checkpoint.model, config.model))
-        if None not in (theirs, ours) and theirs != ours:
+        heads_in_file, heads = (getattr(c, part).options.get("num_heads") for c in (checkpoint.model, config.model))
+        if None not in (heads_in_file, heads) and heads_in_file != heads:
             raise WeightsError(
-                f"The {part} of {checkpoint.source} has {theirs} attention heads, that of {config.name} has {ours}.",
-                hint=f"Set model.{part}.num_heads={theirs}",
+                f"The {part} of {checkpoint.source} has {heads_in_file} attention heads, "
+                f"that of {config.name} has {heads}.",
+                hint=f"Set model.{part}.num_heads={heads_in_file}",
             )
 
 
@@ -179,13 +180,18 @@ def _query_rows(shapes: Mapping[str, Shape], view: OurView, notes: list[str]) ->
     name = next((query for query in QUERIES if query in shapes and query in view), None)
     if name is None:
         return {}
-    ours, theirs = shapes[name][0], view[name][0]
-    if ours != theirs:
-        others = f"the other {ours - theirs} start fresh" if ours > theirs else "the others are left behind"
-        notes.append(
-            f"The file has {theirs} queries, the network {ours}: the first {min(ours, theirs)} are taken, {others}."
+    num_queries, num_in_file = shapes[name][0], view[name][0]
+    if num_queries != num_in_file:
+        others = (
+            f"the other {num_queries - num_in_file} start fresh"
+            if num_queries > num_in_file
+            else "the others are left behind"
         )
-    return {query: [(i, i) for i in range(min(ours, theirs))] for query in QUERIES}
+        notes.append(
+            f"The file has {num_in_file} queries, the network {num_queries}: "
+            f"the first {min(num_queries, num_in_file)} are taken, {others}."
+        )
+    return {query: [(i, i) for i in range(min(num_queries, num_in_file))] for query in QUERIES}
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -193,15 +199,15 @@ def _query_rows(shapes: Mapping[str, Shape], view: OurView, notes: list[str]) ->
 
 def _class_rows(checkpoint: Checkpoint, categories: Categories, strict_classes: bool, notes: list[str]) -> Rows:
     """Return (row of the network, row of the file) for each class that both have."""
-    theirs, count = _class_names(checkpoint), checkpoint.num_classes
-    if theirs is None and count == len(categories):
+    file_classes, count = _class_names(checkpoint), checkpoint.num_classes
+    if file_classes is None and count == len(categories):
         rows = [(i, i) for i in range(count)]
         note = f"The file does not name its {count} classes; the network has as many, and takes them in their order."
-    elif theirs is None:
+    elif file_classes is None:
         rows = []
         note = f"The file has {count} classes without names, the network {len(categories)}: all of them start fresh."
     else:
-        row_of = {fold_name(name): i for i, name in reversed(list(enumerate(theirs)))}
+        row_of = {fold_name(name): i for i, name in reversed(list(enumerate(file_classes)))}
         rows = [(i, row_of[fold_name(c.name)]) for i, c in enumerate(categories) if fold_name(c.name) in row_of]
         if len(categories) == count and rows == [(i, i) for i in range(count)]:
             return rows
@@ -250,8 +256,8 @@ def _fill(
             if rows is None:
                 tensor.copy_(state[name])
                 continue
-            ours, theirs = zip(*rows, strict=True)
-            tensor[list(ours)] = state[name][list(theirs)].to(tensor)
+            network_rows, file_rows = zip(*rows, strict=True)
+            tensor[list(network_rows)] = state[name][list(file_rows)].to(tensor)
             if len(rows) < len(tensor):
                 fresh.append(name)
     return InitReport(source, notes, loaded, fresh)

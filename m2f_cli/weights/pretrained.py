@@ -184,19 +184,25 @@ def load_backbone(
         ConfigError: `pretrained` is no name that m2f knows.
         MissingDependency: a timm backbone without timm.
     """
-    wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+    backbone_shapes = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
     if backbone.name == "timm":
-        return _load_timm(backbone, wanted, progress)
+        return _load_timm(backbone, backbone_shapes, progress)
     ref = release_name(backbone, str(backbone.options["pretrained"]))
-    alone = load_alone(ref, wanted, resize_windows=resize_windows, progress=progress)
-    if alone is not None:
-        return alone
+    tensors = load_alone(ref, backbone_shapes, resize_windows=resize_windows, progress=progress)
+    if tensors is not None:
+        return tensors
     is_bare_name = Path(ref).name == ref and not Path(ref).exists()
     if is_bare_name and ref not in config.preset_names():
         raise unknown_name("file or release of backbone weights", ref, SOURCES)
     # No code of the checkpoint runs, because its tensors go into an existing network.
-    whole = refs.load(ref, progress=progress, trust_code=True)
-    return _place(TABLES[whole.format], _backbone_of(whole, wanted), wanted, whole.source, resize_windows)
+    checkpoint = refs.load(ref, progress=progress, trust_code=True)
+    return _place(
+        TABLES[checkpoint.format],
+        _backbone_of(checkpoint, backbone_shapes),
+        backbone_shapes,
+        checkpoint.source,
+        resize_windows,
+    )
 
 
 def load_alone(
@@ -226,8 +232,8 @@ def load_alone(
         return None
     tensors = _unwrapped(containers.read(path).tensors)
     table = table_of(tensors)
-    wanted = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
-    return None if table is None else _place(table, tensors, wanted, str(path), resize_windows, partial)
+    backbone_shapes = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+    return None if table is None else _place(table, tensors, backbone_shapes, str(path), resize_windows, partial)
 
 
 def without_counters(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
@@ -252,16 +258,16 @@ def _place(
 ) -> dict[str, Tensor]:
     view = OurView(table, tensors)
     may_lack = re.compile("") if partial else _OUTPUT_NORMS
-    wanted = {name: shape for name, shape in shapes.items() if name in view or not may_lack.match(name)}
-    if not any(name in view for name in wanted):
+    expected_shapes = {name: shape for name, shape in shapes.items() if name in view or not may_lack.match(name)}
+    if not any(name in view for name in expected_shapes):
         raise WeightsError(
             f"The backbone in {source} (names of {table.format}) is of another kind than that of the network.",
             hint="Check model.backbone: its name, depth or size must be those of the weights.",
         )
     if resize_windows:
-        tensors = _resized(table, tensors, wanted)
+        tensors = _resized(table, tensors, expected_shapes)
     try:
-        state = to_m2f(table, tensors, wanted)
+        state = to_m2f(table, tensors, expected_shapes)
     except WeightsError as error:
         error.hint = (
             f"They are the backbone of {source}; the network's is described by model.backbone. "

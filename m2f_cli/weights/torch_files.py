@@ -189,21 +189,21 @@ def read_legacy(source: PickleSource, budget: Budget) -> Any:
     machine, tree_at = load_pickle(source, at, budget=budget)
     if version != _PROTOCOL or type(machine) is not dict or machine.get("little_endian") is not True:
         raise Damaged("it is of a version or a byte order (big endian) that m2f does not read")
-    wanted: dict[str, tuple[torch.dtype, int]] = {}
+    declared: dict[str, tuple[torch.dtype, int]] = {}
 
     def note(ident: Any) -> Storage:
         dtype, key, count, _ = _storage(ident)
-        if wanted.setdefault(key, (dtype, count)) != (dtype, count):
+        if declared.setdefault(key, (dtype, count)) != (dtype, count):
             raise Damaged("it has a storage of two sizes")
         return Storage(None)
 
     _, at = load_pickle(source, tree_at, budget=budget, storage_of=note)
     keys, at = load_pickle(source, at, budget=budget)
-    if type(keys) is not list or set(map(str, keys)) != set(wanted) or len(keys) != len(wanted):
+    if type(keys) is not list or set(map(str, keys)) != set(declared) or len(keys) != len(declared):
         raise Damaged("its list of storages does not fit")
     storages: dict[str, Storage] = {}
     for key in map(str, keys):
-        dtype, count = wanted[key]
+        dtype, count = declared[key]
         if at + 8 > len(source) or struct.unpack_from("<q", source.data, at)[0] != count:
             raise Damaged("it has a storage of another size")
         storages[key] = Storage(_values(source, at + 8, count, dtype, budget))

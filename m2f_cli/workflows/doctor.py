@@ -129,14 +129,14 @@ def check_optional_packages() -> Iterator[DoctorFinding]:
 
 def check_optional(requirement: Requirement) -> DoctorFinding:
     group, installed = "optional packages", requirement.installed()
-    wanted = f"'{DISTRIBUTION}[{requirement.extra}]'"
+    package = f"'{DISTRIBUTION}[{requirement.extra}]'"
     if installed is None:
         return DoctorFinding(
-            group, requirement.name, "not installed", "note", f"If you want it, run: pip install {wanted}"
+            group, requirement.name, "not installed", "note", f"If you want it, run: pip install {package}"
         )
     version = installed[1]
     if is_older(version, requirement.minimum):
-        value, hint = f"{version}, older than {requirement.minimum}", f"If you use it, run: pip install -U {wanted}"
+        value, hint = f"{version}, older than {requirement.minimum}", f"If you use it, run: pip install -U {package}"
         return DoctorFinding(group, requirement.name, value, "note", hint)
     return DoctorFinding(group, requirement.name, version)
 

@@ -252,9 +252,9 @@ def reproduce(
 def _settings(preset: Config, options: ReproduceOptions) -> list[str]:
     figures = [each for each in preset.published if metric_of(preset, each.metric)]
     has_multi = any(each.setting != SINGLE_SCALE for each in figures)
-    wanted = has_multi if options.tta is None else options.tta
+    with_tta = has_multi if options.tta is None else options.tta
     single = [SINGLE] if any(each.setting == SINGLE_SCALE for each in figures) else []
-    return single + ([MULTI] if wanted else [])
+    return single + ([MULTI] if with_tta else [])
 
 
 def metrics_of(preset: Config, *, multi: bool = False) -> list[str]:

@@ -153,17 +153,17 @@ class _Canvas:
         self.labels = [-1]  # class number of each id
 
     def lay(self, layer: Layer) -> None:
-        there, here = layer.clipped(*self.size)
-        cover = layer.cover_hw[here]
-        patch = self.image_3HW[(slice(None), *there)]
-        patch += cover.astype(np.float32) / FULL * (layer.colors_3hw[(slice(None), *here)] - patch)
-        self.ids_HW[there][cover >= FULL // 2] = len(self.labels)
+        image_window, layer_window = layer.clipped(*self.size)
+        cover = layer.cover_hw[layer_window]
+        patch = self.image_3HW[(slice(None), *image_window)]
+        patch += cover.astype(np.float32) / FULL * (layer.colors_3hw[(slice(None), *layer_window)] - patch)
+        self.ids_HW[image_window][cover >= FULL // 2] = len(self.labels)
         self.labels.append(layer.label)
 
     def darken(self, shadow: Layer) -> None:
-        there, here = shadow.clipped(*self.size)
-        strength = shadow.cover_hw[here].astype(np.float32) * np.float32(SHADOW / FULL)
-        self.image_3HW[(slice(None), *there)] *= 1 - strength
+        image_window, layer_window = shadow.clipped(*self.size)
+        strength = shadow.cover_hw[layer_window].astype(np.float32) * np.float32(SHADOW / FULL)
+        self.image_3HW[(slice(None), *image_window)] *= 1 - strength
 
     def finish(self, grain_HW: np.ndarray) -> Scene:
         bytes_3HW = np.clip(np.rint(self.image_3HW + grain_HW), 0, 255).astype(np.uint8)

@@ -140,25 +140,25 @@ def _nearest(hashes: Sequence[bytes | None], others: Sequence[bytes | None]) -> 
     The position is None if none is near.
     """
     known = [position for position, each in enumerate(others) if each is not None]
-    there = _as_bytes([others[position] for position in known])
-    here = _as_bytes([each for each in hashes if each is not None])
-    pairs = zip(here, _sharing_a_band(here, there), strict=True)
+    other_hashes_NB = _as_bytes([others[position] for position in known])
+    hashes_NB = _as_bytes([each for each in hashes if each is not None])
+    pairs = zip(hashes_NB, _sharing_a_band(hashes_NB, other_hashes_NB), strict=True)
     for each in hashes:
         own, candidates = (None, ()) if each is None else next(pairs)
-        bits = _ONES[there[candidates] ^ own].sum(axis=1) if len(candidates) else np.array([MOST_BITS + 1])
+        bits = _ONES[other_hashes_NB[candidates] ^ own].sum(axis=1) if len(candidates) else np.array([MOST_BITS + 1])
         best = int(bits.argmin())
         yield (known[candidates[best]], int(bits[best])) if bits[best] <= MOST_BITS else (None, 0)
 
 
-def _sharing_a_band(here: np.ndarray, there: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield, for each row of `here`, the rows of `there` that share a band with it. Rows may occur repeatedly."""
-    bands = list(zip(here.view(np.uint16).T, there.view(np.uint16).T, strict=True))
+def _sharing_a_band(hashes_NB: np.ndarray, other_hashes_NB: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield, for each hash, the rows of the other hashes that share a band with it. Rows may occur repeatedly."""
+    bands = list(zip(hashes_NB.view(np.uint16).T, other_hashes_NB.view(np.uint16).T, strict=True))
     orders = [np.argsort(other_band, kind="stable") for _, other_band in bands]
     ranges = [
         (np.searchsorted(other_band, band, "left", order), np.searchsorted(other_band, band, "right", order))
         for (band, other_band), order in zip(bands, orders, strict=True)
     ]
-    for row in range(len(here)):
+    for row in range(len(hashes_NB)):
         yield np.concatenate([order[low[row] : high[row]] for order, (low, high) in zip(orders, ranges, strict=True)])
 
 

@@ -171,8 +171,8 @@ def _published() -> dict[str, Any]:
 
 
 def panoptic_categories() -> tuple[dict[str, Any], ...]:
-    said = _published()
-    names, colors = said["panoptic_names"], said["panoptic_colors"]
+    published = _published()
+    names, colors = published["panoptic_names"], published["panoptic_colors"]
     return tuple(
         {
             "name": names.get(c.id, c.name),

@@ -56,9 +56,9 @@ def plan(tree: Tree, partial: bool) -> Plan:
             continue
         annotations = _annotations(tree, table)
         pngs, images = tree.names(f"panoptic_{split}", ".png"), tree.names(split, IMAGES)
-        there = {f"panoptic_{split}/*.png": set(map(stem, pngs)), f"{split}/*.jpg": set(map(stem, images))}
-        annotations = _whole(annotations, there) if partial else annotations
-        _refuse_gaps(tree, annotations, there)
+        present = {f"panoptic_{split}/*.png": set(map(stem, pngs)), f"{split}/*.jpg": set(map(stem, images))}
+        annotations = _whole(annotations, present) if partial else annotations
+        _refuse_gaps(tree, annotations, present)
         counts.append(Count(split, len(annotations), size))
         needed += [table, *pngs, *images]
         stages.append(_stage(split, annotations))

@@ -171,12 +171,12 @@ class _PanopticRead:
 def _read_panoptic(given: Any, ids: Container[int | str], where: str) -> dict[str, Any]:
     """Return an annotation that fits its schema, with the image_id as the annotated images have it."""
     hint = "Write the predictions again."
-    said = schemas.read_as(schemas.PredictedPanoptic, given, where, hint=hint)
-    of_image = f"{where} (image_id {said.image_id!r}): a segment"
-    infos = [schemas.read_as(schemas.PredictedSegment, info, of_image, hint=hint) for info in said.segments_info]
+    annotation = schemas.read_as(schemas.PredictedPanoptic, given, where, hint=hint)
+    of_image = f"{where} (image_id {annotation.image_id!r}): a segment"
+    infos = [schemas.read_as(schemas.PredictedSegment, info, of_image, hint=hint) for info in annotation.segments_info]
     return {
-        "image_id": schemas.same_key(said.image_id, ids),
-        "file_name": said.file_name,
+        "image_id": schemas.same_key(annotation.image_id, ids),
+        "file_name": annotation.file_name,
         "segments_info": [info.model_dump() for info in infos],
     }
 
@@ -238,8 +238,8 @@ def _read_object(given: Any, numbers: dict[int, int], where: str) -> dict[str, A
         and math.isfinite(given["score"])
     )
     if not is_plain:
-        said = schemas.read_as(schemas.PredictionRecord, given, where, hint="Write the predictions again.")
-        given = {**given, **said.model_dump()}
+        checked = schemas.read_as(schemas.PredictionRecord, given, where, hint="Write the predictions again.")
+        given = {**given, **checked.model_dump()}
     number_of(given["category_id"], numbers, where)
     return given
 

@@ -50,12 +50,14 @@ def fused_kernel_available(dtype: torch.dtype = torch.float32) -> bool:
         expected = [_plain(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
         x, weight, bias, residual = (tensor.to(dtype) for tensor in (x, weight, bias, residual))
         try:
-            found = [fused_conv(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
+            fused = [fused_conv(conv, x, weight, bias, relu, each) for relu, each in ((True, residual), (False, None))]
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
         rounding = 16 * torch.finfo(dtype).eps  # numbers are up to 10
-        pairs = zip(found, expected, strict=True)
-        return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
+        pairs = zip(fused, expected, strict=True)
+        return all(
+            torch.allclose(result.float(), reference, atol=rounding, rtol=rounding) for result, reference in pairs
+        )
 
 
 def conv2d(

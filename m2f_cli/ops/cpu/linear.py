@@ -86,16 +86,18 @@ def fused_kernel_available(dtype: torch.dtype = torch.float32) -> bool:
         lowered = [tensor.to(dtype) for tensor in (x, weight, bias)]
         try:
             in_order = packed(lowered[1], len(x))
-            found = (
+            fused = (
                 fused_linear(*lowered, "gelu", None),
                 fused_linear(*lowered, None, expected.to(dtype)),
                 fused_linear(lowered[0], in_order, lowered[2], None, None),
             )
         except (AttributeError, RuntimeError):  # no such operator, or not for these arguments on this processor
             return False
-        pairs = zip(found, (F.gelu(expected), 2 * expected, expected), strict=True)
+        pairs = zip(fused, (F.gelu(expected), 2 * expected, expected), strict=True)
         rounding = 8 * torch.finfo(dtype).eps  # numbers are up to 10
-        return all(torch.allclose(ours.float(), theirs, atol=rounding, rtol=rounding) for ours, theirs in pairs)
+        return all(
+            torch.allclose(result.float(), reference, atol=rounding, rtol=rounding) for result, reference in pairs
+        )
 
 
 def relu(x: Tensor) -> Tensor:

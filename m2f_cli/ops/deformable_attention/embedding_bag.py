@@ -195,9 +195,9 @@ corners_on_cpu = CompilableOp(_corners)  # without gradients
 def sample(value_BSAD, shapes, x_BNALP, y_BNALP, weights_BNALP):
     """See `deform_attn`."""
     inputs = (value_BSAD, x_BNALP, y_BNALP, weights_BNALP)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     rows, bag = value_BSAD.shape[:3].numel(), 4 * x_BNALP.shape[3:].numel()
-    if wanted and has_own_gradients(value_BSAD, rows, bag):
+    if needs_gradient and has_own_gradients(value_BSAD, rows, bag):
         return _Sampling.apply(*inputs, shapes)
     table, rows, weights = table_and_bags(*inputs, shapes)
     bags = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
@@ -208,8 +208,8 @@ def table_and_bags(value_BSAD, x_BNALP, y_BNALP, weights_BNALP, shapes) -> tuple
     """Return the sampling as weighted sums of rows: the table (B·S·A, D), rows and weights (B·N·A, 4·L·P)."""
     B, S, A, D = value_BSAD.shape
     L, P = x_BNALP.shape[3:]
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x_BNALP, y_BNALP, weights_BNALP))
-    find_corners = _corners if wanted or is_tracing() or value_BSAD.device.type != "cpu" else corners_on_cpu
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x_BNALP, y_BNALP, weights_BNALP))
+    find_corners = _corners if needs_gradient or is_tracing() or value_BSAD.device.type != "cpu" else corners_on_cpu
     level = _level_constants(shapes, A, P, value_BSAD.device)
     starts = _table_starts(B, S, A, L * P, value_BSAD.device)
     rows, weights = find_corners(level, starts, x_BNALP, y_BNALP, weights_BNALP)
