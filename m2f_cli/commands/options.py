@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from .. import plugins
 from ..errors import unknown_name
 from ..structures import Task
 
@@ -86,8 +87,8 @@ SaveFormats = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FORMAT,…",
-        help="Formats of predictions to write: overlay (default of predict), coco-panoptic, coco-instance, label-png, "
-        "color-png, polygons or crops; repeatable.",
+        help=f"Formats of predictions to write: {', '.join(plugins.names('writers'))}; by default overlay in predict; "
+        "repeatable.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped, exactly where it was.")]
