@@ -6,6 +6,7 @@ Objects are polygons or run lengths; some of them are crowds.
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ class ObjectsOfImage:
     def _object(self, row: tuple[Any, ...], size: tuple[int, int]) -> AnnotatedObject | None:
         key, category_id, segmentation, iscrowd, area = row
         where = _where(self.file, key, self.image)
-        if type(category_id) is not int or type(iscrowd) is not int or iscrowd not in (0, 1) or type(area) is not float:
+        is_plain = type(category_id) is int and type(iscrowd) is int and iscrowd in (0, 1)
+        if not (is_plain and type(area) is float and math.isfinite(area)):
             category_id, iscrowd, area = _values(category_id, iscrowd, area, where)
         label = self.classes.number(category_id, where)
         if label is None:

@@ -137,7 +137,7 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
         raise DataError(f"{where}: the size of its mask is {shown(rle.get('size'))}, that of its image {list(size)}.")
     counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
-        packed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+        packed = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
         lengths = unpack_lengths(packed)
     else:
         packed, lengths = None, _whole_numbers(counts, where)
@@ -145,7 +145,12 @@ def _parse_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> dict[s
     pixels = size[0] * size[1]
     if lengths is None:
         raise DataError(f"{where}: its run lengths are no COCO text: {shown(counts)}.", hint="Export them again.")
-    if ((lengths < 0) | (lengths > pixels)).any() or lengths.sum() != pixels:
+    if (lengths < 0).any():
+        raise DataError(
+            f"{where} has the run length {lengths.min()}, which should not be negative.",
+            hint="Export the annotation again.",
+        )
+    if (lengths > pixels).any() or lengths.sum() != pixels:
         raise DataError(
             f"{where}: its run lengths cover {sum(lengths.tolist())} pixels, its image has {pixels}.",
             hint="Export the annotation again.",

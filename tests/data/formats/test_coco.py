@@ -113,13 +113,16 @@ def test_polygons_that_cover_nothing_are_left_out(tmp_path):
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, ["annotation 7", "finite"]),
         ({"segmentation": {"size": [30, 20], "counts": [600]}}, ["[30, 20]", "[20, 30]"]),
         ({"segmentation": {"size": [20, 30], "counts": [599]}}, ["599", "600"]),
-        ({"segmentation": {"size": [20, 30], "counts": [700, -100]}}, ["annotation 7"]),
+        ({"segmentation": {"size": [20, 30], "counts": [700, -100]}}, ["annotation 7", "-100", "negative"]),
+        ({"segmentation": {"size": [20, 30], "counts": "é\ud800"}}, ["no COCO text"]),
         ({"segmentation": {"size": [20, 30], "counts": "3"}}, ["600"]),
         ({"segmentation": {"size": [20, 30], "counts": ""}}, ["600"]),
         ({"segmentation": {"size": [20, 30], "counts": 5}}, ["counts"]),
         ({"category_id": 200}, ["200", "3 to 17"]),
         ({"category_id": None}, ["None", "3 to 17"]),
         ({"category_id": [3]}, ["[3]"]),
+        ({"area": float("nan")}, ["annotation 7", "area nan", "finite"]),
+        ({"area": float("inf")}, ["annotation 7", "area inf", "finite"]),
     ],
 )
 def test_a_broken_annotation_is_an_error_of_its_image_alone(tmp_path, change, words):
