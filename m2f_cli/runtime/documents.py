@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, DataError, M2FError
+from .files import open_to_read
 
 LARGEST_YAML = 4 << 20  # bytes; a table of two thousand classes has 200 kB
 LARGEST_TEXT = 256 << 20  # bytes; a list of a million images has 60 MB
@@ -35,7 +36,7 @@ def read_bytes(path: Path, *, largest: int, error: type[M2FError] = DataError) -
         error: missing, unreadable or too large.
     """
     try:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             content = file.read(largest + 1)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
@@ -85,7 +86,8 @@ def read_json(path: Path, *, error: type[M2FError] = DataError) -> Any:
 
 def _whole(path: Path, error: type[M2FError]) -> bytes:
     try:
-        return path.read_bytes()
+        with open_to_read(path) as file:
+            return file.read()
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import ConfigError, DataError, M2FError
 from .text import json_text
@@ -22,6 +22,7 @@ _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
 # Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # Windows has none
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
 
 
@@ -109,14 +110,34 @@ def writing_to(path: Path) -> Iterator[None]:
         raise M2FError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def refuse_link(path: Path) -> None:
-    """Refuse to write to a path that is a link: the file behind it would change.
+def refuse_special(path: Path) -> None:
+    """Refuse to write to a link, because the file behind it would change, or to a pipe or device.
 
     Raises:
-        ConfigError: it is a link.
+        ConfigError: the path is one of these.
     """
     if path.is_symlink():
         raise ConfigError(f"{path} is a link, and m2f would write to what it leads to.", hint="Remove the link.")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{path} is a pipe or a device, where m2f keeps a file.", hint="Remove it.")
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    A named pipe is empty if nobody writes to it. Python would wait for a writer.
+
+    Raises:
+        OSError: as for `open`.
+    """
+    return open(path, "rb", opener=_opened_at_once)
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | _AT_ONCE)
+    if _AT_ONCE:
+        os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .files import refuse_link, writing_to
+from .files import refuse_special, writing_to
 from .text import json_text
 
 LONGEST_LINE = 1 << 30  # bytes; the masks of one image take a few million
@@ -26,7 +26,7 @@ class JsonLines:
         compact: write no spaces.
 
     Raises:
-        ConfigError: the path is a link.
+        ConfigError: the path is a link, a pipe or a device.
         M2FError: the file cannot be written.
     """
 
@@ -34,7 +34,7 @@ class JsonLines:
         self.path, self.separators = path, (",", ":") if compact else None
         with writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            refuse_link(path)
+            refuse_special(path)
             self.file = path.open("wb" if fresh else "ab", buffering=0)  # nothing waits in memory for `close`
             self.size = whole_bytes(path)
             self.file.truncate(self.size)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .files import refuse_link, write_json, writing_to
+from .files import refuse_special, write_json, writing_to
 
 try:
     import fcntl
@@ -50,7 +50,7 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
     """
     path = folder / LOCK
     with writing_to(shown or folder):
-        refuse_link(path)
+        refuse_special(path)
         is_new = not folder.exists()
         descriptor = _acquired(folder, path)
     if descriptor is None:

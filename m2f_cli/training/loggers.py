@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import MissingDependency, unknown_name
 from ..runtime import jsonl
-from ..runtime.files import atomic, refuse_link, writing_to
+from ..runtime.files import atomic, refuse_special, writing_to
 
 
 class Logger(Protocol):
@@ -34,7 +34,7 @@ class JsonLinesLogger(jsonl.JsonLines):
     """
 
     def __init__(self, path: Path, *, from_iteration: int = 0, evaluated: int | None = None):
-        refuse_link(path)
+        refuse_special(path)
         if path.exists():
             last = {"train": from_iteration - 1, "val": from_iteration if evaluated is None else evaluated}
             _forget_after(last, path)

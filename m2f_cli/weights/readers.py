@@ -5,6 +5,7 @@ The content of a file decides on its format, not its name (docs/methods/publishe
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,10 @@ def read(path: Path) -> Container:
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size, is_plain = status.st_size, stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+        if not is_plain:  # a pipe would be waited for, a device has no end
+            raise WeightsError(f"{path} is no regular file.", hint="Save the weights to a file first.")
         with path.open("rb") as file:
             start = file.read(512)
     except (OSError, ValueError) as error:  # a name with a null byte is a ValueError

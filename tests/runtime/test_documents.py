@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from pathlib import Path
+
 import pytest
 
 from m2f_cli.errors import ConfigError, DataError
-from m2f_cli.runtime.documents import parse_json, parse_yaml, read_lines, read_text
+from m2f_cli.runtime.documents import parse_json, parse_yaml, read_json, read_lines, read_text, read_yaml
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
@@ -87,3 +91,21 @@ def test_names_are_text_as_written():
     assert tree["more"]["names"] == {0: "yes"}
     assert tree["nc"] == 5
     assert tree["classes"] == [{"name": "on", "isthing": False}]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_that_nobody_writes_to_is_empty(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    assert read_text(tmp_path / "x") == "" and read_yaml(tmp_path / "x") is None
+    with pytest.raises(DataError, match="not valid json"):
+        read_json(tmp_path / "x")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="what a shell gives for <(command)")
+def test_a_pipe_that_somebody_writes_to_is_waited_for():
+    end, start = os.pipe()
+    writer = threading.Timer(0.3, lambda: (os.write(start, b'{"a": 1}'), os.close(start)))
+    writer.start()
+    assert read_json(Path(f"/dev/fd/{end}")) == {"a": 1}
+    writer.join()
+    os.close(end)

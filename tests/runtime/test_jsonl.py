@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,14 @@ def test_links_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="is a link"):
         JsonLines(tmp_path / "log")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    for path in (tmp_path / "log", Path("/dev/null")):
+        with pytest.raises(ConfigError, match="is a pipe or a device"):
+            JsonLines(path)
 
 
 def test_what_is_no_json_is_a_value_error():

@@ -10,6 +10,7 @@ import pickle
 import struct
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -361,6 +362,14 @@ def test_what_is_no_weights_is_named(tmp_path, content, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(WeightsError, match="No such file"):
         containers.read(tmp_path / "model.pth")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_pipes_and_devices_are_no_weights(tmp_path):
+    os.mkfifo(tmp_path / "model.pth")
+    for path in (tmp_path / "model.pth", Path("/dev/zero")):
+        with pytest.raises(WeightsError, match="is no regular file"):
+            containers.read(path)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "pickle"])

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from ...errors import DataError
 from ...runtime import documents
+from ...runtime.files import open_to_read
 from ...structures import schemas
 from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import Categories, from_names
@@ -314,7 +315,8 @@ def _is_labelme(path: Path) -> bool:
     try:
         if path.stat().st_size > _LARGEST:
             return False
-        content = path.read_bytes()
+        with open_to_read(path) as file:
+            content = file.read()
         tree = documents.parse_json(content, str(path))
     except OSError:
         return False
