@@ -111,6 +111,7 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with the code of errors.py. M2F_DEBUG=1 adds the traceback to an error."""
+    console.open_missing_streams()
     sys.exit(run(process=OWN_PROCESS))
 
 

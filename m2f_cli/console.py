@@ -7,6 +7,7 @@ strangers: control characters are shown as escapes, and so are letters that the 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,20 @@ def _console(*, stderr: bool) -> Console:
     """Return a new console. It is new each time, because a console reads sys.stdout and NO_COLOR when it is created."""
     escape_unknown_letters()
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def open_missing_streams() -> None:
+    """Open stdin, stdout and stderr to nowhere, as far as the process was started without them.
+
+    The next file would get their numbers otherwise, and libraries would print into it. `sys.stdin` stays None, which
+    says that no list comes.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
+            os.set_inheritable(descriptor, True)
+            if name != "stdin":
+                setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8"))
 
 
 def escape_unknown_letters() -> None:

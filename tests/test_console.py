@@ -35,6 +35,27 @@ def streams(monkeypatch):
     return replace
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes them")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_that_is_started_without_streams(closed, tmp_path):
+    command = f'exec "{sys.executable}" -m m2f_cli presets copy tiny "{tmp_path}/x.yaml" {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == b"" and (tmp_path / "x.yaml").is_file()
+    assert (done.stdout == b"") == (" >&-" in f" {closed}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="numbers of open files")
+def test_no_file_gets_the_number_of_a_stream_that_is_closed(tmp_path):
+    code = "import os, sys; from m2f_cli import console; console.open_missing_streams(); "
+    code += "open(sys.argv[1], 'w').write(str(os.open(os.devnull, 0)))"
+    subprocess.run(
+        ["bash", "-c", f'exec "{sys.executable}" -c "$0" "$1" <&- >&- 2>&-', code, f"{tmp_path}/number"],
+        timeout=120,
+        check=True,
+    )
+    assert int((tmp_path / "number").read_text()) > 2
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_no_name_ends_the_program_or_drives_the_terminal(streams, encoding):
     content = streams(encoding)
