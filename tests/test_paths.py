@@ -389,13 +389,15 @@ def test_an_earlier_result_that_is_given_is_not_removed(out):
     assert (out / "overlay" / "x.jpg").read_bytes() == before
 
 
+@pytest.mark.parametrize("depth", ["folder", "below"])
 @pytest.mark.parametrize("writer", ["overlay-png", "crops", "cityscapes-semantic"])
-def test_results_follow_no_link_out_of_their_folder(writer, out):
+def test_results_follow_no_link_out_of_their_folder(writer, depth, out):
     photos = out / "photos"
     image = write_random_image(photos / "a_000000_000000.png", (20, 30))
     before = image.read_bytes()
     place = output.folder_of(out, writer) / "sub"
-    place.parent.mkdir()
+    place = place.parent if depth == "folder" else place
+    place.parent.mkdir(exist_ok=True)
     place.symlink_to(photos)
     (out / RUN_MARK).write_text("{}\n")
     given = [ImageSource(image, "sub/a_000000_000000")]

@@ -32,7 +32,7 @@ class Places:
         formats: names of writers.
 
     Attributes:
-        folders: real paths of the folders of the formats.
+        folders: paths of the folders of the formats, which may be no links themselves.
         plain: the names that are taken.
         frames: the names of Cityscapes frames that are taken.
         framed: the first of `formats` that names its files by the frame, or None.
@@ -40,7 +40,8 @@ class Places:
 
     def __init__(self, out: Path, formats: Sequence[str]):
         self.formats = tuple(dict.fromkeys(formats))
-        self.folders = {os.path.realpath(folder_of(out, name)) for name in formats}
+        root = Path(os.path.realpath(out))
+        self.folders = {str(folder_of(root, name)) for name in formats}
         self.plain, self.frames = Distinct("images"), Distinct("images")
         self.framed = next((name for name in formats if name in FRAMED), None)
         self.out = out
