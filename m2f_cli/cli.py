@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from typer.core import TyperGroup
 from . import console, plugins
 from .commands.options import Threads
 from .errors import M2FError, unknown_name
+from .runtime.text import visible_line
 from .runtime.threads import choose_threads
 from .version import __version__
 
@@ -23,6 +23,14 @@ FORMER_OPTIONS = {"pictures": "images", "val-pictures": "val-images"}  # still u
 
 class Commands(TyperGroup):
     """Group of the commands in plugins.py. Another package adds one with an entry point of the group m2f.commands."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run a command. What Typer says of its arguments has visible characters only."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter.__base__ as error:  # a usage error
+            error.message = visible_line(error.message)
+            raise
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(plugins.table("commands"))
@@ -147,7 +155,7 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
 
 def _explain(text: str, *, is_expected: bool) -> None:
     if os.environ.get("M2F_DEBUG", "") not in ("", "0"):
-        traceback.print_exc()
+        console.show_traceback()
     elif not is_expected:
         text = f"{text.rstrip('.')}. This is a bug in m2f or in a package that it uses: set M2F_DEBUG=1 to see where."
     console.fail(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -79,8 +80,13 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Print the error that ends the program to stderr, in one line."""
-    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    text = " ".join(line.strip() for line in text.split("\n") if line.strip())
     _console(stderr=True).print(f"error: {visible_line(text)}", style="red")
+
+
+def show_traceback() -> None:
+    """Print the traceback of the error that is being handled to stderr."""
+    _console(stderr=True).print(visible_text(traceback.format_exc()), end="")
 
 
 def emit_json(tree: dict[str, Any]) -> None:

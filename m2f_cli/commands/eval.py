@@ -140,7 +140,8 @@ def _evaluate(
     import dataclasses
 
     from ..evaluation import setup as eval_setup
-    from ..runtime import distributed
+    from ..evaluation.journal import journal_of
+    from ..runtime import distributed, jsonl
     from ..runtime.devices import choose_device
 
     with distributed.group(choose_device(model.device)) as device, ExitStack() as stack:
@@ -148,7 +149,8 @@ def _evaluate(
         model = dataclasses.replace(model, device=str(device))
         with console.downloads() as fetched:
             evaluation = eval_setup.prepare(folder, model, data, metrics, options, progress=fetched)
-        for remark in evaluation.notes if is_main else ():
+        old = jsonl.remarks(journal_of(folder)) if resume else []
+        for remark in (*evaluation.notes, *old) if is_main else ():
             console.note(remark)
         advance: Any = None
 

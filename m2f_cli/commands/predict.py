@@ -59,6 +59,7 @@ def predict(
     from ..inference.load import ModelOptions, open_model
     from ..inference.predict import predict as predict_all
     from ..results.writers import writers_for
+    from ..runtime import jsonl
 
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
@@ -79,7 +80,8 @@ def predict(
     with console.downloads() as fetched:
         loaded = open_model(options, progress=fetched)
     source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
-    for remark in loaded.notes:
+    old = jsonl.remarks(folder / journal.RUN_MARK) if skip_existing else []
+    for remark in (*loaded.notes, *old):
         console.note(remark)
     thresholds = {
         "object_threshold": object_threshold,

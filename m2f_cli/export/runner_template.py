@@ -159,6 +159,11 @@ def semantic(class_logits, mask_at, size, about):
     return np.array([category["id"] for category in about["categories"]])[scores.argmax(0)]
 
 
+def shown(text):
+    """Return text without what drives a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
 def opened(model):
     """Open the file and return its session and its description."""
     options = onnxruntime.SessionOptions()
@@ -166,28 +171,30 @@ def opened(model):
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base of their own
-        raise SystemExit(f"{model} cannot be opened: {error}") from error
+        raise SystemExit(f"{shown(model)} cannot be opened: {shown(error)}") from error
     about = session.get_modelmeta().custom_metadata_map.get("m2f")
     if about is None:
-        raise SystemExit(f"{model} was not exported by m2f.")
+        raise SystemExit(f"{shown(model)} was not exported by m2f.")
     return session, json.loads(about)
 
 
 def read(path):
     """Read an image as m2f does: upright, transparency over white, the high byte of 16-bit values."""
     try:
+        if not path.is_file():  # a pipe would be waited for, a device has no end
+            raise SystemExit(f"{shown(path)} is no file.")
         with path.open("rb") as file:
             image, tiff = identify(file)
             if image is None and tiff is None:
-                raise SystemExit(f"{path}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
+                raise SystemExit(f"{shown(path)}: cannot identify image file; give JPEG, PNG, WebP, TIFF or BMP.")
             if image is not None:
                 return Image.fromarray(image_to_rgb(image))
             file.seek(0)
             return Image.fromarray(tiff_to_rgb(file.read(), tiff))
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{path} is a TIFF that only OpenCV reads: pip install opencv-python") from error
+        raise SystemExit(f"{shown(path)} is a TIFF that only OpenCV reads: pip install opencv-python") from error
     except Exception as error:  # Pillow raises errors of many kinds on damaged files
-        raise SystemExit(f"{path} cannot be read: {error}") from error
+        raise SystemExit(f"{shown(path)} cannot be read: {shown(error)}") from error
 
 
 def run(model, path, out):
@@ -206,10 +213,10 @@ def run(model, path, out):
         ids, segments = (panoptic if "panoptic" in tasks else instance)(classes[0], mask_at, size, about)
         Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)).save(out)
         out.with_suffix(".json").write_text(json.dumps({"segments": segments}, indent=2) + "\n")
-        return f"{len(segments)} segments: {out}"
+        return f"{len(segments)} segments: {shown(out)}"
     labels = semantic(classes[0], mask_at, size, about)
     Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(out)
-    return f"{len(np.unique(labels))} classes: {out}"
+    return f"{len(np.unique(labels))} classes: {shown(out)}"
 
 
 if __name__ == "__main__":
@@ -228,4 +235,4 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters of a file's name
         sys.stdout.write(run(beside[0], given.image, out) + "\n")
     except OSError as error:
-        parser.error(str(error))
+        parser.error(shown(error))

@@ -7,7 +7,6 @@ assembled from the journal at the end, one line at a time. Only an index of name
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ class Journal(JsonLines):
         if name not in self.offsets:
             return None
         self.reader.seek(self.offsets[name])
-        entry: dict[str, Any] = json.loads(self.reader.readline())
+        entry: dict[str, Any] = parse(self.reader.readline())
         return entry
 
     def entries(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Files of JSON lines that are appended to, and that the kill of a process leaves readable."""
+"""Files of JSON lines that are appended to, and that the kill of a process leaves readable.
+
+Each object in them has a checksum (`checksums.py`), which `parse` compares and takes away.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from . import checksums
 from .files import refuse_special, writing_to
 from .text import json_text
 
@@ -54,7 +58,8 @@ class JsonLines:
         Raises:
             M2FError: it cannot be written, or not as a whole.
         """
-        line = json_text(value, separators=self.separators).encode() + b"\n"
+        text = json_text(value, separators=self.separators)
+        line = (checksums.sealed(text) if isinstance(value, dict) and value else text).encode() + b"\n"
         start, self.size = self.size, self.size + len(line)
         with writing_to(self.path):
             if self.file.write(line) < len(line):
@@ -92,12 +97,41 @@ def whole_bytes(path: Path) -> int:
 
 
 def parse(line: bytes) -> Any:
-    """Return the value of a line.
+    """Return the value of a line, without its checksum.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: it does not fit its checksum, is no JSON, or is nested too deeply.
     """
     try:
-        return json.loads(line)
+        return json.loads(checksums.unsealed(line))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def parsed_lines(path: Path, hint: str) -> Iterator[tuple[bytes, Any]]:
+    """Yield each line as bytes and as a value. Half a line at the end is left out.
+
+    Args:
+        hint: what to do about a damaged line.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    for number, (_, line) in enumerate(whole_lines(path), 1):
+        try:
+            yield line, parse(line)
+        except ValueError as error:
+            raise DataError(f"{path} is damaged in line {number}: {error}.", hint=hint) from error
+
+
+def has_checksums(path: Path) -> bool:
+    """Return False if a file was begun by a version that wrote no checksums."""
+    _, first = next(whole_lines(path), (0, b""))
+    return not first or checksums.is_sealed(first)
+
+
+def remarks(path: Path) -> list[str]:
+    """Return what a user should know about a file that is gone on with: that damage to it cannot be seen."""
+    if not path.is_file() or has_checksums(path):
+        return []
+    return [f"An older m2f began {path} without checksums: whether its lines are damaged is not checked."]

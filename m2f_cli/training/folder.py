@@ -14,9 +14,10 @@ import torch
 from ..config import presets as config
 from ..config.schema import Config
 from ..errors import ConfigError
-from ..runtime import distributed
-from ..runtime.files import is_part, remove_parts, write_json, write_text, writing_to
+from ..runtime import checksums, distributed, documents, jsonl
+from ..runtime.files import is_part, remove_parts, write_text, writing_to
 from ..runtime.locks import is_lock, locked
+from ..runtime.text import json_text
 from ..version import __version__
 from .options import OF_ONE_START, TrainOptions, read_environment
 from .resume import RESUME
@@ -25,7 +26,7 @@ from .visualise import draw_batch
 if TYPE_CHECKING:
     from .prepare import Run
 
-CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "env.json", "results.json"
+CONFIG, ENVIRONMENT, RESULTS, METRICS = "config.yaml", "env.json", "results.json", "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LR_FINDER = ("lr_finder.json", "lr_finder.png")  # files that may be in a folder before its run
 
@@ -82,10 +83,27 @@ def read_settings(folder: Path) -> Config:
     if not is_run:
         raise ConfigError(f"{folder} is no run that could be resumed.", hint="Start it without --resume.")
     try:
+        content = documents.read_bytes(path, largest=documents.LARGEST_YAML, error=ConfigError)
+        checksums.check_yaml(content)
         return config.load(path)
+    except checksums.ChecksumError as error:
+        hint = "Copy it again; or, if you changed it on purpose, remove its last line."
+        raise ConfigError(f"{path} is not as the run wrote it: {error}.", hint=hint) from error
     except ConfigError as error:
         hint = f"Copy it again, or train on from the run's weights: m2f train --init {folder} --out NEW_RUN."
         raise ConfigError(error.message, hint=error.hint or hint) from error
+
+
+def without_checksum(folder: Path) -> list[str]:
+    """Return the files of a run that an older version wrote, and that are not checked for damage."""
+    has_checksum = {
+        f"{CHECKPOINTS}/{RESUME}": checksums.has_digest,
+        CONFIG: lambda path: checksums.is_sealed_yaml(path.read_bytes()),
+        ENVIRONMENT: lambda path: checksums.is_sealed(path.read_bytes()),
+        METRICS: jsonl.has_checksums,
+    }
+    with writing_to(folder):
+        return [name for name, has in has_checksum.items() if (folder / name).is_file() and not has(folder / name)]
 
 
 def write_records(run: Run, command: Sequence[str]) -> None:
@@ -111,9 +129,10 @@ def write_records(run: Run, command: Sequence[str]) -> None:
             "data": run.identity,
         }
     if _lasting(before.get("options", {})) != _lasting(options):
-        write_json(run.folder / ENVIRONMENT, {**before, "options": options}, indent=2, durable=True)
+        text = json_text({**before, "options": options}, indent=2)
+        write_text(run.folder / ENVIRONMENT, checksums.sealed(text) + "\n", durable=True)
     if not run.options.resume:  # last: with it, the folder is a run
-        write_text(run.folder / CONFIG, config.dump(run.settings), durable=True)
+        write_text(run.folder / CONFIG, checksums.sealed_yaml(config.dump(run.settings)), durable=True)
     if run.is_new:
         draw_batch(run.train_data, run.settings, run.folder / "samples", trust_code=run.options.trust_code)
 

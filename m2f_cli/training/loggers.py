@@ -45,20 +45,23 @@ class JsonLinesLogger(jsonl.JsonLines):
 
 
 def _forget_after(last: Mapping[str, int], path: Path) -> None:
-    """Drop the lines of each kind that will be written again, and an incomplete line of a killed run."""
+    """Drop the lines of each kind that will be written again, and an incomplete line of a killed run.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    hint = "Copy the file again, or remove that line: only the curves need it."
     with writing_to(path):
-        lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and _is_before(line, last)]
-    if kept != lines:
-        with atomic(path, durable=True) as part:
-            part.write_bytes(b"".join(kept))
+        kept = b"".join(line for line, entry in jsonl.parsed_lines(path, hint) if _is_before(entry, last))
+        if len(kept) != path.stat().st_size:
+            with atomic(path, durable=True) as part:
+                part.write_bytes(kept)
 
 
-def _is_before(line: bytes, last: Mapping[str, int]) -> bool:
+def _is_before(entry: Any, last: Mapping[str, int]) -> bool:
     try:
-        entry = jsonl.parse(line)
         return entry["iteration"] <= last[entry["kind"]]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return False
 
 

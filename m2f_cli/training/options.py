@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import ConfigError
-from ..runtime import documents
+from ..runtime import checksums, documents
 
 _HINT = "Remove it, and give --data and the other options of the run again."
 OF_ONE_START = ("resume", "device", "workers", "trust_code")  # options that a resumed run does not read from env.json
@@ -65,7 +65,10 @@ def read_environment(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        tree = documents.read_json(path, error=ConfigError)
+        content = documents.read_bytes(path, largest=documents.LARGEST_TEXT, error=ConfigError)
+        tree = documents.parse_json(checksums.unsealed(content), str(path), error=ConfigError)
+    except checksums.ChecksumError as error:
+        raise ConfigError(f"{path} is damaged: {error}.", hint=_HINT) from error
     except ConfigError as error:
         raise ConfigError(error.message, hint=_HINT) from error
     if not isinstance(tree, dict) or not isinstance(tree.get("options"), dict):

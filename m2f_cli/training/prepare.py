@@ -28,7 +28,7 @@ from . import batch_size
 from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
 from .ema import EMA
-from .folder import CHECKPOINTS, ENVIRONMENT
+from .folder import CHECKPOINTS, ENVIRONMENT, without_checksum
 from .initialise import initialise
 from .loop import StepRecord
 from .optimizer import freeze, train_mode, trainable_table
@@ -193,6 +193,7 @@ def prepare(
     if options.resume:
         before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
         notes += _as_it_was(before, train_data, folder)
+        notes += _unchecked(folder)
     if options.resume and is_new:
         notes.append("No checkpoint was written: the run begins anew, as it was started.")
     if is_own and is_new and distributed.rank() == 0:
@@ -239,6 +240,13 @@ def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> li
         return [f"{folder} does not say what it was trained on: whether this is the same data is not checked."]
     refuse_other_data(before, identity(data), folder)
     return []
+
+
+def _unchecked(folder: Path) -> list[str]:
+    names = without_checksum(folder)
+    if not names:
+        return []
+    return [f"An older m2f wrote {', '.join(names)} without a checksum: whether the run is damaged is not checked."]
 
 
 def _initialise(

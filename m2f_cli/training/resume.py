@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import torch
 
 from ..errors import M2FError, WeightsError
+from ..runtime import checksums
 from ..runtime.files import atomic
 from ..weights import torch_files
 from ..weights.pickle_source import Damaged
@@ -167,27 +168,32 @@ class ErrorKeepingFile:
 
 
 def write(path: Path, tree: dict[str, Any]) -> None:
-    """Write a tree of tensors and plain values to the disk, as a whole or not at all.
+    """Write a tree of tensors and plain values with its checksum to the disk, as a whole or not at all.
 
     Raises:
         M2FError: the disk is full or the folder cannot be written. The old file stays.
     """
     try:
-        with atomic(path, durable=True) as part, part.open("wb") as file:
-            remembering = ErrorKeepingFile(file)
-            try:
-                torch.save({"schema_version": SCHEMA_VERSION, **tree}, remembering)
-            except RuntimeError:
-                if remembering.error is not None:
-                    raise remembering.error from None
-                raise
+        with atomic(path, durable=True) as part:
+            with part.open("wb") as file:
+                _save({"schema_version": SCHEMA_VERSION, **tree}, ErrorKeepingFile(file))
+            checksums.append_digest(part)
     except M2FError as error:
         full = getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         raise M2FError(error.message, hint="Free some space." if full else None) from error.__cause__
 
 
+def _save(tree: dict[str, Any], file: ErrorKeepingFile) -> None:
+    try:
+        torch.save(tree, file)
+    except RuntimeError:
+        if file.error is not None:
+            raise file.error from None
+        raise
+
+
 def read(path: Path) -> dict[str, Any]:
-    """Read a file of `write`. No code in the file is run.
+    """Read a file of `write`. No code in the file is run. Files of older versions have no checksum to compare.
 
     Raises:
         WeightsError: the file is missing, damaged, or of a newer m2f.
@@ -195,7 +201,11 @@ def read(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise WeightsError(f"{path} does not exist, or is not a file.")
     try:
+        checksums.check_digest(path)
         tree = torch_files.read(path, copied=True)
+    except checksums.ChecksumError as error:
+        hint = "Copy it again. From a run's weights: m2f train --init RUN --out NEW_RUN."
+        raise WeightsError(f"{path} is damaged: {error}.", hint=hint) from error
     except (Damaged, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.", hint="It is damaged; copy it again.") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("schema_version"), int):

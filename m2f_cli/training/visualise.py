@@ -20,7 +20,7 @@ from ..results.drawing import plot
 from ..results.types import Instances, PanopticMap, Segment
 from ..results.writers import write_image, write_overlay
 from ..runtime.files import atomic, output_path, safe_name
-from ..runtime.jsonl import parse, whole_lines
+from ..runtime.jsonl import parsed_lines
 from ..structures import Task
 from ..structures.categories import Categories
 from ..structures.targets import Target
@@ -86,7 +86,8 @@ MOST_DRAWN = 1e30  # a value beyond is no part of a curve; NaN and infinity are 
 
 def draw_curves(metrics: Path, path: Path) -> Path:
     """Draw the smoothed loss and the figures of each evaluation over the iterations, from metrics.jsonl."""
-    entries = [entry for _, line in whole_lines(metrics) if isinstance(entry := parse(line), dict)]
+    lines = parsed_lines(metrics, "Copy the file again, or remove that line.")
+    entries = [entry for _, entry in lines if isinstance(entry, dict)]
     val = [e for e in entries if e.get("kind") == "val"]
     names = [name for name in (val[-1] if val else {}) if name not in ("kind", "iteration")][:4]
     panels = [("loss (smoothed)", {"loss": _smooth(_points(entries, "train", "loss"))})]

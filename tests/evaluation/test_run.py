@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -371,3 +372,28 @@ def test_journals_of_several_processes_become_one(tmp_path):
         (4, 2),
     ]
     assert journal.finished(tmp_path) == {0, 1, 3, 4} and len(list(tmp_path.iterdir())) == 1
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_of_the_journal_is_found(tmp_path, expected):
+    """The last line end is the exception: without it, the line is half a line, and its image is scored again."""
+    run(evaluation(tmp_path / "a"))
+    path = tmp_path / "a" / "pictures.jsonl"
+    whole = path.read_bytes()
+    for at in [*range(0, len(whole), len(whole) // 40), *(i for i, byte in enumerate(whole[:-1]) if byte == 10)]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(DataError, match=r"pictures.jsonl is damaged. Choose another --out, and evaluate again"):
+            run(evaluation(tmp_path / "a"), resume=True, on_start=lambda _: pytest.fail("it has begun"))
+    path.write_bytes(whole[:-1] + b"\x0b")
+    assert text(run(evaluation(tmp_path / "a"), resume=True)) == expected
+
+
+def test_a_journal_of_an_older_version_is_gone_on_with(tmp_path, expected):
+    run(evaluation(tmp_path / "a"))
+    path = tmp_path / "a" / "pictures.jsonl"
+    old = re.sub(r', "crc32": "[0-9a-f]{8}"}', "}", path.read_text()).splitlines(keepends=True)
+    path.write_text("".join(old[:4]))
+    assert text(run(evaluation(tmp_path / "a"), resume=True)) == expected
+    assert ["crc32" in line for line in lines(tmp_path / "a")] == [False] * 4 + [True] * (COUNT - 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 
@@ -335,3 +336,25 @@ def test_nothing_to_do_still_gives_whole_files(tmp_path):
     summary = predict_all(FakeSegmenter(), [], "panoptic", tmp_path / "out", ["coco-panoptic"])
     assert summary.done == 0
     assert report(tmp_path)["predictions"] == [] == report(tmp_path, "panoptic.json")["images"]
+
+
+def test_a_flipped_bit_of_the_journal_is_found(folder):
+    predict(folder)
+    path = folder / "out" / RUN_MARK
+    whole = path.read_bytes()
+    for at in [*range(0, len(whole) - 1, len(whole) // 40), *(i for i, byte in enumerate(whole[:-1]) if byte == 10)]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(DataError, match=r"predict.jsonl is damaged. Use --overwrite or another --out."):
+            predict(folder, skip_existing=True)
+    path.write_bytes(whole[:-1] + b"\x0b")  # half a line: its image is done again
+    assert predict(folder, skip_existing=True).done == 1
+    assert path.read_bytes().count(b"crc32") == COUNT + 1
+
+
+def test_a_journal_of_an_older_version_is_gone_on_with(folder):
+    predict(folder)
+    path = folder / "out" / RUN_MARK
+    before = report(folder)
+    path.write_text(re.sub(r', "crc32": "[0-9a-f]{8}"}', "}", path.read_text()))
+    assert predict(folder, skip_existing=True).skipped == COUNT
+    assert report(folder) == before and "crc32" not in json.dumps(before)

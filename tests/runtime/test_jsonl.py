@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -54,11 +55,42 @@ def test_fresh_files_forget_and_compact_ones_have_no_spaces(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"1\n")
     with JsonLines(path, fresh=True, compact=True) as lines:
-        lines.append({"a": [1, 2]})
-    assert path.read_bytes() == b'{"a":[1,2]}\n'
+        lines.append([1, 2])
+    assert path.read_bytes() == b"[1,2]\n"
     with JsonLines(path) as lines:
-        lines.append({"a": [1, 2]})
-    assert path.read_bytes().endswith(b'\n{"a": [1, 2]}\n')
+        lines.append([1, 2])
+    assert path.read_bytes().endswith(b"\n[1, 2]\n")
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_objects_have_a_checksum_that_json_readers_pass_over(tmp_path, compact):
+    path = tmp_path / "log"
+    with JsonLines(path, compact=compact) as lines:
+        lines.append({"a": "é", "b": [1, 2]})
+    assert values(path) == [{"a": "é", "b": [1, 2]}]
+    assert list(json.loads(path.read_bytes())) == ["a", "b", "crc32"]
+    assert jsonl.has_checksums(path) and not jsonl.remarks(path)
+
+
+def test_a_damaged_line_is_told_by_its_number(tmp_path):
+    path = tmp_path / "log"
+    with JsonLines(path) as lines:
+        lines.append({"a": 1})
+        lines.append({"a": 2})
+    path.write_bytes(path.read_bytes().replace(b'"a": 2', b'"a": 3'))
+    with pytest.raises(DataError, match=r"log is damaged in line 2: it does not fit its checksum\. Copy it\."):
+        list(jsonl.parsed_lines(path, "Copy it."))
+
+
+def test_files_of_older_versions_are_gone_on_with(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b'{"a": 1}\n')
+    with JsonLines(path) as lines:
+        lines.append({"a": 2})
+    assert values(path) == [{"a": 1}, {"a": 2}]
+    [remark] = jsonl.remarks(path)
+    assert str(path) in remark and "without checksums" in remark
+    assert not jsonl.remarks(tmp_path / "none")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")

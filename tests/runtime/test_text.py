@@ -18,7 +18,8 @@ NAMES = [
     "a\nb\tc\r",
     "c1\x9b31m",
     "sep\u2028\u2029\x85",
-    "turn\u202e\u2066",
+    "turn\u202e\u2066\u200f",
+    "del\x7f",
     "\ud800",
     "\x00",
     "back\\slash",
@@ -51,7 +52,16 @@ def test_json_keeps_letters_and_form():
         ("a\rb\x9bc\x7f", "a\\rb\\x9bc\\x7f", "a\\rb\\x9bc\\x7f"),
         ("\u202egnp\u2028", "\\u202egnp\\u2028", "\\u202egnp\\u2028"),
         (os.fsdecode(b"\xff"), "\\udcff", "\\udcff"),
+        ("a\u200fb\u200ec\u061c", "a\\u200fb\\u200ec\\u061c", "a\\u200fb\\u200ec\\u061c"),
+        ("a\u200bb\ufeff\xad", "a\\u200bb\\ufeff\\xad", "a\\u200bb\\ufeff\\xad"),
+        ("a\U000e0041", "a\\U000e0041", "a\\U000e0041"),
+        ("\u0646\u200c\u0645 \u0915\u094d\u200d\u0937", *["\u0646\u200c\u0645 \u0915\u094d\u200d\u0937"] * 2),
     ],
 )
 def test_what_cannot_be_seen_is_shown_as_escapes(text, line, lines):
     assert visible_line(text) == line and visible_text(text) == lines
+
+
+def test_json_on_a_terminal_drives_nothing():
+    text = json_text({"name": "a\x1b[31m\x7f\x9b1m\u202e\u200f"})
+    assert text.isprintable()

@@ -39,7 +39,7 @@ class PrepareJournal:
         if self.lines is not None:
             # A later run must read the same entries, but JSON has neither tuples nor whole-number keys.
             self.entries[name] = json.loads(json.dumps(entry))
-            self.lines.append([name, entry])
+            self.lines.append({"name": name, "entry": entry})
 
     def remove(self) -> None:
         if self.lines is not None:
@@ -48,7 +48,8 @@ class PrepareJournal:
 
     def _keep(self, line: bytes) -> None:
         try:
-            name, entry = parse(line)
-        except ValueError:  # of another program, or damaged: the image is prepared again
+            tree = parse(line)
+            name, entry = (tree["name"], tree["entry"]) if isinstance(tree, dict) else tree
+            self.entries[name] = entry
+        except (ValueError, KeyError, TypeError):  # of another program, or damaged: the image is prepared again
             return
-        self.entries[name] = entry
