@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import ConfigError, DataError, ExportError, M2FError
 from ..inference.engines.base import RECORD
 from ..runtime import documents
-from ..runtime.files import share_as_usual
+from ..runtime.files import lies_in, share_as_usual
 from ..runtime.locks import is_lock, locked, staged
 
 
@@ -119,6 +119,9 @@ def _move(folder: Path, path: Path, overwrite: bool) -> None:
     if part.is_dir() and path.is_dir():
         inside = {each: path / each.relative_to(part) for each in part.rglob("*") if not each.is_dir()}
     beside = {each: path.parent / each.name for each in folder.iterdir() if each != part}
+    for source in inside if inside.keys() != {part} else ():
+        if not lies_in(path, str(source.relative_to(part))):
+            raise ConfigError(f"A link leads {inside[source]} out of the folder {path}.", hint="Remove the link.")
     for source, target in {**beside, **inside}.items():
         if source in inside or not (target.name == RECORD or _is_same(source, target)):
             _check_file(target, overwrite)

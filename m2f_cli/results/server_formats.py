@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, DataError
 from ..runtime import documents
-from ..runtime.files import atomic, safe_name
+from ..runtime.files import atomic, read_file, safe_name
 from ..runtime.text import json_text
 from ..structures.categories import Categories, load_categories
 from . import writers as output
@@ -57,7 +57,7 @@ def pack_panoptic(folder: Path, *, testset: str = "val2017", name: str = "m2f") 
     stem = f"panoptic_{_word(testset) or 'val2017'}_{_word(name) or 'm2f'}_results"
     where = folder / "panoptic.json"
     try:
-        document = where.read_bytes()
+        document = read_file(where)
         pngs = [annotation["file_name"] for annotation in documents.parse_json(document, str(where))["annotations"]]
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror}.") from error

@@ -15,6 +15,8 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+from .files import open_to_read
+
 _TAIL = b', "crc32": "........"}'  # a dot stands for a hexadecimal digit
 _COMMENT = b"# crc32: ........\n"
 _TRAILER = b"\nm2f-sha256:" + 64 * b"."
@@ -113,7 +115,7 @@ def has_digest(path: Path) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         return _is_marked(_trailer(file)[1], _TRAILER)
 
 
@@ -124,7 +126,7 @@ def check_digest(path: Path) -> None:
         ChecksumError: the digest is not that of the content.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         size, trailer = _trailer(file)
         if _is_marked(trailer, _TRAILER) and trailer != _TRAILER.rstrip(b".") + _digest(file, size):
             raise ChecksumError("it does not fit its checksum")

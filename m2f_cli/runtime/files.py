@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -22,8 +23,14 @@ _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
 # Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # Windows has none
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
+_PIPES_OF_A_SHELL = ("/dev/fd/", "/proc/self/fd/")
+_NO_FILES = {
+    stat.S_ISFIFO: "named pipe",
+    stat.S_ISSOCK: "socket",
+    stat.S_ISCHR: "device",
+    stat.S_ISBLK: "device",
+}
 
 
 @contextmanager
@@ -79,6 +86,31 @@ def _usual_mode(folder: Path) -> int:
         probe.unlink(missing_ok=True)
 
 
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a file that somebody else may have put there, to read its bytes.
+
+    What a shell gives for `<(command)` is read, too.
+
+    Raises:
+        OSError: it cannot be opened, or is no file: a named pipe would be waited for, and a device has no end.
+    """
+    mode = path.stat().st_mode
+    kind = next((kind for is_one, kind in _NO_FILES.items() if is_one(mode)), None)
+    if kind is not None and not (stat.S_ISFIFO(mode) and str(path).startswith(_PIPES_OF_A_SHELL)):
+        raise OSError(errno.EINVAL, f"it is a {kind} and no file", str(path))
+    return path.open("rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file that somebody else may have put there.
+
+    Raises:
+        OSError: see `open_to_read`.
+    """
+    with open_to_read(path) as file:
+        return file.read()
+
+
 def is_part(path: Path) -> bool:
     """Return True for temporary names of `atomic` and `staged`, which a killed process may leave behind."""
     return path.name.startswith(".") and path.name.endswith(".part")
@@ -120,24 +152,6 @@ def refuse_special(path: Path) -> None:
         raise ConfigError(f"{path} is a link, and m2f would write to what it leads to.", hint="Remove the link.")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError(f"{path} is a pipe or a device, where m2f keeps a file.", hint="Remove it.")
-
-
-def open_to_read(path: Path) -> BinaryIO:
-    """Open a file to read its bytes.
-
-    A named pipe is empty if nobody writes to it. Python would wait for a writer.
-
-    Raises:
-        OSError: as for `open`.
-    """
-    return open(path, "rb", opener=_opened_at_once)
-
-
-def _opened_at_once(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | _AT_ONCE)
-    if _AT_ONCE:
-        os.set_blocking(descriptor, True)
-    return descriptor
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:

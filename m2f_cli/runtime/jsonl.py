@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import DataError
 from . import checksums
-from .files import refuse_special, writing_to
+from .files import open_to_read, refuse_special, writing_to
 from .text import json_text
 
 LONGEST_LINE = 1 << 30  # bytes; the masks of one image take a few million
@@ -73,7 +73,7 @@ def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         DataError: a line is longer than `LONGEST_LINE`.
     """
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         start = 0
         while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
             yield start, line
@@ -84,7 +84,7 @@ def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def whole_bytes(path: Path) -> int:
     """Return the length of a file without half a line at its end."""
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         end = file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - _BLOCK)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .files import refuse_special, write_json, writing_to
+from .files import read_file, refuse_special, write_json, writing_to
 
 try:
     import fcntl
@@ -176,7 +176,7 @@ def _owner_file(path: Path) -> Path:
 
 def _record(path: Path) -> tuple[int, str, str] | None:
     try:
-        owner = json.loads(_owner_file(path).read_text(encoding="utf-8"))
+        owner = json.loads(read_file(_owner_file(path)))
         return int(owner["pid"]), str(owner["host"]), str(owner["since"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

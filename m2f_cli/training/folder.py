@@ -37,6 +37,8 @@ def claim(settings: Config, folder: Path, options: TrainOptions, stack: contextl
     with writing_to(folder):
         used = [path for path in folder.iterdir() if not _is_of_a_start(path)]
         has_weights = any((folder / CHECKPOINTS).glob("*.safetensors"))
+    if (state := folder / CHECKPOINTS / RESUME).exists() and not state.is_file():
+        raise ConfigError(f"{state} is no file, so that the run cannot go on.", hint="Copy it again.")
     if has_weights and (folder / CONFIG).is_file() and not (folder / CHECKPOINTS / RESUME).is_file():
         raise ConfigError(
             f"The run {folder} has weights but no {CHECKPOINTS}/{RESUME}, so that it cannot go on.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
+from ..runtime.files import open_to_read
 
 
 class Damaged(Exception):
@@ -22,7 +23,7 @@ class PickleSource:
     """
 
     def __init__(self, origin: Path | bytes):
-        self._file = None if isinstance(origin, bytes) else origin.open("rb")
+        self._file = None if isinstance(origin, bytes) else open_to_read(origin)
         self.data: bytes | mmap.mmap = b""
         if self._file is None:
             self.data = origin

@@ -94,11 +94,11 @@ def test_names_are_text_as_written():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
-def test_a_pipe_that_nobody_writes_to_is_empty(tmp_path):
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x")
-    assert read_text(tmp_path / "x") == "" and read_yaml(tmp_path / "x") is None
-    with pytest.raises(DataError, match="not valid json"):
-        read_json(tmp_path / "x")
+    for read in (read_text, read_json, lambda path: read_yaml(path, error=DataError)):
+        with pytest.raises(DataError, match="x cannot be read: it is a named pipe and no file"):
+            read(tmp_path / "x")
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="what a shell gives for <(command)")

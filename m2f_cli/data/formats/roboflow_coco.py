@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runtime.files import read_file
 from ..records import DataSet
 from .base import Format, ReadOptions
 from .coco import CocoFile, read_coco
@@ -51,7 +52,7 @@ def _uses_zero(path: Path) -> bool:
     The text is searched, because parsing it would take much longer.
     """
     try:
-        return _ZERO.search(path.read_bytes().replace(b"\0", b"")) is not None
+        return _ZERO.search(read_file(path).replace(b"\0", b"")) is not None
     except OSError:
         return False  # opening that split reports the error
 

@@ -11,6 +11,7 @@ import numpy as np
 from ...config.presets import read_yaml
 from ...errors import ConfigError, DataError
 from ...runtime import documents
+from ...runtime.files import read_file
 from ...structures import schemas
 from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import TEXTS, from_names
@@ -75,7 +76,7 @@ def find_yaml(folder: Path) -> Path | None:
 
 def _is_description(path: Path) -> bool:
     try:
-        content = path.read_bytes().replace(b"\0", b"")  # drops the null bytes of UTF-16, which reading reports later
+        content = read_file(path).replace(b"\0", b"")  # drops the null bytes of UTF-16, which reading reports later
     except OSError:
         return False
     lines = content.decode("utf-8-sig", errors="ignore").splitlines()

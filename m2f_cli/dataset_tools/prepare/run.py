@@ -19,7 +19,7 @@ import numpy as np
 from ... import plugins
 from ...errors import DataError
 from ...runtime.archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
-from ...runtime.files import atomic
+from ...runtime.files import atomic, lies_in
 from ...runtime.locks import locked
 from ...runtime.threads import usable_cores
 from ...structures.images import open_image
@@ -261,6 +261,8 @@ class _Job:
         table = None if stage.table is None else self.out / stage.table
         if table is not None and not self.verify and _is_complete(table, stage.items, self.out):
             return StageReport(stage.title, kept=len(stage.items))
+        if stage.table is not None:
+            _refuse_link(self.out, stage.table)
         with PrepareJournal(table, fresh=self.verify) as journal:
             kept = [] if self.verify else [item for item in stage.items if self._is_done(item, journal)]
             names = {item.name for item in kept}
@@ -290,6 +292,8 @@ class _Job:
 def _work(make: Callable[[Tree, Item], Made], tree: Tree, out: Path, verify: bool, item: Item) -> Done:
     if item.target is not None and not is_safe(item.target):
         raise DataError(f"{tree}: the name {item.target!r} leads out of the folder that is prepared.")
+    if item.target is not None:
+        _refuse_link(out, item.target)
     result = make(tree, item)
     if item.target is None:
         return Done(item.name, "made", result.entry)
@@ -313,6 +317,17 @@ def is_whole(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-min(len(_PNG_END), path.stat().st_size), os.SEEK_END)
         return file.read() == _PNG_END
+
+
+def _refuse_link(folder: Path, name: str) -> None:
+    """Refuse to write a file to a place outside of its folder.
+
+    Raises:
+        DataError: a link leads there.
+    """
+    if not lies_in(folder, name):
+        hint = "Remove the link, or prepare into another folder with --out."
+        raise DataError(f"A link leads {folder / name} out of the folder that is prepared.", hint=hint)
 
 
 def _is_complete(table: Path, items: Sequence[Item], out: Path) -> bool:

@@ -25,6 +25,7 @@ from ...config.schema import LARGEST_CANVAS, Config
 from ...errors import ConfigError, M2FError, WeightsError
 from ...results.types import Instances, PanopticMap, Result, Segment, SemanticMap
 from ...runtime import documents
+from ...runtime.files import open_to_read
 from ...runtime.text import json_text
 from ...structures import Task
 from ...structures.categories import Categories, Category
@@ -187,6 +188,14 @@ def file_in(path: Path) -> Path:
     return path / name if (path / name).is_file() else path
 
 
+def _refuse_pipe(path: Path) -> None:
+    try:
+        if not path.is_dir():
+            open_to_read(path).close()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def engine_for(path: Path) -> str | None:
     """Return the name of the engine that runs a file or folder; None where it is no exported file."""
     for name in plugins.names("engines"):
@@ -230,6 +239,7 @@ def load(
     if getattr(chosen, "runs_code", False) and not trust_code:
         hint = "Pass --trust-code if you trust whoever made this file."
         raise ConfigError(f"{path} is a program: opening it runs what is in it.", hint=hint)
+    _refuse_pipe(path)
     opened = chosen(path, device)
     if precision not in ("fp32", opened.description.precision):
         raise ConfigError(

@@ -82,6 +82,15 @@ def test_coco_archives_are_read_in_place(coco, tmp_path):
     assert (packed / "val2017" / "000000000009.jpg").read_bytes() == (coco / "val2017/000000000009.jpg").read_bytes()
 
 
+def test_nothing_is_written_through_a_link_out_of_the_folder(coco, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (coco / "panoptic_semseg_val2017").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="A link leads .*000000000009.png out of the folder that is prepared. Remove"):
+        prepare("coco-panoptic", coco)
+    assert not list(elsewhere.iterdir())
+
+
 def test_coco_bad_input(coco):
     with pytest.raises(DataError, match=r"no annotations/panoptic_train2017.json.*cocodataset.org"):
         prepare("coco-panoptic", coco, partial=False)
