@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from . import console, plugins
 from .commands.options import Threads
 from .errors import M2FError, unknown_name
+from .runtime.network import go_offline, is_offline
 from .runtime.text import visible_line
 from .runtime.threads import choose_threads
 from .version import __version__
@@ -98,6 +99,9 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Contact nothing: use only what is on this machine. As M2F_OFFLINE=1.")
+    ] = False,
     threads: Threads = None,
     keep_memory: Annotated[
         bool | None,
@@ -107,6 +111,8 @@ def root(
         ),
     ] = None,
 ) -> None:
+    if offline or (is_offline() and context.obj == OWN_PROCESS):
+        go_offline()
     choose_threads(threads)
     if keep_memory or (keep_memory is None and context.obj == OWN_PROCESS):
         from .runtime import allocator  # only here: half a millisecond of ctypes

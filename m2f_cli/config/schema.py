@@ -317,6 +317,11 @@ class WeightsSource(Node):
     hash_prefix: str | None = Field(
         None, description="Start of the file's SHA-256 or MD5, which the publisher put into its name."
     )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the file, or of the repository's one file of weights, where it is published.",
+    )
     format: Literal["detectron2", "openmmlab", "huggingface", "m2f"] = Field(description="Program that wrote them.")
     licence: str = Field(description="Licence of the weights.")
     note: str | None = Field(None, description="What else a user should know.")

@@ -1,7 +1,6 @@
 """Download of single files over https, complete and with verified hashes.
 
-Environment: `M2F_HOME` (default ~/.cache/m2f) is the folder of the files. `M2F_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids
-the network.
+Environment: `M2F_HOME` (default ~/.cache/m2f) is the folder of the files. `runtime/network.py` says what forbids it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import Unreachable, WeightsError
-from ..runtime import files
+from ..runtime import files, network
 from . import web
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -54,12 +53,6 @@ class Download:
 Progress = Callable[[Download], None]
 
 
-def offline() -> bool:
-    """Return True if M2F_OFFLINE or HF_HUB_OFFLINE switches the network off."""
-    values = [os.environ.get(name, "") for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE")]
-    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
-
-
 def weights_dir() -> Path:
     """Return the folder of downloaded weights."""
     return Path(os.environ.get("M2F_HOME") or Path.home() / ".cache" / "m2f").expanduser() / "weights"
@@ -75,7 +68,8 @@ def download(url: str, *, hash_prefix: str | None = None, progress: Progress | N
     continued, also by a later call. Processes that want the same file wait for each other.
 
     Args:
-        hash_prefix: hexadecimal start of the file's SHA-256 or MD5.
+        hash_prefix: hexadecimal start of the file's SHA-256 or MD5, or the whole of it. The local copy, which may have
+            been put there by hand, has to have it, too.
 
     Raises:
         WeightsError: the network is off, the address is unreachable or refused, the connection is cut, or the hash
@@ -84,11 +78,11 @@ def download(url: str, *, hash_prefix: str | None = None, progress: Progress | N
     name = url.rsplit("/", 1)[-1]
     target = files.output_path(weights_dir(), name)
     if target.is_file():
+        refuse_other_content(target, hash_prefix)
         return target
     by_hand = f"You can also fetch it elsewhere and put it at {target}."
-    if offline():
-        off = "the network is switched off (M2F_OFFLINE or HF_HUB_OFFLINE)"
-        raise Unreachable(f"{url} is not here yet, and {off}.", hint=by_hand)
+    if network.is_offline():
+        raise Unreachable(f"{url} is not here yet, and {network.SWITCHED_OFF}.", hint=by_hand)
     part = target.with_name(name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -296,15 +290,40 @@ def _digests(path: Path, *hashes: Any) -> tuple[str, ...]:
     return tuple(digest.hexdigest() for digest in hashes)
 
 
+def refuse_other_content(path: Path, published: str | None) -> None:
+    """Compare a file that is here already with the hash that is published.
+
+    Args:
+        published: as `hash_prefix` of `download`; None where nothing is known.
+
+    Raises:
+        WeightsError: neither the SHA-256 nor the MD5 of the file begins so, or the file cannot be read.
+    """
+    try:
+        found = _other_hashes(path, published)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if found is not None:
+        hint = "It is damaged, or another file: remove it, and it is fetched again."
+        raise WeightsError(f"{path} has another content than published: {found}.", hint=hint)
+
+
+def _other_hashes(path: Path, prefix: str | None) -> str | None:
+    """Return a clause about the hashes of a file, or None where one of them begins as it should."""
+    if prefix is None or _digests(path, hashlib.sha256())[0].startswith(prefix.lower()):
+        return None
+    sha256, md5 = file_hashes(path)
+    if md5.startswith(prefix.lower()):
+        return None
+    return f"neither its SHA-256 ({sha256[:8]}…) nor its MD5 ({md5[:8]}…) begins with {prefix}"
+
+
 def _check_hash(part: Path, url: str, prefix: str | None) -> None:
-    if prefix is None:
-        return
-    digests = file_hashes(part)
-    if not any(digest.startswith(prefix.lower()) for digest in digests):
+    found = _other_hashes(part, prefix)
+    if found is not None:
         _forget(part)
         raise WeightsError(
-            f"{url} arrived with another content than published: neither its SHA-256 ({digests[0][:8]}…) nor its MD5 "
-            f"({digests[1][:8]}…) begins with {prefix}. The copy was deleted.",
+            f"{url} arrived with another content than published: {found}. The copy was deleted.",
             hint="Try again; if it happens again, the file on the server was changed.",
         )
 

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import Unreachable, WeightsError
-from ..runtime import documents, files
+from ..runtime import documents, files, network
 from . import web
 from .download import (
     TIMEOUT,
@@ -29,7 +29,6 @@ from .download import (
     fetch,
     finish,
     not_written,
-    offline,
     weights_dir,
 )
 
@@ -55,8 +54,8 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
         WeightsError: the repository does not exist, is not accessible or has no weights; a file differs from what the
             hub states; or there is neither network nor a local copy.
     """
-    if offline():
-        return _cached_copy(repo, "the network is switched off (M2F_OFFLINE or HF_HUB_OFFLINE)", None)
+    if network.is_offline():
+        return _cached_copy(repo, network.SWITCHED_OFF, None)
     token = _token()
     api = f"{_endpoint()}/api/models/{repo}"
     try:
@@ -173,7 +172,8 @@ def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:
     except (OSError, ValueError) as error:  # LocalEntryNotFoundError is both
         raise Unreachable(
             f"The repository {repo!r} is not in the local cache and cannot be fetched from {_endpoint()}: {reason}.",
-            hint="You can also fetch it elsewhere (git clone, or its web page) and give m2f the folder.",
+            hint=f"You can also fetch {CONFIG_FILES[0]} and {WEIGHT_FILES[0]} elsewhere (git clone, or its web page) "
+            "and give m2f the folder that they are in.",
         ) from (cause or error)
 
 

@@ -16,7 +16,7 @@ from ..errors import M2FError, WeightsError, nearest, unknown_name
 from . import hub, huggingface
 from . import readers as containers
 from .checkpoint import Checkpoint, from_container, is_ours
-from .download import Progress, download, file_hashes
+from .download import Progress, download, file_hashes, refuse_other_content
 from .infer_config import infer, same_network
 from .key_mapping import OurView, Table, unwrapped
 from .key_tables import MARKS, TABLES
@@ -100,13 +100,24 @@ def _load_preset(name: str, progress: Progress | None, trust_code: bool) -> Chec
 
 def _load_source(source: WeightsSource, progress: Progress | None, trust_code: bool) -> Checkpoint:
     if source.hub:
-        return huggingface.read_folder(hub.fetch_repo(source.hub, progress=progress), source.hub)
-    return _load_file(download(str(source.url), hash_prefix=source.hash_prefix, progress=progress), trust_code)
+        return huggingface.read_folder(_fetch_repo(source.hub, source.sha256, progress), source.hub)
+    published = source.sha256 or source.hash_prefix
+    return _load_file(download(str(source.url), hash_prefix=published, progress=progress), trust_code)
+
+
+def _fetch_repo(repo: str, sha256: str | None, progress: Progress | None) -> Path:
+    """Fetch a repository, whose weights must be those that a preset states, wherever the copy comes from."""
+    folder = hub.fetch_repo(repo, progress=progress)
+    weights = next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is not None:
+        refuse_other_content(weights, sha256)
+    return folder
 
 
 def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
-    checkpoint = huggingface.read_folder(hub.fetch_repo(repo, progress=progress), repo)
-    preset = next((p for p in shipped_presets().values() if any(s.hub == repo for s in p.weights)), None)
+    named = ((preset, source) for preset in shipped_presets().values() for source in preset.weights)
+    preset, stated = next(((preset, source) for preset, source in named if source.hub == repo), (None, None))
+    checkpoint = huggingface.read_folder(_fetch_repo(repo, stated and stated.sha256, progress), repo)
     return (
         checkpoint
         if preset is None or not same_network(checkpoint.model, preset.model)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from ..runtime import network
 from ..runtime.allocator import can_keep_memory
 from ..runtime.threads import usable_cores
 from ..version import __version__
@@ -318,7 +319,7 @@ def check_caches() -> Iterator[DoctorFinding]:
 
     yield check_cache("M2F_HOME", download.weights_dir())
     yield check_cache("HF_HOME", Path(constants.HF_HUB_CACHE))
-    if download.offline():
+    if network.is_offline():
         hint = "Only models that are here already can be loaded; unset M2F_OFFLINE and HF_HUB_OFFLINE for others."
         yield DoctorFinding("caches", "network", "switched off", "note", hint)
     else:

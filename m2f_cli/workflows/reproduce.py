@@ -195,7 +195,7 @@ def _fetch(preset: Config, progress: DownloadProgress | None) -> None:
     if first.hub:
         fetch_repo(first.hub, progress=progress)
     else:
-        download(str(first.url), hash_prefix=first.hash_prefix, progress=progress)
+        download(str(first.url), hash_prefix=first.sha256 or first.hash_prefix, progress=progress)
 
 
 # --- evaluating -------------------------------------------------------------------------------------------------------

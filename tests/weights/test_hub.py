@@ -19,8 +19,10 @@ from weights.models import CATEGORIES, assert_equal, config_of, network_of, shap
 from weights.servers import Answers, FileHost, Hub, serving
 
 from m2f_cli import weights
+from m2f_cli.config import presets as config
+from m2f_cli.config.schema import WeightsSource
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import download, hub, web, write_huggingface
+from m2f_cli.weights import download, hub, resolve, web, write_huggingface
 
 CONTENT = random.Random(0).randbytes(5_000_000)
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
@@ -243,6 +245,30 @@ def test_a_repository_is_fetched_once_and_then_read_without_a_network(server, at
     monkeypatch.delenv("HF_HUB_OFFLINE")
     at("http://127.0.0.1:9")
     assert weights.load(REPO).tensors.keys() == found.tensors.keys()
+
+
+def test_a_repository_has_the_weights_that_a_preset_states(server, at, repository, monkeypatch):
+    """Also those of the local copy, and whether the preset or the repository is named."""
+    at(server.url)
+    model = weights.load(REPO).model
+    right = hashlib.sha256((repository / "model.safetensors").read_bytes()).hexdigest()
+    stated = {"format": "huggingface", "licence": "MIT", "hub": REPO}
+
+    def preset(sha256):
+        source = WeightsSource(**stated, sha256=sha256)
+        settings = config.load("tiny").model_copy(update={"name": "cells", "weights": (source,), "model": model})
+        monkeypatch.setattr(config, "preset_names", lambda: ("cells",))
+        monkeypatch.setattr(config, "load", lambda name: settings)
+        resolve.shipped_presets.cache_clear()
+
+    try:
+        preset(right)
+        assert weights.load("cells").tensors.keys() == weights.load(REPO).tensors.keys()
+        preset("0" * 64)
+        for name in ("cells", REPO):
+            assert "model.safetensors has another content than published" in refused(name)
+    finally:
+        resolve.shipped_presets.cache_clear()
 
 
 def test_a_repository_that_is_not_there_is_told_from_a_network_that_is_not(server, at, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -227,18 +228,42 @@ def source(**place):
     return WeightsSource(format="detectron2", licence="MIT", **place)
 
 
-def test_a_preset_is_its_first_released_weights(preset, network):
-    first = source(url="https://example.org/x/model_final_abcdef.pkl", hash_prefix="abcdef")
+def test_a_preset_is_its_first_released_weights(preset, network, tmp_path):
+    released = detectron2_file(tmp_path / "released.pkl", network)
+    md5 = hashlib.md5(released.read_bytes()).hexdigest()
+    first = source(url="https://example.org/x/model_final_abcdef.pkl", hash_prefix=md5[:6])
     settings = preset(first, source(hub="a/b"))
     with pytest.raises(WeightsError, match=r"https://example\.org/x/model_final_abcdef\.pkl is not here yet") as caught:
         weights.load("tiny-cells")
     assert "also released as a/b" in caught.value.hint
-    detectron2_file(download.weights_dir() / "model_final_abcdef.pkl", network)
+    download.weights_dir().mkdir(parents=True)
+    shutil.copy(released, download.weights_dir() / "model_final_abcdef.pkl")
     found = weights.load("tiny-cells")
     assert found.config == settings
     assert found.notes == []
     assert found.source == "tiny-cells (https://example.org/x/model_final_abcdef.pkl)"
     assert_equal(found.state_for(shapes_of(network)), network.state_dict())
+
+
+@pytest.mark.parametrize("known", ["hash_prefix", "sha256"])
+def test_a_local_copy_has_the_content_that_is_published(preset, network, tmp_path, known):
+    copy = detectron2_file(download.weights_dir() / "model_final_abcdef.pkl", network)
+    sha256 = hashlib.sha256(copy.read_bytes()).hexdigest()
+    url = "https://example.org/x/model_final_abcdef.pkl"
+    preset(source(url=url, **{known: sha256 if known == "sha256" else sha256[:8]}))
+    assert weights.load("tiny-cells").tensors
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"abcdef.pkl has another content than published: .*remove it, and it is"):
+        weights.load("tiny-cells")
+    assert copy.is_file()
+
+
+@pytest.mark.parametrize("sha256", ["abc", "A" * 64, "g" * 64])
+def test_a_sha256_is_given_whole(sha256):
+    with pytest.raises(ValueError, match="sha256"):
+        source(url="https://example.org/x.pkl", sha256=sha256)
 
 
 def test_a_preset_without_weights(preset):
