@@ -111,12 +111,14 @@ def test_ci_runs_the_oldest_and_the_newest_versions():
     text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     tree = yaml.safe_load(text)
     assert tree["permissions"] == {"contents": "read"} and "secrets" not in text
-    [job] = tree["jobs"].values()
+    job = tree["jobs"]["test"]
     oldest, newest = job["strategy"]["matrix"]["include"]
     assert f'requires-python = ">={oldest["python"]}"' in PYPROJECT and newest == {"python": "3.x", "torch": ""}
     assert f'"{oldest["torch"].replace("==", ">=").removesuffix(".*")}"' in PYPROJECT
     commands = [step["run"] for step in job["steps"] if "run" in step]
     assert "bash .ci/run" in commands and not problems("bash .ci/run")
+    audit = [step["run"] for step in tree["jobs"]["audit"]["steps"] if "run" in step]
+    assert any("pip install" in command for command in audit) and any("pip-audit" in command for command in audit[-1:])
 
 
 def test_files_of_text_end_in_one_line_break():

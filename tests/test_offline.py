@@ -54,7 +54,7 @@ COMMANDS = [
     ["eval", "--model", "run", "--limit", "1", "--out", "ev", *CPU],
     ["data", "check", NUCLEI, "--split", "val"],
     ["data", "view", NUCLEI, "--out", "sheet.jpg"],
-    ["data", "split", NUCLEI, "split", "--split", "train", "--split", "val"],
+    ["data", "split", NUCLEI, "split", "--split", "train", "--split", "val", "--val", "0.5"],
     ["data", "convert", NUCLEI, "converted", "--to", "coco-panoptic"],
     ["predict", IMAGE, "--model", "run", "--out", "pr", *CPU],
     ["export", "--model", "run", "--format", "safetensors", "--out", "x.safetensors"],
