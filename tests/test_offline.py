@@ -39,8 +39,8 @@ if __name__ == "__main__":
         if code:
             sys.exit(f"{arguments} ended with {code}")
 """
-NUCLEI = str(ROOT / "tests" / "data_nuclei")
-IMAGE = str(sorted((ROOT / "tests" / "data_nuclei" / "images").rglob("*.png"))[0])
+NUCLEI = str(ROOT / "m2f_cli" / "dataset_tools" / "samples" / "nuclei")
+IMAGE = str(sorted(Path(NUCLEI).glob("images/train/*.png"))[0])
 CPU = ["--device", "cpu"]
 VARIABLES = ("M2F_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")
 TINY = [
@@ -52,6 +52,7 @@ COMMANDS = [
     TRAIN,
     ["train", "--resume", "--out", "run", *CPU],
     ["eval", "--model", "run", "--limit", "1", "--out", "ev", *CPU],
+    ["data", "sample", "nuclei", "--out", "sample"],
     ["data", "check", NUCLEI, "--split", "val"],
     ["data", "view", NUCLEI, "--out", "sheet.jpg"],
     ["data", "split", NUCLEI, "split", "--split", "train", "--split", "val", "--val", "0.5"],
