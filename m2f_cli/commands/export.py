@@ -10,6 +10,7 @@ import typer
 
 from .. import console, plugins
 from ..errors import ConfigError
+from ..runtime.text import is_whole_number
 from . import options as opt
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ def export(
 def _batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--batch is a number from 1 on, or dynamic, not {text!r}.")
+    if not is_whole_number(text) or int(text) < 1:
+        raise ConfigError(f"--batch is a number from 1 on, or dynamic, not {text[:80]!r}.")
     return int(text)
 
 

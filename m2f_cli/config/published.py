@@ -45,6 +45,7 @@ NAMES = {
 MEMORY, SPEED = "train_memory_", "fps_"  # prefixes of figures that do not measure quality
 MIB_PER = {"train_memory_mib": 1, "train_memory_gib": 1024}
 COSTS = ("images_per_second", "train_memory_gib")  # figures that are read from a benchmark
+_LARGEST = 1e15  # of a figure or a cost; NaN and infinity are none either
 _ALWAYS = ("Method", "Backbone", "Schedule", "Preset")  # columns that stay, even if all their cells are empty
 
 
@@ -371,11 +372,11 @@ def _is_result(tree: Mapping[str, Any]) -> bool:
     texts = [model.get("name", ""), model.get("source", "")]
     numbers = [tree.get(key) for key in COSTS]
     for each in published:
-        if not isinstance(each, dict) or "comparable" not in each:
+        if not isinstance(each, dict) or not {"comparable", "measured", "metric", "setting"} <= each.keys():
             return False
         texts += [each.get("metric"), each.get("setting")]
         numbers.append(each.get("measured"))
-    is_number = (isinstance(value, int | float | None) for value in numbers)
+    is_number = (value is None or (isinstance(value, int | float) and abs(value) < _LARGEST) for value in numbers)
     return all(isinstance(text, str | None) for text in texts) and all(is_number)
 
 

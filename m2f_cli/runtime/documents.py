@@ -33,13 +33,9 @@ def read_bytes(path: Path, *, largest: int, error: type[M2FError] = DataError) -
     """Read a file of at most `largest` bytes.
 
     Raises:
-        error: missing, unreadable or too large.
+        error: missing, unreadable, too large, or a device.
     """
-    try:
-        with open_to_read(path) as file:
-            content = file.read(largest + 1)
-    except OSError as reason:
-        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
+    content = _read(path, largest + 1, error)
     if len(content) > largest:
         raise error(f"{path} has more than {largest:,} bytes, which no file of its kind has.")
     return content
@@ -81,15 +77,16 @@ def decode(content: bytes, where: str, *, error: type[M2FError] = DataError) -> 
 
 def read_json(path: Path, *, error: type[M2FError] = DataError) -> Any:
     """Read a JSON file; see `parse_json`."""
-    return parse_json(_whole(path, error), str(path), error=error)
+    return parse_json(_read(path, -1, error), str(path), error=error)
 
 
-def _whole(path: Path, error: type[M2FError]) -> bytes:
+def _read(path: Path, most: int, error: type[M2FError]) -> bytes:
+    """Return the first `most` bytes of a file; all of them where `most` is -1."""
     try:
         with open_to_read(path) as file:
-            return file.read()
-    except OSError as reason:
-        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
+            return file.read(most)
+    except (OSError, ValueError) as reason:  # ValueError: a name with a zero byte
+        raise error(f"{path} cannot be read: {getattr(reason, 'strerror', None) or reason}.") from reason
 
 
 def parse_json(content: bytes | str, where: str, *, error: type[M2FError] = DataError) -> Any:
@@ -127,7 +124,10 @@ def parse_yaml(text: str, where: str, *, texts: Collection[str] = (), error: typ
     Raises:
         error: not YAML, tags that name code, or aliases that multiply it to more than `MOST_NODES` values.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except (yaml.YAMLError, ValueError) as reason:  # control characters, or halves of characters
+        raise error(f"{where} is not valid YAML: {' '.join(str(reason).split())}") from reason
     try:
         root = loader.get_single_node()
         if root is None:

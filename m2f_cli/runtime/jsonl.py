@@ -9,8 +9,9 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 from . import checksums
@@ -67,13 +68,23 @@ class JsonLines:
         return start
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read it, and turn an `OSError` of this block into one sentence about `path`."""
+    try:
+        with open_to_read(path) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
 def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield where each line begins, and its bytes. Half a line at the end is left out.
 
     Raises:
-        DataError: a line is longer than `LONGEST_LINE`.
+        DataError: a line is longer than `LONGEST_LINE`, or the path is no file that can be read.
     """
-    with open_to_read(path) as file:
+    with _opened(path) as file:
         start = 0
         while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
             yield start, line
@@ -83,8 +94,12 @@ def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def whole_bytes(path: Path) -> int:
-    """Return the length of a file without half a line at its end."""
-    with open_to_read(path) as file:
+    """Return the length of a file without half a line at its end.
+
+    Raises:
+        DataError: the path is no file that can be read.
+    """
+    with _opened(path) as file:
         end = file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - _BLOCK)

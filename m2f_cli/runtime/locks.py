@@ -178,7 +178,7 @@ def _record(path: Path) -> tuple[int, str, str] | None:
     try:
         owner = json.loads(read_file(_owner_file(path)))
         return int(owner["pid"]), str(owner["host"]), str(owner["since"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

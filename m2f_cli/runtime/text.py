@@ -17,7 +17,13 @@ _UNSEEN = _CONTROLS + _TURNS + _SHAPELESS
 _NOT_IN_TEXT = re.compile(f"[{_UNSEEN}]")
 _NOT_IN_LINE = re.compile(f"[{_UNSEEN}\t\n]")
 _NOT_IN_JSON = re.compile(f"[\x7f-\x9f{_TURNS}]")  # what json.dumps itself does not escape
+_MOST_DIGITS = 30
 _SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
+
+
+def is_whole_number(text: str) -> bool:
+    """Tell whether text is a whole number from 0 on, of so few digits that Python reads it at once."""
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def visible_line(text: str) -> str:

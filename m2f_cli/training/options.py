@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import ConfigError
 from ..runtime import checksums, documents
+from ..structures.schemas import shown
 
 _HINT = "Remove it, and give --data and the other options of the run again."
 OF_ONE_START = ("resume", "device", "workers", "trust_code")  # options that a resumed run does not read from env.json
@@ -91,5 +92,6 @@ def stored_options(path: Path) -> TrainOptions:
         return TypeAdapter(TrainOptions).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
-        message = f"{path}: the option {first['loc'][0]} = {first['input']!r} makes no sense: {first['msg']}."
+        name = ".".join(map(str, first["loc"])) or "of no name"
+        message = f"{path}: the option {name} = {shown(first['input'])} makes no sense: {first['msg']}."
         raise ConfigError(message, hint=_HINT) from error

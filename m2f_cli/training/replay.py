@@ -69,8 +69,11 @@ def look_at(path: Path, device: torch.device, *, trust_code: bool = False) -> li
         config.refuse_code(settings, str(path))
     state_for = partial(to_m2f, TABLES["m2f"], tree["model"])
     with random_state.kept():
-        model = network_with(settings.model, tree["num_classes"], state_for, trust_code=trust_code).to(device)
-        return _rows(tree, settings, model, device)
+        try:
+            model = network_with(settings.model, tree["num_classes"], state_for, trust_code=trust_code)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error.message}", hint=error.hint) from error
+        return _rows(tree, settings, model.float().to(device), device)
 
 
 def _rows(
@@ -116,7 +119,8 @@ def _batch(entry: dict[str, Any], classes: int) -> Batch:
         _require(not count or 0 <= int(labels.min()) <= int(labels.max()) < classes, "it has labels of no class")
         plane = target.masks_NHW if target.owner_HW is None else target.owner_HW[None]
         fits = plane.dim() == 3 and all(a <= b for a, b in zip(plane.shape[1:], images.shape[2:], strict=True))
-        _require(fits and not plane.is_floating_point(), "its masks do not fit its images")
+        is_whole = not (plane.is_floating_point() or plane.is_complex())
+        _require(fits and is_whole, "its masks do not fit its images")
         most = len(plane) == count if target.owner_HW is None else not plane.numel() or int(plane.max()) < count
         _require(most, "it has more masks than labels")
     return Batch(images.float(), targets, list(map(str, entry["names"])))

@@ -208,6 +208,8 @@ def read(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged: {error}.", hint=hint) from error
     except (Damaged, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.", hint="It is damaged; copy it again.") from error
+    except WeightsError as error:  # it asks for code
+        raise WeightsError(f"{path}: {error.message}", hint=error.hint) from error
     if not isinstance(tree, dict) or not isinstance(tree.get("schema_version"), int):
         raise WeightsError(f"{path} is no file that a run of m2f left behind.")
     if tree["schema_version"] > SCHEMA_VERSION:

@@ -85,7 +85,11 @@ MOST_DRAWN = 1e30  # a value beyond is no part of a curve; NaN and infinity are 
 
 
 def draw_curves(metrics: Path, path: Path) -> Path:
-    """Draw the smoothed loss and the figures of each evaluation over the iterations, from metrics.jsonl."""
+    """Draw the smoothed loss and the figures of each evaluation over the iterations, from metrics.jsonl.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     lines = parsed_lines(metrics, "Copy the file again, or remove that line.")
     entries = [entry for _, entry in lines if isinstance(entry, dict)]
     val = [e for e in entries if e.get("kind") == "val"]
@@ -103,7 +107,8 @@ def draw_curves(metrics: Path, path: Path) -> Path:
 def _points(entries: list[dict[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
     """Return iterations and values, as far as they are numbers: the file may be anybody's."""
     points = [(entry.get("iteration"), entry.get(name)) for entry in entries if entry.get("kind") == kind]
-    return [point for point in points if all(isinstance(x, (int, float)) and abs(x) < MOST_DRAWN for x in point)]
+    drawn = [point for point in points if all(isinstance(x, (int, float)) and abs(x) < MOST_DRAWN for x in point)]
+    return [(float(x), float(y)) for x, y in drawn]
 
 
 def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float, path: Path) -> Path:

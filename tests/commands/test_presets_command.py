@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -119,6 +120,12 @@ def test_what_was_measured_here_stands_beside_it(tmp_path):
     assert (by_name["ade20k-r101"]["mIoU here"], by_name["ade20k-r101"]["on"]) == ("33.30*", "-")
     paper = by_name["ade20k-r50-paper"]
     assert (paper["mIoU here"], paper["mIoU ms+flip here"]) == ("-", "49.26")
+    whole = {"metric": "mIoU", "setting": "single scale", "measured": 1.0, "comparable": True}
+    lacking = [{k: v for k, v in whole.items() if k != key} for key in whole]
+    for figure in (*lacking, *({**whole, "measured": number} for number in (math.nan, math.inf, 10**400, "1"))):
+        write_json(tmp_path / "bench" / "bad.json", {"published": [figure]})
+        with pytest.raises(DataError, match="bad.json is damaged"):
+            reference_table.measured_in(tmp_path)
     (tmp_path / "bench" / "bad.json").write_text("{")
     with pytest.raises(DataError, match="bad.json is damaged"):
         reference_table.measured_in(tmp_path)

@@ -482,6 +482,7 @@ def test_archives_are_read_like_folders(coco):
         ),
         ({"a.json": '{"images": []}'}, "no predictions of a known kind"),
         ({"a.json": "[]", "b.json": "[]"}, "several json files: a.json, b.json"),
+        ({"predictions.json": '{"formats": 5}'}, "predictions.json should have a list of formats"),
         ({"predictions.json": '{"formats": ["overlay"]}'}, "were saved as overlay, which cannot be scored"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from m2f_cli.errors import ConfigError, DataError
+from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.runtime.documents import parse_json, parse_yaml, read_json, read_lines, read_text, read_yaml
 
 
@@ -109,3 +109,17 @@ def test_a_pipe_that_somebody_writes_to_is_waited_for():
     assert read_json(Path(f"/dev/fd/{end}")) == {"a": 1}
     writer.join()
     os.close(end)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices")
+@pytest.mark.parametrize("read", [read_text, read_json, read_yaml, read_lines])
+def test_devices_are_not_read(tmp_path, read):
+    (tmp_path / "x").symlink_to("/dev/zero")
+    with pytest.raises(M2FError, match="x cannot be read: it is a device, and no file"):
+        read(tmp_path / "x")
+
+
+def test_yaml_with_half_a_character_is_one_sentence():
+    for text in ("a: \ud800", "a: \x00"):
+        with pytest.raises(ConfigError, match="--set is not valid YAML"):
+            parse_yaml(text, "--set")

@@ -129,3 +129,22 @@ def test_lines_of_absurd_length_are_refused(tmp_path, monkeypatch):
     (tmp_path / "log").write_bytes(b"1\n" + b"2" * 50 + b"\n")
     with pytest.raises(DataError, match="a line of more than 10 bytes"):
         list(whole_lines(tmp_path / "log"))
+
+
+@pytest.mark.parametrize("name", ["folder", "missing", "device"])
+def test_what_is_no_file_is_no_journal(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for read in (whole_bytes, lambda path: list(whole_lines(path))):
+        with pytest.raises(DataError, match=f"{name} cannot be read"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", [b"{", b"[" * 100_000, b"1" * 5000, b"\xff\xfe1\x00", b""])
+def test_values_of_a_damaged_file_say_where_it_is_damaged(tmp_path, line):
+    path = tmp_path / "log"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    found = jsonl.values(path)
+    assert next(found) == {"a": 1}
+    with pytest.raises(DataError, match="log is damaged in the line at byte 9: "):
+        next(found)

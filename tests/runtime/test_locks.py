@@ -32,9 +32,14 @@ def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path, holder
         pass
 
 
-def test_a_damaged_record_of_the_owner(tmp_path, holder):
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"pid": 1e999, "host": "x", "since": "x"}', "pipe"])
+def test_a_damaged_record_of_the_owner(tmp_path, holder, content):
     record = tmp_path / f"{LOCK}.json"
-    record.write_text("[" * 200_000)
+    record.unlink()
+    if content == "pipe":
+        os.mkfifo(record)
+    else:
+        record.write_text(content)
     with pytest.raises(ConfigError, match="its process is not known"), locked(tmp_path, "A training"):
         pass
 

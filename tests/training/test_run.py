@@ -18,7 +18,7 @@ from training.tiny import settings
 
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic import dataset as synthetic_data
-from m2f_cli.errors import ConfigError, M2FError
+from m2f_cli.errors import ConfigError, M2FError, WeightsError
 from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import loop, run
 from m2f_cli.training import resume as state
@@ -213,6 +213,16 @@ def test_steps_that_are_not_finite_are_skipped_dumped_and_then_stop(tmp_path, mo
 
     rows = dict(look_at(dump, torch.device("cpu")))
     assert rows["weights"] == "finite" and rows["skipped in iteration"] == "1" and "now loss_dice_1" in rows
+    tree = torch.load(dump)
+    doubled = {name: each.double() if each.is_floating_point() else each for name, each in tree["model"].items()}
+    torch.save({**tree, "model": doubled}, tmp_path / "double.pt")
+    assert dict(look_at(tmp_path / "double.pt", torch.device("cpu"))).keys() == rows.keys()
+    cut = {name: each[:0] if each.dim() else each for name, each in tree["model"].items()}
+    whole = {name: each.long() for name, each in tree["model"].items()}
+    for name, wrong in {"cut": cut, "whole": whole}.items():
+        torch.save({**tree, "model": wrong}, tmp_path / f"{name}.pt")
+        with pytest.raises(WeightsError, match=f"{name}.pt: "):
+            look_at(tmp_path / f"{name}.pt", torch.device("cpu"))
 
     broken = set(range(10_000))
     with pytest.raises(M2FError, match="5 steps in a row were not finite.*loss_dice is nan"):
@@ -330,6 +340,7 @@ def test_average_of_weights():
         {"kind": "train", "iteration": None, "loss": 1},
         {"kind": "train", "iteration": 1, "loss": 1e308},
         {"kind": "train", "iteration": 1, "loss": math.nan},
+        {"kind": "train", "iteration": 2**64, "loss": 1},
         {"kind": "val", "iteration": 1, "pq": "x", "sq": {}, "rq": math.inf},
         {},
         [],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
+from ...runtime.text import is_whole_number
 from .. import options as opt
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ def parse_label_map(given: list[str] | None) -> dict[int, str | int | None] | No
         return None
     found: dict[int, str | int | None] = {}
     for part in (part.strip() for text in given for part in text.split(",")):
-        value, is_there, meaning = part.partition("=")
-        if not is_there or not value.strip().isdecimal():
-            raise ConfigError(f"--label-map {part!r} should be VALUE=CLASS, such as 255=cell.")
-        meaning = meaning.strip()
+        value, is_there, meaning = (each.strip() for each in part.partition("="))
+        if not is_there or not is_whole_number(value) or (meaning.isdecimal() and not is_whole_number(meaning)):
+            raise ConfigError(f"--label-map {part[:80]!r} should be VALUE=CLASS, such as 255=cell.")
         found[int(value)] = int(meaning) if meaning.isdecimal() else meaning or None
     return found
 

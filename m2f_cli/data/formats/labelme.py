@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 
 from ...errors import DataError
 from ...runtime import documents
-from ...runtime.files import open_to_read
 from ...structures import schemas
 from ...structures.annotations import AnnotatedObject, InstanceAnnotation
 from ...structures.categories import Categories, from_names
@@ -313,13 +312,11 @@ def _finds(folder: Path) -> bool:
 
 def _is_labelme(path: Path) -> bool:
     try:
-        if path.stat().st_size > _LARGEST:
-            return False
-        with open_to_read(path) as file:
-            content = file.read()
-        tree = documents.parse_json(content, str(path))
-    except OSError:
+        content = documents.read_bytes(path, largest=_LARGEST)
+    except DataError:
         return False
+    try:
+        tree = documents.parse_json(content, str(path))
     except DataError:  # damaged or in another encoding, which reading reports
         return b'"shapes"' in content and b'"imagePath"' in content
     return isinstance(tree, dict) and isinstance(tree.get("shapes"), list) and "imagePath" in tree

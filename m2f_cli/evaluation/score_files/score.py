@@ -170,7 +170,9 @@ def _inside(files: Tree, pngs: Tree | None) -> Predictions:
 def _own(files: Tree) -> Predictions:
     """Return the predictions of a folder that `m2f predict` wrote."""
     document = parse_json(files.read(PREDICTIONS), f"{files}/{PREDICTIONS}")
-    formats = document.get("formats", []) if isinstance(document, dict) else []
+    formats = document.get("formats") if isinstance(document, dict) else []
+    if not isinstance(formats, list):
+        raise DataError(f"{files}/{PREDICTIONS} should have a list of formats.", hint="Predict again.")
     for name in ("coco-panoptic", "coco-panoptic-zip", "coco-instance"):
         if name in formats and files.has(SHARED[name].file):
             return _from_json(files, SHARED[name].file, None)

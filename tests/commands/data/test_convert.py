@@ -97,7 +97,7 @@ def test_label_maps_in_words():
         7: 3,
         8: "traffic light",
     }
-    for wrong in ("road", "x=road", "-1=road", ""):
+    for wrong in ("road", "x=road", "-1=road", "", "²=a", "9" * 5000 + "=a", "1=" + "9" * 5000):
         with pytest.raises(ConfigError, match="VALUE=CLASS"):
             parse_label_map([wrong])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import pickle
 
 import numpy as np
@@ -176,3 +177,14 @@ def test_jsons_of_others_are_not_labelme(tmp_path):
     write_text(tmp_path / "y.json", "{")
     with pytest.raises(DataError, match="no known format"):
         detect(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices")
+def test_a_device_in_place_of_a_json_is_not_read(tmp_path):
+    labelme(tmp_path)
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "a.json").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="has no known format"):
+        detect(tmp_path)
+    with pytest.raises(DataError, match="a.json cannot be read: it is a device"):
+        open_data(tmp_path, "train", format="labelme")
