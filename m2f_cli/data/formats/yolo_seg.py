@@ -152,9 +152,9 @@ def _resolve(path: Path, tree: dict[str, Any], entry: str) -> Path:
 
 def _record(image: Path, classes: ClassMap) -> Record:
     parts = list(image.parts)
-    if "images" not in parts:
+    if "images" not in parts[:-1]:
         raise DataError(f"{image} is in no folder `images`, beside which `labels` would be.", hint="Rename its folder.")
-    at = len(parts) - 1 - parts[::-1].index("images")
+    at = len(parts) - 2 - parts[-2::-1].index("images")
     labels = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
     return Record(record_name(Path(*parts[at + 1 :])), image, PolygonFile(labels, image, classes))
 

@@ -40,6 +40,14 @@ def test_lists_of_folders_and_of_images(tmp_path):
         gone.read_image()
 
 
+@pytest.mark.parametrize("line", ["images", "./images/", "elsewhere/a.jpg"])
+def test_a_list_that_names_no_image_below_a_folder_of_images(tmp_path, line):
+    write_text(tmp_path / "some.txt", f"./images/train/a.jpg\n{line}\n")
+    yolo_seg(tmp_path, train="some.txt")
+    with pytest.raises(DataError, match="is in no folder `images`"):
+        open_data(tmp_path, "train")
+
+
 def test_any_name_of_the_description(tmp_path):
     (yolo_seg(tmp_path) / "data.yaml").rename(tmp_path / "coco8-seg.yaml")
     assert open_data(tmp_path, "val").format == "yolo-seg"
