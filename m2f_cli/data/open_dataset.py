@@ -97,8 +97,8 @@ def _listing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or folder
-        raise DataError(f"{shown(str(where))} cannot be read: {error.strerror or error}.") from error
+        where = f"{folder}: {shown(str(error.filename))}" if error.filename else str(folder)
+        raise DataError(f"{where} cannot be read: {error.strerror or error}.") from error
 
 
 def _found_in(folder: Path) -> list[str]:
