@@ -21,6 +21,10 @@ test:
 test-fast:
     pytest -x tests/structures tests/results tests/runtime tests/config tests/metrics tests/test_architecture.py
 
+# Try thousands of mutated inputs, and print a table of how they ended
+fuzz:
+    PYTHONPATH=tests python -m fuzz --count 20000 --seed 0
+
 # Check the documentation: links, citations, public names, examples
 docs:
     pytest -x tests/test_docs.py tests/test_public_api.py tests/test_adding.py tests/test_contributing.py

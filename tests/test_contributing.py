@@ -14,7 +14,7 @@ from m2f_cli import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-RECIPES = {"setup", "check", "test", "test-fast", "docs", "bench"}
+RECIPES = {"setup", "check", "test", "test-fast", "docs", "bench", "fuzz", "matrix"}
 CFF_REQUIRED = {"cff-version", "message", "title", "authors"}  # of the schema 1.2.0
 REFERENCE_REQUIRED = {"type", "title", "authors"}
 

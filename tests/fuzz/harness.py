@@ -5,7 +5,9 @@ An input that is neither read nor refused with one clear error is a fault.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
+import itertools
 import multiprocessing
 import os
 import random
@@ -25,6 +27,7 @@ from m2f_cli.errors import M2FError
 
 GIB = 1 << 30  # bytes
 FAULTS = ("traceback", "hang", "memory", "crash", "message")
+WAITS = 6  # seconds by the clock for each second of the processor: other programs may keep it busy
 SILENT = ("hang", "does not heed its alarm")  # the code that hangs is not Python's
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -39,12 +42,14 @@ class Target:
             description of each and the path to hand over. The next one may overwrite the last.
         read: calls the reader of the product.
         items: regular expression of what an error may name instead of a file, such as the key of a setting.
+        share: number of inputs, as a share of what other targets get. Slow readers get less than 1.
     """
 
     name: str
     mutants: Callable[[random.Random, Path], Iterator[tuple[str, Path]]]
     read: Callable[[Path], object]
     items: str = ""
+    share: float = 1.0
 
 
 @dataclass
@@ -86,7 +91,7 @@ def run(
 
     Args:
         seed: the same seed gives the same mutants.
-        seconds: limit of time for each input.
+        seconds: limit of the processor's time for each input; by the clock it is `WAITS` times as long.
         memory: limit in bytes of what an input may add to the address space.
         keep: folder for copies of the inputs of faults, at most 3 of a kind.
 
@@ -115,10 +120,16 @@ def copied(path: Path, to: Path) -> Path:
     """Copy a file, or a folder with all that is in it."""
     to.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        shutil.copytree(path, to, symlinks=True, dirs_exist_ok=True)
-    elif path.exists():
+        shutil.copytree(path, to, symlinks=True, dirs_exist_ok=True, ignore=_special)
+    elif path.is_file() and not path.is_symlink():
         shutil.copyfile(path, to)
     return to
+
+
+def _special(folder: str, names: list[str]) -> list[str]:
+    """Return what cannot be copied: pipes and the like."""
+    paths = {name: Path(folder) / name for name in names}
+    return [name for name, path in paths.items() if not (path.is_symlink() or path.is_file() or path.is_dir())]
 
 
 def table(reports: list[Report]) -> str:
@@ -149,7 +160,8 @@ def _work_through(
     context = multiprocessing.get_context("fork")  # what the parent has imported is there at once
     with tempfile.TemporaryDirectory(prefix="m2f-fuzz-") as folder:
         ours, theirs = context.Pipe()
-        child = context.Process(target=_child, args=(target, seed, Path(folder), seconds, memory, theirs, ours))
+        left = count - report.tried
+        child = context.Process(target=_child, args=(target, left, seed, Path(folder), seconds, memory, theirs, ours))
         child.start()
         theirs.close()
         try:
@@ -160,14 +172,15 @@ def _work_through(
                 if about[0] == "broken":
                     raise RuntimeError(f"the mutator of {target.name} failed:\n{about[1]}")
                 _, description, path = about
-                answer = _receive(ours, 2 * seconds + 5)
-                if answer[0] == "ended":
+                answer = _receive(ours, 2 * WAITS * seconds + 5)
+                if has_died := answer[0] == "ended":
                     child.join()
                     answer = ("crash", _name_of_exit(child.exitcode), "")
                 _note(report, answer, description, path, keep)
-                if not child.is_alive() or answer[:2] == SILENT:
+                if has_died or answer[:2] == SILENT:
                     return
-                ours.send("next")
+                if answer[0] in FAULTS:
+                    ours.send("next")
         finally:
             child.kill()
             child.join()
@@ -201,24 +214,34 @@ def _note(report: Report, answer: tuple, description: str, path: Path, keep: Pat
 
 
 def _child(
-    target: Target, seed: str, folder: Path, seconds: float, memory: int, connection: Connection, others_end: Connection
+    target: Target,
+    count: int,
+    seed: str,
+    folder: Path,
+    seconds: float,
+    memory: int,
+    connection: Connection,
+    others_end: Connection,
 ) -> None:
-    """Make and read mutants until there are none, or until the parent kills this process."""
+    """Make and read mutants. Each is announced, so that the parent knows which one ended this process."""
     others_end.close()
     quiet = os.open(os.devnull, os.O_RDWR)  # decoders in C write to the terminal
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
+    faulthandler.disable()
     gc.freeze()
-    signal.signal(signal.SIGALRM, _alarm)
+    for alarm in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(alarm, _alarm)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     try:
-        for description, path in target.mutants(random.Random(seed), folder):
+        for description, path in itertools.islice(target.mutants(random.Random(seed), folder), count):
             connection.send(("about", description, path))
             outcome, name, said = _outcome(target, path, folder, seconds, memory)
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - start
             connection.send((outcome, name, said, peak))
-            connection.recv()
+            if outcome in FAULTS:
+                connection.recv()  # the parent copies the input
     except Exception:
         connection.send(("broken", traceback.format_exc()))
 
@@ -233,10 +256,12 @@ def _outcome(target: Target, path: Path, folder: Path, seconds: float, memory: i
     used = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
     try:
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, hard))
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
+        signal.setitimer(signal.ITIMER_REAL, WAITS * seconds, seconds)
         try:
             target.read(path)
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     except M2FError as error:
