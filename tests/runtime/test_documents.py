@@ -115,7 +115,7 @@ def test_a_pipe_that_somebody_writes_to_is_waited_for():
 @pytest.mark.parametrize("read", [read_text, read_json, read_yaml, read_lines])
 def test_devices_are_not_read(tmp_path, read):
     (tmp_path / "x").symlink_to("/dev/zero")
-    with pytest.raises(M2FError, match="x cannot be read: it is a device, and no file"):
+    with pytest.raises(M2FError, match="x cannot be read: it is a device and no file"):
         read(tmp_path / "x")
 
 

@@ -144,7 +144,7 @@ def test_what_is_no_file_is_no_journal(tmp_path, name):
 def test_values_of_a_damaged_file_say_where_it_is_damaged(tmp_path, line):
     path = tmp_path / "log"
     path.write_bytes(b'{"a": 1}\n' + line + b"\n")
-    found = jsonl.values(path)
-    assert next(found) == {"a": 1}
-    with pytest.raises(DataError, match="log is damaged in the line at byte 9: "):
+    found = jsonl.parsed_lines(path, "Copy it again.")
+    assert next(found)[1] == {"a": 1}
+    with pytest.raises(DataError, match="log is damaged in line 2: "):
         next(found)

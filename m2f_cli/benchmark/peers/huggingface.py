@@ -207,7 +207,7 @@ class PeerLoad(Workload):
         self.images, self.folder, self.config, self.device = 1, folder, segmenter.config, segmenter.device
 
     def touch(self) -> None:
-        """Do nothing, because the first load is a warm-up already."""
+        """Return at once: the first load is a warm-up already."""
 
     def run(self, stages: Stages) -> None:
         load(self.folder, self.config).to(self.device)
