@@ -12,7 +12,9 @@ M2FError                exit 1   anything that went wrong at run time
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class M2FError(Exception):
@@ -74,6 +76,18 @@ class MissingDependency(M2FError):
     def __init__(self, package: str, purpose: str, extra: str | None = None):
         command = f"pip install 'm2f-cli[{extra}]'" if extra else f"pip install {package}"
         super().__init__(f"{purpose} needs the package {package}, which is not installed.", hint=f"Run: {command}")
+
+
+@contextmanager
+def about(source: Any) -> Iterator[None]:
+    """Put the name of a file or repository in front of errors of this block that do not have it."""
+    try:
+        yield
+    except M2FError as error:
+        if str(source) not in error.message:
+            error.message = f"{source}: {error.message}"
+            error.args = (error.message,)
+        raise
 
 
 def nearest(value: str, known: Iterable[str], count: int = 3) -> list[str]:

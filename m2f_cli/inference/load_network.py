@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import model as networks
 from .. import weights
 from ..config.schema import Config, DataConfig, ModelConfig, ResizeConfig, TestConfig
-from ..errors import WeightsError
+from ..errors import WeightsError, about
 from ..model import MaskClassifier
 from ..runtime import random_state
 from ..structures import Task
@@ -61,9 +61,12 @@ def load_model(ref: str | Path, *, trust_code: bool = False, progress: Progress 
     """
     checkpoint = weights.load(ref, progress=progress, trust_code=trust_code)
     notes = list(checkpoint.notes)
-    categories, table = categories_of(checkpoint, notes)
-    config = checkpoint.config or _assumed_config(checkpoint, categories, table, notes)
-    with random_state.kept():  # a fresh network draws its weights, also those that are replaced
+    with (
+        about(checkpoint.source),
+        random_state.kept(),
+    ):  # a fresh network draws its weights, also those that are replaced
+        categories, table = categories_of(checkpoint, notes)
+        config = checkpoint.config or _assumed_config(checkpoint, categories, table, notes)
         network = _network(checkpoint, trust_code)
     return LoadedModel(network.eval(), config, categories, checkpoint.source, notes)
 

@@ -41,7 +41,7 @@ _LOCAL_HEADER = 30  # bytes before the name of a file in a zip
 _IGNORED = ("__MACOSX/", "PaxHeader/")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"(\xb5/\xfd": "zstd"}
 _HALF_A_DOWNLOAD = "It may be half a download: fetch it again."
-_DAMAGE = (
+DAMAGE = (  # what Python's readers of archives raise for damaged ones
     OSError,
     EOFError,
     RuntimeError,
@@ -283,7 +283,7 @@ def _unpacking(where: str, fault: str, hint: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise DataError(f"{where} needs more memory than there is.") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DataError(f"{where} {fault}: {error}.", hint=hint) from error
 
 
@@ -373,7 +373,7 @@ def _head(file: Path) -> bytes:
 
 def _zip_index(file: Path) -> dict[str, _ZipMember]:
     with _unpacking(str(file), "is no zip file that can be read", _HALF_A_DOWNLOAD):
-        _refuse_directory(file)
+        refuse_long_directory(file)
         archive = zipfile.ZipFile(file)
     members = archive.infolist()
     _refuse_many(file, len(members))
@@ -387,7 +387,7 @@ def _zip_index(file: Path) -> dict[str, _ZipMember]:
         )
     index: dict[str, _ZipMember] = {}
     for info in members:
-        if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+        if info.filename.endswith("/") or stat.S_ISLNK(info.external_attr >> 16):
             continue
         twin = index.setdefault(info.filename, _ZipMember(archive, info)).info
         if (twin.CRC, twin.file_size) != (info.CRC, info.file_size):
@@ -395,8 +395,13 @@ def _zip_index(file: Path) -> dict[str, _ZipMember]:
     return index
 
 
-def _refuse_directory(file: Path) -> None:
-    """Refuse a table of contents that is too long, before Python reads all of it."""
+def refuse_long_directory(file: Path) -> None:
+    """Refuse a zip whose table of contents is too long, before Python reads all of it.
+
+    Raises:
+        DataError: it is too long.
+        OSError: the file cannot be read.
+    """
     with file.open("rb") as opened:
         start = max(0, opened.seek(0, os.SEEK_END) - _LONGEST_END)
         opened.seek(start)

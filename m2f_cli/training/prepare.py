@@ -20,7 +20,7 @@ from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, training_loader
 from ..data.records import DataSet
 from ..dataset_tools.check.report import glance
-from ..errors import ConfigError, Unreachable
+from ..errors import ConfigError, Unreachable, about
 from ..evaluation.evaluate import EvalResult, default_metrics, evaluate
 from ..inference.segmenter import Segmenter
 from ..runtime import distributed, random_state
@@ -223,7 +223,8 @@ def prepare(
     parts = _complete(parts, options)
     run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), is_new, notes=notes)
     if tree is not None:
-        run.restore(tree)
+        with about(checkpoint):
+            run.restore(tree)
     micro = settings.train.batch // (parts.accumulate * distributed.world_size())
     start_at = run.state.iteration * parts.accumulate
     run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)

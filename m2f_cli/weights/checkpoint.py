@@ -151,7 +151,7 @@ def from_container(container: Container, source: str, *, trust_code: bool) -> Ch
         ConfigError: the file names code and `trust_code` is false.
     """
     try:
-        header = documents.parse_json(container.extra[_HEADER], "it", error=WeightsError)
+        header = documents.parse_json(container.extra[_HEADER], f"The header of {source}", error=WeightsError)
         version = header["schema_version"]
         if version > SCHEMA_VERSION:
             raise WeightsError(

@@ -30,6 +30,7 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # each continues where the connection was cut
 WINDOW = 60.0  # seconds in which at least LEAST_RATE bytes a second have to come
 LEAST_RATE = 1024
+LONGEST = 24 * 3600.0  # seconds of one file, all attempts together
 LARGEST = 20 << 30  # bytes of one file; the largest released weights have 0.9
 _SPARE = 64 << 20  # bytes that stay free on the disk
 _CHUNK = 1 << 20
@@ -90,6 +91,7 @@ def download(url: str, *, hash_prefix: str | None = None, progress: Progress | N
             if target.is_file():
                 return target
             fetch(url, part, progress, by_hand)
+            _refuse_page(part, url, by_hand)
             _check_hash(part, url, hash_prefix)
             finish(part, target)
     except OSError as error:
@@ -141,10 +143,10 @@ def fetch(
     Raises:
         WeightsError: the address is unreachable or refused, or the connection is cut too often.
     """
-    reason = ""
+    reason, until = "", time.monotonic() + LONGEST
     for _ in range(ATTEMPTS):
         try:
-            is_complete, known = _fetch_rest(url, part, progress, stated, token)
+            is_complete, known = _fetch_rest(url, part, progress, stated, token, until)
             if is_complete:
                 return known
             reason = "the connection was cut"
@@ -161,7 +163,7 @@ def fetch(
             _forget(part)
             raise WeightsError(f"{url} cannot be downloaded: {error}.", hint=by_hand) from error
         except TimeoutError as error:
-            reason = str(error) if "bytes" in str(error) else f"nothing came for {TIMEOUT:.0f} seconds"
+            reason = f"nothing came for {TIMEOUT:.0f} seconds" if "timed out" in str(error) else str(error)
         except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
             reason = f"the connection was cut ({error})"
     raise WeightsError(
@@ -171,21 +173,20 @@ def fetch(
 
 
 def _fetch_rest(
-    url: str, part: Path, progress: Progress | None, stated: Stated, token: str | None
+    url: str, part: Path, progress: Progress | None, stated: Stated, token: str | None, until: float
 ) -> tuple[bool, Stated]:
     """Append the missing bytes. Return True if the file is complete then, and its stated size and hash."""
     validator = _read_validator(part)
     have = part.stat().st_size if part.is_file() and validator else 0
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
     with web.open_url(url, headers, timeout=TIMEOUT, token=token) as answer:
-        if answer.status != 206 or not _continues(answer, have):
-            have = 0
+        have = _place(answer, have)
         known = Stated(stated.size or linked_size(answer), stated.digest or linked_digest(answer))
         total = _total(answer, have, known)
         _refuse_full_disk(part, (total or 0) - have)
         _validator(part).write_text(json.dumps([url, _etag(answer)]), encoding="utf-8")
         with part.open("ab" if have else "wb") as file:
-            for chunk in _steadily(answer):
+            for chunk in _steadily(answer, until):
                 have += len(chunk)
                 if have > (LARGEST if total is None else total):
                     raise web.Refused(f"more than {have - 1:,} bytes came, and {_said(total)} were announced")
@@ -197,21 +198,54 @@ def _fetch_rest(
     return total is None or have == total, known
 
 
-def _steadily(answer: Any) -> Iterable[bytes]:
+def _steadily(answer: Any, until: float) -> Iterable[bytes]:
     """Yield the bytes of an answer as they come.
 
     Raises:
-        TimeoutError: they come too slowly.
+        TimeoutError: they come too slowly, or there is no end of them at the time `until`.
     """
-    began, received = time.monotonic(), 0
-    while chunk := answer.read1(_CHUNK):
-        received += len(chunk)
-        passed = time.monotonic() - began
-        if passed >= WINDOW:
-            if received < LEAST_RATE * passed:
-                raise TimeoutError(f"only {received:,} bytes came in {passed:.0f} seconds")
-            began, received = time.monotonic(), 0
-        yield chunk
+    while True:
+        began, received = time.monotonic(), 0
+        with web.in_time(answer, 2 * WINDOW):  # what stands between the bytes may have no end either
+            while (passed := time.monotonic() - began) < WINDOW:
+                try:
+                    chunk = answer.read1(_CHUNK)
+                except ValueError as error:  # http.client's own, of a chunk of a negative size
+                    raise web.Refused(f"the answer makes no sense: {error}") from error
+                if not chunk:
+                    return
+                received += len(chunk)
+                yield chunk
+        if received < LEAST_RATE * passed:
+            raise TimeoutError(f"only {received:,} bytes came in {passed:.0f} seconds")
+        if time.monotonic() > until:
+            raise TimeoutError(f"it is not whole after {LONGEST / 3600:.0f} hours")
+
+
+def _place(answer: Any, have: int) -> int:
+    """Return the place in the file at which an answer begins: 0, or `have` where that was asked for.
+
+    Raises:
+        web.Refused: the answer is another part of the file, or of a kind that no file comes with.
+    """
+    if answer.status == 200:
+        return 0
+    if answer.status != 206:
+        raise web.Refused(f"the server says {answer.status}, where 200 was expected")
+    if not have or not _continues(answer, have):
+        shown = answer.headers.get("Content-Range", "")[:80]
+        raise web.Refused(f"a part of the file came ({shown!r}) that was not asked for")
+    return have
+
+
+def _refuse_page(part: Path, url: str, by_hand: str) -> None:
+    """Refuse a file that is empty or a web page, whatever the server called it: it would stay under its name."""
+    with part.open("rb") as file:
+        start = file.read(512).lstrip()
+    if not start or start[:1] == b"<":
+        _forget(part)
+        what = "a web page" if start else "an empty file"
+        raise WeightsError(f"{url} cannot be downloaded: {what} came, where weights were expected.", hint=by_hand)
 
 
 def _total(answer: Any, have: int, stated: Stated) -> int | None:

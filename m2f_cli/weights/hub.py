@@ -56,6 +56,7 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
     """
     if network.is_offline():
         return _cached_copy(repo, network.SWITCHED_OFF, None)
+    _refuse_name(repo)
     token = _token()
     api = f"{_endpoint()}/api/models/{repo}"
     try:
@@ -70,6 +71,15 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
         return _cached_copy(repo, (str(reason).strip() or type(error).__name__).split("\n")[0][:200], error)
     wanted = wanted_files(repo, listed)
     return _in_their_cache(repo, commit, wanted) or _fetch_files(repo, commit, wanted, listed, progress, token)
+
+
+def _refuse_name(repo: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise WeightsError(f"The hub can have no repository {repo!r}: {str(error).rstrip('.')}.") from error
 
 
 def _endpoint() -> str:

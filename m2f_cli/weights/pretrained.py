@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import presets as config
 from ..config.schema import Component
-from ..errors import ConfigError, MissingDependency, WeightsError, unknown_name
+from ..errors import ConfigError, MissingDependency, WeightsError, about, unknown_name
 from . import hub
 from . import readers as containers
 from . import resolve as refs
@@ -274,7 +274,8 @@ def _place(
             "Where the file lacks a part on purpose, --init-partial leaves that part fresh."
         )
         raise
-    return _checked(state)
+    with about(source):
+        return _checked(state)
 
 
 def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

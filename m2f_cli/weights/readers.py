@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, about
 from ..runtime import documents
 from . import torch_files
 from .pickle_source import Damaged
@@ -128,7 +128,8 @@ def _read_safetensors(path: Path) -> Container:
 
 def _read_pickled(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
-        return load(path)
+        with about(path):
+            return load(path)
     except (Damaged, OSError) as error:
         raise _damaged(path, error) from error
 

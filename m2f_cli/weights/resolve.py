@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import presets as config
 from ..config.schema import Config, WeightsSource
-from ..errors import M2FError, WeightsError, nearest, unknown_name
+from ..errors import M2FError, WeightsError, about, nearest, unknown_name
 from . import hub, huggingface
 from . import readers as containers
 from .checkpoint import Checkpoint, from_container, is_ours
@@ -158,9 +158,10 @@ def _load_file(path: Path, trust_code: bool) -> Checkpoint:
     container = containers.read(path)
     if is_ours(container):
         return from_container(container, str(path), trust_code=trust_code)
-    tensors, notes = unwrapped(container.tensors, MARKS)
-    table = _table_of(tensors, path)
-    model, assumed = infer(OurView(table, tensors))
+    with about(path):
+        tensors, notes = unwrapped(container.tensors, MARKS)
+        table = _table_of(tensors, path)
+        model, assumed = infer(OurView(table, tensors))
     checkpoint = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])
     checkpoint.class_names = _class_names(container.extra)
     preset = _released_as(path, checkpoint)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..runtime import archives
 from .pickle_source import Budget, Damaged, PickleSource
 from .pickle_values import STORAGES, Name, Storage
 from .safe_pickle import load as load_pickle
@@ -106,7 +107,7 @@ def _read_zip(path: Path, source: PickleSource, budget: Budget) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+    except archives.DAMAGE as error:
         raise Damaged(f"it is no whole zip archive: {error}") from error
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:

@@ -48,8 +48,13 @@ def read_url(url: str, *, largest: int, timeout: float, token: str | None = None
         Refused: as for `open_url`, or the answer is too long, or takes too long.
         urllib.error.URLError, http.client.HTTPException, OSError: as for `open_url`.
     """
-    with open_url(url, {}, timeout=timeout, token=token) as answer, _deadline(answer, 2 * timeout):
-        content = answer.read(largest + 1)
+    with open_url(url, {}, timeout=timeout, token=token) as answer, in_time(answer, 2 * timeout):
+        if answer.status != 200:
+            raise Refused(f"the server says {answer.status}, where 200 was expected")
+        try:
+            content = answer.read(largest + 1)
+        except ValueError as error:  # http.client's own, of a chunk of a negative size
+            raise Refused(f"the answer makes no sense: {error}") from error
     if len(content) > largest:
         raise Refused(f"more than {largest:,} bytes came, where a list of files was expected")
     return content
@@ -87,6 +92,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
             raise Refused(f"it leads from https to {newurl[:80]!r}, which nobody encrypts")
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         if following is not None:
+            fp.close()  # urllib would read the body of this answer, which may have no end
             before = getattr(req, "linked", {})
             following.linked = {**before, **{name: headers[name] for name in _LINKED if headers.get(name)}}
         return following
@@ -107,20 +113,31 @@ def _marked(request: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _deadline(connection: Any, seconds: float) -> Iterator[None]:
-    """Cut a connection after some seconds, however steadily its bytes come."""
+def in_time(connection: Any, seconds: float) -> Iterator[None]:
+    """Cut a connection after some seconds, however steadily its bytes come.
+
+    Raises:
+        TimeoutError: it was cut.
+    """
     sock = getattr(connection, "sock", None) or getattr(getattr(connection, "fp", None), "raw", None)
     sock = getattr(sock, "_sock", sock)
-    timer = threading.Timer(seconds, _cut, [sock])
+    is_over = threading.Event()
+    timer = threading.Timer(seconds, _cut, [sock, is_over])
     timer.daemon = True
     timer.start()
+    late = f"the answer was not whole after {seconds:.0f} seconds"
     try:
         yield
+    except (OSError, http.client.HTTPException) as error:
+        raise (TimeoutError(late) if is_over.is_set() else error) from error
     finally:
         timer.cancel()
+    if is_over.is_set():
+        raise TimeoutError(late)
 
 
-def _cut(sock: Any) -> None:
+def _cut(sock: Any, is_over: threading.Event) -> None:
+    is_over.set()
     with suppress(OSError, AttributeError):  # it may be closed already
         sock.shutdown(socket.SHUT_RDWR)
 
@@ -129,7 +146,7 @@ class _InTime:
     """Connection whose answer has to begin in time."""
 
     def getresponse(self) -> http.client.HTTPResponse:
-        with _deadline(self, 2 * (self.timeout or 60)):  # type: ignore[attr-defined]
+        with in_time(self, 2 * (self.timeout or 60)):  # type: ignore[attr-defined]
             return super().getresponse()  # type: ignore[misc]
 
 

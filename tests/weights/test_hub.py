@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -474,9 +475,9 @@ def test_a_redirect_may_not_leave_https():
     handler = web.Redirects()
     request = urllib.request.Request("https://example.org/x")
     with pytest.raises(web.Refused, match="which nobody encrypts"):
-        handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/x")
-    assert handler.redirect_request(request, None, 302, "Found", {}, "https://cdn.example.org/x") is not None
-    assert handler.redirect_request(request, None, 302, "Found", {}, "http://127.0.0.1:9/x") is not None
+        handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://example.org/x")
+    assert handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://cdn.example.org/x") is not None
+    assert handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://127.0.0.1:9/x") is not None
 
 
 def test_a_token_goes_to_the_hub_alone_and_a_hash_stays_over_a_redirect(odd):

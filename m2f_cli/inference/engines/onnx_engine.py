@@ -32,7 +32,10 @@ class OnnxEngine:
                 f"onnxruntime cannot open {path}: {_reason(error)}.",
                 hint="Is it a whole ONNX file, with its .data file beside it if it had one? Else export it again.",
             ) from error
-        described = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        try:
+            described = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        except UnicodeDecodeError as error:
+            raise WeightsError(f"The description in {path} is damaged: it is not text in UTF-8.") from error
         if described is None:
             raise not_ours(path)
         self.description = Description.from_json(described, str(path))

@@ -30,7 +30,10 @@ class OpenVinoEngine:
         model = read_model(core, xml_of(path))
         self.description = description_of(model, path)
         self._names = [output.any_name for output in model.outputs]  # an output of a compiled model may have more names
-        self._compiled = core.compile_model(model, name, _settings(name, self.description.precision))
+        try:
+            self._compiled = core.compile_model(model, name, _settings(name, self.description.precision))
+        except RuntimeError as error:
+            raise WeightsError(f"OpenVINO cannot run {path}: {_reason(error)}.", hint="Export it again.") from error
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -77,7 +80,7 @@ def read_model(core: Any, path: Path) -> Any:
         raise WeightsError(f"{path} has no weights beside it: there is no {binary}.", hint="Copy both files.")
     try:
         return core.read_model(path)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its message repeats bytes of the file
         raise WeightsError(f"{path} is damaged or no OpenVINO file: {_reason(error)}.") from error
 
 
@@ -91,7 +94,11 @@ def description_of(model: Any, path: Path) -> Description:
     info = next((each for each in paths if model.has_rt_info(each)), None)
     if info is None:
         raise not_ours(path)
-    return Description.from_json(model.get_rt_info(info).astype(str), str(path))
+    try:
+        text = model.get_rt_info(info).astype(str)
+    except (UnicodeDecodeError, RuntimeError) as error:
+        raise WeightsError(f"The description in {path} is damaged: it is not text in UTF-8.") from error
+    return Description.from_json(text, str(path))
 
 
 def _known_device(core: Any, device: str) -> str:

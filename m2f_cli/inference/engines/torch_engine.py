@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, WeightsError
+from ...errors import ConfigError, DataError, WeightsError
+from ...runtime import archives
 from ...runtime.devices import choose_device
 from .base import KEY, Description, not_ours
 
@@ -59,11 +59,12 @@ def read_description(path: Path) -> Description:
         WeightsError: the file is missing, damaged, or not of m2f.
     """
     try:
+        archives.refuse_long_directory(path)
         with zipfile.ZipFile(path) as archive:
             # The name of the folder of these entries depends on the version of PyTorch.
             entries = [name for name in archive.namelist() if name.rpartition("/")[2] == KEY and "extra" in name]
             text = _read_entry(archive, entries[0]).decode() if entries else None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+    except (DataError, *archives.DAMAGE) as error:
         raise WeightsError(f"{path} is damaged or no .pt2 file: {error}.", hint="Copy or export it again.") from error
     if text is None:
         raise not_ours(path)
