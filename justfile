@@ -36,3 +36,7 @@ bench:
 # Try the commands in many environments and print the matrix: half an hour
 matrix:
     PYTHONPATH=tests python -m compatibility
+
+# Kill every command at random places, and look whether it goes on to the same bits: an hour
+faults:
+    PYTHONPATH=tests python -m faults --kills 200 --seed 0

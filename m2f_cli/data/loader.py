@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import signal
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import connection
 
 import cv2
 import numpy as np
@@ -172,6 +176,9 @@ class Loader:
         workers: number of processes that read and augment. With 0, this process does so.
         start: number of batches to leave out. They are counted, but not read.
         pin: True to return batches in pinned memory, for a GPU.
+
+    Raises:
+        ConfigError: a number makes no sense, or no worker can send anything in this folder for temporary files.
     """
 
     def __init__(
@@ -189,6 +196,8 @@ class Loader:
     ):
         if batch < 1 or workers < 0 or start < 0:
             raise ConfigError(f"batch = {batch}, workers = {workers}, start = {start} should be 1, 0 and 0 or more.")
+        if workers:
+            _check_sockets()
         self.stream, self.batch, self.wide = stream, batch, wide
         self.workers, self.pin = workers, pin
         self._maker = _BatchMaker(samples, normalise, size_divisor)
@@ -226,6 +235,18 @@ class Loader:
                 yield batch
         finally:
             _end_workers(produced)
+
+
+def _check_sockets() -> None:
+    """Refuse a folder for temporary files where no worker can open a socket. PyTorch would wait for ever."""
+    if sys.platform == "win32":
+        return
+    longest = 107 if sys.platform == "linux" else 103  # bytes of the name of a socket
+    if len(os.fsencode(connection.arbitrary_address("AF_UNIX"))) > longest:
+        raise ConfigError(
+            f"The name of the folder for temporary files is too long for worker processes: {tempfile.gettempdir()}.",
+            hint="Set TMPDIR to another folder, or pass --workers 0.",
+        )
 
 
 def _end_workers(produced: Iterator[Batch | M2FError]) -> None:

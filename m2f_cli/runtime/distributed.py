@@ -39,6 +39,9 @@ def group(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; gives the device of this process.
 
     NCCL on CUDA, gloo elsewhere. Under torchrun on CUDA each process takes the GPU of its local rank.
+
+    Raises:
+        M2FError: another process was lost, or is out of reach.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield device
@@ -46,11 +49,26 @@ def group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield device
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not is_of_group(error):
+            raise
+        raise M2FError(
+            "Another process of this command has ended, or cannot be reached.",
+            hint="Its own message says why; then start all of them again.",
+        ) from error
+
+
+def is_of_group(error: BaseException) -> bool:
+    """Return True for an error of the communication of processes, not of what a process computes."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error)  # gloo raises bare RuntimeErrors
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

@@ -116,8 +116,11 @@ def is_part(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove the unfinished files of killed processes below a folder that nobody else writes.
+def remove_parts(folder: Path, *, below: bool = True) -> None:
+    """Remove the unfinished files of killed processes in a folder that nobody else writes.
+
+    Args:
+        below: False to spare the folders inside, where another process may be at work.
 
     Raises:
         M2FError: one cannot be removed.
@@ -127,6 +130,8 @@ def remove_parts(folder: Path) -> None:
             for name in names:
                 if _PART.match(name):
                     Path(place, name).unlink(missing_ok=True)
+            if not below:
+                break
 
 
 @contextmanager

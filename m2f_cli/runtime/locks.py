@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .files import read_file, refuse_special, write_json, writing_to
+from .files import read_file, refuse_special, remove_parts, write_json, writing_to
 
 try:
     import fcntl
@@ -60,6 +60,7 @@ def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[No
         )
     _held.add(descriptor)
     try:
+        remove_parts(folder, below=False)
         write_json(
             _owner_file(path),
             {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")},

@@ -204,6 +204,8 @@ def train(
             return False
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)
+        if distributed.rank() > 0:  # only the random state of the first process is saved
+            torch.manual_seed(_seed_of_step(config.seed, state.iteration))
         with _one_step(state, last_step):
             values, norm = to_host(*train_step(parts, chosen))
             state.doing = "changing"
@@ -220,6 +222,11 @@ def train(
         on_step(StepRecord(done, values, rate, norm, images, data_seconds, seconds, not finite, scale))
         on_due(state.iteration)
     return True
+
+
+def _seed_of_step(seed: int, iteration: int) -> int:
+    """Return the seed of this process for a step. It is the same in a run that was resumed."""
+    return hash((seed, iteration, distributed.rank())) % 2**63
 
 
 def _fetched(batches: Iterator[Batch], count: int) -> tuple[list[Batch], M2FError | None]:

@@ -127,10 +127,8 @@ class Run:
         """Return to the state in `tree`, which `save` wrote."""
         state.restore(self.parts, tree)
         done = tree["iteration"]
-        if distributed.rank() == 0:
+        if distributed.rank() == 0:  # the others have their numbers from the iteration
             state.set_random_state(tree["random"], self.parts.device)
-        else:  # only the state of the first process is saved, and the others must not draw the same numbers
-            torch.manual_seed(hash((self.settings.train.seed, done, distributed.rank())) % 2**63)
         self.state = RunState(done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done))
         self.saved = done
         if distributed.rank() == 0 and not (self.checkpoints / "last.safetensors").is_file():

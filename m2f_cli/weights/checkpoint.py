@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,15 +130,16 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     """Write under a temporary name, then rename, so that no half-written file remains.
 
     Raises:
-        WeightsError: the folder or the file cannot be written.
+        M2FError: the folder or the file cannot be written.
     """
-    try:
-        with atomic(path, durable=True) as part:
+    with atomic(path, durable=True) as part:
+        try:
             save_file(tensors, part, metadata)
-    except M2FError as error:
-        raise WeightsError(error.message) from error
-    except SafetensorError as error:
-        raise WeightsError(f"Cannot write {path}: {error}.") from error
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise M2FError(f"Cannot write {path}: {error}.") from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def is_ours(container: Container) -> bool:

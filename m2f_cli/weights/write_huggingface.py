@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..config.schema import Component, Config, ModelConfig
 from ..errors import ExportError
+from ..runtime.locks import staged
 from ..structures.categories import Categories
 from . import key_mapping as names
 from .checkpoint import write_safetensors
@@ -29,24 +28,19 @@ def write_folder(folder: str | Path, state: Mapping[str, Tensor], config: Config
 
     Raises:
         ExportError: transformers has no such network, or the folder exists already.
+        ConfigError: another process writes the folder.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} exists already.", hint="Choose another folder, or remove it first.")
     tree = to_config_json(config.model, categories)
     tensors = to_tensors(state, config.model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir()
-        write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"})
+    with staged(folder, "An export") as part:
+        write_safetensors(part / "model.safetensors", tensors, {"format": "pt"})
         processor = to_processor_json(config, categories)
         for name, record in (("config.json", tree), ("preprocessor_config.json", processor)):
-            (temporary / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            (part / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(folder)
     return folder
 
 

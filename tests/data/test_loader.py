@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from multiprocessing import connection
 
 import numpy as np
 import pytest
@@ -300,3 +301,11 @@ def test_the_published_recipes_run_on_generated_scenes(name, task, size, target)
         height, width = batch.targets[0].size
         assert target in (None, (height, width)) and height <= size[0] and width <= size[1]
         assert torch.isfinite(batch.images_BCHW).all() and not batch.images_BCHW[0, :, height:, width:].any()
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_name_is_refused(monkeypatch):
+    """No socket can be opened in it: PyTorch's worker fails, and its parent waits for ever."""
+    monkeypatch.setattr(connection, "arbitrary_address", lambda family: "/tmp/" + "x" * 110)
+    with pytest.raises(ConfigError, match="too long for worker processes.*Set TMPDIR.*or pass --workers 0"):
+        loader(workers=1)
+    loader(workers=0)

@@ -137,3 +137,19 @@ def test_a_link_in_place_of_the_lock_changes_no_other_file(tmp_path, name, exist
         with locked(tmp_path / "run", "A training"):
             pass
     assert (other.read_text() == "mine") if exists else not other.exists()
+
+
+def test_a_process_killed_while_it_wrote_its_record_leaves_nothing(tmp_path):
+    """The record is written whole, so that half of one has a temporary name. Folders inside are another process's."""
+    room, inside = tmp_path / ".out.part", tmp_path / ".out.part" / "other"
+    inside.mkdir(parents=True)
+    (room / ".12-34.part").write_text("{")
+    (inside / ".12-34.part").write_text("{")
+    with locked(room, "An export"):
+        assert not (room / ".12-34.part").exists() and (inside / ".12-34.part").exists()
+    (inside / ".12-34.part").unlink()
+    inside.rmdir()
+    (room / ".12-34.part").write_text("{")
+    with staged(tmp_path / "out", "An export"):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -125,32 +125,6 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, at):
     assert [line["iteration"] for line in lines if line["kind"] == "train"] == list(range(6))
 
 
-def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
-    """SIGKILL at some moment of a step after the first checkpoints; whatever was written last is whole."""
-    script = (
-        f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
-        "import os, signal, threading\n"
-        "from pathlib import Path\n"
-        "from training.tiny import settings\n"
-        "from m2f_cli.training import run\n"
-        "def on_step(step):\n"
-        "    if step.iteration == 7:\n"
-        "        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
-        "changes = ('train.iterations=16', 'train.checkpoint_every=2')\n"
-        "options = run.TrainOptions(init='random', device='cpu')\n"
-        "run.start(settings(*changes), Path(sys.argv[1]), options, run.Listener(on_step=on_step))\n"
-    )
-    child = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], check=False)
-    assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert 0 < state.read(tmp_path / "killed" / "checkpoints" / "resume.pt")["iteration"] < 16
-    tree = settings("train.iterations=16", "train.checkpoint_every=2")
-    run.start(tree, tmp_path / "killed", TrainOptions(device="cpu", resume=True))
-    run.start(tree, tmp_path / "whole", OPTIONS)
-    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
-    orphans = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.endswith(".tmp")]
-    assert len(orphans) <= 1, "a killed writer may leave its temporary file, never a damaged one"
-
-
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "resume.pt"
     state.write(path, {"iteration": 3})
@@ -273,6 +247,31 @@ def test_a_signal_that_also_ends_the_workers_is_no_bug(tmp_path):
     assert loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: bool(asked), **nobody) is False
     with pytest.raises(M2FError, match="has died.*pid 7.*smaller --workers"):
         loop.train(prepared.parts, killed(), prepared.state, should_stop=lambda: False, **nobody)
+
+
+def test_a_further_process_draws_what_it_drew_in_a_run_that_went_on(tmp_path, monkeypatch):
+    """Only the first one's random state is saved."""
+
+    def drawn(begin):
+        short = settings("train.iterations=3", "train.batch=2")
+        prepared = run.prepare(short, tmp_path, OPTIONS, torch.device("cpu"), Listener())
+        monkeypatch.setattr(loop.distributed, "rank", lambda: 1)
+        prepared.state.iteration, found = begin, {}
+        real = loop.losses_of
+
+        def losses_of(*arguments):
+            found.setdefault(prepared.state.iteration, torch.rand(4))
+            return real(*arguments)
+
+        monkeypatch.setattr(loop, "losses_of", losses_of)
+        nobody = {"on_step": lambda s: None, "on_non_finite_step": lambda t: None, "on_due": lambda n: None}
+        loop.train(prepared.parts, iter(prepared.loader), prepared.state, **nobody)
+        monkeypatch.undo()
+        return found
+
+    whole, resumed = drawn(0), drawn(2)
+    assert list(resumed) == [2] and torch.equal(resumed[2], whole[2])
+    assert len({tuple(values.tolist()) for values in whole.values()}) == 3
 
 
 def test_frozen_batch_norms_stand_still_from_the_first_step(tmp_path):

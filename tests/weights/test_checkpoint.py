@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of, shapes_of
 
 from m2f_cli import __version__, weights
-from m2f_cli.errors import ConfigError, WeightsError
+from m2f_cli.errors import ConfigError, M2FError, WeightsError
+from m2f_cli.weights import checkpoint
 
 
 @pytest.fixture
@@ -95,8 +96,18 @@ def test_a_file_that_is_mapped_may_be_replaced(saved):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     settings = config_of()
-    with pytest.raises(WeightsError, match="Cannot write"):
+    with pytest.raises(M2FError, match="Cannot write"):
         weights.save(tmp_path / "file" / "best.safetensors", {}, settings, CATEGORIES)
+
+
+def test_a_full_disk_is_no_fault_of_the_weights(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(M2FError, match=r"^Cannot write .*best.safetensors: No space left on device.$") as caught:
+        weights.save(tmp_path / "best.safetensors", {}, config_of(), CATEGORIES)
+    assert caught.value.exit_code == 1 and not list(tmp_path.iterdir())
 
 
 def test_half_precision_is_widened(saved):

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
 import cv2
 
 from ...data.records import Record, check_size
-from ...errors import ConfigError, DataError, M2FError
+from ...errors import ConfigError, DataError
 from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
 from ...runtime.locks import staged
+from ...runtime.pools import process_pool
 from ...runtime.text import json_text
 from ...runtime.threads import in_order, usable_cores
 from .base import Lost, Place, Rows, Writer, save_png
@@ -177,21 +175,11 @@ def _pool(workers: int) -> Iterator[Executor | None]:
     if workers <= 1:
         yield None
         return
-    # "spawn", because a fork of a process with threads of PyTorch or OpenCV can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
-    try:
+    with process_pool(workers, "writes images", _use_one_thread) as pool:
         yield pool
-    except BrokenProcessPool as error:
-        raise M2FError(
-            "A process that wrote images was killed.", hint="If the memory was not enough, pass a smaller --workers."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """Prepare a worker process: only the main process handles Ctrl-C, and each process uses one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _use_one_thread() -> None:
     cv2.setNumThreads(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ class PrepareJournal:
 
     def __init__(self, table: Path | None, *, fresh: bool = False):
         self.entries: dict[str, Any] = {}
-        self.lines = None if table is None else JsonLines(table.with_name(f".{table.name}.journal"), fresh=fresh)
+        self.lines = None if table is None else JsonLines(_path(table), fresh=fresh)
         if self.lines is not None:
             for _, line in whole_lines(self.lines.path):
                 self._keep(line)
@@ -53,3 +54,13 @@ class PrepareJournal:
             self.entries[name] = entry
         except (ValueError, KeyError, TypeError):  # of another program, or damaged: the image is prepared again
             return
+
+
+def remove_left(table: Path) -> None:
+    """Remove the journal of a table that is complete. A process that was killed in between leaves one."""
+    with contextlib.suppress(OSError):  # a complete data set may lie where nothing can be changed
+        _path(table).unlink(missing_ok=True)
+
+
+def _path(table: Path) -> Path:
+    return table.with_name(f".{table.name}.journal")

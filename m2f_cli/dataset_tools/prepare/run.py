@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +17,13 @@ import numpy as np
 from ... import plugins
 from ...errors import DataError
 from ...runtime.archives import Folder, Layers, Tree, archive_files, is_safe, open_tree, refuse_other_content
-from ...runtime.files import atomic, lies_in
+from ...runtime.files import atomic, lies_in, remove_parts
 from ...runtime.locks import locked
+from ...runtime.pools import process_pool
 from ...runtime.threads import usable_cores
 from ...structures.images import open_image
 from .base import Count, Item, Made, Plan, Preparer, Stage, as_it_is
-from .journal import PrepareJournal
+from .journal import PrepareJournal, remove_left
 
 _PIXELS = (".png", ".tif", ".tiff")
 _PNG_END = b"IEND\xaeB`\x82"
@@ -137,7 +136,7 @@ def prepare(
         check_archives(tree, preparer, on_progress)
     stages = (*_placing(tree, plan, folder), *plan.stages)
     everything = tree if _is_at(tree, folder) else Layers((tree, Folder(folder)))
-    with alone_in(folder), _mapping(workers or usable_cores(), [__name__, preparer.plan.__module__]) as map_:
+    with alone_in(folder), _mapping(workers or usable_cores()) as map_:
         job = _Job(everything, folder, verify, map_, on_progress)
         reports = tuple(job.run(stage) for stage in stages)
     check_output(stages, folder)
@@ -233,20 +232,13 @@ def _placing(tree: Tree, plan: Plan, folder: Path) -> tuple[Stage, ...]:
 
 
 @contextmanager
-def _mapping(workers: int, modules: list[str]) -> Iterator[Callable[..., Iterator[Done]]]:
-    """Yield `map` over processes that preload `modules`. A failure or Ctrl-C cancels the work that has not begun."""
+def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Done]]]:
+    """Yield `map` over processes. A failure or Ctrl-C cancels the work that has not begun."""
     if workers == 1:
         yield map
         return
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(modules)  # imported once, not once per process
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
+    with process_pool(workers, "prepares images") as pool:
         yield functools.partial(pool.map, chunksize=_CHUNK)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -260,6 +252,7 @@ class _Job:
     def run(self, stage: Stage) -> StageReport:
         table = None if stage.table is None else self.out / stage.table
         if table is not None and not self.verify and _is_complete(table, stage.items, self.out):
+            remove_left(table)
             return StageReport(stage.title, kept=len(stage.items))
         if stage.table is not None:
             _refuse_link(self.out, stage.table)
@@ -373,14 +366,18 @@ def _put(path: Path, content: bytes | Path) -> None:
         _link(content, part) if isinstance(content, Path) else part.write_bytes(content)
 
 
-def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Return a lock that keeps other processes from writing to the folder.
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to the folder, and remove the unfinished files of killed ones.
 
     There is no lock for a folder without write permission, which may hold a complete data set.
     """
     if folder.is_dir() and not os.access(folder, os.W_OK):
-        return nullcontext()
-    return locked(folder, "A preparation")
+        yield
+        return
+    with locked(folder, "A preparation"):
+        remove_parts(folder)
+        yield
 
 
 def _link(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.prepare_tools import zipped
+from helpers.prepare_tools import ade20k_folder, save, zipped
 from PIL import Image
 
 from m2f_cli import plugins
@@ -20,26 +20,7 @@ COUNT = 5
 
 @pytest.fixture
 def ade(tmp_path):
-    """ADEChallengeData2016 with five images of training and two of validation."""
-    root = tmp_path / "ADEChallengeData2016"
-    random = np.random.default_rng(0)
-    for split, short, count in (("training", "train", COUNT), ("validation", "val", 2)):
-        for number in range(1, count + 1):
-            name = f"ADE_{short}_{number:08d}"
-            kinds = np.zeros((20, 30), np.uint8)
-            kinds[2:9, 3:11], kinds[10:15, 20:30] = 4, 4  # two persons
-            objects = np.zeros((20, 30, 3), np.uint8)
-            objects[..., 0], objects[2:9, 3:11, 1], objects[10:15, 20:30, 1] = kinds, 1, 2
-            labels = np.where(kinds > 0, 13, random.integers(0, 4, (20, 1))).astype(np.uint8)
-            save(root / "images" / split / f"{name}.jpg", np.zeros((20, 30, 3), np.uint8))
-            save(root / "annotations" / split / f"{name}.png", labels)
-            save(root / "annotations_instance" / split / f"{name}.png", objects)
-    return root
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    return ade20k_folder(tmp_path / "ADEChallengeData2016", COUNT)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -113,6 +94,16 @@ def test_a_torn_line_of_the_journal_is_made_again(ade, tmp_path):
     journal.write_bytes(b'["ADE_train_00000001", [{"id": "ADE_trai')
     prepare(ade, tmp_path / "out")
     assert table.read_bytes() == expected and not journal.exists()
+
+
+def test_what_a_killed_run_left_behind_is_removed(ade, tmp_path):
+    """One process was killed between the table and the end of its journal, another in the middle of a file."""
+    prepare(ade, tmp_path / "out")
+    expected = contents(tmp_path / "out")
+    (tmp_path / "out" / ".ade20k_instance_train.json.journal").write_text("[]\n")
+    (tmp_path / "out" / "annotations_detectron2" / "training" / ".12-34.part").write_text("half")
+    prepare(ade, tmp_path / "out")
+    assert contents(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n half"])

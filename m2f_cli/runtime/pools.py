@@ -1,0 +1,54 @@
+"""Pools of processes that share the work of a command, and that never outlive it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from ..errors import M2FError
+
+
+@contextmanager
+def process_pool(workers: int, what: str, begin: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of processes. After an error or Ctrl-C, work that has not begun is cancelled.
+
+    Args:
+        what: the work, such as "writes images", for the error message.
+        begin: is called in each process at its start.
+
+    Raises:
+        M2FError: a process of the pool was killed.
+    """
+    # "spawn": a fork of a process with threads of PyTorch or OpenCV can hang, and a fork server needs a socket, whose
+    # name is too long in some folders for temporary files.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begin,))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise M2FError(
+            f"A process that {what} was killed.", hint="If the memory was not enough, pass a smaller --workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(begin: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the main process handles Ctrl-C
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if begin is not None:
+        begin()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has died. It would wait for work for ever, and might still write files."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
