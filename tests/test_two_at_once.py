@@ -76,6 +76,19 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
+def test_a_conversion_killed_at_its_very_end_leaves_nothing(tmp_path):
+    """It has its name already, so that each further start is refused."""
+    for folder in ("out", ".out.part", "other", ".other.part"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / (".m2f.lock" if folder.startswith(".") else "image.png")).write_text("")
+    with pytest.raises(ConfigError, match="out exists already"), writing.new_folder(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.part", "other", "out"]
+    with locked(tmp_path / ".other.part", "A living one"), pytest.raises(ConfigError, match="other exists already"):
+        writing.refuse_existing(tmp_path / "other")
+    assert (tmp_path / ".other.part").is_dir()
+
+
 def test_preparations_take_turns(tmp_path):
     refused = pytest.raises(ConfigError, match="A preparation is at work")
     with locked(tmp_path, "Somebody"), refused, preparing.alone_in(tmp_path):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, M2FError
 from .files import read_file, refuse_special, remove_parts, write_json, writing_to
 
 try:
@@ -84,7 +84,7 @@ def staged(path: Path, what: str) -> Iterator[Path]:
     Raises:
         ConfigError: another process is at work on `path`. M2FError: the folder cannot be made.
     """
-    room = path.parent / f".{path.name}.part"
+    room = _staging_of(path)
     with locked(room, what, shown=path):
         inside = room / "new"
         shutil.rmtree(inside, ignore_errors=True)
@@ -96,6 +96,17 @@ def staged(path: Path, what: str) -> Iterator[Path]:
             shutil.rmtree(inside, ignore_errors=True)
     with contextlib.suppress(OSError):  # another process is at work there now
         room.rmdir()
+
+
+def clear_staged(path: Path) -> None:
+    """Remove what a process left behind that was killed after `path` had got its content. A living one is spared."""
+    if _staging_of(path).is_dir():
+        with contextlib.suppress(M2FError), staged(path, "Another command"):  # at work, or not to be removed
+            pass
+
+
+def _staging_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.part"
 
 
 # --- the lock itself --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import cv2
 from ...data.records import Record, check_size
 from ...errors import ConfigError, DataError
 from ...runtime.files import SUFFIXES, Distinct, safe_name, writing_to
-from ...runtime.locks import staged
+from ...runtime.locks import clear_staged, staged
 from ...runtime.pools import process_pool
 from ...runtime.text import json_text
 from ...runtime.threads import in_order, usable_cores
@@ -224,6 +224,7 @@ def refuse_existing(destination: Path) -> None:
         ConfigError: the destination exists.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        clear_staged(destination)
         raise ConfigError(f"{destination} exists already.", hint="Choose another name: nothing is overwritten.")
 
 
