@@ -14,7 +14,7 @@ from m2f_cli.runtime.locks import is_lock
 from m2f_cli.training import resume
 
 CLOCKS = ("images_per_second", "data_share", "seconds", "times_ms")
-UNLIKE = (*CLOCKS, "command")  # keys of values that a run that went on has otherwise
+UNLIKE = (*CLOCKS, "command", "crc32")  # keys of values that a run that went on has otherwise
 CHANGING = ("curves.png",)  # draws clocks
 RECORDS = (".json", ".jsonl")
 

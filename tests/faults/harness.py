@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Runner:
         for name in ("RANK", "WORLD_SIZE", "M2F_DEBUG", "PYTEST_CURRENT_TEST"):
             environment.pop(name, None)
         self.environment = environment
+        self.temporary = tempfile.TemporaryDirectory(prefix="m2f-")  # short: sockets lie in it
         self.server = subprocess.Popen(
             [sys.executable, "-m", "faults.fork_server"],
             stdin=subprocess.PIPE,
@@ -124,6 +126,7 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         self.server.stdin.close()
         self.server.wait()
+        self.temporary.cleanup()
 
     def answer(self, seconds: float | None = None) -> dict | None:
         """Return the next line of the server; None where none came in time."""
@@ -136,7 +139,7 @@ class Runner:
 
     def run(self, arguments: Sequence[str], here: Path, fault: Fault, processes: int = 1, counts: str = "") -> Ended:
         """Run a command line below `here`, with a fault."""
-        environment = {"TMPDIR": str(here / "tmp"), "COLUMNS": "200"}
+        environment = {"TMPDIR": self.temporary.name, "COLUMNS": "200"}
         if processes > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -288,8 +291,7 @@ class Bench:
     def room(self, fault: Fault) -> Iterator[Path]:
         """Yield a folder with fresh data and an empty place for results, as the fault asks for."""
         shutil.copytree(self.given, self.here, symlinks=True)
-        for name in (ROOM, "tmp"):
-            (self.here / name).mkdir()
+        (self.here / ROOM).mkdir()
         is_mounted = fault.bytes_free is not None or fault.is_read_only
         if is_mounted:
             mount("-t", "tmpfs", "-o", f"size={fault.bytes_free or 1 << 26}", "tmpfs", str(self.here / ROOM))

@@ -72,12 +72,10 @@ def make_given(folder: Path, runner: Runner) -> Path:
     ade20k_folder(folder / "ade", 4)
     arguments = (*TRAIN, *words(("train.iterations=1", "train.eval_every=0")), "--batch", "2", "--workers", "0")
     (folder / ROOM).mkdir()
-    (folder / "tmp").mkdir()
     ended = runner.run((*arguments, "--out", "model"), folder, Fault("nothing"))
     if ended.code:
         raise RuntimeError(f"The model cannot be trained: {ended}")
-    for name in (ROOM, "tmp"):
-        shutil.rmtree(folder / name)
+    shutil.rmtree(folder / ROOM)
     return folder
 
 

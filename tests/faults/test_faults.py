@@ -16,7 +16,7 @@ from faults.scenarios import SCENARIOS, make_given
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, /proc and limits of Linux")
 QUICK = {
-    "train": ["killed_before_operation", "killed_inside_a_write", "error_in_a_worker"],
+    "train": ["killed_before_operation", "error_in_a_worker"],
     "predict": ["killed_before_operation", "failing_write", "vanished_image"],
     "eval": ["killed_before_operation", "short_write", "vanished_image"],
     "export safetensors": ["killed_before_operation", "failing_write"],
