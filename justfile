@@ -25,9 +25,10 @@ test-fast:
 fuzz:
     PYTHONPATH=tests python -m fuzz --count 20000 --seed 0
 
-# Check the documentation: links, citations, public names, examples
+# Build the site of the documentation, and check it: links, citations, public names, commands, examples
 docs:
-    pytest -x tests/test_docs.py tests/test_public_api.py tests/test_adding.py tests/test_contributing.py
+    mkdocs build --strict
+    pytest -x tests/test_docs.py tests/test_site.py tests/test_readme.py tests/test_public_api.py tests/test_adding.py tests/test_contributing.py
 
 # Measure the speed of a small model
 bench:

@@ -27,7 +27,7 @@ def extra(name: str) -> list[str]:
     return re.findall(r'"([\w-]+)', re.search(rf"^{name} = \[(.*?)^\]", PYPROJECT, re.M | re.S)[1])
 
 
-TOOLS = {"pip", "bash", "python", *extra("test"), *re.findall(r"^(\w+) = \"m2f_cli", PYPROJECT, re.M)}
+TOOLS = {"pip", "bash", "python", "mkdocs", *extra("test"), *re.findall(r"^(\w+) = \"m2f_cli", PYPROJECT, re.M)}
 
 
 def recipes() -> dict[str, list[str]]:

@@ -1,23 +1,29 @@
-"""Every command of the README and the guides is run, in a folder with images of its own; the README's Python, too.
+"""Every `bash` and `python` block of the README and of docs/ is run, in a folder with images of its own.
 
 Weights that would be downloaded are random ones of the released shape, put where downloads are kept: the network is
-switched off, everything else is what a user gets.
+switched off, everything else is what a user gets. Trainings take two steps.
+What cannot be run here (downloads, GPUs, hours) stands in `text` blocks; those commands are parsed.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
+import typer
 from helpers.folders import image_entry, write_ids, write_json
 
 from m2f_cli import cli, plugins
@@ -29,46 +35,53 @@ from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+UNSTARTED = {"docs/development/adding.md"}  # tests/test_adding.py runs its blocks
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [
-        ROOT / "README.md",
-        *sorted((ROOT / "docs" / "guides").glob("*.md")),
-        ROOT / "docs" / "reference" / "presets.md",
-        ROOT / "docs" / "export.md",
-    ]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
+RUN = [page for name, page in PAGES.items() if name not in UNSTARTED]
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 
 def blocks(language: str, page: str = README) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    return [text for kind, text in fenced if kind == language]
+    """The blocks of a language; those inside of tabs are indented."""
+    fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(text) for _, kind, text in fenced if kind == language]
 
 
 def commands(block: str) -> list[str]:
     return [line for line in block.splitlines() if line and not line.startswith("#")]
 
 
-BLOCKS = list(dict.fromkeys(block for page in PAGES.values() for block in blocks("bash", page)))
+BLOCKS = list(dict.fromkeys(block for page in RUN for block in blocks("bash", page)))
+PYTHON = list(dict.fromkeys(block for page in RUN for block in blocks("python", page)))
 COMMANDS = list(dict.fromkeys(command for block in BLOCKS for command in commands(block)))
 TRAINING = next(block for block in BLOCKS if "m2f train" in block)
+SHORTER = {  # command → what a test adds to it
+    "m2f demo": " --iterations 10",  # tests/workflows/test_demo.py, marked slow, has all of them
+    "m2f train": " --set train.iterations=2 --batch 2 --val-images 2",
+}
+SIZE = (240, 24)  # width and height of images
 INSTALLING = "pip install -e . && "  # a test does not install; the suite runs where that has been done
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A user's folder: images, COCO annotations, and the weights of three presets where downloads are kept.
+    """A user's folder: images, annotations, and the weights of presets where downloads are kept.
 
-    The commands that train have been run: others evaluate and export what they leave.
+    The commands of the README that train have been run: others evaluate and export what they leave. Images are long and
+    low, which keeps them small where the short edge would become 800 pixels.
     """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "images").mkdir()
     (folder / "m2f" / "weights").mkdir(parents=True)
     for path in ("photo.jpg", "images/a.jpg", "images/b.jpg"):
         pixels = np.random.default_rng(len(path)).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / path), cv2.resize(pixels, (96, 64), interpolation=cv2.INTER_CUBIC))
+        cv2.imwrite(str(folder / path), cv2.resize(pixels, SIZE, interpolation=cv2.INTER_CUBIC))
     write_coco(folder / "coco")
+    shutil.copytree(ROOT / "tests" / "data_nuclei", folder / "nuclei")
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "m2f" / "weights" / "resnet18-f37072fd.pth")
     for name in ("coco-panoptic-swin-t", "coco-instance-swin-t", "ade20k-swin-t-paper"):
         preset = config.load(name)
         torch.manual_seed(0)
@@ -88,20 +101,27 @@ def write_coco(folder: Path) -> None:
     """Two images in each split, a person on grass, and predictions of the held-back ones."""
     classes = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in load_categories("coco-panoptic")]
     person, grass = (next(c["id"] for c in classes if name in c["name"]) for name in ("person", "grass"))
-    ids_HW = np.full((64, 96), 2, np.int32)
-    ids_HW[10:50, 20:60] = 1
+    width, height = SIZE
+    ids_HW = np.full((height, width), 2, np.int32)
+    ids_HW[4:20, 20:60] = 1
     segments = [
-        {"id": i, "category_id": category, "iscrowd": 0, "area": int((ids_HW == i).sum()), "bbox": [0, 0, 96, 64]}
+        {
+            "id": i,
+            "category_id": category,
+            "iscrowd": 0,
+            "area": int((ids_HW == i).sum()),
+            "bbox": [0, 0, width, height],
+        }
         for i, category in ((1, person), (2, grass))
     ]
     for split in ("train2017", "val2017"):
         (folder / split).mkdir(parents=True)
         for i in (1, 2):
             pixels = np.random.default_rng([i, len(split)]).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-            cv2.imwrite(str(folder / split / f"{i}.jpg"), cv2.resize(pixels, (96, 64)))
+            cv2.imwrite(str(folder / split / f"{i}.jpg"), cv2.resize(pixels, SIZE))
             write_ids(folder / f"panoptic_{split}" / f"{i}.png", ids_HW)
         tree = {
-            "images": [image_entry(i, f"{i}.jpg", (64, 96)) for i in (1, 2)],
+            "images": [image_entry(i, f"{i}.jpg", (height, width)) for i in (1, 2)],
             "annotations": [{"image_id": i, "file_name": f"{i}.png", "segments_info": segments} for i in (1, 2)],
             "categories": classes,
         }
@@ -135,7 +155,11 @@ def run_here(command: str, folder: Path) -> None:
         patch.chdir(folder)
         for name, value in environment(folder).items():
             patch.setenv(name, value)
-        assert cli.run(shlex.split(command)[1:]) == 0, command
+        assert cli.run(shlex.split(shortened(command))[1:]) == 0, command
+
+
+def shortened(command: str) -> str:
+    return command + "".join(more for start, more in SHORTER.items() if command.startswith(start))
 
 
 def is_plain(command: str) -> bool:
@@ -159,8 +183,6 @@ def is_part_of_another(block: str) -> bool:
 def test_the_commands_of_each_block_run_in_its_order(home, block):
     for command in commands(block):
         command = command.removeprefix(INSTALLING)
-        if command == "m2f demo":
-            command += " --iterations 10"  # tests/workflows/test_demo.py, marked slow, has all of them
         (run_here if is_plain(command) else run)(command, home)
         check_output(command, home)
 
@@ -185,14 +207,70 @@ def test_the_test_command_is_what_ci_runs():
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_of_the_readme_runs(home, code, monkeypatch):
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_the_python_of_each_block_runs(home, code, monkeypatch):
     monkeypatch.chdir(home)
     for name, value in environment(home).items():
         monkeypatch.setenv(name, value)
+    if "for-transformers" in code and not (home / "out" / "for-transformers").exists():
+        run_here("m2f export --model runs/first --format huggingface --out out/for-transformers", home)
     names: dict = {"__name__": "__main__"}
-    exec(compile(code, "README.md", "exec"), names)
-    assert len(names["records"]) == len(names["result"].segments) and names["image"].size == names["result"].size[::-1]
+    exec(compile(code, "block.py", "exec"), names)
+    if code in blocks("python"):
+        records, result = names["records"], names["result"]
+        assert len(records) == len(result.segments) and names["image"].size == result.size[::-1]
+
+
+@pytest.fixture
+def only_parsed(monkeypatch):
+    """Let commands do nothing but read their options."""
+    seen: list[str] = []
+    commands_of = plugins.load
+
+    def nothing(function):
+        @functools.wraps(function)
+        def idle(*_, **__):
+            seen.append(function.__name__)
+
+        return idle
+
+    def load(target: str):
+        command = commands_of(target)
+        if not isinstance(command, typer.Typer):
+            return nothing(command)
+        shell = typer.Typer()
+        shell.callback()(lambda: None)
+        for each in command.registered_commands:
+            shell.command(each.name)(nothing(each.callback))
+        return shell
+
+    monkeypatch.setattr(plugins, "load", load)
+    return seen
+
+
+LINES = sorted(
+    {
+        line
+        for page in RUN
+        for kind in ("bash", "text", "")
+        for block in blocks(kind, page)
+        for line in re.findall(r"\bm2f(?: |$).*", re.sub(r"\\\n\s*", " ", block).replace("python -m m2f_cli", "m2f"))
+    }
+)
+
+
+def test_every_line_of_any_block_is_understood(only_parsed, capsys):
+    """Also those that are not run: options and arguments exist, and values are of their kind."""
+    wrong = []
+    typed = [line for line in LINES if re.match(r"m2f (?:--?\w|[a-z]+)", line) and "…" not in line]
+    assert len(typed) > 60
+    for line in typed:
+        for command in re.split(r"&&|\||2>|>| # ", line):
+            words = shlex.split(command)
+            if words[:1] == ["m2f"] and cli.run(words[1:]) != 0:
+                wrong.append(f"{command}: {capsys.readouterr().err}")
+    assert not wrong, "\n".join(wrong)
+    assert len(only_parsed) > 60
 
 
 def test_the_tree_is_the_tree():

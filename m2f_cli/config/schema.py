@@ -339,14 +339,14 @@ class Published(Node):
     metric: str = Field(description="Name of the figure, such as pq or miou.")
     value: float = Field(description="The figure as published; figures of quality in percent.")
     source: str = Field(description="Table that it stands in.")
-    setting: str = Field("single scale", description="How it was measured.")
+    setting: str = Field("single scale", description="How it was measured, such as multi-scale + flip.")
     verified: bool = Field(True, description="False where docs/methods/published-behaviour.md says UNVERIFIED.")
 
 
 class OptimizerConfig(Node):
     """AdamW with a group per kind of parameter (docs/methods/published-behaviour.md#2-1)."""
 
-    learning_rate: float = Field(gt=0, le=1000, description="Learning rate; see backbone_multiplier.")
+    learning_rate: float = Field(gt=0, le=1000, description="Learning rate after the warm-up; see backbone_multiplier.")
     weight_decay: float = Field(ge=0, le=1000, description="Weight decay of all parameters but those below.")
     norm_weight_decay: float = Field(ge=0, le=1000, description="Weight decay of weights and biases of norm layers.")
     embedding_weight_decay: float = Field(
@@ -363,10 +363,10 @@ class ScheduleConfig(Node):
         description="poly: (1 - iteration / iterations)^power. step: times gamma at each of steps. cosine: half a "
         "cosine. constant: unchanged."
     )
-    power: float = Field(0.9, ge=0, le=100, description="Exponent of poly.")
+    power: float = Field(0.9, ge=0, le=100, description="Exponent of poly: 1 is a straight line.")
     floor: float = Field(0.0, ge=0, le=1, description="Least share of the learning rate after the warm-up.")
     steps: tuple[_Iteration, ...] = Field((), max_length=10_000, description="Iterations at which step falls.")
-    gamma: float = Field(0.1, ge=0, le=1000, description="Factor of step.")
+    gamma: float = Field(0.1, ge=0, le=1000, description="Factor of the learning rate at each of steps.")
     warmup_iterations: int = Field(0, ge=0, le=_LONGEST, description="Iterations of a linear warm-up. 0: none.")
     warmup_factor: float = Field(
         1.0, gt=0, le=1000, description="Share of the learning rate in the first iteration of the warm-up."
@@ -386,7 +386,7 @@ class LossConfig(Node):
     mask_weight: _Weight = Field(description="Weight of mask_loss.")
     dice_weight: _Weight = Field(description="Weight of the dice loss of masks.")
     no_object_weight: _Weight = Field(description="Weight of the class 'no object' within the class loss.")
-    num_points: int | None = Field(None, gt=0, le=1_000_000, description="Random points per mask; masks: points only.")
+    num_points: int | None = Field(None, gt=0, le=1_000_000, description="Points per mask; masks: points only.")
     oversample_ratio: float | None = Field(
         None, ge=1, le=100, description="Candidates per point, of which the least certain are kept; masks: points only."
     )
@@ -437,12 +437,12 @@ class Config(Node):
     """A whole configuration: the model, its data, how it is tested and trained, and its published figures."""
 
     name: str = Field(description="Name, without slashes and spaces. By default the stem of the file.")
-    summary: str = Field("", description="One line for people.")
+    summary: str = Field("", description="One line for people, shown by m2f presets list.")
     task: Task = Field(description="Task that the model is trained and evaluated for.")
-    data: DataConfig = Field(description="Data set and classes.")
-    model: ModelConfig = Field(description="The network.")
+    data: DataConfig = Field(description="The data set and its classes.")
+    model: ModelConfig = Field(description="The network: its method and its parts.")
     input: InputConfig = Field(description="Normalisation of images.")
-    test: TestConfig = Field(description="Inference.")
+    test: TestConfig = Field(description="Inference: size of images, thresholds, what is done at test time.")
     train: TrainConfig | None = Field(None, description="Training. Null: the preset does not say how to train.")
     weights: tuple[WeightsSource, ...] = Field((), description="Released weights. The first is the one that is used.")
     published: tuple[Published, ...] = Field((), description="Published figures of the released weights.")

@@ -1,20 +1,4 @@
-"""Document results.json of an evaluation, and comparison of measured figures with published ones.
-
-{"schema_version": 1,
- "model":     {"name", "source", "weights"},             weights: the start of a hash over them; null for files
- "data":      {"name", "format", "folder", "split", "pictures", "full_split"},
- "scored": 80, "of": 5000, "failed": 0,                  of: images of the published split, else of this one
- "figures":   {"pq": 51.2, "pq_things": …, "ap": …},     percent; null where there was nothing to measure
- "per_class": {metric: {class: {figure: value}}},
- "tables":    {metric: {table: …}},                      what else a metric says, in a form of its own
- "published": [{"metric", "value", "measured", "difference", "setting", "source", "verified", "comparable"}],
- "threshold_sweep": {…},                                 `threshold_sweep.Sweep`, where it was asked for
- "query_diagnosis": {…},                                 `query_stability.QueryDiagnosis`, where it was asked for
- "failures":  [{"name", "message"}],
- "seconds": 12.3, "images_per_second": 6.5,              of the last run, which may have gone on with an earlier one
- "settings":  {"thresholds", "precision", "tta", "tile", "limit", "max_dets", …},
- "notes":     ["…"]}
-"""
+"""The document results.json of an evaluation, and comparison of measured figures with published ones."""
 
 from __future__ import annotations
 
@@ -22,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import NotRequired, TypedDict
 
 from ..config.schema import Published
 from ..results.writers import write_json
@@ -32,6 +18,67 @@ SCHEMA_VERSION = 1
 RESULTS = "results.json"
 SINGLE_SCALE = "single scale"
 ANALYSES = ("pq-errors", "calibration", "calibration-instance")  # metrics that `evaluation.tables` shows
+
+
+class ScoredModel(TypedDict):
+    """The model that was evaluated."""
+
+    name: Annotated[str, "Name of its preset or configuration."]
+    source: Annotated[str, "The file or reference that it was loaded from."]
+    weights: Annotated[str | None, "Start of a hash over the weights; null for predictions of other tools."]
+
+
+class ScoredData(TypedDict):
+    """The annotated images."""
+
+    name: Annotated[str, "Name of the data set."]
+    format: Annotated[str, "Format of its annotations, such as coco-panoptic."]
+    folder: Annotated[str | None, "Its folder; null for generated images."]
+    split: Annotated[str, "The split, such as val."]
+    pictures: Annotated[int, "Number of images of the split."]
+    full_split: Annotated[int | None, "Number of images of the published split, where one is published."]
+
+
+class FailedImage(TypedDict):
+    """An image that could not be scored."""
+
+    name: Annotated[str, "Name of the image."]
+    message: Annotated[str, "The error."]
+
+
+class PublishedFigure(TypedDict):
+    """A published figure beside the measured one, in percent."""
+
+    metric: Annotated[str, "Name of the figure."]
+    value: Annotated[float, "The published figure."]
+    measured: Annotated[float, "The measured figure."]
+    difference: Annotated[float, "measured - value."]
+    setting: Annotated[str, "The published setting, such as single scale."]
+    source: Annotated[str, "The publication."]
+    verified: Annotated[bool, "False where nobody could check the published figure."]
+    comparable: Annotated[bool, "True if all images of the published split were scored, in the published setting."]
+
+
+class ResultsDocument(TypedDict):
+    """The file results.json. Figures of quality are percent."""
+
+    schema_version: Annotated[int, "Version of this layout."]
+    model: ScoredModel
+    data: ScoredData
+    scored: Annotated[int, "Number of images that were scored."]
+    of: Annotated[int, "Number of images of the published split, else of this one."]
+    failed: Annotated[int, "Number of images that could not be scored."]
+    figures: Annotated[dict[str, float | None], "Figures by name, such as pq; null where there was nothing to measure."]
+    per_class: Annotated[dict[str, dict[str, dict[str, Any]]], "Metric, then class, then figure."]
+    tables: Annotated[dict[str, dict[str, Any]], "What else a metric says, in a form of its own."]
+    published: list[PublishedFigure]
+    failures: list[FailedImage]
+    seconds: Annotated[float, "Duration of the last run, which may have continued an earlier one."]
+    images_per_second: Annotated[float | None, "Speed of the last run."]
+    settings: Annotated[dict[str, Any], "Thresholds, precision, tta, tile, limit, max_dets, test settings, overrides."]
+    notes: Annotated[list[str], "Remarks about the model and the data."]
+    threshold_sweep: Annotated[NotRequired[dict[str, Any]], "The search of --sweep-thresholds."]
+    query_diagnosis: Annotated[NotRequired[dict[str, Any]], "The figures of --diagnose-queries."]
 
 
 @dataclass(frozen=True)

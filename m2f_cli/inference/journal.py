@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+from typing_extensions import NotRequired, TypedDict
 
 from ..errors import ConfigError, DataError
 from ..results import server_formats
@@ -20,6 +22,7 @@ from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock
 from ..runtime.text import json_text
+from ..structures import Task
 from ..structures.categories import Categories
 from .sources import RUN_MARK
 
@@ -55,6 +58,43 @@ SHARED = {
     "coco-instance": Shared("instances.json", lambda result, stem: [], output.instance_entry),
 }
 PREDICTIONS = "predictions.json"
+
+
+class FoundSegment(TypedDict):
+    """A segment, an object or a class of an image. Only segments and objects have a score."""
+
+    label: Annotated[str, "Name of the class."]
+    category_id: Annotated[int, "Id of the class in its data set."]
+    area: Annotated[int, "Number of pixels."]
+    score: Annotated[NotRequired[float], "Confidence, 0 to 1."]
+    id: Annotated[NotRequired[int], "Panoptic: value of the pixels of the segment in the map, from 1 on."]
+    isthing: Annotated[NotRequired[bool], "Panoptic: true for a countable object."]
+
+
+class PredictedImage(TypedDict):
+    """An image and what was found in it. One that failed has `name`, `file` and `error` alone."""
+
+    name: Annotated[str, "Name of its results in the output folder, without a suffix."]
+    file: Annotated[str, "The image."]
+    width: Annotated[NotRequired[int], "Pixels."]
+    height: Annotated[NotRequired[int], "Pixels."]
+    segments: Annotated[NotRequired[list[FoundSegment]], "Panoptic: the segments."]
+    instances: Annotated[NotRequired[list[FoundSegment]], "Instance: the objects, best first."]
+    classes: Annotated[NotRequired[list[FoundSegment]], "Semantic: the classes that have pixels."]
+    files: Annotated[NotRequired[list[str]], "Files that were written, from the output folder on."]
+    times_ms: Annotated[NotRequired[dict[str, float]], "Milliseconds of each stage."]
+    error: Annotated[NotRequired[str], "The reason why there is no result."]
+
+
+class PredictionsDocument(TypedDict):
+    """The file predictions.json of an output folder."""
+
+    schema_version: Annotated[int, "Version of this layout."]
+    model: Annotated[str, "The model as it was named."]
+    task: Annotated[Task, "The task."]
+    formats: Annotated[list[str], "Formats that were written."]
+    thresholds: Annotated[dict[str, Any], "Thresholds that differ from the model's own."]
+    predictions: list[PredictedImage]
 
 
 class Journal(JsonLines):

@@ -7,11 +7,24 @@ import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from typing_extensions import TypedDict
 
 from ..errors import MissingDependency, unknown_name
 from ..runtime import jsonl
 from ..runtime.files import atomic, refuse_special, writing_to
+
+
+class MetricsLine(TypedDict):
+    """A line of metrics.jsonl. Its other keys are names of figures, of which each is a number."""
+
+    kind: Annotated[
+        Literal["train", "val"],
+        "train: a step, with loss, its parts (loss_ce, loss_mask, loss_dice), lr, gradient_norm, images_per_second and "
+        "data_share, the share of the time that went into waiting for data. val: an evaluation, with its figures.",
+    ]
+    iteration: Annotated[int, "train: number of the step, from 0. val: number of steps that were done."]
 
 
 class Logger(Protocol):
