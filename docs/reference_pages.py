@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from typing_extensions import NotRequired
+from table_cells import bounds, linked, table, type_name
 
 import m2f_cli
 from m2f_cli import cli, errors, plugins
@@ -28,29 +28,6 @@ COPIED = {  # file of the repository → page of the site
     "presets/README.md": "reference/preset-files.md",
     "examples/README.md": "development/examples.md",
 }
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown. Outside of code, bars and angle brackets in cells are escaped."""
-    lines = [list(map(_cell, line)) for line in (head, *rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    parts = re.split(r"(`[^`]*`|\]\(<[^>]*>\))", " ".join(text.split()))
-    parts[::2] = [part.replace("|", "\\|").replace("<", "&lt;") for part in parts[::2]]
-    return "".join(parts)
-
-
-def linked(text: str, depth: int = 1) -> str:
-    """Return a text in which citations of the published behaviour are links."""
-    up = "../" * depth
-    return re.sub(
-        r"docs/methods/published-behaviour\.md(#[\w-]+)?",
-        rf"[published behaviour](<{up}methods/published-behaviour.md\1>)",
-        text,
-    )
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -147,7 +124,7 @@ def _field_row(path: str, field: FieldInfo) -> list[str]:
     default = "" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
     return [
         f"`{path}`",
-        _type_name(field.annotation) + _bounds(field.metadata),
+        type_name(field.annotation) + bounds(field.metadata),
         default,
         linked(field.description or ""),
     ]
@@ -155,41 +132,6 @@ def _field_row(path: str, field: FieldInfo) -> list[str]:
 
 def _yaml(value: Any) -> str:
     return {None: "null", True: "true", False: "false", (): "[]", "": '""'}.get(value, str(value))
-
-
-NAMES = {int: "whole number", float: "number", str: "text", bool: "true, false", type(None): "null", Any: "any value"}
-
-
-def _type_name(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if annotation in NAMES:
-        return NAMES[annotation]
-    if origin is Annotated:
-        return _type_name(inner[0]) + _bounds(list(inner[1:]))
-    if origin in (NotRequired, getattr(NotRequired, "__origin__", None)) and inner:
-        return _type_name(inner[0])
-    if origin is Literal:
-        return ", ".join(f"`{each}`" for each in inner)
-    if origin is tuple:
-        return f"list of {_type_name(inner[0])}" if inner[-1] is Ellipsis else f"{len(inner)} x {_type_name(inner[0])}"
-    if origin is list:
-        return f"list of {_type_name(inner[0])}"
-    if origin is dict:
-        return f"{_type_name(inner[0])} → {_type_name(inner[1])}"
-    if inner:
-        return " or ".join(map(_type_name, inner))
-    return "part: `name` and its options" if annotation is Component else "section"
-
-
-def _bounds(metadata: Iterable[Any]) -> str:
-    """Return the bounds of a number in words, such as ", at least 1", from annotations of pydantic."""
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    found: dict[str, float] = {}
-    for each in metadata:
-        nested = getattr(each, "metadata", None) or [each]
-        found |= {key: getattr(item, key) for item in nested for key in words if hasattr(item, key)}
-    shown = [f"{words[key]} {value:g}" for key, value in found.items() if abs(value) < 2**31]
-    return f" ({', '.join(shown)})" if shown else ""
 
 
 # --- the parts, the presets, the names of Python ----------------------------------------------------------------------
@@ -215,15 +157,18 @@ def parts_page() -> str:
     for group, title in GROUPS.items():
         text += [f"## {title}", ""]
         for name, target in plugins.BUILT_IN[group].items():
-            text += [f"::: {target.replace(':', '.')}", *_options(heading=f"`{name}`", members="false"), ""]
+            text += [f"::: {target.replace(':', '.')}", *_options(heading=name, toc_label=name, members="false"), ""]
     return "\n".join(text)
 
 
 def _options(**options: str) -> Iterator[str]:
     yield "    options:"
     for key, value in options.items():
-        yield f"      {key}: {value!r}" if key == "heading" else f"      {key}: {value}"
+        yield f"      {key}: {value}" if key == "members" else f"      {key}: {value!r}"
     yield "      heading_level: 3"
+
+
+COSTS = ("Mem (GiB)", "Mem (MiB)", "fps")
 
 
 def model_zoo_page() -> str:
@@ -232,13 +177,16 @@ def model_zoo_page() -> str:
     text = [
         "# Model zoo",
         "",
-        "Every published row with its figures, made of the presets by `m2f presets table --format markdown`. These are "
-        "**figures of the publications**, not measured here; `m2f reproduce PRESET` measures one. A question mark: "
-        "nobody could check the figure. Figures of quality are percent.",
+        "Every published row with its figures, in percent. These are **figures of the publications**, not measured "
+        "here; `m2f reproduce PRESET` measures one. A question mark: nobody could check the figure. "
+        "`m2f presets table` adds crop, schedule, devices, memory and speed, and what was measured on your machine.",
         "",
         "[Commercial use](../guides/commercial-use.md) says which weights may be used for what.",
         "",
-        re.sub(r"^###", "##", published.markdown(published.tables(lines)), flags=re.M),
+        '<div class="zoo" markdown>',
+        "",
+        *(_zoo_table(*each) for each in published.tables(lines)),
+        "</div>",
         "",
         "## Other presets",
         "",
@@ -252,23 +200,26 @@ def model_zoo_page() -> str:
     return "\n".join(text)
 
 
+def _zoo_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """Return a section with a table of presets and figures, without the columns about their training."""
+    kept = [i for i, name in enumerate(columns) if name not in ("Crop", "Schedule", "Device", "Preset", *COSTS)]
+    at = columns.index("Preset")
+    body = [[f"`{row[at]}`", *(row[i] for i in kept)] for row in rows]
+    return f"## {title}\n\n{table(['Preset', *(columns[i] for i in kept)], body)}\n"
+
+
 def licences_table() -> str:
     """Return a table of the licences of released weights, for the page about commercial use."""
-    rows: dict[tuple[str, str, str, str], int] = {}
+    files: dict[tuple[str, str, str], dict[str, int]] = {}
     for config in map(presets.load, presets.preset_names()):
         for source in config.weights:
-            where = (
-                "Hugging Face" if source.hub else {"openmmlab": "OpenMMLab"}.get(source.format, "method's own release")
-            )
-            key = (published.METHODS[config.model.method], where, source.licence, config.data.dataset)
-            rows[key] = rows.get(key, 0) + 1
-    merged: dict[tuple[str, str, str], dict[str, int]] = {}
-    for (*key, dataset), count in rows.items():
-        merged.setdefault(tuple(key), {})[dataset] = count
+            authors = "OpenMMLab" if source.format == "openmmlab" else "the method's authors"
+            where = "Hugging Face (unverified)" if source.hub else authors
+            counts = files.setdefault((published.METHODS[config.model.method], where, source.licence), {})
+            counts[config.data.dataset] = counts.get(config.data.dataset, 0) + 1
+    listed = {key: ", ".join(f"{name} ({count})" for name, count in counts.items()) for key, counts in files.items()}
     head = ["weights of", "released by", "licence", "data sets (files)"]
-    return table(
-        head, [[*key, ", ".join(f"{d} ({n})" for d, n in sets.items())] for key, sets in sorted(merged.items())]
-    )
+    return table(head, [[*key, names] for key, names in sorted(listed.items())])
 
 
 def api_page() -> str:
@@ -280,7 +231,11 @@ def api_page() -> str:
         if heading and heading != "## Version":
             text += [heading, ""]
         elif thing is not None and hasattr(thing, "__module__"):
-            text += [f"::: {thing.__module__}.{thing.__qualname__}", *_options(heading=f"`m2f.{name}`"), ""]
+            text += [
+                f"::: {thing.__module__}.{thing.__qualname__}",
+                *_options(heading=f"m2f.{name}", toc_label=name),
+                "",
+            ]
     return "\n".join(text)
 
 
@@ -334,7 +289,7 @@ def _record_name(kind: Any) -> str:
         return f"[{kind.__name__}](#{kind.__name__.lower()})"
     if get_origin(kind) is list and _is_record(get_args(kind)[0]):
         return f"list of {_record_name(get_args(kind)[0])}"
-    return _type_name(kind)
+    return type_name(kind)
 
 
 def errors_page() -> str:
