@@ -242,7 +242,7 @@ def api_page() -> str:
 # --- files, errors ----------------------------------------------------------------------------------------------------
 
 DOCUMENTS = {
-    "results.json": (ResultsDocument, "What `m2f eval` and a training write: figures, and how they were measured."),
+    "results.json": (ResultsDocument, "What `m2f eval` writes: figures, and how they were measured."),
     "predictions.json": (PredictionsDocument, "What `m2f predict` writes beside the files of `--save`."),
     "metrics.jsonl": (MetricsLine, "A JSON object a line, appended while a run is trained."),
 }
@@ -250,6 +250,8 @@ DOCUMENTS = {
 
 def files_page() -> str:
     text = ["# Files of results", "", "All are JSON in UTF-8. NaN is written as `null`.", ""]
+    outcome = "[TrainOutcome](api-details.md#m2f_cli.training.run.TrainOutcome)"
+    text += [f"A training writes another `results.json`: `schema_version` and the attributes of {outcome}.", ""]
     for name, (document, purpose) in DOCUMENTS.items():
         text += [f"## {name}", "", purpose, ""]
         for kind in _records(document):

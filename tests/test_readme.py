@@ -35,27 +35,33 @@ from m2f_cli.weights.key_tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-UNSTARTED = {"docs/development/adding.md"}  # tests/test_adding.py runs its blocks
+ELSEWHERE = {  # pages whose blocks another test runs
+    "docs/development/adding.md",  # tests/test_adding.py
+    "docs/reference/api.md",  # tests/test_public_api.py
+}
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-RUN = [page for name, page in PAGES.items() if name not in UNSTARTED]
+RUN = {name: page for name, page in PAGES.items() if name not in ELSEWHERE}
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 
+def fenced(page: str) -> list[tuple[str, str]]:
+    """Return language and text of each block, in order; those inside of tabs are indented."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, re.MULTILINE | re.DOTALL)
+    return [(kind, textwrap.dedent(text)) for _, kind, text in found]
+
+
 def blocks(language: str, page: str = README) -> list[str]:
-    """The blocks of a language; those inside of tabs are indented."""
-    fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page, re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(text) for _, kind, text in fenced if kind == language]
+    return [text for kind, text in fenced(page) if kind == language]
 
 
 def commands(block: str) -> list[str]:
     return [line for line in block.splitlines() if line and not line.startswith("#")]
 
 
-BLOCKS = list(dict.fromkeys(block for page in RUN for block in blocks("bash", page)))
-PYTHON = list(dict.fromkeys(block for page in RUN for block in blocks("python", page)))
+BLOCKS = list(dict.fromkeys(block for page in RUN.values() for block in blocks("bash", page)))
 COMMANDS = list(dict.fromkeys(command for block in BLOCKS for command in commands(block)))
 TRAINING = next(block for block in BLOCKS if "m2f train" in block)
 SHORTER = {  # command → what a test adds to it
@@ -175,16 +181,43 @@ def is_part_of_another(block: str) -> bool:
     return any(set(commands(block)) < set(commands(other)) for other in BLOCKS)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [each for each in BLOCKS if each != TRAINING and TEST_COMMAND not in each and not is_part_of_another(each)],
-    ids=lambda block: " ".join(commands(block)[-1].split()[:3]),
-)
-def test_the_commands_of_each_block_run_in_its_order(home, block):
-    for command in commands(block):
-        command = command.removeprefix(INSTALLING)
-        (run_here if is_plain(command) else run)(command, home)
-        check_output(command, home)
+def steps() -> dict[str, list[tuple[str, str]]]:
+    """Return the blocks that are run, by page and in their order; each once, where it stands first."""
+    seen = {TRAINING}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, page in RUN.items():
+        for kind, block in fenced(page):
+            is_shell = kind == "bash" and TEST_COMMAND not in block and not is_part_of_another(block)
+            if (is_shell or kind == "python") and block not in seen:
+                seen.add(block)
+                found.setdefault(name, []).append((kind, block))
+    return found
+
+
+STEPS = steps()
+
+
+@pytest.mark.parametrize("page", STEPS)
+def test_the_blocks_of_a_page_run_in_their_order(home, page, monkeypatch):
+    for kind, block in STEPS[page]:
+        if kind == "python":
+            run_python(block, home, monkeypatch)
+            continue
+        for command in commands(block):
+            command = command.removeprefix(INSTALLING)
+            (run_here if is_plain(command) else run)(command, home)
+            check_output(command, home)
+
+
+def run_python(code: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    for name, value in environment(home).items():
+        monkeypatch.setenv(name, value)
+    names: dict = {"__name__": "__main__"}
+    exec(compile(code, "block.py", "exec"), names)
+    if code in blocks("python"):
+        records, result = names["records"], names["result"]
+        assert len(records) == len(result.segments) and names["image"].size == result.size[::-1]
 
 
 def test_training_as_shown_leaves_results(home):
@@ -205,20 +238,6 @@ def test_the_test_command_is_what_ci_runs():
     assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
     for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", "".join(PAGES.values()))}:
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_the_python_of_each_block_runs(home, code, monkeypatch):
-    monkeypatch.chdir(home)
-    for name, value in environment(home).items():
-        monkeypatch.setenv(name, value)
-    if "for-transformers" in code and not (home / "out" / "for-transformers").exists():
-        run_here("m2f export --model runs/first --format huggingface --out out/for-transformers", home)
-    names: dict = {"__name__": "__main__"}
-    exec(compile(code, "block.py", "exec"), names)
-    if code in blocks("python"):
-        records, result = names["records"], names["result"]
-        assert len(records) == len(result.segments) and names["image"].size == result.size[::-1]
 
 
 @pytest.fixture
@@ -251,7 +270,7 @@ def only_parsed(monkeypatch):
 LINES = sorted(
     {
         line
-        for page in RUN
+        for page in RUN.values()
         for kind in ("bash", "text", "")
         for block in blocks(kind, page)
         for line in re.findall(r"\bm2f(?: |$).*", re.sub(r"\\\n\s*", " ", block).replace("python -m m2f_cli", "m2f"))
