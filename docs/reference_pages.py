@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = {  # file of the repository → page of the site
     "CONTRIBUTING.md": "development/contributing.md",
     "CHANGELOG.md": "development/changes.md",
+    "SECURITY.md": "development/report-a-fault.md",
     "presets/README.md": "reference/preset-files.md",
     "examples/README.md": "development/examples.md",
 }
