@@ -24,6 +24,7 @@ from ..model.backbones.swin_windows import relative_index
 from ..weights import readers as containers
 from ..weights.key_mapping import from_m2f, to_m2f
 from ..weights.key_tables import DETECTRON2
+from ..weights.torch_save import torch_file
 from .base import ExportOptions, refuse_options
 from .safetensors import NOT_FOR_WEIGHTS, refuse_precision
 
@@ -44,7 +45,8 @@ class Detectron2:
         to_tensors(model)
 
     def write(self, model: Segmenter, path: Path, options: ExportOptions) -> None:
-        torch.save({"model": to_tensors(model)}, path)
+        with torch_file(path) as file:
+            torch.save({"model": to_tensors(model)}, file)
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         """Open the weights of the file in a network of m2f, by the same code that reads other files."""

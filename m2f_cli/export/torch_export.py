@@ -18,6 +18,7 @@ from ..errors import ExportError, MissingDependency, unknown_name
 from ..inference.engines import base as engines
 from ..inference.engines.torch_engine import COMPILED, OUTPUTS, TorchEngine
 from ..inference.segmenter import Segmenter
+from ..weights.torch_save import torch_path
 from . import graph
 from .base import ExportOptions, description_of, refuse_options
 from .safetensors import refuse_precision
@@ -58,7 +59,8 @@ class TorchExport:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about changes of the format, which `TorchEngine` reports
-            torch.export.save(_slim(program), path, extra_files={engines.KEY: described.to_json()})
+            with torch_path():
+                torch.export.save(_slim(program), path, extra_files={engines.KEY: described.to_json()})
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         return engines.EngineSegmenter(TorchEngine(path, "cpu"), source=str(path), task=model.default_task)

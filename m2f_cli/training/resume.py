@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -21,6 +21,7 @@ from ..runtime import checksums
 from ..runtime.files import atomic
 from ..weights import torch_files
 from ..weights.pickle_source import Damaged
+from ..weights.torch_save import torch_file
 from .optimizer import check_moments
 
 if TYPE_CHECKING:
@@ -149,24 +150,6 @@ class LastStep:
             buffer.copy_(kept)
 
 
-class ErrorKeepingFile:
-    """File that keeps the error of a failed write, because PyTorch raises another one."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, content: bytes) -> int:
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def write(path: Path, tree: dict[str, Any]) -> None:
     """Write a tree of tensors and plain values with its checksum to the disk, as a whole or not at all.
 
@@ -175,21 +158,12 @@ def write(path: Path, tree: dict[str, Any]) -> None:
     """
     try:
         with atomic(path, durable=True) as part:
-            with part.open("wb") as file:
-                _save({"schema_version": SCHEMA_VERSION, **tree}, ErrorKeepingFile(file))
+            with torch_file(part) as file:
+                torch.save({"schema_version": SCHEMA_VERSION, **tree}, file)
             checksums.append_digest(part)
     except M2FError as error:
         full = getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         raise M2FError(error.message, hint="Free some space." if full else None) from error.__cause__
-
-
-def _save(tree: dict[str, Any], file: ErrorKeepingFile) -> None:
-    try:
-        torch.save(tree, file)
-    except RuntimeError:
-        if file.error is not None:
-            raise file.error from None
-        raise
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -216,18 +216,6 @@ def test_free_some_space_is_said_of_a_full_disk_alone(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_pytorch_s_words_for_a_full_disk_are_understood():
-    """Its writer raises a RuntimeError; an error of another kind is not one of the disk."""
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-    with full.open("wb", buffering=0) as file:
-        remembering = state.ErrorKeepingFile(file)
-        with pytest.raises((OSError, RuntimeError)):
-            torch.save({"x": torch.zeros(1000)}, remembering)
-        assert remembering.error is not None and remembering.error.errno == 28
-
-
 def test_a_worker_that_dies_is_told_of_in_one_sentence():
     from m2f_cli.data.loader import of_worker
 

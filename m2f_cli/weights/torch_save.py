@@ -1,0 +1,59 @@
+"""Files that PyTorch writes to: a full disk is an `OSError`, not PyTorch's RuntimeError about a position."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+class ErrorKeepingFile:
+    """File that keeps the error of a failed write, because PyTorch raises another one."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextmanager
+def torch_file(path: Path) -> Iterator[ErrorKeepingFile]:
+    """Open a file for `torch.save`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("wb") as file:
+        keeping = ErrorKeepingFile(file)
+        try:
+            yield keeping
+        except RuntimeError:
+            if keeping.error is not None:
+                raise keeping.error from None
+            raise
+
+
+@contextmanager
+def torch_path() -> Iterator[None]:
+    """Name an error of PyTorch's own writer of archives, where it opens the file itself and gives no reason.
+
+    Raises:
+        OSError: the file could not be written as a whole.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        raise OSError(errno.EIO, "not all of it could be written; the disk may be full") from error
