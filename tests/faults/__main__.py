@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="parts of the names of scenario and fault: train/disk")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its own disks are taken away, too
     scenario_text, _, kind_text = asked.only.partition("/")
     chosen = [scenario for scenario in SCENARIOS if scenario_text in scenario.name]
     base = Path(tempfile.mkdtemp(prefix="m2f-faults-"))
