@@ -1,5 +1,7 @@
 """Every `bash` and `python` block of the README and of docs/ is run, in a folder with images of its own.
 
+The default suite runs those of `FIRST_PAGES` and parses the commands of all pages; `pytest -m slow` runs all of them.
+
 Weights that would be downloaded are random ones of the released shape, put where downloads are kept: the network is
 switched off, their hashes are not compared, everything else is what a user gets. Trainings take two steps.
 What cannot be run here (downloads, GPUs, hours) stands in `text` blocks; those commands are parsed.
@@ -207,9 +209,12 @@ def steps() -> dict[str, list[tuple[str, str]]]:
 
 
 STEPS = steps()
+FIRST_PAGES = ("README.md",)
 
 
-@pytest.mark.parametrize("page", STEPS)
+@pytest.mark.parametrize(
+    "page", [name if name in FIRST_PAGES else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
+)
 def test_the_blocks_of_a_page_run_in_their_order(home, page, monkeypatch):
     for kind, block in STEPS[page]:
         if kind == "python":

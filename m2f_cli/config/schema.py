@@ -439,7 +439,7 @@ class Config(Node):
     name: str = Field(description="Name, without slashes and spaces. By default the stem of the file.")
     summary: str = Field("", description="One line for people, shown by m2f presets list.")
     task: Task = Field(description="Task that the model is trained and evaluated for.")
-    data: DataConfig = Field(description="The data set and its classes.")
+    data: DataConfig = Field(description="The data set to train on and to evaluate with.")
     model: ModelConfig = Field(description="The network: its method and its parts.")
     input: InputConfig = Field(description="Normalisation of images.")
     test: TestConfig = Field(description="Inference: size of images, thresholds, what is done at test time.")

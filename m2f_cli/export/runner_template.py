@@ -181,7 +181,7 @@ def opened(model):
 def read(path):
     """Read an image as m2f does: upright, transparency over white, the high byte of 16-bit values."""
     try:
-        if not path.is_file():  # a pipe would be waited for, a device has no end
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
             raise SystemExit(f"{shown(path)} is no file.")
         with path.open("rb") as file:
             image, tiff = identify(file)

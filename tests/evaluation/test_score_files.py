@@ -388,7 +388,7 @@ OBJECT = {"image_id": 1001, "category_id": 3, "score": 0.5, "segmentation": [rec
         ({"segmentation": [[1, 2, "x", 4]]}, "list of numbers"),
         ({"segmentation": {"size": [H, W + 1], "counts": [H * W]}}, "the size of its mask"),
         ({"segmentation": {"size": [H, W], "counts": [10**9]}}, "run lengths cover 1000000000 pixels"),
-        ({"segmentation": {"size": [H, W], "counts": [-5, H * W + 5]}}, "run lengths cover"),
+        ({"segmentation": {"size": [H, W], "counts": [-5, H * W + 5]}}, "run length -5, which should not be negative"),
         ({"segmentation": {"size": [H, W], "counts": "zzzz"}}, "no COCO text"),
     ],
 )
