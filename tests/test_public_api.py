@@ -90,7 +90,8 @@ def test_export_is_the_function_when_its_room_was_imported_first():
         "import m2f_cli.export.base, m2f_cli as m2f; from m2f_cli import export; "
         "assert export is m2f.export is sys.modules['m2f_cli.export.base'].export"
     )
-    subprocess.run([sys.executable, "-c", f"import sys; {code}"], check=True)
+    done = subprocess.run([sys.executable, "-c", f"import sys; {code}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_annotations_are_declared_to_type_checkers():

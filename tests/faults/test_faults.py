@@ -43,7 +43,7 @@ def test_a_few_faults_of_each_command(tmp_path, runner, given):
             (tmp_path / scenario.name).mkdir()
             bench, draw = Bench(runner, scenario, tmp_path / scenario.name, given), Random(scenario.name)
             for kind in QUICK[scenario.name]:
-                disturb(bench, kind, draw)
+                assert disturb(bench, kind, draw), "the fault has no text"  # `Lost` is what this test looks for
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_all_kinds_of_faults(tmp_path, runner, given, scenario):
     bench, draw, has_disks = Bench(runner, scenario, tmp_path, given), Random(1), can_mount(given)
     for kind in scenario.faults:
         if has_disks or kind not in NEED_A_DISK:
-            disturb(bench, kind, draw)
+            assert disturb(bench, kind, draw), "the fault has no text"  # `Lost` is what this test looks for
 
 
 def test_each_kind_of_fault_has_a_scenario():

@@ -30,6 +30,17 @@ def add(metric, seed: int) -> None:
     metric.update(result(metric, found_HW, present, scores), annotation(ids_HW, true))
 
 
+def in_two_orders(name: str):
+    """Two metrics that saw the same twelve images, the second in another order."""
+    metric, shuffled, seeds = metric_of(name), metric_of(name), list(range(12))
+    for seed in seeds:
+        add(metric, seed)
+    random.Random(0).shuffle(seeds)
+    for seed in seeds:
+        add(shuffled, seed)
+    return metric, shuffled
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_of_one_pixel(name):
     metric = metric_of(name)
@@ -59,12 +70,7 @@ def test_scores_at_the_ends_of_their_range(name, scores):
 
 @pytest.mark.parametrize("name", IN_ANY_ORDER)
 def test_the_order_of_images_changes_no_bit(name):
-    metric, shuffled, seeds = metric_of(name), metric_of(name), list(range(12))
-    for seed in seeds:
-        add(metric, seed)
-    random.Random(0).shuffle(seeds)
-    for seed in seeds:
-        add(shuffled, seed)
+    metric, shuffled = in_two_orders(name)
     # json keeps NaN and every bit of a number.
     assert json.dumps(shuffled.compute(), sort_keys=True) == json.dumps(metric.compute(), sort_keys=True)
 
@@ -72,12 +78,7 @@ def test_the_order_of_images_changes_no_bit(name):
 @pytest.mark.parametrize("name", SUMS_OF_FLOATS + SORTED)
 def test_the_order_of_images_matters_to_the_last_digit_alone(name):
     """Scores are distinct here. Sums of 12 numbers lose one unit in the last place each at most."""
-    metric, shuffled, seeds = metric_of(name), metric_of(name), list(range(12))
-    for seed in seeds:
-        add(metric, seed)
-    random.Random(0).shuffle(seeds)
-    for seed in seeds:
-        add(shuffled, seed)
+    metric, shuffled = in_two_orders(name)
     assert shuffled.compute()[HEADLINES[name]] == pytest.approx(metric.compute()[HEADLINES[name]], rel=12 * 2**-52)
 
 
