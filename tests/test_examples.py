@@ -76,6 +76,7 @@ def test_finetune_on_a_folder(home, nuclei_dir):
     assert (home / "tuned" / "checkpoints" / "best.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_plugin_backbone_is_found_by_its_entry_point(home, tmp_path):
     """What installing the package would put on the path: its module, and metadata with the entry points."""
     project = EXAMPLES / "plugin_backbone"
@@ -97,6 +98,7 @@ def test_plugin_backbone_is_found_by_its_entry_point(home, tmp_path):
     assert (home / "runs/pyramid/checkpoints/last.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_onnx_without_pytorch(home):
     pytest.importorskip("onnxruntime")
     model = m2f.load(home / "model.safetensors", device="cpu")

@@ -35,6 +35,7 @@ TINY = [  # a network of a few thousand numbers on generated scenes of 64 x 96
     "model.backbone.depth=18",
     "model.backbone.width=8",
     "model.pixel_decoder.num_layers=1",
+    "model.decoder.num_layers=2",
 ]
 FUNCTIONS = [name for name in m2f.__all__ if inspect.isroutine(getattr(m2f, name)) or name == "preset_names"]
 
@@ -121,6 +122,7 @@ def test_the_example_of_the_page_runs(home, monkeypatch):
         'm2f.load("coco-panoptic-swin-t", ': f"m2f.load({str(model)!r}, ",
         'm2f.load_config("coco-panoptic-r50", ["train.iterations=1000"])': f"m2f.load_config('tiny', {TINY!r})",
         'out="runs/mine")': 'out="runs/mine", init="random")',
+        '"model.onnx", format="onnx", size=(512, 1024))': '"model.safetensors", format="safetensors")',
     }.items():
         assert line in example
         example = example.replace(line, tiny)
@@ -132,7 +134,7 @@ def test_the_example_of_the_page_runs(home, monkeypatch):
     assert isinstance(names["report"], m2f.EvalResult) and names["report"].images == 2
     assert isinstance(names["config"], m2f.Config) and isinstance(names["run"], m2f.TrainOutcome)
     assert names["network"].num_classes == 133
-    assert json.loads((home / "export.json").read_text())["format"] == "onnx"
+    assert json.loads((home / "export.json").read_text())["format"] == "safetensors"
 
 
 def test_evaluate_gives_the_figures_of_the_command(home):

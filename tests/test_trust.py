@@ -358,7 +358,7 @@ def presets_table_over_results():
         started_from_it,
         started_from_a_part_of_it,
         started_from_its_backbone,
-        predicted_with_an_exported_file,
+        pytest.param(predicted_with_an_exported_file, marks=pytest.mark.slow),
         evaluation_that_goes_on,
         presets_table_over_results,
     ],

@@ -282,6 +282,7 @@ def tiny(tmp_path, segmenter):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_race_in_processes_of_their_own(tiny, tmp_path):
     seen = []
     case = Case(what="forward", preset=tiny, device="cpu", size=SIZE, threads=1, keep_memory=allocator.is_glibc())
@@ -304,6 +305,7 @@ def test_a_race_in_processes_of_their_own(tiny, tmp_path):
     assert results.write(tree, tmp_path / "out")[0].name == f"{name}-2.json"
 
 
+@pytest.mark.slow
 def test_a_race_times_the_work_of_scripts_in_processes_of_their_own():
     work = functools.partial(process.Work, run=os.getpid, tell=functools.partial(dict.fromkeys, ("pid",)))
     found = race.race({"a": work, "b": work}, rounds=3)
@@ -328,6 +330,7 @@ def test_errors_of_a_worker_are_those_of_the_command():
         race.BenchOptions(rounds=0)
 
 
+@pytest.mark.slow
 def test_what_a_library_raises_is_one_sentence():
     with pytest.raises(M2FError, match="'start' failed in the timed process: RuntimeError") as caught:
         race.bench(Case(preset="small-panoptic", device="cpu", size=(0, 64)), race.BenchOptions())

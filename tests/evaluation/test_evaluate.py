@@ -343,6 +343,7 @@ def run_as(rank: int, folder: str) -> None:
     (Path(folder) / f"{rank}.txt").write_text(f"{len(segmenter.batches)} {text(result)}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo")
 def test_two_processes_get_the_figures_of_one(tmp_path):
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

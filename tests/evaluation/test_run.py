@@ -349,6 +349,7 @@ def test_two_processes_get_the_figures_of_one_and_go_on(tmp_path, expected):
     assert [line["number"] for line in lines(folder)[1:]] == list(range(COUNT))
 
 
+@pytest.mark.slow
 @needs_gloo
 def test_a_process_without_images(tmp_path):
     alone = text(evaluate(FakeSegmenter(), records(1), metrics()))

@@ -39,6 +39,7 @@ def files(tmp_path_factory):
     return whole, export(model, folder / "int8" / "model.onnx", "onnx", options)
 
 
+@pytest.mark.slow  # two exports
 def test_linear_layers_are_int8_and_the_rest_is_not(files):
     whole, small = (onnx.load(report.path) for report in files)
     kinds = {node.op_type for node in small.graph.node}
@@ -51,6 +52,7 @@ def test_linear_layers_are_int8_and_the_rest_is_not(files):
     assert files[1].bytes < files[0].bytes
 
 
+@pytest.mark.slow
 def test_only_the_file_and_its_record_stay(files):
     report = files[1]
     files_there = sorted(path.name for path in report.path.parent.iterdir())

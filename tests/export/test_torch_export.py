@@ -35,9 +35,12 @@ def model(program, monkeypatch):
     return tiny_segmenter()
 
 
-@pytest.fixture
-def file(model, tmp_path):
-    return export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE)).path
+@pytest.fixture(scope="module")
+def file(program, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(graph, "exported_program", lambda model, options: program)
+        path = tmp_path_factory.mktemp("file") / "model.pt2"
+        return export(tiny_segmenter(), path, "torch", ExportOptions(size=SIZE)).path
 
 
 def test_it_is_the_model(model, tmp_path):
@@ -117,10 +120,10 @@ def test_a_network_that_cannot_be_traced(tmp_path, monkeypatch):
 # --- files that are none ----------------------------------------------------------------------------------------------
 
 
-def test_a_truncated_file(file):
-    file.write_bytes(file.read_bytes()[:1000])
+def test_a_truncated_file(file, tmp_path):
+    (tmp_path / "model.pt2").write_bytes(file.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged or no .pt2"):
-        TorchEngine(file)
+        TorchEngine(tmp_path / "model.pt2")
 
 
 def test_a_program_of_somebody_else(tmp_path):

@@ -53,6 +53,7 @@ def test_without_a_compiler_there_is_one_sentence(no_compiler):
     assert "CXX" in error.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(compiling.shutil.which, compiling.COMPILERS)), reason="there is no C++ compiler")
 def test_the_answer_is_the_same(plain_again):
     segmenter = small_segmenter()

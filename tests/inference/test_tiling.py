@@ -237,6 +237,7 @@ def test_one_window_through_the_mosaics_is_the_plain_result(segmenter):
     assert np.array_equal(results["semantic"].labels_HW, segmenter(image, "semantic").labels_HW)
 
 
+@pytest.mark.slow
 def test_a_real_network_in_tiles(segmenter):
     image = random_image(150, 190)
     for task in ("panoptic", "instance", "semantic"):
@@ -441,6 +442,7 @@ def peak(size, classes, tasks):
     return [int(value) for value in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_memory_of_a_large_image():
     """Class scores of the whole image would be 2.1 GiB; here are ids, classes, a row of windows and the seams."""
     base, most = peak(3000, 64, "panoptic,instance,semantic")

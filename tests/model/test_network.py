@@ -115,7 +115,9 @@ def test_inference_under_autocast_stays_close(model, dtype):
 
 
 @pytest.mark.parametrize("backbone", [RESNET, {}], ids=["resnet", "swin"])
-@pytest.mark.parametrize("size", [(64, 96), (300, 400), (512, 640)])  # tokens at stride 32: 6, 130, 320
+@pytest.mark.parametrize(  # tokens at stride 32: 6, 130, 320
+    "size", [(64, 96), *(pytest.param(size, marks=pytest.mark.slow) for size in ((300, 400), (512, 640)))]
+)
 @pytest.mark.parametrize(
     ("pixel_decoder", "decoder"),
     [
@@ -191,6 +193,7 @@ def test_training_after_inference_mode(model):
     model.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [None, RESNET])
 @torch.no_grad()
 def test_export_gives_the_same_numbers(backbone):
@@ -202,12 +205,14 @@ def test_export_gives_the_same_numbers(backbone):
     torch.testing.assert_close(theirs.render(), ours.render(), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_export_avoids_grid_sample(model):
     graph = torch.export.export(model, (torch.randn(1, 3, 64, 96),), strict=False).graph
     assert not [node for node in graph.nodes if "grid_sample" in str(node.target)]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_dynamo_traces_the_whole_network(model):
     images = torch.randn(1, 3, 64, 96)

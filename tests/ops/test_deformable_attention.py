@@ -50,6 +50,7 @@ def test_equals_the_reference_without_gradients(impl, shapes, seed, batch, point
     assert all(torch.equal(*pair) for pair in zip(tensors, kept, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs a C++ compiler")
 @torch.no_grad()
 def test_compiled_corners_are_the_same_for_all_sizes(monkeypatch):

@@ -30,7 +30,7 @@ def differences(inputs) -> dict[str, float]:
 
 
 def whole_pixels():
-    value, shapes, x, y, weights = make(EVEN, queries=20)
+    value, shapes, x, y, weights = make(EVEN, queries=9, batch=1)
     return value, shapes, x.round(), y.round(), weights
 
 
@@ -105,7 +105,7 @@ def compiled() -> dict[str, float]:
 
 
 CASES = {
-    "levels": lambda: differences(make(LEVELS)),
+    "levels": lambda: differences(make(LEVELS, queries=7)),
     "whole pixels": lambda: differences(whole_pixels()),
     "strided": lambda: differences(strided()),
     **{

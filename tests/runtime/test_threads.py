@@ -72,9 +72,10 @@ def test_the_command_line_says_how_many(monkeypatch, capsys):
 
 
 def test_pytorch_has_as_many():
-    choose = "from m2f_cli.runtime.threads import choose_threads; choose_threads(1)"
-    tell = "print(torch.get_num_threads())"
-    code, later = f"{choose}; import torch; {tell}", f"import torch; {choose}; {tell}"
-    for program in (code, later):
-        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert found.stdout.strip() == "1"
+    program = (
+        "from m2f_cli.runtime.threads import choose_threads; choose_threads(1)\n"
+        "import torch; print(torch.get_num_threads())\n"
+        "choose_threads(2); print(torch.get_num_threads())"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "2"]

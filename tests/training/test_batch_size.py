@@ -183,6 +183,7 @@ def test_a_run_that_measured_is_the_run_that_was_told(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "auto" / "env.json").read_text())["options"]["micro_batch"] == 2
 
 
+@pytest.mark.slow
 @linux
 def test_the_peak_is_measured():
     """In a process of its own: 512 MB come and go, and are seen."""

@@ -69,6 +69,7 @@ def check_run(folder: Path, iterations: int) -> None:
     assert json.loads((folder / "env.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_run(tmp_path):
     """Two processes, one image to evaluate: the second has none, and nobody waits for it."""
     code, out, err = finish(start([*M2F, "train", *SMALL, "--devices", "2", "--out", "run"], tmp_path))

@@ -84,16 +84,21 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path, whole, n
 @pytest.mark.parametrize(
     ("name", "time"),
     [
-        ("env.json", 1),
         ("config.yaml", 1),
-        ("0_scene-000000.jpg", 1),
-        ("resume.pt", 1),
         ("resume.pt", 2),
         ("last.safetensors", 1),
-        ("last.safetensors", 2),
-        ("best.safetensors", 1),
-        ("curves.png", 1),
-        ("results.json", 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("env.json", 1),
+                ("0_scene-000000.jpg", 1),
+                ("resume.pt", 1),
+                ("last.safetensors", 2),
+                ("best.safetensors", 1),
+                ("curves.png", 1),
+                ("results.json", 1),
+            )
+        ),
     ],
 )
 def test_a_kill_while_a_file_is_written_ends_no_run(tmp_path, whole, no_rescue, monkeypatch, name, time):

@@ -94,6 +94,7 @@ def test_smoothing_does_not_lag():
     assert smooth([3.0, 1.0]) == [2.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_run_is_as_before_and_the_rate_trains(tmp_path):
     """Weights, optimiser, average and random numbers are bit by bit what they were."""
     changes = ("train.ema_decay=0.9", "train.optimizer.clip_norm=1.0")

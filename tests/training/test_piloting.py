@@ -145,6 +145,7 @@ def test_lower_precision_accumulation_and_recomputed_activations(tmp_path):
     assert len(steps) == 2 and not any(step.skipped for step in steps) and steps[0].losses["loss_dice_dn"] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_noise(tmp_path):
     tree = piloted()
     straight, _ = run_of(tmp_path / "straight", tree)
@@ -171,6 +172,7 @@ def test_an_mpformer_without_piloting_is_not_trained(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_one_without_targets(tmp_path):
     """They report the same losses and end with the same averaged gradients: nobody waits for anybody."""
     command = [sys.executable, Path(piloting_worker.__file__)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from helpers.parts import tiny_config
-
 from m2f_cli.config import presets as config
-from m2f_cli.config.schema import Config
+from m2f_cli.config.schema import Config, ModelConfig
 
 OVERRIDES = (
     "train.iterations=6",
@@ -23,7 +21,30 @@ OVERRIDES = (
 )
 
 
+NETWORK = ModelConfig(
+    method="mask2former",
+    backbone={
+        "name": "swin",
+        "embed_dim": 8,
+        "depths": [2, 1, 1, 1],
+        "num_heads": [1, 2, 2, 2],
+        "window_size": 4,
+        "drop_path": 0.3,
+    },
+    pixel_decoder={
+        "name": "deformable",
+        "dim": 32,
+        "mask_dim": 16,
+        "num_layers": 1,
+        "ffn_dim": 32,
+        "num_heads": 2,
+        "num_points": 2,
+    },
+    decoder={"name": "masked", "dim": 32, "num_queries": 12, "num_layers": 2, "num_heads": 2, "ffn_dim": 32},
+)
+
+
 def settings(*overrides: str) -> Config:
-    """The tiny preset with the network of the other tests, to be trained for a few steps."""
+    """The tiny preset with a smaller network, to be trained for a few steps."""
     loaded = config.load("tiny", [*OVERRIDES, *overrides])
-    return loaded.model_copy(update={"model": tiny_config()})
+    return loaded.model_copy(update={"model": NETWORK})

@@ -171,6 +171,7 @@ def test_many_at_once_fetch_it_once(host):
     assert len(host.requests) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_it_once(host):
     script = "import sys; from m2f_cli.weights.download import download; download(sys.argv[1], hash_prefix=sys.argv[2])"
     command = [sys.executable, "-c", script, host.address, MD5[:6]]
