@@ -15,6 +15,7 @@ from table_cells import bounds, linked, table, type_name
 
 import m2f_cli
 from m2f_cli import cli, errors, plugins
+from m2f_cli.commands import help_page
 from m2f_cli.config import presets, published
 from m2f_cli.config.schema import Component, Config
 from m2f_cli.evaluation.report import ResultsDocument
@@ -42,8 +43,8 @@ def cli_page() -> str:
     for path, command in _commands(root, "m2f"):
         text += [f"{'#' * (1 + len(path.split()[1:]))} {path}", "", _sentences(command.help), ""]
         text += [f"```text\n{_usage(command, path)}\n```", "", *_parameters(command, path), ""]
-        if command.epilog:
-            text += [_sentences(command.epilog), ""]
+        if examples := help_page.page_of(command).examples:
+            text += ["```text", *examples, "```", ""]
     return "\n".join(text)
 
 

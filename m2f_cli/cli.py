@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from . import console, plugins
-from .commands.options import Threads
+from .commands import help_page, words
+from .commands.options import Quiet, Threads, Verbose
 from .errors import M2FError, unknown_name
 from .runtime.network import go_offline, is_offline
 from .runtime.text import visible_line
@@ -19,19 +24,29 @@ from .version import __version__
 
 INTERRUPTED = 130
 OWN_PROCESS = "own"  # the process runs this command alone
-FORMER_OPTIONS = {"pictures": "images", "val-pictures": "val-images"}  # still understood, no longer shown
+TYPED = "m2f.typed"  # key of all words that were typed, in `meta` of a context
 
 
 class Commands(TyperGroup):
     """Group of the commands in plugins.py. Another package adds one with an entry point of the group m2f.commands."""
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        ctx.meta[TYPED] = list(args)
+        with _usage_errors(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: typer.Context) -> Any:
-        """Run a command. What Typer says of its arguments has visible characters only."""
-        try:
+        """Run a command."""
+        with _usage_errors(ctx):
             return super().invoke(ctx)
-        except typer.BadParameter.__base__ as error:  # a usage error
-            error.message = visible_line(error.message)
-            raise
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        """Return the options before the command. They are few, so that one panel holds them."""
+        params = super().get_params(ctx)
+        for parameter in params:
+            parameter.rich_help_panel = None
+        return params
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(plugins.table("commands"))
@@ -40,9 +55,24 @@ class Commands(TyperGroup):
         known = plugins.table("commands")
         if cmd_name.startswith("-"):
             return super().get_command(ctx, cmd_name)
+        if cmd_name not in known and ctx.resilient_parsing:  # while a shell completes a line
+            return None
         if cmd_name not in known:
             raise unknown_name("command", cmd_name, known)
         return mount(cmd_name, known[cmd_name])
+
+
+@contextmanager
+def _usage_errors(ctx: typer.Context) -> Iterator[None]:
+    """Answer an unknown option with what to type. What Typer says of others gets visible characters only."""
+    try:
+        yield
+    except typer.BadParameter.__base__ as error:  # a usage error
+        if hasattr(error, "possibilities") and hasattr(error, "option_name") and error.ctx is not None:
+            command, path, typed = error.ctx.command, error.ctx.command_path, ctx.meta[TYPED]
+            raise words.unknown_option(command, path, error.option_name, typed) from error
+        error.message = visible_line(error.message)
+        raise
 
 
 def mount(name: str, target: str) -> Any:
@@ -53,10 +83,10 @@ def mount(name: str, target: str) -> Any:
         return _broken(name, error)
     shell = _shell()
     if isinstance(command, typer.Typer):
-        shell.add_typer(command, name=name)
+        shell.add_typer(command, name=name, rich_help_panel=command.rich_help_panel)
     else:
         shell.command(name)(command)
-    return typer.main.get_group(shell).commands[name]
+    return help_page.complete(typer.main.get_group(shell).commands[name], f"m2f {name}")
 
 
 def _shell() -> typer.Typer:
@@ -84,10 +114,9 @@ def _show_version(wanted: bool) -> None:
 app = typer.Typer(
     name="m2f",
     cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
+    add_completion=True,
     pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda word: FORMER_OPTIONS.get(word, word)},
     help="Universal image segmentation with Mask2Former, MaskFormer and MP-Former.",
     epilog="m2f COMMAND --help says more. Errors: exit code 2 usage, 3 data, 4 weights, 5 export, 1 anything else.",
 )
@@ -102,6 +131,8 @@ def root(
     offline: Annotated[
         bool, typer.Option("--offline", help="Contact nothing: use only what is on this machine. As M2F_OFFLINE=1.")
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     threads: Threads = None,
     keep_memory: Annotated[
         bool | None,
@@ -113,6 +144,10 @@ def root(
 ) -> None:
     if offline or (is_offline() and context.obj == OWN_PROCESS):
         go_offline()
+    if context.invoked_subcommand is None:
+        from .commands.start import show
+
+        return show()
     choose_threads(threads)
     if keep_memory or (keep_memory is None and context.obj == OWN_PROCESS):
         from .runtime import allocator  # only here: half a millisecond of ctypes
@@ -136,6 +171,26 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
         process: `OWN_PROCESS` lets commands choose settings of the whole process.
     """
     console.escape_unknown_letters()  # Typer prints help and errors of its own
+    console.set_level(console.NORMAL)
+    start = time.monotonic()
+    try:
+        return _run(arguments, process)
+    finally:
+        console.debug(f"m2f {__version__}, Python {platform.python_version()}: {_cost(time.monotonic() - start)}")
+        console.set_level(console.NORMAL)  # for what else this process prints
+
+
+def _cost(seconds: float) -> str:
+    """Return the time of this command, and the most memory that the process has had."""
+    if sys.platform == "win32":
+        return f"{seconds:.1f} s"
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return f"{seconds:.1f} s, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GiB"
+
+
+def _run(arguments: list[str] | None, process: str | None) -> int:
     try:
         app(arguments, prog_name="m2f", obj=process)
     except SystemExit as end:
@@ -160,7 +215,7 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
 
 
 def _explain(text: str, *, is_expected: bool) -> None:
-    if os.environ.get("M2F_DEBUG", "") not in ("", "0"):
+    if console.is_verbose() or os.environ.get("M2F_DEBUG", "") not in ("", "0"):
         console.show_traceback()
     elif not is_expected:
         text = f"{text.rstrip('.')}. This is a bug in m2f or in a package that it uses: set M2F_DEBUG=1 to see where."

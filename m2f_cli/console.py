@@ -19,17 +19,47 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from .errors import ConfigError
 from .runtime.text import json_text, visible_line, visible_text
 
 SCHEMA_VERSION = 1
 MOST_NAME = 40  # columns of a terminal that the first column of a table may claim
 SHOWN_FAILURES = 5
+NORMAL, QUIET, VERBOSE = "normal", "quiet", "verbose"
+_level = NORMAL
 
 
-def _console(*, stderr: bool) -> Console:
-    """Return a new console. It is new each time, because a console reads sys.stdout and NO_COLOR when it is created."""
+def _console(*, stderr: bool, always: bool = False) -> Console:
+    """Return a new console. It is new each time, because a console reads sys.stdout and NO_COLOR when it is created.
+
+    Args:
+        always: print also after --quiet.
+    """
     escape_unknown_letters()
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    is_quiet = _level == QUIET and not always
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=is_quiet)
+
+
+def set_level(level: str) -> None:
+    """Choose how much is printed: `NORMAL`, `QUIET` (errors only) or `VERBOSE` (more about each step and error).
+
+    Raises:
+        ConfigError: both --quiet and --verbose were given.
+    """
+    global _level
+    if {_level, level} == {QUIET, VERBOSE}:
+        raise ConfigError("--quiet and --verbose exclude each other.", hint="Leave one of them out.")
+    _level = level
+
+
+def is_verbose() -> bool:
+    return _level == VERBOSE
+
+
+def debug(text: str) -> None:
+    """Print a remark to stderr after --verbose."""
+    if is_verbose():
+        note(text)
 
 
 def open_missing_streams() -> None:
@@ -81,17 +111,17 @@ def warn(text: str) -> None:
 def fail(text: str) -> None:
     """Print the error that ends the program to stderr, in one line."""
     text = " ".join(line.strip() for line in text.split("\n") if line.strip())
-    _console(stderr=True).print(f"error: {visible_line(text)}", style="red")
+    _console(stderr=True, always=True).print(f"error: {visible_line(text)}", style="red")
 
 
 def show_traceback() -> None:
     """Print the traceback of the error that is being handled to stderr."""
-    _console(stderr=True).print(visible_text(traceback.format_exc()), end="")
+    _console(stderr=True, always=True).print(visible_text(traceback.format_exc()), end="")
 
 
 def emit_json(tree: dict[str, Any]) -> None:
     """Print a JSON object that begins with "schema_version" to stdout. It is valid in any encoding."""
-    console, whole = _console(stderr=False), {"schema_version": SCHEMA_VERSION, **tree}
+    console, whole = _console(stderr=False, always=True), {"schema_version": SCHEMA_VERSION, **tree}
     is_unicode = console.encoding.lower().startswith("utf")
     console.out(json_text(whole, indent=2) if is_unicode else json.dumps(whole, indent=2))
 
@@ -99,6 +129,8 @@ def emit_json(tree: dict[str, Any]) -> None:
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table to stdout, with numbers to the right. In a pipe, cells are separated by tabs, for cut and awk."""
     console = _console(stderr=False)
+    if console.quiet:
+        return
     texts = [["" if cell is None else visible_line(str(cell)) for cell in row] for row in rows]
     columns = [visible_line(column) for column in columns]
     if not console.is_terminal:
@@ -124,11 +156,12 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def show_failures(failures: Sequence[str], file: Path) -> None:
-    """Print the first failures to stdout, and the file that lists all of them."""
+    """Print the first failures to stdout, after --quiet to stderr, and the file that lists all of them."""
+    say = fail if _level == QUIET else out
     for text in failures[:SHOWN_FAILURES]:
-        out(f"failed: {text}")
+        say(f"failed: {text}")
     if len(failures) > SHOWN_FAILURES:
-        out(f"… and {len(failures) - SHOWN_FAILURES} more, all in {file}")
+        say(f"… and {len(failures) - SHOWN_FAILURES} more, all in {file}")
 
 
 @contextmanager

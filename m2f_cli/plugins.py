@@ -19,15 +19,15 @@ from .errors import ConfigError, M2FError, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "commands": {
+        "predict": "m2f_cli.commands.predict:predict",
+        "demo": "m2f_cli.commands.demo:demo",
         "train": "m2f_cli.commands.train:train",
         "eval": "m2f_cli.commands.eval:evaluate",
-        "predict": "m2f_cli.commands.predict:predict",
         "export": "m2f_cli.commands.export:export",
-        "presets": "m2f_cli.commands.presets:app",
-        "reproduce": "m2f_cli.commands.reproduce:reproduce",
         "data": "m2f_cli.commands.data:app",
+        "presets": "m2f_cli.commands.presets:app",
         "bench": "m2f_cli.commands.bench:bench",
-        "demo": "m2f_cli.commands.demo:demo",
+        "reproduce": "m2f_cli.commands.reproduce:reproduce",
         "doctor": "m2f_cli.commands.doctor:doctor",
     },
     "backbones": {

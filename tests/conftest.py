@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: workers of pytest-xdist have a core each
 
 import pytest
+import typer
 from helpers import golden_files
 
+from m2f_cli import plugins
 from m2f_cli.dataset_tools.sample import SAMPLES
 
 
@@ -39,3 +42,30 @@ def nuclei_dir() -> Path:
 def golden_file(request):
     """A file of published numbers, for tests under `golden_files.for_files`."""
     return golden_files.read(*request.param)
+
+
+@pytest.fixture
+def only_parsed(monkeypatch):
+    """Let commands do nothing but read their options."""
+    seen: list[str] = []
+    commands_of = plugins.load
+
+    def nothing(function):
+        @functools.wraps(function)
+        def idle(*_, **__):
+            seen.append(function.__name__)
+
+        return idle
+
+    def load(target: str):
+        command = commands_of(target)
+        if not isinstance(command, typer.Typer):
+            return nothing(command)
+        shell = typer.Typer()
+        shell.callback()(lambda: None)
+        for each in command.registered_commands:
+            shell.command(each.name)(nothing(each.callback))
+        return shell
+
+    monkeypatch.setattr(plugins, "load", load)
+    return seen

@@ -207,3 +207,25 @@ def test_downloads_without_a_terminal_show_one_line_per_file(capsys):
         for received in (1, 2):
             show(types.SimpleNamespace(name="a.pkl", received=received, total=2))
     assert capsys.readouterr() == ("", "fetching a.pkl\n")
+
+
+@pytest.mark.parametrize("line", ["--quiet presets list", "presets list --quiet"])
+def test_quiet_may_stand_before_or_after_the_command(line, capsys):
+    assert cli.run(line.split()) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.run(["presets", "list"]) == 0 and capsys.readouterr().out  # the next command is not quiet
+
+
+@pytest.mark.parametrize("line", ["--verbose fails", "fails --verbose"])
+def test_verbose_says_where_an_error_comes_from_and_what_it_took(line, commands, capsys):
+    commands(fails=raising(errors.DataError("a")))
+    assert cli.run(line.split()) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" in err and "error: a\n" in err
+    assert re.search(r"^m2f \S+, Python 3\.\d+\.\d+: \d+\.\d s", err, re.MULTILINE)
+
+
+def test_a_quiet_command_still_says_what_is_wrong(commands, capsys):
+    commands(fails=raising(errors.DataError("a")))
+    assert cli.run(["fails", "--quiet"]) == 3
+    assert capsys.readouterr() == ("", "error: a\n")

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from m2f_cli import console
+from m2f_cli.errors import ConfigError
 
 EVIL = "e\x1b]0;t\x07\x1b[31m \x9b1m \u202e \u2028 \udcff [red]x[/] 图 é"
 ENCODINGS = ["ascii", "cp1252", "utf-8", "utf-16", "gbk"]
@@ -119,3 +121,40 @@ def test_help_and_errors_on_consoles_of_few_letters(setting, arguments):
     done = subprocess.run(command, capture_output=True, env={**os.environ, **setting}, timeout=120)
     assert b"bug in m2f" not in done.stderr and b"Traceback" not in done.stderr
     assert done.returncode in (0, 2, 3) and done.stdout + done.stderr
+
+
+# --- how much is printed ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def level():
+    yield console.set_level
+    console.set_level(console.NORMAL)
+
+
+def test_quiet_leaves_errors_and_json(level, capsys):
+    level(console.QUIET)
+    for say in (console.out, console.out_text, console.note, console.warn, console.debug):
+        say("something")
+    console.show_table("Title", ["name"], [["a"]])
+    with console.progress("Working", 2) as advance, console.downloads():
+        advance("one is broken")
+    assert capsys.readouterr() == ("", "")
+    console.fail("it broke")
+    console.show_failures(["a.jpg"], Path("predictions.json"))
+    console.emit_json({})
+    assert capsys.readouterr() == ('{\n  "schema_version": 1\n}\n', "error: it broke\nerror: failed: a.jpg\n")
+
+
+def test_verbose_adds_remarks(level, capsys):
+    console.debug("more")
+    level(console.VERBOSE)
+    console.debug("and more")
+    assert capsys.readouterr() == ("", "and more\n")
+
+
+def test_quiet_and_verbose_exclude_each_other(level):
+    level(console.QUIET)
+    level(console.QUIET)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        level(console.VERBOSE)

@@ -9,7 +9,6 @@ What cannot be run here (downloads, GPUs, hours) stands in `text` blocks; those 
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import re
@@ -24,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-import typer
 from helpers.folders import image_entry, write_ids, write_json
 
 from m2f_cli import cli, plugins
@@ -255,33 +253,6 @@ def test_the_test_command_is_what_ci_runs():
     assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
     for extra in {"test", *re.findall(r"m2f-cli\[(\w+)\]", "".join(PAGES.values()))}:
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-
-
-@pytest.fixture
-def only_parsed(monkeypatch):
-    """Let commands do nothing but read their options."""
-    seen: list[str] = []
-    commands_of = plugins.load
-
-    def nothing(function):
-        @functools.wraps(function)
-        def idle(*_, **__):
-            seen.append(function.__name__)
-
-        return idle
-
-    def load(target: str):
-        command = commands_of(target)
-        if not isinstance(command, typer.Typer):
-            return nothing(command)
-        shell = typer.Typer()
-        shell.callback()(lambda: None)
-        for each in command.registered_commands:
-            shell.command(each.name)(nothing(each.callback))
-        return shell
-
-    monkeypatch.setattr(plugins, "load", load)
-    return seen
 
 
 LINES = sorted(

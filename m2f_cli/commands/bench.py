@@ -10,7 +10,9 @@ import typer
 from .. import console, plugins
 from ..errors import ConfigError, unknown_name
 from ..runtime import allocator
+from . import completion
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..benchmark.case import Case
@@ -33,10 +35,21 @@ NO_MATTER = {
 NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the protocol of --preset all has its own
 
 
+@help_page(
+    "m2f bench --preset coco-panoptic-swin-t",
+    "m2f bench --model runs/train/small-panoptic --what image --precision bf16",
+    most_used=("preset", "model", "what", "device", "precision"),
+)
 def bench(
     context: typer.Context,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Preset to time with random weights, or all of them.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preset to time with random weights, or all of them.",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.presets,
+        ),
     ] = None,
     model: opt.Model = None,
     what: Annotated[
@@ -44,20 +57,37 @@ def bench(
         typer.Option(
             metavar="WORK",
             help="Work to time: forward (default), image (with post-processing), predict, post, eval, load or train.",
+            rich_help_panel=opt.DATA,
+            autocompletion=completion.parts("workloads"),
         ),
     ] = None,
     device: opt.Device = "auto",
     precision: opt.Precision = "fp32",
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="H W", help="Size of the images, not resized; by default usual for the preset's data."),
+        typer.Option(
+            metavar="H W",
+            help="Size of the images, not resized; by default usual for the preset's data.",
+            rich_help_panel=opt.DATA,
+        ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per forward pass; by default 1.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per forward pass; by default 1.", rich_help_panel=opt.DATA)
+    ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help=f"Images per run of predict and eval; by default {IMAGES}.")
+        int | None,
+        typer.Option(
+            "--images",
+            min=1,
+            help=f"Images per run of predict and eval; by default {IMAGES}.",
+            rich_help_panel=opt.DATA,
+        ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder of images for predict; by default generated ones.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder of images for predict; by default generated ones.", rich_help_panel=opt.DATA
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -65,16 +95,34 @@ def bench(
             metavar="PEER",
             help="Peer to time in turns, with the same weights: huggingface, huggingface-compiled or published (order "
             "of post-processing).",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.parts("peers"),
         ),
     ] = None,
     peer_precision: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Number format of the peer; by default that of --precision.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Number format of the peer; by default that of --precision.",
+            rich_help_panel=opt.SPEED,
+            autocompletion=completion.words(*opt.PRECISIONS),
+        ),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Timed runs of each side; by default 6, with --preset all 20 (train: 5).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Timed runs of each side; by default 6, with --preset all 20 (train: 5).",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = None,
     warm_up: Annotated[
-        int | None, typer.Option(min=0, help="Further untimed runs; by default 1, with --preset all 4 (train: 1).")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Further untimed runs; by default 1, with --preset all 4 (train: 1).",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = None,
     threads: opt.Threads = None,
     compile_: opt.Compile = False,
@@ -83,14 +131,21 @@ def bench(
         typer.Option(
             "--keep-memory/--no-keep-memory",
             help="Keep freed memory (glibc), without the peer; by default for predict and eval.",
+            rich_help_panel=opt.SPEED,
         ),
     ] = None,
     quality: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Annotated images to measure the loss by --precision on; with --model."),
+        typer.Option(
+            metavar="DIR",
+            help="Annotated images to measure the loss by --precision on; with --model.",
+            rich_help_panel=opt.DATA,
+        ),
     ] = None,
     engine: opt.Engine = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for NAME.json and NAME.png.")] = Path("runs/bench"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for NAME.json and NAME.png.", rich_help_panel=opt.OUTPUT)
+    ] = Path("runs/bench"),
     skip_existing: opt.SkipExisting = False,
     trust_code: opt.TrustCode = False,
     as_json: opt.AsJson = False,

@@ -10,6 +10,7 @@ import typer
 
 from .. import console
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..workflows.demo import DemoStep
@@ -27,10 +28,22 @@ STORY = {
 SHOWN = {"pictures": "images", "truth": "annotations"}  # JSON keeps the former names of these steps
 
 
+@help_page(
+    "m2f demo",
+    "m2f demo --out runs/short-demo --iterations 100",
+    most_used=("out", "images", "iterations"),
+    panel="Segment",
+)
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all results.")] = Path("runs/demo"),
-    images: Annotated[int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.")] = 4,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer are quicker and worse.")] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for all results.", rich_help_panel=opt.OUTPUT)
+    ] = Path("runs/demo"),
+    images: Annotated[
+        int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.", rich_help_panel=opt.DATA)
+    ] = 4,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; fewer are quicker and worse.", rich_help_panel=opt.SPEED)
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Generate images, train on them, evaluate and predict, offline. It takes about three minutes.

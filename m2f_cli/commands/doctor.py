@@ -10,11 +10,16 @@ import typer
 
 from .. import console
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..workflows.doctor import DoctorFinding
 
 
+@help_page(
+    "m2f doctor",
+    "m2f doctor --json",
+)
 def doctor(as_json: opt.AsJson = False) -> None:
     """Examine this machine: packages, devices, caches, and whether the operators compute right.
 

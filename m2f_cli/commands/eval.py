@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console
+from .. import console, plugins
 from ..errors import ConfigError, DataError
+from . import completion
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalProgress, EvalResult
@@ -23,10 +25,21 @@ if TYPE_CHECKING:
 SHOWN_CLASSES = 20
 
 
+@help_page(
+    "m2f eval --model runs/train/small-panoptic",
+    "m2f eval --preset coco-panoptic-swin-t --data coco --limit 100",
+    most_used=("preset", "model", "data", "metric", "out"),
+    panel="Train",
+)
 def evaluate(
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Preset with released weights, to compare with its published figures."),
+        typer.Option(
+            metavar="NAME",
+            help="Preset with released weights, to compare with its published figures.",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.presets,
+        ),
     ] = None,
     model: opt.Model = None,
     data: opt.PublishedData = None,
@@ -36,11 +49,16 @@ def evaluate(
         typer.Option(
             metavar="NAME,…",
             help="Metrics, such as pq, ap or miou, or all; repeatable. Alone it implies its task's default model.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.parts("metrics"),
         ),
     ] = None,
     task: opt.TaskOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the results; by default runs/eval/<name>.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the results; by default runs/eval/<name>.", rich_help_panel=opt.OUTPUT
+        ),
     ] = None,
     resume: opt.Resume = False,
     limit: opt.Limit = None,
@@ -55,28 +73,52 @@ def evaluate(
     score_threshold: opt.ScoreThreshold = None,
     top_k: opt.TopK = None,
     max_dets: Annotated[
-        int | None, typer.Option(min=1, help="Average precision: most objects per image and class; by default 100.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Average precision: most objects per image and class; by default 100.",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = None,
     tta: opt.Tta = False,
     tile: opt.Tile = None,
     tile_overlap: opt.TileOverlap = 0.25,
     sweep: Annotated[
-        bool, typer.Option("--sweep-thresholds", help="Panoptic: find the thresholds that are best on this data.")
+        bool,
+        typer.Option(
+            "--sweep-thresholds",
+            help="Panoptic: find the thresholds that are best on this data.",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = False,
     diagnose: Annotated[
-        bool, typer.Option("--diagnose-queries", help="Measure how much each decoder layer changes masks and matches.")
+        bool,
+        typer.Option(
+            "--diagnose-queries",
+            help="Measure how much each decoder layer changes masks and matches.",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = False,
     save: opt.SaveFormats = None,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Prediction files of any tool to score; with --ground-truth.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Prediction files of any tool to score; with --ground-truth.", rich_help_panel=opt.DATA
+        ),
     ] = None,
     ground_truth: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Annotations for --predictions: a data set or a COCO json.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Annotations for --predictions: a data set or a COCO json.", rich_help_panel=opt.DATA
+        ),
     ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="RUN_A RUN_B", help="Evaluations to compare, image by image.")
+        tuple[Path, Path] | None,
+        typer.Option(metavar="RUN_A RUN_B", help="Evaluations to compare, image by image.", rich_help_panel=opt.DATA),
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Show all classes in the table.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Show all classes in the table.", rich_help_panel=opt.OUTPUT)
+    ] = False,
     trust_code: opt.TrustCode = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -86,6 +128,7 @@ def evaluate(
     """
     opt.one_of("task", task, opt.TASKS)
     opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
+    opt.one_of("engine", engine, plugins.table("engines"))
     if compare is not None:
         return _compare(*compare, opt.listed(metric), as_json, trust_code)
     if predictions is not None or ground_truth is not None:

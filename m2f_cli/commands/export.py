@@ -11,7 +11,9 @@ import typer
 from .. import console, plugins
 from ..errors import ConfigError
 from ..runtime.text import is_whole_number
+from . import completion
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..export.base import ExportOptions, ExportReport
@@ -20,34 +22,85 @@ FILE_PRECISIONS = ("fp32", "fp16", "int8")
 SHOWN = ("class_logits.largest_share", "mask_logits.largest_share", "mask_logits.mean", "moved")
 
 
+@help_page(
+    "m2f export --model runs/train/small-panoptic",
+    "m2f export --model coco-panoptic-swin-t --format openvino --size 640 640",
+    most_used=("model", "format_", "out", "size", "precision"),
+    panel="Train",
+)
 def export(
     model: Annotated[
-        str, typer.Option(metavar="REF", help="Model: preset, run folder, checkpoint or Hugging Face repository.")
+        str,
+        typer.Option(
+            metavar="REF",
+            help="Model: preset, run folder, checkpoint or Hugging Face repository.",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.models,
+        ),
     ],
     format_: Annotated[
         str,
-        typer.Option("--format", metavar="FORMAT", help="Format, such as openvino, torch, huggingface or detectron2."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Format, such as openvino, torch, huggingface or detectron2.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.parts("exporters"),
+        ),
     ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="File or folder; by default runs/export/<name>/model.onnx.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="File or folder; by default runs/export/<name>/model.onnx.", rich_help_panel=opt.OUTPUT
+        ),
     ] = None,
     postprocess: Annotated[
-        str | None, typer.Option(metavar="TASK", help=f"Task of final maps as further outputs: {', '.join(opt.TASKS)}.")
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help=f"Task of final maps as further outputs: {', '.join(opt.TASKS)}.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.words(*opt.TASKS),
+        ),
     ] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="H W", help="Fixed input size, in multiples of 32; by default any such size."),
+        typer.Option(
+            metavar="H W",
+            help="Fixed input size, in multiples of 32; by default any such size.",
+            rich_help_panel=opt.MODEL,
+        ),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="N", help="Images per run, or dynamic.")] = "1",
+    batch: Annotated[
+        str, typer.Option(metavar="N", help="Images per run, or dynamic.", rich_help_panel=opt.MODEL)
+    ] = "1",
     precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format of the file: {', '.join(FILE_PRECISIONS)}.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Number format of the file: {', '.join(FILE_PRECISIONS)}.",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.words(*FILE_PRECISIONS),
+        ),
     ] = "fp32",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX: operator set; by default 18.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="ONNX: operator set; by default 18.", rich_help_panel=opt.ADVANCED)
+    ] = None,
     normalise: Annotated[
-        bool, typer.Option("--normalise", help="Put normalisation into the file, which then takes RGB from 0 to 255.")
+        bool,
+        typer.Option(
+            "--normalise",
+            help="Put normalisation into the file, which then takes RGB from 0 to 255.",
+            rich_help_panel=opt.OUTPUT,
+        ),
     ] = False,
     with_runner: Annotated[
-        bool, typer.Option("--with-runner", help="ONNX: write a small program that runs the file without PyTorch.")
+        bool,
+        typer.Option(
+            "--with-runner",
+            help="ONNX: write a small program that runs the file without PyTorch.",
+            rich_help_panel=opt.OUTPUT,
+        ),
     ] = False,
     images: Annotated[
         list[str] | None,
@@ -55,19 +108,31 @@ def export(
             "--images",
             metavar="SOURCE",
             help="Images to compare and calibrate with, by default generated ones; repeatable.",
+            rich_help_panel=opt.DATA,
         ),
     ] = None,
     measure: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Annotated images on whose val the loss of quality is measured.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Annotated images on whose val the loss of quality is measured.",
+            rich_help_panel=opt.DATA,
+        ),
     ] = None,
     limit: opt.Limit = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, metavar="X", help="Largest difference of logits as a share of their range; 0.001 in fp32."),
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="Largest difference of logits as a share of their range; 0.001 in fp32.",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = None,
     set_: opt.SetOverrides = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of one format alone; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Option of one format alone; repeatable.", rich_help_panel=opt.ADVANCED),
     ] = None,
     overwrite: opt.Overwrite = False,
     trust_code: opt.TrustCode = False,

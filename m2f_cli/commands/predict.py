@@ -11,11 +11,18 @@ import typer
 from .. import console, plugins
 from ..errors import ConfigError, DataError
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..inference.predict import PredictProgress, Summary
 
 
+@help_page(
+    "m2f predict photo.jpg",
+    "m2f predict photos/ --task instance --save overlay,polygons --out out/photos",
+    most_used=("task", "model", "out", "save", "device"),
+    panel="Segment",
+)
 def predict(
     source: Annotated[
         list[str], typer.Argument(help="Images, folders (with sub-folders), globs, or - for paths on stdin.")
@@ -24,13 +31,18 @@ def predict(
     model: opt.Model = None,
     engine: opt.Engine = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the results; by default a new one in runs/predict.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the results; by default a new one in runs/predict.",
+            rich_help_panel=opt.OUTPUT,
+        ),
     ] = None,
     save: opt.SaveFormats = None,
     device: opt.Device = "auto",
     precision: opt.Precision = "fp32",
     compile_: opt.Compile = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=opt.SPEED)] = 1,
     workers: opt.ReaderThreads = 2,
     object_threshold: opt.ObjectThreshold = None,
     overlap_threshold: opt.OverlapThreshold = None,

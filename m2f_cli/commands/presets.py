@@ -13,23 +13,41 @@ from ..config.published import backbone_cell, backbone_label, decimals, label
 from ..errors import ConfigError, M2FError, unknown_name
 from ..runtime.files import write_text, writing_to
 from ..version import __version__
+from . import completion
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..config.schema import Config
 
-app = typer.Typer(no_args_is_help=True, help="Shipped configurations, one per row of the published tables.")
+app = typer.Typer(
+    no_args_is_help=True, help="Shipped configurations, one per row of the published tables.", rich_help_panel="More"
+)
 
-Dataset = Annotated[str | None, typer.Option(help="Only this data set, such as cityscapes.")]
-Task = Annotated[str | None, typer.Option(help="Only this task: panoptic, instance or semantic.")]
-Backbone = Annotated[str | None, typer.Option(help="Only this backbone, such as swin-l or r50.")]
-Method = Annotated[str | None, typer.Option(help="Only this method, such as mask2former.")]
+Dataset = Annotated[str | None, typer.Option(help="Only this data set, such as cityscapes.", rich_help_panel=opt.DATA)]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this task: panoptic, instance or semantic.",
+        rich_help_panel=opt.DATA,
+        autocompletion=completion.words(*opt.TASKS),
+    ),
+]
+Backbone = Annotated[
+    str | None, typer.Option(help="Only this backbone, such as swin-l or r50.", rich_help_panel=opt.DATA)
+]
+Method = Annotated[str | None, typer.Option(help="Only this method, such as mask2former.", rich_help_panel=opt.DATA)]
 Text = Annotated[str | None, typer.Argument(metavar="FILTER", help="Only presets with this text in name or summary.")]
 
 FORMATS = ("terminal", "markdown", "json", "csv")
 
 
 @app.command("list")
+@help_page(
+    "m2f presets list",
+    "m2f presets list --dataset cityscapes --task semantic",
+    most_used=("dataset", "task", "backbone", "method"),
+)
 def list_presets(
     text: Text = None,
     dataset: Dataset = None,
@@ -49,6 +67,11 @@ def list_presets(
 
 
 @app.command("table")
+@help_page(
+    "m2f presets table --dataset coco",
+    "m2f presets table swin-l --format markdown",
+    most_used=("dataset", "task", "backbone", "method", "format_"),
+)
 def show_tables(
     text: Text = None,
     dataset: Dataset = None,
@@ -56,12 +79,21 @@ def show_tables(
     backbone: Backbone = None,
     method: Method = None,
     format_: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help=f"Output: {', '.join(FORMATS)}.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"Output: {', '.join(FORMATS)}.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.words(*FORMATS),
+        ),
     ] = "terminal",
     runs: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="Folder of results of eval, reproduce and bench --preset all, for the columns 'here'."
+            metavar="DIR",
+            help="Folder of results of eval, reproduce and bench --preset all, for the columns 'here'.",
+            rich_help_panel=opt.DATA,
         ),
     ] = Path("runs"),
     as_json: opt.AsJson = False,
@@ -85,7 +117,14 @@ def show_tables(
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Preset or YAML file.")], as_json: opt.AsJson = False) -> None:
+@help_page(
+    "m2f presets show coco-panoptic-r50",
+    "m2f presets show my-coco.yaml",
+)
+def show(
+    name: Annotated[str, typer.Argument(help="Preset or YAML file.", autocompletion=completion.presets)],
+    as_json: opt.AsJson = False,
+) -> None:
     """Print a preset with everything that it inherits filled in."""
     from ..config import presets as config
 
@@ -97,10 +136,16 @@ def show(name: Annotated[str, typer.Argument(help="Preset or YAML file.")], as_j
 
 
 @app.command("copy")
+@help_page(
+    "m2f presets copy coco-panoptic-r50 my-coco.yaml",
+    "m2f presets copy small-panoptic my-presets/ --force",
+)
 def copy(
-    name: Annotated[str, typer.Argument(help="Preset to copy.")],
+    name: Annotated[str, typer.Argument(help="Preset to copy.", autocompletion=completion.presets)],
     path: Annotated[Path, typer.Argument(help="File (.yaml) or folder to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the file if it exists.", rich_help_panel=opt.OUTPUT)
+    ] = False,
 ) -> None:
     """Copy a preset, with everything that it inherits filled in, into a file of your own to edit."""
     console.out(str(copy_preset(name, path, force=force)))

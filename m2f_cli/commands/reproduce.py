@@ -10,7 +10,9 @@ import typer
 
 from .. import console
 from ..config.published import decimals
+from . import completion
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalProgress
@@ -20,21 +22,41 @@ ROW_FAILED = 1
 COLUMNS = ["row", "figure", "published", "measured", "difference", "verdict"]
 
 
+@help_page(
+    "m2f reproduce coco-panoptic-swin-t --data coco",
+    "m2f reproduce coco-panoptic-swin-t ade20k-swin-t-paper --limit 50",
+    most_used=("data", "out", "limit", "device", "precision"),
+)
 def reproduce(
     rows: Annotated[
-        list[str], typer.Argument(metavar="ROW", help="Presets with released weights; see m2f presets list.")
+        list[str],
+        typer.Argument(
+            metavar="ROW",
+            help="Presets with released weights; see m2f presets list.",
+            autocompletion=completion.presets,
+        ),
     ],
     data: opt.PublishedData = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results. Stopped rows go on.")] = Path(
-        "runs/reproduce"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder for the results. Stopped rows go on.", rich_help_panel=opt.OUTPUT),
+    ] = Path("runs/reproduce"),
     tta: Annotated[
-        bool | None, typer.Option("--tta/--no-tta", help="Test-time augmentation; by default where published.")
+        bool | None,
+        typer.Option(
+            "--tta/--no-tta", help="Test-time augmentation; by default where published.", rich_help_panel=opt.SEGMENT
+        ),
     ] = None,
     limit: opt.Limit = None,
     device: opt.Device = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="FORMAT", help=f"Number format: {', '.join(opt.PRECISIONS)}.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Number format: {', '.join(opt.PRECISIONS)}.",
+            rich_help_panel=opt.SPEED,
+            autocompletion=completion.words(*opt.PRECISIONS),
+        ),
     ] = "fp32",
     workers: opt.ReaderThreads = 2,
     as_json: opt.AsJson = False,

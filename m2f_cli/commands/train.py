@@ -13,7 +13,9 @@ import typer
 from .. import console
 from ..errors import ConfigError
 from ..runtime.threads import usable_cores
+from . import completion
 from . import options as opt
+from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..config.schema import Config
@@ -26,20 +28,50 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
+@help_page(
+    "m2f train --preset small-panoptic --data my-images",
+    "m2f train --out runs/train/small-panoptic --resume",
+    most_used=("preset", "data", "out", "batch", "resume"),
+    panel="Train",
+)
 def train(
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Preset or YAML file to train.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of annotated images.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preset or YAML file to train.",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.presets,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of annotated images.", rich_help_panel=opt.DATA)
+    ] = None,
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="REF", help="Weights to start from, or random; by default the backbone's ImageNet weights."
+            metavar="REF",
+            help="Weights to start from, or random; by default the backbone's ImageNet weights.",
+            rich_help_panel=opt.MODEL,
+            autocompletion=completion.models,
         ),
     ] = None,
     init_partial: Annotated[
-        bool, typer.Option("--init-partial", help="Accept an --init file of a backbone that lacks a part of it.")
+        bool,
+        typer.Option(
+            "--init-partial",
+            help="Accept an --init file of a backbone that lacks a part of it.",
+            rich_help_panel=opt.MODEL,
+        ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run; by default runs/train/<preset>.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the run; by default runs/train/<preset>.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.folders,
+        ),
     ] = None,
     resume: opt.Resume = False,
     batch: Annotated[
@@ -47,42 +79,83 @@ def train(
         typer.Option(
             metavar="N|auto",
             help="Images per step of all processes; by default the preset's. auto: as many at once as fit.",
+            rich_help_panel=opt.SPEED,
         ),
     ] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once; the gradients of a step are accumulated.")
+        int | None,
+        typer.Option(min=1, help="Images at once; the gradients of a step are accumulated.", rich_help_panel=opt.SPEED),
     ] = None,
     set_: opt.SetOverrides = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="Part not to train, such as backbone.stages.0; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="PART", help="Part not to train, such as backbone.stages.0; repeatable.", rich_help_panel=opt.MODEL
+        ),
     ] = None,
     device: opt.Device = "auto",
     devices: opt.Devices = 1,
     precision: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help=f"Number format: {', '.join(opt.PRECISIONS)}.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Number format: {', '.join(opt.PRECISIONS)}.",
+            rich_help_panel=opt.SPEED,
+            autocompletion=completion.words(*opt.PRECISIONS),
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and augment images.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for all random number generators.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read and augment images.", rich_help_panel=opt.SPEED)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed for all random number generators.", rich_help_panel=opt.ADVANCED)
+    ] = None,
     compile_: opt.Compile = False,
     checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Recompute activations: less memory, more time.")
+        bool,
+        typer.Option(
+            "--checkpoint-activations", help="Recompute activations: less memory, more time.", rich_help_panel=opt.SPEED
+        ),
     ] = False,
-    logger: Annotated[list[str] | None, typer.Option(help="Logger: tensorboard, wandb or trackio; repeatable.")] = None,
-    keep: Annotated[int, typer.Option(min=0, help="Numbered checkpoints to keep beside last and best.")] = 0,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Logger: tensorboard, wandb or trackio; repeatable.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.words("tensorboard", "wandb", "trackio"),
+        ),
+    ] = None,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Numbered checkpoints to keep beside last and best.", rich_help_panel=opt.OUTPUT)
+    ] = 0,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and go on.")
+        bool,
+        typer.Option(
+            "--skip-broken", help="Leave out images that cannot be read, and go on.", rich_help_panel=opt.DATA
+        ),
     ] = False,
-    val_pictures: Annotated[int | None, typer.Option("--val-images", min=1, help="Most images to evaluate on.")] = None,
+    val_pictures: Annotated[
+        int | None, typer.Option("--val-images", min=1, help="Most images to evaluate on.", rich_help_panel=opt.DATA)
+    ] = None,
     find_lr: Annotated[
-        bool, typer.Option("--find-lr", help="Sweep the learning rate and suggest one instead of training.")
+        bool,
+        typer.Option(
+            "--find-lr",
+            help="Sweep the learning rate and suggest one instead of training.",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = False,
     replay: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of a skipped step to repeat and examine.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File of a skipped step to repeat and examine.", rich_help_panel=opt.ADVANCED
+        ),
     ] = None,
     trust_code: opt.TrustCode = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Train a model on your images, or reproduce a published one."""
+    opt.one_of("precision", precision, opt.PRECISIONS)
     if replay is not None:
         return _replay(replay, device, trust_code)
     if devices > 1 and "RANK" not in os.environ:

@@ -7,7 +7,6 @@ defaults for those. presets/README.md has the names, and the order in which file
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,14 @@ from .. import plugins
 from ..errors import ConfigError, nearest, unknown_name
 from ..runtime import documents
 from .schema import Config, ModelConfig
+from .shipped import preset_names as preset_names
+from .shipped import presets_dir as presets_dir
 
 MOST_FILES = 50  # files that one configuration extends, directly or not
 _NOT_INHERITED = ("name", "summary", "published")  # keys that are true of one preset alone
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
-
-
-def presets_dir() -> Path:
-    """Return the folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).resolve().parents[1]
-    inside = here / "presets"
-    return inside if inside.is_dir() else here.parent / "presets"
-
-
-@functools.cache
-def preset_names() -> tuple[str, ...]:
-    """Return the names of the shipped presets, sorted. Recipes and backbones are no presets."""
-    return tuple(sorted(path.stem for path in presets_dir().glob("*.yaml")))
 
 
 def preset_path(name: str) -> Path:

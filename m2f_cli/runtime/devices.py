@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = ("auto", "cpu", "cuda", "mps")
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, arm64
 
@@ -66,6 +67,12 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError("tensors on it hold no values")
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        hint = "Use --device cpu, or see `m2f doctor`."
-        raise ConfigError(f"The device {name!r} cannot be used: {reason.rstrip('.')}.", hint=hint) from error
+        raise ConfigError(f"The device {name!r} cannot be used: {reason.rstrip('.')}.", hint=_hint(name)) from error
     return device
+
+
+def _hint(name: str) -> str:
+    """Return what to do about a device that cannot be used: a mistyped one, a number alone, or one that is not here."""
+    kind = name.partition(":")[0]
+    close = [] if kind in KINDS else [f"cuda:{name}"] if name.isdecimal() else nearest(kind, KINDS)
+    return f"Did you mean {' or '.join(close)}?" if close else "Use --device cpu, or see `m2f doctor`."

@@ -1,6 +1,6 @@
 """Download of single files over https, complete and with verified hashes.
 
-Environment: `M2F_HOME` (default ~/.cache/m2f) is the folder of the files. `runtime/network.py` says what forbids it.
+`runtime/caches.py` has the folder of the files; `runtime/network.py` says what forbids a download.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import re
 import shutil
 import ssl
@@ -24,6 +23,7 @@ from filelock import FileLock
 
 from ..errors import Unreachable, WeightsError
 from ..runtime import files, network
+from ..runtime.caches import weights_dir
 from . import web
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -52,11 +52,6 @@ class Download:
 
 
 Progress = Callable[[Download], None]
-
-
-def weights_dir() -> Path:
-    """Return the folder of downloaded weights."""
-    return Path(os.environ.get("M2F_HOME") or Path.home() / ".cache" / "m2f").expanduser() / "weights"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -146,6 +146,10 @@ def test_wrong_tasks_devices_and_precisions(segmenter):
         segmenter(image(), task="depth")
     with pytest.raises(ConfigError, match="'tpu9' cannot be used"):
         choose_device("tpu9")
+    with pytest.raises(ConfigError, match="Did you mean cuda?"):
+        choose_device("cdua")
+    with pytest.raises(ConfigError, match="Did you mean cuda:1?"):
+        choose_device("1")
     with pytest.raises(ConfigError, match="no precision named 'fp31'.*fp32"):
         Segmenter(segmenter.model, segmenter.config, segmenter.categories, precision="fp31")
 

@@ -13,6 +13,7 @@ from ... import console
 from ...errors import DataError, M2FError
 from ...runtime.threads import usable_cores
 from .. import options as opt
+from ..help_page import help_page
 from .reading import PAGES, AsTraining, check_suffix, split_opener
 
 if TYPE_CHECKING:
@@ -26,19 +27,37 @@ SHOWN_CLASSES = 30
 REHEARSED = "tiny"  # the preset of the training that is begun where none is named
 
 
+@help_page(
+    "m2f data check my-images",
+    "m2f data check my-images --preset small-instance --page check.html",
+    most_used=("split", "page", "preset", "workers", "as_json"),
+)
 def check(
     folder: opt.AnnotatedFolder,
     split: opt.SplitNames = None,
     page: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="HTML page to write, with figures and images.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="HTML page to write, with figures and images.", rich_help_panel=opt.OUTPUT
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help=f"Worker threads. By default one per core, {MOST_WORKERS} at most.")
+        int | None,
+        typer.Option(
+            min=1, help=f"Worker threads. By default one per core, {MOST_WORKERS} at most.", rich_help_panel=opt.SPEED
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for which to check that a run could be written there.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for which to check that a run could be written there.",
+            rich_help_panel=opt.ADVANCED,
+        ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 for warnings, too.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 3 for warnings, too.", rich_help_panel=opt.OUTPUT)
+    ] = False,
     preset: opt.ReadAsPreset = None,
     format_: opt.FormatName = None,
     task: opt.DataTask = None,

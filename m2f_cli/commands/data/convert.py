@@ -9,13 +9,20 @@ import typer
 
 from ... import console
 from ...errors import DataError
+from .. import completion
 from .. import options as opt
+from ..help_page import help_page
 from .reading import parse_label_map
 
 if TYPE_CHECKING:
     from ...dataset_tools.convert.run import Conversion
 
 
+@help_page(
+    "m2f data convert my-images out/coco --to coco-instance",
+    "m2f data convert masks out/coco --to coco-instance --label-map 0=,255=cell",
+    most_used=("to", "split", "classes", "link", "workers"),
+)
 def convert(
     source: opt.SourceFolder,
     destination: opt.NewFolder,
@@ -24,6 +31,8 @@ def convert(
         typer.Option(
             metavar="FORMAT",
             help="Format to write: coco-instance, coco-panoptic, label-maps, yolo-seg, cityscapes or labelme.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.parts("converters"),
         ),
     ],
     split: opt.SplitNames = None,
@@ -34,7 +43,11 @@ def convert(
     label_map: opt.LabelMap = None,
     separate: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLASS", help="Label maps: connected regions of this class become objects; repeatable."),
+        typer.Option(
+            metavar="CLASS",
+            help="Label maps: connected regions of this class become objects; repeatable.",
+            rich_help_panel=opt.DATA,
+        ),
     ] = None,
     workers: opt.WorkerProcesses = None,
     as_json: opt.AsJson = False,

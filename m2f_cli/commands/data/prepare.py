@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ... import console, plugins
+from .. import completion
 from .. import options as opt
+from ..help_page import help_page
 
 if TYPE_CHECKING:
     from ...dataset_tools.prepare.run import PrepareProgress, PrepareReport
 
 
+@help_page(
+    "m2f data prepare ade20k",
+    "m2f data prepare cityscapes --root downloads/ --out datasets/cityscapes",
+    most_used=("root", "out", "workers", "verify"),
+)
 def prepare(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help=f"Data set to prepare: {', '.join(plugins.names('preparers'))}.")
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help=f"Data set to prepare: {', '.join(plugins.names('preparers'))}.",
+            autocompletion=completion.parts("preparers"),
+        ),
     ],
     root: Annotated[
         Path | None,
@@ -24,12 +36,15 @@ def prepare(
             metavar="DIR",
             help="Folder or archive (zip, tar) of the download, or a folder with its archives, which stay packed. By "
             "default its folder in $DETECTRON2_DATASETS.",
+            rich_help_panel=opt.DATA,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder to write to, by default the same. In another one, the images are links."
+            metavar="DIR",
+            help="Folder to write to, by default the same. In another one, the images are links.",
+            rich_help_panel=opt.OUTPUT,
         ),
     ] = None,
     workers: opt.WorkerProcesses = None,
@@ -38,9 +53,12 @@ def prepare(
         typer.Option(
             "--verify",
             help="Check the published hashes of archives, make everything again, compare, and replace what differs.",
+            rich_help_panel=opt.ADVANCED,
         ),
     ] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Accept a part of the published images.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept a part of the published images.", rich_help_panel=opt.ADVANCED)
+    ] = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Turn a downloaded data set into what training and evaluation read, as the published scripts do.

@@ -8,12 +8,22 @@ from typing import Annotated
 import typer
 
 from ... import console
+from .. import options as opt
+from ..help_page import help_page
 
 
+@help_page(
+    "m2f data sample nuclei",
+    "m2f data sample nuclei --out out/nuclei",
+    most_used=("out",),
+)
 def sample(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set, such as nuclei: real images, public domain.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="New folder for the copy; by default its name.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="New folder for the copy; by default its name.", rich_help_panel=opt.OUTPUT
+        ),
     ] = None,
 ) -> None:
     """Copy a small set of real annotated images, which is shipped with m2f, to a folder of yours."""

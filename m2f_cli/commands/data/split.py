@@ -10,29 +10,46 @@ import typer
 from ... import console
 from ...errors import DataError
 from .. import options as opt
+from ..help_page import help_page
 from .convert import show
 
 
+@help_page(
+    "m2f data split my-images out/divided --val 0.2",
+    "m2f data split my-images out/divided --val 0.2 --group-by folder --stratify",
+    most_used=("val", "test", "seed", "group_by", "stratify"),
+)
 def split(
     source: opt.SourceFolder,
     destination: opt.NewFolder,
-    val: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of the images for val, 0 to 1.")] = None,
-    test: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of the images for test, 0 to 1.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed for the division into splits.")] = 0,
-    stratify: Annotated[bool, typer.Option("--stratify", help="Divide the images of each class alike.")] = False,
+    val: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the images for val, 0 to 1.", rich_help_panel=opt.DATA),
+    ] = None,
+    test: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the images for test, 0 to 1.", rich_help_panel=opt.DATA),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed for the division into splits.", rich_help_panel=opt.ADVANCED)] = 0,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Divide the images of each class alike.", rich_help_panel=opt.DATA)
+    ] = False,
     group_by: Annotated[
         str | None,
         typer.Option(
             metavar="REGEX|folder",
             help="Group of an image, which is never divided: the first ( ) of a regular expression for its name, or "
             "its folder.",
+            rich_help_panel=opt.DATA,
         ),
     ] = None,
     val_groups: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,…", help="Groups that make up val; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME,…", help="Groups that make up val; repeatable.", rich_help_panel=opt.DATA),
     ] = None,
     test_groups: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,…", help="Groups that make up test; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME,…", help="Groups that make up test; repeatable.", rich_help_panel=opt.DATA),
     ] = None,
     from_: opt.SplitNames = None,
     link: opt.Link = False,

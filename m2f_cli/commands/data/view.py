@@ -11,6 +11,7 @@ from ... import console
 from ...errors import ConfigError
 from ...runtime.files import output_path
 from .. import options as opt
+from ..help_page import help_page
 from .reading import PAGES, AsTraining, check_suffix, split_opener
 
 if TYPE_CHECKING:
@@ -20,16 +21,29 @@ if TYPE_CHECKING:
 SHEETS = (".jpg", ".jpeg", ".png", ".webp")
 
 
+@help_page(
+    "m2f data view my-images",
+    "m2f data view my-images --preset small-instance --out view.html",
+    most_used=("split", "count", "out", "preset", "seed"),
+)
 def view(
     folder: opt.AnnotatedFolder,
     split: opt.SplitName = "train",
-    count: Annotated[int, typer.Option(min=1, max=400, metavar="N", help="Number of images to show.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of images and for their augmentation.")] = 0,
+    count: Annotated[
+        int, typer.Option(min=1, max=400, metavar="N", help="Number of images to show.", rich_help_panel=opt.DATA)
+    ] = 16,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Seed for the choice of images and for their augmentation.", rich_help_panel=opt.ADVANCED
+        ),
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Image (.jpg, .png, .webp) or page (.html) to write; by default runs/data/view/<folder>-<split>.jpg.",
+            rich_help_panel=opt.OUTPUT,
         ),
     ] = None,
     preset: opt.ReadAsPreset = None,
