@@ -187,7 +187,7 @@ def _cost(seconds: float) -> str:
     import resource
 
     unit = 2**30 if sys.platform == "darwin" else 2**20
-    return f"{seconds:.1f} s, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GiB"
+    return f"{seconds:.1f} s, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB"
 
 
 def _run(arguments: list[str] | None, process: str | None) -> int:
