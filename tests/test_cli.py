@@ -209,11 +209,11 @@ def test_downloads_without_a_terminal_show_one_line_per_file(capsys):
     assert capsys.readouterr() == ("", "fetching a.pkl\n")
 
 
-@pytest.mark.parametrize("line", ["--quiet presets list", "presets list --quiet"])
+@pytest.mark.parametrize("line", ["--quiet presets show tiny", "presets show tiny --quiet"])
 def test_quiet_may_stand_before_or_after_the_command(line, capsys):
     assert cli.run(line.split()) == 0
     assert capsys.readouterr() == ("", "")
-    assert cli.run(["presets", "list"]) == 0 and capsys.readouterr().out  # the next command is not quiet
+    assert cli.run(["presets", "show", "tiny"]) == 0 and capsys.readouterr().out  # the next command is not quiet
 
 
 @pytest.mark.parametrize("line", ["--verbose fails", "fails --verbose"])

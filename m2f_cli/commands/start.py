@@ -78,7 +78,9 @@ def _weights_of(preset: str) -> Iterator[str]:
 def first_image(folder: Path) -> str | None:
     """Return an image in a folder, if one of its first files is one."""
     files = [path for path, _ in zip(folder.iterdir(), range(MOST_LOOKED_AT), strict=False)]
-    images = sorted(path.name for path in files if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+    images = sorted(
+        path.name for path in files if path.suffix.lower() in IMAGES and not path.name.startswith((".", "-"))
+    )
     return images[0] if images else None
 
 
