@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -37,13 +38,18 @@ TESTS = sorted(TESTS_FOLDER.rglob("*.py"))
 OF_PYTORCH = ("_modules",)  # attributes of its modules
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def unit_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
     """All modules that a file imports anywhere, absolute, with their lines; TYPE_CHECKING blocks are not imports."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     package = ["m2f_cli", *path.relative_to(PACKAGE).parts[:-1]]
     blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
     hints = {id(inner) for block in blocks for inner in ast.walk(block)}
@@ -126,7 +132,7 @@ def test_no_arrow_by_string(path):
     """A name of code in a string climbs where an import may not: such names stand in the table alone."""
     if path.name in ("plugins.py", "cli.py"):
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("plugins.load", "import_module")):
             literal = [each.value for each in node.args if isinstance(each, ast.Constant)]
             assert not [name for name in literal if str(name).startswith("m2f_cli")], f"{path.name}:{node.lineno}"
@@ -147,7 +153,7 @@ def test_no_class_name_has_two_meanings():
     """A class name, public or private, is defined in one file of the package."""
     places: dict[str, set[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, set()).add(str(path.relative_to(PACKAGE)))
     assert len(places) > 300
@@ -156,7 +162,7 @@ def test_no_class_name_has_two_meanings():
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if unit_of(p) == "commands"], ids=lambda p: p.name)
 def test_commands_import_nothing_heavy_at_the_top(path):
-    top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    top_level = [n for n in tree_of(path).body if isinstance(n, (ast.Import, ast.ImportFrom))]
     for node in top_level:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         heavy = [name for name in names if name.split(".")[0] in (*HEAVY, "scipy")]
@@ -175,7 +181,7 @@ def test_help_imports_nothing_heavy(code):
 
 def private_names(path: Path) -> list[str]:
     """What a test takes from the package although its name begins with an underscore."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     imported = {"self", "cls"}  # of a test's own classes, and what comes from other packages
     found = []
     for node in ast.walk(tree):
@@ -206,7 +212,7 @@ def test_tests_use_public_names_and_no_clock(path):
     assert not private_names(path)
     clocks = [
         node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("time.time", "time.perf_counter", "time.monotonic", "time.process_time")
     ]

@@ -98,7 +98,7 @@ EXPORT = ["export", "--model", "run"]
         ["reproduce", LONG],
         ["reproduce", "coco-panoptic-r50", "--data", "text.txt", "--out", "r"],
         ["bench", "--what", "a:b"],
-        ["bench", "--model", LONG, "--rounds", "1"],
+        pytest.param(["bench", "--model", LONG, "--rounds", "1"], marks=pytest.mark.slow),
         ["data", "check", "empty", "--format", "os:system"],
         ["data", "check", "empty", "--format", ":"],
         ["data", "convert", "empty", "x", "--to", "os:system"],

@@ -260,7 +260,7 @@ ENTRIES = [
     evaluated_run,
     evaluated_as_a_preset,
     exported,
-    timed,
+    pytest.param(timed, marks=pytest.mark.slow),
     replayed,
     resumed,
     resumed_augmentation,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.folders import coco_panoptic
+from helpers.parts import tiny_config
 from training.tiny import settings
 
 from m2f_cli import cli, weights
@@ -24,7 +25,7 @@ from m2f_cli.model import build
 
 def write_run(folder: Path, categories=SCENES, trained_on: str | None = None, seed: int = 3, **more) -> Path:
     """What training leaves: a checkpoint that describes itself, and how it was trained."""
-    tree = settings().model_copy(update=more)
+    tree = settings().model_copy(update={"model": tiny_config(), **more})
     torch.manual_seed(seed)
     model = build(tree.model, len(categories))
     with torch.no_grad():  # queries that differ, sure of many classes: otherwise everything is one class

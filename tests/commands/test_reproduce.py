@@ -14,6 +14,7 @@ from training.tiny import settings
 
 from m2f_cli import cli, weights
 from m2f_cli.config import presets as config
+from m2f_cli.config import shipped as shipped_presets
 from m2f_cli.errors import ConfigError, WeightsError
 from m2f_cli.evaluation import dataset as eval_data
 from m2f_cli.evaluation.report import PublishedComparison
@@ -58,7 +59,8 @@ def a_place_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("M2F_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("M2F_OFFLINE", "1")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    monkeypatch.setattr(config, "presets_dir", lambda: tmp_path / "presets")
+    for module in (config, shipped_presets):
+        monkeypatch.setattr(module, "presets_dir", lambda: tmp_path / "presets")
     monkeypatch.setitem(eval_data.LAYOUT, "fake", "fake")
     monkeypatch.setitem(eval_data.FULL_SPLITS, ("fake", "val"), 1)
     monkeypatch.setattr(reproduce, "WARM_UP", 0)

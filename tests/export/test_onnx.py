@@ -29,6 +29,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 optimize = pytest.importorskip("onnxscript.optimizer").optimize
 
 EXPORTS = {  # tracing and translating takes half a minute: one file by default, the others are slow
+    "mask2former-resnet": ExportOptions(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
     "mask2former-swin": ExportOptions(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
     "maskformer-resnet": ExportOptions(size=(64, 96), postprocess="semantic"),
     "mpformer-resnet": ExportOptions(size=(96, 64), postprocess="instance", opset=20),
@@ -48,12 +49,14 @@ TENSORRT = set(
 )
 
 
-NAMES = [pytest.param(name, marks=[] if name == "mask2former-swin" else pytest.mark.slow, id=name) for name in EXPORTS]
+NAMES = [
+    pytest.param(name, marks=[] if name == "mask2former-resnet" else pytest.mark.slow, id=name) for name in EXPORTS
+]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """`exported("mask2former-swin")` gives the report; each network is exported once."""
+    """`exported("mask2former-resnet")` gives the report; each network is exported once."""
     done = {}
 
     def get(name):
@@ -104,8 +107,8 @@ def test_no_compiler_has_a_reason_to_refuse_it(exported, name):
 
 
 def test_names_shapes_and_metadata(exported):
-    proto = onnx.load(exported("mask2former-swin").path)
-    options = EXPORTS["mask2former-swin"]
+    proto = onnx.load(exported("mask2former-resnet").path)
+    options = EXPORTS["mask2former-resnet"]
     assert [value.name for value in proto.graph.input] == ["images"]
     assert [value.name for value in proto.graph.output] == graph.output_names(options)
     [images] = proto.graph.input
@@ -120,8 +123,8 @@ def test_names_shapes_and_metadata(exported):
 
 
 def test_predicting_with_the_file_is_predicting_with_the_model(exported):
-    model = tiny_segmenter("mask2former-swin")
-    opened = load.load(exported("mask2former-swin").path, device="cpu")
+    model = tiny_segmenter("mask2former-resnet")
+    opened = load.load(exported("mask2former-resnet").path, device="cpu")
     images = [random_image(64, 96, seed=seed) for seed in range(3)]  # of the input's size: no padding, no resizing
     for task in model.tasks:
         for ours, theirs in zip(model(images, task), opened(images, task), strict=True):
@@ -156,7 +159,7 @@ def segments_in(path):
 
 
 def test_the_runner_needs_no_torch(exported, tmp_path):
-    report = exported("mask2former-swin")
+    report = exported("mask2former-resnet")
     image = random_image(80, 120, seed=5)
     Image.fromarray(image).save(tmp_path / "in.png")
     done = run_alone(tmp_path, report.path.with_name("run_onnx.py"), tmp_path / "in.png")
@@ -192,7 +195,7 @@ def test_the_runner_with_instances(exported, runner, tmp_path):
 def test_the_runner_says_what_is_wrong(exported, runner, tmp_path):
     (tmp_path / "text.onnx").write_text("no ONNX")
     (tmp_path / "text.png").write_text("no image")
-    path = exported("mask2former-swin").path
+    path = exported("mask2former-resnet").path
     for arguments, message in (
         ([tmp_path / "gone.png", "--model", path], "No such file"),
         ([tmp_path / "text.png", "--model", path], "cannot identify image file"),
@@ -206,13 +209,13 @@ def test_the_runner_says_what_is_wrong(exported, runner, tmp_path):
 
 def test_a_truncated_file(exported, tmp_path):
     broken = tmp_path / "broken.onnx"
-    broken.write_bytes(exported("mask2former-swin").path.read_bytes()[:5000])
+    broken.write_bytes(exported("mask2former-resnet").path.read_bytes()[:5000])
     with pytest.raises(WeightsError, match="onnxruntime cannot open .*broken.onnx: Protobuf parsing failed"):
         load.load(broken)
 
 
 def test_the_folder_of_an_export_stands_for_its_file(exported, tmp_path):
-    path = exported("mask2former-swin").path
+    path = exported("mask2former-resnet").path
     loaded = load.load(path.parent, device="cpu")
     assert (loaded.source, loaded.description.size) == (str(path), (64, 96))
     (tmp_path / "export.json").write_text("{")
@@ -225,21 +228,21 @@ def test_the_folder_of_an_export_stands_for_its_file(exported, tmp_path):
 
 def test_openvino_runs_the_file_too(exported):
     pytest.importorskip("openvino", reason="needs the extra openvino")
-    path, image = exported("mask2former-swin").path, random_image(64, 96)
+    path, image = exported("mask2former-resnet").path, random_image(64, 96)
     with_onnx, with_openvino = (load.load(path, engine=name, device="cpu") for name in ("onnx", "openvino"))
     assert with_openvino.description == with_onnx.description
     assert differing(with_onnx(image, "panoptic"), with_openvino(image, "panoptic")) == 0
     outputs = with_openvino.outputs([with_openvino.prepare(image)])
-    assert set(outputs) == set(graph.output_names(EXPORTS["mask2former-swin"]))
+    assert set(outputs) == set(graph.output_names(EXPORTS["mask2former-resnet"]))
 
 
 def test_large_weights_go_into_a_file_of_their_own(exported, tmp_path, monkeypatch):
-    proto = onnx.load(exported("mask2former-swin").path)
+    proto = onnx.load(exported("mask2former-resnet").path)
     monkeypatch.setattr(exporting_onnx, "LARGE", 1000)
     exporting_onnx.save_proto(proto, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
     opened = load.load(tmp_path / "model.onnx", device="cpu")
-    before = load.load(exported("mask2former-swin").path, device="cpu")
+    before = load.load(exported("mask2former-resnet").path, device="cpu")
     image = random_image(64, 96)
     assert differing(opened(image, "panoptic"), before(image, "panoptic")) == 0
     (tmp_path / "model.onnx.data").unlink()
@@ -331,7 +334,7 @@ def test_windows_of_any_size(tmp_path, step):
 @needs_free_sizes
 @pytest.mark.slow  # a minute or more: the tracer reasons about every window
 def test_any_size_with_windows(tmp_path):
-    model = tiny_segmenter("mask2former-swin")
+    model = tiny_segmenter("mask2former-resnet")
     report = base.export(model, tmp_path / "model.onnx", "onnx", ExportOptions())
     assert max(each.mask_logits.to_dict()["largest_share"] for each in report.comparisons) < 1e-5
     opened = load.load(report.path, device="cpu")

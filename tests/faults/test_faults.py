@@ -16,7 +16,6 @@ from faults.scenarios import SCENARIOS, make_given
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, /proc and limits of Linux")
 QUICK = {
-    "train": ["killed_before_operation"],
     "predict": ["vanished_image"],
     "eval": ["killed_before_operation"],
     "data convert to coco-instance, 1 workers": ["short_write"],

@@ -203,6 +203,7 @@ def test_steps_that_are_not_finite_are_skipped_dumped_and_then_stop(tmp_path, mo
         run.start(settings("train.iterations=50"), tmp_path / "always", OPTIONS)
 
 
+@pytest.mark.slow
 def test_gloo_processes_train_as_one(tmp_path):
     """`torchrun` with two processes: both end with the same weights, and the run is written once."""
     script = tmp_path / "train.py"

@@ -33,14 +33,14 @@ NETWORK = ModelConfig(
     },
     pixel_decoder={
         "name": "deformable",
-        "dim": 32,
+        "dim": 64,
         "mask_dim": 16,
         "num_layers": 1,
         "ffn_dim": 32,
         "num_heads": 2,
-        "num_points": 2,
+        "num_points": 4,
     },
-    decoder={"name": "masked", "dim": 32, "num_queries": 12, "num_layers": 2, "num_heads": 2, "ffn_dim": 32},
+    decoder={"name": "masked", "dim": 64, "num_queries": 12, "num_layers": 2, "num_heads": 2, "ffn_dim": 32},
 )
 
 
