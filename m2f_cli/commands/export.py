@@ -134,6 +134,22 @@ def export(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Option of one format alone; repeatable.", rich_help_panel=opt.ADVANCED),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Format huggingface: repository of the hub to upload the checked folder to.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = None,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Make the repository of --push private. By default the hub decides, mostly public.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = False,
     overwrite: opt.Overwrite = False,
     trust_code: opt.TrustCode = False,
     as_json: opt.AsJson = False,
@@ -175,7 +191,10 @@ def export(
         measure=measure,
         measure_limit=limit,
         extra=extra,
+        push=push,
+        private=private,
     )
+    base.check_push_options(target, format_, options)
     with console.downloads() as fetched:
         loaded = open_model(
             ModelOptions(model, device="cpu", trust_code=trust_code, overrides=tuple(set_ or ())), progress=fetched
@@ -192,7 +211,8 @@ def export(
         trust_code=True,
     )
     if as_json:
-        console.emit_json({key: value for key, value in report.to_dict().items() if key != "schema_version"})
+        tree = {key: value for key, value in report.to_dict().items() if key != "schema_version"}
+        console.emit_json({**tree, "pushed": report.pushed} if push else tree)
     else:
         _print(report, options)
 
@@ -243,6 +263,8 @@ def _print(report: ExportReport, options: ExportOptions) -> None:
         f"Wrote {report.path} ({report.bytes / 2**20:.1f} MiB; the weights are {report.weight_bytes / 2**20:.1f} MiB, "
         f"{options.precision}) in {report.seconds:.0f} s."
     )
+    if report.pushed is not None:
+        console.out(f"Pushed to {report.pushed}. Use it: m2f predict images/ --model {options.push}")
 
 
 def _print_quality(quality: dict[str, Any]) -> None:

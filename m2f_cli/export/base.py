@@ -26,6 +26,7 @@ from ..results.writers import write_json
 from ..runtime import random_state
 from ..structures import Task
 from ..version import __version__
+from ..weights.push import check_push, push_files
 from .destination import check_destination, record_path, staged_file
 from .quantise import measure, open_measured
 from .verify import ExportComparison, Tolerance, check, compare, default_cases, tolerance_for
@@ -51,6 +52,8 @@ class ExportOptions:
         measure: folder of annotated images on which the quality of model and file is measured.
         measure_limit: number of these images. None: all.
         extra: options of one format; plain values.
+        push: repository OWNER/NAME of the Hugging Face hub to which the checked files are uploaded. None: nowhere.
+        private: make that repository private.
     """
 
     size: Size | None = None
@@ -65,6 +68,8 @@ class ExportOptions:
     measure: Path | None = None
     measure_limit: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    push: str | None = None
+    private: bool = False
 
 
 class Exporter(Protocol):
@@ -73,6 +78,8 @@ class Exporter(Protocol):
     Attributes:
         suffix: suffix of the file, such as ".onnx"; "" for a format that is a folder.
         packages: distributions whose versions are recorded.
+
+    A folder that the Hugging Face hub takes as a model has `is_for_hub = True`, too.
     """
 
     suffix: str
@@ -131,6 +138,7 @@ class ExportReport:
         seconds: duration of the export.
         versions: version of each package.
         quality: figures of `quantise.measure`; None where they were not asked for.
+        pushed: address of the repository that the files were uploaded to.
     """
 
     path: Path
@@ -144,9 +152,10 @@ class ExportReport:
     seconds: float
     versions: dict[str, str]
     quality: dict[str, Any] | None = None
+    pushed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        elsewhere = ("images", "tolerance", "measure", "measure_limit")
+        elsewhere = ("images", "tolerance", "measure", "measure_limit", "push", "private")
         options = {key: value for key, value in asdict(self.options).items() if key not in elsewhere}
         return {
             "schema_version": SCHEMA_VERSION,
@@ -202,6 +211,7 @@ def export(
             the format does not support an option.
         MissingDependency: the format needs an extra.
         ExportError: the file cannot be written, or differs from the model by more than the tolerance. No file is left.
+            Or it cannot be pushed; then it is complete.
     """
     started, path, options = time.perf_counter(), Path(path), replace(options or ExportOptions(), **fields)
     tell = on_step or (lambda step: None)
@@ -239,7 +249,11 @@ def export(
         )
         write_json(record_path(part, is_folder=not exporter.suffix), report.to_dict())
         del exported  # some runtimes hold their file open
-    return report
+        names = [file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()]
+    if options.push is None:
+        return report
+    tell(ExportStep(f"Pushing to {options.push}"))
+    return replace(report, pushed=push_files(path, names, options.push, private=options.private))
 
 
 def description_of(model: Segmenter, options: ExportOptions, **extra: Any) -> Description:
@@ -272,6 +286,24 @@ def refuse_options(format: str, options: ExportOptions, *names: str) -> None:
             flag = _FLAGS.get(name, name)
             other = ", or choose --format onnx" if format != "onnx" and name != "extra" else ""
             raise ConfigError(f"The format {format} has no --{flag}.", hint=f"Leave it out{other}.")
+
+
+def check_push_options(exporter: Exporter | type[Exporter], format: str, options: ExportOptions) -> None:
+    """Refuse an upload that is not possible, before anything is computed.
+
+    Raises:
+        ConfigError: the format is not for the hub, or see `weights.push.check_push`.
+    """
+    if options.push is None:
+        if options.private:
+            raise ConfigError("--private is for --push OWNER/NAME.", hint="Leave it out, or say where to push.")
+        return
+    if not getattr(exporter, "is_for_hub", False):
+        raise ConfigError(
+            f"The format {format} cannot be pushed to the Hugging Face hub.",
+            hint="Use --format huggingface, or leave --push out.",
+        )
+    check_push(options.push)
 
 
 def weight_bytes(model: Segmenter) -> int:
@@ -308,6 +340,7 @@ def _measured(model: Segmenter, options: ExportOptions) -> EvalData | None:
 def _check_request(
     model: Segmenter, path: Path, format: str, exporter: Exporter, options: ExportOptions, overwrite: bool
 ) -> None:
+    check_push_options(exporter, format, options)
     if model.model is None:
         raise ConfigError(f"{model.source} is an exported file already.", hint="Export the checkpoint that it is of.")
     if exporter.suffix and path.suffix != exporter.suffix:

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import Unreachable, WeightsError
+from ..errors import M2FError, Unreachable, WeightsError
 from ..runtime import documents, files, network
 from . import web
 from .download import (
@@ -56,9 +56,9 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
     """
     if network.is_offline():
         return _cached_copy(repo, network.SWITCHED_OFF, None)
-    _refuse_name(repo)
-    token = _token()
-    api = f"{_endpoint()}/api/models/{repo}"
+    refuse_name(repo)
+    token = access_token()
+    api = f"{endpoint()}/api/models/{repo}"
     try:
         answer = web.read_url(f"{api}?blobs=true", largest=LARGEST_ANSWER, timeout=TIMEOUT, token=token)
         commit, listed = _listing(documents.parse_json(answer, api, error=WeightsError), api)
@@ -73,20 +73,27 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
     return _in_their_cache(repo, commit, wanted) or _fetch_files(repo, commit, wanted, listed, progress, token)
 
 
-def _refuse_name(repo: str) -> None:
+def refuse_name(repo: str, error: type[M2FError] = WeightsError) -> None:
+    """Refuse a name that no repository of the hub can have.
+
+    Raises:
+        error: the hub has other rules for names.
+    """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
         validate_repo_id(repo)
-    except HFValidationError as error:
-        raise WeightsError(f"The hub can have no repository {repo!r}: {str(error).rstrip('.')}.") from error
+    except HFValidationError as reason:
+        raise error(f"The hub can have no repository {repo!r}: {str(reason).rstrip('.')}.") from reason
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """Return the address of the hub, without a slash at its end."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def _token() -> str | None:
+def access_token() -> str | None:
+    """Return the access token of huggingface_hub: `HF_TOKEN`, or that of `hf auth login`; None without one."""
     from huggingface_hub import get_token
 
     return get_token()
@@ -142,7 +149,7 @@ def _fetch_files(
             for name in wanted:
                 target, part = folder / name, folder / f"{name}.part"
                 if not target.is_file():
-                    url = f"{_endpoint()}/{repo}/resolve/{commit}/{name}"
+                    url = f"{endpoint()}/{repo}/resolve/{commit}/{name}"
                     by_hand = f"You can also fetch it elsewhere and put it at {target}."
                     known = fetch(url, part, report, by_hand, stated=listed[name], token=token)
                     check_digest(part, url, known.digest)
@@ -181,7 +188,7 @@ def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:
         return Path(snapshot_download(repo, local_files_only=True, allow_patterns=["config.json"]))
     except (OSError, ValueError) as error:  # LocalEntryNotFoundError is both
         raise Unreachable(
-            f"The repository {repo!r} is not in the local cache and cannot be fetched from {_endpoint()}: {reason}.",
+            f"The repository {repo!r} is not in the local cache and cannot be fetched from {endpoint()}: {reason}.",
             hint=f"You can also fetch {CONFIG_FILES[0]} and {WEIGHT_FILES[0]} elsewhere (git clone, or its web page) "
             "and give m2f the folder that they are in.",
         ) from (cause or error)

@@ -1,4 +1,4 @@
-"""Folders for transformers, their model cards, and our own checkpoints."""
+"""Folders for transformers, and our own checkpoints."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ import sys
 
 import pytest
 import torch
-import yaml
 from export.models import segmenter_of
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from m2f_cli.config.presets import load as load_config
 from m2f_cli.errors import ExportError, MissingDependency
 from m2f_cli.export.base import ExportOptions, export
-from m2f_cli.export.huggingface import is_released, model_card
 from m2f_cli.inference.load import load
-
-
-def front_matter(text: str) -> dict:
-    _, head, _ = text.split("---\n", 2)
-    return yaml.safe_load(head)
 
 
 @pytest.mark.parametrize("name", ["mask2former", "resnet", "resnet18", "maskformer", "mpformer"])
@@ -73,50 +65,6 @@ def test_a_missing_transformers_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingDependency, match="transformers"):
         export(segmenter_of("mask2former"), tmp_path / "folder", "huggingface")
-
-
-# --- model cards ------------------------------------------------------------------------------------------------------
-
-
-def test_card_of_released_weights_has_their_figures_and_licence():
-    model = segmenter_of("mask2former")
-    model.config = load_config("coco-panoptic-swin-t")
-    model.source = f"coco-panoptic-swin-t ({model.config.weights[0].url})"
-    text = model_card(model)
-    assert front_matter(text)["license"] == "cc-by-nc-4.0"
-    assert front_matter(text)["tags"] == [
-        "mask2former",
-        "panoptic-segmentation",
-        "instance-segmentation",
-        "semantic-segmentation",
-    ]
-    assert "| pq | 53.2 | single scale | Mask2Former model zoo |" in text
-    assert "post_process_panoptic_segmentation" in text
-
-
-def test_card_of_a_training_claims_nothing():
-    model = segmenter_of("mask2former")
-    model.config = load_config("coco-panoptic-swin-t")
-    model.source = "runs/train/mine/checkpoints/best.safetensors"
-    text = model_card(model)
-    assert front_matter(text)["license"] == "other"
-    assert "53.2" not in text
-    assert "Not measured." in text
-    assert "may bind these, too" in text
-
-
-def test_which_weights_are_the_released_ones():
-    model = segmenter_of("mask2former")
-    model.config = load_config("coco-panoptic-swin-t")
-    for source, expected in (
-        ("coco-panoptic-swin-t (somewhere)", True),
-        ("downloads/model_final_9fd0ae.pkl", True),
-        ("facebook/mask2former-swin-tiny-coco-panoptic", True),
-        ("model_final.pth", False),
-        ("runs/coco", False),
-    ):
-        model.source = source
-        assert is_released(model) is expected, source
 
 
 # --- our own file -----------------------------------------------------------------------------------------------------

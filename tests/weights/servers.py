@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
+import time
+import types
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+REPO, TOKEN = "someone/cells", "hf_secret"  # of the hub that can be written to
 
 
 class FileHost(BaseHTTPRequestHandler):
@@ -65,7 +70,7 @@ class Hub(BaseHTTPRequestHandler):
                     "id": server.repo,
                     "modelId": server.repo,
                     "sha": self.commit,
-                    "private": False,
+                    "private": getattr(server, "is_private", False),
                     "siblings": [self._sibling(name, data) for name, data in server.files.items()],
                 }
             )
@@ -107,6 +112,106 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+class WritableHub(Hub):
+    """A hub that makes one repository, `server.repo`, and takes its files from whoever has `server.token`.
+
+    `server.failures` gives the status of answers to paths that end so; `server.large` the suffixes of large files.
+    """
+
+    def do_GET(self):
+        if self._is_failing():
+            return None
+        if self.server.repo is None:
+            return self._send(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
+        return super().do_GET()
+
+    def do_POST(self):
+        body = self._body()
+        path = self.path.split("?")[0]
+        self.server.requests.append((self.command, path))
+        if self._is_failing():
+            return None
+        if self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            return self._answer({"error": "Invalid token"}, 401)
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            self.server.cards.append(json.loads(body)["content"])
+            return self._answer({"warnings": [], "errors": []})
+        if path == f"/api/models/{self.server.repo}/preupload/main":
+            return self._answer({"files": [self._mode(each["path"]) for each in json.loads(body)["files"]]})
+        if path == f"/{self.server.repo}.git/info/lfs/objects/batch":
+            return self._answer({"objects": [self._place(each) for each in json.loads(body)["objects"]]})
+        if path == f"/api/models/{self.server.repo}/commit/main":
+            return self._commit([json.loads(line) for line in body.splitlines()])
+        return self._answer({"error": "Not found"}, 404)
+
+    def do_PUT(self):
+        """Take a large file. The place is one of the storage's, which gets no token."""
+        self.server.requests.append((self.command, self.path))
+        body = self._body()
+        assert "Authorization" not in self.headers and self.path == "/storage/" + hashlib.sha256(body).hexdigest()
+        self.server.storage[hashlib.sha256(body).hexdigest()] = body
+        self._answer({})
+
+    def create(self, asked):
+        name = f"{asked['organization']}/{asked['name']}"
+        if self.server.repo == name:
+            return self._answer(
+                {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409
+            )
+        self.server.repo = name
+        self.server.is_private = asked.get("visibility") == "private" or asked.get("private", False)
+        return self._answer({"url": f"{self.server.url}/{name}"})
+
+    def _mode(self, name):
+        return {
+            "path": name,
+            "uploadMode": "lfs" if name.endswith(self.server.large) else "regular",
+            "shouldIgnore": False,
+        }
+
+    def _place(self, entry):
+        return {**entry, "actions": {"upload": {"href": f"{self.server.url}/storage/{entry['oid']}"}}}
+
+    def _commit(self, lines):
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.server.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.server.files[value["path"]] = self.server.storage[value["oid"]]
+        url = f"{self.server.url}/{self.server.repo}/commit/{self.commit}"
+        return self._answer({"commitUrl": url, "commitOid": self.commit})
+
+    def _body(self):
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def _is_failing(self):
+        path = self.path.split("?")[0]
+        status = next((status for end, status in self.server.failures.items() if path.endswith(end)), None)
+        if status is not None:
+            self._answer({"error": "<b>secret of the server</b>"}, status)
+        return status is not None
+
+    def _answer(self, tree, status=200):
+        self.send_any(json.dumps(tree).encode(), status)
+
+    def send_any(self, body, status=200):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
 class Answers(BaseHTTPRequestHandler):
     """Gives `server.answer(path)`: the pieces of an answer, written as they are, one by one."""
 
@@ -138,3 +243,26 @@ def serving(handler, **settings):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serving_writable(monkeypatch):
+    """Serve an empty hub, and tell huggingface_hub and m2f where it is, and its token."""
+    settings = {"repo": None, "files": {}, "storage": {}, "cards": [], "failures": {}, "large": (".safetensors",)}
+    with serving(WritableHub, token=TOKEN, **settings) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def without_hub(folder, monkeypatch):
+    """Take away the token, the cache and the network switches of this machine, and huggingface_hub's pauses."""
+    monkeypatch.setenv("M2F_HOME", str(folder / "home"))
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    for name in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(folder / "no token"))
+    for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # its storage has a protocol of its own
+    clock = types.SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
