@@ -32,6 +32,7 @@ _PAPERS = {
 _SPDX = {"cc-by-nc-4.0", "apache-2.0", "mit", "bsd-3-clause"}  # names of the hub, which are those of SPDX in lower case
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _NO_NAMES = ("unknown", "checkpoint", "")  # of data sets that the configuration of a checkpoint does not know
+_NO_DATASETS = (*_NO_NAMES, "synthetic")  # of the hub; the last are scenes that m2f generates
 _CLASSES_SHOWN, _SETTINGS_SHOWN, _LONGEST = 200, 50, 200
 _PARTS = ("task", "model", "input", "test", "train")  # parts of the configuration that are compared with the preset
 
@@ -97,7 +98,7 @@ def model_card(segmenter: Segmenter, repo: str | None = None) -> str:
     parts = [
         f"---\n{yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True, width=10_000).strip()}\n---",
         f"# {_code(config.name)}",
-        f"[{method}]({paper}) for {' and '.join(config.test.tasks)} segmentation with {len(segmenter.categories)} "
+        f"[{method}]({paper}) for {', '.join(config.test.tasks)} segmentation with {len(segmenter.categories)} "
         f"classes. Written by m2f {__version__} from {_code(facts.source)}.",
         _section("How to use it", _usage(config, repo)),
         _section("Figures", _figures(facts)),
@@ -122,7 +123,7 @@ def _metadata(facts: _Facts) -> dict[str, Any]:
         "pipeline_tag": "image-segmentation",
         "tags": [*tags, *(f"{task}-segmentation" for task in config.test.tasks)],
         **({"base_model": base} if base else {}),
-        **({"datasets": [dataset]} if config.data.dataset not in _NO_NAMES and dataset else {}),
+        **({"datasets": [dataset]} if config.data.dataset not in _NO_DATASETS and dataset else {}),
         **_model_index(facts),
     }
 
@@ -226,7 +227,7 @@ def _licence(facts: _Facts) -> str:
             f"{text} The training started from the weights of {_code(start)} ({terms}), whose licence may bind these."
         )
     if start is not None:
-        return f"{text} The training started from {_code('random numbers' if start == 'random' else start)}."
+        return f"{text} The training started from {'random numbers' if start == 'random' else _code(start)}."
     terms = " or ".join(_licences_of(facts.preset))
     if facts.run is not None or not terms:
         return text
