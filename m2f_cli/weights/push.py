@@ -91,7 +91,10 @@ def push_files(folder: Path, names: Sequence[str], repo: str, *, private: bool =
 
 @contextmanager
 def _limited_silence() -> Iterator[None]:
-    """Limit the time that huggingface_hub waits for an answer. By itself it waits for ever."""
+    """Limit the time that huggingface_hub waits for an answer. By itself it waits for ever.
+
+    Its versions before 1.0 know no such limit.
+    """
     from huggingface_hub.utils import get_session
 
     session = get_session()

@@ -263,6 +263,7 @@ def without_hub(folder, monkeypatch):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(folder / "no token"))
     for name in ("M2F_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # its storage has a protocol of its own
+    # Its storage has a protocol of its own. The oldest versions have no such switch.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
     clock = types.SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from weights.servers import REPO, TOKEN, WritableHub, serving_writable, without_hub
@@ -104,6 +105,7 @@ def test_a_hub_that_is_not_there(hub, folder, monkeypatch):
         push_files(folder, [*FILES], REPO)
 
 
+@pytest.mark.skipif(int(huggingface_hub.__version__.split(".")[0]) < 1, reason="older ones wait for ever")
 def test_a_hub_that_says_nothing_is_given_up(folder, monkeypatch):
     monkeypatch.setattr("m2f_cli.weights.push.PATIENCE", 0.2)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
