@@ -18,7 +18,7 @@ import torch
 
 from .. import errors
 from ..errors import M2FError
-from . import machine
+from ..runtime.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Timer:
 
     def start(self) -> dict[str, Any]:
         self.work.touch()
-        memory = machine.Memory(torch.device("cpu"))
+        memory = Memory(torch.device("cpu"))
         result = self.work.run()
         growth = memory.growth()["resident_growth_mib"]
         return {"growth": growth, **self.work.tell(result)}

@@ -18,6 +18,7 @@ from ..inference.compile import compile_parts
 from ..inference.mask_rendering import Size
 from ..runtime.allocator import keep_memory_if_possible
 from ..runtime.devices import DTYPES
+from ..runtime.memory import Memory
 from . import machine
 from .case import Case, image_size, network_size, training_size
 from .flops import NOT_COUNTED, flops_of, parameters_of
@@ -87,7 +88,7 @@ class Host:
         else:
             self.workload.touch()
         synchronise(self.device)
-        memory = machine.Memory(self.device)
+        memory = Memory(self.device)
         self.run()
         return {
             "memory": memory.growth(),

@@ -19,6 +19,7 @@ from m2f_cli.benchmark.case import Case
 from m2f_cli.benchmark.flops import parameters_of
 from m2f_cli.benchmark.stages import Stages, split
 from m2f_cli.model import build
+from m2f_cli.runtime.memory import Memory
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -97,7 +98,7 @@ def test_a_stage_inside_another_is_taken_out_of_it(monkeypatch):
 
 
 def test_memory_tells_the_peak_of_what_was_done():
-    memory = machine.Memory(CPU)
+    memory = Memory(CPU)
     if memory.start is None:
         pytest.skip("this system does not tell the peak of a process (/proc/self/clear_refs)")
     filled = np.ones(64 << 17)  # 64 MiB
@@ -105,7 +106,7 @@ def test_memory_tells_the_peak_of_what_was_done():
     growth = memory.growth()
     assert 60 < growth["resident_growth_mib"] < 120 and growth["device_peak_mib"] is None
     assert growth["resident_peak_mib"] == pytest.approx(growth["resident_growth_mib"] + memory.start / machine.MIB)
-    assert machine.Memory(CPU).growth()["resident_growth_mib"] < 8  # the peak begins anew
+    assert Memory(CPU).growth()["resident_growth_mib"] < 8  # the peak begins anew
 
 
 def test_energy_is_the_sum_of_packages_or_not_told(tmp_path, monkeypatch):
