@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,6 +97,11 @@ def out(text: str) -> None:
 def out_text(text: str) -> None:
     """Print several lines of the result to stdout."""
     _console(stderr=False).print(visible_text(text))
+
+
+def next_steps(*commands: Sequence[str | Path]) -> None:
+    """Print what can be typed next to stdout, ready to be copied."""
+    out(f"Next: {'   or   '.join(shlex.join(map(str, words)) for words in commands)}")
 
 
 def note(text: str) -> None:

@@ -52,7 +52,7 @@ def demo(
     """
     from ..training.prepare import Listener
     from ..workflows import demo as core
-    from .train import Display
+    from .train_display import Display
 
     total = core.demo_config(iterations).train.iterations
     console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {total} steps.")

@@ -19,7 +19,7 @@ from .help_page import help_page
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalProgress, EvalResult
-    from ..evaluation.setup import DataOptions, EvalOutcome, MetricOptions, RunOptions
+    from ..evaluation.setup import DataOptions, EvalOutcome, Evaluation, MetricOptions, RunOptions
     from ..inference.load import ModelOptions
 
 SHOWN_CLASSES = 20
@@ -116,6 +116,7 @@ def evaluate(
         tuple[Path, Path] | None,
         typer.Option(metavar="RUN_A RUN_B", help="Evaluations to compare, image by image.", rich_help_panel=opt.DATA),
     ] = None,
+    dry_run: opt.DryRun = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Show all classes in the table.", rich_help_panel=opt.OUTPUT)
     ] = False,
@@ -129,6 +130,8 @@ def evaluate(
     opt.one_of("task", task, opt.TASKS)
     opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
     opt.one_of("engine", engine, plugins.table("engines"))
+    if dry_run and (compare or predictions or ground_truth):
+        raise ConfigError("--dry-run looks at the evaluation of a model.", hint="Leave it out: files are scored fast.")
     if compare is not None:
         return _compare(*compare, opt.listed(metric), as_json, trust_code)
     if predictions is not None or ground_truth is not None:
@@ -161,6 +164,8 @@ def evaluate(
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
     folder = out or Path("runs/eval") / name_of(tested, on, by)
+    if dry_run:
+        return _dry_run(folder, tested, on, by, options, as_json)
     if devices > 1 and "RANK" not in os.environ:
         raise typer.Exit(_launch(devices, folder))
     _evaluate(folder, tested, on, by, options, resume=resume, as_json=as_json, per_class=per_class)
@@ -221,8 +226,35 @@ def _evaluate(
         console.emit_json(outcome.tree)
     else:
         _print(outcome, folder, per_class)
+        console.next_steps(*_next(evaluation))
     if outcome.result.failures and "RANK" not in os.environ:  # torchrun would report a crash
         raise typer.Exit(DataError.exit_code)
+
+
+def _next(evaluation: Evaluation) -> list[list[str]]:
+    """Return the commands that come next. An exported file is not exported again."""
+    from ..evaluation.setup import with_default
+    from ..inference.base import innermost
+
+    model = with_default(evaluation.model, evaluation.metrics)
+    ref = str(model.ref or model.preset)
+    is_network = getattr(innermost(evaluation.run.segmenter), "model", None) is not None
+    export = [["m2f", "export", "--model", ref]] if is_network else []
+    return [["m2f", "predict", "IMAGES", "--model", ref], *export]
+
+
+def _dry_run(
+    folder: Path, model: ModelOptions, data: DataOptions, metrics: MetricOptions, options: RunOptions, as_json: bool
+) -> None:
+    from ..evaluation import dry_run
+    from ..evaluation import setup as eval_setup
+    from .dry_run import show_eval
+
+    with console.downloads() as fetched:
+        evaluation = eval_setup.prepare(folder, model, data, metrics, options, progress=fetched)
+    for remark in evaluation.notes:
+        console.note(remark)
+    show_eval(dry_run.dry_run(evaluation), list(evaluation.notes), as_json)
 
 
 def _launch(devices: int, folder: Path) -> int:

@@ -215,6 +215,7 @@ def export(
         console.emit_json({**tree, "pushed": report.pushed} if push else tree)
     else:
         _print(report, options)
+        console.next_steps(["m2f", "predict", "IMAGES", "--model", report.path])
 
 
 def _batch(text: str) -> int | None:

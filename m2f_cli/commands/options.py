@@ -72,6 +72,15 @@ Verbose = Annotated[
     ),
 ]
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Show settings, data, parameters and estimates of time and memory; write nothing.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+
 # --- the model --------------------------------------------------------------------------------------------------------
 
 Model = Annotated[

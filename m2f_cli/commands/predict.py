@@ -122,6 +122,9 @@ def predict(
             trust_code=True,
         )
     (_emit if as_json else _print)(summary, folder)
+    if not as_json:
+        ref = model or loaded.source
+        console.next_steps(["m2f", "eval", "--model", ref, "--data", "DIR"], ["m2f", "export", "--model", ref])
     if summary.failed:
         raise typer.Exit(DataError.exit_code)
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import console
 from ..errors import ConfigError
+from ..runtime.durations import parse_duration
 from ..runtime.threads import usable_cores
 from . import completion
 from . import options as opt
 from .help_page import help_page
+from .train_display import Display
 
 if TYPE_CHECKING:
     from ..config.schema import Config
-    from ..evaluation.evaluate import EvalResult
-    from ..training.loop import StepRecord
     from ..training.options import TrainOptions
     from ..training.prepare import Run
     from ..training.run import TrainOutcome
@@ -74,6 +74,12 @@ def train(
         ),
     ] = None,
     resume: opt.Resume = False,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the training images, in place of the preset's iterations.", rich_help_panel=opt.ADVANCED
+        ),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -137,6 +143,22 @@ def train(
     val_pictures: Annotated[
         int | None, typer.Option("--val-images", min=1, help="Most images to evaluate on.", rich_help_panel=opt.DATA)
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Evaluations in a row without a better figure that end the training.",
+            rich_help_panel=opt.ADVANCED,
+        ),
+    ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Time, such as 90m or 2h, after which the run is saved and ends.",
+            rich_help_panel=opt.ADVANCED,
+        ),
+    ] = None,
     find_lr: Annotated[
         bool,
         typer.Option(
@@ -145,6 +167,7 @@ def train(
             rich_help_panel=opt.ADVANCED,
         ),
     ] = False,
+    dry_run: opt.DryRun = False,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -164,7 +187,8 @@ def train(
         raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
     from ..training import run as training
 
-    settings, folder = _settings(preset, out, resume, set_, batch, precision, seed, trust_code)
+    changes = {"--batch": batch, "--precision": precision, "--seed": seed, "--epochs": epochs, "--patience": patience}
+    settings, folder = _settings(preset, out, resume, set_, changes, trust_code)
     options = training.TrainOptions(
         data=data,
         init=init,
@@ -180,12 +204,15 @@ def train(
         checkpoint_activations=checkpoint_activations,
         skip_broken=skip_broken,
         val_pictures=val_pictures,
+        time_budget=None if time_budget is None else parse_duration(time_budget, "--time-budget"),
         trust_code=trust_code or not resume,  # a new run is as the user wrote it
     )
     if resume:
         options = _as_before(folder, options)
     if find_lr:
         return _find_lr(settings, folder, options, as_json)
+    if dry_run:
+        return _dry_run(str(preset), settings, folder, options, as_json)
     with console.downloads() as fetched, Display(settings.train.iterations) as display:
         listener = training.Listener(
             on_start=display.start,
@@ -198,7 +225,7 @@ def train(
         outcome = training.start(settings, folder, options, listener, ["m2f", *sys.argv[1:]])
     if _speaks():
         (_emit if as_json else _print)(outcome)
-    if outcome.stopped is not None:
+    if outcome.ended == "signal":
         raise typer.Exit(INTERRUPTED)
 
 
@@ -207,12 +234,14 @@ def _settings(
     out: Path | None,
     resume: bool,
     overrides: list[str] | None,
-    batch: str | None,
-    precision: str | None,
-    seed: int | None,
+    changes: Mapping[str, Any],
     trust_code: bool,
 ) -> tuple[Config, Path]:
-    """Return the configuration and the folder of the run. A folder that is resumed may be somebody else's."""
+    """Return the configuration and the folder of the run. A folder that is resumed may be somebody else's.
+
+    Args:
+        changes: values of the options that stand for a key of the configuration, by their names.
+    """
     from ..config import presets as config
     from ..training.folder import CONFIG, read_settings
 
@@ -220,18 +249,16 @@ def _settings(
         raise ConfigError("Nothing says what to train.", hint="Pass --preset NAME; m2f presets list shows them.")
     folder = out or Path("runs/train") / Path(str(preset)).stem
     if resume:
-        changed = [name for name, value in (("--set", overrides), ("--batch", batch), ("--seed", seed)) if value]
+        changed = [name for name, value in {"--set": overrides, **changes}.items() if value and name != "--precision"]
         if changed:
             raise ConfigError(f"{changed[0]} cannot change a run that goes on.", hint="Start a new one with --init.")
         settings = read_settings(folder)
         if not trust_code:
             config.refuse_code(settings, str(folder / CONFIG))
         return settings, folder
-    extra = [*(overrides or [])]
-    extra += [f"train.batch={batch}"] if batch not in (None, "auto") else []
-    extra += [f"train.precision={precision}"] if precision else []
-    extra += [f"train.seed={seed}"] if seed is not None else []
-    return config.load(str(preset), extra), folder
+    said = {name.removeprefix("--"): value for name, value in changes.items() if value not in (None, "auto")}
+    extra = [f"train.{name}={value}" for name, value in said.items()]
+    return config.load(str(preset), [*(overrides or []), *extra]), folder
 
 
 def _micro_batch(batch: str | None, micro_batch: int | None) -> int | str | None:
@@ -266,87 +293,30 @@ def _as_before(folder: Path, options: TrainOptions) -> TrainOptions:
     return dataclasses.replace(options, **{name: getattr(before, name) for name in unsaid})
 
 
-class Display:
-    """Progress of a training on stderr: a bar in a terminal, else a line every few seconds."""
-
-    every_seconds = 15.0
-
-    def __init__(self, iterations: int):
-        self.iterations = iterations
-        self.slow_data = 0.0
-        self.shown = 0.0
-
-    def __enter__(self) -> Display:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        stderr = console.stderr()
-        self.is_terminal = stderr.is_terminal
-        columns = (
-            TextColumn("Training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-        )
-        self.bar = Progress(*columns, console=stderr, disable=not self.is_terminal)
-        self.task = self.bar.add_task("train", total=self.iterations, numbers="")
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def start(self, run: Run) -> None:
-        from ..runtime import distributed
-
-        data, val = run.train_data, run.val_data
-        things = sum(category.isthing for category in data.categories)
-        classes = f"{len(data.categories)} classes ({things} things, {len(data.categories) - things} stuff)"
-        held_back = f"{len(val.records)} to evaluate on" if val else "nothing to evaluate on"
-        console.note(f"Data: {data.format}, {len(data.records)} images to train on, {held_back}, {classes}.")
-        for text in run.notes:
-            console.warn(text)
-        train = run.settings.train
-        processes = distributed.world_size()
-        cut = [run.parts.accumulate, train.batch // (run.parts.accumulate * processes)]
-        shape = " x ".join(map(str, [*([processes] if processes > 1 else []), *cut]))
-        console.note(
-            f"{train.iterations} iterations of {train.batch} images ({shape}), "
-            f"{train.precision}, on {run.parts.device}, in {run.folder}."
-        )
-        rows = [[part, f"{trainable:,}", f"{every:,}"] for part, trainable, every in run.trainable()]
-        for part, trainable, every in rows:
-            console.note(f"  {part:14} {trainable:>12} of {every:>12} numbers are trained")
-        self.bar.update(self.task, completed=run.state.iteration)
-
-    def step(self, step: StepRecord) -> None:
-        self.slow_data = 0.95 * self.slow_data + 0.05 * step.data_seconds / step.seconds
-        losses = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in step.losses.items())
-        numbers = f"loss {step.total:.3f} ({losses}) lr {step.learning_rate:.1e} {step.images / step.seconds:.1f} img/s"
-        if self.slow_data > 0.3:
-            numbers += f" - {100 * self.slow_data:.0f} % of the time waits for data (more --workers)"
-        self.bar.update(self.task, completed=step.iteration + 1, numbers=numbers)
-        now = time.monotonic()
-        if not self.is_terminal and (now - self.shown > self.every_seconds or step.iteration + 1 == self.iterations):
-            self.shown = now
-            console.note(f"iteration {step.iteration + 1}/{self.iterations}: {numbers}")
-
-    def evaluated(self, iteration: int, result: EvalResult) -> None:
-        figures = ", ".join(f"{name} {value:.2f}" for name, value in list(result.figures.items())[:4] if value == value)
-        console.note(f"evaluated after {iteration}: {figures} ({result.images} images, {result.seconds:.0f} s)")
-
-
 def _print(outcome: TrainOutcome) -> None:
     best = outcome.best
     figures = f" Best {best['metric']} {best['value']:.2f} after {best['iteration']} iterations." if best else ""
     skipped = f" {outcome.skipped} steps were skipped." if outcome.skipped else ""
-    if outcome.stopped is not None:
-        done = f"{outcome.iteration} of {outcome.iterations} iterations"
-        console.out(f"Stopped by {outcome.stopped} after {done}.{figures}{skipped}")
-        console.out(f"To go on: m2f train --out {outcome.folder} --resume")
-        return
-    console.out(f"Trained {outcome.iterations} iterations in {outcome.seconds:.0f} s.{figures}{skipped}")
-    console.out(f"Now try it: m2f predict YOUR_IMAGES --model {outcome.folder}")
+    done = f"after {outcome.iteration} of {outcome.iterations} iterations"
+    ends = {
+        "finished": f"Trained {outcome.iterations} iterations in {outcome.seconds:.0f} s.",
+        "early": f"Stopped early {done}.",
+        "time": f"The time budget is used up {done}.",
+        "signal": f"Stopped by {outcome.stopped} {done}.",
+    }
+    console.out(f"{ends[outcome.ended]}{figures}{skipped}")
+    console.next_steps(*_next(outcome))
+
+
+def _next(outcome: TrainOutcome) -> list[list[str | Path]]:
+    """Return the commands that come next. Without an evaluation the run may have no images for one."""
+    if outcome.ended in ("signal", "time"):
+        return [["m2f", "train", "--out", outcome.folder, "--resume"]]
+    data = [] if outcome.best else ["--data", "DIR"]
+    return [
+        ["m2f", "predict", "IMAGES", "--model", outcome.folder],
+        ["m2f", "eval", "--model", outcome.folder, *data],
+    ]
 
 
 def _emit(outcome: TrainOutcome) -> None:
@@ -359,6 +329,7 @@ def _emit(outcome: TrainOutcome) -> None:
             "skipped": outcome.skipped,
             "seconds": round(outcome.seconds, 3),
             "stopped": outcome.stopped,
+            "ended": outcome.ended,
         }
     )
 
@@ -388,6 +359,23 @@ def _find_lr(settings: Config, folder: Path, options: TrainOptions, as_json: boo
     console.note(f"{len(found.rates)} steps from {found.rates[0]:.0e} to {found.rates[-1]:.0e}: {ended}.")
     console.out(f"Suggested: {option} (the preset has {settings.train.optimizer.learning_rate:g})")
     console.out(f"The curve: {files[1]}")
+
+
+def _dry_run(preset: str, settings: Config, folder: Path, options: TrainOptions, as_json: bool) -> None:
+    from ..config import presets as config
+    from ..training import dry_run
+    from ..training.prepare import Listener
+    from .dry_run import show_train
+
+    notes: list[str] = []
+    with console.downloads() as fetched:
+        listener = Listener(on_start=lambda run: notes.extend(run.notes), on_download=fetched)
+        found = dry_run.dry_run(settings, folder, options, listener)
+    if not _speaks():
+        return
+    for text in notes:
+        console.warn(text)
+    show_train(found, config.load(preset), notes, as_json)
 
 
 def _replay(path: Path, device: str, trust_code: bool) -> None:

@@ -7,7 +7,7 @@ defaults for those. presets/README.md has the names, and the order in which file
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,20 @@ def dump(config: Config, *, named: bool = True) -> str:
     return text
 
 
+def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ, such as train.batch, each with both values. None: the key is not there."""
+    old, new = (dict(_flat(each.model_dump(mode="json", exclude_none=True), "")) for each in (before, after))
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def _flat(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def read_yaml(path: Path, *, texts: Collection[str] = ()) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -187,10 +201,55 @@ def _resolve(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any
         inherited = {key: value for key, value in _resolve(base, here, done).items() if key not in _NOT_INHERITED}
         if base.parent.name == "backbones":
             below = _without_backbone(below)
-        below = merge(below, inherited)
+        below = _layered(below, inherited)
     tree.pop("extends", None)
-    done[path] = merge(below, tree)
+    done[path] = _layered(below, tree)
+    _refuse_two_lengths(_train_keys(tree), done[path], str(path))
     return done[path]
+
+
+def _layered(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `top` merged over `below`. Iterations in `top` replace epochs in `below`."""
+    merged, said = merge(below, top), _train_keys(top)
+    if "iterations" in said and "epochs" not in said:
+        merged["train"].pop("epochs", None)
+    return merged
+
+
+def _train_keys(tree: Mapping[str, Any]) -> set[str]:
+    """Return the keys that a tree sets in its train section, and "schedule.steps" if it sets those."""
+    train = tree.get("train")
+    if not isinstance(train, Mapping):
+        return set()
+    schedule = train.get("schedule")
+    has_steps = isinstance(schedule, Mapping) and bool(schedule.get("steps"))
+    return {*train, *(["schedule.steps"] if has_steps else [])}
+
+
+def _refuse_two_lengths(said: Collection[str], merged: Mapping[str, Any], where: str) -> None:
+    """Refuse what contradicts train.epochs in one file or on one command line.
+
+    Args:
+        said: keys of the train section that are set there.
+        merged: the tree after that.
+
+    Raises:
+        ConfigError: both lengths are set, or steps of the schedule for an unknown number of iterations.
+    """
+    train = merged.get("train")
+    if not isinstance(train, Mapping) or train.get("epochs") is None:
+        return
+    epochs = train["epochs"]
+    if "iterations" in said and "epochs" in said:
+        raise ConfigError(
+            f"{where}: train.epochs = {epochs} and train.iterations = {train['iterations']} are both set.",
+            hint="Set one of them: epochs are computed into iterations.",
+        )
+    if "schedule.steps" in said:
+        raise ConfigError(
+            f"{where}: train.schedule.steps counts iterations, whose number train.epochs = {epochs} leaves open.",
+            hint="Set train.iterations in place of train.epochs.",
+        )
 
 
 def _without_backbone(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,6 +281,10 @@ def _override(tree: dict[str, Any], pairs: Sequence[str]) -> None:
     exchanged: list[dict[str, Any]] = []  # components whose options come from the overrides alone
     for pair in pairs:
         _override_one(tree, pair, exchanged)
+    said = {pair.partition("=")[0].removeprefix("train.") for pair in pairs if pair.startswith("train.")}
+    if "iterations" in said and "epochs" not in said:
+        tree["train"].pop("epochs", None)
+    _refuse_two_lengths(said, tree, "--set")
 
 
 def _override_one(tree: dict[str, Any], pair: str, exchanged: list[dict[str, Any]]) -> None:

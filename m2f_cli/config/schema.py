@@ -13,8 +13,8 @@ Task = Literal["panoptic", "instance", "semantic"]
 LARGEST_SIDE = 65_536  # pixels, of an image that is resized with its aspect kept
 LARGEST_CANVAS = 16_384  # pixels, of a crop or a padded image, whose memory is the square of it
 MOST_CLASSES = 100_000
+LONGEST = 1_000_000_000  # iterations
 MOST_PARAMETERS = 5_000_000_000  # of a network; the largest published one has 0.2
-_LONGEST = 1_000_000_000  # iterations
 _MOST_OPTIONS = 1000  # entries of a list in an option of a component
 _LONGEST_TEXT = 10_000
 _LARGEST_NUMBER = 2**63
@@ -47,7 +47,7 @@ _LARGEST: dict[str, float] = {  # option of a component → its largest value; t
 }
 
 _Side = Annotated[int, Field(le=LARGEST_SIDE)]
-_Iteration = Annotated[int, Field(le=_LONGEST)]
+_Iteration = Annotated[int, Field(le=LONGEST)]
 _Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 _Objects = Annotated[int, Field(le=10_000)]
 _Deviation = Annotated[float, Field(gt=0)]
@@ -367,7 +367,7 @@ class ScheduleConfig(Node):
     floor: float = Field(0.0, ge=0, le=1, description="Least share of the learning rate after the warm-up.")
     steps: tuple[_Iteration, ...] = Field((), max_length=10_000, description="Iterations at which step falls.")
     gamma: float = Field(0.1, ge=0, le=1000, description="Factor of the learning rate at each of steps.")
-    warmup_iterations: int = Field(0, ge=0, le=_LONGEST, description="Iterations of a linear warm-up. 0: none.")
+    warmup_iterations: int = Field(0, ge=0, le=LONGEST, description="Iterations of a linear warm-up. 0: none.")
     warmup_factor: float = Field(
         1.0, gt=0, le=1000, description="Share of the learning rate in the first iteration of the warm-up."
     )
@@ -406,7 +406,14 @@ class LossConfig(Node):
 class TrainConfig(Node):
     """Training as published, for the published batch. Fewer GPUs accumulate gradients to reach it."""
 
-    iterations: int = Field(gt=0, le=_LONGEST, description="Optimiser steps.")
+    iterations: int = Field(gt=0, le=LONGEST, description="Optimiser steps. The later of iterations and epochs holds.")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=LONGEST,
+        description="Passes over the training images, in place of iterations. When a run begins, it computes the "
+        "iterations and scales schedule.steps alike; its config.yaml has the iterations.",
+    )
     batch: int = Field(gt=0, le=100_000, description="Images per optimiser step over all processes.")
     augment: tuple[Component, ...] = Field(
         max_length=100, description="Steps of augmentation in order: names of the group transforms, and their options."
@@ -421,8 +428,19 @@ class TrainConfig(Node):
     hardware: str = Field("", description="Machine of the published training, such as 8 V100. It is for tables only.")
     drop_empty: bool = Field(description="Leave out images without an annotated object that is no crowd.")
     group_by_aspect: bool = Field(description="Put images of like aspect (wide or tall) into one batch.")
-    eval_every: int = Field(ge=0, le=_LONGEST, description="Iterations between evaluations. 0: only at the end.")
-    checkpoint_every: int = Field(gt=0, le=_LONGEST, description="Iterations between checkpoints.")
+    eval_every: int = Field(ge=0, le=LONGEST, description="Iterations between evaluations. 0: only at the end.")
+    best_metric: str | None = Field(
+        None,
+        max_length=_LONGEST_TEXT,
+        description="Figure that says which checkpoint is best, such as rq or ap50. Null: pq, ap or miou, by the task.",
+    )
+    patience: int | None = Field(
+        None,
+        gt=0,
+        le=LONGEST,
+        description="Evaluations in a row without a better best_metric after which training stops early. Null: never.",
+    )
+    checkpoint_every: int = Field(gt=0, le=LONGEST, description="Iterations between checkpoints.")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed for all random number generators.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of weights. 0: no average.")
     repeat_factor_threshold: float = Field(
@@ -431,6 +449,12 @@ class TrainConfig(Node):
     class_weights: tuple[_Weight, ...] = Field(
         (), max_length=MOST_CLASSES, description="Weights within the class loss, one per class. (): all are 1."
     )
+
+    @model_validator(mode="after")
+    def _patience_has_evaluations(self) -> TrainConfig:
+        if self.patience is not None and not self.eval_every:
+            raise ValueError("patience counts evaluations, and eval_every is 0 (only at the end): set eval_every, too")
+        return self
 
 
 class Config(Node):

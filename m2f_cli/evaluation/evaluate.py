@@ -102,12 +102,7 @@ class EvalResult:
         Names are those of `Published.metric`. Where two metrics share a name, the metric's own name is put before it:
         "mine.pq".
         """
-        flat: dict[str, float] = {}
-        for metric, figures in self.metrics.items():
-            for key, value in figures.items():
-                if key not in NOT_FIGURES:
-                    flat[key if key not in flat else f"{metric}.{key}"] = value
-        return flat
+        return _flat(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, in which NaN (nothing to measure) is None."""
@@ -118,6 +113,20 @@ class EvalResult:
             "images": self.images,
             "failures": failures,
         }
+
+
+def _flat(metrics: Mapping[str, Figures]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for metric, figures in metrics.items():
+        for key, value in figures.items():
+            if key not in NOT_FIGURES:
+                flat[key if key not in flat else f"{metric}.{key}"] = value
+    return flat
+
+
+def figures_of(metrics: Mapping[str, Metric]) -> list[str]:
+    """Return the names of the figures that an evaluation with these metrics gives; see `EvalResult.figures`."""
+    return list(_flat({name: metric.fresh().compute() for name, metric in metrics.items()}))
 
 
 def default_metrics(task: Task, categories: Categories, *, also: Sequence[Task] = ()) -> dict[str, Metric]:

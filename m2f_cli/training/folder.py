@@ -35,7 +35,6 @@ def claim(settings: Config, folder: Path, options: TrainOptions, stack: contextl
     """Lock the folder for as long as the stack is open, and return the configuration of the run."""
     stack.enter_context(locked(folder, "A training"))
     with writing_to(folder):
-        used = [path for path in folder.iterdir() if not _is_of_a_start(path)]
         has_weights = any((folder / CHECKPOINTS).glob("*.safetensors"))
     if (state := folder / CHECKPOINTS / RESUME).exists() and not state.is_file():
         raise ConfigError(f"{state} is no file, so that the run cannot go on.", hint="Copy it again.")
@@ -47,7 +46,7 @@ def claim(settings: Config, folder: Path, options: TrainOptions, stack: contextl
     if options.resume:
         settings = read_settings(folder)
     else:
-        _refuse_used(folder, used)
+        refuse_used(folder)
     remove_parts(folder)
     return settings
 
@@ -60,7 +59,14 @@ def _is_of_a_start(path: Path) -> bool:
     return path.name in LR_FINDER or is_lock(path) or is_part(path)
 
 
-def _refuse_used(folder: Path, used: Sequence[Path]) -> None:
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder in which no run can start. It need not exist.
+
+    Raises:
+        ConfigError: it holds a run, or other files.
+    """
+    with writing_to(folder):
+        used = folder.is_dir() and any(not _is_of_a_start(path) for path in folder.iterdir())
     if not used:
         return
     if not (folder / CONFIG).is_file():

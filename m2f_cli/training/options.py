@@ -13,7 +13,7 @@ from ..runtime import checksums, documents
 from ..structures.schemas import shown
 
 _HINT = "Remove it, and give --data and the other options of the run again."
-OF_ONE_START = ("resume", "device", "workers", "trust_code")  # options that a resumed run does not read from env.json
+OF_ONE_START = ("resume", "device", "workers", "trust_code", "time_budget")  # a resumed run has its own
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class TrainOptions:
         keep: number of numbered checkpoints that are kept beside last and best.
         skip_broken: skip images that cannot be read. Otherwise they are errors.
         val_pictures: most images of an evaluation during training. None: all.
+        time_budget: seconds after which the run is saved and ends, so that it can go on later. None: no limit.
         trust_code: allow the configuration to name code. That of a new run is the user's, but that of a resumed folder
             may be somebody else's. It is never read from a file, not even from env.json.
     """
@@ -54,6 +55,7 @@ class TrainOptions:
     keep: Annotated[int, Field(ge=0)] = 0
     skip_broken: bool = False
     val_pictures: Annotated[int, Field(ge=1)] | None = None
+    time_budget: Annotated[float, Field(gt=0)] | None = None
     trust_code: bool = False
 
 

@@ -20,8 +20,8 @@ from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, training_loader
 from ..data.records import DataSet
 from ..dataset_tools.check.report import glance
-from ..errors import ConfigError, Unreachable, about
-from ..evaluation.evaluate import EvalResult, default_metrics, evaluate
+from ..errors import ConfigError, Unreachable, about, unknown_name
+from ..evaluation.evaluate import EvalResult, default_metrics, evaluate, figures_of, headline
 from ..inference.segmenter import Segmenter
 from ..runtime import distributed, random_state
 from . import batch_size
@@ -30,6 +30,7 @@ from .data import Splits, identity, open_splits, refuse_other_data, same_classes
 from .ema import EMA
 from .folder import CHECKPOINTS, ENVIRONMENT, without_checksum
 from .initialise import initialise
+from .length import with_iterations
 from .loop import StepRecord
 from .optimizer import freeze, train_mode, trainable_table
 from .options import TrainOptions, read_environment
@@ -90,6 +91,11 @@ class Run:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         return identity(self.train_data)
+
+    @property
+    def best_metric(self) -> str:
+        """Figure that says which checkpoint is best."""
+        return self.settings.train.best_metric or headline(self.settings.task)
 
     def trainable(self) -> list[tuple[str, int, int]]:
         return trainable_table(self.parts.model)
@@ -188,6 +194,9 @@ def prepare(
         train_data, val_data = open_splits(settings, options.data, options.val_pictures, notes)
     notes += [*train_data.notes]
     same_classes(train_data, val_data)
+    settings = with_iterations(settings, len(train_data.records), notes)
+    _refuse_unknown_figure(settings, train_data)
+    _refuse_idle_patience(settings, val_data)
     if options.resume:
         before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
         notes += _as_it_was(before, train_data, folder)
@@ -227,6 +236,31 @@ def prepare(
     start_at = run.state.iteration * parts.accumulate
     run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)
     return run
+
+
+def _refuse_unknown_figure(settings: Config, data: DataSet) -> None:
+    """Refuse a train.best_metric that no evaluation of the run gives.
+
+    Raises:
+        ConfigError: it is unknown. The message has the nearest names.
+    """
+    name = settings.train.best_metric
+    known = figures_of(default_metrics(settings.task, data.categories)) if name is not None else ()
+    if name is not None and name not in known:
+        raise unknown_name(f"figure of {settings.task} segmentation (train.best_metric)", name, known)
+
+
+def _refuse_idle_patience(settings: Config, val_data: DataSet | None) -> None:
+    """Refuse a train.patience without images to evaluate on.
+
+    Raises:
+        ConfigError: it would never be used up.
+    """
+    if settings.train.patience is not None and val_data is None:
+        raise ConfigError(
+            f"train.patience = {settings.train.patience} counts evaluations, and there are no images to evaluate on.",
+            hint="Add a val split (m2f data split makes one), or leave out the patience.",
+        )
 
 
 def _as_it_was(before: dict[str, Any] | None, data: DataSet, folder: Path) -> list[str]:

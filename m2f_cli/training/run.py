@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import Config
 from ..data.loader import of_worker
 from ..errors import M2FError
-from ..evaluation.evaluate import headline
 from ..runtime import distributed, random_state
 from ..runtime.devices import choose_device
 from ..runtime.files import write_json, writing_to
 from ..runtime.signals import Asked, asked_to_stop
 from .data import Splits
 from .folder import RESULTS, claim, write_records
+from .length import Ended, TimeBudget, evaluations_since_best, is_evaluation_due, is_out_of_patience
 from .loggers import Logger, check_loggers, make_loggers
 from .loop import NonFiniteStep, StepRecord
 from .loop import train as train_on
@@ -39,7 +40,8 @@ class TrainOutcome:
         best: best value of the headline metric, with its name and iteration. Empty without an evaluation.
         skipped: number of steps that were skipped because a number was not finite.
         seconds: duration of the training in this process.
-        stopped: signal that ended the run early. None: the run reached its end.
+        stopped: signal that ended the run early. None: there was none.
+        ended: finished (all iterations), early (train.patience), time (the time budget) or signal.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class TrainOutcome:
     skipped: int
     seconds: float
     stopped: str | None = None
+    ended: Ended = "finished"
 
 
 def train(
@@ -84,6 +87,7 @@ def start(
     listener: Listener | None = None,
     command: Sequence[str] = (),
     data: Splits | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainOutcome:
     """Train in this process, which under torchrun is one of several.
 
@@ -91,10 +95,12 @@ def start(
         folder: folder of the run. It must be new, or one to resume.
         command: command line of the user, for env.json.
         data: see `prepare`. A resumed run needs it again.
+        clock: gives the seconds of `options.time_budget`.
 
     Raises:
         M2FError: anything that cannot be done, in one sentence.
     """
+    budget = TimeBudget(options.time_budget, clock)
     check_loggers(options.loggers)
     listener = listener or Listener()
     device = choose_device(options.device)
@@ -104,7 +110,7 @@ def start(
         run = prepare(settings, folder, options, device, listener, data)
         write_records(run, command)
         listener.on_start(run)
-        return execute(run, listener)
+        return execute(run, listener, budget)
 
 
 class _Left(Exception):
@@ -119,6 +125,14 @@ class _Duties:
     listener: Listener
     asked: Asked
     loggers: Sequence[Logger]
+    budget: TimeBudget = field(default_factory=TimeBudget)
+
+    def is_over(self) -> bool:
+        """Return True if the run ends before the next step."""
+        run, train_ = self.run, self.run.settings.train
+        evaluates = run.val_data is not None and is_evaluation_due(run.state.iteration + 1, train_)
+        is_asked = self.asked.name is not None
+        return is_asked or is_out_of_patience(run.state, train_) or self.budget.is_used_up(evaluates=evaluates)
 
     def on_step(self, step: StepRecord) -> None:
         values = {
@@ -148,8 +162,10 @@ class _Duties:
         if run.saved is None and (is_to_be_evaluated or (is_to_be_saved and run.options.keep)):
             run.save()  # a folder with weights must have the state that resumes it
         if is_to_be_evaluated:
+            began = self.budget.clock()
             self.evaluate()
-        if is_to_be_saved:
+            self.budget.evaluation = self.budget.clock() - began
+        if is_to_be_saved or is_out_of_patience(run.state, train_):
             if run.options.keep and distributed.rank() == 0:  # first, because a resumed run does not repeat it
                 run.save_weights(f"iteration_{run.state.iteration:07d}")
             run.save()
@@ -159,7 +175,7 @@ class _Duties:
         run = self.run
         result = run.evaluate(self._leave_if_asked)
         if result is not None:
-            name = headline(run.settings.task)
+            name = run.best_metric
             value = result.figures[name]
             if value == value and value > run.state.best.get("value", float("-inf")):
                 run.state.best = {"metric": name, "value": value, "iteration": run.state.iteration}
@@ -177,17 +193,18 @@ class _Duties:
             raise _Left
 
 
-def execute(run: Run, listener: Listener) -> TrainOutcome:
-    """Train from the state of a run to its end, or until a signal asks it to stop."""
+def execute(run: Run, listener: Listener, budget: TimeBudget) -> TrainOutcome:
+    """Train from the state of a run to its end, or until something ends it before."""
     began = time.perf_counter()
     loggers = _loggers(run)
     with asked_to_stop() as asked:
         asked.is_busy = lambda: run.state.doing == "changing"
         try:
-            ended = _train(run, _Duties(run, listener, asked, loggers))
+            is_finished = _train(run, _Duties(run, listener, asked, loggers, budget))
         finally:
             for logger in loggers:
                 logger.close()
+    ended = _ended(run, asked, budget, is_finished)
     outcome = TrainOutcome(
         run.folder,
         run.state.iteration,
@@ -195,13 +212,36 @@ def execute(run: Run, listener: Listener) -> TrainOutcome:
         run.state.best,
         run.state.skipped,
         time.perf_counter() - began,
-        None if ended else asked.name,
+        asked.name if ended == "signal" else None,
+        ended,
     )
     if distributed.rank() == 0:
+        _tell_end(outcome, run, listener)
         draw_curves(run.folder / "metrics.jsonl", run.folder / "curves.png")
         summary = {"schema_version": 1, **{k: str(v) if k == "folder" else v for k, v in vars(outcome).items()}}
         write_json(run.folder / RESULTS, summary, indent=2)
     return outcome
+
+
+def _ended(run: Run, asked: Asked, budget: TimeBudget, is_finished: bool) -> Ended:
+    if is_finished:
+        return "finished"
+    if is_out_of_patience(run.state, run.settings.train):
+        return "early"
+    return "time" if budget.seconds is not None and asked.name is None else "signal"
+
+
+def _tell_end(outcome: TrainOutcome, run: Run, listener: Listener) -> None:
+    done = f"after {outcome.iteration} of {outcome.iterations} iterations"
+    if outcome.ended == "time":
+        listener.on_note(f"The time budget is used up {done}. Everything is saved.")
+    if outcome.ended == "early":
+        count = evaluations_since_best(run.state, run.settings.train)
+        since = f"in the last {count} evaluations" if count > 1 else "in the last evaluation"
+        listener.on_note(f"Stopped early {done}: {run.best_metric} was not better {since}.")
+    if outcome.ended == "early" and run.options.resume and not run.history:
+        again = shlex.join(["m2f", "train", "--init", str(run.folder), "--out", "NEW_RUN"])
+        listener.on_note(f"This run is over. To train its weights on: {again}, with the other options of this run.")
 
 
 def _loggers(run: Run) -> list[Logger]:
@@ -226,9 +266,9 @@ def _train(run: Run, duties: _Duties) -> bool:
                 on_step=duties.on_step,
                 on_non_finite_step=duties.on_non_finite_step,
                 on_due=duties.on_due,
-                should_stop=lambda: asked.name is not None,
+                should_stop=duties.is_over,
             )
-        if not ended:
+        if not ended and not is_out_of_patience(run.state, run.settings.train):  # which on_due has saved
             run.save()
         return ended
     except _Left:
@@ -258,16 +298,16 @@ def rescue(run: Run, listener: Listener) -> None:
     if run.saved is None:
         text = f"Nothing could be saved: {reason}"
     else:
-        text = f"Saved after {run.saved} iterations. To go on: m2f train --out {run.folder} --resume.{lost}"
+        again = shlex.join(["m2f", "train", "--out", str(run.folder), "--resume"])
+        text = f"Saved after {run.saved} iterations. To go on: {again}.{lost}"
     with contextlib.suppress(OSError):  # a terminal that is closed
         listener.on_note(text)
 
 
 def _is_to_be_evaluated(run: Run) -> bool:
     """Return True if an evaluation is due after the present iteration and was not done."""
-    done, every = run.state.iteration, run.settings.train.eval_every
-    is_due = done >= run.settings.train.iterations or bool(every and done % every == 0)
-    return is_due and run.state.evaluated != done
+    done = run.state.iteration
+    return is_evaluation_due(done, run.settings.train) and run.state.evaluated != done
 
 
 def _forget_old(run: Run) -> None:

@@ -64,7 +64,10 @@ def test_a_run_on_its_own_data(capsys):
     assert cli.run(MINE) == 0
     out, _ = capsys.readouterr()
     assert "figure\t%" in out and "\npq\t" in out and "class\tpq\tsq\trq" in out
-    assert out.endswith("Scored 3 of 3 images. Results: runs/eval/mine\n")
+    assert out.endswith(
+        "Scored 3 of 3 images. Results: runs/eval/mine\n"
+        "Next: m2f predict IMAGES --model runs/train/mine   or   m2f export --model runs/train/mine\n"
+    )
     tree, folder = results(), Path("runs/eval/mine")
     assert (tree["schema_version"], tree["scored"], tree["of"], tree["failed"]) == (1, 3, 3, 0)
     assert tree["data"]["format"] == "synthetic" and tree["data"]["folder"] is None and tree["published"] == []
@@ -73,6 +76,24 @@ def test_a_run_on_its_own_data(capsys):
     assert config.load(folder / "config.yaml").test.top_k == 12
     assert json.loads((folder / "env.json").read_text())["options"]["model"] == "runs/train/mine"
     assert len((folder / "pictures.jsonl").read_text().splitlines()) == 1 + 3
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    dry = [*MINE, "--set", "test.top_k=7", "--object-threshold", "0.4", "--limit", "2", "--dry-run"]
+    assert cli.run(dry) == 0
+    out = capsys.readouterr().out
+    assert "Changed: test.top_k = 7\nChanged: object_threshold = 0.4\nImages: 3 images, 9 classes, " in out
+    assert "Metrics: pq, of a network with " in out and "Estimate: " in out and "(images: 2 x " in out
+    assert out.endswith("Nothing was written. To do it: the same command without --dry-run.\n")
+    assert cli.run([*dry, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["data"]["images"] == 3 and tree["data"]["objects"] > 2 and tree["evaluated"] == 2
+    assert tree["config"]["test"]["top_k"] == 7 and tree["problems"] == [] and tree["parameters"]["total"] > 1000
+    assert tree["seconds"]["whole"] == pytest.approx(2 * tree["seconds"]["image"])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert cli.run(["eval", "--compare", "a", "b", "--dry-run"]) == 2
+    assert "--dry-run looks at the evaluation of a model" in one_error(capsys)
 
 
 def test_everything_in_one_pass_and_as_json(capsys, monkeypatch):
@@ -93,7 +114,7 @@ def test_everything_in_one_pass_and_as_json(capsys, monkeypatch):
 def test_it_goes_on_and_is_never_overwritten(capsys):
     mine = [*MINE, "--metric", "pq,miou"]
     assert cli.run([*mine, "--limit", "2"]) == 0
-    assert capsys.readouterr().out.endswith("Scored 2 of 3 images. Results: runs/eval/mine\n")
+    assert "Scored 2 of 3 images. Results: runs/eval/mine\n" in capsys.readouterr().out
     assert cli.run(mine) == 2
     assert "runs/eval/mine exists already. Use --resume to go on" in one_error(capsys)
     assert cli.run([*mine, "--resume"]) == 0

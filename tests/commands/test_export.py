@@ -61,7 +61,8 @@ def test_the_short_way(fake, tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["export.json", "model.fake"]
     out, err = capsys.readouterr()
     assert "Wrote runs/export/cells-fake/model.fake (0.0 MiB; the weights are" in out
-    header, *rows = (line.split("\t") for line in out.splitlines()[:-1])
+    assert out.endswith("Next: m2f predict IMAGES --model runs/export/cells-fake/model.fake\n")
+    header, *rows = (line.split("\t") for line in out.splitlines()[:-2])
     assert header[:3] == ["input", "batch x size", "class_logits.largest/range"] and "maps.panoptic" in header
     assert [row[0] for row in rows] == ["scene", "random"] * 3 and "Writing fake" in err
     assert cli.run(["export", "--model", "runs/train/cells/checkpoints/best.safetensors", "--format", "fake"]) == 2

@@ -70,9 +70,11 @@ def test_compile_reaches_the_network(images, fake, monkeypatch):
 def test_the_short_way(images, fake, capsys):
     assert cli.run(["predict", "in"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("3 done in ") and out.endswith("Results: runs/predict/1\n") and err == ""
+    assert out.startswith("3 done in ") and "Results: runs/predict/1\n" in out and err == ""
     assert sorted(path.name for path in (images / "runs/predict/1/overlay").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
-    assert cli.run(["predict", "in/a.png"]) == 0
+    assert cli.run(["predict", "in/a.png", "--model", "my runs/x"]) == 0
+    end = "Next: m2f eval --model 'my runs/x' --data DIR   or   m2f export --model 'my runs/x'\n"
+    assert capsys.readouterr().out.endswith(end)
     assert (images / "runs/predict/2/overlay/a.jpg").is_file()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from m2f_cli import cli
 from m2f_cli.config import presets as config
+from m2f_cli.training.length import TimeBudget
 
 SMALL = [
     "train",
@@ -47,7 +48,9 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
     assert cli.run([*SMALL, "--freeze", "backbone", "--keep", "1"]) == 0
     out, err = capsys.readouterr()
     folder = tmp_path / "runs" / "train" / "tiny"
-    assert "Trained 3 iterations" in out and "m2f predict YOUR_IMAGES --model runs/train/tiny" in out
+    assert "Trained 3 iterations" in out and out.endswith(
+        "Next: m2f predict IMAGES --model runs/train/tiny   or   m2f eval --model runs/train/tiny\n"
+    )
     assert "6 images to train on, 2 to evaluate on, 9 classes (4 things, 5 stuff)" in err
     assert "backbone                  0 of    1,480,976 numbers are trained" in err
     assert "starts from random numbers" in err and "iteration 3/3: loss" in err and "pq" in err
@@ -87,6 +90,12 @@ def test_a_run_is_not_overwritten_and_goes_on_as_it_was_started(tmp_path, capsys
         ([*SMALL, "--batch", "auto", "--micro-batch", "2"], 2, "Leave one of them out"),
         (["train", "--out", "r", "--resume", "--find-lr"], 2, "no run that could be resumed"),
         (["train", "--out", "none", "--resume"], 2, "no run that could be resumed"),
+        ([*SMALL, "--epochs", "2"], 2, "are both set. Set one of them"),
+        (["train", "--preset", "tiny", "--epochs", "-1"], 2, "train.epochs = -1.0"),
+        ([*SMALL, "--patience", "2"], 2, "eval_every is 0 (only at the end): set eval_every, too"),
+        ([*SMALL, "--set", "train.best_metric=pq_thing"], 2, "Did you mean pq_things"),
+        ([*SMALL, "--time-budget", "soon"], 2, "--time-budget takes a duration with its unit, not 'soon'"),
+        (["train", "--out", "r", "--resume", "--dry-run"], 2, "no run that could be resumed"),
         (["train", "--replay", "none.pt"], 4, "none.pt does not exist"),
     ],
 )
@@ -116,3 +125,78 @@ def test_batch_auto_is_said_once_and_kept_for_resuming(tmp_path, capsys):
     assert capsys.readouterr().err.count("--batch auto: ") == 1
     kept = json.loads((tmp_path / "r" / "env.json").read_text())["options"]["micro_batch"]
     assert kept in (1, 2, 4) and config.load(tmp_path / "r" / "config.yaml").train.batch == 4
+
+
+# --- how long, and what then ------------------------------------------------------------------------------------------
+
+
+def without(words: list[str], key: str) -> list[str]:
+    """The command without a --set of a key."""
+    at = next(i for i, word in enumerate(words) if word.startswith(f"{key}="))
+    return [*words[: at - 1], *words[at + 1 :]]
+
+
+def test_epochs_are_said_once_and_written_as_iterations(tmp_path, capsys):
+    by_epochs = without(SMALL, "train.iterations")
+    assert cli.run([*by_epochs, "--epochs", "1", "--out", "a run"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("1 epoch of 6 images in batches of 2 are 3 iterations.") == 1
+    assert "iteration 3/3: loss" in err
+    assert out.splitlines()[-1] == "Next: m2f predict IMAGES --model 'a run'   or   m2f eval --model 'a run'"
+    train = config.load(tmp_path / "a run" / "config.yaml").train
+    assert (train.iterations, train.epochs) == (3, None)
+    for option in ("--epochs", "--patience"):
+        assert cli.run(["train", "--out", "a run", "--resume", option, "4"]) == 2
+        assert f"{option} cannot change a run that goes on" in capsys.readouterr().err
+
+
+def test_an_early_end_is_told_and_so_is_what_comes_next(capsys):
+    """A learning rate of almost nothing: no evaluation is better than the first."""
+    slow = ["--set", "train.eval_every=1", "--set", "train.optimizer.learning_rate=1e-30", "--patience", "1"]
+    assert cli.run([*SMALL, *slow, "--out", "r"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: Stopped early after 2 of 3 iterations: pq was not better in the last evaluation." in err
+    assert out.startswith("Stopped early after 2 of 3 iterations. Best pq ") and "Next: m2f predict IMAGES" in out
+    assert cli.run(["train", "--out", "r", "--resume", "--device", "cpu", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ended"] == "early" and json.loads(out)["stopped"] is None
+    assert "This run is over. To train its weights on: m2f train --init r --out NEW_RUN" in err
+
+
+def test_a_time_budget_ends_a_run_that_goes_on_later(capsys, monkeypatch):
+    monkeypatch.setattr(TimeBudget, "is_used_up", lambda self, evaluates: self.seconds == 5400)
+    assert cli.run([*SMALL, "--out", "r", "--time-budget", "1h30m"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "The time budget is used up after 0 of 3 iterations.",
+        "Next: m2f train --out r --resume",
+    ]
+    assert "The time budget is used up after 0 of 3 iterations. Everything is saved." in err
+    assert cli.run(["train", "--out", "r", "--resume", "--device", "cpu"]) == 0
+    assert "Trained 3 iterations" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    dry = [*SMALL, "--freeze", "backbone", "--dry-run", "--out", "r"]
+    assert cli.run(dry) == 0
+    out, err = capsys.readouterr()
+    assert "train.iterations\t" in out and "Train: 6 images, 9 classes, " in out and "Val: 2 images" in out
+    assert "backbone\t0\t1,480,976" in out and "starts from random numbers" in err
+    assert "Estimate: " in out and "(steps: 3 x " in out and "evaluations: 1 x " in out
+    assert out.endswith("Nothing was written. To do it: the same command without --dry-run.\n")
+    assert cli.run([*dry, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["changed"]["train.batch"] == {"preset": config.load("tiny").train.batch, "run": 2}
+    assert tree["config"]["train"]["iterations"] == tree["iterations"] == 3 and tree["problems"] == []
+    assert tree["data"]["train"]["images"] == 6 and tree["data"]["train"]["objects"] > 6
+    assert 0 < tree["parameters"]["trainable"] < tree["parameters"]["total"]
+    whole = 3 * tree["seconds"]["step"] + tree["evaluations"] * tree["seconds"]["evaluation"]
+    assert tree["seconds"]["whole"] == pytest.approx(whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_a_run_would(tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "holiday.jpg").touch()
+    assert cli.run([*SMALL, "--dry-run", "--out", "r"]) == 2
+    assert "r holds files already, and no run" in capsys.readouterr().err

@@ -64,8 +64,8 @@ def test_a_mistyped_name_gets_the_nearest(line, meant, capsys, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("line", "typed"),
     [
-        ("train --epochs 12", "--set train.epochs=12"),
-        ("train --epochs=12 --preset tiny", "--set train.epochs=12"),
+        ("demo --epochs 12", "--iterations 12"),
+        ("demo --epochs=12 --device cpu", "--iterations 12"),
         ("train --max_iters 500", "--set train.iterations=500"),
         ("train --lr 0.001", "--set train.optimizer.learning_rate=0.001"),
         ("train --lr", "--set train.optimizer.learning_rate=VALUE"),
@@ -96,6 +96,7 @@ def test_a_word_without_a_meaning_here_says_why(capsys):
     [
         "train --config-file tiny --data-root x --weights a.pth --batch-size 8 --num-gpus 1 --work-dir r",
         "train --config tiny --load-from a.pth --num-workers 2 --batch_size 8 --output_dir r --gradient-checkpointing",
+        "train --preset tiny --num_train_epochs 3 --patience 2",
         "predict a.jpg --weights a.pth --conf 0.5 --max-det 5 --output o",
         "eval --checkpoint a.pth --data-path x --metrics pq --save-dir o",
     ],
@@ -138,7 +139,7 @@ def test_keys_of_lines_exist():
     for lines in words.LINES.values():
         for line in lines.values():
             key, _, value = line.removeprefix("--set ").partition("=")
-            if line.startswith("--set ") and key not in ("KEY", "{}", "train.epochs"):
+            if line.startswith("--set ") and key not in ("KEY", "{}"):
                 presets.load("coco-panoptic-r50", [f"{key}={'1' if value == '{}' else value}"])
 
 

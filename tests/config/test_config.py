@@ -240,6 +240,56 @@ def test_files_that_extend_each_other_are_refused(tmp_path):
             config.load(tmp_path / f"{name}.yaml")
 
 
+# --- iterations or epochs ---------------------------------------------------------------------------------------------
+
+
+def test_the_later_of_iterations_and_epochs_holds(tmp_path):
+    def length(*files: dict, overrides=()) -> tuple[int, float | None]:
+        for i, train in enumerate(files):
+            write(tmp_path, f"{i}.yaml", {"extends": f"{i - 1}" if i else PRESET, "train": train})
+        train = config.load(tmp_path / f"{len(files) - 1}.yaml", overrides).train
+        return train.iterations, train.epochs
+
+    published = config.load(PRESET).train.iterations
+    assert length({"epochs": 3}) == (published, 3)
+    assert length({"epochs": 3}, {"batch": 8}) == (published, 3)
+    assert length({"epochs": 3}, {"iterations": 7}) == (7, None)
+    assert length({"iterations": 7}, {"epochs": 3}) == (7, 3)
+    assert length({"epochs": 3}, overrides=["train.iterations=9"]) == (9, None)
+    assert length({"iterations": 7}, overrides=["train.epochs=2"]) == (7, 2)
+    assert config.overridden(config.load(PRESET, ["train.epochs=2"]), ["train.iterations=9"]).train.epochs is None
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({"epochs": 3, "iterations": 7}, "train.epochs = 3 and train.iterations = 7 are both set. Set one of them"),
+        (
+            {"epochs": 3, "schedule": {"steps": [5]}},
+            "train.schedule.steps counts iterations, whose number train.epochs",
+        ),
+    ],
+)
+def test_one_file_or_command_line_has_one_length(tmp_path, train, says):
+    write(tmp_path, "both.yaml", {"extends": PRESET, "train": train})
+    with pytest.raises(ConfigError, match=f"both.yaml: {says}"):
+        config.load(tmp_path / "both.yaml")
+    flat = {"schedule.steps": train["schedule"]["steps"], "epochs": 3} if "schedule" in train else train
+    with pytest.raises(ConfigError, match=f"--set: {says}"):
+        config.load(PRESET, [f"train.{key}={value}" for key, value in flat.items()])
+
+
+def test_differences_are_dotted_keys_with_both_values():
+    before = config.load(PRESET)
+    after = config.load(PRESET, ["train.batch=3", "train.best_metric=sq", "data.ignore_index=7"])
+    assert config.differences(before, before) == {}
+    assert config.differences(before, after) == {
+        "data.ignore_index": (None, 7),
+        "train.batch": (16, 3),
+        "train.best_metric": (None, "sq"),
+    }
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 HUGE = [

@@ -49,7 +49,7 @@ def prepared(tmp_path, monkeypatch):
     def prepare(*options: str) -> run.Run:
         seen = []
 
-        def stop_here(made, listener):
+        def stop_here(made, *_):
             seen.append(made)
             return TrainOutcome(made.folder, 0, 0, {}, 0, 0.0)
 
