@@ -92,7 +92,8 @@ def _shown(value: Any) -> str:
 
 def _show_split(name: str, seen: Glimpse) -> None:
     which = "" if seen.looked_at == seen.images else f" in {seen.looked_at} of them"
-    console.out(f"{name}: {seen.images} images, {seen.classes} classes, {seen.objects} objects{which}")
+    classes = "1 class" if seen.classes == 1 else f"{seen.classes} classes"
+    console.out(f"{name}: {seen.images} images, {classes}, {seen.objects} objects{which}")
 
 
 def _show_problems(problems: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ from m2f_cli.training.resume import RunState
 from m2f_cli.training.run import Listener
 
 OPTIONS = TrainOptions(init="random", device="cpu")
-SMALL = ("train.batch=2", "train.checkpoint_every=100")
+SMALL = ("train.batch=2", "train.checkpoint_every=100", "data.scenes.val=1")
 
 
 def changed(*changes: str) -> Config:

@@ -32,4 +32,4 @@ def sample(
     folder = out or Path(name)
     files = copy_sample(name, folder)
     console.out(f"Copied {files} files to {folder}. Licence and source: {folder / 'README.md'}")
-    console.out(f"Now try it: m2f data check {folder}")
+    console.next_steps(["m2f", "data", "check", folder])
