@@ -22,6 +22,7 @@ from ..runtime.devices import choose_device
 from ..runtime.memory import Memory
 from .data import Splits
 from .folder import refuse_used
+from .length import evaluations
 from .loop import apply, to_host, train_step
 from .optimizer import set_learning_rate, train_mode
 from .options import TrainOptions
@@ -103,7 +104,7 @@ def dry_run(
         tuple(run.trainable()),
         step_seconds,
         evaluation_seconds,
-        _evaluations(run),
+        0 if val is None else evaluations(run.settings.train),
         memory.growth(),
     )
 
@@ -147,11 +148,3 @@ def _measured_evaluation(run: Run, clock: Callable[[], float]) -> float:
     began = clock()
     evaluate(segmenter, few, metrics)
     return (clock() - began) / len(few) * len(records) / distributed.world_size()
-
-
-def _evaluations(run: Run) -> int:
-    train = run.settings.train
-    if run.val_data is None:
-        return 0
-    regular = train.iterations // train.eval_every if train.eval_every else 0
-    return regular + (not train.eval_every or train.iterations % train.eval_every > 0)

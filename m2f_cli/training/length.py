@@ -78,6 +78,12 @@ def is_evaluation_due(done: int, train: TrainConfig) -> bool:
     return done >= train.iterations or bool(train.eval_every and done % train.eval_every == 0)
 
 
+def evaluations(train: TrainConfig) -> int:
+    """Return the number of evaluations of a whole training."""
+    regular, rest = divmod(train.iterations, train.eval_every) if train.eval_every else (0, 1)
+    return regular + (rest > 0)
+
+
 # --- time -------------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import model as networks
 from .. import weights
-from ..config.schema import Config
+from ..config.schema import Config, TrainConfig
 from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, training_loader
 from ..data.records import DataSet
@@ -30,7 +30,7 @@ from .data import Splits, identity, open_splits, refuse_other_data, same_classes
 from .ema import EMA
 from .folder import CHECKPOINTS, ENVIRONMENT, without_checksum
 from .initialise import initialise
-from .length import with_iterations
+from .length import evaluations, with_iterations
 from .loop import StepRecord
 from .optimizer import freeze, train_mode, trainable_table
 from .options import TrainOptions, read_environment
@@ -196,7 +196,7 @@ def prepare(
     same_classes(train_data, val_data)
     settings = with_iterations(settings, len(train_data.records), notes)
     _refuse_unknown_figure(settings, train_data)
-    _refuse_idle_patience(settings, val_data)
+    _check_patience(settings.train, val_data, notes)
     if options.resume:
         before = (read_environment(folder / ENVIRONMENT) if tree is None else tree).get("data")
         notes += _as_it_was(before, train_data, folder)
@@ -250,16 +250,23 @@ def _refuse_unknown_figure(settings: Config, data: DataSet) -> None:
         raise unknown_name(f"figure of {settings.task} segmentation (train.best_metric)", name, known)
 
 
-def _refuse_idle_patience(settings: Config, val_data: DataSet | None) -> None:
-    """Refuse a train.patience without images to evaluate on.
+def _check_patience(train: TrainConfig, val_data: DataSet | None, notes: list[str]) -> None:
+    """Refuse a train.patience without images to evaluate on. A remark on one that cannot be used up goes to `notes`.
 
     Raises:
-        ConfigError: it would never be used up.
+        ConfigError: there are no images.
     """
-    if settings.train.patience is not None and val_data is None:
+    if train.patience is None:
+        return
+    if val_data is None:
         raise ConfigError(
-            f"train.patience = {settings.train.patience} counts evaluations, and there are no images to evaluate on.",
+            f"train.patience = {train.patience} counts evaluations, and there are no images to evaluate on.",
             hint="Add a val split (m2f data split makes one), or leave out the patience.",
+        )
+    if evaluations(train) <= train.patience:
+        notes.append(
+            f"train.patience = {train.patience} has no effect: train.eval_every = {train.eval_every} means "
+            f"{evaluations(train)} evaluations in {train.iterations} iterations."
         )
 
 

@@ -19,7 +19,7 @@ from m2f_cli.inference.load_network import load_model
 from m2f_cli.training import resume as state
 from m2f_cli.training import run
 from m2f_cli.training.data import open_splits
-from m2f_cli.training.length import TimeBudget, evaluations_since_best, with_iterations
+from m2f_cli.training.length import TimeBudget, evaluations, evaluations_since_best, with_iterations
 from m2f_cli.training.options import TrainOptions
 from m2f_cli.training.prepare import Run
 from m2f_cli.training.resume import RunState
@@ -187,6 +187,19 @@ def test_patience_needs_evaluations(tmp_path):
     train, _ = open_splits(changed(), None, None, [])
     with pytest.raises(ConfigError, match=r"there are no images to evaluate on\. Add a val split"):
         start(tmp_path / "run", *early(), data=(train, None))
+
+
+@pytest.mark.parametrize(("iterations", "every", "count"), [(6, 2, 3), (7, 2, 4), (5, 0, 1), (5, 9, 1)])
+def test_the_evaluations_of_a_training(iterations, every, count):
+    assert evaluations(changed(f"train.iterations={iterations}", f"train.eval_every={every}").train) == count
+
+
+def test_patience_that_cannot_be_used_up_is_said(tmp_path, figures):
+    notes = []
+    figures(pq=[1.0, 1.0])
+    start(tmp_path / "run", "train.iterations=2", "train.eval_every=1", "train.patience=2", notes=notes)
+    says = "train.patience = 2 has no effect: train.eval_every = 1 means 2 evaluations in 2 iterations."
+    assert says in notes[0]
 
 
 # --- the time budget --------------------------------------------------------------------------------------------------
