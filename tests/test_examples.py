@@ -68,6 +68,7 @@ def test_predict_in_python(home):
     assert (home / "out/overlay/photo.jpg").is_file() and (home / "out/polygons/photo.json").is_file()
 
 
+@pytest.mark.slow
 def test_finetune_on_a_folder(home, nuclei_dir):
     settings = [f"--set={pair}" for pair in TINY if "scenes" not in pair and "iterations" not in pair]
     arguments = ["--preset", "tiny", "--init", "random", "--iterations", "1", "--out", "tuned", *settings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -101,8 +102,8 @@ def test_memory_tells_the_peak_of_what_was_done():
     memory = Memory(CPU)
     if memory.start is None:
         pytest.skip("this system does not tell the peak of a process (/proc/self/clear_refs)")
-    filled = np.ones(64 << 17)  # 64 MiB
-    del filled
+    with mmap.mmap(-1, 64 << 20) as filled:  # numpy may get memory that an earlier test has freed
+        filled.write(bytes(64 << 20))
     growth = memory.growth()
     assert 60 < growth["resident_growth_mib"] < 120 and growth["device_peak_mib"] is None
     assert growth["resident_peak_mib"] == pytest.approx(growth["resident_growth_mib"] + memory.start / machine.MIB)
@@ -146,7 +147,7 @@ def counted():
     code = (
         "import json, sys; from helpers.parts import tiny_config; from m2f_cli.benchmark.flops import flops_of\n"
         "def layers(n):\n"
-        "    model = tiny_config()\n"
+        "    model = tiny_config(name='resnet', depth=18, width=8, stem='basic', norm='frozen_bn')\n"
         "    part = model.pixel_decoder.model_copy(update={'num_layers': n})\n"
         "    return model.model_copy(update={'pixel_decoder': part})\n"
         f"print(json.dumps([flops_of(layers(n), 6, batch, size, trust_code=False) for n, batch, size in {wanted}]))"

@@ -36,7 +36,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("preset", ["coco-panoptic-r50", "coco-instance-r50"])
+@pytest.mark.parametrize("preset", ["coco-panoptic-r50", pytest.param("coco-instance-r50", marks=pytest.mark.slow)])
 def test_predict_imports_no_compiler_and_no_library_of_other_commands(preset, tmp_path):
     small = small_segmenter(preset)
     weights.save(tmp_path / "model.safetensors", small.model.state_dict(), small.config, small.categories)

@@ -106,6 +106,7 @@ def test_what_is_wrong_is_one_sentence(arguments, code, says, capsys):
     assert len(errors) == 1 and says in errors[0]
 
 
+@pytest.mark.slow
 def test_find_lr_suggests_a_rate_and_leaves_room_for_the_run(tmp_path, capsys):
     sweep = [*SMALL, "--out", "r", "--set", "train.iterations=10", "--set", "train.optimizer.clip_norm=1.0"]
     assert cli.run([*sweep, "--find-lr", "--json"]) == 0

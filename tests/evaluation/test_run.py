@@ -332,6 +332,7 @@ HAS_GLOO = dist.is_available() and dist.is_gloo_available()
 needs_gloo = pytest.mark.skipif(not HAS_GLOO, reason="this PyTorch has no gloo")
 
 
+@pytest.mark.slow
 @needs_gloo
 def test_two_processes_get_the_figures_of_one_and_go_on(tmp_path, expected):
     folder = tmp_path / "a"

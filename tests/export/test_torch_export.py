@@ -54,6 +54,7 @@ def test_it_is_the_model(model, tmp_path):
     assert report.path == tmp_path / "model.pt2"
 
 
+@pytest.mark.slow
 def test_as_an_engine_it_gives_the_models_results(model, file):
     engine = TorchEngine(file, "cpu")
     loaded = engines.EngineSegmenter(engine)

@@ -266,6 +266,7 @@ def test_a_signal_to_the_whole_group_ends_in_a_checkpoint(tmp_path, way):
     assert kept(tmp_path / "run")["iteration"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
     """Workers ignore signals; they end because nobody asks them any more. The folder is free at once."""

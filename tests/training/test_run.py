@@ -90,6 +90,7 @@ def test_the_loss_falls(tmp_path):
     assert last < 0.75 * first
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0)):
         options = TrainOptions(init="random", device="cpu", workers=workers)

@@ -426,7 +426,7 @@ def test_bombs_are_refused_at_once(tmp_path):
     for number, data in enumerate(BOMBS.values()):
         path = tmp_path / f"{number}.pkl"
         path.write_bytes(data)
-        if number % 4:  # the containers add little to what the reader of pickles is asked
+        if number % 7:  # the containers add little to what the reader of pickles is asked
             continue
         with zipfile.ZipFile(tmp_path / f"{number}.pth", "w") as archive:
             for entry, content in (("data.pkl", data), ("version", b"3"), ("byteorder", b"little")):
