@@ -20,7 +20,7 @@ ROWS = [
     {"commands"},
     {"console"},
     {"workflows", "benchmark"},
-    {"training", "export"},
+    {"training", "export", "report"},
     {"evaluation"},
     {"inference", "metrics", "dataset_tools"},
     {"model", "loss", "data", "weights"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,8 @@ from . import options as opt
 from .help_page import help_page
 
 if TYPE_CHECKING:
+    from ..evaluation.evaluate import EvalResult
+    from ..training.loop import StepRecord
     from ..workflows.demo import DemoStep
 
 STORY = {
@@ -52,13 +56,14 @@ def demo(
     """
     from ..training.prepare import Listener
     from ..workflows import demo as core
-    from .train_display import Display
 
-    total = core.demo_config(iterations).train.iterations
-    console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {total} steps.")
-    with Display(total) as display:
-        listener = Listener(on_start=display.start, on_step=display.step, on_evaluated=display.evaluated)
-        steps = core.run(out, images, iterations=iterations, on_step=_tell, listener=listener)
+    train = core.demo_config(iterations).train
+    console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {train.iterations} steps.")
+    with DemoDisplay(core.TITLES, train.iterations) as display:
+        listener = Listener(on_step=display.trained, on_evaluated=display.evaluated, on_note=console.warn)
+        steps = core.run(
+            out, images, iterations=iterations, on_begin=display.begin, on_step=display.finished, listener=listener
+        )
     if as_json:
         return _emit(steps, out)
     rows = [[SHOWN.get(step.name, step.name), step.what, f"{step.seconds:.1f}", str(step.where)] for step in steps]
@@ -66,8 +71,60 @@ def demo(
     console.out(f"Look at {out / 'index.html'}. Then your own images: m2f predict photo.jpg --task panoptic")
 
 
-def _tell(step: DemoStep) -> None:
-    console.note(f"{STORY[step.name]} {step.what[0].upper()}{step.what[1:]} ({step.seconds:.0f} s).")
+class DemoDisplay:
+    """Progress of the demo on stderr: a bar over all of it in a terminal, else lines.
+
+    Args:
+        titles: what runs in each step, by the names of the steps.
+        iterations: steps of the training, which take nearly all of the time.
+    """
+
+    every_seconds = 15.0  # between two lines of the training, without a terminal
+
+    def __init__(self, titles: Mapping[str, str], iterations: int):
+        self.titles, self.iterations = titles, iterations
+        self.began = self.told = 0.0
+
+    def __enter__(self) -> DemoDisplay:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        stderr = console.stderr()
+        self.is_terminal = stderr.is_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self.bar = Progress(*columns, console=stderr, disable=not self.is_terminal)
+        # A step of the training is the unit. The evaluation is part of it; the other steps are short.
+        self.task = self.bar.add_task("", total=self.iterations + len(self.titles), numbers="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, name: str) -> None:
+        self.bar.update(self.task, description=self.titles[name], numbers="")
+
+    def finished(self, step: DemoStep) -> None:
+        self.bar.advance(self.task)
+        console.note(f"{STORY[step.name]} {step.what[0].upper()}{step.what[1:]} ({step.seconds:.0f} s).")
+
+    def trained(self, step: StepRecord) -> None:
+        now, done = time.monotonic(), step.iteration + 1
+        self.began = self.began or now - step.seconds
+        self.bar.update(self.task, advance=1, numbers=f"step {done}/{self.iterations}, loss {step.total:.2f}")
+        if not self.is_terminal and now - max(self.told, self.began) > self.every_seconds:
+            self.told = now
+            left = (now - self.began) / done * (self.iterations - done)
+            console.note(f"Train: step {done} of {self.iterations}, loss {step.total:.2f}, about {left:.0f} s left.")
+
+    def evaluated(self, iteration: int, result: EvalResult) -> None:
+        quality = result.figures["pq"]
+        console.note(f"PQ {quality:.1f} after {iteration} steps, on {result.images} scenes ({result.seconds:.0f} s).")
 
 
 def _emit(steps: list[DemoStep], out: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,7 +19,7 @@ from ..results.drawing import plot
 from ..results.types import Instances, PanopticMap, Segment
 from ..results.writers import write_image, write_overlay
 from ..runtime.files import atomic, output_path, safe_name
-from ..runtime.jsonl import parsed_lines
+from ..runtime.metrics_log import names_of, points_of, read_entries
 from ..structures import Task
 from ..structures.categories import Categories
 from ..structures.targets import Target
@@ -81,7 +80,6 @@ def draw_results(segmenter: Segmenter, records: Sequence[Record], task: Task, fo
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT, MARGIN = 900, 320, 56
-MOST_DRAWN = 1e30  # a value beyond is no part of a curve; NaN and infinity are none either
 
 
 def draw_curves(metrics: Path, path: Path) -> Path:
@@ -90,25 +88,15 @@ def draw_curves(metrics: Path, path: Path) -> Path:
     Raises:
         DataError: the file is damaged.
     """
-    lines = parsed_lines(metrics, "Copy the file again, or remove that line.")
-    entries = [entry for _, entry in lines if isinstance(entry, dict)]
-    val = [e for e in entries if e.get("kind") == "val"]
-    names = [name for name in (val[-1] if val else {}) if name not in ("kind", "iteration")][:4]
-    panels = [("loss (smoothed)", {"loss": _smooth(_points(entries, "train", "loss"))})]
-    panels.append(("evaluation", {name: _points(entries, "val", name) for name in names}))
+    entries = read_entries(metrics)
+    panels = [("loss (smoothed)", {"loss": _smooth(points_of(entries, "train", "loss"))})]
+    panels.append(("evaluation", {name: points_of(entries, "val", name) for name in names_of(entries, "val")[:4]}))
     image = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
     for i, (title, curves) in enumerate(panels):
         _panel(ImageDraw.Draw(image), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
     with atomic(path) as part:
         image.save(part, "PNG")
     return path
-
-
-def _points(entries: list[dict[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
-    """Return iterations and values, as far as they are numbers: the file may be anybody's."""
-    points = [(entry.get("iteration"), entry.get(name)) for entry in entries if entry.get("kind") == kind]
-    drawn = [point for point in points if all(isinstance(x, (int, float)) and abs(x) < MOST_DRAWN for x in point)]
-    return [(float(x), float(y)) for x, y in drawn]
 
 
 def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float, path: Path) -> Path:

@@ -4,36 +4,42 @@ OUT/pictures/NAME.png                          generated scenes that are not use
 OUT/truth/NAME.jpg                             their annotations, drawn like a perfect result
 OUT/run/                                       a training run of the preset `tiny`; OUT/run is a REF
 OUT/predict/panoptic, semantic, instance/      output of `m2f predict` with that model
-OUT/index.html                                 all results on one page
+OUT/index.html                                 all results on one page, which needs no other file
 """
 
 from __future__ import annotations
 
-import html
+import dataclasses
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..config import presets as config
 from ..config.schema import Config
 from ..data.synthetic.dataset import MOST, SPLITS
-from ..data.synthetic.scenes import Scene, scene
+from ..data.synthetic.scenes import CATEGORIES, Scene, scene
 from ..errors import ConfigError, M2FError
+from ..evaluation.evaluate import EvalResult
+from ..evaluation.report import document
 from ..inference import load
 from ..inference.journal import check_folder
 from ..inference.predict import predict
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
+from ..report.demo import SceneImage, SceneView, DemoReport, ReportedStep, write_demo_page
 from ..results.writers import write_overlay
-from ..runtime.files import atomic, lies_in, write_text, writing_to
+from ..runtime.files import atomic, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
 from ..training import run as training
+from ..training.folder import METRICS
 
 PRESET = "tiny"
 MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it may be used again
@@ -43,7 +49,30 @@ FORMATS: dict[Task, list[str]] = {
     "semantic": ["overlay", "label-png"],
     "instance": ["overlay", "coco-instance"],
 }
-STEPS = 5 + len(FORMATS)
+TITLES = {  # steps of the demo in their order
+    "pictures": "Generate scenes",
+    "truth": "Draw their annotations",
+    "train": "Train",
+    "evaluate": "Evaluate",
+    "panoptic": "Predict panoptic segments",
+    "semantic": "Predict semantic classes",
+    "instance": "Predict instances",
+    "page": "Write the page",
+}
+STEPS = len(TITLES)
+NEXT = (
+    (
+        "Segment an image of yours with a released model, which is fetched once:",
+        "m2f predict photo.jpg --task panoptic",
+    ),
+    ("Try it on real data. A few images of cell nuclei come with m2f:", "m2f data sample nuclei --out nuclei"),
+    (
+        "Look for mistakes before a training does; a folder of yours may take the place of nuclei:",
+        "m2f data check nuclei",
+    ),
+    ("Train on it:", "m2f train --preset small-instance --data nuclei --out runs/nuclei"),
+    ("Measure the model on the images that were held back:", "m2f eval --model runs/nuclei --out runs/eval/nuclei"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +84,14 @@ class DemoStep:
         what: its result in words.
         seconds: its duration.
         where: file or folder of the result.
+        command: command line that repeats this step alone; empty where there is none.
     """
 
     name: str
     what: str
     seconds: float
     where: Path
+    command: str = ""
 
 
 def run(
@@ -68,6 +99,7 @@ def run(
     images: int = 4,
     *,
     iterations: int | None = None,
+    on_begin: Callable[[str], None] | None = None,
     on_step: Callable[[DemoStep], None] | None = None,
     listener: training.Listener | None = None,
 ) -> list[DemoStep]:
@@ -76,6 +108,7 @@ def run(
     Args:
         images: number of scenes to predict.
         iterations: iterations of the training. None: those of the preset.
+        on_begin: called with the name of each step, a key of `TITLES`, before it begins.
         on_step: called after each of the `STEPS` steps.
         listener: callbacks of the training.
 
@@ -88,13 +121,15 @@ def run(
         raise ConfigError(f"The demo needs at least one image, not {images}.")
     check_folder(out, skip_existing=True, overwrite=False)
     done: list[DemoStep] = []
-    started = time.perf_counter()
     with locked(out, "A demo"):
         claim(out)
-        for name, what, where in _steps(out, images, iterations, listener):
-            now = time.perf_counter()
-            done.append(DemoStep(name, what, now - started, where))
-            started = now
+        steps = _steps(out, images, iterations, listener or training.Listener(), done)
+        for name in TITLES:
+            if on_begin:
+                on_begin(name)
+            started = time.perf_counter()
+            what, where, command = next(steps)
+            done.append(DemoStep(name, what, time.perf_counter() - started, where, command))
             if on_step:
                 on_step(done[-1])
     return done
@@ -115,27 +150,39 @@ def test_scenes(settings: Config, count: int) -> dict[str, Scene]:
 
 
 def _steps(
-    out: Path, images: int, iterations: int | None, listener: training.Listener | None
-) -> Iterator[tuple[str, str, Path]]:
-    """Yield the name, the result and the path of each step after it is done."""
+    out: Path, images: int, iterations: int | None, listener: training.Listener, done: list[DemoStep]
+) -> Iterator[tuple[str, Path, str]]:
+    """Yield the result, the path and the command of each step of `TITLES` after it is done. `done` has those before."""
     settings = demo_config(iterations)
+    run = out / "run"
+    again = Path(f"{out}-again")  # commands that repeat a step write there
     scenes = test_scenes(settings, images)
     files = [_write_image(out, name, each) for name, each in scenes.items()]
-    yield "pictures", f"{images} generated", out / "pictures"
+    yield f"{images} generated", out / "pictures", ""
     for name, each in scenes.items():
         record_file(out, f"truth/{name}.jpg")
         write_overlay(each.panoptic(), out / "truth" / name)
-    yield "truth", f"{sum(len(each.segments) for each in scenes.values())} segments drawn", out / "truth"
-    outcome = _train(out, settings, listener)
+    yield f"{sum(len(each.segments) for each in scenes.values())} segments drawn", out / "truth", ""
+    outcome, results = _train(out, settings, listener)
     seen = outcome.iterations * settings.train.batch
-    yield "train", f"{outcome.iterations} steps, {seen} images, from nothing", out / "run"
-    value, count = outcome.best["value"], settings.data.scenes.val
-    yield "evaluate", f"PQ {value:.1f} on {count} images that training never saw", out / "run" / training.RESULTS
-    loaded = load.load(out / "run")
-    for task in FORMATS:
-        yield task, _predict(loaded, files, task, out / "predict" / task), out / "predict" / task
-    page = _write_page(out, list(scenes), value, outcome)
-    yield "page", "images, annotation and predictions side by side", page
+    changed = [f"train.iterations={iterations}"] if iterations else []
+    repeat = ["train", "--preset", PRESET, "--init", "random", "--micro-batch", settings.train.batch]
+    repeat += [word for each in changed for word in ("--set", each)]
+    yield f"{outcome.iterations} steps, {seen} images, from nothing", run, _command(*repeat, "--out", again / "run")
+    measured = _command("eval", "--model", run, "--metric", "pq", "--out", again / "eval")
+    yield _evaluated(results), run / training.RESULTS, measured
+    loaded = load.load(run)
+    for task, formats in FORMATS.items():
+        folder = out / "predict" / task
+        words = ["--task", task, "--save", ",".join(formats), "--out", again / task]
+        predicted = _command("predict", out / "pictures", "--model", run, *words)
+        yield _predict(loaded, files, task, folder), folder, predicted
+    yield "images, annotation and predictions side by side", _write_page(out, scenes, outcome, results, done), ""
+
+
+def _command(*words: object) -> str:
+    """Return a command line of m2f, quoted for a shell."""
+    return shlex.join(["m2f", *map(str, words)])
 
 
 def _write_image(out: Path, name: str, drawn: Scene) -> Path:
@@ -146,13 +193,35 @@ def _write_image(out: Path, name: str, drawn: Scene) -> Path:
     return path
 
 
-def _train(out: Path, settings: Config, listener: training.Listener | None) -> training.TrainOutcome:
+def _train(out: Path, settings: Config, listener: training.Listener) -> tuple[training.TrainOutcome, dict[str, Any]]:
+    """Train, and return the outcome and the document results.json of the best evaluation, {} without one."""
     record_file(out, "run/")
+    evaluations: dict[int, EvalResult] = {}
+
+    def evaluated(iteration: int, result: EvalResult) -> None:
+        evaluations[iteration] = result
+        listener.on_evaluated(iteration, result)
+
     options = training.TrainOptions(init="random", micro_batch=settings.train.batch, workers=1)
-    outcome = training.start(settings, out / "run", options, listener, ["m2f", "demo"])
+    listening = dataclasses.replace(listener, on_evaluated=evaluated)
+    outcome = training.start(settings, out / "run", options, listening, ["m2f", "demo"])
     if outcome.stopped is not None:
         raise KeyboardInterrupt
-    return outcome
+    best = evaluations.get(outcome.best.get("iteration", -1))
+    if best is None:
+        return outcome, {}
+    model = {"name": settings.name, "source": str(out / "run"), "weights": None}
+    scenes = {"name": settings.data.dataset, "format": "synthetic", "folder": None, "split": "val"}
+    data = {**scenes, "pictures": settings.data.scenes.val, "full_split": None}
+    return outcome, document(best, model=model, data=data, settings={})
+
+
+def _evaluated(results: dict[str, Any]) -> str:
+    """Return the result of the evaluation in words."""
+    if not results:
+        return "nothing could be measured"
+    quality, count = results["figures"]["pq"], results["scored"]
+    return f"PQ {quality:.1f} on {count} images that training never saw; {results['seconds']:.0f} s of the training"
 
 
 def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> str:
@@ -163,29 +232,38 @@ def _predict(loaded: Segmenter, files: list[Path], task: Task, folder: Path) -> 
     return f"{summary.done / summary.seconds:.1f} images/s, saved as {', '.join(FORMATS[task])}"
 
 
-def _write_page(out: Path, names: list[str], value: float, outcome: training.TrainOutcome) -> Path:
-    """Write the page, which needs only the files beside it."""
+def _write_page(
+    out: Path,
+    scenes: dict[str, Scene],
+    outcome: training.TrainOutcome,
+    results: dict[str, Any],
+    done: list[DemoStep],
+) -> Path:
     record_file(out, "index.html")
-    columns = ["pictures/{}.png", "truth/{}.jpg", *(f"predict/{task}/overlay/{{}}.jpg" for task in FORMATS)]
-    heads = ["image", "annotation", *FORMATS]
-    rows = "".join(
-        "<tr>" + "".join(f'<td><img src="{html.escape(column.format(name))}"></td>' for column in columns) + "</tr>"
-        for name in names
+    files = {
+        "image": "pictures/{}.png",
+        "annotation": "truth/{}.jpg",
+        "panoptic prediction": "predict/panoptic/overlay/{}.jpg",
+        "instance prediction": "predict/instance/overlay/{}.jpg",
+    }
+    quality = f" Its panoptic quality on scenes that it never saw is {results['figures']['pq']:.1f}." if results else ""
+    summary = (
+        f"A small Mask2Former learned generated scenes from nothing, in {outcome.iterations} steps on this machine."
     )
-    text = f"""<!doctype html><meta charset="utf-8"><title>m2f demo</title>
-<style>body{{font:15px/1.5 sans-serif;margin:2em;color:#222}} td,th{{padding:4px;text-align:left}}
-img{{width:100%}}</style>
-<h1>m2f demo</h1>
-<p>A small Mask2Former learned generated scenes from nothing in {outcome.seconds:.0f} s ({outcome.iterations} steps).
-Panoptic quality on images that it never saw: <b>{value:.1f}</b>.</p>
-<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{rows}</table>
-<h2>How it learned</h2><img src="run/curves.png" style="max-width:900px">
-<p>The model is in <code>run/</code>: <code>m2f predict YOUR_IMAGES --model {html.escape(str(out / "run"))}</code>.
-It knows circles, triangles, rectangles and stars. For your own classes: <code>m2f train --data DIR</code>.</p>
-"""
-    page = out / "index.html"
-    write_text(page, text)
-    return page
+    report = DemoReport(
+        summary=summary + quality,
+        results=results,
+        metrics=out / "run" / METRICS,
+        categories=CATEGORIES,
+        scenes=[
+            SceneView(name, [SceneImage(caption, out / file.format(name)) for caption, file in files.items()])
+            for name in scenes
+        ],
+        enlarged=ENLARGED,
+        steps=[ReportedStep(TITLES[step.name], step.what, step.seconds, step.command) for step in done],
+        next_commands=NEXT,
+    )
+    return write_demo_page(report, out / "index.html")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

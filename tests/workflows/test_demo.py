@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
+from helpers.command_tree import COMMANDS
 from PIL import Image
 
 from m2f_cli import cli
+from m2f_cli.commands.demo import DemoDisplay
 from m2f_cli.config import presets as config
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.errors import ConfigError
@@ -59,13 +64,49 @@ def test_everything_is_written(made):
     assert all(step.where.exists() and step.seconds >= 0 for step in steps)
 
 
-def test_the_page_shows_files_that_exist_and_the_measured_quality(made):
-    folder, _ = made
+def test_the_page_shows_the_images_the_measured_quality_and_the_commands(made):
+    folder, steps = made
     page = (folder / "index.html").read_text()
-    shown = re.findall(r'src="([^"]+)"', page)
-    assert len(shown) == 2 * 5 + 1 and all((folder / name).is_file() for name in shown)
+    shown = re.findall(r'src="data:image/[a-z]+;base64,([^"]+)"', page)
+    files = ("pictures/{}.png", "truth/{}.jpg", "predict/panoptic/overlay/{}.jpg", "predict/instance/overlay/{}.jpg")
+    expected = [folder / file.format(name) for name in ("scene-00", "scene-01") for file in files]
+    assert [base64.b64decode(each) for each in shown] == [path.read_bytes() for path in expected]
     value = json.loads((folder / "run" / "results.json").read_text())["best"]["value"]
-    assert f"<b>{value:.1f}</b>" in page
+    assert f"<dd>{value:.1f}</dd>" in page and all(f">{name}</th>" in page for name in ("circle", "grass"))
+    commands = [step.command for step in steps if step.command]
+    assert len(commands) == 2 + len(TASKS) and all(html.escape(command) in page for command in commands)
+
+
+def test_the_commands_on_the_page_are_complete_and_name_existing_options(made):
+    _, steps = made
+    for line in [*(step.command for step in steps if step.command), *(line for _, line in demo.NEXT)]:
+        words = shlex.split(line)
+        name = next(name for name in sorted(COMMANDS, key=len, reverse=True) if line.startswith(f"{name} "))
+        known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_commands_repeat_the_evaluation_and_the_prediction(made, tmp_path, monkeypatch, capsys):
+    folder, steps = made
+    commands = {step.name: step.command.replace(f"{folder}-again", str(tmp_path)) for step in steps}
+    monkeypatch.setattr("sys.argv", ["m2f"])
+    assert cli.run([*shlex.split(commands["evaluate"])[1:], "--limit", "1"]) == 0
+    assert cli.run(shlex.split(commands["panoptic"])[1:]) == 0
+    name = "panoptic/scene-01.png"
+    assert (tmp_path / "panoptic" / name).read_bytes() == (folder / "predict/panoptic" / name).read_bytes()
+
+
+def test_each_step_is_announced_in_its_order(small):
+    told = []
+    demo.run(small / "out", 1, on_begin=lambda name: told.append(name), on_step=lambda step: told.append(step.name))
+    assert told == [name for name in demo.TITLES for _ in range(2)]
+
+
+def test_a_run_that_was_not_measured_has_a_page(small, monkeypatch):
+    monkeypatch.setattr(demo, "document", lambda *_, **__: {})
+    steps = demo.run(small / "out", 1)
+    assert next(step.what for step in steps if step.name == "evaluate") == "nothing could be measured"
+    assert "No class was measured." in (small / "out" / "index.html").read_text()
 
 
 def test_the_split_is_honest(made):
@@ -141,6 +182,19 @@ def test_the_story_and_the_json(small, capsys):
     assert cli.run(["demo", "--images", "1", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["schema_version"], tree["out"], len(tree["steps"])) == (1, "runs/demo", demo.STEPS)
+
+
+def test_a_terminal_has_a_bar_and_a_pipe_has_lines(small, capsys, monkeypatch):
+    monkeypatch.setattr(DemoDisplay, "every_seconds", 0.0)
+    assert cli.run(["demo", "--images", "1", "--out", "a"]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"Train: step 2 of 2, loss [\d.]+, about \d+ s left\.\n", err)
+    assert re.search(r"PQ [\d.]+ after 2 steps, on 3 scenes", err)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run(["demo", "--images", "1", "--out", "b"]) == 0
+    err = capsys.readouterr().err
+    assert "100%" in err and "step 2/2, loss" in err and "s left" not in err
 
 
 @pytest.mark.slow

@@ -1,0 +1,72 @@
+"use strict";
+// Everything that the page says is there without this script; it adds the large view and the buttons that copy.
+document.documentElement.classList.add("has-script");
+
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+// The large view: the images of one section in one place, to blink between them.
+const large = make("img", {alt: ""});
+const choices = make("nav", {});
+const view = make("dialog", {}, choices, large);
+view.setAttribute("aria-label", "Large view");
+document.body.append(view);
+let shown = [];
+let current = 0;
+
+function show(index) {
+  current = (index + shown.length) % shown.length;
+  large.src = shown[current].src;
+  large.alt = shown[current].alt;
+  [...choices.children].forEach((button, i) => button.setAttribute("aria-pressed", i === current));
+}
+
+function open(images, index) {
+  shown = images;
+  const buttons = shown.map((image, i) => make("button", {
+    type: "button", className: "choice", textContent: image.closest("figure").querySelector("figcaption").textContent, onclick: () => show(i),
+  }));
+  choices.replaceChildren(...buttons, make("button", {
+    type: "button", className: "choice", textContent: "Close (Esc)", onclick: () => view.close(),
+  }));
+  show(index);
+  view.showModal();
+}
+
+for (const section of document.querySelectorAll(".compared")) {
+  const images = [...section.querySelectorAll("img")];
+  images.forEach((image, i) => {
+    const button = make("button", {type: "button", onclick: () => open(images, i)});
+    button.setAttribute("aria-haspopup", "dialog");
+    image.replaceWith(button);
+    button.append(image);
+  });
+}
+large.addEventListener("click", () => show(current + 1));
+view.addEventListener("keydown", (event) => {
+  const steps = {ArrowRight: 1, ArrowLeft: -1, " ": 1};
+  if (event.key in steps) {
+    event.preventDefault();
+    show(current + steps[event.key]);
+  }
+});
+
+// Buttons that copy a command.
+for (const block of document.querySelectorAll(".command")) {
+  const button = make("button", {type: "button", textContent: "Copy"});
+  button.addEventListener("click", async () => {
+    const code = block.querySelector("code");
+    getSelection().selectAllChildren(code);
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Press Ctrl+C"; // the browser forbids it; the line is selected
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+  block.append(button);
+}
