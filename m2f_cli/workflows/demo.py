@@ -32,7 +32,7 @@ from ..inference.journal import check_folder
 from ..inference.predict import predict
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
-from ..report.demo import SceneImage, SceneView, DemoReport, ReportedStep, write_demo_page
+from ..report.demo import DemoReport, ReportedStep, SceneImage, SceneView, write_demo_page
 from ..results.writers import write_overlay
 from ..runtime.files import atomic, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
@@ -241,10 +241,10 @@ def _write_page(
 ) -> Path:
     record_file(out, "index.html")
     files = {
-        "image": "pictures/{}.png",
-        "annotation": "truth/{}.jpg",
-        "panoptic prediction": "predict/panoptic/overlay/{}.jpg",
-        "instance prediction": "predict/instance/overlay/{}.jpg",
+        "Image": "pictures/{}.png",
+        "Annotation": "truth/{}.jpg",
+        "Panoptic prediction": "predict/panoptic/overlay/{}.jpg",
+        "Instance prediction": "predict/instance/overlay/{}.jpg",
     }
     quality = f" Its panoptic quality on scenes that it never saw is {results['figures']['pq']:.1f}." if results else ""
     summary = (

@@ -15,7 +15,7 @@ from PIL import Image
 from report.page_parser import PageParser
 
 from m2f_cli.errors import DataError
-from m2f_cli.report.demo import SceneImage, SceneView, DemoReport, ReportedStep, write_demo_page
+from m2f_cli.report.demo import DemoReport, ReportedStep, SceneImage, SceneView, write_demo_page
 from m2f_cli.report.page import figure, image_uri, render
 from m2f_cli.report.tables import quality_rows
 from m2f_cli.structures.categories import Category

@@ -22,6 +22,7 @@ function show(index) {
   large.src = shown[current].src;
   large.alt = shown[current].alt;
   [...choices.children].forEach((button, i) => button.setAttribute("aria-pressed", i === current));
+  choices.children[current].focus();
 }
 
 function open(images, index) {
@@ -32,8 +33,8 @@ function open(images, index) {
   choices.replaceChildren(...buttons, make("button", {
     type: "button", className: "choice", textContent: "Close (Esc)", onclick: () => view.close(),
   }));
-  show(index);
   view.showModal();
+  show(index);
 }
 
 for (const section of document.querySelectorAll(".compared")) {
