@@ -116,7 +116,8 @@ class DemoDisplay:
     def trained(self, step: StepRecord) -> None:
         now, done = time.monotonic(), step.iteration + 1
         self.began = self.began or now - step.seconds
-        self.bar.update(self.task, advance=1, numbers=f"step {done}/{self.iterations}, loss {step.total:.2f}")
+        numbers = f"step {done}/{self.iterations}, loss {step.total:.2f}"
+        self.bar.update(self.task, advance=1, numbers=numbers if done < self.iterations else "evaluating")
         if not self.is_terminal and now - max(self.told, self.began) > self.every_seconds:
             self.told = now
             left = (now - self.began) / done * (self.iterations - done)

@@ -165,9 +165,8 @@ def _steps(
     yield f"{sum(len(each.segments) for each in scenes.values())} segments drawn", out / "truth", ""
     outcome, results = _train(out, settings, listener)
     seen = outcome.iterations * settings.train.batch
-    changed = [f"train.iterations={iterations}"] if iterations else []
     repeat = ["train", "--preset", PRESET, "--init", "random", "--micro-batch", settings.train.batch]
-    repeat += [word for each in changed for word in ("--set", each)]
+    repeat += ["--set", f"train.iterations={iterations}"] if iterations else []
     yield f"{outcome.iterations} steps, {seen} images, from nothing", run, _command(*repeat, "--out", again / "run")
     measured = _command("eval", "--model", run, "--metric", "pq", "--out", again / "eval")
     yield _evaluated(results), run / training.RESULTS, measured

@@ -42,9 +42,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "demo_config", small_config)
-        told = []
-        steps = demo.run(folder, 2, on_step=told.append)
-    assert told == steps and len(steps) == demo.STEPS
+        begun, told = [], []
+        steps = demo.run(folder, 2, on_begin=begun.append, on_step=told.append)
+    assert told == steps and len(steps) == demo.STEPS and begun == [step.name for step in steps] == [*demo.TITLES]
     return folder, steps
 
 
@@ -94,12 +94,6 @@ def test_the_commands_repeat_the_evaluation_and_the_prediction(made, tmp_path, m
     assert cli.run(shlex.split(commands["panoptic"])[1:]) == 0
     name = "panoptic/scene-01.png"
     assert (tmp_path / "panoptic" / name).read_bytes() == (folder / "predict/panoptic" / name).read_bytes()
-
-
-def test_each_step_is_announced_in_its_order(small):
-    told = []
-    demo.run(small / "out", 1, on_begin=lambda name: told.append(name), on_step=lambda step: told.append(step.name))
-    assert told == [name for name in demo.TITLES for _ in range(2)]
 
 
 def test_a_run_that_was_not_measured_has_a_page(small, monkeypatch):
@@ -172,29 +166,24 @@ def test_folders_of_others_are_refused(small, capsys):
     assert not (small / "none").exists()
 
 
-def test_the_story_and_the_json(small, capsys):
+def test_the_story_and_the_json(small, capsys, monkeypatch):
+    monkeypatch.setattr(DemoDisplay, "every_seconds", 0.0)
     assert cli.run(["demo", "--images", "1"]) == 0
     out, err = capsys.readouterr()
     header, *rows, remark = out.splitlines()
     assert header == "step\twhat\tseconds\twhere"
     assert [row.split("\t")[0] for row in rows] == ["images", "annotations", "train", "evaluate", *TASKS, "page"]
     assert "runs/demo/index.html" in remark and "from nothing" in err and "never saw" in err
-    assert cli.run(["demo", "--images", "1", "--json"]) == 0
-    tree = json.loads(capsys.readouterr().out)
-    assert (tree["schema_version"], tree["out"], len(tree["steps"])) == (1, "runs/demo", demo.STEPS)
-
-
-def test_a_terminal_has_a_bar_and_a_pipe_has_lines(small, capsys, monkeypatch):
-    monkeypatch.setattr(DemoDisplay, "every_seconds", 0.0)
-    assert cli.run(["demo", "--images", "1", "--out", "a"]) == 0
-    err = capsys.readouterr().err
     assert re.search(r"Train: step 2 of 2, loss [\d.]+, about \d+ s left\.\n", err)
     assert re.search(r"PQ [\d.]+ after 2 steps, on 3 scenes", err)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    assert cli.run(["demo", "--images", "1", "--out", "b"]) == 0
-    err = capsys.readouterr().err
-    assert "100%" in err and "step 2/2, loss" in err and "s left" not in err
+    assert cli.run(["demo", "--images", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    tree = json.loads(out)
+    assert (tree["schema_version"], tree["out"], len(tree["steps"])) == (1, "runs/demo", demo.STEPS)
+    assert tree["steps"][3]["command"].startswith("m2f eval --model runs/demo/run ")
+    assert "100%" in err and "evaluating" in err and "s left" not in err  # a bar in a terminal instead of lines
 
 
 @pytest.mark.slow
