@@ -13,6 +13,7 @@ file is under the Apache licence 2.0: copy, change and distribute it.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -197,6 +198,12 @@ def read(path):
         raise SystemExit(f"{shown(path)} cannot be read: {shown(error)}") from error
 
 
+def save_png(pixels, out):
+    encoded = io.BytesIO()  # Pillow's own way into a file does not notice a disk that takes only a part
+    Image.fromarray(pixels).save(encoded, format="PNG")
+    out.write_bytes(encoded.getvalue())
+
+
 def run(model, path, out):
     session, about = opened(model)
     image = read(path)
@@ -211,11 +218,11 @@ def run(model, path, out):
     tasks = about["config"]["test"]["tasks"]
     if "panoptic" in tasks or "semantic" not in tasks:
         ids, segments = (panoptic if "panoptic" in tasks else instance)(classes[0], mask_at, size, about)
-        Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)).save(out)
+        save_png(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8), out)
         out.with_suffix(".json").write_text(json.dumps({"segments": segments}, indent=2) + "\n")
         return f"{len(segments)} segments: {shown(out)}"
     labels = semantic(classes[0], mask_at, size, about)
-    Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16)).save(out)
+    save_png(labels.astype(np.uint8 if labels.max() < 256 else np.uint16), out)
     return f"{len(np.unique(labels))} classes: {shown(out)}"
 
 

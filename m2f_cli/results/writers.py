@@ -29,7 +29,7 @@ from PIL import Image
 from .. import plugins
 from ..errors import ConfigError, DataError
 from ..runtime import files
-from ..runtime.files import atomic, output_path, safe_name
+from ..runtime.files import atomic, output_path, safe_name, save_image
 from ..structures import Task
 from ..structures.annotations import ids_to_rgb
 from ..structures.categories import Categories
@@ -162,7 +162,7 @@ def write_json(path: Path, tree: Any) -> list[Path]:
 
 def write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
     with atomic(path) as part:
-        image.save(part, **options)
+        save_image(image, part, **options)
     return [path]
 
 

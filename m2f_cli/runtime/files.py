@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import stat
@@ -12,10 +13,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import ConfigError, DataError, M2FError
 from .text import json_text
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LONGEST_PART = 180  # bytes of one part of a name; file systems allow 255, and a suffix or a mark may follow
 SUFFIXES = (".jpg", ".png", ".json", ".txt")  # that writers of results and of annotations give to files
@@ -54,6 +58,19 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Encode an image in memory and write it to a file.
+
+    Pillow's own way into a file does not notice a full disk that takes only a part of the last bytes.
+
+    Args:
+        options: those of `Image.save`, such as format.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, **options)
+    path.write_bytes(encoded.getvalue())
 
 
 def _onto_disk(path: Path) -> None:

@@ -18,7 +18,7 @@ from ..inference.segmenter import Segmenter
 from ..results.drawing import plot
 from ..results.types import Instances, PanopticMap, Segment
 from ..results.writers import write_image, write_overlay
-from ..runtime.files import atomic, output_path, safe_name
+from ..runtime.files import atomic, output_path, safe_name, save_image
 from ..runtime.metrics_log import names_of, points_of, read_entries
 from ..structures import Task
 from ..structures.categories import Categories
@@ -95,7 +95,7 @@ def draw_curves(metrics: Path, path: Path) -> Path:
     for i, (title, curves) in enumerate(panels):
         _panel(ImageDraw.Draw(image), i * HEIGHT, title, {k: v for k, v in curves.items() if v})
     with atomic(path) as part:
-        image.save(part, "PNG")
+        save_image(image, part, format="PNG")
     return path
 
 
@@ -107,7 +107,7 @@ def draw_sweep(rates: Sequence[float], losses: Sequence[float], suggested: float
     curves = {"loss": points, f"suggested {suggested:.1e}": [nearest]}
     _panel(ImageDraw.Draw(image), 0, "learning rate", curves, points[0][0], lambda x: f"{10**x:.0e}")
     with atomic(path) as part:
-        image.save(part, "PNG")
+        save_image(image, part, format="PNG")
     return path
 
 

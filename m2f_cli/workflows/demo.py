@@ -34,7 +34,7 @@ from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
 from ..report.demo import DemoReport, ReportedStep, SceneImage, SceneView, write_demo_page
 from ..results.writers import write_overlay
-from ..runtime.files import atomic, lies_in, writing_to
+from ..runtime.files import atomic, lies_in, save_image, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
@@ -188,7 +188,7 @@ def _write_image(out: Path, name: str, drawn: Scene) -> Path:
     record_file(out, f"pictures/{name}.png")
     path = out / "pictures" / f"{name}.png"
     with atomic(path) as part:
-        Image.fromarray(drawn.image_HW3).save(part, format="PNG")
+        save_image(Image.fromarray(drawn.image_HW3), part, format="PNG")
     return path
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from m2f_cli.errors import DataError, M2FError
 from m2f_cli.runtime.documents import read_json
@@ -19,10 +22,13 @@ from m2f_cli.runtime.files import (
     output_path,
     remove_parts,
     safe_name,
+    save_image,
     share_as_usual,
     write_json,
     write_text,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.v2", ".hidden/x", "été/写真", "with space/x y", "name."])
@@ -117,6 +123,37 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 def test_a_durable_file_is_like_any_other(tmp_path, durable):
     write_json(tmp_path / "x.json", {"a": 1}, durable=durable)
     assert (tmp_path / "x.json").read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a file's size are those of Linux")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_image_of_which_the_disk_takes_all_but_the_last_byte_is_an_error(tmp_path, kind):
+    import resource
+
+    image = Image.effect_noise((60, 40), 50)
+    save_image(image, tmp_path / "whole", format=kind)
+    size = (tmp_path / "whole").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+    try:
+        with pytest.raises(M2FError, match="Cannot write .*image"), atomic(tmp_path / "image") as part:
+            save_image(image, part, format=kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_images_are_written_by_one_function():
+    """Pillow's own way into a file, `image.save(path)`, loses the end where the disk takes a part of it."""
+    allowed = {"file", "buffer", "encoded", "png"}  # memory, and a member of an archive
+    for path in (ROOT / "m2f_cli").rglob("*.py"):
+        if "benchmark" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".save") and node.args:
+                of = ast.unparse(node.func)
+                if of.startswith(("image.", "Image.")) or "convert(" in of or "_image(" in of:
+                    assert ast.unparse(node.args[0]) in allowed, f"{path}:{node.lineno}"
 
 
 def test_names_that_become_one_path_are_refused_with_both():

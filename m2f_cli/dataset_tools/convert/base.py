@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from ...runtime.files import save_image
 from ...structures import Task
 from ...structures.annotations import Annotation
 from ...structures.categories import Categories
@@ -99,7 +100,7 @@ class OutputFormat:
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, format="PNG")
+    save_image(Image.fromarray(pixels), path, format="PNG")
 
 
 def save_text(path: Path, text: str) -> None:
