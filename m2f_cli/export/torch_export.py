@@ -67,10 +67,15 @@ class TorchExport:
 
 
 def _slim(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Remove the example input, which may be as large as some weights, and the stack traces of operations."""
+    """Remove what says nothing of the network, so that the same network gives the same file.
+
+    These are the example input, which may be as large as some weights, the stack traces of operations, and their
+    origins, which hold addresses in memory.
+    """
     program._example_inputs = None  # the public setter of PyTorch 2.6 takes no None
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
+        for key in ("stack_trace", "from_node"):
+            node.meta.pop(key, None)
     return program
 
 

@@ -67,12 +67,13 @@ def test_as_an_engine_it_gives_the_models_results(model, file):
 
 
 def test_what_is_in_the_file(file):
-    """No example image, no paths of this machine, no pickles of code."""
+    """No example image, no paths of this machine, no addresses in its memory, no pickles of code."""
     with zipfile.ZipFile(file) as archive:
         text = b"".join(archive.read(name) for name in archive.namelist())
         samples = [name for name in archive.namelist() if "sample_inputs" in name]
         assert all(archive.getinfo(name).file_size < 3 * SIZE[0] * SIZE[1] for name in samples)
     assert b"m2f_cli/model/classifier.py" not in text
+    assert b"graph_id" not in text
 
 
 def test_the_description_is_read_without_running_anything(file, monkeypatch):
