@@ -6,6 +6,7 @@ and version of PyTorch. Its compilation takes a C++ compiler and minutes.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import warnings
@@ -18,7 +19,6 @@ from ..errors import ExportError, MissingDependency, unknown_name
 from ..inference.engines import base as engines
 from ..inference.engines.torch_engine import COMPILED, OUTPUTS, TorchEngine
 from ..inference.segmenter import Segmenter
-from ..weights.torch_save import torch_path
 from . import graph
 from .base import ExportOptions, description_of, refuse_options
 from .safetensors import refuse_precision
@@ -59,8 +59,9 @@ class TorchExport:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about changes of the format, which `TorchEngine` reports
-            with torch_path():
-                torch.export.save(_slim(program), path, extra_files={engines.KEY: described.to_json()})
+            archive = io.BytesIO()  # PyTorch ends the process where a disk is full, if it writes the file itself
+            torch.export.save(_slim(program), archive, extra_files={engines.KEY: described.to_json()})
+        path.write_bytes(archive.getbuffer())
 
     def open(self, path: Path, model: Segmenter, options: ExportOptions) -> Segmenter:
         return engines.EngineSegmenter(TorchEngine(path, "cpu"), source=str(path), task=model.default_task)

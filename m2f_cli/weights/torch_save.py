@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,18 +41,3 @@ def torch_file(path: Path) -> Iterator[ErrorKeepingFile]:
             if keeping.error is not None:
                 raise keeping.error from None
             raise
-
-
-@contextmanager
-def torch_path() -> Iterator[None]:
-    """Name an error of PyTorch's own writer of archives, where it opens the file itself and gives no reason.
-
-    Raises:
-        OSError: the file could not be written as a whole.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        raise OSError(errno.EIO, "not all of it could be written; the disk may be full") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 import zipfile
 
@@ -13,7 +14,7 @@ import torch
 from export.tiny import tiny_segmenter
 from helpers.small_segmenter import random_image
 
-from m2f_cli.errors import ConfigError, ExportError, MissingDependency, WeightsError
+from m2f_cli.errors import ConfigError, ExportError, M2FError, MissingDependency, WeightsError
 from m2f_cli.export import graph, torch_export
 from m2f_cli.export.base import ExportOptions, export
 from m2f_cli.inference import load
@@ -74,6 +75,20 @@ def test_what_is_in_the_file(file):
         assert all(archive.getinfo(name).file_size < 3 * SIZE[0] * SIZE[1] for name in samples)
     assert b"m2f_cli/model/classifier.py" not in text
     assert b"graph_id" not in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a file's size are those of Linux")
+def test_a_full_disk_is_one_error_and_ends_no_process(model, tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(M2FError, match="Cannot write .*model.pt2"):
+            export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_description_is_read_without_running_anything(file, monkeypatch):

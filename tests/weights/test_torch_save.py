@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2f_cli.weights.torch_save import torch_file, torch_path
+from m2f_cli.weights.torch_save import torch_file
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -21,14 +21,6 @@ def test_a_full_disk_has_its_own_error_number():
     assert caught.value.errno == errno.ENOSPC
 
 
-@needs_full
-def test_a_file_that_pytorch_opens_itself_names_the_disk():
-    with pytest.raises(OSError, match="the disk may be full"), torch_path():
-        torch.save({"x": torch.zeros(100_000)}, FULL)
-
-
 def test_other_errors_stay(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"), torch_file(tmp_path / "x"):
-        raise RuntimeError("out of memory")
-    with pytest.raises(RuntimeError, match="out of memory"), torch_path():
         raise RuntimeError("out of memory")
