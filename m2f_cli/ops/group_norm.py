@@ -1,6 +1,6 @@
 """Group norm: one function, two implementations that agree to rounding.
 
-* "plain": `torch.nn.functional.group_norm`, the reference; always where a gradient is wanted.
+* "plain": `torch.group_norm`, the reference; always where a gradient is wanted.
 * "chunked": for fp32 maps with channels innermost, on a CPU. PyTorch's own kernel for that layout subtracts the squared
   mean from the mean square, which loses the digits that both have in common. Here each chunk of rows has its mean and
   its variance around it, which are combined in fp64.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import OPERATORS, is_tracing
@@ -71,7 +70,8 @@ def group_norm(
     """
     impl = IMPLEMENTATIONS.checked(impl or choose(x_BCHW))
     if impl == "plain":
-        return F.group_norm(x_BCHW, groups, weight_C, bias_C, eps)
+        # Not by torch.nn.functional, which refuses a group of one value: the smallest map of a small network.
+        return torch.group_norm(x_BCHW, groups, weight_C, bias_C, eps)
     if torch.is_grad_enabled():
         raise ValueError('"chunked" group norm has no gradient: leave M2F_OPS=group_norm:chunked out for training')
     scale_BC, shift_BC = _scale_and_shift(x_BCHW, groups, weight_C, bias_C, eps)

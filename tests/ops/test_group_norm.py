@@ -80,3 +80,11 @@ def test_training_gets_a_gradient_and_asking_for_chunks_there_is_refused():
     assert x.grad is not None
     with pytest.raises(ValueError, match="has no gradient"):
         op.group_norm(x, 32, weight, bias, 1e-5, impl="chunked")
+
+
+@pytest.mark.parametrize("impl", ["plain", pytest.param("chunked", marks=needs_chunked)])
+@torch.no_grad()
+def test_a_group_of_one_value_becomes_the_bias(impl):
+    """The map at stride 32 of a 32 x 32 image, in a network with as many channels as groups."""
+    x, weight, bias = make(3.0, (1, 32, 1, 1))
+    torch.testing.assert_close(op.group_norm(x, 32, weight, bias, 1e-5, impl=impl).flatten(), bias, atol=0, rtol=0)
