@@ -273,3 +273,4 @@ def test_a_gpu_is_not_waited_for(monkeypatch):
             clip_gradients(model, 0.01)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert all(parameter.grad is not None for parameter in model.decoder.class_embed.parameters())

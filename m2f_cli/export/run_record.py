@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import DataError
 from ..evaluation.report import RESULTS
-from ..runtime import documents, jsonl
+from ..runtime import documents
+from ..runtime.metrics_log import read_entries
 
 ENVIRONMENT, METRICS, CHECKPOINTS = "env.json", "metrics.jsonl", "checkpoints"
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -85,17 +86,9 @@ def _figures(folder: Path, name: str) -> tuple[dict[str, float], int]:
 
 def _evaluations(path: Path) -> list[dict[str, float]]:
     """Return the numbers of each evaluation in metrics.jsonl."""
-    rows = []
-    for _, line in jsonl.whole_lines(path) if path.is_file() else ():
-        if b'"val"' not in line:
-            continue
-        try:
-            row = jsonl.parse(line)
-        except ValueError as error:
-            raise DataError(f"{path} has a damaged line: {error}.", hint=_HINT) from error
-        if isinstance(row, dict) and row.get("kind") == "val" and _is_figure(row.get("iteration")):
-            rows.append({key: number for key, number in row.items() if _is_figure(number)})
-    return rows
+    entries = read_entries(path) if path.is_file() else []
+    evaluations = (entry for entry in entries if entry.get("kind") == "val" and _is_figure(entry.get("iteration")))
+    return [{key: number for key, number in entry.items() if _is_figure(number)} for entry in evaluations]
 
 
 def _is_figure(value: Any) -> bool:

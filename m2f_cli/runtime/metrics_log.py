@@ -17,7 +17,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is damaged, or the file cannot be read.
     """
-    lines = parsed_lines(path, "Copy the file again, or remove that line: only the curves need it.")
+    lines = parsed_lines(path, "Copy the file again, or remove that line: only curves and model cards need it.")
     return [entry for _, entry in lines if isinstance(entry, dict)]
 
 

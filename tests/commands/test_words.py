@@ -136,11 +136,13 @@ def test_keys_of_lines_exist():
     """The keys that the lines set are keys of a preset."""
     from m2f_cli.config import presets
 
-    for lines in words.LINES.values():
-        for line in lines.values():
-            key, _, value = line.removeprefix("--set ").partition("=")
-            if line.startswith("--set ") and key not in ("KEY", "{}"):
-                presets.load("coco-panoptic-r50", [f"{key}={'1' if value == '{}' else value}"])
+    plain = presets.load("coco-panoptic-r50")
+    lines = {line for each in words.LINES.values() for line in each.values() if line.startswith("--set ")}
+    settings = [line.removeprefix("--set ").replace("{}", "1") for line in lines - {"--set {}", "--set KEY=VALUE"}]
+    changed = {
+        setting: presets.differences(plain, presets.load("coco-panoptic-r50", [setting])) for setting in settings
+    }
+    assert len(changed) > 5 and all(each.partition("=")[0] in keys for each, keys in changed.items()), changed
 
 
 def test_the_help_of_a_group_has_no_words(capsys):
