@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .inference.segmenter import Segmenter
     from .metrics import Metric
     from .model.build import build as build_model
+    from .results.draw_options import DrawOptions
     from .results.types import Instances, PanopticMap, Segment, SemanticMap
     from .structures.categories import Category
     from .training.run import TrainOutcome, train
@@ -54,6 +55,7 @@ _HOMES = {  # public name → module, and the object's own name where it differs
     "Instances": "results.types",
     "SemanticMap": "results.types",
     "Segment": "results.types",
+    "DrawOptions": "results.draw_options",
     "Category": "structures.categories",
     "Config": "config.schema",
     "Dataset": "data.records:DataSet",
@@ -80,6 +82,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Dataset",
+    "DrawOptions",
     "Engine",
     "EvalResult",
     "ExportError",

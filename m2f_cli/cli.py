@@ -172,6 +172,7 @@ def run(arguments: list[str] | None = None, process: str | None = None) -> int:
     """
     console.escape_unknown_letters()  # Typer prints help and errors of its own
     console.set_level(console.NORMAL)
+    console.show_log()
     start = time.monotonic()
     try:
         return _run(arguments, process)

@@ -7,6 +7,7 @@ strangers: control characters are shown as escapes, and so are letters that the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -61,6 +62,20 @@ def debug(text: str) -> None:
     """Print a remark to stderr after --verbose."""
     if is_verbose():
         note(text)
+
+
+class LogNotes(logging.Handler):
+    """Handler of log records that prints their messages as remarks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def show_log() -> None:
+    """Print what m2f logs as remarks."""
+    logger = logging.getLogger("m2f_cli")
+    if not any(isinstance(handler, LogNotes) for handler in logger.handlers):
+        logger.addHandler(LogNotes())
 
 
 def open_missing_streams() -> None:

@@ -100,6 +100,11 @@ def evaluate(
         ),
     ] = False,
     save: opt.SaveFormats = None,
+    draw: opt.DrawnParts = None,
+    palette: opt.Palette = "default",
+    opacity: opt.Opacity = None,
+    classes: opt.DrawnClasses = None,
+    legend: opt.Legend = False,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -130,6 +135,7 @@ def evaluate(
     opt.one_of("task", task, opt.TASKS)
     opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
     opt.one_of("engine", engine, plugins.table("engines"))
+    formats, drawing = opt.listed(save), opt.draw_options(draw, palette, opacity, classes, legend)
     if dry_run and (compare or predictions or ground_truth):
         raise ConfigError("--dry-run looks at the evaluation of a model.", hint="Leave it out: files are scored fast.")
     if compare is not None:
@@ -138,7 +144,9 @@ def evaluate(
         return _score_files(predictions, ground_truth, opt.listed(metric), max_dets, out, split, as_json, per_class)
     from ..evaluation.setup import DataOptions, MetricOptions, RunOptions, name_of
     from ..inference.load import ModelOptions
+    from ..results.writers import check_drawn
 
+    check_drawn(formats, drawing)
     thresholds = {
         "object_threshold": object_threshold,
         "overlap_threshold": overlap_threshold,
@@ -160,7 +168,7 @@ def evaluate(
     )
     on = DataOptions(data, split, limit)
     by = MetricOptions(opt.listed(metric), max_dets, thresholds, trust_names=True)
-    options = RunOptions(workers, opt.listed(save), sweep, diagnose)
+    options = RunOptions(workers, formats, sweep, diagnose, drawing)
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
     folder = out or Path("runs/eval") / name_of(tested, on, by)

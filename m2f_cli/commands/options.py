@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from .. import console, plugins
 from ..errors import unknown_name
+from ..results.draw_options import PALETTES, PARTS, DrawOptions
 from ..structures import Task
 from . import completion
 
@@ -24,9 +25,10 @@ SEGMENT = "What to segment"
 DATA = "Data"
 MODEL = "Model"
 OUTPUT = "Output"
+DRAWING = "Drawing"
 SPEED = "Speed"
 ADVANCED = "Advanced"
-PANELS = (MOST_USED, SEGMENT, DATA, MODEL, OUTPUT, SPEED, ADVANCED)
+PANELS = (MOST_USED, SEGMENT, DATA, MODEL, OUTPUT, DRAWING, SPEED, ADVANCED)
 
 # --- everywhere -------------------------------------------------------------------------------------------------------
 
@@ -237,6 +239,49 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the results of an earlier run in --out.", rich_help_panel=OUTPUT)
 ]
 
+# --- drawings ---------------------------------------------------------------------------------------------------------
+
+DrawnParts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--draw",
+        metavar="PART,…",
+        help=f"Parts of an overlay: {', '.join(PARTS)}; by default {', '.join(DrawOptions().parts)}.",
+        rich_help_panel=DRAWING,
+        autocompletion=completion.words(*PARTS),
+    ),
+]
+Palette = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Colours of classes: {' or '.join(PALETTES)}.",
+        rich_help_panel=DRAWING,
+        autocompletion=completion.words(*PALETTES),
+    ),
+]
+Opacity = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Opacity of masks: 0 is invisible, 1 hides the image; by default higher for things than for stuff.",
+        rich_help_panel=DRAWING,
+    ),
+]
+_DRAWN_CLASSES: dict[str, Any] = {
+    "metavar": "NAME,…",
+    "help": "Classes to draw, by default all; repeatable.",
+    "rich_help_panel": DRAWING,
+}
+DrawnClasses = Annotated[list[str] | None, typer.Option("--classes", "--draw-classes", **_DRAWN_CLASSES)]
+# For commands whose --classes is a class table.
+DrawnClassesOnly = Annotated[list[str] | None, typer.Option("--draw-classes", **_DRAWN_CLASSES)]
+Legend = Annotated[
+    bool,
+    typer.Option("--legend", help="Add a strip with the classes below each overlay.", rich_help_panel=DRAWING),
+]
+
 # --- annotated images -------------------------------------------------------------------------------------------------
 
 AnnotatedFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of annotated images.")]
@@ -324,3 +369,16 @@ def one_of(kind: str, value: str | None, known: Iterable[str]) -> None:
 def listed(given: list[str] | None) -> tuple[str, ...]:
     """Return the names of a repeatable option whose values may hold several, between commas; each once."""
     return tuple(dict.fromkeys(name.strip() for text in given or () for name in text.split(",") if name.strip()))
+
+
+def draw_options(
+    parts: list[str] | None, palette: str, opacity: float | None, classes: list[str] | None, legend: bool
+) -> DrawOptions:
+    """Return the options of drawings that were typed.
+
+    Raises:
+        ConfigError: a value is unknown or out of range.
+    """
+    usual = DrawOptions()
+    chosen = usual.parts if parts is None else listed(parts)
+    return DrawOptions(chosen, palette, opacity, tuple(classes or ()), legend)

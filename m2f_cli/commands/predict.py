@@ -39,6 +39,11 @@ def predict(
         ),
     ] = None,
     save: opt.SaveFormats = None,
+    draw: opt.DrawnParts = None,
+    palette: opt.Palette = "default",
+    opacity: opt.Opacity = None,
+    classes: opt.DrawnClasses = None,
+    legend: opt.Legend = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "fp32",
     compile_: opt.Compile = False,
@@ -63,16 +68,18 @@ def predict(
     opt.one_of("task", task, opt.TASKS)
     opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
     opt.one_of("engine", engine, plugins.table("engines"))
-    formats = _formats(save)
+    formats, drawing = _formats(save), opt.draw_options(draw, palette, opacity, classes, legend)
     folder = out or next_folder(Path("runs/predict"))
     images, total = _images(source)
 
     from ..inference import journal
     from ..inference.load import ModelOptions, open_model
     from ..inference.predict import predict as predict_all
-    from ..results.writers import writers_for
+    from ..results.class_names import numbers_of
+    from ..results.writers import check_drawn, writers_for
     from ..runtime import jsonl
 
+    check_drawn(formats, drawing)
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     if task is not None:
         writers_for(formats, task, trust_code=True)  # type: ignore[arg-type]
@@ -91,6 +98,7 @@ def predict(
     )
     with console.downloads() as fetched:
         loaded = open_model(options, progress=fetched)
+    numbers_of(drawing.classes, loaded.categories)  # an unknown name fails before the first image
     source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
     old = jsonl.remarks(folder / journal.RUN_MARK) if skip_existing else []
     for remark in (*loaded.notes, *old):
@@ -118,6 +126,7 @@ def predict(
             overwrite=overwrite,
             thresholds=thresholds,
             model=source,
+            draw=drawing,
             on_progress=show,
             trust_code=True,
         )

@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..data.records import DataSet, Record
 from ..data.training_set import read
 from ..data.transforms import Sample, Transform, augment
 from ..data.transforms.geometry import Cutout, mask_of
 from ..errors import DataError
+from ..results.class_names import numbers_of
+from ..results.colors import BLACK
+from ..results.draw_options import DrawOptions
 from ..results.drawing import plot
 from ..results.types import PanopticMap, Segment, SemanticMap
+from ..results.typesetting import look_for, set_text
 from ..results.writers import write_image
 from ..structures.annotations import (
     AnnotatedSegment,
@@ -30,7 +34,7 @@ from ..structures.categories import Categories
 from ..structures.run_lengths import areas_in
 
 EDGE = 320  # pixels, the longer edge of a small image
-GAP, CAPTION = 8, 20
+GAP, CAPTION, CAPTION_SIZE = 8, 20, 13
 
 
 def as_result(annotation: Annotation, categories: Categories) -> PanopticMap | SemanticMap:
@@ -58,13 +62,19 @@ def _flat(annotation: InstanceAnnotation) -> PanopticAnnotation:
     return PanopticAnnotation(ids_HW, [AnnotatedSegment(number, label) for number, (label, _) in enumerate(cutouts, 1)])
 
 
-def drawn(image_HW3: np.ndarray, annotation: Annotation, categories: Categories, edge: int = EDGE) -> Image.Image:
+def drawn(
+    image_HW3: np.ndarray,
+    annotation: Annotation,
+    categories: Categories,
+    edge: int = EDGE,
+    draw: DrawOptions | None = None,
+) -> Image.Image:
     """Return an image, reduced to at most `edge` pixels, with its annotation drawn over it."""
     height, width = image_HW3.shape[:2]
     factor = min(1.0, edge / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     small = Image.fromarray(image_HW3).resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=2)
-    return plot(_shrunk(as_result(annotation, categories), size), small)
+    return plot(_shrunk(as_result(annotation, categories), size), small, draw)
 
 
 def _shrunk(result: PanopticMap | SemanticMap, size: tuple[int, int]) -> PanopticMap | SemanticMap:
@@ -115,6 +125,7 @@ def views(
     *,
     count: int = 16,
     seed: int = 0,
+    draw: DrawOptions | None = None,
     on_skip: Callable[[str], None] | None = None,
 ) -> Iterator[Preview]:
     """Yield previews of images that a seed chooses, in the order of the data set.
@@ -123,11 +134,15 @@ def views(
         steps: the augmentation. Its randomness is that of a training with this seed whose stream begins with these
             images.
         count: number of images.
+        draw: what is drawn, and how.
         on_skip: called with the reason if an image is left out. Another image replaces it.
 
     Raises:
+        ConfigError: `draw` names a class that the data set does not have.
         DataError: none of the chosen images can be read.
     """
+    if draw is not None:
+        numbers_of(draw.classes, data.categories)
     order = np.random.default_rng(seed).permutation(len(data.records)).tolist()
     chosen = sorted(order[:count]) + order[count:]
     shown, reason = 0, ""
@@ -135,7 +150,7 @@ def views(
         if shown == count:
             return
         try:
-            yield _view(data, index, steps, np.random.default_rng((seed, shown, index)))
+            yield _view(data, index, steps, np.random.default_rng((seed, shown, index)), draw)
             shown += 1
         except DataError as error:
             reason = str(error)
@@ -145,14 +160,16 @@ def views(
         raise DataError(f"No image of the {data.split} split can be shown. The last: {reason}")
 
 
-def _view(data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator) -> Preview:
+def _view(
+    data: DataSet, index: int, steps: Sequence[Transform], rng: np.random.Generator, draw: DrawOptions | None
+) -> Preview:
     record = data.records[index]
     sample = read(record)
-    before = drawn(sample.image_HW3, sample.annotation, data.categories)
+    before = drawn(sample.image_HW3, sample.annotation, data.categories, draw=draw)
     if not steps:
         return Preview(record.name, before)
     augmented: Sample = augment(sample, steps, rng)
-    return Preview(record.name, before, drawn(augmented.image_HW3, augmented.annotation, data.categories))
+    return Preview(record.name, before, drawn(augmented.image_HW3, augmented.annotation, data.categories, draw=draw))
 
 
 def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
@@ -167,11 +184,11 @@ def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
     heights = [max(image.height for view in row for image in view.images) + CAPTION + GAP for row in rows]
     width = each * (EDGE + GAP) + GAP
     page = Image.new("RGB", (columns * width, sum(heights) + GAP), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    look_for("".join(view.name for view in shown))
     for row, top in zip(rows, itertools.accumulate(heights, initial=GAP), strict=False):
         for number, view in enumerate(row):
             left = number * width + GAP
-            draw.text((left, top), _shortened(view.name, draw, font, width - 2 * GAP), fill="black", font=font)
+            set_text(_shortened(view.name, width - 2 * GAP), CAPTION_SIZE).draw(page, left, top + CAPTION_SIZE, BLACK)
             for column, image in enumerate(view.images):
                 page.paste(image, (left + column * (EDGE + GAP), top + CAPTION))
     return page
@@ -187,14 +204,9 @@ def write_sheet(shown: Sequence[Preview], path: Path) -> Path:
     return write_image(path, sheet(shown), format=kind, quality=90)[0]
 
 
-def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the end of a name that fits the width, because the end tells images apart.
-
-    Characters that no font can draw in a line become question marks.
-    """
-    text = "".join(each if each.isprintable() else "?" for each in text)
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength("…" + text, font=font) > width:
-        text = text[1:]
-    return "…" + text
+def _shortened(name: str, width: int) -> str:
+    """Return the end of a name that fits the width, because the end tells images apart."""
+    first = 0
+    while set_text(name if not first else f"…{name[first:]}", CAPTION_SIZE).width > width:
+        first += 1
+    return name if not first else f"…{name[first:]}"

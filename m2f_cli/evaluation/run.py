@@ -23,6 +23,7 @@ from ..data.records import Record
 from ..errors import ConfigError, DataError
 from ..inference.base import BaseSegmenter
 from ..metrics import Metric
+from ..results.draw_options import DrawOptions
 from ..results.places import Places
 from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, writing_to
@@ -49,6 +50,7 @@ class EvalRun:
         save: names of writers; the predictions are written while they are scored.
         thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
         trust_code: True if `save` may name code ("module:function").
+        draw: what overlays draw, and how.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class EvalRun:
     save: Sequence[str] = ()
     thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
     trust_code: bool = False
+    draw: DrawOptions | None = None
 
     @property
     def count(self) -> int:
@@ -184,6 +187,7 @@ def _saver(evaluation: EvalRun, rank: int) -> Saver | ExitStack:
         evaluation.metrics,
         evaluation.header,
         rank,
+        draw=evaluation.draw,
         trust_code=evaluation.trust_code,
     )
 

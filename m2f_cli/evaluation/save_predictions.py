@@ -16,6 +16,7 @@ from ..inference.base import BaseSegmenter
 from ..inference.journal import Journal, assemble
 from ..inference.predict import write_image
 from ..metrics import Metric
+from ..results.draw_options import DrawOptions
 from ..results.types import Result
 from ..results.writers import SCHEMA_VERSION, Writer, writers_for
 from ..structures import Task
@@ -33,6 +34,7 @@ class Saver:
         metrics: the metrics that are measured: only results of their tasks can be saved.
         header: the header of the evaluation's journal.
         rank: the number of this process.
+        draw: what overlays draw, and how.
         trust_code: True if `formats` may be "module:function", as those that a user typed may.
 
     Raises:
@@ -48,10 +50,11 @@ class Saver:
         header: Mapping[str, Any],
         rank: int = 0,
         *,
+        draw: DrawOptions | None = None,
         trust_code: bool = False,
     ):
         self.folder, self.formats, self.categories = folder, list(formats), segmenter.categories
-        self.writers = writers_by_task(formats, metrics, trust_code=trust_code)
+        self.writers = writers_by_task(formats, metrics, draw=draw, trust_code=trust_code)
         self.head = {
             "schema_version": SCHEMA_VERSION,
             "model": segmenter.source,
@@ -100,7 +103,11 @@ def _file_of(record: Any) -> str:
 
 
 def writers_by_task(
-    formats: Sequence[str], metrics: Mapping[str, Metric], *, trust_code: bool = False
+    formats: Sequence[str],
+    metrics: Mapping[str, Metric],
+    *,
+    draw: DrawOptions | None = None,
+    trust_code: bool = False,
 ) -> dict[Task, dict[str, Writer]]:
     """Return the writers of each task; each format goes to the first of the measured tasks that it fits.
 
@@ -112,7 +119,7 @@ def writers_by_task(
     for name in dict.fromkeys(formats):
         for task in tasks:
             try:
-                writers.setdefault(task, {}).update(writers_for([name], task, trust_code=trust_code))
+                writers.setdefault(task, {}).update(writers_for([name], task, draw=draw, trust_code=trust_code))
             except ConfigError:
                 if task == tasks[-1]:
                     raise

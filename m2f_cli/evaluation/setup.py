@@ -18,6 +18,8 @@ from ..errors import ConfigError
 from ..inference.base import BaseSegmenter, innermost
 from ..inference.load import DEFAULT_MODELS, ModelOptions, open_model
 from ..metrics import Metric
+from ..results.class_names import numbers_of
+from ..results.draw_options import DrawOptions
 from ..results.writers import write_json
 from ..runtime import distributed
 from ..runtime.files import write_text
@@ -78,12 +80,14 @@ class RunOptions:
         save: names of writers of predictions.
         sweep: run the network once more, to search for the best thresholds.
         diagnose: run it once more, to measure what each layer changes (MP-Former's measures).
+        draw: what overlays draw, and how.
     """
 
     workers: int = 2
     save: Sequence[str] = ()
     sweep: bool = False
     diagnose: bool = False
+    draw: DrawOptions = field(default_factory=DrawOptions)
 
 
 def with_default(model: ModelOptions, metrics: MetricOptions) -> ModelOptions:
@@ -151,6 +155,7 @@ def prepare(
         )
     names = known_names(metrics.metrics)
     segmenter = open_model(with_default(model, metrics), progress=progress)
+    numbers_of(options.draw.classes, segmenter.categories)  # an unknown name fails before the first image
     if options.sweep:
         segmenter.check_task("panoptic")
     chosen, notes = choose(
@@ -216,6 +221,7 @@ def _run(
         options.save,
         thresholds,
         metrics.trust_names,
+        options.draw,
     )
 
 

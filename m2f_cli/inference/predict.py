@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, M2FError
+from ..results.draw_options import DrawOptions
 from ..results.places import Places
 from ..results.types import Instances, PanopticMap, Result, SemanticMap
 from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
@@ -84,6 +85,7 @@ def predict(
     overwrite: bool = False,
     thresholds: dict[str, float | int | None] | None = None,
     model: str | None = None,
+    draw: DrawOptions | None = None,
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
 ) -> Summary:
@@ -102,6 +104,7 @@ def predict(
         overwrite: first remove the files that an earlier run wrote to `out`.
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
         model: name of the model in predictions.json; by default its source.
+        draw: what overlays draw, and how.
         on_progress: called after each image.
         trust_code: allow `formats` to be "module:function".
 
@@ -113,7 +116,7 @@ def predict(
         M2FError: a file cannot be written. Finished images stay, and `skip_existing` resumes the run.
     """
     task = segmenter.check_task(task or segmenter.default_task)
-    writers = writers_for(formats, task, trust_code=trust_code)
+    writers = writers_for(formats, task, draw=draw, trust_code=trust_code)
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}

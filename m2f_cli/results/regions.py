@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..structures.run_lengths import renamed
+
+MOST_VALUES = 2**24 + 1  # ids of COCO are below; a table of all values up to there is small
+
 
 @dataclass(frozen=True)
 class Region:
@@ -46,6 +50,50 @@ class Region:
         mask_HW = np.zeros(size, dtype=bool)
         mask_HW[self.window] = self.mask_HW
         return mask_HW
+
+
+@dataclass(frozen=True)
+class TopMap:
+    """Map of the region that is on top at each pixel.
+
+    Attributes:
+        numbers_HW: 1 + position of the region in the lists below, 0 where there is none; uint16, or int32 above 65,535
+            regions.
+        labels: class number of each region. Regions may have no pixels.
+        scores: score of each region, None where there is none.
+        boxes: box (top, left, bottom, right) of each region that has one, half open, by its position; also of what
+            other regions hide. None: `numbers_HW` shows them.
+    """
+
+    numbers_HW: np.ndarray
+    labels: list[int]
+    scores: list[float | None]
+    boxes: dict[int, tuple[int, int, int, int]] | None = None
+
+    def all_boxes(self) -> dict[int, tuple[int, int, int, int]]:
+        """Return the boxes of the regions that have pixels, by position."""
+        if self.boxes is not None:
+            return self.boxes
+        return {number - 1: box_of(window) for number, window in windows_of(self.numbers_HW).items() if number}
+
+
+def number_type(count: int) -> type[np.generic]:
+    """Return the type of `TopMap.numbers_HW` for a number of regions."""
+    return np.uint16 if count < 2**16 else np.int32
+
+
+def numbered(map_HW: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Return a map of whole numbers with each of `values` replaced by 1 + its position, and all others by 0."""
+    kind = number_type(len(values))
+    highest = int(map_HW.max(initial=0))
+    if highest >= MOST_VALUES or map_HW.min(initial=0) < 0:
+        return renamed(map_HW, {value: i for i, value in enumerate(values, 1)}, 0, kind)
+    table = np.zeros(highest + 1, dtype=kind)
+    for i, value in enumerate(values, 1):
+        if 0 <= value <= highest:
+            table[value] = i
+    taken: np.ndarray = np.take(table, map_HW)
+    return taken
 
 
 def masks_of(map_HW: np.ndarray, values: Sequence[int]) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,10 +13,14 @@ import numpy as np
 
 from ..structures import Task
 from ..structures.categories import Categories
-from .regions import Region, box_of, masks_of
+from ..structures.rle import pixels_of
+from ..structures.run_lengths import values_in
+from .regions import Region, TopMap, box_of, masks_of, number_type, numbered
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .draw_options import DrawOptions
 
 
 @dataclass
@@ -42,19 +46,28 @@ class Result(ABC):
     def regions(self) -> Iterator[Region]:
         """Yield the regions that have pixels: segments in their order, classes by number, instances best first."""
 
+    @abstractmethod
+    def on_top(self, classes: Collection[int] | None = None) -> TopMap:
+        """Return which region is on top at each pixel; of `classes` alone, unless it is None."""
+
     def backwards(self) -> Result:
         """Return the same result with instances worst first, so that the best are painted last and stay visible."""
         return self
 
-    def plot(self, image: Any = None) -> Image:
+    def plot(self, image: Any = None, options: DrawOptions | None = None) -> Image:
         """Draw this result over its image: outlines, names and scores, one colour for each class.
 
         Args:
             image: the image, where the result does not know it (path, array or PIL image).
+            options: what is drawn, and how.
+
+        Raises:
+            DataError: there is no image, it cannot be read, or it has another size.
+            ConfigError: the options name a class that the result does not have.
         """
         from . import drawing
 
-        return drawing.plot(self, self.image if image is None else image)
+        return drawing.plot(self, self.image if image is None else image, options)
 
     def save(
         self,
@@ -62,6 +75,7 @@ class Result(ABC):
         formats: str | Sequence[str] = "overlay",
         *,
         name: str | None = None,
+        draw: DrawOptions | None = None,
         trust_code: bool = False,
     ) -> list[Path]:
         """Write this result in any of the formats of `m2f predict --save`.
@@ -70,6 +84,7 @@ class Result(ABC):
             folder: the output folder, which is created if it is missing.
             formats: names of writers, such as "overlay", "coco-panoptic", "label-png".
             name: the stem of the files; by default the image's own stem.
+            draw: what overlays draw, and how.
             trust_code: True if `formats` may be "module:function".
 
         Returns:
@@ -78,7 +93,7 @@ class Result(ABC):
         from . import writers
 
         named = [formats] if isinstance(formats, str) else list(formats)
-        return writers.save(self, Path(folder), named, name=name, trust_code=trust_code)
+        return writers.save(self, Path(folder), named, name=name, draw=draw, trust_code=trust_code)
 
     def to_hf(self) -> list[dict[str, Any]]:
         """Return the output of transformers' pipeline: [{"score", "label", "mask": PIL image}]; no score of a class."""
@@ -107,6 +122,11 @@ class SemanticMap(Result):
     def regions(self) -> Iterator[Region]:
         for label, window, mask_HW in masks_of(self.labels_HW, range(len(self.categories))):
             yield Region(label, label, None, box_of(window), mask_HW)
+
+    def on_top(self, classes: Collection[int] | None = None) -> TopMap:
+        wanted = range(len(self.categories)) if classes is None else classes
+        labels = [value for value in values_in(self.labels_HW).tolist() if value in wanted]
+        return TopMap(numbered(self.labels_HW, labels), labels, [None] * len(labels))
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return COCO stuff results: {"category_id", "segmentation" (RLE), "area"} for each class that is present."""
@@ -150,6 +170,11 @@ class PanopticMap(Result):
             segment = self.segments[number]
             yield Region(segment.id, segment.label, segment.score, box_of(window), mask_HW)
 
+    def on_top(self, classes: Collection[int] | None = None) -> TopMap:
+        segments = [each for each in self.segments if classes is None or each.label in classes]
+        numbers_HW = numbered(self.ids_HW, [each.id for each in segments])
+        return TopMap(numbers_HW, [each.label for each in segments], [each.score for each in segments])
+
     def to_coco(self) -> dict[str, Any]:
         """Return the annotation of this image in a COCO panoptic JSON: {"segments_info": [...]}; ids as in ids_HW."""
         from . import bridges
@@ -184,6 +209,22 @@ class Instances(Result):
                 box = (top, left, top + height, left + width)
                 mask_HW = coco_mask.decode(rle)[top : top + height, left : left + width].astype(bool)
                 yield Region(i, int(self.labels_N[i]), float(self.scores_N[i]), box, mask_HW)
+
+    def on_top(self, classes: Collection[int] | None = None) -> TopMap:
+        labels = self.labels_N.tolist()
+        own = [i for i, label in enumerate(labels) if classes is None or label in classes]
+        height, width = self.size
+        numbers_WH = np.zeros((width, height), dtype=number_type(len(own)))  # run lengths go down the columns
+        boxes = {}
+        for position, i in reversed(list(enumerate(own))):  # the best last, so that it is on top
+            pixels = pixels_of(self.rles[i])
+            if pixels.size:
+                numbers_WH.reshape(-1)[pixels] = position + 1
+                rows = pixels % height
+                left, right = int(pixels[0]) // height, int(pixels[-1]) // height
+                boxes[position] = (int(rows.min()), left, int(rows.max()) + 1, right + 1)
+        numbers_HW = np.ascontiguousarray(numbers_WH.T)
+        return TopMap(numbers_HW, [labels[i] for i in own], [float(self.scores_N[i]) for i in own], boxes)
 
     def backwards(self) -> Instances:
         return dataclasses.replace(

@@ -35,8 +35,8 @@ from ..structures.annotations import ids_to_rgb
 from ..structures.categories import Categories
 from ..structures.contours import outlines
 from ..structures.images import read_image
-from . import drawing as draw
-from . import regions
+from . import drawing, regions
+from .draw_options import DrawOptions
 
 if TYPE_CHECKING:
     from .types import Instances, PanopticMap, Result, SemanticMap
@@ -54,6 +54,7 @@ FOLDERS = {
     "color-png": "color",
     "coco-panoptic-zip": "panoptic",
 }
+DRAWN = ("overlay", "overlay-png")  # formats that show the options of drawings
 
 
 def for_tasks(*tasks: Task) -> Callable[[AnyWriter], AnyWriter]:
@@ -72,7 +73,13 @@ def fits(write: object, task: Task) -> bool:
 
 
 def save(
-    result: Result, folder: Path, formats: Sequence[str], *, name: str | None = None, trust_code: bool = False
+    result: Result,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    name: str | None = None,
+    draw: DrawOptions | None = None,
+    trust_code: bool = False,
 ) -> list[Path]:
     """Write one result in some formats and return the files.
 
@@ -81,6 +88,7 @@ def save(
         folder: the output folder; each format has a sub-folder there.
         formats: names of writers, or with `trust_code` "module:function".
         name: the stem of the files, "/" for sub-folders; by default the image's own stem.
+        draw: what overlays draw, and how.
         trust_code: True if `formats` may be "module:function".
 
     Raises:
@@ -88,18 +96,21 @@ def save(
         DataError: the format shows the image, and the result does not know it.
         M2FError: a file cannot be written.
     """
-    writers = writers_for(formats, result.task, trust_code=trust_code)
+    writers = writers_for(formats, result.task, draw=draw, trust_code=trust_code)
     if name is None:
         name = Path(result.image).stem if isinstance(result.image, (str, Path)) else "image"
     return [path for each, write in writers.items() for path in write(result, stem_for(folder, each, name))]
 
 
-def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False) -> dict[str, Writer]:
+def writers_for(
+    formats: Sequence[str], task: Task, *, draw: DrawOptions | None = None, trust_code: bool = False
+) -> dict[str, Writer]:
     """Return the writers of some formats, in that order.
 
     Args:
         formats: names of writers.
         task: the task of the results.
+        draw: what the formats of `DRAWN` draw, and how.
         trust_code: True if the formats may be "module:function", as those that a user typed may.
 
     Raises:
@@ -108,7 +119,10 @@ def writers_for(formats: Sequence[str], task: Task, *, trust_code: bool = False)
     writers: dict[str, Any] = {}
     for name in formats:
         write: Any = plugins.get("writers", name, trust_code=trust_code)
-        writers[name] = functools.partial(_foreign, name, write) if ":" in name else write
+        if ":" in name:
+            writers[name] = functools.partial(_foreign, name, write)
+        else:
+            writers[name] = functools.partial(write, options=draw) if draw and name in DRAWN else write
         if not fits(write, task):
             fitting = [known for known in plugins.names("writers") if fits(plugins.get("writers", known), task)]
             raise ConfigError(
@@ -125,6 +139,16 @@ def _foreign(name: str, write: Any, result: Result, stem: Path) -> list[Path]:
         if not isinstance(written, list) or not all(isinstance(path, Path) for path in written):
             raise TypeError(f"a writer returns the list of the paths that it wrote, not {type(written).__name__}")
         return written
+
+
+def check_drawn(formats: Sequence[str], draw: DrawOptions) -> None:
+    """Refuse options of drawings that no format shows.
+
+    Raises:
+        ConfigError: `draw` differs from the defaults, and the formats have no overlay.
+    """
+    if draw != DrawOptions() and not any(name in DRAWN for name in formats):
+        raise ConfigError("Options of drawings change overlays, and none is saved.", hint="Add --save overlay.")
 
 
 def stem_for(folder: Path, format_name: str, name: str) -> Path:
@@ -169,17 +193,22 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> list[Path]:
 # --- writers ----------------------------------------------------------------------------------------------------------
 
 
-def write_overlay(result: Result, stem: Path) -> list[Path]:
+def write_overlay(result: Result, stem: Path, options: DrawOptions | None = None) -> list[Path]:
     """Write STEM.jpg: the image with the result drawn over it; STEM.png where JPEG cannot hold the size."""
-    if max(result.size) > JPEG_EDGE:
-        return write_overlay_png(result, stem)
+    drawn = result.plot(options=options)
+    if max(drawn.size) > JPEG_EDGE:
+        return _write_png(drawn, stem)
     # 4:4:4 keeps thin coloured outlines crisp.
-    return write_image(add_suffix(stem, ".jpg"), result.plot(), format="JPEG", quality=92, subsampling=0)
+    return write_image(add_suffix(stem, ".jpg"), drawn, format="JPEG", quality=92, subsampling=0)
 
 
-def write_overlay_png(result: Result, stem: Path) -> list[Path]:
+def write_overlay_png(result: Result, stem: Path, options: DrawOptions | None = None) -> list[Path]:
     """Write STEM.png: the image with the result drawn over it, without loss."""
-    return write_image(add_suffix(stem, ".png"), result.plot(), format="PNG", compress_level=3)
+    return _write_png(result.plot(options=options), stem)
+
+
+def _write_png(drawn: Image.Image, stem: Path) -> list[Path]:
+    return write_image(add_suffix(stem, ".png"), drawn, format="PNG", compress_level=3)
 
 
 def write_panoptic_png(result: PanopticMap, stem: Path) -> list[Path]:
@@ -224,7 +253,7 @@ def write_label_png(result: PanopticMap | SemanticMap, stem: Path) -> list[Path]
 def write_color_png(result: Result, stem: Path) -> list[Path]:
     """Write STEM.png: the regions in their colours on black, in a semantic map those of the categories."""
     color_HW3 = np.zeros((*result.size, 3), dtype=np.uint8)
-    for region, color in draw.colored(result.backwards()):
+    for region, color in drawing.colored(result.backwards()):
         color_HW3[region.window][region.mask_HW] = color
     return write_image(add_suffix(stem, ".png"), Image.fromarray(color_HW3), format="PNG")
 

@@ -55,6 +55,35 @@ def encode_counts(counts: list[int], size: Size) -> RLE:
     return rle
 
 
+def pixels_of(rle: RLE) -> np.ndarray:
+    """Return the flat positions (int64, ascending) of the pixels of a mask, counted down the columns.
+
+    pycocotools unpacks whole masks, which takes far longer for objects that are small in their image.
+    """
+    counts = _counts(rle["counts"])
+    edges = np.cumsum(counts)
+    starts, lengths = edges[: 2 * (len(edges) // 2) : 2], counts[1::2]
+    skipped = starts - (np.cumsum(lengths) - lengths)  # from the count of a run's pixels to their positions
+    return np.repeat(skipped, lengths) + np.arange(int(lengths.sum()))
+
+
+def _counts(packed: bytes | str) -> np.ndarray:
+    """Return the run lengths (int64) that pycocotools packed.
+
+    A number is a chain of digits of 5 bits, the lowest first, plus 48. Bit 5 says that another digit follows, bit 4 of
+    the last digit is the sign. From the fourth number on, each is the difference to the one before the last.
+    """
+    digits = np.frombuffer(packed.encode() if isinstance(packed, str) else packed, dtype=np.uint8).astype(np.int64) - 48
+    lasts = np.flatnonzero(digits & 0x20 == 0)
+    firsts = np.append(0, lasts[:-1] + 1)[: len(lasts)]
+    places = 5 * (np.arange(len(digits)) - np.repeat(firsts, lasts - firsts + 1))
+    counts: np.ndarray = np.add.reduceat((digits & 0x1F) << places, firsts) if len(digits) else digits
+    counts = counts - ((digits[lasts] & 0x10) >> 4 << (places[lasts] + 5))
+    for first in (1, 2):
+        counts[first::2] = np.cumsum(counts[first::2])
+    return counts
+
+
 def as_text(rle: RLE) -> dict[str, Any]:
     """Return run lengths in the form of JSON: {"size": [height, width], "counts": text}."""
     counts = rle["counts"]

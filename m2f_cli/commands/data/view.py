@@ -52,10 +52,16 @@ def view(
     classes: opt.Classes = None,
     ignore_index: opt.IgnoreIndex = None,
     label_map: opt.LabelMap = None,
+    draw: opt.DrawnParts = None,
+    palette: opt.Palette = "default",
+    opacity: opt.Opacity = None,
+    draw_classes: opt.DrawnClassesOnly = None,
+    legend: opt.Legend = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Show images with their annotations; with --preset, before and after its augmentation."""
     check_suffix("--out", out, (*PAGES, *SHEETS))
+    drawing = opt.draw_options(draw, palette, opacity, draw_classes, legend)
     open_split = split_opener(folder, preset, format_, task, classes, ignore_index, label_map)
     steps = _augmentation(open_split.settings if isinstance(open_split, AsTraining) else None)
     from ...dataset_tools import preview as data_images
@@ -67,7 +73,7 @@ def view(
         console.note(note)
     with console.progress("Drawing", min(count, len(data))) as advance:
         shown = []
-        for each in data_images.views(data, steps, count=count, seed=seed, on_skip=console.warn):
+        for each in data_images.views(data, steps, count=count, seed=seed, draw=drawing, on_skip=console.warn):
             shown.append(each)
             advance(None)
     path = out or output_path(Path("runs/data/view"), f"{data.name}-{data.split}", ".jpg")
