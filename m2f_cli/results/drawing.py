@@ -16,7 +16,7 @@ from ..structures.images import read_image
 from .class_names import numbers_of, short_name
 from .colors import Color, colors_of, outline_color, region_color
 from .draw_options import DrawOptions
-from .labels import RegionLabel, Spot, spots, write_labels
+from .labels import RegionLabel, spots, write_labels
 from .legend import LegendEntry, with_legend
 from .regions import Region, TopMap
 from .typesetting import is_drawable, look_for
@@ -59,11 +59,10 @@ def plot(result: Result, image: Any, options: DrawOptions | None = None) -> Imag
     is_labelled, is_scored = "labels" in options.parts, "scores" in options.parts
     if not (is_labelled or is_scored or options.legend):
         return drawn
-    places = spots(top.numbers_HW)
     look_for("".join(category.name for category in categories))
     names = shown_names(top.labels, categories)
     labels = []
-    for spot in places:
+    for spot in spots(top.numbers_HW):
         label, score = top.labels[spot.number - 1], top.scores[spot.number - 1]
         name = names[label] if is_labelled else ""
         number = f"{score:.2f}" if is_scored and score is not None else ""
@@ -71,7 +70,7 @@ def plot(result: Result, image: Any, options: DrawOptions | None = None) -> Imag
             labels.append(RegionLabel(name, number, colors[spot.number - 1], spot))
     write_labels(drawn, labels, font_size)
     if options.legend:
-        drawn = with_legend(drawn, _legend(top, colors, names, places, counted=result.task != "semantic"), font_size)
+        drawn = with_legend(drawn, _legend(top, colors, names, counted=result.task != "semantic"), font_size)
     return drawn
 
 
@@ -121,11 +120,13 @@ def _paint(
 ) -> None:
     """Paint masks and outlines of all regions, in bands of rows that need little memory."""
     fills, edges = (np.zeros((len(colors) + 1, 4), dtype=np.uint8) for _ in range(2))
-    for number, (label, color) in enumerate(zip(top.labels, colors, strict=True), 1):
-        usual = THING_OPACITY if categories[label].isthing else STUFF_OPACITY
-        opacity = usual if options.opacity is None else options.opacity
-        fills[number] = *color, round(255 * opacity) if "masks" in options.parts else 0
-        edges[number] = *outline_color(color), 255
+    if colors:
+        usual = [THING_OPACITY if categories[label].isthing else STUFF_OPACITY for label in top.labels]
+        opacities = np.array(usual if options.opacity is None else options.opacity)
+        fills[1:, :3] = colors
+        fills[1:, 3] = np.rint(255 * opacities) if "masks" in options.parts else 0
+        edges[1:, :3] = [outline_color(color) for color in colors]
+        edges[1:, 3] = 255
     fill_N, edge_N = fills.view(np.uint32)[:, 0], edges.view(np.uint32)[:, 0]
     height, width = top.numbers_HW.shape
     rows = max(1, BAND // width)
@@ -138,7 +139,7 @@ def _paint(
             around_HW = top.numbers_HW[first - above : last + line]
             is_edge_HW = _borders(around_HW, line)[above : above + last - first] & (numbers_HW > 0)
             paint_HW[is_edge_HW] = edge_N[numbers_HW[is_edge_HW]]
-        paint = Image.fromarray(paint_HW.view(np.uint8).reshape(*numbers_HW.shape, 4), "RGBA")
+        paint = Image.fromarray(paint_HW.view(np.uint8).reshape(*numbers_HW.shape, 4))
         image.paste(paint, (0, first), paint)
 
 
@@ -159,18 +160,17 @@ def _boxes(image: Image.Image, top: TopMap, colors: Sequence[Color], categories:
             draw.rectangle((left, upper, right - 1, lower - 1), outline=outline_color(colors[position]), width=line)
 
 
-def _legend(
-    top: TopMap, colors: Sequence[Color], names: dict[int, str], places: Sequence[Spot], *, counted: bool
-) -> list[LegendEntry]:
+def _legend(top: TopMap, colors: Sequence[Color], names: dict[int, str], *, counted: bool) -> list[LegendEntry]:
     """Return the classes of an image, those with the most pixels first, in the colours of their largest regions."""
+    region_areas = np.bincount(top.numbers_HW.ravel(), minlength=len(top.labels) + 1)[1:]
     areas: Counter[int] = Counter()
     counts: Counter[int] = Counter()
     firsts: dict[int, Color] = {}
-    for spot in sorted(places, key=lambda spot: -spot.area):
-        label = top.labels[spot.number - 1]
-        areas[label] += spot.area
-        counts[label] += 1
-        firsts.setdefault(label, colors[spot.number - 1])
-    return [
-        LegendEntry(names[label], firsts[label], counts[label] if counted else None) for label, _ in areas.most_common()
-    ]
+    for position in np.argsort(-region_areas, kind="stable").tolist():
+        label, area = top.labels[position], int(region_areas[position])
+        if area:
+            areas[label] += area
+            counts[label] += 1
+            firsts.setdefault(label, colors[position])
+    shown = [label for label, _ in areas.most_common()]
+    return [LegendEntry(names[label], firsts[label], counts[label] if counted else None) for label in shown]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from .colors import BLACK, WHITE, Color
-from .typesetting import CAP_HEIGHT, set_text
+from .typesetting import CAP_HEIGHT, SetText, set_text
 
 MOST_ROWS = 12
+MOST_WIDTH = 30  # of an entry, in font sizes
 
 
 @dataclass(frozen=True)
@@ -36,45 +37,52 @@ def with_legend(image: Image.Image, entries: Sequence[LegendEntry], font_size: i
     if not entries:
         return image
     gap, height = max(2, font_size // 2), round(1.6 * font_size)
-    most = image.width - font_size - 3 * gap
-    texts = [set_text(_text(entry), font_size, most) for entry in entries]
-    rows = _rows([font_size + 2 * gap + text.width for text in texts], image.width - gap)
-    shown = rows[: max(1, min(MOST_ROWS, image.height // height))]
-    strip = Image.new("RGB", (image.width, len(shown) * height + gap), WHITE)
-    draw = ImageDraw.Draw(strip)
-    left_out = len(entries) - sum(map(len, shown))
-    more = set_text(f"+ {left_out}", font_size) if left_out else None
-    for row, numbers in enumerate(shown):
-        top, left = gap // 2 + row * height, gap
-        baseline = round(top + (height + CAP_HEIGHT * font_size) / 2)
-        for number in numbers:
+    most_rows = max(1, min(MOST_ROWS, (image.height - gap) // height))
+    rows = _rows(entries, font_size, gap, image.width, most_rows)
+    left_out = len(entries) - sum(map(len, rows))
+    joined = Image.new("RGB", (image.width, image.height + len(rows) * height + gap), WHITE)
+    joined.paste(image, (0, 0))
+    draw = ImageDraw.Draw(joined)
+    top, left, baseline = image.height + gap // 2, gap, 0
+    for row in rows:
+        left, baseline = gap, round(top + (height + CAP_HEIGHT * font_size) / 2)
+        for entry, text in row:
             upper = top + (height - font_size) // 2
             square = (left, upper, left + font_size - 1, upper + font_size - 1)
-            draw.rounded_rectangle(square, radius=font_size // 5, fill=entries[number].color)
-            texts[number].draw(strip, left + font_size + round(0.7 * gap), baseline, BLACK)
-            left += font_size + 2 * gap + texts[number].width
-        if more is not None and row == len(shown) - 1:
-            left = max(0, min(left, image.width - gap - more.width))
-            draw.rectangle((left, top, image.width, top + height), fill=WHITE)
-            more.draw(strip, left, baseline, BLACK)
-    joined = Image.new("RGB", (image.width, image.height + strip.height), WHITE)
-    joined.paste(image, (0, 0))
-    joined.paste(strip, (0, image.height))
+            draw.rounded_rectangle(square, radius=font_size // 5, fill=entry.color)
+            text.draw(joined, left + font_size + round(0.7 * gap), baseline, BLACK)
+            left += _width(text, font_size, gap)
+        top += height
+    if left_out:
+        more = set_text(f"+ {left_out}", font_size)
+        left = max(0, min(left, image.width - gap - more.width))
+        draw.rectangle((left, top - height, image.width, top), fill=WHITE)
+        more.draw(joined, left, baseline, BLACK)
     return joined
+
+
+def _rows(
+    entries: Sequence[LegendEntry], font_size: int, gap: int, width: int, most_rows: int
+) -> list[list[tuple[LegendEntry, SetText]]]:
+    """Return the first entries with their texts, in rows of an image's width, as many as fit `most_rows`."""
+    rows: list[list[tuple[LegendEntry, SetText]]] = [[]]
+    most, used = min(MOST_WIDTH * font_size, width - font_size - 3 * gap), 0
+    for entry in entries:
+        text = set_text(_text(entry), font_size, most)
+        wide = _width(text, font_size, gap)
+        if rows[-1] and used + wide > width - gap:
+            if len(rows) == most_rows:
+                break
+            rows.append([])
+            used = 0
+        rows[-1].append((entry, text))
+        used += wide
+    return rows
+
+
+def _width(text: SetText, font_size: int, gap: int) -> int:
+    return font_size + 2 * gap + text.width
 
 
 def _text(entry: LegendEntry) -> str:
     return entry.name if entry.count in (None, 1) else f"{entry.name} × {entry.count}"
-
-
-def _rows(widths: Sequence[float], most: float) -> list[list[int]]:
-    """Return the positions of entries in rows of a width."""
-    rows: list[list[int]] = [[]]
-    used = 0.0
-    for number, width in enumerate(widths):
-        if rows[-1] and used + width > most:
-            rows.append([])
-            used = 0.0
-        rows[-1].append(number)
-        used += width
-    return rows

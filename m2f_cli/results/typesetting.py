@@ -91,11 +91,10 @@ def look_for(text: str) -> None:
         if not new:
             return
     _font_of.update(dict.fromkeys(new))
-    for script, char in {_script(char): char for char in sorted(new, reverse=True)}.items():
-        if script in _reported:
-            continue
-        _reported.add(script)
-        log.warning("No font has %r (%s): names show its code instead. %s", char, script, _advice(script))
+    for char in sorted(new):
+        if (script := _script(char)) not in _reported:
+            _reported.add(script)
+            log.warning("No font has %r (%s): names show its code instead. %s", char, script, _advice(script))
 
 
 def is_drawable(text: str) -> bool:
@@ -132,8 +131,15 @@ def _files(folder: Path) -> Iterator[Path]:
 @functools.lru_cache(maxsize=64)
 def _kept_font(path: Path, size: int, is_simple: bool) -> ImageFont.FreeTypeFont:
     """Return a font to draw with; the quick layout serves letters that stand one after the other."""
-    basic = is_simple or not features.check("raqm")
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC if basic else ImageFont.Layout.RAQM)
+    is_joined = _joins_letters() and not is_simple
+    layout = ImageFont.Layout.RAQM if is_joined else ImageFont.Layout.BASIC
+    return ImageFont.truetype(str(path), size, layout_engine=layout)
+
+
+@functools.cache
+def _joins_letters() -> bool:
+    """Tell whether Pillow can join letters, and set those that run to the left."""
+    return bool(features.check("raqm"))
 
 
 def _characters(path: Path, wanted: set[str]) -> set[str]:
@@ -155,7 +161,7 @@ def _normal(text: str) -> str:
     """Return a name as it is drawn, before fonts are known: one line of visible characters."""
     line = unicodedata.normalize("NFC", visible_line(text[:LONGEST]))
     line = _NO_SHAPE.sub("", line)
-    return line if features.check("raqm") else _JOINERS.sub("", line)
+    return line if _joins_letters() else _JOINERS.sub("", line)
 
 
 def _drawable(text: str) -> str:
