@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -69,6 +70,7 @@ def color_blind(labels: Iterable[int]) -> dict[int, Color]:
     return taken
 
 
+@functools.lru_cache(maxsize=4096)
 def region_color(category: Category, nth: int = 0) -> Color:
     """Return the colour of the nth region of a class: near the class's own, brighter for things, muted for stuff."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in category.color))

@@ -7,12 +7,16 @@ import os
 import struct
 import sys
 
+import numpy as np
 import pytest
-from helpers.fake_segmenter import FakeSegmenter, scene
+from helpers.fake_segmenter import CATEGORIES, PERSON, FakeSegmenter, scene, scene_labels
 from PIL import Image
 
 from m2f_cli import cli
 from m2f_cli.commands.predict import next_folder
+from m2f_cli.results import typesetting
+from m2f_cli.results.colors import COLOR_BLIND
+from m2f_cli.structures.categories import Category
 
 
 def tiff(width, height, bits):
@@ -98,6 +102,39 @@ def test_every_option_arrives(images, fake):
     assert len(json.loads((images / "out/instances.json").read_text())) == 3
 
 
+def test_options_of_drawings_reach_the_overlay(images, fake):
+    def drawn(name, *options):
+        command = ["predict", "in/a.png", "--task", "panoptic", "--save", "overlay-png", "--out", name, *options]
+        assert cli.run(command) == 0
+        with Image.open(images / name / "overlay" / "a.png") as overlay:
+            return np.asarray(overlay)
+
+    person_HW = scene_labels() == PERSON
+    plain = drawn("plain", "--draw", "masks", "--opacity", "0")
+    assert np.array_equal(plain, scene())
+    opaque = drawn("opaque", "--draw", "masks", "--opacity", "1", "--classes", "person,person")
+    assert np.array_equal((opaque != scene()).any(axis=-1), person_HW)
+    assert len(np.unique(opaque[person_HW], axis=0)) == 1
+    safe = drawn("safe", "--draw", "masks", "--opacity", "1", "--draw-classes", "person", "--palette", "color-blind")
+    assert tuple(safe[24, 32]) == COLOR_BLIND[PERSON]
+    assert drawn("legend", "--legend").shape[0] > 48
+
+
+def test_an_unknown_class_to_draw_fails_before_the_first_image(images, fake, capsys):
+    assert cli.run(["predict", "in", "--classes", "persn,sky", "--out", "out"]) == 2
+    assert "no class named 'persn'. Did you mean person" in " ".join(capsys.readouterr().err.split())
+    assert fake.batches == [] and not (images / "out").exists()
+
+
+def test_a_missing_font_is_a_remark(images, fake, capsys, monkeypatch):
+    monkeypatch.setattr(typesetting, "machine_fonts", lambda: ())
+    fake_categories = (Category(1, "sky \u1a20", False, (9, 9, 9)), *CATEGORIES[1:])  # a letter of Tai Tham
+    monkeypatch.setattr("helpers.fake_segmenter.CATEGORIES", fake_categories)
+    assert cli.run(["predict", "in", "--task", "panoptic"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("No font has '\u1a20' (TAI)") and "Install Noto Sans Tai" in line
+
+
 def test_the_default_score_threshold_is_a_half(images, fake):
     assert cli.run(["predict", "in", "--task", "instance"]) == 0
     assert fake.thresholds == [{"score_threshold": 0.5}] * 3
@@ -167,6 +204,12 @@ def test_paths_on_stdin(images, fake, monkeypatch):
         ("gone.jpg", 3, "no file or folder 'gone.jpg'"),
         ("in/a.png --out in/b.png", 2, "is a file"),
         ("in --skip-existing --overwrite", 2, "exclude each other"),
+        ("in --draw mask", 2, "no part of a drawing named 'mask'. Did you mean masks"),
+        ("in --draw ,", 2, "Nothing is to be drawn. Name some of masks, outlines"),
+        ("in --palette colour-blind", 2, "no palette named 'colour-blind'. Did you mean color-blind"),
+        ("in --opacity 1.5", 2, "--opacity"),
+        ("in --opacity nan", 2, "--opacity"),
+        ("in --save label-png --task semantic --legend", 2, "none is saved. Add --save overlay"),
     ],
 )
 def test_wrong_requests_fail_before_the_model_is_loaded(images, fake, capsys, arguments, code, message):

@@ -160,11 +160,11 @@ def test_large_images_are_painted_as_small_ones_are(monkeypatch):
 
 
 def test_more_regions_than_sixteen_bits_count():
-    ids_HW = np.arange(1, 300 * 300 + 1, dtype=np.int32).reshape(300, 300)
+    ids_HW = np.arange(1, 257 * 257 + 1, dtype=np.int32).reshape(257, 257)
     segments = [type(panoptic(scene_labels()).segments[0])(i, PERSON, 0.5, 1) for i in range(1, ids_HW.size + 1)]
-    result = PanopticMap((300, 300), CATEGORIES, ids_HW, segments)
+    result = PanopticMap((257, 257), CATEGORIES, ids_HW, segments)
     assert np.array_equal(result.on_top().numbers_HW, ids_HW)
-    assert painted(result, (300, 300), parts=("masks", "outlines")).all()
+    assert painted(result, (257, 257), parts=("masks", "outlines")).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
