@@ -87,7 +87,7 @@ def region_color(category: Category, nth: int = 0) -> Color:
 
 def outline_color(color: Color) -> Color:
     """Return the colour of the outline of a region, which stands out from its own fill."""
-    return _lighter(color, 0.4)
+    return _lighter(color, 0.25)
 
 
 def _lighter(color: Color, share: float) -> Color:

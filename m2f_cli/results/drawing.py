@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .types import Result
 
 THING_OPACITY, STUFF_OPACITY = 0.5, 0.35
-LINES, FONTS = 800, 50  # as many lines and font sizes are the square root of an image's area
+LINES, FONTS = 650, 50  # as many lines and font sizes are the square root of an image's area
 SMALLEST_FONT = 11
 BAND = 2**21  # pixels that are painted at once
 

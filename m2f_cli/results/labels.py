@@ -43,7 +43,7 @@ class Spot:
 
     def carries(self, font_size: int) -> bool:
         """Tell whether the region is large enough for a label."""
-        return self.area >= 3 * font_size**2 and self.depth >= 0.4 * font_size
+        return self.area >= 3 * font_size**2 and self.depth >= 0.2 * font_size
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ def write_labels(image: Image.Image, labels: Sequence[RegionLabel], font_size: i
 def _beside(place: Spot, size: tuple[float, float]) -> tuple[float, float]:
     """Return where a label stands best: in the middle of its region, or above one that it would hide."""
     x, y = place.center
-    return (x, y) if place.area >= 1.5 * size[0] * size[1] else (x, y - place.depth - size[1] / 2 - 1)
+    width, height = size
+    is_hidden = place.area < 1.5 * width * height or place.depth < height / 3
+    return (x, y - place.depth - height / 2 - 1) if is_hidden else (x, y)
 
 
 def place_label(

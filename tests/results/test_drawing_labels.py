@@ -49,7 +49,7 @@ def test_spots_are_the_same_at_every_size(factor):
 
 
 def test_small_regions_carry_no_label():
-    thin, tiny, large = Spot(1, (0, 0), 9000, 3.0), Spot(1, (0, 0), 200, 9.0), Spot(1, (0, 0), 500, 9.0)
+    thin, tiny, large = Spot(1, (0, 0), 9000, 2.0), Spot(1, (0, 0), 200, 9.0), Spot(1, (0, 0), 500, 9.0)
     assert [spot.carries(12) for spot in (thin, tiny, large)] == [False, False, True]
 
 
