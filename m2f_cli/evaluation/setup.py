@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +342,7 @@ def _write_records(evaluation: Evaluation, command: Sequence[str]) -> None:
     write_text(folder / CONFIG, config.dump(evaluation.config))
     options = {"model": model.pop("ref"), **model}
     options |= vars(evaluation.data) | vars(evaluation.metrics) | vars(evaluation.options)
+    options["draw"] = asdict(evaluation.options.draw)
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     write_json(
         folder / ENVIRONMENT,

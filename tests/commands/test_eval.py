@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.folders import coco_panoptic
 from helpers.parts import tiny_config
+from PIL import Image
 from training.tiny import settings
 
 from m2f_cli import cli, weights
@@ -21,6 +22,7 @@ from m2f_cli.config.schema import DataConfig, SlideConfig
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.inference import segmenter
 from m2f_cli.model import build
+from m2f_cli.results.colors import COLOR_BLIND
 
 
 def write_run(folder: Path, categories=SCENES, trained_on: str | None = None, seed: int = 3, **more) -> Path:
@@ -141,6 +143,21 @@ def test_predictions_are_saved_and_score_the_same(capsys):
     assert len(json.loads((out / "panoptic.json").read_text())["annotations"]) == 3
     assert (out / "instances.json").is_file() and len(list((out / "overlay").iterdir())) == 3
     assert cli.run([*MINE, "--metric", "miou", "--save", "coco-instance", "--out", "o"]) == 2
+
+
+def test_overlays_are_drawn_as_asked_for(capsys):
+    command = [*MINE, "--metric", "miou", "--limit", "1", "--save", "overlay-png"]
+    assert cli.run([*command, "--draw", "masks", "--opacity", "1", "--palette", "color-blind"]) == 0
+    (path,) = Path("runs/eval/mine/predictions/overlay").iterdir()
+    with Image.open(path) as overlay:
+        colors = {color for _, color in overlay.getcolors(2**20)}
+    assert colors & set(COLOR_BLIND)
+    assert json.loads(Path("runs/eval/mine/env.json").read_text())["options"]["draw"]["opacity"] == 1
+    capsys.readouterr()
+    assert cli.run([*command, "--classes", "squares", "--out", "o"]) == 2
+    assert "no class named 'squares'" in one_error(capsys)
+    assert cli.run([*MINE, "--legend", "--out", "o"]) == 2
+    assert "Add --save overlay." in one_error(capsys) and not Path("o").exists()
 
 
 def test_what_cannot_be_read_is_reported(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -27,6 +28,7 @@ from m2f_cli.data.open_dataset import open_data
 from m2f_cli.data.transforms.resize import Flip
 from m2f_cli.dataset_tools.preview import CAPTION, EDGE, GAP, as_result, sheet, views
 from m2f_cli.errors import DataError
+from m2f_cli.results.colors import COLOR_BLIND
 from m2f_cli.structures.annotations import AnnotatedObject, InstanceAnnotation, SemanticAnnotation
 
 SIZE = (60, 80)
@@ -122,6 +124,8 @@ def test_check_as_a_preset_trains(tmp_path, capsys):
         (["view", "DATA", "--out", "picture.gif"], 2, "should end in"),
         (["view", "DATA", "--preset", "coco-panoptic-r50", "--task", "semantic"], 2, "--task"),
         (["view", "nowhere"], 3, "does not exist"),
+        (["view", "DATA", "--draw-classes", "aa"], 2, "no class named 'aa'"),
+        (["view", "DATA", "--draw", "mask"], 2, "Did you mean masks"),
     ],
 )
 def test_bad_input_is_one_sentence_with_its_exit_code(folder, capsys, arguments, code, words):
@@ -163,6 +167,24 @@ def test_view_as_a_image(folder, capsys, monkeypatch):
     path = capsys.readouterr().out.strip()
     assert path == f"runs/data/view/{folder.name}-train.jpg"
     assert Image.open(path).size == (EDGE + 2 * GAP, 2 * (SIZE[0] + CAPTION + GAP) + GAP)
+
+
+def test_view_draws_what_is_asked_for(folder, tmp_path):
+    out = tmp_path / "view.png"
+    options = ["--draw", "masks", "--opacity", 1, "--draw-classes", "b", "--palette", "color-blind", "--count", 1]
+    assert m2f("view", folder, *options, "--legend", "--out", out) == 0
+    page_HW3 = np.array(Image.open(out))
+    is_drawn_HW = (page_HW3 == COLOR_BLIND[1]).all(axis=-1)
+    top = GAP + CAPTION
+    assert np.array_equal(is_drawn_HW[top : top + 60, GAP : GAP + 80], MASK == 1)
+    assert is_drawn_HW[top + 60 :].any(), "the legend"
+
+
+def test_names_of_images_may_be_in_any_script(folder, capsys):
+    data = open_data(folder, "train")
+    (view,) = views(data, count=1)
+    named = dataclasses.replace(view, name="\u5199\u771f\x1b[31m" * 60)
+    assert sheet([named]).size == sheet([view]).size
 
 
 def test_view_before_and_after_augmentation(folder, tmp_path, capsys):
