@@ -184,7 +184,7 @@ def sheet(shown: Sequence[Preview], columns: int | None = None) -> Image.Image:
     heights = [max(image.height for view in row for image in view.images) + CAPTION + GAP for row in rows]
     width = each * (EDGE + GAP) + GAP
     page = Image.new("RGB", (columns * width, sum(heights) + GAP), "white")
-    look_for("".join(view.name for view in shown))
+    look_for(" ".join(view.name for view in shown))
     for row, top in zip(rows, itertools.accumulate(heights, initial=GAP), strict=False):
         for number, view in enumerate(row):
             left = number * width + GAP

@@ -59,7 +59,7 @@ def plot(result: Result, image: Any, options: DrawOptions | None = None) -> Imag
     is_labelled, is_scored = "labels" in options.parts, "scores" in options.parts
     if not (is_labelled or is_scored or options.legend):
         return drawn
-    look_for("".join(category.name for category in categories))
+    look_for(" ".join(category.name for category in categories))
     names = shown_names(top.labels, categories)
     labels = []
     for spot in spots(top.numbers_HW):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..structures import Task
 from ..structures.categories import Categories
-from ..structures.rle import pixels_of
+from ..structures.rle import runs_of
 from ..structures.run_lengths import values_in
 from .regions import Region, TopMap, box_of, masks_of, number_type, numbered
 
@@ -215,14 +215,13 @@ class Instances(Result):
         own = [i for i, label in enumerate(labels) if classes is None or label in classes]
         height, width = self.size
         numbers_WH = np.zeros((width, height), dtype=number_type(len(own)))  # run lengths go down the columns
-        boxes = {}
+        pixels_P, boxes = numbers_WH.reshape(-1), {}
         for position, i in reversed(list(enumerate(own))):  # the best last, so that it is on top
-            pixels = pixels_of(self.rles[i])
-            if pixels.size:
-                numbers_WH.reshape(-1)[pixels] = position + 1
-                rows = pixels % height
-                left, right = int(pixels[0]) // height, int(pixels[-1]) // height
-                boxes[position] = (int(rows.min()), left, int(rows.max()) + 1, right + 1)
+            starts, ends = runs_of(self.rles[i])
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                pixels_P[start:end] = position + 1
+            if starts.size:
+                boxes[position] = _box_of_runs(starts, ends, height)
         numbers_HW = np.ascontiguousarray(numbers_WH.T)
         return TopMap(numbers_HW, [labels[i] for i in own], [float(self.scores_N[i]) for i in own], boxes)
 
@@ -245,3 +244,12 @@ class Instances(Result):
         from . import bridges
 
         return bridges.instances_to_coco(self)
+
+
+def _box_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[int, int, int, int]:
+    """Return the box (top, left, bottom, right; half open) around runs down the columns of an image."""
+    lasts = ends - 1
+    left, right = int(starts[0]) // height, int(lasts[-1]) // height + 1
+    if (starts // height != lasts // height).any():  # a run that goes on in the next column
+        return 0, left, height, right
+    return int((starts % height).min()), left, int((lasts % height).max()) + 1, right

@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from math import ceil
 from pathlib import Path
 
@@ -59,13 +59,13 @@ class SetText:
         image.paste(ink, (left, baseline - self.baseline), self.mask)
 
 
-@functools.lru_cache(maxsize=512)  # names and scores come again on each image
+@functools.lru_cache(maxsize=256)  # names and scores come again on each image
 def set_text(text: str, size: int, most: float | None = None) -> SetText:
     """Return text of one line in a font size (pixels).
 
     Characters without a shape become escapes. Text that is wider than `most` pixels ends in "…".
     """
-    line = _drawable(text)
+    line = _drawable(text[:LONGEST])
     if most is None or _width(line, size) <= most:
         return _rendered(line, size)
     fits, too_long = 0, len(line)
@@ -106,7 +106,7 @@ def is_drawable(text: str) -> bool:
 @functools.cache
 def machine_fonts() -> tuple[Path, ...]:
     """Return the font files of this machine, plain styles first."""
-    files = [path for folder in _folders() for path in _files(folder)][:MOST_FILES]
+    files = islice((path for folder in _folders() for path in _files(folder)), MOST_FILES)
     return tuple(sorted(files, key=lambda path: (len(set(_STYLES.findall(path.stem))), path.name, path)))
 
 
@@ -159,7 +159,7 @@ def _shape(font: ImageFont.FreeTypeFont, char: str) -> tuple[tuple[int, int], by
 
 def _normal(text: str) -> str:
     """Return a name as it is drawn, before fonts are known: one line of visible characters."""
-    line = unicodedata.normalize("NFC", visible_line(text[:LONGEST]))
+    line = unicodedata.normalize("NFC", visible_line(text))
     line = _NO_SHAPE.sub("", line)
     return line if _joins_letters() else _JOINERS.sub("", line)
 

@@ -55,16 +55,15 @@ def encode_counts(counts: list[int], size: Size) -> RLE:
     return rle
 
 
-def pixels_of(rle: RLE) -> np.ndarray:
-    """Return the flat positions (int64, ascending) of the pixels of a mask, counted down the columns.
+def runs_of(rle: RLE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the starts and the ends (int64, ascending, half open) of the runs of a mask's pixels.
 
-    pycocotools unpacks whole masks, which takes far longer for objects that are small in their image.
+    They are flat positions, counted down the columns. pycocotools unpacks whole masks, which takes far longer for
+    objects that are small in their image.
     """
-    counts = _counts(rle["counts"])
-    edges = np.cumsum(counts)
-    starts, lengths = edges[: 2 * (len(edges) // 2) : 2], counts[1::2]
-    skipped = starts - (np.cumsum(lengths) - lengths)  # from the count of a run's pixels to their positions
-    return np.repeat(skipped, lengths) + np.arange(int(lengths.sum()))
+    edges = np.cumsum(_counts(rle["counts"]))
+    starts, ends = edges[: 2 * (len(edges) // 2) : 2], edges[1::2]
+    return starts[starts < ends], ends[starts < ends]
 
 
 def _counts(packed: bytes | str) -> np.ndarray:

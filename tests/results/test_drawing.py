@@ -104,6 +104,15 @@ def test_hidden_parts_of_an_object_belong_to_the_better_one():
     assert (only.numbers_HW == 1).all() and only.labels == [SKY]
 
 
+def test_boxes_of_objects_are_those_of_their_masks():
+    rng = np.random.default_rng(0)
+    for size in ((7, 9), (9, 7), (1, 5), (5, 1)):
+        masks = [rng.random(size) > share for share in (0.1, 0.5, 0.9, 0.97, 1.0)]
+        labels, scores = np.full(5, PERSON), np.linspace(1, 0.5, 5)
+        result = Instances(size, CATEGORIES, labels, scores, [encode_mask(mask_HW) for mask_HW in masks])
+        assert result.on_top().all_boxes() == {region.id: region.box for region in result.regions()}
+
+
 def test_panoptic_and_semantic_maps_know_what_is_on_top():
     labels_HW = scene_labels()
     wide = panoptic(labels_HW)
