@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console, plugins
+from ..config.run_folder import run_of
 from ..errors import ConfigError
 from ..runtime.text import is_whole_number
 from . import completion
@@ -237,9 +238,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def _name(model: str, format_: str) -> str:
     """Return the default name of an export."""
-    path = Path(model)
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
+    path = run_of(Path(model))
     stem = re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt)$", "", path.name)
     return re.sub(r"[^\w.-]+", "-", f"{stem}-{format_}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .. import console
 from ..config import shipped
+from ..config.run_folder import CHECKPOINTS
 from ..inference.sources import IMAGES
 from ..runtime import caches
 from ..runtime.threads import usable_cores
@@ -86,7 +87,7 @@ def first_image(folder: Path) -> str | None:
 
 def next_lines(models: list[str], run: Path | None, image: str | None) -> Iterator[str]:
     """Yield commands that make sense now."""
-    is_trained = run is not None and any((run / "checkpoints").glob("*.safetensors"))
+    is_trained = run is not None and any((run / CHECKPOINTS).glob("*.safetensors"))
     model = run if is_trained else models[0] if models else None
     yield f"m2f predict {shlex.quote(image or 'YOUR_IMAGES')}{f' --model {shlex.quote(str(model))}' if model else ''}"
     if is_trained:

@@ -243,7 +243,8 @@ def _settings(
         changes: values of the options that stand for a key of the configuration, by their names.
     """
     from ..config import presets as config
-    from ..training.folder import CONFIG, read_settings
+    from ..config.run_folder import CONFIG
+    from ..training.folder import read_settings
 
     if preset is None and not (resume and out is not None):
         raise ConfigError("Nothing says what to train.", hint="Pass --preset NAME; m2f presets list shows them.")
@@ -284,7 +285,7 @@ def _as_before(folder: Path, options: TrainOptions) -> TrainOptions:
     """Fill in options that are not given now with those that the run was started with."""
     import dataclasses
 
-    from ..training.folder import ENVIRONMENT
+    from ..config.run_folder import ENVIRONMENT
     from ..training.options import OF_ONE_START, TrainOptions, stored_options
 
     before, fresh = stored_options(folder / ENVIRONMENT), TrainOptions()

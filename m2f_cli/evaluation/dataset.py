@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from .. import plugins
+from ..config.run_folder import ENVIRONMENT
 from ..config.schema import Config
 from ..data.open_dataset import open_data
 from ..data.records import DataSet, Record
@@ -116,7 +117,7 @@ def how_to_get(place: str) -> str:
 def _options_of_run(model: str | Path | None) -> dict[str, Any] | None:
     """Return the options of the training run whose folder or checkpoint `model` is; None if it is no run."""
     folder = Path(model or "")
-    files = [parent / "env.json" for parent in (folder, folder.parent.parent)]
+    files = [parent / ENVIRONMENT for parent in (folder, folder.parent.parent)]
     path = next((file for file in files if file.is_file()), None)
     if model is None or path is None:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..config import presets as config
+from ..config.run_folder import CONFIG, ENVIRONMENT, run_of
 from ..config.schema import Config
 from ..errors import ConfigError
 from ..inference.base import BaseSegmenter, innermost
@@ -33,7 +34,6 @@ from .report import PublishedComparison
 from .run import EvalRun, header_of, run, scored_names
 from .threshold_sweep import Sweep, sweep
 
-CONFIG, ENVIRONMENT = "config.yaml", "env.json"
 MAY_CHANGE = ("test", "data", "input")
 SETTINGS = ("thresholds", "max_dets", "precision", "tta", "tile", "tile_overlap", "test")
 PUBLISHED_SCORE_THRESHOLD = 0.0  # keeps the published top k
@@ -100,9 +100,7 @@ def with_default(model: ModelOptions, metrics: MetricOptions) -> ModelOptions:
 
 def name_of(model: ModelOptions, data: DataOptions, metrics: MetricOptions) -> str:
     """Return the default name of an evaluation."""
-    path = Path(model.preset or with_default(model, metrics).ref)
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
+    path = run_of(Path(model.preset or with_default(model, metrics).ref))
     parts = [path.name if path.is_dir() else re.sub(r"\.(ya?ml|safetensors|pth|pkl|pt2?|onnx|xml)$", "", path.name)]
     parts += [data.split] if data.split != "val" else []
     parts += ["tta"] if model.tta else []

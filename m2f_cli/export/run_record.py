@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.run_folder import BEST, CHECKPOINTS, ENVIRONMENT, LAST, METRICS, RESULTS
 from ..errors import DataError
-from ..evaluation.report import RESULTS
 from ..runtime import documents
 from ..runtime.metrics_log import read_entries
 
-ENVIRONMENT, METRICS, CHECKPOINTS = "env.json", "metrics.jsonl", "checkpoints"
-BEST, LAST = "best.safetensors", "last.safetensors"
 LARGEST = 1e15  # of a figure; NaN and infinity are none either
 _HINT = "Copy the run again, or export the checkpoint from outside of its run."
 

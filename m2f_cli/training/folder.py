@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import presets as config
+from ..config.run_folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, RESUME
 from ..config.schema import Config
 from ..errors import ConfigError
 from ..runtime import checksums, distributed, documents, jsonl
@@ -20,14 +21,11 @@ from ..runtime.locks import is_lock, locked
 from ..runtime.text import json_text
 from ..version import __version__
 from .options import OF_ONE_START, TrainOptions, read_environment
-from .resume import RESUME
 from .visualise import draw_batch
 
 if TYPE_CHECKING:
     from .prepare import Run
 
-CONFIG, ENVIRONMENT, RESULTS, METRICS = "config.yaml", "env.json", "results.json", "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 LR_FINDER = ("lr_finder.json", "lr_finder.png")  # files that may be in a folder before its run
 
 

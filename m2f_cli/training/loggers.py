@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from typing_extensions import TypedDict
 
+from ..config.run_folder import METRICS
 from ..errors import MissingDependency, unknown_name
 from ..runtime import jsonl
 from ..runtime.files import atomic, refuse_special, writing_to
@@ -169,5 +170,5 @@ def make_loggers(
         MissingDependency: the package of a logger is not installed.
     """
     check_loggers(names)
-    first = JsonLinesLogger(folder / "metrics.jsonl", from_iteration=from_iteration, evaluated=evaluated)
+    first = JsonLinesLogger(folder / METRICS, from_iteration=from_iteration, evaluated=evaluated)
     return [first, *(LOGGERS[name](folder, config, from_iteration) for name in names)]

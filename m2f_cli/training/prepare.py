@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import model as networks
 from .. import weights
+from ..config.run_folder import CHECKPOINTS, ENVIRONMENT, LAST, RESUME
 from ..config.schema import Config, TrainConfig
 from ..data.formats.base import NoTask
 from ..data.loader import Batch, Loader, training_loader
@@ -28,7 +29,7 @@ from . import batch_size
 from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
 from .ema import EMA
-from .folder import CHECKPOINTS, ENVIRONMENT, without_checksum
+from .folder import without_checksum
 from .initialise import initialise
 from .length import evaluations, with_iterations
 from .loop import StepRecord
@@ -114,10 +115,10 @@ class Run:
                 "evaluated": now.evaluated,
                 "data": self.identity,
             }
-            is_first = not (self.checkpoints / state.RESUME).is_file()  # a run with weights alone cannot be resumed
+            is_first = not (self.checkpoints / RESUME).is_file()  # a run with weights alone cannot be resumed
             if not is_first:
                 self.save_weights("last")  # first, because a run whose RESUME is at its end would not write it again
-            state.write(self.checkpoints / state.RESUME, {**done, **state.snapshot(self.parts)})
+            state.write(self.checkpoints / RESUME, {**done, **state.snapshot(self.parts)})
             if is_first:
                 self.save_weights("last")
             self.saved = now.iteration
@@ -137,7 +138,7 @@ class Run:
             state.set_random_state(tree["random"], self.parts.device)
         self.state = RunState(done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done))
         self.saved = done
-        if distributed.rank() == 0 and not (self.checkpoints / "last.safetensors").is_file():
+        if distributed.rank() == 0 and not (self.checkpoints / LAST).is_file():
             self.save_weights("last")  # the first save was killed between the two files
 
     # -- evaluating --
@@ -183,7 +184,7 @@ def prepare(
     if device.type == "cpu" and settings.train.precision == "fp16":
         notes.append("fp16 is for GPUs and many times slower on a CPU: training is in fp32.")
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
-    checkpoint = folder / CHECKPOINTS / state.RESUME
+    checkpoint = folder / CHECKPOINTS / RESUME
     is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
     tree = None if is_new else state.read_run(checkpoint, settings.train.iterations)
     is_own = data is not None or options.data is not None

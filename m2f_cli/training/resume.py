@@ -27,7 +27,6 @@ from .optimizer import check_moments
 if TYPE_CHECKING:
     from .parts import Parts
 
-RESUME = "resume.pt"
 SCHEMA_VERSION = 1
 _OTHER = "The configuration of the run was changed, or the file is damaged or of another run."
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.run_folder import METRICS, RESULTS
 from ..config.schema import Config
 from ..data.loader import of_worker
 from ..errors import M2FError
@@ -18,7 +19,7 @@ from ..runtime.devices import choose_device
 from ..runtime.files import write_json, writing_to
 from ..runtime.signals import Asked, asked_to_stop
 from .data import Splits
-from .folder import RESULTS, claim, write_records
+from .folder import claim, write_records
 from .length import Ended, TimeBudget, evaluations_since_best, is_evaluation_due, is_out_of_patience
 from .loggers import Logger, check_loggers, make_loggers
 from .loop import NonFiniteStep, StepRecord
@@ -217,7 +218,7 @@ def execute(run: Run, listener: Listener, budget: TimeBudget) -> TrainOutcome:
     )
     if distributed.rank() == 0:
         _tell_end(outcome, run, listener)
-        draw_curves(run.folder / "metrics.jsonl", run.folder / "curves.png")
+        draw_curves(run.folder / METRICS, run.folder / "curves.png")
         summary = {"schema_version": 1, **{k: str(v) if k == "folder" else v for k, v in vars(outcome).items()}}
         write_json(run.folder / RESULTS, summary, indent=2)
     return outcome

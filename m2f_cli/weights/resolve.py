@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import presets as config
+from ..config.run_folder import BEST, CHECKPOINTS, LAST
 from ..config.schema import Config, WeightsSource
 from ..errors import M2FError, WeightsError, about, nearest, unknown_name
 from . import hub, huggingface
@@ -21,7 +22,6 @@ from .infer_config import infer, same_network
 from .key_mapping import OurView, Table, unwrapped
 from .key_tables import MARKS, TABLES
 
-RUN_CHECKPOINTS = ("best.safetensors", "last.safetensors")  # in a run's folder checkpoints/, the first that is there
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt", ".json", ".yaml", ".yml", ".onnx")
 _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -142,12 +142,12 @@ def shipped_presets() -> Mapping[str, Config]:
 def _load_folder(folder: Path, trust_code: bool) -> Checkpoint:
     if (folder / "config.json").is_file():
         return huggingface.read_folder(folder, str(folder))
-    for name in RUN_CHECKPOINTS:
-        for path in (folder / "checkpoints" / name, folder / name):
+    for name in (BEST, LAST):
+        for path in (folder / CHECKPOINTS / name, folder / name):
             if path.is_file():
                 return _load_file(path, trust_code)
-    if (folder / "checkpoints").is_dir():
-        raise WeightsError(f"The run {folder} has no {' and no '.join(RUN_CHECKPOINTS)} in its checkpoints/ yet.")
+    if (folder / CHECKPOINTS).is_dir():
+        raise WeightsError(f"The run {folder} has no {BEST} and no {LAST} in its {CHECKPOINTS}/ yet.")
     raise WeightsError(
         f"The folder {folder} holds no weights that m2f knows.",
         hint="It looks for config.json (transformers) or checkpoints/best.safetensors (a run). Or give the file.",

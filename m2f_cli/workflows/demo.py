@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from ..config import presets as config
+from ..config.run_folder import METRICS, RESULTS
 from ..config.schema import Config
 from ..data.synthetic.dataset import MOST, SPLITS
 from ..data.synthetic.scenes import CATEGORIES, Scene, scene
@@ -39,7 +40,6 @@ from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
 from ..training import run as training
-from ..training.folder import METRICS
 
 PRESET = "tiny"
 MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it may be used again
@@ -169,7 +169,7 @@ def _steps(
     repeat += ["--set", f"train.iterations={iterations}"] if iterations else []
     yield f"{outcome.iterations} steps, {seen} images, from nothing", run, _command(*repeat, "--out", again / "run")
     measured = _command("eval", "--model", run, "--metric", "pq", "--out", again / "eval")
-    yield _evaluated(results), run / training.RESULTS, measured
+    yield _evaluated(results), run / RESULTS, measured
     loaded = load.load(run)
     for task, formats in FORMATS.items():
         folder = out / "predict" / task

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from m2f_cli.config.run_folder import RESUME as STATE
 from m2f_cli.inference.sources import RUN_MARK
 from m2f_cli.runtime.locks import is_lock
 from m2f_cli.training import resume
@@ -30,7 +31,7 @@ def contents(folder: Path, here: Path) -> dict[str, Any]:
 
 
 def content(path: Path, here: Path) -> Any:
-    if path.name == resume.RESUME:
+    if path.name == STATE:
         return plain(resume.read(path))
     data = path.read_bytes().replace(str(here).encode(), b"HERE")
     if path.suffix in RECORDS:

@@ -11,6 +11,7 @@ from faults.harness import OUT, ROOM, Fault, Runner, Scenario
 from helpers.folders import write_image
 from helpers.prepare_tools import ade20k_folder
 
+from m2f_cli.config.run_folder import RESUME as STATE
 from m2f_cli.data.synthetic.dataset import synthetic_dataset
 from m2f_cli.dataset_tools.convert import coco_panoptic, retask
 from m2f_cli.dataset_tools.convert.write import write_splits
@@ -84,7 +85,7 @@ def make_given(folder: Path, runner: Runner) -> Path:
 
 def steps_of_the_checkpoint(folder: Path) -> set[str]:
     """Return the lines of metrics.jsonl that a checkpoint covers. Their clocks tell whether a step was done again."""
-    checkpoint = folder / "checkpoints" / resume.RESUME
+    checkpoint = folder / "checkpoints" / STATE
     if not checkpoint.is_file():
         return set()
     done = resume.read(checkpoint)["iteration"]
