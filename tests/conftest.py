@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: workers of pytest-xdist have a core each
-gc.disable()  # until `pytest_collection_finish`
 
 import pytest
 import typer
 from helpers import golden_files
+from helpers.fresh import Fresh
 
 from m2f_cli import plugins
 from m2f_cli.dataset_tools.sample import SAMPLES
@@ -25,11 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.reference)
 
 
-def pytest_collection_finish() -> None:
-    """Leave what was imported and collected out of every garbage collection.
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    """Leave what is imported and collected out of every garbage collection, now and later.
 
-    PyTorch and ten thousand items live as long as the process: collections that walk them take a twentieth of the suite.
+    PyTorch and ten thousand items live as long as the process: to walk them takes a twentieth of the suite's time.
     """
+    gc.disable()
+    yield
     gc.freeze()
     gc.enable()
 
@@ -47,6 +50,14 @@ def shared_dir() -> Path:
 def nuclei_dir() -> Path:
     """Two dozen images of nuclei (CC0) in COCO's instance format."""
     return SAMPLES / "nuclei"
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    """`fresh(code, *arguments)`: what `python -c` gives in a process that has imported PyTorch and nothing else."""
+    run = Fresh()
+    yield run
+    run.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,13 @@ GROUPS = {
     *("backbones", "pixel_decoders", "decoders", "transforms", "metrics"),
     *("formats", "writers", "exporters", "engines", "commands"),
 }
-# The commands run in one process, so that PyTorch is imported once; the tree of the working copy is not on its path.
+# The commands run in one process, with the copy of the package.
 DRIVER = """
-import json, sys, traceback
+import json, sys
+sys.path.insert(0, sys.argv[1])
 from m2f_cli import cli
-for arguments in json.load(sys.stdin):
+assert cli.__file__.startswith(sys.argv[1])
+for arguments in json.loads(sys.argv[2]):
     print("$", *arguments, flush=True)
     code = cli.run(arguments)
     print("exit code", code, flush=True)
@@ -89,23 +90,13 @@ def home(tmp_path_factory):
     return folder
 
 
-def test_every_example_runs(home):
+def test_every_example_runs(home, fresh):
     first = "m2f train --preset tiny --init random --set model.backbone.depth=18 --out runs/first"
     commands = [shlex.split(line) for line in [first, *(command.strip() for _, _, command in SECTIONS)]]
     assert all(command[0] == "m2f" for command in commands)
     commands = [[*command[1:], *(FAST if command[1] == "train" else ())] for command in commands]
     environment = {**os.environ, "PYTHONPATH": str(home / "tree"), "M2F_OFFLINE": "1", "NO_COLOR": "1"}
-    (home / "driver.py").write_text(DRIVER)
-    done = subprocess.run(
-        [sys.executable, "driver.py"],
-        input=json.dumps(commands),
-        cwd=home,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=550,
-        check=False,
-    )
+    done = fresh(DRIVER, home / "tree", json.dumps(commands), folder=home, environment=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for run in ("pyramid", "sum", "pooled", "grey"):
         assert (home / "runs" / run / "checkpoints" / "last.safetensors").is_file()

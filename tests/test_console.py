@@ -97,6 +97,26 @@ def test_several_lines_stay_several(streams):
     assert content()[0].splitlines()[-1] == "a\\nb" and len(content()[0].splitlines()) == 3
 
 
+NEXT = "---next---"
+EACH = f"""
+import sys
+from m2f_cli import cli
+words, line, codes = sys.argv[1:], [], []
+for word in words:
+    if word != {NEXT!r}:
+        line.append(word)
+        continue
+    sys.argv[1:], line = line, []
+    try:
+        cli.main()
+    except SystemExit as end:
+        codes.append(end.code)
+    for stream in (sys.stdout, sys.stderr):
+        print({NEXT!r}, file=stream, flush=True)
+print(*codes)
+"""
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -105,22 +125,29 @@ def test_several_lines_stay_several(streams):
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_help_and_errors_on_consoles_of_few_letters(setting):
+    """All in one process, each as `python -m m2f_cli` has it."""
+    lines = [
         ["--help"],
         ["predict", "--help"],
         ["no-such\u2026"],
         ["predict", "--no-such"],
         ["predict", "gone-图-\udcff.png"],
         ["presets", "list"],
-    ],
-)
-def test_help_and_errors_on_consoles_of_few_letters(setting, arguments):
-    command = [sys.executable, "-m", "m2f_cli", *map(os.fsencode, arguments)]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **setting}, timeout=120)
-    assert b"bug in m2f" not in done.stderr and b"Traceback" not in done.stderr
-    assert done.returncode in (0, 2, 3) and done.stdout + done.stderr
+    ]
+    words = [word for line in lines for word in (*line, NEXT)]
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, *map(os.fsencode, words)],
+        capture_output=True,
+        env={**os.environ, **setting},
+        timeout=120,
+    )
+    assert done.returncode == 0 and b"bug in m2f" not in done.stderr and b"Traceback" not in done.stderr
+    texts, errors = (stream.split(NEXT.encode()) for stream in (done.stdout, done.stderr))
+    assert len(texts) == len(errors) == len(lines) + 1
+    for text, error in zip(texts, errors[:-1], strict=False):
+        assert text.strip() or error.strip()
+    assert [int(code) for code in texts[-1].split()] == [0, 0, 2, 2, 3, 0]
 
 
 # --- how much is printed ----------------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +95,7 @@ def test_random_weights_that_are_timed():
         load_subject(Case(what="forward", preset="tiny"))
 
 
-def test_importing_changes_no_random_state():
+def test_importing_changes_no_random_state(fresh):
     script = (
         "import random, numpy as np, torch\n"
         "def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()\n"
@@ -106,5 +104,4 @@ def test_importing_changes_no_random_state():
         "import m2f_cli.dataset_tools.check.report, m2f_cli.export.base\n"
         "print(states() == before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
+    assert fresh(script).stdout == "True\n"

@@ -86,12 +86,12 @@ def test_importing_the_package_imports_no_room():
     assert done.stdout.strip() == "['m2f_cli.version']"
 
 
-def test_export_is_the_function_when_its_room_was_imported_first():
+def test_export_is_the_function_when_its_room_was_imported_first(fresh):
     code = (
-        "import m2f_cli.export.base, m2f_cli as m2f; from m2f_cli import export; "
+        "import sys; import m2f_cli.export.base, m2f_cli as m2f; from m2f_cli import export; "
         "assert export is m2f.export is sys.modules['m2f_cli.export.base'].export"
     )
-    done = subprocess.run([sys.executable, "-c", f"import sys; {code}"], capture_output=True, text=True)
+    done = fresh(code)
     assert done.returncode == 0, done.stderr
 
 

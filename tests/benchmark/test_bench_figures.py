@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +139,7 @@ def test_a_description_says_what_a_timing_depends_on(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def counted():
+def counted(fresh):
     """FLOPs of some (layers, batch, size): in a process of its own, since it keeps fake tensors by shape."""
     wanted = [(1, 2, SIZE), (3, 2, SIZE), (1, 1, (128, 256)), (1, 1, (4096, 8192))]
     code = (
@@ -153,8 +151,7 @@ def counted():
         f"print(json.dumps([flops_of(layers(n), 6, batch, size, trust_code=False) for n, batch, size in {wanted}]))"
     )
     tests = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tests)
-    return json.loads(done.stdout)
+    return json.loads(fresh(code, folder=tests).stdout)
 
 
 def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):

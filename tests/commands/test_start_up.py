@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from helpers.small_segmenter import random_image, small_segmenter
@@ -37,11 +35,11 @@ SLOW = (
 
 
 @pytest.mark.parametrize("preset", ["coco-panoptic-r50", pytest.param("coco-instance-r50", marks=pytest.mark.slow)])
-def test_predict_imports_no_compiler_and_no_library_of_other_commands(preset, tmp_path):
+def test_predict_imports_no_compiler_and_no_library_of_other_commands(preset, tmp_path, fresh):
     small = small_segmenter(preset)
     weights.save(tmp_path / "model.safetensors", small.model.state_dict(), small.config, small.categories)
     Image.fromarray(random_image()).save(tmp_path / "in.png")
-    done = subprocess.run([sys.executable, "-c", PREDICT], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = fresh(PREDICT, folder=tmp_path)
     code, imported = json.loads(done.stdout.splitlines()[-1])
     assert code == 0
     assert (tmp_path / "out" / "predictions.json").is_file()

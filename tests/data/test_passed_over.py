@@ -4,9 +4,6 @@ command in the same words, and what would take all memory is refused."""
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -304,6 +301,7 @@ def test_runs_of_no_pixel_do_not_change_the_box(counts, is_text):
 
 LIMITED = """
 import resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 from m2f_cli import cli
 sys.exit(cli.run(["data", "check", sys.argv[1]]))
@@ -314,7 +312,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize("kind", ["yolo", "maps"])
-def test_anchors_that_multiply_are_refused(tmp_path, kind):
+def test_anchors_that_multiply_are_refused(tmp_path, kind, fresh):
     if kind == "yolo":
         yolo_seg(tmp_path)
         (tmp_path / "data.yaml").write_text(f"{BOMB}names: *j\ntrain: images/train\nval: images/val\n")
@@ -322,13 +320,7 @@ def test_anchors_that_multiply_are_refused(tmp_path, kind):
         write_random_image(tmp_path / "images/train/0.jpg")
         write_random_image(tmp_path / "labels/train/0.png")
         (tmp_path / "classes.yaml").write_text(f"{BOMB}classes: *j\n")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
-    )
+    done = fresh(LIMITED, tmp_path)
     assert done.returncode == 2, done.stderr[-500:]
     assert "counting what its aliases repeat" in done.stderr
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +24,11 @@ RESULTS = {"output", "value", "x", "y", "weights"}
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, dict]:
+def found(fresh) -> dict[str, dict]:
     """What the worker found in Triton's interpreter."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     worker = Path(__file__).with_name("triton_worker.py")
-    run = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, env=environment, timeout=500)
+    run = fresh(f"import runpy; runpy.run_path({str(worker)!r}, run_name='__main__')", environment=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
 

@@ -105,7 +105,7 @@ def compiled() -> dict[str, float]:
 
 
 CASES = {
-    "levels": lambda: differences(make(LEVELS, queries=7)),
+    "levels": lambda: differences(make(LEVELS, queries=5, heads=2, points=2)),
     "whole pixels": lambda: differences(whole_pixels()),
     "strided": lambda: differences(strided()),
     **{

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -185,7 +184,7 @@ def test_a_run_that_measured_is_the_run_that_was_told(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @linux
-def test_the_peak_is_measured():
+def test_the_peak_is_measured(fresh):
     """In a process of its own: 512 MB come and go, and are seen."""
     script = (
         "from m2f_cli.training.batch_size import HostMemory\n"
@@ -194,8 +193,7 @@ def test_the_peak_is_measured():
         "assert memory.fits(1, lambda size: numpy.ones(512 << 17).sum())\n"
         "print(memory.needed >> 20)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert 500 <= int(done.stdout) <= 600
+    assert 500 <= int(fresh(script).stdout) <= 600
 
 
 def test_all_processes_take_the_least(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -199,7 +198,7 @@ print(anonymous() - before, sum(p.numel() * 4 for p in model.parameters()))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_holds_the_weights_once(saved, tmp_path):
+def test_loading_holds_the_weights_once(saved, tmp_path, fresh):
     """Memory of the process's own grows by less than a tenth of the file: the weights stay in the file's mapping."""
     big = config_of(
         {
@@ -215,8 +214,7 @@ def test_loading_holds_the_weights_once(saved, tmp_path):
     path = weights.save(tmp_path / "big.safetensors", network.state_dict(), big, CATEGORIES)
     size = path.stat().st_size
     assert size > 80e6
-    command = [sys.executable, "-c", MEASURE, str(saved[0]), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = fresh(MEASURE, saved[0], path)
     grown, held = map(int, done.stdout.split())
     assert held > 0.99 * size - 1e6
     assert grown < 0.1 * size

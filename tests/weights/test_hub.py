@@ -219,12 +219,11 @@ def refused(ref: str) -> str:
     return str(caught.value)
 
 
-def test_a_process_loads_a_repository_and_says_nothing_else(server, home):
+def test_a_process_loads_a_repository_and_says_nothing_else(server, home, fresh):
     """huggingface_hub reads the environment when it is imported."""
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     hub_settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-c", LOAD, REPO]
-    done = subprocess.run(command, env={**kept, **hub_settings}, capture_output=True, text=True)
+    done = fresh(LOAD, REPO, environment={**kept, **hub_settings})
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{REPO}\n", "")
 
 
