@@ -38,21 +38,21 @@ def model(program, monkeypatch):
 
 @pytest.fixture(scope="module")
 def file(program, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
+    """An exported file; nothing was warned of."""
+    path = tmp_path_factory.mktemp("file") / "model.pt2"
+    with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings():
         patched.setattr(graph, "exported_program", lambda model, options: program)
-        path = tmp_path_factory.mktemp("file") / "model.pt2"
-        return export(tiny_segmenter(), path, "torch", ExportOptions(size=SIZE)).path
-
-
-def test_it_is_the_model(model, tmp_path):
-    with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        report = export(model, tmp_path / "model.pt2", "torch", ExportOptions(size=SIZE))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.pt2"]
-    largest = json.loads((tmp_path / "export.json").read_text())["largest"]
+        report = export(tiny_segmenter(), path, "torch", ExportOptions(size=SIZE))
+    assert report.path == path
+    return path
+
+
+def test_it_is_the_model(file):
+    assert sorted(path.name for path in file.parent.iterdir()) == ["export.json", "model.pt2"]
+    largest = json.loads((file.parent / "export.json").read_text())["largest"]
     assert largest["class_logits.largest_share"] < 1e-4
     assert largest["mask_logits.largest_share"] < 1e-4
-    assert report.path == tmp_path / "model.pt2"
 
 
 @pytest.mark.slow
