@@ -45,6 +45,7 @@ CPU = ["--device", "cpu"]
 VARIABLES = ("M2F_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE")
 TINY = [
     *("--set", "train.iterations=2", "--set", "train.batch=2", "--set", "train.loss.num_points=64"),
+    *("--set", "model.backbone.depth=18", "--set", "model.pixel_decoder.num_layers=1"),
     *("--set", "data.scenes.train=4", "--set", "data.scenes.val=2", "--set", "data.scenes.size=[64,96]"),
 ]
 TRAIN = ["train", "--preset", "tiny", *TINY, "--init", "random", "--out", "run", "--workers", "1", *CPU]

@@ -114,6 +114,9 @@ SETS = {
 }
 
 
+SHORT = ("train.iterations=1", "train.batch=2", "model.backbone.depth=18", "model.pixel_decoder.num_layers=1")
+
+
 def m2f(*arguments):
     return cli.run([str(argument) for argument in arguments])
 
@@ -138,10 +141,7 @@ def test_the_verdict_is_what_training_does(tmp_path, capsys, name):
         tmp_path / "run",
         "--workers",
         0,
-        "--set",
-        "train.iterations=1",
-        "--set",
-        "train.batch=2",
+        *(word for pair in SHORT for word in ("--set", pair)),
     )
     told = capsys.readouterr()
     assert (checked == 0, trained == 0) == (runs, runs), (said.out[-600:], said.err[-600:], told.err[-600:])
