@@ -25,6 +25,8 @@ SMALL = [
     *(
         word
         for pair in (
+            "model.backbone.depth=18",
+            "model.pixel_decoder.num_layers=1",
             "data.scenes.train=6",
             "data.scenes.val=2",
             "data.scenes.size=[64, 96]",
@@ -52,7 +54,7 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
         "Next: m2f predict IMAGES --model runs/train/tiny   or   m2f eval --model runs/train/tiny\n"
     )
     assert "6 images to train on, 2 to evaluate on, 9 classes (4 things, 5 stuff)" in err
-    assert "backbone                  0 of    1,480,976 numbers are trained" in err
+    assert "backbone                  0 of      702,096 numbers are trained" in err
     assert "starts from random numbers" in err and "iteration 3/3: loss" in err and "pq" in err
     numbered = [p.name for p in (folder / "checkpoints").glob("iteration_*")]
     assert numbered == ["iteration_0000003.safetensors"]
@@ -182,7 +184,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert cli.run(dry) == 0
     out, err = capsys.readouterr()
     assert "train.iterations\t" in out and "Train: 6 images, 9 classes, " in out and "Val: 2 images" in out
-    assert "backbone\t0\t1,480,976" in out and "starts from random numbers" in err
+    assert "backbone\t0\t702,096" in out and "starts from random numbers" in err
     assert "Estimate: " in out and "(steps: 3 x " in out and "evaluations: 1 x " in out
     assert out.endswith("Nothing was written. To do it: the same command without --dry-run.\n")
     assert cli.run([*dry, "--json"]) == 0

@@ -240,6 +240,9 @@ def label_maps(root: Path, names: list[str], images: int) -> Path:
     return root
 
 
+SMALLER = ("model.backbone.depth=18", "model.pixel_decoder.num_layers=1")
+
+
 def test_other_data_is_refused_with_a_way_to_train_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     label_maps(tmp_path / "one", ["a", "b"], 3)
@@ -255,7 +258,7 @@ def test_other_data_is_refused_with_a_way_to_train_on(tmp_path, monkeypatch, cap
         "0",
         "--batch",
         "1",
-        *(word for pair in ("train.iterations=1", "train.loss.num_points=32") for word in ("--set", pair)),
+        *(word for pair in (*SMALLER, "train.iterations=1", "train.loss.num_points=32") for word in ("--set", pair)),
     ]
     assert cli.run([*start, "--data", "one", "--out", "run"]) == 0
     config_before = (tmp_path / "run" / "config.yaml").read_bytes()

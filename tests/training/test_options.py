@@ -29,6 +29,8 @@ SMALL = [
     *(
         word
         for pair in (
+            "model.backbone.depth=18",
+            "model.pixel_decoder.num_layers=1",
             "data.scenes.train=8",
             "data.scenes.val=2",
             "data.scenes.size=[64, 96]",

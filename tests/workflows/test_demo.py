@@ -22,7 +22,10 @@ from m2f_cli.inference import load
 from m2f_cli.workflows import demo
 
 TASKS = ("panoptic", "semantic", "instance")
-SMALL = ("data.scenes.train=8", "data.scenes.val=3", "train.batch=2", "train.loss.num_points=64")
+SMALL = (
+    *("model.backbone.depth=18", "model.pixel_decoder.num_layers=1"),
+    *("data.scenes.train=8", "data.scenes.val=3", "train.batch=2", "train.loss.num_points=64"),
+)
 
 
 def small_config(iterations=None):
