@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +42,16 @@ def write_run(folder: Path, categories=SCENES, trained_on: str | None = None, se
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("eval") / "mine")
+
+
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_a_folder_of_its_own(tmp_path, monkeypatch, finished_run):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    write_run(tmp_path / "runs" / "train" / "mine")
+    shutil.copytree(finished_run, tmp_path / "runs" / "train" / "mine")
     return tmp_path
 
 
