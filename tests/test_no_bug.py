@@ -18,18 +18,20 @@ from m2f_cli.model import build
 LONG = "x" * 5000
 
 
+@pytest.fixture(scope="module")
+def weights_of_a_run(tmp_path_factory):
+    path, loaded = tmp_path_factory.mktemp("weights") / "best.safetensors", settings()
+    return weights.save(path, build(loaded.model, len(CATEGORIES)).state_dict(), loaded, CATEGORIES)
+
+
 @pytest.fixture(autouse=True)
-def in_a_folder_with_a_run(tmp_path, monkeypatch):
+def in_a_folder_with_a_run(tmp_path, monkeypatch, weights_of_a_run):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     monkeypatch.delenv("M2F_DEBUG", raising=False)
     monkeypatch.setenv("M2F_OFFLINE", "1")
-    weights.save(
-        Path("run/checkpoints/best.safetensors"),
-        build(settings().model, len(CATEGORIES)).state_dict(),
-        settings(),
-        CATEGORIES,
-    )
+    Path("run/checkpoints").mkdir(parents=True)
+    shutil.copy(weights_of_a_run, "run/checkpoints")
     write_random_image(Path("a.png"), (64, 96))
     Path("text.txt").write_text("hello")
     Path("empty").mkdir()
