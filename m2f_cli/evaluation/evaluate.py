@@ -294,7 +294,7 @@ class Scored:
     saved: Any = None
 
 
-OnResults: TypeAlias = Callable[[Record, Mapping[Task, Result]], Any]
+OnResults: TypeAlias = Callable[[Record, Mapping[Task, Result], Annotation | Annotations], Any]
 
 
 def scored(
@@ -315,7 +315,8 @@ def scored(
         records: annotated images.
         metrics: name → metric. They stay as they are: each image gets a fresh one.
         workers: threads that read, and as many that finish.
-        on_results: called in threads with each image's results by task, which know their image then.
+        on_results: called in threads with each image's record, its results by task, which know their image then, and
+            its annotation.
         thresholds: as in `Segmenter.finish`.
 
     Raises:
@@ -341,7 +342,7 @@ def scored(
         if on_results is not None:
             for result in image.results.values():
                 result.image_id = getattr(record, "image_id", None)
-            image.saved = on_results(record, image.results)
+            image.saved = on_results(record, image.results, image.annotation)
             for result in image.results.values():
                 result.image = None
         return image

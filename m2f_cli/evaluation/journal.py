@@ -21,12 +21,12 @@ from ..runtime.files import atomic
 from ..runtime.jsonl import JsonLines, parse, whole_bytes, whole_lines
 from ..runtime.text import json_text
 
-NAME = "pictures.jsonl"
+NAME, SUFFIX = "pictures.jsonl", ".jsonl"
 Line = dict[str, Any]
 
 
-def journal_of(folder: Path, rank: int = 0) -> Path:
-    return folder / (f"pictures.{rank}.jsonl" if rank else NAME)
+def journal_of(folder: Path, rank: int = 0, name: str = NAME) -> Path:
+    return folder / (f"{name.removesuffix(SUFFIX)}.{rank}{SUFFIX}" if rank else name)
 
 
 def is_begun(folder: Path) -> bool:
@@ -91,12 +91,15 @@ def check_header(folder: Path, header: dict[str, Any]) -> None:
                 )
 
 
-def consolidate(folder: Path, header: dict[str, Any]) -> None:
+def consolidate(folder: Path, header: dict[str, Any], name: str = NAME) -> None:
     """Put the journals of all processes into one, a line for each image, in the order of the split.
 
     Of several lines about one image, one with a score is kept.
     """
-    paths = [path for path in _journals(folder) if whole_bytes(path)]
+    whole = journal_of(folder, name=name)
+    paths = [path for path in _journals(folder, name) if whole_bytes(path)]
+    if not paths:
+        return
     chosen: dict[int, _Place] = {}
     in_order = len(paths) == 1
     for path in paths:
@@ -107,15 +110,15 @@ def consolidate(folder: Path, header: dict[str, Any]) -> None:
             last = number
             if "error" not in line or number not in chosen:
                 chosen[number] = place
-    if in_order and paths[0] == journal_of(folder):
+    if in_order and paths[0] == whole:
         return
-    with atomic(journal_of(folder)) as part:
+    with atomic(whole) as part:
         with JsonLines(part, compact=True) as lines:
             lines.append({"header": header})
         with part.open("ab") as file:
             file.writelines(_raw([chosen[number] for number in sorted(chosen)], paths))
-    for path in _journals(folder):
-        if path != journal_of(folder):
+    for path in _journals(folder, name):
+        if path != whole:
             path.unlink()
 
 
@@ -124,10 +127,10 @@ class _Place(NamedTuple):
     offset: int
 
 
-def _journals(folder: Path) -> list[Path]:
+def _journals(folder: Path, name: str = NAME) -> list[Path]:
     """Return the journals of all processes, that of the first process first."""
-    others = folder.glob("pictures.*.jsonl")
-    return [path for path in (journal_of(folder), *sorted(others)) if path.is_file()]
+    others = folder.glob(f"{name.removesuffix(SUFFIX)}.*{SUFFIX}")
+    return [path for path in (journal_of(folder, name=name), *sorted(others)) if path.is_file()]
 
 
 def _places(path: Path) -> Iterator[tuple[_Place, Line]]:

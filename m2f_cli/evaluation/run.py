@@ -2,6 +2,7 @@
 
     OUT/pictures.jsonl        the journal (`evaluation.journal`); the figures are computed from it, image by image in
                               the order of the split, however often it was stopped and however many processes wrote it
+    OUT/views.jsonl           images and segments in small, for a page (`evaluation.views`), where `thumbnails` is not 0
     OUT/predictions/          what `save` names, as `m2f predict` lays it out
 
 The processes of a torch.distributed group need one folder that all of them see.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,24 @@ from ..inference.base import BaseSegmenter
 from ..metrics import Metric
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
+from ..results.types import Result
 from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
-from . import journal
-from .evaluate import EvalFailure, EvalProgress, EvalResult, Measured, Scored, scored, share
+from ..structures import Task
+from ..structures.annotations import Annotation
+from . import journal, views
+from .evaluate import (
+    Annotations,
+    EvalFailure,
+    EvalProgress,
+    EvalResult,
+    Measured,
+    OnResults,
+    Scored,
+    scored,
+    share,
+)
 from .save_predictions import Saver
 
 PREDICTIONS = "predictions"
@@ -51,6 +65,7 @@ class EvalRun:
         thresholds: score_threshold, object_threshold, overlap_threshold, top_k, as in `Segmenter.finish`.
         trust_code: True if `save` may name code ("module:function").
         draw: what overlays draw, and how.
+        thumbnails: longest edge of the images in views.jsonl, in pixels; 0 writes no views.
     """
 
     folder: Path
@@ -64,6 +79,11 @@ class EvalRun:
     thresholds: Mapping[str, float | int | None] = field(default_factory=dict)
     trust_code: bool = False
     draw: DrawOptions | None = None
+    thumbnails: int = 0
+
+    @property
+    def tasks(self) -> list[Task]:
+        return list(dict.fromkeys(metric.task for metric in self.metrics.values()))
 
     @property
     def count(self) -> int:
@@ -164,6 +184,7 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
             places.claim(record.name, getattr(record, "image", None))
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
+    journal.consolidate(folder, _views_header(evaluation), views.NAME)
     with journal.appending(journal.journal_of(folder), header):
         pass  # before all other files: by it, the folder is known as an evaluation
     done = journal.finished(folder)
@@ -200,23 +221,56 @@ def _score(
     on_progress: Callable[[EvalProgress], None] | None,
 ) -> None:
     records = (evaluation.records[number] for number in numbers)
-    on_results = saver.write if isinstance(saver, Saver) else None
     stream = scored(
         evaluation.segmenter,
         records,
         evaluation.metrics,
         workers=evaluation.workers,
-        on_results=on_results,
+        on_results=_on_results(evaluation, saver),
         **evaluation.thresholds,
     )
     path = journal.journal_of(evaluation.folder, rank)
-    with journal.appending(path, dict(evaluation.header)) as add, closing(stream):
+    with ExitStack() as stack:
+        add_view = stack.enter_context(_views(evaluation, rank))
+        add = stack.enter_context(journal.appending(path, dict(evaluation.header)))
+        stack.enter_context(closing(stream))
         for done, (number, each) in enumerate(zip(numbers, stream, strict=True), 1):
-            if each.saved is not None:  # before the journal: an image in the journal is never done again
-                saver.append(each.saved)
+            entry, view = each.saved or (None, None)
+            if entry is not None:  # before the journal: an image in the journal is never done again
+                saver.append(entry)
+            if view is not None and each.message is None:
+                add_view({**view, "number": number})
             add(_line(number, each))
             if on_progress is not None:
                 on_progress(EvalProgress(each.name, done, each.message))
+
+
+def _on_results(evaluation: EvalRun, saver: Any) -> OnResults | None:
+    """Return what threads do with the results of an image: its predictions are written, and its view is made."""
+    saves = isinstance(saver, Saver)
+    if not saves and not evaluation.thumbnails:
+        return None
+    categories, edge = evaluation.segmenter.categories, evaluation.thumbnails
+
+    def hand_on(record: Record, results: Mapping[Task, Result], annotation: Annotation | Annotations) -> Any:
+        view = None
+        if edge:
+            with suppress(DataError):  # the metrics compare the same, and name the error as that of the image
+                view = views.view_of(record, results, annotation, categories, edge)
+        return (saver.write(record, results) if saves else None), view
+
+    return hand_on
+
+
+def _views(evaluation: EvalRun, rank: int) -> AbstractContextManager[Callable[[journal.Line], Any]]:
+    if not evaluation.thumbnails:
+        return nullcontext(lambda line: None)
+    path = journal.journal_of(evaluation.folder, rank, views.NAME)
+    return journal.appending(path, _views_header(evaluation))
+
+
+def _views_header(evaluation: EvalRun) -> dict[str, Any]:
+    return views.header_of(evaluation.tasks, evaluation.segmenter.categories)
 
 
 def _line(number: int, image: Scored) -> journal.Line:
@@ -229,6 +283,7 @@ def _line(number: int, image: Scored) -> journal.Line:
 def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
     """Put all journals together and compute the figures from them."""
     journal.consolidate(evaluation.folder, dict(evaluation.header))
+    journal.consolidate(evaluation.folder, _views_header(evaluation), views.NAME)
     names: list[str] = []
     measured = Measured({name: metric.fresh() for name, metric in evaluation.metrics.items()}, seconds)
     for line in journal.read(journal.journal_of(evaluation.folder)):

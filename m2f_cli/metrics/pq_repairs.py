@@ -26,9 +26,9 @@ kind can be made at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -64,11 +64,16 @@ class Change(NamedTuple):
     missed: int
 
 
+Finder: TypeAlias = Callable[["ComparedImage", np.ndarray, np.ndarray], Iterator[Change]]
+
+
 @dataclass
 class ComparedImage:
     """Segments of one image and their overlaps: T true segments without crowds, F found segments that have pixels.
 
     Attributes:
+        ids_T: ids of the true segments, ascending.
+        ids_F: ids of the found segments, ascending.
         labels_T: class numbers of the true segments.
         labels_F: class numbers of the found segments.
         sizes_T: indices in SIZES of the true segments.
@@ -82,6 +87,8 @@ class ComparedImage:
         excused_F: True where PQ does not count the found segment, although it hits nothing.
     """
 
+    ids_T: np.ndarray
+    ids_F: np.ndarray
     labels_T: np.ndarray
     labels_F: np.ndarray
     sizes_T: np.ndarray
@@ -142,6 +149,8 @@ def compare_segments(result: PanopticMap, annotation: PanopticAnnotation, num_cl
     same_TF = labels_T[:, None] == labels_F
     hit_TF = same_TF & (iou_TF > 0.5)
     return ComparedImage(
+        ids_T=np.array(ids_T, np.int64),
+        ids_F=found_ids[is_segment],
         labels_T=labels_T,
         labels_F=labels_F,
         sizes_T=np.searchsorted(BOUNDS, areas_T, side="right"),
@@ -169,9 +178,27 @@ def repairs(image: ComparedImage) -> dict[str, list[Change]]:
     """Return the changes that repairing each kind of error of KINDS makes."""
     free_T = ~image.is_hit_T
     free_F = ~image.is_hit_F & image.counted_F
-    finders = (_class, _split, _merged, _boundary, _missed, _spurious)
     # The order matters: each finder removes the segments that it explains from those that are free.
-    return {kind: list(find(image, free_T, free_F)) for kind, find in zip(KINDS, finders, strict=True)}
+    return {kind: list(find(image, free_T, free_F)) for kind, find in _finders().items()}
+
+
+def kinds_of(image: ComparedImage) -> tuple[list[str | None], list[str | None]]:
+    """Return the error of KINDS that each true and each found segment has; None where it has none."""
+    free_T = ~image.is_hit_T
+    free_F = ~image.is_hit_F & image.counted_F
+    kinds_T: list[str | None] = [None] * len(free_T)
+    kinds_F: list[str | None] = [None] * len(free_F)
+    for kind, find in _finders().items():
+        before_T, before_F = free_T.copy(), free_F.copy()
+        for _ in find(image, free_T, free_F):
+            pass
+        # The last two explain what is left, and remove nothing.
+        named_T = before_T if kind == "missed" else before_T & ~free_T
+        named_F = before_F if kind == "spurious" else before_F & ~free_F
+        for kinds, named in ((kinds_T, named_T), (kinds_F, named_F)):
+            for i in np.flatnonzero(named):
+                kinds[i] = kind
+    return kinds_T, kinds_F
 
 
 def confusions(image: ComparedImage) -> Iterator[tuple[int | None, int | None]]:
@@ -181,6 +208,10 @@ def confusions(image: ComparedImage) -> Iterator[tuple[int | None, int | None]]:
     yield from ((int(p.labels_T[t]), int(p.labels_F[f])) for t, f in np.argwhere(pair_TF))
     yield from ((int(label), None) for label in p.labels_T[~pair_TF.any(1)])
     yield from ((None, int(label)) for label in p.labels_F[~pair_TF.any(0) & p.counted_F])
+
+
+def _finders() -> dict[str, Finder]:
+    return dict(zip(KINDS, (_class, _split, _merged, _boundary, _missed, _spurious), strict=True))
 
 
 # --- one finder for each kind -----------------------------------------------------------------------------------------

@@ -235,7 +235,8 @@ def test_a_task_can_have_a_annotation_of_its_own():
 def test_results_are_handed_on_with_their_image():
     seen = {}
 
-    def keep(record, results):
+    def keep(record, results, annotation):
+        assert isinstance(annotation, PanopticAnnotation)
         seen[record.name] = {task: (result.image.shape, result.image_id) for task, result in results.items()}
         return record.name
 
