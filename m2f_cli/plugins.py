@@ -23,6 +23,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "demo": "m2f_cli.commands.demo:demo",
         "train": "m2f_cli.commands.train:train",
         "eval": "m2f_cli.commands.eval:evaluate",
+        "report": "m2f_cli.commands.report:report",
         "export": "m2f_cli.commands.export:export",
         "data": "m2f_cli.commands.data:app",
         "presets": "m2f_cli.commands.presets:app",

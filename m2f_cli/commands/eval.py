@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console, plugins
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, M2FError
 from . import completion
 from . import options as opt
 from .help_page import help_page
@@ -125,6 +125,24 @@ def evaluate(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Show all classes in the table.", rich_help_panel=opt.OUTPUT)
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write report.html, a page with figures and images.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = True,
+    thumbnails: Annotated[
+        int,
+        typer.Option(
+            min=32,
+            max=4096,
+            metavar="PX",
+            help="Longest edge of the images in report.html, in pixels.",
+            rich_help_panel=opt.ADVANCED,
+        ),
+    ] = 320,
     trust_code: opt.TrustCode = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -168,7 +186,7 @@ def evaluate(
     )
     on = DataOptions(data, split, limit)
     by = MetricOptions(opt.listed(metric), max_dets, thresholds, trust_names=True)
-    options = RunOptions(workers, formats, sweep, diagnose, drawing)
+    options = RunOptions(workers, formats, sweep, diagnose, drawing, thumbnails if report else 0)
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
     folder = out or Path("runs/eval") / name_of(tested, on, by)
@@ -230,13 +248,27 @@ def _evaluate(
             raise
     if not is_main:
         return
+    page = _write_page(folder) if options.thumbnails else None
     if as_json:
         console.emit_json(outcome.tree)
     else:
         _print(outcome, folder, per_class)
         console.next_steps(*_next(evaluation))
+        if page is not None:
+            console.out(f"Report: {page}")
     if outcome.result.failures and "RANK" not in os.environ:  # torchrun would report a crash
         raise typer.Exit(DataError.exit_code)
+
+
+def _write_page(folder: Path) -> Path | None:
+    """Write the page of an evaluation. What was measured is there already, and an error of the page is only shown."""
+    from ..report.evaluation import write_evaluation_page
+
+    try:
+        return write_evaluation_page(folder)
+    except M2FError as error:
+        console.warn(f"The report was not written: {error}")
+        return None
 
 
 def _next(evaluation: Evaluation) -> list[list[str]]:

@@ -81,6 +81,7 @@ class RunOptions:
         sweep: run the network once more, to search for the best thresholds.
         diagnose: run it once more, to measure what each layer changes (MP-Former's measures).
         draw: what overlays draw, and how.
+        thumbnails: longest edge of the images that are kept for a report, in pixels; 0 keeps none.
     """
 
     workers: int = 2
@@ -88,6 +89,7 @@ class RunOptions:
     sweep: bool = False
     diagnose: bool = False
     draw: DrawOptions = field(default_factory=DrawOptions)
+    thumbnails: int = 0
 
 
 def with_default(model: ModelOptions, metrics: MetricOptions) -> ModelOptions:
@@ -220,6 +222,7 @@ def _run(
         thresholds,
         metrics.trust_names,
         options.draw,
+        options.thumbnails,
     )
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -38,7 +37,6 @@ from ..structures.annotations import Annotation
 from ..structures.categories import Categories
 from ..structures.rle import as_text, encode_ids, encode_mask, encode_shape
 from ..structures.run_lengths import areas_in, pair_counts
-from . import journal
 from .evaluate import Annotations, annotation_for
 
 SCHEMA_VERSION = 1
@@ -91,16 +89,6 @@ def view_of(
     pixels = first.image if isinstance(first.image, np.ndarray) else None
     thumbnail = {"size": list(small), "jpeg": "" if pixels is None else _jpeg(pixels, small)}
     return {"name": record.name, "size": list(size), "thumbnail": thumbnail, "tasks": tasks}
-
-
-def read_views(folder: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """Return the header of a folder's views, and its views in the order of the images.
-
-    Raises:
-        DataError: there are none, or a line is damaged.
-    """
-    path = journal.journal_of(folder, name=NAME)
-    return journal.read_header(path), journal.read(path)
 
 
 def _comparison(result: Result, annotation: Annotation, categories: Categories, small: Size) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..runtime.metrics_log import MOST_DRAWN, points_of, read_entries
 
@@ -41,13 +41,13 @@ class ChartLine:
         name: its name in the legend.
         path: points of the SVG polyline.
         marks: (x, y, text) of each point, in the SVG; the text is shown where the mouse rests.
-        last: the last value as text.
+        beside: a value as text, by default the last.
     """
 
     name: str
     path: str
     marks: list[tuple[float, float, str]]
-    last: str
+    beside: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,12 @@ def _lines(entries: Sequence[dict[str, Any]], kind: str, names: Mapping[str, str
 
 
 def line_chart(
-    title: str, lines: Mapping[str, Points], *, x_label: str = "", highest: float | None = None
+    title: str,
+    lines: Mapping[str, Points],
+    *,
+    x_label: str = "",
+    highest: float | None = None,
+    beside: Literal["last", "highest", "none"] = "last",
 ) -> LineChart:
     """Return a chart of lines by name. Both axes begin at 0, or lower where values are.
 
@@ -102,14 +107,15 @@ def line_chart(
         lines: points (x, y) of each line in the order of x. Points that are no numbers are left out.
         x_label: what the horizontal axis says.
         highest: end of the vertical axis; by default the largest value.
+        beside: value of each line that stands beside its name.
     """
     drawn = {name: _thinned([p for p in points if _is_finite(p)]) for name, points in lines.items()}
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
         return LineChart(title, x_label, [], [], [])
     xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
-    x_axis = _axis(min(0.0, *xs), max(xs))
-    y_axis = _axis(min(0.0, *ys), max(ys) if highest is None else max(highest, *ys))
+    x_axis = axis(min(0.0, *xs), max(xs))
+    y_axis = axis(min(0.0, *ys), max(ys) if highest is None else max(highest, *ys))
 
     def at_x(x: float) -> float:
         return round(LEFT + (x - x_axis[0]) / (max(xs) - x_axis[0] or 1.0) * (WIDTH - LEFT - RIGHT), 1)
@@ -118,8 +124,9 @@ def line_chart(
         return round(HEIGHT - BOTTOM - (y - y_axis[0]) / (y_axis[-1] - y_axis[0]) * (HEIGHT - TOP - BOTTOM), 1)
 
     def line(name: str, points: Points) -> ChartLine:
-        marks = [(at_x(x), at_y(y), f"{name}: {y:.4g} after {x:g}") for x, y in points]
-        return ChartLine(name, " ".join(f"{x},{y}" for x, y, _ in marks), marks, f"{points[-1][1]:.4g}")
+        word = "after" if x_label in ("", "iteration") else f"at {x_label}"
+        marks = [(at_x(x), at_y(y), f"{name}: {y:.4g} {word} {x:g}") for x, y in points]
+        return ChartLine(name, " ".join(f"{x},{y}" for x, y, _ in marks), marks, _beside(points, beside))
 
     return LineChart(
         title,
@@ -128,6 +135,15 @@ def line_chart(
         [ChartTick(at_x(value), f"{value:g}") for value in x_axis if value <= max(xs)],
         [ChartTick(at_y(value), f"{value:g}") for value in y_axis],
     )
+
+
+def _beside(points: Points, which: str) -> str:
+    if which == "none":
+        return ""
+    if which == "highest":
+        x, y = max(points, key=lambda point: point[1])
+        return f"{y:.4g} at {x:.4g}"
+    return f"{points[-1][1]:.4g}"
 
 
 def _is_finite(point: tuple[float, float]) -> bool:
@@ -143,7 +159,7 @@ def _thinned(points: Points) -> Points:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _axis(low: float, high: float) -> list[float]:
+def axis(low: float, high: float) -> list[float]:
     """Return round numbers with equal steps (1, 2 or 5 times a power of ten) that enclose a range."""
     span = high - low or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / TICKS))

@@ -1,8 +1,10 @@
 """Rendering of one self-contained HTML page from a template.
 
 jinja2 escapes every value; no template and no code marks data as safe. Marks that turn the direction of writing and
-other unseen characters are shown as escapes. A content security policy forbids the page to contact anybody, and to
-run or apply anything but its own script and style, which it names by their hashes.
+other unseen characters are shown as escapes, also in the JSON that scripts read. A content security policy forbids the
+page to contact anybody, and to run or apply anything but its own scripts and styles, which it names by their hashes.
+
+A template names them as `scripts` and `styles`: files of `templates/`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,11 @@ import jinja2
 
 from ..errors import DataError
 from ..runtime.files import read_file, write_text
-from ..runtime.text import visible_text
+from ..runtime.text import visible_line, visible_text
 from ..version import __version__
 from .tables import finite
 
 TEMPLATES = Path(__file__).parent / "templates"
-STYLE, SCRIPT = "page.css", "page.js"
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -71,8 +74,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = figure
-    environment.globals |= {"version": __version__, "policy": _policy(environment)}
+    environment.filters |= {"figure": figure, "signed": signed, "short": short}
+    environment.policies["json.dumps_function"] = _json
+    environment.globals |= {"version": __version__, "policy": functools.partial(_policy, environment)}
     return environment
 
 
@@ -82,12 +86,45 @@ def figure(value: Any, digits: int = 1) -> str:
     return "–" if number is None else f"{number:.{digits}f}"
 
 
-def _policy(environment: jinja2.Environment) -> str:
-    style, script = (_hash_of(environment.get_template(name).render()) for name in (STYLE, SCRIPT))
+def signed(value: Any) -> str:
+    """Return a difference as text with its sign."""
+    number = finite(value)
+    return "–" if number is None else f"{number:+.1f}"
+
+
+def short(count: int) -> str:
+    """Return a count in at most five letters, such as 1,234, 56k or 78M."""
+    for limit, unit in ((10_000_000, 1_000_000), (10_000, 1000)):
+        if count >= limit:
+            return f"{count / unit:.0f}{'M' if unit == 1_000_000 else 'k'}"
+    return f"{count:,}"
+
+
+def _policy(environment: jinja2.Environment, scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """Return the content security policy of a page with these scripts and styles."""
+
+    def hashes(names: Sequence[str]) -> str:
+        return " ".join(f"'{_hash_of(environment.get_template(name).render())}'" for name in names)
+
     return (
-        f"default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; "
+        f"default-src 'none'; img-src data:; style-src {hashes(styles)}; script-src {hashes(scripts)}; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _json(tree: Any, **options: Any) -> str:
+    """Return JSON whose texts show unseen characters as escapes, and in which NaN and infinity are null."""
+    return json.dumps(_visible(tree), separators=(",", ":"), **options)
+
+
+def _visible(tree: Any) -> Any:
+    if isinstance(tree, str):
+        return visible_line(tree)
+    if isinstance(tree, float):
+        return finite(tree)
+    if isinstance(tree, Mapping):
+        return {visible_line(str(key)): _visible(value) for key, value in tree.items()}
+    return [_visible(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _hash_of(text: str) -> str:

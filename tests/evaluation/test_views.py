@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from pycocotools import mask as coco_mask
 from m2f_cli.errors import DataError
 from m2f_cli.evaluation.evaluate import Annotations
 from m2f_cli.evaluation.run import run
-from m2f_cli.evaluation.views import read_views, view_of
+from m2f_cli.evaluation.stored_views import open_views
+from m2f_cli.evaluation.views import view_of
 from m2f_cli.metrics.pq_repairs import compare_segments, kinds_of, repairs
 from m2f_cli.results.types import Instances
 from m2f_cli.structures.annotations import AnnotatedObject, AnnotatedSegment, InstanceAnnotation, PanopticAnnotation
@@ -180,12 +182,11 @@ def test_views_lie_beside_the_journal_and_the_figures_are_the_same(tmp_path):
     plain, viewed = run(evaluation(tmp_path / "a")), run(evaluation(tmp_path / "b", thumbnails=32))
     assert plain.figures == viewed.figures
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["pictures.jsonl", "views.jsonl"]
-    header, views = read_views(tmp_path / "b")
-    assert header["tasks"] == ["panoptic", "instance", "semantic"]
-    assert [each["name"] for each in header["categories"]] == ["sky", "grass", "person"]
-    seen = list(views)
-    assert [(each["name"], each["number"]) for each in seen] == [(f"{i:03}", i) for i in range(COUNT)]
-    assert all(max(each["thumbnail"]["size"]) == 32 and list(each["tasks"]) == header["tasks"] for each in seen)
+    stored = open_views(tmp_path / "b")
+    assert stored.tasks == ["panoptic", "instance", "semantic"] and stored.categories == CATEGORIES
+    seen = list(stored)
+    assert [(each.name, each.number) for each in seen] == [(f"{i:03}", i) for i in range(COUNT)]
+    assert all(max(each.thumbnail.size) == 32 and list(each.tasks) == stored.tasks for each in seen)
 
 
 def test_a_stopped_evaluation_goes_on_with_its_views(tmp_path):
@@ -206,9 +207,39 @@ def test_an_image_that_fails_has_no_view(tmp_path):
     items = records(3)
     items[1] = Record(1, broken=True)
     assert run(evaluation(tmp_path / "a", items, thumbnails=32)).images == 2
-    assert [each["name"] for each in read_views(tmp_path / "a")[1]] == ["000", "002"]
+    assert [each.name for each in open_views(tmp_path / "a")] == ["000", "002"]
 
 
-def test_a_folder_without_views_says_so(tmp_path):
-    with pytest.raises(DataError, match="views.jsonl"):
-        read_views(tmp_path)
+SEGMENT = {"label": 0, "area": 1, "kind": "hit", "iou": 0.5, "counts": ""}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [0, 4]},
+        {"thumbnail": {"size": [1, 10**9], "jpeg": ""}},
+        {"thumbnail": {"size": [1, 1], "jpeg": "javascript:alert(1)"}},
+        {"tasks": {"panoptic": {"true": [], "found": [{**SEGMENT, "label": 3}]}}},
+        {"tasks": {"panoptic": {"true": [], "found": [{**SEGMENT, "partner": 0}]}}},
+        {"tasks": {"panoptic": {"true": [], "found": [{**SEGMENT, "kind": "<b>"}]}}},
+        {"tasks": {"panoptic": {"figure": math.nan, "true": [], "found": []}}},
+        {"tasks": {"depth": {}}},
+    ],
+)
+def test_views_of_strangers_are_checked(tmp_path, change):
+    run(evaluation(tmp_path / "a", thumbnails=32))
+    view = {"name": "x", "number": 0, "size": [1, 1], "thumbnail": {"size": [1, 1], "jpeg": ""}, "tasks": {}}
+    with (tmp_path / "a" / "views.jsonl").open("a") as file:
+        file.write(json.dumps({**view, **change}) + "\n")
+    with pytest.raises(DataError, match="views.jsonl is damaged"):
+        list(open_views(tmp_path / "a"))
+
+
+def test_a_folder_without_views_has_none_and_a_newer_version_is_refused(tmp_path):
+    assert open_views(tmp_path) is None
+    (tmp_path / "views.jsonl").write_text('{"header": {"schema_version": 2}}\n')
+    with pytest.raises(DataError, match="has the version 2, not 1"):
+        open_views(tmp_path)
+    (tmp_path / "views.jsonl").write_text('{"header": {"schema_version": 1, "categories": 3}}\n')
+    with pytest.raises(DataError, match="is damaged: header is wrong"):
+        open_views(tmp_path)

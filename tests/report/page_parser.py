@@ -15,7 +15,7 @@ class PageParser(HTMLParser):
         errors: end tags that close nothing that is open, and tags that stay open.
         tags: name and attributes of each tag.
         text: all text that is shown.
-        raw: content of each script and style by the name of its tag.
+        raw: content of each script and style by the name of its tag; JSON for scripts is "json".
     """
 
     def __init__(self, page: str):
@@ -23,7 +23,7 @@ class PageParser(HTMLParser):
         self.errors: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.raw: dict[str, str] = {}
+        self.raw: dict[str, list[str]] = {}
         self.stack: list[str] = []
         self.feed(page)
         self.close()
@@ -33,6 +33,9 @@ class PageParser(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.stack.append(tag)
+        if tag in ("script", "style"):
+            self.kind = "json" if dict(attrs).get("type") == "application/json" else tag
+            self.raw.setdefault(self.kind, []).append("")
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -43,7 +46,7 @@ class PageParser(HTMLParser):
 
     def handle_data(self, data):
         if self.stack and self.stack[-1] in ("script", "style"):
-            self.raw[self.stack[-1]] = self.raw.get(self.stack[-1], "") + data
+            self.raw[self.kind][-1] += data
         else:
             self.text += data
 

@@ -1,0 +1,294 @@
+"""The page of an evaluation: figures, classes, errors, confusions, scores, and its images with their segments.
+
+OUT/report.html                    one page with up to `MOST` images
+OUT/report/index.html, images-….html    of more images: the page with the worst ones, and pages with all of them
+"""
+
+from __future__ import annotations
+
+import heapq
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..evaluation.report import (
+    RESULTS,
+    SCHEMA_VERSION,
+    FailedImage,
+    PublishedFigure,
+    ScoredData,
+    ScoredModel,
+)
+from ..evaluation.setup import ENVIRONMENT
+from ..evaluation.stored_views import StoredViews, View, open_views
+from ..metrics.pq_repairs import KINDS
+from ..runtime.documents import read_json
+from ..structures.categories import Categories
+from . import view_statistics as counting
+from .bars import BarChart, bar_chart
+from .charts import LineChart, line_chart
+from .page import write_page
+from .tables import WORDS, class_table, finite
+
+MOST = 500  # images of a page
+PAGE, FOLDER, INDEX = "report.html", "report", "index.html"
+ANALYSIS = ("ece", "mean_score", "precision")
+LARGE_FIGURES = 4
+WAYS = {  # kinds of errors in words; of the demo's figures the page has none
+    "class": "the mask is right, the class is another",
+    "split": "found in several pieces",
+    "merged": "found together with others",
+    "boundary": "found, with too little overlap; of hits the pixels that only one of both has",
+    "missed": "not found",
+    "spurious": "found where nothing of this class is",
+    "duplicate": "found twice",
+    "wrong": "a predicted segment that belongs to none",
+    "hit": "found, with the right class",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Figure of the whole: its name, its value in percent, and the published one where there is one."""
+
+    name: str
+    value: float | None
+    published: float | None = None
+    difference: float | None = None
+
+
+def write_evaluation_page(folder: Path, out: Path | None = None, *, most: int = MOST) -> Path:
+    """Write the page of a folder of `m2f eval`, and return it.
+
+    Args:
+        folder: the folder, with results.json.
+        out: the page; by default report.html in the folder. With more than `most` images it is the page index.html in
+            a folder of that name without suffix.
+        most: number of images on one page.
+
+    Raises:
+        DataError: the folder holds no evaluation, or a damaged file.
+        M2FError: the page cannot be written.
+    """
+    out = out or folder / PAGE
+    results = _results(folder)
+    views = open_views(folder)
+    statistics = counting.ViewStatistics(views.tasks if views else ())
+    worst = heapq.nsmallest(most, _counted(views, statistics), key=_order(views)) if views else []
+    values = _values(folder, results, views, statistics)
+    if statistics.images <= most:
+        return write_page("evaluation.html", out, gallery=_gallery(views, worst), pages=[], **values)
+    assert views is not None
+    return _write_folder(out.with_suffix(""), views, worst, values, most)
+
+
+def _write_folder(folder: Path, views: StoredViews, worst: list[View], values: dict[str, Any], most: int) -> Path:
+    """Write an index with the worst images, and a page for each part of the images in their order."""
+    count = values["images"]
+    starts = range(0, count, most)
+    pages = [(f"images-{i:03}.html", start + 1, min(start + most, count)) for i, start in enumerate(starts, 1)]
+    images = iter(views)
+    for name, first, last in pages:
+        part = _gallery(views, list(islice(images, most)))
+        title = f"{values['title']}: images {first} to {last}"
+        write_page("images.html", folder / name, title=title, gallery=part, ways=WAYS, index=INDEX)
+    return write_page("evaluation.html", folder / INDEX, gallery=_gallery(views, worst), pages=pages, **values)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / RESULTS
+    if not path.is_file():
+        raise DataError(f"{folder} holds no evaluation: there is no {RESULTS}.", hint="Pass a folder of `m2f eval`.")
+    tree = read_json(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("figures"), dict):
+        raise DataError(f"{path} has no figures.", hint="Evaluate again.")
+    return tree
+
+
+def _counted(views: StoredViews, statistics: counting.ViewStatistics) -> Iterator[View]:
+    for view in views:
+        statistics.add(view)
+        yield view
+
+
+def _order(views: StoredViews) -> Any:
+    """Return a key that puts the worst images first, and those without a figure last."""
+
+    def key(view: View) -> tuple[float, int]:
+        own = next((view.tasks[task].figure for task in views.tasks if task in view.tasks), None)
+        return (101.0 if own is None else own), view.number
+
+    return key
+
+
+def _gallery(views: StoredViews | None, images: Sequence[View]) -> dict[str, Any] | None:
+    """Return what the script of the gallery takes; None without images."""
+    if views is None or not images:
+        return None
+    classes = [{"name": each.name, "color": list(each.color)} for each in views.categories]
+    shown = [each.model_dump(mode="json", exclude_defaults=True) for each in images]
+    return {"tasks": views.tasks, "categories": classes, "views": shown}
+
+
+# --- values of the template -------------------------------------------------------------------------------------------
+
+
+def _values(
+    folder: Path, results: Mapping[str, Any], views: StoredViews | None, statistics: counting.ViewStatistics
+) -> dict[str, Any]:
+    model, data = _row(results.get("model"), ScoredModel), _row(results.get("data"), ScoredData)
+    categories = views.categories if views else ()
+    task = views.tasks[0] if views and views.tasks else None
+    counts = statistics.tasks[task] if task else counting.TaskCounts()
+    environment = _environment(folder)
+    figures = _figures(results)
+    version = results.get("schema_version")
+    return {
+        "title": f"Evaluation of {model['name'] or 'a model'}",
+        "model": model,
+        "data": data,
+        "scored": results.get("scored"),
+        "of": results.get("of"),
+        "failures": [_row(each, FailedImage) for each in _list(results.get("failures"))],
+        "notes": [str(each) for each in _list(results.get("notes"))],
+        "version_note": None if version == SCHEMA_VERSION else f"results.json has the version {version!r}.",
+        "figures": figures[:LARGE_FIGURES],
+        "more_figures": figures[LARGE_FIGURES:],
+        "published": [_row(each, PublishedFigure) for each in _list(results.get("published"))],
+        "classes": class_table(results, categories, _annotated(counts, categories)),
+        "lost": _lost(results, categories),
+        "false_segments": counting.errors_by_class(counts, categories),
+        "matrix": counting.confusion_matrix(counts, categories, task or "panoptic") if counts.confusion else None,
+        "charts": [chart for chart in _line_charts(results, counts) if chart.lines],
+        "histograms": [counting.score_histogram(counts), counting.size_histogram(counts)],
+        "sweep": _sweep(results),
+        "images": statistics.images,
+        "has_views": views is not None,
+        "ways": WAYS,
+        "settings": list(_flat(_mapping(results.get("settings")))),
+        "environment": environment,
+        "command": shlex.join(map(str, _list(environment.pop("command", None)))),
+        "seconds": results.get("seconds"),
+        "speed": results.get("images_per_second"),
+    }
+
+
+def _figures(results: Mapping[str, Any]) -> list[Figure]:
+    published = {}
+    for each in reversed(_list(results.get("published"))):
+        row = _mapping(each)
+        published[row.get("metric")] = (finite(row.get("value")), finite(row.get("difference")))
+    return [
+        Figure(WORDS.get(name, str(name).replace("_", " ")), finite(value), *published.get(name, (None, None)))
+        for name, value in _mapping(results.get("figures")).items()
+        if not str(name).startswith("pq_lost_") and name not in ANALYSIS
+    ]
+
+
+def _annotated(counts: counting.TaskCounts, categories: Categories) -> dict[str, dict[str, int]]:
+    if not counts.images:
+        return {}
+    segments = {categories[label].name: sum(kinds.values()) for label, kinds in counts.true.items()}
+    images = {categories[label].name: count for label, count in counts.images.items()}
+    return {"segments": segments, "images": images}
+
+
+def _lost(results: Mapping[str, Any], categories: Categories) -> list[BarChart]:
+    """Return what each kind of error costs: in all, per size and per class; nothing without pq-errors."""
+    figures = _mapping(results.get("figures"))
+    if not any(f"pq_lost_{kind}" in figures for kind in KINDS):
+        return []
+    classes = _mapping(_mapping(results.get("per_class")).get("pq-errors"))
+    sizes = _mapping(_mapping(_mapping(results.get("tables")).get("pq-errors")).get("sizes"))
+    numbers = {category.name: i for i, category in enumerate(categories)}
+
+    def chart(title: str, caption: str, rows: Mapping[str, Any]) -> BarChart:
+        values = [(str(name), _losses(_mapping(row))) for name, row in rows.items()]
+        return bar_chart(title, caption, values, unit="PQ", digits=1, labels=numbers)
+
+    alone = {kind: {f"pq_lost_{kind}": figures.get(f"pq_lost_{kind}")} for kind in KINDS}
+    return [
+        chart("PQ lost to each kind of error", "What PQ would gain if this kind alone were repaired.", alone),
+        chart("By size of segment", "Small: below 32 x 32 pixels; large: from 96 x 96 on.", sizes),
+        chart("By class", "Each kind is repaired alone, so the parts need not add up to what is missing.", classes),
+    ]
+
+
+def _losses(row: Mapping[str, Any]) -> dict[str, float]:
+    return {kind: finite(row.get(f"pq_lost_{kind}")) or 0.0 for kind in KINDS}
+
+
+def _line_charts(results: Mapping[str, Any], counts: counting.TaskCounts) -> Iterator[LineChart]:
+    tables = _mapping(results.get("tables"))
+    for metric in ("calibration", "calibration-instance"):
+        table = _mapping(tables.get(metric))
+        rows = [_mapping(row) for row in _list(table.get("reliability"))]
+        hits = _points(rows, "mean_score", "precision")
+        if hits:
+            lines = {"share of hits": hits, "calibrated": [(0.0, 0.0), (100.0, 100.0)]}
+            title = "Calibration: scores and hits"
+            yield line_chart(title, lines, x_label="mean score, %", highest=100.0, beside="none")
+        curve = [_mapping(row) for row in _list(_mapping(table.get("object_threshold")).get("curve"))]
+        yield line_chart(
+            "PQ over the object threshold, estimated",
+            {"PQ": _points(curve, "threshold", "pq")},
+            x_label="least score",
+            beside="highest",
+        )
+    yield counting.threshold_chart(counts)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
+    pairs = [(finite(row.get(x)), finite(row.get(y))) for row in rows]
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def _sweep(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return PQ of every pair of thresholds as rows, with the heat (0 to 9) of each cell."""
+    tree = _mapping(results.get("threshold_sweep"))
+    pairs = [_mapping(each) for each in _list(tree.get("pairs"))]
+    grid = {(finite(row.get("object_threshold")), finite(row.get("overlap_threshold"))): row for row in pairs}
+    known = [finite(row.get("pq")) for row in grid.values()]
+    values = [value for value in known if value is not None]
+    if not values:
+        return None
+    low, span = min(values), max(values) - min(values) or 1.0
+    columns = sorted({b for _, b in grid if b is not None})
+    rows = []
+    for a in sorted({a for a, _ in grid if a is not None}):
+        own = [finite(_mapping(grid.get((a, b))).get("pq")) for b in columns]
+        rows.append((a, [(pq, 0 if pq is None else round(9 * (pq - low) / span)) for pq in own]))
+    return {"columns": columns, "rows": rows, "caution": str(tree.get("caution", ""))}
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / ENVIRONMENT
+    tree = _mapping(read_json(path)) if path.is_file() else {}
+    wanted = ("m2f", "torch", "python", "machine", "device", "processes", "command")
+    return {key: tree[key] for key in wanted if key in tree}
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{before}{key}.")
+        elif value not in (None, [], {}):
+            yield f"{before}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _row(value: Any, layout: Any) -> dict[str, Any]:
+    """Return the values of a record by all keys of its layout; None where a value is missing."""
+    tree = _mapping(value)
+    return {key: tree.get(key) for key in layout.__annotations__}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
