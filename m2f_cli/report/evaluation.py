@@ -144,6 +144,9 @@ def _values(
     categories = views.categories if views else ()
     task = views.tasks[0] if views and views.tasks else None
     counts = statistics.tasks[task] if task else counting.TaskCounts()
+    annotated = _annotated(counts, categories)
+    if task == "instance":  # its metric counts the same
+        annotated.pop("segments", None)
     environment = _environment(folder)
     figures = _figures(results)
     version = results.get("schema_version")
@@ -153,13 +156,13 @@ def _values(
         "data": data,
         "scored": results.get("scored"),
         "of": results.get("of"),
-        "failures": [_row(each, FailedImage) for each in _list(results.get("failures"))],
+        "failures": [_row(each, FailedImage) for each in _list(results.get("failures")) if _mapping(each)],
         "notes": [str(each) for each in _list(results.get("notes"))],
         "version_note": None if version == SCHEMA_VERSION else f"results.json has the version {version!r}.",
         "figures": figures[:LARGE_FIGURES],
         "more_figures": figures[LARGE_FIGURES:],
-        "published": [_row(each, PublishedFigure) for each in _list(results.get("published"))],
-        "classes": class_table(results, categories, _annotated(counts, categories)),
+        "published": [_row(each, PublishedFigure) for each in _list(results.get("published")) if _mapping(each)],
+        "classes": class_table(results, categories, annotated),
         "lost": _lost(results, categories),
         "false_segments": counting.errors_by_class(counts, categories),
         "matrix": counting.confusion_matrix(counts, categories, task or "panoptic") if counts.confusion else None,
@@ -168,6 +171,7 @@ def _values(
         "sweep": _sweep(results),
         "images": statistics.images,
         "has_views": views is not None,
+        "task": task,
         "ways": WAYS,
         "settings": list(_flat(_mapping(results.get("settings")))),
         "environment": environment,

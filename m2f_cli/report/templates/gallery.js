@@ -61,6 +61,15 @@ function explain(sides, segment, side) {
 
 // --- drawing ---
 
+// The surest segments lie on top. Maps are kept as long as what they show stays the same.
+function mapOf(view, side) {
+  const key = `${state.task} ${state.score} ${state.only}`;
+  if (view.maps?.key !== key) view.maps = {key};
+  const segments = sidesOf(view)[side];
+  view.maps[side] ??= segmentMap(view, segments, segments.map((_, i) => i).reverse().filter((i) => isShown(segments[i])));
+  return view.maps[side];
+}
+
 function drawLayer(canvas, view, layer) {
   const [height, width] = view.thumbnail.size;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
@@ -75,7 +84,7 @@ function drawLayer(canvas, view, layer) {
     const colors = Object.values(KIND_COLORS);
     tint(pixels, errorMap(view, sides, isShown, verdict), width, (k) => colors[k], {grey: 1, strength: 0.7, edges: false});
   } else {
-    const map = segmentMap(view, sides[layer], isShown);
+    const map = mapOf(view, layer);
     const hovered = state.hovered && state.hovered.view === view && state.hovered.side === layer ? state.hovered.index : -1;
     tint(pixels, map, width, (i) => data.categories[sides[layer][i].label].color, {grey: state.only === null ? 0.25 : 0.8, only: hovered});
   }
@@ -99,10 +108,10 @@ function loadPicture(view) {
 }
 
 function segmentAt(view, layer, x, y) {
-  const sides = sidesOf(view), [height, width] = view.thumbnail.size;
+  const [height, width] = view.thumbnail.size;
   const column = Math.min(width - 1, Math.max(0, Math.floor(x * width))), row = Math.min(height - 1, Math.max(0, Math.floor(y * height)));
   const wanted = layer === "true" ? ["true"] : layer === "found" ? ["found"] : ["true", "found"];
-  return wanted.map((side) => ({side, index: segmentMap(view, sides[side], isShown)[row * width + column]})).filter(({index}) => index >= 0);
+  return wanted.map((side) => ({side, index: mapOf(view, side)[row * width + column]})).filter(({index}) => index >= 0);
 }
 
 // --- cards ---
@@ -138,7 +147,7 @@ function fillCard(card) {
   const labels = [...new Set([...sidesOf(view).true, ...sidesOf(view).found].filter(isKept).map((s) => s.label))];
   card.chips.replaceChildren(...(view.thumbnail.jpeg && !view.isBroken ? [] : [make("em", {textContent: "The image is missing."})]),
     ...labels.map((label) => classChip(label)));
-  loadPicture(view).then(() => drawCard(card));
+  loadPicture(view).then(() => drawSoon(card));
 }
 
 function classChip(label) {
@@ -162,10 +171,29 @@ function drawCard(card) {
   }
 }
 
+// Cards are drawn in the pauses of scrolling, the first ones first.
+const waiting = new Set();
+
+function drawSoon(card) {
+  if (!waiting.size) requestAnimationFrame(drawWaiting);
+  waiting.add(card);
+}
+
+function drawWaiting() {
+  const started = performance.now();
+  for (const card of waiting) {
+    waiting.delete(card);
+    drawCard(card);
+    if (performance.now() - started > 8) break;
+  }
+  if (waiting.size) requestAnimationFrame(drawWaiting);
+}
+
 const near = new IntersectionObserver((entries) => {
   for (const {target, isIntersecting} of entries) {
     target.isNear = isIntersecting;
     if (isIntersecting) fillCard(target);
+    else target.view.maps = undefined;
   }
 }, {rootMargin: "500px"});
 
@@ -216,7 +244,7 @@ function apply() {
   control("gallery-status").textContent = `${shown.length} of ${cards.length} images${filters.length ? ` with ${filters.join(", ")}` : ""}`
     + ` · ${total.hits} hits, ${total.wrong} wrong, ${total.missed} missed` + (state.score ? ` at score ${state.score.toFixed(2)} and more` : "")
     + (state.only === null ? "" : ` · showing only ${data.categories[state.only].name}`);
-  control("reset").hidden = !(filters.length || state.only !== null || state.score);
+  control("reset").hidden = !(filters.length || state.only !== null || state.score !== startScore(state.task));
   refresh();
 }
 
@@ -326,6 +354,7 @@ function startScore(task) {
 }
 
 function showScore() {
+  control("by-score").closest("label").hidden = state.task === "semantic";
   control("by-score").value = state.score;
   document.querySelector("output[for=by-score]").textContent = state.score.toFixed(2);
 }

@@ -34,45 +34,44 @@ function paint(map, height, width, segment, value) {
   segment.runs.forEach((length, i) => {
     const end = Math.min(most, at + Math.max(0, length));
     if (i % 2) {
-      for (let p = at; p < end; p++) map[(p % height) * width + Math.floor(p / height)] = value;
+      let column = Math.floor(at / height), row = at % height;
+      for (let p = at; p < end; p++) {
+        map[row * width + column] = value;
+        if (++row === height) { row = 0; column++; }
+      }
     }
     at = end;
   });
 }
 
-// Number of the segment on top at each pixel, -1 for none. Later segments are painted first: the surest is on top.
-function segmentMap(view, segments, isShown) {
+// Number of the segment on top at each pixel, -1 for none; those of `order` are painted one after the other.
+function segmentMap(view, segments, order) {
   const [height, width] = view.thumbnail.size;
   const map = new Int16Array(height * width).fill(-1);
-  for (let i = segments.length - 1; i >= 0; i--) {
-    if (isShown(segments[i])) paint(map, height, width, segments[i], i);
-  }
+  for (const i of order) paint(map, height, width, segments[i], i);
   return map;
 }
 
-// Kinds of errors by pixel: of hits where only one of both segments is, of others the whole segment.
+// Kinds of errors by pixel, as numbers of KIND_COLORS: a false segment gives its kind to all of its pixels; of hits, it is
+// "boundary" where only one of both segments is.
 function errorMap(view, sides, isShown, verdict) {
-  const [height, width] = view.thumbnail.size;
-  const kinds = Object.keys(KIND_COLORS);
-  const map = new Int16Array(height * width).fill(-1);
-  const own = new Uint8Array(height * width);
-  sides.true.forEach((segment) => {
-    const other = sides.found[segment.partner];
-    if (!isShown(segment) || verdict(segment, "true") !== "hit" || !other) return;
-    own.fill(0);
-    paint(own, height, width, segment, 1);
-    const both = Uint8Array.from(own);
-    paint(both, height, width, other, 0);
-    own.fill(0);
-    paint(own, height, width, other, 1);
-    paint(own, height, width, segment, 0);
-    for (let p = 0; p < map.length; p++) if (both[p] || own[p]) map[p] = kinds.indexOf("boundary");
-  });
-  for (const side of ["found", "true"]) {
-    sides[side].forEach((segment) => {
-      const kind = kinds.indexOf(verdict(segment, side));
-      if (isShown(segment) && kind >= 0) paint(map, height, width, segment, kind);
-    });
+  const kinds = Object.keys(KIND_COLORS), boundary = kinds.indexOf("boundary");
+  const counted = (side) => sides[side].map((segment, i) => [i, verdict(segment, side), segment]).filter(([, kind, segment]) => isShown(segment) && kind !== "crowd" && kind !== "excused");
+  const trueKinds = [], foundKinds = [];
+  for (const [i, kind] of counted("true")) trueKinds[i] = kind;
+  for (const [i, kind] of counted("found")) foundKinds[i] = kind;
+  // Hits that overlap lie in the same order on both sides.
+  const rank = (i) => foundKinds[i] === "hit" ? sides.found[i].partner : -1;
+  const trueMap = segmentMap(view, sides.true, Object.keys(trueKinds).map(Number));
+  const foundMap = segmentMap(view, sides.found, Object.keys(foundKinds).map(Number).sort((a, b) => rank(a) - rank(b)));
+  const map = new Int16Array(trueMap.length).fill(-1);
+  for (let p = 0; p < map.length; p++) {
+    const t = trueMap[p], f = foundMap[p];
+    if (t < 0 && f < 0) continue;
+    if (t >= 0 && f >= 0 && trueKinds[t] === "hit" && sides.true[t].partner === f) continue;
+    if (t >= 0 && trueKinds[t] !== "hit") map[p] = kinds.indexOf(trueKinds[t]);
+    else if (f >= 0 && foundKinds[f] !== "hit") map[p] = kinds.indexOf(foundKinds[f]);
+    else map[p] = boundary;
   }
   return map;
 }

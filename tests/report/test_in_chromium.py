@@ -1,0 +1,185 @@
+"""Pages in a real browser: they open, sort, filter, blink, explain, zoom, and everything is reached by keys."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from report.small_evaluation import evaluate
+
+from m2f_cli.report.evaluation import write_evaluation_page
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+UNNAMED = """() => [...document.querySelectorAll(
+    "button, input, select, textarea, a, [role=button], [tabindex], canvas, svg[role]")]
+  .filter((e) => e.checkVisibility() && !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
+  .map((e) => e.outerHTML.slice(0, 200))"""
+FOCUSED = """(({id, textContent, tagName}) => id || (tagName === "rect" ? tagName : textContent.trim()))(
+    document.activeElement)"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write_evaluation_page(evaluate(tmp_path_factory.mktemp("evaluation") / "a"))
+
+
+@pytest.fixture
+def page(browser, path):
+    """The page of the evaluation. Errors and requests of it fail the test."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(5000)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request", lambda request: None if request.url.startswith(("data:", "blob:")) else wrong.append(request.url)
+    )
+    page.goto(path.as_uri())
+    page.evaluate("document.getElementById('images').scrollIntoView()")
+    page.locator(".card canvas").first.wait_for()
+    yield page
+    context.close()
+    assert wrong == [path.as_uri()]
+
+
+def settle(page) -> None:
+    """Wait until all images are drawn. The page's policy forbids Playwright's own way to wait for a script."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    while page.evaluate("waiting.size"):
+        page.wait_for_timeout(20)
+
+
+def names(page) -> list[str]:
+    return page.locator(".card h3").all_text_contents()
+
+
+def pixels(page, layer: str) -> str:
+    return page.locator(f".card canvas[data-layer={layer}]").first.evaluate("(canvas) => canvas.toDataURL()")
+
+
+def test_it_opens_with_all_images_drawn(page):
+    assert len(names(page)) == 6
+    settle(page)
+    assert len({pixels(page, layer) for layer in ("image", "true", "found", "difference")}) == 4
+
+
+def test_the_table_sorts_filters_and_saves_itself(page):
+    first = page.locator("#classes tbody th").first
+    page.get_by_role("button", name="class", exact=True).click()
+    assert first.text_content() == "grass"
+    page.get_by_role("button", name="PQ", exact=True).click()
+    assert page.locator("#classes th[aria-sort=descending]").text_content() == "PQ"
+    page.get_by_label("Filter").fill("SK")
+    assert page.locator("#classes tbody tr:visible").count() == 1
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    head, row = Path(download.value.path()).read_text().splitlines()
+    assert head.startswith("class,kind,PQ") and row.startswith("sky,stuff,")
+
+
+def test_bars_cells_and_controls_filter_the_images(page):
+    page.locator("rect[data-kind=boundary][data-label='2']").last.click()
+    assert page.get_by_label("Error").input_value() == "boundary"
+    assert page.locator("#by-class").input_value() == "2"
+    shown = len(names(page))
+    assert (
+        0 < shown < 6 and f"{shown} of 6 images with boundary, person" in page.locator("#gallery-status").text_content()
+    )
+    page.get_by_role("button", name="Show all images").click()
+    assert len(names(page)) == 6
+    page.locator(".matrix td[data-true='2'][data-found='']").click()
+    assert 0 < len(names(page)) < 6 and "person predicted as nothing" in page.locator("#gallery-status").text_content()
+    page.get_by_role("button", name="Show all images").click()
+    page.locator("#by-name").fill("003")
+    assert names(page) == ["003"]
+
+
+def test_the_order_changes(page):
+    worst = names(page)
+    page.get_by_label("Order").select_option("best")
+    assert names(page)[0] == worst[-1] or names(page) != worst
+    page.get_by_label("Order").select_option("name")
+    assert names(page) == sorted(worst)
+
+
+def test_the_slider_takes_weak_segments_away(page):
+    settle(page)
+    before = pixels(page, "found"), page.locator("#gallery-status").text_content()
+    page.get_by_label("Score at least").fill("0.85")
+    settle(page)
+    assert pixels(page, "found") != before[0] and page.locator("#gallery-status").text_content() != before[1]
+    assert "at score 0.85 and more" in page.locator("#gallery-status").text_content()
+
+
+def test_a_segment_says_what_it_is(page):
+    page.locator(".card canvas[data-layer=found]").first.hover(position={"x": 20, "y": 5})
+    tip = page.locator(".tip")
+    assert "predicted: sky" in tip.text_content() and "score 0.90" in tip.text_content()
+
+
+def test_a_class_can_be_seen_alone(page):
+    settle(page)
+    before = pixels(page, "true")
+    page.locator(".chip", has_text="person").first.click()
+    settle(page)
+    assert pixels(page, "true") != before
+    assert page.locator(".chip[aria-pressed=true]").first.text_content() == "person"
+
+
+def test_a_key_blinks_between_the_views(page):
+    page.keyboard.press("b")
+    assert page.locator("#gallery").get_attribute("data-layer") == "image"
+    page.keyboard.press("b")
+    assert page.get_by_role("button", name="Annotation", exact=True).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("0")
+    assert page.locator("#gallery").get_attribute("data-layer") == "all"
+
+
+def test_the_large_view_zooms_pans_and_goes_on(page):
+    page.locator(".card canvas").first.click()
+    sheet, title = page.locator(".stage canvas"), page.locator("#viewer-title")
+    before, name = sheet.bounding_box(), title.text_content()
+    page.keyboard.press("+")
+    assert sheet.bounding_box()["width"] == pytest.approx(1.5 * before["width"], rel=0.01)
+    page.mouse.move(400, 400)
+    page.mouse.wheel(0, -300)
+    large = sheet.bounding_box()
+    assert large["width"] > 2 * before["width"]
+    page.mouse.down()
+    page.mouse.move(430, 420)
+    page.mouse.up()
+    assert sheet.bounding_box()["x"] == pytest.approx(large["x"] + 30, abs=1)
+    page.keyboard.press("ArrowRight")
+    assert title.text_content() != name
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog.viewer").is_visible()
+
+
+def test_all_controls_have_names_and_are_reached_by_keys(page):
+    assert page.evaluate(UNNAMED) == []
+    page.locator(".card button").first.click()
+    assert page.evaluate(UNNAMED) == []
+    page.keyboard.press("Escape")
+    page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
+    seen = set()
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate(FOCUSED))
+    controls = {"by-order", "by-class", "by-kind", "by-name", "by-score"}
+    assert controls | {"Side by side", "Large", "rect", "Save as CSV"} <= seen
+    page.locator("rect[tabindex='0']").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert "with" in page.locator("#gallery-status").text_content()
