@@ -38,7 +38,7 @@ class ViewSegment(_Strict):
     counts: str
 
 
-class Comparison(_Strict):
+class TaskView(_Strict):
     """Annotated and predicted segments of an image, for one task."""
 
     figure: Percent | None = None
@@ -54,14 +54,14 @@ class Thumbnail(_Strict):
     jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*=*$")]
 
 
-class View(_Strict):
+class ImageView(_Strict):
     """View of one image."""
 
     name: str
     number: Number
     size: tuple[Edge, Edge]
     thumbnail: Thumbnail
-    tasks: dict[Task, Comparison]
+    tasks: dict[Task, TaskView]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StoredViews:
     tasks: list[Task]
     categories: Categories
 
-    def __iter__(self) -> Iterator[View]:
+    def __iter__(self) -> Iterator[ImageView]:
         """Yield the views in the order of the images.
 
         Raises:
@@ -86,7 +86,7 @@ class StoredViews:
         """
         for line in journal.read(self.path):
             try:
-                view = View.model_validate(line)
+                view = ImageView.model_validate(line)
             except ValidationError as error:
                 raise self._refused(error.errors()[0]["loc"]) from error
             for comparison in view.tasks.values():

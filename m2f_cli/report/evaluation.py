@@ -24,7 +24,7 @@ from ..evaluation.report import (
     ScoredModel,
 )
 from ..evaluation.setup import ENVIRONMENT
-from ..evaluation.stored_views import StoredViews, View, open_views
+from ..evaluation.stored_views import ImageView, StoredViews, open_views
 from ..metrics.pq_repairs import KINDS
 from ..runtime.documents import read_json
 from ..structures.categories import Categories
@@ -52,7 +52,7 @@ WAYS = {  # kinds of errors in words; of the demo's figures the page has none
 
 
 @dataclass(frozen=True)
-class Figure:
+class HeadFigure:
     """Figure of the whole: its name, its value in percent, and the published one where there is one."""
 
     name: str
@@ -86,7 +86,7 @@ def write_evaluation_page(folder: Path, out: Path | None = None, *, most: int = 
     return _write_folder(out.with_suffix(""), views, worst, values, most)
 
 
-def _write_folder(folder: Path, views: StoredViews, worst: list[View], values: dict[str, Any], most: int) -> Path:
+def _write_folder(folder: Path, views: StoredViews, worst: list[ImageView], values: dict[str, Any], most: int) -> Path:
     """Write an index with the worst images, and a page for each part of the images in their order."""
     count = values["images"]
     starts = range(0, count, most)
@@ -109,7 +109,7 @@ def _results(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _counted(views: StoredViews, statistics: counting.ViewStatistics) -> Iterator[View]:
+def _counted(views: StoredViews, statistics: counting.ViewStatistics) -> Iterator[ImageView]:
     for view in views:
         statistics.add(view)
         yield view
@@ -118,14 +118,14 @@ def _counted(views: StoredViews, statistics: counting.ViewStatistics) -> Iterato
 def _order(views: StoredViews) -> Any:
     """Return a key that puts the worst images first, and those without a figure last."""
 
-    def key(view: View) -> tuple[float, int]:
+    def key(view: ImageView) -> tuple[float, int]:
         own = next((view.tasks[task].figure for task in views.tasks if task in view.tasks), None)
         return (101.0 if own is None else own), view.number
 
     return key
 
 
-def _gallery(views: StoredViews | None, images: Sequence[View]) -> dict[str, Any] | None:
+def _gallery(views: StoredViews | None, images: Sequence[ImageView]) -> dict[str, Any] | None:
     """Return what the script of the gallery takes; None without images."""
     if views is None or not images:
         return None
@@ -181,13 +181,13 @@ def _values(
     }
 
 
-def _figures(results: Mapping[str, Any]) -> list[Figure]:
+def _figures(results: Mapping[str, Any]) -> list[HeadFigure]:
     published = {}
     for each in reversed(_list(results.get("published"))):
         row = _mapping(each)
         published[row.get("metric")] = (finite(row.get("value")), finite(row.get("difference")))
     return [
-        Figure(WORDS.get(name, str(name).replace("_", " ")), finite(value), *published.get(name, (None, None)))
+        HeadFigure(WORDS.get(name, str(name).replace("_", " ")), finite(value), *published.get(name, (None, None)))
         for name, value in _mapping(results.get("figures")).items()
         if not str(name).startswith("pq_lost_") and name not in ANALYSIS
     ]

@@ -123,7 +123,7 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class FigureTable:
     """Figures of all classes by all metrics that have some. Without rows no class was measured."""
 
     columns: list[ClassColumn]
@@ -132,7 +132,7 @@ class ClassTable:
 
 def class_table(
     results: Mapping[str, Any], categories: Categories, annotated: Mapping[str, Mapping[str, int]] | None = None
-) -> ClassTable:
+) -> FigureTable:
     """Return the figures of each class, in the order of the classes.
 
     Args:
@@ -163,7 +163,7 @@ def class_table(
         ClassRow(name, numbers_of.get(name), kinds.get(name, ""), [row.get(column.key) for column in columns])
         for name, row in values.items()
     ]
-    return ClassTable(columns, rows)
+    return FigureTable(columns, rows)
 
 
 def _tables_of(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..evaluation.stored_views import Comparison, View
+from ..evaluation.stored_views import ImageView, TaskView
 from ..evaluation.views import CROWD, EXCUSED, HIT
 from ..structures import Task
 from ..structures.categories import Categories
@@ -44,7 +44,7 @@ class TaskCounts:
     sizes: list[Counter[str]] = field(default_factory=lambda: [Counter() for _ in range(len(SIZE_EDGES) + 1)])
     thresholds: np.ndarray = field(default_factory=lambda: np.zeros((2, THRESHOLDS), np.int64))
 
-    def add(self, image: Comparison) -> None:
+    def add(self, image: TaskView) -> None:
         """Add one image."""
         self.images.update({each.label for each in image.true})
         for each in image.true:
@@ -62,7 +62,7 @@ class TaskCounts:
         self.confusion.update({(a, b): count for a, b, count in image.confusion} or _pairs(image))
 
 
-def _pairs(image: Comparison) -> Counter[tuple[int | None, int | None]]:
+def _pairs(image: TaskView) -> Counter[tuple[int | None, int | None]]:
     pairs: Counter[tuple[int | None, int | None]] = Counter()
     for each in image.true:
         if each.kind != CROWD:
@@ -81,7 +81,7 @@ class ViewStatistics:
         self.tasks = {task: TaskCounts() for task in tasks}
         self.images = 0
 
-    def add(self, view: View) -> None:
+    def add(self, view: ImageView) -> None:
         """Add one image."""
         self.images += 1
         for task, image in view.tasks.items():

@@ -16,7 +16,7 @@ from m2f_cli.training import resume
 
 CLOCKS = ("images_per_second", "data_share", "seconds", "times_ms")
 UNLIKE = (*CLOCKS, "command", "crc32")  # keys of values that a run that went on has otherwise
-CHANGING = ("curves.png",)  # draws clocks
+CHANGING = ("curves.png", "report.html")  # draw clocks
 RECORDS = (".json", ".jsonl")
 
 
