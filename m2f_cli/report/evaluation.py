@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -78,7 +79,9 @@ def write_evaluation_page(folder: Path, out: Path | None = None, *, most: int = 
     results = _results(folder)
     views = open_views(folder)
     statistics = counting.ViewStatistics(views.tasks if views else ())
-    worst = heapq.nsmallest(most, _counted(views, statistics), key=_order(views)) if views else []
+    limit = _mapping(results.get("settings")).get("limit")
+    count = limit if isinstance(limit, int) else sys.maxsize
+    worst = heapq.nsmallest(most, _counted(views, statistics, count), key=_order(views)) if views else []
     values = _values(folder, results, views, statistics)
     if statistics.images <= most:
         return write_page("evaluation.html", out, gallery=_gallery(views, worst), pages=[], **values)
@@ -109,10 +112,12 @@ def _results(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _counted(views: StoredViews, statistics: counting.ViewStatistics) -> Iterator[ImageView]:
+def _counted(views: StoredViews, statistics: counting.ViewStatistics, count: int) -> Iterator[ImageView]:
+    """Yield the first `count` images, and count them; more are left by an evaluation with a higher --limit."""
     for view in views:
-        statistics.add(view)
-        yield view
+        if view.number < count:
+            statistics.add(view)
+            yield view
 
 
 def _order(views: StoredViews) -> Any:

@@ -75,6 +75,7 @@ def test_a_run_on_its_own_data(capsys):
     assert out.endswith(
         "Scored 3 of 3 images. Results: runs/eval/mine\n"
         "Next: m2f predict IMAGES --model runs/train/mine   or   m2f export --model runs/train/mine\n"
+        "Report: runs/eval/mine/report.html\n"
     )
     tree, folder = results(), Path("runs/eval/mine")
     assert (tree["schema_version"], tree["scored"], tree["of"], tree["failed"]) == (1, 3, 3, 0)
@@ -84,6 +85,30 @@ def test_a_run_on_its_own_data(capsys):
     assert config.load(folder / "config.yaml").test.top_k == 12
     assert json.loads((folder / "env.json").read_text())["options"]["model"] == "runs/train/mine"
     assert len((folder / "pictures.jsonl").read_text().splitlines()) == 1 + 3
+    assert len((folder / "views.jsonl").read_text().splitlines()) == 1 + 3
+    assert "Evaluation of" in (folder / "report.html").read_text()
+
+
+def test_without_a_report_nothing_is_kept_for_it(capsys):
+    assert cli.run([*MINE, "--no-report"]) == 0
+    assert "Report:" not in capsys.readouterr().out
+    assert sorted(path.name for path in Path("runs/eval/mine").iterdir()) == [
+        *("config.yaml", "env.json", "pictures.jsonl", "results.json")
+    ]
+
+
+def test_thumbnails_have_the_size_that_is_asked_for():
+    assert cli.run([*MINE, "--thumbnails", "40", "--limit", "1"]) == 0
+    view = json.loads(Path("runs/eval/mine/views.jsonl").read_text().splitlines()[1])
+    assert max(view["thumbnail"]["size"]) == 40
+
+
+def test_a_page_that_cannot_be_written_costs_no_figures(capsys):
+    assert cli.run(MINE) == 0
+    Path("runs/eval/mine/report.html").unlink()
+    Path("runs/eval/mine/report.html").mkdir()
+    assert cli.run([*MINE, "--resume"]) == 0
+    assert "The report was not written" in capsys.readouterr().err and results()["scored"] == 3
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):

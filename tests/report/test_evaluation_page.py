@@ -116,6 +116,12 @@ def test_without_views_the_page_says_how_to_get_images(folder, tmp_path):
     assert "PQ lost to each kind of error" in page.text and "sky" in page.text
 
 
+def test_images_beyond_the_limit_are_left_out(folder, tmp_path):
+    other = changed(folder, tmp_path / "b", lambda tree: tree["settings"].update(limit=4))
+    page = read(write_evaluation_page(other))
+    assert sorted(view["name"] for view in json.loads(page.raw["json"][0])["views"]) == ["000", "001", "002", "003"]
+
+
 def test_images_without_a_view_are_counted(folder, tmp_path):
     other = changed(folder, tmp_path / "b", lambda tree: tree.update(scored=9))
     assert "3 of the scored images were not kept" in read(write_evaluation_page(other)).text

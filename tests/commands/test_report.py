@@ -1,0 +1,43 @@
+"""m2f report: pages of evaluations, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from report.small_evaluation import evaluate
+
+from m2f_cli import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return evaluate(tmp_path_factory.mktemp("evaluation") / "a", count=2)
+
+
+def test_it_writes_the_page_and_says_where(folder, capsys):
+    assert cli.run(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == f"Report: {folder / 'report.html'}"
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_out_names_the_page_and_json_lists_it(folder, tmp_path, capsys):
+    page = tmp_path / "deep" / "page.html"
+    assert cli.run(["report", str(folder), "--out", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pages"] == [str(page)] and page.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["gone"], 3, "gone holds no evaluation"),
+        (["A", "--out", "page.pdf"], 2, "page.pdf is no page"),
+        (["A", "A", "--out", "page.html"], 2, "takes the page of one folder"),
+        ([], 2, "REF"),
+        (["A", "--thumbnail", "3"], 2, "--thumbnail"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(folder, tmp_path, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["report", *(str(folder) if word == "A" else word for word in arguments)]) == code
+    assert message in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
