@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console, plugins
-from ..errors import ConfigError, DataError, M2FError
+from ..errors import ConfigError, DataError
 from . import completion
 from . import options as opt
 from .help_page import help_page
+from .report import written
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalProgress, EvalResult
@@ -248,7 +249,7 @@ def _evaluate(
             raise
     if not is_main:
         return
-    page = _write_page(folder) if options.thumbnails else None
+    page = written(folder) if options.thumbnails else None
     if as_json:
         console.emit_json(outcome.tree)
     else:
@@ -258,17 +259,6 @@ def _evaluate(
             console.out(f"Report: {page}")
     if outcome.result.failures and "RANK" not in os.environ:  # torchrun would report a crash
         raise typer.Exit(DataError.exit_code)
-
-
-def _write_page(folder: Path) -> Path | None:
-    """Write the page of an evaluation. What was measured is there already, and an error of the page is only shown."""
-    from ..report.evaluation import write_evaluation_page
-
-    try:
-        return write_evaluation_page(folder)
-    except M2FError as error:
-        console.warn(f"The report was not written: {error}")
-        return None
 
 
 def _next(evaluation: Evaluation) -> list[list[str]]:

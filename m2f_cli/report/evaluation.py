@@ -33,6 +33,8 @@ from . import view_statistics as counting
 from .bars import BarChart, bar_chart
 from .charts import LineChart, line_chart
 from .page import write_page
+from .records import flat, listed, mapping
+from .records import row as row_of
 from .tables import WORDS, class_table, finite
 
 MOST = 500  # images of a page
@@ -79,7 +81,7 @@ def write_evaluation_page(folder: Path, out: Path | None = None, *, most: int = 
     results = _results(folder)
     views = open_views(folder)
     statistics = counting.ViewStatistics(views.tasks if views else ())
-    limit = _mapping(results.get("settings")).get("limit")
+    limit = mapping(results.get("settings")).get("limit")
     count = limit if isinstance(limit, int) else sys.maxsize
     worst = heapq.nsmallest(most, _counted(views, statistics, count), key=_order(views)) if views else []
     values = _values(folder, results, views, statistics)
@@ -105,7 +107,9 @@ def _write_folder(folder: Path, views: StoredViews, worst: list[ImageView], valu
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
     if not path.is_file():
-        raise DataError(f"{folder} holds no evaluation: there is no {RESULTS}.", hint="Pass a folder of `m2f eval`.")
+        raise DataError(
+            f"{folder} holds no evaluation: there is no {RESULTS}.", hint="Pass a folder of `m2f eval` or `m2f train`."
+        )
     tree = read_json(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("figures"), dict):
         raise DataError(f"{path} has no figures.", hint="Evaluate again.")
@@ -145,7 +149,7 @@ def _gallery(views: StoredViews | None, images: Sequence[ImageView]) -> dict[str
 def _values(
     folder: Path, results: Mapping[str, Any], views: StoredViews | None, statistics: counting.ViewStatistics
 ) -> dict[str, Any]:
-    model, data = _row(results.get("model"), ScoredModel), _row(results.get("data"), ScoredData)
+    model, data = row_of(results.get("model"), ScoredModel), row_of(results.get("data"), ScoredData)
     categories = views.categories if views else ()
     task = views.tasks[0] if views and views.tasks else None
     counts = statistics.tasks[task] if task else counting.TaskCounts()
@@ -161,12 +165,12 @@ def _values(
         "data": data,
         "scored": results.get("scored"),
         "of": results.get("of"),
-        "failures": [_row(each, FailedImage) for each in _list(results.get("failures")) if _mapping(each)],
-        "notes": [str(each) for each in _list(results.get("notes"))],
+        "failures": [row_of(each, FailedImage) for each in listed(results.get("failures")) if mapping(each)],
+        "notes": [str(each) for each in listed(results.get("notes"))],
         "version_note": None if version == SCHEMA_VERSION else f"results.json has the version {version!r}.",
         "figures": figures[:LARGE_FIGURES],
         "more_figures": figures[LARGE_FIGURES:],
-        "published": [_row(each, PublishedFigure) for each in _list(results.get("published")) if _mapping(each)],
+        "published": [row_of(each, PublishedFigure) for each in listed(results.get("published")) if mapping(each)],
         "classes": class_table(results, categories, annotated),
         "lost": _lost(results, categories),
         "false_segments": counting.errors_by_class(counts, categories),
@@ -178,9 +182,9 @@ def _values(
         "has_views": views is not None,
         "task": task,
         "ways": WAYS,
-        "settings": list(_flat(_mapping(results.get("settings")))),
-        "environment": environment,
-        "command": shlex.join(map(str, _list(environment.pop("command", None)))),
+        "settings": list(flat(mapping(results.get("settings")))),
+        "command": shlex.join(map(str, listed(environment.pop("command", None)))),
+        "environment": list(flat(environment)),
         "seconds": results.get("seconds"),
         "speed": results.get("images_per_second"),
     }
@@ -188,12 +192,12 @@ def _values(
 
 def _figures(results: Mapping[str, Any]) -> list[HeadFigure]:
     published = {}
-    for each in reversed(_list(results.get("published"))):
-        row = _mapping(each)
+    for each in reversed(listed(results.get("published"))):
+        row = mapping(each)
         published[row.get("metric")] = (finite(row.get("value")), finite(row.get("difference")))
     return [
         HeadFigure(WORDS.get(name, str(name).replace("_", " ")), finite(value), *published.get(name, (None, None)))
-        for name, value in _mapping(results.get("figures")).items()
+        for name, value in mapping(results.get("figures")).items()
         if not str(name).startswith("pq_lost_") and name not in ANALYSIS
     ]
 
@@ -208,15 +212,15 @@ def _annotated(counts: counting.TaskCounts, categories: Categories) -> dict[str,
 
 def _lost(results: Mapping[str, Any], categories: Categories) -> list[BarChart]:
     """Return what each kind of error costs: in all, per size and per class; nothing without pq-errors."""
-    figures = _mapping(results.get("figures"))
+    figures = mapping(results.get("figures"))
     if not any(f"pq_lost_{kind}" in figures for kind in KINDS):
         return []
-    classes = _mapping(_mapping(results.get("per_class")).get("pq-errors"))
-    sizes = _mapping(_mapping(_mapping(results.get("tables")).get("pq-errors")).get("sizes"))
+    classes = mapping(mapping(results.get("per_class")).get("pq-errors"))
+    sizes = mapping(mapping(mapping(results.get("tables")).get("pq-errors")).get("sizes"))
     numbers = {category.name: i for i, category in enumerate(categories)}
 
     def chart(title: str, caption: str, rows: Mapping[str, Any]) -> BarChart:
-        values = [(str(name), _losses(_mapping(row))) for name, row in rows.items()]
+        values = [(str(name), _losses(mapping(row))) for name, row in rows.items()]
         return bar_chart(title, caption, values, unit="PQ", digits=1, labels=numbers)
 
     alone = {kind: {f"pq_lost_{kind}": figures.get(f"pq_lost_{kind}")} for kind in KINDS}
@@ -232,16 +236,16 @@ def _losses(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _line_charts(results: Mapping[str, Any], counts: counting.TaskCounts) -> Iterator[LineChart]:
-    tables = _mapping(results.get("tables"))
+    tables = mapping(results.get("tables"))
     for metric in ("calibration", "calibration-instance"):
-        table = _mapping(tables.get(metric))
-        rows = [_mapping(row) for row in _list(table.get("reliability"))]
+        table = mapping(tables.get(metric))
+        rows = [mapping(row) for row in listed(table.get("reliability"))]
         hits = _points(rows, "mean_score", "precision")
         if hits:
             lines = {"share of hits": hits, "calibrated": [(0.0, 0.0), (100.0, 100.0)]}
             title = "Calibration: scores and hits"
             yield line_chart(title, lines, x_label="mean score, %", highest=100.0, beside="none")
-        curve = [_mapping(row) for row in _list(_mapping(table.get("object_threshold")).get("curve"))]
+        curve = [mapping(row) for row in listed(mapping(table.get("object_threshold")).get("curve"))]
         yield line_chart(
             "PQ over the object threshold, estimated",
             {"PQ": _points(curve, "threshold", "pq")},
@@ -258,8 +262,8 @@ def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[tuple[flo
 
 def _sweep(results: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return PQ of every pair of thresholds as rows, with the heat (0 to 9) of each cell."""
-    tree = _mapping(results.get("threshold_sweep"))
-    pairs = [_mapping(each) for each in _list(tree.get("pairs"))]
+    tree = mapping(results.get("threshold_sweep"))
+    pairs = [mapping(each) for each in listed(tree.get("pairs"))]
     grid = {(finite(row.get("object_threshold")), finite(row.get("overlap_threshold"))): row for row in pairs}
     known = [finite(row.get("pq")) for row in grid.values()]
     values = [value for value in known if value is not None]
@@ -269,35 +273,13 @@ def _sweep(results: Mapping[str, Any]) -> dict[str, Any] | None:
     columns = sorted({b for _, b in grid if b is not None})
     rows = []
     for a in sorted({a for a, _ in grid if a is not None}):
-        own = [finite(_mapping(grid.get((a, b))).get("pq")) for b in columns]
+        own = [finite(mapping(grid.get((a, b))).get("pq")) for b in columns]
         rows.append((a, [(pq, 0 if pq is None else round(9 * (pq - low) / span)) for pq in own]))
     return {"columns": columns, "rows": rows, "caution": str(tree.get("caution", ""))}
 
 
 def _environment(folder: Path) -> dict[str, Any]:
     path = folder / ENVIRONMENT
-    tree = _mapping(read_json(path)) if path.is_file() else {}
+    tree = mapping(read_json(path)) if path.is_file() else {}
     wanted = ("m2f", "torch", "python", "machine", "device", "processes", "command")
     return {key: tree[key] for key in wanted if key in tree}
-
-
-def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{key}.")
-        elif value not in (None, [], {}):
-            yield f"{before}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _row(value: Any, layout: Any) -> dict[str, Any]:
-    """Return the values of a record by all keys of its layout; None where a value is missing."""
-    tree = _mapping(value)
-    return {key: tree.get(key) for key in layout.__annotations__}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

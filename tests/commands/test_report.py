@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from report.small_evaluation import evaluate
+from report.test_run_page import write_run
 
 from m2f_cli import cli
+from m2f_cli.runtime.locks import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,7 @@ def test_out_names_the_page_and_json_lists_it(folder, tmp_path, capsys):
         (["gone"], 3, "gone holds no evaluation"),
         (["A", "--out", "page.pdf"], 2, "page.pdf is no page"),
         (["A", "A", "--out", "page.html"], 2, "takes the page of one folder"),
+        (["A", "--watch", "1"], 2, "takes one folder of m2f train"),
         ([], 2, "REF"),
         (["A", "--thumbnail", "3"], 2, "--thumbnail"),
     ],
@@ -41,3 +45,38 @@ def test_what_cannot_be_shown_is_refused(folder, tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     assert cli.run(["report", *(str(folder) if word == "A" else word for word in arguments)]) == code
     assert message in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
+
+
+def test_a_training_has_a_page_too(tmp_path, capsys):
+    folder = write_run(tmp_path / "mine")
+    assert cli.run(["report", str(folder)]) == 0
+    assert "Training mine" in (folder / "report.html").read_text()
+
+
+def test_watching_ends_with_the_training(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path / "mine")
+    lock, pages = folder / LOCK, []
+
+    def wait(seconds):
+        pages.append((folder / "report.html").read_text())
+        if len(pages) == 2:
+            lock.unlink()
+
+    lock.write_text("")
+    monkeypatch.setattr(time, "sleep", wait)
+    assert cli.run(["report", str(folder), "--watch", "7"]) == 0
+    assert all('http-equiv="refresh" content="7"' in page for page in pages) and len(pages) == 2
+    assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()
+
+
+def test_ctrl_c_ends_watching_with_a_last_page(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path / "mine")
+    (folder / LOCK).write_text("")
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    assert cli.run(["report", str(folder), "--watch", "7"]) == 0
+    assert "No longer watched." in capsys.readouterr().err
+    assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()

@@ -52,7 +52,9 @@ def test_a_run_and_what_it_says(tmp_path, capsys):
     folder = tmp_path / "runs" / "train" / "tiny"
     assert "Trained 3 iterations" in out and out.endswith(
         "Next: m2f predict IMAGES --model runs/train/tiny   or   m2f eval --model runs/train/tiny\n"
+        "Report: runs/train/tiny/report.html\n"
     )
+    assert "Training tiny" in (folder / "report.html").read_text()
     assert "6 images to train on, 2 to evaluate on, 9 classes (4 things, 5 stuff)" in err
     assert "backbone                  0 of      702,096 numbers are trained" in err
     assert "starts from random numbers" in err and "iteration 3/3: loss" in err and "pq" in err
@@ -145,7 +147,10 @@ def test_epochs_are_said_once_and_written_as_iterations(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err.count("1 epoch of 6 images in batches of 2 are 3 iterations.") == 1
     assert "iteration 3/3: loss" in err
-    assert out.splitlines()[-1] == "Next: m2f predict IMAGES --model 'a run'   or   m2f eval --model 'a run'"
+    assert out.splitlines()[-2:] == [
+        "Next: m2f predict IMAGES --model 'a run'   or   m2f eval --model 'a run'",
+        "Report: a run/report.html",
+    ]
     train = config.load(tmp_path / "a run" / "config.yaml").train
     assert (train.iterations, train.epochs) == (3, None)
     for option in ("--epochs", "--patience"):
@@ -173,6 +178,7 @@ def test_a_time_budget_ends_a_run_that_goes_on_later(capsys, monkeypatch):
     assert out.splitlines() == [
         "The time budget is used up after 0 of 3 iterations.",
         "Next: m2f train --out r --resume",
+        "Report: r/report.html",
     ]
     assert "The time budget is used up after 0 of 3 iterations. Everything is saved." in err
     assert cli.run(["train", "--out", "r", "--resume", "--device", "cpu"]) == 0
