@@ -35,7 +35,7 @@ ENDS = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleImage:
     """Image that the run drew of its training data."""
 
     name: str
@@ -137,9 +137,9 @@ def _state(folder: Path, results: Mapping[str, Any]) -> str:
     return ENDS.get(str(results.get("ended")), "ended without a result")
 
 
-def _samples(folder: Path) -> list[Sample]:
+def _samples(folder: Path) -> list[SampleImage]:
     paths = sorted(path for path in folder.glob("*.jpg") if path.is_file())[:MOST_SAMPLES] if folder.is_dir() else []
-    return [Sample(path.stem, image_uri(path)) for path in paths]
+    return [SampleImage(path.stem, image_uri(path)) for path in paths]
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from report.small_evaluation import evaluate
+from report.test_run_page import write_run
 
 from m2f_cli.report.evaluation import write_evaluation_page
+from m2f_cli.report.run import write_run_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -183,3 +185,11 @@ def test_all_controls_have_names_and_are_reached_by_keys(page):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     assert "with" in page.locator("#gallery-status").text_content()
+
+
+def test_a_curve_shows_the_values_of_all_lines(browser, tmp_path):
+    page = browser.new_page()
+    page.goto(write_run_page(write_run(tmp_path / "mine")).as_uri())
+    page.locator(".chart > svg").first.hover(position={"x": 200, "y": 60})
+    assert [line.split(":")[0] for line in page.locator(".tip span").all_text_contents()] == ["total", "class"]
+    page.close()
