@@ -16,7 +16,7 @@ from ..errors import ConfigError, DataError
 from . import completion
 from . import options as opt
 from .help_page import help_page
-from .report import written
+from .report import written, written_of
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalProgress, EvalResult
@@ -158,7 +158,7 @@ def evaluate(
     if dry_run and (compare or predictions or ground_truth):
         raise ConfigError("--dry-run looks at the evaluation of a model.", hint="Leave it out: files are scored fast.")
     if compare is not None:
-        return _compare(*compare, opt.listed(metric), as_json, trust_code)
+        return _compare(*compare, opt.listed(metric), as_json, trust_code, report)
     if predictions is not None or ground_truth is not None:
         return _score_files(predictions, ground_truth, opt.listed(metric), max_dets, out, split, as_json, per_class)
     from ..evaluation.setup import DataOptions, MetricOptions, RunOptions, name_of
@@ -249,7 +249,7 @@ def _evaluate(
             raise
     if not is_main:
         return
-    page = written(folder) if options.thumbnails else None
+    page = written_of(folder) if options.thumbnails else None
     if as_json:
         console.emit_json(outcome.tree)
     else:
@@ -366,17 +366,23 @@ def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
     return list(choose([ALL], categories, [task], task)[0])
 
 
-def _compare(run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, trust_code: bool) -> None:
+def _compare(
+    run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, trust_code: bool, with_page: bool
+) -> None:
     from ..evaluation.compare import compare
+    from ..report.comparison import write_compared
 
     if len(metrics) > 1:
         raise ConfigError(f"--compare takes one --metric, not {', '.join(metrics)}.")
     typed = bool(metrics)  # by the user; otherwise the journals name the metric
     comparison = compare(run_a, run_b, metric=metrics[0] if typed else None, trust_code=trust_code or typed)
+    page = written(lambda: write_compared(comparison)) if with_page else None
     if as_json:
         return console.emit_json(comparison.to_dict())
     _show(comparison.rows())
     console.out_text(comparison.summary())
+    if page is not None:
+        console.out(f"Report: {page}")
 
 
 def _show(tables: list[Any]) -> None:

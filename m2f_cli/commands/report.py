@@ -1,8 +1,9 @@
-"""m2f report: write a page of an evaluation or a training."""
+"""m2f report: write a page of an evaluation, of a training, or of two evaluations."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +19,14 @@ LEAST_SECONDS = 1
 
 @help_page(
     "m2f report runs/eval/small-panoptic",
-    "m2f report runs/train/small-panoptic --watch 30",
+    "m2f report runs/eval/first runs/eval/second",
     most_used=("out", "watch"),
     panel="Train",
 )
 def report(
-    refs: Annotated[list[Path], typer.Argument(metavar="REF…", help="Folders of m2f eval or m2f train.")],
+    refs: Annotated[
+        list[Path], typer.Argument(metavar="REF…", help="Folder of m2f eval or train, or two of m2f eval.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -41,29 +44,36 @@ def report(
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Write one HTML page of an evaluation or a training. It needs no other file."""
+    """Write one HTML page of an evaluation or a training, or of what differs between two evaluations.
+
+    The page needs no other file.
+    """
     from ..report.write import write_report
 
-    if out is not None and len(refs) > 1:
-        raise ConfigError("--out takes the page of one folder.", hint="Leave it out: each page goes into its folder.")
+    if len(refs) > 2:
+        raise ConfigError(f"A page shows one folder or two, not {len(refs)}.", hint="Call m2f report for each.")
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out} is no page.", hint="Name it with .html at its end.")
-    pages = [_watch(refs, out, watch)] if watch else [write_report(ref, out) for ref in refs]
+    page = _watch(refs, out, watch) if watch else write_report(refs, out)
     if as_json:
-        return console.emit_json({"pages": [str(page) for page in pages]})
-    for page in pages:
-        console.out(f"Report: {page}")
+        return console.emit_json({"page": str(page)})
+    console.out(f"Report: {page}")
 
 
-def written(folder: Path) -> Path | None:
+def written(write: Callable[[], Path]) -> Path | None:
     """Write the page of work that has just ended. An error of the page is only shown: what was computed is there."""
-    from ..report.write import write_report
-
     try:
-        return write_report(folder)
+        return write()
     except M2FError as error:
         console.warn(f"The report was not written: {error}")
         return None
+
+
+def written_of(folder: Path) -> Path | None:
+    """Write the page of a folder as `written` does."""
+    from ..report.write import write_report
+
+    return written(lambda: write_report([folder]))
 
 
 def _watch(refs: list[Path], out: Path | None, seconds: int) -> Path:

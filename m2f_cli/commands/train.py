@@ -17,7 +17,7 @@ from ..runtime.threads import usable_cores
 from . import completion
 from . import options as opt
 from .help_page import help_page
-from .report import written
+from .report import written_of
 from .train_display import Display
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def train(
         listener = listener if _speaks() else training.Listener(on_note=console.warn)
         outcome = training.start(settings, folder, options, listener, ["m2f", *sys.argv[1:]])
     if _speaks():
-        page = written(outcome.folder)
+        page = written_of(outcome.folder)
         (_emit if as_json else _print)(outcome)
         if page is not None and not as_json:
             console.out(f"Report: {page}")

@@ -1,22 +1,27 @@
-"""The page of a folder, whatever it is: an evaluation or a training."""
+"""The page of one folder or two, whatever they are: an evaluation, a training, or two evaluations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from .comparison import write_comparison_page
 from .evaluation import write_evaluation_page
 from .run import is_run, write_run_page
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of a folder of `m2f eval` or `m2f train`, and return it.
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write a page and return it.
 
     Args:
-        folder: the folder.
-        out: the page; by default report.html in the folder.
+        folders: one folder of `m2f eval` or `m2f train`, or two of `m2f eval`, which are compared.
+        out: the page; by default report.html in the folder, or comparison.html in the second one.
 
     Raises:
-        DataError: the folder holds neither, or a damaged file.
-        M2FError: the page cannot be written.
+        DataError: a folder holds neither, or a damaged file.
+        M2FError: the folders do not fit each other, or the page cannot be written.
     """
+    if len(folders) == 2:
+        return write_comparison_page(folders[0], folders[1], out)
+    [folder] = folders
     return write_run_page(folder, out) if is_run(folder) else write_evaluation_page(folder, out)

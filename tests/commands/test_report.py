@@ -27,7 +27,7 @@ def test_it_writes_the_page_and_says_where(folder, capsys):
 def test_out_names_the_page_and_json_lists_it(folder, tmp_path, capsys):
     page = tmp_path / "deep" / "page.html"
     assert cli.run(["report", str(folder), "--out", str(page), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pages"] == [str(page)] and page.is_file()
+    assert json.loads(capsys.readouterr().out)["page"] == str(page) and page.is_file()
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_out_names_the_page_and_json_lists_it(folder, tmp_path, capsys):
     [
         (["gone"], 3, "gone holds no evaluation"),
         (["A", "--out", "page.pdf"], 2, "page.pdf is no page"),
-        (["A", "A", "--out", "page.html"], 2, "takes the page of one folder"),
+        (["A", "A", "A"], 2, "one folder or two, not 3"),
         (["A", "--watch", "1"], 2, "takes one folder of m2f train"),
         ([], 2, "REF"),
         (["A", "--thumbnail", "3"], 2, "--thumbnail"),
@@ -80,3 +80,13 @@ def test_ctrl_c_ends_watching_with_a_last_page(tmp_path, monkeypatch, capsys):
     assert cli.run(["report", str(folder), "--watch", "7"]) == 0
     assert "No longer watched." in capsys.readouterr().err
     assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()
+
+
+def test_two_evaluations_are_compared(folder, tmp_path, capsys):
+    other = evaluate(tmp_path / "b", count=2)
+    assert cli.run(["report", str(folder), str(other)]) == 0
+    assert capsys.readouterr().out == f"Report: {other / 'comparison.html'}\n"
+    assert cli.run(["eval", "--compare", str(other), str(folder)]) == 0
+    assert capsys.readouterr().out.endswith(f"Report: {folder / 'comparison.html'}\n")
+    assert cli.run(["eval", "--compare", str(folder), str(other), "--no-report"]) == 0
+    assert "Report:" not in capsys.readouterr().out

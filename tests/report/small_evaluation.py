@@ -17,14 +17,23 @@ METRICS = ("pq", "pq-errors", "calibration", "ap", "miou")
 
 
 def evaluate(
-    folder: Path, *, count: int = 6, metrics: Sequence[str] = METRICS, categories=CATEGORIES, names=None, edge: int = 64
+    folder: Path,
+    *,
+    count: int = 6,
+    metrics: Sequence[str] = METRICS,
+    categories=CATEGORIES,
+    names: Sequence[str] = (),
+    edge: int = 64,
+    moved: int = 0,
 ) -> Path:
-    """Evaluate `count` scenes whose annotation is moved by some rows."""
+    """Evaluate `count` scenes whose annotation is moved by some rows, and by `moved` more."""
     segmenter = FakeSegmenter()
     segmenter.categories = categories
     items = records(count)
-    for item, name in zip(items, names or (), strict=False):
+    for item, name in zip(items, names, strict=False):
         item.name = name
+    for item in items:
+        item.moved += moved
     chosen = {name: plugins.get("metrics", name)(categories) for name in metrics}
     header = header_of(segmenter, [item.name for item in items], metrics=sorted(chosen))
     result = run(EvalRun(folder, segmenter, items, chosen, header, thumbnails=edge))

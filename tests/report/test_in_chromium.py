@@ -9,6 +9,7 @@ import pytest
 from report.small_evaluation import evaluate
 from report.test_run_page import write_run
 
+from m2f_cli.report.comparison import write_comparison_page
 from m2f_cli.report.evaluation import write_evaluation_page
 from m2f_cli.report.run import write_run_page
 
@@ -127,7 +128,7 @@ def test_the_slider_takes_weak_segments_away(page):
 
 def test_a_segment_says_what_it_is(page):
     page.locator(".card canvas[data-layer=found]").first.hover(position={"x": 20, "y": 5})
-    tip = page.locator(".tip")
+    tip = page.locator(".tip[role=status]")
     assert "predicted: sky" in tip.text_content() and "score 0.90" in tip.text_content()
 
 
@@ -192,4 +193,24 @@ def test_a_curve_shows_the_values_of_all_lines(browser, tmp_path):
     page.goto(write_run_page(write_run(tmp_path / "mine")).as_uri())
     page.locator(".chart > svg").first.hover(position={"x": 200, "y": 60})
     assert [line.split(":")[0] for line in page.locator(".tip span").all_text_contents()] == ["total", "class"]
+    page.close()
+
+
+def test_two_predictions_are_seen_beside_each_other(browser, path, tmp_path):
+    page = browser.new_page()
+    other = evaluate(tmp_path / "b", moved=2)
+    page.goto(write_comparison_page(path.parent, other).as_uri())
+    page.evaluate("document.getElementById('images').scrollIntoView()")
+    page.locator(".card canvas").first.wait_for()
+    settle(page)
+    assert page.locator(".card").first.locator("figcaption").all_text_contents()[:4] == [
+        "image",
+        "A",
+        "B",
+        "annotation",
+    ]
+    assert pixels(page, "difference") != pixels(page, "difference2")
+    assert "A: " in page.locator("#gallery-status").text_content()
+    page.keyboard.press("3")
+    assert page.get_by_role("button", name="B", exact=True).get_attribute("aria-pressed") == "true"
     page.close()

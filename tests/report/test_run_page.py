@@ -39,7 +39,7 @@ def read(path: Path) -> PageParser:
 def test_it_shows_curves_figures_settings_and_the_command(tmp_path):
     best = {"metric": "pq", "value": 40.0, "iteration": 4}
     folder = write_run(tmp_path / "mine", ended="finished", best=best, seconds=12.3)
-    page = read(write_report(folder))
+    page = read(write_report([folder]))
     assert is_run(folder) and (folder / "report.html").is_file()
     for text in (
         *("Training mine", "4 of 8 iterations; finished.", "Best pq 40.0 after 4 iterations.", "12 seconds"),

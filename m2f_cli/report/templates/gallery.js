@@ -3,16 +3,20 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const ways = JSON.parse(document.getElementById("ways").textContent);
-const LAYERS = {image: "image", true: "annotation", found: "prediction", difference: "difference"};
+// Layers that end in 2 are those of the second of two evaluations.
+const LAYERS = data.compares ? {image: "image", found: "A", found2: "B", true: "annotation", difference: "errors of A", difference2: "errors of B"}
+  : {image: "image", true: "annotation", found: "prediction", difference: "difference"};
+const isSecond = (layer) => layer.endsWith("2");
+const sideOf = (layer) => layer.replace("2", "");
 const gallery = document.getElementById("gallery");
 const control = (name) => document.getElementById(name);
-const state = {task: data.tasks[0], order: "worst", label: "", kind: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
+const state = {task: data.tasks[0], order: data.compares ? "change" : "worst", label: "", kind: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
 const NONE = {true: [], found: [], figure: null};
 const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
 // --- segments under the score slider ---
 
-const sidesOf = (view) => ({...NONE, ...view.tasks[state.task]});
+const sidesOf = (view, second = false) => ({...NONE, ...(second ? view.second : view.tasks)[state.task]});
 const isKept = (segment) => segment.score === undefined || segment.score >= state.score;
 const isShown = (segment) => isKept(segment) && (state.only === null || segment.label === state.only);
 const partnerOf = (sides, segment, side) => sides[side === "true" ? "found" : "true"][segment.partner];
@@ -25,8 +29,8 @@ function verdictIn(sides) {
   };
 }
 
-function tally(view) {
-  const sides = sidesOf(view), verdict = verdictIn(sides);
+function tally(view, second = false) {
+  const sides = sidesOf(view, second), verdict = verdictIn(sides);
   const sum = {hits: 0, wrong: 0, missed: 0, iou: 0};
   for (const segment of sides.found) {
     if (!isKept(segment)) continue;
@@ -62,12 +66,12 @@ function explain(sides, segment, side) {
 // --- drawing ---
 
 // The surest segments lie on top. Maps are kept as long as what they show stays the same.
-function mapOf(view, side) {
+function mapOf(view, layer) {
   const key = `${state.task} ${state.score} ${state.only}`;
   if (view.maps?.key !== key) view.maps = {key};
-  const segments = sidesOf(view)[side];
-  view.maps[side] ??= segmentMap(view, segments, segments.map((_, i) => i).reverse().filter((i) => isShown(segments[i])));
-  return view.maps[side];
+  const segments = sidesOf(view, isSecond(layer))[sideOf(layer)];
+  view.maps[layer] ??= segmentMap(view, segments, segments.map((_, i) => i).reverse().filter((i) => isShown(segments[i])));
+  return view.maps[layer];
 }
 
 function drawLayer(canvas, view, layer) {
@@ -78,15 +82,15 @@ function drawLayer(canvas, view, layer) {
   context.fillRect(0, 0, width, height);
   if (view.picture) context.drawImage(view.picture, 0, 0, width, height);
   if (layer === "image") return;
-  const sides = sidesOf(view), verdict = verdictIn(sides);
+  const sides = sidesOf(view, isSecond(layer)), verdict = verdictIn(sides);
   const pixels = context.getImageData(0, 0, width, height);
-  if (layer === "difference") {
+  if (sideOf(layer) === "difference") {
     const colors = Object.values(KIND_COLORS);
     tint(pixels, errorMap(view, sides, isShown, verdict), width, (k) => colors[k], {grey: 1, strength: 0.7, edges: false});
   } else {
     const map = mapOf(view, layer);
-    const hovered = state.hovered && state.hovered.view === view && state.hovered.side === layer ? state.hovered.index : -1;
-    tint(pixels, map, width, (i) => data.categories[sides[layer][i].label].color, {grey: state.only === null ? 0.25 : 0.8, only: hovered});
+    const hovered = state.hovered && state.hovered.view === view && state.hovered.layer === layer ? state.hovered.index : -1;
+    tint(pixels, map, width, (i) => data.categories[sides[sideOf(layer)][i].label].color, {grey: state.only === null ? 0.25 : 0.8, only: hovered});
   }
   context.putImageData(pixels, 0, 0);
 }
@@ -110,8 +114,9 @@ function loadPicture(view) {
 function segmentAt(view, layer, x, y) {
   const [height, width] = view.thumbnail.size;
   const column = Math.min(width - 1, Math.max(0, Math.floor(x * width))), row = Math.min(height - 1, Math.max(0, Math.floor(y * height)));
-  const wanted = layer === "true" ? ["true"] : layer === "found" ? ["found"] : ["true", "found"];
-  return wanted.map((side) => ({side, index: mapOf(view, side)[row * width + column]})).filter(({index}) => index >= 0);
+  const predicted = isSecond(layer) ? "found2" : "found";
+  const wanted = layer === "true" || layer === predicted ? [layer] : ["true", predicted];
+  return wanted.map((each) => ({layer: each, index: mapOf(view, each)[row * width + column]})).filter(({index}) => index >= 0);
 }
 
 // --- cards ---
@@ -143,12 +148,14 @@ function fillCard(card) {
     }
   }
   const sum = tally(view);
-  card.facts.textContent = `${percent(sum.figure)} · ${sum.hits} hit${sum.hits === 1 ? "" : "s"}, ${sum.wrong} wrong, ${sum.missed} missed`;
-  const labels = [...new Set([...sidesOf(view).true, ...sidesOf(view).found].filter(isKept).map((s) => s.label))];
+  card.facts.textContent = data.compares ? `A ${inWords(sum)}  ·  B ${inWords(tally(view, true))}` : inWords(sum);
+  const labels = [...new Set([...sidesOf(view).true, ...sidesOf(view).found, ...(data.compares ? sidesOf(view, true).found : [])].filter(isKept).map((s) => s.label))];
   card.chips.replaceChildren(...(view.thumbnail.jpeg && !view.isBroken ? [] : [make("em", {textContent: "The image is missing."})]),
     ...labels.map((label) => classChip(label)));
   loadPicture(view).then(() => drawSoon(card));
 }
+
+const inWords = (sum) => `${percent(sum.figure)} · ${sum.hits} hit${sum.hits === 1 ? "" : "s"}, ${sum.wrong} wrong, ${sum.missed} missed`;
 
 function classChip(label) {
   const chip = make("button", {type: "button", className: "chip", onclick: () => showOnly(state.only === label ? null : label)},
@@ -224,14 +231,24 @@ const ORDERS = {
   lost: (a, b) => b.sum.lost - a.sum.lost,
   name: (a, b) => a.view.name.localeCompare(b.view.name),
   random: (a, b) => a.chance - b.chance,
+  better: (a, b) => b.change - a.change,
+  worse: (a, b) => a.change - b.change,
+  change: (a, b) => Math.abs(b.change) - Math.abs(a.change),
 };
 
+const counts = (sum) => `${sum.hits} hits, ${sum.wrong} wrong, ${sum.missed} missed`;
+
 function apply() {
-  const shown = [], total = {hits: 0, wrong: 0, missed: 0};
+  const shown = [], total = {hits: 0, wrong: 0, missed: 0}, second = {hits: 0, wrong: 0, missed: 0};
   for (const card of cards) {
     if (!matches(card.view)) continue;
     card.sum = tally(card.view);
-    for (const key of Object.keys(total)) total[key] += card.sum[key];
+    const other = data.compares ? tally(card.view, true) : card.sum;
+    card.change = (other.figure ?? 0) - (card.sum.figure ?? 0);
+    for (const key of Object.keys(total)) {
+      total[key] += card.sum[key];
+      second[key] += other[key];
+    }
     shown.push(card);
   }
   shown.sort(ORDERS[state.order]);
@@ -242,7 +259,7 @@ function apply() {
   if (state.pair) filters.push(state.pair.map((k) => k === null ? "nothing" : data.categories[k].name).join(" predicted as "));
   if (state.name) filters.push(`“${state.name}”`);
   control("gallery-status").textContent = `${shown.length} of ${cards.length} images${filters.length ? ` with ${filters.join(", ")}` : ""}`
-    + ` · ${total.hits} hits, ${total.wrong} wrong, ${total.missed} missed` + (state.score ? ` at score ${state.score.toFixed(2)} and more` : "")
+    + ` · ${data.compares ? "A: " : ""}${counts(total)}${data.compares ? `; B: ${counts(second)}` : ""}` + (state.score ? ` at score ${state.score.toFixed(2)} and more` : "")
     + (state.only === null ? "" : ` · showing only ${data.categories[state.only].name}`);
   control("reset").hidden = !(filters.length || state.only !== null || state.score !== startScore(state.task));
   refresh();
@@ -287,8 +304,9 @@ document.body.append(tip);
 function showTip(view, layer, canvas, event) {
   const box = canvas.getBoundingClientRect();
   const found = segmentAt(view, layer, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
-  tip.replaceChildren(...(found.length ? found : []).flatMap(({side, index}) => {
-    const {head, why, kind} = explain(sidesOf(view), sidesOf(view)[side][index], side);
+  tip.replaceChildren(...found.flatMap(({layer: own, index}) => {
+    const sides = sidesOf(view, isSecond(own) || isSecond(layer)), side = sideOf(own);
+    const {head, why, kind} = explain(sides, sides[side][index], side);
     return [make("b", {textContent: head}), make("span", {className: `why is-${kind}`, textContent: why})];
   }));
   tip.hidden = !found.length;
@@ -296,10 +314,10 @@ function showTip(view, layer, canvas, event) {
   if (tip.parentNode !== host) host.append(tip);
   tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18}px`;
-  const hovered = layer === "true" || layer === "found" ? found[0] : undefined;
+  const hovered = found.length === 1 && found[0].layer === layer ? found[0] : undefined;
   const before = state.hovered;
   state.hovered = hovered ? {view, ...hovered} : null;
-  if (before?.view !== state.hovered?.view || before?.index !== state.hovered?.index || before?.side !== state.hovered?.side) return true;
+  if (before?.view !== state.hovered?.view || before?.index !== state.hovered?.index || before?.layer !== state.hovered?.layer) return true;
   return false;
 }
 
@@ -363,10 +381,11 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || dialogIsOpen() || event.target.matches("input:not([type=range]), select, textarea")) return;
   const chosen = ["all", ...Object.keys(LAYERS)][Number(event.key)];
   if (event.key === "b") setLayer(nextLayer(state.layer));
-  else if (/^[0-4]$/.test(event.key)) setLayer(chosen);
+  else if (/^[0-9]$/.test(event.key) && chosen) setLayer(chosen);
 });
 
 fillControls();
+gallery.classList.toggle("compares", Boolean(data.compares));
 state.score = startScore(state.task);
 showScore();
 cards.forEach((card) => near.observe(card));

@@ -41,18 +41,21 @@ function showView(view) {
   state.hovered = null;
   hideTip();
   const sum = tally(view);
-  heading.textContent = `${view.name} · ${percent(sum.figure)} · ${view.size[1]} x ${view.size[0]}`;
-  const sides = sidesOf(view), verdict = verdictIn(sides);
-  const rows = ["true", "found"].flatMap((side) => sides[side].map((segment, index) => ({side, segment, index, kind: verdict(segment, side)})));
+  const other = data.compares ? ` → ${percent(tally(view, true).figure)}` : "";
+  heading.textContent = `${view.name} · ${percent(sum.figure)}${other} · ${view.size[1]} x ${view.size[0]}`;
+  const rows = ["true", "found", ...(data.compares ? ["found2"] : [])].flatMap((layer) => {
+    const sides = sidesOf(view, isSecond(layer)), side = sideOf(layer);
+    return sides[side].map((segment, index) => ({layer, side, sides, segment, index, kind: verdictIn(sides)(segment, side)}));
+  });
   const order = (row) => row.kind === "hit" ? 2 : ["crowd", "excused"].includes(row.kind) ? 1 : 0;
   rows.sort((a, b) => order(a) - order(b) || b.segment.area - a.segment.area);
   listed.replaceChildren(...rows.filter((row) => isKept(row.segment)).map((row) => {
-    const {head, why} = explain(sides, row.segment, row.side);
-    const button = make("button", {type: "button", onclick: () => showLayer(row.side)},
-      dot(data.categories[row.segment.label].color), make("b", {textContent: head}), make("span", {className: `why is-${row.kind}`, textContent: why}));
-    const highlight = () => { state.hovered = {view, side: row.side, index: row.index}; if (place.layer !== row.side) showLayer(row.side); else draw(); };
+    const {head, why} = explain(row.sides, row.segment, row.side);
+    const button = make("button", {type: "button", onclick: () => showLayer(row.layer)},
+      dot(data.categories[row.segment.label].color), make("b", {textContent: data.compares && row.side === "found" ? `${LAYERS[row.layer]}: ${head}` : head}), make("span", {className: `why is-${row.kind}`, textContent: why}));
+    const highlight = () => { state.hovered = {view, layer: row.layer, index: row.index}; showLayer(row.layer); };
     button.addEventListener("focus", highlight);
-    button.addEventListener("pointermove", () => state.hovered?.index === row.index && place.layer === row.side || highlight());
+    button.addEventListener("pointermove", () => state.hovered?.index === row.index && place.layer === row.layer || highlight());
     return make("li", {}, button);
   }));
   fit();
@@ -137,7 +140,7 @@ viewer.addEventListener("keydown", (event) => {
   else if (event.key === "-") zoomBy(1 / 1.5);
   else if (event.key === "b") showLayer(nextLayer(place.layer));
   else if (event.key === "0") fit();
-  else if (/^[1-4]$/.test(event.key)) showLayer(Object.keys(LAYERS)[event.key - 1]);
+  else if (Object.keys(LAYERS)[event.key - 1]) showLayer(Object.keys(LAYERS)[event.key - 1]);
   else return;
   event.preventDefault();
 });
