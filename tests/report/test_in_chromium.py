@@ -212,5 +212,5 @@ def test_two_predictions_are_seen_beside_each_other(browser, path, tmp_path):
     assert pixels(page, "difference") != pixels(page, "difference2")
     assert "A: " in page.locator("#gallery-status").text_content()
     page.keyboard.press("3")
-    assert page.get_by_role("button", name="B", exact=True).get_attribute("aria-pressed") == "true"
+    assert page.locator("#gallery-tools [data-layer=found2]").get_attribute("aria-pressed") == "true"
     page.close()
