@@ -203,6 +203,17 @@ def test_a_stopped_evaluation_goes_on_with_its_views(tmp_path):
     assert (tmp_path / "a" / "views.jsonl").read_bytes() == (tmp_path / "b" / "views.jsonl").read_bytes()
 
 
+def test_views_of_several_processes_are_put_together(tmp_path):
+    run(evaluation(tmp_path / "a", thumbnails=32))
+    whole = (tmp_path / "a" / "views.jsonl").read_text()
+    header, *views = whole.splitlines(keepends=True)
+    (tmp_path / "a" / "views.jsonl").write_text("".join([header, *views[:4]]))
+    (tmp_path / "a" / "views.1.jsonl").write_text("".join([header, *views[4:]]))
+    run(evaluation(tmp_path / "a", thumbnails=32), resume=True)
+    assert (tmp_path / "a" / "views.jsonl").read_text() == whole
+    assert not (tmp_path / "a" / "views.1.jsonl").exists()
+
+
 def test_an_image_that_fails_has_no_view(tmp_path):
     items = records(3)
     items[1] = Record(1, broken=True)
