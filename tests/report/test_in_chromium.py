@@ -214,3 +214,10 @@ def test_two_predictions_are_seen_beside_each_other(browser, path, tmp_path):
     page.keyboard.press("3")
     assert page.locator("#gallery-tools [data-layer=found2]").get_attribute("aria-pressed") == "true"
     page.close()
+
+
+def test_the_first_images_are_drawn_for_paper(page):
+    page.evaluate("scrollTo(0, 0)")
+    settle(page)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".card.drawn").count() == 6

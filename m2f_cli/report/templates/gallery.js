@@ -173,6 +173,7 @@ function dot(color) {
 
 function drawCard(card) {
   if (!card.isNear) return;
+  card.classList.add("drawn");
   for (const canvas of card.panes.querySelectorAll("canvas")) {
     if (state.layer === "all" || state.layer === canvas.dataset.layer) drawLayer(canvas, card.view, canvas.dataset.layer);
   }
@@ -295,6 +296,24 @@ function nextLayer(layer) {
   return names[(names.indexOf(layer) + 1) % names.length];
 }
 
+// --- printing: images that were seen, and the first ones in any case ---
+
+const PRINTED = 24;
+
+function loadFirst() {
+  [...gallery.children].slice(0, PRINTED).forEach((card) => loadPicture(card.view));
+}
+
+addEventListener("beforeprint", () => {
+  for (const card of [...gallery.children].slice(0, PRINTED)) {
+    const wasNear = card.isNear;
+    card.isNear = true;
+    fillCard(card);
+    drawCard(card);
+    card.isNear = wasNear;
+  }
+});
+
 // --- hovering ---
 
 const tip = make("div", {className: "tip", hidden: true});
@@ -390,3 +409,4 @@ state.score = startScore(state.task);
 showScore();
 cards.forEach((card) => near.observe(card));
 apply();
+requestIdleCallback(loadFirst);
