@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..config.run_folder import ENVIRONMENT
 from ..errors import DataError
 from ..evaluation.report import (
     RESULTS,
@@ -24,7 +25,6 @@ from ..evaluation.report import (
     ScoredData,
     ScoredModel,
 )
-from ..evaluation.setup import ENVIRONMENT
 from ..evaluation.stored_views import ImageView, StoredViews, open_views
 from ..metrics.pq_repairs import KINDS
 from ..runtime.documents import read_json

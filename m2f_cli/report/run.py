@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.run_folder import CONFIG, ENVIRONMENT, METRICS, RESULTS
 from ..errors import DataError
 from ..runtime import documents
 from ..runtime.locks import LOCK
@@ -21,7 +22,6 @@ from .page import image_uri, write_page
 from .records import flat, listed, mapping
 from .tables import WORDS, finite
 
-METRICS, CONFIG, ENVIRONMENT, RESULTS = "metrics.jsonl", "config.yaml", "env.json", "results.json"
 SAMPLES = "samples"
 MOST_SAMPLES = 12
 LARGE = 4  # figures in large letters
