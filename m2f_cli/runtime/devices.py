@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from ..errors import ConfigError, nearest
+from .threads import note_busy_machine
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,7 +60,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        name = "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -68,6 +71,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"The device {name!r} cannot be used: {reason.rstrip('.')}.", hint=_hint(name)) from error
+    if device.type == "cpu":
+        note_busy_machine()
     return device
 
 

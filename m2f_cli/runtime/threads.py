@@ -7,6 +7,8 @@ PyTorch reads the number of threads when it is imported.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 import sys
@@ -19,6 +21,7 @@ from typing import TypeVar
 In, Out = TypeVar("In"), TypeVar("Out")
 CGROUP = Path("/sys/fs/cgroup")
 VARIABLE = "OMP_NUM_THREADS"
+BUSY = 1.5  # load of each usable core from which threads wait for each other longer than they work
 
 
 def usable_cores() -> int:
@@ -61,6 +64,23 @@ def choose_threads(count: int | None = None) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:  # it has read the variable already
         torch.set_num_threads(count)
+
+
+@functools.cache
+def note_busy_machine() -> None:
+    """Log once that other programs keep the cores busy, unless somebody chose the number of threads.
+
+    The number stays as it is: results depend on it in their last digits.
+    """
+    cores = usable_cores()
+    if VARIABLE in os.environ or cores < 2 or not hasattr(os, "getloadavg"):
+        return
+    load = os.getloadavg()[0]
+    if load > BUSY * cores:
+        logging.getLogger(__name__).warning(
+            f"Other programs keep this machine busy (load {load:.1f} on {cores} cores). Fewer threads are faster then: "
+            f"m2f --threads 1 …"
+        )
 
 
 def in_order(pool: Executor | None, function: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:

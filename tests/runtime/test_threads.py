@@ -38,6 +38,24 @@ def test_the_share_of_a_container(machine, text, usable):
     assert cores.usable_cores() == usable
 
 
+@pytest.mark.parametrize(("load", "is_told"), [(12.5, True), (11.5, False)])
+def test_a_busy_machine_is_told_once_and_changes_no_threads(machine, monkeypatch, caplog, load, is_told):
+    monkeypatch.setattr(cores.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    cores.note_busy_machine.cache_clear()
+    for _ in range(2):
+        cores.note_busy_machine()
+    assert [f"load {load} on 8 cores" in record.getMessage() for record in caplog.records] == [True] * is_told
+    assert cores.VARIABLE not in cores.os.environ
+
+
+def test_who_chose_the_number_of_threads_is_not_told(machine, monkeypatch, caplog):
+    monkeypatch.setattr(cores.os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+    monkeypatch.setenv(cores.VARIABLE, "2")
+    cores.note_busy_machine.cache_clear()
+    cores.note_busy_machine()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("quota", "usable"), [("-1", 8), ("300000", 3)])
 def test_the_first_version_of_control_groups(machine, quota, usable):
     (machine / "cpu").mkdir()
