@@ -118,8 +118,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("form", ["masks", "owner"])
-@pytest.mark.parametrize("case", CASES)
+# Maskformer has both forms of targets in the default suite; the other networks share their loss.
+MASKS = [(case, "masks") for case in CASES] + [("maskformer", "owner")]
+OWNERS = [pytest.param(case, "owner", marks=pytest.mark.slow) for case in CASES if case != "maskformer"]
+
+
+@pytest.mark.parametrize(("case", "form"), [*MASKS, *OWNERS])
 def test_network_and_loss_never_wait(case, form, monkeypatch):
     """Forward, costs, losses, their gradients and the gradients' norm, of a network without numbers."""
     monkeypatch.setattr(matcher, "assign", first_come)
@@ -236,9 +240,10 @@ def test_a_run_may_move_between_devices(saved, monkeypatch):
     after.step()
 
 
-def test_only_parameters_on_a_gpu_are_fused():
-    gpu, cpu = SimpleNamespace(device=torch.device("cuda:1")), SimpleNamespace(device=torch.device("cpu"))
-    assert optimizer.is_fused([gpu, gpu]) is True and optimizer.is_fused([gpu, cpu]) is None
+def test_the_optimiser_is_fused_where_pytorch_has_that():
+    gpu, cpu, other = (SimpleNamespace(device=torch.device(name)) for name in ("cuda:1", "cpu", "mps"))
+    assert optimizer.is_fused([gpu, gpu]) is True and optimizer.is_fused([cpu, cpu]) is True
+    assert optimizer.is_fused([gpu, cpu]) is None and optimizer.is_fused([other]) is None
 
 
 def test_channels_last_changes_the_memory_format_alone():

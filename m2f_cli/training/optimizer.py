@@ -57,8 +57,8 @@ def _decay(module: nn.Module, name: str, config: OptimizerConfig) -> float:
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Return AdamW (betas 0.9 and 0.999, eps 1e-8) with a group per setting. Each group has a `multiplier`.
 
-    On CUDA it is PyTorch's fused kernel, which needs one pass over all numbers and no synchronisation with a gradient
-    scaler.
+    On CUDA and on a CPU it is PyTorch's fused kernel, which needs one pass over all numbers and no synchronisation with
+    a gradient scaler.
 
     Raises:
         ConfigError: all parameters are frozen.
@@ -89,8 +89,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def is_fused(parameters: Iterable[Tensor]) -> bool | None:
-    """Return True if all parameters are on CUDA, so that the optimiser is fused. None leaves the choice to PyTorch."""
-    return True if all(parameter.device.type == "cuda" for parameter in parameters) else None
+    """Return True if PyTorch has a fused optimiser for the device of the parameters. None leaves the choice to it."""
+    kinds = {parameter.device.type for parameter in parameters}
+    return True if kinds in ({"cuda"}, {"cpu"}) else None
 
 
 def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

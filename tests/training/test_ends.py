@@ -166,7 +166,7 @@ def test_running_statistics_and_random_numbers_come_back():
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("at", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, whole, at):
     """Schedulers give seconds. The evaluation is done when the run goes on."""
     train, val = open_splits(settings(), None, None, [])
