@@ -37,7 +37,7 @@ _JOINERS = re.compile("[\u200c\u200d]")
 
 log = logging.getLogger(__name__)
 _font_of: dict[str, Path | None] = {}  # character → a font that has it; None: no font of this machine
-_reported: set[str] = set()  # scripts without a font
+reported: set[str] = set()  # scripts without a font
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def look_for(text: str) -> None:
             return
     _font_of.update(dict.fromkeys(new))
     for char in sorted(new):
-        if (script := _script(char)) not in _reported:
-            _reported.add(script)
+        if (script := _script(char)) not in reported:
+            reported.add(script)
             log.warning("No font has %r (%s): names show its code instead. %s", char, script, _advice(script))
 
 

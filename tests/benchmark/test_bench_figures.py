@@ -154,6 +154,7 @@ def counted(fresh):
     return json.loads(fresh(code, folder=tests).stdout)
 
 
+@pytest.mark.slow
 def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):
     few, many = counted[:2]
     tokens = 2 * (2 * 3 + 4 * 6 + 8 * 12)  # of both images, strides 32, 16, 8
@@ -168,6 +169,7 @@ def test_flops_of_a_deformable_layer_are_those_of_its_formula(counted):
     assert few["total"] == sum(value for name, value in few.items() if name != "total")
 
 
+@pytest.mark.slow
 def test_counting_computes_nothing_however_large(counted):
     small, large = counted[2:]  # minutes and gigabytes, were it computed
     assert large["backbone"] == pytest.approx(1024 * small["backbone"], rel=0.1)  # windows are padded

@@ -292,6 +292,7 @@ def python(code: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **environment})
 
 
+@pytest.mark.slow  # the faults of the default suite kill an evaluation, too
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
 def test_killed_for_good_it_goes_on_to_the_same_figures(tmp_path, expected):
     folder = tmp_path / "a"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.fresh import Fresh
 from ops.samples import make, outputs_and_gradients
 
 from m2f_cli.errors import ConfigError, MissingDependency
@@ -23,14 +24,27 @@ EXACT = ("levels", "whole pixels", "strided", "1 channels", "24 channels", "32 c
 RESULTS = {"output", "value", "x", "y", "weights"}
 
 
-@pytest.fixture(scope="module")
-def found(fresh) -> dict[str, dict]:
-    """What the worker found in Triton's interpreter."""
+OTHERS = ("bf16", "fp16", "nowhere", "no queries")
+OF_PYTORCH = ("registered", "compiled")  # importing torch.compile takes most of their time
+
+
+def interpreted(fresh: Fresh, *cases: str) -> dict[str, dict]:
+    """Return what the worker finds in Triton's interpreter."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    worker = Path(__file__).with_name("triton_worker.py")
-    run = fresh(f"import runpy; runpy.run_path({str(worker)!r}, run_name='__main__')", environment=environment)
+    worker = str(Path(__file__).with_name("triton_worker.py"))
+    run = fresh(f"import runpy; runpy.run_path({worker!r}, run_name='__main__')", *cases, environment=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def found(fresh) -> dict[str, dict]:
+    return interpreted(fresh, *EXACT, *OTHERS)
+
+
+@pytest.fixture(scope="module")
+def found_by_pytorch(fresh) -> dict[str, dict]:
+    return interpreted(fresh, *OF_PYTORCH)
 
 
 @pytest.mark.parametrize("case", EXACT)
@@ -51,12 +65,15 @@ def test_places_that_are_nowhere(found):
     assert found["no queries"] == {"size": 0}
 
 
-def test_pytorch_accepts_the_operators(found):
-    assert len(found["registered"]) == 6 and set(found["registered"].values()) == {"SUCCESS"}
+@pytest.mark.slow
+def test_pytorch_accepts_the_operators(found_by_pytorch):
+    checks = found_by_pytorch["registered"]
+    assert len(checks) == 6 and set(checks.values()) == {"SUCCESS"}
 
 
-def test_compile_keeps_the_operator_whole(found):
-    assert found["compiled"] == dict.fromkeys(RESULTS, 0.0)
+@pytest.mark.slow
+def test_compile_keeps_the_operator_whole(found_by_pytorch):
+    assert found_by_pytorch["compiled"] == dict.fromkeys(RESULTS, 0.0)
 
 
 # --- compiled for a GPU -----------------------------------------------------------------------------------------------

@@ -256,6 +256,7 @@ def begun(folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups of POSIX")
+@pytest.mark.slow  # the tests above send it to the process alone, in a hundredth of the time
 @pytest.mark.parametrize("way", WAYS_TO_STOP)
 def test_a_signal_to_the_whole_group_ends_in_a_checkpoint(tmp_path, way):
     """SLURM, systemd and `timeout` send it to the workers, too; a terminal that is closed likewise."""
