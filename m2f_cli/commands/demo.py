@@ -17,12 +17,13 @@ from .help_page import help_page
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvalResult
     from ..training.loop import StepRecord
+    from ..training.prepare import Run
     from ..workflows.demo import DemoStep
 
 STORY = {
     "pictures": "Scenes to look at were generated; training never sees them.",
     "truth": "Their annotations were drawn.",
-    "train": "A small Mask2Former was trained on other scenes, from random weights.",
+    "train": "A small MP-Former was trained on other scenes, from random weights.",
     "evaluate": "It was evaluated on scenes that it was not trained on.",
     "panoptic": "Every pixel: one segment.",
     "semantic": "Every pixel: one class.",
@@ -46,7 +47,12 @@ def demo(
         int, typer.Option("--images", min=1, max=100, help="Number of scenes to segment.", rich_help_panel=opt.DATA)
     ] = 4,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; fewer are quicker and worse.", rich_help_panel=opt.SPEED)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Training steps. [default: as many as fit into two and a half minutes]",
+            rich_help_panel=opt.SPEED,
+        ),
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -57,10 +63,10 @@ def demo(
     from ..training.prepare import Listener
     from ..workflows import demo as core
 
-    train = core.demo_config(iterations).train
-    console.note(f"A small Mask2Former is trained on generated scenes on this machine, in {train.iterations} steps.")
-    with DemoDisplay(core.TITLES, train.iterations) as display:
-        listener = Listener(on_step=display.trained, on_evaluated=display.evaluated, on_note=console.warn)
+    with DemoDisplay(core.TITLES) as display:
+        listener = Listener(
+            on_start=display.started, on_step=display.trained, on_evaluated=display.evaluated, on_note=console.warn
+        )
         steps = core.run(
             out, images, iterations=iterations, on_begin=display.begin, on_step=display.finished, listener=listener
         )
@@ -76,13 +82,12 @@ class DemoDisplay:
 
     Args:
         titles: what runs in each step, by the names of the steps.
-        iterations: steps of the training, which take nearly all of the time.
     """
 
     every_seconds = 15.0  # between two lines of the training, without a terminal
 
-    def __init__(self, titles: Mapping[str, str], iterations: int):
-        self.titles, self.iterations = titles, iterations
+    def __init__(self, titles: Mapping[str, str]):
+        self.titles, self.iterations = titles, 0
         self.began = self.told = 0.0
 
     def __enter__(self) -> DemoDisplay:
@@ -99,7 +104,7 @@ class DemoDisplay:
         )
         self.bar = Progress(*columns, console=stderr, disable=not self.is_terminal)
         # A step of the training is the unit. The evaluation is part of it; the other steps are short.
-        self.task = self.bar.add_task("", total=self.iterations + len(self.titles), numbers="")
+        self.task = self.bar.add_task("", total=None, numbers="")
         self.bar.start()
         return self
 
@@ -112,6 +117,11 @@ class DemoDisplay:
     def finished(self, step: DemoStep) -> None:
         self.bar.advance(self.task)
         console.note(f"{STORY[step.name]} {step.what[0].upper()}{step.what[1:]} ({step.seconds:.0f} s).")
+
+    def started(self, run: Run) -> None:
+        self.iterations = run.settings.train.iterations
+        self.bar.update(self.task, total=self.iterations + len(self.titles))
+        console.note(f"A small MP-Former is trained on generated scenes on this machine, in {self.iterations} steps.")
 
     def trained(self, step: StepRecord) -> None:
         now, done = time.monotonic(), step.iteration + 1

@@ -2,7 +2,7 @@
 
 OUT/pictures/NAME.png                          generated scenes that are not used for training
 OUT/truth/NAME.jpg                             their annotations, drawn like a perfect result
-OUT/run/                                       a training run of the preset `tiny`; OUT/run is a REF
+OUT/run/                                       a training run of the preset `tiny-mpformer`; OUT/run is a REF
 OUT/predict/panoptic, semantic, instance/      output of `m2f predict` with that model
 OUT/index.html                                 all results on one page, which needs no other file
 """
@@ -10,6 +10,7 @@ OUT/index.html                                 all results on one page, which ne
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import shutil
 import time
@@ -40,9 +41,13 @@ from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
 from ..training import run as training
+from ..training.dry_run import dry_run
 
-PRESET = "tiny"
+PRESET = "tiny-mpformer"
 MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it may be used again
+TRAINING_SECONDS = 140.0  # time that the training may take, with its evaluations
+ITERATIONS = (200, 2000)  # fewest and most steps that are chosen to fit
+EVALUATIONS = 3
 ENLARGED = 3  # factor between the edges of the images to predict and those of the training images
 FORMATS: dict[Task, list[str]] = {
     "panoptic": ["overlay", "coco-panoptic"],
@@ -107,7 +112,7 @@ def run(
 
     Args:
         images: number of scenes to predict.
-        iterations: iterations of the training. None: those of the preset.
+        iterations: iterations of the training. None: as many as fit into `TRAINING_SECONDS`.
         on_begin: called with the name of each step, a key of `TITLES`, before it begins.
         on_step: called after each of the `STEPS` steps.
         listener: callbacks of the training.
@@ -136,8 +141,29 @@ def run(
 
 
 def demo_config(iterations: int | None = None) -> Config:
-    """Return the configuration that the demo trains."""
-    return config.load(PRESET, [f"train.iterations={iterations}"] if iterations else [])
+    """Return the configuration that the demo trains. Its evaluations are spread evenly."""
+    return config.load(PRESET, _changes(iterations) if iterations else [])
+
+
+def fitting_iterations(out: Path) -> int:
+    """Return how many steps of the training fit into `TRAINING_SECONDS` here. A few are measured; nothing is written.
+
+    Raises:
+        M2FError: the training cannot be started.
+    """
+    settings = demo_config(ITERATIONS[0])
+    measured = dry_run(settings, out / "measured", _options(settings))
+    seconds = TRAINING_SECONDS - EVALUATIONS * measured.evaluation_seconds
+    fewest, most = ITERATIONS
+    return max(fewest, min(most, int(seconds / measured.step_seconds)))
+
+
+def _changes(iterations: int) -> list[str]:
+    return [f"train.iterations={iterations}", f"train.eval_every={math.ceil(iterations / EVALUATIONS)}"]
+
+
+def _options(settings: Config) -> training.TrainOptions:
+    return training.TrainOptions(init="random", micro_batch=settings.train.batch, workers=1)
 
 
 def test_scenes(settings: Config, count: int) -> dict[str, Scene]:
@@ -163,10 +189,12 @@ def _steps(
         record_file(out, f"truth/{name}.jpg")
         write_overlay(each.panoptic(), out / "truth" / name)
     yield f"{sum(len(each.segments) for each in scenes.values())} segments drawn", out / "truth", ""
-    outcome, results = _train(out, settings, listener)
+    iterations = iterations or fitting_iterations(out)
+    outcome, results = _train(out, demo_config(iterations), listener)
     seen = outcome.iterations * settings.train.batch
     repeat = ["train", "--preset", PRESET, "--init", "random", "--micro-batch", settings.train.batch]
-    repeat += ["--set", f"train.iterations={iterations}"] if iterations else []
+    for change in _changes(iterations):
+        repeat += ["--set", change]
     yield f"{outcome.iterations} steps, {seen} images, from nothing", run, _command(*repeat, "--out", again / "run")
     measured = _command("eval", "--model", run, "--metric", "pq", "--out", again / "eval")
     yield _evaluated(results), run / RESULTS, measured
@@ -201,9 +229,8 @@ def _train(out: Path, settings: Config, listener: training.Listener) -> tuple[tr
         evaluations[iteration] = result
         listener.on_evaluated(iteration, result)
 
-    options = training.TrainOptions(init="random", micro_batch=settings.train.batch, workers=1)
     listening = dataclasses.replace(listener, on_evaluated=evaluated)
-    outcome = training.start(settings, out / "run", options, listening, ["m2f", "demo"])
+    outcome = training.start(settings, out / "run", _options(settings), listening, ["m2f", "demo"])
     if outcome.stopped is not None:
         raise KeyboardInterrupt
     best = evaluations.get(outcome.best.get("iteration", -1))
@@ -246,9 +273,7 @@ def _write_page(
         "Instance prediction": "predict/instance/overlay/{}.jpg",
     }
     quality = f" Its panoptic quality on scenes that it never saw is {results['figures']['pq']:.1f}." if results else ""
-    summary = (
-        f"A small Mask2Former learned generated scenes from nothing, in {outcome.iterations} steps on this machine."
-    )
+    summary = f"A small MP-Former learned generated scenes from nothing, in {outcome.iterations} steps on this machine."
     report = DemoReport(
         summary=summary + quality,
         results=results,
