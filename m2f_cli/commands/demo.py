@@ -50,7 +50,7 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="Training steps. [default: as many as fit into two and a half minutes]",
+            help="Training steps. [default: as many as fit into three minutes]",
             rich_help_panel=opt.SPEED,
         ),
     ] = None,

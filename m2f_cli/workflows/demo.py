@@ -45,7 +45,7 @@ from ..training.dry_run import dry_run
 
 PRESET = "tiny-mpformer"
 MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it may be used again
-TRAINING_SECONDS = 140.0  # time that the training may take, with its evaluations
+TRAINING_SECONDS = 170.0  # time that the training may take, with its evaluations
 ITERATIONS = (200, 2000)  # fewest and most steps that are chosen to fit
 EVALUATIONS = 3
 ENLARGED = 3  # factor between the edges of the images to predict and those of the training images
