@@ -35,6 +35,7 @@ from ..inference.predict import predict
 from ..inference.segmenter import Segmenter
 from ..inference.sources import expand
 from ..report.demo import DemoReport, ReportedStep, SceneImage, SceneView, write_demo_page
+from ..results.draw_options import DrawOptions
 from ..results.writers import write_overlay
 from ..runtime.files import atomic, lies_in, save_image, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
@@ -48,6 +49,7 @@ MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it 
 TRAINING_SECONDS = 170.0  # time that the training may take, with its evaluations
 ITERATIONS = (200, 2000)  # fewest and most steps that are chosen to fit
 EVALUATIONS = 3
+ANNOTATION = DrawOptions(("masks", "outlines", "labels"))  # an annotation has no scores
 ENLARGED = 3  # factor between the edges of the images to predict and those of the training images
 FORMATS: dict[Task, list[str]] = {
     "panoptic": ["overlay", "coco-panoptic"],
@@ -187,7 +189,7 @@ def _steps(
     yield f"{images} generated", out / "pictures", ""
     for name, each in scenes.items():
         record_file(out, f"truth/{name}.jpg")
-        write_overlay(each.panoptic(), out / "truth" / name)
+        write_overlay(each.panoptic(), out / "truth" / name, ANNOTATION)
     yield f"{sum(len(each.segments) for each in scenes.values())} segments drawn", out / "truth", ""
     iterations = iterations or fitting_iterations(out)
     outcome, results = _train(out, demo_config(iterations), listener)
