@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from ..config import presets as config
@@ -132,14 +130,13 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     Raises:
         M2FError: the folder or the file cannot be written.
     """
+    try:
+        # Not save_file: newer safetensors writes under a name of its own, which a killed process would leave behind.
+        content = save_bytes(tensors, metadata)
+    except SafetensorError as error:
+        raise M2FError(f"Cannot write {path}: {error}.") from error
     with atomic(path, durable=True) as part:
-        try:
-            save_file(tensors, part, metadata)
-        except SafetensorError as error:
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise M2FError(f"Cannot write {path}: {error}.") from error
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        part.write_bytes(content)
 
 
 def is_ours(container: Container) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from weights.models import CATEGORIES, RESNET, assert_equal, config_of, network_of, shapes_of
 
 from m2f_cli import __version__, weights
 from m2f_cli.errors import ConfigError, M2FError, WeightsError
-from m2f_cli.weights import checkpoint
+from m2f_cli.runtime.files import remove_parts
 
 
 @pytest.fixture
@@ -101,12 +104,31 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_a_full_disk_is_no_fault_of_the_weights(tmp_path, monkeypatch):
     def full(*_):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(M2FError, match=r"^Cannot write .*best.safetensors: No space left on device.$") as caught:
         weights.save(tmp_path / "best.safetensors", {}, config_of(), CATEGORIES)
     assert caught.value.exit_code == 1 and not list(tmp_path.iterdir())
+
+
+KILLED_INSIDE_A_WRITE = """
+import resource, signal, sys, torch
+from pathlib import Path
+from m2f_cli.weights.checkpoint import write_safetensors
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+write_safetensors(Path(sys.argv[1]), {"a": torch.zeros(1 << 16)}, {})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files, which ends the process")
+def test_what_a_kill_inside_a_write_leaves_is_removed_by_the_next_start(fresh, tmp_path):
+    folder = tmp_path / "checkpoints"
+    assert fresh(KILLED_INSIDE_A_WRITE, folder / "last.safetensors").returncode == -signal.SIGXFSZ
+    assert len(list(folder.iterdir())) == 1
+    remove_parts(tmp_path)
+    assert not list(folder.iterdir())
 
 
 def test_half_precision_is_widened(saved):
