@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .data.transforms import Transform
     from .errors import ConfigError, DataError, ExportError, M2FError, MissingDependency, Unreachable, WeightsError
     from .evaluation.evaluate import EvalResult
-    from .evaluation.evaluate_dataset import evaluate
     from .export.base import Exporter, ExportReport, export
     from .inference.engines.base import Engine
     from .inference.load import load
@@ -40,11 +39,12 @@ if TYPE_CHECKING:
     from .results.types import Instances, PanopticMap, Segment, SemanticMap
     from .structures.categories import Category
     from .training.run import TrainOutcome, train
+    from .workflows.evaluate import evaluate
 
 _HOMES = {  # public name → module, and the object's own name where it differs
     "load": "inference.load",
     "open_dataset": "data.open_dataset:open_data",
-    "evaluate": "evaluation.evaluate_dataset",
+    "evaluate": "workflows.evaluate",
     "load_config": "config.presets:load",
     "train": "training.run",
     "export": "export.base",

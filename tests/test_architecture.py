@@ -35,7 +35,7 @@ HEAVY = ("torch", "numpy", "pydantic", "cv2", "PIL", "transformers", "huggingfac
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS_FOLDER = Path(__file__).parent
 TESTS = sorted(TESTS_FOLDER.rglob("*.py"))
-OF_PYTORCH = ("_modules",)  # attributes of its modules
+OTHERS_OWN = ("_modules", "_repr_html_")  # names that PyTorch and IPython give
 
 
 @functools.cache
@@ -195,7 +195,7 @@ def private_names(path: Path) -> list[str]:
             root = node.value
             while isinstance(root, (ast.Attribute, ast.Call)) and ast.unparse(root) != "super()":
                 root = root.value if isinstance(root, ast.Attribute) else root.func
-            if ast.unparse(root) not in {*imported, "super()"} and node.attr not in OF_PYTORCH:
+            if ast.unparse(root) not in {*imported, "super()"} and node.attr not in OTHERS_OWN:
                 found.append(f"{node.lineno}: {ast.unparse(node)}")
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr", "getattr")):
             named = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]

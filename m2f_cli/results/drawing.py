@@ -74,6 +74,13 @@ def plot(result: Result, image: Any, options: DrawOptions | None = None) -> Imag
     return drawn
 
 
+def legend_of(result: Result) -> list[LegendEntry]:
+    """Return the classes of a drawing with the colours that it has by default, those with the most pixels first."""
+    top, categories = result.on_top(), result.categories
+    colors = colors_of(top.labels, categories, DrawOptions().palette, plain=result.task == "semantic")
+    return _legend(top, colors, shown_names(top.labels, categories), counted=result.task != "semantic")
+
+
 def colored(result: Result) -> Iterator[tuple[Region, Color]]:
     """Yield the regions of a result with their colours; in a semantic map exactly the colours of the categories."""
     seen: Counter[int] = Counter()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ..runtime.notebook import show_image
 from ..structures import Task
 from ..structures.categories import Categories
 from ..structures.rle import runs_of
@@ -68,6 +69,20 @@ class Result(ABC):
         from . import drawing
 
         return drawing.plot(self, self.image if image is None else image, options)
+
+    def show(self, image: Any = None, options: DrawOptions | None = None) -> None:
+        """Show the drawing of `plot`: below the cell of a notebook, else in the system's viewer of images.
+
+        Raises:
+            M2FError: there is no such viewer; or as `plot` does.
+        """
+        show_image(self.plot(image, options))
+
+    def _repr_html_(self) -> str:
+        """Return the drawing and the classes as HTML: a notebook shows a result that ends a cell."""
+        from . import html
+
+        return html.as_html(self)
 
     def save(
         self,

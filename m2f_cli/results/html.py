@@ -1,0 +1,65 @@
+"""A result as HTML for notebooks: its drawing and the colours of its classes, without scripts.
+
+A notebook that nobody has trusted shows HTML without its scripts, so that a canvas would stay empty there.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DataError
+from ..runtime.notebook import escaped
+from .drawing import legend_of, plot
+
+if TYPE_CHECKING:
+    from .types import Result
+
+EDGE = 960  # pixels, the longest edge of the drawing
+QUALITY = 85
+GREY = 128  # in place of a missing image
+MOST_CLASSES = 40
+_CELL = 'style="text-align:left;padding:1px 12px 1px 0"'
+_SWATCH = '<span style="display:inline-block;width:1em;height:1em;background:rgb({},{},{})"></span>'
+
+
+def as_html(result: Result) -> str:
+    """Return the drawing of a result as an image in the text, and a table of its classes.
+
+    Without its image, the result is drawn on grey and the text says why.
+    """
+    remark = ""
+    try:
+        if result.image is None:
+            raise DataError("The result does not know its image.")
+        drawing = plot(result, result.image)
+    except DataError as error:
+        drawing = plot(result, np.full((*result.size, 3), GREY, np.uint8))
+        remark = f"<p><em>{escaped(error.message)}</em></p>"
+    drawing.thumbnail((EDGE, EDGE))
+    file = io.BytesIO()
+    drawing.save(file, "JPEG", quality=QUALITY)
+    content = base64.b64encode(file.getvalue()).decode()
+    height, width = result.size
+    text = f"{result.task}, {width} x {height} pixels"
+    image = f'<img src="data:image/jpeg;base64,{content}" alt="{text}" style="max-width:100%">'
+    return f"<div><p>{text}</p>{remark}{image}{_table(result)}</div>"
+
+
+def _table(result: Result) -> str:
+    entries = legend_of(result)
+    if not entries:
+        return "<p>Nothing was found.</p>"
+    counted = result.task != "semantic"
+    head = f"<th></th><th {_CELL}>class</th>" + (f"<th {_CELL}>regions</th>" if counted else "")
+    rows = "".join(
+        f"<tr><td {_CELL}>{_SWATCH.format(*each.color)}</td><td {_CELL}>{escaped(each.name)}</td>"
+        + (f"<td {_CELL}>{each.count}</td></tr>" if counted else "</tr>")
+        for each in entries[:MOST_CLASSES]
+    )
+    left_out = len(entries) - MOST_CLASSES
+    more = f"<p>And {left_out} more classes.</p>" if left_out > 0 else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
