@@ -134,16 +134,7 @@ def evaluate(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = True,
-    thumbnails: Annotated[
-        int,
-        typer.Option(
-            min=32,
-            max=4096,
-            metavar="PX",
-            help="Longest edge of the images in report.html, in pixels.",
-            rich_help_panel=opt.ADVANCED,
-        ),
-    ] = 320,
+    thumbnails: opt.Thumbnails = 320,
     trust_code: opt.TrustCode = False,
     as_json: opt.AsJson = False,
 ) -> None:

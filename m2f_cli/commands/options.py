@@ -239,6 +239,17 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the results of an earlier run in --out.", rich_help_panel=OUTPUT)
 ]
 
+Thumbnails = Annotated[
+    int,
+    typer.Option(
+        min=32,
+        max=4096,
+        metavar="PX",
+        help="Longest edge of the images in report.html, in pixels.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+
 # --- drawings ---------------------------------------------------------------------------------------------------------
 
 DrawnParts = Annotated[

@@ -12,6 +12,7 @@ from .. import console, plugins
 from ..errors import ConfigError, DataError
 from . import options as opt
 from .help_page import help_page
+from .report import written_of
 
 if TYPE_CHECKING:
     from ..inference.predict import PredictProgress, Summary
@@ -44,6 +45,11 @@ def predict(
     opacity: opt.Opacity = None,
     classes: opt.DrawnClasses = None,
     legend: opt.Legend = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write report.html: one page with all images.", rich_help_panel=opt.OUTPUT),
+    ] = False,
+    thumbnails: opt.Thumbnails = 320,
     device: opt.Device = "auto",
     precision: opt.Precision = "fp32",
     compile_: opt.Compile = False,
@@ -127,11 +133,17 @@ def predict(
             thresholds=thresholds,
             model=source,
             draw=drawing,
+            thumbnails=thumbnails if report else 0,
             on_progress=show,
             trust_code=True,
         )
-    (_emit if as_json else _print)(summary, folder)
-    if not as_json:
+    page = written_of(folder) if report else None
+    if as_json:
+        _emit(summary, folder, page)
+    else:
+        _print(summary, folder)
+        if page is not None:
+            console.out(f"Report: {page}")
         ref = model or loaded.source
         console.next_steps(["m2f", "eval", "--model", ref, "--data", "DIR"], ["m2f", "export", "--model", ref])
     if summary.failed:
@@ -187,10 +199,11 @@ def _rate(summary: Summary) -> float:
     return summary.done / summary.seconds if summary.seconds else 0.0
 
 
-def _emit(summary: Summary, folder: Path) -> None:
+def _emit(summary: Summary, folder: Path, page: Path | None) -> None:
     console.emit_json(
         {
             "out": str(folder),
+            "report": page and str(page),
             "done": summary.done,
             "skipped": summary.skipped,
             "failed": [{"file": str(each.file), "error": each.message} for each in summary.failed],

@@ -1,4 +1,4 @@
-"""m2f report: write a page of an evaluation, of a training, or of two evaluations."""
+"""m2f report: write a page of an evaluation, a training, a prediction, or of two evaluations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_SECONDS = 1
 )
 def report(
     refs: Annotated[
-        list[Path], typer.Argument(metavar="REF…", help="Folder of m2f eval or train, or two of m2f eval.")
+        list[Path], typer.Argument(metavar="REF…", help="Folder of m2f eval, train or predict, or two of m2f eval.")
     ],
     out: Annotated[
         Path | None,
@@ -44,7 +44,7 @@ def report(
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Write one HTML page of an evaluation or a training, or of what differs between two evaluations.
+    """Write one HTML page of an evaluation, a training or a prediction, or of what differs between two evaluations.
 
     The page needs no other file.
     """

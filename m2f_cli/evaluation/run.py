@@ -27,6 +27,8 @@ from ..metrics import Metric
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
 from ..results.types import Result
+from ..results.views import NAME
+from ..results.views import header_of as header_of_views
 from ..runtime import distributed
 from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
@@ -184,7 +186,7 @@ def _claim(evaluation: EvalRun, resume: bool, stack: ExitStack) -> list[int]:
             places.claim(record.name, getattr(record, "image", None))
     journal.check_header(folder, header)
     journal.consolidate(folder, header)
-    journal.consolidate(folder, _views_header(evaluation), views.NAME)
+    journal.consolidate(folder, _views_header(evaluation), NAME)
     with journal.appending(journal.journal_of(folder), header):
         pass  # before all other files: by it, the folder is known as an evaluation
     done = journal.finished(folder)
@@ -265,12 +267,12 @@ def _on_results(evaluation: EvalRun, saver: Any) -> OnResults | None:
 def _views(evaluation: EvalRun, rank: int) -> AbstractContextManager[Callable[[journal.Line], Any]]:
     if not evaluation.thumbnails:
         return nullcontext(lambda line: None)
-    path = journal.journal_of(evaluation.folder, rank, views.NAME)
+    path = journal.journal_of(evaluation.folder, rank, NAME)
     return journal.appending(path, _views_header(evaluation))
 
 
 def _views_header(evaluation: EvalRun) -> dict[str, Any]:
-    return views.header_of(evaluation.tasks, evaluation.segmenter.categories)
+    return header_of_views(evaluation.tasks, evaluation.segmenter.categories)
 
 
 def _line(number: int, image: Scored) -> journal.Line:
@@ -283,7 +285,7 @@ def _line(number: int, image: Scored) -> journal.Line:
 def _conclude(evaluation: EvalRun, seconds: float) -> EvalResult:
     """Put all journals together and compute the figures from them."""
     journal.consolidate(evaluation.folder, dict(evaluation.header))
-    journal.consolidate(evaluation.folder, _views_header(evaluation), views.NAME)
+    journal.consolidate(evaluation.folder, _views_header(evaluation), NAME)
     names: list[str] = []
     measured = Measured({name: metric.fresh() for name, metric in evaluation.metrics.items()}, seconds)
     for line in journal.read(journal.journal_of(evaluation.folder)):

@@ -1,4 +1,4 @@
-"""Reading of views.jsonl, which may be anybody's: each value is checked before a page gets it."""
+"""Reading of views.jsonl, of an evaluation or a prediction. It may be anybody's: each value is checked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import DataError, M2FError
+from ..results.views import NAME, SCHEMA_VERSION
 from ..structures import Task
 from ..structures.categories import Categories, Category
 from . import journal
-from .views import NAME, SCHEMA_VERSION
 
-Kind = Literal["hit", "class", "split", "merged", "boundary", "missed", "spurious", "duplicate", "crowd", "excused"]
+Kind = Literal[
+    "hit", "class", "split", "merged", "boundary", "missed", "spurious", "duplicate", "crowd", "excused", "unjudged"
+]
 Edge = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -103,7 +105,7 @@ class StoredViews:
 
 
 def open_views(folder: Path) -> StoredViews | None:
-    """Return the views of a folder of `m2f eval`; None where it has none.
+    """Return the views of a folder of `m2f eval` or `m2f predict`; None where it has none.
 
     Raises:
         DataError: the journal is damaged, or of a newer version.

@@ -12,12 +12,10 @@ The journal stands beside that of the figures and works like it (`evaluation.jou
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -32,6 +30,7 @@ from ..metrics.comparable import (
 )
 from ..metrics.pq_repairs import NEAR, ComparedImage, compare_segments, kinds_of
 from ..results.types import Instances, PanopticMap, Result, SemanticMap
+from ..results.views import EDGE, LEAST_SCORE, Segments, Size, sampled, small_size, thumbnail
 from ..structures import Task
 from ..structures.annotations import Annotation
 from ..structures.categories import Categories
@@ -39,22 +38,9 @@ from ..structures.rle import as_text, encode_ids, encode_mask, encode_shape
 from ..structures.run_lengths import areas_in, pair_counts
 from .evaluate import Annotations, annotation_for
 
-SCHEMA_VERSION = 1
-NAME = "views.jsonl"
-EDGE = 320  # pixels, the longest edge of a thumbnail
-QUALITY = 72  # of a thumbnail's JPEG
-LEAST_SCORE = 0.05  # of an object that is kept; published settings keep a hundred of any score
 SHOWN_SCORE = 0.5  # of an object that counts in the figure of an image
 LEAST_SHARE = 0.001  # of the pixels, for a pair of classes that are taken for each other
 HIT, CROWD, EXCUSED, DUPLICATE = "hit", "crowd", "excused", "duplicate"
-Size = tuple[int, int]
-Segments = list[dict[str, Any]]
-
-
-def header_of(tasks: Sequence[Task], categories: Categories) -> dict[str, Any]:
-    """Return the header of the journal."""
-    classes = [category.to_dict() for category in categories]
-    return {"schema_version": SCHEMA_VERSION, "tasks": list(tasks), "categories": classes}
 
 
 def view_of(
@@ -79,16 +65,14 @@ def view_of(
     """
     first = next(iter(results.values()))
     size = (int(first.size[0]), int(first.size[1]))
-    small = _small(size, edge)
+    small = small_size(size, edge)
     tasks = {}
     for task, result in results.items():
         own = annotation_for(task, annotation)
         if own is not None:
             check_sizes(result, own)
             tasks[task] = _comparison(result, own, categories, small)
-    pixels = first.image if isinstance(first.image, np.ndarray) else None
-    thumbnail = {"size": list(small), "jpeg": "" if pixels is None else _jpeg(pixels, small)}
-    return {"name": record.name, "size": list(size), "thumbnail": thumbnail, "tasks": tasks}
+    return {"name": record.name, "size": list(size), "thumbnail": thumbnail(first.image, small), "tasks": tasks}
 
 
 def _comparison(result: Result, annotation: Annotation, categories: Categories, small: Size) -> dict[str, Any]:
@@ -126,8 +110,8 @@ def _panoptic(result: PanopticMap, annotation: Annotation, categories: Categorie
     crowds = [each for each in truth.segments if each.iscrowd]
     areas = areas_in(truth.ids_HW) if crowds else {}
     true += [_segment(each.label, areas.get(each.id, 0), CROWD, None, 0.0) for each in crowds]
-    _add_masks(true, _sampled(truth.ids_HW, small), [*ids_T, *(each.id for each in crowds)])
-    _add_masks(found, _sampled(result.ids_HW, small), image.ids_F.tolist())
+    _add_masks(true, sampled(truth.ids_HW, small), [*ids_T, *(each.id for each in crowds)])
+    _add_masks(found, sampled(result.ids_HW, small), image.ids_F.tolist())
     return {"figure": _quality(true, found), "true": true, "found": found}
 
 
@@ -145,8 +129,8 @@ def _semantic(result: SemanticMap, annotation: Annotation, categories: Categorie
     row_T, row_F = ({label: i for i, label in enumerate(labels)} for labels in (labels_T, labels_F))
     true = [_class_segment(k, areas_T[k], "missed", row_F.get(k), ious[k]) for k in labels_T]
     found = [{**_class_segment(k, areas_F[k], "spurious", row_T.get(k), ious[k]), "score": None} for k in labels_F]
-    _add_masks(true, _sampled(truth.labels_HW, small), labels_T)
-    _add_masks(found, _sampled(found_map.ids_HW, small), [label + 1 for label in labels_F])
+    _add_masks(true, sampled(truth.labels_HW, small), labels_T)
+    _add_masks(found, sampled(found_map.ids_HW, small), [label + 1 for label in labels_F])
     least = LEAST_SHARE * counts.sum()
     pairs = zip(first.tolist(), second.tolist(), counts.tolist(), strict=True)
     confusion = [[t, f, count] for t, f, count in pairs if f >= 0 and count >= least]
@@ -183,7 +167,7 @@ def _instances(result: Instances, annotation: Annotation, categories: Categories
     ]
     for segments, rles in ((true, rles_T), (found, rles_F)):
         for segment, rle in zip(segments, rles, strict=True):
-            segment["counts"] = as_text(encode_mask(_sampled(coco_mask.decode(rle), small)))["counts"]
+            segment["counts"] = as_text(encode_mask(sampled(coco_mask.decode(rle), small)))["counts"]
     shown = [each for each in found if each["score"] >= SHOWN_SCORE]
     return {"figure": _quality(true, shown), "true": true, "found": found}
 
@@ -273,23 +257,3 @@ def _rounded(figure: float | None) -> float | None:
 
 def _sums(labels: np.ndarray, counts: np.ndarray) -> dict[int, int]:
     return {int(label): int(counts[labels == label].sum()) for label in np.unique(labels)}
-
-
-# --- pixels -----------------------------------------------------------------------------------------------------------
-
-
-def _small(size: Size, edge: int) -> Size:
-    scale = min(1.0, edge / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def _sampled(map_HW: np.ndarray, small: Size) -> np.ndarray:
-    """Return a map at the size of a thumbnail: of each of its pixels the value in the middle."""
-    rows, columns = ((2 * np.arange(n) + 1) * whole // (2 * n) for n, whole in zip(small, map_HW.shape, strict=True))
-    return map_HW[rows[:, None], columns]
-
-
-def _jpeg(image_HW3: np.ndarray, small: Size) -> str:
-    resized = cv2.resize(image_HW3, small[::-1], interpolation=cv2.INTER_AREA)
-    _, content = cv2.imencode(".jpg", resized[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return base64.b64encode(content.tobytes()).decode()

@@ -18,6 +18,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..errors import ConfigError, DataError
 from ..results import server_formats
 from ..results import writers as output
+from ..results.views import NAME as VIEWS
 from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
 from ..runtime.locks import is_lock
@@ -58,6 +59,7 @@ SHARED = {
     "coco-instance": Shared("instances.json", lambda result, stem: [], output.instance_entry),
 }
 PREDICTIONS = "predictions.json"
+PAGE, PAGES = "report.html", ("report/index.html", "report/images-*.html")  # what `report.predictions` writes
 
 
 class FoundSegment(TypedDict):
@@ -197,12 +199,14 @@ def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             )
 
 
-def check_folder(folder: Path, formats: Sequence[str] = (), *, skip_existing: bool, overwrite: bool) -> None:
+def check_folder(
+    folder: Path, formats: Sequence[str] = (), others: Sequence[str] = (), *, skip_existing: bool, overwrite: bool
+) -> None:
     """Refuse to overwrite existing files, unless an option allows it and an earlier run has written them.
 
     Raises:
         ConfigError: the folder is a file; it is not empty and neither option was given; both were; or files of no
-            earlier run stand where results of `formats` go.
+            earlier run stand where results of `formats` go, or the files that `others` names.
     """
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing and --overwrite exclude each other.")
@@ -210,7 +214,7 @@ def check_folder(folder: Path, formats: Sequence[str] = (), *, skip_existing: bo
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; --out takes a folder.")
         is_used = folder.is_dir() and any(not (is_lock(path) or is_part(path)) for path in folder.iterdir())
-        foreign = _file_in_the_way(folder, formats) if is_used and not (folder / RUN_MARK).exists() else None
+        foreign = _file_in_the_way(folder, formats, others) if is_used and not (folder / RUN_MARK).exists() else None
     if is_used and not (skip_existing or overwrite):
         raise ConfigError(
             f"The output folder {folder} is not empty.", hint="Use --skip-existing to go on, or --overwrite."
@@ -221,9 +225,9 @@ def check_folder(folder: Path, formats: Sequence[str] = (), *, skip_existing: bo
         )
 
 
-def _file_in_the_way(folder: Path, formats: Sequence[str]) -> Path | None:
+def _file_in_the_way(folder: Path, formats: Sequence[str], others: Sequence[str]) -> Path | None:
     """Return a file at a place of results: it may be somebody's annotation."""
-    shared = (folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values())))
+    shared = (folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values()), *others))
     inside = (path for name in formats for path in output.folder_of(folder, name).rglob("*"))
     return next((path for path in itertools.chain(shared, inside) if path.is_file() and not is_part(path)), None)
 
@@ -253,8 +257,11 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
         with writing_to(folder / name):
             (folder / name).unlink(missing_ok=True)
     packed = [path for shared in SHARED.values() if shared.packed for path in folder.glob(shared.packed)]
-    files = [folder / name for name in (PREDICTIONS, *(shared.file for shared in SHARED.values()), RUN_MARK)]
-    for path in (*packed, *files):
+    names = (PREDICTIONS, *(shared.file for shared in SHARED.values()), VIEWS, PAGE, RUN_MARK)
+    pages = [
+        page for pattern in PAGES for page in folder.glob(pattern) if lies_in(folder, str(page.relative_to(folder)))
+    ]
+    for path in (*packed, *pages, *(folder / name for name in names)):
         path.unlink(missing_ok=True)
 
 

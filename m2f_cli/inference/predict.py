@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +16,20 @@ from ..errors import ConfigError, M2FError
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
 from ..results.types import Instances, PanopticMap, Result, SemanticMap
+from ..results.views import NAME, header_of, view_of_result
 from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
 from ..runtime.files import remove_parts
+from ..runtime.jsonl import JsonLines
 from ..runtime.locks import locked
 from ..structures import Task
+from ..structures.categories import Categories
 from ..structures.images import read_image
 from .base import BaseSegmenter
-from .journal import SHARED, Journal, assemble, check_folder, erase
+from .journal import PAGE, SHARED, Journal, assemble, check_folder, erase
 from .sources import ImageSource
 from .stream import stream
+
+VIEW = "view"  # of an image, on its way to the journal of the views
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def predict(
     thresholds: dict[str, float | int | None] | None = None,
     model: str | None = None,
     draw: DrawOptions | None = None,
+    thumbnails: int = 0,
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
 ) -> Summary:
@@ -105,6 +111,7 @@ def predict(
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
         model: name of the model in predictions.json; by default its source.
         draw: what overlays draw, and how.
+        thumbnails: longest edge in pixels of the images in views.jsonl (`results.views`), for a page; 0 writes none.
         on_progress: called after each image.
         trust_code: allow `formats` to be "module:function".
 
@@ -120,7 +127,8 @@ def predict(
     if batch < 1 or workers < 1:
         raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
     chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
-    check_folder(out, formats, skip_existing=skip_existing, overwrite=overwrite)
+    pages = (NAME, PAGE) if thumbnails else ()
+    check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
     sources = places.claimed(sources, "path")
@@ -140,15 +148,17 @@ def predict(
 
     def write(item: tuple[ImageSource, bool], result: Result) -> dict[str, Any]:
         source, results = item[0], [(name, write, result) for name, write in writers.items()]
-        return write_image(source.name, source.path, out, result, results)
+        entry = write_image(source.name, source.path, out, result, results)
+        return {**entry, VIEW: view_of_result(source.name, result, thumbnails)} if thumbnails else entry
 
     with locked(out, "A prediction"):
         # Again, because another process may have written to the folder.
-        check_folder(out, formats, skip_existing=skip_existing, overwrite=overwrite)
+        check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
         remove_parts(out)
         if overwrite:
             erase(out, spared=[source.path for source in sources] if is_known else ())
-        with Journal(out, head) as journal:
+        with Journal(out, head) as journal, ExitStack() as stack:
+            views = stack.enter_context(_views(out, task, segmenter.categories)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
             workers = 0 if segmenter.device.type == "cpu" else workers
             images = stream(segmenter, items, _read, finish, write, batch=batch, workers=workers)
@@ -156,7 +166,7 @@ def predict(
             started = time.perf_counter()
             try:
                 with closing(images):
-                    summary = _keep(images, journal, names, on_progress or (lambda progress: None))
+                    summary = _keep(images, journal, views, names, on_progress or (lambda progress: None))
             except KeyboardInterrupt:
                 assemble(journal, names, writers, segmenter.categories)
                 raise
@@ -196,9 +206,18 @@ def write_image(
     return {"record": {**record, "files": listed(files, out)}, "shared": shared}
 
 
+def _views(out: Path, task: Task, categories: Categories) -> JsonLines:
+    """Open the journal of the views, or start one."""
+    views = JsonLines(out / NAME, compact=True)
+    if not views.size:
+        views.append({"header": header_of((task,), categories)})
+    return views
+
+
 def _keep(
     images: Iterable[tuple[tuple[ImageSource, bool], Any, dict[str, float]]],
     journal: Journal,
+    views: JsonLines | None,
     names: list[str],
     on_progress: Callable[[PredictProgress], None],
 ) -> Summary:
@@ -214,6 +233,8 @@ def _keep(
             summary.failed.append(PredictFailure(source.path, str(outcome)))
             step = PredictProgress(source.path, "failed", str(outcome))
         else:
+            if views is not None:  # before the journal: an image in the journal is never done again
+                views.append({**outcome.pop(VIEW), "number": len(names) - 1})
             outcome["record"]["times_ms"] = {stage: round(1000 * each, 3) for stage, each in seconds.items()}
             journal.append(outcome)
             summary.done += 1

@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,13 @@ from ..structures.categories import Categories
 from . import view_statistics as counting
 from .bars import BarChart, bar_chart
 from .charts import LineChart, line_chart
+from .gallery import INDEX, MOST, Gallery, gallery_of, parts_of, write_parts
 from .page import write_page
 from .records import flat, listed, mapping
 from .records import row as row_of
 from .tables import WORDS, class_table, finite
 
-MOST = 500  # images of a page
-PAGE, FOLDER, INDEX = "report.html", "report", "index.html"
+PAGE = "report.html"
 ANALYSIS = ("ece", "mean_score", "precision")
 LARGE_FIGURES = 4
 WAYS = {  # kinds of errors in words; of the demo's figures the page has none
@@ -93,14 +92,8 @@ def write_evaluation_page(folder: Path, out: Path | None = None, *, most: int = 
 
 def _write_folder(folder: Path, views: StoredViews, worst: list[ImageView], values: dict[str, Any], most: int) -> Path:
     """Write an index with the worst images, and a page for each part of the images in their order."""
-    count = values["images"]
-    starts = range(0, count, most)
-    pages = [(f"images-{i:03}.html", start + 1, min(start + most, count)) for i, start in enumerate(starts, 1)]
-    images = iter(views)
-    for name, first, last in pages:
-        part = _gallery(views, list(islice(images, most)))
-        title = f"{values['title']}: images {first} to {last}"
-        write_page("images.html", folder / name, title=title, gallery=part, ways=WAYS, index=INDEX)
+    galleries = (_gallery(views, part) for part in parts_of(views, most))
+    pages = write_parts(folder, galleries, values["title"], WAYS, most, values["images"])
     return write_page("evaluation.html", folder / INDEX, gallery=_gallery(views, worst), pages=pages, **values)
 
 
@@ -134,13 +127,8 @@ def _order(views: StoredViews) -> Any:
     return key
 
 
-def _gallery(views: StoredViews | None, images: Sequence[ImageView]) -> dict[str, Any] | None:
-    """Return what the script of the gallery takes; None without images."""
-    if views is None or not images:
-        return None
-    classes = [{"name": each.name, "color": list(each.color)} for each in views.categories]
-    shown = [each.model_dump(mode="json", exclude_defaults=True) for each in images]
-    return {"tasks": views.tasks, "categories": classes, "views": shown}
+def _gallery(views: StoredViews | None, images: Sequence[ImageView]) -> Gallery | None:
+    return None if views is None else gallery_of(views.tasks, views.categories, images)
 
 
 # --- values of the template -------------------------------------------------------------------------------------------
@@ -165,7 +153,7 @@ def _values(
         "data": data,
         "scored": results.get("scored"),
         "of": results.get("of"),
-        "failures": [row_of(each, FailedImage) for each in listed(results.get("failures")) if mapping(each)],
+        "failures": [(row["name"], row["message"]) for row in _failures(results)],
         "notes": [str(each) for each in listed(results.get("notes"))],
         "version_note": None if version == SCHEMA_VERSION else f"results.json has the version {version!r}.",
         "figures": figures[:LARGE_FIGURES],
@@ -188,6 +176,10 @@ def _values(
         "seconds": results.get("seconds"),
         "speed": results.get("images_per_second"),
     }
+
+
+def _failures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [row_of(each, FailedImage) for each in listed(results.get("failures")) if mapping(each)]
 
 
 def _figures(results: Mapping[str, Any]) -> list[HeadFigure]:

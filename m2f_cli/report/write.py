@@ -1,4 +1,4 @@
-"""The page of one folder or two, whatever they are: an evaluation, a training, or two evaluations."""
+"""The page of one folder or two, whatever they are: an evaluation, a training, a prediction, or two evaluations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .comparison import write_comparison_page
 from .evaluation import write_evaluation_page
+from .predictions import is_prediction, write_predictions_page
 from .run import is_run, write_run_page
 
 
@@ -14,7 +15,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write a page and return it.
 
     Args:
-        folders: one folder of `m2f eval` or `m2f train`, or two of `m2f eval`, which are compared.
+        folders: one folder of `m2f eval`, `m2f train` or `m2f predict`, or two of `m2f eval`, which are compared.
         out: the page; by default report.html in the folder, or comparison.html in the second one.
 
     Raises:
@@ -24,4 +25,6 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if len(folders) == 2:
         return write_comparison_page(folders[0], folders[1], out)
     [folder] = folders
-    return write_run_page(folder, out) if is_run(folder) else write_evaluation_page(folder, out)
+    if is_run(folder):
+        return write_run_page(folder, out)
+    return write_predictions_page(folder, out) if is_prediction(folder) else write_evaluation_page(folder, out)

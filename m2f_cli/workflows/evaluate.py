@@ -19,6 +19,7 @@ from ..evaluation.evaluate import Annotations, EvalProgress, EvalResult, Measure
 from ..inference.segmenter import Segmenter
 from ..report.evaluation import PAGE, write_evaluation_page
 from ..results.types import Result
+from ..results.views import EDGE, NAME, header_of
 from ..runtime.files import write_json
 from ..runtime.notebook import show_page
 from ..structures import Task
@@ -70,7 +71,7 @@ def evaluate(
     limit: int | None = None,
     workers: int = 2,
     on_progress: Callable[[EvalProgress], None] | None = None,
-    thumbnails: int = views.EDGE,
+    thumbnails: int = EDGE,
     trust_code: bool = False,
     **thresholds: float | int | None,
 ) -> ShownEvaluation:
@@ -107,7 +108,7 @@ def evaluate(
     with ExitStack() as stack:
         if kept is not None:
             tasks = list(dict.fromkeys(metric.task for metric in chosen.values()))
-            path, header = Path(kept.name) / views.NAME, views.header_of(tasks, model.categories)
+            path, header = Path(kept.name) / NAME, header_of(tasks, model.categories)
             add = stack.enter_context(journal.appending(path, header))
         records = dataset.records[:limit]
         options = {"score_threshold": 0.0, **thresholds}

@@ -228,3 +228,12 @@ def test_the_next_free_number_names_the_folder(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "3").mkdir()
     assert next_folder(tmp_path) == tmp_path / "2"
+
+
+def test_report_writes_a_page_of_all_images(fake, images, capsys):
+    assert cli.run(["predict", "in", "--out", "out", "--report", "--thumbnails", "32"]) == 0
+    assert "out/report.html" in capsys.readouterr().out.replace(os.sep, "/")
+    page = (images / "out" / "report.html").read_text()
+    assert all(f'"name":"{name}"' in page for name in "abc") and '"size":[24,32]' in page
+    assert cli.run(["predict", "in", "--out", "plain"]) == 0
+    assert not (images / "plain" / "report.html").exists() and not (images / "plain" / "views.jsonl").exists()

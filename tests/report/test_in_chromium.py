@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from report.small_evaluation import evaluate
+from report.test_predictions_page import predicted, write_images
 from report.test_run_page import write_run
 
 from m2f_cli.report.comparison import write_comparison_page
 from m2f_cli.report.evaluation import write_evaluation_page
+from m2f_cli.report.predictions import write_predictions_page
 from m2f_cli.report.run import write_run_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -214,6 +216,32 @@ def test_two_predictions_are_seen_beside_each_other(browser, path, tmp_path):
     page.keyboard.press("3")
     assert page.locator("#gallery-tools [data-layer=found2]").get_attribute("aria-pressed") == "true"
     page.close()
+
+
+def test_predictions_are_filtered_explained_and_seen_large(browser, tmp_path):
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(write_predictions_page(predicted(write_images(tmp_path))).as_uri())
+    page.locator(".card canvas").first.wait_for()
+    settle(page)
+    assert page.locator("#gallery-status").text_content() == "4 of 4 images · 12 segments"
+    assert page.locator(".card").first.locator("figcaption").all_text_contents() == ["image", "prediction"]
+    page.get_by_label("Score at least").fill("0.85")
+    assert "4 segments at score 0.85" in page.locator("#gallery-status").text_content()
+    page.locator("#reset").click()
+    page.locator(".card canvas[data-layer=found]").first.hover(position={"x": 20, "y": 5})
+    assert page.locator(".tip b").all_text_contents()[0].startswith("sky · score 0.90")
+    page.locator("#classes button", has_text="person").last.click()
+    assert "with person" in page.locator("#gallery-status").text_content()
+    page.keyboard.press("2")
+    assert page.locator("#gallery").get_attribute("data-layer") == "found"
+    page.locator(".card canvas[data-layer=found]").first.click()
+    assert "3 segments" in page.locator("#viewer-title").text_content()
+    assert page.locator(".segments li").count() == 3 and page.evaluate(UNNAMED) == []
+    page.close()
+    assert not wrong
 
 
 def test_the_first_images_are_drawn_for_paper(page):

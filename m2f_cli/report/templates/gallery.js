@@ -3,14 +3,15 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const ways = JSON.parse(document.getElementById("ways").textContent);
-// Layers that end in 2 are those of the second of two evaluations.
-const LAYERS = data.compares ? {image: "image", found: "A", found2: "B", true: "annotation", difference: "errors of A", difference2: "errors of B"}
+// Layers that end in 2 are those of the second of two evaluations. `data.alone` names the only side of images whose
+// segments are compared with nothing: "prediction" or "annotation".
+const LAYERS = data.alone ? {image: "image", found: data.alone} : data.compares ? {image: "image", found: "A", found2: "B", true: "annotation", difference: "errors of A", difference2: "errors of B"}
   : {image: "image", true: "annotation", found: "prediction", difference: "difference"};
 const isSecond = (layer) => layer.endsWith("2");
 const sideOf = (layer) => layer.replace("2", "");
 const gallery = document.getElementById("gallery");
 const control = (name) => document.getElementById(name);
-const state = {task: data.tasks[0], order: data.compares ? "change" : "worst", label: "", kind: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
+const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
 const NONE = {true: [], found: [], figure: null};
 const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
@@ -30,6 +31,7 @@ function verdictIn(sides) {
 }
 
 function tally(view, second = false) {
+  if (data.alone) return {count: sidesOf(view).found.filter(isKept).length};
   const sides = sidesOf(view, second), verdict = verdictIn(sides);
   const sum = {hits: 0, wrong: 0, missed: 0, iou: 0};
   for (const segment of sides.found) {
@@ -48,10 +50,11 @@ const percent = (value) => value === null || value === undefined ? "–" : value
 function explain(sides, segment, side) {
   const kind = verdictIn(sides)(segment, side), partner = partnerOf(sides, segment, side);
   const name = data.categories[segment.label].name;
-  const facts = [`${side === "true" ? "annotated" : "predicted"}: ${name}`];
+  const facts = data.alone ? [name] : [`${side === "true" ? "annotated" : "predicted"}: ${name}`];
   if (segment.score !== undefined) facts.push(`score ${segment.score.toFixed(2)}`);
   if (partner) facts.push(`IoU ${segment.iou.toFixed(2)}`);
   facts.push(`${segment.area.toLocaleString("en")} pixels`);
+  if (data.alone) return {head: facts.join(" · "), why: "", kind: segment.kind};
   const other = partner && data.categories[partner.label].name;
   const why = {
     crowd: "a group that is not counted", excused: "on a group or where nothing is annotated: not counted",
@@ -115,7 +118,7 @@ function segmentAt(view, layer, x, y) {
   const [height, width] = view.thumbnail.size;
   const column = Math.min(width - 1, Math.max(0, Math.floor(x * width))), row = Math.min(height - 1, Math.max(0, Math.floor(y * height)));
   const predicted = isSecond(layer) ? "found2" : "found";
-  const wanted = layer === "true" || layer === predicted ? [layer] : ["true", predicted];
+  const wanted = data.alone ? ["found"] : layer === "true" || layer === predicted ? [layer] : ["true", predicted];
   return wanted.map((each) => ({layer: each, index: mapOf(view, each)[row * width + column]})).filter(({index}) => index >= 0);
 }
 
@@ -150,12 +153,12 @@ function fillCard(card) {
   const sum = tally(view);
   card.facts.textContent = data.compares ? `A ${inWords(sum)}  ·  B ${inWords(tally(view, true))}` : inWords(sum);
   const labels = [...new Set([...sidesOf(view).true, ...sidesOf(view).found, ...(data.compares ? sidesOf(view, true).found : [])].filter(isKept).map((s) => s.label))];
-  card.chips.replaceChildren(...(view.thumbnail.jpeg && !view.isBroken ? [] : [make("em", {textContent: "The image is missing."})]),
+  card.chips.replaceChildren(...(view.remarks ?? []).map(({text}) => make("em", {textContent: text})), ...(view.thumbnail.jpeg && !view.isBroken ? [] : [make("em", {textContent: "The image is missing."})]),
     ...labels.map((label) => classChip(label)));
   loadPicture(view).then(() => drawSoon(card));
 }
 
-const inWords = (sum) => `${percent(sum.figure)} · ${sum.hits} hit${sum.hits === 1 ? "" : "s"}, ${sum.wrong} wrong, ${sum.missed} missed`;
+const inWords = (sum) => data.alone ? `${sum.count} segment${sum.count === 1 ? "" : "s"}` : `${percent(sum.figure)} · ${sum.hits} hit${sum.hits === 1 ? "" : "s"}, ${sum.wrong} wrong, ${sum.missed} missed`;
 
 function classChip(label) {
   const chip = make("button", {type: "button", className: "chip", onclick: () => showOnly(state.only === label ? null : label)},
@@ -211,6 +214,10 @@ const refresh = () => cards.forEach((card) => card.isNear && card.isConnected &&
 
 function matches(view) {
   if (state.name && !view.name.toLowerCase().includes(state.name)) return false;
+  if (data.alone) {
+    return (state.kind === "" || (view.remarks ?? []).some(({kind}) => kind === state.kind))
+      && (state.label === "" || sidesOf(view).found.some((segment) => isKept(segment) && segment.label === state.label));
+  }
   const sides = sidesOf(view), verdict = verdictIn(sides);
   if (state.pair && !hasPair(view.tasks[state.task], sides)) return false;
   if (state.label === "" && state.kind === "") return true;
@@ -227,6 +234,9 @@ function hasPair(comparison, sides) {
 }
 
 const ORDERS = {
+  given: () => 0,
+  most: (a, b) => b.sum.count - a.sum.count,
+  fewest: (a, b) => a.sum.count - b.sum.count,
   worst: (a, b) => (a.sum.figure ?? 101) - (b.sum.figure ?? 101),
   best: (a, b) => (b.sum.figure ?? -1) - (a.sum.figure ?? -1),
   lost: (a, b) => b.sum.lost - a.sum.lost,
@@ -237,10 +247,10 @@ const ORDERS = {
   change: (a, b) => Math.abs(b.change) - Math.abs(a.change),
 };
 
-const counts = (sum) => `${sum.hits} hits, ${sum.wrong} wrong, ${sum.missed} missed`;
+const counts = (sum) => data.alone ? inWords(sum) : `${sum.hits} hits, ${sum.wrong} wrong, ${sum.missed} missed`;
 
 function apply() {
-  const shown = [], total = {hits: 0, wrong: 0, missed: 0}, second = {hits: 0, wrong: 0, missed: 0};
+  const shown = [], total = data.alone ? {count: 0} : {hits: 0, wrong: 0, missed: 0}, second = {hits: 0, wrong: 0, missed: 0};
   for (const card of cards) {
     if (!matches(card.view)) continue;
     card.sum = tally(card.view);
@@ -269,7 +279,7 @@ function apply() {
 function change(values) {
   Object.assign(state, values);
   control("by-class").value = state.label;
-  control("by-kind").value = state.kind;
+  if (control("by-kind")) control("by-kind").value = state.kind;
   control("by-name").value = state.name;
   apply();
 }
@@ -326,7 +336,7 @@ function showTip(view, layer, canvas, event) {
   tip.replaceChildren(...found.flatMap(({layer: own, index}) => {
     const sides = sidesOf(view, isSecond(own) || isSecond(layer)), side = sideOf(own);
     const {head, why, kind} = explain(sides, sides[side][index], side);
-    return [make("b", {textContent: head}), make("span", {className: `why is-${kind}`, textContent: why})];
+    return [make("b", {textContent: head}), ...(why ? [make("span", {className: `why is-${kind}`, textContent: why})] : [])];
   }));
   tip.hidden = !found.length;
   const host = canvas.closest("dialog") ?? document.body; // a modal dialog covers all that is outside of it
@@ -364,7 +374,8 @@ function fillControls() {
   const used = new Set(data.views.flatMap((view) => Object.values(view.tasks).flatMap((c) => [...c.true, ...c.found].map((s) => s.label))));
   const labels = [...used].sort((a, b) => data.categories[a].name.localeCompare(data.categories[b].name));
   control("by-class").append(...labels.map((label) => make("option", {value: label, textContent: data.categories[label].name})));
-  control("by-kind").append(...[...Object.keys(KIND_COLORS), "hit"].map((kind) => make("option", {value: kind, textContent: kind})));
+  const kinds = data.alone ? new Set(data.views.flatMap((view) => (view.remarks ?? []).map(({kind}) => kind))) : [...Object.keys(KIND_COLORS), "hit"];
+  control("by-kind")?.append(...[...kinds].map((kind) => make("option", {value: kind, textContent: kind})));
   const changes = {
     "by-task": (value) => ({task: value, score: startScore(value)}), "by-order": (value) => ({order: value}),
     "by-class": (value) => ({label: value === "" ? "" : Number(value)}), "by-kind": (value) => ({kind: value}),
@@ -387,11 +398,11 @@ function fillControls() {
 
 // Published settings keep objects of any score: as long as nobody moves the slider, those from 0.5 on are shown.
 function startScore(task) {
-  return task === "instance" ? 0.5 : 0;
+  return task === "instance" && !data.alone ? 0.5 : 0;
 }
 
 function showScore() {
-  control("by-score").closest("label").hidden = state.task === "semantic";
+  control("by-score").closest("label").hidden = state.task === "semantic" || data.alone === "annotation";
   control("by-score").value = state.score;
   document.querySelector("output[for=by-score]").textContent = state.score.toFixed(2);
 }
@@ -405,6 +416,7 @@ document.addEventListener("keydown", (event) => {
 
 fillControls();
 gallery.classList.toggle("compares", Boolean(data.compares));
+gallery.classList.toggle("alone", Boolean(data.alone));
 state.score = startScore(state.task);
 showScore();
 cards.forEach((card) => near.observe(card));

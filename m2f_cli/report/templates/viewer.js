@@ -42,7 +42,7 @@ function showView(view) {
   hideTip();
   const sum = tally(view);
   const other = data.compares ? ` → ${percent(tally(view, true).figure)}` : "";
-  heading.textContent = `${view.name} · ${percent(sum.figure)}${other} · ${view.size[1]} x ${view.size[0]}`;
+  heading.textContent = `${view.name} · ${data.alone ? inWords(sum) : percent(sum.figure)}${other} · ${view.size[1]} x ${view.size[0]}`;
   const rows = ["true", "found", ...(data.compares ? ["found2"] : [])].flatMap((layer) => {
     const sides = sidesOf(view, isSecond(layer)), side = sideOf(layer);
     return sides[side].map((segment, index) => ({layer, side, sides, segment, index, kind: verdictIn(sides)(segment, side)}));
