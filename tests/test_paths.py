@@ -20,7 +20,6 @@ from m2f_cli import cli, plugins
 from m2f_cli.data.records import DataSet, Record
 from m2f_cli.data.synthetic.scenes import CATEGORIES as SCENES
 from m2f_cli.dataset_tools import preview as data_images
-from m2f_cli.dataset_tools.check import page as data_page
 from m2f_cli.dataset_tools.convert.run import write_out
 from m2f_cli.dataset_tools.convert.source import ConvertSource as Opened
 from m2f_cli.errors import ConfigError, DataError
@@ -29,6 +28,7 @@ from m2f_cli.evaluation.evaluate import default_metrics
 from m2f_cli.inference.journal import erase
 from m2f_cli.inference.predict import predict
 from m2f_cli.inference.sources import RUN_MARK, ImageSource, expand
+from m2f_cli.report import data as data_page
 from m2f_cli.results import server_formats
 from m2f_cli.results import writers as output
 from m2f_cli.runtime.files import safe_name

@@ -12,12 +12,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from ..errors import DataError
 from ..runtime.files import read_file, write_text
@@ -62,6 +64,13 @@ def image_uri(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return f"data:{_MEDIA_TYPES[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}"
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    """Return an image as a JPEG in a data: URI."""
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @functools.cache

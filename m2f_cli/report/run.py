@@ -20,7 +20,7 @@ from .charts import LOSSES, LineChart, line_chart
 from .evaluation import PAGE, HeadFigure
 from .page import image_uri, write_page
 from .records import flat, listed, mapping
-from .tables import WORDS, finite
+from .tables import WORDS, class_table, finite
 
 SAMPLES = "samples"
 MOST_SAMPLES = 12
@@ -71,6 +71,7 @@ def write_run_page(folder: Path, out: Path | None = None, *, refresh: int = 0) -
     environment = {key: value for key, value in _read(folder / ENVIRONMENT).items() if key != "crc32"}
     settings = documents.read_yaml(folder / CONFIG, error=DataError) if (folder / CONFIG).is_file() else {}
     results = _read(folder / RESULTS)
+    best = mapping(results.get("best"))
     figures = last_figures(entries)
     return write_page(
         "run.html",
@@ -80,7 +81,8 @@ def write_run_page(folder: Path, out: Path | None = None, *, refresh: int = 0) -
         state=_state(folder, results),
         done=_steps(entries),
         planned=mapping(mapping(settings).get("train")).get("iterations"),
-        best=mapping(results.get("best")),
+        best=best,
+        classes=class_table(best, ()),
         seconds=finite(results.get("seconds")),
         figures=figures[:LARGE],
         more_figures=figures[LARGE:],

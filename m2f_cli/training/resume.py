@@ -38,7 +38,7 @@ class RunState:
     Attributes:
         iteration: next iteration, from 0.
         skipped: number of steps that were skipped because a number was not finite.
-        best: best value of the headline metric so far, with its name and iteration.
+        best: best value of the headline metric so far, with its name, iteration and figures of each class.
         in_a_row: number of skipped steps since the last good one.
         evaluated: iterations at the last evaluation.
         doing: work that an error would interrupt. While "computing", only the values that `LastStep` keeps have
@@ -221,4 +221,14 @@ def _is_best(best: Any, done: int) -> bool:
     if best == {}:
         return True
     is_whole = isinstance(best, dict) and isinstance(best.get("metric"), str) and _is_count(best.get("iteration"), done)
-    return is_whole and isinstance(best.get("value"), (int, float)) and best["value"] == best["value"]
+    has_value = is_whole and isinstance(best.get("value"), (int, float)) and best["value"] == best["value"]
+    return has_value and _are_figures(best.get("per_class", {}), depth=3)  # older versions did not write it
+
+
+def _are_figures(tree: Any, depth: int) -> bool:
+    """Return True for numbers, or None, in mappings of a depth, such as metric → class → figure."""
+    if not depth:
+        return tree is None or type(tree) in (int, float)
+    return isinstance(tree, dict) and all(
+        isinstance(key, str) and _are_figures(each, depth - 1) for key, each in tree.items()
+    )

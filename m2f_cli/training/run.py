@@ -14,6 +14,7 @@ from ..config.run_folder import METRICS, RESULTS
 from ..config.schema import Config
 from ..data.loader import of_worker
 from ..errors import M2FError
+from ..evaluation.evaluate import EvalResult
 from ..runtime import distributed, random_state
 from ..runtime.devices import choose_device
 from ..runtime.files import write_json, writing_to
@@ -38,7 +39,8 @@ class TrainOutcome:
         folder: folder of the run.
         iteration: iterations that are done.
         iterations: iterations of the whole run.
-        best: best value of the headline metric, with its name and iteration. Empty without an evaluation.
+        best: best value of the headline metric, with its name, its iteration and the figures of each class (metric →
+            class → figure). Empty without an evaluation.
         skipped: number of steps that were skipped because a number was not finite.
         seconds: duration of the training in this process.
         stopped: signal that ended the run early. None: there was none.
@@ -179,7 +181,8 @@ class _Duties:
             name = run.best_metric
             value = result.figures[name]
             if value == value and value > run.state.best.get("value", float("-inf")):
-                run.state.best = {"metric": name, "value": value, "iteration": run.state.iteration}
+                best = {"metric": name, "value": value, "iteration": run.state.iteration}
+                run.state.best = {**best, "per_class": class_figures(result)}
                 if distributed.rank() == 0:
                     run.save_weights("best")
             for logger in self.loggers:
@@ -192,6 +195,22 @@ class _Duties:
         # Only in the first process. The others may wait for each other, and end with it.
         if distributed.rank() == 0 and self.asked.name is not None:
             raise _Left
+
+
+def class_figures(result: EvalResult) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return the figures of each class by metric as plain numbers; None in place of NaN. Other values are left out."""
+    return {
+        metric: {
+            name: {
+                key: None if value != value else value if isinstance(value, int) else float(value)
+                for key, value in row.items()
+                if isinstance(value, (int, float))
+            }
+            for name, row in figures["per_class"].items()
+        }
+        for metric, figures in result.metrics.items()
+        if "per_class" in figures
+    }
 
 
 def execute(run: Run, listener: Listener, budget: TimeBudget) -> TrainOutcome:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.folders import label_maps
 from report.small_evaluation import evaluate
 from report.test_predictions_page import predicted, write_images
 from report.test_run_page import write_run
 
+from m2f_cli import cli
 from m2f_cli.report.comparison import write_comparison_page
 from m2f_cli.report.evaluation import write_evaluation_page
 from m2f_cli.report.predictions import write_predictions_page
@@ -240,6 +243,24 @@ def test_predictions_are_filtered_explained_and_seen_large(browser, tmp_path):
     page.locator(".card canvas[data-layer=found]").first.click()
     assert "3 segments" in page.locator("#viewer-title").text_content()
     assert page.locator(".segments li").count() == 3 and page.evaluate(UNNAMED) == []
+    page.close()
+    assert not wrong
+
+
+def test_a_problem_of_the_data_leads_to_its_images(browser, tmp_path):
+    label_maps(tmp_path / "data", [np.ones((60, 80), np.uint8)] * 2)
+    label_maps(tmp_path / "data", [np.ones((60, 80), np.uint8)], split="val")
+    (tmp_path / "data/images/train/1.jpg").write_bytes(b"no image")
+    assert cli.run(["data", "check", str(tmp_path / "data"), "--page", str(tmp_path / "page.html")]) == 3
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    page.get_by_role("button", name="damaged-picture").click()
+    page.locator(".card canvas").first.wait_for()
+    assert names(page) == ["train/1"] and "The image is missing" in page.locator(".chips").text_content()
+    assert page.locator("#by-kind").input_value() == "damaged-picture" and page.evaluate(UNNAMED) == []
     page.close()
     assert not wrong
 

@@ -50,6 +50,14 @@ def test_it_shows_curves_figures_settings_and_the_command(tmp_path):
     assert "crc32" not in page.text and not [a for _, a in page.tags if a.get("http-equiv") == "refresh"]
 
 
+def test_the_classes_of_the_best_evaluation_are_a_table(tmp_path):
+    rows = {HOSTILE: {"pq": 40.0, "tp": 3}, "sky": {"pq": None, "tp": 0}}
+    best = {"metric": "pq", "value": 40.0, "iteration": 4, "per_class": {"pq": rows}}
+    page = read(write_run_page(write_run(tmp_path / "mine", best=best)))
+    assert "Classes, after 4 iterations" in page.text and "</script><script>alert(1)</script>" in page.text
+    assert [a["data-value"] for _, a in page.tags if "data-value" in a] == ["40.0", "3.0", "", "0.0"]
+
+
 def test_a_run_that_goes_on_says_so_and_its_page_renews_itself(tmp_path):
     folder = write_run(tmp_path / "mine", evaluations=())
     with locked(folder, "A training"):
@@ -83,7 +91,7 @@ def test_hostile_names_and_odd_values_do_nothing(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "val", "iteration": HOSTILE, HOSTILE: 1.0, "pq": float("nan")}) + "\n")
     page = read(write_run_page(folder))
-    assert [tag for tag, _ in page.tags].count("script") == 2 and "\u202e" not in page.text and "\x1b" not in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 3 and "\u202e" not in page.text and "\x1b" not in page.text
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 

@@ -83,6 +83,7 @@ def test_data_that_make_no_sense(tmp_path, before):
         ),
         {"best": BEST | {"iteration": 2**70}},
         {"best": BEST | {"metric": 5}},
+        *({"best": BEST | {"per_class": value}} for value in (5, {"pq": 5}, {"pq": {"a": {"pq": "x"}}})),
         {"skipped": -1},
         {"skipped": 5},
         {"in_a_row": "x"},

@@ -64,7 +64,9 @@ def test_a_run_leaves_what_it_should(tmp_path):
     assert config.load(folder / "config.yaml").train.iterations == 6
     environment = json.loads((folder / "env.json").read_text())
     assert environment["command"] == ["m2f", "train"] and environment["options"]["init"] == "random"
-    assert json.loads((folder / "results.json").read_text())["best"]["metric"] == "pq"
+    best = json.loads((folder / "results.json").read_text())["best"]
+    assert best["metric"] == "pq" and all("pq" in figures for figures in best["per_class"]["pq"].values())
+    assert best["per_class"] == outcome.best["per_class"] and best["per_class"]["pq"]
     assert len(list((folder / "samples").glob("*.jpg"))) == 4 and (folder / "curves.png").is_file()
     assert len(list((folder / "val" / "0000006").glob("*.jpg"))) == 3
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [

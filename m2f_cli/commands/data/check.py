@@ -85,7 +85,7 @@ def check(
         found = reports.report(opened, findings, workers=workers or _threads(), on_look=lambda _: advance(None))
     found = dataclasses.replace(found, findings=(*found.findings, *_rehearsed(found, opened, open_split, out)))
     if page is not None:
-        from ...dataset_tools.check.page import write_check_page
+        from ...report.data import write_check_page
 
         write_check_page(found, opened, page)
     if as_json:

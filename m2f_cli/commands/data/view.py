@@ -65,7 +65,7 @@ def view(
     open_split = split_opener(folder, preset, format_, task, classes, ignore_index, label_map)
     steps = _augmentation(open_split.settings if isinstance(open_split, AsTraining) else None)
     from ...dataset_tools import preview as data_images
-    from ...dataset_tools.check import page as data_page
+    from ...report import data as data_page
 
     data = open_split(split)
     _refuse_own_image(out, data, folder)

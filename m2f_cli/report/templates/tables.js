@@ -87,4 +87,4 @@ for (const group of document.querySelectorAll(".filters")) {
   });
 }
 
-for (const button of document.querySelectorAll("th button[data-label]")) button.addEventListener("click", () => showFiltered(wanted(button)));
+for (const button of document.querySelectorAll("th button[data-label], th button[data-kind]")) button.addEventListener("click", () => showFiltered(wanted(button)));

@@ -22,6 +22,7 @@ from helpers.folders import (
     write_random_image,
 )
 from PIL import Image
+from report.page_parser import PageParser
 
 from m2f_cli import cli
 from m2f_cli.data.open_dataset import open_data
@@ -133,20 +134,31 @@ def test_bad_input_is_one_sentence_with_its_exit_code(folder, capsys, arguments,
     assert words in capsys.readouterr().err
 
 
+def gallery_in(page):
+    parsed = PageParser(page)
+    assert not parsed.errors and all(each.startswith(("#", "data:")) for each in parsed.addresses())
+    return json.loads(parsed.raw["json"][0])
+
+
+def remarks_in(page):
+    return {view["name"]: [each["kind"] for each in view["remarks"]] for view in gallery_in(page)["views"]}
+
+
 def test_a_page_stands_for_itself(folder, tmp_path):
     shutil.copy(folder / "images/train/1.jpg", folder / "images/val/0.jpg")
     (folder / "classes.txt").write_text("<a>\nb\nc\n")
     assert m2f("check", folder, "--page", tmp_path / "new/page.html") == 0
     page = (tmp_path / "new/page.html").read_text()
-    assert "http" not in page and "<script" not in page
     assert "&lt;a&gt;" in page and "<a>" not in page
     assert "1 image of val is in train too" in page
-    shown = images_in(page)
-    assert [image.size for image in shown] == [SIZE[::-1]] * 5  # 2 + 1 annotated, and a pair
+    views = gallery_in(page)["views"]
+    assert [view["thumbnail"]["size"] for view in views] == [list(SIZE)] * 3
+    assert all(view["thumbnail"]["jpeg"] and view["tasks"]["semantic"]["found"] for view in views)
+    assert remarks_in(page) == {"train/0": [], "train/1": ["in-two-splits"], "val/0": ["in-two-splits"]}
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/page.html"]
 
 
-def test_a_page_lists_what_cannot_be_used(folder, tmp_path):
+def test_a_page_shows_what_cannot_be_used(folder, tmp_path):
     (folder / "labels/train/1.png").unlink()
     (folder / "images/val/0.jpg").rename(folder / "images/val/7.jpg")
     (folder / "labels/val/0.png").rename(folder / "labels/val/7.png")
@@ -154,8 +166,20 @@ def test_a_page_lists_what_cannot_be_used(folder, tmp_path):
     assert m2f("check", folder, "--page", tmp_path / "page.html") == 3
     page = (tmp_path / "page.html").read_text()
     assert "1 masks in" in page
-    assert "<td>missing-file</td>" in page
-    assert len(images_in(page)) == 2
+    assert remarks_in(page) == {"train/0": [], "train/1": ["missing-file"], "val/7": []}
+    missing = gallery_in(page)["views"][1]
+    assert missing["thumbnail"]["jpeg"] and not missing["tasks"]["semantic"]["found"]
+
+
+def test_a_page_shows_broken_images_and_annotations_as_far_as_it_can(folder, tmp_path):
+    (folder / "images/train/0.jpg").write_bytes(b"no image")
+    write_image(folder / "labels/train/1.png", np.full((5, 4), 0, np.uint8))
+    assert m2f("check", folder, "--page", tmp_path / "page.html") == 3
+    page = (tmp_path / "page.html").read_text()
+    assert remarks_in(page) == {"train/0": ["damaged-picture"], "train/1": ["size-mismatch"], "val/0": []}
+    broken, other = gallery_in(page)["views"][:2]
+    assert not broken["thumbnail"]["jpeg"] and other["thumbnail"]["jpeg"]
+    assert not other["tasks"]["semantic"]["found"]
 
 
 # --- view -------------------------------------------------------------------------------------------------------------
@@ -194,7 +218,8 @@ def test_view_before_and_after_augmentation(folder, tmp_path, capsys):
     before, after = images_in(out.read_text())
     assert before.size == (80, 60)
     assert after.size == (EDGE, EDGE)  # a crop of 512 x 512, padded
-    assert "1 of 2 images, as annotated, and as training sees it" in out.read_text()
+    text = PageParser(out.read_text()).text
+    assert "1 of 2 images." in text and "as annotated" in text and "as training sees it" in text
 
 
 def test_the_same_seed_shows_the_same(folder):
