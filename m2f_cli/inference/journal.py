@@ -140,6 +140,13 @@ class Journal(JsonLines):
         self.offsets[entry["record"]["name"]] = offset
         return offset
 
+    def has(self, line: bytes) -> bool:
+        """Return True if a line of another journal names an image that has an entry here."""
+        try:
+            return parse(line)["name"] in self.offsets
+        except (ValueError, KeyError, TypeError):
+            return False
+
     def get(self, name: str) -> dict[str, Any] | None:
         """Return the newest entry of an image; None where it has none."""
         if name not in self.offsets:

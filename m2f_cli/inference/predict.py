@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -18,8 +20,8 @@ from ..results.places import Places
 from ..results.types import Instances, PanopticMap, Result, SemanticMap
 from ..results.views import NAME, header_of, view_of_result
 from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
-from ..runtime.files import remove_parts
-from ..runtime.jsonl import JsonLines
+from ..runtime.files import remove_parts, writing_to
+from ..runtime.jsonl import JsonLines, whole_lines
 from ..runtime.locks import locked
 from ..structures import Task
 from ..structures.categories import Categories
@@ -158,7 +160,7 @@ def predict(
         if overwrite:
             erase(out, spared=[source.path for source in sources] if is_known else ())
         with Journal(out, head) as journal, ExitStack() as stack:
-            views = stack.enter_context(_views(out, task, segmenter.categories)) if thumbnails else None
+            views = stack.enter_context(_views(out, task, segmenter.categories, journal)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
             workers = 0 if segmenter.device.type == "cpu" else workers
             images = stream(segmenter, items, _read, finish, write, batch=batch, workers=workers)
@@ -206,9 +208,15 @@ def write_image(
     return {"record": {**record, "files": listed(files, out)}, "shared": shared}
 
 
-def _views(out: Path, task: Task, categories: Categories) -> JsonLines:
-    """Open the journal of the views, or start one."""
-    views = JsonLines(out / NAME, compact=True)
+def _views(out: Path, task: Task, categories: Categories, journal: Journal) -> JsonLines:
+    """Open the journal of the views, or start one. A view whose image a killed process did not finish is taken away."""
+    path = out / NAME
+    last = deque(whole_lines(path), maxlen=1) if path.is_file() else ()
+    for offset, line in last:
+        if offset and not journal.has(line):
+            with writing_to(path):
+                os.truncate(path, offset)
+    views = JsonLines(path, compact=True)
     if not views.size:
         views.append({"header": header_of((task,), categories)})
     return views

@@ -1,4 +1,4 @@
-"""What the script of the gallery takes, and pages that hold parts of many images."""
+"""Data of a gallery as its script takes them, and pages that hold parts of many images."""
 
 from __future__ import annotations
 

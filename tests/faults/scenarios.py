@@ -51,7 +51,18 @@ WHOLE_TRAINING = (*TRAIN, *words(TRAINING), "--batch", "4", "--keep", "1", "--ou
 TRAIN_ACCUMULATING = (*WHOLE_TRAINING, "--micro-batch", "2", "--workers", "2")
 TRAIN_SHARED = (*WHOLE_TRAINING, "--workers", "1")
 RESUME = ("train", "--out", OUT, "--resume", *ON_CPU)
-PREDICT = ("predict", "images", "--model", "model", *ON_CPU, "--save", "overlay,coco-panoptic,label-png", "--out", OUT)
+PREDICT = (
+    "predict",
+    "images",
+    "--model",
+    "model",
+    *ON_CPU,
+    "--save",
+    "overlay,coco-panoptic,label-png",
+    "--report",
+    "--out",
+    OUT,
+)
 EVAL = ("eval", "--model", "model", "--data", "data", *ON_CPU, "--save", "coco-panoptic,label-png", "--out", OUT)
 CONVERT = ("data", "convert", "data", OUT)
 PREPARE = ("data", "prepare", "ade20k", "--root", "ade", "--out", OUT, "--partial")

@@ -13,7 +13,7 @@ from report.page_parser import PageParser
 
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.inference.predict import predict
-from m2f_cli.inference.sources import expand
+from m2f_cli.inference.sources import RUN_MARK, expand
 from m2f_cli.report.predictions import write_predictions_page
 from m2f_cli.report.write import write_report
 
@@ -66,6 +66,15 @@ def test_a_resumed_prediction_shows_each_image_once(images):
     predicted(images, skip_existing=True)
     views = data_of(write_predictions_page(out))["views"]
     assert sorted(view["name"] for view in views) == ["0", "1", "2", "3"]
+
+
+def test_the_view_of_an_image_that_a_killed_process_did_not_finish_is_taken_away(images):
+    out = predicted(images)
+    before = (out / "views.jsonl").read_bytes()
+    lines = (out / RUN_MARK).read_bytes().splitlines(keepends=True)
+    (out / RUN_MARK).write_bytes(b"".join(lines[:-1]))
+    predicted(images, skip_existing=True)
+    assert (out / "views.jsonl").read_bytes() == before
 
 
 def test_images_of_an_earlier_run_without_a_page_are_counted(images):
