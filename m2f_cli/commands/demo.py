@@ -50,7 +50,8 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="Training steps. [default: as many as fit into three minutes]",
+            help="Training steps; fewer are quicker and worse.",
+            show_default="as many as fit into three minutes",
             rich_help_panel=opt.SPEED,
         ),
     ] = None,

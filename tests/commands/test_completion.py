@@ -47,7 +47,7 @@ def complete(monkeypatch, capsys, tmp_path):
         ("data check x --format labelm", ["labelme"]),
         ("data check x --classes mass", ["mass13k"]),
         ("data prepare nuins", ["nuinsseg"]),
-        ("presets show tin", ["tiny"]),
+        ("presets show tin", ["tiny", "tiny-mpformer"]),
         ("nonsense --wh", []),
     ],
 )

@@ -114,6 +114,7 @@ def test_bars_cells_and_controls_filter_the_images(page):
     assert names(page) == ["003"]
 
 
+@pytest.mark.slow
 def test_the_order_changes(page):
     worst = names(page)
     page.get_by_label("Order").select_option("best")
@@ -137,6 +138,7 @@ def test_a_segment_says_what_it_is(page):
     assert "predicted: sky" in tip.text_content() and "score 0.90" in tip.text_content()
 
 
+@pytest.mark.slow
 def test_a_class_can_be_seen_alone(page):
     settle(page)
     before = pixels(page, "true")
@@ -155,6 +157,7 @@ def test_a_key_blinks_between_the_views(page):
     assert page.locator("#gallery").get_attribute("data-layer") == "all"
 
 
+@pytest.mark.slow
 def test_the_large_view_zooms_pans_and_goes_on(page):
     page.locator(".card canvas").first.click()
     sheet, title = page.locator(".stage canvas"), page.locator("#viewer-title")
@@ -201,6 +204,7 @@ def test_a_curve_shows_the_values_of_all_lines(browser, tmp_path):
     page.close()
 
 
+@pytest.mark.slow
 def test_two_predictions_are_seen_beside_each_other(browser, path, tmp_path):
     page = browser.new_page()
     other = evaluate(tmp_path / "b", moved=2)
@@ -265,6 +269,7 @@ def test_a_problem_of_the_data_leads_to_its_images(browser, tmp_path):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_the_first_images_are_drawn_for_paper(page):
     page.evaluate("scrollTo(0, 0)")
     settle(page)

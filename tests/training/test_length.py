@@ -115,10 +115,10 @@ def test_a_run_by_epochs_is_the_run_by_iterations(tmp_path):
 def test_best_follows_the_chosen_figure(tmp_path, figures):
     figures(pq=[1.0, 2.0, 3.0], rq=[5.0, 9.0, 7.0])
     changes = ("train.iterations=3", "train.eval_every=1")
-    assert start(tmp_path / "pq", *changes).best == {"metric": "pq", "value": 3.0, "iteration": 3}
+    assert start(tmp_path / "pq", *changes).best == {"metric": "pq", "value": 3.0, "iteration": 3, "per_class": {}}
     figures(pq=[1.0, 2.0, 3.0], rq=[5.0, 9.0, 7.0])
     outcome = start(tmp_path / "rq", *changes, "train.best_metric=rq")
-    assert outcome.best == {"metric": "rq", "value": 9.0, "iteration": 2}
+    assert outcome.best == {"metric": "rq", "value": 9.0, "iteration": 2, "per_class": {}}
     last, best = (weights(tmp_path / "rq", name) for name in ("last", "best"))
     assert any(not torch.equal(last[name], best[name]) for name in last)
 
@@ -141,7 +141,7 @@ def test_a_run_without_improvement_ends_early_and_resuming_it_says_so(tmp_path, 
     figures(pq=[1.0, 3.0, 3.0, 2.0, 9.0])
     outcome = start(tmp_path / "run", *early(), notes=notes, keep=3)
     assert (outcome.ended, outcome.stopped, outcome.iteration, outcome.iterations) == ("early", None, 4, 6)
-    assert outcome.best == {"metric": "pq", "value": 3.0, "iteration": 2}
+    assert outcome.best == {"metric": "pq", "value": 3.0, "iteration": 2, "per_class": {}}
     assert notes[-1] == "Stopped early after 4 of 6 iterations: pq was not better in the last 2 evaluations."
     names = {path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"best", "last", "resume", "iteration_0000004"}
