@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,10 +255,7 @@ def _on_results(evaluation: EvalRun, saver: Any) -> OnResults | None:
     categories, edge = evaluation.segmenter.categories, evaluation.thumbnails
 
     def hand_on(record: Record, results: Mapping[Task, Result], annotation: Annotation | Annotations) -> Any:
-        view = None
-        if edge:
-            with suppress(DataError):  # the metrics compare the same, and name the error as that of the image
-                view = views.view_of(record, results, annotation, categories, edge)
+        view = views.view_if_comparable(record, results, annotation, categories, edge) if edge else None
         return (saver.write(record, results) if saves else None), view
 
     return hand_on

@@ -20,6 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..data.records import Record
+from ..errors import DataError
 from ..metrics.comparable import (
     check_labels,
     check_sizes,
@@ -73,6 +74,23 @@ def view_of(
             check_sizes(result, own)
             tasks[task] = _comparison(result, own, categories, small)
     return {"name": record.name, "size": list(size), "thumbnail": thumbnail(first.image, small), "tasks": tasks}
+
+
+def view_if_comparable(
+    record: Record,
+    results: Mapping[Task, Result],
+    annotation: Annotation | Annotations,
+    categories: Categories,
+    edge: int = EDGE,
+) -> dict[str, Any] | None:
+    """Return what `view_of` does; None where a result and its annotation do not fit each other.
+
+    The metrics compare the same, and name that error as the one of the image.
+    """
+    try:
+        return view_of(record, results, annotation, categories, edge)
+    except DataError:
+        return None
 
 
 def _comparison(result: Result, annotation: Annotation, categories: Categories, small: Size) -> dict[str, Any]:

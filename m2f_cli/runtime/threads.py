@@ -21,7 +21,7 @@ from typing import TypeVar
 In, Out = TypeVar("In"), TypeVar("Out")
 CGROUP = Path("/sys/fs/cgroup")
 VARIABLE = "OMP_NUM_THREADS"
-BUSY = 1.5  # load of each usable core from which threads wait for each other longer than they work
+BUSY = 1.5  # load of each usable core above which fewer threads are advised
 
 
 def usable_cores() -> int:
@@ -79,7 +79,7 @@ def note_busy_machine() -> None:
     if load > BUSY * cores:
         logging.getLogger(__name__).warning(
             f"Other programs keep this machine busy (load {load:.1f} on {cores} cores). Fewer threads are faster then: "
-            f"m2f --threads 1 …"
+            "m2f --threads 1 …"
         )
 
 

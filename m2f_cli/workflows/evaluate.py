@@ -5,13 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.records import DataSet, Record
-from ..errors import DataError
 from ..evaluation import journal, report, views
 from ..evaluation.choose_metrics import choose, known_names
 from ..evaluation.dataset import check_classes
@@ -102,8 +101,7 @@ def evaluate(
     kept = tempfile.TemporaryDirectory(prefix="m2f-") if thumbnails else None
 
     def view(record: Record, results: Mapping[Task, Result], annotation: Annotation | Annotations) -> Any:
-        with suppress(DataError):  # the metrics compare the same, and name the error as that of the image
-            return views.view_of(record, results, annotation, model.categories, thumbnails)
+        return views.view_if_comparable(record, results, annotation, model.categories, thumbnails)
 
     with ExitStack() as stack:
         if kept is not None:
