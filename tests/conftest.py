@@ -25,6 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.reference)
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Start one worker more than there are cores: a worker often waits for a server, a lock or a process.
+
+    None leaves the number to pytest-xdist, which reads the environment variable.
+    """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection():
     """Leave what is imported and collected out of every garbage collection, now and later.
