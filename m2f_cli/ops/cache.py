@@ -37,8 +37,8 @@ def cached_on(
 ) -> Tensor:
     """Return what `make` makes of parameters and buffers, cached on a module until they or the settings change.
 
-    PyTorch does not count changes by a fused optimiser or of `.data`. But before the step of an optimiser there is a
-    forward pass with a gradient, in which a module with cached tensors calls `clear_cached`.
+    PyTorch does not count changes by a fused optimiser, so the optimiser of `training` counts them itself. For other
+    ones, each forward pass with a gradient calls `clear_cached`; it comes before any step of an optimiser.
 
     Args:
         name: of the cached tensor on this module.

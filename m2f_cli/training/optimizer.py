@@ -85,7 +85,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         fused=is_fused(parameters.values()),
     )
     optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_step_post_hook(_count_changes)
     return optimizer
+
+
+def _count_changes(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Raise the version of each parameter: fused kernels do not, and cached forms of weights depend on it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                torch.autograd.graph.increment_version(parameter)
 
 
 def is_fused(parameters: Iterable[Tensor]) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -155,3 +156,29 @@ def test_fixed_affine_batch_norms_move_their_statistics_alone():
     assert isinstance(synchronised, nn.SyncBatchNorm) and not synchronised.weight.requires_grad
     train_mode(model, ("backbone",))
     assert not synchronised.training
+
+
+def prediction_of(model: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(images_BCHW).render()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "maskformer-ade20k-r50"])
+@pytest.mark.parametrize("ours", [True, False], ids=["optimiser of training", "another fused optimiser"])
+def test_a_prediction_after_a_step_is_that_of_the_new_weights(preset, ours):
+    """PyTorch counts no change by a fused optimiser; a copy of the network has no cached forms of weights."""
+    torch.manual_seed(0)
+    model = build(configuration.load(preset, ["model.backbone.depth=18", "model.backbone.norm=frozen_bn"]).model, 5)
+    images_BCHW = torch.randn(2, 3, 128, 192)
+    optimizer = make_optimizer(model, PUBLISHED) if ours else torch.optim.AdamW(model.parameters(), fused=True)
+    before = prediction_of(model, images_BCHW)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    if not ours:  # the forward pass of a training step comes first
+        model.train()(images_BCHW).render().mean().backward()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    after = prediction_of(model, images_BCHW)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, prediction_of(copy.deepcopy(model), images_BCHW))

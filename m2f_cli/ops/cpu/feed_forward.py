@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..cache import clear_cached
 from ..dispatch import OPERATORS, is_tracing
 from .chunking import CHUNK_ELEMENTS, in_chunks
 from .linear import MIN_ROWS, Linear, computed_in, linear
@@ -53,6 +54,8 @@ def feed_forward(
     """
     if IMPLEMENTATIONS.checked(impl or choose(x)) == "layers":
         return second(first(x, activation), residual=residual)
+    clear_cached(first)
+    clear_cached(second)
     x_RI = x.flatten(0, -2).to(computed_in(x))
     parameters = (first.weight, first.bias, second.weight, second.bias)
     with torch.autocast("cpu", enabled=False):
