@@ -176,7 +176,14 @@ def bench(
 
     from ..benchmark.case import Case
     from ..benchmark.model_under_test import chosen_precision
+    from ..config import presets as configuration
+    from ..weights.resolve import check_reference
 
+    # Before processes start, which takes seconds.
+    if model is not None:
+        check_reference(model)
+    if preset not in (None, ALL):
+        configuration.load(preset)
     case = Case(
         what=what,
         preset=preset,

@@ -41,17 +41,26 @@ def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool 
             network.
         ConfigError: the checkpoint names code and `trust_code` is false.
     """
+    check_reference(ref)
     text = str(ref)
     if isinstance(ref, str) and text in config.preset_names():
         return _load_preset(text, progress, trust_code)
     path = Path(text).expanduser()
     if path.is_dir():
         return _load_folder(path, trust_code)
-    if path.exists():
-        return _load_file(path, trust_code)
-    if isinstance(ref, str) and _REPO.fullmatch(text) and not _means_a_path(text):
-        return _load_repo(text, progress)
-    raise _nothing_there(text)
+    return _load_file(path, trust_code) if path.exists() else _load_repo(text, progress)
+
+
+def check_reference(ref: str | Path) -> None:
+    """Refuse a reference that `load` cannot find. Nothing is read or fetched, so a repository may still not exist.
+
+    Raises:
+        WeightsError: nothing has that name.
+    """
+    text, is_name = str(ref), isinstance(ref, str)
+    is_repo = is_name and _REPO.fullmatch(text) is not None and not _means_a_path(text)
+    if not (is_name and text in config.preset_names()) and not Path(text).expanduser().exists() and not is_repo:
+        raise _nothing_there(text)
 
 
 def _means_a_path(text: str) -> bool:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from m2f_cli import cli
-from m2f_cli.errors import DataError, ExportError
+from m2f_cli.errors import ConfigError, DataError, ExportError, WeightsError
 from m2f_cli.runtime import allocator
 
 
@@ -116,6 +116,12 @@ def test_our_side_keeps_memory_as_the_command_does(calls, words, keeps, monkeypa
     assert calls[0][0].keep_memory is keeps
 
 
+@pytest.mark.parametrize(("option", "error"), [("--model", WeightsError), ("--preset", ConfigError)])
+def test_a_name_that_nothing_has_starts_no_process(calls, option, error, capsys):
+    assert cli.run(["bench", option, "cityscapes-swin-tt"]) == error.exit_code
+    assert "Did you mean cityscapes-swin-t" in capsys.readouterr().err and not calls
+
+
 def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypatch):
     from m2f_cli.benchmark import quality
 
@@ -132,6 +138,7 @@ def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypat
     asked = []
     monkeypatch.setattr(quality, "check", lambda case, data: None)
     monkeypatch.setattr(quality, "lost", lambda case, data: asked.append((case.precision, str(data))) or found)
+    (tmp_path / "mine").mkdir()
     assert cli.run(["bench", "--model", "mine", "--precision", "bf16", "--quality", "photos"]) == 0
     assert asked == [("bf16", "photos")]
     out = capsys.readouterr().out
@@ -156,7 +163,8 @@ def test_what_the_number_format_costs_is_told(calls, tmp_path, capsys, monkeypat
         ("--model mine", "compares a number format with fp32"),
     ],
 )
-def test_quality_needs_trained_weights_and_another_format(arguments, says, calls, capsys):
+def test_quality_needs_trained_weights_and_another_format(arguments, says, calls, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
     assert cli.run(["bench", *arguments.split(), "--quality", "photos"]) == 2
     assert says in capsys.readouterr().err and not calls
 
