@@ -71,6 +71,10 @@ def _usage_errors(ctx: typer.Context) -> Iterator[None]:
         if hasattr(error, "possibilities") and hasattr(error, "option_name") and error.ctx is not None:
             command, path, typed = error.ctx.command, error.ctx.command_path, ctx.meta[TYPED]
             raise words.unknown_option(command, path, error.option_name, typed) from error
+        if "unexpected extra argument" in error.message and error.ctx is not None:
+            answer = words.assignment(error.ctx.command, error.ctx.command_path, ctx.meta[TYPED])
+            if answer is not None:
+                raise answer from error
         error.message = visible_line(error.message)
         raise
 

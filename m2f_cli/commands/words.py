@@ -144,6 +144,27 @@ def unknown_option(command: Any, path: str, option: str, typed: Sequence[str]) -
     return error
 
 
+def assignment(command: Any, path: str, typed: Sequence[str]) -> M2FError | None:
+    """Return the error for the first word such as epochs=100, which other tools take; None if there is none.
+
+    Args:
+        path: the words that call the command, such as "m2f train".
+        typed: all that was typed.
+    """
+    known = option_names(command)
+    for i, word in enumerate(typed):
+        name, is_one, value = word.partition("=")
+        if not is_one or not name or word.startswith("-") or typed[i - 1] == "--set":
+            continue
+        option = "--" + translator(command)(name)
+        if option in known:
+            return ConfigError(f"{word} is no option of {path}.", hint=f"Type: {option} {shlex.quote(value)}")
+        if "." in name and "--set" in known:
+            return ConfigError(f"{word} is no option of {path}.", hint=f"Type: --set {shlex.quote(word)}")
+        return unknown_option(command, path, option, [f"{option}={value}"])
+    return None
+
+
 def _line(command: str, word: str, known: Sequence[str]) -> str | None:
     """Return the line that says in `command` what `word` says elsewhere; None if there is no such line."""
     lines = LINES.get(word, {})

@@ -148,3 +148,19 @@ def test_keys_of_lines_exist():
 def test_the_help_of_a_group_has_no_words(capsys):
     assert isinstance(typer.main.get_command(cli.app), cli.Commands)
     assert "m2f data" in answer("data --epochs 3", capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train epochs=100", "Type: --epochs 100"),
+        ("train batch_size=4 epochs=100", "Type: --batch 4"),
+        ("train --set train.batch=2 lr0=0.01", "Type: --set train.optimizer.learning_rate=0.01"),
+        ("train imgsz=640", "Type: --set test.resize.short_edge=640"),
+        ("train SOLVER.BASE_LR=0.1", "Type: --set SOLVER.BASE_LR=0.1"),
+        ("eval iou=0.7", "there is no NMS"),
+        ("train epoks=100", "Did you mean --epochs"),
+    ],
+)
+def test_assignments_of_other_tools_are_answered(line, says, capsys):
+    assert says in " ".join(answer(line, capsys).split())
