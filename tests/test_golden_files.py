@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.golden_files import OURS, files_in, info_of, read, read_list
 
-STAGES = ["01", "02_", "02b", "03", "04", "05a", "05b", "06", "07", "08a", "08b", "08c", "08d", "08e", "09"]
+STAGES = "01 02_ 02b 03 04 05a 05b 06 07 08a 08b 08c 08d 08e 09 v01 v02_ v02b v03_".split()
 LISTS = [
     f"{kind}_{method}"
     for kind in ("10_optimiser", "11_param_names")
@@ -30,6 +30,7 @@ def test_every_stage_has_a_file_in_the_repository(stage):
 def test_lists_of_names_and_groups_are_in_the_repository():
     assert all(read_list(name)["models"] for name in [*LISTS, "12_hf_key_lists"])
     assert read_list("12_hf_name_table")["tables"]
+    assert all(map(read_list, ("v06_param_names_eomt", "v06_param_names_pmt", "v07_hf_key_lists", "v07_hf_name_table")))
 
 
 def test_the_files_are_small():
@@ -58,7 +59,7 @@ def test_make_gives_what_is_committed(shared_dir, tmp_path):
     make.build(shared_dir / "golden", tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {path.name for path in OURS.iterdir() if path.is_file()} - {"make.py", "README.md"}
-    for path in files_in(tmp_path, ("0",)):
+    for path in files_in(tmp_path, ("0", "v")):
         assert info_of(path) == info_of(OURS / path.name)
         with np.load(path.with_suffix(".npz")) as ours, np.load(OURS / f"{path.stem}.npz") as committed:
             assert ours.files == committed.files

@@ -155,7 +155,9 @@ def _least_parameters(part: Component) -> int:
 class ModelConfig(Node):
     """The network: its method, its three parts, and pilots."""
 
-    method: Literal["mask2former", "maskformer", "mpformer"] = Field(description="Method that the parts belong to.")
+    method: Literal["mask2former", "maskformer", "mpformer", "eomt", "pmt"] = Field(
+        description="Method that the parts belong to."
+    )
     backbone: Component = Field(description="Network that turns an image into feature maps, and its options.")
     pixel_decoder: Component = Field(description="Part that turns feature maps into mask features, and its options.")
     decoder: Component = Field(description="Part that turns queries into classes and masks, and its options.")
@@ -170,7 +172,9 @@ class ModelConfig(Node):
 
     @model_validator(mode="after")
     def _pilots_replace_attention_masks(self) -> ModelConfig:
-        if self.piloting is not None and (self.method == "maskformer" or self.decoder.name == "plain"):
+        if self.piloting is not None and (
+            self.method not in ("mask2former", "mpformer") or self.decoder.name == "plain"
+        ):
             raise ValueError(
                 "a pilot query looks where its target is, in place of where its last mask was; the plain decoder of "
                 "MaskFormer attends everywhere and has no such mask: use a masked decoder, or leave model.piloting out"

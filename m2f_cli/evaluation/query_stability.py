@@ -215,7 +215,7 @@ def _of_image(segmenter: BaseSegmenter, record: Record, task: Task, matcher: Mat
         raise ConfigError(f"The model {segmenter.source} answers once, so it has no layers that could disagree.")
     padded = tuple(images_1CHW.shape[-2:])
     [pairs] = matcher(prediction, [target], padded).pairs
-    fine = prediction.mask_features_BCHW.shape[-2:]
+    fine = prediction.features().shape[-2:]
     size = tuple(-(-edge * cells // whole) for edge, cells, whole in zip(valid, fine, padded, strict=True))
     return count(prediction, target, pairs, size)
 

@@ -132,7 +132,7 @@ class Segmenter(BaseSegmenter):
             raise TypeError(f"{type(self).__name__} has no network of PyTorch")
         prediction = self.model(images_BCHW)
         last = prediction.last
-        return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.mask_features_BCHW
+        return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.features()
 
     def collate(self, images: Sequence[Tensor]) -> Tensor:
         """Normalise images, then pad them at the right and bottom with zeros to one multiple of the size divisor."""

@@ -2,7 +2,7 @@
 (docs/methods/published-behaviour.md#4-2, #4-3).
 
 Mask2Former compares masks at points, MaskFormer at all pixels: see `mask_sampling`. Only matched queries are rendered,
-at stride 4, those of all layers in one matrix product per image.
+at stride 4, those of all layers over one map in one matrix product per image.
 """
 
 from __future__ import annotations
@@ -177,6 +177,12 @@ class Criterion(nn.Module):
 
         Images without targets take part with zero pairs, so every parameter has a gradient on every process.
         """
+        parts = prediction.by_features()
+        if len(parts) > 1:
+            per_layer = [[Pairs(q_LM[[i]], t_LM[[i]]) for q_LM, t_LM in pairs] for i in range(len(parts))]
+            each = zip(parts, per_layer, strict=True)
+            return torch.cat([self._mask_losses(part, few, targets, padded_size) for part, few in each], dim=1)
+        [prediction] = parts
         embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
         features = prediction.mask_features_BCHW.float().unbind(0)  # one gradient of the whole map, not one per image
         losses = [

@@ -71,6 +71,11 @@ class Matcher:
     @torch.no_grad()
     def costs(self, prediction: Prediction, targets: list[Target], padded_size: tuple[int, int]) -> list[Tensor]:
         """Return the costs of each image: (L, Q, N), fp32 also under autocast, on the device."""
+        parts = prediction.by_features()
+        if len(parts) > 1:
+            per_layer = [self.costs(part, targets, padded_size) for part in parts]
+            return [torch.cat(layers) for layers in zip(*per_layer, strict=True)]
+        [prediction] = parts
         features_BCHW = prediction.mask_features_BCHW
         with torch.autocast(features_BCHW.device.type, enabled=False):
             embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()

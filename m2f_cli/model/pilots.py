@@ -180,7 +180,10 @@ class Pilots:
         return tuple(
             Prediction(
                 prediction.mask_features_BCHW,
-                [LayerOutput(x.class_logits_BQK[:, part], x.mask_embeds_BQC[:, part]) for x in prediction.layers],
+                [
+                    LayerOutput(x.class_logits_BQK[:, part], x.mask_embeds_BQC[:, part], x.mask_features_BCHW)
+                    for x in prediction.layers
+                ],
             )
             for part in (rest, first)
         )

@@ -192,6 +192,7 @@ def train(
     config = parts.config
     train_mode(parts.model, parts.frozen)
     last_step = LastStep(parts)
+    scheduled = [module for module in parts.model.modules() if hasattr(module, "at_step")]
     while state.iteration < config.iterations:
         began = time.perf_counter()
         chosen, failure = _fetched(batches, parts.accumulate)
@@ -204,6 +205,8 @@ def train(
             return False
         rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
         set_learning_rate(parts.optimizer, rate)
+        for module in scheduled:
+            module.at_step(state.iteration, config.iterations)
         if distributed.rank() > 0:  # only the random state of the first process is saved
             torch.manual_seed(_seed_of_step(config.seed, state.iteration))
         with _one_step(state, last_step):

@@ -137,7 +137,7 @@ def _repeat(
     rows = [("images", ", ".join(batch.names)), ("input", _range(batch.images_BCHW))]
     pilots = None if piloting is None else piloting(batch.targets, batch.padded_size)
     prediction = model(batch.images_BCHW, *([] if pilots is None else [pilots]))
-    rows.append(("mask features", _range(prediction.mask_features_BCHW)))
+    rows.append(("mask features", _range(prediction.features())))
     for i, layer in enumerate(prediction.layers):
         rows.append((f"layer {i}", f"classes {_range(layer.class_logits_BQK)}, masks {_range(layer.mask_embeds_BQC)}"))
     losses = losses_for(criterion, prediction, pilots, batch)

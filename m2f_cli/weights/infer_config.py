@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config.schema import MOST_CLASSES, Component, ModelConfig
 from ..errors import WeightsError
+from .infer_vit import infer_vit
 from .key_mapping import OurView
 
 HEADS = 8  # attention heads of every published pixel decoder and decoder; shapes do not show them
@@ -31,6 +32,8 @@ def infer(view: OurView) -> tuple[ModelConfig, list[str]]:
 
 
 def _infer(view: OurView) -> tuple[ModelConfig, list[str]]:
+    if "decoder.attn_mask_probs" in view:
+        return infer_vit(view), []
     if all(name in view for name in _MASKFORMER):
         method, pixel_decoder, decoder = "maskformer", _pyramid(view), _maskformer_decoder(view)
     else:

@@ -31,6 +31,10 @@ class Same:
     def their_shapes(self, ours: Shape) -> list[Shape]:
         return [ours]
 
+    def fitted(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        """Return the foreign tensors in the shapes that are needed, where numbers of another size can be resampled."""
+        return theirs
+
     def to_m2f(self, theirs: Sequence[Tensor]) -> Tensor:
         return theirs[0]
 
@@ -128,6 +132,7 @@ class Table:
     Attributes:
         format: name of the format.
         marks: a name that begins with one of these identifies the format.
+        also: beginnings of which each must begin a name, too, where formats share their marks.
         rules: the rules, of which the first match counts.
         spellings: (pattern, replacement) pairs that turn older and other spellings into that of the rules, in order.
         harmless: (pattern, reason) of tensors that a file may hold and no network needs.
@@ -138,6 +143,7 @@ class Table:
     format: str
     marks: tuple[str, ...]
     rules: tuple[Rule, ...]
+    also: tuple[str, ...] = ()
     spellings: tuple[tuple[str, str], ...] = ()
     harmless: tuple[tuple[str, str], ...] = ()
     maskformer_spellings: tuple[tuple[str, str], ...] = ()
@@ -163,6 +169,12 @@ class Table:
         is_mask2former = any(".query_feat." in name for name in names)
         pairs = self.spellings if is_mask2former else (*self.maskformer_spellings, *self.spellings)
         return {name: _respelled(name, pairs) for name in names}
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Return True if names of a file, without a common prefix, are of this format."""
+        names = list(names)
+        needed = (self.marks, *self.also) if self.marks else ()
+        return bool(needed) and all(any(name.startswith(start) for name in names) for start in needed)
 
     def is_harmless(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern, _ in self.harmless)
@@ -222,10 +234,11 @@ def to_m2f(table: Table, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sha
                 missing += absent
             continue
         left_over -= set(names)
-        parts = [source_state[name] for name in names]
+        their_shapes = layout.their_shapes(tuple(shape))
+        parts = layout.fitted([source_state[name] for name in names], their_shapes)
         wrong = [
             f"{name} is {_text(part.shape)} and should be {_text(wanted)}"
-            for name, part, wanted in zip(names, parts, layout.their_shapes(tuple(shape)), strict=True)
+            for name, part, wanted in zip(names, parts, their_shapes, strict=True)
             if tuple(part.shape) != wanted
         ]
         if wrong:

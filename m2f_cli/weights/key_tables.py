@@ -8,6 +8,8 @@ elsewhere. A further format is a further table.
 from __future__ import annotations
 
 from .key_mapping import ChannelMajor, LastPairFirst, Packed, Rule, Table
+from .positions import Positions
+from .vit_tables import VIT_TABLES
 
 _XY = LastPairFirst()
 _QKV = Packed(3)
@@ -349,7 +351,11 @@ OPENMMLAB = Table(
 )
 
 # m2f files are identified by their header, not by names.
-OURS = Table(format="m2f", marks=(), rules=(Rule("{rest}", "{rest}"),))
+OURS = Table(
+    format="m2f",
+    marks=(),
+    rules=(Rule("backbone.net.pos_embed", "backbone.net.pos_embed", layout=Positions()), Rule("{rest}", "{rest}")),
+)
 
-TABLES: dict[str, Table] = {table.format: table for table in (OURS, DETECTRON2, HUGGINGFACE, OPENMMLAB)}
+TABLES: dict[str, Table] = {table.format: table for table in (OURS, *VIT_TABLES, DETECTRON2, HUGGINGFACE, OPENMMLAB)}
 MARKS = tuple(mark for table in TABLES.values() for mark in table.marks)

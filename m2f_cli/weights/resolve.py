@@ -179,7 +179,7 @@ def _load_file(path: Path, trust_code: bool) -> Checkpoint:
 
 def _table_of(tensors: Mapping[str, Tensor], path: Path) -> Table:
     for table in TABLES.values():
-        if any(name.startswith(table.marks) for name in tensors):
+        if table.recognises(tensors):
             return table
     present = [name.removeprefix("module.") for name in tensors]
     if any(name.startswith(("patch_embed.", "layers.0.blocks.", "layer1.0.", "stem.conv1")) for name in present):

@@ -1,6 +1,7 @@
 """Build this folder from the full fixtures: `python tests/golden/make.py FOLDER [OUT]`.
 
-FOLDER holds the full fixtures (NAME.safetensors with NAME.json, and json files alone); OUT is this folder by default.
+FOLDER holds the full fixtures (NAME.safetensors with NAME.json, and json files alone), and a folder `golden_vit` beside
+it those of plain ViTs; OUT is this folder by default.
 The result depends on the fixtures only: same names, same order, no dates. Nothing is rounded or computed: a tensor is
 kept bit for bit, cut along its batch, or left out. RULES says which, and why.
 
@@ -131,8 +132,30 @@ RULES = {
         drop=(POINTS, AUX, "eval/", "grad/", r"out/mp\.pred_masks"),
     ),
 }
+VIT = (
+    "Weights, images, masks of attention and the last predictions; of those before, and of other runs, the "
+    "class logits: all that comes before goes into them."
+)
+INNER = (
+    r"(\w+/)?mid/(normalised|patch|block|mask_embeds|upscaled|lateral)|(annealed|plain)/mid/|out/mask_logits\.[012]$"
+)
+RULES |= {  # of the folder golden_vit
+    "v01_eomt_dinov2": Rule(VIT, drop=(INNER, r"annealed/out/mask_logits")),
+    "v02_eomt_dinov3": Rule(VIT, drop=(INNER, r"annealed/out/mask_logits")),
+    "v02b_eomt_dinov3_delta": Rule(ALL, drop=(r"combined/network\.(?!encoder)",)),
+    "v03_pmt_dinov3": Rule(VIT, drop=(INNER, r"mid/encoder_level\.[012]", r"train/out/mask_logits")),
+}
 WITHOUT_LOSSES = ("09b", "09d", "09f")  # their drawn points go too: no loss is compared
-LISTS = ("10_", "11_", "12_hf_key_lists", "12_hf_name_table")  # json files alone: whole, packed
+LISTS = (  # json files alone: whole, packed
+    "10_",
+    "11_",
+    "12_hf_key_lists",
+    "12_hf_name_table",
+    "v05_",
+    "v06_",
+    "v07_hf_key_lists",
+    "v07_hf_name_table",
+)
 
 
 def kept(name: str, info: dict, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -168,10 +191,12 @@ def write_json(path: Path, tree: dict) -> None:
 
 def build(full: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    folders = (full, full.with_name("golden_vit"))  # names of the second begin with "v"
     earlier: dict[bytes, tuple[str, str]] = {}  # bytes of a tensor: file and name
     for name in RULES:
-        info = json.loads((full / f"{name}.json").read_text(encoding="utf-8"))
-        tensors = kept(name, info, load_file(full / f"{name}.safetensors"))
+        source = folders[name.startswith("v")] / name
+        info = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))
+        tensors = kept(name, info, load_file(source.with_suffix(".safetensors")))
         own, elsewhere = {}, {}
         for key, tensor in tensors.items():
             tensor = np.array(tensor, order="C")
@@ -185,7 +210,7 @@ def build(full: Path, out: Path) -> None:
             info["elsewhere"] = elsewhere
         write_json(out / f"{name}.json", info)
         np.savez_compressed(out / f"{name}.npz", **own)
-    for path in sorted(full.glob("*.json")):
+    for path in sorted(path for folder in folders for path in folder.glob("*.json")):
         if path.name.startswith(LISTS):
             text = json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":"))
             (out / f"{path.name}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))

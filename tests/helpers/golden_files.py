@@ -1,9 +1,9 @@
 """The published numbers: `tests/golden`, and the full fixtures where somebody has them.
 
 A fixture is NAME.json with NAME.npz or NAME.safetensors. Its name starts with its stage ("05", "08e"), so that a file
-that is put into the folder is tested with the others. The full fixtures lie in the folder `golden` (and `heldout`, if
-there is one) of `M2F_TEST_DATA`; without that variable in the folder `shared` beside the checkout. Their tests run in
-addition and are marked `reference`.
+that is put into the folder is tested with the others. The full fixtures lie in the folders `golden` and `golden_vit`
+(and `heldout`, if there is one) of `M2F_TEST_DATA`; without that variable in the folder `shared` beside the checkout.
+Their tests run in addition and are marked `reference`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def params(
     reference = reference_folder()
     folders = [(OURS, (), "")]
     if reference is not None:
-        folders += [(reference / name, (pytest.mark.reference,), f"{name}-") for name in ("golden", "heldout")]
+        folders += [
+            (reference / name, (pytest.mark.reference,), f"{name}-") for name in ("golden", "golden_vit", "heldout")
+        ]
     return [
         pytest.param((path, part), marks=marks, id=f"{prefix}{path.stem}" + ("" if part == "-" else f"-{part}"))
         for folder, marks, prefix in folders

@@ -1,4 +1,4 @@
-"""Convolutions, batch norms and group norms, in the layouts that they are fast in."""
+"""Convolutions, batch, group and channel norms, in the layouts that they are fast in."""
 
 from __future__ import annotations
 
@@ -156,6 +156,16 @@ class GroupNorm(nn.GroupNorm):
             overwrite: the result may take the place of the input.
         """
         return ops_group_norm(x_BCHW, self.num_groups, self.weight, self.bias, self.eps, overwrite=overwrite)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel, eps 1e-6."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def group_norm(channels: int) -> GroupNorm:
