@@ -327,7 +327,9 @@ class WeightsSource(Node):
         pattern="^[0-9a-f]{64}$",
         description="SHA-256 of the file, or of the repository's one file of weights, where it is published.",
     )
-    format: Literal["detectron2", "openmmlab", "huggingface", "m2f"] = Field(description="Program that wrote them.")
+    format: Literal["detectron2", "openmmlab", "huggingface", "m2f", "eomt", "pmt"] = Field(
+        description="Program that wrote them. eomt, pmt: the original code, without the encoder where that is DINOv3."
+    )
     licence: str = Field(description="Licence of the weights.")
     note: str | None = Field(None, description="What else a user should know.")
 

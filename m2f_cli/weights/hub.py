@@ -44,11 +44,14 @@ MOST_SHARDS = 1000
 _NOTE = "main.json"  # file that names the commit whose local copy is complete
 
 
-def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
+def fetch_repo(repo: str, *, progress: Progress | None = None, needs_config: bool = True) -> Path:
     """Fetch the configuration and the weights of a repository, and return their folder.
 
     Safetensors are preferred. Every file has the size and the hash that the hub states. Without network, a complete
     local copy is used, either m2f's own or that in the cache of huggingface_hub.
+
+    Args:
+        needs_config: whether a repository without a config.json is refused.
 
     Raises:
         WeightsError: the repository does not exist, is not accessible or has no weights; a file differs from what the
@@ -69,7 +72,7 @@ def fetch_repo(repo: str, *, progress: Progress | None = None) -> Path:
     except (OSError, http.client.HTTPException, web.Refused, WeightsError) as error:
         reason = getattr(error, "reason", None) or error
         return _cached_copy(repo, (str(reason).strip() or type(error).__name__).split("\n")[0][:200], error)
-    wanted = wanted_files(repo, listed)
+    wanted = wanted_files(repo, listed, needs_config=needs_config)
     return _in_their_cache(repo, commit, wanted) or _fetch_files(repo, commit, wanted, listed, progress, token)
 
 
@@ -194,10 +197,10 @@ def _cached_copy(repo: str, reason: str, cause: Exception | None) -> Path:
         ) from (cause or error)
 
 
-def wanted_files(repo: str, names: Iterable[str]) -> list[str]:
+def wanted_files(repo: str, names: Iterable[str], *, needs_config: bool = True) -> list[str]:
     names = set(names)
     weights = next((name for name in WEIGHT_FILES if name in names), None)
-    if "config.json" not in names or weights is None:
+    if (needs_config and "config.json" not in names) or weights is None:
         missing = "config.json" if "config.json" not in names else "model.safetensors"
         raise WeightsError(f"The hub repository {repo!r} holds no transformers model: it has no {missing}.")
     wanted = [name for name in CONFIG_FILES if name in names]

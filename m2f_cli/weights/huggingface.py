@@ -13,7 +13,9 @@ from . import key_mapping as names
 from . import readers as containers
 from .checkpoint import Checkpoint
 from .hub import WEIGHT_FILES
+from .huggingface_vit import read_vit
 from .key_tables import HUGGINGFACE
+from .vit_tables import VIT_TABLES
 
 # Defaults of transformers (release 5.23), which its config.json leaves out.
 _DEFAULTS: dict[str, Any] = {
@@ -108,8 +110,10 @@ def read_folder(folder: Path, source: str) -> Checkpoint:
         raise WeightsError(f"{folder} has a config.json but no weights: none of {', '.join(WEIGHT_FILES)}.")
     model = model_config(config, source)
     container = containers.read(weights)
-    tensors, notes = names.unwrapped(container.tensors, HUGGINGFACE.marks)
-    checkpoint = Checkpoint(source, "huggingface", tensors, model, notes=[*container.notes, *notes])
+    tables = (HUGGINGFACE, *VIT_TABLES)
+    tensors, notes = names.unwrapped(container.tensors, [mark for table in tables for mark in table.marks])
+    table = next((table for table in VIT_TABLES if table.recognises(tensors)), HUGGINGFACE)
+    checkpoint = Checkpoint(source, table.format, tensors, model, notes=[*container.notes, *notes])
     try:
         checkpoint.class_names = _class_names(config, checkpoint.num_classes)
     except _SENSELESS as error:
@@ -122,7 +126,7 @@ def model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     """Return the network that a config.json describes.
 
     Raises:
-        WeightsError: it is neither a Mask2Former nor a MaskFormer, or a variant that m2f does not have.
+        WeightsError: it is no Mask2Former, MaskFormer or EoMT, or a variant that m2f does not have.
     """
     try:
         return _model_config(config, source)
@@ -138,8 +142,10 @@ def _model_config(config: Mapping[str, Any], source: str) -> ModelConfig:
     kind = config.get("model_type")
     if kind == "maskformer":
         return _maskformer(config, source)
+    if kind in ("eomt", "eomt_dinov3"):
+        return read_vit(config, source)
     if kind != "mask2former":
-        known = "'mask2former' and 'maskformer'"
+        known = "'mask2former', 'maskformer', 'eomt' and 'eomt_dinov3'"
         raise WeightsError(f"{source} is a transformers model of the kind {kind!r}; m2f reads {known}.")
     _refuse_variants(config, FIXED, source)
     number = {key: config.get(key, default) for key, default in _DEFAULTS.items()}

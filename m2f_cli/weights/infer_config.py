@@ -194,9 +194,16 @@ def same_network(one: ModelConfig, other: ModelConfig) -> bool:
             "dropout",
             "deep_supervision",
             "enforce_input_proj",
+            "frozen",
+            "anneal",
+            "anneal_power",
+            "masked_prediction",
         }
         parts = (config.backbone, config.pixel_decoder, config.decoder)
         options = [{k: v for k, v in part.options.items() if k not in ignored} for part in parts]
+        for part in options:
+            if "model" in part:
+                part["model"] = str(part["model"]).split(".")[0]  # timm's names end with that of the weights
         for part in options[1:]:
             part.pop("num_heads", None)
         return [config.method == "mpformer", *(part.name for part in parts), *options]

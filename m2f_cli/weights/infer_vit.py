@@ -48,9 +48,10 @@ def eomt(model: str, img_size: int, depth: int, num_blocks: int, num_queries: in
         options: of timm, for a ViT that differs from its name.
     """
     first = depth - num_blocks
+    whole = {"depth": depth} if options else {}
     return ModelConfig(
         method="eomt",
-        backbone=Component(name="vit_tokens", model=model, img_size=img_size, levels=[first - 1], **options),
+        backbone=Component(name="vit_tokens", model=model, img_size=img_size, levels=[first - 1], **whole, **options),
         pixel_decoder=Component(name="tokens"),
         decoder=Component(
             name="eomt", model=model, num_queries=num_queries, first_block=first, num_blocks=num_blocks, **options

@@ -14,28 +14,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import presets as config
 from ..config.schema import Component
-from ..errors import ConfigError, MissingDependency, WeightsError, about, unknown_name
-from . import hub
+from ..errors import ConfigError, WeightsError, about, unknown_name
 from . import readers as containers
 from . import resolve as refs
 from .checkpoint import Checkpoint, refuse_infinite
 from .download import Progress, download
-from .key_mapping import OurView, Rule, Shape, Table, refuse, spelled, to_m2f, unwrapped
+from .key_mapping import OurView, Rule, Shape, Table, spelled, to_m2f, unwrapped
 from .key_tables import DETECTRON2, MARKS, OPENMMLAB, TABLES
+from .timm_weights import OF_TIMM, load_timm
 
 BACKBONE = "backbone."
 # Norms of Swin that no ImageNet file has (docs/methods/published-behaviour.md#3-3).
 _OUTPUT_NORMS = re.compile(r"backbone\.norms\.\d+\.(weight|bias)$")
 _ENCODERS = {"huggingface": "model.pixel_level_module.encoder."}  # prefix of the backbone in a whole model's file
 _BIAS_TABLE = "relative_position_bias_table"
-_FEATURES_ONLY = ("out_indices", "feature_cls", "out_map")  # options of timm's `features_only`, not of its models
 
 
 # --- releases ---------------------------------------------------------------------------------------------------------
@@ -171,9 +169,10 @@ def load_backbone(
 
     Args:
         backbone: its `pretrained` is a name of `SOURCES`, "torchvision" (by the depth), or a file of a backbone alone.
-            It may also refer to a whole model (see `weights.load`), whose backbone is taken. For timm it is "timm"
-            (timm's release for the model) or a file of that timm model.
-        shapes: shapes of the network's tensors. Names that do not begin with "backbone." are ignored.
+            It may also refer to a whole model (see `weights.load`), whose backbone is taken. For timm's models see
+            `timm_weights.load_timm`.
+        shapes: shapes of the network's tensors. Names that do not begin with "backbone." are ignored, but for the
+            blocks of a plain ViT that are in its decoder.
         resize_windows: resize Swin's tables of relative positions (bicubic) if the windows differ in size.
 
     Returns:
@@ -185,8 +184,8 @@ def load_backbone(
         MissingDependency: a timm backbone without timm.
     """
     backbone_shapes = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
-    if backbone.name == "timm":
-        return _load_timm(backbone, backbone_shapes, progress)
+    if backbone.name in OF_TIMM:
+        return _checked(load_timm(backbone, shapes, progress))
     ref = release_name(backbone, str(backbone.options["pretrained"]))
     tensors = load_alone(ref, backbone_shapes, resize_windows=resize_windows, progress=progress)
     if tensors is not None:
@@ -310,65 +309,3 @@ def resize_bias_table(table_PA: Tensor, rows: int) -> Tensor:
     plane_1AHW = table_PA.float().T.reshape(1, -1, old, old)
     resized_1AHW = F.interpolate(plane_1AHW, size=(new, new), mode="bicubic", align_corners=False)
     return resized_1AHW.flatten(2)[0].T.contiguous()
-
-
-# --- timm -------------------------------------------------------------------------------------------------------------
-
-
-def _load_timm(backbone: Component, shapes: Mapping[str, Shape], progress: Progress | None) -> dict[str, Tensor]:
-    """Load a file into timm's whole model with timm's own loader, and return the backbone.
-
-    timm is strict for a whole model, but not for `features_only`.
-    """
-    options = {key: value for key, value in backbone.options.items() if key not in _FEATURES_ONLY}
-    model, pretrained = options.pop("model"), str(options.pop("pretrained"))
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise MissingDependency("timm", f"The backbone {model!r}", "timm") from error
-    path = _timm_release(timm.get_pretrained_cfg(model), model, progress) if pretrained == "timm" else Path(pretrained)
-    if not path.is_file():
-        raise WeightsError(
-            f"There is no file {str(path)!r} for the timm model {model!r}.",
-            hint="Set model.backbone.pretrained=timm for what timm has released, or give the path of a file.",
-        )
-    tensors = containers.read(path).tensors  # timm's own reader would run the code of a pickle
-    try:
-        whole = timm.create_model(model, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}, **options)
-    except (RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path} does not fit the timm model {model!r}: {reason}") from error
-    return _checked(from_whole_timm(whole.state_dict(), shapes))
-
-
-def _timm_release(release: Any, model: str, progress: Progress | None) -> Path:
-    """Return the file that timm has released for a model, from the Hugging Face hub or else from its address."""
-    if release is not None and release.hf_hub_id and not release.hf_hub_filename:
-        folder = hub.fetch_repo(release.hf_hub_id, progress=progress)
-        return next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), folder)
-    if release is not None and release.url:
-        return download(release.url, progress=progress)
-    raise WeightsError(
-        f"timm has released no weights of {model!r} that can be fetched.",
-        hint="Choose another (timm.list_pretrained() names them), or set model.backbone.pretrained=null.",
-    )
-
-
-def from_whole_timm(state: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """Return the backbone's tensors of a whole timm model.
-
-    timm's feature networks rename "layers.0" to "layers_0", or put the whole model under "model.".
-
-    Raises:
-        WeightsError: tensors are missing or misshapen.
-    """
-    source_state = {name.replace("_", "."): tensor for name, tensor in state.items()}
-    sources = {ours: ours.removeprefix("backbone.net.").removeprefix("model.").replace("_", ".") for ours in shapes}
-    missing = [ours for ours, name in sources.items() if name not in source_state]
-    misshapen = [
-        f"{ours} is {tuple(source_state[name].shape)} and should be {tuple(shapes[ours])}"
-        for ours, name in sources.items()
-        if name in source_state and tuple(source_state[name].shape) != tuple(shapes[ours])
-    ]
-    refuse(missing, [], misshapen)
-    return {ours: source_state[name] for ours, name in sources.items()}

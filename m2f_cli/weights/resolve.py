@@ -16,6 +16,7 @@ from ..config.schema import Config, WeightsSource
 from ..errors import M2FError, WeightsError, about, nearest, unknown_name
 from . import hub, huggingface
 from . import readers as containers
+from .base_encoder import completed
 from .checkpoint import Checkpoint, from_container, is_ours
 from .download import Progress, download, file_hashes, refuse_other_content
 from .infer_config import infer, same_network
@@ -48,7 +49,7 @@ def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool 
     path = Path(text).expanduser()
     if path.is_dir():
         return _load_folder(path, trust_code)
-    return _load_file(path, trust_code) if path.exists() else _load_repo(text, progress)
+    return _load_file(path, trust_code, progress) if path.exists() else _load_repo(text, progress)
 
 
 def check_reference(ref: str | Path) -> None:
@@ -109,24 +110,28 @@ def _load_preset(name: str, progress: Progress | None, trust_code: bool) -> Chec
 
 def _load_source(source: WeightsSource, progress: Progress | None, trust_code: bool) -> Checkpoint:
     if source.hub:
-        return huggingface.read_folder(_fetch_repo(source.hub, source.sha256, progress), source.hub)
+        return _of_repo(source.hub, source, progress)
     published = source.sha256 or source.hash_prefix
     return _load_file(download(str(source.url), hash_prefix=published, progress=progress), trust_code)
 
 
-def _fetch_repo(repo: str, sha256: str | None, progress: Progress | None) -> Path:
-    """Fetch a repository, whose weights must be those that a preset states, wherever the copy comes from."""
-    folder = hub.fetch_repo(repo, progress=progress)
+def _of_repo(repo: str, stated: WeightsSource | None, progress: Progress | None) -> Checkpoint:
+    """Read a repository, whose weights must be those that a preset states, wherever the copy comes from."""
+    is_file_alone = stated is not None and stated.format in ("eomt", "pmt")
+    options = {"needs_config": False} if is_file_alone else {}
+    folder = hub.fetch_repo(repo, progress=progress, **options)
     weights = next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is not None:
-        refuse_other_content(weights, sha256)
-    return folder
+        refuse_other_content(weights, stated and stated.sha256)
+    if is_file_alone and weights is not None:
+        return _load_file(weights, trust_code=False, progress=progress)
+    return huggingface.read_folder(folder, repo)
 
 
 def _load_repo(repo: str, progress: Progress | None) -> Checkpoint:
     named = ((preset, source) for preset in shipped_presets().values() for source in preset.weights)
     preset, stated = next(((preset, source) for preset, source in named if source.hub == repo), (None, None))
-    checkpoint = huggingface.read_folder(_fetch_repo(repo, stated and stated.sha256, progress), repo)
+    checkpoint = _of_repo(repo, stated, progress)
     return (
         checkpoint
         if preset is None or not same_network(checkpoint.model, preset.model)
@@ -163,12 +168,13 @@ def _load_folder(folder: Path, trust_code: bool) -> Checkpoint:
     )
 
 
-def _load_file(path: Path, trust_code: bool) -> Checkpoint:
+def _load_file(path: Path, trust_code: bool, progress: Progress | None = None) -> Checkpoint:
     container = containers.read(path)
     if is_ours(container):
         return from_container(container, str(path), trust_code=trust_code)
     with about(path):
         tensors, notes = unwrapped(container.tensors, MARKS)
+        tensors = completed(tensors, path, progress)
         table = _table_of(tensors, path)
         model, assumed = infer(OurView(table, tensors))
     checkpoint = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])

@@ -18,6 +18,7 @@ from ..structures.categories import Categories
 from . import key_mapping as names
 from .checkpoint import write_safetensors
 from .huggingface import DETR_FIXED, EXPANSION, FIXED, RESNET_FIXED, RESNETS, SWIN_FIXED
+from .huggingface_vit import to_vit_json, to_vit_processor_json, to_vit_tensors
 from .key_tables import HUGGINGFACE
 
 
@@ -52,6 +53,8 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
     Raises:
         ExportError: transformers has no name for one of the tensors.
     """
+    if model.decoder.name == "eomt":
+        return to_vit_tensors(state)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.label_embed.")}
     if "decoder.query_embed.weight" not in kept:
         kept["decoder.query_embed.weight"] = torch.zeros_like(kept["decoder.query_feat.weight"], device="cpu")
@@ -109,6 +112,8 @@ def to_config_json(model: ModelConfig, categories: Categories) -> dict[str, Any]
         return {**_to_mask2former_json(model), **shared}
     if parts == ("fpn", "plain"):
         return {**_to_maskformer_json(model), **shared}
+    if parts == ("tokens", "eomt"):
+        return {**to_vit_json(model), **shared}
     raise ExportError(f"transformers has no network with {' and '.join(parts)} decoders.")
 
 
@@ -184,6 +189,7 @@ def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
         size = {"height": resize.fixed[0], "width": resize.fixed[1]}
     else:
         size = {"shortest_edge": resize.short_edge or 800, "longest_edge": resize.max_edge or 1333}
+    own = to_vit_processor_json(config.test) if config.model.decoder.name == "eomt" else {}
     return {
         "image_processor_type": f"{'Mask' if is_maskformer else 'Mask2'}FormerImageProcessor",
         "do_resize": bool(resize.fixed or resize.short_edge),
@@ -198,4 +204,5 @@ def to_processor_json(config: Config, categories: Categories) -> dict[str, Any]:
         "ignore_index": 255,
         "do_reduce_labels": False,
         "num_labels": len(categories),
+        **own,
     }

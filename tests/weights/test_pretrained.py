@@ -28,7 +28,7 @@ from m2f_cli.model.backbones.resnet import ResNet
 from m2f_cli.model.backbones.swin import Swin
 from m2f_cli.model.backbones.timm import Timm
 from m2f_cli.structures.categories import from_names
-from m2f_cli.weights import download, hub, pretrained
+from m2f_cli.weights import download, hub, pretrained, timm_weights
 from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2
 from m2f_cli.weights.pretrained import load_alone, load_backbone, resize_bias_table
@@ -450,6 +450,6 @@ def test_a_file_that_timm_cannot_place(timm_file, tmp_path):
 
 def test_timm_features_without_a_source():
     with pytest.raises(WeightsError, match="1 of another shape: backbone.net.stem_0.w.* 1 missing: backbone.net.a"):
-        pretrained.from_whole_timm(
+        timm_weights.from_whole_timm(
             {"stem.0.weight": torch.zeros(2)}, {"backbone.net.a": (2,), "backbone.net.stem_0.weight": (3,)}
         )

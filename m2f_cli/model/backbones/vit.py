@@ -56,6 +56,16 @@ def make_vit(
     return create(model, img_size=(sides[0], sides[-1]), patch_size=PATCH, **given, **options)
 
 
+def lr_depths(vit: nn.Module, prefix: str) -> dict[str, int | None]:
+    """Return the number of the block of each parameter of (a part of) a ViT, below `prefix`; -1 for its embeddings,
+    None for its final norm. Learning rates by depth need it."""
+
+    def depth(part: str, *rest: str) -> int | None:
+        return int(rest[0]) if part == "blocks" else None if part == "norm" else -1
+
+    return {prefix + name: depth(*name.split(".")) for name, _ in vit.named_parameters()}
+
+
 class _Encoder(nn.Module):
     """Base class: a plain ViT up to the last block that is used.
 
@@ -76,6 +86,9 @@ class _Encoder(nn.Module):
             self.net.norm = nn.Identity()
         self.net.fc_norm = nn.Identity()  # of the classifier; a weight without a gradient stops distributed training
         self.dim, self.norm = self.net.embed_dim, norm
+
+    def lr_depths(self) -> dict[str, int | None]:
+        return lr_depths(self.net, "net.")
 
     def encode(self, images_BCHW: Tensor, **options: Any) -> list[Any]:
         """Return the outputs of the chosen blocks as timm gives them.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ConfigError
-from ..backbones.vit import PATCH, make_vit
+from ..backbones.vit import PATCH, lr_depths, make_vit
 from .query_tokens import QueryTokenDecoder, Span
 
 
@@ -60,6 +60,9 @@ class EoMTDecoder(QueryTokenDecoder):
         for block in self.blocks:
             block.attn.num_prefix_tokens = 0  # the rotation is made for all tokens
             block.recomputable = True
+
+    def lr_depths(self) -> dict[str, int | None]:
+        return lr_depths(self.vit, "vit.")
 
     @property
     def blocks(self) -> list[nn.Module]:
