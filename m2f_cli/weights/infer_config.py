@@ -34,7 +34,10 @@ def infer(view: OurView) -> tuple[ModelConfig, list[str]]:
 def _infer(view: OurView) -> tuple[ModelConfig, list[str]]:
     if "decoder.attn_mask_probs" in view:
         return infer_vit(view), []
-    if all(name in view for name in _MASKFORMER):
+    if all(name in view for name in _MASKFORMER) and "decoder.level_embed.weight" in view:  # a fast Mask2Former
+        method, decoder = "mask2former", _masked_decoder(view)
+        pixel_decoder = {**_pyramid(view), "num_levels": decoder.get("num_levels", 3)}
+    elif all(name in view for name in _MASKFORMER):
         method, pixel_decoder, decoder = "maskformer", _pyramid(view), _maskformer_decoder(view)
     else:
         _require(view, _MASK2FORMER)

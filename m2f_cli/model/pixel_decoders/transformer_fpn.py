@@ -40,6 +40,7 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
 
     Args:
         num_layers, num_heads, ffn_dim, dropout: of the encoder; 6, 8, 2048 and 0.1 in every published model.
+        num_levels: as in `FPNPixelDecoder`, with the encoded stride 32 as the only level.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
         num_heads: int,
         ffn_dim: int,
         dropout: float,
+        num_levels: int = 1,
     ):
-        super().__init__(channels, dim, mask_dim)
+        super().__init__(channels, dim, mask_dim, num_levels)
         self.input_proj = nn.Conv2d(channels[32], dim, 1)
         self.layers = nn.ModuleList(PlainEncoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         nn.init.kaiming_uniform_(self.input_proj.weight, a=1)
