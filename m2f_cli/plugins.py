@@ -47,8 +47,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "transformer_fpn": "m2f_cli.model.pixel_decoders.transformer_fpn:TransformerFPNPixelDecoder",
     },
     "decoders": {
-        "eomt": "m2f_cli.model.decoders.eomt:EoMTDecoder",
         "masked": "m2f_cli.model.decoders.masked:MaskedDecoder",
+        "eomt": "m2f_cli.model.decoders.eomt:EoMTDecoder",
         "pmt": "m2f_cli.model.decoders.pmt:PMTDecoder",
         "plain": "m2f_cli.model.decoders.plain:PlainDecoder",
         "per_pixel": "m2f_cli.model.decoders.per_pixel:PerPixelDecoder",
