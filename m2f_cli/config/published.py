@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..runtime import documents
+from .methods import METHODS
 
 if TYPE_CHECKING:
     from .schema import Config, Published
 
 SINGLE_SCALE, MULTI_SCALE = "single scale", "multi-scale + flip"
-METHODS = {"mask2former": "Mask2Former", "maskformer": "MaskFormer", "mpformer": "MP-Former"}
 BASELINES = {"per_pixel": "PerPixelBaseline", "per_pixel_plus": "PerPixelBaseline+"}
 BACKBONES = ("r50", "r101", "r101c", "swin-t", "swin-s", "swin-b", "swin-l")  # in the order of the tables
 NAMES = {
@@ -187,7 +187,7 @@ def label(metric: str, setting: str = SINGLE_SCALE) -> str:
 
 
 def method_label(config: Config) -> str:
-    return BASELINES.get(config.model.decoder.name) or METHODS[config.model.method]
+    return BASELINES.get(config.model.decoder.name) or METHODS[config.model.method].title
 
 
 def backbone_label(config: Config) -> str:
@@ -240,7 +240,7 @@ def tables(rows: Iterable[Line]) -> list[tuple[str, list[str], list[list[str]]]]
 
 
 def _order(row: Line) -> tuple[int, str, int, str]:
-    methods = [*METHODS.values(), *BASELINES.values()]
+    methods = [*(method.title for method in METHODS.values()), *BASELINES.values()]
     size = row.backbone.partition(" ")[0]
     rank = BACKBONES.index(size) if size in BACKBONES else len(BACKBONES)
     return methods.index(row.method), row.source, rank, row.preset

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..config import presets
+from ..config.methods import METHODS
 from ..config.published import NAMES
 from ..config.schema import Config
 from ..evaluation.report import RESULTS
@@ -22,13 +23,9 @@ from ..inference.segmenter import Segmenter
 from ..runtime.text import json_text, visible_line
 from ..structures.categories import Categories
 from ..version import __version__
+from ..weights.write_huggingface import to_config_json
 from .run_record import RunRecord, read_run
 
-_PAPERS = {
-    "mask2former": ("Mask2Former", "https://arxiv.org/abs/2112.01527"),
-    "maskformer": ("MaskFormer", "https://arxiv.org/abs/2107.06278"),
-    "mpformer": ("MP-Former", "https://arxiv.org/abs/2303.07336"),
-}
 _SPDX = {"cc-by-nc-4.0", "apache-2.0", "mit", "bsd-3-clause"}  # names of the hub, which are those of SPDX in lower case
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _NO_NAMES = ("unknown", "checkpoint", "")  # of data sets that the configuration of a checkpoint does not know
@@ -62,8 +59,7 @@ class _Facts:
 
 def model_class(config: Config) -> str:
     """Return the name of the class of transformers that loads a network."""
-    maskformer = config.model.method == "maskformer"
-    return "MaskFormerForInstanceSegmentation" if maskformer else "Mask2FormerForUniversalSegmentation"
+    return str(to_config_json(config.model, ())["architectures"][0])
 
 
 def is_released(segmenter: Segmenter) -> bool:
@@ -94,12 +90,12 @@ def model_card(segmenter: Segmenter, repo: str | None = None) -> str:
     config = segmenter.config
     run = read_run(Path(segmenter.source))
     facts = _Facts(config, segmenter.source, _shipped(config.name), is_released(segmenter), run)
-    method, paper = _PAPERS[config.model.method]
+    method = METHODS[config.model.method]
     parts = [
         f"---\n{yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True, width=10_000).strip()}\n---",
         f"# {_code(config.name)}",
-        f"[{method}]({paper}) for {', '.join(config.test.tasks)} segmentation with {len(segmenter.categories)} "
-        f"classes. Written by m2f {__version__} from {_code(facts.source)}.",
+        f"[{method.title}]({method.source}) for {', '.join(config.test.tasks)} segmentation with "
+        f"{len(segmenter.categories)} classes. Written by m2f {__version__} from {_code(facts.source)}.",
         _section("How to use it", _usage(config, repo)),
         _section("Figures", _figures(facts)),
         _section("Classes", _classes(segmenter.categories)),

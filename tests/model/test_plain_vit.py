@@ -342,9 +342,9 @@ def test_pilots_are_refused():
 
 
 def test_no_file_outside_its_rooms_names_a_method():
-    """Everything else works because it goes through the contracts."""
+    """Everything else works because it goes through the contracts. The exceptions are tables of names."""
     package = Path(m2f_cli.__file__).parent
-    allowed = {package / "plugins.py", package / "config" / "schema.py"}
+    allowed = {package / "plugins.py", package / "config" / "schema.py", package / "config" / "methods.py"}
     naming = [
         path.relative_to(package)
         for path in package.rglob("*.py")

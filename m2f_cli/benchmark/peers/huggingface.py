@@ -26,6 +26,7 @@ from ...results.writers import coco_categories, panoptic_image
 from ...structures.categories import Categories
 from ...structures.images import open_image
 from ...structures.targets import Target
+from ...weights.write_huggingface import to_config_json
 from .. import workloads as ours
 from ..case import Case, Workload, image_size, network_size, training_size
 from ..model_under_test import autocast, class_logits, image
@@ -82,11 +83,7 @@ def load(folder: Path, config: Config) -> nn.Module:
         raise MissingDependency("transformers", "--against huggingface", extra="huggingface") from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    name = (
-        "MaskFormerForInstanceSegmentation"
-        if config.model.method == "maskformer"
-        else ("Mask2FormerForUniversalSegmentation")
-    )
+    [name] = to_config_json(config.model, ())["architectures"]
     return getattr(transformers, name).from_pretrained(folder).eval()
 
 

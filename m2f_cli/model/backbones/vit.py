@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...structures.predictions import Tokens
 from ..layers.conv import ChannelNorm, ConvNorm
+from ..layers.positions import RotaryPositions
 from .timm import create, imported
 
 PATCH = 16  # pixels; masks are predicted at a quarter of it
@@ -53,7 +54,19 @@ def make_vit(
     # BEiT's tables of relative positions fit one size only.
     any_size = {} if family == "beit" else {"dynamic_img_size": True}
     given = {"num_classes": 0, "global_pool": "", "drop_path_rate": drop_path, **any_size}
-    return create(model, img_size=(sides[0], sides[-1]), patch_size=PATCH, **given, **options)
+    net = create(model, img_size=(sides[0], sides[-1]), patch_size=PATCH, **given, **options)
+    if _has_rope_of_dinov3(net):
+        net.rope = RotaryPositions(net.rope.dim)
+    return net
+
+
+def _has_rope_of_dinov3(net: nn.Module) -> bool:
+    """Return True if the rotary positions of a timm model are those of `RotaryPositions`."""
+    rope = getattr(net, "rope", None)
+    is_usual = {"temperature": RotaryPositions.base, "normalize_coords": "separate", "rotate_half": True}
+    is_usual |= {"grid_offset": 0.0, "grid_indexing": "ij", "aug_active": False, "min_period": None}
+    is_dinov3 = type(rope).__name__ == "RotaryEmbeddingDinoV3"
+    return is_dinov3 and all(getattr(rope, name, value) == value for name, value in is_usual.items())
 
 
 def lr_depths(vit: nn.Module, prefix: str) -> dict[str, int | None]:

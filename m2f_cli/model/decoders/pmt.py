@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from ..layers.positions import RotaryPositions
 from .query_tokens import QueryTokenDecoder, Span
 
 EPS = 1e-5
@@ -37,7 +38,6 @@ class PMTDecoder(QueryTokenDecoder):
         super().__init__(
             num_classes, in_dim, mask_dim, num_queries, num_blocks, anneal, anneal_power, masked_prediction
         )
-        from timm.layers import RotaryEmbeddingDinoV3
         from timm.models.eva import EvaBlock
 
         self.layers = nn.ModuleList(
@@ -53,7 +53,7 @@ class PMTDecoder(QueryTokenDecoder):
             for _ in range(num_blocks)
         )
         self.output_norm = nn.LayerNorm(in_dim, eps=EPS)
-        self.rope = RotaryEmbeddingDinoV3(in_dim // num_heads)
+        self.rope = RotaryPositions(in_dim // num_heads)
         for block in self.layers:
             block.recomputable = True
 
