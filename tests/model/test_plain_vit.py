@@ -18,6 +18,7 @@ from m2f_cli.errors import ConfigError, M2FError, MissingDependency
 from m2f_cli.loss import make_criterion
 from m2f_cli.model import build, checkpoint_activations
 from m2f_cli.model.backbones.vit import Pyramid, TokenEncoder
+from m2f_cli.model.layers.positions import RotaryPositions
 from m2f_cli.structures.predictions import Tokens
 from m2f_cli.structures.targets import Target
 
@@ -125,6 +126,26 @@ def test_queries_and_prefix_tokens_are_not_rotated():
     ours = block.attn(x_BTC, rotation)
     block.attn.num_prefix_tokens = 12 + 5
     torch.testing.assert_close(ours, block.attn(x_BTC, decoder.rope.get_embed((4, 6))), atol=0, rtol=0)
+
+
+def test_rotary_positions_are_those_of_timm_and_can_be_exported_for_any_size():
+    from timm.layers import RotaryEmbeddingDinoV3
+
+    class Rotation(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rope = RotaryPositions(24)
+
+        def forward(self, x_BCHW):
+            return self.rope.get_embed(tuple(x_BCHW.shape[-2:]))
+
+    any_size = {2: torch.export.Dim("height", min=2, max=64), 3: torch.export.Dim("width", min=2, max=64)}
+    exported = torch.export.export(Rotation(), (torch.zeros(1, 1, 4, 6),), dynamic_shapes=(any_size,)).module()
+    for size in ((4, 6), (9, 5), (40, 40)):
+        expected = RotaryEmbeddingDinoV3(24).get_embed(list(size))
+        # angles of up to 2π, in another order of products
+        torch.testing.assert_close(RotaryPositions(24).get_embed(size), expected, atol=2e-6, rtol=0)
+        torch.testing.assert_close(exported(torch.zeros(1, 1, *size)), expected, atol=2e-6, rtol=0)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -294,6 +294,7 @@ def test_which_files_are_wanted():
     names = ["config.json", "README.md", "model.safetensors.index.json", *sharded, "pytorch_model.bin"]
     assert hub.wanted_files("x", names) == ["config.json", "model.safetensors.index.json", *sharded]
     assert hub.wanted_files("x", ["pytorch_model.bin", "config.json"]) == ["config.json", "pytorch_model.bin"]
+    assert hub.wanted_files("x", ["pytorch_model.bin"], needs_config=False) == ["pytorch_model.bin"]
 
 
 def test_the_tensors_of_a_repository_are_the_network(repository):
