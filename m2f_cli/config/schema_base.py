@@ -1,0 +1,97 @@
+"""Bounds, frozen records and named parts: the base of all classes of the configuration. This module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Task = Literal["panoptic", "instance", "semantic"]
+
+# Bounds are about ten times the usual values, because the file of a stranger must not ask for terabytes or years.
+LARGEST_SIDE = 65_536  # pixels, of an image that is resized with its aspect kept
+LARGEST_CANVAS = 16_384  # pixels, of a crop or a padded image, whose memory is the square of it
+MOST_CLASSES = 100_000
+LONGEST = 1_000_000_000  # iterations
+MOST_PARAMETERS = 5_000_000_000  # of a network; the largest published one has 0.2
+_MOST_OPTIONS = 1000  # entries of a list in an option of a component
+LONGEST_TEXT = 10_000
+_LARGEST_NUMBER = 2**63
+LARGEST: dict[str, float] = {  # option of a component → its largest value; the least is 0
+    "num_layers": 200,
+    "num_blocks": 200,
+    "depths": 500,
+    "depth": 1000,
+    "num_heads": 1024,
+    "num_points": 1024,
+    "num_levels": 16,
+    "groups": 1024,
+    "num_queries": 100_000,
+    "dim": 32_768,
+    "mask_dim": 32_768,
+    "ffn_dim": 262_144,
+    "embed_dim": 16_384,
+    "stem_channels": 16_384,
+    "window_size": 64,
+    "width": LARGEST_CANVAS,
+    "height": LARGEST_CANVAS,
+    "size": LARGEST_CANVAS,
+    "divisor": LARGEST_CANVAS,
+    "short_edges": LARGEST_SIDE,
+    "max_edge": LARGEST_SIDE,
+    "min_size": LARGEST_SIDE,
+    "max_size": LARGEST_SIDE,
+    "min_scale": 100,
+    "max_scale": 100,
+    "img_size": LARGEST_CANVAS,
+}
+
+Side = Annotated[int, Field(le=LARGEST_SIDE)]
+Iteration = Annotated[int, Field(le=LONGEST)]
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
+Objects = Annotated[int, Field(le=10_000)]
+Deviation = Annotated[float, Field(gt=0)]
+Canvas = Annotated[int, Field(le=LARGEST_CANVAS)]
+
+
+class Node(BaseModel):
+    """A frozen record. Unknown keys are errors, and numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Component(BaseModel):
+    """A named part and the arguments of its constructor, such as {name: swin, embed_dim: 96, …}."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = Field(max_length=LONGEST_TEXT, description="A name of its group in plugins.py, or module:object.")
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Component:
+        for key, value in self.options.items():
+            _refuse_huge(key, value)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return dict(self.model_extra or {})
+
+
+def _refuse_huge(key: str, value: Any, depth: int = 0) -> None:
+    """Refuse numbers, lists and texts that no part of a network takes."""
+    if isinstance(value, (list, tuple, Mapping)):
+        if len(value) > _MOST_OPTIONS or depth > 4:
+            raise ValueError(f"{key} has {len(value):,} entries, or entries of entries, more than any part takes")
+        for each in value.values() if isinstance(value, Mapping) else value:
+            _refuse_huge(key, each, depth + 1)
+        if key == "depths" and sum(each for each in value if isinstance(each, int)) > LARGEST["depth"]:
+            raise ValueError(f"depths has more than {LARGEST['depth']:,} blocks in all")
+    elif isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ValueError(f"{key} is a text of {len(value):,} characters")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        least, most = (0, LARGEST[key]) if key in LARGEST else (-_LARGEST_NUMBER, _LARGEST_NUMBER)
+        if not least <= value <= most:
+            shown = f"{value:.3g}" if isinstance(value, float) or abs(value) > 10**15 else f"{value:,}"
+            raise ValueError(f"{key} = {shown}, where {least:,} to {most:,} is possible")
