@@ -15,7 +15,7 @@ from ..config.schema import Config
 from ..errors import ConfigError
 from ..inference.load import ModelOptions
 from ..inference.mask_rendering import Size
-from ..inference.preprocess import resized_shape
+from ..inference.preprocess import padded_shape, resized_shape
 from .stages import Method, Stages
 
 DEFAULT_PRESET = "coco-panoptic-swin-t"
@@ -135,8 +135,8 @@ def network_size(case: Case, config: Config, fixed: Size | None = None, image: S
         return fixed
     asked = case.size if image is None else None
     resized = asked or resized_shape(*(image or image_size(case, config)), config.test.resize)
-    divisor = max(1, config.test.size_divisor)
-    return tuple(-(-edge // divisor) * divisor for edge in resized)
+    least = 1 if asked else config.test.resize.fit or 1
+    return padded_shape(*resized, max(1, config.test.size_divisor), least)
 
 
 def training_size(case: Case, config: Config) -> Size:

@@ -68,7 +68,7 @@ def export(
         tuple[int, int] | None,
         typer.Option(
             metavar="H W",
-            help="Fixed input size, in multiples of 32; by default any such size.",
+            help="Fixed input size, in multiples of 32; by default any such size, or the one that the model needs.",
             rich_help_panel=opt.MODEL,
         ),
     ] = None,

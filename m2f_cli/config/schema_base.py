@@ -1,4 +1,4 @@
-"""Bounds, frozen records and named parts: the base of all classes of the configuration. This module imports no torch."""
+"""Bounds, frozen records and named parts: the base of the configuration's classes. This module imports no torch."""
 
 from __future__ import annotations
 

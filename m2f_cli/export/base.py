@@ -40,7 +40,8 @@ class ExportOptions:
     """Options of an export. An exporter refuses options that it does not support (`Exporter.check`).
 
     Attributes:
-        size: fixed (height, width) of the input. None: any multiples of 32 (or of the model's divisor).
+        size: fixed (height, width) of the input. None: the one that all images have (`test.canvas`), if there is
+            one; else any multiples of 32 (or of the model's divisor).
         batch: fixed number of images per run. None: any.
         precision: "fp32", "fp16" or "int8".
         postprocess: task whose final maps the file returns as well.
@@ -260,13 +261,18 @@ def description_of(model: Segmenter, options: ExportOptions, **extra: Any) -> De
     """Return the description of a file with these options; see `inference.engines`."""
     return described(
         model,
-        size=options.size,
+        size=input_size(model, options),
         batch=options.batch,
         normalised=options.normalise,
         precision=options.precision,
         postprocess=options.postprocess,
         extra={**extra},
     )
+
+
+def input_size(model: Segmenter, options: ExportOptions) -> Size | None:
+    """Return the fixed (height, width) of the input of an exported file; None for any."""
+    return options.size or model.config.test.canvas
 
 
 def refuse_options(format: str, options: ExportOptions, *names: str) -> None:

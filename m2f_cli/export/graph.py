@@ -36,7 +36,7 @@ from ..inference.engines.base import CLASS_LOGITS, LEAST, MASK_LOGITS, described
 from ..inference.segmenter import Segmenter
 from ..model.layers.conv import ConvNorm, FrozenBatchNorm
 from ..structures import Task
-from .base import ExportOptions
+from .base import ExportOptions, input_size
 
 INPUT = "images"
 OUTPUTS: dict[Task, tuple[str, ...]] = {
@@ -207,7 +207,7 @@ def example(model: Segmenter, options: ExportOptions) -> Tensor:
     """
     multiple = described(model).multiple
     window = model.config.model.backbone.options.get("window_size", 2)
-    size = options.size or ((window + BEYOND) * multiple, (2 * window + BEYOND) * multiple)
+    size = input_size(model, options) or ((window + BEYOND) * multiple, (2 * window + BEYOND) * multiple)
     batch = options.batch or 2
     generator = torch.Generator().manual_seed(0)
     return torch.rand(batch, 3, *size, generator=generator).mul(255 if options.normalise else 1).to(model.device)
@@ -218,7 +218,7 @@ def dynamic_shapes(model: Segmenter, options: ExportOptions) -> dict[str, dict] 
     free: dict[int, object] = {}
     if options.batch is None:
         free[0] = torch.export.Dim("batch", min=1, max=MOST)
-    if options.size is None:
+    if input_size(model, options) is None:
         multiple = described(model).multiple
         for axis, name in ((2, "rows"), (3, "columns")):
             free[axis] = multiple * torch.export.Dim(name, min=LEAST, max=LARGEST // multiple)

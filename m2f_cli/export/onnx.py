@@ -29,7 +29,7 @@ from ..runtime.text import json_text
 from ..structures import rgb, tiff
 from ..version import __version__
 from . import graph
-from .base import ExportOptions, description_of, refuse_options
+from .base import ExportOptions, description_of, input_size, refuse_options
 from .quantise import quantise_onnx
 from .safetensors import refuse_precision
 
@@ -78,11 +78,16 @@ class OnnxExporter:
             if find_spec(package) is None:
                 raise MissingDependency(package, "Exporting to ONNX", "onnx")
         refuse_precision("onnx", options, *PRECISIONS)
+        if options.runner and model.config.test.slide is not None:
+            raise ConfigError(
+                f"{model.source} is tested in windows, which the program of --with-runner does not have.",
+                hint="Leave --with-runner out: m2f predict --model FILE.onnx has windows.",
+            )
         if options.opset is not None and not OPSET <= options.opset <= NEWEST:
             raise ConfigError(
                 f"The opset {options.opset} will not do: it is from {OPSET} to {NEWEST}.", hint=f"Use --opset {OPSET}."
             )
-        if None in (options.size, options.batch) and not TAKES_ANY_SIZE:
+        if None in (input_size(model, options), options.batch) and not TAKES_ANY_SIZE:
             raise ConfigError(
                 f"A graph for any size or batch is more than PyTorch {torch.__version__} can translate to ONNX.",
                 hint="Pass --size H W (and --batch N), or update PyTorch to 2.7 or newer.",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ExportError
+from ..inference.base import Prepared
 from ..inference.engines import base as engines
 from ..inference.engines.openvino_engine import XML, OpenVinoEngine, require
 from ..inference.segmenter import Segmenter
@@ -107,7 +108,11 @@ def network_input(model: Segmenter, options: ExportOptions) -> Callable[[Path], 
     feeder = engines.EngineSegmenter(recorder)
 
     def make(path: Path) -> np.ndarray:
-        feeder.outputs([feeder.prepare(read_image(path))])
+        prepared = feeder.prepare(read_image(path))
+        if model.config.test.slide is not None:  # the first window stands for the image
+            height, width = model.config.test.slide.crop
+            prepared = Prepared(prepared.pixels_CHW[:, :height, :width], prepared.size)
+        feeder.outputs([prepared])
         return recorder.images_BCHW.contiguous().numpy()
 
     return make

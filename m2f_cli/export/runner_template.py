@@ -31,13 +31,16 @@ LOSSLESS = (".png", ".tif", ".tiff", ".bmp")  # JPEG would change ids
 def input_size(height, width, about):
     """Return the resized size of an image, and the size of the network's input, padded at the right and bottom."""
     resize = about["config"]["test"]["resize"]
+    rounded = round if resize.get("rounding") == "half_even" else lambda edge: int(edge + 0.5)
     if "fixed" in resize:
         new = tuple(resize["fixed"])
     else:
         scale = resize["short_edge"] / min(height, width) if "short_edge" in resize else 1.0
         if max(height, width) * scale > resize.get("max_edge", float("inf")):
             scale = resize["max_edge"] / max(height, width)
-        new = tuple(max(1, int(edge * scale + 0.5)) for edge in (height, width))
+        if "fit" in resize:
+            scale = min(resize["fit"] / height, resize["fit"] / width)
+        new = tuple(max(1, rounded(edge * scale)) for edge in (height, width))
     if about["size"]:
         fit = min(1.0, about["size"][0] / new[0], about["size"][1] / new[1])
         return (new if fit == 1.0 else tuple(max(1, int(edge * fit)) for edge in new)), tuple(about["size"])
@@ -46,10 +49,11 @@ def input_size(height, width, about):
 
 
 def network_input(image, valid, padded, about):
-    """Return the input (batch, 3, H, W), float32: normalised, with zeros in the padding."""
+    """Return the input (batch, 3, H, W), float32: normalised, and padded."""
     mean, std = (np.array(about["config"]["input"][key], np.float32) for key in ("mean", "std"))
     pixels = np.asarray(image.resize(valid[::-1], Image.Resampling.BILINEAR), np.float32)
-    canvas = np.zeros((*padded, 3), np.float32)
+    padding = about["config"]["test"].get("pad_value", mean)
+    canvas = np.full((*padded, 3), (padding - mean) / std, np.float32)
     canvas[: valid[0], : valid[1]] = (pixels - mean) / std
     if about["normalised"]:  # inside the file, whose input is 0 to 255
         canvas = canvas * std + mean

@@ -178,7 +178,8 @@ def default_cases(
 
 def _sizes(model: Segmenter, multiple: int) -> list[Size]:
     resize = model.config.test.resize
-    edge = min(LARGEST_EDGE, resize.short_edge or (min(resize.fixed) if resize.fixed else LARGEST_EDGE))
+    tested = resize.short_edge or resize.fit or (min(resize.fixed) if resize.fixed else LARGEST_EDGE)
+    edge = min(LARGEST_EDGE, tested)
     shapes = [(edge, edge * 4 / 3), (edge * 4 / 3, edge), (edge * 3 / 4, edge * 3 / 4)]
     return [(_round(height, multiple), _round(width, multiple)) for height, width in shapes]
 

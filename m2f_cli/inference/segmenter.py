@@ -19,7 +19,7 @@ from ..structures.categories import Categories
 from . import postprocess
 from .base import BaseSegmenter, Prepared, RawOutput
 from .mask_rendering import Band, MaskLogits, Size, size_of
-from .preprocess import RESAMPLERS, resized_shape
+from .preprocess import RESAMPLERS, padded_shape, resized_shape
 
 DEFAULT_SCORE_THRESHOLD = 0.5  # of instances, for visualisation; 0 gives the published top 100
 
@@ -135,10 +135,12 @@ class Segmenter(BaseSegmenter):
         return last.class_logits_BQK.float(), last.mask_embeds_BQC.float(), prediction.features()
 
     def collate(self, images: Sequence[Tensor]) -> Tensor:
-        """Normalise images, then pad them at the right and bottom with zeros to one multiple of the size divisor."""
+        """Normalise images, and pad them at the right and bottom to one size; see `padded_size`."""
         height, width = self.padded_size(images)
         mean, std = (_per_channel(values, self.device) for values in (self.config.input.mean, self.config.input.std))
         images_BCHW = torch.zeros(len(images), 3, height, width, device=self.device)
+        if self.config.test.pad_value is not None:
+            images_BCHW += (self.config.test.pad_value - mean) / std
         for image_CHW, pixels_CHW in zip(images_BCHW, images, strict=True):
             h, w = pixels_CHW.shape[1:]
             pixels_CHW = pixels_CHW.to(self.device, non_blocking=self.device.type == "cuda")  # bytes, not floats
@@ -152,8 +154,8 @@ class Segmenter(BaseSegmenter):
 
     def padded_size(self, images: Sequence[Tensor]) -> Size:
         """Return the (height, width) of a batch of these images, with padding."""
-        height, width = (-(-max(p.shape[axis] for p in images) // self.divisor) * self.divisor for axis in (1, 2))
-        return height, width
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        return padded_shape(height, width, self.divisor, least=self.config.test.resize.fit or 1)
 
     @torch.inference_mode()
     def finish(

@@ -1,7 +1,8 @@
-"""Mode `slide` of MMSegmentation: windows over the resized image, with class scores averaged where they overlap.
+"""Windows over the resized image, with class scores averaged where they overlap.
 
-MMSegmentation tests Mask2Former on whole images (docs/methods/published-behaviour.md#2-6), so no shipped preset has
-`test.slide`. Models that were trained and tested with windows set it.
+They come in steps, as in the mode `slide` of MMSegmentation, or spread evenly. MMSegmentation tests Mask2Former on
+whole images (docs/methods/published-behaviour.md#2-6). Models that were trained and tested with windows set
+`test.slide`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..config.schema import SlideConfig
 from ..errors import ConfigError
 from ..results.types import SemanticMap
 from ..structures import Task
@@ -44,24 +46,33 @@ def sliding(segmenter: Segmenter) -> Sliding:
     """
     refuse_wrapped(segmenter, "sliding")
     segmenter.check_task("semantic")
-    _crop_and_stride(segmenter)
+    _slide_of(segmenter)
     return Sliding(segmenter)
 
 
-def _crop_and_stride(segmenter: BaseSegmenter) -> tuple[Size, Size]:
+def _slide_of(segmenter: BaseSegmenter) -> SlideConfig:
     slide = segmenter.config.test.slide
     if slide is None:
         raise ConfigError(
             f"The configuration of {segmenter.source} has no test.slide.",
             hint="For example: --set 'test.slide={crop: [512, 512], stride: [341, 341]}'",
         )
-    return slide.crop, slide.stride
+    return slide
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
     """Return the starts of windows along an axis: every `stride`, the last one moved back to end at the edge."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride + crop, length) - crop, 0) for i in range(count)]
+
+
+def even_starts(length: int, crop: int) -> list[int]:
+    """Return the starts of the fewest windows that cover an axis, spread evenly: the first at 0, the last at the edge.
+
+    Other starts are rounded down.
+    """
+    last = -(-length // crop) - 1
+    return [0, *(i * (length - crop) // last for i in range(1, last + 1))]
 
 
 class Sliding(Wrapper):
@@ -83,15 +94,21 @@ class Sliding(Wrapper):
         return [self._infer(prepared) for prepared in batch]
 
     def _infer(self, prepared: Prepared) -> SlideRaw:
-        pixels_CHW, (crop, stride) = prepared.pixels_CHW, _crop_and_stride(self.inner)
-        height, width = size_of(pixels_CHW)
+        pixels_CHW, slide = prepared.pixels_CHW, _slide_of(self.inner)
+        size, crop = size_of(pixels_CHW), slide.crop
+        tops, lefts = (
+            window_starts(size[axis], crop[axis], slide.stride[axis])
+            if slide.stride is not None
+            else even_starts(size[axis], crop[axis])
+            for axis in (0, 1)
+        )
         windows = []
-        for top in window_starts(height, crop[0], stride[0]):
-            for left in window_starts(width, crop[1], stride[1]):
+        for top in tops:
+            for left in lefts:
                 crop_CHW = pixels_CHW[:, top : top + crop[0], left : left + crop[1]]
                 [raw] = self.inner.infer([Prepared(crop_CHW, size_of(crop_CHW))])
                 windows.append((top, left, raw))
-        return SlideRaw(windows, (height, width), prepared.size)
+        return SlideRaw(windows, size, prepared.size)
 
     @torch.inference_mode()
     def finish(self, raw: SlideRaw, task: Task | None = None, **_: Any) -> SemanticMap:

@@ -268,9 +268,10 @@ class EngineSegmenter(Segmenter):
     def input_shape(self, height: int, width: int) -> Size:
         """Return the published test size, reduced where the file's input has a smaller fixed size."""
         height, width = resized_shape(height, width, self.config.test.resize)
-        if self.description.size is None:
-            return height, width
-        scale = min(1.0, self.description.size[0] / height, self.description.size[1] / width)
+        slide, fixed = self.config.test.slide, self.description.size
+        if fixed is None or (slide is not None and slide.crop[0] <= fixed[0] and slide.crop[1] <= fixed[1]):
+            return height, width  # the windows of a larger image fit
+        scale = min(1.0, fixed[0] / height, fixed[1] / width)
         return max(1, int(height * scale)), max(1, int(width * scale))
 
     def padded_size(self, images: Sequence[Tensor]) -> Size:
