@@ -21,6 +21,7 @@ from .schema_testing import ResizeConfig as ResizeConfig
 from .schema_testing import SlideConfig as SlideConfig
 from .schema_testing import TestConfig as TestConfig
 from .schema_testing import TtaConfig as TtaConfig
+from .schema_training import LayerDecayConfig as LayerDecayConfig
 from .schema_training import LossConfig as LossConfig
 from .schema_training import OptimizerConfig as OptimizerConfig
 from .schema_training import ScheduleConfig as ScheduleConfig

@@ -9,6 +9,26 @@ from pydantic import Field, model_validator
 from .schema_base import LONGEST, LONGEST_TEXT, MOST_CLASSES, Component, Iteration, Node, Weight
 
 
+class LayerDecayConfig(Node):
+    """Learning rates that fall with the depth of a block: rate^(number of blocks above it).
+
+    A part of the network says which of its parameters are blocks of a pretrained network (`lr_depths`).
+    """
+
+    rate: float = Field(gt=0, le=1, description="Factor from a block to the one before it.")
+    last_exponent: int = Field(
+        0, ge=0, le=1, description="Exponent of the last block: 0 leaves its learning rate whole, 1 is ViTDet's."
+    )
+    embeddings: Literal["first_block", "below"] = Field(
+        "first_block",
+        description="What comes before the blocks (patches, positions, prefix tokens). first_block: as the first "
+        "block. below: one step below it (ViTDet).",
+    )
+    whole_blocks: int = Field(
+        0, ge=0, le=1000, description="Number of last blocks with the whole learning rate. The exponents below stay."
+    )
+
+
 class OptimizerConfig(Node):
     """AdamW with a group per kind of parameter (docs/methods/published-behaviour.md#2-1)."""
 
@@ -19,6 +39,9 @@ class OptimizerConfig(Node):
         ge=0, le=1000, description="Weight decay of embeddings and of tables of relative position biases."
     )
     backbone_multiplier: float = Field(gt=0, le=1000, description="Factor of learning_rate for the backbone.")
+    layer_decay: LayerDecayConfig | None = Field(
+        None, description="Learning rates by depth, beside backbone_multiplier. Null: one for all blocks."
+    )
     clip_norm: float = Field(ge=0, le=1e9, description="Largest L2 norm of all gradients together. 0: off.")
 
 
@@ -35,8 +58,27 @@ class ScheduleConfig(Node):
     gamma: float = Field(0.1, ge=0, le=1000, description="Factor of the learning rate at each of steps.")
     warmup_iterations: int = Field(0, ge=0, le=LONGEST, description="Iterations of a linear warm-up. 0: none.")
     warmup_factor: float = Field(
-        1.0, gt=0, le=1000, description="Share of the learning rate in the first iteration of the warm-up."
+        1.0, ge=0, le=1000, description="Share of the learning rate in the first iteration of the warm-up."
     )
+    warmup_first: bool = Field(
+        False,
+        description="True: the course begins when the warm-up ends, and has the iterations that are left. False: it "
+        "begins at once, and the warm-up is a factor of it.",
+    )
+    backbone_warmup_iterations: int | None = Field(
+        None,
+        ge=0,
+        le=LONGEST,
+        description="Iterations of a warm-up of the pretrained parts (the backbone, and blocks of it in other parts), "
+        "which begins when that of the new parts ends; until then they stay as they are. Null: all parts together.",
+    )
+    end: float = Field(0.0, ge=0, le=1, description="cosine: share of the learning rate that it falls to.")
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> ScheduleConfig:
+        if self.backbone_warmup_iterations is not None and not self.warmup_first:
+            raise ValueError("backbone_warmup_iterations needs warmup_first: true, or the course would begin before it")
+        return self
 
 
 class LossConfig(Node):

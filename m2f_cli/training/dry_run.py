@@ -24,11 +24,10 @@ from .data import Splits
 from .folder import refuse_used
 from .length import evaluations
 from .loop import apply, to_host, train_step
-from .optimizer import set_learning_rate, train_mode
+from .optimizer import follow_schedule, train_mode
 from .options import TrainOptions
 from .prepare import CHECKED, Listener, Run, prepare
 from .rehearsal import refuse_unwritable
-from .schedule import factor
 
 STEPS = 3  # that are measured, after a first one that is slower
 EVALUATED = 3  # images, likewise after a first one
@@ -128,8 +127,7 @@ def _measured_steps(run: Run, clock: Callable[[], float]) -> tuple[float, list[s
             began = clock()
             chosen = list(itertools.islice(batches, parts.accumulate))
             problems += [text for batch in chosen for text in batch.skipped]
-            rate = train.optimizer.learning_rate * factor(number, train.iterations, train.schedule)
-            set_learning_rate(parts.optimizer, rate)
+            follow_schedule(parts.optimizer, number, train)
             losses, norm = to_host(*train_step(parts, chosen))
             apply(parts, losses, norm)
             seconds.append(clock() - began)

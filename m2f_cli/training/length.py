@@ -54,8 +54,9 @@ def _told(train: TrainConfig, images: int, iterations: int, steps: tuple[int, ..
     if train.schedule.name == "step" and steps:
         before, after = (", ".join(map(str, each)) for each in (train.schedule.steps, steps))
         text += f" The steps of the schedule are scaled alike, from {before} (of {train.iterations}) to {after}."
-    if train.schedule.warmup_iterations >= iterations:
-        text += f" The warm-up takes {train.schedule.warmup_iterations} iterations, and so all of them."
+    warmup = train.schedule.warmup_iterations + (train.schedule.backbone_warmup_iterations or 0)
+    if warmup >= iterations:
+        text += f" The warm-up takes {warmup} iterations, and so all of them."
     return text
 
 

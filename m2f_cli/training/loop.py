@@ -18,10 +18,9 @@ from ..model.pilots import Pilots
 from ..runtime import distributed
 from ..runtime.devices import DTYPES
 from ..structures.predictions import Prediction
-from .optimizer import clip_gradients, set_learning_rate, train_mode
+from .optimizer import clip_gradients, follow_schedule, train_mode
 from .parts import Parts
 from .resume import LastStep, RunState
-from .schedule import factor
 
 PATIENCE = 5  # steps in a row that may be skipped before training stops
 
@@ -203,8 +202,7 @@ def train(
             if failure is not None:
                 raise failure
             return False
-        rate = config.optimizer.learning_rate * factor(state.iteration, config.iterations, config.schedule)
-        set_learning_rate(parts.optimizer, rate)
+        rate = follow_schedule(parts.optimizer, state.iteration, config)
         for module in scheduled:
             module.at_step(state.iteration, config.iterations)
         if distributed.rank() > 0:  # only the random state of the first process is saved

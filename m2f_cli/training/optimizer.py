@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import OptimizerConfig
+from ..config.schema import LayerDecayConfig, OptimizerConfig, TrainConfig
 from ..errors import ConfigError, nearest
+from .schedule import factor
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
@@ -23,27 +24,71 @@ class Setting:
     Attributes:
         multiplier: learning rate relative to the base.
         weight_decay: weight decay.
+        is_pretrained: whether it follows the schedule of pretrained parts.
     """
 
     multiplier: float
     weight_decay: float
+    is_pretrained: bool = False
 
 
-def settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Setting]:
+def settings(model: nn.Module, config: OptimizerConfig, *, in_stages: bool = False) -> dict[str, Setting]:
     """Return the setting of every trainable parameter, by name.
 
-    The backbone has its own learning rate. Norm layers, embeddings and position tables have their own decay. All other
-    parameters have the general one, including biases and the pixel decoder's raw level embedding.
+    The backbone has its own learning rate, or its blocks have one by depth. Norm layers, embeddings and position tables
+    have their own decay. All other parameters have the general one, including biases and the pixel decoder's raw level
+    embedding.
+
+    Args:
+        model: the network.
+        config: settings of the optimiser.
+        in_stages: pretrained parts have a schedule of their own. They are the backbone, and what belongs to a
+            pretrained network in other parts (`block_depths`).
+
+    Raises:
+        ConfigError: learning rates by depth are asked for, and no part of the network has depths.
     """
+    depths = block_depths(model)
+    if config.layer_decay is not None and not depths:
+        raise ConfigError(
+            "train.optimizer.layer_decay needs a network of numbered blocks, which this one is not.",
+            hint="Leave it out: --set train.optimizer.layer_decay=null. A plain ViT has such blocks.",
+        )
+    count = 1 + max((depth for depth in depths.values() if depth is not None), default=-1)
     by_name = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}" if module_name else name
             if not parameter.requires_grad or full_name in by_name:
                 continue
-            multiplier = config.backbone_multiplier if "backbone" in module_name.split(".") else 1.0
-            by_name[full_name] = Setting(multiplier, _decay(module, name, config))
+            in_backbone = "backbone" in module_name.split(".")
+            multiplier = config.backbone_multiplier if in_backbone else 1.0
+            if config.layer_decay is not None:
+                multiplier *= _by_depth(depths.get(full_name), count, config.layer_decay)
+            is_pretrained = in_stages and (in_backbone or full_name in depths)
+            by_name[full_name] = Setting(multiplier, _decay(module, name, config), is_pretrained)
     return by_name
+
+
+def block_depths(model: nn.Module) -> dict[str, int | None]:
+    """Return the number of the block that each parameter of a pretrained network belongs to, by name.
+
+    Parts of the network that have a method `lr_depths` say so of their own parameters: the number of the block in the
+    whole pretrained network, -1 for what comes before the blocks, None for what comes after them. Parameters of new
+    layers are left out.
+    """
+    depths: dict[str, int | None] = {}
+    for module_name, module in model.named_modules():
+        own: Mapping[str, int | None] = module.lr_depths() if hasattr(module, "lr_depths") else {}
+        depths |= {f"{module_name}.{name}" if module_name else name: depth for name, depth in own.items()}
+    return depths
+
+
+def _by_depth(depth: int | None, count: int, config: LayerDecayConfig) -> float:
+    if depth is None or depth >= count - config.whole_blocks:
+        return 1.0
+    is_below = depth < 0 and config.embeddings == "below"
+    return config.rate ** (count - 1 - max(depth, 0) + is_below + config.last_exponent)
 
 
 def _decay(module: nn.Module, name: str, config: OptimizerConfig) -> float:
@@ -54,18 +99,18 @@ def _decay(module: nn.Module, name: str, config: OptimizerConfig) -> float:
     return config.weight_decay
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW (betas 0.9 and 0.999, eps 1e-8) with a group per setting. Each group has a `multiplier`.
+def make_optimizer(model: nn.Module, config: OptimizerConfig, *, in_stages: bool = False) -> torch.optim.AdamW:
+    """Return AdamW (betas 0.9 and 0.999, eps 1e-8) with a group per setting, whose values each group also has.
 
     On CUDA and on a CPU it is PyTorch's fused kernel, which needs one pass over all numbers and no synchronisation with
-    a gradient scaler.
+    a gradient scaler. `in_stages` is that of `settings`.
 
     Raises:
         ConfigError: all parameters are frozen.
     """
     parameters = dict(model.named_parameters())
     groups: dict[Setting, list[Tensor]] = {}
-    for name, setting in settings(model, config).items():
+    for name, setting in settings(model, config, in_stages=in_stages).items():
         groups.setdefault(setting, []).append(parameters[name])
     if not groups:
         raise ConfigError("Every parameter is frozen: there is nothing to train.", hint="Freeze less.")
@@ -76,6 +121,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
                 "lr": config.learning_rate * setting.multiplier,
                 "weight_decay": setting.weight_decay,
                 "multiplier": setting.multiplier,
+                "is_pretrained": setting.is_pretrained,
             }
             for setting, tensors in groups.items()
         ],
@@ -127,7 +173,19 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
             raise ValueError("the optimizer's moments have other shapes than their parameters")
 
 
+def follow_schedule(optimizer: torch.optim.Optimizer, iteration: int, train: TrainConfig) -> float:
+    """Set the learning rates of an iteration, and return that of new parts."""
+    factors = {
+        is_pretrained: factor(iteration, train.iterations, train.schedule, is_pretrained=is_pretrained)
+        for is_pretrained in (False, True)
+    }
+    for group in optimizer.param_groups:
+        group["lr"] = train.optimizer.learning_rate * factors[group["is_pretrained"]] * group["multiplier"]
+    return train.optimizer.learning_rate * factors[False]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every group to its share of one."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["multiplier"]
 

@@ -55,6 +55,8 @@ def make_parts(model: nn.Module, settings: Config, options: TrainOptions, device
     if options.checkpoint_activations:
         networks.checkpoint_activations(model)
     scaler = torch.amp.GradScaler(device.type, enabled=config_.precision == "fp16")
-    optimizer = make_optimizer(model, config_.optimizer)
+    optimizer = make_optimizer(
+        model, config_.optimizer, in_stages=config_.schedule.backbone_warmup_iterations is not None
+    )
     piloting = piloting_of(settings.model, model.num_classes)
     return Parts(config_, model, model, criterion, optimizer, scaler, None, device, 1, options.freeze, piloting)
