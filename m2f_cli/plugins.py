@@ -61,6 +61,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fixed_crop": "m2f_cli.data.transforms.crop:FixedCrop",
         "crop": "m2f_cli.data.transforms.crop:RandomCrop",
         "sometimes_crop": "m2f_cli.data.transforms.crop:DetrCrop",
+        "color_factors": "m2f_cli.data.transforms.color:ColorFactors",
         "color_jitter": "m2f_cli.data.transforms.color:ColorJitter",
         "pad": "m2f_cli.data.transforms.pad:Pad",
         "drop_vanished": "m2f_cli.data.transforms.crop:DropVanished",

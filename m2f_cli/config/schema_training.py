@@ -126,6 +126,13 @@ class TrainConfig(Node):
     augment: tuple[Component, ...] = Field(
         max_length=100, description="Steps of augmentation in order: names of the group transforms, and their options."
     )
+    augment_tries: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Most augmentations of an image until something to train on is left in it. 1: as it comes. Put "
+        "drop_vanished last, so that objects without pixels do not count.",
+    )
     optimizer: OptimizerConfig = Field(description="Learning rate, weight decay and clipping.")
     schedule: ScheduleConfig = Field(description="Learning rate over the iterations.")
     loss: LossConfig = Field(description="Losses and their weights.")

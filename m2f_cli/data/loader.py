@@ -341,7 +341,7 @@ def training_loader(
     if train.drop_empty:
         data = drop_empty(data, config.task)
     steps = build_transforms(train.augment, trust_code=trust_code)
-    samples = TrainingSet(data, steps, config.task, seed=train.seed, on_error=on_error)
+    samples = TrainingSet(data, steps, config.task, seed=train.seed, tries=train.augment_tries, on_error=on_error)
     threshold = train.repeat_factor_threshold
     repeats = repeat_factors([labels_of(record) for record in data.records], threshold) if threshold else None
     stream = SampleStream(len(samples), train.seed, rank, world, repeats)

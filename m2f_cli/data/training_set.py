@@ -69,6 +69,7 @@ class TrainingSet(torch.utils.data.Dataset):
         steps: the steps of the augmentation.
         task: the task to train, for which the annotations have to be sufficient.
         seed: seed of the augmentation.
+        tries: augmentations of an image, at most, until something to train on is left in it.
         on_error: "raise" stops at a record that cannot be read. "skip" takes the next readable one and reports it.
 
     Raises:
@@ -77,7 +78,14 @@ class TrainingSet(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, data: DataSet, steps: Sequence[Transform], task: Task, *, seed: int = 0, on_error: OnError = "raise"
+        self,
+        data: DataSet,
+        steps: Sequence[Transform],
+        task: Task,
+        *,
+        seed: int = 0,
+        tries: int = 1,
+        on_error: OnError = "raise",
     ):
         require_trains(data.task, task)
         if on_error not in ("raise", "skip"):
@@ -85,7 +93,7 @@ class TrainingSet(torch.utils.data.Dataset):
         if not data.records:
             raise DataError(f"The {data.split} split of {data.name} has no images to train on.")
         self.data, self.steps, self.task = data, tuple(steps), task
-        self.seed, self.on_error = seed, on_error
+        self.seed, self.tries, self.on_error = seed, tries, on_error
 
     def __len__(self) -> int:
         return len(self.data.records)
@@ -112,11 +120,15 @@ class TrainingSet(torch.utils.data.Dataset):
     def _sample(self, draw: SampleIndex) -> TrainingSample:
         record = self.data.records[draw.index]
         rng = np.random.default_rng((self.seed, *draw))
-        augmented = augment(read(record), self.steps, rng)
-        try:
-            target = to_target(augmented.annotation, self.task, self.data.categories)
-        except DataError as error:
-            raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
+        whole = read(record)
+        for _ in range(self.tries):
+            augmented = augment(whole, self.steps, rng)
+            try:
+                target = to_target(augmented.annotation, self.task, self.data.categories)
+            except DataError as error:
+                raise DataError(f"{record.name}: {error.message}", hint=error.hint) from error
+            if len(target):
+                break
         image_CHW = torch.from_numpy(augmented.image_HW3.transpose(2, 0, 1).copy())
         return TrainingSample(image_CHW, target, record.name, draw.index, augmented.canvas)
 

@@ -37,7 +37,7 @@ def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: boo
     if train.drop_empty:
         data = drop_empty(data, settings.task)
     steps = build_transforms(train.augment, trust_code=trust_code)
-    samples = TrainingSet(data, steps, settings.task, seed=train.seed, on_error="skip")
+    samples = TrainingSet(data, steps, settings.task, seed=train.seed, tries=train.augment_tries, on_error="skip")
     paths = []
     for position in range(min(SAMPLES, len(samples))):
         sample = samples[SampleIndex(position, position)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -68,6 +68,24 @@ def test_a_sample_is_a_function_of_seed_position_and_record():
     assert not same(first, other[SampleIndex(7, 2)])
     assert first.name == "scene-000002" and first.index == 2
     assert first.image_CHW.shape == (3, 32, 40) and first.image_CHW.dtype == torch.uint8
+
+
+def test_an_image_is_augmented_again_until_something_is_left_in_it():
+    data = synthetic_dataset(count=1, size=(48, 64), seed=5)
+    tried = []
+
+    def empties(sample, rng):
+        """Take all objects away, but for the third time."""
+        tried.append(rng.random())
+        annotation = sample.annotation if len(tried) == 3 else replace(sample.annotation, segments=[])
+        return replace(sample, annotation=annotation)
+
+    assert len(TrainingSet(data, [empties], "panoptic", tries=5)[SampleIndex(0, 0)].target) > 0
+    assert len(set(tried)) == 3  # of one generator that goes on
+    tried.clear()
+    assert len(TrainingSet(data, [empties], "panoptic", tries=2)[SampleIndex(0, 0)].target) == 0
+    tried.clear()
+    assert len(TrainingSet(data, [empties], "panoptic")[SampleIndex(0, 0)].target) == 0 and len(tried) == 1
 
 
 def test_without_steps_it_is_the_record():

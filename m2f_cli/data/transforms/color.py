@@ -1,11 +1,14 @@
-"""Colour changes of SSD (docs/methods/published-behaviour.md#2-2, "primitives, exact")."""
+"""Colour changes: those of SSD (docs/methods/published-behaviour.md#2-2, "primitives, exact"), and torchvision's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from .base import Sample, require
 
@@ -67,6 +70,51 @@ class ColorJitter:
             return image
         turn = rng.integers(-self.hue, self.hue, endpoint=True)
         return _in_hsv(image, 0, ((np.arange(256) + turn) % 180).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class ColorFactors:
+    """Colour changes by factors, in torchvision's arithmetic: each with probability 0.5.
+
+    Contrast blends with the mean grey of the image, saturation with the grey of each pixel.
+
+    Draws, in this order: brightness's coin (and value); the order's coin; then either contrast, saturation, hue or
+    saturation, hue, contrast, each its coin (and value). A value is drawn only if its coin says so.
+
+    Attributes:
+        brightness: (least, largest) factor, uniform.
+        contrast: (least, largest) factor, uniform.
+        saturation: (least, largest) factor, uniform.
+        hue: largest turn in either direction, as a share of the circle, at most 0.5.
+    """
+
+    brightness: tuple[float, float]
+    contrast: tuple[float, float]
+    saturation: tuple[float, float]
+    hue: float
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            require(0 <= low <= high, f"{name} = ({low}, {high}) should be 0 or more and in order")
+        require(0 <= self.hue <= 0.5, f"hue = {self.hue} should be 0 to 0.5")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        from torchvision.transforms.v2 import functional as F  # at first use: it takes a second
+
+        def changed(image: Tensor, change: Callable[[Tensor, float], Tensor], span: tuple[float, float]) -> Tensor:
+            return change(image, rng.uniform(*span)) if rng.random() < 0.5 else image
+
+        image_3HW = torch.tensor(sample.image_HW3).permute(2, 0, 1)
+        image_3HW = changed(image_3HW, F.adjust_brightness, self.brightness)
+        contrast_is_first = rng.random() < 0.5
+        if contrast_is_first:
+            image_3HW = changed(image_3HW, F.adjust_contrast, self.contrast)
+        image_3HW = changed(image_3HW, F.adjust_saturation, self.saturation)
+        image_3HW = changed(image_3HW, F.adjust_hue, (-self.hue, self.hue))
+        if not contrast_is_first:
+            image_3HW = changed(image_3HW, F.adjust_contrast, self.contrast)
+        return replace(sample, image_HW3=np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy()))
 
 
 def _table(factor: float, offset: float) -> np.ndarray:

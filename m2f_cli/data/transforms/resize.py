@@ -65,16 +65,24 @@ class ResizeChoice:
 class LargeScaleJitter:
     """Resize into a square of `size` times a factor from min_scale to max_scale. The aspect ratio is kept.
 
-    Sizes are rounded half to even. Draws one number: the factor, uniform. (Ghiasi et al. 2021; detectron2's
-    ResizeScale.)
+    Draws one number: the factor, uniform. (Ghiasi et al. 2021; detectron2's ResizeScale.)
+
+    Attributes:
+        size: edge of the square in pixels.
+        min_scale: least factor.
+        max_scale: largest factor.
+        resampling: as in `ResizeChoice`.
+        rounding: of sizes. "half_even" is detectron2's, "down" that of torchvision's ScaleJitter.
     """
 
     size: int
     min_scale: float
     max_scale: float
     resampling: Resampling = "pillow"
+    rounding: Literal["half_even", "down"] = "half_even"
 
     def __post_init__(self) -> None:
+        require(self.rounding in ("half_even", "down"), f"rounding = {self.rounding!r} should be half_even or down")
         require(self.size > 0, f"size = {self.size} should be above 0")
         fits = 0 < self.min_scale <= self.max_scale
         require(fits, f"min_scale = {self.min_scale}, max_scale = {self.max_scale} should be above 0 and in order")
@@ -83,7 +91,8 @@ class LargeScaleJitter:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         box = self.size * rng.uniform(self.min_scale, self.max_scale)
         ratio = min(box / edge for edge in sample.size)
-        height, width = (max(1, int(np.round(edge * ratio))) for edge in sample.size)
+        edges = (edge * ratio for edge in sample.size)
+        height, width = (max(1, int(edge if self.rounding == "down" else np.round(edge))) for edge in edges)
         return resized(sample, (height, width), self.resampling)
 
 

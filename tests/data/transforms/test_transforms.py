@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from m2f_cli.config.schema import Component
 from m2f_cli.data.transforms import Sample, augment, build_transforms, geometry
-from m2f_cli.data.transforms.color import ColorJitter
+from m2f_cli.data.transforms.color import ColorFactors, ColorJitter
 from m2f_cli.data.transforms.crop import DropVanished, FixedCrop, RandomCrop
 from m2f_cli.data.transforms.geometry import Cutout, mask_of, nearest_indices
 from m2f_cli.data.transforms.pad import Pad
@@ -102,6 +102,12 @@ def test_large_scale_jitter_sizes(size, factor, expected):
     draw = Replay(factor)
     assert LargeScaleJitter(1024, 0.1, 2.0)(plain(*size), draw).size == expected
     assert draw.ranges == [(0.1, 2.0)]
+
+
+@pytest.mark.parametrize(("rounding", "expected"), [("half_even", (102, 77)), ("down", (102, 76))])
+def test_large_scale_jitter_rounds_as_told(rounding, expected):
+    step = LargeScaleJitter(1024, 0.1, 2.0, rounding=rounding)
+    assert step(plain(640, 480), Replay(0.1)).size == expected  # 102.4 and 76.8
 
 
 @pytest.mark.parametrize(
@@ -471,6 +477,31 @@ def test_colour_jitter_is_the_published_one(which, order):
     assert made.annotation.labels_HW is not None and len(replay.ranges) == sum(which)
 
 
+@pytest.mark.parametrize("contrast_first", [True, False])
+@pytest.mark.parametrize("which", list(itertools.product([True, False], repeat=4))[::3])
+def test_color_factors_are_torchvisions_in_the_drawn_order(which, contrast_first):
+    from torchvision.transforms.v2 import functional as tv
+
+    image, *_ = painted()
+    values = {"brightness": 1.1, "contrast": 0.6, "saturation": 1.4, "hue": -0.03}
+    drawn = {
+        name: (0.2, values[name]) if on else (0.5,)  # the coin says yes below 0.5
+        for name, on in zip(values, which, strict=True)
+    }
+    later = ("contrast", "saturation", "hue") if contrast_first else ("saturation", "hue", "contrast")
+    draws = [*drawn["brightness"], 0.49 if contrast_first else 0.5, *itertools.chain(*(drawn[name] for name in later))]
+    replay = Replay(*draws)
+    step = ColorFactors((0.875, 1.125), (0.5, 1.5), (0.5, 1.5), 0.05)
+    made = step(Sample(image, SemanticAnnotation(image[..., 0])), replay)
+    expected = torch.from_numpy(image).permute(2, 0, 1)
+    for name in ("brightness", *later):
+        if len(drawn[name]) == 2:
+            expected = getattr(tv, f"adjust_{name}")(expected, values[name])
+    assert not replay.values and set(replay.ranges) <= {(0.875, 1.125), (0.5, 1.5), (-0.05, 0.05)}
+    np.testing.assert_array_equal(made.image_HW3, expected.permute(1, 2, 0).numpy())
+    assert made.image_HW3.dtype == np.uint8
+
+
 # --- from a configuration ---------------------------------------------------------------------------------------------
 
 
@@ -501,7 +532,15 @@ def test_steps_from_a_configuration():
         ({"name": "pad", "size": 8, "value": "black"}, "black"),
         ({"name": "crop", "height": 8, "width": 8, "category_max_area": 0}, "category_max_area = 0"),
         ({"name": "large_scale_jitter", "size": 8, "min_scale": 2.0, "max_scale": 1.0}, "in order"),
+        (
+            {"name": "large_scale_jitter", "size": 8, "min_scale": 1, "max_scale": 1, "rounding": "up"},
+            "half_even or down",
+        ),
         ({"name": "color_jitter", "brightness": 1, "contrast": [2, 1], "saturation": [1, 1], "hue": 0}, "contrast"),
+        (
+            {"name": "color_factors", "brightness": [1, 1], "contrast": [1, 1], "saturation": [1, 1], "hue": 1},
+            "hue = 1",
+        ),
     ],
 )
 def test_a_step_that_makes_no_sense_is_one_sentence(component, says):
