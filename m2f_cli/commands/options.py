@@ -94,6 +94,14 @@ Model = Annotated[
         autocompletion=completion.models,
     ),
 ]
+Commercial = Annotated[
+    bool,
+    typer.Option(
+        "--commercial",
+        help="Only weights whose licence allows commercial use; without --model, the default for it.",
+        rich_help_panel=MODEL,
+    ),
+]
 TaskOption = Annotated[
     str | None,
     typer.Option(

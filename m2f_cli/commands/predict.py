@@ -30,6 +30,7 @@ def predict(
     ],
     task: opt.TaskOption = None,
     model: opt.Model = None,
+    commercial: opt.Commercial = False,
     engine: opt.Engine = None,
     out: Annotated[
         Path | None,
@@ -74,6 +75,7 @@ def predict(
     opt.one_of("task", task, opt.TASKS)
     opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
     opt.one_of("engine", engine, plugins.table("engines"))
+    model = _for_commercial_use(model, task) if commercial else model
     formats, drawing = _formats(save), opt.draw_options(draw, palette, opacity, classes, legend)
     folder = out or next_folder(Path("runs/predict"))
     images, total = _images(source)
@@ -148,6 +150,16 @@ def predict(
         console.next_steps(["m2f", "eval", "--model", ref, "--data", "DIR"], ["m2f", "export", "--model", ref])
     if summary.failed:
         raise typer.Exit(DataError.exit_code)
+
+
+def _for_commercial_use(model: str | None, task: str | None) -> str:
+    """Return the preset to use, and say which it is and what its licence asks."""
+    from ..config import licences
+
+    chosen = licences.check_commercial(model) if model else licences.commercial_model(task or "panoptic")
+    for remark in (f"Model: {chosen.name} ({chosen.summary}).", *licences.remarks(chosen)):
+        console.note(remark)
+    return chosen.name
 
 
 def _described(model: str, *, tta: bool, tile: int | None, tile_overlap: float) -> str:

@@ -37,6 +37,10 @@ Backbone = Annotated[
     str | None, typer.Option(help="Only this backbone, such as swin-l or r50.", rich_help_panel=opt.DATA)
 ]
 Method = Annotated[str | None, typer.Option(help="Only this method, such as mask2former.", rich_help_panel=opt.DATA)]
+Commercial = Annotated[
+    bool,
+    typer.Option("--commercial", help="Only weights whose licence allows commercial use.", rich_help_panel=opt.DATA),
+]
 Text = Annotated[str | None, typer.Argument(metavar="FILTER", help="Only presets with this text in name or summary.")]
 
 FORMATS = ("terminal", "markdown", "json", "csv")
@@ -54,16 +58,26 @@ def list_presets(
     task: Task = None,
     backbone: Backbone = None,
     method: Method = None,
+    commercial: Commercial = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """List the presets, one a line, each with its first published figure."""
+    """List the presets, one a line, each with its first published figure.
+
+    ? after a licence: read in the repository of the code, and not beside the weights themselves.
+    """
+    from ..config import licences
+
     chosen = find(text=text, dataset=dataset, task=task, backbone=backbone, method=method)
+    chosen = [config for config in chosen if not commercial or licences.is_commercial(config)]
     if as_json:
         console.emit_json({"presets": [summary(config) for config in chosen]})
     else:
-        columns = ["preset", "task", "backbone", "queries", "published", "weights"]
+        columns = ["preset", "task", "backbone", "queries", "published", "licence"]
         title = "1 preset" if len(chosen) == 1 else f"{len(chosen)} presets"
         console.show_table(title, columns, [_list_row(config) for config in chosen])
+        used = {source.licence for config in chosen for source in config.weights[:1]}
+        for licence in sorted(used & licences.CONDITIONS.keys()) if commercial else ():
+            console.note(licences.CONDITIONS[licence])
 
 
 @app.command("table")
@@ -207,13 +221,15 @@ def summary(config: Config) -> dict[str, Any]:
 
 
 def _list_row(config: Config) -> list[str]:
+    from ..config.licences import licence_cell
+
     return [
         config.name,
         config.task,
         backbone_cell(config),
         _queries(config),
         _first_figure(config),
-        ", ".join(dict.fromkeys(source.licence for source in config.weights)) or "-",
+        ", ".join(dict.fromkeys(map(licence_cell, config.weights))) or "-",
     ]
 
 

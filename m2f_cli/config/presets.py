@@ -22,7 +22,7 @@ from .shipped import preset_names as preset_names
 from .shipped import presets_dir as presets_dir
 
 MOST_FILES = 50  # files that one configuration extends, directly or not
-_NOT_INHERITED = ("name", "summary", "published")  # keys that are true of one preset alone
+_NOT_INHERITED = ("name", "summary", "published", "commercial_default")  # keys that are true of one preset alone
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------

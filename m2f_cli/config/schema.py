@@ -152,10 +152,22 @@ class DataConfig(Node):
 
 
 class WeightsSource(Node):
-    """A location of released weights: either a file (`url`) or a Hugging Face repository (`hub`)."""
+    """A location of released weights: either a file (`url`) or a Hugging Face repository (`hub`).
+
+    A file may lack the weights of the network that it was trained from (`kind`); those have a location of their own.
+    """
 
     url: str | None = Field(None, description="Address of a file.")
     hub: str | None = Field(None, description="Hugging Face repository, as organisation/name.")
+    file: str | None = Field(None, description="File of the repository. Null: the one that transformers would read.")
+    kind: Literal["full", "delta", "decoder_only"] = Field(
+        "full",
+        description="full: all weights. delta: what the backbone's weights differ by from `base`, and all of the rest. "
+        "decoder_only: all but those of the backbone, which are `base`.",
+    )
+    base: str | None = Field(
+        None, description="Hugging Face repository of the backbone that delta and decoder_only need."
+    )
     hash_prefix: str | None = Field(
         None, description="Start of the file's SHA-256 or MD5, which the publisher put into its name."
     )
@@ -168,12 +180,20 @@ class WeightsSource(Node):
         description="Program that wrote them. eomt, pmt: the original code, without the encoder where that is DINOv3."
     )
     licence: str = Field(description="Licence of the weights.")
+    licence_verified: bool = Field(
+        True,
+        description="False where it was read in the repository of the code, and not beside the weights themselves.",
+    )
     note: str | None = Field(None, description="What else a user should know.")
 
     @model_validator(mode="after")
     def _one_place(self) -> WeightsSource:
         if (self.url is None) == (self.hub is None):
             raise ValueError("give either url or hub")
+        if self.file is not None and self.hub is None:
+            raise ValueError("file is the name of a file in a repository: give hub, too")
+        if (self.kind == "full") != (self.base is None):
+            raise ValueError(f"kind is {self.kind} and base is {self.base}: base belongs to delta and decoder_only")
         return self
 
 
@@ -200,6 +220,9 @@ class Config(Node):
     train: TrainConfig | None = Field(None, description="Training. Null: the preset does not say how to train.")
     weights: tuple[WeightsSource, ...] = Field((), description="Released weights. The first is the one that is used.")
     published: tuple[Published, ...] = Field((), description="Published figures of the released weights.")
+    commercial_default: bool = Field(
+        False, description="Whether it is the model of its task where --commercial asks for one."
+    )
 
     @field_validator("name")
     @classmethod

@@ -20,7 +20,6 @@ LONGEST_TEXT = 10_000
 _LARGEST_NUMBER = 2**63
 LARGEST: dict[str, float] = {  # option of a component → its largest value; the least is 0
     "num_layers": 200,
-    "num_blocks": 200,
     "depths": 500,
     "depth": 1000,
     "num_heads": 1024,

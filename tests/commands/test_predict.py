@@ -237,3 +237,16 @@ def test_report_writes_a_page_of_all_images(fake, images, capsys):
     assert all(f'"name":"{name}"' in page for name in "abc") and '"size":[24,32]' in page
     assert cli.run(["predict", "in", "--out", "plain"]) == 0
     assert not (images / "plain" / "report.html").exists() and not (images / "plain" / "views.jsonl").exists()
+
+
+def test_commercial_use_takes_a_model_whose_licence_allows_it_and_says_which(images, fake, capsys):
+    assert cli.run(["predict", "in/a.png", "--task", "panoptic", "--commercial"]) == 0
+    [(ref, _)] = fake.loads
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert ref == "eomt-coco-panoptic-l-640"
+    assert "Model: eomt-coco-panoptic-l-640" in shown and "The licence of eomt-coco-panoptic-l-640 is MIT" in shown
+
+
+def test_commercial_use_of_a_model_that_forbids_it_is_refused(images, fake, capsys):
+    assert cli.run(["predict", "in/a.png", "--model", "coco-panoptic-swin-t", "--commercial"]) == 2
+    assert "CC-BY-NC-4.0" in "".join(capsys.readouterr()) and not fake.loads

@@ -31,12 +31,13 @@ def presets_are_read_once(monkeypatch):
 def test_filters_are_combined():
     wanted = {"dataset": "cityscapes", "task": "semantic", "backbone": "swin-l", "method": "mask2former"}
     assert [c.name for c in command.find(**wanted)] == ["cityscapes-swin-l", "cityscapes-swin-l-paper"]
-    assert len(command.find(backbone="swin")) + len(command.find(backbone="resnet")) == len(NAMES)
+    families = ("swin", "resnet", "vit_tokens")
+    assert sum(len(command.find(backbone=family)) for family in families) == len(NAMES)
     wide = command.find(text="coco 200", method="mask2former")
     assert {c.name for c in wide} == {"coco-instance-swin-l", "coco-panoptic-swin-l", "coco-panoptic-swin-l-mmdet"}
     assert command.find(text="no such words") == []
     assert len(command.find(method="mask2former")) == sum(
-        "mpformer" not in n and not n.startswith("maskformer-") for n in NAMES
+        not n.startswith(("maskformer-", "mpformer-", "eomt-", "pmt-", "tiny-mpformer")) for n in NAMES
     )
 
 
@@ -179,6 +180,7 @@ def shown(monkeypatch):
         out=said.append,
         out_text=said.append,
         emit_json=said.append,
+        note=said.append,
     )
     monkeypatch.setattr(command, "console", console)
     return said
@@ -242,3 +244,12 @@ def test_copy_says_where(shown, tmp_path):
 def test_the_commands_module_is_light():
     code = "import sys, m2f_cli.commands.presets; sys.exit(bool({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_list_keeps_the_weights_that_may_be_used_commercially(shown):
+    run("list", "coco-panoptic", "--commercial")
+    names = {row[0]: row[-1] for row in shown[0][2]}
+    assert names["coco-panoptic-swin-t-mmdet"] == "Apache-2.0" and names["eomt-coco-panoptic-l-640"] == "MIT?"
+    assert names["pmt-coco-panoptic-l-640"] == "MIT and DINOv3?"
+    assert not {"coco-panoptic-swin-t", "eomt-coco-panoptic-s-640-12ep"} & names.keys()
+    assert "no military" in shown[1]
