@@ -130,7 +130,7 @@ def test_augmentation_is_the_published_one(rows, name):
         assert steps["color_factors"]["hue"] == 18 / 360
 
 
-# Optimiser steps of docs/methods/plain-vit.md and facts 1.3 and 2.
+# Optimiser steps at which the annealing of each block begins, after its length (docs/methods/plain-vit.md).
 COCO3, COCO4 = [14782, 36955, 59128], [14782, 29564, 44346, 59128]
 STARTS = {
     "eomt-coco-panoptic-l-640": (14782, COCO4),
