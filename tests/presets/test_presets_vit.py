@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from helpers.golden_files import read_list
 from helpers.presets import shipped
 
 from m2f_cli.config import presets as config
 from m2f_cli.model.build import build_shapes
 from m2f_cli.structures.categories import load_categories
+from m2f_cli.training.optimizer import settings
+from m2f_cli.weights.key_tables import TABLES
 
 NAMES = tuple(name for name in config.preset_names() if name.startswith(("eomt-", "pmt-")))
 ALL = {name: shipped(name) for name in NAMES}
@@ -113,6 +116,34 @@ def test_training_is_the_published_one(rows, name):
     assert (loss.class_weight, loss.mask_weight, loss.dice_weight, loss.no_object_weight) == (2, 5, 5, 0.1)
     assert (loss.num_points, loss.oversample_ratio, loss.importance_ratio) == (12544, 3.0, 0.75)
     assert train.precision == "fp16" and train.drop_empty and not train.group_by_aspect
+
+
+GROUPS = {  # case of the table of parameters: preset, table of names
+    "dinov2_large_coco_panoptic": ("eomt-coco-panoptic-l-640", "eomt"),
+    "dinov2_small_coco_panoptic_2x": ("eomt-coco-panoptic-s-640", "eomt"),
+    "dinov3_large_coco_panoptic": ("eomt-coco-panoptic-l-dinov3-640", "eomt-dinov3"),
+    "dinov3_large_ade20k_semantic": ("eomt-ade20k-l-dinov3-512", "eomt-dinov3"),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_learning_rate_and_decay_of_each_parameter_are_the_published_ones(case):
+    name, table = GROUPS[case]
+    preset, published = ALL[name], read_list("v05_optimiser_eomt")["cases"][case]
+    network = build_shapes(preset.model, len(load_categories(preset.data.classes)))
+    found = settings(network, preset.train.optimizer, in_stages=True)
+    expected = {theirs: rest for theirs, _, *rest in published["parameters"]}
+    seen = set()
+    for ours, setting in found.items():
+        names, _ = TABLES[table].find(ours)
+        for theirs in names:
+            if theirs not in expected:  # the original's keys have no bias
+                continue
+            group, rate, decay = expected[theirs]
+            assert setting.multiplier * preset.train.optimizer.learning_rate == pytest.approx(rate, rel=1e-14), ours
+            assert (setting.weight_decay, setting.is_pretrained) == (decay, group == "encoder"), ours
+            seen.add(theirs)
+    assert seen == expected.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
