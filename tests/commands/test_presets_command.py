@@ -195,7 +195,7 @@ def test_list_shows_the_chosen_presets_and_writes_them_as_json(shown):
     run("list", "--dataset", "coco", "--task", "instance", "--backbone", "r50", "--method", "mask2former")
     run("list", "200", "--method", "mask2former", "--json")
     title, columns, rows = shown[0]
-    assert title == "2 presets"
+    assert title == "3 presets" and rows.pop()[:2] == ["fast-coco-instance-r50", "instance"]
     assert rows[0] == ["coco-instance-r50", "instance", "r50", "100", "AP 43.7", "CC-BY-NC-4.0"]
     assert rows[1] == ["coco-instance-r50-mmdet", "instance", "r50", "100", "AP 42.9", "Apache-2.0"]
     assert len(columns) == len(rows[0])
@@ -251,5 +251,5 @@ def test_list_keeps_the_weights_that_may_be_used_commercially(shown):
     names = {row[0]: row[-1] for row in shown[0][2]}
     assert names["coco-panoptic-swin-t-mmdet"] == "Apache-2.0" and names["eomt-coco-panoptic-l-640"] == "MIT?"
     assert names["pmt-coco-panoptic-l-640"] == "MIT and DINOv3?"
-    assert not {"coco-panoptic-swin-t", "eomt-coco-panoptic-s-640-12ep"} & names.keys()
+    assert not {"coco-panoptic-swin-t", "fast-coco-panoptic-r50", "eomt-coco-panoptic-s-640-12ep"} & names.keys()
     assert "no military" in shown[1]

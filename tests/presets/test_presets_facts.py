@@ -28,7 +28,7 @@ from m2f_cli.weights.key_mapping import from_m2f
 from m2f_cli.weights.key_tables import DETECTRON2
 
 NAMES = tuple(name for name in config.preset_names() if not name.startswith(("eomt-", "pmt-")))  # test_presets_vit.py
-OURS = tuple(name for name in NAMES if name.startswith(("small-", "tiny")))  # networks that nobody published
+OURS = tuple(name for name in NAMES if name.startswith(("small-", "tiny", "fast-")))  # networks that nobody published
 ROWS = tuple(name for name in NAMES if name not in OURS)
 load = shipped
 GOLDEN = {

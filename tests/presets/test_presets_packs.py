@@ -24,7 +24,7 @@ from m2f_cli.structures.categories import load_categories
 from m2f_cli.training.data import open_split
 
 load = shipped
-ROWS = tuple(name for name in config.preset_names() if not name.startswith(("small-", "tiny")))
+ROWS = tuple(name for name in config.preset_names() if not name.startswith(("small-", "fast-small-", "tiny")))
 SPLITS = {"mapillary-vistas": "val", "ade20k": "train", "ade20k-full": "train"}  # the others: val
 # The others are made, or lie in the repository.
 PACKS = ("ade20k", "ade20k-full", "mapillary-vistas", "coco-stuff-10k")

@@ -225,3 +225,15 @@ def test_a_preset_is_short_and_extends_recipes_and_a_backbone(name):
     *recipes, backbone = yaml.safe_load(text)["extends"]
     assert all(each.startswith("recipes/") for each in recipes) and backbone.startswith("backbones/dinov")
     assert len(text.splitlines()) <= 30
+
+
+def test_fast_presets_hand_three_levels_of_the_fpn_to_the_masked_decoder():
+    names = [name for name in config.preset_names() if name.startswith("fast-")]
+    tasks = ("instance", "panoptic", "semantic")
+    assert names == [*(f"fast-coco-{task}-r50" for task in tasks[:2]), *(f"fast-small-{task}" for task in tasks)]
+    for name in names:
+        model, plain = shipped(name).model, shipped(name.removeprefix("fast-")).model
+        assert (model.pixel_decoder.name, model.decoder) == ("fpn", plain.decoder)
+        width = plain.pixel_decoder.options["dim"]
+        assert model.pixel_decoder.options == {"dim": width, "mask_dim": width, "num_levels": 3}
+        assert not shipped(name).weights and not any(each.verified for each in shipped(name).published)
