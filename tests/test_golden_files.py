@@ -11,7 +11,7 @@ import pytest
 from helpers.golden_files import OURS, files_in, info_of, read, read_list
 
 STAGES = ["01", "02_", "02b", "03", "04", "05a", "05b", "06", "07", "08a", "08b", "08c", "08d", "08e", "09"]
-STAGES += ["v01", "v02_", "v02b", "v03_"]
+STAGES += ["v01", "v02_", "v02b", "v03_", "v04"]
 LISTS = [
     f"{kind}_{method}"
     for kind in ("10_optimiser", "11_param_names")

@@ -143,6 +143,7 @@ RULES |= {  # of the folder golden_vit
     "v01_eomt_dinov2": Rule(VIT, drop=(INNER, r"annealed/out/mask_logits")),
     "v02_eomt_dinov3": Rule(VIT, drop=(INNER, r"annealed/out/mask_logits")),
     "v02b_eomt_dinov3_delta": Rule(ALL, drop=(r"combined/network\.(?!encoder)",)),
+    "v04_pre_and_postprocessing": Rule(ALL),
     "v03_pmt_dinov3": Rule(VIT, drop=(INNER, r"mid/encoder_level\.[012]", r"train/out/mask_logits")),
 }
 WITHOUT_LOSSES = ("09b", "09d", "09f")  # their drawn points go too: no loss is compared

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.golden_files import read
+from helpers.golden_files import params, read
 from helpers.small_segmenter import random_image, small_segmenter
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,9 +49,9 @@ class Answers:
         return {"class_logits": classes[None], "mask_logits": masks[None]}
 
 
-@pytest.fixture(scope="module")
-def published(shared_dir):
-    return read(shared_dir / "golden_vit" / "v04_pre_and_postprocessing.json")
+@pytest.fixture(scope="module", params=params("v04"))
+def published(request):
+    return read(*request.param)
 
 
 def image_of(published, i):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 import torch
+from helpers.golden_files import read_list
 from helpers.parts import tiny_config
 from pydantic import ValidationError
 from torch import nn
@@ -62,8 +62,8 @@ def optimizer_config(**changes) -> OptimizerConfig:
 
 
 @pytest.fixture(scope="module")
-def cases(shared_dir):
-    return json.loads((shared_dir / "golden_vit" / "v05_optimiser_eomt.json").read_text())["cases"]
+def cases():
+    return read_list("v05_optimiser_eomt")["cases"]
 
 
 def test_every_published_configuration_is_a_case(cases):
@@ -103,8 +103,8 @@ def test_both_learning_rates_follow_the_published_course(cases, name):
         assert shares == pytest.approx([new, pretrained], rel=1e-12, abs=1e-15), step
 
 
-def test_a_linear_warm_up_goes_over_into_a_cosine_as_published(shared_dir):
-    published = json.loads((shared_dir / "golden_vit" / "v06_param_names_pmt.json").read_text())["optimiser"]
+def test_a_linear_warm_up_goes_over_into_a_cosine_as_published():
+    published = read_list("v06_param_names_pmt")["optimiser"]
     schedule = ScheduleConfig(
         name="cosine",
         warmup_iterations=published["warmup_steps"],
