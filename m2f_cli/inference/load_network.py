@@ -191,7 +191,7 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
         notes.append("The file does not say at what size it was tested: 800 by at most 1333 was assumed.")
     maskformer = checkpoint.model.method == "maskformer"
     per_pixel = checkpoint.model.decoder.name.startswith("per_pixel")
-    if per_pixel or "semantic" in _name_of(checkpoint.source).lower():
+    if per_pixel or checkpoint.slide is not None or "semantic" in _name_of(checkpoint.source).lower():
         tasks: tuple[Task, ...] = ("semantic",)
     else:
         tasks = ("panoptic", "semantic") if maskformer else ("panoptic", "instance", "semantic")
@@ -206,6 +206,8 @@ def _assumed_config(checkpoint: Checkpoint, categories: Categories, table: str, 
             tasks=tasks,
             resize=checkpoint.resize or _usual_resize(checkpoint.format),
             size_divisor=32,
+            pad_value=0 if checkpoint.resize is not None and checkpoint.resize.fit else None,
+            slide=checkpoint.slide,
             object_threshold=0.8,
             overlap_threshold=0.8,
             top_k=100,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import presets as config
 from ..config.presets import refuse_code
-from ..config.schema import Config, InputConfig, ModelConfig, ResizeConfig
+from ..config.schema import Config, InputConfig, ModelConfig, ResizeConfig, SlideConfig
 from ..errors import ConfigError, M2FError, WeightsError
 from ..runtime import documents
 from ..runtime.files import atomic
@@ -43,6 +43,7 @@ class Checkpoint:
         class_names: the names of the classes, if the file has only these.
         input: normalisation from a Hugging Face processor.
         resize: resizing from a Hugging Face processor.
+        slide: windows of semantic segmentation from such a processor.
         notes: assumptions that were made, in sentences for the user.
     """
 
@@ -55,6 +56,7 @@ class Checkpoint:
     class_names: list[str] | None = None
     input: InputConfig | None = None
     resize: ResizeConfig | None = None
+    slide: SlideConfig | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import Component, InputConfig, ModelConfig, ResizeConfig
+from ..config.schema import Component, InputConfig, ModelConfig, ResizeConfig, SlideConfig
 from ..errors import WeightsError
 from ..runtime import documents
 from . import key_mapping as names
@@ -244,7 +244,7 @@ def _read_processor(path: Path, checkpoint: Checkpoint) -> None:
     processor = _read_json(path)
     try:
         checkpoint.input = _input(processor)
-        checkpoint.resize = _resize(processor)
+        checkpoint.resize, checkpoint.slide = _resize(processor), _slide(processor)
     except _SENSELESS as error:
         raise WeightsError(f"{path} makes no sense: {_reason(error)}.") from error
 
@@ -268,7 +268,18 @@ def _resize(processor: Mapping[str, Any]) -> ResizeConfig:
         return ResizeConfig(short_edge=size, max_edge=processor.get("max_size"))
     if "height" in size:
         return ResizeConfig(fixed=(size["height"], size["width"]))
-    return ResizeConfig(short_edge=size["shortest_edge"], max_edge=size.get("longest_edge"))
+    short, longest = size["shortest_edge"], size.get("longest_edge")
+    if "do_split_image" not in processor:
+        return ResizeConfig(short_edge=short, max_edge=longest)
+    if processor.get("do_pad"):  # to a square, with black, as plain ViTs are tested
+        return ResizeConfig(fit=longest or short, rounding="half_even")
+    return ResizeConfig(short_edge=short, max_edge=longest, rounding="half_even")
+
+
+def _slide(processor: Mapping[str, Any]) -> SlideConfig | None:
+    """Return the windows of a processor that cuts images into them."""
+    side = processor["size"]["shortest_edge"] if processor.get("do_split_image") else None
+    return None if side is None else SlideConfig(crop=(side, side), even=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

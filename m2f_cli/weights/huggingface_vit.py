@@ -137,12 +137,13 @@ def _kind(kind: str) -> dict[str, Any]:
 def to_vit_processor_json(test: TestConfig) -> dict[str, Any]:
     """Return what the preprocessor_config.json of an EoMT has of its own: how images are resized, and then padded to a
     square or cut into windows."""
-    short, longest = test.resize.short_edge or 640, test.resize.max_edge
+    side = test.resize.fit
     return {
         "image_processor_type": "EomtImageProcessor",
-        "size": {"shortest_edge": short, "longest_edge": longest},
-        "do_pad": longest is not None,
-        "do_split_image": longest is None,
+        "do_resize": True,
+        "size": {"shortest_edge": side or test.resize.short_edge or 640, "longest_edge": side or test.resize.max_edge},
+        "do_pad": side is not None,
+        "do_split_image": test.slide is not None,
     }
 
 
