@@ -314,8 +314,12 @@ def test_half_precision_becomes_single(small, tmp_path):
 def test_the_presets_name_sources_that_are_known():
     for name in config.preset_names():
         backbone = config.load(name).model.backbone
-        if "pretrained" in backbone.options:
-            assert pretrained.release_name(backbone, backbone.options["pretrained"]) in pretrained.SOURCES, name
+        source = backbone.options.get("pretrained")
+        if source == "timm":
+            released = timm.get_pretrained_cfg(backbone.options["model"])
+            assert released is not None and (released.url or released.hf_hub_id), name
+        elif source is not None:
+            assert pretrained.release_name(backbone, source) in pretrained.SOURCES, name
 
 
 def test_sources_have_the_hash_that_is_in_their_name():
