@@ -267,9 +267,13 @@ LINES = sorted(
 
 
 def test_every_line_of_any_block_is_understood(only_parsed, capsys):
-    """Also those that are not run: options and arguments exist, and values are of their kind."""
+    """Also those that are not run: options and arguments exist, and values are of their kind.
+
+    Completion is not installed here: that writes into the home folder, and depends on the shell around the tests.
+    """
     wrong = []
     typed = [line for line in LINES if re.match(r"m2f (?:--?\w|[a-z]+)", line) and "…" not in line]
+    typed.remove("m2f --install-completion")
     assert len(typed) > 60
     for line in typed:
         for command in re.split(r"&&|\||2>|>| # ", line):
