@@ -137,6 +137,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "openvino": "m2f_cli.inference.engines.openvino_engine:OpenVinoEngine",
         "torch": "m2f_cli.inference.engines.torch_engine:TorchEngine",
     },
+    "displays": {
+        "canvas": "m2f_cli.report.result:result_frame",
+    },
     "writers": {
         "overlay": "m2f_cli.results.writers:write_overlay",
         "overlay-png": "m2f_cli.results.writers:write_overlay_png",

@@ -47,7 +47,7 @@ def plot(result: Result, image: Any, options: DrawOptions | None = None) -> Imag
         ConfigError: the options name a class that the result does not have.
     """
     options = options or DrawOptions()
-    drawn = Image.fromarray(_canvas(result, image))
+    drawn = Image.fromarray(image_of(result, image))
     categories = result.categories
     top = result.on_top(numbers_of(options.classes, categories) if options.classes else None)
     colors = colors_of(top.labels, categories, options.palette, plain=result.task == "semantic")
@@ -104,7 +104,16 @@ def shown_names(labels: Sequence[int], categories: Categories) -> dict[int, str]
     return shown
 
 
-def _canvas(result: Result, image: Any) -> np.ndarray:
+def image_of(result: Result, image: Any) -> np.ndarray:
+    """Return an image of a result's size as RGB pixels (H, W, 3, uint8).
+
+    Args:
+        result: the result.
+        image: the image, as a path, a PIL image or an array.
+
+    Raises:
+        DataError: there is no image, it cannot be read, or it has another size.
+    """
     if image is None:
         raise DataError("The result does not know its image.", hint="Pass it: result.plot(image).")
     canvas_HW3 = read_image(image)

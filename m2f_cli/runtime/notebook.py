@@ -43,15 +43,22 @@ def show_page(page: Path) -> None:
         M2FError: there is no browser.
     """
     if is_notebook():
-        return _display(sys.modules["IPython"].display.HTML(framed(page.read_text(encoding="utf-8"))))
+        return _display(
+            sys.modules["IPython"].display.HTML(framed(page.read_text(encoding="utf-8"), title="report", height=720))
+        )
     if not webbrowser.open(page.resolve().as_uri()):
         raise M2FError(f"There is no browser to show {page}.", hint="Open that file on another machine.")
     return None
 
 
-def framed(page: str) -> str:
-    """Return HTML with a whole page in a frame, where its scripts and styles are its own."""
-    return f'<iframe srcdoc="{escaped(page)}" style="width:100%;height:720px;border:0" title="report"></iframe>'
+def framed(page: str, *, title: str, height: int) -> str:
+    """Return HTML with a whole page in a frame of a height in pixels, where its scripts and styles are its own.
+
+    The page cannot reach the notebook around it.
+    """
+    rights = "allow-scripts allow-downloads"
+    style = f"width:100%;height:{height}px;border:0;grid-area:1/1"
+    return f'<iframe srcdoc="{escaped(page)}" sandbox="{rights}" style="{style}" title="{title}"></iframe>'
 
 
 def escaped(text: str) -> str:
