@@ -4,7 +4,8 @@
 
 Images are generated scenes of 640 x 480 pixels with noise, which JPEG keeps as badly as a photo's texture; predictions
 are their annotations, moved. With playwright and Chromium, times come from the performance entries of the browser:
-its first contentful paint, and from a change of the filter by class to the next frame.
+its first contentful paint, its frames a second while it scrolls (without a GPU), and the time from a change of the filter
+by class to the next frame.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ FILTER = """async (label) => {
     change({label});
     await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
     return performance.measure("filter", "filter").duration;
+}"""
+SCROLL = """async () => {
+    const started = performance.now();
+    let frames = 0;
+    for (; performance.now() - started < 3000; frames++) {
+        scrollBy(0, 40);
+        await new Promise(requestAnimationFrame);
+    }
+    return 1000 * frames / (performance.now() - started);
 }"""
 PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
 
@@ -87,6 +97,7 @@ def look(page: Path) -> None:
         print(f"first contentful paint: {tab.evaluate(PAINT):.0f} ms")
         tab.evaluate("document.getElementById('images').scrollIntoView()")
         tab.locator(".card canvas").first.wait_for()
+        print(f"scrolling by 40 pixels a frame: {tab.evaluate(SCROLL):.0f} frames a second")
         durations = [tab.evaluate(FILTER, label) for label in range(FILTERS)]
         print("filter by class, to the next frame: " + ", ".join(f"{each:.0f}" for each in durations) + " ms")
         browser.close()

@@ -177,25 +177,29 @@ function dot(color) {
 function drawCard(card) {
   if (!card.isNear) return;
   card.classList.add("drawn");
-  for (const canvas of card.panes.querySelectorAll("canvas")) {
-    if (state.layer === "all" || state.layer === canvas.dataset.layer) drawLayer(canvas, card.view, canvas.dataset.layer);
-  }
+  for (const canvas of card.panes.querySelectorAll("canvas")) drawPane(card, canvas);
 }
 
-// Cards are drawn in the pauses of scrolling, the first ones first.
-const waiting = new Set();
+function drawPane(card, canvas) {
+  if (state.layer === "all" || state.layer === canvas.dataset.layer) drawLayer(canvas, card.view, canvas.dataset.layer);
+}
+
+// Images are drawn one after the other, as many between two frames as leave time to scroll.
+const waiting = new Map(); // canvas → its card
 
 function drawSoon(card) {
+  if (!card.isNear) return;
+  card.classList.add("drawn");
   if (!waiting.size) requestAnimationFrame(drawWaiting);
-  waiting.add(card);
+  for (const canvas of card.panes.querySelectorAll("canvas")) waiting.set(canvas, card);
 }
 
 function drawWaiting() {
   const started = performance.now();
-  for (const card of waiting) {
-    waiting.delete(card);
-    drawCard(card);
-    if (performance.now() - started > 8) break;
+  for (const [canvas, card] of waiting) {
+    waiting.delete(canvas);
+    if (card.isNear) drawPane(card, canvas);
+    if (performance.now() - started > 5) break;
   }
   if (waiting.size) requestAnimationFrame(drawWaiting);
 }
@@ -360,7 +364,7 @@ function hideTip() {
 gallery.addEventListener("pointermove", (event) => {
   const canvas = event.target.closest("canvas"), card = canvas?.closest(".card");
   if (!card) return void (hideTip() && refresh());
-  if (showTip(card.view, canvas.dataset.layer, canvas, event)) drawCard(card);
+  if (showTip(card.view, canvas.dataset.layer, canvas, event)) drawSoon(card);
 });
 gallery.addEventListener("pointerleave", () => hideTip() && refresh());
 gallery.addEventListener("click", (event) => {

@@ -76,19 +76,28 @@ function errorMap(view, sides, isShown, verdict) {
   return map;
 }
 
-// Mixes colours into pixels: `colorOf(number)` gives [r, g, b] or nothing; edges of segments are drawn stronger.
+// Mixes colours into pixels: `colorOf(number)` gives [r, g, b]; edges of segments are drawn stronger.
 function tint(pixels, map, width, colorOf, {grey = 0, strength = 0.5, edges = true, only = -1} = {}) {
-  const data = pixels.data;
-  for (let p = 0; p < map.length; p++) {
-    const at = 4 * p, number = map[p];
+  const data = pixels.data, colors = [];
+  for (let p = 0, at = 0; p < map.length; p++, at += 4) {
+    const number = map[p];
+    let red = data[at], green = data[at + 1], blue = data[at + 2];
     if (grey) {
-      const mean = (data[at] + data[at + 1] + data[at + 2]) / 3;
-      for (let c = 0; c < 3; c++) data[at + c] += grey * (0.55 * mean + 90 - data[at + c]);
+      const ground = grey * (0.55 * (red + green + blue) / 3 + 90), rest = 1 - grey;
+      red = rest * red + ground;
+      green = rest * green + ground;
+      blue = rest * blue + ground;
     }
-    const color = number < 0 ? null : colorOf(number);
-    if (!color) continue;
-    const isEdge = edges && (map[p + 1] !== number || map[p - 1] !== number || map[p + width] !== number || map[p - width] !== number);
-    const share = only >= 0 && number === only ? 0.85 : isEdge ? 0.95 : strength;
-    for (let c = 0; c < 3; c++) data[at + c] += share * (color[c] - data[at + c]);
+    if (number >= 0) {
+      const color = colors[number] ??= colorOf(number);
+      const isEdge = edges && (map[p + 1] !== number || map[p - 1] !== number || map[p + width] !== number || map[p - width] !== number);
+      const share = number === only ? 0.85 : isEdge ? 0.95 : strength, rest = 1 - share;
+      red = rest * red + share * color[0];
+      green = rest * green + share * color[1];
+      blue = rest * blue + share * color[2];
+    } else if (!grey) continue;
+    data[at] = red;
+    data[at + 1] = green;
+    data[at + 2] = blue;
   }
 }
