@@ -4,8 +4,8 @@
 
 Images are generated scenes of 640 x 480 pixels with noise, which JPEG keeps as badly as a photo's texture; predictions
 are their annotations, moved. With playwright and Chromium, times come from the performance entries of the browser:
-its first contentful paint, its frames a second while it scrolls (without a GPU), and the time from a change of the filter
-by class to the next frame.
+its first contentful paint, its frames a second while it scrolls (without a GPU), and from a change of the filter to the
+next frame.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartTick, axis
+from .charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartTick, axis, tick_text
 
 MOST_BARS = 25
 
@@ -147,7 +147,7 @@ def column_chart(
                 parts.append(Part(kind, round(bottom, 1), round(length, 1), text))
         drawn.append((round(LEFT + i * step + 1, 1), round(step - 2, 1), parts))
     x_ticks = [ChartTick(round(LEFT + i * step, 1), text) for i, text in enumerate(edges) if i % every == 0]
-    y_ticks = [ChartTick(round(HEIGHT - BOTTOM - value / y_axis[-1] * height, 1), f"{value:g}") for value in y_axis]
+    y_ticks = [ChartTick(round(HEIGHT - BOTTOM - value / y_axis[-1] * height, 1), tick_text(value)) for value in y_axis]
     return ColumnChart(title, x_label, drawn, x_ticks, y_ticks, _kinds(columns))
 
 

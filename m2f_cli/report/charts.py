@@ -13,7 +13,7 @@ from ..runtime.metrics_log import MOST_DRAWN, points_of, read_entries
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 640, 300  # user units of the SVG, which scales with the page
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
 MOST_POINTS = 150  # points of a line; more are averaged, as they are nearer than a pixel or two
 TICKS = 5
 LOSSES = {"loss": "total", "loss_ce": "class", "loss_mask": "mask", "loss_dice": "dice"}
@@ -132,9 +132,17 @@ def line_chart(
         title,
         x_label,
         [line(name, points) for name, points in drawn.items()],
-        [ChartTick(at_x(value), f"{value:g}") for value in x_axis if value <= max(xs)],
-        [ChartTick(at_y(value), f"{value:g}") for value in y_axis],
+        [ChartTick(at_x(value), tick_text(value)) for value in x_axis if value <= max(xs)],
+        [ChartTick(at_y(value), tick_text(value)) for value in y_axis],
     )
+
+
+def tick_text(value: float) -> str:
+    """Return the number of an axis in few letters: very small and very large ones as 5e-5 and 2e5."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _beside(points: Points, which: str) -> str:

@@ -15,6 +15,7 @@ from ..data.training_set import SampleIndex, TrainingSample, TrainingSet, drop_e
 from ..data.transforms import build_transforms
 from ..errors import DataError
 from ..inference.segmenter import Segmenter
+from ..results.draw_options import DrawOptions
 from ..results.drawing import plot
 from ..results.types import Instances, PanopticMap, Segment
 from ..results.writers import write_image, write_overlay
@@ -25,6 +26,7 @@ from ..structures.categories import Categories
 from ..structures.targets import Target
 
 SAMPLES = 4  # images of the first batch
+ANNOTATED = DrawOptions(parts=("masks", "outlines", "labels"))  # annotations have no scores
 
 
 def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: bool = False) -> list[Path]:
@@ -41,7 +43,7 @@ def draw_batch(data: DataSet, settings: Config, folder: Path, *, trust_code: boo
     paths = []
     for position in range(min(SAMPLES, len(samples))):
         sample = samples[SampleIndex(position, position)]
-        drawn = plot(as_result(sample, data.categories), sample.image_CHW.permute(1, 2, 0).numpy())
+        drawn = plot(as_result(sample, data.categories), sample.image_CHW.permute(1, 2, 0).numpy(), ANNOTATED)
         last_part = safe_name(sample.name).rpartition("/")[2]
         paths += write_image(folder / f"{position}_{last_part}.jpg", drawn, format="JPEG", quality=90)
     return paths

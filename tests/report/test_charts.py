@@ -80,3 +80,10 @@ def test_a_damaged_log_is_named_with_its_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\nno json\n")
     with pytest.raises(DataError, match="metrics.jsonl is damaged in line 2"):
         training_charts(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.5e-4, 0.01, 1.0, 250.0, 3e5, 1e12])
+def test_numbers_of_axes_are_short_enough_to_be_seen_whole(scale):
+    chart = line_chart("any", {"line": [(0.0, 0.0), (scale, scale)]})
+    texts = [tick.text for tick in chart.x_ticks + chart.y_ticks]
+    assert max(map(len, texts)) <= 6 and max(map(float, texts)) >= scale
