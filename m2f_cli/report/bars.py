@@ -37,12 +37,14 @@ class Bar:
         total: its value as text.
         parts: the parts, one after the other.
         label: number of the class that it stands for; None for none.
+        size: name of the size of segments that it stands for; empty for none.
     """
 
     name: str
     total: str
     parts: list[Part]
     label: int | None = None
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def bar_chart(
     digits: int = 0,
     labels: Mapping[str, int] | None = None,
     most: int = MOST_BARS,
+    by_size: bool = False,
 ) -> BarChart:
-    """Return stacked bars, the longest first.
+    """Return stacked bars, the longest first; those of sizes in their order.
 
     Args:
         title, caption: heading and sentence.
@@ -104,9 +107,10 @@ def bar_chart(
         digits: digits of the values.
         labels: numbers of the classes by their names.
         most: most bars that are drawn.
+        by_size: True if the names are those of sizes of segments.
     """
     kept = [(name, {kind: value for kind, value in values.items() if value > 0}) for name, values in rows]
-    kept = sorted((row for row in kept if row[1]), key=lambda row: -sum(row[1].values()))
+    kept = sorted((row for row in kept if row[1]), key=lambda row: 0 if by_size else -sum(row[1].values()))
     longest = max((sum(values.values()) for _, values in kept), default=1.0)
     bars = []
     for name, values in kept[:most]:
@@ -116,7 +120,9 @@ def bar_chart(
             text = f"{name}, {kind}: {value:.{digits}f}{unit and ' ' + unit}"
             parts.append(Part(kind, round(at, 2), round(length, 2), text))
             at += length
-        bars.append(Bar(name, f"{sum(values.values()):.{digits}f}", parts, (labels or {}).get(name)))
+        bars.append(
+            Bar(name, f"{sum(values.values()):.{digits}f}", parts, (labels or {}).get(name), name if by_size else "")
+        )
     return BarChart(title, caption, _kinds(values for _, values in kept), bars, max(0, len(kept) - most))
 
 

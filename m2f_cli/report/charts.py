@@ -59,6 +59,7 @@ class LineChart:
         x_label: what the horizontal axis says.
         lines: the lines.
         x_ticks, y_ticks: numbers at the axes.
+        caption: sentences about it.
         box: left, top, right and bottom of the area of the lines.
         size: width and height.
     """
@@ -68,6 +69,7 @@ class LineChart:
     lines: list[ChartLine]
     x_ticks: list[ChartTick]
     y_ticks: list[ChartTick]
+    caption: str = ""
     box: tuple[int, int, int, int] = (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
     size: tuple[int, int] = (WIDTH, HEIGHT)
 
@@ -99,6 +101,7 @@ def line_chart(
     x_label: str = "",
     highest: float | None = None,
     beside: Literal["last", "highest", "none"] = "last",
+    caption: str = "",
 ) -> LineChart:
     """Return a chart of lines by name. Both axes begin at 0, or lower where values are.
 
@@ -108,6 +111,7 @@ def line_chart(
         x_label: what the horizontal axis says.
         highest: end of the vertical axis; by default the largest value.
         beside: value of each line that stands beside its name.
+        caption: sentences about it.
     """
     drawn = {name: _thinned([p for p in points if _is_finite(p)]) for name, points in lines.items()}
     drawn = {name: points for name, points in drawn.items() if points}
@@ -134,6 +138,7 @@ def line_chart(
         [line(name, points) for name, points in drawn.items()],
         [ChartTick(at_x(value), tick_text(value)) for value in x_axis if value <= max(xs)],
         [ChartTick(at_y(value), tick_text(value)) for value in y_axis],
+        caption,
     )
 
 

@@ -211,14 +211,14 @@ def _lost(results: Mapping[str, Any], categories: Categories) -> list[BarChart]:
     sizes = mapping(mapping(mapping(results.get("tables")).get("pq-errors")).get("sizes"))
     numbers = {category.name: i for i, category in enumerate(categories)}
 
-    def chart(title: str, caption: str, rows: Mapping[str, Any]) -> BarChart:
+    def chart(title: str, caption: str, rows: Mapping[str, Any], *, by_size: bool = False) -> BarChart:
         values = [(str(name), _losses(mapping(row))) for name, row in rows.items()]
-        return bar_chart(title, caption, values, unit="PQ", digits=1, labels=numbers)
+        return bar_chart(title, caption, values, unit="PQ", digits=1, labels=numbers, by_size=by_size)
 
     alone = {kind: {f"pq_lost_{kind}": figures.get(f"pq_lost_{kind}")} for kind in KINDS}
     return [
         chart("PQ lost to each kind of error", "What PQ would gain if this kind alone were repaired.", alone),
-        chart("By size of segment", "Small: below 32 x 32 pixels; large: from 96 x 96 on.", sizes),
+        chart("By size of segment", "Small: below 32 x 32 pixels; large: from 96 x 96 on.", sizes, by_size=True),
         chart("By class", "Each kind is repaired alone, so the parts need not add up to what is missing.", classes),
     ]
 
@@ -237,14 +237,25 @@ def _line_charts(results: Mapping[str, Any], counts: counting.TaskCounts) -> Ite
             lines = {"share of hits": hits, "calibrated": [(0.0, 0.0), (100.0, 100.0)]}
             title = "Calibration: scores and hits"
             yield line_chart(title, lines, x_label="mean score, %", highest=100.0, beside="none")
-        curve = [mapping(row) for row in listed(mapping(table.get("object_threshold")).get("curve"))]
+        thresholds = mapping(table.get("object_threshold"))
+        curve = [mapping(row) for row in listed(thresholds.get("curve"))]
         yield line_chart(
             "PQ over the object threshold, estimated",
             {"PQ": _points(curve, "threshold", "pq")},
             x_label="least score",
             beside="highest",
+            caption=_advice(thresholds),
         )
     yield counting.threshold_chart(counts)
+
+
+def _advice(thresholds: Mapping[str, Any]) -> str:
+    """Return what another object threshold would gain, in words."""
+    now, best = (mapping(thresholds.get(key)) for key in ("now", "best"))
+    if any(finite(each.get(key)) is None for each in (now, best) for key in ("threshold", "pq")):
+        return ""
+    measured, highest = (f"PQ {each['pq']:.1f} at {each['threshold']:.2f}" for each in (now, best))
+    return f"Measured: {measured}. Highest: {highest}. {thresholds.get('caution', '')}".strip()
 
 
 def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[tuple[float, float]]:

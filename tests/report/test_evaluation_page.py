@@ -59,6 +59,13 @@ def test_the_page_says_what_was_measured_and_how_to_repeat_it(folder, tmp_path):
         assert text in page.text
 
 
+def test_the_curve_of_thresholds_says_what_was_used_and_what_is_best(folder, tmp_path):
+    shown = read(write_evaluation_page(folder, tmp_path / "page.html")).text
+    assert re.search(
+        r"Measured: PQ [\d.]+ at [\d.]+\. Highest: PQ [\d.]+ at [\d.]+\. Chosen on these very images", shown
+    )
+
+
 def test_without_a_name_the_page_lies_in_the_folder(folder):
     assert write_evaluation_page(folder) == folder / "report.html"
     assert (folder / "report.html").is_file()

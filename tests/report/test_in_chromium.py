@@ -99,7 +99,7 @@ def test_the_table_sorts_filters_and_saves_itself(page):
 
 def test_bars_cells_and_controls_filter_the_images(page):
     page.locator("rect[data-kind=boundary][data-label='2']").last.click()
-    assert page.get_by_label("Error").input_value() == "boundary"
+    assert page.locator("#by-kind").input_value() == "boundary"
     assert page.locator("#by-class").input_value() == "2"
     shown = len(names(page))
     assert (
@@ -110,6 +110,9 @@ def test_bars_cells_and_controls_filter_the_images(page):
     page.locator(".matrix td[data-true='2'][data-found='']").click()
     assert 0 < len(names(page)) < 6 and "person predicted as nothing" in page.locator("#gallery-status").text_content()
     page.get_by_role("button", name="Show all images").click()
+    page.locator("rect[data-size=small][data-kind=boundary]").click()
+    assert "with boundary, small segments" in page.locator("#gallery-status").text_content()
+    page.get_by_role("button", name="Show all images").click()
     page.locator("#by-name").fill("003")
     assert names(page) == ["003"]
 
@@ -119,6 +122,9 @@ def test_the_order_changes(page):
     worst = names(page)
     page.get_by_label("Order").select_option("best")
     assert names(page)[0] == worst[-1] or names(page) != worst
+    page.get_by_label("Order").select_option("sure")
+    sure = page.evaluate("[...gallery.children].map((card) => card.sum.sure)")
+    assert sure == sorted(sure, reverse=True) and sure[0] > 0
     page.get_by_label("Order").select_option("name")
     assert names(page) == sorted(worst)
 

@@ -11,7 +11,7 @@ const isSecond = (layer) => layer.endsWith("2");
 const sideOf = (layer) => layer.replace("2", "");
 const gallery = document.getElementById("gallery");
 const control = (name) => document.getElementById(name);
-const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
+const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", size: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
 const NONE = {true: [], found: [], figure: null};
 const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
@@ -33,10 +33,13 @@ function verdictIn(sides) {
 function tally(view, second = false) {
   if (data.alone) return {count: sidesOf(view).found.filter(isKept).length};
   const sides = sidesOf(view, second), verdict = verdictIn(sides);
-  const sum = {hits: 0, wrong: 0, missed: 0, iou: 0};
+  const sum = {hits: 0, wrong: 0, missed: 0, iou: 0, sure: 0};
   for (const segment of sides.found) {
     if (!isKept(segment)) continue;
-    if (segment.kind === "hit") { sum.hits++; sum.iou += segment.iou; } else if (segment.kind !== "excused") sum.wrong++;
+    if (segment.kind === "hit") { sum.hits++; sum.iou += segment.iou; } else if (segment.kind !== "excused") {
+      sum.wrong++;
+      sum.sure += Math.max(0, 2 * (segment.score ?? 1) - 1);
+    }
   }
   for (const segment of sides.true) if (!["hit", "crowd"].includes(verdict(segment, "true"))) sum.missed++;
   const weight = sum.hits + (sum.wrong + sum.missed) / 2;
@@ -224,9 +227,11 @@ function matches(view) {
   }
   const sides = sidesOf(view), verdict = verdictIn(sides);
   if (state.pair && !hasPair(view.tasks[state.task], sides)) return false;
-  if (state.label === "" && state.kind === "") return true;
+  if (state.label === "" && state.kind === "" && state.size === "") return true;
+  const [least, below] = SIZES[state.size] ?? [0, Infinity];
   return ["true", "found"].some((side) => sides[side].some((segment) => isKept(segment)
-    && (state.label === "" || segment.label === state.label) && (state.kind === "" || verdict(segment, side) === state.kind)));
+    && (state.label === "" || segment.label === state.label) && (state.kind === "" || verdict(segment, side) === state.kind)
+    && segment.area >= least && segment.area < below));
 }
 
 function hasPair(comparison, sides) {
@@ -237,6 +242,8 @@ function hasPair(comparison, sides) {
     && (isPair(s.kind) && sides.found[s.partner] ? sides.found[s.partner].label : null) === f);
 }
 
+const SIZES = {small: [0, 32 ** 2], medium: [32 ** 2, 96 ** 2], large: [96 ** 2, Infinity]}; // pixels, as COCO's
+
 const ORDERS = {
   given: () => 0,
   most: (a, b) => b.sum.count - a.sum.count,
@@ -244,6 +251,7 @@ const ORDERS = {
   worst: (a, b) => (a.sum.figure ?? 101) - (b.sum.figure ?? 101),
   best: (a, b) => (b.sum.figure ?? -1) - (a.sum.figure ?? -1),
   lost: (a, b) => b.sum.lost - a.sum.lost,
+  sure: (a, b) => b.sum.sure - a.sum.sure,
   name: (a, b) => a.view.name.localeCompare(b.view.name),
   random: (a, b) => a.chance - b.chance,
   better: (a, b) => b.change - a.change,
@@ -270,6 +278,7 @@ function apply() {
   gallery.replaceChildren(...shown);
   const filters = [];
   if (state.kind) filters.push(state.kind);
+  if (state.size) filters.push(`${state.size} segments`);
   if (state.label !== "") filters.push(data.categories[state.label].name);
   if (state.pair) filters.push(state.pair.map((k) => k === null ? "nothing" : data.categories[k].name).join(" predicted as "));
   if (state.name) filters.push(`“${state.name}”`);
@@ -289,8 +298,8 @@ function change(values) {
 }
 
 // Filters of charts and tables: a class, a kind of error, or a cell of the confusion matrix.
-function showFiltered({label = "", kind = "", pair = null}) {
-  change({label, kind, pair, name: ""});
+function showFiltered({label = "", kind = "", size = "", pair = null}) {
+  change({label, kind, size, pair, name: ""});
   document.getElementById("images")?.scrollIntoView();
 }
 
@@ -394,7 +403,7 @@ function fillControls() {
   }
   for (const button of document.querySelectorAll("#gallery-tools [data-layer]")) button.addEventListener("click", () => setLayer(button.dataset.layer));
   control("reset").addEventListener("click", () => {
-    change({label: "", kind: "", name: "", pair: null, only: null, score: startScore(state.task)});
+    change({label: "", kind: "", size: "", name: "", pair: null, only: null, score: startScore(state.task)});
     showScore();
   });
   control("gallery-tools").hidden = control("gallery-keys").hidden = false;

@@ -58,10 +58,10 @@ for (const button of document.querySelectorAll("[data-csv]")) {
 
 // Bars and cells: a click or Enter filters the gallery. One of each group takes part in the order of Tab.
 const wanted = (element) => {
-  const {label, kind, true: t, found: f} = element.dataset;
+  const {label, kind, size, true: t, found: f} = element.dataset;
   const whole = (text) => text === "" ? null : Number(text);
   if (t !== undefined) return {pair: [whole(t), whole(f)]};
-  return {label: label === undefined ? "" : Number(label), kind: kind ?? ""};
+  return {label: label === undefined ? "" : Number(label), kind: kind ?? "", size: size ?? ""};
 };
 
 for (const group of document.querySelectorAll(".filters")) {
