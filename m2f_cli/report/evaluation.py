@@ -26,6 +26,7 @@ from ..evaluation.report import (
 )
 from ..evaluation.stored_views import ImageView, StoredViews, open_views
 from ..metrics.pq_repairs import KINDS
+from ..results.views import LEAST_SCORE
 from ..runtime.documents import read_json
 from ..structures.categories import Categories
 from . import view_statistics as counting
@@ -166,6 +167,7 @@ def _values(
         "charts": [chart for chart in _line_charts(results, counts) if chart.lines],
         "histograms": [counting.score_histogram(counts), counting.size_histogram(counts)],
         "sweep": _sweep(results),
+        "least_score": LEAST_SCORE,
         "images": statistics.images,
         "has_views": views is not None,
         "task": task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import DataError
 from .comparison import write_comparison_page
 from .evaluation import write_evaluation_page
 from .predictions import is_prediction, write_predictions_page
@@ -19,9 +20,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         out: the page; by default report.html in the folder, or comparison.html in the second one.
 
     Raises:
-        DataError: a folder holds neither, or a damaged file.
+        DataError: a path is no folder, or one that holds neither or a damaged file.
         M2FError: the folders do not fit each other, or the page cannot be written.
     """
+    for folder in folders:
+        if not folder.is_dir():
+            reason = "is no folder" if folder.exists() else "does not exist"
+            raise DataError(f"{folder} {reason}.", hint="Pass a folder of `m2f eval`, `m2f train` or `m2f predict`.")
     if len(folders) == 2:
         return write_comparison_page(folders[0], folders[1], out)
     [folder] = folders

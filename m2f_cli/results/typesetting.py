@@ -29,6 +29,7 @@ MOST_FILES = 20_000  # fonts of a machine that are looked at
 LONGEST = 200  # characters; a longer name would fit no image
 CAP_HEIGHT = 0.71  # of the size, for `OWN`
 SAMPLE_SIZE = 20
+SYMBOL = "symbol"  # in place of a script
 NO_CHARACTER = "\U0010ffff"  # no font has it, so that fonts draw what they draw for missing characters
 # Styles that are taken only where no plain font has a character; the last is a font of empty boxes.
 _STYLES = re.compile("italic|oblique|thin|light|black|heavy|mono|serif|condensed|narrow|math|fallback|lastresort", re.I)
@@ -204,13 +205,17 @@ def _runs(line: str) -> list[tuple[Path, str]]:
 
 
 def _script(char: str) -> str:
-    """Return the script of a character, the first word of its name in Unicode."""
+    """Return the script of a character, the first word of its name in Unicode; "symbol" for emoji and the like."""
+    if unicodedata.category(char) == "So":
+        return SYMBOL
     return unicodedata.name(char, "UNNAMED").partition(" ")[0]
 
 
 def _advice(script: str) -> str:
     if script in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "BOPOMOFO"):
         return "Install the font Noto Sans CJK (Debian: fonts-noto-cjk)."
+    if script == SYMBOL:
+        return "Install the font Symbola (Debian: fonts-symbola)."
     if script == "UNNAMED":
         return "Rename the class."
-    return f"Install Noto Sans {script.title()}, or another font with it (Debian: fonts-noto-core, fonts-symbola)."
+    return f"Install Noto Sans {script.title()}, or another font with it (Debian: fonts-noto-core)."

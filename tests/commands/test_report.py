@@ -33,7 +33,9 @@ def test_out_names_the_page_and_json_lists_it(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["gone"], 3, "gone holds no evaluation"),
+        (["gone"], 3, "gone does not exist"),
+        ([__file__], 3, "test_report.py is no folder"),
+        (["A", "gone"], 3, "gone does not exist"),
         (["A", "--out", "page.pdf"], 2, "page.pdf is no page"),
         (["A", "A", "A"], 2, "one folder or two, not 3"),
         (["A", "--watch", "1"], 2, "takes one folder of m2f train"),

@@ -66,6 +66,20 @@ def test_the_curve_of_thresholds_says_what_was_used_and_what_is_best(folder, tmp
     )
 
 
+def test_a_model_that_is_sure_of_nothing_is_said_so(folder, tmp_path):
+    weak = changed(folder, tmp_path / "weak", lambda tree: None)
+    header, *lines = (weak / "views.jsonl").read_text().splitlines()
+    views = [json.loads(line) for line in lines]
+    for view in views:
+        view.pop("crc32", None)
+        for task in view["tasks"].values():
+            task["found"] = []
+            task["true"] = [{**each, "kind": "missed", "partner": None} for each in task["true"]]
+    (weak / "views.jsonl").write_text("\n".join([header, *map(json.dumps, views)]) + "\n")
+    says = "No predicted segment has a score of 0.05 or more"
+    assert says in read(write_evaluation_page(weak)).text and says not in read(write_evaluation_page(folder)).text
+
+
 def test_without_a_name_the_page_lies_in_the_folder(folder):
     assert write_evaluation_page(folder) == folder / "report.html"
     assert (folder / "report.html").is_file()

@@ -138,5 +138,7 @@ def test_an_image_without_segments_is_shown(images):
             result.segments, result.ids_HW = [], np.zeros_like(result.ids_HW)
             return result
 
-    data = data_of(write_predictions_page(predicted(images, segmenter=Blind())))
+    page = write_predictions_page(predicted(images, segmenter=Blind()))
+    data = data_of(page)
+    assert "Nothing was found" in page.read_text(encoding="utf-8")
     assert len(data["views"]) == 4 and not data["views"][0]["tasks"]["panoptic"]["found"]

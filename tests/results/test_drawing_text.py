@@ -49,10 +49,11 @@ def test_the_log_says_which_font_would_help(caplog, monkeypatch):
     monkeypatch.setattr(typesetting, "machine_fonts", lambda: ())
     monkeypatch.setattr(typesetting, "reported", set())  # other tests have asked for Chinese
     with caplog.at_level(logging.WARNING, logger="m2f_cli"):
-        look_for("\u1200\u1201 and \u3400\u3401")  # Ethiopic, and rare Chinese
+        look_for("\u1200\u1201 and \u3400\u3401 and \U0001f697\U0001f642")  # Ethiopic, rare Chinese, and emoji
     assert [message.partition("Install ")[2].partition(" (")[0] for message in caplog.messages] == [
         "Noto Sans Ethiopic, or another font with it",
         "the font Noto Sans CJK",
+        "the font Symbola",
     ]
 
 
