@@ -17,6 +17,7 @@ from m2f_cli.report.comparison import write_comparison_page
 from m2f_cli.report.evaluation import write_evaluation_page
 from m2f_cli.report.predictions import write_predictions_page
 from m2f_cli.report.run import write_run_page
+from m2f_cli.runtime.notebook import framed
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -281,3 +282,22 @@ def test_the_first_images_are_drawn_for_paper(page):
     settle(page)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".card.drawn").count() == 6
+
+
+def test_in_a_frame_of_a_notebook_links_lead_to_sections_of_the_page(browser, path, tmp_path):
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    frame_html = framed(path.read_text(encoding="utf-8"), title="report", height=720)
+    (tmp_path / "notebook.html").write_text(f"<meta charset=utf-8>{frame_html}", encoding="utf-8")
+    page.goto((tmp_path / "notebook.html").as_uri())
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("link", name="Images").click()
+    frame.locator(".card canvas").first.wait_for()
+    assert frame.locator("h1").evaluate("(title) => title.getBoundingClientRect().bottom") < 0
+    with page.expect_download() as download:
+        frame.get_by_role("button", name="Save as CSV").click()
+    assert download.value.suggested_filename == "classes.csv"
+    page.close()
+    assert not wrong

@@ -24,3 +24,11 @@ for (const block of document.querySelectorAll(".command")) {
   });
   block.append(button);
 }
+
+// Links to sections. In a frame of a notebook the browser would load the notebook itself.
+document.addEventListener("click", (event) => {
+  const link = location.protocol === "about:" ? event.target.closest("a[href^='#']") : null;
+  if (!link) return;
+  event.preventDefault();
+  document.getElementById(link.hash.slice(1)).scrollIntoView();
+});
