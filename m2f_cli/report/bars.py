@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartTick, axis, tick_text
 
@@ -67,6 +67,21 @@ class BarChart:
 
 
 @dataclass(frozen=True)
+class CountedSegments:
+    """Segments that columns count.
+
+    Attributes:
+        side: "true" for annotated segments, "found" for predicted ones.
+        key: "area" or "score" of a segment.
+        edges: least value of each column, and the end of the last.
+    """
+
+    side: Literal["true", "found"]
+    key: Literal["area", "score"]
+    edges: Sequence[float]
+
+
+@dataclass(frozen=True)
 class ColumnChart:
     """Stacked columns over a range of numbers.
 
@@ -75,6 +90,7 @@ class ColumnChart:
         columns: left edge, width and parts of each column; `at` of a part is its upper edge.
         x_ticks, y_ticks: numbers at the axes.
         kinds: the kinds that occur.
+        counted: what the columns count, to filter images by them; None where they filter nothing.
     """
 
     title: str
@@ -85,6 +101,7 @@ class ColumnChart:
     kinds: list[str]
     box: tuple[int, int, int, int] = (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
     size: tuple[int, int] = field(default=(WIDTH, HEIGHT))
+    counted: CountedSegments | None = None
 
 
 def bar_chart(
@@ -127,7 +144,12 @@ def bar_chart(
 
 
 def column_chart(
-    title: str, x_label: str, edges: Sequence[str], columns: Sequence[Mapping[str, int]], every: int = 1
+    title: str,
+    x_label: str,
+    edges: Sequence[str],
+    columns: Sequence[Mapping[str, int]],
+    every: int = 1,
+    counted: CountedSegments | None = None,
 ) -> ColumnChart:
     """Return stacked columns of counts.
 
@@ -136,6 +158,7 @@ def column_chart(
         edges: texts of the edges of the columns, one more than there are columns.
         columns: counts of each kind.
         every: text at every n-th edge.
+        counted: what the columns count, if they filter images.
     """
     highest = max((sum(column.values()) for column in columns), default=0)
     if not highest:
@@ -154,7 +177,7 @@ def column_chart(
         drawn.append((round(LEFT + i * step + 1, 1), round(step - 2, 1), parts))
     x_ticks = [ChartTick(round(LEFT + i * step, 1), text) for i, text in enumerate(edges) if i % every == 0]
     y_ticks = [ChartTick(round(HEIGHT - BOTTOM - value / y_axis[-1] * height, 1), tick_text(value)) for value in y_axis]
-    return ColumnChart(title, x_label, drawn, x_ticks, y_ticks, _kinds(columns))
+    return ColumnChart(title, x_label, drawn, x_ticks, y_ticks, _kinds(columns), counted=counted)
 
 
 def _kinds(rows: Any) -> list[str]:

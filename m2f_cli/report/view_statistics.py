@@ -12,12 +12,13 @@ from ..evaluation.stored_views import ImageView, TaskView
 from ..evaluation.views import CROWD, EXCUSED, HIT
 from ..structures import Task
 from ..structures.categories import Categories
-from .bars import BarChart, ColumnChart, bar_chart, column_chart
+from .bars import BarChart, ColumnChart, CountedSegments, bar_chart, column_chart
 from .charts import LineChart, line_chart
 
 SCORE_STEPS = 20
 SIZE_EDGES = [4**i for i in range(1, 11)]  # pixels; 32² and 96² (COCO's limits) lie among them
 THRESHOLDS = 100
+NO_END = 2**53  # of the last column
 MOST_CONFUSED = 30
 MISSED, WRONG = "missed", "wrong"
 
@@ -109,14 +110,18 @@ def score_histogram(counts: TaskCounts) -> ColumnChart:
     """Return hits and wrong segments by score."""
     edges = [f"{i / SCORE_STEPS:g}" for i in range(SCORE_STEPS + 1)]
     columns = [{HIT: each[HIT], WRONG: each[WRONG]} for each in counts.scores]
-    return column_chart("Scores of predicted segments", "score", edges, columns, every=2)
+    counted = CountedSegments("found", "score", [*(i / SCORE_STEPS for i in range(SCORE_STEPS)), NO_END])
+    return column_chart("Scores of predicted segments", "score", edges, columns, every=2, counted=counted)
 
 
 def size_histogram(counts: TaskCounts) -> ColumnChart:
     """Return found and missed segments by area."""
     edges = ["0", *(str(round(area**0.5)) for area in SIZE_EDGES), "∞"]
     columns = [{HIT: each[HIT], MISSED: each[MISSED]} for each in counts.sizes]
-    return column_chart("Sizes of annotated segments", "square root of the area in pixels", edges, columns)
+    counted = CountedSegments("true", "area", [0, *SIZE_EDGES, NO_END])
+    return column_chart(
+        "Sizes of annotated segments", "square root of the area in pixels", edges, columns, counted=counted
+    )
 
 
 def threshold_chart(counts: TaskCounts) -> LineChart:

@@ -114,6 +114,12 @@ def test_bars_cells_and_controls_filter_the_images(page):
     page.locator("rect[data-size=small][data-kind=boundary]").click()
     assert "with boundary, small segments" in page.locator("#gallery-status").text_content()
     page.get_by_role("button", name="Show all images").click()
+    column = page.locator("rect[data-side=true][data-hit='1']").first
+    column.click()
+    status = page.locator("#gallery-status").text_content()
+    assert 0 < len(names(page)) <= 6 and column.locator("title").text_content() in status
+    page.get_by_role("button", name="Show all images").click()
+    assert len(names(page)) == 6
     page.locator("#by-name").fill("003")
     assert names(page) == ["003"]
 

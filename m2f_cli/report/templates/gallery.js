@@ -11,7 +11,7 @@ const isSecond = (layer) => layer.endsWith("2");
 const sideOf = (layer) => layer.replace("2", "");
 const gallery = document.getElementById("gallery");
 const control = (name) => document.getElementById(name);
-const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", size: "", name: "", pair: null, score: 0, only: null, layer: "all", hovered: null};
+const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", size: "", name: "", pair: null, span: null, score: 0, only: null, layer: "all", hovered: null};
 const NONE = {true: [], found: [], figure: null};
 const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
@@ -227,11 +227,18 @@ function matches(view) {
   }
   const sides = sidesOf(view), verdict = verdictIn(sides);
   if (state.pair && !hasPair(view.tasks[state.task], sides)) return false;
+  if (state.span && !sides[state.span.side].some((segment) => isInSpan(segment, verdict(segment, state.span.side)))) return false;
   if (state.label === "" && state.kind === "" && state.size === "") return true;
   const [least, below] = SIZES[state.size] ?? [0, Infinity];
   return ["true", "found"].some((side) => sides[side].some((segment) => isKept(segment)
     && (state.label === "" || segment.label === state.label) && (state.kind === "" || verdict(segment, side) === state.kind)
     && segment.area >= least && segment.area < below));
+}
+
+// Columns of histograms count hits, and all others of one side.
+function isInSpan(segment, kind) {
+  const {key, from, to, isHit} = state.span;
+  return isKept(segment) && !["crowd", "excused"].includes(kind) && (kind === "hit") === isHit && segment[key] >= from && segment[key] < to;
 }
 
 function hasPair(comparison, sides) {
@@ -281,6 +288,7 @@ function apply() {
   if (state.size) filters.push(`${state.size} segments`);
   if (state.label !== "") filters.push(data.categories[state.label].name);
   if (state.pair) filters.push(state.pair.map((k) => k === null ? "nothing" : data.categories[k].name).join(" predicted as "));
+  if (state.span) filters.push(state.span.text);
   if (state.name) filters.push(`“${state.name}”`);
   control("gallery-status").textContent = `${shown.length} of ${cards.length} images${filters.length ? ` with ${filters.join(", ")}` : ""}`
     + ` · ${data.compares ? "A: " : ""}${counts(total)}${data.compares ? `; B: ${counts(second)}` : ""}` + (state.score ? ` at score ${state.score.toFixed(2)} and more` : "")
@@ -298,8 +306,10 @@ function change(values) {
 }
 
 // Filters of charts and tables: a class, a kind of error, or a cell of the confusion matrix.
-function showFiltered({label = "", kind = "", size = "", pair = null}) {
-  change({label, kind, size, pair, name: ""});
+function showFiltered({label = "", kind = "", size = "", pair = null, span = null}) {
+  const score = span?.key === "score" ? Math.min(state.score, span.from) : state.score; // weaker segments are behind that column
+  change({label, kind, size, pair, span, score, name: ""});
+  showScore();
   document.getElementById("images")?.scrollIntoView();
 }
 
@@ -403,7 +413,7 @@ function fillControls() {
   }
   for (const button of document.querySelectorAll("#gallery-tools [data-layer]")) button.addEventListener("click", () => setLayer(button.dataset.layer));
   control("reset").addEventListener("click", () => {
-    change({label: "", kind: "", size: "", name: "", pair: null, only: null, score: startScore(state.task)});
+    change({label: "", kind: "", size: "", name: "", pair: null, span: null, only: null, score: startScore(state.task)});
     showScore();
   });
   control("gallery-tools").hidden = control("gallery-keys").hidden = false;

@@ -58,9 +58,10 @@ for (const button of document.querySelectorAll("[data-csv]")) {
 
 // Bars and cells: a click or Enter filters the gallery. One of each group takes part in the order of Tab.
 const wanted = (element) => {
-  const {label, kind, size, true: t, found: f} = element.dataset;
+  const {label, kind, size, side, key, from, to, hit, true: t, found: f} = element.dataset;
   const whole = (text) => text === "" ? null : Number(text);
   if (t !== undefined) return {pair: [whole(t), whole(f)]};
+  if (side !== undefined) return {span: {side, key, from: Number(from), to: Number(to), isHit: hit === "1", text: element.querySelector("title").textContent}};
   return {label: label === undefined ? "" : Number(label), kind: kind ?? "", size: size ?? ""};
 };
 
