@@ -100,6 +100,21 @@ def train(
             metavar="PART", help="Part not to train, such as backbone.stages.0; repeatable.", rich_help_panel=opt.MODEL
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Content of checkpoints: whole, or trained for what is not frozen; with LoRA trained, else whole.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=completion.words("whole", "trained"),
+        ),
+    ] = None,
+    cache_features: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep the features of a frozen backbone for later epochs.", rich_help_panel=opt.SPEED
+        ),
+    ] = None,
     device: opt.Device = "auto",
     devices: opt.Devices = 1,
     precision: Annotated[
@@ -180,6 +195,7 @@ def train(
 ) -> None:
     """Train a model on your images, or reproduce a published one."""
     opt.one_of("precision", precision, opt.PRECISIONS)
+    opt.one_of("store", store, ("whole", "trained"))
     if replay is not None:
         return _replay(replay, device, trust_code)
     if devices > 1 and "RANK" not in os.environ:
@@ -195,6 +211,8 @@ def train(
         init=init,
         init_partial=init_partial,
         freeze=tuple(freeze or ()),
+        store=store,
+        cache_features=cache_features,
         micro_batch=_micro_batch(batch, micro_batch),
         device=device,
         resume=resume,

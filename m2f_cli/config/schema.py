@@ -16,6 +16,7 @@ from .schema_base import MOST_CLASSES as MOST_CLASSES
 from .schema_base import MOST_PARAMETERS as MOST_PARAMETERS
 from .schema_base import Canvas, Deviation, Node, Objects
 from .schema_base import Component as Component
+from .schema_base import LoraConfig as LoraConfig
 from .schema_base import Task as Task
 from .schema_testing import ResizeConfig as ResizeConfig
 from .schema_testing import SlideConfig as SlideConfig
@@ -101,6 +102,19 @@ class ModelConfig(Node):
         if count > MOST_PARAMETERS:
             raise ValueError(f"the network has {count:,} parameters or more; {MOST_PARAMETERS:,} are possible")
         return self
+
+    @model_validator(mode="after")
+    def _lora_is_of_the_backbone(self) -> ModelConfig:
+        wrong = next((name for name in ("pixel_decoder", "decoder") if getattr(self, name).lora is not None), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong}.lora is set, but LoRA is for pretrained backbones: set backbone.lora")
+        return self
+
+    def without_lora(self) -> ModelConfig:
+        """Return the network whose weights have the changes of LoRA in them."""
+        if self.backbone.lora is None:
+            return self
+        return self.model_copy(update={"backbone": self.backbone.model_copy(update={"lora": None})})
 
     @model_validator(mode="after")
     def _pilots_replace_attention_masks(self) -> ModelConfig:

@@ -60,11 +60,35 @@ class Node(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class LoraConfig(Node):
+    """LoRA of a backbone (Hu et al. 2021): weights W become W + alpha / rank · B A, of which B and A are trained."""
+
+    rank: int = Field(ge=1, le=LARGEST["dim"], description="Rows of A and columns of B; 4 to 32 are usual.")
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Size of the change. Null: the rank, so that its factor is 1 and does not depend on the rank.",
+    )
+    targets: tuple[Literal["q", "k", "v", "proj", "mlp"], ...] = Field(
+        ("q", "v"),
+        min_length=1,
+        max_length=5,
+        description="Layers that change: projections of queries, keys and values, of what was attended, and the MLPs.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
 class Component(BaseModel):
     """A named part and the arguments of its constructor, such as {name: swin, embed_dim: 96, …}."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = Field(max_length=LONGEST_TEXT, description="A name of its group in plugins.py, or module:object.")
+    lora: LoraConfig | None = Field(None, description="LoRA, for backbones alone. Null: none.")
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Component:

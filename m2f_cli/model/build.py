@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .. import plugins
 from ..config.schema import Component, ModelConfig
 from ..errors import ConfigError, unknown_name
+from .lora import add_lora
 from .mask_classifier import MaskClassifier
 
 # Errors that unsuitable numbers raise in constructors of Python and torch, memory errors included.
@@ -42,6 +43,7 @@ def build(config: ModelConfig, num_classes: int, *, trust_code: bool = False) ->
             `trust_code`.
     """
     backbone = _make("backbones", config.backbone, trust_code, has=("channels",))
+    add_lora(backbone, config.backbone)
     has = ("dim", "mask_dim")
     pixel_decoder = _make("pixel_decoders", config.pixel_decoder, trust_code, has=has, channels=backbone.channels)
     given = {"num_classes": num_classes, "in_dim": pixel_decoder.dim, "mask_dim": pixel_decoder.mask_dim}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..structures.predictions import Prediction
@@ -17,6 +19,7 @@ class MaskClassifier(nn.Module):
 
     Attributes:
         num_classes: without "no object".
+        feature_cache: called with the backbone and images in training, in place of a backbone that is not trained.
     """
 
     def __init__(self, backbone: nn.Module, pixel_decoder: nn.Module, decoder: nn.Module, num_classes: int):
@@ -25,6 +28,7 @@ class MaskClassifier(nn.Module):
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.decoder = decoder
+        self.feature_cache: Callable[[nn.Module, Tensor], Any] | None = None
 
     def forward(self, images_BCHW: Tensor, pilots: Pilots | None = None) -> Prediction:
         """Predict from normalised images of any size. Each part decides what of it runs in mixed precision.
@@ -32,4 +36,25 @@ class MaskClassifier(nn.Module):
         Args:
             pilots: MP-Former's queries of this batch, in training only; their answers come before the ordinary ones.
         """
-        return self.decoder(self.pixel_decoder(self.backbone(images_BCHW)), pilots)
+        return self.decoder(self.pixel_decoder(self.features(images_BCHW)), pilots)
+
+    def features(self, images_BCHW: Tensor) -> Any:
+        """Apply the backbone; in training without keeping anything for a gradient, if nothing of it is trained."""
+        if not (self.training and is_frozen(self.backbone)):
+            return self.backbone(images_BCHW)
+        with torch.no_grad():
+            if self.feature_cache is not None:
+                return self.feature_cache(self.backbone, images_BCHW)
+            return self.backbone(images_BCHW)
+
+    def train(self, mode: bool = True) -> MaskClassifier:
+        """Set the mode of all parts. A backbone of which nothing is trained stays in evaluation mode."""
+        super().train(mode)
+        if mode and is_frozen(self.backbone):
+            self.backbone.eval()
+        return self
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Return True if no parameter of a module is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())

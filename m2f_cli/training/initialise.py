@@ -19,7 +19,9 @@ from ..structures.categories import Categories, load_categories
 from ..weights import Checkpoint, Progress
 from ..weights.key_mapping import OurView, Shape
 from ..weights.key_tables import TABLES
+from ..weights.low_rank import without_changes
 from ..weights.pretrained import load_alone, load_backbone, without_counters
+from .store import Origin
 
 POSITIONS, LABELS = "decoder.query_embed.weight", "decoder.label_embed.weight"
 QUERIES = ("decoder.query_feat.weight", POSITIONS)
@@ -51,12 +53,14 @@ class InitReport:
         notes: differences between file and network and their consequences, a sentence each, for people.
         loaded: number of tensors that took at least one row from the file.
         fresh: names of tensors of which at least one row keeps its random numbers.
+        origin: where the others come from. None: there are none.
     """
 
     source: str
     notes: list[str]
     loaded: int
     fresh: list[str]
+    origin: Origin | None = None
 
 
 def initialise(
@@ -93,27 +97,38 @@ def initialise(
         WeightsError: the weights are missing, damaged, or do not fit. The message lists the tensors that do not fit.
         ConfigError: the backbone's `pretrained` is an unknown name.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in without_changes(model.state_dict()).items()}
     backbone = config.model.backbone
     if init is not None:
         alone = load_alone(init, shapes, resize_windows=resize_windows, partial=partial, progress=progress)
         if alone is None:
             # Trusted, because no code of the checkpoint is run: its tensors go into a network that exists already.
             checkpoint = weights.load(init, progress=progress, trust_code=True)
-            return _from_checkpoint(model, shapes, config, categories, checkpoint, strict_classes)
-        return _from_backbone(model, alone, str(init))
+            report = _from_checkpoint(model, shapes, config, categories, checkpoint, strict_classes)
+            return _with_origin(report, model, "init", _reference(checkpoint, init))
+        return _from_backbone(model, alone, "init", str(init))
     if backbone.options.get("pretrained") is None:
         return InitReport("", ["No weights are named: the whole network starts fresh."], 0, list(shapes))
     state = load_backbone(backbone, shapes, resize_windows=resize_windows, progress=progress)
-    return _from_backbone(model, state, str(backbone.options["pretrained"]))
+    return _from_backbone(model, state, "pretrained", str(backbone.options["pretrained"]))
 
 
-def _from_backbone(model: MaskClassifier, state: Mapping[str, Tensor], source: str) -> InitReport:
+def _from_backbone(model: MaskClassifier, state: Mapping[str, Tensor], kind: str, source: str) -> InitReport:
     notes = [f"The backbone takes the weights of {source}; everything else starts fresh."]
-    norms = [name for name in model.state_dict() if name.startswith("backbone.") and name not in state]
+    norms = [name for name in without_changes(model.state_dict()) if name.startswith("backbone.") and name not in state]
     if norms:
         notes.append(f"{len(norms)} tensors of the backbone are not in that file and start fresh: {_some(norms)}.")
-    return _fill(model, state, {}, source, notes)
+    return _with_origin(_fill(model, state, {}, source, notes), model, kind, source)
+
+
+def _with_origin(report: InitReport, model: MaskClassifier, kind: str, reference: str) -> InitReport:
+    names = tuple(name for name in without_changes(model.state_dict()) if name not in {*report.fresh})
+    return dataclasses.replace(report, origin=Origin.of(kind, reference, names))
+
+
+def _reference(checkpoint: Checkpoint, init: str | Path) -> str:
+    """Return the file of a run or a folder that was read, or the reference itself if it is a name."""
+    return checkpoint.source if Path(checkpoint.source).is_file() else str(init)
 
 
 # --- a whole checkpoint -----------------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ def _fill(
     model: MaskClassifier, state: Mapping[str, Tensor], kept: Mapping[str, Rows], source: str, notes: list[str]
 ) -> InitReport:
     """Copy tensors of `state` into the network: the rows in `kept`, or all rows of tensors that are not in it."""
-    own = model.state_dict()
+    own = without_changes(model.state_dict())
     loaded, fresh = 0, []
     with torch.no_grad():
         for name, tensor in own.items():

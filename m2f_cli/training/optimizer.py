@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config.schema import LayerDecayConfig, OptimizerConfig, TrainConfig
 from ..errors import ConfigError, nearest
+from ..weights.low_rank import plain_name
 from .schedule import factor
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -35,9 +36,9 @@ class Setting:
 def settings(model: nn.Module, config: OptimizerConfig, *, in_stages: bool = False) -> dict[str, Setting]:
     """Return the setting of every trainable parameter, by name.
 
-    The backbone has its own learning rate, or its blocks have one by depth. Norm layers, embeddings and position tables
-    have their own decay. All other parameters have the general one, including biases and the pixel decoder's raw level
-    embedding.
+    The backbone has its own learning rate, or its blocks have one by depth; modules in it whose class says
+    `is_new = True` are new parts. Norm layers, embeddings and position tables have their own decay. All other
+    parameters have the general one, including biases and the pixel decoder's raw level embedding.
 
     Args:
         model: the network.
@@ -57,15 +58,17 @@ def settings(model: nn.Module, config: OptimizerConfig, *, in_stages: bool = Fal
     count = 1 + max((depth for depth in depths.values() if depth is not None), default=-1)
     by_name = {}
     for module_name, module in model.named_modules():
+        is_new = getattr(module, "is_new", False)
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}" if module_name else name
             if not parameter.requires_grad or full_name in by_name:
                 continue
-            in_backbone = "backbone" in module_name.split(".")
+            in_backbone = "backbone" in module_name.split(".") and not is_new
+            depth = None if is_new else depths.get(full_name)
             multiplier = config.backbone_multiplier if in_backbone else 1.0
             if config.layer_decay is not None:
-                multiplier *= _by_depth(depths.get(full_name), count, config.layer_decay)
-            is_pretrained = in_stages and (in_backbone or full_name in depths)
+                multiplier *= _by_depth(depth, count, config.layer_decay)
+            is_pretrained = in_stages and not is_new and (in_backbone or full_name in depths)
             by_name[full_name] = Setting(multiplier, _decay(module, name, config), is_pretrained)
     return by_name
 
@@ -196,7 +199,7 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
     The statistics of batch norms below a prefix must not change either: pass the prefixes to `train_mode`.
 
     Raises:
-        ConfigError: no parameter begins with a prefix.
+        ConfigError: no parameter begins with a prefix, or it would freeze what LoRA trains.
     """
     frozen = 0
     names = [name for name, _ in model.named_parameters()]
@@ -207,6 +210,11 @@ def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> int:
             close = nearest(prefix, known) or known[:4]
             hint = f"Did you mean {' or '.join(close)}?"
             raise ConfigError(f"Nothing in the network is called {prefix!r}.", hint=hint)
+        if any(getattr(model.get_submodule(name.rpartition(".")[0]), "is_new", False) for name in begins):
+            raise ConfigError(
+                f"--freeze {prefix} would freeze what LoRA trains; LoRA has frozen the rest of the backbone already.",
+                hint="Leave out --freeze, or model.backbone.lora.",
+            )
         for name, parameter in model.named_parameters():
             if name in begins and parameter.requires_grad:
                 parameter.requires_grad_(False)
@@ -223,6 +231,16 @@ def frozen_norms(model: nn.Module, prefixes: Sequence[str]) -> Iterator[nn.Modul
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(_below(name, prefix) for prefix in prefixes):
             yield module
+
+
+def frozen_tensors(model: nn.Module, prefixes: Sequence[str]) -> set[str]:
+    """Return the names, without LoRA, of the tensors that training does not change.
+
+    They are parameters without a gradient, and the buffers below frozen prefixes.
+    """
+    names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    names |= {name for name, _ in model.named_buffers() if any(_below(name, prefix) for prefix in prefixes)}
+    return {*map(plain_name, names)}
 
 
 def train_mode(model: nn.Module, frozen: Sequence[str] = ()) -> None:

@@ -27,6 +27,9 @@ class TrainOptions:
         freeze: prefixes of parameters that are not trained.
         micro_batch: images per forward pass and process. None: at most 2. "auto": as many as fit into memory. The rest
             of `train.batch` is accumulated.
+        store: content of checkpoints: "whole", or "trained" for what is not frozen and a description of the weights
+            that the run started from. None: "trained" with LoRA, else "whole".
+        cache_features: folder that keeps the features of a frozen backbone. None: they are computed in each epoch.
         workers: processes that load data.
         device: name of the device, or "auto".
         resume: go on with the run in the folder.
@@ -46,6 +49,8 @@ class TrainOptions:
     init_partial: bool = False
     freeze: tuple[str, ...] = ()
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    store: Literal["whole", "trained"] | None = None
+    cache_features: Path | None = None
     workers: int = 0
     device: str = "auto"
     resume: bool = False

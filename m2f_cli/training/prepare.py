@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from .. import model as networks
-from .. import weights
 from ..config.run_folder import CHECKPOINTS, ENVIRONMENT, LAST, RESUME
 from ..config.schema import Config, TrainConfig
 from ..data.formats.base import NoTask
@@ -29,6 +28,7 @@ from . import batch_size
 from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
 from .ema import EMA
+from .feature_cache import cache_features
 from .folder import without_checksum
 from .initialise import initialise
 from .length import evaluations, with_iterations
@@ -37,6 +37,7 @@ from .optimizer import freeze, train_mode, trainable_table
 from .options import TrainOptions, read_environment
 from .parts import Parts, make_parts
 from .resume import RunState
+from .store import Origin, StoredWeights
 from .visualise import draw_results
 
 CHECKED = 50  # images that are checked for common mistakes before training starts
@@ -70,6 +71,7 @@ class Run:
         saved: iterations at the last checkpoint. None without one.
         notes: remarks for people.
         history: iteration and loss of each step.
+        origin: weights that it started from. None: random numbers.
     """
 
     folder: Path
@@ -84,6 +86,7 @@ class Run:
     saved: int | None = None
     notes: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    origin: Origin | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -92,6 +95,10 @@ class Run:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         return identity(self.train_data)
+
+    @functools.cached_property
+    def stored(self) -> StoredWeights:
+        return StoredWeights.of(self.parts.model, self.settings, self.options, self.origin)
 
     @property
     def best_metric(self) -> str:
@@ -114,6 +121,7 @@ class Run:
                 "in_a_row": now.in_a_row,
                 "evaluated": now.evaluated,
                 "data": self.identity,
+                "origin": self.origin and {**vars(self.origin), "names": [*self.origin.names]},
             }
             is_first = not (self.checkpoints / RESUME).is_file()  # a run with weights alone cannot be resumed
             if not is_first:
@@ -126,13 +134,13 @@ class Run:
     def save_weights(self, name: str) -> Path:
         """Write a checkpoint with its configuration and classes. It has the averaged weights if there are any."""
         tensors = self.parts.model.state_dict() if self.parts.ema is None else self.parts.ema.average
-        return weights.save(
-            self.checkpoints / f"{name}.safetensors", tensors, self.settings, self.train_data.categories
-        )
+        path = self.checkpoints / f"{name}.safetensors"
+        return self.stored.write(path, tensors, self.settings, self.train_data.categories)
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Return to the state in `tree`, which `save` wrote."""
         state.restore(self.parts, tree)
+        self.origin = Origin.of_tree(tree.get("origin"))  # older versions did not write it
         done = tree["iteration"]
         if distributed.rank() == 0:  # the others have their numbers from the iteration
             state.set_random_state(tree["random"], self.parts.device)
@@ -211,10 +219,11 @@ def prepare(
         settings = settings.model_copy(update={"data": described})
     torch.manual_seed(settings.train.seed + distributed.rank())
     model = networks.build(settings.model, len(train_data.categories), trust_code=options.trust_code)
-    if is_new:
-        notes += _initialise(model, settings, train_data, options, listener)
+    origin = _initialise(model, settings, train_data, options, listener, notes) if is_new else None
     if options.freeze:
         freeze(model, options.freeze)
+    if options.cache_features is not None:
+        cache_features(model, settings, train_data, options)
     parts = make_parts(model, settings, options, device)
     make_loader = functools.partial(
         training_loader,
@@ -230,9 +239,12 @@ def prepare(
         options = _measure(parts, options, lambda size: iter(make_loader(batch=size)), notes)
     parts = _complete(parts, options)
     run = Run(folder, settings, options, train_data, val_data, parts, None, RunState(), is_new, notes=notes)
+    run.origin = origin
     if tree is not None:
         with about(checkpoint):
             run.restore(tree)
+    if distributed.rank() == 0:
+        _ = run.stored  # refuses what cannot be stored before the training, not after it
     micro = settings.train.batch // (parts.accumulate * distributed.world_size())
     start_at = run.state.iteration * parts.accumulate
     run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)
@@ -291,10 +303,16 @@ def _unchecked(folder: Path) -> list[str]:
 
 
 def _initialise(
-    model: nn.Module, settings: Config, data: DataSet, options: TrainOptions, listener: Listener
-) -> list[str]:
+    model: nn.Module,
+    settings: Config,
+    data: DataSet,
+    options: TrainOptions,
+    listener: Listener,
+    notes: list[str],
+) -> Origin | None:
     if options.init == "random":
-        return ["The network starts from random numbers."]
+        notes.append("The network starts from random numbers.")
+        return None
     try:
         report = initialise(
             model,
@@ -308,11 +326,13 @@ def _initialise(
         if options.init is not None:
             raise
         # A machine without a network can still train, but the user must know that the backbone is not pretrained.
-        return [
+        notes.append(
             "THE BACKBONE STARTS FROM RANDOM NUMBERS, not from ImageNet as published: expect clearly lower figures. "
             f"{error} Or say --init random to be content with that, --init REF for other weights."
-        ]
-    return list(report.notes)
+        )
+        return None
+    notes += report.notes
+    return report.origin
 
 
 def _measure(

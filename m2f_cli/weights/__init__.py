@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from .checkpoint import Checkpoint, save
 from .download import Download, Progress
-from .resolve import load
+from .trained_only import load
 
 __all__ = ["Checkpoint", "Download", "Progress", "load", "save"]

@@ -7,7 +7,7 @@ The encoder is Meta's, under a licence of its own, so the authors of the two did
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -108,9 +108,7 @@ def _published(name: str) -> str:
 def _find(path: Path, width: int, progress: Progress | None) -> Path:
     repo = BASES.get(width)
     names = ("base", *([repo.split("/")[1]] if repo else []))
-    near = [path.with_name(f"{name}.safetensors") for name in names]
-    near += [path.with_name(name) / weights for name in names for weights in hub.WEIGHT_FILES]
-    found = next((each for each in near if each.is_file()), None)
+    found = beside(path, names)
     if found is not None:
         return found
     if repo is None:
@@ -127,3 +125,10 @@ def _find(path: Path, width: int, progress: Progress | None) -> Path:
             f"model.safetensors beside the file, as {names[-1]}.safetensors.",
         ) from error
     return next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), folder)
+
+
+def beside(path: Path, names: Sequence[str]) -> Path | None:
+    """Return the first file of weights beside a file, NAME.safetensors or in a folder NAME; None if there is none."""
+    near = [path.with_name(f"{name}.safetensors") for name in names]
+    near += [path.with_name(name) / weights for name in names for weights in hub.WEIGHT_FILES]
+    return next((each for each in near if each.is_file()), None)

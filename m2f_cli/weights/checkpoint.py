@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -25,8 +26,40 @@ from .key_mapping import OurView, Shape, to_m2f
 from .key_tables import TABLES
 from .readers import Container
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: a file with all weights
 _HEADER = "m2f"
+
+
+@dataclass(frozen=True)
+class Base:
+    """Weights that hold the tensors which a file of a training does not store.
+
+    Attributes:
+        kind: how a training read them: as the backbone's `pretrained`, or as `--init`.
+        reference: where they are.
+        sha256: hash of the tensors that the file does not store (`trained_only.digest`).
+        shapes: shapes of all tensors of the network without LoRA, by name.
+    """
+
+    kind: Literal["pretrained", "init"]
+    reference: str
+    sha256: str
+    shapes: Mapping[str, Shape]
+
+    @classmethod
+    def of_header(cls, record: Any) -> Base | None:
+        """Return what a header says; None where it does not speak of a base.
+
+        Raises:
+            ValueError, LookupError, TypeError: it makes no sense.
+        """
+        if record is None:
+            return None
+        kind, reference, sha256 = record["kind"], record["reference"], record["sha256"]
+        if kind not in ("pretrained", "init") or not (isinstance(reference, str) and isinstance(sha256, str)):
+            raise ValueError(f"its base {reference!r} ({kind!r}) makes no sense")
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in record["shapes"].items()}
+        return cls(kind, reference, sha256, shapes)
 
 
 @dataclass
@@ -45,6 +78,7 @@ class Checkpoint:
         resize: resizing from a Hugging Face processor.
         slide: windows of semantic segmentation from such a processor.
         notes: assumptions that were made, in sentences for the user.
+        base: where the tensors are that the file does not store; `trained_only.load` adds them.
     """
 
     source: str
@@ -58,6 +92,7 @@ class Checkpoint:
     resize: ResizeConfig | None = None
     slide: SlideConfig | None = None
     notes: list[str] = field(default_factory=list)
+    base: Base | None = None
 
     @property
     def num_classes(self) -> int:
@@ -107,18 +142,28 @@ def refuse_infinite(name: str, tensor: Tensor) -> None:
 # --- our own file -----------------------------------------------------------------------------------------------------
 
 
-def save(path: str | Path, state: Mapping[str, Tensor], config: Config, categories: Categories) -> Path:
+def save(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    config: Config,
+    categories: Categories,
+    base: Base | None = None,
+) -> Path:
     """Write an m2f checkpoint: weights, resolved configuration and classes in one file, or nothing at all.
+
+    Args:
+        base: where the tensors are that `state` leaves out. None: it has all.
 
     Raises:
         WeightsError: the file cannot be written.
     """
     path = Path(path)
     header = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1 if base is None else SCHEMA_VERSION,
         "m2f": __version__,
         "config": config.model_dump(mode="json", exclude_none=True),
         "categories": [category.to_dict() for category in categories],
+        **({} if base is None else {"base": vars(base)}),
     }
     # safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -163,8 +208,11 @@ def from_container(container: Container, source: str, *, trust_code: bool) -> Ch
             )
         resolved = config.parse(header["config"], source)
         categories = tuple(Category.from_dict(record) for record in header["categories"])
+        base = Base.of_header(header.get("base"))
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, ConfigError) as error:
         raise WeightsError(f"The header of {source} is damaged: {str(error).rstrip('.')}.") from error
     if not trust_code:
         refuse_code(resolved.model, source)
-    return Checkpoint(source, "m2f", container.tensors, resolved.model, config=resolved, categories=categories)
+    return Checkpoint(
+        source, "m2f", container.tensors, resolved.model, config=resolved, categories=categories, base=base
+    )

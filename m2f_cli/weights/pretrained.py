@@ -195,6 +195,11 @@ def load_backbone(
         raise unknown_name("file or release of backbone weights", ref, SOURCES)
     # No code of the checkpoint runs, because its tensors go into an existing network.
     checkpoint = refs.load(ref, progress=progress, trust_code=True)
+    if checkpoint.base is not None or checkpoint.model.backbone.lora is not None:
+        raise WeightsError(
+            f"{checkpoint.source} holds only what was trained, and not its whole backbone.",
+            hint=f"Write all of it to a file first: m2f export --model {ref} --format safetensors",
+        )
     return _place(
         TABLES[checkpoint.format],
         _backbone_of(checkpoint, backbone_shapes),

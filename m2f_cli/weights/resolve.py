@@ -28,7 +28,7 @@ _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def load(ref: str | Path, *, progress: Progress | None = None, trust_code: bool = False) -> Checkpoint:
-    """Find, fetch and read weights.
+    """Find, fetch and read weights, without the tensors that a file does not store (`Checkpoint.base`).
 
     Args:
         ref: a preset's name (its released weights), a run's folder, a file or folder of weights (m2f, transformers,

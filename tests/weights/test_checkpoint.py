@@ -170,8 +170,8 @@ def test_tensors_that_do_not_fit_are_all_named(saved):
 
 
 def test_a_newer_file_says_so(saved):
-    rewrite(saved[0], lambda header: header.update(schema_version=2, m2f="9.0"))
-    with pytest.raises(WeightsError, match=r"written by m2f 9\.0 in version 2") as caught:
+    rewrite(saved[0], lambda header: header.update(schema_version=3, m2f="9.0"))
+    with pytest.raises(WeightsError, match=r"written by m2f 9\.0 in version 3") as caught:
         weights.load(saved[0])
     assert "upgrade" in caught.value.hint
 

@@ -189,6 +189,8 @@ class Swin(nn.Module):
         pretrained: where the ImageNet weights come from; read by training only.
     """
 
+    new_parts = ("norms",)
+
     def __init__(
         self,
         embed_dim: int,

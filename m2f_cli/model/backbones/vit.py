@@ -186,6 +186,8 @@ class Pyramid(_Encoder):
         MissingDependency, ConfigError: as `make_vit`.
     """
 
+    new_parts = ("branches",)
+
     def __init__(
         self,
         model: str,
