@@ -89,6 +89,7 @@ def dry_run(
     with random_state.kept(), distributed.group(choose_device(options.device)) as device:
         distributed.on_main(lambda: _refuse_folder(folder))
         run = prepare(settings, folder, options, device, listener, data)
+        run.parts.model.feature_cache = None  # it would write files
         listener.on_start(run)
         train, val = _glimpse(run.train_data), None if run.val_data is None else _glimpse(run.val_data)
         memory = Memory(device)

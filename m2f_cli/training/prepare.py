@@ -243,8 +243,7 @@ def prepare(
     if tree is not None:
         with about(checkpoint):
             run.restore(tree)
-    if distributed.rank() == 0:
-        _ = run.stored  # refuses what cannot be stored before the training, not after it
+    _ = run.stored  # refuses what cannot be stored before the training, not after it
     micro = settings.train.batch // (parts.accumulate * distributed.world_size())
     start_at = run.state.iteration * parts.accumulate
     run.loader = make_loader(batch=micro, workers=options.workers, start=start_at)

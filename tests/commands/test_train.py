@@ -209,3 +209,10 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path, capsys):
     (tmp_path / "r" / "holiday.jpg").touch()
     assert cli.run([*SMALL, "--dry-run", "--out", "r"]) == 2
     assert "r holds files already, and no run" in capsys.readouterr().err
+
+
+def test_unknown_contents_of_checkpoints_and_nothing_to_leave_out_are_refused(capsys):
+    assert cli.run([*SMALL, "--store", "some"]) == 2
+    assert "'some'" in capsys.readouterr().err
+    assert cli.run([*SMALL, "--store", "trained"]) == 2
+    assert "there is no such tensor" in capsys.readouterr().err

@@ -116,6 +116,31 @@ def test_rank_16_trains_at_most_two_percent_of_a_vit_and_all_of_the_decoders(siz
     assert all(p.requires_grad for p in others)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+def test_the_gradients_are_those_of_the_formula(backbone):
+    torch.manual_seed(0)
+    lora = network_config(backbone, rank=3, targets=FIVE)
+    network = filled(build(lora, 5))
+    state = merged(network.state_dict(), lora.backbone.lora)
+    plain = network_with(lora.without_lora(), 5, lambda shapes: state).eval().requires_grad_()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for each in (network, plain):
+        sum(level.square().mean() for level in each.backbone(images).values()).backward()
+    of_plain = dict(plain.named_parameters())
+    compared = 0
+    for name, parameter in network.named_parameters():
+        layer, mark, factor = name.partition(".parametrizations.weight.0.")
+        if factor != "B":
+            continue
+        change = network.get_submodule(f"{layer}{mark}".rstrip("."))
+        thirds = of_plain[f"{layer}.weight"].grad.unflatten(0, (-1, parameter.shape[1]))
+        for number, part in enumerate(change.parts):
+            # chain rule of W + B A
+            torch.testing.assert_close(parameter.grad[number], thirds[part] @ change.A[number].T, atol=1e-5, rtol=1e-3)
+            compared += 1
+    assert compared >= 4 * 4
+
+
 def test_the_frozen_rest_has_no_gradient_and_no_state_in_the_optimiser():
     network = build(network_config(VIT, rank=4), 5).train()
     network.backbone(torch.randn(1, 3, 64, 64))[8].sum().backward()

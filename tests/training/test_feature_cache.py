@@ -16,6 +16,7 @@ from m2f_cli.errors import ConfigError
 from m2f_cli.model import build
 from m2f_cli.structures.predictions import Tokens
 from m2f_cli.training import run
+from m2f_cli.training.dry_run import dry_run
 from m2f_cli.training.feature_cache import FeatureCache, read_features, write_features
 from m2f_cli.training.optimizer import freeze
 from m2f_cli.training.options import TrainOptions
@@ -202,3 +203,8 @@ def test_steps_that_draw_but_change_nothing_are_not_random(tmp_path):
     augment = "train.augment=[{name: crop, height: 64, width: 96, category_max_area: 1.0}, {name: flip, p: 0.0}]"
     losses, _ = losses_of(config_of(PMT, augment), tmp_path / "run", options(tmp_path / "cache"))
     assert len(losses) == 4
+
+
+def test_a_dry_run_writes_no_features(tmp_path):
+    dry_run(config_of(), tmp_path / "run", options(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
