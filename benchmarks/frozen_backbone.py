@@ -1,14 +1,14 @@
-"""Training over a frozen ViT-S on a CPU: steps per second with and without kept features, and memory; one machine.
+"""Training over a frozen ViT on a CPU: steps per second with and without kept features, and memory; one machine.
 
-    python benchmarks/frozen_backbone.py [--size 320] [--batch 2] [--epochs 3] [--images 8] [--rounds 2] [--sides …]
+    python benchmarks/frozen_backbone.py [--vit small] [--size 320] [--batch 2] [--images 8] [--rounds 2] [--sides …]
 
-A side is a network, and how it is trained. "pmt" is the preset pmt-coco-panoptic-s-640, whose encoder is always frozen;
-"fast" is Mask2Former with the FPN of three levels and 3 decoder layers over a ViT-S; "small" has the width of the
-preset fast-small-panoptic there. Then "full", "lora" (rank 16), "frozen" or "cached" (frozen, with --cache-features).
-Each runs in a process of its own with one thread, from random numbers, on generated images of one size. Rates are of
-the epochs after the first one, without the time that waits for data, in seconds of the clock and of the CPU: on a
-machine that does other things only the latter mean anything. Memory is what the steps add to the process: its peak
-against what it held before the first step.
+A side is a network, and how it is trained. "pmt" is the preset pmt-coco-panoptic-s-640 (or b, l), whose encoder is
+always frozen; "fast" is Mask2Former with the FPN of three levels and 3 decoder layers over the ViT; "small" has the
+width of the preset fast-small-panoptic there. Then "full", "lora" (rank 16), "frozen" or "cached" (frozen, with
+--cache-features). Each runs in a process of its own with one thread, from random numbers, on generated images of one
+size. Rates are of the epochs after the first one, without the time that waits for data, in seconds of the clock and of
+the CPU: on a machine that does other things only the latter mean anything. Memory is what the steps add to the process:
+its peak against what it held before the first step.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ SIDES = (
     "small:frozen",
     "small:cached",
 )
-VIT = {"name": "vit", "model": "vit_small_patch14_reg4_dinov2"}
 
 
-def config_of(side: str, size: int, batch: int, images: int, epochs: int):
+def config_of(side: str, vit: str, size: int, batch: int, images: int, epochs: int):
     from m2f_cli.config import presets as config
     from m2f_cli.config.schema import ModelConfig
 
@@ -55,12 +54,13 @@ def config_of(side: str, size: int, batch: int, images: int, epochs: int):
         ],
     )
     if network == "pmt":
-        preset = config.load("pmt-coco-panoptic-s-640", [f"model.backbone.img_size={size}"])
+        preset = config.load(f"pmt-coco-panoptic-{vit[0]}-640", [f"model.backbone.img_size={size}"])
         tree = preset.model.model_dump(exclude_none=True)
     else:
         like = "fast-coco-panoptic-r50" if network == "fast" else "fast-small-panoptic"
         tree = config.load(like, ["model.decoder.num_layers=3"]).model.model_dump(exclude_none=True)
-        tree["backbone"] = {**VIT, "img_size": size, "dim": tree["pixel_decoder"]["dim"]}
+        tree["backbone"] = {"name": "vit", "model": f"vit_{vit}_patch14_reg4_dinov2", "img_size": size}
+        tree["backbone"]["dim"] = tree["pixel_decoder"]["dim"]
     if kind == "lora":
         tree["backbone"]["lora"] = {"rank": 16}
     return base.model_copy(update={"model": ModelConfig.model_validate(tree)})
@@ -72,7 +72,7 @@ def resident(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def measure(side: str, size: int, batch: int, images: int, epochs: int) -> dict[str, float]:
+def measure(side: str, vit: str, size: int, batch: int, images: int, epochs: int) -> dict[str, float]:
     import torch
 
     from m2f_cli.data.synthetic.dataset import synthetic_dataset
@@ -114,7 +114,7 @@ def measure(side: str, size: int, batch: int, images: int, epochs: int) -> dict[
             freeze=("backbone",) if kind in ("frozen", "cached") and not side.startswith("pmt") else (),
             cache_features=Path(folder, "features") if kind == "cached" else None,
         )
-        config = config_of(side, size, batch, images, epochs)
+        config = config_of(side, vit, size, batch, images, epochs)
         run.start(config, Path(folder, "run"), options, listener, data=(data, None))
         files = list(Path(folder, "features").glob("*.features"))
         per_image = sum(path.stat().st_size for path in files) / max(1, len(files))
@@ -132,9 +132,10 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=SIDES)
     for name, default in (("size", 320), ("batch", 2), ("images", 8), ("epochs", 3), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--vit", default="small", choices=("small", "base", "large"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    given = {name: getattr(options, name) for name in ("size", "batch", "images", "epochs")}
+    given = {name: getattr(options, name) for name in ("vit", "size", "batch", "images", "epochs")}
     if options.one:
         return print(json.dumps(measure(options.one, **given)))
     found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}

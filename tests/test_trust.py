@@ -519,6 +519,7 @@ TRUSTING = {
     "export/safetensors.py": 1,
     "training/initialise.py": 1,
     "weights/pretrained.py": 1,
+    "weights/trained_only.py": 1,
 }
 
 

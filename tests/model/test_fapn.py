@@ -102,7 +102,12 @@ def test_as_a_part_of_a_network_in_a_preset():
     prediction = model(torch.randn(1, 3, 64, 64))
     assert prediction.render().shape == (1, 12, 16, 16)
     preset = config.load("ade20k-swin-l-fapn")
-    assert preset.model.pixel_decoder.model_dump() == {"name": "fapn", "dim": 256, "mask_dim": 256, "groups": 8}
+    assert preset.model.pixel_decoder.model_dump(exclude_none=True) == {
+        "name": "fapn",
+        "dim": 256,
+        "mask_dim": 256,
+        "groups": 8,
+    }
     assert [(f.value, f.setting, f.verified) for f in preset.published] == [(57.7, "multi-scale + flip", False)]
     tree["pixel_decoder"]["groups"] = 7
     with pytest.raises(ConfigError, match="64 is no multiple of groups 7"):
