@@ -166,6 +166,12 @@ class TrainConfig(Node):
     )
 
     @model_validator(mode="after")
+    def _augmentation_has_no_lora(self) -> TrainConfig:
+        if any(step.lora is not None for step in self.augment):
+            raise ValueError("a step of augment has lora, which is for backbones: set model.backbone.lora")
+        return self
+
+    @model_validator(mode="after")
     def _patience_has_evaluations(self) -> TrainConfig:
         if self.patience is not None and not self.eval_every:
             raise ValueError("patience counts evaluations, and eval_every is 0 (only at the end): set eval_every, too")

@@ -219,6 +219,8 @@ def test_options_without_sense_are_refused(value, message):
 def test_it_is_an_option_of_the_backbone_alone():
     with pytest.raises(ConfigError, match=r"decoder\.lora is set, but LoRA is for pretrained backbones"):
         config.load("coco-panoptic-swin-t", ["model.decoder.lora.rank=4"])
+    with pytest.raises(ConfigError, match="a step of augment has lora, which is for backbones"):
+        config.load("coco-panoptic-swin-t", ["train.augment=[{name: flip, p: 0.5, lora: {rank: 4}}]"])
 
 
 @pytest.mark.parametrize("prefix", ["backbone", "backbone.net.blocks.0"])
