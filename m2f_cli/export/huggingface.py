@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ExportError, MissingDependency, WeightsError
 from ..inference.load_network import save_huggingface
+from ..inference.mask_rendering import Size
 from ..inference.segmenter import Segmenter
 from ..weights import write_huggingface
 from .base import ExportOptions, refuse_options
@@ -54,6 +55,12 @@ class HuggingFace:
 
 class _TransformersSegmenter(Segmenter):
     """Segmenter with a network of transformers."""
+
+    @property
+    def only_size(self) -> Size | None:
+        """The only (height, width) that the network takes, or None if it takes any. Plain ViTs take a square."""
+        side = getattr(self.model.config, "image_size", None)
+        return None if side is None else (side, side)
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.model(images_BCHW)

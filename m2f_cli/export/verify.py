@@ -160,8 +160,9 @@ def default_cases(
     """
     described = exported.description if isinstance(exported, EngineSegmenter) else None
     sizes = _sizes(model, exported.divisor)
-    if described is not None and described.size:
-        sizes = [described.size] * len(sizes)
+    fixed = getattr(exported, "only_size", None) if described is None else described.size
+    if fixed:
+        sizes = [fixed] * len(sizes)
     fixed_batch = described.batch if described is not None else None
     rng = np.random.default_rng(seed)
     cases: list[VerifyBatch] = []

@@ -147,14 +147,21 @@ def to_vit_processor_json(test: TestConfig) -> dict[str, Any]:
     }
 
 
-def to_vit_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of an EoMT under the names of transformers, with the class weights of its loss."""
+def to_vit_tensors(state: Mapping[str, Tensor], *, masked: bool) -> dict[str, Tensor]:
+    """Return the weights of an EoMT under the names of transformers, with the class weights of its loss.
+
+    Args:
+        masked: whether there are masks outside training. transformers decides that by their probabilities, so without
+            them all probabilities are 0, also of a model whose training ended before its masks did.
+    """
     gate, rest = (state[f"decoder.vit.blocks.{_first(state)}.mlp.{layer}.weight"] for layer in ("fc1", "fc2"))
     table = HF_EOMT_GATED if gate.shape[0] == 2 * rest.shape[1] else HF_EOMT
     table = table if "backbone.net.pos_embed" in state else HF_EOMT_DINOV3
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in names.from_m2f(table, state).items()
     }
+    if not masked:
+        tensors["attn_mask_probs"].zero_()
     classes = tensors["class_predictor.bias"].shape[0]
     tensors["criterion.empty_weight"] = torch.tensor([1.0] * (classes - 1) + [0.1])
     return tensors

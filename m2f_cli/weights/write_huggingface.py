@@ -54,7 +54,7 @@ def to_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
         ExportError: transformers has no name for one of the tensors.
     """
     if model.decoder.name == "eomt":
-        return to_vit_tensors(state)
+        return to_vit_tensors(state, masked=model.decoder.options.get("masked_prediction", False))
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.label_embed.")}
     if "decoder.query_embed.weight" not in kept:
         kept["decoder.query_embed.weight"] = torch.zeros_like(kept["decoder.query_feat.weight"], device="cpu")

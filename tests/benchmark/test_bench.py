@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.parts import tiny_config
+from helpers.parts import randomise, tiny_config
 from helpers.small_segmenter import NAMES, random_image, small_segmenter
+from helpers.vits import eomt_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -134,6 +135,34 @@ def test_both_sides_do_the_same(segmenter, folder, what, stages):
         assert apart.get("share", 0) < 0.01 and apart.get("largest", 0) < 5e-3, (name, apart)
     if what == "post":
         assert len(np.unique(answers[0]["segment ids"])) > 2
+
+
+@pytest.mark.parametrize("what", ["forward", "picture", "predict", "post", "load", "train"])
+def test_a_plain_vit_has_a_peer_for_squares_of_one_size(tmp_path, what):
+    from m2f_cli import plugins
+
+    preset = configuration.load("eomt-coco-panoptic-s-640", ["test.resize.fit=64"])
+    config = preset.model_copy(update={"model": eomt_config(depth=2, first_block=1, num_blocks=1)})
+    config = config.model_copy(update={"train": small_training(preset.train)})
+    subject = Segmenter(randomise(build(config.model, len(NAMES))), config, from_names(NAMES, things=NAMES[:3]))
+    share(subject, tmp_path / "model")
+    case = Case(what=what, images=1, **({"size": (64, 64)} if what == "train" else {"image": (48, 64)}))
+    mine = plugins.get("workloads", what)(case, subject)
+    theirs = plugins.get("peers", "huggingface")(case, subject, tmp_path / "model")
+    answers = done(mine), done(theirs)
+    assert answers[0].keys() == answers[1].keys()
+    for name in answers[0]:
+        apart = stats.difference(answers[1][name], answers[0][name])
+        # their image processor resizes and rounds differently
+        assert apart.get("share", 0) < 0.02 and apart.get("largest", 0) < 1e-4, (name, apart)
+    if what in ("forward", "train"):
+        with pytest.raises(ConfigError, match=r"takes images of 64 x 64 only, not of 64 x 96.*--size 64 64"):
+            huggingface.workload(dataclasses.replace(case, size=SIZE), subject, tmp_path / "model")
+
+
+def small_training(settings):
+    """Few points in the loss."""
+    return settings.model_copy(update={"loss": settings.loss.model_copy(update={"num_points": 64})})
 
 
 def test_predict_at_full_speed_writes_what_the_stages_write(segmenter):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from export.models import segmenter_of
+from export.tiny import WINDOWS, tiny_segmenter
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from m2f_cli.errors import ExportError, MissingDependency
@@ -35,6 +36,32 @@ def test_transformers_gives_the_same_answers(tmp_path, name):
     assert AutoImageProcessor.from_pretrained(report.path).size["shortest_edge"] == 96
 
 
+@pytest.mark.parametrize("overrides", [(), WINDOWS], ids=["square", "windows"])
+@pytest.mark.parametrize("name", ["eomt-dinov2", "eomt-dinov3"])
+@torch.no_grad()
+def test_a_plain_vit_gives_the_same_answers_in_transformers_and_back(tmp_path, name, overrides):
+    model = tiny_segmenter(name, *overrides)
+    report = export(model, tmp_path / "folder", "huggingface")
+    record = json.loads((report.path / "export.json").read_text())
+    assert {tuple(each["size"]) for each in record["comparisons"]} == {(64, 64)}  # transformers takes no other
+    theirs = AutoModelForUniversalSegmentation.from_pretrained(report.path)
+    again = load(report.path, device="cpu")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected, found, back = model.model(images), theirs(images), again.model(images)
+    torch.testing.assert_close(found.masks_queries_logits, expected.render(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.class_queries_logits, expected.last.class_logits_BQK, atol=1e-4, rtol=0)
+    torch.testing.assert_close(back.render(), expected.render(), atol=1e-4, rtol=0)
+    assert (again.config.test.slide is None) == (overrides == ())
+
+
+def test_masks_that_were_not_annealed_away_stay_out_of_transformers(tmp_path):
+    """transformers masks attention outside training as long as a probability is above 0; ours does where asked to."""
+    model = tiny_segmenter("eomt-dinov2")
+    assert model.model.decoder.attn_mask_probs.abs().min() > 0
+    folder = export(model, tmp_path / "folder", "huggingface").path
+    assert not AutoModelForUniversalSegmentation.from_pretrained(folder).attn_mask_probs.any()
+
+
 def test_a_folder_that_is_not_the_model_gets_no_name(tmp_path, monkeypatch):
     model = segmenter_of("mask2former")
     other = segmenter_of("mask2former", seed=2)
@@ -54,10 +81,10 @@ def _save(*args):
     return save_huggingface(*args)
 
 
-@pytest.mark.parametrize("name", ["maskformer+6enc", "per-pixel"])
+@pytest.mark.parametrize("name", ["maskformer+6enc", "per-pixel", "pmt"])
 def test_networks_that_transformers_does_not_have(tmp_path, name):
     with pytest.raises(ExportError, match="transformers"):
-        export(segmenter_of(name), tmp_path / "folder", "huggingface")
+        export(tiny_segmenter(name) if name == "pmt" else segmenter_of(name), tmp_path / "folder", "huggingface")
     assert list(tmp_path.iterdir()) == []
 
 

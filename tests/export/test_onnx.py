@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from export.tiny import tiny_segmenter
+from export.tiny import WINDOWS, tiny_segmenter
 from helpers.small_segmenter import random_image
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +21,7 @@ from m2f_cli.export import onnx as exporting_onnx
 from m2f_cli.export.base import ExportOptions
 from m2f_cli.export.verify import Tolerance, differing
 from m2f_cli.inference import load
+from m2f_cli.inference.sliding_window import sliding
 from m2f_cli.model.backbones.swin import SwinStage
 from m2f_cli.model.layers.conv import FrozenBatchNorm
 
@@ -28,30 +29,33 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 optimize = pytest.importorskip("onnxscript.optimizer").optimize
 
-EXPORTS = {  # tracing and translating takes half a minute: one file by default, the others are slow
+EXPORTS = {  # tracing and translating takes long: one file of each kind by default, the others are slow
     "mask2former-resnet": ExportOptions(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
     "mask2former-swin": ExportOptions(size=(64, 96), batch=2, postprocess="panoptic", normalise=True, runner=True),
     "maskformer-resnet": ExportOptions(size=(64, 96), postprocess="semantic"),
     "mpformer-resnet": ExportOptions(size=(96, 64), postprocess="instance", opset=20),
+    "eomt-dinov2": ExportOptions(size=(64, 64), postprocess="panoptic"),
+    "eomt-dinov3": ExportOptions(size=(64, 64), postprocess="semantic"),
+    "pmt": ExportOptions(size=(64, 64), postprocess="instance"),
 }
+BY_DEFAULT = ("mask2former-resnet", "eomt-dinov2")
 # Of the table of operators in NVIDIA's onnx-tensorrt, release 10, that an exported network may need.
 TENSORRT = set(
     re.findall(
         r"\w+",
         """
-    Abs Add And ArgMax Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos CumSum Div Einsum Equal Erf Exp Expand
-    Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual GroupNormalization Identity
-    InstanceNormalization LayerNormalization Less LessOrEqual Log MatMul Max MaxPool Min Mod Mul Neg Not Or Pad Pow
-    Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Sigmoid Sin Size Slice
-    Softmax Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor
+    Abs Add And ArgMax BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos
+    CumSum Div Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater
+    GreaterOrEqual GroupNormalization Identity InstanceNormalization LayerNormalization Less LessOrEqual Log
+    MatMul Max MaxPool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum
+    Relu Reshape Resize Shape Sigmoid Sin Size Slice Softmax Split Sqrt Squeeze Sub Sum Tile TopK Transpose
+    Unsqueeze Where Xor
 """,
     )
 )
 
 
-NAMES = [
-    pytest.param(name, marks=[] if name == "mask2former-resnet" else pytest.mark.slow, id=name) for name in EXPORTS
-]
+NAMES = [pytest.param(name, marks=[] if name in BY_DEFAULT else pytest.mark.slow, id=name) for name in EXPORTS]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,20 @@ def test_predicting_with_the_file_is_predicting_with_the_model(exported):
     raws = opened.infer([opened.prepare(each) for each in images])  # three images, in batches of two
     alone = opened.infer([opened.prepare(images[2])])
     assert torch.allclose(raws[2].class_logits_QK, alone[0].class_logits_QK, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), WINDOWS], ids=["square", "windows"])
+def test_a_plain_vit_is_exported_for_the_size_that_it_is_tested_at(tmp_path, overrides):
+    model = tiny_segmenter("eomt-dinov2", *overrides)
+    report = base.export(model, tmp_path / "model.onnx", "onnx", ExportOptions())
+    opened = load.load(report.path, device="cpu")
+    assert opened.description.size == (64, 64)
+    expected = sliding(model) if overrides else model
+    for size in ((80, 150), (64, 64)):
+        for task in model.tasks:
+            image = random_image(*size)
+            assert differing(expected(image, task), opened(image, task)) == 0
 
 
 @pytest.fixture

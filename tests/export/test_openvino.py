@@ -55,6 +55,17 @@ def test_it_is_the_model(model, tmp_path):
     assert record["versions"]["openvino"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "task"), [("eomt-dinov2", "panoptic"), ("eomt-dinov3", "semantic"), ("pmt", "instance")]
+)
+def test_plain_vits_are_the_model_too(tmp_path, name, task):
+    report = export(tiny_segmenter(name), tmp_path / "model", "openvino", ExportOptions(postprocess=task))
+    largest = report.to_dict()["largest"]
+    assert largest["class_logits.largest_share"] < 1e-5 and largest["mask_logits.largest_share"] < 1e-5
+    assert largest[f"inside.{task}"] == 0
+
+
 def test_what_is_a_formula_stays_one(folder):
     """Positions and masks are not stored: the file is as large as the weights. (Of an image as small as this one the
     reference points are: the translator folds what has few numbers.)"""

@@ -1,4 +1,4 @@
-"""Segmenters so small that they can be exported in seconds: every method, both kinds of backbone."""
+"""Segmenters so small that they can be exported in seconds: every method, every kind of backbone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import torch
 from helpers.parts import randomise
 from helpers.small_segmenter import NAMES
+from helpers.vits import DINOV2, DINOV3, eomt_config, pmt_config
 
 from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import ModelConfig
@@ -54,11 +55,32 @@ NETWORKS = {
         "decoder": {**MASKED, "piloted": True},
     },
 }
+_EOMT = {
+    kind: eomt_config(model, num_queries=12, depth=2, first_block=1, num_blocks=1).model_dump(exclude_none=True)
+    for kind, model in (("dinov2", DINOV2), ("dinov3", DINOV3))
+}
+NETWORKS |= {
+    "eomt-dinov2": _EOMT["dinov2"],
+    "eomt-dinov3": _EOMT["dinov3"],
+    "pmt": pmt_config().model_dump(exclude_none=True),
+}
 PRESETS = {
     "mask2former": "coco-panoptic-r50",
     "maskformer": "maskformer-coco-panoptic-r50",
     "mpformer": "mpformer-coco-instance-r50-50ep",
+    "eomt": "eomt-coco-panoptic-s-640",
+    "pmt": "pmt-coco-panoptic-l-640",
 }
+WINDOWS = (  # in place of the square of a plain ViT
+    "task=semantic",
+    "test.tasks=[semantic]",
+    "test.resize.fit=null",
+    "test.resize.short_edge=64",
+    "test.slide.crop=[64,64]",
+    "test.slide.even=true",
+)
+RESIZED = ("test.resize.short_edge=64", "test.resize.max_edge=128")
+SQUARE = ("test.resize.fit=64", "test.tasks=[panoptic,instance,semantic]")
 
 
 @functools.cache
@@ -67,7 +89,7 @@ def tiny_segmenter(network: str = "mask2former-resnet", *overrides: str) -> Segm
     model = ModelConfig.model_validate(NETWORKS[network])
     config = configuration.load(
         PRESETS[model.method],
-        ["test.resize.short_edge=64", "test.resize.max_edge=128", "test.object_threshold=0.4", *overrides],
+        [*(SQUARE if model.method in ("eomt", "pmt") else RESIZED), "test.object_threshold=0.4", *overrides],
     )
     net = randomise(build(model, len(NAMES)), seed=10).eval()
     with torch.no_grad():  # without this all queries and all pixels would get nearly one answer

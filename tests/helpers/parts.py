@@ -186,9 +186,12 @@ def tiny_config(**backbone) -> ModelConfig:
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and buffer a value that matters (fresh networks sample at whole pixels, weigh evenly …)."""
+    """Give all that is in a checkpoint a value that matters (fresh networks sample at whole pixels, weigh evenly …).
+
+    Buffers that are not in one are constants, such as the frequencies of rotary positions."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+    stored = model.state_dict()
+    for name, parameter in [*model.named_parameters(), *(each for each in model.named_buffers() if each[0] in stored)]:
         with torch.no_grad():
             if name.endswith("running_var"):
                 parameter.uniform_(0.5, 2.0, generator=generator)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ...config.schema import Config
 from ...errors import ConfigError, MissingDependency
 from ...inference.base import BaseSegmenter
+from ...inference.mask_rendering import Size
+from ...inference.preprocess import resized_shape
 from ...inference.segmenter import Segmenter
 from ...results.types import PanopticMap, Result
 from ...results.writers import coco_categories, panoptic_image
@@ -46,15 +48,17 @@ class Model:
         self.task, self.precision = segmenter.default_task, case.precision
         self.replaced = type(segmenter) is not Segmenter
         self.net = load(folder, self.config).to(self.device)
-        inner = self.net.model
-        self.parts = {
-            "backbone": inner.pixel_level_module.encoder,
-            "pixel decoder": inner.pixel_level_module.decoder,
-            "decoder": inner.transformer_module,
-        }
+        self.side: int | None = getattr(self.net.config, "image_size", None)  # plain ViTs take a square, of one size
+        self.parts: dict[str, nn.Module] = {}
         if case.compile:
             self.net.compile(dynamic=False)  # for the timed size alone, which is fastest
-            self.parts = {}
+        elif hasattr(self.net, "model"):  # a plain ViT has no such parts
+            inner = self.net.model
+            self.parts = {
+                "backbone": inner.pixel_level_module.encoder,
+                "pixel decoder": inner.pixel_level_module.decoder,
+                "decoder": inner.transformer_module,
+            }
 
     @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,13 +100,25 @@ class _Workload(Workload):
         self.parts, self.methods = self.model.parts, RENDER
 
     def touch(self) -> None:
-        self.model(torch.zeros(1, 3, 64, 64, device=self.model.device))
+        side = self.model.side or 64
+        self.model(torch.zeros(1, 3, side, side, device=self.model.device))
+
+    def refuse_other_sizes(self, size: Size) -> None:
+        """Raise a ConfigError if the network does not take images of this size (height, width)."""
+        side = self.model.side
+        if side is not None and size != (side, side):
+            raise ConfigError(
+                f"This network of transformers takes images of {side} x {side} only, not of {size[0]} x {size[1]}.",
+                hint=f"Pass --what forward --size {side} {side}.",
+            )
 
 
 class PeerForward(_Workload):
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
-        self.images_BCHW = ours.random_images(case.batch, network_size(case, self.model.config)).to(self.model.device)
+        size = network_size(case, self.model.config)
+        self.refuse_other_sizes(size)
+        self.images_BCHW = ours.random_images(case.batch, size).to(self.model.device)
 
     def run(self, stages: Stages) -> None:
         self.last = self.model(self.images_BCHW)
@@ -117,10 +133,11 @@ class PeerImages(_Workload):
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
-        size = image_size(case, self.model.config)
+        size, self.padded = image_size(case, self.model.config), network_size(case, self.model.config)
+        self.refuse_other_sizes(self.padded)
         batch = [segmenter.prepare(image(size, number).image_HW3) for number in range(case.batch)]
         self.pixels_BCHW = torch.stack([prepared.pixels_CHW for prepared in batch])
-        self.size, self.padded = batch[0].size, network_size(case, self.model.config)
+        self.size = batch[0].size
         self.mean, self.std = (
             torch.tensor(values, device=self.model.device)[:, None, None]
             for values in (self.model.config.input.mean, self.model.config.input.std)
@@ -129,9 +146,13 @@ class PeerImages(_Workload):
     def run(self, stages: Stages) -> None:
         valid = tuple(self.pixels_BCHW.shape[-2:])
         with stages("preprocess"):
-            images_BCHW = (self.pixels_BCHW.to(self.model.device).float() - self.mean) / self.std
-            below, right = (full - edge for full, edge in zip(self.padded, valid, strict=True))
-            images_BCHW = nn.functional.pad(images_BCHW, (0, right, 0, below))
+            images_BCHW, value = self.pixels_BCHW.to(self.model.device).float(), self.model.config.test.pad_value
+            padding = (0, self.padded[1] - valid[1], 0, self.padded[0] - valid[0])
+            if value is not None:
+                images_BCHW = nn.functional.pad(images_BCHW, padding, value=value)
+            images_BCHW = (images_BCHW - self.mean) / self.std
+            if value is None:
+                images_BCHW = nn.functional.pad(images_BCHW, padding)
         classes, masks = self.model(images_BCHW)
         with stages("post"):
             pairs = zip(classes, masks, strict=True)
@@ -145,13 +166,14 @@ class PeerPredict(_Workload):
     """Loop that reads, runs transformers' image processor, the network and published post-processing, and writes.
 
     By default the processor stretches an image to the next multiple of its size_divisor. That is switched off here, and
-    the image is padded as published, so that both networks see the same images.
+    the image is padded as published, so that both networks see the same images. That of plain ViTs pads to the square.
     """
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
         from transformers import AutoImageProcessor
 
+        self.refuse_other_sizes(network_size(case, self.model.config))
         self.processor = AutoImageProcessor.from_pretrained(folder)
         self.folder = tempfile.TemporaryDirectory(prefix="m2f-bench-")
         self.out = Path(self.folder.name)
@@ -167,8 +189,11 @@ class PeerPredict(_Workload):
         with stages("read"), open_image(path) as opened:
             image = opened.convert("RGB")
         with stages("preprocess"):
-            pixels_BCHW = self.processor(images=image, return_tensors="pt", size_divisor=0)["pixel_values"]
+            options = {"size_divisor": 0} if self.model.side is None else {}
+            pixels_BCHW = self.processor(images=image, return_tensors="pt", **options)["pixel_values"]
             valid = tuple(pixels_BCHW.shape[-2:])
+            if self.model.side is not None:
+                valid = resized_shape(*image.size[::-1], self.model.config.test.resize)
             below, right = (-edge % max(1, self.model.config.test.size_divisor) for edge in valid)
             images_BCHW = nn.functional.pad(pixels_BCHW.to(self.model.device), (0, right, 0, below))
         classes, masks = self.model(images_BCHW)
@@ -215,6 +240,7 @@ class PeerTrain(_Workload):
 
     def __init__(self, case: Case, segmenter: BaseSegmenter, folder: Path):
         super().__init__(case, segmenter, folder)
+        self.refuse_other_sizes(training_size(case, segmenter.config))
         self.net = self.model.net.train()
         self._as_ours(segmenter.config)
         self.parts = {**self.parts, "loss": self.net.criterion} if self.parts else {}
@@ -238,7 +264,8 @@ class PeerTrain(_Workload):
                     module.eval().requires_grad_(False)
 
     def touch(self) -> None:
-        self._step(self.make(size=(64, 64)), Stages(self.model.device, live=False))
+        side = self.model.side or 64
+        self._step(self.make(size=(side, side)), Stages(self.model.device, live=False))
 
     def run(self, stages: Stages) -> None:
         self._step(self.batch, stages)
