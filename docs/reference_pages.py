@@ -17,7 +17,7 @@ import m2f_cli
 from m2f_cli import cli, errors, plugins
 from m2f_cli.commands import help_page
 from m2f_cli.config import presets, published
-from m2f_cli.config.methods import METHODS
+from m2f_cli.config.methods import methods
 from m2f_cli.config.schema import Component, Config
 from m2f_cli.evaluation.report import ResultsDocument
 from m2f_cli.inference.journal import PredictionsDocument
@@ -218,7 +218,7 @@ def licences_table() -> str:
         for source in config.weights:
             authors = "OpenMMLab" if source.format == "openmmlab" else "the method's authors"
             where = "Hugging Face (unverified)" if source.hub else authors
-            counts = files.setdefault((METHODS[config.model.method].title, where, source.licence), {})
+            counts = files.setdefault((methods()[config.model.method].title, where, source.licence), {})
             counts[config.data.dataset] = counts.get(config.data.dataset, 0) + 1
     listed = {key: ", ".join(f"{name} ({count})" for name, count in counts.items()) for key, counts in files.items()}
     head = ["weights of", "released by", "licence", "data sets (files)"]

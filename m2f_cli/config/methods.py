@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from ..runtime import documents
+from .shipped import presets_dir
 
 
 class Method(NamedTuple):
@@ -12,10 +17,12 @@ class Method(NamedTuple):
     source: str
 
 
-METHODS = {
-    "mask2former": Method("Mask2Former", "https://arxiv.org/abs/2112.01527"),
-    "maskformer": Method("MaskFormer", "https://arxiv.org/abs/2107.06278"),
-    "mpformer": Method("MP-Former", "https://arxiv.org/abs/2303.07336"),
-    "eomt": Method("EoMT", "https://github.com/tue-mps/eomt"),
-    "pmt": Method("PMT", "https://github.com/tue-mps/pmt"),
-}
+@functools.cache
+def methods() -> Mapping[str, Method]:
+    """Return the methods of presets/methods/table.yaml, in its order.
+
+    Raises:
+        ConfigError: the file is not there, or is no YAML.
+    """
+    table = documents.read_yaml(presets_dir() / "methods" / "table.yaml")
+    return {name: Method(**row) for name, row in table.items()}

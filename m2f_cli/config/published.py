@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..runtime import documents
-from .methods import METHODS
+from .methods import methods
 
 if TYPE_CHECKING:
     from .schema import Config, Published
@@ -187,7 +187,7 @@ def label(metric: str, setting: str = SINGLE_SCALE) -> str:
 
 
 def method_label(config: Config) -> str:
-    return BASELINES.get(config.model.decoder.name) or METHODS[config.model.method].title
+    return BASELINES.get(config.model.decoder.name) or methods()[config.model.method].title
 
 
 def backbone_label(config: Config) -> str:
@@ -240,10 +240,10 @@ def tables(rows: Iterable[Line]) -> list[tuple[str, list[str], list[list[str]]]]
 
 
 def _order(row: Line) -> tuple[int, str, int, str]:
-    methods = [*(method.title for method in METHODS.values()), *BASELINES.values()]
+    titles = [*(method.title for method in methods().values()), *BASELINES.values()]
     size = row.backbone.partition(" ")[0]
     rank = BACKBONES.index(size) if size in BACKBONES else len(BACKBONES)
-    return methods.index(row.method), row.source, rank, row.preset
+    return titles.index(row.method), row.source, rank, row.preset
 
 
 def _table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:

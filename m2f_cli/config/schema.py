@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..errors import nearest
+from .methods import methods
 from .schema_base import LARGEST as LARGEST
 from .schema_base import LARGEST_CANVAS as LARGEST_CANVAS
 from .schema_base import LONGEST as LONGEST
@@ -88,13 +90,20 @@ def _least_parameters(part: Component) -> int:
 class ModelConfig(Node):
     """The network: its method, its three parts, and pilots."""
 
-    method: Literal["mask2former", "maskformer", "mpformer", "eomt", "pmt"] = Field(
-        description="Method that the parts belong to."
-    )
+    method: str = Field(description="Method that the parts belong to, of presets/methods/table.yaml.")
     backbone: Component = Field(description="Network that turns an image into feature maps, and its options.")
     pixel_decoder: Component = Field(description="Part that turns feature maps into mask features, and its options.")
     decoder: Component = Field(description="Part that turns queries into classes and masks, and its options.")
     piloting: PilotingConfig | None = Field(None, description="Mask-piloted training. Null: without pilots.")
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in methods():
+            close = nearest(name, methods())
+            meant = f"did you mean {' or '.join(close)}" if close else f"known: {', '.join(methods())}"
+            raise ValueError(f"there is no method named {name!r}; {meant}")
+        return name
 
     @model_validator(mode="after")
     def _is_buildable(self) -> ModelConfig:
@@ -190,8 +199,8 @@ class WeightsSource(Node):
         pattern="^[0-9a-f]{64}$",
         description="SHA-256 of the file, or of the repository's one file of weights, where it is published.",
     )
-    format: Literal["detectron2", "openmmlab", "huggingface", "m2f", "eomt", "pmt"] = Field(
-        description="Program that wrote them. eomt, pmt: the original code, without the encoder where that is DINOv3."
+    format: Literal["detectron2", "openmmlab", "huggingface", "m2f", "original"] = Field(
+        description="Program that wrote them. original: the method's own code, which is none of the others."
     )
     licence: str = Field(description="Licence of the weights.")
     licence_verified: bool = Field(

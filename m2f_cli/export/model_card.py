@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..config import presets
-from ..config.methods import METHODS
+from ..config.methods import methods
 from ..config.published import NAMES
 from ..config.schema import Config
 from ..evaluation.report import RESULTS
@@ -90,7 +90,7 @@ def model_card(segmenter: Segmenter, repo: str | None = None) -> str:
     config = segmenter.config
     run = read_run(Path(segmenter.source))
     facts = _Facts(config, segmenter.source, _shipped(config.name), is_released(segmenter), run)
-    method = METHODS[config.model.method]
+    method = methods()[config.model.method]
     parts = [
         f"---\n{yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True, width=10_000).strip()}\n---",
         f"# {_code(config.name)}",

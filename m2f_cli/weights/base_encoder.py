@@ -20,7 +20,7 @@ from .download import Progress
 from .key_mapping import refuse
 
 ENCODER = "network.encoder.backbone."
-BASES = {  # by width
+BASES = {  # by width, of files that no preset states the encoder of
     384: "facebook/dinov3-vits16-pretrain-lvd1689m",
     768: "facebook/dinov3-vitb16-pretrain-lvd1689m",
     1024: "facebook/dinov3-vitl16-pretrain-lvd1689m",
@@ -38,11 +38,16 @@ def is_base(tensors: Mapping[str, Tensor]) -> bool:
     return {"patch_embed.register_tokens", "blocks.0.attention.q_proj.weight"} <= set(map(_published, tensors))
 
 
-def completed(tensors: Mapping[str, Tensor], path: Path, progress: Progress | None = None) -> dict[str, Tensor]:
+def completed(
+    tensors: Mapping[str, Tensor], path: Path, progress: Progress | None = None, repo: str | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of a file with the encoder that it lacks; other files as they are.
 
     The encoder is taken from beside the file (`base.safetensors`, or a file or folder that is called as its repository
     on the hub), or else from the hub.
+
+    Args:
+        repo: repository of the encoder. None: DINOv3 of the file's width.
 
     Raises:
         WeightsError: the encoder is not there, or belongs to another network.
@@ -50,7 +55,7 @@ def completed(tensors: Mapping[str, Tensor], path: Path, progress: Progress | No
     if not (_is_difference(tensors) or _is_decoder(tensors)):
         return dict(tensors)
     width = tensors["network.decoder.q.weight" if _is_decoder(tensors) else "network.q.weight"].shape[-1]
-    base = read_base(_find(path, width, progress))
+    base = read_base(_find(path, width, progress, repo or BASES.get(width)))
     if _is_decoder(tensors):
         return {**tensors, **{ENCODER + name: x for name, x in base.items()}}
     return _summed(tensors, base)
@@ -105,8 +110,7 @@ def _published(name: str) -> str:
     return name
 
 
-def _find(path: Path, width: int, progress: Progress | None) -> Path:
-    repo = BASES.get(width)
+def _find(path: Path, width: int, progress: Progress | None, repo: str | None) -> Path:
     names = ("base", *([repo.split("/")[1]] if repo else []))
     found = beside(path, names)
     if found is not None:

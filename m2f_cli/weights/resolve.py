@@ -117,14 +117,14 @@ def _load_source(source: WeightsSource, progress: Progress | None, trust_code: b
 
 def _of_repo(repo: str, stated: WeightsSource | None, progress: Progress | None) -> Checkpoint:
     """Read a repository, whose weights must be those that a preset states, wherever the copy comes from."""
-    is_file_alone = stated is not None and stated.format in ("eomt", "pmt")
+    is_file_alone = stated is not None and stated.file is not None
     options = {"needs_config": False} if is_file_alone else {}
     folder = hub.fetch_repo(repo, progress=progress, **options)
     weights = next((folder / name for name in hub.WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is not None:
         refuse_other_content(weights, stated and stated.sha256)
     if is_file_alone and weights is not None:
-        return _load_file(weights, trust_code=False, progress=progress)
+        return _load_file(weights, trust_code=False, progress=progress, base=stated and stated.base)
     return huggingface.read_folder(folder, repo)
 
 
@@ -168,13 +168,13 @@ def _load_folder(folder: Path, trust_code: bool) -> Checkpoint:
     )
 
 
-def _load_file(path: Path, trust_code: bool, progress: Progress | None = None) -> Checkpoint:
+def _load_file(path: Path, trust_code: bool, progress: Progress | None = None, base: str | None = None) -> Checkpoint:
     container = containers.read(path)
     if is_ours(container):
         return from_container(container, str(path), trust_code=trust_code)
     with about(path):
         tensors, notes = unwrapped(container.tensors, MARKS)
-        tensors = completed(tensors, path, progress)
+        tensors = completed(tensors, path, progress, base)
         table = _table_of(tensors, path)
         model, assumed = infer(OurView(table, tensors))
     checkpoint = Checkpoint(str(path), table.format, tensors, model, notes=[*container.notes, *notes, *assumed])

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m2f_cli import model
+from m2f_cli.config import presets as configuration
 from m2f_cli.config.schema import Component
 from m2f_cli.errors import WeightsError
 from m2f_cli.model.backbones.vit import Pyramid
@@ -100,6 +101,27 @@ def test_a_base_behind_a_licence_says_where_to_accept_it(tmp_path, monkeypatch):
     says = r"lacks the encoder facebook/dinov3-vits16.*accept its terms.*DINOv3 licence.*hf auth login"
     with pytest.raises(WeightsError, match=says):
         resolve.load(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("preset", ["eomt-coco-panoptic-s-dinov3-640", "pmt-coco-panoptic-s-640"])
+def test_a_preset_states_the_base_of_its_weights(tmp_path, monkeypatch, preset):
+    """Not the width of the file, which is for files that no preset knows."""
+    [stated] = (source for source in configuration.load(preset).weights if source.base)
+    decoder = {"network.decoder.q.weight": torch.zeros(4, 12)}
+    torch.save(decoder if stated.kind == "decoder_only" else small_delta(), tmp_path / "pytorch_model.bin")
+    asked = []
+
+    def fetch(repo, *, progress, needs_config=True):
+        asked.append(repo)
+        if repo == stated.base:
+            raise WeightsError("no network")
+        return tmp_path
+
+    monkeypatch.setattr(hub, "fetch_repo", fetch)
+    monkeypatch.setattr(base_encoder, "BASES", {})
+    with pytest.raises(WeightsError, match=f"lacks the encoder {stated.base}"):
+        resolve.load(preset)
+    assert asked == [stated.hub, stated.base]
 
 
 def published_state(config, classes: int = 5) -> dict[str, Tensor]:
