@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,10 @@ def test_the_network_is_that_of_the_row(rows, name):
         assert (decoder["model"], decoder["first_block"], backbone["levels"]) == (timm_name, first, [first - 1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if re.search("-(l|g)-", name) else ()) for name in NAMES],
+)
 def test_the_network_has_as_many_parameters_as_that_of_the_row(rows, name):
     row, network = rows[name], build_shapes(ALL[name].model, rows[name]["num_classes"])
     parameters = list(network.parameters())

@@ -71,6 +71,7 @@ def test_losses_are_the_same_and_each_image_is_computed_once(tmp_path, network):
     assert again == cached and computed == 0  # another run over the same backbone
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_losses(tmp_path):
     whole, _ = losses_of(config_of(), tmp_path / "whole", options(tmp_path / "cache"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_run_with_lora_from_random_numbers_stores_merged_weights(tmp_path):
     assert torch.equal(probs_of(load_model(tmp_path / "run").model), probs_of(made[0].parts.model))
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, pretrained, ema):
     config = config_of(pretrained, lora=LORA)
     config = config.model_copy(update={"train": config.train.model_copy(update={"ema_decay": ema})})
@@ -170,6 +171,7 @@ def test_the_frozen_encoder_of_pmt_is_left_out_when_asked_for(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_a_whole_model_is_a_base(tmp_path):
     whole = config_of(None, eomt_config())
     run.start(whole, tmp_path / "first", options(init="random"))
@@ -190,14 +192,22 @@ def test_nothing_to_leave_out_is_refused(tmp_path, pretrained, changes):
 # --- missing and other bases ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def over_a_base(tmp_path, pretrained):
-    """A run over a base of its own, which the test may change."""
-    base = tmp_path / "start" / "dinov2.safetensors"
-    base.parent.mkdir()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, pretrained):
+    """A run over a base of its own."""
+    folder = tmp_path_factory.mktemp("finished")
+    base = folder / "dinov2.safetensors"
     base.write_bytes(pretrained.read_bytes())
-    run.start(config_of(base, lora=LORA), tmp_path / "run", options())
-    return tmp_path / "run", base
+    run.start(config_of(base, lora=LORA), folder / "run", options())
+    return folder / "run", base
+
+
+@pytest.fixture
+def over_a_base(tmp_path, finished, pretrained):
+    """A run and its base, which the test may change."""
+    folder, base = finished
+    base.write_bytes(pretrained.read_bytes())
+    return shutil.copytree(folder, tmp_path / "run"), base
 
 
 def test_a_missing_base_is_one_error_and_may_lie_beside_the_file(over_a_base, pretrained):

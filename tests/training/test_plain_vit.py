@@ -42,6 +42,7 @@ def test_a_run_trains_evaluates_and_can_be_loaded(tmp_path, network):
     assert len(loaded.model(torch.zeros(1, 3, 64, 64)).layers) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_probabilities_and_draws(tmp_path):
     losses: dict[str, list] = {"whole": [], "cut": []}
 
