@@ -29,7 +29,7 @@ from .options import TrainOptions
 from .prepare import CHECKED, Listener, Run, prepare
 from .rehearsal import refuse_unwritable
 
-STEPS = 3  # that are measured, after a first one that is slower
+STEPS = 3
 EVALUATED = 3  # images, likewise after a first one
 
 
@@ -72,11 +72,13 @@ def dry_run(
     listener: Listener | None = None,
     data: Splits | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    steps: int = STEPS,
 ) -> DryRun:
     """Prepare a training, measure a few of its steps, and forget it.
 
     Args:
         folder: folder that the run would have. It is not made.
+        steps: steps that are measured, after a first one that is slower.
         data: see `prepare`.
         clock: gives seconds.
 
@@ -93,7 +95,7 @@ def dry_run(
         listener.on_start(run)
         train, val = _glimpse(run.train_data), None if run.val_data is None else _glimpse(run.val_data)
         memory = Memory(device)
-        step_seconds, problems = _measured_steps(run, clock)
+        step_seconds, problems = _measured_steps(run, clock, steps)
         evaluation_seconds = 0.0 if val is None else _measured_evaluation(run, clock)
     seen = (*train.problems, *(val.problems if val is not None else ()), *problems)
     return DryRun(
@@ -118,13 +120,13 @@ def _glimpse(data: Any) -> Glimpse:
     return glimpse(data.records, len(data.categories), CHECKED)
 
 
-def _measured_steps(run: Run, clock: Callable[[], float]) -> tuple[float, list[str]]:
+def _measured_steps(run: Run, clock: Callable[[], float], steps: int) -> tuple[float, list[str]]:
     """Train for a few steps. Return the median of their seconds, and problems."""
     parts, train = run.parts, run.settings.train
     seconds, problems = [], []
     train_mode(parts.model, parts.frozen)
     with closing(iter(run.loader)) as batches:
-        for number in range(1 + STEPS):
+        for number in range(1 + steps):
             began = clock()
             chosen = list(itertools.islice(batches, parts.accumulate))
             problems += [text for batch in chosen for text in batch.skipped]

@@ -57,6 +57,18 @@ def test_levels_are_the_pyramid_after_its_convolutions_coarse_to_fine():
 
 
 @torch.no_grad()
+def test_the_finest_level_may_be_at_stride_4():
+    coarse, fine = FPNPixelDecoder(CHANNELS, 32, 16, num_levels=3), FPNPixelDecoder(CHANNELS, 32, 16, 3, finest=4)
+    fine.load_state_dict(randomise(coarse).state_dict())
+    coarse, fine = coarse.eval()(features()), fine.eval()(features())
+    assert [tuple(level.shape[-2:]) for level in fine.levels] == [(4, 6), (8, 12), (16, 24)]
+    assert all(torch.equal(one, other) for one, other in zip(coarse.levels[1:], fine.levels[:2], strict=True))
+    assert torch.equal(coarse.mask_features_BCHW, fine.mask_features_BCHW)
+    with pytest.raises(ValueError, match="finest is 16, where 8 or 4 is possible"):
+        FPNPixelDecoder(CHANNELS, 32, 16, 3, finest=16)
+
+
+@torch.no_grad()
 def test_mask_features_do_not_depend_on_the_number_of_levels():
     one, three = FPNPixelDecoder(CHANNELS, 32, 16).eval(), FPNPixelDecoder(CHANNELS, 32, 16, num_levels=3).eval()
     three.load_state_dict(one.state_dict())
