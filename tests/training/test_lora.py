@@ -127,6 +127,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, pretrained, ema):
     assert header_of(checkpoint_of(tmp_path / "whole"))["base"] == header_of(checkpoint_of(tmp_path / "cut"))["base"]
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_a_run_with_lora_and_be_one_itself(tmp_path, pretrained):
     run.start(config_of(pretrained, lora=LORA), tmp_path / "first", options())
     before = load_model(tmp_path / "first").model.state_dict()
