@@ -140,10 +140,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, in_stages: bool
 
 def _count_changes(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Raise the version of each parameter: fused kernels do not, and cached forms of weights depend on it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                torch.autograd.graph.increment_version(parameter)
+    changed = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch.autograd.graph.increment_version(changed)
 
 
 def is_fused(parameters: Iterable[Tensor]) -> bool | None:

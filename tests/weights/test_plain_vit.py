@@ -69,8 +69,11 @@ def test_a_released_file_of_the_giant_has_its_gated_networks_in_one_tensor():
         tensors[down.replace("down_proj", "weights_out")] = tensors.pop(down)
     table = table_of(tensors)
     config, _ = infer(OurView(table, tensors))
-    network = model.build_shapes(config, 133)
-    to_m2f(table, tensors, shapes_of(network))
+    shapes = shapes_of(model.build_shapes(config, 133))
+    placed = to_m2f(table, tensors, shapes)
+    gated = [name for name in shapes if ".mlp.fc" in name]
+    assert len(gated) == 4 * 40  # weights and biases of two layers in each of 40 blocks
+    assert {name: tuple(placed[name].shape) for name in gated} == {name: shapes[name] for name in gated}
 
 
 @pytest.mark.parametrize(
