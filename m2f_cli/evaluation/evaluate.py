@@ -21,7 +21,7 @@ from .. import plugins
 from ..data.records import Record
 from ..errors import DataError, M2FError
 from ..inference.base import BaseSegmenter
-from ..inference.stream import stream, thread_pool
+from ..inference.stream import Job, Streamer, stream, thread_pool
 from ..metrics import Figures, Metric
 from ..metrics.comparable import check_sizes
 from ..results.types import Result
@@ -304,6 +304,7 @@ def scored(
     *,
     workers: int = 2,
     on_results: OnResults | None = None,
+    streamer: Streamer = stream,
     **thresholds: float | int | None,
 ) -> Iterator[Scored]:
     """Score image by image, in their order; the network runs in the caller's thread.
@@ -317,6 +318,7 @@ def scored(
         workers: threads that read, and as many that finish.
         on_results: called in threads with each image's record, its results by task, which know their image then, and
             its annotation.
+        streamer: what sends the images through the model; by default this process alone.
         thresholds: as in `Segmenter.finish`.
 
     Raises:
@@ -324,30 +326,8 @@ def scored(
     """
     tasks = [segmenter.check_task(task) for task in dict.fromkeys(metric.task for metric in metrics.values())]
 
-    def read(record: Record) -> tuple[np.ndarray, tuple[Annotation | Annotations, np.ndarray | None]]:
-        annotation, image = record.read_annotation(), record.read_image()
-        return image, (annotation, None if on_results is None else image)
-
-    def finish(kept: tuple[Annotation | Annotations, np.ndarray | None], raw: Any) -> _Unscored:
-        annotation, image = kept
-        results = segmenter.finish_all(raw, tasks, **thresholds)
-        for task, result in results.items():
-            own = annotation_for(task, annotation)
-            if own is not None:
-                check_sizes(result, own)
-            result.image = image
-        return _Unscored(annotation, results)
-
-    def hand_on(record: Record, image: _Unscored) -> _Unscored:
-        if on_results is not None:
-            for result in image.results.values():
-                result.image_id = getattr(record, "image_id", None)
-            image.saved = on_results(record, image.results, image.annotation)
-            for result in image.results.values():
-                result.image = None
-        return image
-
-    images = stream(segmenter, records, read, finish, hand_on, workers=workers)
+    job = EvalJob(tasks, thresholds, on_results)
+    images = streamer(segmenter, records, job, workers=workers)
     # A single thread scores, so that metrics need no locks.
     with thread_pool(1) as scorer, closing(images):
         yield from in_order(scorer, partial(_scored, metrics), images, 2)
@@ -360,6 +340,46 @@ class _Unscored:
     annotation: Annotation | Annotations
     results: dict[Task, Result]
     saved: Any = None
+
+
+@dataclass(frozen=True)
+class EvalJob(Job[Record, _Unscored]):
+    """Reading of annotated images, and what is done with their results before they are scored.
+
+    Attributes:
+        tasks: the tasks that are measured.
+        thresholds: as in `Segmenter.finish`.
+        on_results: as in `scored`.
+    """
+
+    tasks: Sequence[Task]
+    thresholds: Mapping[str, float | int | None]
+    on_results: OnResults | None = None
+
+    def read(self, item: Record) -> tuple[np.ndarray, tuple[Annotation | Annotations, np.ndarray | None]]:
+        annotation, image = item.read_annotation(), item.read_image()
+        return image, (annotation, None if self.on_results is None else image)
+
+    def finish(
+        self, segmenter: BaseSegmenter, kept: tuple[Annotation | Annotations, np.ndarray | None], raw: Any
+    ) -> _Unscored:
+        annotation, image = kept
+        results = segmenter.finish_all(raw, self.tasks, **self.thresholds)
+        for task, result in results.items():
+            own = annotation_for(task, annotation)
+            if own is not None:
+                check_sizes(result, own)
+            result.image = image
+        return _Unscored(annotation, results)
+
+    def use(self, item: Record, results: _Unscored) -> _Unscored:
+        if self.on_results is not None:
+            for result in results.results.values():
+                result.image_id = getattr(item, "image_id", None)
+            results.saved = self.on_results(item, results.results, results.annotation)
+            for result in results.results.values():
+                result.image = None
+        return results
 
 
 def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, float]]) -> Scored:

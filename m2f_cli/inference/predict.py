@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -29,7 +29,7 @@ from ..structures.images import read_image
 from .base import BaseSegmenter
 from .journal import PAGE, SHARED, Journal, assemble, check_folder, erase
 from .sources import ImageSource
-from .stream import stream
+from .stream import Job, Streamer, stream
 
 VIEW = "view"  # of an image, on its way to the journal of the views
 
@@ -96,6 +96,7 @@ def predict(
     thumbnails: int = 0,
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
+    streamer: Streamer = stream,
 ) -> Summary:
     """Segment images and write the results below `out`, with predictions.json about all of them.
 
@@ -106,8 +107,7 @@ def predict(
         out: the folder of results.
         formats: names of writers; see `results.writers` for the files of each.
         batch: images per forward pass.
-        workers: threads that read, and as many that write, beside a network on a GPU. A network on the CPU uses all
-            cores, and each of its steps would wait for the slowest one, so that no threads run beside it.
+        workers: threads that read, and as many that write, beside a network on a GPU. None run beside one on the CPU.
         skip_existing: resume an earlier run into `out`; finished images keep their files and records.
         overwrite: first remove the files that an earlier run wrote to `out`.
         thresholds: object_threshold, overlap_threshold, score_threshold, top_k; None leaves the model's own.
@@ -116,6 +116,7 @@ def predict(
         thumbnails: longest edge in pixels of the images in views.jsonl (`results.views`), for a page; 0 writes none.
         on_progress: called after each image.
         trust_code: allow `formats` to be "module:function".
+        streamer: what sends the images through the model; by default this process alone.
 
     An image that cannot be read or segmented is reported in the summary, and the run continues. After Ctrl-C,
     predictions.json has all finished images.
@@ -143,16 +144,7 @@ def predict(
         "thresholds": chosen,
     }
 
-    def finish(image: np.ndarray, raw: Any) -> Result:
-        result = segmenter.finish(raw, task, **chosen)
-        result.image = image
-        return result
-
-    def write(item: tuple[ImageSource, bool], result: Result) -> dict[str, Any]:
-        source, results = item[0], [(name, write, result) for name, write in writers.items()]
-        entry = write_image(source.name, source.path, out, result, results)
-        return {**entry, VIEW: view_of_result(source.name, result, thumbnails)} if thumbnails else entry
-
+    job = PredictJob(out, task, writers, chosen, thumbnails)
     with locked(out, "A prediction"):
         # Again, because another process may have written to the folder.
         check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
@@ -162,8 +154,7 @@ def predict(
         with Journal(out, head) as journal, ExitStack() as stack:
             views = stack.enter_context(_views(out, task, segmenter.categories, journal)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
-            workers = 0 if segmenter.device.type == "cpu" else workers
-            images = stream(segmenter, items, _read, finish, write, batch=batch, workers=workers)
+            images = streamer(segmenter, items, job, batch=batch, workers=workers)
             names: list[str] = []
             started = time.perf_counter()
             try:
@@ -176,12 +167,50 @@ def predict(
             return replace(summary, seconds=time.perf_counter() - started)
 
 
-def _read(item: tuple[ImageSource, bool]) -> tuple[np.ndarray, np.ndarray] | None:
-    source, is_finished = item
-    if is_finished:
-        return None
-    image = read_image(source.path)
-    return image, image
+Source: TypeAlias = tuple[ImageSource, bool]  # and whether an earlier run has finished it
+
+
+@dataclass(frozen=True)
+class PredictJob(Job[Source, dict[str, Any]]):
+    """Reading and writing of the images of a run; the outcome of an image is its entry for the journal.
+
+    Attributes:
+        out: the folder of results.
+        task: the task.
+        writers: the writers of the formats by their names.
+        thresholds: those that differ from the model's own.
+        thumbnails: longest edge of the views in pixels; 0 makes none.
+    """
+
+    out: Path
+    task: Task
+    writers: Mapping[str, Writer]
+    thresholds: Mapping[str, Any]
+    thumbnails: int = 0
+
+    def is_done(self, item: Source) -> bool:
+        return item[1]
+
+    def read(self, item: Source) -> tuple[np.ndarray, np.ndarray]:
+        image = read_image(item[0].path)
+        return image, image
+
+    def finish(self, segmenter: BaseSegmenter, kept: np.ndarray, raw: Any) -> Result:
+        result = segmenter.finish(raw, self.task, **self.thresholds)
+        result.image = kept
+        return result
+
+    def use(self, item: Source, results: Result) -> dict[str, Any]:
+        source = item[0]
+        written = [(name, write, results) for name, write in self.writers.items()]
+        entry = write_image(source.name, source.path, self.out, results, written)
+        if self.thumbnails:
+            entry[VIEW] = view_of_result(source.name, results, self.thumbnails)
+        return entry
+
+    def threads(self, segmenter: BaseSegmenter, workers: int) -> int:
+        """Return no threads beside a network on the CPU: it uses all cores, and waits for the slowest one."""
+        return 0 if segmenter.device.type == "cpu" else workers
 
 
 def write_image(
@@ -223,7 +252,7 @@ def _views(out: Path, task: Task, categories: Categories, journal: Journal) -> J
 
 
 def _keep(
-    images: Iterable[tuple[tuple[ImageSource, bool], Any, dict[str, float]]],
+    images: Iterable[tuple[Source, Any, dict[str, float]]],
     journal: Journal,
     views: JsonLines | None,
     names: list[str],

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,20 +25,59 @@ from .base import BaseSegmenter
 In = TypeVar("In")
 Out = TypeVar("Out")
 Item = TypeVar("Item")
-Kept = TypeVar("Kept")
-Results = TypeVar("Results")
+
+Outcomes: TypeAlias = Generator[tuple[Item, Out | M2FError | None, dict[str, float]], None, None]
+
+
+class Job(ABC, Generic[Item, Out]):
+    """Work on each item of a stream, beside the network. It can be pickled, so that other processes can do it.
+
+    All methods are called in any thread.
+    """
+
+    def is_done(self, item: Item) -> bool:
+        """Return True if an item needs no work. Its outcome is None."""
+        return False
+
+    @abstractmethod
+    def read(self, item: Item) -> tuple[np.ndarray, Any]:
+        """Return the pixels (H, W, 3), uint8 RGB, and a value for `finish`."""
+
+    @abstractmethod
+    def finish(self, segmenter: BaseSegmenter, kept: Any, raw: Any) -> Any:
+        """Turn the value of `read` and the output of `infer` into results."""
+
+    @abstractmethod
+    def use(self, item: Item, results: Any) -> Out:
+        """Use the results, for example write them, and return the outcome."""
+
+    def threads(self, segmenter: BaseSegmenter, workers: int) -> int:
+        """Return the number of threads that work beside this segmenter, where `workers` were asked for."""
+        return workers
+
+
+class Streamer(Protocol):
+    """Protocol of `stream`, and of its equals that work in several processes."""
+
+    def __call__(
+        self,
+        segmenter: BaseSegmenter,
+        items: Iterable[Item],
+        job: Job[Item, Out],
+        *,
+        batch: int = 1,
+        workers: int = 2,
+    ) -> Outcomes[Item, Out]: ...
 
 
 def stream(
     segmenter: BaseSegmenter,
     items: Iterable[Item],
-    read: Callable[[Item], tuple[np.ndarray, Kept] | None],
-    finish: Callable[[Kept, Any], Results],
-    use: Callable[[Item, Results], Out],
+    job: Job[Item, Out],
     *,
     batch: int = 1,
     workers: int = 2,
-) -> Generator[tuple[Item, Out | M2FError | None, dict[str, float]], None, None]:
+) -> Outcomes[Item, Out]:
     """Yield each item with its outcome and the seconds of each stage, in the order of the items.
 
     An M2FError in `read`, in the network or in `finish` is the outcome of that image. Any other error, and each error
@@ -46,58 +86,57 @@ def stream(
     Args:
         segmenter: the model.
         items: taken in the caller's thread, shortly before they are needed.
-        read: returns the pixels (H, W, 3), uint8 RGB, and a value for `finish`. None: the item needs no work, and its
-            outcome is None.
-        finish: turns the value of `read` and the output of `infer` into results.
-        use: uses the results, for example writes them. Its return value is the outcome.
+        job: what is done with each item.
         batch: images per forward pass. A batch that fails is tried again image by image.
         workers: threads that read, and as many that finish. 0: everything runs in the caller's thread.
     """
+    workers = job.threads(segmenter, workers)
     with thread_pool(workers) as readers, thread_pool(workers) as finishers:
 
-        def load(job: _Work[Item]) -> _Work[Item]:
-            with job.stage("read"):
-                job.kept = read(job.item)
-                job.is_open = job.kept is not None
-            if job.is_open:
-                with job.stage("prepare"):
-                    image, job.kept = job.kept
-                    job.value = segmenter.prepare(image)
-            return job
+        def load(work: _Work[Item]) -> _Work[Item]:
+            if job.is_done(work.item):
+                work.is_open = False
+                return work
+            with work.stage("read"):
+                work.value, work.kept = job.read(work.item)
+            if work.is_open:
+                with work.stage("prepare"):
+                    work.value = segmenter.prepare(work.value)
+            return work
 
-        def infer(jobs: list[_Work[Item]]) -> list[_Work[Item]]:
-            waiting = [job for job in jobs if job.is_open]
+        def infer(works: list[_Work[Item]]) -> list[_Work[Item]]:
+            waiting = [work for work in works if work.is_open]
             started = time.perf_counter()
             try:
-                answers = segmenter.infer([job.value for job in waiting]) if waiting else []
+                answers = segmenter.infer([work.value for work in waiting]) if waiting else []
             except M2FError as error:
                 if len(waiting) == 1:
                     waiting[0].fail(error)
                 else:
-                    for job in waiting:
-                        infer([job])
-                return jobs
-            for job, answer in zip(waiting, answers, strict=True):
-                job.value = answer
-                job.seconds["network"] = (time.perf_counter() - started) / len(waiting)
-            return jobs
+                    for work in waiting:
+                        infer([work])
+                return works
+            for work, answer in zip(waiting, answers, strict=True):
+                work.value = answer
+                work.seconds["network"] = (time.perf_counter() - started) / len(waiting)
+            return works
 
-        def end(job: _Work[Item]) -> _Work[Item]:
-            if job.is_open:
-                with job.stage("post_process"):
-                    job.value = finish(job.kept, job.value)
-                    job.kept = None
-            if job.is_open:
+        def end(work: _Work[Item]) -> _Work[Item]:
+            if work.is_open:
+                with work.stage("post_process"):
+                    work.value = job.finish(segmenter, work.kept, work.value)
+                    work.kept = None
+            if work.is_open:
                 started = time.perf_counter()
-                job.value = use(job.item, job.value)
-                job.seconds["write"] = time.perf_counter() - started
-            return job
+                work.value = job.use(work.item, work.value)
+                work.seconds["write"] = time.perf_counter() - started
+            return work
 
         loaded: Iterator[_Work[Item]] = in_order(readers, load, map(_Work, items), workers + batch)
         answered = itertools.chain.from_iterable(map(infer, _batches(loaded, batch)))
         ended: Iterator[_Work[Item]] = in_order(finishers, end, answered, workers + batch)
-        for job in ended:
-            yield job.item, job.value, job.seconds
+        for work in ended:
+            yield work.item, work.value, work.seconds
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from helpers.fake_segmenter import FakeSegmenter, scene
 
 from m2f_cli.errors import DataError, M2FError
-from m2f_cli.inference.stream import stream
+from m2f_cli.inference.stream import Job, stream
 
 WAYS = [(1, 0), (1, 2), (3, 2), (4, 0)]  # images of a batch, threads
 
@@ -18,9 +18,28 @@ def read(number: int):
     return scene(24 + number), number
 
 
-def run(items, segmenter=None, *, read=read, finish=lambda kept, raw: (kept, raw.shape), use=None, **options):
-    segmenter = segmenter or FakeSegmenter()
-    return list(stream(segmenter, items, read, finish, use or (lambda item, results: results), **options))
+class Functions(Job):
+    """A job made of functions."""
+
+    def __init__(self, read=read, finish=lambda kept, raw: kept, use=lambda item, results: results, done=()):
+        self.functions, self.done = (read, finish, use), done
+
+    def is_done(self, item):
+        return item in self.done
+
+    def read(self, item):
+        return self.functions[0](item)
+
+    def finish(self, segmenter, kept, raw):
+        return self.functions[1](kept, raw)
+
+    def use(self, item, results):
+        return self.functions[2](item, results)
+
+
+def run(items, segmenter=None, *, batch=1, workers=2, finish=lambda kept, raw: (kept, raw.shape), **functions):
+    job = Functions(finish=finish, **functions)
+    return list(stream(segmenter or FakeSegmenter(), items, job, batch=batch, workers=workers))
 
 
 @pytest.mark.parametrize(("batch", "workers"), WAYS)
@@ -65,9 +84,9 @@ def test_a_batch_that_fails_is_tried_again_image_by_image(workers):
 
 
 @pytest.mark.parametrize(("batch", "workers"), WAYS)
-def test_an_item_with_nothing_to_read_keeps_its_place_and_meets_no_network(batch, workers):
+def test_an_item_that_is_done_keeps_its_place_and_meets_no_network(batch, workers):
     segmenter = FakeSegmenter()
-    found = run(range(6), segmenter, read=lambda i: None if i % 2 else read(i), batch=batch, workers=workers)
+    found = run(range(6), segmenter, done=(1, 3, 5), batch=batch, workers=workers)
     assert [results is None for _, results, _ in found] == [False, True] * 3
     assert sum(segmenter.batches) == 3
 
@@ -92,14 +111,14 @@ def test_items_are_taken_when_they_are_needed():
             taken.append(i)
             yield i
 
-    images = stream(FakeSegmenter(), items(), read, lambda kept, raw: kept, lambda item, results: results, workers=2)
+    images = stream(FakeSegmenter(), items(), Functions(), workers=2)
     most = max(len(taken) - done for done, _ in enumerate(images, 1))
     assert len(taken) == 50 and most <= 2 * (2 + 1)
 
 
 def test_a_stream_that_is_closed_leaves_no_thread():
     before = threading.active_count()
-    images = stream(FakeSegmenter(), range(20), read, lambda kept, raw: kept, lambda item, results: results)
+    images = stream(FakeSegmenter(), range(20), Functions())
     assert next(images)[0] == 0
     images.close()
     assert threading.active_count() == before
