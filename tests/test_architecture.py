@@ -26,6 +26,7 @@ ROWS = [
     {"model", "loss", "data", "weights"},
     {"ops", "results"},
     {"structures"},
+    {"storage"},
     {"config"},
     {"runtime", "plugins"},
     {"errors", "version"},

@@ -22,9 +22,8 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import Unreachable, WeightsError
-from ..runtime import files, network
+from ..runtime import files, network, web
 from ..runtime.caches import weights_dir
-from . import web
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # each continues where the connection was cut

@@ -18,8 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import M2FError, Unreachable, WeightsError
-from ..runtime import documents, files, network
-from . import web
+from ..runtime import documents, files, network, web
 from .download import (
     TIMEOUT,
     Download,

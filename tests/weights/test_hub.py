@@ -23,7 +23,8 @@ from m2f_cli import weights
 from m2f_cli.config import presets as config
 from m2f_cli.config.schema import WeightsSource
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import download, hub, resolve, web, write_huggingface
+from m2f_cli.runtime import web
+from m2f_cli.weights import download, hub, resolve, write_huggingface
 
 CONTENT = random.Random(0).randbytes(5_000_000)
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()

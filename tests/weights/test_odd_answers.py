@@ -6,7 +6,8 @@ import pytest
 from weights.servers import Answers, serving
 
 from m2f_cli.errors import WeightsError
-from m2f_cli.weights import download, hub, web
+from m2f_cli.runtime import web
+from m2f_cli.weights import download, hub
 
 CONTENT = bytes(range(1, 101))
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ipaddress
 import socket
@@ -20,12 +21,22 @@ class Refused(Exception):
     """Error of an unacceptable answer of a server. Its message is a clause with the answer and what was expected."""
 
 
-def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str | None = None) -> Any:
+def open_url(
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,
+    token: str | None = None,
+    login: str | None = None,
+    method: str = "GET",
+) -> Any:
     """Open an address as `urllib.request.urlopen` does.
 
     Args:
         timeout: seconds without a byte, and twice as many for everything before the body.
         token: sent to the host of `url` alone, not to the target of a redirect.
+        login: "user:password", sent as `token` is.
+        method: GET or HEAD.
 
     Raises:
         Refused: the address is of another kind, or redirects to one.
@@ -33,9 +44,12 @@ def open_url(url: str, headers: Mapping[str, str], *, timeout: float, token: str
     """
     _refuse_scheme(url)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "m2f", **headers})
+        request = urllib.request.Request(url, headers={"User-Agent": "m2f", **headers}, method=method)
         if token:
             request.add_unredirected_header("Authorization", f"Bearer {token}")
+        if login:
+            encoded = base64.b64encode(login.encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {encoded}")
         return _opener().open(request, timeout=timeout)
     except ValueError as error:  # a redirect to an invalid address, or a header with a line break
         raise Refused(f"the address or the answer makes no sense: {error}") from error
