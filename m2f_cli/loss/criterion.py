@@ -185,35 +185,47 @@ class Criterion(nn.Module):
         [prediction] = parts
         embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
         features = prediction.mask_features_BCHW.float().unbind(0)  # one gradient of the whole map, not one per image
+        numbers = [pair.queries_LM.numel() * features[0][0].numel() for pair in pairs]
         losses = [
-            self._image_losses(*image, padded_size)
-            for image in zip(features, embeds_LBQC.unbind(1), pairs, targets, strict=True)
+            self._portion_losses(features[part], embeds_LBQC[:, part], pairs[part], targets[part], padded_size)
+            for part in self.sampling.portions(numbers)
         ]
         return sum(losses)
 
-    def _image_losses(
-        self, features_CHW: Tensor, embeds_LQC: Tensor, pairs: Pairs, target: Target, padded_size: tuple[int, int]
+    def _portion_losses(
+        self,
+        features: Sequence[Tensor],
+        embeds_LBQC: Tensor,
+        pairs: Sequence[Pairs],
+        targets: Sequence[Target],
+        padded_size: tuple[int, int],
     ) -> Tensor:
-        (L, M), C = pairs.queries_LM.shape, len(features_CHW)
-        chosen_LMC = embeds_LQC.gather(1, pairs.queries_LM[..., None].expand(-1, -1, C))
-        logits_RHW = (chosen_LMC.view(L * M, C) @ features_CHW.flatten(1)).view(L * M, *features_CHW.shape[1:])
-        numbers_R = pairs.targets_LM.reshape(-1)
+        """Return mask and dice loss of a few images, summed over their pairs: (2, L)."""
+        L, _, _, C = embeds_LBQC.shape
+        images = zip(features, embeds_LBQC.unbind(1), pairs, strict=True)
+        logits = [
+            embeds_LQC.gather(1, pair.queries_LM[..., None].expand(-1, -1, C)).view(-1, C) @ features_CHW.flatten(1)
+            for features_CHW, embeds_LQC, pair in images
+        ]
+        logits_RHW = (torch.cat(logits) if len(logits) > 1 else logits[0]).unflatten(1, features[0].shape[1:])
+        numbers = [pair.targets_LM.reshape(-1) for pair in pairs]
         if self.sampling.chunk is None:
-            losses_2R = self._pair_losses(logits_RHW, target, numbers_R, padded_size)
+            losses_2R = self._pair_losses(logits_RHW, targets, numbers, padded_size)
         else:
-            chunks = zip(logits_RHW.split(self.sampling.chunk), numbers_R.split(self.sampling.chunk), strict=True)
+            chunks = zip(logits_RHW.split(self.sampling.chunk), numbers[0].split(self.sampling.chunk), strict=True)
             losses_2R = torch.cat(
                 [
-                    checkpoint(self._pair_losses, few_RHW, target, few_R, padded_size, use_reentrant=False)
+                    checkpoint(self._pair_losses, few_RHW, targets, [few_R], padded_size, use_reentrant=False)
                     for few_RHW, few_R in chunks
                 ],
                 dim=1,
             )
-        return losses_2R.view(2, L, M).sum(2)
+        per_image = losses_2R.split([len(numbers_R) for numbers_R in numbers], dim=1)
+        return sum(few_2R.view(2, L, few_2R.shape[1] // L).sum(2) for few_2R in per_image)
 
     def _pair_losses(
-        self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: tuple[int, int]
+        self, logits_RHW: Tensor, targets: Sequence[Target], numbers: Sequence[Tensor], padded_size: tuple[int, int]
     ) -> Tensor:
         """Return mask and dice loss of each pair: (2, R)."""
-        logits_RP, target_RP = self.sampling.of_pairs(logits_RHW, target, numbers_R, padded_size)
+        logits_RP, target_RP = self.sampling.of_pairs(logits_RHW, targets, numbers, padded_size)
         return torch.stack([self.mask_loss(logits_RP, target_RP), dice(logits_RP, target_RP)])

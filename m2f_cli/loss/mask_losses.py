@@ -1,8 +1,8 @@
 """Losses of masks, of matched pairs and of all queries with all targets.
 
 All take logits and target values in [0, 1]; values are fractions where a point lies on an edge. They reduce the last
-dimension: sampled points (Mask2Former) or all pixels (MaskFormer). Sources: docs/methods/published-behaviour.md#4-1 to
-#4-3.
+dimension: sampled points (Mask2Former) or all pixels (MaskFormer). Further dimensions may come first. Sources:
+docs/methods/published-behaviour.md#4-1 to #4-3.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ def focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.
 
 
 def pairwise_bce(logits_QP: Tensor, target_NP: Tensor) -> Tensor:
-    """Return the `bce` of every query with every target: (Q, N).
+    """Return the `bce` of every query with every target: (…, Q, N).
 
     softplus(-z)·t + softplus(z)·(1 - t) = softplus(z) - z·t: one pass over the logits and one matrix product.
     """
-    return (F.softplus(logits_QP).sum(-1, keepdim=True) - logits_QP @ target_NP.T) / logits_QP.shape[-1]
+    return (F.softplus(logits_QP).sum(-1, keepdim=True) - logits_QP @ target_NP.mT) / logits_QP.shape[-1]
 
 
 def pairwise_dice(logits_QP: Tensor, target_NP: Tensor) -> Tensor:
-    """Return the `dice` of every query with every target: (Q, N)."""
+    """Return the `dice` of every query with every target: (…, Q, N)."""
     probs = logits_QP.sigmoid()
-    return 1 - (2 * probs @ target_NP.T + 1) / (probs.sum(-1, keepdim=True) + target_NP.sum(-1) + 1)
+    sizes_1N = target_NP.sum(-1).unsqueeze(-2)
+    return 1 - (2 * probs @ target_NP.mT + 1) / (probs.sum(-1, keepdim=True) + sizes_1N + 1)
 
 
 def pairwise_focal(logits_QP: Tensor, target_NP: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Return the focal cost of every query with every target: (Q, N). That of `focal` where targets are 0 or 1."""
+    """Return the focal cost of every query with every target: (…, Q, N). That of `focal` where targets are 0 or 1."""
     probs = logits_QP.sigmoid()
     foreground = alpha * (1 - probs) ** gamma * F.softplus(-logits_QP)
     background = (1 - alpha) * probs**gamma * F.softplus(logits_QP)
-    return ((foreground - background) @ target_NP.T + background.sum(-1, keepdim=True)) / logits_QP.shape[-1]
+    return ((foreground - background) @ target_NP.mT + background.sum(-1, keepdim=True)) / logits_QP.shape[-1]

@@ -1,12 +1,13 @@
 """Comparison of predicted masks with target masks: at random points (Mask2Former) or at all pixels (MaskFormer).
 
-Both classes have the same two methods: `for_matching` for all queries with all targets, `of_pairs` for matched pairs.
-Each gives logits and target values; their last dimension is the points or pixels.
+Both classes have the same methods: `for_matching` for all queries with all targets, `of_pairs` for matched pairs. Each
+gives logits and target values; their last dimension is the points or pixels. `portions` says which images come
+together: small ones do, because many small operations would take longer than their arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.schema import LossConfig
-from ..ops.cpu.linear import linear
-from ..ops.point_sampling import Rand, sample_matched, sample_points, sample_target, uniform
+from ..ops.point_sampling import Rand, sample_points, uniform
+from ..ops.target_sampling import sample_pairs, sample_targets
 from ..structures.targets import Target
 
 Size = tuple[int, int]
 Compared = tuple[Tensor, Tensor]  # logits and target values
-PAIRS_AT_ONCE = 64  # whose candidate points are in memory together
+NUMBERS_AT_ONCE = 1 << 22  # of a map or of samples, beyond which images, layers and pairs are taken in portions
 
 
 def make_mask_sampling(config: LossConfig, rand: Rand = uniform) -> RandomPoints | AllPixels:
@@ -52,26 +53,56 @@ class RandomPoints:
 
     chunk = None
 
-    def for_matching(
-        self, features_CHW: Tensor, embeds_LQC: Tensor, target: Target, padded_size: Size
-    ) -> Iterator[Compared]:
-        """Yield (Q, P) logits and (N, P) target values of each layer.
+    def portions(self, numbers: Sequence[int]) -> Iterator[slice]:
+        """Yield slices of consecutive images that are compared together.
 
-        Mask features are sampled and then multiplied with the embeddings, so no mask is rendered. Layers come one by
-        one: the sampled features of all layers would be the largest tensor of the step.
+        Args:
+            numbers: how many numbers each image takes.
         """
-        features_1CHW = features_CHW[None].contiguous(memory_format=torch.channels_last)
-        points_LP2 = self.rand((len(embeds_LQC), self.num_points, 2), embeds_LQC.device)
-        target_NX = sample_target(target, points_LP2.flatten(0, 1), padded_size)
-        targets = target_NX.split(self.num_points, dim=1)
-        for embeds_QC, points_P2, target_NP in zip(embeds_LQC, points_LP2, targets, strict=True):
-            sampled_CP = sample_points(features_1CHW, points_P2[None])[0]
-            yield linear(embeds_QC, sampled_CP.T), target_NP
+        first, total = 0, 0
+        for image, count in enumerate(numbers):
+            if image > first and total + count > NUMBERS_AT_ONCE:
+                yield slice(first, image)
+                first, total = image, 0
+            total += count
+        yield slice(first, len(numbers))
 
-    def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
-        """Return (R, P) logits and target values of pairs, each at points of its own."""
-        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(PAIRS_AT_ONCE)])
-        target_RP = sample_matched(target, numbers_R, points_RP2, padded_size)
+    def for_matching(
+        self, features_BCHW: Tensor, embeds_LBQC: Tensor, targets: Sequence[Target], padded_size: Size
+    ) -> Iterator[Compared]:
+        """Yield (l, B, Q, P) logits and (l, B, N, P) target values of a few layers at a time.
+
+        Mask features are sampled and then multiplied with the embeddings, so no mask is rendered. Layers come a few at
+        a time: the sampled features of all layers could be the largest tensor of the step.
+        """
+        L, B, C = len(embeds_LBQC), *features_BCHW.shape[:2]
+        shape, device = (L, self.num_points, 2), embeds_LBQC.device
+        drawn = [self.rand(shape, device) if len(target) else torch.zeros(shape, device=device) for target in targets]
+        points_BLP2 = torch.stack(drawn)
+        target_BNX = sample_targets(targets, points_BLP2.flatten(1, 2), padded_size)
+        target_LBNP = target_BNX.unflatten(2, shape[:2]).permute(2, 0, 1, 3)
+        features_BCHW = features_BCHW.contiguous(memory_format=torch.channels_last)
+        at_once = max(1, NUMBERS_AT_ONCE // (B * C * self.num_points))
+        parts = (points_BLP2.split(at_once, 1), embeds_LBQC.split(at_once), target_LBNP.split(at_once))
+        for few_BLP2, few_LBQC, few_LBNP in zip(*parts, strict=True):
+            sampled_BCX = sample_points(features_BCHW, few_BLP2.flatten(1, 2))
+            sampled_LBCP = sampled_BCX.unflatten(2, few_BLP2.shape[1:3]).permute(2, 0, 1, 3)
+            yield few_LBQC @ sampled_LBCP, few_LBNP
+
+    def of_pairs(
+        self, logits_RHW: Tensor, targets: Sequence[Target], numbers: Sequence[Tensor], padded_size: Size
+    ) -> Compared:
+        """Return (R, P) logits and target values of pairs, each at points of its own.
+
+        Args:
+            logits_RHW: of the pairs of all images, image by image.
+            targets: one per image.
+            numbers: of each image, the numbers of the targets of its pairs.
+            padded_size: (height, width) of the padded batch in pixels.
+        """
+        at_once = max(1, NUMBERS_AT_ONCE // int(self.oversample_ratio * self.num_points))
+        points_RP2 = torch.cat([self.choose(few_RHW) for few_RHW in logits_RHW.detach().split(at_once)])
+        target_RP = sample_pairs(targets, numbers, points_RP2, padded_size)
         return sample_points(logits_RHW[:, None], points_RP2).squeeze(1), target_RP
 
     def choose(self, logits_RHW: Tensor) -> Tensor:
@@ -93,22 +124,31 @@ class AllPixels:
     padded batch (bilinear).
 
     Attributes:
+        num_points: 0, because nothing is drawn.
         chunk: pairs that are compared together; the gradient computes each chunk again.
     """
 
+    num_points = 0
     chunk = 16
 
-    def for_matching(
-        self, features_CHW: Tensor, embeds_LQC: Tensor, target: Target, padded_size: Size
-    ) -> Iterator[Compared]:
-        """Yield (Q, S) logits and (N, S) target values of each layer, S pixels at stride 4."""
-        features_CS = features_CHW.flatten(1)
-        target_NS = _nearest(target, padded_size, tuple(features_CHW.shape[-2:])).flatten(1).float()
-        for embeds_QC in embeds_LQC:
-            yield embeds_QC @ features_CS, target_NS
+    def portions(self, numbers: Sequence[int]) -> Iterator[slice]:
+        """Yield a slice of each image: its pixels are many."""
+        return (slice(image, image + 1) for image in range(len(numbers)))
 
-    def of_pairs(self, logits_RHW: Tensor, target: Target, numbers_R: Tensor, padded_size: Size) -> Compared:
-        """Return (R, S) logits and target values of pairs, S pixels of the padded batch."""
+    def for_matching(
+        self, features_BCHW: Tensor, embeds_LBQC: Tensor, targets: Sequence[Target], padded_size: Size
+    ) -> Iterator[Compared]:
+        """Yield (1, 1, Q, S) logits and (1, 1, N, S) target values of each layer of one image, S pixels at stride 4."""
+        [target], features_BCS = targets, features_BCHW.flatten(2)
+        target_NS = _nearest(target, padded_size, tuple(features_BCHW.shape[-2:])).flatten(1).float()
+        for embeds_1BQC in embeds_LBQC.split(1):
+            yield embeds_1BQC @ features_BCS, target_NS[None, None]
+
+    def of_pairs(
+        self, logits_RHW: Tensor, targets: Sequence[Target], numbers: Sequence[Tensor], padded_size: Size
+    ) -> Compared:
+        """Return (R, S) logits and target values of pairs of one image, S pixels of the padded batch."""
+        [target], [numbers_R] = targets, numbers
         logits_R1HW = F.interpolate(logits_RHW[:, None], size=padded_size, mode="bilinear", align_corners=False)
         (height, width), (padded_height, padded_width) = target.size, padded_size
         target_RHW = F.pad(_planes(target, numbers_R).float(), (0, padded_width - width, 0, padded_height - height))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..structures.predictions import Prediction
 from ..structures.targets import Target
@@ -80,18 +81,33 @@ class Matcher:
         with torch.autocast(features_BCHW.device.type, enabled=False):
             embeds_LBQC = torch.stack([layer.mask_embeds_BQC for layer in prediction.layers]).float()
             probs_LBQK = torch.stack([layer.class_logits_BQK for layer in prediction.layers]).float().softmax(-1)
-            return [
-                self._image_costs(features_CHW.float(), embeds_LBQC[:, b], probs_LBQK[:, b], target, padded_size)
-                for b, (features_CHW, target) in enumerate(zip(features_BCHW, targets, strict=True))
+            numbers = len(prediction.layers) * self.sampling.num_points * features_BCHW.shape[1]
+            portions = [
+                self._costs_of(
+                    features_BCHW[part].float(), embeds_LBQC[:, part], probs_LBQK[:, part], targets[part], padded_size
+                )
+                for part in self.sampling.portions([numbers] * len(targets))
             ]
+            return [cost_LQN for portion in portions for cost_LQN in portion]
 
-    def _image_costs(self, features_CHW, embeds_LQC, probs_LQK, target, padded_size) -> Tensor:
-        L, Q, _ = embeds_LQC.shape
-        if not len(target):
-            return embeds_LQC.new_empty(L, Q, 0)
-        class_costs_LQN = -probs_LQK[:, :, target.labels_N]
-        compared = self.sampling.for_matching(features_CHW, embeds_LQC, target, padded_size)
-        return self.class_weight * class_costs_LQN + torch.stack([self._mask_costs(*pair) for pair in compared])
+    def _costs_of(
+        self,
+        features_BCHW: Tensor,
+        embeds_LBQC: Tensor,
+        probs_LBQK: Tensor,
+        targets: list[Target],
+        padded_size: tuple[int, int],
+    ) -> list[Tensor]:
+        L, B, Q, _ = embeds_LBQC.shape
+        counts = [len(target) for target in targets]
+        if not any(counts):
+            return [embeds_LBQC.new_empty(L, Q, 0)] * B
+        labels_BN = pad_sequence([target.labels_N for target in targets], batch_first=True)
+        class_costs_LBQN = -probs_LBQK.gather(3, labels_BN[None, :, None].expand(L, -1, Q, -1))
+        compared = self.sampling.for_matching(features_BCHW, embeds_LBQC, targets, padded_size)
+        mask_costs_LBQN = torch.cat([self._mask_costs(*pair) for pair in compared])
+        costs_LBQN = self.class_weight * class_costs_LBQN + mask_costs_LBQN
+        return [costs_LBQN[:, b, :, :count] for b, count in enumerate(counts)]
 
     def _mask_costs(self, logits_QP: Tensor, target_NP: Tensor) -> Tensor:
         return self.mask_weight * MASK_COSTS[self.mask_cost](logits_QP, target_NP) + self.dice_weight * pairwise_dice(

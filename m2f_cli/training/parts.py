@@ -51,6 +51,8 @@ def make_parts(model: nn.Module, settings: Config, options: TrainOptions, device
     """Return the parts of one process, before it joins the others."""
     config_ = settings.train
     model = model.to(device)
+    if device.type == "cpu":  # the layout of its kernels, which would copy the weights in each step
+        model = model.to(memory_format=torch.channels_last)
     criterion = make_criterion(model.num_classes, config_.loss, config_.class_weights).to(device)
     if options.checkpoint_activations:
         networks.checkpoint_activations(model)

@@ -98,13 +98,22 @@ def test_both_forms_of_a_target_give_the_same_losses():
         assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-def test_pairs_in_portions_are_the_same(monkeypatch):
-    prediction, targets = random_case([5, 3])
+@pytest.mark.parametrize("form", ["masks", "id map"])
+@pytest.mark.parametrize("numbers", [1, 300, 2000])
+def test_images_layers_and_pairs_in_portions_are_the_same(numbers, form, monkeypatch):
+    """From one image, layer and pair at a time to several; one image has no targets."""
+    prediction, targets = random_case([5, 0, 3])
+    if form == "id map":
+        owners = [torch.where(t.masks_NHW.any(0), t.masks_NHW.int().argmax(0), -1) for t in targets if len(t)]
+        owners.insert(1, torch.full(targets[1].size, -1))
+        targets = [Target(t.labels_N, owner_HW=owner) for t, owner in zip(targets, owners, strict=True)]
     expected, expected_gradients, _ = losses_and_gradients(prediction, targets)
-    monkeypatch.setattr(mask_sampling, "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(mask_sampling, "NUMBERS_AT_ONCE", numbers)
     found, gradients, _ = losses_and_gradients(prediction, targets)
-    assert found == expected
-    assert all(map(torch.equal, gradients, expected_gradients))
+    for name, loss in expected.items():
+        assert_close(found[name], loss, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
 
 
 def test_points_are_where_masks_are_undecided():

@@ -124,10 +124,10 @@ def test_targets_are_resized_as_the_published_code_resizes_them(padded):
     size = (max(1, padded[0] - 3), max(1, padded[1] - 2))
     target = Target(torch.zeros(3, dtype=torch.long), torch.rand(3, *size, generator=generator) < 0.5)
     features_CHW = torch.randn(2, -(-padded[0] // 4), -(-padded[1] // 4), generator=generator)
-    [(_, target_NS)] = AllPixels().for_matching(features_CHW, torch.randn(1, 4, 2), target, padded)
+    [(_, target_11NS)] = AllPixels().for_matching(features_CHW[None], torch.randn(1, 1, 4, 2), [target], padded)
     whole = F.pad(target.masks_NHW.float(), (0, padded[1] - size[1], 0, padded[0] - size[0]))
     expected = F.interpolate(whole[None], size=features_CHW.shape[1:], mode="nearest")[0]
-    assert expected.any() and torch.equal(target_NS, expected.flatten(1))
+    assert expected.any() and torch.equal(target_11NS[0, 0], expected.flatten(1))
 
 
 def test_a_batch_without_targets_has_gradients_of_zero_for_masks():

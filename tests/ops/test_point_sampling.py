@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from m2f_cli.ops import point_sampling as points
-from m2f_cli.ops.point_sampling import sample_matched, sample_points, sample_target
+from m2f_cli.ops import target_sampling
+from m2f_cli.ops.point_sampling import sample_points
+from m2f_cli.ops.target_sampling import sample_matched, sample_pairs, sample_target, sample_targets
 from m2f_cli.structures.targets import Target
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -114,7 +116,7 @@ def test_each_at_points_of_its_own(size, seed, chosen):
 def test_more_pairs_than_are_read_together(monkeypatch: pytest.MonkeyPatch):
     target, numbers, where = make_target((9, 7), 4, 0)[0], torch.arange(10) % 4, some_points(10, 7, seed=0)
     expected = sample_matched(target, numbers, where, (9, 7), impl="pixels")
-    monkeypatch.setattr(points, "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(target_sampling, "PAIRS_AT_ONCE", 3)
     assert torch.equal(sample_matched(target, numbers, where, (9, 7), impl="pixels"), expected)
 
 
@@ -122,8 +124,31 @@ def test_more_pairs_than_are_read_together(monkeypatch: pytest.MonkeyPatch):
 def test_masks_in_another_order_read_the_same(few, monkeypatch: pytest.MonkeyPatch):
     target, where = make_target((9, 7), 4, 0)[1], some_points(6)
     expected = sum(target.masks_NHW[:, y, x] * weight for y, x, weight in points.corner_weights(where, (11, 8), (9, 7)))
-    monkeypatch.setattr(points, "PIXELS_PER_POINT", few)
+    monkeypatch.setattr(target_sampling, "PIXELS_PER_POINT", few)
     assert torch.equal(sample_target(target, where, (11, 8)), expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(SIZES, min_size=1, max_size=4), seed=st.integers(0, 2**31), data=st.data())
+def test_several_images_read_as_each_alone(sizes, seed, data):
+    """Images of different sizes and numbers of targets, as id maps (read together) and as masks (read one by one)."""
+    padded_size = tuple(max(edges) + 2 for edges in zip(*sizes, strict=True))
+    counts = data.draw(st.lists(st.integers(0, 4), min_size=len(sizes), max_size=len(sizes)))
+    numbers = [torch.tensor(data.draw(st.lists(st.integers(0, max(n - 1, 0)), max_size=5 if n else 0))) for n in counts]
+    numbers = [each.long() for each in numbers]
+    forms = [make_target(size, count, seed) for size, count in zip(sizes, counts, strict=True)]
+    together = some_points(len(sizes), 6, seed=seed)
+    own = some_points(sum(map(len, numbers)), 7, seed=seed) if any(map(len, numbers)) else torch.zeros(0, 7, 2)
+    for targets in zip(*forms, strict=True):
+        found_BNX = sample_targets(targets, together, padded_size)
+        assert found_BNX.shape == (len(sizes), max(counts), 6)
+        for found_NX, target, where in zip(found_BNX, targets, together, strict=True):
+            assert_close(found_NX[: len(target)], sample_target(target, where, padded_size), atol=5e-6, rtol=0)
+            assert not found_NX[len(target) :].any()
+        found_RP = sample_pairs(targets, numbers, own, padded_size)
+        parts = zip(targets, numbers, own.split([len(each) for each in numbers]), strict=True)
+        expected_RP = torch.cat([sample_matched(*part, padded_size, impl="pixels") for part in parts])
+        assert_close(found_RP, expected_RP, atol=5e-6, rtol=0)  # a rounded coordinate of up to 11, on each axis
 
 
 def test_no_targets_give_no_samples():
@@ -140,3 +165,5 @@ def test_overlapping_masks_count_twice():
 def test_target_larger_than_its_batch():
     with pytest.raises(ValueError, match="4 x 9 pixels.* 8 x 8"):
         sample_target(make_target((4, 9), 1, 0)[0], some_points(1), (8, 8))
+    with pytest.raises(ValueError, match="4 x 9 pixels.* 8 x 8"):
+        sample_targets([make_target((4, 9), 1, 0)[0]] * 2, some_points(2, 1), (8, 8))
