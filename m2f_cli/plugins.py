@@ -110,6 +110,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mass13k": "m2f_cli.dataset_tools.prepare.mass13k:PREPARER",
         "nuinsseg": "m2f_cli.dataset_tools.prepare.nuinsseg:PREPARER",
     },
+    "sources": {  # in this order: the first that takes a source reads it
+        "hf": "m2f_cli.storage.sources.hf:SOURCE",
+        "archive": "m2f_cli.storage.sources.archive:SOURCE",
+        "parquet": "m2f_cli.storage.sources.parquet:SOURCE",
+        "manifest": "m2f_cli.storage.sources.manifest:SOURCE",
+        "folder": "m2f_cli.storage.sources.folder:SOURCE",
+        "object": "m2f_cli.storage.sources.object:SOURCE",
+    },
     "workloads": {
         "forward": "m2f_cli.benchmark.workloads:forward",
         "picture": "m2f_cli.benchmark.workloads:ImageWork",

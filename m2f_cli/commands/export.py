@@ -176,7 +176,7 @@ def export(
 
     from ..export import base, verify
     from ..inference.load import ModelOptions, open_model
-    from ..inference.sources import expand
+    from ..inference.sources import local_files
 
     given = None if tolerance is None else verify.scaled_tolerance(precision, tolerance)
     options = base.ExportOptions(
@@ -187,7 +187,7 @@ def export(
         normalise=normalise,
         opset=opset,
         runner=with_runner,
-        images=tuple(each.path for each in expand(images or ())),
+        images=tuple(local_files(images or (), "--images")),
         tolerance=given,
         measure=measure,
         measure_limit=limit,

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 )
 def predict(
     source: Annotated[
-        list[str], typer.Argument(help="Images, folders (with sub-folders), globs, or - for paths on stdin.")
+        list[str],
+        typer.Argument(
+            help="Images, folders (with sub-folders), globs, archives, manifests, parquet, URIs, or - for a list."
+        ),
     ],
     task: opt.TaskOption = None,
     model: opt.Model = None,

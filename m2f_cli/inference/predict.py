@@ -25,7 +25,6 @@ from ..runtime.jsonl import JsonLines, whole_lines
 from ..runtime.locks import locked
 from ..structures import Task
 from ..structures.categories import Categories
-from ..structures.images import read_image
 from .base import BaseSegmenter
 from .journal import PAGE, SHARED, Journal, assemble, check_folder, erase
 from .sources import ImageSource
@@ -39,11 +38,11 @@ class PredictFailure:
     """Failure of one image.
 
     Attributes:
-        file: the image.
+        file: the image, or its shown URI.
         message: the error.
     """
 
-    file: Path
+    file: Path | str
     message: str
 
 
@@ -52,12 +51,12 @@ class PredictProgress:
     """Record that `on_progress` receives after each image, in the order of the sources, in the caller's thread.
 
     Attributes:
-        file: the image.
+        file: the image, or its shown URI.
         state: "skipped" where an earlier run finished it.
         message: the error of a failed image.
     """
 
-    file: Path
+    file: Path | str
     state: Literal["done", "skipped", "failed"]
     message: str | None = None
 
@@ -134,7 +133,7 @@ def predict(
     check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
-    sources = places.claimed(sources, "path")
+    sources = places.claimed(sources, "local")
     sources = list(sources) if is_known else sources
     head = {
         "schema_version": SCHEMA_VERSION,
@@ -150,7 +149,7 @@ def predict(
         check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
         remove_parts(out)
         if overwrite:
-            erase(out, spared=[source.path for source in sources] if is_known else ())
+            erase(out, spared=[source.local for source in sources if source.local] if is_known else ())
         with Journal(out, head) as journal, ExitStack() as stack:
             views = stack.enter_context(_views(out, task, segmenter.categories, journal)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
@@ -192,7 +191,7 @@ class PredictJob(Job[Source, dict[str, Any]]):
         return item[1]
 
     def read(self, item: Source) -> tuple[np.ndarray, np.ndarray]:
-        image = read_image(item[0].path)
+        image = item[0].image()
         return image, image
 
     def finish(self, segmenter: BaseSegmenter, kept: np.ndarray, raw: Any) -> Result:
@@ -214,19 +213,19 @@ class PredictJob(Job[Source, dict[str, Any]]):
 
 
 def write_image(
-    name: str, image: Path | None, out: Path, main: Result, results: Iterable[tuple[str, Writer, Result]]
+    name: str, image: Path | str | None, out: Path, main: Result, results: Iterable[tuple[str, Writer, Result]]
 ) -> dict[str, Any]:
     """Write the result files of one image and return its entry for the journal.
 
     Args:
         name: name of the results, without a suffix.
-        image: file of the image; None for an image that was not read from a file.
+        image: file of the image, or its shown URI; None for an image that was not read from a file.
         out: the folder of results.
         main: the result that the entry describes.
         results: (format, writer, result) of each format.
     """
     files, shared = [], {}
-    file_name = (Path(name).parent / (image.name if image else f"{name}.png")).as_posix()
+    file_name = (Path(name).parent / (Path(image).name if image else f"{name}.png")).as_posix()
     for format_name, write, result in results:
         if format_name in SHARED:
             write = SHARED[format_name].write

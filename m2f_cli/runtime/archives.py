@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ..errors import DataError
 
@@ -135,11 +135,21 @@ class Folder:
         return next((Folder(folder) for folder in folders if any((folder / mark).exists() for mark in marks)), None)
 
 
+class ArchiveFile(Protocol):
+    """The file of an archive: a `Path`, or what stands for a file elsewhere. It is hashable; its text is its name."""
+
+    def open(self, mode: Literal["rb"], /) -> Any: ...
+
+    def stat(self) -> Any: ...
+
+    def is_file(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Archive:
     """A zip, or a tar that is not compressed, below `prefix` (empty, or ending in "/")."""
 
-    file: Path
+    file: ArchiveFile
     prefix: str = ""
 
     def __str__(self) -> str:
@@ -167,6 +177,17 @@ class Archive:
         _refuse_large(member.size, name, where, member.packed)
         with _unpacking(where, "cannot be unpacked", "Copy or download the archive again."):
             return member.read(self.file)
+
+    def part(self, name: str) -> tuple[int, int] | None:
+        """Return where the bytes of a file begin and end in a tar; None in a zip, which may have packed them.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        if not self.has(name):
+            raise DataError(f"{self.file} holds no {self.prefix}{name}.")
+        member = self._index()[self.prefix + name]
+        return (member.offset, member.offset + member.size) if isinstance(member, _TarMember) else None
 
     def path(self, name: str) -> Path | None:
         return None
@@ -232,7 +253,7 @@ def open_tree(path: Path) -> Tree:
     return open_archive(path)
 
 
-def open_archive(path: Path) -> Archive:
+def open_archive(path: ArchiveFile) -> Archive:
     """
     Raises:
         DataError: nothing there, no such archive, a damaged or compressed one, or one with names that lead out of it.
@@ -248,7 +269,7 @@ def archive_files(tree: Tree) -> list[Path]:
     """Return the zip and tar files that a tree is read from."""
     if isinstance(tree, Layers):
         return list(dict.fromkeys(file for each in tree.trees for file in archive_files(each)))
-    return [tree.file] if isinstance(tree, Archive) else []
+    return [tree.file] if isinstance(tree, Archive) and isinstance(tree.file, Path) else []
 
 
 def refuse_other_content(file: Path, published: str) -> None:
@@ -304,7 +325,7 @@ class _ZipMember:
     def is_encrypted(self) -> bool:
         return bool(self.info.flag_bits & 1)
 
-    def read(self, file: Path) -> bytes:
+    def read(self, file: ArchiveFile) -> bytes:
         """Read as many bytes as are claimed, and check the CRC. Python itself would first unpack all there is."""
         content = io.BytesIO()
         with self.zip.open(self.info) as opened:
@@ -325,7 +346,7 @@ class _TarMember:
     def packed(self) -> int:
         return self.size
 
-    def read(self, file: Path) -> bytes:
+    def read(self, file: ArchiveFile) -> bytes:
         with file.open("rb") as opened:
             opened.seek(self.offset)
             content = opened.read(self.size)
@@ -346,7 +367,7 @@ def _refuse_large(size: int, name: str, where: str, packed: int | None = None) -
         )
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: ArchiveFile) -> tuple[int, int]:
     try:
         status = file.stat()
     except OSError as error:
@@ -355,7 +376,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=32)
-def _index_of(file: Path, changed: int, size: int) -> Mapping[str, Any]:
+def _index_of(file: ArchiveFile, changed: int, size: int) -> Mapping[str, Any]:
     """Return the plain files of an archive by their names. Its stamp is part of the key: the file may be replaced."""
     index = _zip_index(file) if _head(file)[:2] == b"PK" else _tar_index(file)
     for name in index:
@@ -363,7 +384,7 @@ def _index_of(file: Path, changed: int, size: int) -> Mapping[str, Any]:
     return index
 
 
-def _head(file: Path) -> bytes:
+def _head(file: ArchiveFile) -> bytes:
     try:
         with file.open("rb") as opened:
             return opened.read(8)
@@ -371,10 +392,10 @@ def _head(file: Path) -> bytes:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _zip_index(file: Path) -> dict[str, _ZipMember]:
+def _zip_index(file: ArchiveFile) -> dict[str, _ZipMember]:
     with _unpacking(str(file), "is no zip file that can be read", _HALF_A_DOWNLOAD):
         refuse_long_directory(file)
-        archive = zipfile.ZipFile(file)
+        archive = _open_zip(file)
     members = archive.infolist()
     _refuse_many(file, len(members))
     _refuse_overlaps(file, members)
@@ -395,7 +416,16 @@ def _zip_index(file: Path) -> dict[str, _ZipMember]:
     return index
 
 
-def refuse_long_directory(file: Path) -> None:
+def _open_zip(file: ArchiveFile) -> zipfile.ZipFile:
+    opened = file.open("rb")
+    try:
+        return zipfile.ZipFile(opened)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def refuse_long_directory(file: ArchiveFile) -> None:
     """Refuse a zip whose table of contents is too long, before Python reads all of it.
 
     Raises:
@@ -415,12 +445,12 @@ def refuse_long_directory(file: Path) -> None:
         raise DataError(f"{file} has a table of contents of {length:,} bytes; {MOST_DIRECTORY:,} are allowed.")
 
 
-def _refuse_many(file: Path, number: int) -> None:
+def _refuse_many(file: ArchiveFile, number: int) -> None:
     if number > MOST_FILES:
         raise DataError(f"{file} holds more than {MOST_FILES:,} files.", hint="Unpack it, and give the folder.")
 
 
-def _refuse_overlaps(file: Path, members: Iterable[zipfile.ZipInfo]) -> None:
+def _refuse_overlaps(file: ArchiveFile, members: Iterable[zipfile.ZipInfo]) -> None:
     """Refuse an archive in which several files share their bytes: a small one can hold terabytes that way."""
     end, before = 0, ""
     for info in sorted(members, key=lambda info: info.header_offset):
@@ -430,7 +460,7 @@ def _refuse_overlaps(file: Path, members: Iterable[zipfile.ZipInfo]) -> None:
         end, before = info.header_offset + _LOCAL_HEADER + info.compress_size, info.filename
 
 
-def _tar_index(file: Path) -> dict[str, _TarMember]:
+def _tar_index(file: ArchiveFile) -> dict[str, _TarMember]:
     kind = next((kind for magic, kind in _PACKED.items() if _head(file).startswith(magic)), None)
     if kind:
         raise DataError(
@@ -439,12 +469,13 @@ def _tar_index(file: Path) -> dict[str, _TarMember]:
         )
     with (
         _unpacking(str(file), "is no zip or tar file that can be read", _HALF_A_DOWNLOAD),
-        tarfile.open(file, "r:") as archive,
+        file.open("rb") as opened,
+        tarfile.open(fileobj=opened, mode="r:") as archive,
     ):
         return _tar_members(file, archive)
 
 
-def _tar_members(file: Path, archive: tarfile.TarFile) -> dict[str, _TarMember]:
+def _tar_members(file: ArchiveFile, archive: tarfile.TarFile) -> dict[str, _TarMember]:
     """Return the plain files; of equal names the last one counts, as tar appends."""
     size, last, found = file.stat().st_size, -1, {}
     for number, member in enumerate(iter(archive.next, None), start=1):

@@ -18,7 +18,20 @@ from .info import Info
 from .retry import MissingObject, persistently
 from .uris import WEB, is_uri, scheme_of, shown
 
-__all__ = ["Info", "MissingObject", "exists", "find", "info", "is_uri", "listed", "read", "remove", "shown", "write"]
+__all__ = [
+    "Info",
+    "MissingObject",
+    "exists",
+    "find",
+    "info",
+    "is_uri",
+    "listed",
+    "read",
+    "refuse_changed",
+    "remove",
+    "shown",
+    "write",
+]
 
 _CHANGED = "It was written while it was read; run again."
 
@@ -39,14 +52,13 @@ def read(
     """
     if expected is not None and expected.size is not None and start is None and expected.size > limit:
         raise _too_large(uri, limit)
-    if not is_uri(uri):
-        content, found = _read_path(Path(uri), limit, start, stop)
-    else:
-        content, found = _read_uri(uri, limit, start, stop, expected)
+    content, found = (
+        _read_uri(uri, limit, start, stop, expected) if is_uri(uri) else _read_path(Path(uri), limit, start, stop)
+    )
     if len(content) > limit:
         raise _too_large(uri, limit)
     if expected is not None:
-        _refuse_changed(uri, expected, found)
+        _compare(uri, expected, found)
         if start is None and stop is None and expected.size not in (None, len(content)):
             said = f"{shown(uri)} changed: it had {expected.size:,} bytes when it was listed, and {len(content):,} now."
             raise DataError(said, hint=_CHANGED)
@@ -62,8 +74,18 @@ def info(uri: str) -> Info:
     """
     if not is_uri(uri):
         return _info_of_path(Path(uri))
-    module = http_files if _scheme(uri) in WEB else object_stores
-    return persistently(uri, "be read", lambda: module.info(uri))
+    ask = http_files.info if _scheme(uri) in WEB else object_stores.info
+    return persistently(uri, "be read", lambda: ask(uri))
+
+
+def refuse_changed(uri: str, expected: Info | None) -> None:
+    """Compare a file with what it was when it was listed.
+
+    Raises:
+        DataError: its size or version is another one, or it cannot be read.
+    """
+    if expected is not None:
+        _compare(uri, expected, info(uri))
 
 
 def exists(uri: str) -> bool:
@@ -177,7 +199,7 @@ def _read_uri(
     return content, info(uri) if expected is not None and expected.version is not None else None
 
 
-def _refuse_changed(uri: str, expected: Info, found: Info | None) -> None:
+def _compare(uri: str, expected: Info, found: Info | None) -> None:
     if found is None:
         return
     for old, new, what in zip(expected, found, ("size", "version"), strict=True):

@@ -9,9 +9,10 @@ from ..errors import DataError
 from ..runtime.archives import LARGEST_IMAGE, Archive
 from . import files
 from .info import Info
+from .stored_file import StoredFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredItem:
     """Image of a source. It can be pickled, so that another process can read it.
 
@@ -34,8 +35,13 @@ class StoredItem:
 
     @property
     def path(self) -> Path | None:
-        """Local file that holds the image; None for one of a store."""
+        """Local file that holds the image, alone or among others; None for one of a store."""
         return None
+
+    @property
+    def is_file(self) -> bool:
+        """True for an image that is a whole local file."""
+        return False
 
     def read(self) -> bytes:
         """Return the bytes of the image's file.
@@ -46,7 +52,7 @@ class StoredItem:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectItem(StoredItem):
     """Object of a store, file of a web server or local file, or a part of one, as in a tar.
 
@@ -70,6 +76,10 @@ class ObjectItem(StoredItem):
     def path(self) -> Path | None:
         return None if files.is_uri(self.address) else Path(self.address)
 
+    @property
+    def is_file(self) -> bool:
+        return self.path is not None and self.start is None
+
     def read(self) -> bytes:
         content = files.read(
             self.address, limit=LARGEST_IMAGE, start=self.start, stop=self.stop, expected=self.expected
@@ -79,17 +89,19 @@ class ObjectItem(StoredItem):
         return content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MemberItem(StoredItem):
     """File in a zip.
 
     Attributes:
         archive: the zip.
         name: its name in there.
+        expected: size and version of the zip when it was listed.
     """
 
     archive: Archive | None = field(default=None, repr=False)
     name: str = ""
+    expected: Info | None = None
 
     @property
     def path(self) -> Path | None:
@@ -98,10 +110,13 @@ class MemberItem(StoredItem):
 
     def read(self) -> bytes:
         assert self.archive is not None
-        return self.archive.read(self.name)
+        file = self.archive.file
+        content = self.archive.read(self.name)
+        files.refuse_changed(file.uri if isinstance(file, StoredFile) else str(file), self.expected)
+        return content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RefusedItem(StoredItem):
     """Entry of a list that may not or cannot be followed: reading it is the error.
 

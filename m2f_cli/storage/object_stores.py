@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .info import Info
-from .retry import fault_of
+from .retry import WrongAnswer, fault_of
 from .uris import scheme_of
 
 _PATIENCE = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}  # `retry` tries again
@@ -26,6 +26,8 @@ def read(uri: str, limit: int, start: int | None, stop: int | None) -> bytes:
         if first == 0 and "416" in fault_of(error).reason:  # a part of nothing
             return b""
         raise
+    if stop is not None and len(content) > stop - first:
+        raise WrongAnswer("the store's answer is not the part that was asked for")
     return content
 
 
@@ -41,11 +43,12 @@ def find(uri: str) -> Iterator[tuple[str, Info]]:
     """Yield the objects below a prefix, sorted, with their sizes and versions."""
     scheme = scheme_of(uri)
     store, path = _opened(uri)
-    found = store.find(path.rstrip("/"), detail=True)
+    folder = path.rstrip("/") + "/"
+    found = store.find(folder.rstrip("/"), detail=True)
     if not found:
         store.ls(path.partition("/")[0])  # tells whether there is such a bucket
     for name in sorted(found):
-        if not name.endswith("/"):  # the mark of an empty folder
+        if name.startswith(folder) and not name.endswith("/"):  # "/": the mark of an empty folder
             yield f"{scheme}://{name}", _info(found[name])
 
 

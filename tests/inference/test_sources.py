@@ -113,7 +113,8 @@ def test_a_link_that_leads_back_ends(tree):
     [
         ("gone.jpg", "There is no file or folder 'gone.jpg'"),
         ("0", "camera"),
-        ("https://x.org/a.jpg", "address"),
+        ("ftp://x.org/a.jpg", "scheme that is not read"),
+        ("file:///etc/passwd", "address of a local file"),
         ("in/*.bmp", "matches nothing"),
         ("in/*.txt", "none of them an image"),
         ("clip.MP4", "is a video"),
