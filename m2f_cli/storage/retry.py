@@ -23,6 +23,7 @@ from .uris import shown
 VARIABLE = "M2F_STORAGE_RETRY"
 DEFAULT = 60.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0  # seconds
+_AWAY: dict[str, int] = {}  # hosts and buckets that stayed away, and for how many objects, since they last answered
 _RANDOM = random.Random()  # its own, so that no seed of a run is touched
 _PASSING_STATUS = (408, 425, 429)  # and all from 500 on
 _PASSING_CODES = ("SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException")
@@ -87,6 +88,9 @@ class Fault:
 def persistently(uri: str, what: str, action: Callable[[], Value]) -> Value:
     """Try an action, again and again while it fails for a reason that may pass.
 
+    A store that stayed away is waited for half as long at each further object that is read, until it answers: a list
+    may name a million of them.
+
     Args:
         uri: the object, for the message.
         what: what cannot be done, for the message: "be read", "be written".
@@ -95,11 +99,15 @@ def persistently(uri: str, what: str, action: Callable[[], Value]) -> Value:
         MissingObject: there is no such object.
         DataError: another reason that does not pass, or one that lasted longer than `M2F_STORAGE_RETRY`.
     """
-    until, pause, tries = time.monotonic() + seconds(), _FIRST_PAUSE, 0
+    host = "/".join(uri.split("/", 3)[:3])
+    patience = seconds() / 2 ** min(_AWAY.get(host, 0), 30) if what == "be read" else seconds()
+    until, pause, tries = time.monotonic() + patience, _FIRST_PAUSE, 0
     while True:
         tries += 1
         try:
-            return action()
+            value = action()
+            _AWAY.pop(host, None)
+            return value
         except M2FError:
             raise
         except ImportError as error:
@@ -108,6 +116,10 @@ def persistently(uri: str, what: str, action: Callable[[], Value]) -> Value:
             fault = fault_of(error)
             wait = max(fault.pause, _RANDOM.uniform(pause / 2, pause))
             if not fault.passes or time.monotonic() + wait > until:
+                if fault.passes:
+                    _AWAY[host] = _AWAY.get(host, 0) + 1
+                else:
+                    _AWAY.pop(host, None)
                 again = f" ({tries} times)" if tries > 1 else ""
                 reason = _without_secrets(fault.reason, uri)
                 raise fault.kind(f"{shown(uri)} cannot {what}: {reason}{again}.", hint=fault.hint) from error
@@ -177,6 +189,8 @@ def _fault_of_connection(chain: list[BaseException], names: set[str]) -> Fault:
         return Fault("the connection is refused", hint, passes=True)
     if any(isinstance(each, TimeoutError) for each in chain):
         return Fault("no answer came in time", hint, passes=True)
+    if "ConnectError" in names:  # of httpx, which does not keep the reason
+        return Fault("it cannot be reached", hint, passes=True)
     passing = (ConnectionError, http.client.IncompleteRead, http.client.RemoteDisconnected, ssl.SSLError, EOFError)
     if names & _PASSING_KINDS or any(isinstance(each, passing) for each in chain):
         return Fault("the connection was cut", hint, passes=True)

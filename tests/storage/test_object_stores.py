@@ -97,9 +97,9 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again(pretender, fault):
 
 def test_a_store_that_stays_away_is_one_sentence(pretender, monkeypatch):
     monkeypatch.setenv("M2F_STORAGE_RETRY", "0.2")
-    pretender.faults["/photos/a"] = [503]
-    with pytest.raises(DataError, match="s3://photos/a cannot be read: the server says 503"):
-        files.read("s3://photos/a")
+    pretender.faults["/away/a"] = [503]
+    with pytest.raises(DataError, match="s3://away/a cannot be read: the server says 503"):
+        files.read("s3://away/a")
 
 
 def expired(handler, content):

@@ -64,6 +64,21 @@ def test_what_does_not_pass_in_time_is_one_sentence(web, fault, message):
     assert len(web.requests) > 1
 
 
+def test_a_server_that_stayed_away_is_waited_for_less_and_less_until_it_answers(web):
+    web.faults["/a.jpg"] = [500]
+    counts = []
+    for _ in range(8):
+        before = len(web.requests)
+        with pytest.raises(DataError):
+            files.read(f"{web.address}/a.jpg")
+        counts.append(len(web.requests) - before)
+    assert counts[0] > 1 and counts[-3:] == [1, 1, 1]
+    web.faults.clear()
+    assert files.read(f"{web.address}/a.jpg") == CONTENT
+    web.faults["/a.jpg"] = [500, None]
+    assert files.read(f"{web.address}/a.jpg") == CONTENT
+
+
 def test_a_server_that_asks_for_more_time_than_there_is_is_not_waited_for(web):
     web.faults["/a.jpg"] = [busy(429, 100)]
     with pytest.raises(DataError, match="429"):
