@@ -21,6 +21,7 @@ from m2f_cli.config.methods import methods
 from m2f_cli.config.schema import Component, Config
 from m2f_cli.evaluation.report import ResultsDocument
 from m2f_cli.inference.journal import PredictionsDocument
+from m2f_cli.results.rows import Row
 from m2f_cli.training.loggers import MetricsLine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,12 +248,13 @@ def api_page() -> str:
 DOCUMENTS = {
     "results.json": (ResultsDocument, "What `m2f eval` writes: figures, and how they were measured."),
     "predictions.json": (PredictionsDocument, "What `m2f predict` writes beside the files of `--save`."),
+    "parquet/*.parquet": (Row, "What `m2f predict --save parquet` writes: one row for each image."),
     "metrics.jsonl": (MetricsLine, "A JSON object a line, appended while a run is trained."),
 }
 
 
 def files_page() -> str:
-    text = ["# Files of results", "", "All are JSON in UTF-8. NaN is written as `null`.", ""]
+    text = ["# Files of results", "", "JSON is in UTF-8, and NaN is written as `null`.", ""]
     outcome = "[TrainOutcome](api-details.md#m2f_cli.training.run.TrainOutcome)"
     text += [f"A training writes another `results.json`: `schema_version` and the attributes of {outcome}.", ""]
     for name, (document, purpose) in DOCUMENTS.items():

@@ -148,6 +148,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "displays": {
         "canvas": "m2f_cli.report.result:result_frame",
     },
+    "shards": {
+        "parquet": "m2f_cli.results.shards.parquet:FORMAT",
+        "webdataset": "m2f_cli.results.shards.webdataset:FORMAT",
+        "coco-panoptic-shards": "m2f_cli.results.shards.coco_panoptic:FORMAT",
+    },
     "writers": {
         "overlay": "m2f_cli.results.writers:write_overlay",
         "overlay-png": "m2f_cli.results.writers:write_overlay_png",

@@ -140,14 +140,14 @@ def test_no_arrow_by_string(path):
 
 
 def test_no_room_is_too_large():
-    """The largest has less than 15 % of the package; `inference` at most 20 files beside its engines."""
+    """The largest has less than 15 % of the package; `inference` at most 25 files beside its engines."""
     lines = {path: path.read_text().count("\n") for path in SOURCES}
     rooms: dict[str, int] = {}
     for path, count in lines.items():
         rooms[unit_of(path)] = rooms.get(unit_of(path), 0) + count
     assert max(rooms.values()) < 0.15 * sum(lines.values()), rooms
     own = [path for path in SOURCES if unit_of(path) == "inference" and path.parent.name != "engines"]
-    assert len(own) <= 20
+    assert len(own) <= 25
 
 
 def test_no_class_name_has_two_meanings():

@@ -299,6 +299,7 @@ def test_the_tree_is_the_tree():
     ("group", "page"),
     [
         ("writers", "docs/guides/predict.md"),
+        ("shards", "docs/guides/large-batches.md"),
         ("metrics", "docs/guides/evaluate.md"),
         ("preparers", "docs/guides/prepare-datasets.md"),
     ],

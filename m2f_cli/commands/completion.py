@@ -26,9 +26,9 @@ def words(*known: str) -> Callable[[str], list[str]]:
     return complete(lambda: known)
 
 
-def parts(group: str) -> Callable[[str], list[str]]:
-    """Complete the names of a group of `plugins.py`."""
-    return complete(lambda: plugins.names(group))
+def parts(*groups: str) -> Callable[[str], list[str]]:
+    """Complete the names of groups of `plugins.py`."""
+    return complete(lambda: [name for group in groups for name in plugins.names(group)])
 
 
 def runs() -> list[Path]:

@@ -225,15 +225,21 @@ TileOverlap = Annotated[
 
 # --- the results ------------------------------------------------------------------------------------------------------
 
-SaveFormats = Annotated[
-    list[str] | None,
-    typer.Option(
+
+def _formats_option(*groups: str) -> Any:
+    names = [name for group in groups for name in plugins.names(group)]
+    return typer.Option(
         metavar="FORMAT,…",
-        help=f"Formats of predictions to write: {', '.join(plugins.names('writers'))}; by default overlay in predict; "
-        "repeatable.",
+        help=f"Formats of predictions to write: {', '.join(names)}; by default overlay in predict; repeatable.",
         rich_help_panel=OUTPUT,
-        autocompletion=completion.parts("writers"),
-    ),
+        autocompletion=completion.parts(*groups),
+    )
+
+
+SaveFormats = Annotated[list[str] | None, _formats_option("writers")]
+SaveFormatsOrShards = Annotated[list[str] | None, _formats_option("writers", "shards")]
+ShardSize = Annotated[
+    int, typer.Option(min=1, help="Images per shard, in formats such as parquet.", rich_help_panel=OUTPUT)
 ]
 Resume = Annotated[
     bool,

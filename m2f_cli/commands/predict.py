@@ -43,7 +43,8 @@ def predict(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = None,
-    save: opt.SaveFormats = None,
+    save: opt.SaveFormatsOrShards = None,
+    shard_size: opt.ShardSize = 1000,
     draw: opt.DrawnParts = None,
     palette: opt.Palette = "default",
     opacity: opt.Opacity = None,
@@ -86,14 +87,16 @@ def predict(
     from ..inference import journal
     from ..inference.load import ModelOptions, open_model
     from ..inference.predict import predict as predict_all
+    from ..inference.shards import formats_for
     from ..results.class_names import numbers_of
     from ..results.writers import check_drawn, writers_for
     from ..runtime import jsonl
 
     check_drawn(formats, drawing)
     journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
+    sharded = formats_for(formats, task)  # type: ignore[arg-type]
     if task is not None:
-        writers_for(formats, task, trust_code=True)  # type: ignore[arg-type]
+        writers_for([name for name in formats if name not in sharded], task, trust_code=True)  # type: ignore[arg-type]
     _silence_pillow()
     options = ModelOptions(
         model,
@@ -139,6 +142,7 @@ def predict(
             model=source,
             draw=drawing,
             thumbnails=thumbnails if report else 0,
+            shard_size=shard_size,
             on_progress=show,
             trust_code=True,
         )
@@ -178,12 +182,12 @@ def next_folder(parent: Path) -> Path:
 
 
 def _formats(save: list[str] | None) -> list[str]:
-    given = opt.listed(save or ["overlay"])
+    given, known = opt.listed(save or ["overlay"]), {**plugins.table("writers"), **plugins.table("shards")}
     if not given:
-        raise ConfigError("--save names no format.", hint=f"Known: {', '.join(plugins.names('writers'))}.")
+        raise ConfigError("--save names no format.", hint=f"Known: {', '.join(sorted(known))}.")
     for name in given:
         if ":" not in name:
-            opt.one_of("format", name, plugins.table("writers"))
+            opt.one_of("format", name, known)
     return list(given)
 
 

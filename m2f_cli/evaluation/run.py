@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.records import Record
 from ..errors import ConfigError, DataError
 from ..inference.base import BaseSegmenter
+from ..inference.provenance import weights_hash
 from ..metrics import Metric
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
@@ -139,17 +138,6 @@ def header_of(segmenter: BaseSegmenter, names: Sequence[str], **settings: Any) -
         "pictures": images,
         **settings,
     }
-
-
-def weights_hash(model: torch.nn.Module | None) -> str | None:
-    """Return the start of a hash over all parameters and buffers; None for anything but a network."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def scored_names(evaluation: EvalRun) -> list[str]:

@@ -88,7 +88,7 @@ class Saver:
         """Put the journals of all processes together."""
         for shard in sorted(self.folder.glob(SHARD.format("*"))):
             with Journal(shard, self.head) as other:
-                for entry in other.entries(list(other.offsets)):
+                for entry in other.entries(list(other.numbers)):
                     self.journal.append(entry)
             shutil.rmtree(shard)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..errors import ConfigError, DataError
 from ..results import server_formats
 from ..results import writers as output
+from ..results.rows import checked as checked_row
 from ..results.views import NAME as VIEWS
 from ..runtime.files import atomic, is_part, lies_in, writing_to
 from ..runtime.jsonl import JsonLines, parse, whole_lines
@@ -25,6 +27,7 @@ from ..runtime.locks import is_lock
 from ..runtime.text import json_text
 from ..structures import Task
 from ..structures.categories import Categories
+from . import shards
 from .sources import RUN_MARK
 
 
@@ -96,6 +99,9 @@ class PredictionsDocument(TypedDict):
     task: Annotated[Task, "The task."]
     formats: Annotated[list[str], "Formats that were written."]
     thresholds: Annotated[dict[str, Any], "Thresholds that differ from the model's own."]
+    shard_size: Annotated[NotRequired[int], "Formats of shards: images in each shard."]
+    weights: Annotated[NotRequired[str | None], "Formats of shards: start of a hash over all weights."]
+    configuration: Annotated[NotRequired[str | None], "Formats of shards: start of a hash over the configuration."]
     predictions: list[PredictedImage]
 
 
@@ -103,7 +109,13 @@ class Journal(JsonLines):
     """Journal of a folder.
 
     Its first line, the head, has the settings of the run. Each other line is the entry of one image:
-    {"record": {"name", "file", …}, "shared": {format: entry of the shared file}}.
+    {"record": {"name", "file", …}, "shared": {format: entry of the shared file}, "row": …}.
+    The row is there for formats of shards.
+
+    Attributes:
+        numbers: name → number of the image, from 0 on, in the order in which the images came.
+        offsets: where the newest entry of each image begins.
+        failed: numbers of the images that failed.
     """
 
     def __init__(self, folder: Path, head: dict[str, Any]):
@@ -116,7 +128,9 @@ class Journal(JsonLines):
         """
         self.folder = folder
         self.head = head
-        self.offsets: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        self.offsets = array("q")
+        self.failed: set[int] = set()
         super().__init__(folder / RUN_MARK)
         try:
             if self.size:
@@ -137,21 +151,28 @@ class Journal(JsonLines):
 
     def append(self, entry: dict[str, Any]) -> int:
         offset = super().append(entry)
-        self.offsets[entry["record"]["name"]] = offset
+        self._register(entry["record"], offset)
         return offset
+
+    def _register(self, record: dict[str, Any], offset: int) -> None:
+        number = self.numbers.setdefault(record["name"], len(self.numbers))
+        if number == len(self.offsets):
+            self.offsets.append(offset)
+        self.offsets[number] = offset
+        (self.failed.add if "error" in record else self.failed.discard)(number)
 
     def has(self, line: bytes) -> bool:
         """Return True if a line of another journal names an image that has an entry here."""
         try:
-            return parse(line)["name"] in self.offsets
+            return parse(line)["name"] in self.numbers
         except (ValueError, KeyError, TypeError):
             return False
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return the newest entry of an image; None where it has none."""
-        if name not in self.offsets:
+        if name not in self.numbers:
             return None
-        self.reader.seek(self.offsets[name])
+        self.reader.seek(self.offsets[self.numbers[name]])
         entry: dict[str, Any] = parse(self.reader.readline())
         return entry
 
@@ -170,7 +191,7 @@ class Journal(JsonLines):
             for offset, line in whole_lines(self.path):
                 tree = parse(line)
                 if offset:
-                    self.offsets[_checked(tree)["record"]["name"]] = offset
+                    self._register(_checked(tree)["record"], offset)
                 else:
                     _check_head(self.folder, dict(tree), self.head)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -183,7 +204,7 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         KeyError: a part is missing.
-        TypeError: a part has the wrong type.
+        TypeError, ValueError: a part has the wrong type.
     """
     record, shared = entry["record"], entry.get("shared", {})
     files = record.get("files", [])
@@ -192,6 +213,8 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     for name, part in shared.items():
         panoptic = name.startswith("coco-panoptic")
         fits &= isinstance(part, dict) and lists <= part.keys() if panoptic else isinstance(part, list)
+    if "row" in entry:
+        checked_row(entry["row"])
     if not fits or ("error" not in record and not isinstance(record["file"], str)):
         raise TypeError("no entry of a journal")
     return entry
@@ -263,12 +286,13 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
     for name in _files_of(path):
         with writing_to(folder / name):
             (folder / name).unlink(missing_ok=True)
+    sharded = [path for path in shards.files_of(folder) if lies_in(folder, str(path.relative_to(folder)))]
     packed = [path for shared in SHARED.values() if shared.packed for path in folder.glob(shared.packed)]
     names = (PREDICTIONS, *(shared.file for shared in SHARED.values()), VIEWS, PAGE, RUN_MARK)
     pages = [
         page for pattern in PAGES for page in folder.glob(pattern) if lies_in(folder, str(page.relative_to(folder)))
     ]
-    for path in (*packed, *pages, *(folder / name for name in names)):
+    for path in (*sharded, *packed, *pages, *(folder / name for name in names)):
         path.unlink(missing_ok=True)
 
 
@@ -298,7 +322,7 @@ def assemble(journal: Journal, names: Sequence[str], formats: Iterable[str], cat
         categories: classes of the model.
     """
     named = set(names)
-    order = [name for name in journal.offsets if name not in named] + list(names)
+    order = [name for name in journal.numbers if name not in named] + list(names)
     records = (entry["record"] for entry in journal.entries(order))
     _write_lists(journal.folder / PREDICTIONS, journal.head, {"predictions": records})
 

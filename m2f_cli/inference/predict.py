@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from ..errors import ConfigError, M2FError
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
+from ..results.rows import row_of
 from ..results.types import Instances, PanopticMap, Result, SemanticMap
 from ..results.views import NAME, header_of, view_of_result
 from ..results.writers import SCHEMA_VERSION, Writer, listed, stem_for, writers_for
@@ -27,6 +28,8 @@ from ..structures import Task
 from ..structures.categories import Categories
 from .base import BaseSegmenter
 from .journal import PAGE, SHARED, Journal, assemble, check_folder, erase
+from .provenance import provenance_of
+from .shards import FAILURES, SIZE, Shards, formats_for
 from .sources import ImageSource
 from .stream import Job, Streamer, stream
 
@@ -93,6 +96,7 @@ def predict(
     model: str | None = None,
     draw: DrawOptions | None = None,
     thumbnails: int = 0,
+    shard_size: int = SIZE,
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
     streamer: Streamer = stream,
@@ -104,7 +108,7 @@ def predict(
         sources: the images, from `sources.expand`.
         task: panoptic, instance or semantic; None is the model's own.
         out: the folder of results.
-        formats: names of writers; see `results.writers` for the files of each.
+        formats: names of writers and of formats of shards; see `results.writers` and `results.shards` for their files.
         batch: images per forward pass.
         workers: threads that read, and as many that write, beside a network on a GPU. None run beside one on the CPU.
         skip_existing: resume an earlier run into `out`; finished images keep their files and records.
@@ -113,6 +117,7 @@ def predict(
         model: name of the model in predictions.json; by default its source.
         draw: what overlays draw, and how.
         thumbnails: longest edge in pixels of the images in views.jsonl (`results.views`), for a page; 0 writes none.
+        shard_size: images in each shard.
         on_progress: called after each image.
         trust_code: allow `formats` to be "module:function".
         streamer: what sends the images through the model; by default this process alone.
@@ -125,25 +130,30 @@ def predict(
         M2FError: a file cannot be written. Finished images stay, and `skip_existing` resumes the run.
     """
     task = segmenter.check_task(task or segmenter.default_task)
-    writers = writers_for(formats, task, draw=draw, trust_code=trust_code)
-    if batch < 1 or workers < 1:
-        raise ConfigError(f"batch and workers are at least 1, not {batch} and {workers}.")
+    sharded = formats_for(formats, task)
+    plain = [name for name in formats if name not in sharded]
+    writers = writers_for(plain, task, draw=draw, trust_code=trust_code)
+    if batch < 1 or workers < 1 or shard_size < 1:
+        raise ConfigError(f"batch, workers and shard_size are at least 1, not {batch}, {workers} and {shard_size}.")
     chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
-    pages = (NAME, PAGE) if thumbnails else ()
+    pages = (*((NAME, PAGE) if thumbnails else ()), *((FAILURES,) if sharded else ()))
     check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
     sources = places.claimed(sources, "local")
     sources = list(sources) if is_known else sources
-    head = {
+    head: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": model or segmenter.source,
         "task": task,
-        "formats": list(writers),
+        "formats": [*writers, *sharded],
         "thresholds": chosen,
     }
+    origin = provenance_of(segmenter, head["model"], task, chosen) if sharded else None
+    if origin is not None:
+        head |= {"shard_size": shard_size, "weights": origin.weights, "configuration": origin.configuration}
 
-    job = PredictJob(out, task, writers, chosen, thumbnails)
+    job = PredictJob(out, task, writers, chosen, thumbnails, rows=bool(sharded))
     with locked(out, "A prediction"):
         # Again, because another process may have written to the folder.
         check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
@@ -153,16 +163,20 @@ def predict(
         with Journal(out, head) as journal, ExitStack() as stack:
             views = stack.enter_context(_views(out, task, segmenter.categories, journal)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
+            threads = job.threads(segmenter, workers)
+            shards = stack.enter_context(Shards(journal, sharded, shard_size, origin, background=threads > 0))
             images = streamer(segmenter, items, job, batch=batch, workers=workers)
             names: list[str] = []
             started = time.perf_counter()
             try:
                 with closing(images):
-                    summary = _keep(images, journal, views, names, on_progress or (lambda progress: None))
+                    summary = _keep(images, shards, views, names, on_progress or (lambda progress: None))
             except KeyboardInterrupt:
                 assemble(journal, names, writers, segmenter.categories)
+                shards.conclude()
                 raise
             assemble(journal, names, writers, segmenter.categories)
+            shards.conclude()
             return replace(summary, seconds=time.perf_counter() - started)
 
 
@@ -179,6 +193,7 @@ class PredictJob(Job[Source, dict[str, Any]]):
         writers: the writers of the formats by their names.
         thresholds: those that differ from the model's own.
         thumbnails: longest edge of the views in pixels; 0 makes none.
+        rows: True to keep the row of each image, for shards.
     """
 
     out: Path
@@ -186,6 +201,7 @@ class PredictJob(Job[Source, dict[str, Any]]):
     writers: Mapping[str, Writer]
     thresholds: Mapping[str, Any]
     thumbnails: int = 0
+    rows: bool = False
 
     def is_done(self, item: Source) -> bool:
         return item[1]
@@ -203,6 +219,8 @@ class PredictJob(Job[Source, dict[str, Any]]):
         source = item[0]
         written = [(name, write, results) for name, write in self.writers.items()]
         entry = write_image(source.name, source.path, self.out, results, written)
+        if self.rows:
+            entry["row"] = row_of(results, source.name, str(source.path))
         if self.thumbnails:
             entry[VIEW] = view_of_result(source.name, results, self.thumbnails)
         return entry
@@ -252,7 +270,7 @@ def _views(out: Path, task: Task, categories: Categories, journal: Journal) -> J
 
 def _keep(
     images: Iterable[tuple[Source, Any, dict[str, float]]],
-    journal: Journal,
+    journal: Shards,
     views: JsonLines | None,
     names: list[str],
     on_progress: Callable[[PredictProgress], None],

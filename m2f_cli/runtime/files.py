@@ -27,6 +27,7 @@ _PART = re.compile(r"^\.\d+-[0-9a-f]+\.part$")  # as `atomic` names it
 _DRIVE = re.compile(r"^[A-Za-z]:")
 # Control characters, what Windows does not allow in a name, and bytes that UTF-8 (so an archive or a json) cannot hold.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
+_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # from \udc80 to \udcff are bytes that are not UTF-8
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for devices
 _PIPES_OF_A_SHELL = ("/dev/fd/", "/proc/self/fd/")
 _NO_FILES = {
@@ -218,7 +219,7 @@ def output_path(folder: Path, name: str, suffix: str = "") -> Path:
 
 def lies_in(folder: Path, name: str) -> bool:
     """Return True if a name that a file lists leads to something in `folder`, with all links followed."""
-    if not name or "\0" in name:
+    if not name or _NO_NAME.search(name):
         return False
     root, place = os.path.realpath(folder), os.path.realpath((folder / name).parent)
     return place == root or place.startswith(root.rstrip(os.sep) + os.sep)

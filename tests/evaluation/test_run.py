@@ -19,7 +19,6 @@ from helpers.fake_segmenter import CATEGORIES, GRASS, PERSON, SKY, FakeSegmenter
 
 from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.evaluation import journal
-from m2f_cli.evaluation import run as eval_run
 from m2f_cli.evaluation.evaluate import default_metrics, evaluate
 from m2f_cli.evaluation.run import EvalRun, header_of, run
 from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
@@ -272,15 +271,6 @@ def test_memory_holds_only_the_images_on_their_way(tmp_path):
     segmenter = FakeSegmenter()
     run(evaluation(tmp_path / "a", records(60), segmenter=segmenter))
     assert segmenter.most_alive <= 5
-
-
-def test_the_hash_is_of_the_weights():
-    import torch
-
-    one, same, other = (torch.nn.Linear(3, 2) for _ in range(3))
-    same.load_state_dict(one.state_dict())
-    assert eval_run.weights_hash(one) == eval_run.weights_hash(same) != eval_run.weights_hash(other)
-    assert eval_run.weights_hash(None) is None
 
 
 # --- processes that are killed, and several of them -------------------------------------------------------------------

@@ -27,9 +27,12 @@ from m2f_cli.errors import M2FError
 from m2f_cli.evaluation import journal
 from m2f_cli.evaluation.compare import compare
 from m2f_cli.inference import journal as predict_journal
+from m2f_cli.inference.shards import Shards, formats_for
 from m2f_cli.inference.sources import expand
 from m2f_cli.loss.criterion import make_criterion
 from m2f_cli.model.build import build, build_shapes
+from m2f_cli.results.rows import row_of
+from m2f_cli.results.shards.base import Provenance
 from m2f_cli.runtime import documents
 from m2f_cli.runtime.locks import locked
 from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
@@ -47,7 +50,9 @@ from .harness import Target
 from .mutators import RAW_YAML, TEXTS, file_mutants, folder_mutants, mutate_lines, mutate_tree, value
 
 MOST_BUILT = 20_000_000  # parameters of a network that is built with numbers; larger ones get shapes alone
-HEAD = {"model": "tiny", "task": "panoptic", "formats": ["coco-panoptic", "coco-instance"], "threshold": 0.5}
+SHARDS = ["parquet", "webdataset", "coco-panoptic-shards"]
+FORMATS = ["coco-panoptic", "coco-instance"]
+HEAD = {"model": "tiny", "task": "panoptic", "formats": [*FORMATS, *SHARDS], "threshold": 0.5}
 
 
 def each(*calls: Callable[[], object]) -> None:
@@ -242,7 +247,8 @@ def _predictions(folder: Path) -> None:
         files = [f"panoptic/{name}.png"]
         folders.write_text(folder / files[0], "x")
         record = {"name": name, "file": f"{name}.jpg", "files": files, "seconds": 0.1}
-        lines.append({"record": record, "shared": shared})
+        row = row_of(fake_segmenter.panoptic(fake_segmenter.scene_labels(8, 8)), name, f"{name}.jpg")
+        lines.append({"record": record, "shared": shared, "row": row})
     lines.append({"record": {"name": "bad", "error": "no image", "file": "bad.jpg"}})
     folders.write_text(folder / "journal.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -255,9 +261,12 @@ def read_predictions(path: Path) -> None:
     def resumed() -> None:
         predict_journal.check_folder(path, HEAD["formats"], skip_existing=True, overwrite=False)
         with predict_journal.Journal(path, HEAD) as found:
-            for name in list(found.offsets):
+            for name in list(found.numbers):
                 found.is_finished(name, f"{name}.jpg")
-            predict_journal.assemble(found, ["img/0", "img/1"], HEAD["formats"], CATEGORIES)
+            predict_journal.assemble(found, ["img/0", "img/1"], FORMATS, CATEGORIES)
+            origin = Provenance("tiny", None, None, "panoptic", {}, CATEGORIES)
+            with Shards(found, formats_for(SHARDS, "panoptic"), 2, origin) as shards:
+                shards.conclude()
 
     each(resumed, lambda: predict_journal.erase(path, [path / "input.jpg"]))
 

@@ -326,7 +326,7 @@ def test_wrong_requests_are_refused_before_the_first_image(folder):
         predict(folder, FakeSegmenter(("panoptic", "semantic")), task="instance", formats=["overlay"])
     with pytest.raises(ConfigError, match="not for semantic"):
         predict(folder, task="semantic", formats=["coco-instance"])
-    with pytest.raises(ConfigError, match="at least 1, not 0 and 2"):
+    with pytest.raises(ConfigError, match="at least 1, not 0, 2 and 1000"):
         predict(folder, batch=0)
     assert not (folder / "out").exists()
     assert predict(folder, FakeSegmenter(("semantic",)), task=None, formats=["label-png"]).done == COUNT
