@@ -250,3 +250,20 @@ def test_commercial_use_takes_a_model_whose_licence_allows_it_and_says_which(ima
 def test_commercial_use_of_a_model_that_forbids_it_is_refused(images, fake, capsys):
     assert cli.run(["predict", "in/a.png", "--model", "coco-panoptic-swin-t", "--commercial"]) == 2
     assert "CC-BY-NC-4.0" in "".join(capsys.readouterr()) and not fake.loads
+
+
+def test_shards_are_saved_beside_other_formats(fake, images, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="writes tables")
+    command = ["predict", "in", "--save", "parquet,label-png", "--shard-size", "2", "--out", "out"]
+    assert cli.run([*command, "--task", "panoptic"]) == 0
+    assert [len(parquet.read_table(f"out/parquet/{name}.parquet")) for name in ("00000", "00001")] == [2, 1]
+    assert len(list((images / "out" / "labels").iterdir())) == 3
+    assert cli.run([*command, "--task", "panoptic", "--skip-existing"]) == 0
+    assert cli.run(["predict", "in", "--save", "coco-panoptic-shards", "--task", "instance", "--out", "b"]) == 2
+    assert "is for panoptic results, not for instance ones" in capsys.readouterr().err
+    assert len(fake.loads) == 2  # a wrong format is said before the model is loaded
+
+
+def test_a_format_of_shards_that_is_mistyped_gets_a_suggestion(fake, images, capsys):
+    assert cli.run(["predict", "in", "--save", "parqet"]) == 2
+    assert "parquet" in capsys.readouterr().err

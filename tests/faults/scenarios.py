@@ -63,6 +63,10 @@ PREDICT = (
     "--out",
     OUT,
 )
+PREDICT_SHARDS = (
+    *("predict", "images", "--model", "model", *ON_CPU, "--save", "parquet,webdataset,coco-panoptic-shards"),
+    *("--shard-size", "2", "--out", OUT),
+)
 EVAL = ("eval", "--model", "model", "--data", "data", *ON_CPU, "--save", "coco-panoptic,label-png", "--out", OUT)
 CONVERT = ("data", "convert", "data", OUT)
 PREPARE = ("data", "prepare", "ade20k", "--root", "ade", "--out", OUT, "--partial")
@@ -157,6 +161,14 @@ SCENARIOS = (
         "predict",
         PREDICT,
         ((*PREDICT, "--skip-existing"),),
+        (*ALWAYS, "vanished_image"),
+        "images/2.png",
+        kept=lines_of(RUN_MARK),
+    ),
+    Scenario(
+        "predict to shards",
+        PREDICT_SHARDS,
+        ((*PREDICT_SHARDS, "--skip-existing"),),
         (*ALWAYS, "vanished_image"),
         "images/2.png",
         kept=lines_of(RUN_MARK),
