@@ -176,7 +176,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     console.print(table, soft_wrap=False)
 
 
-def show_failures(failures: Sequence[str], file: Path) -> None:
+def show_failures(failures: Sequence[str], file: Path | str) -> None:
     """Print the first failures to stdout, after --quiet to stderr, and the file that lists all of them."""
     say = fail if _level == QUIET else out
     for text in failures[:SHOWN_FAILURES]:

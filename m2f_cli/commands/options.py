@@ -241,6 +241,14 @@ SaveFormatsOrShards = Annotated[list[str] | None, _formats_option("writers", "sh
 ShardSize = Annotated[
     int, typer.Option(min=1, help="Images per shard, in formats such as parquet.", rich_help_panel=OUTPUT)
 ]
+Staging = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of this machine for results on their way to an --out in a store; by default in the cache.",
+        rich_help_panel=ADVANCED,
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue a run that was stopped, exactly where it was.", rich_help_panel=OUTPUT),

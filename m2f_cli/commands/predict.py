@@ -15,6 +15,7 @@ from .help_page import help_page
 from .report import written_of
 
 if TYPE_CHECKING:
+    from ..inference.place import Place
     from ..inference.predict import PredictProgress, Summary
 
 
@@ -36,13 +37,14 @@ def predict(
     commercial: opt.Commercial = False,
     engine: opt.Engine = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for the results; by default a new one in runs/predict.",
+            help="Folder for the results, also s3://… or gs://…; by default a new one in runs/predict.",
             rich_help_panel=opt.OUTPUT,
         ),
     ] = None,
+    staging: opt.Staging = None,
     save: opt.SaveFormatsOrShards = None,
     shard_size: opt.ShardSize = 1000,
     draw: opt.DrawnParts = None,
@@ -81,19 +83,25 @@ def predict(
     opt.one_of("engine", engine, plugins.table("engines"))
     model = _for_commercial_use(model, task) if commercial else model
     formats, drawing = _formats(save), opt.draw_options(draw, palette, opacity, classes, legend)
-    folder = out or next_folder(Path("runs/predict"))
+    place = _place(out, staging, skip_existing=skip_existing, overwrite=overwrite)
+    folder = place.folder
     images, total = _images(source)
 
     from ..inference import journal
     from ..inference.load import ModelOptions, open_model
     from ..inference.predict import predict as predict_all
+    from ..inference.remote import RemotePlace, check_remote
     from ..inference.shards import formats_for
     from ..results.class_names import numbers_of
     from ..results.writers import check_drawn, writers_for
     from ..runtime import jsonl
 
     check_drawn(formats, drawing)
-    journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
+    remote = place if isinstance(place, RemotePlace) else None
+    if remote is None:
+        journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
+    else:
+        check_remote(formats, report)
     sharded = formats_for(formats, task)  # type: ignore[arg-type]
     if task is not None:
         writers_for([name for name in formats if name not in sharded], task, trust_code=True)  # type: ignore[arg-type]
@@ -145,12 +153,13 @@ def predict(
             shard_size=shard_size,
             on_progress=show,
             trust_code=True,
+            remote=remote,
         )
     page = written_of(folder) if report else None
     if as_json:
-        _emit(summary, folder, page)
+        _emit(summary, place.shown, page)
     else:
-        _print(summary, folder)
+        _print(summary, place.shown)
         if page is not None:
             console.out(f"Report: {page}")
         ref = model or loaded.source
@@ -174,6 +183,18 @@ def _described(model: str, *, tta: bool, tile: int | None, tile_overlap: float) 
     parts = ["with test-time augmentation"] if tta else []
     parts += [f"in tiles of {tile}, overlap {tile_overlap:g}"] if tile is not None else []
     return ", ".join([model, *parts])
+
+
+def _place(out: str | None, staging: Path | None, *, skip_existing: bool, overwrite: bool) -> Place:
+    from ..inference.place import Place
+    from ..inference.remote import RemotePlace
+    from ..storage.uris import is_uri
+
+    if out is not None and is_uri(out):
+        return RemotePlace(out, staging, skip_existing=skip_existing, overwrite=overwrite)
+    if staging is not None:
+        raise ConfigError("--staging is for an --out in a store.", hint="Leave it out, or give --out s3://….")
+    return Place(Path(out) if out else next_folder(Path("runs/predict")))
 
 
 def next_folder(parent: Path) -> Path:
@@ -218,10 +239,10 @@ def _rate(summary: Summary) -> float:
     return summary.done / summary.seconds if summary.seconds else 0.0
 
 
-def _emit(summary: Summary, folder: Path, page: Path | None) -> None:
+def _emit(summary: Summary, folder: str, page: Path | None) -> None:
     console.emit_json(
         {
-            "out": str(folder),
+            "out": folder,
             "report": page and str(page),
             "done": summary.done,
             "skipped": summary.skipped,
@@ -232,9 +253,9 @@ def _emit(summary: Summary, folder: Path, page: Path | None) -> None:
     )
 
 
-def _print(summary: Summary, folder: Path) -> None:
+def _print(summary: Summary, folder: str) -> None:
     parts = [f"{summary.done} done in {summary.seconds:.1f} s ({_rate(summary):.1f} images/s)"]
     parts += [f"{summary.skipped} skipped"] if summary.skipped else []
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
     console.out(f"{', '.join(parts)}. Results: {folder}")
-    console.show_failures([each.message for each in summary.failed], folder / "predictions.json")
+    console.show_failures([each.message for each in summary.failed], f"{folder}/predictions.json")

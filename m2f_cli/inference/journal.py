@@ -28,6 +28,7 @@ from ..runtime.text import json_text
 from ..structures import Task
 from ..structures.categories import Categories
 from . import shards
+from .place import Place
 from .sources import RUN_MARK
 
 
@@ -118,8 +119,13 @@ class Journal(JsonLines):
         failed: numbers of the images that failed.
     """
 
-    def __init__(self, folder: Path, head: dict[str, Any]):
+    def __init__(self, folder: Path, head: dict[str, Any], place: Place | None = None):
         """Open or start the journal.
+
+        Args:
+            folder: the folder of the journal.
+            head: the settings of the run.
+            place: the place of the files that entries list; by default the folder.
 
         Raises:
             ConfigError: the folder's journal has another model, task, format or threshold in its head.
@@ -127,6 +133,7 @@ class Journal(JsonLines):
             M2FError: the folder cannot be written.
         """
         self.folder = folder
+        self.place = place or Place(folder)
         self.head = head
         self.numbers: dict[str, int] = {}
         self.offsets = array("q")
@@ -184,7 +191,7 @@ class Journal(JsonLines):
         entry = self.get(name)
         if entry is None or "error" in entry["record"] or entry["record"]["file"] != file:
             return False
-        return all((self.folder / each).is_file() for each in entry["record"].get("files", []))
+        return all(map(self.place.has, entry["record"].get("files", [])))
 
     def _index(self) -> None:
         try:
@@ -193,7 +200,7 @@ class Journal(JsonLines):
                 if offset:
                     self._register(_checked(tree)["record"], offset)
                 else:
-                    _check_head(self.folder, dict(tree), self.head)
+                    _check_head(self.place.shown, dict(tree), self.head)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "Use --overwrite or another --out."
             raise DataError(f"{self.path} is damaged.", hint=hint) from error
@@ -220,7 +227,7 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _check_head(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _check_head(folder: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     for key in new:
         if old.get(key) != new[key]:
             raise ConfigError(
@@ -277,16 +284,16 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
     if not path.is_file():
         return
     given = {os.path.realpath(image) for image in spared}
-    for name in _files_of(path) if given else ():
+    for name in files_of(path) if given else ():
         if os.path.realpath(folder / name) in given:
             raise ConfigError(
                 f"The image {folder / name} is a result of an earlier run, which --overwrite would remove.",
                 hint="Choose another --out.",
             )
-    for name in _files_of(path):
+    for name in files_of(path):
         with writing_to(folder / name):
             (folder / name).unlink(missing_ok=True)
-    sharded = [path for path in shards.files_of(folder) if lies_in(folder, str(path.relative_to(folder)))]
+    sharded = [folder / name for name in shards.files_of(folder) if lies_in(folder, name)]
     packed = [path for shared in SHARED.values() if shared.packed for path in folder.glob(shared.packed)]
     names = (PREDICTIONS, *(shared.file for shared in SHARED.values()), VIEWS, PAGE, RUN_MARK)
     pages = [
@@ -296,7 +303,7 @@ def erase(folder: Path, spared: Sequence[Path] = ()) -> None:
         path.unlink(missing_ok=True)
 
 
-def _files_of(path: Path) -> Iterator[str]:
+def files_of(path: Path) -> Iterator[str]:
     """Yield the files that a journal lists, if they lie in its own folder, also after links are resolved."""
     for _, line in whole_lines(path):
         try:

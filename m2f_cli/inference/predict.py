@@ -28,7 +28,9 @@ from ..structures import Task
 from ..structures.categories import Categories
 from .base import BaseSegmenter
 from .journal import PAGE, SHARED, Journal, assemble, check_folder, erase
+from .place import Place
 from .provenance import provenance_of
+from .remote import RemotePlace, check_remote, claim, upload
 from .shards import FAILURES, SIZE, Shards, formats_for
 from .sources import ImageSource
 from .stream import Job, Streamer, stream
@@ -100,6 +102,7 @@ def predict(
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
     streamer: Streamer = stream,
+    remote: RemotePlace | None = None,
 ) -> Summary:
     """Segment images and write the results below `out`, with predictions.json about all of them.
 
@@ -121,6 +124,7 @@ def predict(
         on_progress: called after each image.
         trust_code: allow `formats` to be "module:function".
         streamer: what sends the images through the model; by default this process alone.
+        remote: folder of a store for the results; `out` is its folder on this machine then.
 
     An image that cannot be read or segmented is reported in the summary, and the run continues. After Ctrl-C,
     predictions.json has all finished images.
@@ -137,7 +141,11 @@ def predict(
         raise ConfigError(f"batch, workers and shard_size are at least 1, not {batch}, {workers} and {shard_size}.")
     chosen: dict[str, Any] = {key: value for key, value in (thresholds or {}).items() if value is not None}
     pages = (*((NAME, PAGE) if thumbnails else ()), *((FAILURES,) if sharded else ()))
-    check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
+    if remote is None:
+        check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
+    else:
+        check_remote(formats, thumbnails)
+    place = remote or Place(out)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
     sources = places.claimed(sources, "local")
@@ -153,14 +161,17 @@ def predict(
     if origin is not None:
         head |= {"shard_size": shard_size, "weights": origin.weights, "configuration": origin.configuration}
 
-    job = PredictJob(out, task, writers, chosen, thumbnails, rows=bool(sharded))
-    with locked(out, "A prediction"):
-        # Again, because another process may have written to the folder.
-        check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
-        remove_parts(out)
-        if overwrite:
-            erase(out, spared=[source.local for source in sources if source.local] if is_known else ())
-        with Journal(out, head) as journal, ExitStack() as stack:
+    job = PredictJob(out, task, writers, chosen, thumbnails, rows=bool(sharded), uri=place.uri)
+    with locked(out, "A prediction", shown=place.shown):
+        if remote is not None:
+            claim(remote, formats, [source.path for source in sources] if is_known else ())
+        else:
+            # Again, because another process may have written to the folder.
+            check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
+            remove_parts(out)
+            if overwrite:
+                erase(out, spared=[source.local for source in sources if source.local] if is_known else ())
+        with Journal(out, head, place) as journal, ExitStack() as stack:
             views = stack.enter_context(_views(out, task, segmenter.categories, journal)) if thumbnails else None
             items = ((each, journal.is_finished(each.name, str(each.path))) for each in sources)
             threads = job.threads(segmenter, workers)
@@ -168,16 +179,22 @@ def predict(
             images = streamer(segmenter, items, job, batch=batch, workers=workers)
             names: list[str] = []
             started = time.perf_counter()
+            place.flush()  # says before the first image whether the place can be written
+
+            def conclude() -> None:
+                assemble(journal, names, writers, segmenter.categories)
+                shards.conclude()
+                place.conclude()
+
             try:
                 with closing(images):
                     summary = _keep(images, shards, views, names, on_progress or (lambda progress: None))
             except KeyboardInterrupt:
-                assemble(journal, names, writers, segmenter.categories)
-                shards.conclude()
+                conclude()
                 raise
-            assemble(journal, names, writers, segmenter.categories)
-            shards.conclude()
-            return replace(summary, seconds=time.perf_counter() - started)
+            conclude()
+        place.clear()
+        return replace(summary, seconds=time.perf_counter() - started)
 
 
 Source: TypeAlias = tuple[ImageSource, bool]  # and whether an earlier run has finished it
@@ -194,6 +211,7 @@ class PredictJob(Job[Source, dict[str, Any]]):
         thresholds: those that differ from the model's own.
         thumbnails: longest edge of the views in pixels; 0 makes none.
         rows: True to keep the row of each image, for shards.
+        uri: URI of a folder of a store to which files are uploaded; None leaves them in `out`.
     """
 
     out: Path
@@ -202,6 +220,7 @@ class PredictJob(Job[Source, dict[str, Any]]):
     thresholds: Mapping[str, Any]
     thumbnails: int = 0
     rows: bool = False
+    uri: str | None = None
 
     def is_done(self, item: Source) -> bool:
         return item[1]
@@ -219,6 +238,8 @@ class PredictJob(Job[Source, dict[str, Any]]):
         source = item[0]
         written = [(name, write, results) for name, write in self.writers.items()]
         entry = write_image(source.name, source.path, self.out, results, written)
+        if self.uri is not None:
+            upload(self.out, self.uri, entry["record"]["files"])
         if self.rows:
             entry["row"] = row_of(results, source.name, str(source.path))
         if self.thumbnails:

@@ -20,7 +20,6 @@ from ..results.rows import Row
 from ..results.shards.base import Provenance, ShardFormat
 from ..results.shards.tables import ERRORS, check_installed, write_table
 from ..results.writers import folder_of
-from ..runtime.files import writing_to
 from ..runtime.jsonl import parse, whole_lines
 from ..structures import Task
 from .sources import RUN_MARK
@@ -56,21 +55,28 @@ def formats_for(names: Sequence[str], task: Task | None) -> dict[str, ShardForma
     return formats
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return the files that an earlier run with formats of shards wrote to a folder."""
+def files_of(folder: Path) -> list[str]:
+    """Return the names of the files that an earlier run with formats of shards wrote to a folder of this machine."""
+    pattern = pattern_of(folder)
+    folders = (folder, *(folder_of(folder, name) for name in plugins.table("shards")))
+    names = (path.relative_to(folder).as_posix() for each in folders for path in each.glob("*"))
+    return [name for name in names if pattern is not None and pattern.fullmatch(name)]
+
+
+def pattern_of(folder: Path) -> re.Pattern[str] | None:
+    """Return the pattern of the names of shards, from the head of the journal of a folder; None where it has none."""
     _, line = next(whole_lines(folder / RUN_MARK), (0, b"{}"))
     try:
         names = parse(line)["formats"]
     except (ValueError, KeyError, TypeError):
-        return []
-    known = plugins.table("shards")
-    names = [name for name in names if isinstance(name, str) and name in known] if isinstance(names, list) else []
-    found = [folder / FAILURES] if names else []
-    for name in names:
-        each: Any = plugins.get("shards", name)
-        wanted = re.compile(rf"{re.escape(each.prefix)}\d{{5,}}({'|'.join(map(re.escape, each.suffixes))})")
-        found += (path for path in folder_of(folder, name).glob("*") if wanted.fullmatch(path.name))
-    return found
+        return None
+    patterns = [re.escape(FAILURES)]
+    for name in plugins.table("shards"):
+        if isinstance(names, list) and name in names:
+            each: Any = plugins.get("shards", name)
+            start = f"{folder_of(Path(), name).as_posix()}/{each.prefix}"
+            patterns += (rf"{re.escape(start)}\d{{5,}}{re.escape(suffix)}" for suffix in each.suffixes)
+    return re.compile("|".join(patterns)) if len(patterns) > 1 else None
 
 
 class Shards:
@@ -94,6 +100,7 @@ class Shards:
         background: bool = False,
     ):
         self.journal, self.formats, self.size, self.origin = journal, formats, size, origin
+        self.place = journal.place
         self.background = background
         self.stack = ExitStack()
         self.pending: Future[None] | None = None
@@ -113,14 +120,14 @@ class Shards:
             M2FError: a file cannot be written.
         """
         if not self.formats:
-            self.journal.append(entry)
+            self._append(entry)
             return
         name = entry["record"]["name"]
         old = self.journal.get(name) or {}
         number = self.journal.numbers.get(name, len(self.journal.numbers))
         if old.get("row") != entry.get("row"):
             self._remove(number // self.size)
-        self.journal.append(entry)
+        self._append(entry)
         if not old and (number + 1) % self.size == 0:
             self._start(number // self.size)
 
@@ -133,6 +140,7 @@ class Shards:
         if not self.formats or self.origin is None:
             return
         self._wait()
+        self.place.flush()
         for shard in range(max(1, -(-len(self.journal.numbers) // self.size))):
             self._write(shard)
         records = (entry["record"] for entry in self._entries(sorted(self.journal.failed)))
@@ -141,9 +149,14 @@ class Shards:
         )
         write_table(self.journal.folder / FAILURES, ERRORS, rows, self.origin.texts())
 
+    def _append(self, entry: dict[str, Any]) -> None:
+        self.journal.append(entry)
+        self.place.appended()
+
     def _start(self, shard: int) -> None:
         self._wait()
         self.removed = -1
+        self.place.flush()  # rows are nowhere before their entries are there
         if self.pool is None:
             self._write(shard)
         else:
@@ -158,19 +171,22 @@ class Shards:
         if shard == self.removed:
             return
         self._wait()
-        for name, each in self.formats.items():
-            for path in each.files(folder_of(self.journal.folder, name), shard):
-                with writing_to(path):
-                    path.unlink(missing_ok=True)
+        for name in self.formats:
+            self.place.remove(self._names(name, shard))
         self.removed = shard
 
     def _write(self, shard: int) -> None:
         """Write what is missing of a shard."""
         assert self.origin is not None
         for name, each in self.formats.items():
-            folder = folder_of(self.journal.folder, name)
-            if not all(path.is_file() for path in each.files(folder, shard)):
-                each.write(self._rows(shard), each.stem(folder, shard), self.origin)
+            names = self._names(name, shard)
+            if not all(map(self.place.has, names)):
+                stem = each.stem(folder_of(self.journal.folder, name), shard)
+                each.write(self._rows(shard), stem, self.origin)
+                self.place.keep(names)
+
+    def _names(self, name: str, shard: int) -> list[str]:
+        return [path.as_posix() for path in self.formats[name].files(folder_of(Path(), name), shard)]
 
     def _rows(self, shard: int) -> Iterator[Row]:
         first = shard * self.size

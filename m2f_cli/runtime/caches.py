@@ -1,4 +1,4 @@
-"""Folders of this machine where downloaded weights are kept.
+"""Folders of this machine for downloaded weights, and for results on their way to a store.
 
 Environment: `M2F_HOME` (default ~/.cache/m2f) is the folder of files; huggingface_hub has folders of its own.
 """
@@ -11,7 +11,16 @@ from pathlib import Path
 
 def weights_dir() -> Path:
     """Return the folder of downloaded weights."""
-    return Path(os.environ.get("M2F_HOME") or Path.home() / ".cache" / "m2f").expanduser() / "weights"
+    return _home() / "weights"
+
+
+def staging_dir() -> Path:
+    """Return the folder of results that are uploaded to a store."""
+    return _home() / "staging"
+
+
+def _home() -> Path:
+    return Path(os.environ.get("M2F_HOME") or Path.home() / ".cache" / "m2f").expanduser()
 
 
 def hub_dir() -> Path:

@@ -153,7 +153,7 @@ def remove_parts(folder: Path, *, below: bool = True) -> None:
 
 
 @contextmanager
-def writing_to(path: Path) -> Iterator[None]:
+def writing_to(path: Path | str) -> Iterator[None]:
     """Turn an `OSError` of this block into one sentence about `path`.
 
     Raises:

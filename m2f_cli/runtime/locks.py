@@ -34,7 +34,7 @@ def is_lock(path: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, what: str, *, shown: Path | None = None) -> Iterator[None]:
+def locked(folder: Path, what: str, *, shown: Path | str | None = None) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made where it is missing.
 
     The operating system releases the lock when its process dies, so that a lock that was left behind stops nobody. At

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections import deque
 from contextlib import contextmanager
 
 import pytest
@@ -29,11 +31,12 @@ def s3_server():
                 break
         else:
             raise RuntimeError(f"moto's server does not start: {''.join(lines)}")
+        # A line for each request: the server would wait once nobody reads them and the pipe is full.
+        threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
         yield found[0]
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()
 
 
 def settings(address):
