@@ -15,8 +15,8 @@ from .help_page import help_page
 from .report import written_of
 
 if TYPE_CHECKING:
-    from ..inference.place import Place
     from ..inference.predict import PredictProgress, Summary
+    from ..inference.results_folder import ResultsFolder
 
 
 @help_page(
@@ -90,14 +90,14 @@ def predict(
     from ..inference import journal
     from ..inference.load import ModelOptions, open_model
     from ..inference.predict import predict as predict_all
-    from ..inference.remote import RemotePlace, check_remote
+    from ..inference.remote import RemoteFolder, check_remote
     from ..inference.shards import formats_for
     from ..results.class_names import numbers_of
     from ..results.writers import check_drawn, writers_for
     from ..runtime import jsonl
 
     check_drawn(formats, drawing)
-    remote = place if isinstance(place, RemotePlace) else None
+    remote = place if isinstance(place, RemoteFolder) else None
     if remote is None:
         journal.check_folder(folder, skip_existing=skip_existing, overwrite=overwrite)
     else:
@@ -185,16 +185,16 @@ def _described(model: str, *, tta: bool, tile: int | None, tile_overlap: float) 
     return ", ".join([model, *parts])
 
 
-def _place(out: str | None, staging: Path | None, *, skip_existing: bool, overwrite: bool) -> Place:
-    from ..inference.place import Place
-    from ..inference.remote import RemotePlace
+def _place(out: str | None, staging: Path | None, *, skip_existing: bool, overwrite: bool) -> ResultsFolder:
+    from ..inference.remote import RemoteFolder
+    from ..inference.results_folder import ResultsFolder
     from ..storage.uris import is_uri
 
     if out is not None and is_uri(out):
-        return RemotePlace(out, staging, skip_existing=skip_existing, overwrite=overwrite)
+        return RemoteFolder(out, staging, skip_existing=skip_existing, overwrite=overwrite)
     if staging is not None:
         raise ConfigError("--staging is for an --out in a store.", hint="Leave it out, or give --out s3://….")
-    return Place(Path(out) if out else next_folder(Path("runs/predict")))
+    return ResultsFolder(Path(out) if out else next_folder(Path("runs/predict")))
 
 
 def next_folder(parent: Path) -> Path:

@@ -28,7 +28,7 @@ from ..runtime.text import json_text
 from ..structures import Task
 from ..structures.categories import Categories
 from . import shards
-from .place import Place
+from .results_folder import ResultsFolder
 from .sources import RUN_MARK
 
 
@@ -119,7 +119,7 @@ class Journal(JsonLines):
         failed: numbers of the images that failed.
     """
 
-    def __init__(self, folder: Path, head: dict[str, Any], place: Place | None = None):
+    def __init__(self, folder: Path, head: dict[str, Any], place: ResultsFolder | None = None):
         """Open or start the journal.
 
         Args:
@@ -133,7 +133,7 @@ class Journal(JsonLines):
             M2FError: the folder cannot be written.
         """
         self.folder = folder
-        self.place = place or Place(folder)
+        self.place = place or ResultsFolder(folder)
         self.head = head
         self.numbers: dict[str, int] = {}
         self.offsets = array("q")

@@ -28,9 +28,9 @@ from ..structures import Task
 from ..structures.categories import Categories
 from .base import BaseSegmenter
 from .journal import PAGE, SHARED, Journal, assemble, check_folder, erase
-from .place import Place
 from .provenance import provenance_of
-from .remote import RemotePlace, check_remote, claim, upload
+from .remote import RemoteFolder, check_remote, claim, upload
+from .results_folder import ResultsFolder
 from .shards import FAILURES, SIZE, Shards, formats_for
 from .sources import ImageSource
 from .stream import Job, Streamer, stream
@@ -102,7 +102,7 @@ def predict(
     on_progress: Callable[[PredictProgress], None] | None = None,
     trust_code: bool = False,
     streamer: Streamer = stream,
-    remote: RemotePlace | None = None,
+    remote: RemoteFolder | None = None,
 ) -> Summary:
     """Segment images and write the results below `out`, with predictions.json about all of them.
 
@@ -145,7 +145,7 @@ def predict(
         check_folder(out, formats, pages, skip_existing=skip_existing, overwrite=overwrite)
     else:
         check_remote(formats, thumbnails)
-    place = remote or Place(out)
+    place = remote or ResultsFolder(out)
     places = Places(out, formats)
     is_known = isinstance(sources, Sequence)  # otherwise they arrive one by one, as from a list on stdin
     sources = places.claimed(sources, "local")

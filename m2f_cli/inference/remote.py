@@ -24,7 +24,7 @@ from ..storage import files
 from ..storage.uris import scheme_of
 from . import shards
 from .journal import PREDICTIONS, SHARED, files_of
-from .place import Place
+from .results_folder import ResultsFolder
 from .sources import RUN_MARK
 from .stream import thread_pool
 
@@ -50,11 +50,11 @@ def check_remote(formats: Sequence[str], thumbnails: int) -> None:
         raise ConfigError("--report writes a page to a folder of this machine, and --out is in a store.")
 
 
-def claim(remote: RemotePlace, formats: Sequence[str], spared: Sequence[Path | str] = ()) -> None:
+def claim(remote: RemoteFolder, formats: Sequence[str], spared: Sequence[Path | str] = ()) -> None:
     """Take a folder of a store for a run: as `check_folder` and `erase` do for one of this machine.
 
     Raises:
-        ConfigError, DataError: see `RemotePlace`.
+        ConfigError, DataError: see `RemoteFolder`.
     """
     remote.claim(patterns_of(formats))
     if remote.overwrite and remote.segments:
@@ -76,7 +76,7 @@ def results_of(folder: Path, names: Iterable[str]) -> Iterator[str]:
     yield from (name for name in names if name in shared or (pattern is not None and pattern.fullmatch(name)))
 
 
-class RemotePlace(Place):
+class RemoteFolder(ResultsFolder):
     """Folder of results in a store.
 
     Args:

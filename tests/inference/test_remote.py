@@ -17,7 +17,7 @@ from m2f_cli import cli
 from m2f_cli.errors import ConfigError, DataError
 from m2f_cli.inference import load
 from m2f_cli.inference.predict import predict as predict_all
-from m2f_cli.inference.remote import RemotePlace
+from m2f_cli.inference.remote import RemoteFolder
 from m2f_cli.inference.sources import RUN_MARK, expand
 from m2f_cli.storage import files
 
@@ -117,7 +117,7 @@ def predict(
     folder, uri, segmenter=None, formats=FORMATS, staging=None, skip_existing=False, overwrite=False, **options
 ):
     sources = list(expand([folder / "in"]))
-    remote = RemotePlace(uri, staging, skip_existing=skip_existing, overwrite=overwrite)
+    remote = RemoteFolder(uri, staging, skip_existing=skip_existing, overwrite=overwrite)
     options = {"shard_size": 3, "remote": remote, **options}
     return predict_all(segmenter or FakeSegmenter(), sources, "panoptic", remote.folder, formats, **options)
 
@@ -304,7 +304,7 @@ def test_a_second_process_that_writes_there_is_noticed(folder, uri):
 )
 def test_places_that_cannot_be_written_are_refused(door, place, kind, reason):
     with pytest.raises(kind, match=reason) as caught:
-        RemotePlace(place)
+        RemoteFolder(place)
     assert "secret" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Place of the results of a run: a folder of this machine. `inference/remote.py` has the one for folders of a store."""
+"""Folder of the results of a run, on this machine. `inference/remote.py` has the one for folders of a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..runtime.files import writing_to
 
 
-class Place:
+class ResultsFolder:
     """Folder of results on this machine.
 
     Attributes:
