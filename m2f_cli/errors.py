@@ -35,6 +35,16 @@ class M2FError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what pickle needs: a subclass may have other arguments than a message and a hint."""
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(kind: type[M2FError], arguments: tuple[Any, ...], state: dict[str, Any]) -> M2FError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(M2FError):
     """Error for a preset, an option or an argument that makes no sense."""

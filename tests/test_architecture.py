@@ -20,7 +20,7 @@ ROWS = [
     {"commands"},
     {"console"},
     {"workflows", "benchmark"},
-    {"training", "export", "report"},
+    {"training", "export", "report", "cluster"},
     {"evaluation"},
     {"inference", "metrics", "dataset_tools"},
     {"model", "loss", "data", "weights"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import re
 import subprocess
@@ -159,6 +160,12 @@ def test_each_kind_of_error_has_its_exit_code(commands, capsys, error, code):
     assert cli.run(["fails"]) == code
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" not in err
+
+
+def test_errors_of_other_processes_arrive_whole():
+    for error in (errors.DataError("a", hint="b"), errors.MissingDependency("timm", "A backbone", "timm")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.hint) == (type(error), str(error), error.hint)
 
 
 def test_an_error_is_one_line_and_a_bug_says_how_to_see_more(commands, capsys, monkeypatch):

@@ -11,11 +11,12 @@ import typer
 from .. import console, plugins
 from ..errors import ConfigError, DataError
 from . import options as opt
+from . import where
 from .help_page import help_page
 from .report import written_of
 
 if TYPE_CHECKING:
-    from ..inference.predict import PredictProgress, Summary
+    from ..inference.predict import Summary
     from ..inference.results_folder import ResultsFolder
 
 
@@ -58,6 +59,14 @@ def predict(
     ] = False,
     thumbnails: opt.Thumbnails = 320,
     device: opt.Device = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|LIST",
+            help="Processes with a model each: 4 (GPUs), or a list, such as 0,2 or cpu:2.",
+            rich_help_panel=opt.SPEED,
+        ),
+    ] = None,
     precision: opt.Precision = "fp32",
     compile_: opt.Compile = False,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=opt.SPEED)] = 1,
@@ -83,18 +92,31 @@ def predict(
     opt.one_of("engine", engine, plugins.table("engines"))
     model = _for_commercial_use(model, task) if commercial else model
     formats, drawing = _formats(save), opt.draw_options(draw, palette, opacity, classes, legend)
+    chosen: dict[str, Any] = {
+        "task": task,
+        "device": device,
+        "precision": precision,
+        "engine": engine,
+        "trust_code": trust_code,
+        "compile": compile_,
+        "tta": tta,
+        "tile": tile,
+        "tile_overlap": tile_overlap,
+    }
+    where.help_the_first(model, **chosen)
     place = _place(out, staging, skip_existing=skip_existing, overwrite=overwrite)
     folder = place.folder
     images, total = _images(source)
 
     from ..inference import journal
-    from ..inference.load import ModelOptions, open_model
+    from ..inference.load import ModelOptions
     from ..inference.predict import predict as predict_all
     from ..inference.remote import RemoteFolder, check_remote
     from ..inference.shards import formats_for
     from ..results.class_names import numbers_of
     from ..results.writers import check_drawn, writers_for
     from ..runtime import jsonl
+    from ..structures.images import silence_pillow
 
     check_drawn(formats, drawing)
     remote = place if isinstance(place, RemoteFolder) else None
@@ -105,56 +127,41 @@ def predict(
     sharded = formats_for(formats, task)  # type: ignore[arg-type]
     if task is not None:
         writers_for([name for name in formats if name not in sharded], task, trust_code=True)  # type: ignore[arg-type]
-    _silence_pillow()
-    options = ModelOptions(
-        model,
-        task=task,  # type: ignore[arg-type]
-        device=device,
-        precision=precision,
-        engine=engine,
-        trust_code=trust_code,
-        compile=compile_,
-        tta=tta,
-        tile=tile,
-        tile_overlap=tile_overlap,
-    )
-    with console.downloads() as fetched:
-        loaded = open_model(options, progress=fetched)
-    numbers_of(drawing.classes, loaded.categories)  # an unknown name fails before the first image
-    source = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
-    old = jsonl.remarks(folder / journal.RUN_MARK) if skip_existing else []
-    for remark in (*loaded.notes, *old):
-        console.note(remark)
+    silence_pillow()
+    options = ModelOptions(model, **chosen)
     thresholds = {
         "object_threshold": object_threshold,
         "overlap_threshold": overlap_threshold,
         "score_threshold": score_threshold,
         "top_k": top_k,
     }
-    with console.progress("Segmenting", total) as advance:
-
-        def show(step: PredictProgress) -> None:
-            advance(step.message)
-
-        summary = predict_all(
-            loaded,
-            images,
-            task,
-            folder,
-            formats,
-            batch=batch,
-            workers=workers,
-            skip_existing=skip_existing,
-            overwrite=overwrite,
-            thresholds=thresholds,
-            model=source,
-            draw=drawing,
-            thumbnails=thumbnails if report else 0,
-            shard_size=shard_size,
-            on_progress=show,
-            trust_code=True,
-            remote=remote,
-        )
+    with where.opened(options, devices) as (loaded, streamer):
+        numbers_of(drawing.classes, loaded.categories)  # an unknown name fails before the first image
+        described = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
+        old = jsonl.remarks(folder / journal.RUN_MARK) if skip_existing else []
+        for remark in (*loaded.notes, *old):
+            console.note(remark)
+        with console.progress("Segmenting", total) as advance:
+            summary = predict_all(
+                loaded,
+                images,
+                task,
+                folder,
+                formats,
+                batch=batch,
+                workers=workers,
+                skip_existing=skip_existing,
+                overwrite=overwrite,
+                thresholds=thresholds,
+                model=described,
+                draw=drawing,
+                thumbnails=thumbnails if report else 0,
+                shard_size=shard_size,
+                on_progress=lambda step: advance(step.message),
+                trust_code=True,
+                streamer=streamer,
+                remote=remote,
+            )
     page = written_of(folder) if report else None
     if as_json:
         _emit(summary, place.shown, page)
@@ -164,7 +171,7 @@ def predict(
             console.out(f"Report: {page}")
         ref = model or loaded.source
         console.next_steps(["m2f", "eval", "--model", ref, "--data", "DIR"], ["m2f", "export", "--model", ref])
-    if summary.failed:
+    if summary.failed and not where.is_of_torchrun():  # it would report a crash
         raise typer.Exit(DataError.exit_code)
 
 
@@ -224,15 +231,6 @@ def _images(source: list[str]) -> tuple[Any, int | None]:
         return stream, None
     found = list(stream)
     return found, len(found)
-
-
-def _silence_pillow() -> None:
-    """Silence the warning about large images: m2f has limits and errors of its own."""
-    import warnings
-
-    from PIL import Image
-
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def _rate(summary: Summary) -> float:

@@ -76,6 +76,41 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def several_devices(text: str, kind: str = "auto") -> list[str]:
+    """Return the devices that `--devices` names: a number of processes, or a list.
+
+    Args:
+        text: "4" for the first four GPUs, or as many processes on a CPU; "0,2" for these two GPUs; "cpu:2" for two
+            processes on the CPU; any device that PyTorch knows; or several of these, between commas.
+        kind: the kind of device that a number counts, as in `choose_device`.
+
+    Raises:
+        ConfigError: a device does not exist here.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(names) == 1 and names[0].isdecimal() and int(names[0]):
+        kind = choose_device(kind).type
+        names = [f"{kind}:{index}" if kind == "cuda" else kind for index in range(int(names[0]))]
+    elif names == ["0"]:
+        raise ConfigError("--devices 0 is no number of processes.", hint="One GPU alone is --device cuda:0.")
+    devices: list[str] = []
+    for name in names:
+        kind, _, index = (f"cuda:{name}" if name.isdecimal() else name).partition(":")
+        if kind == "cpu" and index.isdecimal() and int(index):
+            devices += ["cpu"] * int(index)
+        elif kind == "cuda" and index.isdecimal() and int(index) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"--devices {text}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.",
+                hint="`m2f doctor` shows them; cpu:2 means two processes on the CPU.",
+            )
+        else:
+            choose_device(name if kind != "cuda" else f"{kind}:{index}")
+            devices.append(f"{kind}:{index}" if index else kind)
+    if not devices:
+        raise ConfigError(f"--devices {text!r} names no device.", hint="Such as 4, or 0,1, or cpu:2.")
+    return devices
+
+
 def _hint(name: str) -> str:
     """Return what to do about a device that cannot be used: a mistyped one, a number alone, or one that is not here."""
     kind = name.partition(":")[0]

@@ -40,10 +40,15 @@ def process_pool(workers: int, what: str, begin: Callable[[], None] | None = Non
 
 
 def _begin(begin: Callable[[], None] | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the main process handles Ctrl-C
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    join_parent()
     if begin is not None:
         begin()
+
+
+def join_parent() -> None:
+    """Let the process that started this one decide when it ends: by Ctrl-C, and by its own end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

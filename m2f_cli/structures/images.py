@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,11 @@ _LOOKALIKES = (
     (4, b"ftypmif1", "a HEIF photo", "Convert it to JPEG or PNG first."),
     (4, b"ftyp", "a video or photo container", "Save a frame as PNG or JPEG first."),
 )
+
+
+def silence_pillow() -> None:
+    """Silence Pillow's warning about large images in this process: m2f has limits and errors of its own."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_image(

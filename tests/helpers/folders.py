@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +257,13 @@ def mapillary(folder: Path) -> Path:
     write_random_image(folder / "validation/images/a.jpg")
     write_mask(folder / "validation/v1.2/labels/a.png", plane((13, 0, 0, 5, 30), (64, 5, 0, 10, 30), fill=65))
     return folder
+
+
+def tree_without_times(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below a folder of results, without the durations that they hold."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    return {str(path.relative_to(folder)): _without_times(path.read_bytes()) for path in files}
+
+
+def _without_times(content: bytes) -> bytes:
+    return re.sub(rb'(,\s*)?"(times_ms|crc32)": ?(\{[^}]*\}|"[0-9a-f]*")', b"", content)

@@ -1,0 +1,77 @@
+"""m2f predict in several processes from the command line: the files are those of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.folders import tree_without_times
+from helpers.parts import tiny_config
+from helpers.small_segmenter import NAMES, random_image, write_model
+from PIL import Image
+
+from m2f_cli import cli
+from m2f_cli.config import presets
+from m2f_cli.structures.categories import from_names
+
+PREDICT = ["predict", "in", "--model", "model.safetensors", "--save", "overlay,coco-panoptic", "--device", "cpu"]
+COUNT = 6
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = presets.load("coco-panoptic-r50", ["test.resize.short_edge=64", "test.resize.max_edge=100"])
+    config = config.model_copy(update={"model": tiny_config()})
+    write_model(tmp_path / "model.safetensors", config, from_names(NAMES, things=NAMES[:3]))
+    (tmp_path / "in").mkdir()
+    for number in range(COUNT):
+        Image.fromarray(random_image(50 + 8 * (number % 3), 70, number)).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "x.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def test_devices_write_the_files_of_one_process(folder, capsys):
+    assert cli.run([*PREDICT, "--out", "one"]) == 3
+    assert cli.run([*PREDICT, "--out", "two", "--devices", "cpu:2"]) == 3
+    assert f"{COUNT} done" in capsys.readouterr().out
+    assert tree_without_times(folder / "two") == tree_without_times(folder / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--skip-existing"]], ids=["new", "resumed"])
+def test_torchrun_writes_the_files_of_one_process(folder, more):
+    assert cli.run([*PREDICT, "--out", "one"]) == 3
+    if more:
+        lines = (folder / "one" / ".predict.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "two").mkdir()
+        (folder / "two" / ".predict.jsonl").write_bytes(b"".join(lines[:3]))
+        for name in ("overlay", "panoptic"):
+            (folder / "one" / name).rename(folder / "two" / name)
+        assert cli.run([*PREDICT, "--out", "one", "--overwrite"]) == 3
+    done = torchrun(folder, [*PREDICT, "--out", "two", "--json", *more])
+    assert done.returncode == 0, done.stderr[-3000:]
+    tree = json.loads(done.stdout)  # one process alone prints
+    assert (tree["done"], tree["skipped"], len(tree["failed"])) == ((4, 2, 1) if more else (6, 0, 1))
+    assert tree_without_times(folder / "two") == tree_without_times(folder / "one")
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_is_the_only_one(folder):
+    done = torchrun(folder, [*PREDICT, "--out", "two", "--draw", "labels", "--classes", "nobody"])
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(told) == 1 and "no class named 'nobody'" in told[0], done.stderr[-3000:]
+
+
+def torchrun(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "m2f_cli"]
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
