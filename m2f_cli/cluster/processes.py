@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import pickle
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 
 from ..errors import M2FError
 from ..inference.base import BaseSegmenter
+from ..inference.load import ModelOptions, open_model
 from ..inference.stream import Item, Job, Out, Outcomes, stream
 from ..runtime.pools import join_parent
 from ..runtime.threads import choose_threads
@@ -64,7 +66,7 @@ class Worker:
             message = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self.lost() from error
-        if isinstance(message, _Failure):
+        if isinstance(message, Failure):
             raise message.error from message.cause()
         outcome: tuple[Any, dict[str, float]] = message
         return outcome
@@ -74,7 +76,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """Error that ended the stream of a process. Its traceback is text, since it cannot be sent itself."""
 
     error: Exception
@@ -142,6 +144,11 @@ def _work(connection: Connection, opener: Callable[[], BaseSegmenter], threads: 
         _report(connection, error)
         return
     serve(connection, segmenter)
+
+
+def open_on(options: ModelOptions, device: str) -> BaseSegmenter:
+    """Open a model on another device than the options say. Processes are given this function."""
+    return open_model(replace(options, device=device))
 
 
 # --- the one that has the items ---------------------------------------------------------------------------------------
@@ -246,10 +253,17 @@ def serve(connection: Connection, segmenter: BaseSegmenter) -> None:
         _report(connection, error)
 
 
+def failure_of(error: Exception) -> Failure:
+    """Return the error that is being handled, in a form that can be sent to another process."""
+    trace = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error of another package that cannot be pickled
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return Failure(error, trace)
+
+
 def _report(connection: Connection, error: Exception) -> None:
     """Send an error to the other end, if that is still there."""
     with suppress(OSError):
-        try:
-            connection.send(_Failure(error, traceback.format_exc()))
-        except (TypeError, AttributeError):  # an error of another package that cannot be pickled
-            connection.send(_Failure(RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()))
+        connection.send(failure_of(error))

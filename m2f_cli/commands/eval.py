@@ -13,7 +13,7 @@ import typer
 
 from .. import console, plugins
 from ..errors import ConfigError, DataError
-from . import completion
+from . import completion, where
 from . import options as opt
 from .help_page import help_page
 from .report import written, written_of
@@ -65,6 +65,8 @@ def evaluate(
     limit: opt.Limit = None,
     device: opt.Device = "auto",
     devices: opt.Devices = 1,
+    on: opt.On = None,
+    ray_address: opt.RayAddress = None,
     precision: opt.Precision = "fp32",
     engine: opt.Engine = None,
     workers: opt.ReaderThreads = 2,
@@ -145,6 +147,7 @@ def evaluate(
     opt.one_of("task", task, opt.TASKS)
     opt.one_of("precision", precision, (*opt.PRECISIONS, opt.AUTO))
     opt.one_of("engine", engine, plugins.table("engines"))
+    where.check_engine(on, ray_address, devices > 1)
     formats, drawing = opt.listed(save), opt.draw_options(draw, palette, opacity, classes, legend)
     if dry_run and (compare or predictions or ground_truth):
         raise ConfigError("--dry-run looks at the evaluation of a model.", hint="Leave it out: files are scored fast.")
@@ -176,17 +179,28 @@ def evaluate(
         tile=tile,
         tile_overlap=tile_overlap,
     )
-    on = DataOptions(data, split, limit)
+    images = DataOptions(data, split, limit)
     by = MetricOptions(opt.listed(metric), max_dets, thresholds, trust_names=True)
     options = RunOptions(workers, formats, sweep, diagnose, drawing, thumbnails if report else 0)
     if not (preset or model or metric or task):
         raise ConfigError("Nothing says what to evaluate.", hint="Pass --preset NAME, --model REF or --metric pq.")
-    folder = out or Path("runs/eval") / name_of(tested, on, by)
+    folder = out or Path("runs/eval") / name_of(tested, images, by)
     if dry_run:
-        return _dry_run(folder, tested, on, by, options, as_json)
+        return _dry_run(folder, tested, images, by, options, as_json)
     if devices > 1 and "RANK" not in os.environ:
         raise typer.Exit(_launch(devices, folder))
-    _evaluate(folder, tested, on, by, options, resume=resume, as_json=as_json, per_class=per_class)
+    _evaluate(
+        folder,
+        tested,
+        images,
+        by,
+        options,
+        resume=resume,
+        as_json=as_json,
+        per_class=per_class,
+        engine=on,
+        ray_address=ray_address,
+    )
 
 
 # --- a model ----------------------------------------------------------------------------------------------------------
@@ -202,16 +216,23 @@ def _evaluate(
     resume: bool,
     as_json: bool,
     per_class: bool,
+    engine: str | None,
+    ray_address: str | None,
 ) -> None:
     import dataclasses
 
     from ..evaluation import setup as eval_setup
     from ..evaluation.journal import journal_of
+    from ..inference.stream import Streamer, stream
     from ..runtime import distributed, jsonl
     from ..runtime.devices import choose_device
 
-    with distributed.group(choose_device(model.device)) as device, ExitStack() as stack:
+    streamer: Streamer = stream
+    own = "cpu" if engine else model.device  # a cluster has devices of its own
+    with distributed.group(choose_device(own)) as device, ExitStack() as stack:
         is_main = distributed.rank() == 0
+        if engine:
+            streamer = stack.enter_context(where.on_ray(eval_setup.with_default(model, metrics), ray_address))
         model = dataclasses.replace(model, device=str(device))
         with console.downloads() as fetched:
             evaluation = eval_setup.prepare(folder, model, data, metrics, options, progress=fetched)
@@ -233,7 +254,12 @@ def _evaluate(
 
         try:
             outcome = eval_setup.execute(
-                evaluation, resume=resume, command=["m2f", *sys.argv[1:]], on_progress=show, on_start=start
+                evaluation,
+                resume=resume,
+                command=["m2f", *sys.argv[1:]],
+                on_progress=show,
+                on_start=start,
+                streamer=streamer,
             )
         except KeyboardInterrupt:
             console.note(f"To go on: the same command with --resume. What is done is in {folder}.")
@@ -244,6 +270,7 @@ def _evaluate(
     if as_json:
         console.emit_json(outcome.tree)
     else:
+        where.show_stages(streamer)
         _print(outcome, folder, per_class)
         console.next_steps(*_next(evaluation))
         if page is not None:

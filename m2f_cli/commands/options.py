@@ -143,6 +143,24 @@ Device = Annotated[
 Devices = Annotated[
     int, typer.Option(min=1, help="Number of processes on this machine, one per GPU.", rich_help_panel=SPEED)
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ENGINE",
+        help="Engine that spreads the work over many machines: ray.",
+        rich_help_panel=SPEED,
+        autocompletion=completion.words("ray"),
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray cluster, such as auto; by default $RAY_ADDRESS, or this machine alone.",
+        rich_help_panel=SPEED,
+    ),
+]
 Precision = Annotated[
     str,
     typer.Option(

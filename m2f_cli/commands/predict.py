@@ -67,6 +67,8 @@ def predict(
             rich_help_panel=opt.SPEED,
         ),
     ] = None,
+    on: opt.On = None,
+    ray_address: opt.RayAddress = None,
     precision: opt.Precision = "fp32",
     compile_: opt.Compile = False,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=opt.SPEED)] = 1,
@@ -135,7 +137,7 @@ def predict(
         "score_threshold": score_threshold,
         "top_k": top_k,
     }
-    with where.opened(options, devices) as (loaded, streamer):
+    with where.opened(options, devices, on, ray_address) as (loaded, streamer):
         numbers_of(drawing.classes, loaded.categories)  # an unknown name fails before the first image
         described = _described(model or loaded.source, tta=tta, tile=tile, tile_overlap=tile_overlap)
         old = jsonl.remarks(folder / journal.RUN_MARK) if skip_existing else []
@@ -164,8 +166,9 @@ def predict(
             )
     page = written_of(folder) if report else None
     if as_json:
-        _emit(summary, place.shown, page)
+        _emit(summary, place.shown, page, where.stages_of(streamer))
     else:
+        where.show_stages(streamer)
         _print(summary, place.shown)
         if page is not None:
             console.out(f"Report: {page}")
@@ -237,7 +240,7 @@ def _rate(summary: Summary) -> float:
     return summary.done / summary.seconds if summary.seconds else 0.0
 
 
-def _emit(summary: Summary, folder: str, page: Path | None) -> None:
+def _emit(summary: Summary, folder: str, page: Path | None, stages: list[dict[str, Any]] | None) -> None:
     console.emit_json(
         {
             "out": folder,
@@ -247,6 +250,7 @@ def _emit(summary: Summary, folder: str, page: Path | None) -> None:
             "failed": [{"file": str(each.file), "error": each.message} for each in summary.failed],
             "seconds": round(summary.seconds, 3),
             "images_per_second": round(_rate(summary), 3),
+            **({} if stages is None else {"stages": stages}),
         }
     )
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -326,8 +326,12 @@ def scored(
     """
     tasks = [segmenter.check_task(task) for task in dict.fromkeys(metric.task for metric in metrics.values())]
 
-    job = EvalJob(tasks, thresholds, on_results)
-    images = streamer(segmenter, records, job, workers=workers)
+    if streamer is not stream:  # where an image is finished it is scored, too: its counts are smaller than its results
+        job = ScoringJob(tasks, thresholds, on_results, metrics)
+        with closing(streamer(segmenter, records, job, workers=workers)) as images:
+            yield from map(_answer, images)
+        return
+    images = stream(segmenter, records, EvalJob(tasks, thresholds, on_results), workers=workers)
     # A single thread scores, so that metrics need no locks.
     with thread_pool(1) as scorer, closing(images):
         yield from in_order(scorer, partial(_scored, metrics), images, 2)
@@ -343,7 +347,7 @@ class _Unscored:
 
 
 @dataclass(frozen=True)
-class EvalJob(Job[Record, _Unscored]):
+class EvalJob(Job[Record, Any]):
     """Reading of annotated images, and what is done with their results before they are scored.
 
     Attributes:
@@ -372,7 +376,7 @@ class EvalJob(Job[Record, _Unscored]):
             result.image = image
         return _Unscored(annotation, results)
 
-    def use(self, item: Record, results: _Unscored) -> _Unscored:
+    def use(self, item: Record, results: _Unscored) -> Any:
         if self.on_results is not None:
             for result in results.results.values():
                 result.image_id = getattr(item, "image_id", None)
@@ -380,6 +384,31 @@ class EvalJob(Job[Record, _Unscored]):
             for result in results.results.values():
                 result.image = None
         return results
+
+
+@dataclass(frozen=True)
+class ScoringJob(EvalJob):
+    """A job whose outcome are the scores of an image: for streams through other processes.
+
+    Attributes:
+        metrics: as in `scored`.
+    """
+
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    def use(self, item: Record, results: _Unscored) -> Scored:
+        return _scored(self.metrics, (item, super().use(item, results), {}))
+
+    def threads(self, segmenter: BaseSegmenter, workers: int) -> int:
+        """Return no threads: metrics have no locks, and there are several processes."""
+        return 0
+
+
+def _answer(image: tuple[Record, Any, dict[str, float]]) -> Scored:
+    _, outcome, stages = image
+    if isinstance(outcome, M2FError):
+        return _scored({}, image)
+    return replace(outcome, seconds=outcome.seconds + sum(stages.values()) - stages.get("write", 0.0))
 
 
 def _scored(metrics: Mapping[str, Metric], image: tuple[Record, Any, dict[str, float]]) -> Scored:

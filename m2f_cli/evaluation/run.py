@@ -22,6 +22,7 @@ from ..data.records import Record
 from ..errors import ConfigError, DataError
 from ..inference.base import BaseSegmenter
 from ..inference.provenance import weights_hash
+from ..inference.stream import Streamer, stream
 from ..metrics import Metric
 from ..results.draw_options import DrawOptions
 from ..results.places import Places
@@ -33,6 +34,7 @@ from ..runtime.files import is_part, remove_parts, writing_to
 from ..runtime.locks import is_lock, locked
 from ..structures import Task
 from ..structures.annotations import Annotation
+from ..structures.categories import Categories
 from . import journal, views
 from .evaluate import (
     Annotations,
@@ -45,7 +47,7 @@ from .evaluate import (
     scored,
     share,
 )
-from .save_predictions import Saver
+from .save_predictions import PredictionWriter, Saver
 
 PREDICTIONS = "predictions"
 
@@ -97,6 +99,7 @@ def run(
     resume: bool = False,
     on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
+    streamer: Streamer = stream,
 ) -> EvalResult:
     """Evaluate, in this process or in all of a torch.distributed group; the result is that of the whole.
 
@@ -106,6 +109,7 @@ def run(
             those that failed are. Figures are equal to those of an evaluation that was never stopped, to the last bit.
         on_progress: receives a record after each image of this process.
         on_start: receives the number of images that this process will score.
+        streamer: what sends the images through the model; by default this process alone.
 
     Raises:
         ConfigError: the folder is in use, also by another process, or holds another evaluation.
@@ -120,7 +124,7 @@ def run(
         if on_start is not None:
             on_start(len(own))
         with _saver(evaluation, rank) as saver:
-            _score(evaluation, own, rank, saver, on_progress)
+            _score(evaluation, own, rank, saver, on_progress, streamer)
         seconds = max(distributed.gather(time.perf_counter() - started))
         return distributed.on_main(lambda: _conclude(evaluation, seconds))
 
@@ -209,22 +213,24 @@ def _score(
     rank: int,
     saver: Any,
     on_progress: Callable[[EvalProgress], None] | None,
+    streamer: Streamer,
 ) -> None:
     records = (evaluation.records[number] for number in numbers)
-    stream = scored(
+    images = scored(
         evaluation.segmenter,
         records,
         evaluation.metrics,
         workers=evaluation.workers,
         on_results=_on_results(evaluation, saver),
+        streamer=streamer,
         **evaluation.thresholds,
     )
     path = journal.journal_of(evaluation.folder, rank)
     with ExitStack() as stack:
         add_view = stack.enter_context(_views(evaluation, rank))
         add = stack.enter_context(journal.appending(path, dict(evaluation.header)))
-        stack.enter_context(closing(stream))
-        for done, (number, each) in enumerate(zip(numbers, stream, strict=True), 1):
+        stack.enter_context(closing(images))
+        for done, (number, each) in enumerate(zip(numbers, images, strict=True), 1):
             entry, view = each.saved or (None, None)
             if entry is not None:  # before the journal: an image in the journal is never done again
                 saver.append(entry)
@@ -237,16 +243,32 @@ def _score(
 
 def _on_results(evaluation: EvalRun, saver: Any) -> OnResults | None:
     """Return what threads do with the results of an image: its predictions are written, and its view is made."""
-    saves = isinstance(saver, Saver)
-    if not saves and not evaluation.thumbnails:
+    writer = saver.writer if isinstance(saver, Saver) else None
+    if writer is None and not evaluation.thumbnails:
         return None
-    categories, edge = evaluation.segmenter.categories, evaluation.thumbnails
+    return _HandOn(writer, evaluation.segmenter.categories, evaluation.thumbnails)
 
-    def hand_on(record: Record, results: Mapping[Task, Result], annotation: Annotation | Annotations) -> Any:
-        view = views.view_if_comparable(record, results, annotation, categories, edge) if edge else None
-        return (saver.write(record, results) if saves else None), view
 
-    return hand_on
+@dataclass(frozen=True)
+class _HandOn:
+    """Function of the results of an image beside scoring: it gives (entry of the predictions, view).
+
+    Attributes:
+        writer: writes the predictions; None writes none.
+        categories: the classes.
+        edge: longest edge of a view in pixels; 0 makes none.
+    """
+
+    writer: PredictionWriter | None
+    categories: Categories
+    edge: int
+
+    def __call__(
+        self, record: Record, results: Mapping[Task, Result], annotation: Annotation | Annotations
+    ) -> tuple[Any, Any]:
+        edge = self.edge
+        view = views.view_if_comparable(record, results, annotation, self.categories, edge) if edge else None
+        return (None if self.writer is None else self.writer.write(record, results)), view
 
 
 def _views(evaluation: EvalRun, rank: int) -> AbstractContextManager[Callable[[journal.Line], Any]]:

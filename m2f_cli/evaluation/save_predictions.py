@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,24 @@ from ..results.writers import SCHEMA_VERSION, Writer, writers_for
 from ..structures import Task
 
 SHARD = ".process-{}"
+
+
+@dataclass(frozen=True)
+class PredictionWriter:
+    """Writer of the files of images, without those that all images share; any thread or process may use it.
+
+    Attributes:
+        folder: the folder of predictions.
+        writers: the writers of each task by the names of their formats.
+    """
+
+    folder: Path
+    writers: Mapping[Task, Mapping[str, Writer]]
+
+    def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
+        """Write the files of one image and return its entry for `Saver.append`."""
+        pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
+        return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 
 
 class Saver:
@@ -54,7 +73,7 @@ class Saver:
         trust_code: bool = False,
     ):
         self.folder, self.formats, self.categories = folder, list(formats), segmenter.categories
-        self.writers = writers_by_task(formats, metrics, draw=draw, trust_code=trust_code)
+        self.writer = PredictionWriter(folder, writers_by_task(formats, metrics, draw=draw, trust_code=trust_code))
         self.head = {
             "schema_version": SCHEMA_VERSION,
             "model": segmenter.source,
@@ -71,11 +90,6 @@ class Saver:
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
-
-    def write(self, record: Any, results: Mapping[Task, Result]) -> dict[str, Any]:
-        """Write the files of one image and return its entry for `append`. Any thread may call this."""
-        pairs = [(name, writer, results[task]) for task in self.writers for name, writer in self.writers[task].items()]
-        return write_image(record.name, getattr(record, "image", None), self.folder, pairs[0][2], pairs)
 
     def append(self, entry: dict[str, Any]) -> None:
         self.journal.append(entry)

@@ -18,6 +18,7 @@ from ..config.schema import Config
 from ..errors import ConfigError
 from ..inference.base import BaseSegmenter, innermost
 from ..inference.load import DEFAULT_MODELS, ModelOptions, open_model
+from ..inference.stream import Streamer, stream
 from ..metrics import Metric
 from ..results.class_names import numbers_of
 from ..results.draw_options import DrawOptions
@@ -257,6 +258,7 @@ def execute(
     command: Sequence[str] = (),
     on_progress: Callable[[EvalProgress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
+    streamer: Streamer = stream,
 ) -> EvalOutcome:
     """Run an evaluation and write config.yaml, env.json and results.json beside its journal.
 
@@ -266,6 +268,7 @@ def execute(
         command: the command line, for the record.
         on_progress: as in `evaluation.run.run`.
         on_start: as in `evaluation.run.run`.
+        streamer: as in `evaluation.run.run`. The sweep and the diagnosis do without it.
     """
     is_main = distributed.rank() == 0
 
@@ -275,7 +278,7 @@ def execute(
         if on_start is not None:
             on_start(count)
 
-    result = run(evaluation.run, resume=resume, on_progress=on_progress, on_start=started)
+    result = run(evaluation.run, resume=resume, on_progress=on_progress, on_start=started, streamer=streamer)
     sweep_result = _sweep(evaluation) if evaluation.options.sweep and is_main else None
     diagnosis = _diagnose(evaluation) if evaluation.options.diagnose and is_main else None
     outcome = _outcome(evaluation, result, sweep_result, diagnosis)

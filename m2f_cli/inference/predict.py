@@ -192,6 +192,8 @@ def predict(
             except KeyboardInterrupt:
                 conclude()
                 raise
+            if streamer is not stream:
+                remove_parts(out)  # a process that was lost may have left some
             conclude()
         place.clear()
         return replace(summary, seconds=time.perf_counter() - started)

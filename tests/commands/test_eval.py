@@ -330,6 +330,22 @@ def test_two_processes_of_torchrun(tmp_path, capsys):
     assert results("two")["per_class"] == results("one")["per_class"]
 
 
+@pytest.mark.slow
+def test_a_cluster_gives_the_figures_of_one_process(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2f-cli[ray]'")
+    command = [sys.executable, "-m", "m2f_cli", *MINE, "--out", "ray", "--on", "ray", "--ray-address", "local"]
+    done = subprocess.run([*command, "--save", "coco-panoptic"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Scored 3 of 3 images" in done.stdout and "The bottleneck is:" in done.stdout
+    assert cli.run([*MINE, "--out", "one", "--save", "coco-panoptic"]) == 0
+    assert results("ray")["figures"] == results("one")["figures"]
+    assert results("ray")["per_class"] == results("one")["per_class"]
+    for name in ("ray", "one"):
+        assert (
+            Path(name, "predictions/panoptic.json").read_bytes() == Path("one/predictions/panoptic.json").read_bytes()
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,44 @@ def test_an_error_of_the_first_process_is_the_only_one(folder):
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(told) == 1 and "no class named 'nobody'" in told[0], done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_goes_on_after_its_driver_was_killed(folder):
+    """Ray ends with the driver, and what was finished is not done again; versions and options are those of a user."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2f-cli[ray]'")
+    for number in range(COUNT, 60):
+        Image.fromarray(random_image(50 + 8 * (number % 3), 70, number)).save(folder / "in" / f"{number}.png")
+    assert cli.run([*PREDICT, "--out", "one"]) == 3
+    command = [sys.executable, "-m", "m2f_cli", *PREDICT, "--out", "ray", "--on", "ray", "--ray-address", "local"]
+    journal = folder / "ray" / ".predict.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while driver.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
+            time.sleep(0.05)
+        driver.kill()
+    done = len(journal.read_bytes().splitlines()) - 1
+    again = subprocess.run([*command, "--skip-existing", "--json"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 3, again.stderr[-3000:]
+    tree = json.loads(again.stdout)
+    assert tree["skipped"] + tree["done"] == 60 and tree["skipped"] >= done - 1
+    assert {stage["name"] for stage in tree["stages"]} >= {"read", "network", "write"} or tree["done"] == 0
+    found, expected = tree_without_times(folder / "ray"), tree_without_times(folder / "one")
+    assert found.pop(".predict.jsonl") and expected.pop(".predict.jsonl")
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--on", "rya"], "no engine of --on named 'rya'. Did you mean ray"),
+        (["--ray-address", "auto"], "--ray-address is for --on ray"),
+        (["--on", "ray", "--devices", "cpu:2"], "--on ray excludes --devices"),
+    ],
+)
+def test_options_that_do_not_fit_together(folder, capsys, more, says):
+    assert cli.run([*PREDICT, "--out", "x", *more]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def torchrun(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess:

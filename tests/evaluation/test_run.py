@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ from m2f_cli.errors import ConfigError, DataError, M2FError
 from m2f_cli.evaluation import journal
 from m2f_cli.evaluation.evaluate import default_metrics, evaluate
 from m2f_cli.evaluation.run import EvalRun, header_of, run
+from m2f_cli.inference.stream import stream
 from m2f_cli.structures.annotations import AnnotatedSegment, PanopticAnnotation
 
 COUNT = 9
@@ -346,6 +348,24 @@ def test_two_processes_get_the_figures_of_one_and_go_on(tmp_path, expected):
 def test_a_process_without_images(tmp_path):
     alone = text(evaluate(FakeSegmenter(), records(1), metrics()))
     assert two_processes(tmp_path, tmp_path / "a", count=1) == [f"0 {alone}", f"1 {alone}"]
+
+
+def test_other_streams_score_where_they_finish_and_the_figures_stay(tmp_path, expected):
+    """What a cluster is given, and what it gives, can be pickled."""
+
+    def elsewhere(segmenter, items, job, **options):
+        job = pickle.loads(pickle.dumps(job))
+        for item, outcome, seconds in stream(segmenter, items, job, **options):
+            yield item, pickle.loads(pickle.dumps(outcome)), seconds
+
+    items = records()
+    for name, more in (("a", {}), ("b", {"streamer": elsewhere})):
+        result = run(evaluation(tmp_path / name, items, save=["coco-panoptic"], thumbnails=32), **more)
+        assert text(result) == expected
+    figures = [[line.get("metrics") for line in lines(tmp_path / name)] for name in ("a", "b")]
+    assert figures[0] == figures[1]
+    for name in ("views.jsonl", "predictions/panoptic.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
 def test_journals_of_several_processes_become_one(tmp_path):
