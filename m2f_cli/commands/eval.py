@@ -152,7 +152,7 @@ def evaluate(
     if dry_run and (compare or predictions or ground_truth):
         raise ConfigError("--dry-run looks at the evaluation of a model.", hint="Leave it out: files are scored fast.")
     if compare is not None:
-        return _compare(*compare, opt.listed(metric), as_json, trust_code, report)
+        return _compare(*compare, opt.listed(metric), as_json, trust_code, report, out)
     if predictions is not None or ground_truth is not None:
         return _score_files(predictions, ground_truth, opt.listed(metric), max_dets, out, split, as_json, per_class)
     from ..evaluation.setup import DataOptions, MetricOptions, RunOptions, name_of
@@ -385,16 +385,24 @@ def _all_for(predictions: Path, ground_truth: Path, split: str) -> list[str]:
 
 
 def _compare(
-    run_a: Path, run_b: Path, metrics: tuple[str, ...], as_json: bool, trust_code: bool, with_page: bool
+    run_a: Path,
+    run_b: Path,
+    metrics: tuple[str, ...],
+    as_json: bool,
+    trust_code: bool,
+    with_page: bool,
+    out: Path | None,
 ) -> None:
     from ..evaluation.compare import compare
-    from ..report.comparison import write_compared
+    from ..report.comparison import PAGE, write_compared
 
+    if out is not None and not with_page:
+        raise ConfigError("--out is where the page of --compare goes, and --no-report asks for none.")
     if len(metrics) > 1:
         raise ConfigError(f"--compare takes one --metric, not {', '.join(metrics)}.")
     typed = bool(metrics)  # by the user; otherwise the journals name the metric
     comparison = compare(run_a, run_b, metric=metrics[0] if typed else None, trust_code=trust_code or typed)
-    page = written(lambda: write_compared(comparison)) if with_page else None
+    page = written(lambda: write_compared(comparison, out and out / PAGE)) if with_page else None
     if as_json:
         return console.emit_json(comparison.to_dict())
     _show(comparison.rows())

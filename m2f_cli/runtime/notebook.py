@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import sys
 import webbrowser
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,7 @@ def show_page(page: Path) -> None:
         M2FError: there is no browser.
     """
     if is_notebook():
-        return _display(
-            sys.modules["IPython"].display.HTML(framed(page.read_text(encoding="utf-8"), title="report", height=720))
-        )
+        return _display(_Framed(framed(page.read_text(encoding="utf-8"), title="report", height=720)))
     if not webbrowser.open(page.resolve().as_uri()):
         raise M2FError(f"There is no browser to show {page}.", hint="Open that file on another machine.")
     return None
@@ -64,6 +63,16 @@ def framed(page: str, *, title: str, height: int) -> str:
 def escaped(text: str) -> str:
     """Return text for HTML, also between quotes, with visible characters only."""
     return visible_text(html.escape(text))
+
+
+@dataclass(frozen=True)
+class _Framed:
+    """HTML that a notebook shows. IPython's own class for that warns of frames."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def _display(shown: Any) -> None:

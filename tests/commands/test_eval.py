@@ -288,6 +288,10 @@ def test_two_evaluations_are_compared(capsys):
     tree = json.loads(capsys.readouterr().out)
     assert tree["metric"] == "pq" and all(each["difference"] in (0.0, None) for each in tree["figures"])
     assert cli.run(["eval", "--compare", "b", "b", "--metric", "pq,miou"]) == 2
+    assert cli.run(["eval", "--compare", "runs/eval/mine", "b", "--no-report", "--out", "compared"]) == 2
+    assert "page of --compare" in capsys.readouterr().err and not Path("compared").exists()
+    assert cli.run(["eval", "--compare", "runs/eval/mine", "b", "--out", "compared"]) == 0
+    assert [path.name for path in Path("compared").iterdir()] == ["comparison.html"]
 
 
 def test_files_of_others_are_scored(tmp_path, capsys):

@@ -65,8 +65,8 @@ def test_show_opens_a_page_that_stays(evaluate, monkeypatch):
 
 def test_show_puts_the_page_into_a_frame_of_a_notebook(evaluate, monkeypatch):
     shown: list = []
-    display = SimpleNamespace(display=shown.append, HTML=lambda text: text)
+    display = SimpleNamespace(display=shown.append)
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=display))
     evaluate().show()
-    assert re.fullmatch(r'<iframe srcdoc="[^"<>]+" [^<>]*></iframe>', shown[0])
+    assert re.fullmatch(r'<iframe srcdoc="[^"<>]+" [^<>]*></iframe>', shown[0]._repr_html_())
