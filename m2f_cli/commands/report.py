@@ -34,14 +34,19 @@ def report(
         ),
     ] = None,
     watch: Annotated[
-        int | None,
+        bool,
         typer.Option(
-            min=LEAST_SECONDS,
-            metavar="SECONDS",
-            help="Write the page of a training again every so often, until the training ends.",
+            "--watch",
+            help="Write the page of a training again and again, until the training ends.",
             rich_help_panel=opt.OUTPUT,
         ),
-    ] = None,
+    ] = False,
+    every: Annotated[
+        int,
+        typer.Option(
+            min=LEAST_SECONDS, metavar="SECONDS", help="Time between two pages of --watch.", rich_help_panel=opt.OUTPUT
+        ),
+    ] = 10,
     as_json: opt.AsJson = False,
 ) -> None:
     """Write one HTML page of an evaluation, a training or a prediction, or of what differs between two evaluations.
@@ -54,7 +59,7 @@ def report(
         raise ConfigError(f"A page shows one folder or two, not {len(refs)}.", hint="Call m2f report for each.")
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out} is no page.", hint="Name it with .html at its end.")
-    page = _watch(refs, out, watch) if watch else write_report(refs, out)
+    page = _watch(refs, out, every) if watch else write_report(refs, out)
     if as_json:
         return console.emit_json({"page": str(page)})
     console.out(f"Report: {page}")

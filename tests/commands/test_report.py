@@ -38,7 +38,7 @@ def test_out_names_the_page_and_json_lists_it(folder, tmp_path, capsys):
         (["A", "gone"], 3, "gone does not exist"),
         (["A", "--out", "page.pdf"], 2, "page.pdf is no page"),
         (["A", "A", "A"], 2, "one folder or two, not 3"),
-        (["A", "--watch", "1"], 2, "takes one folder of m2f train"),
+        (["A", "--watch"], 2, "takes one folder of m2f train"),
         ([], 2, "REF"),
         (["A", "--thumbnail", "3"], 2, "--thumbnail"),
     ],
@@ -66,7 +66,7 @@ def test_watching_ends_with_the_training(tmp_path, monkeypatch, capsys):
 
     lock.write_text("")
     monkeypatch.setattr(time, "sleep", wait)
-    assert cli.run(["report", str(folder), "--watch", "7"]) == 0
+    assert cli.run(["report", str(folder), "--watch", "--every", "7"]) == 0
     assert all('http-equiv="refresh" content="7"' in page for page in pages) and len(pages) == 2
     assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()
 
@@ -79,7 +79,7 @@ def test_ctrl_c_ends_watching_with_a_last_page(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupt)
-    assert cli.run(["report", str(folder), "--watch", "7"]) == 0
+    assert cli.run(["report", str(folder), "--watch"]) == 0
     assert "No longer watched." in capsys.readouterr().err
     assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()
 
