@@ -12,6 +12,7 @@ from ..errors import ConfigError, unknown_name
 from ..runtime import allocator
 from . import completion
 from . import options as opt
+from .bench_plan import plan as show_plan
 from .help_page import help_page
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ NO_MATTER = {
     "--images": ("forward", "picture", "post", "load", "train"),
     "--source": ("forward", "picture", "post", "eval", "load", "train"),
 }
+PLANNED = 32  # images that --plan measures by default
 NOT_OF_ALL = ("--size", "--batch", "--against", "--engine", "--model")  # the protocol of --preset all has its own
 
 
@@ -142,6 +144,15 @@ def bench(
             rich_help_panel=opt.DATA,
         ),
     ] = None,
+    plan: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N_IMAGES",
+            min=1,
+            help="Measure m2f predict on --images, and print the hours, device-hours and storage of so many images.",
+            rich_help_panel=opt.DATA,
+        ),
+    ] = None,
     engine: opt.Engine = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for NAME.json and NAME.png.", rich_help_panel=opt.OUTPUT)
@@ -154,6 +165,19 @@ def bench(
 
     Run it on a quiet machine; the load is part of the result. With --compile there are no times of single stages.
     """
+    if plan is not None:
+        what = _predict_for_plan(
+            preset,
+            {
+                "--what": what,
+                "--against": against,
+                "--compile": compile_ or None,
+                "--quality": quality,
+                "--rounds": rounds,
+                "--warm-up": warm_up,
+                "--skip-existing": skip_existing or None,
+            },
+        )
     what = what or (IMAGE if preset == ALL else "forward")
     what = FORMER_NAME if what == IMAGE else what
     _check_names(what, precision, engine, against, peer_precision, model)
@@ -192,7 +216,7 @@ def bench(
         precision=precision,
         size=size,
         batch=batch or 1,
-        images=images or IMAGES,
+        images=images or (IMAGES if plan is None else PLANNED),
         source=source,
         threads=threads,
         compile=compile_,
@@ -201,6 +225,8 @@ def bench(
         keep_memory=allocator.is_kept_by(what) if keep_memory is None else keep_memory,
     )
     case = chosen_precision(case)
+    if plan is not None:
+        return show_plan(case, plan, as_json=as_json)
     if preset == ALL:
         if quality is not None:
             raise ConfigError("--quality needs trained weights, and those of --preset all are random.")
@@ -233,6 +259,20 @@ def bench(
         console.emit_json({**tree, "files": [str(path) for path in files]})
     else:
         _print(tree, files)
+
+
+def _predict_for_plan(preset: str | None, given: dict[str, Any]) -> str:
+    """Return the work that a plan measures.
+
+    Raises:
+        ConfigError: an option was given that a plan has no use for.
+    """
+    wrong = next((name for name, value in given.items() if value is not None), None)
+    if wrong is not None:
+        raise ConfigError(f"--plan measures m2f predict, and {wrong} changes nothing about it.", hint="Leave it out.")
+    if preset == ALL:
+        raise ConfigError("--plan is for one model.", hint="Name a preset, or pass --model.")
+    return "predict"
 
 
 def _check_names(
