@@ -43,6 +43,8 @@ class AveragePrecision:
         ap_small, ap_medium, ap_large: of objects by annotated area (below 32², below 96², and above).
         ar1, ar10, ar100: highest recall, by `max_dets`.
         ar_small, ar_medium, ar_large: highest recall, by annotated area.
+        tables.precision: precision at 101 points of recall from 0 to 100 %, as a mean over the classes: at IoU "0.50"
+            and "0.75", and as "mean" over all thresholds.
 
     Attributes:
         prefix: the start of the names of the figures.
@@ -133,6 +135,7 @@ class AveragePrecision:
                 name: {key if key == "objects" else self.prefix + key: value for key, value in row.items()}
                 for name, row in zip(names, rows, strict=True)
             },
+            "tables": {"precision": _mean_curves(precision_TRKA[..., 0])},
         }
 
     def curves(self) -> tuple[np.ndarray, np.ndarray]:
@@ -232,6 +235,16 @@ def _check_scores(scores: Sequence[float]) -> None:
                 f"A found object has the score {score}, which cannot be ranked.",
                 hint="The model's weights, or its half precision, may be broken.",
             )
+
+
+def _mean_curves(precision_TRK: np.ndarray) -> dict[str, list[float]]:
+    """Return precision in percent at each point of recall, as a mean over the classes; nothing without annotations."""
+    present_TRK = precision_TRK[:, :, (precision_TRK > -1).all((0, 1))]
+    if not present_TRK.size:
+        return {}
+    mean_TR = 100 * present_TRK.mean(2)
+    curves = {"0.50": mean_TR[0], "0.75": mean_TR[5], "mean": mean_TR.mean(0)}
+    return {name: [round(value, 4) for value in curve_R.tolist()] for name, curve_R in curves.items()}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -41,6 +41,7 @@ from .tables import WORDS, class_table, finite
 PAGE = "report.html"
 ANALYSIS = ("ece", "mean_score", "precision")
 LARGE_FIGURES = 4
+AP_CAPTION = "The area below a curve is its AP; the mean of all classes."
 WAYS = {  # kinds of errors in words; of the demo's figures the page has none
     "class": "the mask is right, the class is another",
     "split": "found in several pieces",
@@ -145,7 +146,7 @@ def _values(
     annotated = _annotated(counts, categories)
     if task == "instance":  # its metric counts the same
         annotated.pop("segments", None)
-    environment = _environment(folder)
+    environment = environment_of(folder)
     figures = _figures(results)
     version = results.get("schema_version")
     return {
@@ -248,7 +249,22 @@ def _line_charts(results: Mapping[str, Any], counts: counting.TaskCounts) -> Ite
             beside="highest",
             caption=_advice(thresholds),
         )
+    for metric in ("ap", "boundary-ap"):
+        curves = mapping(mapping(tables.get(metric)).get("precision"))
+        lines = {_iou_word(name): _curve(listed(values)) for name, values in curves.items()}
+        title = "Precision over recall" if metric == "ap" else "Precision over recall, boundaries"
+        yield line_chart(title, lines, x_label="recall, %", highest=100.0, beside="none", caption=AP_CAPTION)
     yield counting.threshold_chart(counts)
+
+
+def _iou_word(name: str) -> str:
+    return "mean over IoU 0.50 to 0.95" if name == "mean" else f"IoU {name}"
+
+
+def _curve(values: Sequence[Any]) -> list[tuple[float, float]]:
+    """Return precision at points of recall that are evenly spread from 0 to 100 %."""
+    known = [finite(value) for value in values]
+    return [(100 * i / max(1, len(known) - 1), value) for i, value in enumerate(known) if value is not None]
 
 
 def _advice(thresholds: Mapping[str, Any]) -> str:
@@ -283,7 +299,8 @@ def _sweep(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"columns": columns, "rows": rows, "caution": str(tree.get("caution", ""))}
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def environment_of(folder: Path) -> dict[str, Any]:
+    """Return versions, machine and command of an evaluation, as far as its folder names them."""
     path = folder / ENVIRONMENT
     tree = mapping(read_json(path)) if path.is_file() else {}
     wanted = ("m2f", "torch", "python", "machine", "device", "processes", "command")

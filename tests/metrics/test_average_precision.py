@@ -260,6 +260,19 @@ def test_ap_equals_that_by_hand(engine):
     assert math.isnan(figures["ap_small"])
 
 
+def test_the_mean_of_a_curve_is_its_ap():
+    metric = AveragePrecision(CATEGORIES)
+    assert metric.compute()["tables"] == {"precision": {}}
+    for seed in range(20):
+        metric.update(*random_image(seed))
+    figures = metric.compute()
+    curves = figures["tables"]["precision"]
+    assert {len(curve) for curve in curves.values()} == {101}
+    for curve, name in (("0.50", "ap50"), ("0.75", "ap75"), ("mean", "ap")):
+        # points are rounded to 4 digits
+        assert np.mean(curves[curve]) == pytest.approx(figures[name], abs=5e-5)
+
+
 @engines
 def test_annotation_against_itself_is_100(engine):
     annotations = [random_image(i)[1] for i in range(12)]

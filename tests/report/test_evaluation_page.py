@@ -54,7 +54,12 @@ def test_the_page_says_what_was_measured_and_how_to_repeat_it(folder, tmp_path):
             "m2f eval --model 'a b'",
         ),
         *("sky", "person", "A paper, 2022", "no: other images or settings", "fake.safetensors", "A remark.", "0.4"),
-        *("PQ lost to each kind of error", "Calibration: scores and hits", "Sizes of annotated segments"),
+        *(
+            "PQ lost to each kind of error",
+            "Calibration: scores and hits",
+            "Precision over recall",
+            "Sizes of annotated segments",
+        ),
     ):
         assert text in page.text
 
@@ -153,7 +158,11 @@ def test_figures_that_are_no_numbers_render_as_a_dash(folder, tmp_path, value):
     def change(tree):
         tree["figures"] = dict.fromkeys(tree["figures"], value)
         tree["per_class"] = {"pq": {"sky": {"pq": value, "tp": value}}}
-        tree["tables"] = {"calibration": {"reliability": value, "object_threshold": value}, "pq-errors": value}
+        tree["tables"] = {
+            "calibration": {"reliability": value, "object_threshold": value},
+            "pq-errors": value,
+            "ap": {"precision": value},
+        }
         tree["threshold_sweep"] = {"pairs": [{"object_threshold": value, "overlap_threshold": 0.5, "pq": value}]}
         tree["published"] = tree["failures"] = value
 
