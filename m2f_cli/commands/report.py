@@ -85,9 +85,13 @@ def _watch(refs: list[Path], out: Path | None, seconds: int) -> Path:
     """Write the page of a training until it ends, or until Ctrl-C, and return the page."""
     from ..report.run import is_going_on, is_run, write_run_page
 
-    if len(refs) > 1 or not is_run(refs[0]):
+    folder = refs[0]
+    if len(refs) == 1 and not is_run(folder) and is_going_on(folder):
+        console.note(f"Nothing is logged in {folder} yet. Waiting.")
+        while not is_run(folder) and is_going_on(folder):
+            time.sleep(LEAST_SECONDS)
+    if len(refs) > 1 or not is_run(folder):
         raise ConfigError("--watch takes one folder of m2f train.", hint="An evaluation writes its page at its end.")
-    [folder] = refs
     if is_going_on(folder):
         page = write_run_page(folder, out, refresh=seconds)
         console.note(f"Open {page}: it shows the training as it goes on. Ctrl-C ends this, not the training.")

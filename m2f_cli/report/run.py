@@ -14,7 +14,7 @@ from typing import Any
 from ..config.run_folder import CONFIG, ENVIRONMENT, METRICS, RESULTS
 from ..errors import DataError
 from ..runtime import documents
-from ..runtime.locks import LOCK
+from ..runtime.locks import is_held
 from ..runtime.metrics_log import names_of, points_of, read_entries
 from .charts import LOSSES, LineChart, line_chart
 from .evaluation import PAGE, HeadFigure
@@ -48,8 +48,8 @@ def is_run(folder: Path) -> bool:
 
 
 def is_going_on(folder: Path) -> bool:
-    """Return True while a process writes to the folder, or where one was killed."""
-    return (folder / LOCK).exists()
+    """Return True while a process writes to the folder."""
+    return is_held(folder)
 
 
 def write_run_page(folder: Path, out: Path | None = None, *, refresh: int = 0) -> Path:

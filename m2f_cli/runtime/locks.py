@@ -33,6 +33,19 @@ def is_lock(path: Path) -> bool:
     return path.name.startswith(LOCK)
 
 
+def is_held(folder: Path) -> bool:
+    """Return True while a process is at work in a folder.
+
+    A lock that a killed process of this machine left behind is held by nobody. Nothing is known of the processes of
+    other machines: their locks count as long as they are there.
+    """
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    found = _record(path)
+    return found is None or found[1] != socket.gethostname() or found[0] == os.getpid() or _is_alive(path)
+
+
 @contextmanager
 def locked(folder: Path, what: str, *, shown: Path | str | None = None) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made where it is missing.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -69,6 +72,33 @@ def test_watching_ends_with_the_training(tmp_path, monkeypatch, capsys):
     assert cli.run(["report", str(folder), "--watch", "--every", "7"]) == 0
     assert all('http-equiv="refresh" content="7"' in page for page in pages) and len(pages) == 2
     assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()
+
+
+def test_watching_a_killed_training_ends(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path / "mine")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (folder / LOCK).write_text("")
+    owner = {"pid": ended.pid, "host": socket.gethostname(), "since": "now"}
+    (folder / f"{LOCK}.json").write_text(json.dumps(owner))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("It waits for a process that is gone."))
+    assert cli.run(["report", str(folder), "--watch"]) == 0
+    assert "ended without a result" in (folder / "report.html").read_text()
+
+
+def test_watching_begins_before_anything_is_logged(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / LOCK).write_text("")
+
+    def wait(seconds):
+        if (folder / "metrics.jsonl").exists():
+            (folder / LOCK).unlink()
+        (folder / "metrics.jsonl").write_text("")
+
+    monkeypatch.setattr(time, "sleep", wait)
+    assert cli.run(["report", str(folder), "--watch"]) == 0
+    assert "Nothing is logged in" in capsys.readouterr().err and (folder / "report.html").is_file()
 
 
 def test_ctrl_c_ends_watching_with_a_last_page(tmp_path, monkeypatch, capsys):
