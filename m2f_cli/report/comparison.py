@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import heapq
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.compare import Comparison, Difference, compare
+from ..evaluation.report import RESULTS
 from ..evaluation.stored_views import ImageView, StoredViews, open_views
+from ..runtime.documents import read_json
 from ..structures import Task
-from .evaluation import WAYS
+from .evaluation import WAYS, environment_of
 from .page import write_page
+from .records import flat, mapping
 from .tables import WORDS, finite
 
 PAGE = "comparison.html"
@@ -81,8 +85,20 @@ def write_compared(comparison: Comparison, out: Path | None = None) -> Path:
         classes=[_row(each, labels, widest or 1.0) for each in comparison.per_class],
         gallery=gallery,
         pairs=pairs,
+        settings=_settings(run_a, run_b),
+        command=shlex.join(["m2f", "eval", "--compare", comparison.run_a, comparison.run_b]),
         ways=WAYS,
     )
+
+
+def _settings(*runs: Path) -> list[tuple[str, list[str]]]:
+    """Return model, data, settings and versions of both evaluations, with a dash where one has none."""
+    sides = []
+    for folder in runs:
+        results = mapping(read_json(folder / RESULTS)) if (folder / RESULTS).is_file() else {}
+        parts = {key: mapping(results.get(key)) for key in ("model", "data", "settings")}
+        sides.append(dict(flat({**parts, **environment_of(folder)})))
+    return [(name, [side.get(name, "–") for side in sides]) for name in dict.fromkeys(key for s in sides for key in s)]
 
 
 def _name(folder: Path) -> str:

@@ -39,6 +39,14 @@ def test_it_shows_differences_of_figures_classes_and_images(runs):
         assert text in page.text
     difference = compare(*runs).figures[0].difference
     assert difference < 0 and f"{difference:+.1f}" in page.text
+    for text in (
+        "m2f eval --compare",
+        "model.name",
+        "fake.safetensors",
+        "torch",
+        "settings.thresholds.object_threshold",
+    ):
+        assert text in page.text
     data = json.loads(page.raw["json"][0])
     assert data["compares"] and len(data["views"]) == 6
     assert all(view["second"]["panoptic"]["found"] for view in data["views"])
@@ -50,6 +58,14 @@ def test_without_views_of_both_it_says_so(runs, tmp_path):
     assert "There are no images that both evaluations kept in one size." in page.text and "json" not in page.raw
     other = evaluate(tmp_path / "large", metrics=METRICS, edge=32)
     assert "in one size" in read(write_comparison_page(runs[0], other, tmp_path / "page.html")).text
+
+
+def test_an_evaluation_without_results_and_environment_is_compared(runs, tmp_path):
+    bare = evaluate(tmp_path / "bare", metrics=METRICS)
+    (bare / "results.json").unlink()
+    (bare / "env.json").unlink()
+    page = read(write_comparison_page(runs[0], bare))
+    assert "fake.safetensors" in page.text and "–" in page.text
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):

@@ -29,6 +29,36 @@ UNNAMED = """() => [...document.querySelectorAll(
 FOCUSED = """(({id, textContent, tagName}) => id || (tagName === "rect" ? tagName : textContent.trim()))(
     document.activeElement)"""
 
+LEAST_CONTRAST = 4.5  # of text to its ground: WCAG 2.2, 1.4.3
+CONTRASTS = """() => {
+  const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+  const over = (colors) => {
+    context.clearRect(0, 0, 1, 1);
+    for (const [color, alpha] of colors) {
+      Object.assign(context, {fillStyle: color, globalAlpha: alpha});
+      context.fillRect(0, 0, 1, 1);
+    }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+      .map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+      .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05);
+  };
+  const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const text = texts.currentNode.textContent.trim(), element = texts.currentNode.parentElement;
+    if (!text || !element.checkVisibility() || element.closest("script, style, title")) continue;
+    const style = getComputedStyle(element), grounds = [];
+    let opacity = 1;
+    for (let each = element; each; each = each.parentElement) {
+      grounds.unshift([getComputedStyle(each).backgroundColor, 1]);
+      opacity *= getComputedStyle(each).opacity;
+    }
+    const color = element.closest("svg") ? style.fill : style.color;
+    const ink = over([...grounds, [color, opacity]]), ground = over(grounds);
+    found.push([Math.max(ink, ground) / Math.min(ink, ground), text]);
+  }
+  return found;
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -214,6 +244,31 @@ def test_a_curve_shows_the_values_of_all_lines(browser, tmp_path):
     page.goto(write_run_page(write_run(tmp_path / "mine")).as_uri())
     page.locator(".chart > svg").first.hover(position={"x": 200, "y": 60})
     assert [line.split(":")[0] for line in page.locator(".tip span").all_text_contents()] == ["total", "class"]
+    page.keyboard.press("Tab")
+    page.locator(".chart > svg").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".tip[aria-live] span").all_text_contents() == ["total: 9 after 0", "class: 4 after 0"]
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".tip span").first.text_content() == "total: 8 after 1"
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".tip span").first.text_content() == "total: 9 after 0"
+    page.keyboard.press("Tab")
+    assert not page.locator(".tip").is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_is_readable_and_nothing_leaves_a_narrow_screen(browser, path, tmp_path, scheme):
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 800})
+    pages = [path, write_comparison_page(path.parent, path.parent, tmp_path / "page.html")]
+    for each in (*pages, write_run_page(write_run(tmp_path / "mine"))):
+        page.goto(each.as_uri())
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 20 and [pair for pair in contrasts if pair[0] < LEAST_CONTRAST] == []
+        if page.locator("#gallery").count():
+            ends = page.evaluate("[gallery, ...gallery.children].map((e) => e.getBoundingClientRect().right)")
+            assert max(ends) == ends[0]
     page.close()
 
 
@@ -233,6 +288,16 @@ def test_two_predictions_are_seen_beside_each_other(browser, path, tmp_path):
     ]
     assert pixels(page, "difference") != pixels(page, "difference2")
     assert "A: " in page.locator("#gallery-status").text_content()
+    counts = page.evaluate("""() => Object.keys(KIND_COLORS).map((kind) => {
+        const has = (side) => side.panoptic.true.concat(side.panoptic.found).some((segment) => segment.kind === kind);
+        return [kind, data.views.filter(({tasks, second}) => has(tasks) || has(second)).length,
+            data.views.filter(({tasks}) => has(tasks)).length];
+    })""")
+    assert any(either > first for _, either, first in counts)
+    for kind, either, _ in counts:
+        page.locator("#by-kind").select_option(kind)
+        assert len(names(page)) == either
+    page.locator("#reset").click()
     page.keyboard.press("3")
     assert page.locator("#gallery-tools [data-layer=found2]").get_attribute("aria-pressed") == "true"
     page.close()

@@ -56,6 +56,7 @@ def test_the_classes_of_the_best_evaluation_are_a_table(tmp_path):
     page = read(write_run_page(write_run(tmp_path / "mine", best=best)))
     assert "Classes, after 4 iterations" in page.text and "</script><script>alert(1)</script>" in page.text
     assert [a["data-value"] for _, a in page.tags if "data-value" in a] == ["40.0", "3.0", "", "0.0"]
+    assert "kind" not in page.text  # which nobody knows here
 
 
 def test_a_run_that_goes_on_says_so_and_its_page_renews_itself(tmp_path):

@@ -225,8 +225,12 @@ function matches(view) {
     return (state.kind === "" || (view.remarks ?? []).some(({kind}) => kind === state.kind))
       && (state.label === "" || sidesOf(view).found.some((segment) => isKept(segment) && segment.label === state.label));
   }
-  const sides = sidesOf(view), verdict = verdictIn(sides);
-  if (state.pair && !hasPair(view.tasks[state.task], sides)) return false;
+  return matchesIn(sidesOf(view), view.tasks[state.task]) || Boolean(data.compares) && matchesIn(sidesOf(view, true), view.second[state.task]);
+}
+
+function matchesIn(sides, comparison) {
+  const verdict = verdictIn(sides);
+  if (state.pair && !hasPair(comparison, sides)) return false;
   if (state.span && !sides[state.span.side].some((segment) => isInSpan(segment, verdict(segment, state.span.side)))) return false;
   if (state.label === "" && state.kind === "" && state.size === "") return true;
   const [least, below] = SIZES[state.size] ?? [0, Infinity];
@@ -394,7 +398,7 @@ gallery.addEventListener("click", (event) => {
 // --- controls ---
 
 function fillControls() {
-  const used = new Set(data.views.flatMap((view) => Object.values(view.tasks).flatMap((c) => [...c.true, ...c.found].map((s) => s.label))));
+  const used = new Set(data.views.flatMap((view) => [...Object.values(view.tasks), ...Object.values(view.second ?? {})].flatMap((c) => [...c.true, ...c.found].map((s) => s.label))));
   const labels = [...used].sort((a, b) => data.categories[a].name.localeCompare(data.categories[b].name));
   control("by-class").append(...labels.map((label) => make("option", {value: label, textContent: data.categories[label].name})));
   const kinds = data.alone ? new Set(data.views.flatMap((view) => (view.remarks ?? []).map(({kind}) => kind))) : [...Object.keys(KIND_COLORS), "hit"];
