@@ -10,6 +10,7 @@ import pytest
 from helpers.fake_segmenter import CATEGORIES
 from report.page_parser import PageParser
 from report.small_evaluation import evaluate
+from report.test_run_page import HOSTILE
 
 from m2f_cli.errors import DataError
 from m2f_cli.evaluation.compare import compare
@@ -66,6 +67,18 @@ def test_an_evaluation_without_results_and_environment_is_compared(runs, tmp_pat
     (bare / "env.json").unlink()
     page = read(write_comparison_page(runs[0], bare))
     assert "fake.safetensors" in page.text and "–" in page.text
+
+
+def test_hostile_names_are_shown_and_do_nothing(runs, tmp_path):
+    classes = tuple(dataclasses.replace(each, name=f"{HOSTILE}{each.name}") for each in CATEGORIES)
+    names = [f"{HOSTILE}{i}" for i in range(6)]
+    first, second = (
+        evaluate(tmp_path / f"{side}<b>\u202e", metrics=METRICS, categories=classes, names=names) for side in "ab"
+    )
+    page, plain = (read(write_comparison_page(a, b, tmp_path / "c.html")) for a, b in ((first, second), runs))
+    assert [tag for tag, _ in page.tags].count("script") == [tag for tag, _ in plain.tags].count("script")
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert "\u202e" not in page.text and "\x1b" not in page.text and "\\u202e" in page.text
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):

@@ -5,11 +5,14 @@ const value = (cell) => cell.dataset.value ?? cell.textContent;
 
 function sortTable(table, column, isUp) {
   const isNumber = table.tHead.rows[0].cells[column].classList.contains("number");
-  const rows = [...table.tBodies[0].rows];
-  const number = (row) => value(row.cells[column]) === "" ? -Infinity : Number(value(row.cells[column]));
-  const compare = isNumber ? (a, b) => number(a) - number(b) : (a, b) => value(a.cells[column]).localeCompare(value(b.cells[column]));
+  const key = (text) => isNumber ? (text === "" ? -Infinity : Number(text)) : text;
+  const rows = [...table.tBodies[0].rows].map((row) => [key(value(row.cells[column])), row]);
+  const compare = isNumber ? ([a], [b]) => a - b || 0 : ([a], [b]) => a.localeCompare(b); // two without a value: NaN
   rows.sort((a, b) => isUp ? compare(a, b) : compare(b, a));
-  table.tBodies[0].append(...rows);
+  const body = table.tBodies[0];
+  body.remove(); // rows of a table that is shown are moved slowly
+  body.append(...rows.map(([, row]) => row));
+  table.append(body);
   [...table.tHead.rows[0].cells].forEach((cell, i) => i === column ? cell.setAttribute("aria-sort", isUp ? "ascending" : "descending") : cell.removeAttribute("aria-sort"));
 }
 
