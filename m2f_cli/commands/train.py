@@ -205,6 +205,8 @@ def train(
     from ..training import run as training
 
     changes = {"--batch": batch, "--precision": precision, "--seed": seed, "--epochs": epochs, "--patience": patience}
+    if not (resume or find_lr or dry_run) and _goes_on(preset, out):
+        resume, batch, set_, changes = True, None, None, {}  # as they are in the run
     settings, folder = _settings(preset, out, resume, set_, changes, trust_code)
     options = training.TrainOptions(
         data=data,
@@ -270,7 +272,7 @@ def _settings(
 
     if preset is None and not (resume and out is not None):
         raise ConfigError("Nothing says what to train.", hint="Pass --preset NAME; m2f presets list shows them.")
-    folder = out or Path("runs/train") / Path(str(preset)).stem
+    folder = _folder(preset, out)
     if resume:
         changed = [name for name, value in {"--set": overrides, **changes}.items() if value and name != "--precision"]
         if changed:
@@ -282,6 +284,21 @@ def _settings(
     said = {name.removeprefix("--"): value for name, value in changes.items() if value not in (None, "auto")}
     extra = [f"train.{name}={value}" for name, value in said.items()]
     return config.load(str(preset), [*(overrides or []), *extra]), folder
+
+
+def _folder(preset: str | None, out: Path | None) -> Path:
+    return out or Path("runs/train") / Path(str(preset)).stem
+
+
+def _goes_on(preset: str | None, out: Path | None) -> bool:
+    """Return True if the job of this process was restarted, and goes on with its own run."""
+    from ..training.restart import is_restarted
+
+    folder = _folder(preset, out)
+    goes_on = is_restarted(folder, ["m2f", *sys.argv[1:]])
+    if goes_on and _speaks():
+        console.warn(f"This job was restarted: the run {folder} goes on, as with --resume.")
+    return goes_on
 
 
 def _micro_batch(batch: str | None, micro_batch: int | None) -> int | str | None:

@@ -41,6 +41,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
     NCCL on CUDA, gloo elsewhere. Under torchrun on CUDA each process takes the GPU of its local rank.
 
     Raises:
+        ConfigError: torchrun could not start the processes again.
         M2FError: another process was lost, or is out of reach.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -49,8 +50,11 @@ def group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+    attempt = _attempt()
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, own_rank, world = next(dist.rendezvous("env://"))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), rank=own_rank, world_size=world)
         try:
             yield device
         finally:
@@ -62,6 +66,25 @@ def group(device: torch.device) -> Iterator[torch.device]:
             "Another process of this command has ended, or cannot be reached.",
             hint="Its own message says why; then start all of them again.",
         ) from error
+
+
+def _attempt() -> str:
+    """Return a name for the present start by torchrun, which keeps one store for all of them.
+
+    Without it, a process reads the addresses of the processes before it, which are gone, and waits for them. Torchrun
+    counts the starts on each machine alone.
+
+    Raises:
+        ConfigError: several machines share the store of a torchrun that may start them again.
+    """
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    if is_shared and not is_alone and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ConfigError(
+            "torchrun --max-restarts on several machines keeps the addresses of processes that are gone.",
+            hint="Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, on each machine.",
+        )
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_alone else ""
 
 
 def is_of_group(error: BaseException) -> bool:
@@ -77,8 +100,13 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parameter in model.parameters():
+        if (
+            parameter.dim() == 4 and parameter[0, 0].numel() == 1
+        ):  # any layout is the same; DDP expects that of gradients
+            parameter.data = parameter.data.flatten(1)[:, :, None, None]
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def on_main(make: Callable[[], Value]) -> Value:

@@ -21,6 +21,7 @@ from ..runtime.locks import is_lock, locked
 from ..runtime.text import json_text
 from ..version import __version__
 from .options import OF_ONE_START, TrainOptions, read_environment
+from .restart import job
 from .visualise import draw_batch
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def write_records(run: Run, command: Sequence[str]) -> None:
             "device": str(run.parts.device),
             "processes": distributed.world_size(),
             "command": list(command),
+            "job": job(),
             "options": {},
             "notes": run.notes,
             "data": run.identity,

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from m2f_cli.errors import ConfigError
+from m2f_cli.runtime import distributed
 from m2f_cli.runtime.distributed import is_of_group
 
 SCRIPT = """
@@ -51,3 +54,14 @@ def test_other_errors_are_not_taken_for_a_lost_process():
     assert not is_of_group(RuntimeError("CUDA out of memory"))
     assert not is_of_group(ValueError("gloo"))
     assert is_of_group(dist.DistNetworkError("timed out"))
+
+
+def test_machines_that_torchrun_could_not_start_again_are_refused_at_the_beginning(monkeypatch):
+    variables = {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match="addresses of processes that are gone.*TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"),
+        distributed.group(torch.device("cpu")),
+    ):
+        pass
