@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -100,11 +101,8 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for parameter in model.parameters():
-        if (
-            parameter.dim() == 4 and parameter[0, 0].numel() == 1
-        ):  # any layout is the same; DDP expects that of gradients
-            parameter.data = parameter.data.flatten(1)[:, :, None, None]
+    # Weights of 1 x 1 convolutions have the same numbers in either layout, of which a CPU's kernels take any.
+    warnings.filterwarnings("ignore", ".*Grad strides do not match bucket view strides")
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
