@@ -139,6 +139,14 @@ def train(
             "--checkpoint-activations", help="Recompute activations: less memory, more time.", rich_help_panel=opt.SPEED
         ),
     ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Share parameters and optimiser state between processes (FSDP): less memory.",
+            rich_help_panel=opt.SPEED,
+        ),
+    ] = False,
     logger: Annotated[
         list[str] | None,
         typer.Option(
@@ -222,6 +230,7 @@ def train(
         loggers=tuple(logger or ()),
         compile=compile_,
         keep=keep,
+        shard=shard,
         checkpoint_activations=checkpoint_activations,
         skip_broken=skip_broken,
         val_pictures=val_pictures,
@@ -230,6 +239,8 @@ def train(
     )
     if resume:
         options = _as_before(folder, options)
+    if find_lr and shard:
+        raise ConfigError("--find-lr looks for the rate with whole parameters.", hint="Leave out --shard.")
     if find_lr:
         return _find_lr(settings, folder, options, as_json)
     if dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from ..errors import ConfigError, M2FError
 from .threads import usable_cores
 
 INTERRUPTED = 130
+_joined = itertools.count()  # groups of this process: each has addresses of its own in the store
 Value = TypeVar("Value")
 
 
@@ -55,7 +57,8 @@ def group(device: torch.device) -> Iterator[torch.device]:
     try:
         store, own_rank, world = next(dist.rendezvous("env://"))
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), rank=own_rank, world_size=world)
+        store = dist.PrefixStore(f"{attempt}/{next(_joined)}", store)
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=world)
         try:
             yield device
         finally:

@@ -18,6 +18,7 @@ from ..model.pilots import Pilots
 from ..runtime import distributed
 from ..runtime.devices import DTYPES
 from ..structures.predictions import Prediction
+from . import sharding
 from .optimizer import clip_gradients, follow_schedule, train_mode
 from .parts import Parts
 from .resume import LastStep, RunState
@@ -94,12 +95,15 @@ def train_step(parts: Parts, batches: Sequence[Batch]) -> tuple[dict[str, Tensor
     totals: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
-        alone = contextlib.nullcontext() if last or not distributed.is_active() else parts.network.no_sync()
+        is_kept = not last and hasattr(parts.network, "no_sync")  # shared gradients are added up in their shares
+        alone = parts.network.no_sync() if is_kept else contextlib.nullcontext()
         with alone:
             losses = losses_of(parts, batch, num_masks)
             parts.scaler.scale(sum(losses.values()) / len(batches)).backward()
         for name, loss in losses.items():
             totals[name] = totals.get(name, 0) + loss.detach() / len(batches)
+    if sharding.is_sharded(parts.model):
+        sharding.check_gradients(parts.model)
     parts.scaler.unscale_(parts.optimizer)
     return totals, clip_gradients(parts.model, parts.config.optimizer.clip_norm)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..config.schema import LayerDecayConfig, OptimizerConfig, TrainConfig
 from ..errors import ConfigError, nearest
@@ -174,6 +175,17 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
             raise ValueError("the optimizer's moments have other shapes than their parameters")
 
 
+def lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give the moments that were loaded the layout of their parameters in memory.
+
+    Fused kernels walk through both as they lie there. A run may go on where convolutions have another layout.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
+
+
 def follow_schedule(optimizer: torch.optim.Optimizer, iteration: int, train: TrainConfig) -> float:
     """Set the learning rates of an iteration, and return that of new parts."""
     factors = {
@@ -269,6 +281,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of shared gradients
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], max_norm, norm)
     return norm

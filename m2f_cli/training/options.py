@@ -13,7 +13,7 @@ from ..runtime import checksums, documents
 from ..structures.schemas import shown
 
 _HINT = "Remove it, and give --data and the other options of the run again."
-OF_ONE_START = ("resume", "device", "workers", "trust_code", "time_budget")  # a resumed run has its own
+OF_ONE_START = ("resume", "device", "workers", "shard", "trust_code", "time_budget")  # a resumed run has its own
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class TrainOptions:
         resume: go on with the run in the folder.
         loggers: names of loggers beside metrics.jsonl.
         compile: compile the network.
+        shard: share parameters, gradients and optimiser state between processes.
         checkpoint_activations: recompute activations in the backward pass, to save memory.
         keep: number of numbered checkpoints that are kept beside last and best.
         skip_broken: skip images that cannot be read. Otherwise they are errors.
@@ -56,6 +57,7 @@ class TrainOptions:
     resume: bool = False
     loggers: tuple[str, ...] = ()
     compile: bool = False
+    shard: bool = False
     checkpoint_activations: bool = False
     keep: Annotated[int, Field(ge=0)] = 0
     skip_broken: bool = False

@@ -11,6 +11,7 @@ from .. import model as networks
 from ..config.schema import Config, TrainConfig
 from ..loss.criterion import make_criterion
 from ..model.pilots import Piloting, piloting_of
+from . import sharding
 from .ema import EMA
 from .optimizer import make_optimizer
 from .options import TrainOptions
@@ -50,12 +51,15 @@ class Parts:
 def make_parts(model: nn.Module, settings: Config, options: TrainOptions, device: torch.device) -> Parts:
     """Return the parts of one process, before it joins the others."""
     config_ = settings.train
-    model = model.to(device)
-    if device.type == "cpu":  # the layout of its kernels, which would copy the weights in each step
-        model = model.to(memory_format=torch.channels_last)
+    if not options.shard:
+        model = model.to(device)
+        if device.type == "cpu":  # the layout of its kernels, which would copy the weights in each step
+            model = model.to(memory_format=torch.channels_last)
     criterion = make_criterion(model.num_classes, config_.loss, config_.class_weights).to(device)
     if options.checkpoint_activations:
         networks.checkpoint_activations(model)
+    if options.shard:
+        sharding.shard(model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=config_.precision == "fp16")
     optimizer = make_optimizer(
         model, config_.optimizer, in_stages=config_.schedule.backbone_warmup_iterations is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import model as networks
 from ..config.run_folder import CHECKPOINTS, ENVIRONMENT, LAST, RESUME
@@ -24,7 +24,7 @@ from ..errors import ConfigError, Unreachable, about, unknown_name
 from ..evaluation.evaluate import EvalResult, default_metrics, evaluate, figures_of, headline
 from ..inference.segmenter import Segmenter
 from ..runtime import distributed, random_state
-from . import batch_size
+from . import batch_size, sharding
 from . import resume as state
 from .data import Splits, identity, open_splits, refuse_other_data, same_classes, with_task_of
 from .ema import EMA
@@ -111,9 +111,13 @@ class Run:
     # -- saving --
 
     def save(self) -> None:
-        """Write everything that resuming needs, and the weights. Only the first process writes."""
+        """Write everything that resuming needs, and the weights. Only the first process writes.
+
+        All processes must call it where they share the parameters.
+        """
+        now = self.state
+        weights, tree = self.weights(), self._whole(state.snapshot(self.parts))
         if distributed.rank() == 0:
-            now = self.state
             done = {
                 "iteration": now.iteration,
                 "skipped": now.skipped,
@@ -124,18 +128,29 @@ class Run:
                 "origin": self.origin and {**vars(self.origin), "names": [*self.origin.names]},
             }
             is_first = not (self.checkpoints / RESUME).is_file()  # a run with weights alone cannot be resumed
-            if not is_first:
-                self.save_weights("last")  # first, because a run whose RESUME is at its end would not write it again
-            state.write(self.checkpoints / RESUME, {**done, **state.snapshot(self.parts)})
+            if not is_first:  # first, because a run whose RESUME is at its end would not write it again
+                self._write_weights("last", weights)
+            state.write(self.checkpoints / RESUME, {**done, **tree})
             if is_first:
-                self.save_weights("last")
-            self.saved = now.iteration
+                self._write_weights("last", weights)
+        self.saved = now.iteration
 
-    def save_weights(self, name: str) -> Path:
-        """Write a checkpoint with its configuration and classes. It has the averaged weights if there are any."""
-        tensors = self.parts.model.state_dict() if self.parts.ema is None else self.parts.ema.average
+    def weights(self) -> dict[str, Tensor]:
+        """Return whole tensors for a checkpoint: the averaged ones if there are any. See `sharding.whole`."""
+        return self._whole(self.parts.model.state_dict() if self.parts.ema is None else self.parts.ema.average)
+
+    def _whole(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return sharding.whole(tree) if self.options.shard else tree
+
+    def save_weights(self, name: str) -> None:
+        """Write a checkpoint with its configuration and classes. Only the first process writes, see `save`."""
+        weights = self.weights()
+        if distributed.rank() == 0:
+            self._write_weights(name, weights)
+
+    def _write_weights(self, name: str, tensors: dict[str, Tensor]) -> None:
         path = self.checkpoints / f"{name}.safetensors"
-        return self.stored.write(path, tensors, self.settings, self.train_data.categories)
+        self.stored.write(path, tensors, self.settings, self.train_data.categories)
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Return to the state in `tree`, which `save` wrote."""
@@ -146,7 +161,7 @@ class Run:
             state.set_random_state(tree["random"], self.parts.device)
         self.state = RunState(done, tree["skipped"], tree["best"], tree.get("in_a_row", 0), tree.get("evaluated", done))
         self.saved = done
-        if distributed.rank() == 0 and not (self.checkpoints / LAST).is_file():
+        if distributed.on_main(lambda: not (self.checkpoints / LAST).is_file()):
             self.save_weights("last")  # the first save was killed between the two files
 
     # -- evaluating --
@@ -155,9 +170,7 @@ class Run:
         """Evaluate the network on the val split. It is left ready to train."""
         if self.val_data is None:
             return None
-        model = self.parts.model
-        averaged = self.parts.ema.applied(model) if self.parts.ema is not None else contextlib.nullcontext()
-        with averaged, random_state.kept():
+        with self._to_evaluate() as model, random_state.kept():
             segmenter = Segmenter(
                 model, self.settings, self.val_data.categories, device=self.parts.device, source=self.settings.name
             )
@@ -166,8 +179,24 @@ class Run:
             if distributed.rank() == 0:
                 folder = self.folder / "val" / f"{self.state.iteration:07d}"
                 draw_results(segmenter, self.val_data.records[:4], self.settings.task, folder)
-        train_mode(model, self.parts.frozen)
+        train_mode(self.parts.model, self.parts.frozen)
         return result
+
+    @contextlib.contextmanager
+    def _to_evaluate(self) -> Iterator[nn.Module]:
+        """Yield the network with the averaged weights, if there are any.
+
+        Processes evaluate different numbers of images, so with shared parameters each gets a whole network.
+        """
+        model, ema = self.parts.model, self.parts.ema
+        if not sharding.is_sharded(model):
+            with ema.applied(model) if ema is not None else contextlib.nullcontext():
+                yield model
+            return
+        with random_state.kept():
+            alone = networks.build(self.settings.model, model.num_classes, trust_code=self.options.trust_code)
+        alone.load_state_dict(sharding.whole_everywhere(model.state_dict() if ema is None else ema.average))
+        yield alone.to(self.parts.device)
 
 
 def prepare(
@@ -192,6 +221,7 @@ def prepare(
     if device.type == "cpu" and settings.train.precision == "fp16":
         notes.append("fp16 is for GPUs and many times slower on a CPU: training is in fp32.")
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "fp32"})})
+    sharding.check(options, settings.train)
     checkpoint = folder / CHECKPOINTS / RESUME
     is_new = distributed.on_main(lambda: not (options.resume and checkpoint.is_file()))
     tree = None if is_new else state.read_run(checkpoint, settings.train.iterations)
@@ -346,7 +376,7 @@ def _measure(
 
 def _complete(parts: Parts, options: TrainOptions) -> Parts:
     """Return the parts wrapped for several processes. The average begins with the weights of the first process."""
-    network = distributed.wrap(parts.model, parts.device)
+    network = parts.model if options.shard else distributed.wrap(parts.model, parts.device)
     if options.compile:
         network = torch.compile(network)
     ema = EMA(parts.model, parts.config.ema_decay) if parts.config.ema_decay else None

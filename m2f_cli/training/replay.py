@@ -23,6 +23,7 @@ from ..weights.key_tables import TABLES
 from . import resume as state
 from .loop import NonFiniteStep, losses_for
 from .optimizer import clip_gradients
+from .sharding import is_sharded, whole_everywhere
 
 
 def dump_non_finite_step(path: Path, non_finite: NonFiniteStep, model: torch.nn.Module, settings: Config) -> None:
@@ -45,7 +46,7 @@ def dump_non_finite_step(path: Path, non_finite: NonFiniteStep, model: torch.nn.
             "iteration": non_finite.iteration,
             "losses": non_finite.losses,
             "batches": batches,
-            "model": model.state_dict(),
+            "model": whole_everywhere(model.state_dict()) if is_sharded(model) else model.state_dict(),
             "config": settings.model_dump_json(),
             "num_classes": model.num_classes,
         },

@@ -22,8 +22,8 @@ def job() -> dict[str, str]:
 def is_restarted(folder: Path, command: Sequence[str]) -> bool:
     """Return True if the run in a folder was begun by an earlier start of the present job, with the same command.
 
-    A start counts as a later one if torchrun (`--max-restarts`) or Slurm (a requeued job) says so. With M2F_JOB, each
-    start with that name does.
+    A start counts as a later one if torchrun (`--max-restarts`) or Slurm (a requeued job) says so. Each start does with
+    a name that the user gave: M2F_JOB, or torchrun's `--rdzv-id` for several machines, which count their own starts.
 
     Args:
         folder: folder of the run. It need not exist.
@@ -35,7 +35,7 @@ def is_restarted(folder: Path, command: Sequence[str]) -> bool:
     again = {
         "M2F_JOB": "M2F_JOB" in os.environ,
         "slurm": _count("SLURM_RESTART_COUNT") > 0,
-        "torchrun": _count("TORCHELASTIC_RESTART_COUNT") > 0,
+        "torchrun": not _is_one_machine() or _count("TORCHELASTIC_RESTART_COUNT") > 0,
     }
     present = {key: name for key, name in job().items() if again[key]}
     if not present or not (folder / CONFIG).is_file():
@@ -57,10 +57,14 @@ def _torchrun_job() -> str | None:
 
     The folder is new in each call of torchrun, where users may repeat an identity. Machines have a folder each.
     """
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+    if _is_one_machine():
         return os.environ.get("TORCHELASTIC_ERROR_FILE", "").partition("attempt_")[0] or None
     number = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if number == "none" else number  # torchrun's word for no identity
+
+
+def _is_one_machine() -> bool:
+    return os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 
 
 def _count(variable: str) -> int:

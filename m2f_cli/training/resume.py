@@ -22,7 +22,8 @@ from ..runtime.files import atomic
 from ..weights import torch_files
 from ..weights.pickle_source import Damaged
 from ..weights.torch_save import torch_file
-from .optimizer import check_moments
+from .optimizer import check_moments, lay_out_moments
+from .sharding import shares, shares_of_state
 
 if TYPE_CHECKING:
     from .parts import Parts
@@ -88,14 +89,16 @@ def restore(parts: Parts, tree: dict[str, Any]) -> None:
         WeightsError: the tree is of another network or another optimizer.
     """
     try:
-        parts.model.load_state_dict(tree["model"])
-        parts.optimizer.load_state_dict(tree["optimizer"])
+        parts.model.load_state_dict(shares(tree["model"], parts.model.state_dict()))
+        parts.optimizer.load_state_dict(shares_of_state(tree["optimizer"], parts.optimizer))
         parts.scaler.load_state_dict(tree["scaler"])
         if parts.ema is not None and tree["ema"] is not None:
-            parts.ema.load_state_dict(tree["ema"])
+            average = shares(tree["ema"]["average"], parts.ema.average)
+            parts.ema.load_state_dict({**tree["ema"], "average": average})
         if parts.scaler.is_enabled() and not all(isinstance(value, (int, float)) for value in tree["scaler"].values()):
             raise ValueError("the state of the gradient scaler holds invalid numbers")
         check_moments(parts.optimizer)
+        lay_out_moments(parts.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise WeightsError(

@@ -164,12 +164,14 @@ class _Duties:
         is_to_be_evaluated, is_to_be_saved = _is_to_be_evaluated(run), last or done % train_.checkpoint_every == 0
         if run.saved is None and (is_to_be_evaluated or (is_to_be_saved and run.options.keep)):
             run.save()  # a folder with weights must have the state that resumes it
+        elif is_to_be_evaluated and run.options.shard:
+            run.save()  # whoever leaves an evaluation leaves alone
         if is_to_be_evaluated:
             began = self.budget.clock()
             self.evaluate()
             self.budget.evaluation = self.budget.clock() - began
         if is_to_be_saved or is_out_of_patience(run.state, train_):
-            if run.options.keep and distributed.rank() == 0:  # first, because a resumed run does not repeat it
+            if run.options.keep:  # first, because a resumed run does not repeat it
                 run.save_weights(f"iteration_{run.state.iteration:07d}")
             run.save()
             _forget_old(run)
@@ -183,8 +185,7 @@ class _Duties:
             if value == value and value > run.state.best.get("value", float("-inf")):
                 best = {"metric": name, "value": value, "iteration": run.state.iteration}
                 run.state.best = {**best, "per_class": class_figures(result)}
-                if distributed.rank() == 0:
-                    run.save_weights("best")
+                run.save_weights("best")
             for logger in self.loggers:
                 logger.log("val", run.state.iteration, {k: v for k, v in result.figures.items() if v == v})
         run.state.evaluated = run.state.iteration
@@ -292,7 +293,8 @@ def _train(run: Run, duties: _Duties) -> bool:
             run.save()
         return ended
     except _Left:
-        run.save()
+        if not run.options.shard:  # then on_due has saved it
+            run.save()
         return False
     except BaseException as error:
         asked.is_busy = lambda: True
@@ -309,6 +311,8 @@ def rescue(run: Run, listener: Listener) -> None:
     if distributed.rank() != 0 or not run.state.iteration:
         return
     reason = "an error came while the weights were changing" if run.state.doing == "changing" else ""
+    if run.options.shard and not reason and run.saved != run.state.iteration:
+        reason = "with --shard no process has all of them"
     if not reason and run.saved != run.state.iteration:
         try:
             run.save()

@@ -18,6 +18,7 @@ from ..weights.low_rank import merged, plain_name, without_changes
 from ..weights.trained_only import base_of, left_out
 from .optimizer import frozen_tensors
 from .options import TrainOptions
+from .sharding import is_sharded, whole_everywhere
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class StoredWeights:
         store = options.store or ("whole" if settings.model.backbone.lora is None else "trained")
         names = left_out(frozen_tensors(model, options.freeze), () if origin is None else origin.names)
         if store == "trained" and names and origin is not None:
-            base = base_of(origin.kind, origin.reference, without_changes(model.state_dict()), names)
+            state = whole_everywhere(model.state_dict()) if is_sharded(model) else model.state_dict()
+            base = base_of(origin.kind, origin.reference, without_changes(state), names)
             return cls(base, frozenset(names))
         if options.store == "trained":
             raise ConfigError(

@@ -19,6 +19,7 @@ from m2f_cli.training.optimizer import (
     clip_gradients,
     freeze,
     frozen_norms,
+    lay_out_moments,
     make_optimizer,
     set_learning_rate,
     settings,
@@ -181,3 +182,28 @@ def test_a_prediction_after_a_step_is_that_of_the_new_weights(ours):
     after = prediction_of(model, images_BCHW)
     assert not torch.equal(after, before)
     assert torch.equal(after, prediction_of(copy.deepcopy(model), images_BCHW))
+
+
+def test_moments_that_were_saved_in_another_layout_belong_to_the_same_weights():
+    """A run of a GPU goes on with a CPU, whose convolutions lie in memory as its kernels want them."""
+    torch.manual_seed(0)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = torch.nn.Conv2d(3, 4, 3)
+        first = torch.optim.AdamW(model.parameters(), fused=True)
+        with torch.no_grad():
+            model.weight.copy_(torch.arange(108.0).reshape(4, 3, 3, 3) / 108)
+            model.bias.zero_()
+        images = torch.arange(300.0).reshape(1, 3, 10, 10) / 300
+        model(images).square().mean().backward()
+        first.step()
+        saved = first.state_dict()
+        model = model.to(memory_format=memory_format)
+        second = torch.optim.AdamW(model.parameters(), fused=True)
+        second.load_state_dict(saved)
+        lay_out_moments(second)
+        model.zero_grad()
+        model(images).mean().backward()
+        second.step()
+        results.append(model.weight.detach().contiguous())
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)

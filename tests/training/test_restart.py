@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,7 +81,7 @@ def at(attempt: int, job: str = "x") -> dict[str, str]:
     ("first", "later"),
     [
         ({**ELASTIC, **at(0)}, at(1)),
-        ({"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RESTART_COUNT": "2"}),
+        ({"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"}, {}),
         ({"SLURM_JOB_ID": "7"}, {"SLURM_RESTART_COUNT": "1"}),
         ({"M2F_JOB": "mine"}, {}),
     ],
@@ -112,11 +113,11 @@ def test_a_run_of_an_older_version_does_not_go_on(began):
     assert not restart.is_restarted(folder, COMMAND)
 
 
-def torchrun(folder: Path, *, restarts: int = 0) -> subprocess.Popen:
-    folder.mkdir()
+def torchrun(folder: Path, *options: str, **variables: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **variables}
+    launcher = [sys.executable, "-m", "torch.distributed.run", *(options or ["--nproc-per-node=2"])]
     return subprocess.Popen(
         [*launcher, "-m", "m2f_cli", "train", *TINY],
         cwd=folder,
@@ -146,6 +147,16 @@ def untouched(tmp_path_factory):
     return state.read(folder / "run" / "checkpoints" / "resume.pt")
 
 
+def check_end(run: Path, untouched: dict) -> None:
+    """Everything that training changes is as without a disturbance, and the log has each step once."""
+    found = state.read(run / "checkpoints" / "resume.pt")
+    assert found["iteration"] == untouched["iteration"] == 12
+    for kind in ("model", "optimizer", "random"):
+        torch.testing.assert_close(found[kind], untouched[kind], rtol=0, atol=0)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["kind"] == "train"] == [*range(12)]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
@@ -155,7 +166,7 @@ def test_a_process_that_is_killed_costs_nothing(tmp_path, untouched, rank):
     Without its first process, the run goes on from the last checkpoint. Without another one, the first process saves
     the last finished step before torchrun starts both again.
     """
-    launcher = torchrun(tmp_path / "job", restarts=1)
+    launcher = torchrun(tmp_path / "job", "--nproc-per-node=2", "--max-restarts=1")
     run = tmp_path / "job" / "run"
     while not (run / "checkpoints" / "resume.pt").exists() and launcher.poll() is None:
         time.sleep(0.05)
@@ -164,9 +175,24 @@ def test_a_process_that_is_killed_costs_nothing(tmp_path, untouched, rank):
     assert launcher.returncode == 0, err[-3000:]
     assert json.loads(out[out.rindex('{\n  "schema') :])["iteration"] == 12, "the last start that prints"
     assert "This job was restarted: the run run goes on, as with --resume." in err
-    found = state.read(run / "checkpoints" / "resume.pt")
-    assert found["iteration"] == untouched["iteration"] == 12
-    for kind in ("model", "optimizer", "random"):
-        torch.testing.assert_close(found[kind], untouched[kind], rtol=0, atol=0)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if line["kind"] == "train"] == [*range(12)]
+    check_end(run, untouched)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+def test_two_machines_go_on_together(tmp_path, untouched):
+    """Two launchers find each other at an address; only that of the process that is killed counts a new start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-id=a", "--rdzv-backend=c10d", where]
+    options.append("--local-addr=127.0.0.1")
+    machines = [torchrun(tmp_path, *options, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") for _ in range(2)]
+    run = tmp_path / "run"
+    while not (run / "checkpoints" / "last.safetensors").exists() and machines[0].poll() is None:
+        time.sleep(0.05)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(machines[1].pid)], capture_output=True, text=True)
+    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    texts = [machine.communicate(timeout=150)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "".join(texts)[-3000:]
+    check_end(run, untouched)
