@@ -14,12 +14,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.test_lora import LORA, config_of
 from training.tiny import settings
 
-from m2f_cli.config.schema import Config
+from m2f_cli.config.schema import Config, ModelConfig
 from m2f_cli.runtime import distributed
 from m2f_cli.training import run
 
 AVERAGED = settings("train.ema_decay=0.9", "train.eval_every=3", "train.batch=4")
 HALF = 3
+
+
+def without_chance() -> Config:
+    """A training that draws nothing but images: one process and two of them have other random numbers."""
+    points = [f"train.loss.{name}=null" for name in ("num_points", "oversample_ratio", "importance_ratio")]
+    config = settings("train.batch=2", "train.loss.masks=full", *points)
+    network = config.model.model_dump()
+    network["backbone"]["drop_path"] = 0.0
+    return config.model_copy(update={"model": ModelConfig.model_validate(network)})
 
 
 def start(folder: Path, *, stop: bool = False, config: Config = AVERAGED, **options) -> None:
@@ -38,6 +47,7 @@ def copy(source: Path, target: Path) -> Path:
 def main() -> None:
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
+    start(root / "two processes", config=without_chance())
     start(root / "whole")
     start(root / "shared", shard=True)
     start(root / "half", stop=True, shard=True)
