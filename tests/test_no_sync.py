@@ -25,7 +25,7 @@ from m2f_cli.loss import Pairs, make_criterion, matcher, normaliser
 from m2f_cli.loss.matcher import Matching
 from m2f_cli.model import build
 from m2f_cli.model.pilots import piloting_of
-from m2f_cli.ops import point_sampling as points
+from m2f_cli.ops import target_sampling
 from m2f_cli.structures.targets import Target
 from m2f_cli.training import optimizer
 from m2f_cli.training.loop import losses_for, to_host
@@ -147,7 +147,7 @@ def test_meta_tensors_would_tell():
 
 def test_matching_waits_once_and_the_step_once_more(monkeypatch):
     """However many images and layers: all costs go to the host together, and all losses."""
-    monkeypatch.setattr(points, "choose", lambda device: "pixels")  # as on a GPU
+    monkeypatch.setattr(target_sampling, "choose", lambda device: "pixels")  # as on a GPU
     model = build(tiny_config(), 6).train()
     criterion = make_criterion(6, published_loss())
     with Waits() as waits:
