@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import console
 from ..config import shipped
 from ..config.run_folder import CHECKPOINTS
-from ..inference.sources import IMAGES
+from ..storage.sources.base import IMAGES
 from ..runtime import caches
 from ..runtime.threads import usable_cores
 from ..version import __version__

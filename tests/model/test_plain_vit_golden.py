@@ -174,13 +174,7 @@ def test_training_step_has_the_published_losses_matches_and_gradients(golden_fil
     model.decoder.rand = recorded([torch.zeros_like(draws[0]), *draws[:2]])
     # per output: matcher points of each image, candidates and rest of all pairs; m2f matches all outputs first
     outputs = [draws[2 + 4 * i : 6 + 4 * i] for i in range(4)]
-    counts = [len(target) for target in targets]
-    points = [
-        points
-        for _, _, *rest in outputs
-        for pair in zip(*(x.split(counts) for x in rest), strict=True)
-        for points in pair
-    ]
+    points = [points for _, _, *rest in outputs for points in rest]
     loss = LossConfig(
         num_points=112,
         oversample_ratio=3.0,

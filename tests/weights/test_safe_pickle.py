@@ -674,6 +674,8 @@ ALLOWED = {
     ("inference/engines/torch_engine.py", "torch._inductor.aoti_load_package"),
     ("data/formats/coco_panoptic.py", "pickle.loads"),
     ("data/formats/coco_instance.py", "pickle.loads"),
+    ("cluster/processes.py", "pickle.loads"),  # of what this process has just pickled
+    ("cluster/ray_stream.py", "pickle.loads"),  # of images on their way through the user's own cluster
 }
 
 
