@@ -15,9 +15,9 @@ from pathlib import Path
 from .. import console
 from ..config import shipped
 from ..config.run_folder import CHECKPOINTS
-from ..storage.sources.base import IMAGES
 from ..runtime import caches
 from ..runtime.threads import usable_cores
+from ..storage.sources.base import IMAGES
 from ..version import __version__
 from .completion import runs
 
