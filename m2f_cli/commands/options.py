@@ -285,7 +285,7 @@ Thumbnails = Annotated[
         min=32,
         max=4096,
         metavar="PX",
-        help="Longest edge of the images in report.html, in pixels.",
+        help="Longest edge of the images on the page, in pixels.",
         rich_help_panel=ADVANCED,
     ),
 ]

@@ -30,8 +30,8 @@ class MeanIoU:
         fwiou: IoU weighted by the class's share of the true pixels.
         macc: mean of the accuracies of the classes.
         pacc: accuracy of the pixels.
-        tables.confusion: pixels, with a row for each true class and a column for each found class; the last column is
-            "none".
+        tables.confusion: "classes", names; "pixels", [true class, found class (the number of classes: none), pixels] of
+            each pair that occurs.
     """
 
     task = "semantic"
@@ -92,5 +92,5 @@ class MeanIoU:
         names = [category.name for category in self.categories]
         rows = [{"iou": 100 * float(i), "acc": 100 * float(a)} for i, a in zip(iou, accuracy, strict=True)]
         percent = {name: 100 * float(value) for name, value in figures.items()}
-        table = {"classes": names, "pixels": self.confusion.tolist()}
+        table = {"classes": names, **self.state()}
         return {**percent, "per_class": dict(zip(names, rows, strict=True)), "tables": {"confusion": table}}

@@ -15,6 +15,7 @@ from ..evaluation.stored_views import ImageView, StoredViews, open_views
 from ..runtime.documents import read_json
 from ..structures import Task
 from .evaluation import WAYS, environment_of
+from .gallery import colored
 from .page import write_page
 from .records import flat, mapping
 from .tables import WORDS, finite
@@ -92,13 +93,15 @@ def write_compared(comparison: Comparison, out: Path | None = None) -> Path:
 
 
 def _settings(*runs: Path) -> list[tuple[str, list[str]]]:
-    """Return model, data, settings and versions of both evaluations, with a dash where one has none."""
+    """Return model, data, settings and versions of both evaluations, first what differs; a dash where one has none."""
     sides = []
     for folder in runs:
         results = mapping(read_json(folder / RESULTS)) if (folder / RESULTS).is_file() else {}
         parts = {key: mapping(results.get(key)) for key in ("model", "data", "settings")}
         sides.append(dict(flat({**parts, **environment_of(folder)})))
-    return [(name, [side.get(name, "–") for side in sides]) for name in dict.fromkeys(key for s in sides for key in s)]
+    names = dict.fromkeys(key for side in sides for key in side)
+    rows = [(name, [side.get(name, "–") for side in sides]) for name in names]
+    return sorted(rows, key=lambda row: row[1][0] == row[1][1])
 
 
 def _name(folder: Path) -> str:
@@ -133,8 +136,7 @@ def _gallery(a: StoredViews, b: StoredViews) -> tuple[int, dict[str, Any] | None
             shown.append({**view.model_dump(mode="json", exclude_defaults=True), "second": second})
     if not shown:
         return len(changes), None
-    classes = [{"name": each.name, "color": list(each.color)} for each in a.categories]
-    return len(changes), {"tasks": tasks, "categories": classes, "views": shown, "compares": True}
+    return len(changes), {"tasks": tasks, **colored(a.categories), "views": shown, "compares": True}
 
 
 def _figure(view: ImageView, task: Task) -> float | None:

@@ -61,7 +61,9 @@ class SplitRow:
     notes: list[str]
 
 
-def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, samples: int = SAMPLES) -> Path:
+def write_check_page(
+    report: DataReport, opened: Sequence[DataSet], path: Path, samples: int = SAMPLES, edge: int = EDGE
+) -> Path:
     """Write the page of `m2f data check` and return it.
 
     Args:
@@ -69,6 +71,7 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
         opened: the splits of the report, in its order. Their images are read again for the page.
         path: the page.
         samples: number of images of each split that nothing is wrong with.
+        edge: longest edge of the images in pixels.
 
     Raises:
         M2FError: the file cannot be written.
@@ -79,7 +82,7 @@ def write_check_page(report: DataReport, opened: Sequence[DataSet], path: Path, 
     for row in problems:
         for name, text in row.images[:MOST_REMARKED]:
             remarks.setdefault(name, []).append((row.kind, text or row.kind))
-    views = [view for each in opened for view in _views(each, remarks, samples)]
+    views = [view for each in opened for view in _views(each, remarks, samples, edge)]
     for number, view in enumerate(views):
         view["number"] = number
     tasks: list[Task] = ["semantic" if data.task == "semantic" else "panoptic"]
@@ -134,22 +137,22 @@ def problems_of(report: DataReport) -> list[ProblemRow]:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _views(data: DataSet, remarks: Mapping[str, Any], samples: int) -> list[dict[str, Any]]:
+def _views(data: DataSet, remarks: Mapping[str, Any], samples: int, edge: int) -> list[dict[str, Any]]:
     """Return the views of the images of a split with remarks, and of some others, evenly spread."""
     step = max(1, len(data.records) // max(1, samples))
     chosen = {record.name for record in data.records[::step][:samples]}
     return [
-        _view(f"{data.split}/{record.name}", record, data)
+        _view(f"{data.split}/{record.name}", record, data, edge)
         for record in data.records
         if record.name in chosen or f"{data.split}/{record.name}" in remarks
     ]
 
 
-def _view(name: str, record: Record, data: DataSet) -> dict[str, Any]:
+def _view(name: str, record: Record, data: DataSet, edge: int) -> dict[str, Any]:
     """Return the view of an image as far as it can be read."""
     image = _image(record)
     size = NO_IMAGE if image is None else (int(image.shape[0]), int(image.shape[1]))
-    small, found = small_size(size, EDGE), []
+    small, found = small_size(size, edge), []
     with suppress(DataError):
         result = as_result(record.read_annotation(), data.categories)
         if image is None or tuple(result.size) == size:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.stored_views import ImageView
+from ..results.colors import COLOR_BLIND
 from ..structures import Task
 from ..structures.categories import Categories
 from .page import write_page
@@ -37,20 +38,20 @@ def gallery_of(
     """
     if not images:
         return None
-    classes = [{"name": each.name, "color": list(each.color)} for each in categories]
     shown = [each.model_dump(mode="json", exclude_defaults=True) for each in images]
+    gallery = {"tasks": list(tasks), **colored(categories), "views": shown}
     if not alone:
-        return {"tasks": list(tasks), "categories": classes, "views": shown}
+        return gallery
     for view in shown:
         own = (remarks or {}).get(view["name"], ())
         view["remarks"] = [{"kind": kind, "text": text} for kind, text in own]
-    return {
-        "tasks": list(tasks),
-        "categories": classes,
-        "views": shown,
-        "alone": alone,
-        "remarked": any(view["remarks"] for view in shown),
-    }
+    return {**gallery, "alone": alone, "remarked": any(view["remarks"] for view in shown)}
+
+
+def colored(categories: Categories) -> Gallery:
+    """Return names and colours of the classes, and the colours that colour-blind people can tell apart."""
+    classes = [{"name": each.name, "color": list(each.color)} for each in categories]
+    return {"categories": classes, "palette": [list(color) for color in COLOR_BLIND]}
 
 
 def write_parts(

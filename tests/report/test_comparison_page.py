@@ -69,6 +69,17 @@ def test_an_evaluation_without_results_and_environment_is_compared(runs, tmp_pat
     assert "fake.safetensors" in page.text and "–" in page.text
 
 
+def test_settings_that_differ_come_first_and_are_marked(runs, tmp_path):
+    other = evaluate(tmp_path / "other", metrics=METRICS)
+    results = json.loads((other / "results.json").read_text())
+    results["settings"]["thresholds"]["object_threshold"] = 0.123
+    (other / "results.json").write_text(json.dumps(results))
+    page = write_comparison_page(runs[0], other).read_text()
+    rows = page.split("Settings of both")[1].split("</tr>")[1:]
+    assert "settings.thresholds.object_threshold" in rows[0] and "<b>0.123</b>" in rows[0]
+    assert "model.name" in "".join(rows) and not any("<b>" in row for row in rows[1:])
+
+
 def test_hostile_names_are_shown_and_do_nothing(runs, tmp_path):
     classes = tuple(dataclasses.replace(each, name=f"{HOSTILE}{each.name}") for each in CATEGORIES)
     names = [f"{HOSTILE}{i}" for i in range(6)]

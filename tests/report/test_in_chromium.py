@@ -114,6 +114,21 @@ def test_it_opens_with_all_images_drawn(page):
     assert len({pixels(page, layer) for layer in ("image", "true", "found", "difference")}) == 4
 
 
+def test_colours_that_colour_blind_people_can_tell_apart(page):
+    def shown() -> tuple[str, ...]:
+        settle(page)
+        dots = page.locator(".card .dot").evaluate_all("(dots) => dots.map((dot) => dot.style.background).join()")
+        return pixels(page, "image"), pixels(page, "difference"), pixels(page, "found"), dots
+
+    before = shown()
+    page.locator("#by-palette").select_option("colour-blind safe")
+    after = shown()
+    assert after[:2] == before[:2] and after[2] != before[2] and after[3] != before[3]
+    assert "rgb(0, 114, 178)" in after[3] and len(names(page)) == 6
+    page.locator("#by-palette").select_option("of the classes")
+    assert shown() == before
+
+
 def test_the_table_sorts_filters_and_saves_itself(page):
     first = page.locator("#classes tbody th").first
     page.get_by_role("button", name="class", exact=True).click()

@@ -41,6 +41,7 @@ def check(
             metavar="FILE.html", help="HTML page to write, with figures and images.", rich_help_panel=opt.OUTPUT
         ),
     ] = None,
+    thumbnails: opt.Thumbnails = 320,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -87,7 +88,7 @@ def check(
     if page is not None:
         from ...report.data import write_check_page
 
-        write_check_page(found, opened, page)
+        write_check_page(found, opened, page, edge=thumbnails)
     if as_json:
         console.emit_json({"data": str(folder), "page": page and str(page), **found.to_dict()})
     else:

@@ -11,9 +11,11 @@ const isSecond = (layer) => layer.endsWith("2");
 const sideOf = (layer) => layer.replace("2", "");
 const gallery = document.getElementById("gallery");
 const control = (name) => document.getElementById(name);
-const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", size: "", name: "", pair: null, span: null, score: 0, only: null, layer: "all", hovered: null};
+const state = {task: data.tasks[0], order: data.alone ? "given" : data.compares ? "change" : "worst", label: "", kind: "", size: "", name: "", pair: null, span: null, score: 0, only: null, layer: "all", hovered: null, palette: ""};
 const NONE = {true: [], found: [], figure: null};
 const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
+
+const colorOf = (label) => state.palette ? data.palette[label % data.palette.length] : data.categories[label].color;
 
 // --- segments under the score slider ---
 
@@ -96,7 +98,7 @@ function drawLayer(canvas, view, layer) {
   } else {
     const map = mapOf(view, layer);
     const hovered = state.hovered && state.hovered.view === view && state.hovered.layer === layer ? state.hovered.index : -1;
-    tint(pixels, map, width, (i) => data.categories[sides[sideOf(layer)][i].label].color, {grey: state.only === null ? 0.25 : 0.8, only: hovered});
+    tint(pixels, map, width, (i) => colorOf(sides[sideOf(layer)][i].label), {grey: state.only === null ? 0.25 : 0.8, only: hovered});
   }
   context.putImageData(pixels, 0, 0);
 }
@@ -165,7 +167,7 @@ const inWords = (sum) => data.alone ? `${sum.count} segment${sum.count === 1 ? "
 
 function classChip(label) {
   const chip = make("button", {type: "button", className: "chip", onclick: () => showOnly(state.only === label ? null : label)},
-    dot(data.categories[label].color), data.categories[label].name);
+    dot(colorOf(label)), data.categories[label].name);
   chip.setAttribute("aria-pressed", state.only === label);
   chip.title = "Show only this class in all images";
   return chip;
@@ -406,7 +408,7 @@ function fillControls() {
   const changes = {
     "by-task": (value) => ({task: value, score: startScore(value)}), "by-order": (value) => ({order: value}),
     "by-class": (value) => ({label: value === "" ? "" : Number(value)}), "by-kind": (value) => ({kind: value}),
-    "by-name": (value) => ({name: value.toLowerCase()}), "by-score": (value) => ({score: Number(value)}),
+    "by-name": (value) => ({name: value.toLowerCase()}), "by-palette": (value) => ({palette: value}), "by-score": (value) => ({score: Number(value)}),
   };
   for (const [name, values] of Object.entries(changes)) {
     control(name)?.addEventListener("input", (event) => {

@@ -52,7 +52,7 @@ function showView(view) {
   listed.replaceChildren(...rows.filter((row) => isKept(row.segment)).map((row) => {
     const {head, why} = explain(row.sides, row.segment, row.side);
     const button = make("button", {type: "button", onclick: () => showLayer(row.layer)},
-      dot(data.categories[row.segment.label].color), make("b", {textContent: data.compares && row.side === "found" ? `${LAYERS[row.layer]}: ${head}` : head}), make("span", {className: `why is-${row.kind}`, textContent: why}));
+      dot(colorOf(row.segment.label)), make("b", {textContent: data.compares && row.side === "found" ? `${LAYERS[row.layer]}: ${head}` : head}), make("span", {className: `why is-${row.kind}`, textContent: why}));
     const highlight = () => { state.hovered = {view, layer: row.layer, index: row.index}; showLayer(row.layer); };
     button.addEventListener("focus", highlight);
     button.addEventListener("pointermove", () => state.hovered?.index === row.index && place.layer === row.layer || highlight());

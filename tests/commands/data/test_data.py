@@ -158,6 +158,14 @@ def test_a_page_stands_for_itself(folder, tmp_path):
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/page.html"]
 
 
+def test_the_size_of_the_images_of_a_page(folder, tmp_path):
+    write_image(folder / "images/train/0.jpg", np.zeros((128, 256, 3), np.uint8))
+    write_image(folder / "labels/train/0.png", np.zeros((128, 256), np.uint8))
+    assert m2f("check", folder, "--page", tmp_path / "page.html", "--thumbnails", "64") in (0, 3)
+    views = gallery_in((tmp_path / "page.html").read_text())["views"]
+    assert views[0]["name"] == "train/0" and views[0]["thumbnail"]["size"] == [32, 64]
+
+
 def test_a_page_shows_what_cannot_be_used(folder, tmp_path):
     (folder / "labels/train/1.png").unlink()
     (folder / "images/val/0.jpg").rename(folder / "images/val/7.jpg")
