@@ -32,14 +32,17 @@ class FrozenBatchNorm(nn.Module):
 
 
 def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """Apply a 1x1 convolution; as a linear layer where channels are innermost already (transformer features).
+    """Apply a 1x1 convolution; as a linear layer where channels are innermost already.
 
-    The convolution kernels would copy such a map into another layout and back. An exported graph has the convolution:
-    its compiler chooses layouts, and tracing the linear layer for a free size takes minutes.
+    The convolution kernels would copy a map of transformer features into another layout and back. With a stride and
+    fewer than 16 channels, oneDNN's weight gradient writes out of bounds (torch 2.6 to 2.15). An exported graph has the
+    convolution: its compiler chooses layouts, and tracing the linear layer for a free size takes minutes.
     """
     if is_exporting() or not x_BCHW.is_contiguous(memory_format=torch.channels_last):
         return conv(x_BCHW)
-    return linear(x_BCHW.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    down, right = conv.stride
+    x_BHWC = x_BCHW.permute(0, 2, 3, 1)[:, ::down, ::right]
+    return linear(x_BHWC, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
@@ -102,8 +105,7 @@ class ConvNorm(nn.Module):
             clear_cached(self)
         elif is_constant(self.norm) and not is_tracing() and x_BCHW.device.type in ("cpu", "cuda"):
             return conv2d(self.conv, x_BCHW, *self._folded(x_BCHW), relu=self.relu, residual=residual)
-        is_linear = self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
-        y = pointwise(self.conv, x_BCHW) if is_linear else convolved(self.conv, x_BCHW)
+        y = pointwise(self.conv, x_BCHW) if self.conv.kernel_size == (1, 1) else convolved(self.conv, x_BCHW)
         y = self.norm(y, overwrite=True) if isinstance(self.norm, GroupNorm) else self.norm(y)
         if residual is not None:
             return F.relu(y + residual, inplace=True) if self.relu else y + residual

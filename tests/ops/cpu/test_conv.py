@@ -187,3 +187,21 @@ def test_training_sees_the_batch_norm_itself():
     layer.eval()
     with torch.no_grad():
         torch.testing.assert_close(layer(x), plainly(layer, x), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 8, 12, 24])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_gradients_of_any_number_of_channels(channels: int, kernel: int, stride: int):
+    """oneDNN's weight gradient of a strided 1x1 convolution writes out of bounds below 16 channels."""
+    torch.manual_seed(channels)
+    layer = ConvNorm(channels, 16, kernel, FrozenBatchNorm, stride=stride).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(layer).double()
+    for size in ((16, 16), (33, 17)):
+        x = torch.randn(2, channels, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+        x_exact = x.detach().double().requires_grad_()
+        weights = torch.randn_like(layer(x))
+        found = torch.autograd.grad((layer(x) * weights).sum(), [x, layer.conv.weight])
+        wanted = torch.autograd.grad((plainly(exact, x_exact) * weights.double()).sum(), [x_exact, exact.conv.weight])
+        for each, other in zip(found, wanted, strict=True):
+            # Sums of at most 1122 products of numbers around 1, where fp32 has 7 digits.
+            torch.testing.assert_close(each.double(), other, atol=1e-4, rtol=1e-5)
