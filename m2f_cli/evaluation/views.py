@@ -171,7 +171,8 @@ def _instances(result: Instances, annotation: Annotation, categories: Categories
     labels_T, labels_F = np.array(labels, np.int64), np.array(result.labels_N[kept], np.int64)
     matched = _matched(iou_FT, labels_T, labels_F, np.array(crowds, bool))
     (kinds_T, partners_T), (kinds_F, partners_F) = matched
-    areas_T, areas_F = (coco_mask.area(rles).tolist() if rles else [] for rles in (rles_T, rles_F))
+    # One by one, because pycocotools 2.0.11 with numpy 2 takes at most 255 at once.
+    areas_T, areas_F = ([int(coco_mask.area(rle)) for rle in rles] for rles in (rles_T, rles_F))
     true = [
         _segment(labels[t], areas_T[t], kinds_T[t], partners_T[t], _at(iou_FT.T, t, partners_T[t]))
         for t in range(len(labels))

@@ -143,6 +143,15 @@ def test_objects_match_at_half_overlap_best_score_first():
     assert seen["figure"] == pytest.approx(100 * 0.9 / (1 + (3 + 2) / 2), abs=1e-3)
 
 
+def test_more_than_255_objects():
+    count = 300
+    found = objects(*((PERSON, 1 - i / 1000, shape(0, 10 + i % 7)) for i in range(count)))
+    truth = InstanceAnnotation((48, 64), [AnnotatedObject(PERSON, shape(0, 10)) for _ in range(count)])
+    seen = view(found, truth)["tasks"]["instance"]
+    assert [each["area"] for each in seen["found"]] == [64 * (10 + i % 7) for i in range(count)]
+    assert [each["area"] for each in seen["true"]] == [640] * count
+
+
 def test_an_object_on_a_crowd_is_excused_and_empty_results_leave_all_missed():
     truth = InstanceAnnotation((48, 64), [AnnotatedObject(PERSON, shape(0, 40), iscrowd=True)])
     seen = view(objects((PERSON, 0.9, shape(0, 10))), truth)["tasks"]["instance"]
