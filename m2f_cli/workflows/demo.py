@@ -46,7 +46,7 @@ from ..training.dry_run import dry_run
 
 PRESET = "tiny-mpformer"
 MARK = ".demo.jsonl"  # lists the files of a demo, one a line; a folder with it may be used again
-TRAINING_SECONDS = 158.0  # time that the training may take, with its evaluations
+TRAINING_SECONDS = 150.0  # time that the training may take, with its evaluations
 ITERATIONS = (200, 2000)  # fewest and most steps that are chosen to fit
 EVALUATIONS = 3
 MEASURED = 12  # steps; the first few are faster than later ones, for which images have to be made meanwhile
